@@ -1,0 +1,88 @@
+# The interpreter for a new .venv; `make PYTHON=python3.13 serve` makes it anew with another one.
+PYTHON ?= python3
+# Used where it is found; without it, venv and pip do the same.
+UV ?= $(shell command -v uv 2>/dev/null)
+
+RUNTIME := .venv/.runtime
+DEV := .venv/.dev
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --group build pyproject.toml $(UPGRADE)
+
+ifneq ($(UV),)
+VENV = $(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+PIP = $(UV) pip
+INTO = --quiet --python .venv/bin/python
+else
+VENV = $(PYTHON) -m venv .venv
+PIP = .venv/bin/python -m pip
+INTO = --quiet --disable-pip-version-check --no-compile
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve dev test check bench format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+install: $(RUNTIME) ## what `serve` needs, in .venv
+
+serve: install ## run the service; HOST and PORT are passed on
+	@exec .venv/bin/batch serve
+
+dev: $(DEV) ## what the targets below need, in .venv
+
+test: dev ## every test
+	.venv/bin/pytest
+
+check: dev ## lint, formatting, types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy --strict service tasks
+
+bench: dev ## every bench/*.py in turn
+	@set -e; for script in bench/*.py; do echo "== $$script"; .venv/bin/python "$$script"; done
+
+format: dev ## let ruff put the code right
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+lock: ## write both lock files; UPGRADE=--upgrade takes the newest
+	@[ -n "$(UV)" ] || { echo "make lock needs uv: install it, or give its place (make lock UV=path/to/uv)." >&2; exit 1; }
+	$(COMPILE) -o requirements.lock
+	$(COMPILE) --extra dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## remove .venv and every cache
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Nothing here removes a package, so `serve` after `test` leaves the tools where they are.
+$(RUNTIME): .venv/bin/python requirements.lock pyproject.toml
+	$(call install_from,requirements.lock)
+	@touch $@
+
+$(DEV): .venv/bin/python requirements-dev.lock pyproject.toml
+	$(call install_from,requirements-dev.lock)
+	@touch $(RUNTIME) $@
+
+define install_from
+@echo "Installing $(1) into .venv …"
+@[ -n "$(UV)" ] || $(PIP) --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
+@$(PIP) install $(INTO) --require-hashes -r $(1)
+@$(PIP) install $(INTO) --no-deps --no-build-isolation --editable .
+endef
+
+# An interpreter named on the command line or in the environment counts; the default takes any .venv that is there.
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell cat .venv/.python 2>/dev/null),$(PYTHON))
+.PHONY: .venv/bin/python
+endif
+endif
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	"Python 3.11 or newer is needed, and '$(PYTHON)' is not one: install it, or name it (make PYTHON=python3.13 …)." >&2; exit 1; }
+	@[ -n "$(UV)" ] || $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo \
+	"'$(PYTHON)' can't make virtual environments: install its venv module (on Debian: apt install python3-venv)." >&2; exit 1; }
+	@rm -rf .venv
+	@$(VENV)
+	@echo "$(PYTHON)" >.venv/.python
