@@ -1,0 +1,135 @@
+"""Settings: the environment and `.env`, read in one place and handed down as plain values."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from service.errors import InvalidSetting
+
+ENV_FILE = Path(".env")
+DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
+
+
+def async_url(url: str) -> str:
+    """The URL with an async driver: bare `postgres://`, `postgresql://` and `sqlite://` are rewritten."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ValueError(
+            "not a database URL, which looks like postgresql://user@host/name or sqlite:///./app.db"
+        ) from None
+    return parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername)).render_as_string(
+        hide_password=False
+    )
+
+
+DatabaseUrl = Annotated[str, AfterValidator(async_url)]
+
+
+class Settings(BaseSettings):
+    """Every setting, with its default. Names are the environment's; `.env` in the working directory is read too."""
+
+    model_config = SettingsConfigDict(
+        env_file=ENV_FILE, env_file_encoding="utf-8", case_sensitive=True, extra="allow", env_ignore_empty=True
+    )
+
+    HOST: str = Field("127.0.0.1", description="Address that `batch serve` listens on.")
+    PORT: int = Field(8000, ge=0, le=65535, description="Port that `batch serve` listens on.")
+    TASKS_DIR: Path = Field(Path("tasks"), description="Folder whose *.py files hold the tasks.")
+
+    DATABASE_URL: DatabaseUrl = Field(
+        "sqlite+aiosqlite:///./app.db", description="The application's database, which get_db() opens."
+    )
+    LEDGER_URL: DatabaseUrl | None = Field(
+        None,
+        description="The ledger's database. Empty: ./ledger.db beside SQLite, the application's own on PostgreSQL.",
+    )
+    DATABASE_POOL_SIZE: int = Field(20, ge=1, description="Connections to PostgreSQL for the application, a process.")
+
+    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        "INFO", description="Lines below this level are dropped."
+    )
+    LOG_FORMAT: Literal["console", "json"] = Field("console", description="How lines look on stderr.")
+
+    MAX_RUNNING: int = Field(100, ge=1, description="Runs at the same time in one process.")
+    MAX_THREADS: int = Field(32, ge=1, description="Threads for sync runs in one process.")
+    DRAIN_SECONDS: float = Field(25.0, ge=0, description="How long running work may go on after a stop signal.")
+    POLL_SECONDS: float = Field(1.0, ge=0.05, le=60, description="How often a node looks for runs that others made.")
+    HEARTBEAT_SECONDS: float = Field(5.0, ge=0.1, description="How often a node says that it lives.")
+    LEASE_SECONDS: float = Field(30.0, ge=1, description="How long a silent node counts as alive.")
+
+    BACKUP_CRON: str = Field("0 2 * * *", description="When BackupTask runs (UTC).")
+    BACKUP_RETENTION_DAYS: int = Field(7, ge=1, description="Backups older than this many days are deleted.")
+    BACKUP_DIR: Path = Field(Path("backups"), description="Folder that BackupTask writes to.")
+
+    @property
+    def ledger_url(self) -> str:
+        if self.LEDGER_URL:
+            return self.LEDGER_URL
+        url = make_url(self.DATABASE_URL)
+        if url.get_backend_name() == "postgresql":
+            return self.DATABASE_URL
+        folder = os.path.dirname(url.database or "") if url.get_backend_name() == "sqlite" else ""
+        return f"sqlite+aiosqlite:///{os.path.join(folder or '.', 'ledger.db')}"
+
+    def __getattr__(self, name: str) -> Any:
+        """Authors' own keys: what `.env` or the environment holds beside the declared ones."""
+        if name.isupper() and name in os.environ:
+            return os.environ[name]
+        return super().__getattr__(name)  # type: ignore[misc]
+
+
+def _read() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise InvalidSetting("; ".join(_sentence(e) for e in error.errors())) from None
+
+
+def _sentence(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    secret = name.endswith("_URL")
+    shown = "" if secret else f" (it is {error['input']!r})"
+    return f"setting {name}: {error['msg'].removeprefix('Value error, ')}{shown}"
+
+
+_settings: Settings | None = None
+_read_at_mtime = 0.0
+
+
+def _mtime() -> float:
+    try:
+        return ENV_FILE.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def get_settings() -> Settings:
+    """The settings as last read. A service reads `.env` again within seconds of a change.
+
+    Raises InvalidSetting, which names the setting and what is allowed.
+    """
+    return _settings if _settings is not None else refresh_settings()
+
+
+def refresh_settings() -> Settings:
+    """Read `.env` again if it changed. A bad value raises InvalidSetting once; the settings before it stay."""
+    global _settings, _read_at_mtime
+    mtime = _mtime()
+    if _settings is None or mtime != _read_at_mtime:
+        _read_at_mtime = mtime
+        _settings = _read()
+    return _settings
+
+
+def forget_settings() -> None:
+    """For tests: the next get_settings() reads everything again."""
+    global _settings
+    _settings = None

@@ -1,0 +1,131 @@
+"""One logical database: how its connections are set up, and the sessions it hands out. Knows no tables."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from sqlalchemy import event, text
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+
+from service import clock
+from service.database.writers import WriterGuard
+from service.errors import DatabaseBusy, DatabaseUnreachable
+
+BUSY_MS = 100
+BUSY_GIVE_UP_SECONDS = 60.0
+
+
+class Database:
+    """One database on one event loop.
+
+    On SQLite writing transactions take the write lock at their start (BEGIN IMMEDIATE), over a pool of one connection
+    in which the writers of this process queue; readers have a pool of their own. `pooled=False` keeps no connection
+    between uses, for code that runs outside a service.
+    """
+
+    def __init__(self, url: str, *, setting: str, pool_size: int = 20, pooled: bool = True, client: str = "batch"):
+        self.url: URL = make_url(url)
+        self.setting = setting
+        self.kind = self.url.get_backend_name()
+        self.guard = WriterGuard()
+        if self.kind == "sqlite":
+            self.engine = _sqlite_engine(self.url, "BEGIN IMMEDIATE", 1, pooled)
+            self.reader = _sqlite_engine(self.url, "BEGIN", 5, pooled)
+        else:
+            self.engine = _server_engine(self.url, pool_size, pooled, client)
+            self.reader = self.engine.execution_options(postgresql_readonly=True)
+
+    def session(self, readonly: bool = False) -> AsyncSession:
+        """A session that keeps its objects usable after a commit. On SQLite a writing one is guarded."""
+        if readonly:
+            return AsyncSession(self.reader, expire_on_commit=False)
+        if self.kind != "sqlite":
+            return AsyncSession(self.engine, expire_on_commit=False)
+        return self.guard.session(self.engine)
+
+    async def check(self) -> None:
+        """Raises DatabaseUnreachable, with the cause and the setting to look at, but never a password."""
+        try:
+            async with self.engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except (DBAPIError, OSError, sqlite3.Error) as error:
+            raise self.unreachable(error) from None
+
+    def unreachable(self, error: BaseException) -> DatabaseUnreachable:
+        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+        return DatabaseUnreachable(f"the database {self.safe_url} can't be used: {cause}. Look at {self.setting}.")
+
+    @property
+    def safe_url(self) -> str:
+        """The URL without its password, for people to read."""
+        return self.url.set(query={}).render_as_string(hide_password=True)
+
+    async def dispose(self) -> None:
+        await self.engine.dispose()
+        if self.kind == "sqlite":
+            await self.reader.dispose()
+
+
+def _server_engine(url: URL, pool_size: int, pooled: bool, client: str) -> AsyncEngine:
+    options: dict[str, Any] = {"poolclass": NullPool}
+    if pooled:
+        options = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60, "pool_pre_ping": True}
+    if url.drivername == "postgresql+asyncpg":
+        # Long-lived generic plans turned quadratic on just-emptied tables; custom plans did not.
+        settings = {"application_name": client[:63], "timezone": "UTC", "plan_cache_mode": "force_custom_plan"}
+        options["connect_args"] = {"server_settings": settings, "timeout": 10}
+    return create_async_engine(url, **options)
+
+
+def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool) -> AsyncEngine:
+    options: dict[str, Any] = {"poolclass": NullPool}
+    if pooled:
+        options = {"poolclass": AsyncAdaptedQueuePool, "pool_size": pool_size, "max_overflow": 0, "pool_timeout": None}
+    engine = create_async_engine(url, connect_args={"isolation_level": None, "timeout": BUSY_MS / 1000}, **options)
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    if begin == "BEGIN":
+        event.listen(engine.sync_engine, "connect", lambda c, _: _execute(c, "PRAGMA query_only = ON"))
+        event.listen(engine.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
+    else:
+        event.listen(engine.sync_engine, "begin", _begin_immediate)
+    return engine
+
+
+def _execute(connection: Any, statement: str) -> Any:
+    cursor = connection.cursor()
+    try:
+        cursor.execute(statement)
+        return cursor.fetchone()
+    finally:
+        cursor.close()
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    if _execute(connection, "PRAGMA journal_mode") != ("wal",):
+        _until_unlocked(lambda: _execute(connection, "PRAGMA journal_mode = WAL"))
+    _execute(connection, "PRAGMA synchronous = NORMAL")
+    _execute(connection, "PRAGMA foreign_keys = ON")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    _until_unlocked(lambda: _execute(connection.connection, "BEGIN IMMEDIATE"))
+
+
+def _until_unlocked(statement: Any) -> None:
+    """Repeat a short wait, so that a cancel is heard between two tries. (One long wait would hold up a drain.)"""
+    give_up_at = clock.monotonic() + BUSY_GIVE_UP_SECONDS
+    while True:
+        try:
+            statement()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) and "busy" not in str(error):
+                raise
+            if clock.monotonic() > give_up_at:
+                raise DatabaseBusy(
+                    f"another process has held SQLite's write lock for {BUSY_GIVE_UP_SECONDS:.0f} s: {error}"
+                ) from error

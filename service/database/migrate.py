@@ -1,0 +1,61 @@
+"""Runs one alembic history on one database. Several processes may start at once: a lock lets one of them do it."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from service.database.engine import Database
+from service.errors import DatabaseTooNew
+
+
+async def migrate(database: Database, history: Path, version_table: str) -> None:
+    """Bring `database` up to the newest revision in the folder `history`.
+
+    Raises DatabaseTooNew, naming both revisions, when the database knows a revision that this code doesn't,
+    and DatabaseUnreachable.
+    """
+    try:
+        async with database.engine.begin() as connection:
+            if database.kind == "postgresql":
+                lock = zlib.crc32(version_table.encode())
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
+            await connection.run_sync(_upgrade, history, version_table, database)
+    except (DBAPIError, OSError) as error:
+        raise database.unreachable(error) from error
+
+
+def _upgrade(connection: Connection, history: Path, version_table: str, database: Database) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(history).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    scripts = ScriptDirectory.from_config(config)
+
+    def steps(revision: Any, _: Any) -> Any:
+        _refuse_newer(scripts, revision, database)
+        return scripts._upgrade_revs("head", revision)
+
+    with EnvironmentContext(config, scripts, fn=steps) as environment:
+        environment.configure(connection=connection, version_table=version_table)
+        with environment.begin_transaction():
+            environment.run_migrations()
+
+
+def _refuse_newer(scripts: ScriptDirectory, current: tuple[str, ...], database: Database) -> None:
+    for revision in current or ():
+        try:
+            scripts.get_revision(revision)
+        except CommandError:
+            raise DatabaseTooNew(
+                f"the database {database.safe_url} ({database.setting}) is at migration {revision}, but this code "
+                f"knows migrations up to {scripts.get_current_head()}: start the newer version of the code, "
+                "or point the setting at another database"
+            ) from None

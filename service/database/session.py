@@ -1,0 +1,47 @@
+"""get_db(): the authors' way to the application's database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.config import get_settings
+from service.database.engine import Database
+
+# Connections belong to an event loop, so each loop has its own.
+_applications: WeakKeyDictionary[asyncio.AbstractEventLoop, Database] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def get_db(readonly: bool = False) -> AsyncIterator[AsyncSession]:
+    """A session on the application's database: `async with get_db() as db: …; await db.commit()`.
+
+    It never commits by itself, and rolls back what was not committed when the block ends or raises.
+    On SQLite a writing session takes the file's one write lock at its first statement: open it late, commit early,
+    and use `readonly=True` for reading; a second writing session inside one run raises SecondWriter.
+    """
+    async with application_database().session(readonly) as session:
+        yield session
+
+
+def application_database() -> Database:
+    """The application's database on this event loop; outside a service it keeps no connection between uses."""
+    loop = asyncio.get_running_loop()
+    database = _applications.get(loop)
+    if database is None:
+        database = Database(get_settings().DATABASE_URL, setting="DATABASE_URL", pooled=False)
+        _applications[loop] = database
+    return database
+
+
+def use_application_database(database: Database | None) -> None:
+    """Make `get_db()` on this event loop use this database; None: back to one made from the settings."""
+    loop = asyncio.get_running_loop()
+    if database is None:
+        _applications.pop(loop, None)
+    else:
+        _applications[loop] = database

@@ -1,0 +1,95 @@
+"""SQLite has one writer a file. This says who it is, where it was opened, and refuses a run's second one."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
+
+from service import clock
+from service.errors import SecondWriter
+from service.logs import get_logger
+
+logger = get_logger(__name__)
+
+LONG_SECONDS = 1.0
+
+session_owner: ContextVar[object | None] = ContextVar("session_owner", default=None)
+"""Whose sessions are opened here: a run, where there is one; else the asyncio task counts."""
+
+
+@dataclass(frozen=True)
+class _Holder:
+    session: Session
+    owner: object
+    place: str
+    since: float
+
+
+class _GuardedSession(Session):
+    """Asks the guard before each statement, so before it may wait for the write lock."""
+
+    def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+        self.info["guard"].check(self)
+        return super().get_bind(*args, **kwargs)
+
+
+class WriterGuard:
+    """Knows which session of this process holds the write lock of one SQLite file."""
+
+    def __init__(self) -> None:
+        self._holder: _Holder | None = None
+
+    def session(self, engine: AsyncEngine) -> AsyncSession:
+        info = {"guard": self, "place": _caller(), "owner": session_owner.get() or asyncio.current_task()}
+        return AsyncSession(engine, sync_session_class=_GuardedSession, expire_on_commit=False, info=info)
+
+    def check(self, session: Session) -> None:
+        holder = self._holder
+        if holder is None or holder.session is session or holder.owner is not session.info["owner"]:
+            return
+        raise SecondWriter(
+            f"a writing session is open already, from {holder.place}, and SQLite has one writer: this one, "
+            f"from {session.info['place']}, would wait for ever. Use one session, commit the first before, "
+            "or open one of them with get_db(readonly=True)"
+        )
+
+    def taken(self, session: Session) -> None:
+        self._holder = _Holder(session, session.info["owner"], session.info["place"], clock.monotonic())
+
+    def released(self, session: Session) -> None:
+        holder = self._holder
+        if holder is None or holder.session is not session:
+            return
+        self._holder = None
+        held = clock.monotonic() - holder.since
+        if held > LONG_SECONDS:
+            logger.warning(
+                f"a writing session from {holder.place} held SQLite's write lock for {held:.1f} s: "
+                "commit before waiting for something else"
+            )
+
+
+@event.listens_for(_GuardedSession, "after_begin")
+def _after_begin(session: Session, *_: Any) -> None:
+    session.info["guard"].taken(session)
+
+
+@event.listens_for(_GuardedSession, "after_transaction_end")
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.info["guard"].released(session)
+
+
+def _caller() -> str:
+    """file:line of the code that opened the session: the first frame outside this package's database and stdlib."""
+    frame = sys._getframe(1)
+    while frame.f_back and (frame.f_globals.get("__name__", "").startswith(("service.database", "contextlib"))):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

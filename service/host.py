@@ -1,0 +1,171 @@
+"""BatchService: all the parts of one process, put together, started and stopped in order."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch import catalog, scheduler, slots
+from service.batch.dispatcher import Dispatcher
+from service.batch.engines.local import LocalEngine
+from service.batch.loader import BrokenFile, load_tasks
+from service.batch.node import Node
+from service.batch.registry import Task, TaskRegistry
+from service.batch.schedules import Schedules
+from service.config import Settings
+from service.database.engine import Database
+from service.database.migrate import migrate
+from service.database.session import use_application_database
+from service.errors import DatabaseError, InvalidSetting
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+LEDGER_HISTORY = Path(__file__).parent / "batch" / "migrations"
+APPLICATION_HISTORY = Path(__file__).parent / "application" / "migrations"
+
+
+class BatchService:
+    """The batch service of one process, on the running event loop. `fires=False`: runs only what it is handed."""
+
+    scheduler: AsyncIOScheduler
+    engine: LocalEngine
+    tasks: dict[str, Task]
+    broken: list[BrokenFile]
+
+    def __init__(self, settings: Settings, fires: bool = True) -> None:
+        self._settings = settings
+        self._fires = fires
+        self.node = Node(settings.ledger_url, settings.HEARTBEAT_SECONDS)
+        self.is_stopping = False
+
+    async def start(self) -> None:
+        """Migrate, load the tasks, register this node, and begin to fire. Raises BatchError when it can't.
+
+        What was started is stopped again when a later part fails.
+        """
+        async with AsyncExitStack() as stack:
+            await self._open(stack)
+            await self._join(stack)
+            if self._fires:
+                await self._fire(stack)
+            self._stack = stack.pop_all()
+
+    async def stop(self) -> None:
+        """Stop firing, let active runs end for DRAIN_SECONDS, interrupt the rest, and leave."""
+        self.is_stopping = True
+        await self._stack.aclose()
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        self.application, self.ledger = await open_databases(self._settings, client=f"batch/{self.node.id}")
+        stack.push_async_callback(self.ledger.dispose)
+        stack.push_async_callback(self.application.dispose)
+        use_application_database(self.application)
+        stack.callback(use_application_database, None)
+        self.broken = load_tasks(self._settings.TASKS_DIR)
+        self.tasks = TaskRegistry.tasks()
+
+    async def _join(self, stack: AsyncExitStack) -> None:
+        """Become a node, with an engine that can run things."""
+        settings = self._settings
+        async with self.ledger.engine.begin() as connection:
+            now = await slots.now_of(connection)
+            await catalog.record_tasks(connection, self.tasks, now)
+            await self.node.register(connection, self.tasks, now)
+        stack.push_async_callback(self._leave)
+        self.node.start()
+        stack.push_async_callback(self.node.stop)
+        self.engine = LocalEngine(
+            self.ledger,
+            self.tasks,
+            self.node.id,
+            max_running=settings.MAX_RUNNING,
+            max_threads=settings.MAX_THREADS,
+            poll_seconds=settings.POLL_SECONDS,
+            claims=self._fires,
+        )
+        self.engine.start()
+        stack.push_async_callback(self.engine.stop)
+        stack.push_async_callback(self.engine.drain, settings.DRAIN_SECONDS)
+        stack.push_async_callback(self._say_draining)
+
+    async def _fire(self, stack: AsyncExitStack) -> None:
+        dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
+        schedules = Schedules(self.ledger, self.tasks, self.node.id, dispatcher.notify, self._settings.LEASE_SECONDS)
+        await schedules.open()
+        dispatcher.start()
+        stack.push_async_callback(dispatcher.stop)
+        self.scheduler = scheduler.create_scheduler(dispatcher.notify)
+        await schedules.follow(self.scheduler)
+        schedules.start(self.scheduler)
+        stack.push_async_callback(schedules.stop)
+        scheduler.start_scheduler(self.scheduler)
+        stack.callback(scheduler.stop_scheduler, self.scheduler)
+        for name, task in self.tasks.items():
+            if task.schedule is not None:
+                dispatcher.notify(name)
+
+    async def _say_draining(self) -> None:
+        await self._write_if_reachable(self.node.drain)
+
+    async def _leave(self) -> None:
+        await self._write_if_reachable(self.node.leave)
+
+    async def _write_if_reachable(self, write: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+        try:
+            async with self.ledger.engine.begin() as connection:
+                await write(connection)
+        except (DBAPIError, DatabaseError, OSError) as error:
+            logger.warning(f"the ledger can't be reached: {str(error).splitlines()[0]}")
+
+    async def readiness(self) -> dict[str, str]:
+        """What keeps this process from working, by part; empty when it is ready."""
+        wrong = {}
+        if self.is_stopping:
+            wrong["service"] = "it is stopping"
+        for name, database in (("application", self.application), ("ledger", self.ledger)):
+            try:
+                async with database.reader.connect() as connection:
+                    await connection.execute(text("SELECT 1"))
+            except (DBAPIError, DatabaseError, OSError) as error:
+                wrong[name] = f"the database does not answer ({type(error).__name__})"
+        if not self.engine.is_alive:
+            wrong["engine"] = "it has ended"
+        return wrong
+
+
+async def open_databases(settings: Settings, client: str = "batch") -> tuple[Database, Database]:
+    """The application's database and the ledger, reachable and migrated. Raises DatabaseError, InvalidSetting."""
+    _refuse_one_file(settings)
+    application = Database(
+        settings.DATABASE_URL, setting="DATABASE_URL", pool_size=settings.DATABASE_POOL_SIZE, client=client
+    )
+    ledger = Database(settings.ledger_url, setting="LEDGER_URL", pool_size=5, client=client)
+    try:
+        await application.check()
+        await ledger.check()
+        await migrate(application, APPLICATION_HISTORY, "alembic_version")
+        await migrate(ledger, LEDGER_HISTORY, "batch_alembic_version")
+    except BaseException:
+        await application.dispose()
+        await ledger.dispose()
+        raise
+    return application, ledger
+
+
+def _refuse_one_file(settings: Settings) -> None:
+    urls = [make_url(url) for url in (settings.DATABASE_URL, settings.ledger_url)]
+    if all(url.get_backend_name() == "sqlite" for url in urls):
+        files = {Path(url.database or "").resolve() for url in urls}
+        if len(files) == 1:
+            raise InvalidSetting(
+                "setting LEDGER_URL: it is the same SQLite file as DATABASE_URL, whose one writer would stop the "
+                "service whenever a task holds a session open; give the ledger a file of its own, or leave it empty"
+            )

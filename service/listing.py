@@ -1,0 +1,92 @@
+"""What `batch tasks` and `batch runs` list: read from the ledger and the tasks folder, changing neither."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import inspect, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock, logs
+from service.batch import runs as run_rows
+from service.batch import slots, tables
+from service.batch.loader import BrokenFile, load_tasks
+from service.batch.registry import Task, TaskRegistry
+from service.batch.slots import OpenSchedule
+from service.batch.states import RunState
+from service.config import Settings
+from service.database.engine import Database
+from service.errors import DatabaseError, InvalidParameters, UnknownTask
+
+Row = dict[str, Any]
+
+
+async def tasks(settings: Settings) -> list[Row]:
+    """The loaded tasks by name, then the files that can't be used."""
+    logs.set_up("CRITICAL")
+    broken = load_tasks(settings.TASKS_DIR)
+    async with _ledger(settings) as connection:
+        opened = await slots.open_schedules(connection) if connection is not None else {}
+    loaded = sorted(TaskRegistry.tasks().values(), key=lambda task: task.name)
+    return [*(_task_row(task, opened.get(task.name)) for task in loaded), *map(_broken_row, broken)]
+
+
+def _task_row(task: Task, opened: OpenSchedule | None) -> Row:
+    schedule = opened.schedule if opened is not None else task.schedule
+    paused = opened is not None and opened.paused_by is not None
+    return {
+        "name": task.name,
+        "description": task.description,
+        "schedule": schedule.cron if schedule else None,
+        "timezone": schedule.timezone if schedule else None,
+        "next_run_time": schedule.next(clock.now()) if schedule and not paused else None,
+        "paused": paused,
+        "source": task.source,
+        "error": None,
+    }
+
+
+def _broken_row(file: BrokenFile) -> Row:
+    nothing = dict.fromkeys(["name", "description", "schedule", "timezone", "next_run_time"])
+    return {**nothing, "paused": False, "source": file.source, "error": file.error}
+
+
+async def runs(
+    settings: Settings, task: str | None, state: str | None, since: datetime | None, limit: int
+) -> list[Row]:
+    """Runs, newest first. Raises InvalidParameters for an unknown state, UnknownTask for a task nobody has seen."""
+    if state is not None and state not in list(RunState):
+        raise InvalidParameters(f"there is no state {state!r}; allowed: {', '.join(RunState)}")
+    async with _ledger(settings) as connection:
+        if connection is None:
+            return []
+        if task is not None:
+            await _refuse_unknown(connection, task)
+        found = await connection.execute(run_rows.listing(task, state, since, limit))
+        return [dict(row) for row in found.mappings()]
+
+
+async def _refuse_unknown(connection: AsyncConnection, task: str) -> None:
+    names = sorted((await connection.execute(select(tables.tasks.c.name))).scalars())
+    if task not in names:
+        raise UnknownTask(f"the ledger knows no task {task!r}; it knows: {', '.join(names) or 'none'}")
+
+
+@asynccontextmanager
+async def _ledger(settings: Settings) -> AsyncIterator[AsyncConnection | None]:
+    """The ledger for reading; None where there is none yet, and none is made."""
+    database = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
+    if database.kind == "sqlite" and not os.path.exists(database.url.database or ""):  # noqa: ASYNC240 - no loop to hold up
+        yield None
+        return
+    try:
+        async with database.reader.connect() as connection:
+            there = await connection.run_sync(lambda sync: inspect(sync).has_table(tables.runs.name))
+            yield connection if there else None
+    except (DBAPIError, DatabaseError, OSError) as error:
+        raise database.unreachable(error) from error

@@ -1,0 +1,79 @@
+"""Fixtures: every test has a folder, settings and a registry of its own; databases are real."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from service import TaskRegistry, config, logs
+from service.database.engine import Database
+from service.database.migrate import migrate
+from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+from tests.postgres import PostgresServer, start_server
+
+KINDS = ("sqlite", "postgresql")
+
+
+@pytest.fixture(autouse=True)
+def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A working directory with an empty tasks folder, no settings but the defaults, and no tasks."""
+    for name in config.Settings.model_fields:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tasks").mkdir()
+    config.forget_settings()
+    TaskRegistry.clear()
+    yield
+    TaskRegistry.clear()
+    config.forget_settings()
+    logs.flush()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with start_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def postgres_database(postgres_server: PostgresServer) -> AsyncIterator[str]:
+    """The URL of an empty PostgreSQL database."""
+    url = await postgres_server.create_database()
+    yield url
+    await postgres_server.drop_database(url)
+
+
+@pytest.fixture(params=KINDS)
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite+aiosqlite:///{tmp_path}/test.db"
+        return
+    server = request.getfixturevalue("postgres_server")
+    url = await server.create_database()
+    yield url
+    await server.drop_database(url)
+
+
+@pytest.fixture
+async def ledger(database_url: str) -> AsyncIterator[Database]:
+    """A migrated ledger on each kind of database."""
+    database = Database(database_url, setting="LEDGER_URL")
+    await migrate(database, LEDGER_HISTORY, "batch_alembic_version")
+    yield database
+    await database.dispose()
+
+
+@pytest.fixture
+async def application(database_url: str) -> AsyncIterator[Database]:
+    """A migrated application database of each kind, which get_db() opens."""
+    os.environ["DATABASE_URL"] = database_url
+    config.forget_settings()
+    database = Database(database_url, setting="DATABASE_URL")
+    await migrate(database, APPLICATION_HISTORY, "alembic_version")
+    yield database
+    await database.dispose()
+    del os.environ["DATABASE_URL"]

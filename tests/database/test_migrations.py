@@ -1,0 +1,79 @@
+"""Both histories end in the tables that the code declares, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, MetaData, text
+
+from service.application.models import Base
+from service.batch import tables
+from service.database.engine import Database
+from service.database.migrate import migrate
+from service.errors import DatabaseTooNew, DatabaseUnreachable
+from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+
+
+def differences(connection: Connection, metadata: list[MetaData], version_table: str) -> list[object]:
+    context = MigrationContext.configure(connection, opts={"version_table": version_table, "compare_type": True})
+    return compare_metadata(context, metadata)
+
+
+async def test_the_ledgers_migrations_end_in_the_declared_tables(ledger: Database) -> None:
+    async with ledger.engine.connect() as connection:
+        assert await connection.run_sync(differences, [tables.ledger], "batch_alembic_version") == []
+
+
+async def test_the_applications_migrations_end_in_the_declared_tables(application: Database) -> None:
+    async with application.engine.connect() as connection:
+        assert await connection.run_sync(differences, [Base.metadata, tables.companions], "alembic_version") == []
+
+
+async def test_a_missing_index_would_be_seen(ledger: Database) -> None:
+    async with ledger.engine.begin() as connection:
+        await connection.execute(text("DROP INDEX uq_batch_runs_exclusive"))
+        found = await connection.run_sync(differences, [tables.ledger], "batch_alembic_version")
+    assert [difference[0] for difference in found] == ["add_index"]
+
+
+async def test_both_histories_fit_into_one_database(ledger: Database) -> None:
+    await migrate(ledger, APPLICATION_HISTORY, "alembic_version")
+    async with ledger.engine.connect() as connection:
+        both = [tables.ledger, tables.companions, Base.metadata]
+        found = await connection.run_sync(differences, both, "batch_alembic_version")
+    # Each history has a version table of its own; the comparison knows of one.
+    assert [(what[0], what[1].name) for what in found] == [("remove_table", "alembic_version")]
+
+
+async def test_several_processes_may_migrate_at_once(database_url: str) -> None:
+    databases = [Database(database_url, setting="LEDGER_URL") for _ in range(8)]
+    await asyncio.gather(*(migrate(one, LEDGER_HISTORY, "batch_alembic_version") for one in databases))
+    async with databases[0].engine.connect() as connection:
+        versions = (await connection.execute(text("SELECT version_num FROM batch_alembic_version"))).scalars().all()
+    assert len(versions) == 1
+    await asyncio.gather(*(one.dispose() for one in databases))
+
+
+async def test_a_newer_database_is_refused_and_both_revisions_are_named(ledger: Database) -> None:
+    async with ledger.engine.begin() as connection:
+        await connection.execute(text("UPDATE batch_alembic_version SET version_num = 'ledger_9999'"))
+    with pytest.raises(DatabaseTooNew, match=r"ledger_9999.*up to ledger_0001"):
+        await migrate(ledger, LEDGER_HISTORY, "batch_alembic_version")
+
+
+async def test_an_unreachable_database_is_named_without_its_password() -> None:
+    database = Database("postgresql+asyncpg://bob:hunter2@127.0.0.1:1/shop", setting="DATABASE_URL")
+    with pytest.raises(DatabaseUnreachable, match=r"bob:\*\*\*@127.0.0.1:1/shop.*DATABASE_URL") as caught:
+        await database.check()
+    assert "hunter2" not in str(caught.value)
+    await database.dispose()
+
+
+async def test_an_sqlite_file_that_cannot_be_opened_is_named() -> None:
+    database = Database("sqlite+aiosqlite:////nowhere/app.db", setting="DATABASE_URL")
+    with pytest.raises(DatabaseUnreachable, match=r"/nowhere/app.db.*unable to open.*DATABASE_URL"):
+        await database.check()
+    await database.dispose()
