@@ -1,0 +1,129 @@
+"""The catalog: the tasks and schedules in the ledger, kept in step with those that this process has loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch import rows, slots
+from service.batch.firing import Room, fire
+from service.batch.node import tasks_of_live_nodes
+from service.batch.planning import plan_none
+from service.batch.registry import Task
+from service.batch.schedule import Schedule
+from service.batch.slots import OpenSchedule
+from service.batch.tables import tasks
+from service.errors import UnknownTask
+
+GONE = "its file is gone"
+
+
+async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], now: datetime) -> None:
+    """Write down that these tasks exist, with what is to be known about them."""
+    names = ("name", "description", "source", "policies", "first_seen_at", "last_seen_at")
+    found = [
+        {
+            "name": task.name,
+            "description": task.description,
+            "source": task.source,
+            "policies": task.policies.as_json(),
+            "first_seen_at": now,
+            "last_seen_at": now,
+        }
+        for task in loaded.values()
+    ]
+    if not found:
+        return
+    kind = connection.dialect.name
+    kept = ", ".join(f"{n} = excluded.{n}" for n in ("description", "source", "policies", "last_seen_at"))
+    listed = ", ".join(names)
+    statement = text(
+        f"INSERT INTO batch_tasks ({listed}) SELECT {listed} FROM {rows.source([tasks.c[n] for n in names], kind)} "
+        f"WHERE true ON CONFLICT (name) DO UPDATE SET {kept}, removed_at = NULL"
+    )
+    await connection.execute(statement, {"rows": rows.encode(found, kind)})
+
+
+async def set_schedules(
+    connection: AsyncConnection, wanted: Mapping[str, Schedule | None], loaded: Mapping[str, Task], node: str
+) -> None:
+    """Give these tasks these schedules. The slots of one that ends here are handled up to now, first."""
+    opened = {row.task: row for row in await slots.lock(connection, wanted, wait=True)}
+    ending = {name: row for name, row in opened.items() if row.schedule != wanted[name]}
+    now = await _bring_up(connection, ending, loaded, node)
+    for row in ending.values():
+        await slots.close_schedule(connection, row.id, now)
+    for name, schedule in wanted.items():
+        if schedule is not None and (name in ending or name not in opened):
+            await slots.open_schedule(connection, name, schedule, node, now)
+
+
+async def _bring_up(
+    connection: AsyncConnection, names: Iterable[str], loaded: Mapping[str, Task], node: str
+) -> datetime:
+    """Handle every slot of these tasks that is due, and return the instant up to which that was done."""
+    now = await slots.now_of(connection)
+    again = set(names)
+    while again:
+        fired = await fire(connection, again, loaded, node, Room(0, 0), now)
+        again = {name for name, at in fired.again.items() if at <= now}
+    return now
+
+
+async def pause(connection: AsyncConnection, name: str, by: str, loaded: Mapping[str, Task], node: str = "") -> None:
+    """Stop firing a task. What came due before is handled first. Raises UnknownTask."""
+    await slots.lock(connection, [name], wait=True)
+    now = await _bring_up(connection, [name], loaded, node)
+    statement = update(tasks).where(tasks.c.name == name, tasks.c.paused_at.is_(None))
+    await _set_paused(connection, name, statement.values(paused_at=now, paused_by=by))
+
+
+async def resume(connection: AsyncConnection, name: str, loaded: Mapping[str, Task], node: str = "") -> None:
+    """Fire a task again from now on; the slots of the pause stand in a missed range. Raises UnknownTask."""
+    await slots.lock(connection, [name], wait=True)
+    await _bring_up(connection, [name], loaded, node)
+    statement = update(tasks).where(tasks.c.name == name)
+    await _set_paused(connection, name, statement.values(paused_at=None, paused_by=None))
+
+
+async def _set_paused(connection: AsyncConnection, name: str, statement: Any) -> None:
+    known = (await connection.execute(select(tasks.c.name).where(tasks.c.name == name))).first()
+    if known is None:
+        raise UnknownTask(f"the ledger knows no task {name!r}")
+    await connection.execute(statement)
+
+
+async def unloaded(connection: AsyncConnection, loaded: Iterable[str], lease_seconds: float) -> list[str]:
+    """The tasks that no live node has loaded, and that nobody has seen for a lease."""
+    now = await slots.now_of(connection)
+    unseen = tasks.c.removed_at.is_(None) & (tasks.c.last_seen_at < now - timedelta(seconds=lease_seconds))
+    names = set((await connection.execute(select(tasks.c.name).where(unseen))).scalars()) - set(loaded)
+    return sorted(names - await tasks_of_live_nodes(connection, now, lease_seconds)) if names else []
+
+
+async def remove_gone(connection: AsyncConnection, loaded: Iterable[str], lease_seconds: float) -> list[str]:
+    """Close the schedules of tasks that no node has any more; their history stays. Returns their names."""
+    gone = await unloaded(connection, loaded, lease_seconds)
+    if not gone:
+        return []
+    locked = await slots.lock(connection, gone, wait=True)
+    now = await slots.now_of(connection)
+    for row in locked:
+        await _close_gone(connection, row, now)
+    await connection.execute(update(tasks).where(tasks.c.name.in_(gone)).values(removed_at=now))
+    return gone
+
+
+async def _close_gone(connection: AsyncConnection, row: OpenSchedule, now: datetime) -> None:
+    made = plan_none(row.schedule, row.fired_until, now, GONE)
+    while made.missed is not None:
+        await slots.record_missed(connection, [(row, made.missed)], now)
+        if made.is_complete:
+            break
+        made = plan_none(row.schedule, made.fired_until, now, GONE)
+    await slots.move_cursors(connection, {row.id: now})
+    await slots.close_schedule(connection, row.id, now)

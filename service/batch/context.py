@@ -1,0 +1,109 @@
+"""current_run(): what the code of a task may ask about the run it is in."""
+
+from __future__ import annotations
+
+import threading
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from service.batch.states import Origin
+from service.errors import BatchError, Interrupted
+
+MAX_WAITING_LINES = 10_000
+
+
+@dataclass(frozen=True)
+class LogLine:
+    at: str
+    level: str
+    logger: str
+    text: str
+
+
+@dataclass(eq=False)
+class CurrentRun:
+    """The run that this code belongs to.
+
+    `slot` is aware, in the task's zone; a manual run's is the instant asked for, or that of `--slot`.
+    `previous_slot` is the slot before it, None for a task without a schedule. `attempt` counts from 1.
+    """
+
+    id: str
+    task: str
+    slot: datetime
+    previous_slot: datetime | None
+    attempt: int
+    origin: Origin
+    _progress: tuple[int, int | None] | None = None
+    _stop_reason: str | None = None
+    _lines: list[LogLine] = field(default_factory=list)
+    _lost_lines: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the run is asked to stop: sync code may look here, and return."""
+        return self._stop_reason is not None
+
+    def checkpoint(self) -> None:
+        """A place where the run may stop: raises Interrupted (not an Exception) when it is asked to."""
+        if self.cancelled:
+            raise Interrupted(self._stop_reason)
+
+    def progress(self, done: int, total: int | None = None) -> None:
+        """Say how far the run is. Written to the ledger at most twice a second."""
+        self._progress = (done, total)
+
+    @property
+    def log_context(self) -> dict[str, Any]:
+        context: dict[str, Any] = {"task": self.task, "run": self.id}
+        return {**context, "attempt": self.attempt} if self.attempt > 1 else context
+
+    def keep_line(self, at: str, level: str, logger: str, text: str) -> None:
+        with self._lock:
+            if len(self._lines) < MAX_WAITING_LINES:
+                self._lines.append(LogLine(at, level, logger, text))
+            else:
+                self._lost_lines += 1
+
+    def take_lines(self) -> list[LogLine]:
+        """The lines since the last call. Where the ledger could not keep up, the last one says how many were lost."""
+        if not self._lines:
+            return []
+        with self._lock:
+            taken, self._lines = self._lines, []
+            if self._lost_lines:
+                text = f"{self._lost_lines} lines were dropped: they came faster than the ledger takes them"
+                taken.append(LogLine(taken[-1].at, "warning", "service.batch", text))
+                self._lost_lines = 0
+        return taken
+
+    def take_progress(self) -> tuple[int, int | None] | None:
+        """The progress that was made since the last call, if any."""
+        made, self._progress = self._progress, None
+        return made
+
+    def ask_to_stop(self, reason: str) -> None:
+        self._stop_reason = self._stop_reason or reason
+
+
+_current: ContextVar[CurrentRun | None] = ContextVar("current_run", default=None)
+
+
+def current_run() -> CurrentRun:
+    """The run that this code belongs to. Raises BatchError outside a run."""
+    run = _current.get()
+    if run is None:
+        raise BatchError("current_run() works inside a run only; a task called by hand has none")
+    return run
+
+
+def is_in_run() -> bool:
+    return _current.get() is not None
+
+
+def enter(run: CurrentRun) -> None:
+    """Make `run` the current one in this context, which is the attempt's own and ends with it."""
+    _current.set(run)

@@ -1,0 +1,92 @@
+"""The dispatcher: wakes when a slot is due, has its tasks fired in one transaction, and launches what it claimed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from service.batch import firing
+from service.batch.engines.local import LocalEngine
+from service.batch.firing import Fired, Room
+from service.batch.registry import Task
+from service.database.engine import Database
+from service.errors import DatabaseError
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+LONGEST_PAUSE = 5.0
+
+
+class Dispatcher:
+    """APScheduler's jobs call `notify`; the cursor in the ledger says which slots are meant."""
+
+    def __init__(self, database: Database, tasks: Mapping[str, Task], node: str, engine: LocalEngine) -> None:
+        self._database = database
+        self._tasks = tasks
+        self._node = node
+        self._engine = engine
+        self._due: set[str] = set()
+        self._wake = asyncio.Event()
+        self._pause = 0.1
+
+    def notify(self, name: str) -> None:
+        """A slot of this task is due. Returns at once, never raises."""
+        self._due.add(name)
+        self._wake.set()
+
+    def start(self) -> None:
+        self._work = asyncio.create_task(self._loop(), name="batch-dispatcher")
+
+    async def stop(self) -> None:
+        """Fire nothing more. A transaction that is on its way is let through."""
+        self._work.cancel()
+        await asyncio.wait([self._work])
+
+    async def _loop(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            names, self._due = self._due, set()
+            turn = asyncio.create_task(self._turn(names))
+            try:
+                await asyncio.shield(turn)
+            except asyncio.CancelledError:
+                await asyncio.wait([turn])
+                raise
+
+    async def _turn(self, names: set[str]) -> None:
+        try:
+            async with self._engine.claiming:
+                fired = await self._fire(names)
+                self._engine.launch(fired.claimed)
+        except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
+            known = isinstance(error, DBAPIError | DatabaseError | OSError)
+            cause = str(error).split("\n")[0]
+            logger.error(f"firing failed, again in {self._pause:.1f} s: {cause}", exc_info=None if known else error)
+            self._engine.doubt()
+            for name in names:
+                self._later(self._pause, name)
+            self._pause = min(LONGEST_PAUSE, self._pause * 2)
+            return
+        self._pause = 0.1
+        if fired.queued:
+            self._engine.wake()
+        for name, at in fired.again.items():
+            self._later(max(0.0, (at - fired.now).total_seconds()), name)
+
+    async def _fire(self, names: Collection[str]) -> Fired:
+        try:
+            return await self._try_to_fire(names, self._engine.room)
+        except IntegrityError:
+            # A run that somebody claimed meanwhile holds the `exclusive` of one of ours: let all of them queue.
+            return await self._try_to_fire(names, Room(0, 0))
+
+    async def _try_to_fire(self, names: Collection[str], room: Room) -> Fired:
+        async with self._database.engine.begin() as connection:
+            return await firing.fire(connection, names, self._tasks, self._node, room)
+
+    def _later(self, seconds: float, name: str) -> None:
+        asyncio.get_running_loop().call_later(seconds, self.notify, name)

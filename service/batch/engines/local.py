@@ -1,0 +1,247 @@
+"""The local engine: runs execute in this process, claimed from the ledger as there is room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch import runs, slots
+from service.batch.context import CurrentRun
+from service.batch.firing import Room
+from service.batch.journal import Entry, Journal
+from service.batch.registry import Task
+from service.batch.runner import Attempt, Ending
+from service.batch.runs import Claimed, Outcome
+from service.batch.states import Origin, RunState
+from service.batch.threads import Threads
+from service.database.engine import Database
+from service.errors import DatabaseError
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+GROUP_SECONDS = 0.01
+FLUSH_SECONDS = 0.25
+LONGEST_PAUSE = 5.0
+FEW = 20
+
+
+class LocalEngine:
+    """Claims runs, executes them, and writes how they ended in groups."""
+
+    def __init__(
+        self,
+        database: Database,
+        tasks: Mapping[str, Task],
+        node: str,
+        max_running: int = 100,
+        max_threads: int = 32,
+        poll_seconds: float = 1.0,
+        claims: bool = True,
+    ) -> None:
+        self._database = database
+        self._tasks = tasks
+        self._max_running = max_running
+        self._poll_seconds = poll_seconds
+        self._node = node
+        self._threads = Threads(max_threads)
+        self._journal = Journal(node)
+        self._attempts: dict[str, Attempt] = {}
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_claiming = claims
+        self._is_in_doubt = False
+        self.claiming = asyncio.Lock()
+        """Held from a claim's transaction to the launch of what it claimed, so that nobody takes it for lost."""
+
+    def start(self) -> None:
+        self._work = asyncio.create_task(self._loop(), name="batch-engine")
+
+    def wake(self) -> None:
+        """Look for claimable runs now."""
+        self._wake.set()
+
+    def doubt(self) -> None:
+        """A COMMIT may have gone through without a reply: look in the ledger for runs that this node holds."""
+        self._is_in_doubt = True
+        self.wake()
+
+    @property
+    def room(self) -> Room:
+        if not self._is_claiming:
+            return Room(0, 0)
+        return Room(self._max_running - len(self._attempts), self._threads.free)
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._work.done()
+
+    @property
+    def running(self) -> int:
+        return len(self._attempts)
+
+    def launch(self, claimed: Sequence[Claimed]) -> None:
+        """Start what this node has claimed."""
+        for one in claimed:
+            task = self._tasks[one.task]
+            attempt = Attempt(one, task, _run_of(one, task), self._threads, self._ended)
+            self._attempts[one.id] = attempt
+            attempt.start()
+        if claimed:
+            self._idle.clear()
+            self.wake()
+
+    async def drain(self, seconds: float) -> None:
+        """Claim nothing more, let runs end for so long, then interrupt them; return when all is written."""
+        self._is_claiming = False
+        for attempt in self._attempts.values():
+            attempt.run.ask_to_stop("the service stops")
+        if await self._is_idle_within(seconds):
+            return
+        for attempt in list(self._attempts.values()):
+            attempt.interrupt("the service stopped")
+        if await self._is_idle_within(1.0):
+            return
+        for attempt in list(self._attempts.values()):
+            attempt.abandon()
+        await self._is_idle_within(5.0)
+
+    async def stop(self) -> None:
+        self._work.cancel()
+        await asyncio.wait([self._work])
+        self._threads.close()
+
+    async def until_over(self, run_id: str) -> None:
+        """Return when this node has written how the run ended."""
+        while run_id in self._attempts:
+            await self._attempts[run_id].written.wait()
+
+    async def _is_idle_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def _ended(self, attempt: Attempt, ending: Ending) -> None:
+        """Its row stays `running`, and takes up room, until the ending is written."""
+        self._journal.ended(attempt, ending)
+        self.wake()
+
+    async def _loop(self) -> None:
+        pause = 0.1
+        while True:
+            try:
+                await self._until_needed()
+                await self._turn()
+                pause = 0.1
+            except Exception as error:  # the background loop's boundary: a bad turn must not end the engine
+                known = isinstance(error, DBAPIError | DatabaseError | OSError)
+                cause = str(error).split("\n")[0]
+                logger.error(
+                    f"writing to the ledger failed, again in {pause:.1f} s: {cause}", exc_info=None if known else error
+                )
+                self._is_in_doubt = True
+                await asyncio.sleep(pause)
+                pause = min(LONGEST_PAUSE, pause * 2)
+
+    async def _until_needed(self) -> None:
+        """Until something ended or was queued, or it is time to look or to flush logs."""
+        seconds = min(FLUSH_SECONDS, self._poll_seconds) if self._attempts else self._poll_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+        if self._journal.waiting < len(self._attempts):
+            await asyncio.sleep(GROUP_SECONDS)
+
+    async def _turn(self) -> None:
+        """Write a group, and claim what there is room for, in one transaction."""
+        entry = self._journal.take(self._attempts.values())
+        if self._is_in_doubt:
+            async with self.claiming:
+                await self._write(entry)
+        elif entry or await self._has_claimable():
+            await self._write(entry)
+        if self._journal.waiting:
+            self.wake()
+
+    async def _has_claimable(self) -> bool:
+        if self.room.runs < 1:
+            return False
+        async with self._database.reader.connect() as connection:
+            return await runs.is_any_due(connection, await slots.now_of(connection))
+
+    async def _write(self, entry: Entry) -> None:
+        in_doubt = self._is_in_doubt
+        try:
+            async with self._database.engine.begin() as connection:
+                bounced = await entry.write(connection)
+                claimed = await self._claim(connection, freed=len(entry.outcomes))
+                if in_doubt:
+                    held = await runs.held_by(connection, self._node)
+                    claimed += [one for one in held if one.id not in self._attempts and one not in claimed]
+        except BaseException:
+            self._journal.put_back(entry)
+            raise
+        self._is_in_doubt = self._is_in_doubt and not in_doubt
+        self._written(entry.outcomes, bounced)
+        self.launch(claimed)
+
+    async def _claim(self, connection: AsyncConnection, freed: int) -> list[Claimed]:
+        room = self.room
+        room.runs += freed if self._is_claiming else 0
+        if room.runs < 1:
+            return []
+        now = await slots.now_of(connection)
+        if not await runs.is_any_due(connection, now):
+            return []
+        queues = [(t.name, t.exclusive) for t in self._tasks.values() if t.on_loop or room.threads > 0]
+        heads = await runs.heads(connection, queues, now, room.runs)
+        chosen = [head.id for head in heads if room.take(self._tasks[head.task].on_loop)]
+        if len(chosen) == len(heads) and heads:
+            self.wake()
+        return await runs.claim(connection, chosen, self._node, now)
+
+    def _written(self, outcomes: list[Outcome], bounced: list[Outcome]) -> None:
+        lost = {outcome.id for outcome in bounced}
+        for outcome in outcomes:
+            attempt = self._attempts.pop(outcome.id)
+            attempt.written.set()
+            if outcome.id in lost:
+                logger.error(
+                    f"{attempt.task.name}: another node holds run {outcome.id}; what it did here is not recorded"
+                )
+            elif outcome.state == RunState.RETRYING and outcome.due_at is not None:
+                wait = (outcome.due_at - outcome.ended_at).total_seconds()
+                asyncio.get_running_loop().call_later(wait, self.wake)
+        if not self._attempts:
+            self._idle.set()
+        self._tell(outcomes)
+
+    def _tell(self, outcomes: list[Outcome]) -> None:
+        """A line for each run where they are few; else one for all."""
+        if len(outcomes) > FEW:
+            counts = Counter(outcome.outcome for outcome in outcomes)
+            logger.info(", ".join(f"{number:,} runs {outcome}" for outcome, number in counts.items()))
+            return
+        for outcome in outcomes:
+            seconds = (outcome.ended_at - outcome.started_at).total_seconds()
+            logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id)
+
+
+def _run_of(claimed: Claimed, task: Task) -> CurrentRun:
+    slot = claimed.slot or claimed.created_at
+    if task.schedule is None:
+        return CurrentRun(claimed.id, claimed.task, slot, None, claimed.attempt, Origin(claimed.origin))
+    zone, previous = task.schedule.zone, task.schedule.previous(slot)
+    previous = previous.astimezone(zone) if previous else None
+    origin = Origin(claimed.origin)
+    return CurrentRun(claimed.id, claimed.task, slot.astimezone(zone), previous, claimed.attempt, origin)

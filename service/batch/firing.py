@@ -1,0 +1,149 @@
+"""Firing: one transaction turns due slots into runs and missed ranges, and moves the cursors of their schedules."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch import runs, slots
+from service.batch.planning import Plan, plan, plan_none
+from service.batch.registry import Task
+from service.batch.runs import Active, Claimed, NewRun
+from service.batch.slots import OpenSchedule
+from service.batch.states import Origin, Rank, RunState
+from service.batch.tables import new_id
+
+LONG_LAG = timedelta(minutes=2)
+
+BUSY_AGAIN = timedelta(milliseconds=100)
+
+SOON = timedelta(seconds=5)
+"""When this machine's clock is ahead of the database's, a slot is asked for this much too early at most."""
+
+
+@dataclass
+class Fired:
+    """What one firing did. `again`: tasks whose slots are not all handled yet, and when to look at them."""
+
+    now: datetime
+    claimed: list[Claimed] = field(default_factory=list)
+    queued: int = 0
+    again: dict[str, datetime] = field(default_factory=dict)
+
+
+@dataclass
+class Room:
+    """How many runs this node could start right now, on the loop and in threads."""
+
+    runs: int
+    threads: int
+
+    def take(self, on_loop: bool) -> bool:
+        if self.runs < 1 or (not on_loop and self.threads < 1):
+            return False
+        self.runs -= 1
+        self.threads -= 0 if on_loop else 1
+        return True
+
+
+async def fire(
+    connection: AsyncConnection,
+    names: Collection[str],
+    tasks: Mapping[str, Task],
+    node: str,
+    room: Room,
+    now: datetime | None = None,
+) -> Fired:
+    """Handle every slot of these tasks that is due at `now` (the database's time), in the caller's transaction.
+
+    Runs for which this node has room are inserted as running, and returned as claimed. A schedule that another node
+    is firing right now is left to it, and looked at again.
+    """
+    opened = await slots.lock(connection, [name for name in names if name in tasks])
+    now = now or await slots.now_of(connection)
+    plans = await _plan_all(opened, tasks, now)
+    fired = Fired(now)
+    missing = set(names) & tasks.keys() - {row.task for row in opened}
+    busy = await slots.still_open(connection, missing) if missing else set()
+    fired.again = dict.fromkeys(busy, now + BUSY_AGAIN)
+    due = [row.task for row, made in plans if made.on_time]
+    active = await runs.active(connection, due) if due else {}
+    new: list[NewRun] = []
+    for row, made in plans:
+        new += _runs_of(tasks[row.task], made, active.get(row.task, []), node, room, now)
+        if not made.is_complete:
+            fired.again[row.task] = now
+        elif not made.on_time and (following := row.schedule.next(now)) is not None and following - now < SOON:
+            fired.again[row.task] = following
+    inserted = await runs.insert(connection, new)
+    await slots.move_cursors(connection, {row.id: made.fired_until for row, made in plans})
+    await slots.record_missed(connection, [(row, made.missed) for row, made in plans if made.missed], now)
+    fired.claimed = [runs.claimed_from(run) for run in new if run.state == RunState.RUNNING and run.id in inserted]
+    fired.queued = sum(run.state == RunState.QUEUED for run in new)
+    return fired
+
+
+async def _plan_all(
+    opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime
+) -> list[tuple[OpenSchedule, Plan]]:
+    def plan_all() -> list[tuple[OpenSchedule, Plan]]:
+        return [(row, _plan(row, tasks[row.task], now)) for row in opened]
+
+    if any(now - row.fired_until > LONG_LAG for row in opened):
+        return await asyncio.to_thread(plan_all)
+    return plan_all()
+
+
+def _plan(row: OpenSchedule, task: Task, now: datetime) -> Plan:
+    if row.paused_by is not None:
+        return plan_none(row.schedule, row.fired_until, now, f"paused by {row.paused_by}")
+    return plan(row.schedule, row.fired_until, now, task.policies.missed)
+
+
+def _runs_of(task: Task, made: Plan, active: list[Active], node: str, room: Room, now: datetime) -> list[NewRun]:
+    new = [_new(task, slot, Rank.CATCH_UP, now) for slot in made.catch_up]
+    if task.policies.overlap == "allow":
+        return new + [_started(_new(task, slot, Rank.ON_TIME, now), task, node, room, now) for slot in made.on_time]
+    on_time = [run for run in active if run.origin == Origin.SCHEDULE and not run.catch_up]
+    taken = any(run.state == RunState.RUNNING for run in active)
+    for slot in made.on_time:
+        run = _new(task, slot, Rank.ON_TIME, now)
+        if on_time:
+            new.append(_skipped(run, on_time[0], now))
+            continue
+        run = run if taken else _started(run, task, node, room, now)
+        on_time = [Active(run.id, run.task, run.slot, run.state, run.origin, False)]
+        new.append(run)
+    return new
+
+
+def _new(task: Task, slot: datetime, rank: int, now: datetime) -> NewRun:
+    return NewRun(
+        id=new_id(),
+        task=task.name,
+        slot=slot,
+        origin=Origin.SCHEDULE,
+        state=RunState.QUEUED,
+        rank=rank,
+        catch_up=rank == Rank.CATCH_UP,
+        due_at=now,
+        created_at=now,
+        exclusive=task.exclusive,
+        priority=task.policies.priority,
+    )
+
+
+def _started(run: NewRun, task: Task, node: str, room: Room, now: datetime) -> NewRun:
+    if not room.take(task.on_loop):
+        return run
+    return replace(run, state=RunState.RUNNING, node=node, fence=1, attempt=1, started_at=now, attempt_started_at=now)
+
+
+def _skipped(run: NewRun, blocking: Active, now: datetime) -> NewRun:
+    since = f" of slot {blocking.slot:%Y-%m-%d %H:%M:%S} UTC" if blocking.slot else ""
+    reason = f"run {blocking.id}{since} was still {blocking.state}"
+    return replace(run, state=RunState.SKIPPED, reason=reason, finished_at=now)

@@ -1,0 +1,124 @@
+"""What a node still has to write about its runs: how they ended, what they logged, how far they are."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock
+from service.batch import logbook, runs
+from service.batch.logbook import Block
+from service.batch.runner import Attempt, Ending
+from service.batch.runs import Outcome
+from service.batch.states import Rank, RunState
+
+GROUP_LIMIT = 1_000
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass
+class Entry:
+    """One group, written in one transaction."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    progress: list[dict[str, Any]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.outcomes or self.blocks or self.progress)
+
+    async def write(self, connection: AsyncConnection) -> list[Outcome]:
+        """Returns the outcomes that bounced, because another node holds their run."""
+        packed = await asyncio.to_thread(logbook.pack, self.blocks) if self.blocks else []
+        bounced = await runs.finish(connection, self.outcomes)
+        await logbook.write(connection, packed)
+        await runs.mirror_progress(connection, self.progress)
+        return bounced
+
+
+class Journal:
+    """Collects between two groups. What could not be written is put back, and goes with the next one."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._outcomes: list[Outcome] = []
+        self._blocks: list[Block] = []
+        self._progress_at = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Outcomes that are not written yet."""
+        return len(self._outcomes)
+
+    def ended(self, attempt: Attempt, ending: Ending) -> None:
+        self._blocks += _blocks(attempt)
+        self._outcomes.append(_outcome(attempt, ending, self._node))
+
+    def take(self, attempts: Iterable[Attempt]) -> Entry:
+        """The next group: outcomes up to a limit, and what the running attempts have logged since."""
+        outcomes, self._outcomes = self._outcomes[:GROUP_LIMIT], self._outcomes[GROUP_LIMIT:]
+        blocks, self._blocks = self._blocks, []
+        running = list(attempts)
+        for attempt in running:
+            blocks += _blocks(attempt)
+        return Entry(outcomes, blocks, self._take_progress(running))
+
+    def put_back(self, entry: Entry) -> None:
+        self._outcomes = entry.outcomes + self._outcomes
+        self._blocks = entry.blocks + self._blocks
+
+    def _take_progress(self, attempts: list[Attempt]) -> list[dict[str, Any]]:
+        if clock.monotonic() < self._progress_at + PROGRESS_SECONDS:
+            return []
+        self._progress_at = clock.monotonic()
+        made = [(attempt, attempt.run.take_progress()) for attempt in attempts]
+        return [
+            {"id": attempt.claimed.id, "fence": attempt.claimed.fence, "count": done[0], "total": done[1]}
+            for attempt, done in made
+            if done is not None
+        ]
+
+
+def _blocks(attempt: Attempt) -> list[Block]:
+    lines = attempt.run.take_lines()
+    if not lines:
+        return []
+    claimed, first = attempt.claimed, attempt.lines_taken
+    attempt.lines_taken += len(lines)
+    return [Block(claimed.id, claimed.fence, claimed.attempt, first, lines)]
+
+
+def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
+    claimed, ended_at = attempt.claimed, clock.now()
+    interrupted = ending.state == RunState.INTERRUPTED
+    is_over = ending.wait is None and not interrupted
+    return Outcome(
+        id=claimed.id,
+        fence=claimed.fence,
+        state=ending.state,
+        outcome=ending.outcome,
+        number=claimed.attempt,
+        node=node,
+        task=claimed.task,
+        started_at=claimed.attempt_started_at,
+        ended_at=ended_at,
+        reason=ending.reason,
+        result=ending.result,
+        error=_error(ending.error),
+        due_at=None if is_over else ended_at + timedelta(seconds=ending.wait or 0),
+        rank=Rank.INTERRUPTED if interrupted else None,
+        progress=attempt.run.take_progress(),
+    )
+
+
+def _error(error: BaseException | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    trace = "".join(traceback.format_exception(error))
+    return {"type": type(error).__name__, "message": str(error), "traceback": trace[-20_000:]}

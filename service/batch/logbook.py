@@ -1,0 +1,61 @@
+"""Run logs in the ledger: blocks of lines, each a compressed JSON array."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.context import LogLine
+from service.batch.tables import log
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some lines of one run, counted from `first_line` (0) within what was written under this fence."""
+
+    run: str
+    fence: int
+    attempt: int
+    first_line: int
+    lines: Sequence[LogLine]
+
+
+def pack(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """The rows for these blocks. Compresses, so call it in a thread."""
+    return [
+        {
+            "run": block.run,
+            "fence": block.fence,
+            "first_line": block.first_line,
+            "lines": len(block.lines),
+            "attempt": block.attempt,
+            "block": zlib.compress(json.dumps([_fields(line) for line in block.lines]).encode(), 1),
+        }
+        for block in blocks
+    ]
+
+
+def _fields(line: LogLine) -> tuple[str, str, str, str]:
+    return line.at, line.level, line.logger, line.text
+
+
+async def write(connection: AsyncConnection, packed: list[dict[str, Any]]) -> None:
+    if packed:
+        await connection.execute(insert(log), packed)
+
+
+async def read(connection: AsyncConnection, run: str) -> list[LogLine]:
+    """All lines of a run, oldest first."""
+    statement = select(log.c.block).where(log.c.run == run).order_by(log.c.fence, log.c.first_line)
+    return [line for block in (await connection.execute(statement)).scalars() for line in unpack(block)]
+
+
+def unpack(block: bytes) -> Iterator[LogLine]:
+    for at, level, logger, text in json.loads(zlib.decompress(block)):
+        yield LogLine(at, level, logger, text)

@@ -1,0 +1,104 @@
+"""A run that a person asked for, executed in the process that asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+
+from service.batch import runs, slots
+from service.batch.engines.local import LocalEngine
+from service.batch.registry import Task
+from service.batch.runs import Claimed, NewRun
+from service.batch.states import FINAL, Origin, Rank, RunState
+from service.batch.tables import new_id
+from service.database.engine import Database
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+AGAIN_SECONDS = 0.5
+
+
+class ManualRun:
+    """One run of `task` on `node`. It is written as running at once, so no other node can claim it in between."""
+
+    def __init__(self, database: Database, engine: LocalEngine, task: Task, node: str) -> None:
+        self.id = new_id()
+        self._database = database
+        self._engine = engine
+        self._task = task
+        self._node = node
+
+    async def execute(
+        self, given: Mapping[str, Any], slot: datetime | None, requested_by: str | None
+    ) -> dict[str, Any]:
+        """Run it to its end, retries included; returns its row. Raises InvalidParameters before anything is written.
+
+        Where another run of the task is active and overlap is not allowed, it waits for that one.
+        """
+        params = self._task.parameters.to_json(given) or None
+        claimed: Claimed | None = await self._insert(params, slot, requested_by)
+        while True:
+            if claimed is not None:
+                self._engine.launch([claimed])
+                await self._engine.until_over(self.id)
+            row = await self._row()
+            if row["state"] in FINAL or row["state"] == RunState.INTERRUPTED:
+                return row
+            claimed = await self._claim_again(row)
+
+    async def _insert(self, params: dict[str, Any] | None, slot: datetime | None, by: str | None) -> Claimed:
+        told = False
+        while True:
+            try:
+                async with self._database.engine.begin() as connection:
+                    new = self._new(params, slot, by, await slots.now_of(connection))
+                    await runs.insert(connection, [new])
+                return runs.claimed_from(new)
+            except IntegrityError:
+                if not told:
+                    logger.info(f"another run of {self._task.name} is active; waiting for its end")
+                told = True
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    def _new(self, params: dict[str, Any] | None, slot: datetime | None, by: str | None, now: datetime) -> NewRun:
+        return NewRun(
+            id=self.id,
+            task=self._task.name,
+            slot=slot,
+            origin=Origin.MANUAL,
+            state=RunState.RUNNING,
+            rank=Rank.MANUAL,
+            catch_up=False,
+            due_at=now,
+            created_at=now,
+            exclusive=self._task.exclusive,
+            params=params,
+            priority=self._task.policies.priority,
+            attempt=1,
+            node=self._node,
+            fence=1,
+            requested_by=by,
+            started_at=now,
+            attempt_started_at=now,
+        )
+
+    async def _claim_again(self, row: dict[str, Any]) -> Claimed | None:
+        """A retry, once it is due. A service that runs beside this process may take it; then there is nothing to do."""
+        async with self._database.engine.begin() as connection:
+            now = await slots.now_of(connection)
+            if row["state"] == RunState.RETRYING and row["due_at"] <= now:
+                for claimed in await runs.claim(connection, [self.id], self._node, now):
+                    return claimed
+        await asyncio.sleep(min(AGAIN_SECONDS, max(0.01, (row["due_at"] - now).total_seconds())))
+        return None
+
+    async def _row(self) -> dict[str, Any]:
+        async with self._database.reader.connect() as connection:
+            row = await runs.get(connection, self.id)
+            assert row is not None
+            return row

@@ -1,0 +1,126 @@
+"""What an author may say about a task beside its code: retry, missed slots, overlap, limits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+from service.errors import InvalidTask
+
+MISSED = ("skip", "once", "all")
+OVERLAP = ("skip", "wait", "allow", "replace")
+NOT_YET = {"overlap": ("wait", "replace")}
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How often a failed run is tried, and how long between: `wait` seconds, times `factor` each time, ± `jitter`.
+
+    `attempts` counts the first one too: 1 means no retry. `on`: only these exceptions are tried again.
+    """
+
+    attempts: int = 1
+    wait: float = 30.0
+    factor: float = 2.0
+    max_wait: float = 3600.0
+    jitter: float = 0.1
+    on: tuple[type[BaseException], ...] = (Exception,)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.on, type):
+            object.__setattr__(self, "on", (self.on,))
+        for name in ("wait", "max_wait"):
+            if isinstance(value := getattr(self, name), timedelta):
+                object.__setattr__(self, name, value.total_seconds())
+        _check(isinstance(self.attempts, int) and self.attempts >= 1, "Retry(attempts)", self.attempts, "an int from 1")
+        _check(_number(self.wait, 0), "Retry(wait)", self.wait, "seconds from 0")
+        _check(_number(self.factor, 1), "Retry(factor)", self.factor, "a number from 1")
+        _check(_number(self.max_wait, 0), "Retry(max_wait)", self.max_wait, "seconds from 0")
+        _check(_number(self.jitter, 0) and self.jitter <= 1, "Retry(jitter)", self.jitter, "a share from 0 to 1")
+        fine = all(isinstance(t, type) and issubclass(t, BaseException) for t in self.on)
+        _check(fine, "Retry(on)", self.on, "a tuple of exception classes")
+
+    def seconds_before(self, attempt: int) -> float:
+        """How long to wait before attempt number `attempt` (2 is the first retry)."""
+        base = min(self.max_wait, self.wait * self.factor ** (attempt - 2))
+        return base * (1 + self.jitter * random.uniform(-1, 1))  # noqa: S311 - spreads load, guards nothing
+
+
+@dataclass(frozen=True)
+class Missed:
+    """What happens to slots that came due while nothing ran.
+
+    `skip`: none of them runs. `once`: the newest one runs for all. `all`: each runs, oldest first.
+    Slots older than `max_age`, and with `all` those beyond the newest `max_count`, never run. What does not run
+    is recorded as a missed range.
+    """
+
+    policy: str = "once"
+    max_age: timedelta = timedelta(days=1)
+    max_count: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.policy in MISSED, "Missed", self.policy, _one_of(MISSED))
+        fine = isinstance(self.max_age, timedelta) and self.max_age > timedelta(0)
+        _check(fine, "Missed(max_age)", self.max_age, "a timedelta above zero")
+        fine = self.max_count is None or (isinstance(self.max_count, int) and self.max_count >= 1)
+        _check(fine, "Missed(max_count)", self.max_count, "an int from 1, or None for no limit")
+
+
+@dataclass(frozen=True)
+class Policies:
+    """A task's policies, checked and in plain units (seconds)."""
+
+    timeout: float | None
+    retry: Retry
+    overlap: str
+    missed: Missed
+    priority: int
+
+    @classmethod
+    def of(cls, task: type[Any]) -> Policies:
+        """Read and check the class attributes. Raises InvalidTask naming the attribute and what is allowed."""
+        _refuse_later_ones(task)
+        timeout = task.timeout.total_seconds() if isinstance(task.timeout, timedelta) else task.timeout
+        fine = timeout is None or (_number(timeout, 0) and timeout > 0)
+        _check(fine, "timeout", task.timeout, "seconds above 0, a timedelta, or None")
+        _check(isinstance(task.retry, Retry), "retry", task.retry, "a Retry(…)")
+        missed = Missed(task.missed) if isinstance(task.missed, str) else task.missed
+        _check(isinstance(missed, Missed), "missed", missed, f"a Missed(…) or {_one_of(MISSED)}")
+        fine = isinstance(task.priority, int) and -1000 <= task.priority <= 1000
+        _check(fine, "priority", task.priority, "an int from -1000 to 1000 (larger goes first)")
+        return cls(timeout, task.retry, task.overlap, missed, task.priority)
+
+    def as_json(self) -> dict[str, Any]:
+        retry = {**asdict(self.retry), "on": [t.__qualname__ for t in self.retry.on]}
+        missed = {**asdict(self.missed), "max_age": self.missed.max_age.total_seconds()}
+        return {**asdict(self), "retry": retry, "missed": missed}
+
+
+def _refuse_later_ones(task: type[Any]) -> None:
+    _check(task.overlap in OVERLAP, "overlap", task.overlap, _one_of(OVERLAP))
+    later = {
+        "overlap": task.overlap in NOT_YET["overlap"],
+        "max_running": task.max_running not in (None, 1),
+        "rerun": task.rerun is not True,
+        "fenced": task.fenced is not True,
+    }
+    for name, refused in later.items():
+        if refused:
+            raise InvalidTask(f"{name} = {getattr(task, name)!r} is not supported yet")
+
+
+def _check(fine: bool, name: str, value: object, allowed: str) -> None:
+    if not fine:
+        raise InvalidTask(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def _number(value: object, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < float("inf")
+
+
+def _one_of(names: Iterable[str]) -> str:
+    return " | ".join(repr(name) for name in names)

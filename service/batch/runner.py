@@ -1,0 +1,174 @@
+"""One attempt: call `run`, watch its time, and say how it ended. Knows no database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from service.batch import context
+from service.batch.base import BaseTask
+from service.batch.context import CurrentRun
+from service.batch.registry import Task
+from service.batch.runs import Claimed
+from service.batch.states import RunState
+from service.batch.threads import Threads
+from service.database.writers import session_owner
+from service.errors import Interrupted, InvalidParameters
+from service.logs import get_logger, run_log
+
+logger = get_logger("service.batch")
+
+ABANDON_SECONDS = 5.0
+"""How long a cancelled attempt may take to end by itself before it is given up."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended: the run's next state, and why. `wait`: seconds until it is tried again."""
+
+    state: RunState
+    outcome: str
+    reason: str | None = None
+    result: Any = None
+    error: BaseException | None = None
+    wait: float | None = None
+
+
+async def call(task: type[BaseTask], parameters: Mapping[str, Any], threads: Threads) -> Any:
+    """Run a fresh instance: on the loop if `run` is a coroutine function, else in a thread.
+
+    What a thread returns may be awaitable (a coroutine behind a plain decorator): then it is awaited here.
+    """
+    run = task().run
+    if inspect.iscoroutinefunction(run):
+        return await run(**parameters)
+    result = await threads.run(functools.partial(run, **parameters))
+    return await result if inspect.isawaitable(result) else result
+
+
+class Attempt:
+    """One attempt in this process, from `start` until `on_end` is called: exactly once, whatever happens."""
+
+    def __init__(
+        self,
+        claimed: Claimed,
+        task: Task,
+        run: CurrentRun,
+        threads: Threads,
+        on_end: Callable[[Attempt, Ending], None],
+    ) -> None:
+        self.claimed = claimed
+        self.task = task
+        self.run = run
+        self.lines_taken = 0
+        self.written = asyncio.Event()
+        self._threads = threads
+        self._on_end = on_end
+        self._stop: Ending | None = None
+        self._ended = False
+        self._timers: list[asyncio.TimerHandle] = []
+
+    def start(self) -> None:
+        # A context of its own: whatever was set around the service's start must not leak into runs.
+        self._context = contextvars.Context()
+        self._body = asyncio.get_running_loop().create_task(self._run(), context=self._context)
+        if (timeout := self.task.policies.timeout) is not None:
+            error = TimeoutError(f"timed out after {timeout:g} s")
+            self._later(timeout, self.stop, self._failed(error, "timed out", str(error)))
+
+    def stop(self, ending: Ending) -> None:
+        """End it with `ending`: by cancelling, and by giving it up if that does not help."""
+        if self._stop is not None or self._ended:
+            return
+        self._stop = ending
+        self.run.ask_to_stop(ending.reason or ending.outcome)
+        self._body.cancel()
+        self._later(ABANDON_SECONDS, self._abandon)
+
+    def interrupt(self, reason: str) -> None:
+        """Stop it because the service stops; it will be resumed."""
+        self.stop(Ending(RunState.INTERRUPTED, "interrupted", reason))
+
+    def abandon(self) -> None:
+        """Give it up now, if it was asked to stop."""
+        if self._stop is not None:
+            self._abandon()
+
+    async def _run(self) -> None:
+        context.enter(self.run)
+        run_log.set(self.run)
+        session_owner.set(self.run)
+        try:
+            parameters = self.task.parameters.to_call(self.claimed.params or {}, self.run.slot)
+            ending = self._succeeded(await call(self.task.cls, parameters, self._threads))
+        except asyncio.CancelledError as error:
+            ending = self._stop or self._failed(error, "failed", "it was cancelled from inside")
+        except Interrupted as stopped:
+            ending = self._stop or Ending(RunState.INTERRUPTED, "interrupted", str(stopped))
+        except BaseException as error:  # noqa: BLE001 - the attempt's boundary; SystemExit must not end the service
+            ending = self._stop or self._failed(error)
+        self._report(ending)
+        self._end(ending)
+
+    def _report(self, ending: Ending) -> None:
+        """The last line of the attempt in its own log, unless it went well."""
+        again = (
+            f"; attempt {self.claimed.attempt + 1} follows in {ending.wait:.1f} s" if ending.wait is not None else ""
+        )
+        if ending.error is not None:
+            logger.error(f"{self.task.name} failed: {ending.reason}{again}", exc_info=ending.error)
+        elif ending.state != RunState.SUCCEEDED:
+            logger.warning(f"{self.task.name} was {ending.outcome}: {ending.reason}")
+
+    def _succeeded(self, result: Any) -> Ending:
+        if self._stop is not None and self._stop.state != RunState.INTERRUPTED:
+            return self._stop
+        return Ending(RunState.SUCCEEDED, "succeeded", result=_as_json(result))
+
+    def _failed(self, error: BaseException, outcome: str = "failed", reason: str | None = None) -> Ending:
+        reason = reason or _one_line(error)
+        retry = self.task.policies.retry
+        number = self.claimed.attempt
+        again = number < retry.attempts and isinstance(error, retry.on) and not isinstance(error, InvalidParameters)
+        if not again:
+            return Ending(RunState.FAILED, outcome, reason, error=error)
+        return Ending(RunState.RETRYING, outcome, reason, error=error, wait=retry.seconds_before(number + 1))
+
+    def _abandon(self) -> None:
+        if not self._ended and self._stop is not None:
+            self._context.run(logger.warning, f"{self.task.name} did not stop when asked to, and was given up")
+            self._context.run(self._report, self._stop)
+            self._end(self._stop)
+
+    def _end(self, ending: Ending) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        for timer in self._timers:
+            timer.cancel()
+        self._on_end(self, ending)
+
+    def _later(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:
+        self._timers.append(asyncio.get_running_loop().call_later(seconds, callback, *args))
+
+
+def _as_json(result: Any) -> Any:
+    if result is None:
+        return None
+    try:
+        return to_jsonable_python(result, inf_nan_mode="strings", fallback=repr)
+    except (PydanticSerializationError, RecursionError, ValueError):
+        return repr(result)[:10_000]
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0][:500]
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name

@@ -1,0 +1,287 @@
+"""Every query on runs and their attempts. Each change of state is one statement that says from which state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Integer, Select, bindparam, literal_column, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch import rows, tables
+from service.batch.states import RunState
+from service.batch.tables import ACTIVE_SQL, CLAIMABLE_SQL, runs
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """A row to be inserted. With state `running` the node starts it at once."""
+
+    id: str
+    task: str
+    slot: datetime | None
+    origin: str
+    state: str
+    rank: int
+    catch_up: bool
+    due_at: datetime
+    created_at: datetime
+    exclusive: str | None = None
+    reason: str | None = None
+    params: dict[str, Any] | None = None
+    priority: int = 0
+    attempt: int = 0
+    node: str | None = None
+    fence: int = 0
+    requested_by: str | None = None
+    started_at: datetime | None = None
+    attempt_started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A run that this node works on now, under `fence`."""
+
+    id: str
+    task: str
+    slot: datetime | None
+    origin: str
+    params: dict[str, Any] | None
+    attempt: int
+    fence: int
+    created_at: datetime
+    attempt_started_at: datetime
+
+
+def claimed_from(new: NewRun) -> Claimed:
+    """The claim that goes with a row that was inserted as running."""
+    return Claimed(*(getattr(new, name) for name in Claimed.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one attempt ended, and the state that follows for its run."""
+
+    id: str
+    fence: int
+    state: RunState
+    outcome: str
+    number: int
+    node: str
+    task: str
+    started_at: datetime
+    ended_at: datetime
+    reason: str | None = None
+    result: Any = None
+    error: dict[str, Any] | None = None
+    due_at: datetime | None = None
+    rank: int | None = None
+    progress: tuple[int, int | None] | None = None
+
+
+@dataclass(frozen=True)
+class Active:
+    id: str
+    task: str
+    slot: datetime | None
+    state: str
+    origin: str
+    catch_up: bool
+
+
+CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
+NEW_COLUMNS = tuple(NewRun.__dataclass_fields__)
+
+
+async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]:
+    """Insert runs; a slot that has its run already is left alone. Returns the ids that went in."""
+    if not new:
+        return set()
+    kind = connection.dialect.name
+    conflict = "(task, slot) WHERE origin <> 'manual'"
+    statement = rows.insert_from(runs, NEW_COLUMNS, kind, conflict, "id").columns(runs.c.id)
+    result = await connection.execute(statement, {"rows": rows.encode(map(vars, new), kind)})
+    return set(result.scalars())
+
+
+async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:
+    """The active runs of these tasks, by task."""
+    kind = connection.dialect.name
+    columns = [runs.c[name] for name in Active.__dataclass_fields__]
+    listed = ", ".join(f"r.{c.name}" for c in columns)
+    wanted = rows.source([runs.c.task], kind)
+    statement = text(f"SELECT {listed} FROM batch_runs r JOIN {wanted} ON r.task = v.task WHERE r.{ACTIVE_SQL}")
+    parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
+    found: dict[str, list[Active]] = {}
+    for row in await connection.execute(statement.columns(*columns), parameter):
+        found.setdefault(row.task, []).append(Active(*row))
+    return found
+
+
+async def is_any_due(connection: AsyncConnection, now: datetime) -> bool:
+    statement: Select[Any] = (
+        select(literal_column("1")).select_from(runs).where(text(CLAIMABLE_SQL), runs.c.due_at <= now).limit(1)
+    )
+    return (await connection.execute(statement)).first() is not None
+
+
+@dataclass(frozen=True)
+class Head:
+    """A run that could be claimed: the first in the queue of its `exclusive`, or one of those that have none."""
+
+    id: str
+    task: str
+
+
+async def heads(
+    connection: AsyncConnection, queues: Iterable[tuple[str, str | None]], now: datetime, limit: int
+) -> list[Head]:
+    """The first `limit` runs of these (task, exclusive) that may start now: one of each `exclusive` that is free.
+
+    One probe of the queue's index for each value, so that a backlog of one task costs nothing and hides nobody.
+    """
+    kind = connection.dialect.name
+    wanted = rows.source([runs.c.task, runs.c.exclusive], kind)
+    due = f"{CLAIMABLE_SQL} AND due_at <= :now"
+    first = (
+        f"SELECT id FROM batch_runs q WHERE q.exclusive = v.exclusive AND {due} ORDER BY q.rank, q.due_at, q.id LIMIT 1"
+    )
+    taken = "SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND x.state = 'running'"
+    unbound = (
+        f"SELECT id FROM batch_runs f WHERE f.exclusive IS NULL AND {due} "
+        f"AND f.task IN (SELECT v.task FROM {wanted} WHERE v.exclusive IS NULL) "
+        "ORDER BY f.rank, f.due_at, f.id LIMIT :most"
+    )
+    statement = text(
+        f"SELECT r.id, r.task FROM batch_runs r WHERE r.id IN "
+        f"(SELECT ({first}) FROM {wanted} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({taken}) "
+        f"UNION ALL SELECT id FROM ({unbound}) AS unbound) "
+        "ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
+    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("most", type_=Integer()))
+    encoded = rows.encode(({"task": task, "exclusive": exclusive} for task, exclusive in queues), kind)
+    parameters = {"rows": encoded, "now": now, "most": limit}
+    found = await connection.execute(statement.columns(runs.c.id, runs.c.task), parameters)
+    return [Head(*row) for row in found]
+
+
+async def claim(connection: AsyncConnection, ids: Sequence[str], node: str, now: datetime) -> list[Claimed]:
+    """Take those of `ids` that are still to be had. An interrupted run goes on with the attempt it was in."""
+    if not ids:
+        return []
+    kind = connection.dialect.name
+    chosen = (
+        f"SELECT r.id FROM batch_runs r JOIN {rows.source([runs.c.id], kind)} ON r.id = v.id WHERE r.{CLAIMABLE_SQL}"
+    )
+    if kind == "postgresql":
+        chosen = f"id = ANY(ARRAY({chosen} ORDER BY r.id FOR UPDATE OF r SKIP LOCKED))"
+    else:
+        chosen = f"id IN ({chosen})"
+    statement = text(
+        "UPDATE batch_runs SET state = 'running', node = :node, fence = fence + 1, "
+        "attempt = attempt + CASE WHEN state = 'interrupted' THEN 0 ELSE 1 END, "
+        "started_at = coalesce(started_at, :now), attempt_started_at = :now, reason = NULL "
+        f"WHERE {chosen} RETURNING {', '.join(c.name for c in CLAIMED_COLUMNS)}"
+    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("node", type_=runs.c.node.type))
+    parameters = {"rows": rows.encode([{"id": i} for i in ids], kind), "node": node, "now": now}
+    return [Claimed(*row) for row in await connection.execute(statement.columns(*CLAIMED_COLUMNS), parameters)]
+
+
+async def held_by(connection: AsyncConnection, node: str) -> list[Claimed]:
+    """What the ledger says this node is running: after a COMMIT whose reply was lost, more than the node knows of."""
+    statement = select(*CLAIMED_COLUMNS).where(runs.c.node == node, runs.c.state == "running")
+    return [Claimed(*row) for row in await connection.execute(statement)]
+
+
+FINISH_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", "finished_at", "count", "total")
+ATTEMPT_COLUMNS = ("run", "fence", "number", "node", "started_at", "ended_at", "outcome", "error")
+
+
+async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Write how attempts ended. Returns those that bounced: another node holds their run now."""
+    if not outcomes:
+        return []
+    kind = connection.dialect.name
+    # The + keeps SQLite from driving the join by the index on state, which is quadratic.
+    running = "+batch_runs.state = 'running'" if kind == "sqlite" else "batch_runs.state = 'running'"
+    statement = text(
+        "UPDATE batch_runs SET state = v.state, reason = v.reason, result = v.result, finished_at = v.finished_at, "
+        "due_at = coalesce(v.due_at, batch_runs.due_at), rank = coalesce(v.rank, batch_runs.rank), "
+        "count = coalesce(v.count, batch_runs.count), total = coalesce(v.total, batch_runs.total) "
+        f"FROM {rows.source([runs.c[name] for name in FINISH_COLUMNS], kind)} "
+        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {running} RETURNING batch_runs.id"
+    )
+    encoded = rows.encode(map(_finish_row, outcomes), kind)
+    written = set((await connection.execute(statement.columns(runs.c.id), {"rows": encoded})).scalars())
+    ended = [_attempt_row(outcome) for outcome in outcomes if outcome.id in written]
+    await rows.insert(connection, tables.attempts, ATTEMPT_COLUMNS, ended, "(run, fence)")
+    if len(written) == len(outcomes):
+        return []
+    return await _bounced(connection, [outcome for outcome in outcomes if outcome.id not in written])
+
+
+def _finish_row(outcome: Outcome) -> dict[str, Any]:
+    row = {name: getattr(outcome, name, None) for name in FINISH_COLUMNS}
+    row["count"], row["total"] = outcome.progress or (None, None)
+    row["finished_at"] = None if outcome.due_at is not None else outcome.ended_at
+    return row
+
+
+def _attempt_row(outcome: Outcome) -> dict[str, Any]:
+    return {**{name: getattr(outcome, name, None) for name in ATTEMPT_COLUMNS}, "run": outcome.id}
+
+
+async def _bounced(connection: AsyncConnection, outcomes: list[Outcome]) -> list[Outcome]:
+    """Without those that are in the ledger already: the reply to their COMMIT was lost, not their lease."""
+    known = select(tables.attempts.c.run, tables.attempts.c.fence).where(
+        tables.attempts.c.run.in_([outcome.id for outcome in outcomes])
+    )
+    there = {tuple(row) for row in await connection.execute(known)}
+    return [outcome for outcome in outcomes if (outcome.id, outcome.fence) not in there]
+
+
+async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, Any]]) -> None:
+    """Write `count` and `total` of running runs."""
+    if not progress:
+        return
+    kind = connection.dialect.name
+    columns = [runs.c[name] for name in ("id", "fence", "count", "total")]
+    statement = text(
+        f"UPDATE batch_runs SET count = v.count, total = v.total FROM {rows.source(columns, kind)} "
+        "WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence"
+    )
+    await connection.execute(statement, {"rows": rows.encode(progress, kind)})
+
+
+LISTED = (
+    *("id", "task", "slot", "origin", "state", "reason", "attempt", "node"),
+    *("created_at", "started_at", "finished_at"),
+)
+
+
+def listing(
+    task: str | None = None,
+    state: str | None = None,
+    since: datetime | None = None,
+    limit: int = 50,
+    before: tuple[datetime, str] | None = None,
+) -> Select[Any]:
+    """Runs, newest first. `before` is the (created_at, id) of the last row of the page before."""
+    statement = select(*(runs.c[name] for name in LISTED)).order_by(runs.c.created_at.desc(), runs.c.id.desc())
+    if task is not None:
+        statement = statement.where(runs.c.task == task)
+    if state is not None:
+        statement = statement.where(runs.c.state == state)
+    if since is not None:
+        statement = statement.where(runs.c.created_at >= since)
+    if before is not None:
+        at, last = before
+        statement = statement.where((runs.c.created_at < at) | ((runs.c.created_at == at) & (runs.c.id < last)))
+    return statement.limit(limit)
+
+
+async def get(connection: AsyncConnection, run_id: str) -> dict[str, Any] | None:
+    row = (await connection.execute(select(runs).where(runs.c.id == run_id))).mappings().first()
+    return dict(row) if row is not None else None

@@ -1,0 +1,165 @@
+"""Every query on schedules and missed ranges: which slots are due, and what was decided about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock
+from service.batch import rows, tables
+from service.batch.planning import Range
+from service.batch.schedule import Schedule, schedule
+from service.batch.tables import missed, new_id, schedules, tasks
+
+
+@dataclass(frozen=True)
+class OpenSchedule:
+    """The schedule that a task has now, and up to where its slots were handled."""
+
+    id: str
+    task: str
+    cron: str
+    timezone: str
+    fired_until: datetime
+    paused_by: str | None
+
+    @property
+    def schedule(self) -> Schedule:
+        return schedule(self.cron, self.timezone)
+
+
+def _open() -> Select[Any]:
+    return (
+        select(
+            schedules.c.id,
+            schedules.c.task,
+            schedules.c.cron,
+            schedules.c.timezone,
+            schedules.c.fired_until,
+            tasks.c.paused_by,
+        )
+        .join(tasks, tasks.c.name == schedules.c.task)
+        .where(schedules.c.valid_until.is_(None))
+    )
+
+
+async def now_of(connection: AsyncConnection) -> datetime:
+    """The database's own time; a test's moved clock where there is one. SQLite's is this machine's."""
+    if connection.dialect.name != "postgresql" or clock.is_moved():
+        return clock.now()
+    at: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+    return at
+
+
+async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]:
+    """All of them, by task. Reads, locks nothing."""
+    return {row.task: OpenSchedule(*row) for row in await connection.execute(_open())}
+
+
+async def lock(connection: AsyncConnection, names: Iterable[str], wait: bool = False) -> list[OpenSchedule]:
+    """Lock and return the open schedules of these tasks, in the order of their ids, so that nobody deadlocks.
+
+    Without `wait` those that another node holds right now are left out. SQLite has one writer, which holds all.
+    """
+    kind = connection.dialect.name
+    wanted = text(f"SELECT v.task FROM {rows.source([schedules.c.task], kind)}").columns(schedules.c.task)
+    statement = _open().where(schedules.c.task.in_(wanted)).order_by(schedules.c.id)
+    statement = statement.with_for_update(of=schedules, skip_locked=not wait)
+    parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
+    return [OpenSchedule(*row) for row in await connection.execute(statement, parameter)]
+
+
+async def still_open(connection: AsyncConnection, names: set[str]) -> set[str]:
+    """Those of these tasks that have an open schedule, locked or not."""
+    return names & (await open_schedules(connection)).keys()
+
+
+async def move_cursors(connection: AsyncConnection, cursors: dict[str, datetime]) -> None:
+    """Set `fired_until` of these schedules (by id), which this transaction has locked."""
+    if not cursors:
+        return
+    kind = connection.dialect.name
+    columns = [schedules.c.id, schedules.c.fired_until]
+    statement = text(
+        f"UPDATE batch_schedules SET fired_until = v.fired_until FROM {rows.source(columns, kind)} "
+        "WHERE batch_schedules.id = v.id AND batch_schedules.fired_until < v.fired_until"
+    )
+    moved = [{"id": key, "fired_until": until} for key, until in cursors.items()]
+    await connection.execute(statement, {"rows": rows.encode(moved, kind)})
+
+
+async def record_missed(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, Range]], now: datetime) -> None:
+    """Write missed ranges. One that goes on where the task's last one ended, for the same reason, makes that longer."""
+    if not ranges:
+        return
+    newest = await _newest_missed(connection, [row.task for row, _ in ranges])
+    fresh = []
+    for row, found in ranges:
+        last = newest.get(row.task)
+        if last is not None and last.reason == found.reason and last.last_slot == row.schedule.previous(found.first):
+            longer = update(missed).where(missed.c.id == last.id)
+            await connection.execute(longer.values(last_slot=found.last, count=missed.c.count + found.count))
+        else:
+            fresh.append(_missed_row(row.task, found, now))
+    await rows.insert(connection, missed, tuple(missed.c.keys()), fresh)
+
+
+def _missed_row(task: str, found: Range, now: datetime) -> dict[str, Any]:
+    return {
+        "id": new_id(),
+        "task": task,
+        "first_slot": found.first,
+        "last_slot": found.last,
+        "count": found.count,
+        "reason": found.reason,
+        "created_at": now,
+    }
+
+
+async def _newest_missed(connection: AsyncConnection, names: list[str]) -> dict[str, Any]:
+    kind = connection.dialect.name
+    columns = [missed.c.id, missed.c.task, missed.c.reason, missed.c.last_slot]
+    newest = "SELECT x.id FROM batch_missed x WHERE x.task = v.task ORDER BY x.last_slot DESC LIMIT 1"
+    statement = text(
+        "SELECT m.id, m.task, m.reason, m.last_slot FROM batch_missed m "
+        f"WHERE m.id IN (SELECT ({newest}) FROM {rows.source([missed.c.task], kind)})"
+    ).columns(*columns)
+    parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
+    return {row.task: row for row in await connection.execute(statement, parameter)}
+
+
+async def open_schedule(connection: AsyncConnection, task: str, new: Schedule, node: str, now: datetime) -> None:
+    """Give a task without an open schedule this one; its slots count from now on."""
+    row = {
+        "id": new_id(),
+        "task": task,
+        "cron": new.cron,
+        "timezone": new.timezone,
+        "valid_from": now,
+        "node": node,
+        "fired_until": now,
+    }
+    await rows.insert(connection, schedules, tuple(row), [row], "(task) WHERE valid_until IS NULL")
+    statement = update(tasks).where(tasks.c.name == task, tasks.c.accounted_from.is_(None))
+    await connection.execute(statement.values(accounted_from=now))
+
+
+async def close_schedule(connection: AsyncConnection, schedule_id: str, now: datetime) -> None:
+    statement = update(schedules).where(schedules.c.id == schedule_id, schedules.c.valid_until.is_(None))
+    await connection.execute(statement.values(valid_until=now))
+
+
+async def history(connection: AsyncConnection, task: str) -> list[dict[str, Any]]:
+    """The schedules that a task has had, oldest first."""
+    statement = select(tables.schedules).where(schedules.c.task == task).order_by(schedules.c.valid_from)
+    return [dict(row) for row in (await connection.execute(statement)).mappings()]
+
+
+async def missed_ranges(connection: AsyncConnection, task: str) -> list[dict[str, Any]]:
+    statement = select(missed).where(missed.c.task == task).order_by(missed.c.first_slot)
+    return [dict(row) for row in (await connection.execute(statement)).mappings()]

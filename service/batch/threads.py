@@ -1,0 +1,104 @@
+"""Threads for sync runs: daemon threads of our own, so that none of them can keep the process alive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+Work = tuple["Future[Any]", Callable[[], Any]]
+
+
+class Threads:
+    """At most `limit` calls at once. A hung one is abandoned: it loses its place, and a new thread takes over.
+
+    At most `limit` threads are abandoned at a time; beyond that their places stay taken.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._busy = 0
+        self._abandoned: set[Future[Any]] = set()
+
+    @property
+    def free(self) -> int:
+        """How many more calls would start at once."""
+        return max(0, self._limit - self._busy)
+
+    def submit(self, call: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Start `call` in a thread, with this context's variables."""
+        future: Future[Any] = Future()
+        context = contextvars.copy_context()
+        with self._lock:
+            self._busy += 1
+            if self._busy > self._threads:
+                self._threads += 1
+                threading.Thread(target=self._serve, name=f"batch-run-{self._threads}", daemon=True).start()
+        self._work.put((future, lambda: context.run(call, *args)))
+        return future
+
+    async def run(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Await `call` in a thread. If this is cancelled the thread goes on by itself, and is abandoned."""
+        future = self.submit(call, *args)
+        try:
+            return await asyncio.wrap_future(_shielded(future))
+        except asyncio.CancelledError:
+            self._abandon(future)
+            raise
+
+    def _abandon(self, future: Future[Any]) -> None:
+        with self._lock:
+            if not future.done() and len(self._abandoned) < self._limit:
+                self._abandoned.add(future)
+                self._busy -= 1
+                self._threads -= 1
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            future, call = work
+            try:
+                result = call()
+            except BaseException as error:  # noqa: BLE001 - the attempt's boundary in a thread: the future has it
+                _settle(future, error=error)
+            else:
+                _settle(future, result=result)
+            del call, work
+            with self._lock:
+                if future in self._abandoned:
+                    self._abandoned.discard(future)
+                    return
+                self._busy -= 1
+
+    def close(self) -> None:
+        """Let idle threads end. Hung ones are daemons, and end with the process."""
+        for _ in range(self._threads):
+            self._work.put(None)
+
+
+def _shielded(future: Future[Any]) -> Future[Any]:
+    """A copy that may be cancelled without touching the original."""
+    copy: Future[Any] = Future()
+
+    def settle(done: Future[Any]) -> None:
+        if copy.set_running_or_notify_cancel():
+            error = done.exception()
+            copy.set_exception(error) if error is not None else copy.set_result(done.result())
+
+    future.add_done_callback(settle)
+    return copy
+
+
+def _settle(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
+    if isinstance(error, StopIteration):  # a future can't carry one
+        error = RuntimeError(f"run() raised StopIteration({error})")
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
