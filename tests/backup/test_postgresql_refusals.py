@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import make_url
+
+from service.backup import create_backup
+from service.errors import BackupError
+from tests.backup.contents import connected, copies, execute, until
+
+
+@pytest.fixture
+async def role(database: str) -> AsyncIterator[str]:
+    """The same database, as a role that may make tables there, and nothing else."""
+    name = f"batch_{uuid4().hex}"
+    async with connected(database) as connection:
+        await connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'; CREATE SCHEMA own AUTHORIZATION {name}")
+        yield make_url(database).set(username=name, password="secret").render_as_string(hide_password=False)
+        await connection.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+async def waits_for_a_lock(url: str) -> bool:
+    async with connected(url) as connection:
+        return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+
+async def test_forced_row_security_never_hides_rows(
+    role: str, database: str, use_database: Callable[[str], None], tmp_path: Path
+) -> None:
+    await execute(
+        role,
+        "CREATE TABLE own.secrets (id int); INSERT INTO own.secrets VALUES (1), (2)",
+        "ALTER TABLE own.secrets ENABLE ROW LEVEL SECURITY; ALTER TABLE own.secrets FORCE ROW LEVEL SECURITY",
+    )
+    use_database(role)
+    with pytest.raises(BackupError, match=r"row-level security.*BYPASSRLS") as caught:
+        await create_backup(tmp_path / "backups")
+    assert ":secret@" not in caught.value.message
+    assert list((tmp_path / "backups").iterdir()) == []
+    use_database(database)
+    assert copies(await create_backup(tmp_path / "backups")) == {"own.secrets": b"1\n2\n"}
+
+
+async def test_a_table_that_the_role_may_not_read_is_an_error(
+    role: str, database: str, use_database: Callable[[str], None], tmp_path: Path
+) -> None:
+    await execute(database, "CREATE TABLE not_yours (id int)")
+    use_database(role)
+    with pytest.raises(BackupError, match=r"permission denied for table not_yours. A backup needs a role"):
+        await create_backup(tmp_path / "backups")
+
+
+async def test_large_objects_are_refused(database: str, tmp_path: Path) -> None:
+    await execute(database, "CREATE TABLE t (id int)", "SELECT lo_from_bytea(0, 'large')")
+    with pytest.raises(BackupError, match=r"holds large objects"):
+        await create_backup(tmp_path / "backups")
+
+
+async def test_a_database_without_a_table_is_an_error(database: str, tmp_path: Path) -> None:
+    with pytest.raises(BackupError, match=r"there is no table in the database postgresql\+asyncpg://.*DATABASE_URL"):
+        await create_backup(tmp_path / "backups")
+
+
+@pytest.mark.parametrize(
+    ("migration", "expected"),
+    [
+        ("TRUNCATE t; INSERT INTO t VALUES (2)", {"public.t": b"2\n"}),
+        ("LOCK t; CREATE TABLE made AS SELECT 3 AS id", {"public.t": b"1\n", "public.made": b"3\n"}),
+        ("ALTER TABLE t ADD more int DEFAULT 4", {"public.t": b"1\t4\n"}),
+        ("CREATE TABLE made AS TABLE t; DROP TABLE t", {"public.made": b"1\n"}),
+    ],
+)
+async def test_a_migration_that_is_under_way_is_in_the_backup_whole(
+    database: str, tmp_path: Path, migration: str, expected: dict[str, bytes]
+) -> None:
+    await execute(database, "CREATE TABLE t AS SELECT 1 AS id")
+    async with connected(database) as connection, connection.transaction():
+        await connection.execute(migration)
+        backup = asyncio.create_task(create_backup(tmp_path / "backups"))
+        await until(lambda: waits_for_a_lock(database))
+    assert copies(await backup) == expected
+
+
+async def test_a_cancel_is_heard_while_the_server_is_waited_for(database: str, tmp_path: Path) -> None:
+    await execute(database, "CREATE TABLE t (id int)")
+    async with connected(database) as connection, connection.transaction():
+        await connection.execute("LOCK t")
+        backup = asyncio.create_task(create_backup(tmp_path / "backups"))
+        await until(lambda: waits_for_a_lock(database))
+        backup.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(20):
+                await backup
+        assert list((tmp_path / "backups").iterdir()) == []
+
+
+async def test_a_connection_lost_midway_leaves_nothing_and_names_the_database(database: str, tmp_path: Path) -> None:
+    await execute(database, "CREATE TABLE t (id int)")
+    async with connected(database) as connection, connection.transaction():
+        await connection.execute("LOCK t")
+        backup = asyncio.create_task(create_backup(tmp_path / "backups"))
+        await until(lambda: waits_for_a_lock(database))
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'batch/backup' AND datname = current_database()"
+        )
+        with pytest.raises(BackupError, match=r"could not be backed up: .*terminating connection"):
+            await backup
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+async def test_a_server_that_cannot_be_reached_is_an_error_without_the_password(
+    use_database: Callable[[str], None], tmp_path: Path
+) -> None:
+    use_database(f"postgresql+asyncpg://me:secret@/app?host={tmp_path}&password=secret")
+    with pytest.raises(BackupError, match=r"could not be backed up: .*Look at DATABASE_URL and the server") as caught:
+        await create_backup(tmp_path / "backups")
+    assert "secret" not in caught.value.message
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+async def test_a_wrong_name_of_the_database_is_an_error_that_says_so(
+    database: str, use_database: Callable[[str], None], tmp_path: Path
+) -> None:
+    use_database(make_url(database).set(database="nowhere").render_as_string(hide_password=False))
+    with pytest.raises(BackupError, match='database "nowhere" does not exist'):
+        await create_backup(tmp_path / "backups")
+
+
+async def test_no_connection_stays_open(database: str, tmp_path: Path) -> None:
+    await execute(database, "CREATE TABLE t (id int)")
+    await create_backup(tmp_path / "backups")
+    async with connected(database) as connection:
+
+        async def none_is_left() -> bool:
+            return not await connection.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+        await until(none_is_left)
