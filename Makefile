@@ -19,7 +19,7 @@ INTO = --quiet --disable-pip-version-check --no-compile
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check bench format lock clean
+.PHONY: help install serve tools test check bench format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -29,20 +29,20 @@ install: $(RUNTIME) ## what `serve` needs, in .venv
 serve: install ## run the service; HOST and PORT are passed on
 	@exec .venv/bin/batch serve
 
-dev: $(DEV) ## what the targets below need, in .venv
+tools: $(DEV) ## what the targets below need, in .venv
 
-test: dev ## every test
+test: tools ## every test
 	.venv/bin/pytest
 
-check: dev ## lint, formatting, types
+check: tools ## lint, formatting, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict service tasks
 
-bench: dev ## every bench/*.py in turn
+bench: tools ## every bench/*.py in turn
 	@set -e; for script in bench/*.py; do echo "== $$script"; .venv/bin/python "$$script"; done
 
-format: dev ## let ruff put the code right
+format: tools ## let ruff put the code right
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 

@@ -98,14 +98,14 @@ class BatchService:
 
     async def _fire(self, stack: AsyncExitStack) -> None:
         dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
-        schedules = Schedules(self.ledger, self.tasks, self.node.id, dispatcher.notify, self._settings.LEASE_SECONDS)
-        await schedules.open()
+        self.schedules = Schedules(self.ledger, self.tasks, self.node.id, dispatcher.notify, self._settings.LEASE_SECONDS)
+        await self.schedules.open()
         dispatcher.start()
         stack.push_async_callback(dispatcher.stop)
         self.scheduler = scheduler.create_scheduler(dispatcher.notify)
-        await schedules.follow(self.scheduler)
-        schedules.start(self.scheduler)
-        stack.push_async_callback(schedules.stop)
+        await self.schedules.follow(self.scheduler)
+        self.schedules.start(self.scheduler)
+        stack.push_async_callback(self.schedules.stop)
         scheduler.start_scheduler(self.scheduler)
         stack.callback(scheduler.stop_scheduler, self.scheduler)
         for name, task in self.tasks.items():

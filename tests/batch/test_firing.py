@@ -1,0 +1,247 @@
+"""Due slots become runs and missed ranges, in one transaction, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from service import clock
+from service.batch import catalog, slots, tables
+from service.batch.firing import Room
+from service.batch.policies import Missed
+from service.batch.registry import Task
+from service.batch.tables import new_id
+from service.database.engine import Database
+from tests.batch.ledger_world import NODE, fire, know, make_task, rows
+
+START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def minutes(n: float) -> datetime:
+    return START + n * MINUTE
+
+
+@pytest.fixture(autouse=True)
+def still_clock() -> object:
+    with clock.moved(START):
+        yield
+
+
+async def test_a_new_task_starts_now(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick"))
+    await fire(ledger, loaded, START)
+    assert await rows(ledger) == []
+    (task,) = await rows(ledger, tables.tasks)
+    assert task["accounted_from"] == START
+
+
+async def test_a_due_slot_becomes_one_queued_run_and_moves_the_cursor(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick"))
+    await fire(ledger, loaded, minutes(0.6))
+    (run,) = await rows(ledger)
+    assert (run["slot"], run["state"], run["origin"]) == (minutes(0.5), "queued", "schedule")
+    (schedule,) = await rows(ledger, tables.schedules)
+    assert schedule["fired_until"] == minutes(0.6)
+
+
+async def test_firing_twice_for_one_instant_makes_no_second_run(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick"))
+    await fire(ledger, loaded, minutes(0.6))
+    await fire(ledger, loaded, minutes(0.6))
+    await fire(ledger, loaded, minutes(0.1))
+    assert len(await rows(ledger)) == 1
+
+
+async def test_a_slot_that_has_a_row_already_is_left_alone(ledger: Database) -> None:
+    """The cursor was set back by hand: the unique index holds."""
+    loaded = await know(ledger, make_task("tick"))
+    await fire(ledger, loaded, minutes(0.6))
+    async with ledger.engine.begin() as connection:
+        await connection.execute(tables.schedules.update().values(fired_until=START))
+    fired = await fire(ledger, loaded, minutes(0.7), Room(5, 5))
+    assert fired.claimed == []
+    assert [run["state"] for run in await rows(ledger)] == ["queued"]
+
+
+async def test_with_room_a_run_is_inserted_as_running_under_its_first_fence(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("a"), make_task("b"))
+    fired = await fire(ledger, loaded, minutes(0.6), Room(1, 0))
+    assert len(fired.claimed) == 1
+    found = {run["state"]: run for run in await rows(ledger)}
+    running = found["running"]
+    assert (running["node"], running["fence"], running["attempt"], running["started_at"]) == (NODE, 1, 1, minutes(0.6))
+    assert (found["queued"]["node"], found["queued"]["fence"]) == (None, 0)
+    assert fired.claimed[0].id == running["id"]
+
+
+async def test_a_sync_task_needs_a_thread_to_start_at_once(ledger: Database) -> None:
+    def sync(self: object) -> None: ...
+
+    loaded = await know(ledger, make_task("threaded", run=sync))
+    assert (await fire(ledger, loaded, minutes(0.6), Room(5, 0))).claimed == []
+
+
+async def test_while_a_run_is_active_the_next_slot_is_skipped_with_the_reason(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick"))
+    await fire(ledger, loaded, minutes(0.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(1.6), Room(5, 5))
+    first, second = sorted(await rows(ledger), key=lambda run: run["slot"])
+    assert (first["state"], second["state"]) == ("running", "skipped")
+    assert second["reason"] == f"run {first['id']} of slot 2026-03-10 12:01:00 UTC was still running"
+    assert second["finished_at"] == minutes(1.6)
+
+
+async def test_allow_runs_overlapping_slots(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick", overlap="allow"))
+    await fire(ledger, loaded, minutes(0.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(1.6), Room(5, 5))
+    assert [run["state"] for run in await rows(ledger)] == ["running", "running"]
+
+
+@pytest.mark.parametrize(("policy", "ran", "missed"), [("skip", 0, 9), ("once", 1, 8), ("all", 9, 0)])
+async def test_downtime_follows_the_missed_policy(ledger: Database, policy: str, ran: int, missed: int) -> None:
+    loaded = await know(ledger, make_task("tick", missed=Missed(policy)))
+    await fire(ledger, loaded, minutes(10))
+    caught_up = [run for run in await rows(ledger) if run["catch_up"]]
+    assert len(caught_up) == ran
+    assert sum(found["count"] for found in await rows(ledger, tables.missed)) == missed
+    (on_time,) = [run for run in await rows(ledger) if not run["catch_up"]]
+    assert on_time["slot"] == minutes(9.5)
+
+
+async def test_a_catch_up_does_not_block_the_slot_of_today(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick", missed=Missed("all")))
+    await fire(ledger, loaded, minutes(10))
+    await fire(ledger, loaded, minutes(10.6))
+    states = {run["slot"]: run["state"] for run in await rows(ledger) if not run["catch_up"]}
+    assert states[minutes(9.5)] == "queued"
+    assert states[minutes(10.5)] == "skipped"  # because of that one, not of the catch-up before it
+
+
+async def test_a_long_downtime_grows_one_range(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick", "* * * * * *", missed="skip"))
+    await fire(ledger, loaded, START + timedelta(hours=4))
+    (found,) = await rows(ledger, tables.missed)
+    assert found["count"] == 4 * 3600 - 60
+    assert (found["first_slot"], found["last_slot"]) == (
+        START + timedelta(seconds=1),
+        START + timedelta(hours=4) - MINUTE,
+    )
+    assert len(await rows(ledger)) == 60
+
+
+async def test_a_pause_is_one_range_that_grows_and_never_a_catch_up(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick", missed="all"))
+    with clock.moved(minutes(0.6)):
+        async with ledger.engine.begin() as connection:
+            await catalog.pause(connection, "tick", "ann", loaded)
+    await fire(ledger, loaded, minutes(5))
+    await fire(ledger, loaded, minutes(9))
+    (found,) = await rows(ledger, tables.missed)
+    assert (found["count"], found["reason"], found["first_slot"]) == (8, "paused by ann", minutes(1.5))
+    with clock.moved(minutes(9.6)):
+        async with ledger.engine.begin() as connection:
+            await catalog.resume(connection, "tick", loaded)
+    await fire(ledger, loaded, minutes(10.6))
+    (found,) = await rows(ledger, tables.missed)
+    assert found["count"] == 9
+    assert [run["slot"] for run in await rows(ledger)] == [minutes(0.5), minutes(10.5)]
+
+
+async def test_a_changed_schedule_handles_the_old_slots_first(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick", missed="all"))
+    with clock.moved(minutes(3)):
+        changed = {"tick": Task(**{**vars(loaded["tick"]), "schedule": make_task("other", "0 * * * *").schedule})}
+        async with ledger.engine.begin() as connection:
+            await catalog.set_schedules(connection, {"tick": changed["tick"].schedule}, changed, NODE)
+    assert [run["slot"] for run in await rows(ledger)] == [minutes(n) for n in (0.5, 1.5, 2.5)]
+    async with ledger.engine.connect() as connection:
+        old, new = await slots.history(connection, "tick")
+    assert (old["cron"], old["valid_until"], old["fired_until"]) == ("* * * * *", minutes(3), minutes(3))
+    assert (new["cron"], new["valid_from"], new["valid_until"]) == ("0 * * * *", minutes(3), None)
+
+
+async def test_an_unchanged_schedule_writes_no_new_row(ledger: Database) -> None:
+    task = make_task("tick")
+    await know(ledger, task)
+    await know(ledger, task, node=new_id())
+    assert len(await rows(ledger, tables.schedules)) == 1
+
+
+async def test_thousands_of_tasks_fire_in_one_transaction(ledger: Database) -> None:
+    """Beyond asyncpg's 32,767 arguments, had each value one."""
+    tasks = [make_task(f"t{i}") for i in range(3_000)]
+    loaded = await know(ledger, *tasks)
+    fired = await fire(ledger, loaded, minutes(0.6), Room(5_000, 0))
+    assert len(fired.claimed) == 3_000
+    assert len(await rows(ledger, state="running")) == 3_000
+
+
+async def test_two_dispatchers_in_opposite_order_never_deadlock(ledger: Database, database_url: str) -> None:
+    tasks = [make_task(f"t{i}") for i in range(40)]
+    loaded = await know(ledger, *tasks)
+    backwards = dict(reversed(loaded.items()))
+    other = Database(database_url, setting="LEDGER_URL")
+    for n in range(100):
+        now = minutes(n + 0.6)
+        await asyncio.gather(fire(ledger, loaded, now), fire(other, backwards, now, node=new_id()))
+        # What one left to the other because it was locked is due still; both have let go by now.
+        await fire(ledger, loaded, now)
+    await other.dispose()
+    found = await rows(ledger)
+    assert len({(run["task"], run["slot"]) for run in found}) == len(found) == 40 * 100
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite's one writer waits instead
+async def test_a_schedule_that_another_node_is_firing_is_looked_at_again(ledger: Database, database_url: str) -> None:
+    loaded = await know(ledger, make_task("tick"))
+    other = Database(database_url, setting="LEDGER_URL")
+    async with other.engine.begin() as holding:
+        await slots.lock(holding, ["tick"])
+        fired = await fire(ledger, loaded, minutes(0.6))
+        assert list(fired.again) == ["tick"]
+        assert await rows(ledger) == []
+    await other.dispose()
+    await fire(ledger, loaded, minutes(0.6))
+    assert len(await rows(ledger)) == 1
+
+
+async def test_a_slot_asked_for_too_early_is_asked_for_again_at_its_time(ledger: Database) -> None:
+    """This machine's clock is ahead of the database's."""
+    loaded = await know(ledger, make_task("tick"))
+    fired = await fire(ledger, loaded, minutes(0.5) - timedelta(milliseconds=30))
+    assert fired.again == {"tick": minutes(0.5)}
+
+
+async def test_a_task_whose_file_is_gone_is_closed_with_a_range_and_keeps_its_history(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("gone"), make_task("kept"))
+    await fire(ledger, loaded, minutes(0.6))
+    with clock.moved(minutes(5)):
+        async with ledger.engine.begin() as connection:
+            assert await catalog.remove_gone(connection, ["kept"], lease_seconds=30) == ["gone"]
+            assert await catalog.remove_gone(connection, ["kept"], lease_seconds=30) == []
+    (found,) = await rows(ledger, tables.missed)
+    assert (found["task"], found["count"], found["reason"]) == ("gone", 4, "its file is gone")
+    assert len(await rows(ledger, task="gone")) == 1
+    await fire(ledger, loaded, minutes(9))
+    assert len(await rows(ledger, task="gone")) == 1
+    with clock.moved(minutes(10)):
+        await know(ledger, loaded["gone"])
+    (task,) = await rows(ledger, tables.tasks, name="gone")
+    assert task["removed_at"] is None
+    await fire(ledger, loaded, minutes(10.6))
+    assert len(await rows(ledger, task="gone")) == 2
+
+
+async def test_a_task_that_another_live_node_has_is_not_gone(ledger: Database) -> None:
+    await know(ledger, make_task("theirs"))
+    row = {"id": new_id(), "host": "h", "pid": 1, "version": "1", "started_at": START, "draining": False}
+    async with ledger.engine.begin() as connection:
+        await connection.execute(tables.nodes.insert().values(**row, seen_at=minutes(5), tasks=["theirs"]))
+        with clock.moved(minutes(5.2)):
+            assert await catalog.remove_gone(connection, [], lease_seconds=30) == []
+        with clock.moved(minutes(6)):
+            assert await catalog.remove_gone(connection, [], lease_seconds=30) == ["theirs"]

@@ -1,0 +1,244 @@
+"""Claiming and finishing: one statement each, which says from which state."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
+
+from service.batch import runs, tables
+from service.batch.runs import Claimed, NewRun, Outcome
+from service.batch.states import FINAL, TRANSITIONS, Origin, Rank, RunState
+from service.batch.tables import new_id
+from service.database.engine import Database
+from tests.batch.ledger_world import NODE, rows
+
+NOW = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
+
+
+def new(task: str = "t", **changes: object) -> NewRun:
+    base = NewRun(
+        id=new_id(),
+        task=task,
+        slot=None,
+        origin=Origin.MANUAL,
+        state=RunState.QUEUED,
+        rank=Rank.MANUAL,
+        catch_up=False,
+        due_at=NOW,
+        created_at=NOW,
+        exclusive=task,
+    )
+    return replace(base, **changes)
+
+
+async def insert(ledger: Database, *many: NewRun) -> set[str]:
+    async with ledger.engine.begin() as connection:
+        return await runs.insert(connection, many)
+
+
+async def claim(ledger: Database, *queues: tuple[str, str | None], limit: int = 10, node: str = NODE) -> list[Claimed]:
+    async with ledger.engine.begin() as connection:
+        heads = await runs.heads(connection, queues, NOW, limit)
+        return await runs.claim(connection, [head.id for head in heads], node, NOW)
+
+
+def ending(claimed: Claimed, state: RunState = RunState.SUCCEEDED, **changes: object) -> Outcome:
+    at = NOW + timedelta(seconds=5)
+    outcome = Outcome(claimed.id, claimed.fence, state, state, claimed.attempt, NODE, claimed.task, NOW, at)
+    return replace(outcome, **changes)
+
+
+async def finish(ledger: Database, *outcomes: Outcome) -> list[Outcome]:
+    async with ledger.engine.begin() as connection:
+        return await runs.finish(connection, outcomes)
+
+
+async def test_two_queued_runs_of_one_task_never_stall_claiming(ledger: Database) -> None:
+    first, second, other = new(), new(), new("other")
+    await insert(ledger, first, second, other)
+    queues = (("t", "t"), ("other", "other"))
+    assert {one.id for one in await claim(ledger, *queues)} == {first.id, other.id}
+    assert await claim(ledger, *queues) == []
+    await finish(ledger, *[ending(one) for one in await held(ledger)])
+    assert [one.id for one in await claim(ledger, *queues)] == [second.id]
+
+
+async def held(ledger: Database) -> list[Claimed]:
+    async with ledger.engine.connect() as connection:
+        return await runs.held_by(connection, NODE)
+
+
+async def test_a_backlog_of_one_task_hides_nobody(ledger: Database) -> None:
+    backlog = [new("big", rank=Rank.CATCH_UP, due_at=NOW - timedelta(hours=1)) for _ in range(2_000)]
+    await insert(ledger, *backlog, new("small"))
+    claimed = await claim(ledger, ("big", "big"), ("small", "small"), limit=2)
+    assert {one.task for one in claimed} == {"big", "small"}
+
+
+async def test_a_node_claims_only_tasks_that_it_has_loaded(ledger: Database) -> None:
+    await insert(ledger, new("mine"), new("theirs"), new("free", exclusive=None), new("unknown", exclusive=None))
+    claimed = await claim(ledger, ("mine", "mine"), ("free", None))
+    assert {one.task for one in claimed} == {"mine", "free"}
+
+
+async def test_the_order_is_interrupted_then_on_time_then_manual_then_catch_up(ledger: Database) -> None:
+    wanted = [Rank.INTERRUPTED, Rank.ON_TIME, Rank.MANUAL, Rank.CATCH_UP]
+    queue = [new(rank=rank) for rank in reversed(wanted)]
+    await insert(ledger, *queue)
+    order = []
+    while claimed := await claim(ledger, ("t", "t")):
+        order += claimed
+        await finish(ledger, *[ending(one) for one in claimed])
+    ranks = {run.id: run.rank for run in queue}
+    assert [ranks[one.id] for one in order] == wanted
+
+
+async def test_where_room_is_short_the_higher_priority_goes_first(ledger: Database) -> None:
+    await insert(ledger, new("low", priority=-5), new("high", priority=5), new("plain"))
+    (claimed,) = await claim(ledger, ("low", "low"), ("high", "high"), ("plain", "plain"), limit=1)
+    assert claimed.task == "high"
+
+
+async def test_a_run_that_is_not_due_yet_waits(ledger: Database) -> None:
+    await insert(ledger, new(due_at=NOW + timedelta(microseconds=1)))
+    assert await claim(ledger, ("t", "t")) == []
+    async with ledger.engine.connect() as connection:
+        assert not await runs.is_any_due(connection, NOW)
+        assert await runs.is_any_due(connection, NOW + timedelta(seconds=1))
+
+
+async def test_claiming_raises_the_fence_and_counts_the_attempt(ledger: Database) -> None:
+    await insert(ledger, new())
+    (first,) = await claim(ledger, ("t", "t"))
+    assert (first.fence, first.attempt) == (1, 1)
+    retry = ending(first, RunState.RETRYING, due_at=NOW, outcome="failed")
+    assert await finish(ledger, retry) == []
+    (second,) = await claim(ledger, ("t", "t"))
+    assert (second.fence, second.attempt) == (2, 2)
+
+
+async def test_an_interrupted_run_goes_on_with_its_attempt(ledger: Database) -> None:
+    await insert(ledger, new())
+    (first,) = await claim(ledger, ("t", "t"))
+    await finish(ledger, ending(first, RunState.INTERRUPTED, due_at=NOW, rank=Rank.INTERRUPTED))
+    (run,) = await rows(ledger)
+    assert (run["state"], run["finished_at"], run["rank"]) == ("interrupted", None, Rank.INTERRUPTED)
+    (again,) = await claim(ledger, ("t", "t"))
+    assert (again.fence, again.attempt) == (2, 1)
+    await finish(ledger, ending(again))
+    attempts = await rows(ledger, tables.attempts)
+    assert [(a["fence"], a["number"], a["outcome"]) for a in attempts] == [(1, 1, "interrupted"), (2, 1, "succeeded")]
+
+
+async def test_many_nodes_claiming_at_once_get_each_run_once(ledger: Database, database_url: str) -> None:
+    await insert(ledger, *[new(f"t{i}") for i in range(200)], *[new("free", exclusive=None) for _ in range(200)])
+    queues = [*((f"t{i}", f"t{i}") for i in range(200)), ("free", None)]
+    others = [Database(database_url, setting="LEDGER_URL") for _ in range(4)]
+
+    async def work(database: Database) -> list[Claimed]:
+        taken: list[Claimed] = []
+        for _ in range(30):
+            taken += await claim(database, *queues, limit=20, node=new_id())
+        return taken
+
+    taken = [one.id for part in await asyncio.gather(*map(work, others)) for one in part]
+    await asyncio.gather(*(one.dispose() for one in others))
+    assert len(taken) == len(set(taken)) == 400
+
+
+async def test_two_running_runs_of_one_exclusive_are_refused_by_the_database(ledger: Database) -> None:
+    await insert(ledger, new(state=RunState.RUNNING))
+    with pytest.raises(IntegrityError):
+        await insert(ledger, new(state=RunState.RUNNING))
+
+
+async def test_an_outcome_is_written_with_its_attempt(ledger: Database) -> None:
+    await insert(ledger, new())
+    (claimed,) = await claim(ledger, ("t", "t"))
+    error = {"type": "ValueError", "message": "no", "traceback": "…"}
+    failed = ending(claimed, RunState.FAILED, reason="ValueError: no", error=error, result={"a": [1, None, "x"]})
+    assert await finish(ledger, failed) == []
+    (run,) = await rows(ledger)
+    assert (run["state"], run["reason"], run["result"]) == ("failed", "ValueError: no", {"a": [1, None, "x"]})
+    assert run["finished_at"] == NOW + timedelta(seconds=5)
+    (attempt,) = await rows(ledger, tables.attempts)
+    assert (attempt["number"], attempt["outcome"], attempt["error"]) == (1, "failed", error)
+    assert (attempt["started_at"], attempt["ended_at"]) == (NOW, NOW + timedelta(seconds=5))
+
+
+@pytest.mark.parametrize("result", ["text", "1", 7, 2.5, True, [], {}, ["ü", {"k": "v"}], None])
+async def test_a_result_comes_back_as_it_was(ledger: Database, result: object) -> None:
+    await insert(ledger, new())
+    (claimed,) = await claim(ledger, ("t", "t"))
+    await finish(ledger, ending(claimed, result=result))
+    (run,) = await rows(ledger)
+    assert run["result"] == result
+
+
+async def test_text_that_postgresql_cannot_hold_does_not_hold_up_the_group(ledger: Database) -> None:
+    await insert(ledger, new("a"), new("b"))
+    one, two = await claim(ledger, ("a", "a"), ("b", "b"))
+    bad = ending(one, RunState.FAILED, reason="nul \0 and half \ud800 a pair", result={"k\0": "\udfff \\u0000"})
+    assert await finish(ledger, bad, ending(two)) == []
+    states = {run["task"]: run["state"] for run in await rows(ledger)}
+    assert states == {one.task: "failed", two.task: "succeeded"}
+
+
+async def test_a_write_under_an_older_fence_bounces_and_changes_nothing(ledger: Database) -> None:
+    await insert(ledger, new())
+    (old,) = await claim(ledger, ("t", "t"))
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).values(fence=2, node=new_id()))
+    late = ending(old)
+    assert await finish(ledger, late) == [late]
+    (run,) = await rows(ledger)
+    assert run["state"] == "running"
+    assert await rows(ledger, tables.attempts) == []
+
+
+async def test_the_same_outcome_twice_is_not_a_lost_lease(ledger: Database) -> None:
+    """The reply to a COMMIT was lost, so the group is written again."""
+    await insert(ledger, new("a"), new("b"))
+    one, two = await claim(ledger, ("a", "a"), ("b", "b"))
+    await finish(ledger, ending(one))
+    assert await finish(ledger, ending(one), ending(two)) == []
+    assert len(await rows(ledger, tables.attempts)) == 2
+
+
+async def test_a_final_state_is_never_left(ledger: Database) -> None:
+    await insert(ledger, new())
+    (claimed,) = await claim(ledger, ("t", "t"))
+    await finish(ledger, ending(claimed))
+    await finish(ledger, ending(claimed, RunState.FAILED))
+    (run,) = await rows(ledger)
+    assert run["state"] == "succeeded"
+    assert all(TRANSITIONS[state] == frozenset() for state in FINAL)
+
+
+async def test_large_groups_are_not_quadratic(ledger: Database) -> None:
+    """The statement shape that took minutes at this size took the index on state for the join."""
+    await insert(ledger, *[new("free", exclusive=None) for _ in range(20_000)])
+    claimed = await claim(ledger, ("free", None), limit=20_000)
+    assert len(claimed) == 20_000
+    async with asyncio.timeout(30):
+        assert await finish(ledger, *[ending(one) for one in claimed]) == []
+
+
+async def test_the_listing_is_newest_first_and_pages_by_key(ledger: Database) -> None:
+    made = [new(f"t{i % 2}", created_at=NOW + timedelta(seconds=i // 3)) for i in range(12)]
+    await insert(ledger, *made)
+    newest_first = [run.id for run in sorted(made, key=lambda run: (run.created_at, run.id), reverse=True)]
+    seen: list[str] = []
+    before = None
+    async with ledger.engine.connect() as connection:
+        while page := (await connection.execute(runs.listing(limit=5, before=before))).all():
+            seen += [row.id for row in page]
+            before = (page[-1].created_at, page[-1].id)
+        of_one = (await connection.execute(runs.listing(task="t1", state="queued", since=NOW))).all()
+    assert seen == newest_first
+    assert {row.task for row in of_one} == {"t1"}

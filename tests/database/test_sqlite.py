@@ -1,0 +1,172 @@
+"""SQLite: nothing lost, one writer a file, and readers that don't wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from service import get_db
+from service.database.engine import Database
+from service.database.session import use_application_database
+from service.database.writers import session_owner
+from service.errors import SecondWriter
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/app.db", setting="DATABASE_URL")
+    async with database.engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE counter (n INTEGER NOT NULL)"))
+        await connection.execute(text("INSERT INTO counter VALUES (0)"))
+    use_application_database(database)
+    yield database
+    use_application_database(None)
+    await database.dispose()
+
+
+async def count(database: Database) -> int:
+    async with database.session(readonly=True) as db:
+        return int(await db.scalar(text("SELECT n FROM counter")) or 0)
+
+
+async def add_one(database: Database, times: int) -> None:
+    for _ in range(times):
+        async with database.session() as db:
+            n = await db.scalar(text("SELECT n FROM counter"))
+            await asyncio.sleep(0)
+            await db.execute(text("UPDATE counter SET n = :n"), {"n": (n or 0) + 1})
+            await db.commit()
+
+
+async def test_concurrent_read_modify_writes_lose_nothing(database: Database) -> None:
+    await asyncio.gather(*(add_one(database, 50) for _ in range(8)))
+    assert await count(database) == 400
+
+
+async def test_several_engines_on_one_file_lose_nothing(database: Database) -> None:
+    """As several processes would."""
+    others = [Database(str(database.url), setting="DATABASE_URL") for _ in range(3)]
+    await asyncio.gather(*(add_one(one, 30) for one in (database, *others)))
+    assert await count(database) == 120
+    await asyncio.gather(*(one.dispose() for one in others))
+
+
+async def test_get_db_does_not_commit_by_itself_and_rolls_back_when_the_block_raises(database: Database) -> None:
+    async with get_db() as db:
+        await db.execute(text("UPDATE counter SET n = 5"))
+    assert await count(database) == 0
+    with pytest.raises(ZeroDivisionError):
+        async with get_db() as db:
+            await db.execute(text("UPDATE counter SET n = 5"))
+            raise ZeroDivisionError
+    assert await count(database) == 0
+    async with get_db() as db:
+        await db.execute(text("UPDATE counter SET n = 5"))
+        await db.commit()
+    assert await count(database) == 5
+
+
+async def test_readers_go_on_while_a_writing_session_is_open(database: Database) -> None:
+    async with get_db() as db:
+        await db.execute(text("UPDATE counter SET n = 7"))
+        async with asyncio.timeout(2):
+            assert await count(database) == 0
+
+
+async def test_a_readonly_session_refuses_to_write(database: Database) -> None:
+    async with get_db(readonly=True) as db:
+        with pytest.raises(OperationalError, match="readonly"):
+            await db.execute(text("UPDATE counter SET n = 1"))
+
+
+async def test_writers_of_one_process_queue_however_many(database: Database) -> None:
+    """More than a pool has connections: waiting must not use them up."""
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(add_one(database, 1) for _ in range(100)))
+    assert await count(database) == 100
+
+
+async def test_a_second_writing_session_of_one_task_is_refused_and_names_the_first(database: Database) -> None:
+    async with get_db() as first:
+        await first.execute(text("UPDATE counter SET n = 1"))
+        async with get_db() as second:
+            with pytest.raises(SecondWriter, match=r"test_sqlite\.py:\d+.*one writer"):
+                await second.execute(text("UPDATE counter SET n = 2"))
+        await first.commit()
+    assert await count(database) == 1
+
+
+async def test_the_refusal_counts_for_a_whole_run_with_its_child_tasks(database: Database) -> None:
+    async def child() -> None:
+        async with get_db() as db:
+            await db.execute(text("UPDATE counter SET n = 2"))
+
+    session_owner.set(object())
+    async with get_db() as db:
+        await db.execute(text("UPDATE counter SET n = 1"))
+        with pytest.raises(SecondWriter):
+            await asyncio.create_task(child())
+    session_owner.set(None)
+
+
+async def test_two_writing_sessions_one_after_the_other_are_fine(database: Database) -> None:
+    async with get_db() as first, get_db() as second:
+        await first.execute(text("UPDATE counter SET n = 1"))
+        await first.commit()
+        await second.execute(text("UPDATE counter SET n = n + 1"))
+        await second.commit()
+    assert await count(database) == 2
+
+
+async def test_a_writing_session_that_is_held_open_is_logged_with_its_place(
+    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.database.writers.LONG_SECONDS", 0.01)
+    async with get_db() as db:
+        await db.execute(text("UPDATE counter SET n = 1"))
+        await asyncio.sleep(0.03)
+    assert "test_sqlite.py" in caplog.text
+    assert "held SQLite's write lock" in caplog.text
+
+
+async def test_waiting_for_another_processs_lock_can_be_cancelled_at_once(database: Database) -> None:
+    other = Database(str(database.url), setting="DATABASE_URL")
+    async with other.session() as holding:
+        await holding.execute(text("UPDATE counter SET n = 1"))
+        waiting = asyncio.create_task(add_one(database, 1))
+        await asyncio.sleep(0.25)
+        waiting.cancel()
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert loop.time() - before < 1
+    await add_one(database, 1)
+    assert await count(database) == 1
+    await other.dispose()
+
+
+async def test_a_cancelled_session_leaves_no_transaction_behind(database: Database) -> None:
+    async def write() -> None:
+        async with get_db() as db:
+            await db.execute(text("UPDATE counter SET n = 9"))
+            await asyncio.Event().wait()
+
+    writing = asyncio.create_task(write())
+    await asyncio.sleep(0.1)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    await add_one(database, 1)
+    assert await count(database) == 1
+
+
+async def test_the_file_is_set_up_for_concurrency(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        found = [(await connection.execute(text(f"PRAGMA {name}"))).scalar() for name in ("journal_mode", "foreign_keys")]
+    assert found == ["wal", 1]

@@ -1,0 +1,376 @@
+"""The whole service in this process, on both databases: tasks fire, end, are retried, drained and resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from service import Retry, clock, config, current_run, get_logger, logs
+from service.batch import catalog, logbook, tables
+from service.batch.tables import new_id
+from service.config import get_settings
+from service.errors import InvalidSetting
+from service.host import BatchService
+from tests.batch.ledger_world import make_task, rows, until
+from tests.postgres import OwnServer, find_binaries
+
+START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+Begin = Callable[[], Awaitable[BatchService]]
+
+logger = get_logger("tests")
+
+
+@pytest.fixture
+async def begin(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Begin]:
+    """Starts a service with the tasks that are registered, on a clock that stands still."""
+    monkeypatch.setenv("LEDGER_URL", database_url)
+    monkeypatch.setenv("POLL_SECONDS", "0.05")
+    monkeypatch.setenv("DRAIN_SECONDS", "0.2")
+    config.forget_settings()
+    logs.set_up("INFO")
+    begun: list[BatchService] = []
+
+    async def begin() -> BatchService:
+        service = BatchService(get_settings())
+        await service.start()
+        begun.append(service)
+        return service
+
+    with clock.moved(START):
+        yield begin
+        for service in begun:
+            if not service.is_stopping:
+                await service.stop()
+
+
+def fire(service: BatchService, name: str) -> None:
+    """What APScheduler does at a slot; it follows the real clock, and ours stands still."""
+    service.scheduler.get_job(name).func()
+
+
+async def run_in(service: BatchService, state: str, **equal: Any) -> dict[str, Any]:
+    found = await until(lambda: rows(service.ledger, state=state, **equal))
+    return found[0]
+
+
+async def lines_of(service: BatchService, run: str) -> list[str]:
+    async with service.ledger.engine.connect() as connection:
+        return [line.text for line in await logbook.read(connection, run)]
+
+
+async def test_a_due_slot_runs_and_everything_stands_in_the_ledger(begin: Begin) -> None:
+    async def run(self: object) -> dict[str, str]:
+        logger.info("working", step=1)
+        logging.getLogger("a.library").warning("a line of somebody else")
+        return {"slot": current_run().slot.isoformat()}
+
+    make_task("tick", run=run, timezone="Asia/Tokyo")
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "tick")
+    found = await run_in(service, "succeeded")
+    assert found["slot"] == START + 0.5 * MINUTE
+    assert found["result"] == {"slot": "2026-03-10T21:01:00+09:00"}
+    assert (found["node"], found["attempt"], found["origin"]) == (service.node.id, 1, "schedule")
+    (attempt,) = await rows(service.ledger, tables.attempts)
+    assert (attempt["run"], attempt["outcome"]) == (found["id"], "succeeded")
+    assert await lines_of(service, found["id"]) == ["working step=1", "a line of somebody else"]
+
+
+async def test_the_next_slot_runs_after_the_first_has_ended(begin: Begin) -> None:
+    make_task("tick")
+    service = await begin()
+    for n in range(1, 4):
+        clock.advance(MINUTE)
+        fire(service, "tick")
+        await until(lambda n=n: at_least(service, n))
+    assert len(await rows(service.ledger, tables.attempts)) == 3
+
+
+async def at_least(service: BatchService, n: int) -> bool:
+    return len(await rows(service.ledger, state="succeeded")) >= n
+
+
+async def test_a_failed_attempt_is_retried_with_a_fresh_instance_and_each_is_recorded(begin: Begin) -> None:
+    instances: list[object] = []
+
+    async def run(self: object) -> str:
+        instances.append(self)
+        if len(instances) < 3:
+            raise ConnectionError("not yet")
+        return "done"
+
+    make_task("flaky", run=run, retry=Retry(attempts=3, wait=60, jitter=0))
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "flaky")
+    waiting = await run_in(service, "retrying", attempt=1)
+    assert waiting["reason"] == "ConnectionError: not yet"
+    assert waiting["due_at"] - clock.now() == timedelta(seconds=60)
+    clock.advance(MINUTE)
+    await run_in(service, "retrying", attempt=2)
+    clock.advance(2 * MINUTE)
+    done = await run_in(service, "succeeded")
+    assert (done["attempt"], done["result"], done["reason"]) == (3, "done", None)
+    assert len(set(map(id, instances))) == 3
+    attempts = await rows(service.ledger, tables.attempts)
+    assert [(a["number"], a["outcome"]) for a in attempts] == [(1, "failed"), (2, "failed"), (3, "succeeded")]
+    assert "ConnectionError: not yet" in attempts[0]["error"]["traceback"]
+
+
+async def test_an_error_that_is_not_on_the_list_is_not_retried(begin: Begin) -> None:
+    async def run(self: object) -> None:
+        raise KeyError("gone")
+
+    make_task("picky", run=run, retry=Retry(attempts=3, on=(ConnectionError,)))
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "picky")
+    failed = await run_in(service, "failed")
+    assert (failed["attempt"], failed["reason"]) == (1, "KeyError: 'gone'")
+    assert any("Traceback" in line for line in await lines_of(service, failed["id"]))
+
+
+async def test_a_run_past_its_timeout_has_failed(begin: Begin) -> None:
+    async def run(self: object) -> None:
+        await asyncio.Event().wait()
+
+    make_task("slow", run=run, timeout=0.05)
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "slow")
+    assert (await run_in(service, "failed"))["reason"] == "timed out after 0.05 s"
+
+
+async def test_what_a_long_run_logs_is_in_the_ledger_before_it_ends(begin: Begin) -> None:
+    go_on = asyncio.Event()
+
+    async def run(self: object) -> None:
+        logger.info("half way")
+        current_run().progress(5, 10)
+        await go_on.wait()
+        logger.info("the end")
+
+    make_task("long", run=run)
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "long")
+    running = await run_in(service, "running")
+    assert await until(lambda: lines_of(service, running["id"])) == ["half way"]
+    halfway = await run_in(service, "running", count=5)
+    assert halfway["total"] == 10
+    go_on.set()
+    await run_in(service, "succeeded")
+    assert await lines_of(service, running["id"]) == ["half way", "the end"]
+
+
+async def test_a_run_that_outlasts_the_drain_is_interrupted_and_resumes_at_the_next_start(begin: Begin) -> None:
+    starts: list[int] = []
+
+    async def run(self: object) -> str:
+        starts.append(current_run().attempt)
+        if len(starts) == 1:
+            await asyncio.Event().wait()
+        return "resumed"
+
+    make_task("long", run=run)
+    first = await begin()
+    clock.advance(MINUTE)
+    fire(first, "long")
+    await run_in(first, "running")
+    await first.stop()
+    second = await begin()
+    done = await run_in(second, "succeeded")
+    assert starts == [1, 1]
+    assert (done["attempt"], done["fence"], done["result"]) == (1, 2, "resumed")
+    attempts = await rows(second.ledger, tables.attempts)
+    assert [(a["number"], a["outcome"]) for a in attempts] == [(1, "interrupted"), (1, "succeeded")]
+    nodes = {node["id"]: node for node in await rows(second.ledger, tables.nodes)}
+    assert nodes[first.node.id]["stopped_at"] is not None
+    assert nodes[second.node.id]["stopped_at"] is None
+
+
+async def test_a_run_that_ends_within_the_drain_is_not_interrupted(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRAIN_SECONDS", "10")
+    config.forget_settings()
+    stop_seen = asyncio.Event()
+
+    async def run(self: object) -> None:
+        while not current_run().cancelled:
+            await asyncio.sleep(0.01)
+        stop_seen.set()
+
+    make_task("polite", run=run)
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "polite")
+    await run_in(service, "running")
+    stopping = asyncio.create_task(service.stop())
+    await asyncio.wait_for(stop_seen.wait(), 5)
+    await asyncio.wait_for(stopping, 5)
+    again = await begin()
+    assert [run["state"] for run in await rows(again.ledger)] == ["succeeded"]
+
+
+async def test_a_checkpoint_stops_a_draining_run_at_once(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAIN_SECONDS", "10")
+    config.forget_settings()
+
+    async def run(self: object) -> None:
+        while True:
+            try:
+                current_run().checkpoint()
+            except Exception:  # noqa: BLE001, S110 - what careless authors write must not swallow it
+                pass
+            await asyncio.sleep(0.01)
+
+    make_task("chunky", run=run)
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "chunky")
+    await run_in(service, "running")
+    await asyncio.wait_for(service.stop(), 5)
+    again = BatchService(get_settings(), fires=False)
+    await again.start()
+    assert [run["state"] for run in await rows(again.ledger)] == ["interrupted"]
+    await again.stop()
+
+
+async def test_an_outcome_whose_fence_is_gone_is_not_recorded(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
+    go_on = asyncio.Event()
+
+    async def run(self: object) -> None:
+        await go_on.wait()
+
+    make_task("lost", run=run)
+    service = await begin()
+    logging.getLogger().addHandler(caplog.handler)
+    clock.advance(MINUTE)
+    fire(service, "lost")
+    await run_in(service, "running")
+    other = new_id()
+    async with service.ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).values(fence=2, node=other))
+    go_on.set()
+    await until(lambda: nothing_running(service))
+    (found,) = await rows(service.ledger)
+    assert (found["state"], found["node"], found["fence"]) == ("running", other, 2)
+    assert "another node holds run" in caplog.text
+
+
+async def nothing_running(service: BatchService) -> bool:
+    return service.engine.running == 0
+
+
+async def test_a_run_whose_claim_was_committed_without_a_reply_is_started_all_the_same(begin: Begin) -> None:
+    make_task("tick", schedule=None)
+    service = await begin()
+    row = {"id": new_id(), "task": "tick", "origin": "manual", "state": "running", "rank": 2, "catch_up": False}
+    times = dict.fromkeys(["due_at", "created_at", "started_at", "attempt_started_at"], clock.now())
+    async with service.ledger.engine.begin() as connection:
+        claim = {"node": service.node.id, "fence": 1, "attempt": 1, "exclusive": "tick"}
+        await connection.execute(tables.runs.insert().values(**row, **times, **claim))
+    service.engine.doubt()
+    assert (await run_in(service, "succeeded"))["id"] == row["id"]
+
+
+async def test_a_schedule_from_settings_is_read_again_and_a_bad_one_keeps_the_old(
+    begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    env = config.ENV_FILE
+    env.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
+    make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
+    service = await begin()
+    logging.getLogger().addHandler(caplog.handler)
+    env.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
+    await service.schedules.refresh()
+    assert str(service.scheduler.get_job("dynamic").trigger) == "cron[0 8 * * *] UTC"
+    assert [s["cron"] for s in await rows(service.ledger, tables.schedules)] == ["0 7 * * *", "0 8 * * *"]
+    env.write_text('CUSTOM_TASK_CRON="0 99 * * *"\n')
+    await service.schedules.refresh()
+    await service.schedules.refresh()
+    assert str(service.scheduler.get_job("dynamic").trigger) == "cron[0 8 * * *] UTC"
+    assert caplog.text.count("'0 99 * * *'") == 1
+
+
+async def test_a_node_follows_the_ledgers_schedule_even_where_its_own_differs(
+    begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make_task("tick", "0 7 * * *")
+    service = await begin()
+    logging.getLogger().addHandler(caplog.handler)
+    other = make_task("donor", "0 9 * * *")
+    async with service.ledger.engine.begin() as connection:
+        await catalog.set_schedules(connection, {"tick": other.schedule}, {"tick": task}, new_id())
+    await service.schedules.refresh()
+    assert str(service.scheduler.get_job("tick").trigger) == "cron[0 9 * * *] UTC"
+    assert "tick fires by another node's schedule (0 9 * * * UTC)" in caplog.text
+    assert len(await rows(service.ledger, tables.schedules)) == 2
+
+
+async def test_a_paused_task_has_no_next_run_time_and_resumes(begin: Begin) -> None:
+    task = make_task("tick")
+    service = await begin()
+    async with service.ledger.engine.begin() as connection:
+        await catalog.pause(connection, "tick", "ann", {"tick": task})
+    await service.schedules.refresh()
+    assert service.scheduler.get_job("tick").next_run_time is None
+    clock.advance(3 * MINUTE)
+    await service.schedules.refresh()
+    (found,) = await until(lambda: rows(service.ledger, tables.missed))
+    assert (found["count"], found["reason"]) == (3, "paused by ann")
+    async with service.ledger.engine.begin() as connection:
+        await catalog.resume(connection, "tick", {"tick": task})
+    await service.schedules.refresh()
+    assert service.scheduler.get_job("tick").next_run_time is not None
+
+
+async def test_the_ledger_and_the_application_in_one_sqlite_file_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEDGER_URL", "sqlite:///./app.db")
+    config.forget_settings()
+    with pytest.raises(InvalidSetting, match=r"LEDGER_URL.*same SQLite file"):
+        await BatchService(get_settings()).start()
+
+
+async def test_an_outage_of_the_ledger_delays_but_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+    calls: list[str] = []
+
+    async def run(self: object) -> None:
+        calls.append(current_run().id)
+        await go_on.wait()
+
+    make_task("patient", "* * * * * *", run)
+    with OwnServer(find_binaries(), fast=True) as server:
+        monkeypatch.setenv("LEDGER_URL", await server.create_database())
+        monkeypatch.setenv("POLL_SECONDS", "0.05")
+        config.forget_settings()
+        service = BatchService(get_settings())
+        await service.start()
+        running = await run_in(service, "running")
+        await asyncio.to_thread(server.stop, "immediate")
+        go_on.set()
+        assert set(await until(lambda: not_ready(service))) == {"ledger"}
+        await asyncio.to_thread(server.start)
+        done = await run_in(service, "succeeded", id=running["id"])
+        assert done["reason"] is None
+        await until(lambda: at_least(service, 3), 20)
+        slots = [run["slot"] for run in await rows(service.ledger)]
+        assert len(slots) == len(set(slots))
+        first, last = min(slots), max(slots)
+        assert len(slots) == (last - first).total_seconds() + 1
+        assert len(calls) == len(set(calls))
+        await service.stop()
+
+
+async def not_ready(service: BatchService) -> dict[str, str]:
+    return await service.readiness()
