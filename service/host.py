@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -27,6 +28,8 @@ from service.errors import DatabaseError, InvalidSetting
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
+
+ANSWER_SECONDS = 3.0
 
 LEDGER_HISTORY = Path(__file__).parent / "batch" / "migrations"
 APPLICATION_HISTORY = Path(__file__).parent / "application" / "migrations"
@@ -98,7 +101,9 @@ class BatchService:
 
     async def _fire(self, stack: AsyncExitStack) -> None:
         dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
-        self.schedules = Schedules(self.ledger, self.tasks, self.node.id, dispatcher.notify, self._settings.LEASE_SECONDS)
+        self.schedules = Schedules(
+            self.ledger, self.tasks, self.node.id, dispatcher.notify, self._settings.LEASE_SECONDS
+        )
         await self.schedules.open()
         dispatcher.start()
         stack.push_async_callback(dispatcher.stop)
@@ -132,7 +137,7 @@ class BatchService:
             wrong["service"] = "it is stopping"
         for name, database in (("application", self.application), ("ledger", self.ledger)):
             try:
-                async with database.reader.connect() as connection:
+                async with asyncio.timeout(ANSWER_SECONDS), database.reader.connect() as connection:
                     await connection.execute(text("SELECT 1"))
             except (DBAPIError, DatabaseError, OSError) as error:
                 wrong[name] = f"the database does not answer ({type(error).__name__})"

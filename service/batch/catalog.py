@@ -55,11 +55,10 @@ async def set_schedules(
     opened = {row.task: row for row in await slots.lock(connection, wanted, wait=True)}
     ending = {name: row for name, row in opened.items() if row.schedule != wanted[name]}
     now = await _bring_up(connection, ending, loaded, node)
-    for row in ending.values():
-        await slots.close_schedule(connection, row.id, now)
-    for name, schedule in wanted.items():
-        if schedule is not None and (name in ending or name not in opened):
-            await slots.open_schedule(connection, name, schedule, node, now)
+    await slots.close(connection, [row.id for row in ending.values()], now)
+    unopened = wanted.keys() - (opened.keys() - ending.keys())
+    new = {name: schedule for name, schedule in wanted.items() if name in unopened and schedule is not None}
+    await slots.open_new(connection, new, node, now)
 
 
 async def _bring_up(
@@ -114,7 +113,8 @@ async def remove_gone(connection: AsyncConnection, loaded: Iterable[str], lease_
     now = await slots.now_of(connection)
     for row in locked:
         await _close_gone(connection, row, now)
-    await connection.execute(update(tasks).where(tasks.c.name.in_(gone)).values(removed_at=now))
+    named = tasks.c.name.in_(rows.among(tasks.c.name, gone, connection.dialect.name))
+    await connection.execute(update(tasks).where(named).values(removed_at=now))
     return gone
 
 
@@ -126,4 +126,4 @@ async def _close_gone(connection: AsyncConnection, row: OpenSchedule, now: datet
             break
         made = plan_none(row.schedule, made.fired_until, now, GONE)
     await slots.move_cursors(connection, {row.id: now})
-    await slots.close_schedule(connection, row.id, now)
+    await slots.close(connection, [row.id], now)

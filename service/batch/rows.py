@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Column, Table, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import TextClause
+from sqlalchemy.sql.selectable import TextualSelect
 
 from service.database.types import stamp
 
@@ -84,6 +85,13 @@ def insert_from(table: Table, names: tuple[str, ...], kind: str, conflict: str =
     if conflict:
         statement += f" ON CONFLICT {conflict} DO NOTHING"
     return text(statement + (f" RETURNING {returning}" if returning else "")).bindparams(bindparam("rows"))
+
+
+def among(column: Column[Any], values: Iterable[Any], kind: str) -> TextualSelect:
+    """For `column.in_(…)`: any number of values, in the parameter :rows."""
+    encoded = encode([{column.name: value} for value in values], kind)
+    statement = text(f'SELECT v."{column.name}" FROM {source([column], kind)}').bindparams(rows=encoded)
+    return statement.columns(column)
 
 
 async def insert(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -66,12 +66,9 @@ async def lock(connection: AsyncConnection, names: Iterable[str], wait: bool = F
 
     Without `wait` those that another node holds right now are left out. SQLite has one writer, which holds all.
     """
-    kind = connection.dialect.name
-    wanted = text(f"SELECT v.task FROM {rows.source([schedules.c.task], kind)}").columns(schedules.c.task)
-    statement = _open().where(schedules.c.task.in_(wanted)).order_by(schedules.c.id)
-    statement = statement.with_for_update(of=schedules, skip_locked=not wait)
-    parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
-    return [OpenSchedule(*row) for row in await connection.execute(statement, parameter)]
+    named = schedules.c.task.in_(rows.among(schedules.c.task, names, connection.dialect.name))
+    statement = _open().where(named).order_by(schedules.c.id).with_for_update(of=schedules, skip_locked=not wait)
+    return [OpenSchedule(*row) for row in await connection.execute(statement)]
 
 
 async def still_open(connection: AsyncConnection, names: set[str]) -> set[str]:
@@ -133,25 +130,30 @@ async def _newest_missed(connection: AsyncConnection, names: list[str]) -> dict[
     return {row.task: row for row in await connection.execute(statement, parameter)}
 
 
-async def open_schedule(connection: AsyncConnection, task: str, new: Schedule, node: str, now: datetime) -> None:
-    """Give a task without an open schedule this one; its slots count from now on."""
-    row = {
-        "id": new_id(),
-        "task": task,
-        "cron": new.cron,
-        "timezone": new.timezone,
-        "valid_from": now,
-        "node": node,
-        "fired_until": now,
-    }
-    await rows.insert(connection, schedules, tuple(row), [row], "(task) WHERE valid_until IS NULL")
-    statement = update(tasks).where(tasks.c.name == task, tasks.c.accounted_from.is_(None))
-    await connection.execute(statement.values(accounted_from=now))
+async def open_new(connection: AsyncConnection, wanted: Mapping[str, Schedule], node: str, now: datetime) -> None:
+    """Give these tasks, which have no open schedule, theirs; slots count from now on."""
+    new = [
+        {
+            "id": new_id(),
+            "task": task,
+            "cron": schedule.cron,
+            "timezone": schedule.timezone,
+            "valid_from": now,
+            "node": node,
+            "fired_until": now,
+        }
+        for task, schedule in wanted.items()
+    ]
+    names = ("id", "task", "cron", "timezone", "valid_from", "node", "fired_until")
+    await rows.insert(connection, schedules, names, new, "(task) WHERE valid_until IS NULL")
+    named = tasks.c.name.in_(rows.among(tasks.c.name, wanted, connection.dialect.name))
+    await connection.execute(update(tasks).where(named, tasks.c.accounted_from.is_(None)).values(accounted_from=now))
 
 
-async def close_schedule(connection: AsyncConnection, schedule_id: str, now: datetime) -> None:
-    statement = update(schedules).where(schedules.c.id == schedule_id, schedules.c.valid_until.is_(None))
-    await connection.execute(statement.values(valid_until=now))
+async def close(connection: AsyncConnection, ids: Iterable[str], now: datetime) -> None:
+    """Close these schedules (by id), which this transaction has locked."""
+    named = schedules.c.id.in_(rows.among(schedules.c.id, ids, connection.dialect.name))
+    await connection.execute(update(schedules).where(named).values(valid_until=now))
 
 
 async def history(connection: AsyncConnection, task: str) -> list[dict[str, Any]]:

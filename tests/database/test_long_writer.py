@@ -1,0 +1,56 @@
+"""A task that keeps a writing session open for a minute on SQLite delays nobody: the ledger has a file of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+
+import pytest
+from sqlalchemy import text
+
+from service import clock, config, get_db
+from service.batch import tables
+from service.config import get_settings
+from service.host import BatchService
+from tests.batch.ledger_world import make_task, rows, until
+
+SECONDS = 61
+"""A little more than the longest that a waiting writer is let wait."""
+
+
+async def test_a_writing_session_of_a_minute_delays_no_slot_heartbeat_or_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEARTBEAT_SECONDS", "1")
+    config.forget_settings()
+    late: list[timedelta] = []
+
+    async def hold(self: object) -> None:
+        async with get_db() as db:
+            await db.execute(text("DELETE FROM sessions"))
+            await asyncio.sleep(SECONDS)
+            await db.commit()
+
+    async def tick(self: object, slot: datetime) -> None:
+        late.append(clock.now() - slot)
+
+    async def wait_for_the_lock(self: object) -> None:
+        async with get_db() as db:
+            await db.execute(text("DELETE FROM users"))
+            await db.commit()
+
+    make_task("holder", "* * * * * *", hold)
+    make_task("tick", "* * * * * *", tick)
+    make_task("writer", "* * * * * *", wait_for_the_lock)
+    service = BatchService(get_settings())
+    await service.start()
+    (held,) = await until(lambda: rows(service.ledger, task="holder", state="running"))
+    del late[:]
+    (node,) = await rows(service.ledger, tables.nodes)
+    await until(lambda: rows(service.ledger, id=held["id"], state="succeeded"), SECONDS + 15)
+    assert len(late) >= SECONDS - 2
+    assert max(late) < timedelta(seconds=0.5)
+    (beaten,) = await rows(service.ledger, tables.nodes)
+    assert beaten["beats"] - node["beats"] >= SECONDS - 5
+    # The one that writes to the same file waited for its turn, and then got it.
+    await until(lambda: rows(service.ledger, task="writer", state="succeeded"))
+    assert await rows(service.ledger, task="writer", state="failed") == []
+    await service.stop()

@@ -1,0 +1,98 @@
+"""Two services of four workers each on one ledger: each slot one run, whoever fires it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+from service.batch import tables
+from service.database.engine import Database
+from tests.batch.ledger_world import rows, until
+
+TASKS = '''
+import os
+from service import BaseTask, current_run
+
+def witness(task):
+    run = current_run()
+    line = f"{task.name} {run.slot.isoformat()} {run.id} {os.getpid()}\\n"
+    with open("witness", "ab", buffering=0) as file:
+        file.write(line.encode())
+
+class Async(BaseTask):
+    name, schedule = "async", "* * * * * *"
+    async def run(self): witness(self)
+
+class Sync(BaseTask):
+    name, schedule = "sync", "* * * * * *"
+    def run(self): witness(self)
+
+class Overlapping(BaseTask):
+    name, schedule, overlap = "overlapping", "* * * * * *", "allow"
+    async def run(self): witness(self)
+'''
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(folder: Path, url: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "uvicorn", "service.app:app", "--workers", "4", "--port", str(free_port())]
+    env = {**os.environ, "LEDGER_URL": url, "LOG_LEVEL": "WARNING", "DRAIN_SECONDS": "5"}
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+
+
+def end(service: subprocess.Popen[bytes]) -> None:
+    try:
+        service.wait(30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(service.pid, signal.SIGKILL)
+
+
+async def test_two_processes_of_four_workers_give_each_slot_one_run(ledger: Database, tmp_path: Path) -> None:
+    (tmp_path / "tasks" / "witness.py").write_text(TASKS)
+    url = ledger.url.render_as_string(hide_password=False)
+    services = [start(tmp_path, url) for _ in range(2)]
+    try:
+        await until(lambda: nodes(ledger, 8), 60)
+        before = len(await rows(ledger))
+        await until(lambda: enough(ledger, before + 4 * 3), 30)
+    finally:
+        for service in services:
+            service.send_signal(signal.SIGTERM)
+        await asyncio.gather(*(asyncio.to_thread(end, service) for service in services))
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log, log
+    found = await rows(ledger)
+    slots = Counter((run["task"], run["slot"]) for run in found)
+    assert set(slots.values()) == {1}
+    for name in ("async", "sync", "overlapping"):
+        of_task = sorted(slot for task, slot in slots if task == name)
+        assert len(of_task) == (of_task[-1] - of_task[0]) / timedelta(seconds=1) + 1, "a slot has no row"
+    assert {run["state"] for run in found} <= {"succeeded", "skipped", "interrupted", "queued"}
+    executed = [line.split() for line in (tmp_path / "witness").read_text().splitlines()]
+    runs = Counter(run for _, _, run, _ in executed)
+    assert set(runs.values()) == {1}
+    assert set(runs) == {run["id"] for run in found if run["state"] == "succeeded"}
+    assert await rows(ledger, tables.missed) == []
+
+
+async def nodes(ledger: Database, number: int) -> bool:
+    return len(await rows(ledger, tables.nodes)) >= number
+
+
+async def enough(ledger: Database, number: int) -> bool:
+    return len(await rows(ledger)) >= number
