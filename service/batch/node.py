@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch import slots
+from service.batch.presence import Presence
+from service.batch.rescue import rescue
 from service.batch.tables import new_id, nodes
 from service.database.engine import Database
 from service.errors import DatabaseError
@@ -35,6 +37,7 @@ class Node:
         self._lag = LoopLag()
 
     async def register(self, connection: AsyncConnection, tasks: Iterable[str], now: datetime) -> None:
+        self._presence = await asyncio.to_thread(Presence, self.id)
         row = {
             "id": self.id,
             "host": socket.gethostname(),
@@ -64,6 +67,7 @@ class Node:
         await asyncio.to_thread(self._thread.join, self._beat_seconds + 5)
 
     async def leave(self, connection: AsyncConnection) -> None:
+        await asyncio.to_thread(self._presence.end)
         now = await slots.now_of(connection)
         await connection.execute(update(nodes).where(nodes.c.id == self.id).values(stopped_at=now))
 
@@ -71,7 +75,7 @@ class Node:
         database = Database(self._url, setting="LEDGER_URL", pool_size=1, client=f"batch/{self.id}/heartbeat")
         is_well = True
         try:
-            while not await asyncio.to_thread(self._stopping.wait, self._beat_seconds):
+            while not self._stopping.is_set():
                 try:
                     await self._beat(database)
                     is_well = True
@@ -79,17 +83,20 @@ class Node:
                     if is_well:
                         logger.warning(f"the heartbeat can't reach the ledger: {str(error).splitlines()[0]}")
                     is_well = False
+                await asyncio.to_thread(self._stopping.wait, self._beat_seconds)
         finally:
             await database.dispose()
 
     async def _beat(self, database: Database) -> None:
         async with database.engine.begin() as connection:
+            now = await slots.now_of(connection)
             values = {
                 "beats": nodes.c.beats + 1,
-                "seen_at": await slots.now_of(connection),
+                "seen_at": now,
                 "loop_lag": self._lag.take(),
             }
             await connection.execute(update(nodes).where(nodes.c.id == self.id).values(values))
+            await rescue(connection, now)
 
 
 class LoopLag:

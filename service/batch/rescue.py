@@ -1,0 +1,72 @@
+"""Rescue: the runs of a node that died on this machine are interrupted, so that any node resumes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch import presence, runs
+from service.batch.runs import Outcome
+from service.batch.states import Rank, RunState
+from service.batch.tables import attempts, nodes
+from service.batch.tables import runs as runs_table
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+MOST_LOSSES = 3
+"""A run that took its node down so often is not started again."""
+
+
+async def rescue(connection: AsyncConnection, now: datetime) -> None:
+    """Find the dead nodes of this machine and interrupt what they were running. Reads files: call it off the loop.
+
+    No attempt is used up. A run that is lost for the third time fails instead: it may be what kills its nodes.
+    """
+    left = (await connection.execute(select(nodes.c.id).where(nodes.c.stopped_at.is_(None)))).scalars()
+    dead = [node for node in left if presence.is_gone(node)]
+    if not dead:
+        return
+    held = (
+        select(runs_table).where(runs_table.c.node.in_(dead), runs_table.c.state == RunState.RUNNING).with_for_update()
+    )
+    lost = [dict(row) for row in (await connection.execute(held)).mappings()]
+    losses = await _losses(connection, [run["id"] for run in lost])
+    await runs.finish(connection, [_outcome(run, losses[run["id"]], now) for run in lost])
+    await connection.execute(update(nodes).where(nodes.c.id.in_(dead)).values(stopped_at=now))
+    for node in dead:
+        presence.forget(node)
+    logger.warning(f"{len(dead)} nodes of this machine were lost, with {len(lost)} runs, which are resumed")
+
+
+async def _losses(connection: AsyncConnection, ids: list[str]) -> Counter[str]:
+    """How often each of these runs has lost its node before."""
+    statement = (
+        select(attempts.c.run, func.count().label("losses"))
+        .where(attempts.c.run.in_(ids), attempts.c.outcome == "lost")
+        .group_by(attempts.c.run)
+    )
+    return Counter({row.run: row.losses for row in await connection.execute(statement)})
+
+
+def _outcome(run: dict[str, Any], losses: int, now: datetime) -> Outcome:
+    is_poison = losses + 1 >= MOST_LOSSES
+    reason = "the node was lost while it ran"
+    return Outcome(
+        id=run["id"],
+        fence=run["fence"],
+        state=RunState.FAILED if is_poison else RunState.INTERRUPTED,
+        outcome="lost",
+        number=run["attempt"],
+        node=run["node"],
+        task=run["task"],
+        started_at=run["attempt_started_at"],
+        ended_at=now,
+        reason=f"poison: {reason} {MOST_LOSSES} times" if is_poison else reason,
+        due_at=None if is_poison else now,
+        rank=None if is_poison else Rank.INTERRUPTED,
+    )

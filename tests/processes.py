@@ -1,0 +1,124 @@
+"""Real processes: a service on a free port in a folder of its own, and the `batch` command."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+import httpx
+
+from service.config import Settings
+
+BATCH = (sys.executable, "-m", "service")
+SERVE = (*BATCH, "serve", "--port", "0")
+UVICORN = (sys.executable, "-m", "uvicorn", "service.app:app", "--port", "0")
+
+ROOT = Path(__file__).parent.parent
+NOTHING: Mapping[str, str] = MappingProxyType({})
+START_SECONDS = 30.0
+
+PR_SET_PDEATHSIG = 1
+
+
+class Service:
+    """A service that is ready. What it prints is in `stdout` and `stderr`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, number: int) -> None:
+        self.process = process
+        self.folder = folder
+        self.url = ""
+        self._number = number
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / f"{self._number}.stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / f"{self._number}.stderr").read_text()
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=10, trust_env=False)
+
+    def wait_until_ready(self) -> None:
+        give_up_at = time.monotonic() + START_SECONDS
+        while not self._is_ready():
+            assert self.process.poll() is None, f"the service ended:\n{self.stdout}\n{self.stderr}"
+            assert time.monotonic() < give_up_at, f"the service is not ready:\n{self.stdout}\n{self.stderr}"
+            time.sleep(0.02)
+
+    def stop(self, number: int = signal.SIGTERM, within: float = 10.0) -> float:
+        """Send the signal; returns how many seconds it took to end. Longer than `within` is a failure."""
+        started_at = time.monotonic()
+        self.process.send_signal(number)
+        try:
+            self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running {within} s after signal {number}:\n{self.stderr}") from None
+        return time.monotonic() - started_at
+
+    def _is_ready(self) -> bool:
+        told = re.search(r"http://127\.0\.0\.1:\d+", self.stdout + self.stderr)
+        if told is None:
+            return False
+        self.url = told[0]
+        try:
+            return self.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@contextmanager
+def service(folder: Path, command: Sequence[str] = SERVE, settings: Mapping[str, str] = NOTHING) -> Iterator[Service]:
+    """Starts one in `folder` and waits until it is ready; kills what is left of it at the end."""
+    with process(folder, command, settings) as started:
+        started.wait_until_ready()
+        yield started
+
+
+@contextmanager
+def process(folder: Path, command: Sequence[str], settings: Mapping[str, str] = NOTHING) -> Iterator[Service]:
+    """The same without waiting. It is killed too when the tests are."""
+    number = len(list(folder.glob("*.stdout")))
+    with (folder / f"{number}.stdout").open("wb") as stdout, (folder / f"{number}.stderr").open("wb") as stderr:
+        started = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            preexec_fn=_die_with_the_tests,
+        )
+    try:
+        yield Service(started, folder, number)
+    finally:
+        started.kill()
+        started.wait()
+
+
+def batch(folder: Path, *words: str, settings: Mapping[str, str] = NOTHING) -> subprocess.CompletedProcess[str]:
+    """The `batch` command in `folder`, to its end."""
+    return subprocess.run(
+        [*BATCH, *words], cwd=folder, env=environment(settings), capture_output=True, text=True, timeout=60
+    )
+
+
+def environment(settings: Mapping[str, str] = NOTHING) -> dict[str, str]:
+    """This process's environment with these settings and no others."""
+    kept = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
+    return {**kept, "PYTHONPATH": str(ROOT), **settings}
+
+
+def _die_with_the_tests() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

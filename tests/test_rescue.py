@@ -1,0 +1,116 @@
+"""kill -9: what the process was running is resumed, by the next one or by one that runs beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from service.batch import presence, tables
+from service.batch.rescue import MOST_LOSSES, rescue
+from service.batch.slots import now_of
+from service.batch.tables import new_id
+from service.database.engine import Database
+from tests.batch.ledger_world import rows, until
+from tests.processes import Service, service
+
+TASK = """
+import asyncio
+from service import BaseTask, current_run
+
+class Long(BaseTask):
+    name, schedule = "long", "* * * * * *"
+
+    async def run(self) -> None:
+        with open("started", "a") as file:
+            file.write(current_run().id + "\\n")
+        if current_run().id == open("started").readline().strip() and len(open("started").readlines()) == 1:
+            await asyncio.Event().wait()
+"""
+SETTINGS = {"HEARTBEAT_SECONDS": "0.3", "POLL_SECONDS": "0.1"}
+
+
+def settings_for(ledger: Database) -> dict[str, str]:
+    return {**SETTINGS, "LEDGER_URL": ledger.url.render_as_string(hide_password=False)}
+
+
+async def kill(victim: Service) -> None:
+    victim.process.send_signal(signal.SIGKILL)
+    await asyncio.to_thread(victim.process.wait)
+
+
+async def test_the_next_start_resumes_what_was_running_at_a_kill(ledger: Database, tmp_path: Path) -> None:
+    (tmp_path / "tasks/long.py").write_text(TASK)
+    with service(tmp_path, settings=settings_for(ledger)) as victim:
+        (lost,) = await until(lambda: rows(ledger, state="running"))
+        await kill(victim)
+    assert [run["id"] for run in await rows(ledger, state="running")] == [lost["id"]]
+    with service(tmp_path, settings=settings_for(ledger)):
+        (run,) = await until(lambda: rows(ledger, id=lost["id"], state="succeeded"))
+        assert (run["attempt"], run["fence"]) == (1, 2)
+        # And the task fires again: the lost run does not block its slots.
+        await until(lambda: rows(ledger, state="succeeded", fence=1))
+    attempts = await rows(ledger, tables.attempts, run=lost["id"])
+    assert [(a["number"], a["outcome"]) for a in attempts] == [(1, "lost"), (1, "succeeded")]
+
+
+async def test_a_node_beside_it_resumes_what_was_running_at_a_kill(ledger: Database, tmp_path: Path) -> None:
+    (tmp_path / "tasks/long.py").write_text(TASK)
+    with service(tmp_path, settings=settings_for(ledger)) as victim:
+        (lost,) = await until(lambda: rows(ledger, state="running"))
+        with service(tmp_path, settings=settings_for(ledger)):
+            await kill(victim)
+            (run,) = await until(lambda: rows(ledger, id=lost["id"], state="succeeded"), 5)
+            assert run["node"] != lost["node"]
+
+
+async def test_a_frozen_process_is_not_taken_for_dead(ledger: Database, tmp_path: Path) -> None:
+    (tmp_path / "tasks/long.py").write_text(TASK)
+    with service(tmp_path, settings=settings_for(ledger)) as frozen:
+        (held,) = await until(lambda: rows(ledger, state="running"))
+        os.kill(frozen.process.pid, signal.SIGSTOP)
+        async with ledger.engine.begin() as connection:
+            await rescue(connection, await now_of(connection))
+        assert [run["id"] for run in await rows(ledger, state="running")] == [held["id"]]
+        os.kill(frozen.process.pid, signal.SIGCONT)
+
+
+async def test_a_node_of_another_machine_is_left_alone(ledger: Database) -> None:
+    """It has no file here, so nothing is known of it."""
+    node = new_id()
+    async with ledger.engine.begin() as connection:
+        now = await now_of(connection)
+        row = {"id": node, "host": "elsewhere", "pid": 1, "version": "1", "draining": False, "tasks": []}
+        await connection.execute(tables.nodes.insert().values(**row, started_at=now, seen_at=now))
+        await rescue(connection, now)
+    assert (await rows(ledger, tables.nodes))[0]["stopped_at"] is None
+
+
+async def test_a_run_that_is_lost_for_the_third_time_has_failed(ledger: Database) -> None:
+    run = new_id()
+    for loss in range(MOST_LOSSES):
+        node = dead_node()
+        async with ledger.engine.begin() as connection:
+            now = await now_of(connection)
+            row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
+            await connection.execute(tables.nodes.insert().values(**row, started_at=now, seen_at=now))
+            held = {"state": "running", "node": node, "fence": loss + 1, "attempt_started_at": now}
+            if loss == 0:
+                new = {"id": run, "task": "bad", "origin": "manual", "rank": 2, "catch_up": False, "attempt": 1}
+                await connection.execute(tables.runs.insert().values(**new, due_at=now, created_at=now, **held))
+            else:
+                await connection.execute(tables.runs.update().values(**held))
+            await rescue(connection, now)
+        (found,) = await rows(ledger)
+        assert found["state"] == ("failed" if loss == MOST_LOSSES - 1 else "interrupted")
+    assert found["reason"] == "poison: the node was lost while it ran 3 times"
+    assert len(await rows(ledger, tables.attempts)) == 3
+
+
+def dead_node() -> str:
+    """The id of a node whose process is gone: its file is there, and nobody holds it."""
+    node = new_id()
+    os.close(presence.Presence(node)._file)
+    assert presence.is_gone(node)
+    return node
