@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch import slots
 from service.batch.presence import Presence
-from service.batch.rescue import rescue
+from service.batch.rescue import leave_nothing_running, rescue
 from service.batch.tables import new_id, nodes
 from service.database.engine import Database
 from service.errors import DatabaseError
@@ -69,6 +69,7 @@ class Node:
     async def leave(self, connection: AsyncConnection) -> None:
         await asyncio.to_thread(self._presence.end)
         now = await slots.now_of(connection)
+        await leave_nothing_running(connection, self.id, now)
         await connection.execute(update(nodes).where(nodes.c.id == self.id).values(stopped_at=now))
 
     async def _beat_on(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -31,16 +32,24 @@ async def rescue(connection: AsyncConnection, now: datetime) -> None:
     dead = [node for node in left if presence.is_gone(node)]
     if not dead:
         return
-    held = (
-        select(runs_table).where(runs_table.c.node.in_(dead), runs_table.c.state == RunState.RUNNING).with_for_update()
-    )
-    lost = [dict(row) for row in (await connection.execute(held)).mappings()]
+    lost = await _running_on(connection, dead)
     losses = await _losses(connection, [run["id"] for run in lost])
-    await runs.finish(connection, [_outcome(run, losses[run["id"]], now) for run in lost])
+    await runs.finish(connection, [_lost(run, losses[run["id"]], now) for run in lost])
     await connection.execute(update(nodes).where(nodes.c.id.in_(dead)).values(stopped_at=now))
     for node in dead:
         presence.forget(node)
     logger.warning(f"{len(dead)} nodes of this machine were lost, with {len(lost)} runs, which are resumed")
+
+
+async def leave_nothing_running(connection: AsyncConnection, node: str, now: datetime) -> None:
+    """Interrupt what a node that stops in order has claimed but not started, or given up without a word."""
+    left = await _running_on(connection, [node])
+    await runs.finish(connection, [_interrupted(run, now, "interrupted", "the service stopped") for run in left])
+
+
+async def _running_on(connection: AsyncConnection, of: list[str]) -> list[dict[str, Any]]:
+    running = select(runs_table).where(runs_table.c.node.in_(of), runs_table.c.state == RunState.RUNNING)
+    return [dict(row) for row in (await connection.execute(running.with_for_update())).mappings()]
 
 
 async def _losses(connection: AsyncConnection, ids: list[str]) -> Counter[str]:
@@ -53,20 +62,27 @@ async def _losses(connection: AsyncConnection, ids: list[str]) -> Counter[str]:
     return Counter({row.run: row.losses for row in await connection.execute(statement)})
 
 
-def _outcome(run: dict[str, Any], losses: int, now: datetime) -> Outcome:
-    is_poison = losses + 1 >= MOST_LOSSES
+def _lost(run: dict[str, Any], losses: int, now: datetime) -> Outcome:
     reason = "the node was lost while it ran"
+    outcome = _interrupted(run, now, "lost", reason)
+    if losses + 1 < MOST_LOSSES:
+        return outcome
+    poison = f"poison: {reason} {MOST_LOSSES} times"
+    return replace(outcome, state=RunState.FAILED, reason=poison, due_at=None, rank=None)
+
+
+def _interrupted(run: dict[str, Any], now: datetime, outcome: str, reason: str) -> Outcome:
     return Outcome(
         id=run["id"],
         fence=run["fence"],
-        state=RunState.FAILED if is_poison else RunState.INTERRUPTED,
-        outcome="lost",
+        state=RunState.INTERRUPTED,
+        outcome=outcome,
         number=run["attempt"],
         node=run["node"],
         task=run["task"],
         started_at=run["attempt_started_at"],
         ended_at=now,
-        reason=f"poison: {reason} {MOST_LOSSES} times" if is_poison else reason,
-        due_at=None if is_poison else now,
-        rank=None if is_poison else Rank.INTERRUPTED,
+        reason=reason,
+        due_at=now,
+        rank=Rank.INTERRUPTED,
     )

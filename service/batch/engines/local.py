@@ -55,6 +55,7 @@ class LocalEngine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_claiming = claims
+        self._is_draining = False
         self._is_in_doubt = False
         self.claiming = asyncio.Lock()
         """Held from a claim's transaction to the launch of what it claimed, so that nobody takes it for lost."""
@@ -92,13 +93,15 @@ class LocalEngine:
             attempt = Attempt(one, task, _run_of(one, task), self._threads, self._ended)
             self._attempts[one.id] = attempt
             attempt.start()
+            if self._is_draining:  # claimed while the drain began
+                attempt.interrupt("the service stopped")
         if claimed:
             self._idle.clear()
             self.wake()
 
     async def drain(self, seconds: float) -> None:
         """Claim nothing more, let runs end for so long, then interrupt them; return when all is written."""
-        self._is_claiming = False
+        self._is_claiming, self._is_draining = False, True
         for attempt in self._attempts.values():
             attempt.run.ask_to_stop("the service stops")
         if await self._is_idle_within(seconds):
