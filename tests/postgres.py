@@ -50,9 +50,10 @@ class PostgresServer:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    async def create_database(self) -> str:
+    async def create_database(self, template: str = "template1") -> str:
+        """The URL of a new database: empty, or a copy of `template`, to which nobody may be connected."""
         name = f"batch_{uuid4().hex}"
-        await self._execute(f'CREATE DATABASE "{name}"')
+        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return make_url(self.url).set(database=name).render_as_string(hide_password=False)
 
     async def drop_database(self, url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,9 +29,9 @@ logger = get_logger("tests")
 
 
 @pytest.fixture
-async def begin(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Begin]:
+async def begin(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Begin]:
     """Starts a service with the tasks that are registered, on a clock that stands still."""
-    monkeypatch.setenv("LEDGER_URL", database_url)
+    monkeypatch.setenv("LEDGER_URL", ledger_url)
     monkeypatch.setenv("POLL_SECONDS", "0.05")
     monkeypatch.setenv("DRAIN_SECONDS", "0.2")
     config.forget_settings()
@@ -94,8 +95,8 @@ async def test_the_next_slot_runs_after_the_first_has_ended(begin: Begin) -> Non
     assert len(await rows(service.ledger, tables.attempts)) == 3
 
 
-async def at_least(service: BatchService, n: int) -> bool:
-    return len(await rows(service.ledger, state="succeeded")) >= n
+async def at_least(service: BatchService, n: int, state: str = "succeeded") -> bool:
+    return len(await rows(service.ledger, state=state)) >= n
 
 
 async def test_a_failed_attempt_is_retried_with_a_fresh_instance_and_each_is_recorded(begin: Begin) -> None:
@@ -281,6 +282,64 @@ async def test_a_run_whose_claim_was_committed_without_a_reply_is_started_all_th
         await connection.execute(tables.runs.insert().values(**row, **times, **claim))
     service.engine.doubt()
     assert (await run_in(service, "succeeded"))["id"] == row["id"]
+
+
+async def test_sixty_sync_tasks_due_at_once_all_run_and_leave_the_loops_own_threads_alone(begin: Begin) -> None:
+    release = threading.Event()
+
+    def run(self: object) -> None:
+        release.wait(20)
+
+    names = [f"sync{n}" for n in range(60)]
+    for name in names:
+        make_task(name, run=run)
+    service = await begin()
+    clock.advance(MINUTE)
+    for name in names:
+        fire(service, name)
+    await until(lambda: at_least(service, 32, "running"))
+    # More runs wait in their own threads than the loop's executor has, and it is free all the same.
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 5) == "free"
+    release.set()
+    await until(lambda: at_least(service, 60))
+    assert {run["state"] for run in await rows(service.ledger)} == {"succeeded"}
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), StopIteration()])
+async def test_what_would_end_the_process_ends_only_the_run(begin: Begin, error: BaseException) -> None:
+    async def run(self: object) -> None:
+        raise error
+
+    def sync(self: object) -> None:
+        raise error
+
+    make_task("rude", run=run)
+    make_task("rude.sync", run=sync)
+    make_task("next", overlap="allow")
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "rude")
+    fire(service, "rude.sync")
+    await until(lambda: at_least(service, 2, "failed"))
+    fire(service, "next")
+    await until(lambda: at_least(service, 1))
+    assert len(await rows(service.ledger, tables.attempts, outcome="failed")) == 2
+
+
+async def test_a_wall_clock_that_steps_back_fires_no_slot_twice(begin: Begin) -> None:
+    make_task("tick", overlap="allow")
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "tick")
+    await until(lambda: at_least(service, 1))
+    clock.advance(-MINUTE)
+    fire(service, "tick")
+    clock.advance(MINUTE)
+    fire(service, "tick")
+    clock.advance(MINUTE)
+    fire(service, "tick")
+    await until(lambda: at_least(service, 2))
+    assert sorted(run["slot"] for run in await rows(service.ledger)) == [START + 0.5 * MINUTE, START + 1.5 * MINUTE]
 
 
 async def test_a_schedule_from_settings_is_read_again_and_a_bad_one_keeps_the_old(

@@ -180,11 +180,11 @@ async def test_thousands_of_tasks_fire_in_one_transaction(ledger: Database) -> N
     assert len(await rows(ledger, state="running")) == 3_000
 
 
-async def test_two_dispatchers_in_opposite_order_never_deadlock(ledger: Database, database_url: str) -> None:
+async def test_two_dispatchers_in_opposite_order_never_deadlock(ledger: Database, ledger_url: str) -> None:
     tasks = [make_task(f"t{i}") for i in range(40)]
     loaded = await know(ledger, *tasks)
     backwards = dict(reversed(loaded.items()))
-    other = Database(database_url, setting="LEDGER_URL")
+    other = Database(ledger_url, setting="LEDGER_URL")
     for n in range(100):
         now = minutes(n + 0.6)
         await asyncio.gather(fire(ledger, loaded, now), fire(other, backwards, now, node=new_id()))
@@ -195,10 +195,10 @@ async def test_two_dispatchers_in_opposite_order_never_deadlock(ledger: Database
     assert len({(run["task"], run["slot"]) for run in found}) == len(found) == 40 * 100
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite's one writer waits instead
-async def test_a_schedule_that_another_node_is_firing_is_looked_at_again(ledger: Database, database_url: str) -> None:
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)  # SQLite's one writer waits instead
+async def test_a_schedule_that_another_node_is_firing_is_looked_at_again(ledger: Database, ledger_url: str) -> None:
     loaded = await know(ledger, make_task("tick"))
-    other = Database(database_url, setting="LEDGER_URL")
+    other = Database(ledger_url, setting="LEDGER_URL")
     async with other.engine.begin() as holding:
         await slots.lock(holding, ["tick"])
         fired = await fire(ledger, loaded, minutes(0.6))

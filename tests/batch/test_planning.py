@@ -141,7 +141,9 @@ def test_every_due_slot_is_accounted_for_exactly_once(
     due = list(timetable.between(cursor, now))
     plans = to_the_end(timetable, cursor, now, policy)
     run = [slot for p in plans for slot in (*p.catch_up, *p.on_time)]
-    missed = [slot for p in plans if p.missed for slot in timetable.between(p.missed.first - DAYS / 86400, p.missed.last)]
+    missed = [
+        slot for p in plans if p.missed for slot in timetable.between(p.missed.first - DAYS / 86400, p.missed.last)
+    ]
     assert sorted(run + missed) == due
     assert sum(p.missed.count for p in plans if p.missed) == len(missed)
     assert plans[-1].fired_until == now

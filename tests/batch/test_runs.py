@@ -135,10 +135,10 @@ async def test_an_interrupted_run_goes_on_with_its_attempt(ledger: Database) -> 
     assert [(a["fence"], a["number"], a["outcome"]) for a in attempts] == [(1, 1, "interrupted"), (2, 1, "succeeded")]
 
 
-async def test_many_nodes_claiming_at_once_get_each_run_once(ledger: Database, database_url: str) -> None:
+async def test_many_nodes_claiming_at_once_get_each_run_once(ledger: Database, ledger_url: str) -> None:
     await insert(ledger, *[new(f"t{i}") for i in range(200)], *[new("free", exclusive=None) for _ in range(200)])
     queues = [*((f"t{i}", f"t{i}") for i in range(200)), ("free", None)]
-    others = [Database(database_url, setting="LEDGER_URL") for _ in range(4)]
+    others = [Database(ledger_url, setting="LEDGER_URL") for _ in range(4)]
 
     async def work(database: Database) -> list[Claimed]:
         taken: list[Claimed] = []
