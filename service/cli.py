@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
@@ -13,16 +15,19 @@ from typing import Annotated, Any, TypeVar
 from zoneinfo import ZoneInfo
 
 import typer
+from typer.exceptions import TyperException
 
 from service import clock, console, listing, logs, server
+from service.app import started
 from service.batch.manual import ManualRun
 from service.batch.registry import TaskRegistry
 from service.batch.schedule import schedule as schedule_of
 from service.config import get_settings
 from service.errors import BatchError, InvalidParameters
-from service.host import BatchService
 
 T = TypeVar("T")
+
+logger = logs.get_logger("service.batch")
 
 cli = typer.Typer(
     name="batch",
@@ -38,16 +43,24 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON array instead
 def main() -> None:
     """The entry point: what was wrong is said in one line on stderr, with exit code 2."""
     try:
-        cli()
+        code = cli(standalone_mode=False)
+    except TyperException as error:
+        code = _refuse(error.format_message())
     except BatchError as error:
-        print(f"batch: {error.message}", file=sys.stderr)
-        raise SystemExit(2) from None
+        code = _refuse(error.message)
+    raise SystemExit(code)
+
+
+def _refuse(message: str) -> int:
+    if message:  # there is none where the help was shown instead
+        print(f"batch: {message}", file=sys.stderr)
+    return 2
 
 
 @cli.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: HOST.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; default: PORT.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; default: PORT.")] = None,
 ) -> None:
     """Run the service: fire the tasks in TASKS_DIR and answer HTTP, until SIGTERM or Ctrl-C."""
     server.serve(get_settings(), host, port)
@@ -55,9 +68,14 @@ def serve(
 
 @cli.command()
 def tasks(as_json: AsJson = False) -> None:
-    """List the tasks, when each fires next, and the files that can't be used."""
+    """List the tasks and when each fires next. Exit code 1 when there are files that can't be used."""
     found = _await(listing.tasks(get_settings()))
-    console.show(found, ["name", "schedule", "timezone", "next_run_time", "paused", "source", "error"], as_json)
+    good, broken = ([row for row in found if bool(row["error"]) is wrong] for wrong in (False, True))
+    shown = ["name", "schedule", "timezone", "next_run_time", "paused", "source"]
+    console.show(found if as_json else good, shown, as_json)
+    for row in broken:
+        print(f"batch: {row['source']} can't be used: {console.line(row['error'])}", file=sys.stderr)
+    raise SystemExit(1 if broken else 0)
 
 
 @cli.command()
@@ -67,7 +85,7 @@ def run(
     slot: Annotated[str | None, typer.Option(help="The instant to run it for (ISO 8601); default: now.")] = None,
 ) -> None:
     """Run a task here and now, record the run, show its log. Exit code 1 when it fails."""
-    row = _await(_run(name, _pairs(param or []), _instant(slot, "--slot") if slot else None))
+    row = _await(_run(name, _pairs(param or []), _instant(slot, "--slot") if slot is not None else None))
     took = console.duration(row["started_at"], row["finished_at"])
     print(f"run {row['id']} {row['state']}{took}" + (f": {row['reason']}" if row["reason"] else ""))
     if row["result"] is not None:
@@ -84,7 +102,8 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first."""
-    found = _await(listing.runs(get_settings(), task, state, _since(since) if since else None, limit))
+    after = _since(since) if since is not None else None
+    found = _await(listing.runs(get_settings(), task, state, after, limit))
     shown = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "reason"]
     console.show(found, shown, as_json)
 
@@ -99,10 +118,10 @@ def next_(
 ) -> None:
     """Show when a cron expression fires."""
     schedule = schedule_of(expression, tz)
-    at = _instant(after, "--after", schedule.zone) if after else clock.now()
+    at = _instant(after, "--after", schedule.zone) if after is not None else clock.now()
     found: list[dict[str, Any]] = []
     while len(found) < n and (slot := schedule.next(at)) is not None:
-        found.append({"slot": slot, "local": slot.astimezone(schedule.zone).isoformat()})
+        found.append({"slot": slot, "local": slot.astimezone(schedule.zone)})
         at = slot
     if not as_json:
         print(schedule.words)
@@ -116,36 +135,57 @@ def _await(work: Coroutine[Any, Any, T]) -> T:
 async def _run(name: str, given: dict[str, str], slot: datetime | None) -> dict[str, Any]:
     settings = get_settings()
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
-    batch = BatchService(settings, fires=False)
-    await batch.start()
+    batch = await started(settings, fires=False)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
     try:
         manual = ManualRun(batch.ledger, batch.engine, TaskRegistry.get(name), batch.node.id)
-        return await manual.execute(given, slot, requested_by=getpass.getuser())
+        return await manual.execute(given, slot, requested_by=_user())
+    except asyncio.CancelledError:
+        if batch.engine.running:
+            logger.info(f"stopping: the run has {settings.DRAIN_SECONDS:g} s to end, or is resumed by a service")
+        raise
     finally:
         await batch.stop()
         logs.flush()
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, ImportError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"
+
+
 def _pairs(given: list[str]) -> dict[str, str]:
-    wrong = [pair for pair in given if "=" not in pair]
-    if wrong:
-        raise InvalidParameters(f"--param {wrong[0]!r}: it takes name=value")
-    return dict(pair.split("=", 1) for pair in given)
+    pairs: dict[str, str] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidParameters(f"--param {pair!r}: it takes name=value")
+        if name in pairs:
+            raise InvalidParameters(f"--param {name}: it is given twice; one value is allowed")
+        pairs[name] = value
+    return pairs
 
 
 def _instant(text: str, option: str, zone: ZoneInfo | None = None) -> datetime:
     """ISO 8601; without an offset it is in `zone`, or UTC."""
     try:
         parsed = datetime.fromisoformat(text)
-    except ValueError:
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone or UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        age = ", or an age such as 2h or 7d" if option == "--since" else ""
         raise InvalidParameters(
-            f"{option} is {text!r}; allowed: ISO 8601, such as 2026-11-25T02:00 or 2026-11-25T02:00+09:00"
+            f"{option} is {text!r}; allowed: ISO 8601, such as 2026-11-25T02:00 or 2026-11-25T02:00+09:00{age}"
         ) from None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=zone or UTC)
 
 
 def _since(text: str) -> datetime:
-    if age := re.fullmatch(r"(\d+)([smhd])", text):
-        unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[age[2]]
+    age = re.fullmatch(r"(\d+)([smhd])", text)
+    if age is None:
+        return _instant(text, "--since")
+    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[age[2]]
+    try:
         return clock.now() - timedelta(**{unit: int(age[1])})
-    return _instant(text, "--since")
+    except OverflowError:
+        raise InvalidParameters(f"--since is {text!r}; allowed: an age that lies after the year 1") from None

@@ -8,10 +8,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Row = dict[str, Any]
+
+LAST = 16
+"""The last column is folded to fit the terminal, but not below so many characters."""
 
 
 def show(rows: Sequence[Row], columns: Sequence[str], as_json: bool) -> None:
@@ -31,20 +36,33 @@ def duration(start: datetime | None, end: datetime | None) -> str:
     return f" in {(end - start).total_seconds():.2f} s" if start and end else ""
 
 
+def line(text: str) -> str:
+    """Text as one line without control characters: a message from outside must not move the cursor."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def _table(columns: Sequence[str], cells: list[list[str]]) -> None:
+    """Only the last column is folded; where the others need more than the terminal has, lines run on."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for column in columns[:-1]:
+        table.add_column(column, no_wrap=True)
+    table.add_column(columns[-1], overflow="fold")
     for row in cells:
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*map(Text, row))
+    *widths, last = _widths(columns, cells)
+    needed = sum(widths) + 2 * len(widths) + min(last, LAST)
+    Console(width=max(Console().width, needed)).print(table)
 
 
 def _plain(columns: Sequence[str], cells: list[list[str]]) -> None:
-    lines = [list(columns), *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    widths = _widths(columns, cells)
+    for row in (columns, *cells):
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(padded).rstrip())
+
+
+def _widths(columns: Sequence[str], cells: list[list[str]]) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
 
 
 def _json(value: Any) -> Any:
@@ -55,7 +73,7 @@ def _text(value: Any) -> str:
     if value is None or value == "":
         return "-"
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
+        return value.isoformat(" ", "seconds").replace("+00:00", "Z")
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value).replace("\n", " ")
+    return line(str(value))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import inspect, select
@@ -63,16 +63,18 @@ async def runs(
     if state is not None and state not in list(RunState):
         raise InvalidParameters(f"there is no state {state!r}; allowed: {', '.join(RunState)}")
     async with _ledger(settings) as connection:
-        if connection is None:
-            return []
         if task is not None:
             await _refuse_unknown(connection, task)
+        if connection is None:
+            return []
         found = await connection.execute(run_rows.listing(task, state, since, limit))
         return [dict(row) for row in found.mappings()]
 
 
-async def _refuse_unknown(connection: AsyncConnection, task: str) -> None:
-    names = sorted((await connection.execute(select(tables.tasks.c.name))).scalars())
+async def _refuse_unknown(connection: AsyncConnection | None, task: str) -> None:
+    names: list[str] = []
+    if connection is not None:
+        names = sorted((await connection.execute(select(tables.tasks.c.name))).scalars())
     if task not in names:
         raise UnknownTask(f"the ledger knows no task {task!r}; it knows: {', '.join(names) or 'none'}")
 
@@ -81,7 +83,7 @@ async def _refuse_unknown(connection: AsyncConnection, task: str) -> None:
 async def _ledger(settings: Settings) -> AsyncIterator[AsyncConnection | None]:
     """The ledger for reading; None where there is none yet, and none is made."""
     database = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
-    if database.kind == "sqlite" and not os.path.exists(database.url.database or ""):  # noqa: ASYNC240 - no loop to hold up
+    if database.kind == "sqlite" and _is_to_come(Path(database.url.database or "")):
         yield None
         return
     try:
@@ -90,3 +92,8 @@ async def _ledger(settings: Settings) -> AsyncIterator[AsyncConnection | None]:
             yield connection if there else None
     except (DBAPIError, DatabaseError, OSError) as error:
         raise database.unreachable(error) from error
+
+
+def _is_to_come(file: Path) -> bool:
+    """Not there, but it could be made: another folder than the one that was meant is a mistake to be told."""
+    return file.parent.is_dir() and not file.exists()

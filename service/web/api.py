@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from service.batch.scheduler import describe_jobs
+
+READY_SECONDS = 5.0
+"""A database that neither answers nor refuses for so long is away."""
 
 
 async def scheduler_jobs(request: Request) -> JSONResponse:
@@ -21,7 +26,11 @@ async def healthz(request: Request) -> JSONResponse:
 
 async def readyz(request: Request) -> JSONResponse:
     """200 when the service can work; 503 and the parts that can't, otherwise."""
-    wrong = await request.app.state.batch.readiness()
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            wrong = await request.app.state.batch.readiness()
+    except TimeoutError:
+        wrong = {"databases": f"no answer within {READY_SECONDS:g} s"}
     if wrong:
         return JSONResponse({"status": "not ready", "reasons": wrong}, status_code=503)
     return JSONResponse({"status": "ready"})

@@ -1,0 +1,402 @@
+"""Services in processes of their own: what they fire and print, how they stop, and what is there afterwards."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from service.application.models import User
+from service.batch import runs as run_rows
+from service.batch import slots, tables
+from service.batch.runs import NewRun
+from service.batch.states import FINAL, Rank
+from service.config import async_url
+from service.database.engine import Database
+from tests.batch.ledger_world import rows, until
+from tests.postgres import PostgresServer
+from tests.processes import BATCH, SERVE, UVICORN, Service, batch, process, service
+
+TICK = """
+from service import BaseTask, current_run, get_db
+from service.application.models import User
+
+class Tick(BaseTask):
+    name, schedule = "tick", "* * * * * *"
+    async def run(self):
+        async with get_db() as db:
+            db.add(User(email=current_run().id))
+            await db.commit()
+"""
+
+LONG = """
+import asyncio, pathlib
+from service import BaseTask
+
+class Long(BaseTask):
+    name, schedule = "long", "* * * * * *"
+    async def run(self):
+        if not pathlib.Path("quick").exists():
+            await asyncio.sleep(60)
+"""
+
+HANGS = """
+import time
+from service import BaseTask
+
+class Hangs(BaseTask):
+    name, schedule = "hangs", "* * * * * *"
+    def run(self): time.sleep(60)
+"""
+
+BLOCKS = """
+import pathlib, time
+from service import BaseTask
+
+class Blocks(BaseTask):
+    name, schedule = "blocks", "* * * * * *"
+    async def run(self):
+        if pathlib.Path("block").exists():
+            pathlib.Path("block").rename("blocked")
+            time.sleep(3)
+"""
+
+BY_HAND = """
+from service import BaseTask
+
+class ByHand(BaseTask):
+    name, schedule = "by_hand", None
+    async def run(self): pass
+"""
+
+QUICK_DRAIN = {"DRAIN_SECONDS": "0.2"}
+
+
+def make_folder(folder: Path, **files: str) -> Path:
+    (folder / "tasks").mkdir(parents=True, exist_ok=True)
+    for name, code in files.items():
+        (folder / "tasks" / f"{name}.py").write_text(code)
+    return folder
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    database = Database(async_url(url), setting="LEDGER_URL", pooled=False)
+    yield database
+    await database.dispose()
+
+
+@asynccontextmanager
+async def ledger_in(folder: Path) -> AsyncIterator[Database]:
+    async with opened(f"sqlite+aiosqlite:///{folder}/ledger.db") as database:
+        yield database
+
+
+async def succeeded(ledger: Database, task: str, at_least: int) -> list[dict[str, Any]]:
+    """Wait until so many runs of the task have succeeded."""
+
+    async def found() -> list[dict[str, Any]]:
+        runs = await rows(ledger, task=task, state="succeeded")
+        return runs if len(runs) >= at_least else []
+
+    return await until(found, 30)  # type: ignore[no-any-return]
+
+
+async def is_running(ledger: Database, task: str) -> bool:
+    return bool(await rows(ledger, task=task, state="running"))
+
+
+def gaps(runs: Sequence[dict[str, Any]]) -> list[datetime]:
+    """The seconds between the first and the last slot that have no run."""
+    slots = {run["slot"] for run in runs}
+    seconds = int((max(slots) - min(slots)).total_seconds())
+    return [at for n in range(seconds) if (at := min(slots) + timedelta(seconds=n)) not in slots]
+
+
+# Application and ledger on each kind of database.
+
+MIXES = [(a, b) for a in ("sqlite", "postgresql") for b in ("sqlite", "postgresql")]
+
+
+class Mixed:
+    def __init__(self, folder: Path, settings: dict[str, str], running: Service) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.running = running
+
+    def url(self, setting: str) -> str:
+        named = self.settings.get(setting) or self.settings.get("DATABASE_URL")
+        if named is not None and (setting in self.settings or named.startswith("postgresql")):
+            return named
+        return f"sqlite+aiosqlite:///{self.folder}/{'app' if setting == 'DATABASE_URL' else 'ledger'}.db"
+
+
+@pytest.fixture(scope="module")
+async def mixes(
+    postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[dict[tuple[str, str], Mixed]]:
+    """A service for each mix, all at the same time."""
+    started = {}
+    urls = []
+    with ExitStack() as stack:
+        for application, ledger in MIXES:
+            folder = make_folder(tmp_path_factory.mktemp("mix"), tick=TICK)
+            settings = {}
+            if application == "postgresql":
+                urls.append(await postgres_server.create_database())
+                settings["DATABASE_URL"] = urls[-1]
+            if application == "postgresql" and ledger == "sqlite":
+                settings["LEDGER_URL"] = f"sqlite:///{folder}/ledger.db"
+            if application == "sqlite" and ledger == "postgresql":
+                urls.append(await postgres_server.create_database())
+                settings["LEDGER_URL"] = urls[-1]
+            running = stack.enter_context(service(folder, settings=settings))
+            started[application, ledger] = Mixed(folder, settings, running)
+        yield started
+    for url in urls:
+        await postgres_server.drop_database(url)
+
+
+@pytest.mark.parametrize("mix", MIXES, ids="-".join)
+async def test_each_mix_of_databases_fires_every_slot_once_and_keeps_what_the_task_wrote(
+    mixes: dict[tuple[str, str], Mixed], mix: tuple[str, str]
+) -> None:
+    mixed = mixes[mix]
+    async with opened(mixed.url("LEDGER_URL")) as ledger, opened(mixed.url("DATABASE_URL")) as application:
+        assert (application.kind, ledger.kind) == mix
+        await succeeded(ledger, "tick", at_least=3)
+        mixed.running.stop(signal.SIGTERM)
+        runs = await rows(ledger, task="tick")
+        slots = [run["slot"] for run in runs]
+        assert len(slots) == len(set(slots)) and gaps(runs) == []
+        assert {run["state"] for run in runs} == {"succeeded"}
+        async with application.session(readonly=True) as db:
+            written = set(await db.scalars(select(User.email)))
+        assert written == {run["id"] for run in runs}
+    listed = json.loads(batch(mixed.folder, "runs", "--json", settings=mixed.settings).stdout)
+    assert {run["id"] for run in listed} == written
+
+
+# What it prints, and what it answers.
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with an every-second task, one by hand, and a file that doesn't import."""
+    folder = make_folder(tmp_path_factory.mktemp("shared"), tick=TICK, by_hand=BY_HAND, broken="import nowhere")
+    with service(folder) as running:
+        yield running
+
+
+def test_serve_says_in_a_few_lines_where_it_is_what_it_found_and_when_each_fires(shared: Service) -> None:
+    assert re.fullmatch(
+        r"Batch System on http://127\.0\.0\.1:\d+\n"
+        r"  application  sqlite\+aiosqlite:///\./app\.db\n"
+        r"  ledger       sqlite\+aiosqlite:///\./ledger\.db\n"
+        r"  2 tasks, times in UTC:\n"
+        r"    tick     next \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n"
+        r"    by_hand  by hand\n"
+        r"  can't be used: tasks/broken\.py: ModuleNotFoundError in line 1: No module named 'nowhere'\n",
+        shared.stdout,
+    )
+
+
+def test_uvicorns_own_lines_are_quiet_and_the_log_is_on_stderr(shared: Service) -> None:
+    assert "uvicorn" not in shared.stderr
+    assert "tasks/broken.py can't be used" in shared.stderr
+
+
+def test_the_jobs_of_a_real_service_are_listed_over_http(shared: Service) -> None:
+    before = datetime.now(UTC)
+    jobs = {job["id"]: job for job in shared.get("/scheduler/jobs").json()}
+    assert set(jobs) == {"tick", "by_hand"}
+    assert jobs["by_hand"]["next_run_time"] is None
+    assert before < datetime.fromisoformat(jobs["tick"]["next_run_time"]) < before + timedelta(seconds=5)
+
+
+async def test_a_second_service_on_the_same_files_is_fine_and_up_in_three_seconds(tmp_path: Path) -> None:
+    make_folder(tmp_path, tick=TICK)
+    async with ledger_in(tmp_path) as ledger:
+        with service(tmp_path) as first:
+            await succeeded(ledger, "tick", at_least=1)
+            took = []
+            for _ in range(3):  # the machine may be busy with something else just then
+                began_at = time.monotonic()
+                with service(tmp_path) as second:
+                    took.append(time.monotonic() - began_at)
+                    await succeeded(ledger, "tick", at_least=len(took) + 2)
+                    second.stop()
+                if took[-1] < 3:
+                    break
+            assert min(took) < 3
+            await succeeded(ledger, "tick", at_least=len(took) + 3)
+            first.stop()
+            runs = await rows(ledger, task="tick")
+        assert len({run["slot"] for run in runs}) == len(runs) and gaps(runs) == []
+        assert {run["state"] for run in runs} <= {"succeeded", "skipped"}
+        assert "error" not in first.stderr + second.stderr
+        assert all(node["stopped_at"] for node in await rows(ledger, tables.nodes))
+
+
+# How it stops.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("command", [SERVE, UVICORN], ids=["serve", "uvicorn"])
+async def test_a_signal_ends_it_in_time_and_an_interrupted_run_resumes_in_the_same_attempt(
+    tmp_path: Path, command: Sequence[str], number: int
+) -> None:
+    make_folder(tmp_path, tick=TICK, long=LONG)
+    async with ledger_in(tmp_path) as ledger:
+        with service(tmp_path, command, QUICK_DRAIN) as running:
+            await succeeded(ledger, "tick", at_least=2)
+            assert await is_running(ledger, "long")
+            assert running.stop(number, within=5) < 3
+            assert "Traceback" not in running.stderr
+        runs = await rows(ledger)
+        assert {run["state"] for run in runs} <= {*FINAL, "interrupted"}
+        (cut,) = [run for run in runs if run["state"] == "interrupted"]
+        assert (cut["task"], cut["attempt"], cut["reason"]) == ("long", 1, "the service stopped")
+
+        (tmp_path / "quick").touch()
+        with service(tmp_path, command, QUICK_DRAIN) as running:
+            await until(lambda: rows(ledger, id=cut["id"], state="succeeded"), 10)
+            running.stop()
+        (resumed,) = await rows(ledger, id=cut["id"])
+        tries = await rows(ledger, tables.attempts, run=cut["id"])
+        assert resumed["attempt"] == 1
+        assert [(row["number"], row["outcome"]) for row in tries] == [(1, "interrupted"), (1, "succeeded")]
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [(SERVE, signal.SIGTERM), (SERVE, signal.SIGINT), (UVICORN, signal.SIGTERM)],
+    ids=["serve-SIGTERM", "serve-SIGINT", "uvicorn-SIGTERM"],
+)
+async def test_a_sync_task_that_hangs_in_sleep_can_not_keep_the_process(
+    tmp_path: Path, command: Sequence[str], number: int
+) -> None:
+    make_folder(tmp_path, hangs=HANGS)
+    async with ledger_in(tmp_path) as ledger:
+        with service(tmp_path, command, QUICK_DRAIN) as running:
+            await until(lambda: is_running(ledger, "hangs"))
+            assert running.stop(number, within=8) < 5
+        assert {run["state"] for run in await rows(ledger)} <= {"interrupted", "skipped"}
+
+
+async def test_a_run_that_ends_within_drain_seconds_is_let_end(tmp_path: Path) -> None:
+    make_folder(tmp_path, long=LONG.replace("sleep(60)", "sleep(2)"))
+    async with ledger_in(tmp_path) as ledger:
+        with service(tmp_path, settings={"DRAIN_SECONDS": "10"}) as running:
+            await until(lambda: is_running(ledger, "long"))
+            running.stop()
+            assert "Stopping: 1 running, with 10 s to end" in running.stderr
+        assert {run["state"] for run in await rows(ledger)} <= {"succeeded", "skipped"}
+
+
+# What a bad task can't do.
+
+
+async def test_no_slot_is_lost_while_a_bad_task_blocks_the_event_loop(tmp_path: Path) -> None:
+    make_folder(tmp_path, tick=TICK, blocks=BLOCKS)
+    async with ledger_in(tmp_path) as ledger:
+        with service(tmp_path) as running:
+            await succeeded(ledger, "tick", at_least=1)
+            (tmp_path / "block").touch()
+            await until(lambda: _exists(tmp_path / "blocked"))
+            blocked_at = datetime.now(UTC)
+            after = timedelta(seconds=4)
+            await until(lambda: _has_slot(ledger, blocked_at + after), 15)
+            running.stop()
+        runs = await rows(ledger, task="tick")
+        late = [run for run in runs if run["created_at"] - run["slot"] > timedelta(seconds=1)]
+        assert len(late) >= 2, "the loop was not blocked, so this test shows nothing"
+        assert gaps(runs) == []
+        assert {run["state"] for run in runs} <= {"succeeded", "skipped"}
+
+
+async def _exists(path: Path) -> bool:
+    return path.exists()
+
+
+async def _has_slot(ledger: Database, since: datetime) -> bool:
+    return any(run["slot"] >= since for run in await rows(ledger, task="tick"))
+
+
+# `batch run` beside a service.
+
+ONE_AT_A_TIME = """
+import asyncio, pathlib
+from service import BaseTask, current_run, get_logger
+
+class OneAtATime(BaseTask):
+    name, schedule = "one_at_a_time", None
+    async def run(self, until: str = ""):
+        get_logger(__name__).info(f"began with {until!r}")
+        while until and not pathlib.Path(until).exists():
+            await asyncio.sleep(0.02)
+"""
+
+
+async def test_a_run_by_hand_beside_a_service_claims_nothing_but_itself(tmp_path: Path) -> None:
+    make_folder(tmp_path, one=ONE_AT_A_TIME, by_hand=BY_HAND)
+    async with ledger_in(tmp_path) as ledger:
+        with service(tmp_path, settings={"POLL_SECONDS": "60"}):  # the service will not see it either
+            await until(lambda: rows(ledger, tables.nodes))
+            queued = tables.new_id()
+            async with ledger.engine.begin() as connection:
+                now = await slots.now_of(connection)
+                name = "one_at_a_time"
+                other = NewRun(queued, name, None, "manual", "queued", Rank.MANUAL, False, now, now, exclusive=name)
+                await run_rows.insert(connection, [other])
+            done = batch(tmp_path, "run", "by_hand", settings={"POLL_SECONDS": "0.05"})
+            assert done.returncode == 0
+            found = {run["task"]: run for run in await rows(ledger)}
+        assert (found["by_hand"]["origin"], found["by_hand"]["state"]) == ("manual", "succeeded")
+        assert (found["one_at_a_time"]["id"], found["one_at_a_time"]["state"]) == (queued, "queued")
+
+
+async def test_a_run_by_hand_waits_for_the_one_that_is_active(tmp_path: Path) -> None:
+    make_folder(tmp_path, one=ONE_AT_A_TIME)
+    word = [*BATCH, "run", "one_at_a_time"]
+    async with ledger_in(tmp_path) as ledger:
+        with service(tmp_path), process(tmp_path, [*word, "--param", "until=go"]) as first:
+            await until(lambda: is_running(ledger, "one_at_a_time"), 20)
+            with process(tmp_path, word) as second:
+                await until(lambda: _says(second, "another run of one_at_a_time is active; waiting for its end"), 20)
+                assert len(await rows(ledger)) == 1
+                (tmp_path / "go").touch()
+                assert (first.process.wait(20), second.process.wait(20)) == (0, 0)
+        one, two = sorted(await rows(ledger), key=lambda run: run["created_at"])
+        assert one["finished_at"] <= two["started_at"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+async def test_a_run_by_hand_that_gets_a_signal_is_interrupted_and_resumed_by_a_service(
+    tmp_path: Path, number: int
+) -> None:
+    make_folder(tmp_path, one=ONE_AT_A_TIME)
+    with process(tmp_path, [*BATCH, "run", "one_at_a_time", "--param", "until=go"], QUICK_DRAIN) as by_hand:
+        await until(lambda: _says(by_hand, "began with 'go'"), 20)
+        by_hand.stop(number, within=5)
+        assert by_hand.process.returncode == 130
+        assert "stopping: the run has 0.2 s to end, or is resumed by a service" in by_hand.stderr
+        assert "Traceback" not in by_hand.stderr
+    async with ledger_in(tmp_path) as ledger:
+        assert [run["state"] for run in await rows(ledger)] == ["interrupted"]
+        (tmp_path / "go").touch()
+        with service(tmp_path):
+            await until(lambda: rows(ledger, state="succeeded", attempt=1))
+
+
+async def _says(by_hand: Service, text: str) -> bool:
+    return text in by_hand.stderr

@@ -1,0 +1,193 @@
+"""The HTTP endpoints, in this process, with the lifespan that a server would drive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import pytest
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from starlette.applications import Starlette
+
+from service import config
+from service.app import create_app
+from service.batch import catalog
+from service.errors import InvalidSetting
+from service.web import api
+from tests.batch.ledger_world import rows, until
+from tests.postgres import OwnServer, find_binaries
+
+TASKS = '''
+from service import BaseTask
+
+class Often(BaseTask):
+    """Every second."""
+    name, schedule = "often", "* * * * * *"
+    async def run(self): pass
+
+class Nightly(BaseTask):
+    name, description, schedule, timezone = "nightly", "At night in Tokyo", "0 1 * * *", "Asia/Tokyo"
+    async def run(self): pass
+
+class ByHand(BaseTask):
+    name, schedule = "by_hand", None
+    async def run(self): pass
+'''
+
+
+@pytest.fixture(autouse=True)
+def tasks(tmp_path: Path) -> None:
+    (tmp_path / "tasks" / "some.py").write_text(TASKS)
+
+
+@asynccontextmanager
+async def running(monkeypatch: pytest.MonkeyPatch, url: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """The application, started; `client.app` is it. `url`: both databases."""
+    if url is not None:
+        monkeypatch.setenv("DATABASE_URL", url)
+        monkeypatch.setenv("LEDGER_URL", url if url.startswith("postgresql") else "sqlite:///ledger.db")
+    config.forget_settings()
+    app = create_app()
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            yield client
+
+
+def app_of(client: httpx.AsyncClient) -> Starlette:
+    app = client._transport.app  # type: ignore[attr-defined]
+    assert isinstance(app, Starlette)
+    return app
+
+
+async def test_jobs_have_id_name_next_run_time_and_trigger(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch, database_url) as client:
+        before = datetime.now(UTC)
+        answer = await client.get("/scheduler/jobs")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    jobs = {job["id"]: job for job in answer.json()}
+    assert all(list(job) == ["id", "name", "next_run_time", "trigger"] for job in jobs.values())
+    assert {name: (job["name"], job["trigger"]) for name, job in jobs.items()} == {
+        "often": ("Every second.", "cron[* * * * * *] UTC"),
+        "nightly": ("At night in Tokyo", "cron[0 1 * * *] Asia/Tokyo"),
+        "by_hand": ("by_hand", "manual"),
+    }
+    assert jobs["by_hand"]["next_run_time"] is None
+    assert datetime.fromisoformat(jobs["nightly"]["next_run_time"]).astimezone(UTC).hour == 16
+    assert before < datetime.fromisoformat(jobs["often"]["next_run_time"]) < before + timedelta(seconds=5)
+
+
+async def test_a_paused_task_has_no_next_run_time(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch, database_url) as client:
+        batch = app_of(client).state.batch
+        async with batch.ledger.engine.begin() as connection:
+            await catalog.pause(connection, "nightly", "ann", batch.tasks, batch.node.id)
+        await batch.schedules.refresh()
+        jobs = {job["id"]: job for job in (await client.get("/scheduler/jobs")).json()}
+    assert jobs["nightly"]["next_run_time"] is None
+    assert jobs["often"]["next_run_time"] is not None
+
+
+async def test_the_scheduler_is_in_the_applications_state_and_stops_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch) as client:
+        scheduler = app_of(client).state.scheduler
+        assert isinstance(scheduler, AsyncIOScheduler)
+        assert scheduler.running
+    assert not scheduler.running
+
+
+async def test_it_is_healthy_and_ready(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch, database_url) as client:
+        healthy, ready = await client.get("/healthz"), await client.get("/readyz")
+    assert (healthy.status_code, healthy.json()) == (200, {"status": "ok"})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+
+async def test_it_is_not_ready_once_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch) as client:
+        app_of(client).state.batch.is_stopping = True
+        answer = await client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "not ready", "reasons": {"service": "it is stopping"}}
+
+
+async def test_it_is_not_ready_when_no_connection_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "READY_SECONDS", 0.2)
+    async with running(monkeypatch) as client, AsyncExitStack() as held:
+        reader = app_of(client).state.batch.application.reader
+        for _ in range(reader.pool.size()):
+            await held.enter_async_context(reader.connect())
+        answer = await asyncio.wait_for(client.get("/readyz"), 5)
+    assert answer.status_code == 503
+    assert answer.json()["reasons"] == {"databases": "no answer within 0.2 s"}
+
+
+@pytest.fixture
+def own_server() -> Iterator[OwnServer]:
+    """A PostgreSQL that this test may stop."""
+    with OwnServer(find_binaries(), fast=True) as server:
+        assert isinstance(server, OwnServer)
+        yield server
+
+
+async def test_without_its_database_it_is_healthy_but_not_ready_and_goes_on_when_it_is_back(
+    own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(monkeypatch, await own_server.create_database()) as client:
+        batch = app_of(client).state.batch
+        assert (await client.get("/readyz")).status_code == 200
+        await until(lambda: rows(batch.ledger, task="often", state="succeeded"))
+
+        own_server.stop("immediate")
+        away = await client.get("/readyz")
+        assert away.status_code == 503
+        assert set(away.json()["reasons"]) == {"application", "ledger"}
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/scheduler/jobs")).status_code == 200
+        await asyncio.sleep(2)  # the time that is to be made good for
+
+        own_server.start()
+        back_at = datetime.now(UTC)
+
+        async def is_ready() -> bool:
+            return (await client.get("/readyz")).status_code == 200
+
+        async def fires() -> bool:
+            return any(run["slot"] > back_at for run in await rows(batch.ledger, task="often"))
+
+        await until(is_ready, 20)
+        await until(fires, 20)
+        slots = sorted(run["slot"] for run in await rows(batch.ledger, task="often"))
+    assert {late - early for early, late in pairwise(slots)} == {timedelta(seconds=1)}
+
+
+async def test_what_is_not_there_is_404_and_what_only_reads_refuses_other_methods(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(monkeypatch) as client:
+        assert (await client.get("/nothing")).status_code == 404
+        assert (await client.post("/scheduler/jobs")).status_code == 405
+
+
+async def test_a_server_is_told_in_one_line_why_it_can_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKS_DIR", "jobs")
+    config.forget_settings()
+    sent = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: dict[str, str]) -> None:
+        sent.append(message)
+
+    with pytest.raises(InvalidSetting):
+        await create_app()({"type": "lifespan", "state": {}}, receive, send)  # type: ignore[arg-type]
+    (told,) = sent
+    assert told["type"] == "lifespan.startup.failed"
+    assert told["message"].startswith("setting TASKS_DIR: ") and "\n" not in told["message"]
