@@ -5,27 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
 from starlette.types import Message, Receive, Scope, Send
 
 from service import logs
-from service.config import Settings, get_settings
+from service.config import get_settings
 from service.errors import BatchError
 from service.host import BatchService
 from service.web.api import routes
 
 logger = logs.get_logger("service.batch")
-
-
-async def started(settings: Settings, fires: bool = True) -> BatchService:
-    """A batch service that runs. Raises BatchError, also when the ledger turns out not to be writable."""
-    batch = BatchService(settings, fires)
-    try:
-        await batch.start()
-    except DBAPIError as error:
-        raise batch.ledger.unreachable(error) from error
-    return batch
 
 
 @contextlib.asynccontextmanager
@@ -38,7 +27,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     try:
         settings = get_settings()
         logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
-        batch = await started(settings)
+        batch = BatchService(settings)
+        await batch.start()
     except BaseException as error:
         app.state.failure = error
         raise

@@ -18,12 +18,12 @@ import typer
 from typer.exceptions import TyperException
 
 from service import clock, console, listing, logs, server
-from service.app import started
 from service.batch.manual import ManualRun
 from service.batch.registry import TaskRegistry
 from service.batch.schedule import schedule as schedule_of
 from service.config import get_settings
 from service.errors import BatchError, InvalidParameters
+from service.host import BatchService
 
 T = TypeVar("T")
 
@@ -135,7 +135,8 @@ def _await(work: Coroutine[Any, Any, T]) -> T:
 async def _run(name: str, given: dict[str, str], slot: datetime | None) -> dict[str, Any]:
     settings = get_settings()
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
-    batch = await started(settings, fires=False)
+    batch = BatchService(settings, fires=False)
+    await batch.start()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
     try:
         manual = ManualRun(batch.ledger, batch.engine, TaskRegistry.get(name), batch.node.id)

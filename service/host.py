@@ -56,9 +56,12 @@ class BatchService:
         """
         async with AsyncExitStack() as stack:
             await self._open(stack)
-            await self._join(stack)
-            if self._fires:
-                await self._fire(stack)
+            try:
+                await self._join(stack)
+                if self._fires:
+                    await self._fire(stack)
+            except DBAPIError as error:
+                raise self.ledger.unreachable(error) from error
             self._stack = stack.pop_all()
 
     async def stop(self) -> None:
@@ -148,6 +151,7 @@ class BatchService:
 
 async def open_databases(settings: Settings, client: str = "batch") -> tuple[Database, Database]:
     """The application's database and the ledger, reachable and migrated. Raises DatabaseError, InvalidSetting."""
+    _refuse_memory(settings)
     _refuse_one_file(settings)
     application = Database(
         settings.DATABASE_URL, setting="DATABASE_URL", pool_size=settings.DATABASE_POOL_SIZE, client=client
@@ -163,6 +167,13 @@ async def open_databases(settings: Settings, client: str = "batch") -> tuple[Dat
         await ledger.dispose()
         raise
     return application, ledger
+
+
+def _refuse_memory(settings: Settings) -> None:
+    for name, url in (("DATABASE_URL", settings.DATABASE_URL), ("LEDGER_URL", settings.ledger_url)):
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+            raise InvalidSetting(f"setting {name}: a database in memory is gone with its connection; give it a file")
 
 
 def _refuse_one_file(settings: Settings) -> None:

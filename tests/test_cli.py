@@ -29,9 +29,6 @@ from service.database.migrate import migrate
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.processes import BATCH, environment
 
-# aiosqlite's thread of a connection that could not be made answers a loop that may be closed by then.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-
 RUN = ["id", "task", "slot", "origin", "state", "reason", "attempt", "node", "created_at", "started_at", "finished_at"]
 TASK = ["name", "description", "schedule", "timezone", "next_run_time", "paused", "source", "error"]
 

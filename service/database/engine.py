@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from typing import Any
 
+import aiosqlite
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError
@@ -85,7 +87,8 @@ def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool) -> AsyncE
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         options = {"poolclass": AsyncAdaptedQueuePool, "pool_size": pool_size, "max_overflow": 0, "pool_timeout": None}
-    engine = create_async_engine(url, connect_args={"isolation_level": None, "timeout": BUSY_MS / 1000}, **options)
+    connect = {"isolation_level": None, "timeout": BUSY_MS / 1000, "async_creator_fn": _open_sqlite}
+    engine = create_async_engine(url, connect_args=connect, **options)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     if begin == "BEGIN":
         event.listen(engine.sync_engine, "connect", lambda c, _: _execute(c, "PRAGMA query_only = ON"))
@@ -93,6 +96,17 @@ def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool) -> AsyncE
     else:
         event.listen(engine.sync_engine, "begin", _begin_immediate)
     return engine
+
+
+async def _open_sqlite(*args: Any, **options: Any) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(*args, **options)
+    connection._thread.daemon = True
+    try:
+        return await connection
+    except BaseException:
+        # aiosqlite's thread answers once more, and by then the event loop may be closed.
+        await asyncio.to_thread(connection._thread.join)
+        raise
 
 
 def _execute(connection: Any, statement: str) -> Any:

@@ -1,0 +1,427 @@
+"""The shape of the code: who may import whom, who reads the clock and the environment, how large things are.
+
+Each rule is a function from modules to what breaks it. It is tried on the project, and on made-up code that breaks it.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+LAYERS: dict[str, int] = {
+    **dict.fromkeys(("web", "cli", "server", "app", "host", "listing", "console", "__main__"), 3),
+    **dict.fromkeys(("batch", "backup", "application"), 2),
+    "database": 1,
+    **dict.fromkeys(("config", "clock", "errors", "logs"), 0),
+}
+"""Imports point down. Within a part, and within the first and the last layer, they may point sideways."""
+
+SIDEWAYS = (0, 3)
+
+ONLY = {
+    "cronsim": "service.batch.schedule",
+    "uvicorn": "service.server",
+    "typer": "service.cli",
+    "alembic": "service.database.migrate",
+}
+"""Libraries that one module knows. (apscheduler has a rule of its own: its types may stand in annotations.)"""
+
+PURE = ("service.batch.planning", "service.batch.schedule", "service.batch.states", "service.batch.policies")
+"""They decide and compute: no database, no clock, no event loop."""
+
+BROAD = {
+    "service.batch.dispatcher": 1,  # a background loop
+    "service.batch.engines.local": 1,  # a background loop
+    "service.batch.loader": 2,  # authors' files, and the package they are in
+    "service.batch.parameters": 1,  # an author's annotations are evaluated
+    "service.batch.registry": 3,  # an author's class, its constructor and its properties
+    "service.batch.runner": 2,  # the attempt; an author's result or error as text
+    "service.batch.scheduler": 2,  # a job, called or awaited, must not stop the scheduler
+    "service.batch.schedules": 1,  # a background loop
+    "service.batch.threads": 1,  # the attempt, in a thread
+    "service.logs": 4,  # authors' __str__ (2), rendering, and the loop that writes lines
+}
+"""Where Exception, BaseException or everything may be caught, and how often. Who raises it again is not counted."""
+
+MOST_LINES = 300
+MOST_BODY_LINES = 40
+VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "managers", "manager", "core"}
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str
+    text: str
+    is_package: bool = False
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    @property
+    def part(self) -> str:
+        """The part of the project that it belongs to: what stands after `service`."""
+        return self.name.split(".")[1] if "." in self.name else ""
+
+    def imports(self) -> Iterator[tuple[int, str, str | None]]:
+        """Line, module, name (None for `import module`), wherever in the file; relative ones made absolute."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from ((node.lineno, alias.name, None) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield from ((node.lineno, self._absolute(node), alias.name) for alias in node.names)
+
+    def _absolute(self, node: ast.ImportFrom) -> str:
+        if node.level == 0:
+            return node.module or ""
+        own = self.name.split(".")
+        base = own[: len(own) - node.level + self.is_package]
+        return ".".join([*base, *([node.module] if node.module else [])])
+
+
+Rule = Callable[[list[Module]], list[str]]
+
+
+def modules_in(folder: Path) -> Iterator[Module]:
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        yield Module(".".join(parts[:-1] if is_package else parts), path.read_text(), is_package)
+
+
+@pytest.fixture(scope="module")
+def project() -> list[Module]:
+    """service/ and tasks/, without the migrations: those are history and import nothing of ours."""
+    found = [*modules_in(ROOT / "service"), *modules_in(ROOT / "tasks")]
+    return [module for module in found if ".migrations." not in module.name]
+
+
+def inside(modules: Iterable[Module]) -> list[Module]:
+    return [module for module in modules if module.name.split(".")[0] == "service"]
+
+
+def targets(module: Module, known: set[str]) -> Iterator[tuple[int, str]]:
+    """The modules of the project that it imports: `from service.batch import runs` means service.batch.runs."""
+    for line, base, name in module.imports():
+        whole = f"{base}.{name}"
+        target = whole if whole in known else base
+        if target in known:
+            yield line, target
+
+
+# The rules.
+
+
+def imports_that_point_up(modules: list[Module]) -> list[str]:
+    known = {module.name for module in modules}
+    wrong = []
+    for module in inside(modules):
+        if not module.part:  # the root package names what authors import
+            continue
+        for line, target in targets(module, known):
+            part = target.split(".")[1] if "." in target else ""
+            if target.split(".")[0] != "service" or not part or part == module.part:
+                continue
+            own, other = LAYERS[module.part], LAYERS[part]
+            if other > own or (other == own and own not in SIDEWAYS):
+                wrong.append(f"{module.name}:{line} imports {target}")
+    return wrong
+
+
+def parts_without_a_layer(modules: list[Module]) -> list[str]:
+    return sorted({m.part for m in inside(modules) if m.part} ^ LAYERS.keys())
+
+
+def imports_of_the_root_or_of_tasks(modules: list[Module]) -> list[str]:
+    """Nothing inside service/ imports what the root package names, nor anything of the authors'."""
+    known = {module.name for module in modules}
+    wrong = []
+    for module in inside(modules):
+        for line, base, name in module.imports():
+            is_root = base == "service" and f"service.{name}" not in known
+            if is_root or base.split(".")[0] == "tasks":
+                wrong.append(f"{module.name}:{line} imports {name or 'all'} from {base}")
+    return wrong
+
+
+def cycles(modules: list[Module]) -> list[str]:
+    """Each cycle once, by a depth-first walk. A package's own imports count as they do when it is loaded."""
+    known = {module.name for module in modules}
+    graph = {m.name: sorted({t for _, t in targets(m, known)} - {m.name}) for m in modules if m.name != "service"}
+    done: set[str] = set()
+    found = []
+
+    def walk(name: str, path: list[str]) -> None:
+        if name in path:
+            found.append(" -> ".join([*path[path.index(name) :], name]))
+        elif name not in done and name in graph:
+            for target in graph[name]:
+                walk(target, [*path, name])
+            done.add(name)
+
+    for name in graph:
+        walk(name, [])
+    return found
+
+
+def foreign_apscheduler(modules: list[Module]) -> list[str]:
+    """Only scheduler.py uses apscheduler. Elsewhere its names may stand in annotations, and nowhere else."""
+    wrong = []
+    for module in modules:
+        if module.name == "service.batch.scheduler":
+            continue
+        for line, base, name in module.imports():
+            if base.split(".")[0] == "apscheduler" and (name is None or _is_used(module.tree, name)):
+                wrong.append(f"{module.name}:{line} uses {name or base}")
+    return wrong
+
+
+def _is_used(tree: ast.Module, name: str) -> bool:
+    """Whether `name` stands anywhere but in an annotation."""
+    annotations: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign | ast.arg):
+            annotations.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            annotations.append(node.returns)
+    typed = {id(n) for annotation in annotations if annotation for n in ast.walk(annotation)}
+    return any(isinstance(n, ast.Name) and n.id == name and id(n) not in typed for n in ast.walk(tree))
+
+
+def foreign_libraries(modules: list[Module]) -> list[str]:
+    return [
+        f"{module.name}:{line} imports {base}"
+        for module in modules
+        for line, base, _ in module.imports()
+        if ONLY.get(base.split(".")[0], module.name) != module.name
+    ]
+
+
+def impure_imports(modules: list[Module]) -> list[str]:
+    dirty = ("sqlalchemy", "asyncio", "threading", "service.clock", "service.database", "service.config")
+    return [
+        f"{module.name}:{line} imports {base}"
+        for module in modules
+        if module.name in PURE
+        for line, base, name in module.imports()
+        if f"{base}.{name}".startswith(dirty)
+    ]
+
+
+CLOCKS = {"now", "utcnow", "today"}
+
+
+def clock_reads(modules: list[Module]) -> list[str]:
+    """Only clock.py imports `time`, and asks datetime or date for the present."""
+    wrong = []
+    for module in modules:
+        if module.name == "service.clock":
+            continue
+        wrong += [f"{module.name}:{line} imports time" for line, base, _ in module.imports() if base == "time"]
+        wrong += [f"{module.name}:{node.lineno} {ast.unparse(node)}" for node in _calls(module) if _reads_time(node)]
+    return wrong
+
+
+def _calls(module: Module) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(module.tree) if isinstance(node, ast.Call))
+
+
+def _reads_time(call: ast.Call) -> bool:
+    function = call.func
+    if not isinstance(function, ast.Attribute):
+        return False
+    owner = ast.unparse(function.value)
+    if function.attr == "time":  # loop.time(); `datetime.time()` takes a time out of one
+        return "loop" in owner
+    return function.attr in CLOCKS and owner != "clock"
+
+
+def environment_reads(modules: list[Module]) -> list[str]:
+    wrong = []
+    for module in modules:
+        if module.name == "service.config":
+            continue
+        wrong += [
+            f"{module.name}:{node.lineno} {ast.unparse(node)}"
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv")
+        ]
+        wrong += [f"{module.name}:{line} {name}" for line, base, name in module.imports() if base == "os" and name]
+    return wrong
+
+
+def long_modules(modules: list[Module]) -> list[str]:
+    sizes = ((module.name, len(module.text.splitlines())) for module in modules)
+    return [f"{name} has {lines} lines" for name, lines in sizes if lines > MOST_LINES]
+
+
+def long_functions(modules: list[Module]) -> list[str]:
+    return [
+        f"{module.name}:{node.lineno} {node.name} has {lines} lines"
+        for module in modules
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (lines := _body_lines(node)) > MOST_BODY_LINES
+    ]
+
+
+def _body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Without the signature and the docstring."""
+    body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def broad_excepts(modules: list[Module]) -> list[str]:
+    counts = {module.name: sum(map(_is_broad, ast.walk(module.tree))) for module in modules}
+    names = sorted(counts.keys() | BROAD.keys())
+    return [
+        f"{name}: {counts.get(name, 0)}, allowed {BROAD.get(name, 0)}"
+        for name in names
+        if counts.get(name, 0) != BROAD.get(name, 0)
+    ]
+
+
+def _is_broad(node: ast.AST) -> bool:
+    if isinstance(node, ast.ExceptHandler):
+        return (node.type is None or _names_all(node.type)) and not _flies_on(node)
+    return (
+        isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress") and any(map(_names_all, node.args))
+    )
+
+
+def _names_all(node: ast.expr) -> bool:
+    caught = node.elts if isinstance(node, ast.Tuple) else [node]
+    return any(isinstance(one, ast.Name) and one.id in ("Exception", "BaseException") for one in caught)
+
+
+def _flies_on(handler: ast.ExceptHandler) -> bool:
+    last = handler.body[-1]
+    return isinstance(last, ast.Raise) and last.exc is None
+
+
+def left_for_later(modules: list[Module]) -> list[str]:
+    marks = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
+    return [
+        f"{module.name}:{token.start[0]} {token.string}"
+        for module in modules
+        for token in tokenize.generate_tokens(io.StringIO(module.text).readline)
+        if token.type in (tokenize.COMMENT, tokenize.STRING) and marks.search(token.string)
+    ]
+
+
+def vague_names(modules: list[Module]) -> list[str]:
+    return [module.name for module in modules if VAGUE & set(module.name.split("."))]
+
+
+# The project obeys them; made-up code that breaks one is found.
+
+BATCH, DATABASE, CLI = "service.batch.runs", "service.database.engine", "service.cli"
+
+
+def broken(name: str, text: str, *others: str) -> list[Module]:
+    return [Module(name, text), *(Module(other, "") for other in others)]
+
+
+CASES: list[tuple[Rule, list[Module]]] = [
+    (imports_that_point_up, broken(BATCH, "from service.web import api", "service.web", "service.web.api")),
+    (imports_that_point_up, broken(BATCH, "from service import cli", CLI)),
+    (imports_that_point_up, broken(BATCH, "def f():\n    import service.app", "service.app")),
+    (imports_that_point_up, broken(DATABASE, "from service.batch.runs import get", BATCH)),
+    (imports_that_point_up, broken(DATABASE, "from ..batch import runs", BATCH)),
+    (imports_that_point_up, broken(BATCH, "from service.backup import create", "service.backup.create")),
+    (imports_that_point_up, broken("service.config", "from service.database import get_db", "service.database")),
+    (parts_without_a_layer, broken("service.helpers", "")),
+    (imports_of_the_root_or_of_tasks, broken(BATCH, "from service import BaseTask", "service")),
+    (imports_of_the_root_or_of_tasks, broken(BATCH, "from service import *", "service")),
+    (imports_of_the_root_or_of_tasks, broken(BATCH, "import service", "service")),
+    (imports_of_the_root_or_of_tasks, broken(BATCH, "from tasks.backup import BackupTask", "tasks.backup")),
+    (cycles, [Module("service.a", "from service import b"), Module("service.b", "import service.a")]),
+    (cycles, [Module("service.a", "import service.b.c"), Module("service.b.c", "def f():\n from service.a import x")]),
+    (foreign_apscheduler, broken("service.host", "import apscheduler")),
+    (foreign_apscheduler, broken("service.host", "from apscheduler.x import S\nS()")),
+    (foreign_apscheduler, broken("service.host", "from apscheduler.x import S\nclass T(S): ...")),
+    (foreign_libraries, broken("service.batch.planning", "from cronsim import CronSim")),
+    (impure_imports, broken("service.batch.planning", "from service import clock", "service.clock")),
+    (impure_imports, broken("service.batch.schedule", "from sqlalchemy import select")),
+    (clock_reads, broken(BATCH, "import time")),
+    (clock_reads, broken(BATCH, "from time import monotonic")),
+    (clock_reads, broken(BATCH, "datetime.now(UTC)")),
+    (clock_reads, broken(BATCH, "import datetime as dt\ndt.datetime.utcnow()")),
+    (clock_reads, broken("tasks.report", "date.today()")),
+    (clock_reads, broken(BATCH, "asyncio.get_running_loop().time()")),
+    (environment_reads, broken(BATCH, "import os\nos.environ['X']")),
+    (environment_reads, broken(BATCH, "import os\nos.getenv('X')")),
+    (environment_reads, broken(BATCH, "from os import environ")),
+    (long_modules, broken(BATCH, "\n" * (MOST_LINES + 1))),
+    (long_functions, broken(BATCH, "def f():\n" + "    x = 1\n" * (MOST_BODY_LINES + 1))),
+    (left_for_later, broken(BATCH, "x = 1  # TODO: better")),
+    (left_for_later, broken(BATCH, '"""FIXME"""')),
+    (vague_names, broken("service.batch.utils", "")),
+    (vague_names, broken("service.core.runs", "")),
+]
+
+RULES = [*dict.fromkeys(rule for rule, _ in CASES), broad_excepts]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_project_has_none_of_these(project: list[Module], rule: Rule) -> None:
+    assert rule(project) == []
+
+
+@pytest.mark.parametrize(("rule", "modules"), CASES)
+def test_a_module_that_breaks_a_rule_is_found(rule: Rule, modules: list[Module]) -> None:
+    assert rule(modules)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    ["except Exception: pass", "except (ValueError, BaseException): pass", "except: pass"],
+)
+def test_a_broad_except_in_a_new_place_is_found(handler: str) -> None:
+    found = broad_excepts([Module("service.batch.slots", f"try: ...\n{handler}")])
+    assert "service.batch.slots: 1, allowed 0" in found
+
+
+def test_a_suppress_of_everything_counts_as_a_broad_except() -> None:
+    found = broad_excepts([Module("service.batch.slots", "with contextlib.suppress(Exception): ...")])
+    assert "service.batch.slots: 1, allowed 0" in found
+
+
+def test_one_broad_except_more_in_an_allowed_place_is_found_and_one_less_too() -> None:
+    two = Module("service.batch.threads", "try: ...\nexcept Exception: ...\n" * 2)
+    assert "service.batch.threads: 2, allowed 1" in broad_excepts([two])
+    assert "service.batch.threads: 0, allowed 1" in broad_excepts([Module("service.batch.threads", "")])
+
+
+def test_an_error_that_flies_on_was_not_caught() -> None:
+    module = Module("service.batch.slots", "try: ...\nexcept BaseException:\n    close()\n    raise")
+    assert not any(found.startswith(module.name) for found in broad_excepts([module]))
+
+
+ALLOWED: list[tuple[Rule, list[Module]]] = [
+    (imports_that_point_up, broken(CLI, "from service.batch import runs", BATCH)),
+    (imports_that_point_up, broken(BATCH, "from service import clock, logs", "service.clock", "service.logs")),
+    (imports_that_point_up, broken("service.logs", "from service import clock", "service.clock")),
+    (imports_of_the_root_or_of_tasks, broken(BATCH, "from service import clock", "service", "service.clock")),
+    (cycles, broken(BATCH, "from service import clock", "service.clock")),
+    (foreign_apscheduler, broken("service.host", "from apscheduler.x import S\ndef f(s: S) -> S | None: ...")),
+    (clock_reads, broken(BATCH, "from service import clock\nclock.now()", "service.clock")),
+    (clock_reads, broken(BATCH, "from datetime import time\nwall.time()")),
+    (environment_reads, broken(BATCH, "import os\nos.getpid()")),
+    (long_functions, broken(BATCH, 'def f():\n    """' + "\n" * MOST_BODY_LINES + '"""\n    x = 1\n')),
+    (left_for_later, broken(BATCH, "todo = 1")),
+]
+
+
+@pytest.mark.parametrize(("rule", "modules"), ALLOWED)
+def test_a_module_that_obeys_a_rule_is_not_found(rule: Rule, modules: list[Module]) -> None:
+    assert rule(modules) == []

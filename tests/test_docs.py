@@ -1,0 +1,348 @@
+"""The docs say what is there, and what they say is true: settings, commands, states, code and its output."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer.main
+
+import service
+from service.batch.base import BaseTask
+from service.batch.manual import ManualRun
+from service.batch.policies import MISSED, NOT_YET, OVERLAP, Missed, Retry
+from service.batch.states import TRANSITIONS, Origin, RunState
+from service.batch.tables import companions, ledger
+from service.cli import cli
+from service.config import Settings, get_settings
+from service.host import BatchService
+from tests.processes import BATCH, environment
+from tests.processes import service as running_service
+
+ROOT = Path(__file__).parent.parent
+
+
+@cache
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def documentation() -> str:
+    return "\n".join([read("README.md"), *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
+
+
+# Settings: .env.example and service/config.py say the same.
+
+
+class Example(NamedTuple):
+    value: str
+    comment: str
+
+
+def examples(text: str) -> dict[str, Example]:
+    """Each `#NAME=value` with the comment lines right above it."""
+    found: dict[str, Example] = {}
+    comment: list[str] = []
+    for line in text.splitlines():
+        if setting := re.fullmatch(r"#([A-Z_]+)=(.*)", line):
+            found[setting[1]] = Example(setting[2], " ".join(comment))
+            comment = []
+        else:
+            comment = [*comment, line.removeprefix("# ")] if line.startswith("# ") else []
+    return found
+
+
+def loaded(folder: Path, text: str) -> Settings:
+    file = folder / "settings.env"
+    file.write_text(text)
+    return Settings(_env_file=file)
+
+
+def test_the_example_has_every_setting_and_no_other() -> None:
+    assert list(examples(read(".env.example"))) == list(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_each_setting_in_the_example_has_a_sentence(name: str) -> None:
+    comment = examples(read(".env.example"))[name].comment
+    assert len(comment.split()) > 3 and comment[0].isupper() and comment.rstrip(")").endswith("."), comment
+
+
+def test_the_example_changes_nothing_as_it_is(tmp_path: Path) -> None:
+    assert loaded(tmp_path, read(".env.example")).model_dump() == Settings().model_dump()
+
+
+def test_the_values_in_the_example_are_the_defaults(tmp_path: Path) -> None:
+    written = re.sub(r"^#(?=[A-Z_]+=)", "", read(".env.example"), flags=re.MULTILINE)
+    assert "\nPORT=" in written
+    assert loaded(tmp_path, written).model_dump() == Settings().model_dump()
+
+
+def test_a_missing_sentence_in_the_example_would_be_seen() -> None:
+    found = examples("# One.\n#A=1\n#B=2\n\n# Two.\n\n#C=3\n")
+    assert {name: example.comment for name, example in found.items()} == {"A": "One.", "B": "", "C": ""}
+
+
+# Names: what there is stands in the docs.
+
+
+def commands() -> dict[str, Any]:
+    return typer.main.get_command(cli).commands  # type: ignore[attr-defined, no-any-return]
+
+
+def options() -> list[tuple[str, str]]:
+    return [
+        (name, next((o for o in parameter.opts if o.startswith("--")), parameter.opts[0]))
+        for name, command in commands().items()
+        for parameter in command.params
+        if parameter.opts[0].startswith("-") and parameter.name != "help"
+    ]
+
+
+def policy_values() -> list[str]:
+    return [*dict.fromkeys((*MISSED, *OVERLAP))]
+
+
+def supported_attributes() -> list[str]:
+    unsupported = {"rerun", "max_running", "fenced"}
+    hints = [name for name in vars(BaseTask) if not name.startswith("_") and name != "run"]
+    return sorted({"name", "schedule", *hints} - unsupported)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_each_setting_is_in_the_docs(name: str) -> None:
+    assert f"`{name}`" in documentation()
+
+
+@pytest.mark.parametrize("name", commands())
+def test_each_command_is_in_the_docs(name: str) -> None:
+    assert re.search(rf"^\| `batch {name}\b", read("README.md"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "option"), options())
+def test_each_option_stands_in_the_row_of_its_command(name: str, option: str) -> None:
+    row = re.search(rf"^\| `batch {name}\b.*$", read("README.md"), re.MULTILINE)
+    assert row is not None and re.search(rf"`{option}\b", row[0])
+
+
+@pytest.mark.parametrize("name", [*RunState, *Origin])
+def test_each_state_and_origin_is_in_the_docs(name: str) -> None:
+    assert f"`{name}`" in documentation()
+
+
+@pytest.mark.parametrize("state", RunState)
+def test_each_state_has_a_row_with_what_may_follow(state: RunState) -> None:
+    row = re.search(rf"^\| `{state}` \|.*\|(.*)\|$", read("docs/architecture.md"), re.MULTILINE)
+    assert row is not None and set(re.findall(r"`(\w+)`", row[1])) == TRANSITIONS[state]
+
+
+@pytest.mark.parametrize("value", policy_values())
+def test_each_policy_value_is_in_the_readme(value: str) -> None:
+    assert f'`"{value}"`' in read("README.md")
+
+
+@pytest.mark.parametrize("value", NOT_YET["overlap"])
+def test_a_value_that_is_refused_is_listed_as_not_yet(value: str) -> None:
+    assert f'`"{value}"`' in read("README.md").split("\nNot yet:\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("name", supported_attributes())
+def test_each_attribute_of_a_task_has_a_row(name: str) -> None:
+    assert f"\n| `{name}` |" in read("README.md")
+
+
+@pytest.mark.parametrize("policy", [Retry, Missed])
+def test_each_field_of_a_policy_is_in_the_readme(policy: type[Retry | Missed]) -> None:
+    assert f"`{policy.__name__}({', '.join(field.name for field in fields(policy))})`" in read("README.md")
+
+
+@pytest.mark.parametrize("name", [*ledger.tables, *companions.tables])
+def test_each_table_is_in_the_docs(name: str) -> None:
+    assert f"`{name}`" in documentation()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "service").glob("**/*.py")), ids=lambda path: path.stem)
+def test_each_module_is_in_the_table_of_modules(path: Path) -> None:
+    """By its own name, or by its folder's."""
+    rows = re.findall(r"^\| (`.*?) \|", read("docs/architecture.md").split("\n## Modules\n")[1], re.MULTILINE)
+    listed = {name.split("/", 1)[-1] if name.startswith("batch/") else name for row in rows for name in row.split("`")}
+    inner = path.relative_to(ROOT / "service")
+    folders = {f"{parent.name}/" for parent in inner.parents if parent.name}
+    name = str(inner).removeprefix("batch/")
+    assert path.stem.startswith("__") or name in listed or folders & listed, f"{inner} has no row"
+
+
+def test_the_commands_of_ci_are_in_the_readme() -> None:
+    called = re.findall(r"^make \w+$", read(".ci/run"), re.MULTILINE)
+    assert "make test" in called
+    assert all(f"`{command}`" in read("README.md") for command in called)
+
+
+def test_the_change_log_has_the_version() -> None:
+    version = re.search(r'^version = "(.*)"', read("pyproject.toml"), re.MULTILINE)
+    assert version is not None and f"\n## {version[1]} " in read("CHANGELOG.md")
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ja.md", "docs/architecture.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", read(name))
+    assert targets and [t for t in targets if not ((ROOT / name).parent / t).exists()] == []
+
+
+# Blocks: what is shown works.
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    code: str
+    note: str
+    """The HTML comment right above it."""
+
+    @property
+    def is_run(self) -> bool:
+        return not self.note.startswith("not run: ")
+
+    @property
+    def file(self) -> str | None:
+        return self.note.removeprefix("file: ") if self.note.startswith("file: ") else None
+
+
+def blocks(text: str, language: str | None = None) -> list[Block]:
+    found = re.findall(r"(?:<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(kind, code, note) for note, kind, code in found if language in (None, kind)]
+
+
+def readme(language: str) -> list[Block]:
+    return [block for block in blocks(read("README.md"), language) if block.is_run]
+
+
+def test_a_block_that_is_not_run_says_why() -> None:
+    reasons = [block.note for block in blocks(read("README.md")) if not block.is_run]
+    assert all(len(reason.removeprefix("not run: ").split()) > 2 for reason in reasons)
+
+
+async def test_every_task_file_of_the_readme_can_be_used_and_runs(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("".join(block.code for block in readme("ini")))
+    files = {block.file: block.code for block in readme("python") if block.file}
+    for name, code in files.items():
+        (tmp_path / name).write_text(code)
+    batch = BatchService(get_settings(), fires=False)
+    await batch.start()
+    try:
+        assert batch.broken == []
+        assert sorted(batch.tasks) == sorted(Path(name).stem for name in files)
+        for task in batch.tasks.values():
+            row = await ManualRun(batch.ledger, batch.engine, task, batch.node.id).execute({}, None, "a reader")
+            assert (row["state"], row["reason"]) == ("succeeded", None)
+    finally:
+        await batch.stop()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where a service has been: the tables are there."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "tasks", folder / "tasks")
+    call(folder, [*BATCH, "run", "cleanup_sessions"])
+    return folder
+
+
+def call(folder: Path, words: list[str]) -> str:
+    done = subprocess.run(
+        words, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in readme("python") if not block.file], ids=lambda b: b.code.split()[-1]
+)
+def test_every_other_python_block_runs(world: Path, block: Block) -> None:
+    call(world, [sys.executable, "-W", "error", "-c", block.code])
+
+
+def sessions() -> Iterator[tuple[str, str]]:
+    """Each command of a console block with the output that is shown below it."""
+    for block in readme("console"):
+        for session in re.split(r"^\$ ", block.code, flags=re.MULTILINE)[1:]:
+            command, _, output = session.partition("\n")
+            yield command, output
+
+
+def masked(output: str) -> list[str]:
+    """Lines without what differs each time: instants, ids, durations, the port."""
+    output = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?", "AT", output)
+    output = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", output)
+    output = re.sub(r"127\.0\.0\.1:\d+", "HOST", output)
+    return re.sub(r"\d+\.\d\d s", "TIME", output).splitlines()
+
+
+@pytest.fixture
+def first_steps(tmp_path: Path) -> Path:
+    """As after the README's first minute: the tasks of the start, and tasks/hello.py."""
+    (hello,) = (block for block in readme("python") if block.file == "tasks/hello.py")
+    shutil.copytree(ROOT / "tasks", tmp_path / "tasks", dirs_exist_ok=True)
+    (tmp_path / "tasks/hello.py").write_text(hello.code)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "output"), [pytest.param(c, o, id=c) for c, o in sessions() if c.startswith("batch ")]
+)
+def test_a_command_of_the_readme_prints_what_is_shown(first_steps: Path, command: str, output: str) -> None:
+    words = re.findall(r'"[^"]*"|\S+', command)[1:]
+    printed = call(first_steps, [*BATCH, *(word.strip('"') for word in words)])
+    if "--after" in words:  # then it prints the same at any time
+        assert printed == output
+    assert masked(printed) == masked(output)
+
+
+def test_make_serve_prints_what_is_shown(first_steps: Path) -> None:
+    """The order of the tasks is that of their next runs, which differs over the day."""
+    (shown,) = (output for command, output in sessions() if command == "make serve" and output)
+    with running_service(first_steps) as started:
+        assert sorted(masked(started.stdout)) == sorted(masked(shown))
+
+
+def test_the_make_targets_that_are_shown_are_there() -> None:
+    targets = [command.removeprefix("make ") for command, _ in sessions() if command.startswith("make ")]
+    assert {"serve", "test", "check", "bench"} <= set(targets)
+    assert all(re.search(rf"^{target}:", read("Makefile"), re.MULTILINE) for target in targets)
+
+
+# The Japanese README says the same.
+
+
+def headings(text: str) -> list[str]:
+    without_code = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [line.split(" ")[0] for line in re.findall(r"^#+ .*$", without_code, re.MULTILINE)]
+
+
+def test_the_japanese_readme_has_the_same_code_and_headings() -> None:
+    english, japanese = read("README.md"), read("README.ja.md")
+    assert [(b.language, b.code) for b in blocks(japanese)] == [(b.language, b.code) for b in blocks(english)]
+    assert headings(japanese) == headings(english)
+
+
+def test_the_japanese_readme_has_the_same_names() -> None:
+    """What stands in backquotes outside of code blocks."""
+
+    def names(text: str) -> set[str]:
+        without_code = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        return set(re.findall(r"`([^`\n]+)`", without_code))
+
+    assert names(read("README.ja.md")) == names(read("README.md"))
+
+
+def test_every_name_for_authors_is_in_the_docs() -> None:
+    assert [name for name in service.__all__ if not re.search(rf"\b{name}\b", documentation())] == []
