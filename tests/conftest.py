@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tasks").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where nodes leave their files
+    monkeypatch.setattr(tempfile, "tempdir", None)
     config.forget_settings()
     TaskRegistry.clear()
     yield

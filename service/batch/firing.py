@@ -109,16 +109,20 @@ def _runs_of(task: Task, made: Plan, active: list[Active], node: str, room: Room
     if task.policies.overlap == "allow":
         return new + [_started(_new(task, slot, Rank.ON_TIME, now), task, node, room, now) for slot in made.on_time]
     on_time = [run for run in active if run.origin == Origin.SCHEDULE and not run.catch_up]
-    taken = any(run.state == RunState.RUNNING for run in active)
+    reason = f"{_named(on_time[0])} was still {on_time[0].state}" if on_time else None
+    is_taken = any(run.state == RunState.RUNNING for run in active)
     for slot in made.on_time:
         run = _new(task, slot, Rank.ON_TIME, now)
-        if on_time:
-            new.append(_skipped(run, on_time[0], now))
+        if reason is not None:
+            new.append(replace(run, state=RunState.SKIPPED, reason=reason, finished_at=now))
             continue
-        run = run if taken else _started(run, task, node, room, now)
-        on_time = [Active(run.id, run.task, run.slot, run.state, run.origin, False)]
-        new.append(run)
+        new.append(run if is_taken else _started(run, task, node, room, now))
+        reason = f"{_named(run)} was fired late, together with it"
     return new
+
+
+def _named(run: Active | NewRun) -> str:
+    return f"run {run.id}" + (f" of slot {run.slot:%Y-%m-%d %H:%M:%S} UTC" if run.slot else "")
 
 
 def _new(task: Task, slot: datetime, rank: int, now: datetime) -> NewRun:
@@ -141,9 +145,3 @@ def _started(run: NewRun, task: Task, node: str, room: Room, now: datetime) -> N
     if not room.take(task.on_loop):
         return run
     return replace(run, state=RunState.RUNNING, node=node, fence=1, attempt=1, started_at=now, attempt_started_at=now)
-
-
-def _skipped(run: NewRun, blocking: Active, now: datetime) -> NewRun:
-    since = f" of slot {blocking.slot:%Y-%m-%d %H:%M:%S} UTC" if blocking.slot else ""
-    reason = f"run {blocking.id}{since} was still {blocking.state}"
-    return replace(run, state=RunState.SKIPPED, reason=reason, finished_at=now)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import tempfile
 from pathlib import Path
+
+from service import clock
+
+OLD_NS = 30 * 86_400 * 1_000_000_000
 
 
 class Presence:
@@ -13,6 +18,7 @@ class Presence:
 
     def __init__(self, node: str) -> None:
         _folder().mkdir(mode=0o700, exist_ok=True)
+        _clean_up()
         self._path = _folder() / node
         self._file = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,6 +47,14 @@ def is_gone(node: str) -> bool:
 def forget(node: str) -> None:
     """Remove the file of a dead node, once its runs are taken over."""
     (_folder() / node).unlink(missing_ok=True)
+
+
+def _clean_up() -> None:
+    """Remove what is left of ledgers that nobody serves any more."""
+    for path in _folder().iterdir():
+        with contextlib.suppress(OSError):
+            if clock.unix_ns() - path.stat().st_mtime_ns > OLD_NS and is_gone(path.name):
+                path.unlink()
 
 
 def _folder() -> Path:

@@ -38,7 +38,7 @@ async def rescue(connection: AsyncConnection, now: datetime) -> None:
     await connection.execute(update(nodes).where(nodes.c.id.in_(dead)).values(stopped_at=now))
     for node in dead:
         presence.forget(node)
-    logger.warning(f"{len(dead)} nodes of this machine were lost, with {len(lost)} runs, which are resumed")
+    logger.warning(f"nodes of this machine that were lost: {len(dead)}; their runs, which are resumed: {len(lost)}")
 
 
 async def leave_nothing_running(connection: AsyncConnection, node: str, now: datetime) -> None:

@@ -230,12 +230,14 @@ class LocalEngine:
         self._tell(outcomes)
 
     def _tell(self, outcomes: list[Outcome]) -> None:
-        """A line for each run where they are few; else one for all."""
+        """A line for each run where they are few; else one for all. Those that went wrong have said so themselves."""
         if len(outcomes) > FEW:
             counts = Counter(outcome.outcome for outcome in outcomes)
             logger.info(", ".join(f"{number:,} runs {outcome}" for outcome, number in counts.items()))
             return
         for outcome in outcomes:
+            if outcome.state != RunState.SUCCEEDED:
+                continue
             seconds = (outcome.ended_at - outcome.started_at).total_seconds()
             logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id)
 
