@@ -39,6 +39,8 @@ def is_moved() -> bool:
 def moved(at: datetime) -> Iterator[None]:
     """For tests: `now()` stands still at `at` (aware) until `advance` or the end of the block."""
     global _moved_to
+    if at.utcoffset() is None:
+        raise ValueError(f"moved() needs an aware datetime, not {at!r}")
     before, _moved_to = _moved_to, at.astimezone(UTC)
     try:
         yield

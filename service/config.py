@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from service.errors import InvalidSetting
 
 ENV_FILE = Path(".env")
+DAY = 86_400.0
 DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
 
 
@@ -21,23 +22,39 @@ def async_url(url: str) -> str:
     """The URL with an async driver: bare `postgres://`, `postgresql://` and `sqlite://` are rewritten."""
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # its text may hold a part of the password
         raise ValueError(
             "not a database URL, which looks like postgresql://user@host/name or sqlite:///./app.db"
         ) from None
-    return parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername)).render_as_string(
-        hide_password=False
-    )
+    parsed = parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername))
+    _refuse_driver(parsed)
+    return parsed.render_as_string(hide_password=False)
+
+
+def _refuse_driver(url: URL) -> None:
+    try:
+        is_async = url.get_dialect().get_async_dialect_cls(url).is_async
+    except NoSuchModuleError:
+        raise ValueError(f"nothing here speaks {url.drivername}://; allowed: postgresql:// or sqlite://") from None
+    if not is_async:
+        raise ValueError(f"the driver of {url.drivername}:// is not async; allowed: postgresql:// or sqlite://")
+
+
+def _for_ledger(url: str) -> str:
+    if make_url(url).get_backend_name() not in ("postgresql", "sqlite"):
+        raise ValueError("the ledger can't be there; allowed: postgresql:// or sqlite://")
+    return url
 
 
 DatabaseUrl = Annotated[str, AfterValidator(async_url)]
+LedgerUrl = Annotated[DatabaseUrl, AfterValidator(_for_ledger)]
 
 
 class Settings(BaseSettings):
     """Every setting, with its default. Names are the environment's; `.env` in the working directory is read too."""
 
     model_config = SettingsConfigDict(
-        env_file=ENV_FILE, env_file_encoding="utf-8", case_sensitive=True, extra="allow", env_ignore_empty=True
+        env_file=ENV_FILE, env_file_encoding="utf-8-sig", case_sensitive=True, extra="allow", env_ignore_empty=True
     )
 
     HOST: str = Field("127.0.0.1", description="Address that `batch serve` listens on.")
@@ -47,7 +64,7 @@ class Settings(BaseSettings):
     DATABASE_URL: DatabaseUrl = Field(
         "sqlite+aiosqlite:///./app.db", description="The application's database, which get_db() opens."
     )
-    LEDGER_URL: DatabaseUrl | None = Field(
+    LEDGER_URL: LedgerUrl | None = Field(
         None,
         description="The ledger's database. Empty: ./ledger.db beside SQLite, the application's own on PostgreSQL.",
     )
@@ -60,13 +77,13 @@ class Settings(BaseSettings):
 
     MAX_RUNNING: int = Field(100, ge=1, description="Runs at the same time in one process.")
     MAX_THREADS: int = Field(32, ge=1, description="Threads for sync runs in one process.")
-    DRAIN_SECONDS: float = Field(25.0, ge=0, description="How long running work may go on after a stop signal.")
+    DRAIN_SECONDS: float = Field(25.0, ge=0, le=DAY, description="How long running work may go on after a stop signal.")
     POLL_SECONDS: float = Field(1.0, ge=0.05, le=60, description="How often a node looks for runs that others made.")
-    HEARTBEAT_SECONDS: float = Field(5.0, ge=0.1, description="How often a node says that it lives.")
-    LEASE_SECONDS: float = Field(30.0, ge=1, description="How long a silent node counts as alive.")
+    HEARTBEAT_SECONDS: float = Field(5.0, ge=0.1, le=DAY, description="How often a node says that it lives.")
+    LEASE_SECONDS: float = Field(30.0, ge=1, le=DAY, description="How long a silent node counts as alive.")
 
     BACKUP_CRON: str = Field("0 2 * * *", description="When BackupTask runs (UTC).")
-    BACKUP_RETENTION_DAYS: int = Field(7, ge=1, description="Backups older than this many days are deleted.")
+    BACKUP_RETENTION_DAYS: int = Field(7, ge=1, le=36_500, description="Backups older than this many days are deleted.")
     BACKUP_DIR: Path = Field(Path("backups"), description="Folder that BackupTask writes to.")
 
     @property
@@ -79,11 +96,14 @@ class Settings(BaseSettings):
         folder = os.path.dirname(url.database or "") if url.get_backend_name() == "sqlite" else ""
         return f"sqlite+aiosqlite:///{os.path.join(folder or '.', 'ledger.db')}"
 
-    def __getattr__(self, name: str) -> Any:
-        """Authors' own keys: what `.env` or the environment holds beside the declared ones."""
-        if name.isupper() and name in os.environ:
-            return os.environ[name]
-        return super().__getattr__(name)  # type: ignore[misc]
+    def __getattr__(self, name: str) -> str:
+        """Authors' own keys: what the environment or `.env` holds beside the declared ones."""
+        if not name.isupper():
+            return super().__getattr__(name)  # type: ignore[misc,no-any-return]
+        own = {**(self.model_extra or {}), **os.environ}
+        if name not in own:
+            raise AttributeError(f"there is no setting {name}: it stands neither in the environment nor in {ENV_FILE}")
+        return str(own[name])
 
 
 def _read() -> Settings:
@@ -91,6 +111,8 @@ def _read() -> Settings:
         return Settings()
     except ValidationError as error:
         raise InvalidSetting("; ".join(_sentence(e) for e in error.errors())) from None
+    except (OSError, UnicodeError) as error:
+        raise InvalidSetting(f"the file {ENV_FILE} can't be read: {error}") from None
 
 
 def _sentence(error: Any) -> str:

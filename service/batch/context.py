@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from service.batch.schedule import Schedule
 from service.batch.states import Origin
 from service.errors import BatchError, Interrupted
 
@@ -27,20 +28,26 @@ class CurrentRun:
     """The run that this code belongs to.
 
     `slot` is aware, in the task's zone; a manual run's is the instant asked for, or that of `--slot`.
-    `previous_slot` is the slot before it, None for a task without a schedule. `attempt` counts from 1.
+    `attempt` counts from 1.
     """
 
     id: str
     task: str
     slot: datetime
-    previous_slot: datetime | None
     attempt: int
     origin: Origin
+    _schedule: Schedule | None = None
     _progress: tuple[int, int | None] | None = None
     _stop_reason: str | None = None
     _lines: list[LogLine] = field(default_factory=list)
     _lost_lines: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def previous_slot(self) -> datetime | None:
+        """The slot before `slot`, in the same zone; None for a task without a schedule."""
+        previous = self._schedule.previous(self.slot) if self._schedule else None
+        return previous.astimezone(self.slot.tzinfo) if previous else None
 
     @property
     def cancelled(self) -> bool:

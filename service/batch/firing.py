@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch import runs, slots
-from service.batch.planning import Plan, plan, plan_none
+from service.batch.planning import ON_TIME, Plan, plan, plan_none
+from service.batch.policies import Missed
 from service.batch.registry import Task
 from service.batch.runs import Active, Claimed, NewRun
 from service.batch.slots import OpenSchedule
 from service.batch.states import Origin, Rank, RunState
 from service.batch.tables import new_id
 
-LONG_LAG = timedelta(minutes=2)
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 BUSY_AGAIN = timedelta(milliseconds=100)
 
@@ -80,44 +83,67 @@ async def fire(
         elif not made.on_time and (following := row.schedule.next(now)) is not None and following - now < SOON:
             fired.again[row.task] = following
     inserted = await runs.insert(connection, new)
-    await slots.move_cursors(connection, {row.id: made.fired_until for row, made in plans})
+    await _move_cursors(connection, plans)
     await slots.record_missed(connection, [(row, made.missed) for row, made in plans if made.missed], now)
     fired.claimed = [runs.claimed_from(run) for run in new if run.state == RunState.RUNNING and run.id in inserted]
     fired.queued = sum(run.state == RunState.QUEUED for run in new)
     return fired
 
 
+async def _move_cursors(connection: AsyncConnection, plans: list[tuple[OpenSchedule, Plan]]) -> None:
+    """All of them to now, as a rule; those with a long backlog to where that was handled."""
+    until: dict[datetime, list[str]] = {}
+    for row, made in plans:
+        until.setdefault(made.fired_until, []).append(row.id)
+    for at, ids in until.items():
+        await slots.move_cursors(connection, ids, at)
+
+
 async def _plan_all(
     opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime
 ) -> list[tuple[OpenSchedule, Plan]]:
-    def plan_all() -> list[tuple[OpenSchedule, Plan]]:
-        return [(row, _plan(row, tasks[row.task], now)) for row in opened]
+    known: dict[Any, Plan] = {}
 
-    if any(now - row.fired_until > LONG_LAG for row in opened):
+    def plan_all() -> list[tuple[OpenSchedule, Plan]]:
+        return [(row, _plan(row, tasks[row.task].policies.missed, now, known)) for row in opened]
+
+    if any(_is_behind(row, now) for row in opened):
         return await asyncio.to_thread(plan_all)
     return plan_all()
 
 
-def _plan(row: OpenSchedule, task: Task, now: datetime) -> Plan:
-    if row.paused_by is not None:
-        return plan_none(row.schedule, row.fired_until, now, f"paused by {row.paused_by}")
-    return plan(row.schedule, row.fired_until, now, task.policies.missed)
+def _is_behind(row: OpenSchedule, now: datetime) -> bool:
+    """The slots of a downtime may be many, and take long to count."""
+    first = row.schedule.next(row.fired_until)
+    return first is not None and first <= now - ON_TIME
+
+
+def _plan(row: OpenSchedule, policy: Missed, now: datetime, known: dict[Any, Plan]) -> Plan:
+    """Many tasks have the same schedule and cursor, and so the same plan."""
+    key = (row.cron, row.timezone, row.fired_until, row.paused_by, policy)
+    if key not in known:
+        if row.paused_by is not None:
+            known[key] = plan_none(row.schedule, row.fired_until, now, f"paused by {row.paused_by}")
+        else:
+            known[key] = plan(row.schedule, row.fired_until, now, policy)
+    return known[key]
 
 
 def _runs_of(task: Task, made: Plan, active: list[Active], node: str, room: Room, now: datetime) -> list[NewRun]:
     new = [_new(task, slot, Rank.CATCH_UP, now) for slot in made.catch_up]
     if task.policies.overlap == "allow":
-        return new + [_started(_new(task, slot, Rank.ON_TIME, now), task, node, room, now) for slot in made.on_time]
+        return new + [_new(task, slot, Rank.ON_TIME, now, _start(task, node, room, now)) for slot in made.on_time]
     on_time = [run for run in active if run.origin == Origin.SCHEDULE and not run.catch_up]
     reason = f"{_named(on_time[0])} was still {on_time[0].state}" if on_time else None
     is_taken = any(run.state == RunState.RUNNING for run in active)
     for slot in made.on_time:
-        run = _new(task, slot, Rank.ON_TIME, now)
         if reason is not None:
-            new.append(replace(run, state=RunState.SKIPPED, reason=reason, finished_at=now))
+            skipped = {"state": RunState.SKIPPED, "reason": reason, "finished_at": now}
+            new.append(_new(task, slot, Rank.ON_TIME, now, skipped))
             continue
-        new.append(run if is_taken else _started(run, task, node, room, now))
+        run = _new(task, slot, Rank.ON_TIME, now, {} if is_taken else _start(task, node, room, now))
         reason = f"{_named(run)} was fired late, together with it"
+        new.append(run)
     return new
 
 
@@ -125,23 +151,26 @@ def _named(run: Active | NewRun) -> str:
     return f"run {run.id}" + (f" of slot {run.slot:%Y-%m-%d %H:%M:%S} UTC" if run.slot else "")
 
 
-def _new(task: Task, slot: datetime, rank: int, now: datetime) -> NewRun:
+def _new(task: Task, slot: datetime, rank: int, now: datetime, more: Mapping[str, Any] = NOTHING) -> NewRun:
+    values = {"state": RunState.QUEUED, **more}
     return NewRun(
         id=new_id(),
         task=task.name,
         slot=slot,
         origin=Origin.SCHEDULE,
-        state=RunState.QUEUED,
         rank=rank,
         catch_up=rank == Rank.CATCH_UP,
         due_at=now,
         created_at=now,
         exclusive=task.exclusive,
         priority=task.policies.priority,
+        **values,
     )
 
 
-def _started(run: NewRun, task: Task, node: str, room: Room, now: datetime) -> NewRun:
+def _start(task: Task, node: str, room: Room, now: datetime) -> dict[str, Any]:
+    """What makes a new run one that this node starts at once; nothing where it has no room."""
     if not room.take(task.on_loop):
-        return run
-    return replace(run, state=RunState.RUNNING, node=node, fence=1, attempt=1, started_at=now, attempt_started_at=now)
+        return {}
+    started = {"started_at": now, "attempt_started_at": now}
+    return {"state": RunState.RUNNING, "node": node, "fence": 1, "attempt": 1, **started}

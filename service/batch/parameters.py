@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NotRequired
 
-from pydantic import BaseModel, ConfigDict, PydanticUserError, ValidationError, create_model
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+from typing_extensions import TypedDict
 
 from service.errors import InvalidParameters, InvalidTask
 
@@ -15,47 +17,44 @@ SLOT = "slot"
 
 
 class Parameters:
-    """What `run` takes after `self`. A parameter named `slot` is filled with the run's slot when it is not given."""
+    """What `run` (bound) takes. A parameter named `slot` is filled with the run's slot when it is not given."""
 
     def __init__(self, task: str, run: Callable[..., Any]) -> None:
         self._task = task
-        self._model = _model_of(task, run)
-        self.takes_slot = SLOT in self._model.model_fields
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._model.model_fields)
-
-    @property
-    def required(self) -> list[str]:
+        taken = _taken(run)
+        self.names = list(taken)
+        self.takes_slot = SLOT in taken
+        self.required = [name for name, p in taken.items() if p.default is p.empty and name != SLOT]
         """Those without a default: a scheduled run can't fill them."""
-        fields = self._model.model_fields.items()
-        return [name for name, field in fields if field.is_required() and name != SLOT]
+        self._schema = _schema(taken, self.required)
 
     def to_json(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Check `given` (values or their text forms) and return what the ledger stores: only what was given.
 
         Raises InvalidParameters naming the task, the parameter, and what is allowed.
         """
-        checked = self._check(given, check_slot=False)
-        return checked.model_dump(mode="json", include=set(given))
+        checked = self._check(given)
+        slot = checked.get(SLOT)
+        if isinstance(slot, datetime) and slot.utcoffset() is None:
+            raise self._refused(f"slot is {given[SLOT]!r}: it needs an offset, as in 2026-11-25T02:00+09:00")
+        try:
+            return dict(self._schema.dump_python(checked, mode="json"))
+        except PydanticSerializationError as error:
+            raise self._refused(f"the ledger can't store them: {error}") from None
 
     def to_call(self, stored: Mapping[str, Any], slot: datetime) -> dict[str, Any]:
         """The keyword arguments for one attempt."""
-        filled = {**stored, SLOT: slot} if self.takes_slot and SLOT not in stored else stored
-        checked = self._check(filled, check_slot=True)
-        return {name: getattr(checked, name) for name in filled}
+        return self._check({SLOT: slot, **stored} if self.takes_slot else stored)
 
-    def _check(self, given: Mapping[str, Any], check_slot: bool) -> BaseModel:
+    def _check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            return self._model.model_validate(dict(given))
+            return dict(self._schema.validate_python(dict(given)))
         except ValidationError as error:
-            wrong = [e for e in error.errors() if check_slot or SLOT not in e["loc"] or e["type"] != "missing"]
-            if not wrong:
-                return self._model.model_construct(**given)
-            allowed = f"it takes {', '.join(self.names)}" if self.names else "it takes none"
-            sentences = "; ".join(_sentence(e) for e in wrong)
-            raise InvalidParameters(f"parameters of task {self._task}: {sentences} ({allowed})") from None
+            raise self._refused("; ".join(_sentence(e) for e in error.errors())) from None
+
+    def _refused(self, reason: str) -> InvalidParameters:
+        allowed = f"it takes {', '.join(self.names)}" if self.names else "it takes none"
+        return InvalidParameters(f"parameters of task {self._task}: {reason} ({allowed})")
 
 
 def _sentence(error: Any) -> str:
@@ -67,21 +66,32 @@ def _sentence(error: Any) -> str:
     return f"{name} is {error['input']!r}: {error['msg']}"
 
 
-def _model_of(task: str, run: Callable[..., Any]) -> type[BaseModel]:
+def _taken(run: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         signature = inspect.signature(run, eval_str=True)
-    except (NameError, TypeError, ValueError) as error:
+    except Exception as error:  # an annotation in quotes is code, and may raise anything
         raise InvalidTask(f"the signature of run() can't be read: {error}") from error
-    fields: dict[str, Any] = {}
-    for parameter in list(signature.parameters.values())[1:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
+    taken = {}
+    for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise InvalidTask(f"run() takes {parameter.name!r} by position only; parameters are passed by name")
-        kind = Any if parameter.annotation is parameter.empty else parameter.annotation
-        fields[parameter.name] = (kind, ... if parameter.default is parameter.empty else parameter.default)
+            raise InvalidTask(f"run() takes {name!r} by position only; parameters are passed by name")
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            taken[name] = parameter
+    return taken
+
+
+def _schema(taken: Mapping[str, inspect.Parameter], required: list[str]) -> TypeAdapter[Any]:
+    kinds = {name: Any if p.annotation is p.empty else p.annotation for name, p in taken.items()}
+    fields = {name: kind if name in required else NotRequired[kind] for name, kind in kinds.items()}
+    # A model would not do: its fields may not be called `copy`, `json` or `schema`.
+    shape = TypedDict("run", fields)  # type: ignore[misc] # made at run time
+    shape.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     try:
-        return create_model(f"{task}.run", __config__=ConfigDict(extra="forbid"), **fields)
+        if SLOT in kinds:
+            TypeAdapter(kinds[SLOT]).validate_python(datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC))
+        return TypeAdapter(shape)
+    except ValidationError:
+        raise InvalidTask("the parameter slot of run() is filled with a datetime: write `slot: datetime`") from None
     except (PydanticUserError, NameError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidTask(f"the parameters of run() can't be checked: {reason}") from error

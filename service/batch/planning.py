@@ -49,15 +49,15 @@ def plan(
     """Decide about every slot in (fired_until, now]."""
     if now <= fired_until:
         return Plan(fired_until)
-    late_until = max(fired_until, now - ON_TIME)
-    if late_until > fired_until:
-        kept = _kept(schedule, fired_until, late_until, now, policy)
-        until = kept[0] - INSTANT if kept else late_until
-        missed = _missed(schedule, fired_until, until, "the service was down")
-        if missed is not None and not missed.is_complete:
-            return missed
-        return _with_kept(schedule, kept, late_until, now, missed.missed if missed else None)
-    return Plan(now, on_time=list(schedule.between(fired_until, now)))
+    first = schedule.next(fired_until)
+    if first is None or first > now - ON_TIME:
+        return Plan(now, on_time=list(schedule.between(fired_until, now)))
+    late_until = now - ON_TIME
+    kept = _kept(schedule, fired_until, late_until, now, policy)
+    missed = _missed(schedule, fired_until, kept[0] - INSTANT if kept else late_until, "the service was down")
+    if missed is not None and not missed.is_complete:
+        return missed
+    return _with_kept(schedule, kept, late_until, now, missed.missed if missed else None)
 
 
 def plan_none(schedule: Schedule, fired_until: datetime, now: datetime, reason: str) -> Plan:

@@ -13,6 +13,8 @@ from service.errors import InvalidTask
 MISSED = ("skip", "once", "all")
 OVERLAP = ("skip", "wait", "allow", "replace")
 NOT_YET = {"overlap": ("wait", "replace")}
+LONGEST = timedelta(days=36_500)
+"""A longer time could lead out of the calendar."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +34,25 @@ class Retry:
     def __post_init__(self) -> None:
         if isinstance(self.on, type):
             object.__setattr__(self, "on", (self.on,))
+        elif isinstance(self.on, list | set):
+            object.__setattr__(self, "on", tuple(self.on))
         for name in ("wait", "max_wait"):
             if isinstance(value := getattr(self, name), timedelta):
                 object.__setattr__(self, name, value.total_seconds())
-        _check(isinstance(self.attempts, int) and self.attempts >= 1, "Retry(attempts)", self.attempts, "an int from 1")
-        _check(_number(self.wait, 0), "Retry(wait)", self.wait, "seconds from 0")
+        _check(_whole(self.attempts, 1), "Retry(attempts)", self.attempts, "an int from 1")
+        _check(_number(self.wait, 0), "Retry(wait)", self.wait, "seconds from 0, up to 100 years")
         _check(_number(self.factor, 1), "Retry(factor)", self.factor, "a number from 1")
-        _check(_number(self.max_wait, 0), "Retry(max_wait)", self.max_wait, "seconds from 0")
+        _check(_number(self.max_wait, 0), "Retry(max_wait)", self.max_wait, "seconds from 0, up to 100 years")
         _check(_number(self.jitter, 0) and self.jitter <= 1, "Retry(jitter)", self.jitter, "a share from 0 to 1")
-        fine = all(isinstance(t, type) and issubclass(t, BaseException) for t in self.on)
+        fine = isinstance(self.on, tuple) and all(isinstance(t, type) and issubclass(t, BaseException) for t in self.on)
         _check(fine, "Retry(on)", self.on, "a tuple of exception classes")
 
     def seconds_before(self, attempt: int) -> float:
         """How long to wait before attempt number `attempt` (2 is the first retry)."""
-        base = min(self.max_wait, self.wait * self.factor ** (attempt - 2))
+        try:
+            base = min(self.max_wait, self.wait * float(self.factor) ** (attempt - 2))
+        except OverflowError:
+            base = self.max_wait if self.wait else 0.0
         return base * (1 + self.jitter * random.uniform(-1, 1))  # noqa: S311 - spreads load, guards nothing
 
 
@@ -64,9 +71,9 @@ class Missed:
 
     def __post_init__(self) -> None:
         _check(self.policy in MISSED, "Missed", self.policy, _one_of(MISSED))
-        fine = isinstance(self.max_age, timedelta) and self.max_age > timedelta(0)
-        _check(fine, "Missed(max_age)", self.max_age, "a timedelta above zero")
-        fine = self.max_count is None or (isinstance(self.max_count, int) and self.max_count >= 1)
+        fine = isinstance(self.max_age, timedelta) and timedelta(0) < self.max_age <= LONGEST
+        _check(fine, "Missed(max_age)", self.max_age, f"a timedelta above zero, up to {LONGEST.days:,} days")
+        fine = self.max_count is None or _whole(self.max_count, 1)
         _check(fine, "Missed(max_count)", self.max_count, "an int from 1, or None for no limit")
 
 
@@ -86,11 +93,11 @@ class Policies:
         _refuse_later_ones(task)
         timeout = task.timeout.total_seconds() if isinstance(task.timeout, timedelta) else task.timeout
         fine = timeout is None or (_number(timeout, 0) and timeout > 0)
-        _check(fine, "timeout", task.timeout, "seconds above 0, a timedelta, or None")
+        _check(fine, "timeout", task.timeout, "seconds above 0 (up to 100 years), a timedelta, or None")
         _check(isinstance(task.retry, Retry), "retry", task.retry, "a Retry(…)")
         missed = Missed(task.missed) if isinstance(task.missed, str) else task.missed
         _check(isinstance(missed, Missed), "missed", missed, f"a Missed(…) or {_one_of(MISSED)}")
-        fine = isinstance(task.priority, int) and -1000 <= task.priority <= 1000
+        fine = _whole(task.priority, -1000) and task.priority <= 1000
         _check(fine, "priority", task.priority, "an int from -1000 to 1000 (larger goes first)")
         return cls(timeout, task.retry, task.overlap, missed, task.priority)
 
@@ -104,7 +111,7 @@ def _refuse_later_ones(task: type[Any]) -> None:
     _check(task.overlap in OVERLAP, "overlap", task.overlap, _one_of(OVERLAP))
     later = {
         "overlap": task.overlap in NOT_YET["overlap"],
-        "max_running": task.max_running not in (None, 1),
+        "max_running": task.max_running not in (None, 1) or (task.max_running == 1 and task.overlap == "allow"),
         "rerun": task.rerun is not True,
         "fenced": task.fenced is not True,
     }
@@ -119,7 +126,12 @@ def _check(fine: bool, name: str, value: object, allowed: str) -> None:
 
 
 def _number(value: object, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < float("inf")
+    longest = LONGEST.total_seconds()
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= longest
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _one_of(names: Iterable[str]) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 from service.batch.base import BaseTask
 from service.batch.parameters import Parameters
 from service.batch.policies import Policies
-from service.batch.schedule import Schedule, schedule
+from service.batch.schedule import Schedule, schedule, zone_of
 from service.errors import BatchError, InvalidTask, UnknownTask
 from service.logs import get_logger
 
@@ -22,6 +23,7 @@ T = TypeVar("T", bound=BaseTask)
 R = TypeVar("R")
 
 NAME = re.compile(r"[a-z0-9_.-]{1,100}")
+POLICIES = {"timeout", "retry", "overlap", "missed", "rerun", "max_running", "priority", "fenced"}
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,15 @@ class Task:
     policies: Policies
     parameters: Parameters
     on_loop: bool
+    may_change: bool
+    """Whether the schedule is a property, whose value may differ the next time it is read."""
+    zone: ZoneInfo
     schedule: Schedule | None = field(compare=False)
 
     @property
     def exclusive(self) -> str | None:
         """What at most one running run may hold: the task's name, or nothing where overlap is allowed."""
         return None if self.policies.overlap == "allow" else self.name
-
-    @property
-    def may_change(self) -> bool:
-        """Whether the schedule is a property, whose value may differ the next time it is read."""
-        statics = (inspect.getattr_static(self.cls, name, None) for name in ("schedule", "timezone"))
-        return not all(isinstance(value, str | None) for value in statics)
 
     def read_schedule(self) -> Schedule | None:
         """Read it from a fresh instance. Raises InvalidTask naming class and file."""
@@ -64,6 +63,8 @@ class TaskRegistry:
 
         Raises InvalidTask naming class, file and attribute, also when another class has the name.
         """
+        if not inspect.isclass(task_class):
+            raise InvalidTask(f"TaskRegistry.register takes a subclass of BaseTask; it was given {task_class!r}")
         task = _reading(task_class, _task_of)
         known = cls._tasks.get(task.name)
         if known is not None and not _same(known.cls, task_class):
@@ -111,8 +112,12 @@ def concrete_tasks(module: Any) -> Iterator[type[BaseTask]]:
     for value in list(vars(module).values()):
         if not (inspect.isclass(value) and issubclass(value, BaseTask) and value.__module__ == module.__name__):
             continue
-        if not inspect.isabstract(value) and not value.__name__.startswith("_"):
+        if value.__name__.startswith("_"):
+            continue
+        if not inspect.isabstract(value):
             yield value
+        elif "run" in value.__abstractmethods__ and isinstance(vars(value).get("name"), str):
+            logger.warning(f"class {value.__qualname__} in {_shown(value)} has a name and no run(): it is not a task")
 
 
 def _same(known: type[BaseTask], new: type[BaseTask]) -> bool:
@@ -128,11 +133,16 @@ def _file(cls: type[Any]) -> str:
 
 
 def _reading(cls: type[Any], read: Callable[[Any], R]) -> R:
-    """Every error on the way names the class and its file."""
+    """Every error on the way, an author's own too, names the class and its file."""
     try:
         return read(cls)
-    except BatchError as error:
-        raise InvalidTask(f"task class {cls.__qualname__} in {_shown(cls)}: {error.message}") from error
+    except (Exception, SystemExit) as error:
+        reason = error.message if isinstance(error, BatchError) else _one_line(error)
+        raise InvalidTask(f"task class {cls.__qualname__} in {_shown(cls)}: {reason}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]
 
 
 def _shown(cls: type[Any]) -> str:
@@ -144,40 +154,83 @@ def _shown(cls: type[Any]) -> str:
 
 
 def _task_of(cls: type[BaseTask]) -> Task:
-    if not (inspect.isclass(cls) and issubclass(cls, BaseTask)):
+    if not issubclass(cls, BaseTask):
         raise InvalidTask("it is not a subclass of BaseTask")
-    if inspect.isabstract(cls) or not callable(getattr(cls, "run", None)):
-        raise InvalidTask("it has no run(): write `async def run(self)` or `def run(self)`")
+    _refuse_abstract(cls)
     instance = _instance(cls)
-    name = _attribute(instance, "name")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise InvalidTask(f"name is {name!r}; allowed: 1 to 100 of a-z 0-9 _ . -")
-    docstring = (inspect.getdoc(cls) or "").split("\n")[0] if cls.__doc__ else ""
-    description = str(_attribute(instance, "description") or docstring)
-    parameters = Parameters(name, cls.run)
+    run = instance.run
+    if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
+        raise InvalidTask("run() has a yield in it, so its body would never run: let it return")
+    name = _name_of(instance)
+    parameters = Parameters(name, run)
     schedule = _schedule_of(cls)
     if schedule is not None and parameters.required:
         raise InvalidTask(
             f"run() needs {', '.join(parameters.required)}, which a scheduled run can't fill: "
             "give a default, or set schedule = None"
         )
-    on_loop = inspect.iscoroutinefunction(cls.run)
-    return Task(cls, name, description, _shown(cls), Policies.of(cls), parameters, on_loop, schedule)
+    statics = (inspect.getattr_static(cls, attribute, None) for attribute in ("schedule", "timezone"))
+    return Task(
+        cls=cls,
+        name=name,
+        description=_description_of(instance),
+        source=_shown(cls),
+        policies=Policies.of(cls),
+        parameters=parameters,
+        on_loop=inspect.iscoroutinefunction(run),
+        may_change=not all(isinstance(value, str | None) for value in statics),
+        zone=zone_of(_timezone_of(instance)),
+        schedule=schedule,
+    )
+
+
+def _refuse_abstract(cls: type[BaseTask]) -> None:
+    missing = sorted(cls.__abstractmethods__)
+    if "run" in missing or not callable(cls.run):
+        raise InvalidTask("it has no run(): write `async def run(self)` or `def run(self)`")
+    if missing:
+        raise InvalidTask(f"it is abstract: {', '.join(missing)} is missing")
 
 
 def _instance(cls: type[BaseTask]) -> BaseTask:
     try:
-        return cls()
-    except TypeError as error:
-        raise InvalidTask(f"it can't be made without arguments: {error}") from error
+        instance = cls()
+    except (Exception, SystemExit) as error:
+        raise InvalidTask(f"it can't be made without arguments: {_one_line(error)}") from error
+    hidden = sorted(vars(instance).keys() & POLICIES)
+    if hidden:
+        raise InvalidTask(f"{', '.join(hidden)} is set on the instance; allowed: a class attribute")
+    return instance
+
+
+def _name_of(instance: BaseTask) -> str:
+    name = _attribute(instance, "name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        base = "; a class that is only a base for others begins with an underscore" if name is None else ""
+        raise InvalidTask(f"name is {name!r}; allowed: 1 to 100 of a-z 0-9 _ . -{base}")
+    return name
+
+
+def _description_of(instance: BaseTask) -> str:
+    """The attribute, or the first line of the class's own docstring."""
+    description = _attribute(instance, "description")
+    if not isinstance(description, str | None):
+        raise InvalidTask(f"description is {description!r}; allowed: a string")
+    docstring = inspect.getdoc(type(instance)) if type(instance).__doc__ else None
+    return description or (docstring or "").split("\n")[0]
 
 
 def _attribute(instance: BaseTask, name: str) -> Any:
-    """A class attribute or property. What a property raises is the author's error, so it is caught here whole."""
+    """A class attribute or property; None where there is none. What a property raises is the author's error.
+
+    (`getattr` with a default would take an AttributeError from within the property for a missing one.)
+    """
+    if inspect.getattr_static(instance, name, None) is None:
+        return None
     try:
-        return getattr(instance, name, None)
-    except Exception as error:
-        raise InvalidTask(f"{name} can't be read: {type(error).__name__}: {error}") from error
+        return getattr(instance, name)
+    except (Exception, SystemExit) as error:
+        raise InvalidTask(f"{name} can't be read: {_one_line(error)}") from error
 
 
 def _schedule_of(cls: type[BaseTask]) -> Schedule | None:
@@ -187,8 +240,13 @@ def _schedule_of(cls: type[BaseTask]) -> Schedule | None:
     cron = _attribute(instance, "schedule")
     if cron is None:
         return None
+    if not isinstance(cron, str):
+        raise InvalidTask(f"schedule is {cron!r}; allowed: a string or None")
+    return schedule(cron, _timezone_of(instance))
+
+
+def _timezone_of(instance: BaseTask) -> str:
     timezone = _attribute(instance, "timezone")
-    for name, value in (("schedule", cron), ("timezone", timezone)):
-        if not isinstance(value, str):
-            raise InvalidTask(f"{name} is {value!r}; allowed: a string" + (" or None" if name == "schedule" else ""))
-    return schedule(cron, timezone)
+    if not isinstance(timezone, str):
+        raise InvalidTask(f"timezone is {timezone!r}; allowed: a string")
+    return timezone

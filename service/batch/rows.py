@@ -54,10 +54,16 @@ def _arrow(column: Column[Any]) -> str:
 def encode(rows: Iterable[Mapping[str, Any]], kind: str) -> str:
     """The value of :rows. Instants take the form of this database's columns; keys whose value is None are left out."""
 
-    def fit(value: Any) -> Any:
-        return stamp(value, kind) if isinstance(value, datetime) else value
+    stamps: dict[datetime, str | None] = {}
 
-    encoded = json.dumps([{k: fit(v) for k, v in row.items() if v is not None} for row in rows], default=str)
+    def fit(value: Any) -> Any:
+        if not isinstance(value, datetime):
+            return str(value)
+        if value not in stamps:  # a group has few instants, many times over
+            stamps[value] = stamp(value, kind)
+        return stamps[value]
+
+    encoded = json.dumps([{k: v for k, v in row.items() if v is not None} for row in rows], default=fit)
     return _without_unstorable(encoded) if _UNSTORABLE.search(encoded) else encoded
 
 

@@ -6,18 +6,19 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic_core import PydanticSerializationError, to_json
 
 from service.batch import context
 from service.batch.base import BaseTask
 from service.batch.context import CurrentRun
 from service.batch.registry import Task
 from service.batch.runs import Claimed
-from service.batch.states import RunState
+from service.batch.states import Origin, RunState
 from service.batch.threads import Threads
 from service.database.writers import session_owner
 from service.errors import Interrupted, InvalidParameters
@@ -44,13 +45,18 @@ class Ending:
 async def call(task: type[BaseTask], parameters: Mapping[str, Any], threads: Threads) -> Any:
     """Run a fresh instance: on the loop if `run` is a coroutine function, else in a thread.
 
-    What a thread returns may be awaitable (a coroutine behind a plain decorator): then it is awaited here.
+    What comes back may be awaitable (a coroutine behind a plain decorator): then it is awaited here.
     """
     run = task().run
     if inspect.iscoroutinefunction(run):
-        return await run(**parameters)
-    result = await threads.run(functools.partial(run, **parameters))
-    return await result if inspect.isawaitable(result) else result
+        result = await run(**parameters)
+    else:
+        result = await threads.run(functools.partial(run, **parameters))
+    while inspect.isawaitable(result):
+        result = await result
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError(f"run() returned {result!r}, a body with a yield in it that nobody runs")
+    return result
 
 
 class Attempt:
@@ -60,13 +66,14 @@ class Attempt:
         self,
         claimed: Claimed,
         task: Task,
-        run: CurrentRun,
         threads: Threads,
         on_end: Callable[[Attempt, Ending], None],
     ) -> None:
         self.claimed = claimed
         self.task = task
-        self.run = run
+        slot = (claimed.slot or claimed.created_at).astimezone(task.zone)
+        origin = Origin(claimed.origin)
+        self.run = CurrentRun(claimed.id, task.name, slot, claimed.attempt, origin, task.schedule)
         self.lines_taken = 0
         self.written = asyncio.Event()
         self._threads = threads
@@ -79,6 +86,7 @@ class Attempt:
         # A context of its own: whatever was set around the service's start must not leak into runs.
         self._context = contextvars.Context()
         self._body = asyncio.get_running_loop().create_task(self._run(), context=self._context)
+        self._body.add_done_callback(self._over)
         if (timeout := self.task.policies.timeout) is not None:
             error = TimeoutError(f"timed out after {timeout:g} s")
             self._later(timeout, self.stop, self._failed(error, "timed out", str(error)))
@@ -114,8 +122,15 @@ class Attempt:
             ending = self._stop or Ending(RunState.INTERRUPTED, "interrupted", str(stopped))
         except BaseException as error:  # noqa: BLE001 - the attempt's boundary; SystemExit must not end the service
             ending = self._stop or self._failed(error)
-        self._report(ending)
-        self._end(ending)
+        if not self._ended:
+            self._report(ending)
+            self._end(ending)
+
+    def _over(self, body: asyncio.Task[None]) -> None:
+        """Cancelled before its first step it had no chance to say so itself."""
+        if not self._ended:
+            error = asyncio.CancelledError() if body.cancelled() else body.exception()
+            self._end(self._stop or self._failed(error or RuntimeError("it ended without an ending")))
 
     def _report(self, ending: Ending) -> None:
         """The last line of the attempt in its own log, unless it went well."""
@@ -133,10 +148,11 @@ class Attempt:
         return Ending(RunState.SUCCEEDED, "succeeded", result=_as_json(result))
 
     def _failed(self, error: BaseException, outcome: str = "failed", reason: str | None = None) -> Ending:
-        reason = reason or _one_line(error)
         retry = self.task.policies.retry
         number = self.claimed.attempt
         again = number < retry.attempts and isinstance(error, retry.on) and not isinstance(error, InvalidParameters)
+        error = _readable(error)
+        reason = reason or _one_line(error)
         if not again:
             return Ending(RunState.FAILED, outcome, reason, error=error)
         return Ending(RunState.RETRYING, outcome, reason, error=error, wait=retry.seconds_before(number + 1))
@@ -163,9 +179,18 @@ def _as_json(result: Any) -> Any:
     if result is None:
         return None
     try:
-        return to_jsonable_python(result, inf_nan_mode="strings", fallback=repr)
+        return json.loads(to_json(result, inf_nan_mode="strings", fallback=repr))
     except (PydanticSerializationError, RecursionError, ValueError):
         return repr(result)[:10_000]
+
+
+def _readable(error: BaseException) -> BaseException:
+    """An author's `__str__` that raises must not keep the attempt from its end."""
+    try:
+        str(error)
+    except Exception:  # noqa: BLE001 - it may raise anything
+        return RuntimeError(f"{type(error).__name__}, whose text can't be read").with_traceback(error.__traceback__)
+    return error
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Integer, Select, bindparam, literal_column, select, text
+from sqlalchemy import Integer, Select, bindparam, func, literal_column, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import clock
 from service.batch import rows, tables
 from service.batch.states import RunState
 from service.batch.tables import ACTIVE_SQL, CLAIMABLE_SQL, runs
@@ -121,11 +122,17 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     return found
 
 
-async def is_any_due(connection: AsyncConnection, now: datetime) -> bool:
-    statement: Select[Any] = (
-        select(literal_column("1")).select_from(runs).where(text(CLAIMABLE_SQL), runs.c.due_at <= now).limit(1)
-    )
-    return (await connection.execute(statement)).first() is not None
+async def now_if_due(connection: AsyncConnection) -> datetime | None:
+    """The database's time if some run may be claimed at it, else None: all that an idle node asks for."""
+    due: Select[Any] = select(literal_column("1")).select_from(runs).where(text(CLAIMABLE_SQL))
+    if connection.dialect.name == "postgresql" and not clock.is_moved():
+        now = func.clock_timestamp()
+        statement: Select[Any] = select(now).where(due.where(runs.c.due_at <= now).exists())
+        at: datetime | None = (await connection.execute(statement)).scalar()
+        return at
+    moment = clock.now()
+    found = await connection.execute(due.where(runs.c.due_at <= moment).limit(1))
+    return moment if found.first() is not None else None
 
 
 @dataclass(frozen=True)
@@ -152,19 +159,27 @@ async def heads(
     taken = "SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND x.state = 'running'"
     unbound = (
         f"SELECT id FROM batch_runs f WHERE f.exclusive IS NULL AND {due} "
-        f"AND f.task IN (SELECT v.task FROM {wanted} WHERE v.exclusive IS NULL) "
-        "ORDER BY f.rank, f.due_at, f.id LIMIT :most"
+        f"AND {_filter('f.task', f'SELECT v.task FROM {wanted} WHERE v.exclusive IS NULL', kind)} "
+        "ORDER BY f.exclusive, f.rank, f.due_at, f.id LIMIT :most"
     )
+    candidates = (
+        f"SELECT ({first}) FROM {wanted} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({taken}) "
+        f"UNION ALL SELECT id FROM ({unbound}) AS unbound"
+    )
+    chosen = f"r.id = ANY(ARRAY({candidates}))" if kind == "postgresql" else f"r.id IN ({candidates})"
     statement = text(
-        f"SELECT r.id, r.task FROM batch_runs r WHERE r.id IN "
-        f"(SELECT ({first}) FROM {wanted} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({taken}) "
-        f"UNION ALL SELECT id FROM ({unbound}) AS unbound) "
+        f"SELECT r.id, r.task FROM batch_runs r WHERE {chosen} "
         "ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("most", type_=Integer()))
     encoded = rows.encode(({"task": task, "exclusive": exclusive} for task, exclusive in queues), kind)
     parameters = {"rows": encoded, "now": now, "most": limit}
     found = await connection.execute(statement.columns(runs.c.id, runs.c.task), parameters)
     return [Head(*row) for row in found]
+
+
+def _filter(column: str, values: str, kind: str) -> str:
+    """`column IN (values)`, but not for a plan to begin with: the index has the order, and the LIMIT ends it."""
+    return f"({column} || '') = ANY(ARRAY({values}))" if kind == "postgresql" else f"+{column} IN ({values})"
 
 
 async def claim(connection: AsyncConnection, ids: Sequence[str], node: str, now: datetime) -> list[Claimed]:

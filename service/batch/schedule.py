@@ -75,7 +75,7 @@ class Schedule:
     def __post_init__(self) -> None:
         parsed = _parse(self.cron)
         follows_real_time = any(part.startswith("*") for part in parsed.parts[:3])
-        object.__setattr__(self, "zone", _zone(self.timezone))
+        object.__setattr__(self, "zone", zone_of(self.timezone))
         object.__setattr__(self, "_parsed", parsed)
         object.__setattr__(self, "_follows_real_time", follows_real_time)
         object.__setattr__(self, "_memo", [(_REFERENCE, _REFERENCE)])
@@ -237,7 +237,7 @@ def _utc(moment: datetime, name: str) -> datetime:
     return moment.astimezone(UTC)
 
 
-def _zone(timezone: str) -> ZoneInfo:
+def zone_of(timezone: str) -> ZoneInfo:
     try:
         return ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:

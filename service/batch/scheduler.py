@@ -5,21 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from apscheduler.events import EVENT_JOB_EXECUTED, JobExecutionEvent
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.base import BaseScheduler
 from apscheduler.triggers.base import BaseTrigger
 
 from service import clock
 from service.batch.registry import Task, TaskRegistry
-from service.batch.runner import call
+from service.batch.runner import Attempt, Ending
+from service.batch.runs import Claimed
 from service.batch.schedule import Schedule
+from service.batch.states import Origin
+from service.batch.tables import new_id
 from service.batch.threads import Threads
+from service.errors import BatchError
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
@@ -45,18 +52,23 @@ class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no typ
 class LoopExecutor(BaseExecutor):  # type: ignore[misc] # the same
     """Calls a job's function right on the event loop; what it returns may be awaitable, and is awaited in a task."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_threads: int) -> None:
         super().__init__()
+        self.threads = Threads(max_threads)
         self.running: set[asyncio.Task[None]] = set()
+        self.stopped = asyncio.Event()
+
+    def shutdown(self, wait: bool = True) -> None:
+        self.stopped.set()
 
     def _do_submit_job(self, job: Any, run_times: list[datetime]) -> None:
         events = [JobExecutionEvent(EVENT_JOB_EXECUTED, job.id, job._jobstore_alias, at) for at in run_times]
         try:
             result = job.func(*job.args, **job.kwargs)
-        except Exception:  # noqa: BLE001 - a background loop's boundary: one job must not stop the scheduler
+        except BaseException:  # noqa: BLE001 - a background loop's boundary: one job must not stop the scheduler
             self._run_job_error(job.id, *sys.exc_info()[1:])
             return
-        if result is None:
+        if not inspect.isawaitable(result):
             self._run_job_success(job.id, events)
             return
         # Of its own context: APScheduler's is that of whoever added the first job.
@@ -67,8 +79,17 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # the same
         task.add_done_callback(self.running.discard)
 
     async def _finish(self, result: Awaitable[Any], job_id: str, events: list[JobExecutionEvent]) -> None:
-        await result
-        self._run_job_success(job_id, events)
+        try:
+            await result
+        except BaseException:  # noqa: BLE001 - the same
+            self._run_job_error(job_id, *sys.exc_info()[1:])
+        else:
+            self._run_job_success(job_id, events)
+
+    async def until_over(self) -> None:
+        while self.running:
+            await asyncio.wait(self.running)
+        self.threads.close()
 
 
 def create_scheduler(fire: Callable[[str], None] | None = None, max_threads: int = 32) -> AsyncIOScheduler:
@@ -77,26 +98,31 @@ def create_scheduler(fire: Callable[[str], None] | None = None, max_threads: int
     `fire(name)` is called when a slot is due, and must return at once. Without it the scheduler stands alone: it runs
     the tasks itself, with no ledger, so a slot that comes due while the process is down or blocked is not caught up.
     """
+    executor = LoopExecutor(max_threads)
     scheduler = AsyncIOScheduler(
         timezone=UTC,
-        executors={"default": LoopExecutor()},
+        executors={"default": executor},
         job_defaults={"coalesce": False, "max_instances": 1, "misfire_grace_time": None},
     )
-    threads = Threads(max_threads)
     for task in TaskRegistry.tasks().values():
-        call_at_slot = functools.partial(fire, task.name) if fire else functools.partial(_run_alone, task, threads)
+        many = fire is None and task.policies.overlap == "allow"
         scheduler.add_job(
-            call_at_slot,
+            functools.partial(fire, task.name) if fire else functools.partial(_run_alone, task, executor),
             trigger=SlotTrigger(task.schedule),
             id=task.name,
             name=task.description or task.name,
+            max_instances=sys.maxsize if many else 1,
             replace_existing=True,
         )
     return scheduler
 
 
 def start_scheduler(scheduler: AsyncIOScheduler) -> None:
-    """Start it on the running event loop."""
+    """Start it on the running event loop. Raises BatchError where there is none."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise BatchError("start_scheduler() needs a running event loop: call it in an `async def`") from None
     scheduler.start()
     _watch(scheduler)
     logger.info("Scheduler started")
@@ -104,16 +130,12 @@ def start_scheduler(scheduler: AsyncIOScheduler) -> None:
 
 def stop_scheduler(scheduler: AsyncIOScheduler) -> asyncio.Future[None]:
     """Stop firing now. Await what it returns to wait for the tasks that a scheduler without a ledger is running."""
-    executor = scheduler._executors.get("default") if scheduler.running else None
+    executor: LoopExecutor = scheduler._executors["default"]
     if scheduler.running:
-        scheduler.shutdown(wait=False)
+        BaseScheduler.shutdown(scheduler, wait=False)  # AsyncIOScheduler's own comes an iteration later
+        scheduler._stop_timer()
         logger.info("Scheduler stopped")
-    return asyncio.ensure_future(_all_over(executor))
-
-
-async def _all_over(executor: LoopExecutor | None) -> None:
-    while executor is not None and executor.running:
-        await asyncio.wait(executor.running)
+    return asyncio.ensure_future(executor.until_over())
 
 
 def set_schedule(scheduler: AsyncIOScheduler, name: str, schedule: Schedule | None) -> None:
@@ -126,7 +148,13 @@ def set_schedule(scheduler: AsyncIOScheduler, name: str, schedule: Schedule | No
 
 
 def next_run_times(scheduler: AsyncIOScheduler) -> Mapping[str, datetime | None]:
-    return {job.id: job.next_run_time for job in scheduler.get_jobs()}
+    return {job.id: _next_run_time(job) for job in scheduler.get_jobs()}
+
+
+def _next_run_time(job: Any) -> datetime | None:
+    """Before the start APScheduler's jobs have no such attribute."""
+    at: datetime | None = getattr(job, "next_run_time", None)
+    return at
 
 
 def describe_jobs(scheduler: AsyncIOScheduler) -> list[dict[str, Any]]:
@@ -135,7 +163,7 @@ def describe_jobs(scheduler: AsyncIOScheduler) -> list[dict[str, Any]]:
         {
             "id": job.id,
             "name": job.name,
-            "next_run_time": job.next_run_time.isoformat() if job.next_run_time else None,
+            "next_run_time": at.isoformat() if (at := _next_run_time(job)) else None,
             "trigger": str(job.trigger),
         }
         for job in scheduler.get_jobs()
@@ -149,8 +177,32 @@ def _watch(scheduler: AsyncIOScheduler) -> None:
         asyncio.get_running_loop().call_later(WATCHDOG_SECONDS, _watch, scheduler)
 
 
-async def _run_alone(task: Task, threads: Threads) -> None:
+async def _run_alone(task: Task, executor: LoopExecutor) -> None:
+    """One slot of a task, its retries included. What the ledger would keep stands in the log only."""
+    now = clock.now()
+    slot = task.schedule.previous(now + timedelta(microseconds=1)) if task.schedule else None
+    claimed = Claimed(new_id(), task.name, slot or now, Origin.SCHEDULE, None, 1, 0, now, now)
+    while True:
+        ending = await _attempt(claimed, task, executor.threads)
+        if ending.wait is None or await _is_set_within(executor.stopped, ending.wait):
+            return
+        claimed = replace(claimed, attempt=claimed.attempt + 1)
+
+
+async def _attempt(claimed: Claimed, task: Task, threads: Threads) -> Ending:
+    ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+    attempt = Attempt(claimed, task, threads, lambda _, ending: ended.set_result(ending))
+    attempt.start()
     try:
-        await call(task.cls, task.parameters.to_call({}, clock.now()), threads)
-    except Exception as error:  # the attempt's boundary, where there is no ledger
-        logger.error(f"{task.name} failed: {error}", exc_info=error)
+        return await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        attempt.interrupt("the process stops")
+        raise
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False

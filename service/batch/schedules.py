@@ -68,14 +68,16 @@ class Schedules:
             async with self._database.engine.begin() as connection:
                 await catalog.set_schedules(connection, changed, self._tasks, self._node)
             self._own.update(changed)
-        await self.follow(self._jobs)
-        await self._remove_gone()
+        if await self.follow(self._jobs):
+            await self._remove_gone()
 
-    async def follow(self, jobs: AsyncIOScheduler) -> None:
-        """Make APScheduler's jobs those of the ledger's open schedules."""
+    async def follow(self, jobs: AsyncIOScheduler) -> bool:
+        """Make APScheduler's jobs those of the ledger's open schedules. Returns whether tasks have gone since."""
         async with self._database.reader.connect() as connection:
             opened = await slots.open_schedules(connection)
             now = await slots.now_of(connection)
+            is_settled = clock.boottime() > self._started_at + self._lease
+            gone = await catalog.unloaded(connection, self._tasks, self._lease) if is_settled else []
         for name in self._tasks:
             row = opened.get(name)
             in_force = row.schedule if row is not None else None
@@ -83,6 +85,7 @@ class Schedules:
             if row is not None and row.paused_by is not None and _is_due(row, now):
                 self._notify(name)
             self._tell_of_difference(name, in_force)
+        return bool(gone)
 
     def _changed(self) -> dict[str, Schedule | None]:
         """Schedules that are properties and read differently now. A bad value keeps the old one. Runs in a thread."""
@@ -97,19 +100,14 @@ class Schedules:
             try:
                 schedule = task.read_schedule()
             except BatchError as error:
-                self._tell(name, f"{error.message}; the schedule before it stays")
+                self._tell(f"value of {name}", f"{error.message}; the schedule before it stays")
                 continue
-            self._told.pop(name, None)
+            self._told.pop(f"value of {name}", None)
             if schedule != self._own[name]:
                 changed[name] = schedule
         return changed
 
     async def _remove_gone(self) -> None:
-        if clock.boottime() < self._started_at + self._lease:
-            return
-        async with self._database.reader.connect() as connection:
-            if not await catalog.unloaded(connection, self._tasks, self._lease):
-                return
         async with self._database.engine.begin() as connection:
             gone = await catalog.remove_gone(connection, self._tasks, self._lease)
         for name in gone:
@@ -119,7 +117,7 @@ class Schedules:
         own = self._own[name]
         if own != in_force:
             shown = f"{in_force.cron} {in_force.timezone}" if in_force else "none"
-            self._tell(name, f"{name} fires by another node's schedule ({shown}), not by this code's")
+            self._tell(f"schedule of {name}", f"{name} fires by another node's schedule ({shown}), not by this code's")
 
     def _tell(self, about: str, message: str) -> None:
         """Say it once, until it changes."""

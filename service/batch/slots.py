@@ -76,18 +76,10 @@ async def still_open(connection: AsyncConnection, names: set[str]) -> set[str]:
     return names & (await open_schedules(connection)).keys()
 
 
-async def move_cursors(connection: AsyncConnection, cursors: dict[str, datetime]) -> None:
+async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: datetime) -> None:
     """Set `fired_until` of these schedules (by id), which this transaction has locked."""
-    if not cursors:
-        return
-    kind = connection.dialect.name
-    columns = [schedules.c.id, schedules.c.fired_until]
-    statement = text(
-        f"UPDATE batch_schedules SET fired_until = v.fired_until FROM {rows.source(columns, kind)} "
-        "WHERE batch_schedules.id = v.id AND batch_schedules.fired_until < v.fired_until"
-    )
-    moved = [{"id": key, "fired_until": until} for key, until in cursors.items()]
-    await connection.execute(statement, {"rows": rows.encode(moved, kind)})
+    named = schedules.c.id.in_(rows.among(schedules.c.id, ids, connection.dialect.name))
+    await connection.execute(update(schedules).where(named, schedules.c.fired_until < until).values(fired_until=until))
 
 
 async def record_missed(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, Range]], now: datetime) -> None:

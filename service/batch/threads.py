@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import queue
 import threading
@@ -14,7 +15,7 @@ Work = tuple["Future[Any]", Callable[[], Any]]
 
 
 class Threads:
-    """At most `limit` calls at once. A hung one is abandoned: it loses its place, and a new thread takes over.
+    """At most `limit` calls at once; more wait. A hung one is abandoned: it loses its place to a new thread.
 
     At most `limit` threads are abandoned at a time; beyond that their places stay taken.
     """
@@ -37,10 +38,8 @@ class Threads:
         future: Future[Any] = Future()
         context = contextvars.copy_context()
         with self._lock:
+            self._grow(self._busy + 1)
             self._busy += 1
-            if self._busy > self._threads:
-                self._threads += 1
-                threading.Thread(target=self._serve, name=f"batch-run-{self._threads}", daemon=True).start()
         self._work.put((future, lambda: context.run(call, *args)))
         return future
 
@@ -53,28 +52,34 @@ class Threads:
             self._abandon(future)
             raise
 
+    def _grow(self, calls: int) -> None:
+        """A thread more where so many calls need one."""
+        if self._threads < min(calls, self._limit):
+            threading.Thread(target=self._serve, name=f"batch-run-{self._threads + 1}", daemon=True).start()
+            self._threads += 1
+
     def _abandon(self, future: Future[Any]) -> None:
         with self._lock:
-            if not future.done() and len(self._abandoned) < self._limit:
+            if future.cancel():  # no thread has begun with it
+                self._busy -= 1
+            elif not future.done() and len(self._abandoned) < self._limit:
                 self._abandoned.add(future)
                 self._busy -= 1
                 self._threads -= 1
+                with contextlib.suppress(RuntimeError):  # the system allows no thread more
+                    self._grow(self._busy)
 
     def _serve(self) -> None:
         while (work := self._work.get()) is not None:
             future, call = work
-            try:
-                result = call()
-            except BaseException as error:  # noqa: BLE001 - the attempt's boundary in a thread: the future has it
-                _settle(future, error=error)
-            else:
-                _settle(future, result=result)
-            del call, work
-            with self._lock:
-                if future in self._abandoned:
-                    self._abandoned.discard(future)
-                    return
-                self._busy -= 1
+            if future.set_running_or_notify_cancel():
+                _settle(future, call)
+                with self._lock:
+                    if future in self._abandoned:
+                        self._abandoned.discard(future)
+                        return
+                    self._busy -= 1
+            del call, work, future
 
     def close(self) -> None:
         """Let idle threads end. Hung ones are daemons, and end with the process."""
@@ -87,7 +92,7 @@ def _shielded(future: Future[Any]) -> Future[Any]:
     copy: Future[Any] = Future()
 
     def settle(done: Future[Any]) -> None:
-        if copy.set_running_or_notify_cancel():
+        if copy.set_running_or_notify_cancel() and not done.cancelled():
             error = done.exception()
             copy.set_exception(error) if error is not None else copy.set_result(done.result())
 
@@ -95,10 +100,14 @@ def _shielded(future: Future[Any]) -> Future[Any]:
     return copy
 
 
-def _settle(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
-    if isinstance(error, StopIteration):  # a future can't carry one
-        error = RuntimeError(f"run() raised StopIteration({error})")
-    if error is not None:
+def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
+    try:
+        result = call()
+    except StopIteration as error:  # a future can't carry one
+        failure = RuntimeError(f"run() raised StopIteration({error})")
+        failure.__cause__ = error
+        future.set_exception(failure)
+    except BaseException as error:  # noqa: BLE001 - the attempt's boundary in a thread: the future has it
         future.set_exception(error)
     else:
         future.set_result(result)

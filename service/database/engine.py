@@ -9,7 +9,7 @@ from typing import Any
 import aiosqlite
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
@@ -75,12 +75,21 @@ class Database:
 def _server_engine(url: URL, pool_size: int, pooled: bool, client: str) -> AsyncEngine:
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
-        options = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60, "pool_pre_ping": True}
+        options = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60}
     if url.drivername == "postgresql+asyncpg":
         # Long-lived generic plans turned quadratic on just-emptied tables; custom plans did not.
         settings = {"application_name": client[:63], "timezone": "UTC", "plan_cache_mode": "force_custom_plan"}
         options["connect_args"] = {"server_settings": settings, "timeout": 10}
-    return create_async_engine(url, **options)
+    engine = create_async_engine(url, **options)
+    if url.drivername == "postgresql+asyncpg":
+        event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    return engine
+
+
+def _refuse_closed(connection: Any, *_: Any) -> None:
+    """asyncpg notices while it idles that a connection is lost. A pre-ping would be a transaction for each checkout."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool) -> AsyncEngine:
@@ -122,6 +131,7 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     if _execute(connection, "PRAGMA journal_mode") != ("wal",):
         _until_unlocked(lambda: _execute(connection, "PRAGMA journal_mode = WAL"))
     _execute(connection, "PRAGMA synchronous = NORMAL")
+    _execute(connection, "PRAGMA cache_size = -16000")
     _execute(connection, "PRAGMA foreign_keys = ON")
 
 

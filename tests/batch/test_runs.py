@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
+from service import clock
 from service.batch import runs, tables
 from service.batch.runs import Claimed, NewRun, Outcome
 from service.batch.states import FINAL, TRANSITIONS, Origin, Rank, RunState
@@ -108,8 +109,13 @@ async def test_a_run_that_is_not_due_yet_waits(ledger: Database) -> None:
     await insert(ledger, new(due_at=NOW + timedelta(microseconds=1)))
     assert await claim(ledger, ("t", "t")) == []
     async with ledger.engine.connect() as connection:
-        assert not await runs.is_any_due(connection, NOW)
-        assert await runs.is_any_due(connection, NOW + timedelta(seconds=1))
+        with clock.moved(NOW):
+            assert await runs.now_if_due(connection) is None
+        with clock.moved(NOW + timedelta(seconds=1)):
+            assert await runs.now_if_due(connection) == NOW + timedelta(seconds=1)
+        real = await runs.now_if_due(connection)
+        assert real is not None
+        assert abs(real - clock.now()) < timedelta(seconds=5)
 
 
 async def test_claiming_raises_the_fence_and_counts_the_attempt(ledger: Database) -> None:

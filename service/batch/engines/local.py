@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import runs, slots
-from service.batch.context import CurrentRun
+from service.batch import runs
 from service.batch.firing import Room
 from service.batch.journal import Entry, Journal
 from service.batch.registry import Task
 from service.batch.runner import Attempt, Ending
 from service.batch.runs import Claimed, Outcome
-from service.batch.states import Origin, RunState
+from service.batch.states import RunState
 from service.batch.threads import Threads
 from service.database.engine import Database
 from service.errors import DatabaseError
@@ -52,6 +52,7 @@ class LocalEngine:
         self._journal = Journal(node)
         self._attempts: dict[str, Attempt] = {}
         self._wake = asyncio.Event()
+        self._all_ended = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_claiming = claims
@@ -90,7 +91,7 @@ class LocalEngine:
         """Start what this node has claimed."""
         for one in claimed:
             task = self._tasks[one.task]
-            attempt = Attempt(one, task, _run_of(one, task), self._threads, self._ended)
+            attempt = Attempt(one, task, self._threads, self._ended)
             self._attempts[one.id] = attempt
             attempt.start()
             if self._is_draining:  # claimed while the drain began
@@ -134,6 +135,8 @@ class LocalEngine:
     def _ended(self, attempt: Attempt, ending: Ending) -> None:
         """Its row stays `running`, and takes up room, until the ending is written."""
         self._journal.ended(attempt, ending)
+        if self._journal.waiting == len(self._attempts):
+            self._all_ended.set()
         self.wake()
 
     async def _loop(self) -> None:
@@ -163,7 +166,10 @@ class LocalEngine:
             return
         self._wake.clear()
         if self._journal.waiting < len(self._attempts):
-            await asyncio.sleep(GROUP_SECONDS)
+            self._all_ended.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GROUP_SECONDS):
+                    await self._all_ended.wait()
 
     async def _turn(self) -> None:
         """Write a group, and claim what there is room for, in one transaction."""
@@ -180,7 +186,7 @@ class LocalEngine:
         if self.room.runs < 1:
             return False
         async with self._database.reader.connect() as connection:
-            return await runs.is_any_due(connection, await slots.now_of(connection))
+            return await runs.now_if_due(connection) is not None
 
     async def _write(self, entry: Entry) -> None:
         in_doubt = self._is_in_doubt
@@ -203,8 +209,8 @@ class LocalEngine:
         room.runs += freed if self._is_claiming else 0
         if room.runs < 1:
             return []
-        now = await slots.now_of(connection)
-        if not await runs.is_any_due(connection, now):
+        now = await runs.now_if_due(connection)
+        if now is None:
             return []
         queues = [(t.name, t.exclusive) for t in self._tasks.values() if t.on_loop or room.threads > 0]
         heads = await runs.heads(connection, queues, now, room.runs)
@@ -240,13 +246,3 @@ class LocalEngine:
                 continue
             seconds = (outcome.ended_at - outcome.started_at).total_seconds()
             logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id)
-
-
-def _run_of(claimed: Claimed, task: Task) -> CurrentRun:
-    slot = claimed.slot or claimed.created_at
-    if task.schedule is None:
-        return CurrentRun(claimed.id, claimed.task, slot, None, claimed.attempt, Origin(claimed.origin))
-    zone, previous = task.schedule.zone, task.schedule.previous(slot)
-    previous = previous.astimezone(zone) if previous else None
-    origin = Origin(claimed.origin)
-    return CurrentRun(claimed.id, claimed.task, slot.astimezone(zone), previous, claimed.attempt, origin)

@@ -1,0 +1,54 @@
+"""Attempts outside of any engine: started on the test's loop, with their endings."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+from service import BaseTask, TaskRegistry
+from service.batch.runner import Attempt, Ending
+from service.batch.runs import Claimed
+from service.batch.states import Origin
+from service.batch.threads import Threads
+
+SECONDS = 5.0
+SLOT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
+
+
+class Quick(BaseTask):
+    name = "quick"
+    schedule = None
+
+    def run(self) -> Any: ...
+
+
+def made(run: Any, **attributes: Any) -> type[BaseTask]:
+    return TaskRegistry.register(type("Made", (Quick,), {"__module__": __name__, "run": run, **attributes}))
+
+
+class Begun:
+    """An attempt that was started, its run, and its ending."""
+
+    def __init__(self, run: Any, number: int = 1, params: dict[str, Any] | None = None, **attributes: Any) -> None:
+        task = TaskRegistry.get(made(run, **attributes)().name)
+        claimed = Claimed("run-1", task.name, SLOT, Origin.SCHEDULE, params, number, 1, SLOT, SLOT)
+        self.ended: list[Ending] = []
+        self._over = asyncio.Event()
+        self.attempt = Attempt(claimed, task, Threads(2), self._on_end)
+        self.run = self.attempt.run
+        self.attempt.start()
+
+    def _on_end(self, _: Attempt, ending: Ending) -> None:
+        self.ended.append(ending)
+        self._over.set()
+
+    async def ending(self) -> Ending:
+        await asyncio.wait_for(self._over.wait(), SECONDS)
+        await asyncio.sleep(0)
+        [ending] = self.ended
+        return ending
+
+
+async def ending_of(run: Any, **more: Any) -> Ending:
+    return await Begun(run, **more).ending()

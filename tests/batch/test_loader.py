@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from service import TaskRegistry, logs
+from service.batch.loader import BrokenFile, load_tasks
+from service.errors import InvalidSetting
+
+HEAD = "from service import BaseTask, Retry, TaskRegistry, get_settings\n"
+
+
+def task(name: str, cls: str = "Made", body: str = "") -> str:
+    return f"class {cls}(BaseTask):\n    name = {name!r}\n    schedule = None\n    def run(self): {body or 'pass'}\n"
+
+
+def write(**files: str) -> None:
+    for stem, text in files.items():
+        Path("tasks", f"{stem}.py").write_text(HEAD + text)
+
+
+def load() -> list[BrokenFile]:
+    return load_tasks(Path("tasks"))
+
+
+def loaded() -> list[str]:
+    return list(TaskRegistry.tasks())
+
+
+def test_a_concrete_task_registers_itself() -> None:
+    write(one=task("one"))
+    assert load() == []
+    assert loaded() == ["one"]
+
+
+def test_explicit_and_automatic_registration_make_one_task() -> None:
+    write(one=task("one") + "TaskRegistry.register(Made)\n")
+    assert load() == []
+    assert loaded() == ["one"]
+
+
+def test_loading_twice_changes_nothing() -> None:
+    write(one=task("one"))
+    first, classes = load(), TaskRegistry.get_all_tasks()
+    assert (first, load()) == ([], [])
+    assert TaskRegistry.get_all_tasks() == classes
+
+
+def test_tasks_register_in_the_order_of_the_file_names() -> None:
+    write(b=task("first"), a=task("second"), c=task("third") + task("fourth", "Other"))
+    load()
+    assert loaded() == ["second", "first", "third", "fourth"]
+
+
+def test_abstract_classes_and_underscored_names_do_not_register_themselves() -> None:
+    write(
+        base="from abc import abstractmethod\n"
+        + task("private", "_Private")
+        + "class Abstract(_Private):\n    @abstractmethod\n    def fetch(self): ...\n"
+        + "class Concrete(Abstract):\n    name = 'concrete'\n    def fetch(self): ...\n",
+        _hidden=task("hidden"),
+    )
+    assert load() == []
+    assert loaded() == ["concrete"]
+
+
+def test_a_class_whose_run_is_misspelled_is_no_task_and_is_told() -> None:
+    stream = StringIO()
+    logs.set_up(stream=stream)
+    write(typo=task("typo").replace("def run", "def rnu"))
+    assert (load(), loaded()) == ([], [])
+    logs.flush()
+    assert "class Made in tasks/typo.py has a name and no run(): it is not a task" in stream.getvalue()
+
+
+def test_an_imported_task_belongs_to_the_file_that_defines_it() -> None:
+    write(a="from tasks.order_b import Made\n" + task("a", "Own"), order_b=task("b"))
+    assert load() == []
+    assert {t.name: t.source for t in TaskRegistry.tasks().values()} == {"a": "tasks/a.py", "b": "tasks/order_b.py"}
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("import no_such_thing", "ModuleNotFoundError in line 2: No module named 'no_such_thing'"),
+        ("\nx = (", "SyntaxError in line 3: '(' was never closed"),
+        ("raise SystemExit(3)", "SystemExit in line 2: 3"),
+        ("{}['key']", "KeyError in line 2: 'key'"),
+        ("raise ValueError('first\\nsecond')", "ValueError in line 2: first"),
+        (
+            "class Odd(BaseTask):\n  retry = Retry(attempts=0)",
+            "Retry(attempts) is 0; allowed: an int from 1 (in line 3)",
+        ),
+    ],
+)
+def test_a_file_that_does_not_import_is_reported_and_the_others_run(text: str, error: str) -> None:
+    write(a=task("before"), b=text, c=task("after"))
+    [broken] = load()
+    assert (broken.source, broken.error) == ("tasks/b.py", error)
+    assert "tasks/b.py" in broken.traceback
+    assert loaded() == ["before", "after"]
+
+
+def test_a_broken_file_is_logged_with_its_traceback_and_without_the_import_machinery() -> None:
+    stream = StringIO()
+    logs.set_up(stream=stream)
+    write(bad="def broken():\n    1 / 0\nbroken()")
+    load()
+    logs.flush()
+    assert "tasks/bad.py can't be used: ZeroDivisionError in line 3: division by zero" in stream.getvalue()
+    assert "in broken\n    1 / 0" in stream.getvalue() and "importlib" not in stream.getvalue()
+
+
+def test_what_a_failed_file_had_registered_is_forgotten() -> None:
+    write(half=task("half") + "TaskRegistry.register(Made)\n1 / 0")
+    assert len(load()) == 1
+    assert loaded() == []
+
+
+def test_a_file_that_was_mended_is_imported_anew() -> None:
+    write(mended="1 / 0")
+    assert len(load()) == 1
+    write(mended=task("mended"))
+    assert (load(), loaded()) == ([], ["mended"])
+
+
+def test_one_bad_class_leaves_the_others_of_its_file() -> None:
+    head = "class {}(BaseTask):\n    name = 'bad'\n    def run(self): ...\n"
+    init = head.format("Bad") + "    schedule = None\n    def __init__(self): {}['x']\n"
+    missing = head.format("Dynamic") + "    schedule = property(lambda _: get_settings().NO_CRON)\n"
+    write(mixed=init + missing + task("good"))
+    errors = [broken.error for broken in load()]
+    assert [error.split(":")[0] for error in errors] == [
+        "task class Bad in tasks/mixed.py",
+        "task class Dynamic in tasks/mixed.py",
+    ]
+    assert "schedule can't be read: AttributeError: there is no setting NO_CRON" in errors[1]
+    assert loaded() == ["good"]
+
+
+def test_two_files_that_import_each_other_see_the_same_classes() -> None:
+    write(
+        twin_a=task("a", "A"), twin_b="from tasks import twin_a\nfrom .twin_a import A\n" + task("b", "B", "return A")
+    )
+    assert load() == []
+    assert TaskRegistry.get("b").cls().run() is TaskRegistry.get("a").cls
+
+
+def test_a_folder_of_an_odd_name_and_files_of_odd_names_are_loaded() -> None:
+    odd = Path("my-tasks.v2")
+    odd.mkdir()
+    (odd / "_part.py").write_text("NAME = 'odd'\n")
+    (odd / "2024.my-report.py").write_text(HEAD + "from ._part import NAME\n" + task("odd"))
+    assert load_tasks(odd) == []
+    assert TaskRegistry.get("odd").source == "my-tasks.v2/2024.my-report.py"
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_names_the_setting() -> None:
+    with pytest.raises(InvalidSetting, match=r"setting TASKS_DIR: there is no folder 'nowhere'"):
+        load_tasks(Path("nowhere"))
+
+
+SEVERAL = """
+from pathlib import Path
+from service import TaskRegistry
+from service.batch.loader import load_tasks
+print(load_tasks(Path("tasks")), [t.cls().run() for t in TaskRegistry.tasks().values()])
+"""
+
+
+@pytest.mark.parametrize("init", [None, "HERE = 1\n"])
+def test_the_folders_own_files_are_found_though_another_package_tasks_is_installed(init: str | None) -> None:
+    """In a process of its own, as `batch` starts: with this project's tasks/ on the path, and not the folder."""
+    if init is not None:
+        Path("tasks/__init__.py").write_text(init)
+    Path("tasks/_shared.py").write_text("VALUE = 'mine'\n")
+    write(one="from tasks._shared import VALUE\n" + task("one", body="return VALUE"))
+    write(two="from ._shared import VALUE\n" + task("two", body="return VALUE"))
+    path = f"import sys; sys.path[:1] = [{str(Path(__file__).parents[2])!r}]\n"
+    done = subprocess.run([sys.executable, "-c", path + SEVERAL], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] ['mine', 'mine']\n"

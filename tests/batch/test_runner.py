@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
+from datetime import date, datetime
+from typing import Any
+
+import pytest
+
+from service import Retry, current_run, get_logger, logs
+from service.batch import runner
+from service.batch.states import RunState
+from tests.batch.attempts import SLOT, Begun, Quick, ending_of
+
+secret: ContextVar[str] = ContextVar("secret", default="nothing")
+
+
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: function(*args, **kwargs)
+
+
+async def answer(*_: Any) -> str:
+    await asyncio.sleep(0)
+    return "answered"
+
+
+async def answer_later(*_: Any) -> Any:
+    return answer()
+
+
+class Caller:
+    async def __call__(self, slot: datetime) -> str:
+        return f"answered for {slot:%H:%M}"
+
+
+class Sub(Quick):
+    async def run(self) -> str:
+        return "answered"
+
+
+def returning_super(self: Any) -> Any:
+    return Sub.run(self)
+
+
+@pytest.mark.parametrize(
+    ("run", "result"),
+    [
+        (answer, "answered"),
+        (plain(answer), "answered"),
+        (plain(plain(answer)), "answered"),
+        (functools.wraps(answer)(plain(answer)), "answered"),
+        (lambda self: answer(), "answered"),
+        (returning_super, "answered"),
+        (answer_later, "answered"),
+        (plain(answer_later), "answered"),
+        (Caller(), "answered for 02:00"),
+        (staticmethod(answer), "answered"),
+        (classmethod(answer), "answered"),
+        (functools.partialmethod(answer), "answered"),
+        (lambda self: "sync", "sync"),
+    ],
+)
+async def test_whatever_way_run_is_written_its_body_runs_to_its_end(run: Any, result: Any) -> None:
+    ending = await ending_of(run)
+    assert (ending.state, ending.result, ending.error) == (RunState.SUCCEEDED, result, None)
+
+
+def items() -> Any:
+    yield 1
+
+
+async def async_items() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("run", [lambda self: items(), lambda self: async_items()])
+async def test_a_generator_that_comes_back_is_no_success_for_nobody_ran_it(run: Any) -> None:
+    ending = await ending_of(run)
+    assert ending.state == RunState.FAILED and "a body with a yield in it that nobody runs" in (ending.reason or "")
+
+
+def raising(error: BaseException, is_async: bool) -> Any:
+    def run(self: Any) -> None:
+        raise error
+
+    async def run_async(self: Any) -> None:
+        raise error
+
+    return run_async if is_async else run
+
+
+class Unreadable(Exception):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("no good\nat all"), "ValueError: no good"),
+        (SystemExit(3), "SystemExit: 3"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (StopIteration(1), "RuntimeError: "),
+        (GeneratorExit(), "GeneratorExit"),
+        (asyncio.CancelledError(), "it was cancelled from inside"),
+        (BaseExceptionGroup("two", [SystemExit(), ValueError()]), "BaseExceptionGroup: two"),
+        (Unreadable(), "RuntimeError: Unreadable, whose text can't be read"),
+    ],
+)
+async def test_whatever_run_raises_is_a_failure_of_that_run(is_async: bool, error: BaseException, reason: str) -> None:
+    ending = await ending_of(raising(error, is_async))
+    assert (ending.state, ending.outcome) == (RunState.FAILED, "failed")
+    assert (ending.reason or "").startswith(reason) and str(ending.error) is not None
+
+
+async def test_every_attempt_has_a_fresh_instance() -> None:
+    seen: list[Any] = []
+    for number in (1, 2):
+        await ending_of(lambda self: seen.append(self), number=number)
+    assert seen[0] is not seen[1]
+
+
+async def test_stored_parameters_and_the_slot_reach_run() -> None:
+    async def run(self: Any, day: date, slot: datetime, n: int = 3) -> list[Any]:
+        return [day, slot, n]
+
+    ending = await ending_of(run, params={"day": "2026-01-02"})
+    assert ending.result == ["2026-01-02", "2026-11-25T02:00:00Z", 3]
+
+
+async def test_parameters_that_no_longer_fit_fail_the_run_and_are_not_tried_again() -> None:
+    ending = await ending_of(answer, params={"gone": 1}, retry=Retry(attempts=5))
+    assert ending.state == RunState.FAILED and "there is no parameter 'gone'" in (ending.reason or "")
+
+
+@pytest.mark.parametrize("result", [object(), float("nan"), {"a": {1}}, b"\xff", "x" * 10, [SLOT]])
+async def test_any_result_becomes_json(result: Any) -> None:
+    ending = await ending_of(lambda self: result)
+    assert ending.state == RunState.SUCCEEDED
+    json.dumps(ending.result, allow_nan=False)
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_no_context_of_the_services_start_leaks_into_a_run(is_async: bool) -> None:
+    async def run_async(self: Any) -> str:
+        return secret.get()
+
+    secret.set("of the starter")
+    ending = await ending_of(run_async if is_async else lambda self: secret.get())
+    assert ending.result == "nothing"
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_current_run_is_there_in_a_coroutine_and_in_a_thread(is_async: bool) -> None:
+    async def run_async(self: Any) -> Any:
+        return current_run().id
+
+    ending = await ending_of(run_async if is_async else lambda self: current_run().id)
+    assert ending.result == "run-1"
+
+
+async def test_a_failure_that_may_be_retried_says_when() -> None:
+    retry = Retry(attempts=2, wait=10, jitter=0, on=(OSError,))
+    first = await ending_of(raising(ConnectionError("away"), True), retry=retry)
+    assert (first.state, first.wait) == (RunState.RETRYING, 10)
+    last = await ending_of(raising(ConnectionError("away"), True), number=2, retry=retry)
+    other = await ending_of(raising(ValueError("wrong"), True), retry=retry)
+    assert [(e.state, e.wait) for e in (last, other)] == [(RunState.FAILED, None)] * 2
+
+
+async def test_a_run_that_is_too_long_times_out() -> None:
+    ending = await ending_of(plain(lambda self: asyncio.sleep(60)), timeout=0.05)
+    assert (ending.state, ending.outcome, ending.reason) == (RunState.FAILED, "timed out", "timed out after 0.05 s")
+    assert isinstance(ending.error, TimeoutError)
+
+
+async def test_a_run_that_swallows_its_cancellation_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "ABANDON_SECONDS", 0.1)
+    let_go = asyncio.Event()
+
+    async def run(self: Any) -> str:
+        while not let_go.is_set():
+            try:
+                await let_go.wait()
+            except asyncio.CancelledError:
+                get_logger("task").info("not me")
+        return "late"
+
+    begun = Begun(run, timeout=0.05)
+    assert (await begun.ending()).outcome == "timed out"
+    let_go.set()
+    await asyncio.sleep(0.05)
+    assert len(begun.ended) == 1
+
+
+async def test_a_hung_thread_times_out_at_once_and_is_asked_to_stop() -> None:
+    hung = threading.Event()
+
+    def run(self: Any) -> None:
+        hung.wait()
+
+    begun = Begun(run, timeout=0.05)
+    ending = await begun.ending()
+    hung.set()
+    assert ending.outcome == "timed out" and begun.run.cancelled
+
+
+async def test_an_attempt_stopped_before_its_first_step_ends_at_once() -> None:
+    begun = Begun(answer)
+    begun.attempt.interrupt("the service stopped")
+    ending = await asyncio.wait_for(begun.ending(), 1)
+    assert (ending.state, ending.reason) == (RunState.INTERRUPTED, "the service stopped")
+
+
+async def test_a_checkpoint_ends_a_run_that_is_asked_to_stop() -> None:
+    def run(self: Any) -> None:
+        current_run().ask_to_stop("the service stops")
+        try:
+            current_run().checkpoint()
+        except Exception:  # noqa: BLE001 - what an author writes, and what must not catch it
+            return
+
+    ending = await ending_of(run)
+    assert (ending.state, ending.reason) == (RunState.INTERRUPTED, "the service stops")
+
+
+async def test_the_lines_of_a_run_are_kept_with_its_failure() -> None:
+    logs.set_up()
+
+    def run(self: Any) -> None:
+        get_logger("mine").info("working", n=1)
+        logging.getLogger("library").warning("careful: %s", "hot")
+        raise ValueError("no good")
+
+    begun = Begun(run)
+    await begun.ending()
+    first, second, last = begun.run.take_lines()
+    assert (first.logger, first.level, first.text) == ("mine", "info", "working n=1")
+    assert (second.logger, second.level, second.text) == ("library", "warning", "careful: hot")
+    assert last.level == "error" and last.text.startswith("quick failed: ValueError: no good\nTraceback")

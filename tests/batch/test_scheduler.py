@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service import BaseTask, Retry, TaskRegistry, clock, create_scheduler, current_run, logs
+from service import start_scheduler as start
+from service import stop_scheduler as stop
+from service.batch import scheduler as module
+from service.batch.schedule import Schedule, schedule
+from service.batch.scheduler import SlotTrigger, describe_jobs, next_run_times, set_schedule
+from service.errors import BatchError
+
+SECONDS = 5.0
+RARELY = "0 0 1 1 *"
+secret: ContextVar[str] = ContextVar("secret", default="nothing")
+
+
+class Every(BaseTask):
+    name = "every"
+    description = "Every second"
+    schedule = "* * * * * *"
+
+    def run(self) -> Any: ...
+
+
+def register(run: Any, name: str = "every", **attributes: Any) -> None:
+    TaskRegistry.register(type("Made", (Every,), {"__module__": __name__, "run": run, "name": name, **attributes}))
+
+
+@pytest.fixture
+async def started() -> AsyncIterator[Callable[..., AsyncIOScheduler]]:
+    """create_scheduler and start_scheduler; stopped at the end."""
+    made: list[AsyncIOScheduler] = []
+
+    def begin(*args: Any) -> AsyncIOScheduler:
+        made.append(create_scheduler(*args))
+        start(made[-1])
+        return made[-1]
+
+    yield begin
+    for scheduler in made:
+        await asyncio.wait_for(stop(scheduler), SECONDS)
+
+
+def fire_now(scheduler: AsyncIOScheduler, name: str = "every") -> None:
+    scheduler.get_job(name).modify(next_run_time=clock.now())
+
+
+class Calls:
+    """Collects what happened, and waits for the n-th of it. Usable from threads."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self._loop = asyncio.get_running_loop()
+        self._more = asyncio.Event()
+
+    def add(self, what: Any) -> None:
+        self.seen.append(what)
+        self._loop.call_soon_threadsafe(self._more.set)
+
+    async def reach(self, number: int) -> list[Any]:
+        async with asyncio.timeout(SECONDS):
+            while len(self.seen) < number:
+                self._more.clear()
+                await self._more.wait()
+        return self.seen
+
+
+async def test_a_task_of_every_second_fires_every_second_with_its_exact_slot(started: Any) -> None:
+    calls = Calls()
+
+    async def run(self: Any, slot: datetime) -> None:
+        calls.add((slot, datetime.now(UTC) - slot))
+
+    register(run)
+    started()
+    (first, late), (second, _) = (await calls.reach(2))[:2]
+    assert (first.microsecond, second - first) == (0, timedelta(seconds=1))
+    assert timedelta(0) <= late < timedelta(seconds=1)
+
+
+async def test_sync_tasks_and_coroutines_behind_a_plain_decorator_run_to_their_end(started: Any) -> None:
+    calls = Calls()
+
+    async def finish() -> None:
+        await asyncio.sleep(0)
+        calls.add("decorated")
+
+    register(lambda self: calls.add(threading.current_thread().name), "sync")
+    register(lambda self: finish(), "decorated")
+    scheduler = started()
+    fire_now(scheduler, "sync")
+    fire_now(scheduler, "decorated")
+    seen = await calls.reach(2)
+    assert "decorated" in seen and any(what.startswith("batch-run-") for what in seen)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_task_that_raises_fires_again(started: Any, error: BaseException, is_async: bool) -> None:
+    calls = Calls()
+
+    def run(self: Any) -> None:
+        calls.add(1)
+        raise error
+
+    async def run_async(self: Any) -> None:
+        run(self)
+
+    register(run_async if is_async else run)
+    scheduler = started()
+    for number in (1, 2):
+        fire_now(scheduler)
+        await calls.reach(number)
+        await asyncio.sleep(0.01)
+
+
+async def test_a_failure_is_logged_with_task_and_run(started: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(format="json")
+    calls = Calls()
+
+    async def run(self: Any) -> None:
+        calls.add(current_run().id)
+        raise ValueError("no good")
+
+    register(run)
+    fire_now(started())
+    [run_id] = await calls.reach(1)
+    await asyncio.sleep(0.01)
+    logs.flush()
+    line = next(line for line in capfd.readouterr().err.splitlines() if "no good" in line)
+    assert f'"run": "{run_id}"' in line and '"task": "every"' in line and "Traceback" in line
+
+
+async def test_a_run_alone_is_tried_again_as_its_policy_says(started: Any) -> None:
+    calls = Calls()
+
+    async def run(self: Any) -> None:
+        calls.add(current_run().attempt)
+        raise ValueError
+
+    register(run, schedule=RARELY, retry=Retry(attempts=3, wait=0.01))
+    fire_now(started())
+    assert await calls.reach(3) == [1, 2, 3]
+
+
+async def test_a_run_alone_times_out_and_the_next_slot_runs(started: Any) -> None:
+    calls, never = Calls(), asyncio.Event()
+
+    async def run(self: Any) -> None:
+        calls.add(1)
+        await never.wait()
+
+    register(run, timeout=0.01)
+    scheduler = started()
+    for number in (1, 2):
+        fire_now(scheduler)
+        await calls.reach(number)
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(("overlap", "expected"), [("skip", 1), ("allow", 3)])
+async def test_overlap_is_kept_alone_too(started: Any, overlap: str, expected: int) -> None:
+    calls, release = Calls(), asyncio.Event()
+
+    async def run(self: Any) -> None:
+        calls.add(1)
+        await release.wait()
+
+    register(run, schedule=RARELY, overlap=overlap)
+    scheduler = started()
+    for _ in range(3):
+        fire_now(scheduler)
+        await asyncio.sleep(0.02)
+    release.set()
+    assert len(calls.seen) == expected
+
+
+async def test_no_context_of_the_starter_leaks_into_a_run(started: Any) -> None:
+    calls = Calls()
+
+    async def job() -> None:
+        calls.add(secret.get())
+
+    register(lambda self: calls.add(secret.get()), schedule=RARELY)
+    secret.set("of the starter")
+    scheduler = started()
+    fire_now(scheduler)
+    scheduler.add_job(job, "interval", seconds=60, id="job")
+    fire_now(scheduler, "job")
+    assert await calls.reach(2) == ["nothing", "nothing"]
+
+
+async def test_stopping_fires_nothing_more_and_can_be_awaited_for_what_runs() -> None:
+    calls, release = Calls(), threading.Event()
+
+    def run(self: Any) -> None:
+        calls.add("begun")
+        release.wait(SECONDS)
+        calls.add("ended")
+
+    register(run)
+    scheduler = create_scheduler()
+    start(scheduler)
+    fire_now(scheduler)
+    await calls.reach(1)
+    over = stop(scheduler)
+    assert not scheduler.running
+    await asyncio.sleep(0.02)
+    assert not over.done()
+    release.set()
+    await asyncio.wait_for(stop(scheduler), SECONDS)
+    assert over.done() and calls.seen == ["begun", "ended"]
+
+
+async def test_stopping_does_not_wait_for_a_retry() -> None:
+    calls = Calls()
+
+    async def run(self: Any) -> None:
+        calls.add(1)
+        raise ValueError
+
+    register(run, retry=Retry(attempts=2, wait=60))
+    scheduler = create_scheduler()
+    start(scheduler)
+    fire_now(scheduler)
+    await calls.reach(1)
+    await asyncio.wait_for(stop(scheduler), SECONDS)
+    assert calls.seen == [1]
+
+
+def test_starting_outside_of_a_loop_says_what_it_needs() -> None:
+    with pytest.raises(BatchError, match=r"start_scheduler\(\) needs a running event loop"):
+        start(create_scheduler())
+
+
+async def test_jobs_carry_the_names_of_their_tasks(started: Any) -> None:
+    register(Every.run, "b", schedule="0 5 * * *", timezone="Asia/Tokyo")
+    register(Every.run, "a", description="", schedule=None)
+    before = create_scheduler(lambda _: None)
+    assert next_run_times(before) == {"a": None, "b": None}
+    jobs = {job["id"]: job for job in describe_jobs(started(lambda _: None))}
+    assert (jobs["a"]["name"], jobs["a"]["next_run_time"], jobs["a"]["trigger"]) == ("a", None, "manual")
+    assert (jobs["b"]["name"], jobs["b"]["trigger"]) == ("Every second", "cron[0 5 * * *] Asia/Tokyo")
+    assert jobs["b"]["next_run_time"].endswith("T20:00:00+00:00")
+
+
+async def test_with_a_ledger_a_due_slot_is_only_told(started: Any) -> None:
+    calls = Calls()
+    register(lambda self: calls.add("ran"))
+    fire_now(started(calls.add))
+    assert await calls.reach(1) == ["every"]
+
+
+async def test_a_plain_job_beside_the_tasks_may_return_and_raise_what_it_likes(started: Any) -> None:
+    calls = Calls()
+
+    def job(error: BaseException | None) -> int:
+        calls.add(error)
+        if error is not None:
+            raise error
+        return 5
+
+    scheduler = started(lambda _: None)
+    for error in (SystemExit(3), ValueError(), None):
+        scheduler.add_job(job, "interval", args=[error], seconds=60, id="plain", replace_existing=True)
+        for _ in range(2):
+            before = len(calls.seen)
+            fire_now(scheduler, "plain")
+            await calls.reach(before + 1)
+
+
+async def test_a_schedule_can_change_and_go_and_come_back(started: Any) -> None:
+    register(Every.run, schedule=RARELY)
+    scheduler = started(lambda _: None)
+    set_schedule(scheduler, "every", None)
+    set_schedule(scheduler, "no_such_task", None)
+    assert next_run_times(scheduler) == {"every": None}
+    set_schedule(scheduler, "every", schedule("0 0 1 2 *"))
+    at = next_run_times(scheduler)["every"]
+    assert at is not None and (at.month, at.day) == (2, 1)
+
+
+async def test_the_watchdog_fires_what_a_clock_step_made_due(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step is made by telling APScheduler's job, behind the back of its timer, that it is due already."""
+    monkeypatch.setattr(module, "WATCHDOG_SECONDS", 0.05)
+    calls = Calls()
+    register(Every.run, schedule=RARELY)
+    scheduler = started(calls.add)
+    await asyncio.sleep(0.1)
+    scheduler._jobstores["default"]._jobs[0][0].next_run_time = clock.now()
+    scheduler._jobstores["default"]._jobs[0] = (scheduler._jobstores["default"]._jobs[0][0], 0.0)
+    assert await calls.reach(1) == ["every"]
+
+
+async def test_after_a_blocked_loop_it_fires_once_and_goes_on(started: Any) -> None:
+    calls = Calls()
+    register(Every.run)
+    started(lambda _: calls.add(time.monotonic()))
+    await calls.reach(1)
+    time.sleep(2.1)
+    unblocked = time.monotonic()
+    seen = await calls.reach(3)
+    assert seen[1] - unblocked < 0.5 < seen[2] - seen[1] + 0.5
+
+
+fields = st.sampled_from(["*", "*/7", "1", "0,20", "5-9"])
+ends = [datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)]
+instants = st.datetimes(timezones=st.just(UTC)) | st.sampled_from(ends)
+
+
+@settings(deadline=None)
+@given(fields, fields, st.sampled_from(["UTC", "Europe/Berlin"]), st.none() | instants, instants)
+def test_a_trigger_never_raises_and_never_goes_back(
+    minute: str, hour: str, zone: str, previous: datetime | None, now: datetime
+) -> None:
+    slot = SlotTrigger(Schedule(f"{minute} {hour} * * *", zone)).get_next_fire_time(previous, now)
+    assert slot is None or slot > max(previous or now, now)
+
+
+def test_a_trigger_skips_the_slots_of_a_long_pause_and_survives_a_step_back() -> None:
+    trigger = SlotTrigger(schedule("* * * * * *"))
+    slot, day = datetime(2026, 1, 1, tzinfo=UTC), timedelta(days=1)
+    assert trigger.get_next_fire_time(slot, slot + day) == slot + day + timedelta(seconds=1)
+    assert trigger.get_next_fire_time(slot, slot - day) == slot + timedelta(seconds=1)
+    assert SlotTrigger(None).get_next_fire_time(None, slot) is None

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service import Settings, get_settings
+from service.config import async_url, forget_settings, refresh_settings
+from service.errors import InvalidSetting
+
+ENV = Path(".env")
+
+
+def write(text: str) -> None:
+    """Each time with another modification time, however coarse the file system's is."""
+    before = ENV.stat().st_mtime if ENV.exists() else 1_000_000_000
+    ENV.write_text(text)
+    os.utime(ENV, (before + 1, before + 1))
+
+
+def refusal() -> str:
+    with pytest.raises(InvalidSetting) as caught:
+        get_settings()
+    return caught.value.message
+
+
+def test_without_env_the_defaults_hold() -> None:
+    settings = get_settings()
+    assert settings.PORT == 8000 and settings.LOG_FORMAT == "console" and str(settings.TASKS_DIR) == "tasks"
+    assert get_settings() is settings
+
+
+def test_env_file_and_environment_are_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    write('PORT=9000\nBACKUP_CRON="0 3 * * *"  # at night\nHOST=\n')
+    monkeypatch.setenv("PORT", "9001")
+    settings = get_settings()
+    assert (settings.PORT, settings.BACKUP_CRON, settings.HOST) == (9001, "0 3 * * *", "127.0.0.1")
+
+
+def test_authors_own_keys_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    write('CUSTOM_TASK_CRON="0 7 * * *"\nBOTH=file\n')
+    monkeypatch.setenv("BOTH", "environment")
+    monkeypatch.setenv("API_TOKEN2", "t")
+    settings = get_settings()
+    assert (settings.CUSTOM_TASK_CRON, settings.BOTH, settings.API_TOKEN2) == ("0 7 * * *", "environment", "t")
+
+
+def test_a_key_that_is_nowhere_is_named_with_where_it_could_be() -> None:
+    with pytest.raises(AttributeError, match=r"no setting CUSTOM_CRON: it stands neither in the environment nor in "):
+        _ = get_settings().CUSTOM_CRON
+    assert getattr(get_settings(), "CUSTOM_CRON", "default") == "default"
+    assert not hasattr(get_settings(), "lower_case")
+
+
+def test_env_is_read_again_when_it_changed() -> None:
+    write("CRON=one\n")
+    first = get_settings()
+    assert refresh_settings() is first
+    write("CRON=two\n")
+    assert get_settings() is first
+    assert refresh_settings().CRON == get_settings().CRON == "two"
+    ENV.unlink()
+    assert not hasattr(refresh_settings(), "CRON")
+
+
+def test_a_bad_new_value_keeps_the_old_ones_and_says_so_once() -> None:
+    write("PORT=9000\n")
+    get_settings()
+    write("PORT=many\n")
+    with pytest.raises(InvalidSetting, match="setting PORT"):
+        refresh_settings()
+    assert refresh_settings().PORT == get_settings().PORT == 9000
+    write("PORT=9002\n")
+    assert refresh_settings().PORT == 9002
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("PORT", "abc", "valid integer"),
+        ("PORT", "65536", "less than or equal to 65535"),
+        ("LOG_LEVEL", "loud", "'DEBUG', 'INFO', 'WARNING', 'ERROR' or 'CRITICAL'"),
+        ("LOG_FORMAT", "xml", "'console' or 'json'"),
+        ("MAX_RUNNING", "0", "greater than or equal to 1"),
+        ("MAX_THREADS", "-1", "greater than or equal to 1"),
+        ("DRAIN_SECONDS", "inf", "less than or equal to 86400"),
+        ("LEASE_SECONDS", "nan", "less than or equal to 86400"),
+        ("BACKUP_RETENTION_DAYS", "1000000000", "less than or equal to 36500"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named_with_what_is(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    message = refusal()
+    assert message.startswith(f"setting {name}: ") and allowed in message and f"(it is '{value}')" in message
+    assert refusal() == message
+
+
+def test_all_wrong_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "x")
+    monkeypatch.setenv("MAX_RUNNING", "y")
+    assert "setting PORT" in refusal() and "setting MAX_RUNNING" in refusal()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sekret",
+        "postgresql://u:sekret@h:port/d",
+        "postgresql://u:x@sekret:1@h/d",
+        "postgresql://u:sekret@[::1/d",
+        "foo://u:sekret@h/d",
+        "postgresql+psycopg2://u:sekret@h/d",
+        "sqlite+pysqlite:///sekret.db",
+    ],
+)
+@pytest.mark.parametrize("name", ["DATABASE_URL", "LEDGER_URL"])
+def test_a_wrong_database_url_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str
+) -> None:
+    monkeypatch.setenv(name, url)
+    message = refusal()
+    assert message.startswith(f"setting {name}: ") and "sekret" not in message
+    assert "sqlite://" in message
+
+
+def test_the_ledger_is_on_sqlite_or_postgresql_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "mysql+aiomysql://u:sekret@h/d")
+    assert get_settings().ledger_url == "sqlite+aiosqlite:///./ledger.db"
+    forget_settings()
+    monkeypatch.setenv("LEDGER_URL", "mysql+aiomysql://u:sekret@h/d")
+    assert refusal().startswith("setting LEDGER_URL: the ledger can't be there; allowed: postgresql:// or sqlite://")
+    assert "sekret" not in refusal()
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ("postgres://u:p%40@h/d", "postgresql+asyncpg://u:p%40@h/d"),
+        ("postgresql://h/d?ssl=require", "postgresql+asyncpg://h/d?ssl=require"),
+        ("sqlite:///./app.db", "sqlite+aiosqlite:///./app.db"),
+        ("sqlite+aiosqlite:////var/app.db", "sqlite+aiosqlite:////var/app.db"),
+    ],
+)
+def test_a_bare_url_gets_an_async_driver(given: str, made: str) -> None:
+    assert async_url(given) == made
+
+
+@pytest.mark.parametrize(
+    ("application", "ledger"),
+    [
+        ("sqlite:///./app.db", "sqlite+aiosqlite:///./ledger.db"),
+        ("sqlite:///data/app.db", "sqlite+aiosqlite:///data/ledger.db"),
+        ("sqlite:////var/app.db", "sqlite+aiosqlite:////var/ledger.db"),
+        ("postgresql://u:p@h/d", "postgresql+asyncpg://u:p@h/d"),
+    ],
+)
+def test_the_ledger_stands_beside_sqlite_and_in_postgresql(
+    monkeypatch: pytest.MonkeyPatch, application: str, ledger: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", application)
+    assert get_settings().ledger_url == ledger
+
+
+@pytest.mark.parametrize("content", [b"HOST=\xff\xfe\n", b"\xff\xfeH\x00"])
+def test_an_env_file_that_is_no_text_is_named(content: bytes) -> None:
+    ENV.write_bytes(content)
+    assert refusal().startswith("the file .env can't be read: ")
+
+
+def test_an_env_file_from_windows_is_read() -> None:
+    ENV.write_bytes("\ufeffHOST=0.0.0.0\r\nCRON=one\r\n".encode())
+    assert (get_settings().HOST, get_settings().CRON) == ("0.0.0.0", "one")
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    fields: dict[str, Any] = dict(Settings.model_fields)
+    assert fields and all(field.description for field in fields.values())
