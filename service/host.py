@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -62,6 +63,7 @@ class BatchService:
                     await self._fire(stack)
             except DBAPIError as error:
                 raise self.ledger.unreachable(error) from error
+            _collect_garbage_less_often(stack)
             self._stack = stack.pop_all()
 
     async def stop(self) -> None:
@@ -147,6 +149,15 @@ class BatchService:
         if not self.engine.is_alive:
             wrong["engine"] = "it has ended"
         return wrong
+
+
+def _collect_garbage_less_often(stack: AsyncExitStack) -> None:
+    """A full collection in a burst of 10,000 runs stops the loop for a third of a second (measured)."""
+    stack.callback(gc.set_threshold, *gc.get_threshold())
+    stack.callback(gc.unfreeze)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 async def open_databases(settings: Settings, client: str = "batch") -> tuple[Database, Database]:
