@@ -44,7 +44,8 @@ class Parameters:
 
     def to_call(self, stored: Mapping[str, Any], slot: datetime) -> dict[str, Any]:
         """The keyword arguments for one attempt."""
-        return self._check({SLOT: slot, **stored} if self.takes_slot else stored)
+        given = {SLOT: slot, **stored} if self.takes_slot else stored
+        return self._check(given) if given or self.required else {}
 
     def _check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         try:

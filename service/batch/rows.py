@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Column, Table, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.elements import TextClause
 from sqlalchemy.sql.selectable import TextualSelect
 
 from service.database.types import stamp
@@ -72,25 +71,15 @@ _UNSTORABLE = re.compile(r"\\(u0000|ud[89a-f])", re.IGNORECASE)
 
 
 def _without_unstorable(encoded: str) -> str:
-    def plain(value: Any) -> Any:
-        if isinstance(value, str):
-            return value.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
-        if isinstance(value, dict):
-            return {plain(k): plain(v) for k, v in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list) else value
-
-    return json.dumps(plain(json.loads(encoded)))
+    return json.dumps(_storable(json.loads(encoded)))
 
 
-def insert_from(table: Table, names: tuple[str, ...], kind: str, conflict: str = "", returning: str = "") -> TextClause:
-    """INSERT INTO table (names) SELECT … FROM :rows, with the ON CONFLICT and RETURNING clauses given."""
-    columns = [table.c[name] for name in names]
-    listed = ", ".join(f'"{name}"' for name in names)
-    # SQLite needs the WHERE to tell an upsert's ON from a join's.
-    statement = f"INSERT INTO {table.name} ({listed}) SELECT {listed} FROM {source(columns, kind)} WHERE true"
-    if conflict:
-        statement += f" ON CONFLICT {conflict} DO NOTHING"
-    return text(statement + (f" RETURNING {returning}" if returning else "")).bindparams(bindparam("rows"))
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_storable(k): _storable(v) for k, v in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list) else value
 
 
 def among(column: Column[Any], values: Iterable[Any], kind: str) -> TextualSelect:
@@ -103,10 +92,33 @@ def among(column: Column[Any], values: Iterable[Any], kind: str) -> TextualSelec
 async def insert(
     connection: AsyncConnection,
     table: Table,
-    names: tuple[str, ...],
-    rows: list[dict[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     conflict: str = "",
-) -> None:
-    if rows:
-        kind = connection.dialect.name
-        await connection.execute(insert_from(table, names, kind, conflict), {"rows": encode(rows, kind)})
+    returning: Column[Any] | None = None,
+) -> list[Any]:
+    """Insert rows that have the same keys, in one statement. Returns the values of `returning`.
+
+    `conflict` is the target of ON CONFLICT … DO NOTHING. What is the same in all rows is sent once.
+    """
+    if not rows:
+        return []
+    kind = connection.dialect.name
+    same = {n: v for n, v in rows[0].items() if all(row[n] is v or row[n] == v for row in rows)}
+    same_columns = [table.c[name] for name, value in same.items() if value is not None]
+    columns = [table.c[name] for name in rows[0] if name not in same]
+    listed = ", ".join(f'"{c.name}"' for c in (*columns, *same_columns))
+    values = ", ".join([*(f'v."{c.name}"' for c in columns), *(f":same_{c.name}" for c in same_columns)])
+    # SQLite needs the WHERE to tell an upsert's ON from a join's.
+    origin = f" FROM {source(columns, kind)}" if columns else ""
+    statement = f"INSERT INTO {table.name} ({listed}) SELECT {values}{origin} WHERE true"
+    if conflict:
+        statement += f" ON CONFLICT {conflict} DO NOTHING"
+    parameters = {f"same_{c.name}": _storable(same[c.name]) for c in same_columns}
+    if columns:
+        parameters["rows"] = encode(({c.name: row[c.name] for c in columns} for row in rows), kind)
+    typed = [bindparam(f"same_{c.name}", type_=c.type) for c in same_columns]
+    if returning is None:
+        await connection.execute(text(statement).bindparams(*typed), parameters)
+        return []
+    selected = text(f"{statement} RETURNING {returning.name}").bindparams(*typed).columns(returning)
+    return list((await connection.execute(selected, parameters)).scalars())

@@ -14,7 +14,6 @@ from typing import Any
 from pydantic_core import PydanticSerializationError, to_json
 
 from service.batch import context
-from service.batch.base import BaseTask
 from service.batch.context import CurrentRun
 from service.batch.registry import Task
 from service.batch.runs import Claimed
@@ -42,16 +41,18 @@ class Ending:
     wait: float | None = None
 
 
-async def call(task: type[BaseTask], parameters: Mapping[str, Any], threads: Threads) -> Any:
+async def call(task: Task, parameters: Mapping[str, Any], threads: Threads) -> Any:
     """Run a fresh instance: on the loop if `run` is a coroutine function, else in a thread.
 
     What comes back may be awaitable (a coroutine behind a plain decorator): then it is awaited here.
     """
-    run = task().run
-    if inspect.iscoroutinefunction(run):
+    run = task.cls().run
+    if task.on_loop:
         result = await run(**parameters)
     else:
         result = await threads.run(functools.partial(run, **parameters))
+    if result is None:
+        return None
     while inspect.isawaitable(result):
         result = await result
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
@@ -75,7 +76,6 @@ class Attempt:
         origin = Origin(claimed.origin)
         self.run = CurrentRun(claimed.id, task.name, slot, claimed.attempt, origin, task.schedule)
         self.lines_taken = 0
-        self.written = asyncio.Event()
         self._threads = threads
         self._on_end = on_end
         self._stop: Ending | None = None
@@ -115,7 +115,7 @@ class Attempt:
         session_owner.set(self.run)
         try:
             parameters = self.task.parameters.to_call(self.claimed.params or {}, self.run.slot)
-            ending = self._succeeded(await call(self.task.cls, parameters, self._threads))
+            ending = self._succeeded(await call(self.task, parameters, self._threads))
         except asyncio.CancelledError as error:
             ending = self._stop or self._failed(error, "failed", "it was cancelled from inside")
         except Interrupted as stopped:

@@ -16,7 +16,7 @@ from service.batch.states import RunState
 from service.batch.tables import ACTIVE_SQL, CLAIMABLE_SQL, runs
 
 
-@dataclass(frozen=True)
+@dataclass
 class NewRun:
     """A row to be inserted. With state `running` the node starts it at once."""
 
@@ -42,7 +42,7 @@ class NewRun:
     finished_at: datetime | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Claimed:
     """A run that this node works on now, under `fence`."""
 
@@ -59,10 +59,21 @@ class Claimed:
 
 def claimed_from(new: NewRun) -> Claimed:
     """The claim that goes with a row that was inserted as running."""
-    return Claimed(*(getattr(new, name) for name in Claimed.__dataclass_fields__))
+    assert new.attempt_started_at is not None
+    return Claimed(
+        new.id,
+        new.task,
+        new.slot,
+        new.origin,
+        new.params,
+        new.attempt,
+        new.fence,
+        new.created_at,
+        new.attempt_started_at,
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Outcome:
     """How one attempt ended, and the state that follows for its run."""
 
@@ -94,18 +105,12 @@ class Active:
 
 
 CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
-NEW_COLUMNS = tuple(NewRun.__dataclass_fields__)
 
 
 async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]:
     """Insert runs; a slot that has its run already is left alone. Returns the ids that went in."""
-    if not new:
-        return set()
-    kind = connection.dialect.name
     conflict = "(task, slot) WHERE origin <> 'manual'"
-    statement = rows.insert_from(runs, NEW_COLUMNS, kind, conflict, "id").columns(runs.c.id)
-    result = await connection.execute(statement, {"rows": rows.encode(map(vars, new), kind)})
-    return set(result.scalars())
+    return set(await rows.insert(connection, runs, [vars(run) for run in new], conflict, runs.c.id))
 
 
 async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:
@@ -228,7 +233,7 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
     encoded = rows.encode(map(_finish_row, outcomes), kind)
     written = set((await connection.execute(statement.columns(runs.c.id), {"rows": encoded})).scalars())
     ended = [_attempt_row(outcome) for outcome in outcomes if outcome.id in written]
-    await rows.insert(connection, tables.attempts, ATTEMPT_COLUMNS, ended, "(run, fence)")
+    await rows.insert(connection, tables.attempts, ended, "(run, fence)")
     if len(written) == len(outcomes):
         return []
     return await _bounced(connection, [outcome for outcome in outcomes if outcome.id not in written])

@@ -92,13 +92,23 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # the same
         self.threads.close()
 
 
+class NotifyExecutor(LoopExecutor):
+    """For jobs that only say that a slot is due: without the books that APScheduler keeps on what runs."""
+
+    def __init__(self) -> None:
+        super().__init__(max_threads=1)
+
+    def submit_job(self, job: Any, run_times: list[datetime]) -> None:
+        job.func(*job.args, **job.kwargs)
+
+
 def create_scheduler(fire: Callable[[str], None] | None = None, max_threads: int = 32) -> AsyncIOScheduler:
     """A scheduler with a job for each registered task: id = name, name = description.
 
     `fire(name)` is called when a slot is due, and must return at once. Without it the scheduler stands alone: it runs
     the tasks itself, with no ledger, so a slot that comes due while the process is down or blocked is not caught up.
     """
-    executor = LoopExecutor(max_threads)
+    executor = LoopExecutor(max_threads) if fire is None else NotifyExecutor()
     scheduler = AsyncIOScheduler(
         timezone=UTC,
         executors={"default": executor},

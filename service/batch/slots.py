@@ -17,7 +17,7 @@ from service.batch.schedule import Schedule, schedule
 from service.batch.tables import missed, new_id, schedules, tasks
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class OpenSchedule:
     """The schedule that a task has now, and up to where its slots were handled."""
 
@@ -95,7 +95,7 @@ async def record_missed(connection: AsyncConnection, ranges: list[tuple[OpenSche
             await connection.execute(longer.values(last_slot=found.last, count=missed.c.count + found.count))
         else:
             fresh.append(_missed_row(row.task, found, now))
-    await rows.insert(connection, missed, tuple(missed.c.keys()), fresh)
+    await rows.insert(connection, missed, fresh)
 
 
 def _missed_row(task: str, found: Range, now: datetime) -> dict[str, Any]:
@@ -136,8 +136,7 @@ async def open_new(connection: AsyncConnection, wanted: Mapping[str, Schedule], 
         }
         for task, schedule in wanted.items()
     ]
-    names = ("id", "task", "cron", "timezone", "valid_from", "node", "fired_until")
-    await rows.insert(connection, schedules, names, new, "(task) WHERE valid_until IS NULL")
+    await rows.insert(connection, schedules, new, "(task) WHERE valid_until IS NULL")
     named = tasks.c.name.in_(rows.among(tasks.c.name, wanted, connection.dialect.name))
     await connection.execute(update(tasks).where(named, tasks.c.accounted_from.is_(None)).values(accounted_from=now))
 

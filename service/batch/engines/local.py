@@ -51,6 +51,7 @@ class LocalEngine:
         self._threads = Threads(max_threads)
         self._journal = Journal(node)
         self._attempts: dict[str, Attempt] = {}
+        self._over: dict[str, asyncio.Event] = {}
         self._wake = asyncio.Event()
         self._all_ended = asyncio.Event()
         self._idle = asyncio.Event()
@@ -123,7 +124,8 @@ class LocalEngine:
     async def until_over(self, run_id: str) -> None:
         """Return when this node has written how the run ended."""
         while run_id in self._attempts:
-            await self._attempts[run_id].written.wait()
+            over = self._over.setdefault(run_id, asyncio.Event())
+            await over.wait()
 
     async def _is_idle_within(self, seconds: float) -> bool:
         try:
@@ -223,7 +225,8 @@ class LocalEngine:
         lost = {outcome.id for outcome in bounced}
         for outcome in outcomes:
             attempt = self._attempts.pop(outcome.id)
-            attempt.written.set()
+            if (over := self._over.pop(outcome.id, None)) is not None:
+                over.set()
             if outcome.id in lost:
                 logger.error(
                     f"{attempt.task.name}: another node holds run {outcome.id}; what it did here is not recorded"
