@@ -125,5 +125,4 @@ async def _close_gone(connection: AsyncConnection, row: OpenSchedule, now: datet
         if made.is_complete:
             break
         made = plan_none(row.schedule, made.fired_until, now, GONE)
-    await slots.move_cursors(connection, [row.id], now)
     await slots.close(connection, [row.id], now)

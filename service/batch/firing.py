@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import clock
 from service.batch import runs, slots
 from service.batch.planning import ON_TIME, Plan, plan, plan_none
 from service.batch.policies import Missed
@@ -20,12 +20,7 @@ from service.batch.slots import OpenSchedule
 from service.batch.states import Origin, Rank, RunState
 from service.batch.tables import new_id
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-
 BUSY_AGAIN = timedelta(milliseconds=100)
-
-SOON = timedelta(seconds=5)
-"""When this machine's clock is ahead of the database's, a slot is asked for this much too early at most."""
 
 
 @dataclass
@@ -80,8 +75,8 @@ async def fire(
         new += _runs_of(tasks[row.task], made, active.get(row.task, []), node, room, now)
         if not made.is_complete:
             fired.again[row.task] = now
-        elif not made.on_time and (following := row.schedule.next(now)) is not None and following - now < SOON:
-            fired.again[row.task] = following
+        elif not made.on_time and (following := row.schedule.next(now)) is not None and following <= clock.now():
+            fired.again[row.task] = following  # this machine's clock is ahead of the database's
     inserted = await runs.insert(connection, new)
     await _move_cursors(connection, plans)
     await slots.record_missed(connection, [(row, made.missed) for row, made in plans if made.missed], now)
@@ -91,10 +86,11 @@ async def fire(
 
 
 async def _move_cursors(connection: AsyncConnection, plans: list[tuple[OpenSchedule, Plan]]) -> None:
-    """All of them to now, as a rule; those with a long backlog to where that was handled."""
+    """Those that had a slot: to now, as a rule, and with a long backlog to where that was handled."""
     until: dict[datetime, list[str]] = {}
     for row, made in plans:
-        until.setdefault(made.fired_until, []).append(row.id)
+        if made.on_time or made.catch_up or made.missed:
+            until.setdefault(made.fired_until, []).append(row.id)
     for at, ids in until.items():
         await slots.move_cursors(connection, ids, at)
 
@@ -131,19 +127,20 @@ def _plan(row: OpenSchedule, policy: Missed, now: datetime, known: dict[Any, Pla
 
 def _runs_of(task: Task, made: Plan, active: list[Active], node: str, room: Room, now: datetime) -> list[NewRun]:
     new = [_new(task, slot, Rank.CATCH_UP, now) for slot in made.catch_up]
-    if task.policies.overlap == "allow":
-        return new + [_new(task, slot, Rank.ON_TIME, now, _start(task, node, room, now)) for slot in made.on_time]
+    is_exclusive = task.exclusive is not None
     on_time = [run for run in active if run.origin == Origin.SCHEDULE and not run.catch_up]
-    reason = f"{_named(on_time[0])} was still {on_time[0].state}" if on_time else None
-    is_taken = any(run.state == RunState.RUNNING for run in active)
+    reason = f"{_named(on_time[0])} was still {on_time[0].state}" if on_time and is_exclusive else None
+    is_taken = is_exclusive and any(run.state == RunState.RUNNING for run in active)
     for slot in made.on_time:
-        if reason is not None:
-            skipped = {"state": RunState.SKIPPED, "reason": reason, "finished_at": now}
-            new.append(_new(task, slot, Rank.ON_TIME, now, skipped))
-            continue
-        run = _new(task, slot, Rank.ON_TIME, now, {} if is_taken else _start(task, node, room, now))
-        reason = f"{_named(run)} was fired late, together with it"
+        run = _new(task, slot, Rank.ON_TIME, now)
         new.append(run)
+        if reason is not None:
+            run.state, run.reason, run.finished_at = RunState.SKIPPED, reason, now
+            continue
+        if not is_taken and room.take(task.on_loop):
+            _start(run, node, now)
+        if is_exclusive and len(made.on_time) > 1:
+            reason = f"{_named(run)} was fired late, together with it"
     return new
 
 
@@ -151,26 +148,23 @@ def _named(run: Active | NewRun) -> str:
     return f"run {run.id}" + (f" of slot {run.slot:%Y-%m-%d %H:%M:%S} UTC" if run.slot else "")
 
 
-def _new(task: Task, slot: datetime, rank: int, now: datetime, more: Mapping[str, Any] = NOTHING) -> NewRun:
-    values = {"state": RunState.QUEUED, **more}
+def _new(task: Task, slot: datetime, rank: int, now: datetime) -> NewRun:
     return NewRun(
         id=new_id(),
         task=task.name,
         slot=slot,
         origin=Origin.SCHEDULE,
+        state=RunState.QUEUED,
         rank=rank,
         catch_up=rank == Rank.CATCH_UP,
         due_at=now,
         created_at=now,
         exclusive=task.exclusive,
         priority=task.policies.priority,
-        **values,
     )
 
 
-def _start(task: Task, node: str, room: Room, now: datetime) -> dict[str, Any]:
-    """What makes a new run one that this node starts at once; nothing where it has no room."""
-    if not room.take(task.on_loop):
-        return {}
-    started = {"started_at": now, "attempt_started_at": now}
-    return {"state": RunState.RUNNING, "node": node, "fence": 1, "attempt": 1, **started}
+def _start(run: NewRun, node: str, now: datetime) -> None:
+    """Make it one that this node starts at once."""
+    run.state, run.node, run.fence, run.attempt = RunState.RUNNING, node, 1, 1
+    run.started_at = run.attempt_started_at = now

@@ -142,9 +142,9 @@ async def open_new(connection: AsyncConnection, wanted: Mapping[str, Schedule], 
 
 
 async def close(connection: AsyncConnection, ids: Iterable[str], now: datetime) -> None:
-    """Close these schedules (by id), which this transaction has locked."""
+    """Close these schedules (by id), which this transaction has locked, and whose slots are handled up to `now`."""
     named = schedules.c.id.in_(rows.among(schedules.c.id, ids, connection.dialect.name))
-    await connection.execute(update(schedules).where(named).values(valid_until=now))
+    await connection.execute(update(schedules).where(named).values(valid_until=now, fired_until=now))
 
 
 async def history(connection: AsyncConnection, task: str) -> list[dict[str, Any]]:

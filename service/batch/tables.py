@@ -78,6 +78,7 @@ schedules = Table(
         postgresql_where=text("valid_until IS NULL"),
     ),
     Index("ix_batch_schedules_task", "task", "valid_from"),
+    postgresql_with={"fillfactor": 50},  # room beside each row for its next cursor
 )
 
 runs = Table(

@@ -139,6 +139,7 @@ def upgrade() -> None:
         sa.Column("node", Id, nullable=False),
         sa.Column("fired_until", Instant, nullable=False),
         sa.PrimaryKeyConstraint("id"),
+        postgresql_with={"fillfactor": 50},
     )
     op.create_index("ix_batch_schedules_task", "batch_schedules", ["task", "valid_from"], unique=False)
     op.create_index(
