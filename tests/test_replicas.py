@@ -17,7 +17,7 @@ from service.batch import tables
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
 
-TASKS = '''
+TASKS = """
 import os
 from service import BaseTask, current_run
 
@@ -38,7 +38,7 @@ class Sync(BaseTask):
 class Overlapping(BaseTask):
     name, schedule, overlap = "overlapping", "* * * * * *", "allow"
     async def run(self): witness(self)
-'''
+"""
 
 
 def free_port() -> int:

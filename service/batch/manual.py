@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 
-from service.batch import runs, slots
+from service.batch import claims, runs, slots
 from service.batch.engines.local import LocalEngine
 from service.batch.registry import Task
 from service.batch.runs import Claimed, NewRun
@@ -92,7 +92,7 @@ class ManualRun:
         async with self._database.engine.begin() as connection:
             now = await slots.now_of(connection)
             if row["state"] == RunState.RETRYING and row["due_at"] <= now:
-                for claimed in await runs.claim(connection, [self.id], self._node, now):
+                for claimed in await claims.claim(connection, [self.id], self._node, now):
                     return claimed
         await asyncio.sleep(min(AGAIN_SECONDS, max(0.01, (row["due_at"] - now).total_seconds())))
         return None

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
 from service import clock
-from service.batch import runs, tables
+from service.batch import claims, runs, tables
 from service.batch.runs import Claimed, NewRun, Outcome
 from service.batch.states import FINAL, TRANSITIONS, Origin, Rank, RunState
 from service.batch.tables import new_id
@@ -44,8 +44,8 @@ async def insert(ledger: Database, *many: NewRun) -> set[str]:
 
 async def claim(ledger: Database, *queues: tuple[str, str | None], limit: int = 10, node: str = NODE) -> list[Claimed]:
     async with ledger.engine.begin() as connection:
-        heads = await runs.heads(connection, queues, NOW, limit)
-        return await runs.claim(connection, [head.id for head in heads], node, NOW)
+        heads = await claims.heads(connection, queues, NOW, limit)
+        return await claims.claim(connection, [head.id for head in heads], node, NOW)
 
 
 def ending(claimed: Claimed, state: RunState = RunState.SUCCEEDED, **changes: object) -> Outcome:
@@ -71,7 +71,7 @@ async def test_two_queued_runs_of_one_task_never_stall_claiming(ledger: Database
 
 async def held(ledger: Database) -> list[Claimed]:
     async with ledger.engine.connect() as connection:
-        return await runs.held_by(connection, NODE)
+        return await claims.held_by(connection, NODE)
 
 
 async def test_a_backlog_of_one_task_hides_nobody(ledger: Database) -> None:
@@ -110,10 +110,10 @@ async def test_a_run_that_is_not_due_yet_waits(ledger: Database) -> None:
     assert await claim(ledger, ("t", "t")) == []
     async with ledger.engine.connect() as connection:
         with clock.moved(NOW):
-            assert await runs.now_if_due(connection) is None
+            assert await claims.now_if_due(connection) is None
         with clock.moved(NOW + timedelta(seconds=1)):
-            assert await runs.now_if_due(connection) == NOW + timedelta(seconds=1)
-        real = await runs.now_if_due(connection)
+            assert await claims.now_if_due(connection) == NOW + timedelta(seconds=1)
+        real = await claims.now_if_due(connection)
         assert real is not None
         assert abs(real - clock.now()) < timedelta(seconds=5)
 

@@ -56,14 +56,18 @@ async def test_several_engines_on_one_file_lose_nothing(database: Database) -> N
     await asyncio.gather(*(one.dispose() for one in others))
 
 
+async def write_and_fail() -> None:
+    async with get_db() as db:
+        await db.execute(text("UPDATE counter SET n = 5"))
+        raise ZeroDivisionError
+
+
 async def test_get_db_does_not_commit_by_itself_and_rolls_back_when_the_block_raises(database: Database) -> None:
     async with get_db() as db:
         await db.execute(text("UPDATE counter SET n = 5"))
     assert await count(database) == 0
     with pytest.raises(ZeroDivisionError):
-        async with get_db() as db:
-            await db.execute(text("UPDATE counter SET n = 5"))
-            raise ZeroDivisionError
+        await write_and_fail()
     assert await count(database) == 0
     async with get_db() as db:
         await db.execute(text("UPDATE counter SET n = 5"))
@@ -168,5 +172,7 @@ async def test_a_cancelled_session_leaves_no_transaction_behind(database: Databa
 
 async def test_the_file_is_set_up_for_concurrency(database: Database) -> None:
     async with database.engine.connect() as connection:
-        found = [(await connection.execute(text(f"PRAGMA {name}"))).scalar() for name in ("journal_mode", "foreign_keys")]
+        found = [
+            (await connection.execute(text(f"PRAGMA {name}"))).scalar() for name in ("journal_mode", "foreign_keys")
+        ]
     assert found == ["wal", 1]

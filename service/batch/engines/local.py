@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import runs
+from service.batch import claims
 from service.batch.firing import Room
 from service.batch.journal import Entry, Journal
 from service.batch.registry import Task
@@ -188,7 +188,7 @@ class LocalEngine:
         if self.room.runs < 1:
             return False
         async with self._database.reader.connect() as connection:
-            return await runs.now_if_due(connection) is not None
+            return await claims.now_if_due(connection) is not None
 
     async def _write(self, entry: Entry) -> None:
         in_doubt = self._is_in_doubt
@@ -197,7 +197,7 @@ class LocalEngine:
                 bounced = await entry.write(connection)
                 claimed = await self._claim(connection, freed=len(entry.outcomes))
                 if in_doubt:
-                    held = await runs.held_by(connection, self._node)
+                    held = await claims.held_by(connection, self._node)
                     claimed += [one for one in held if one.id not in self._attempts and one not in claimed]
         except BaseException:
             self._journal.put_back(entry)
@@ -211,15 +211,15 @@ class LocalEngine:
         room.runs += freed if self._is_claiming else 0
         if room.runs < 1:
             return []
-        now = await runs.now_if_due(connection)
+        now = await claims.now_if_due(connection)
         if now is None:
             return []
         queues = [(t.name, t.exclusive) for t in self._tasks.values() if t.on_loop or room.threads > 0]
-        heads = await runs.heads(connection, queues, now, room.runs)
+        heads = await claims.heads(connection, queues, now, room.runs)
         chosen = [head.id for head in heads if room.take(self._tasks[head.task].on_loop)]
         if len(chosen) == len(heads) and heads:
             self.wake()
-        return await runs.claim(connection, chosen, self._node, now)
+        return await claims.claim(connection, chosen, self._node, now)
 
     def _written(self, outcomes: list[Outcome], bounced: list[Outcome]) -> None:
         lost = {outcome.id for outcome in bounced}
