@@ -134,7 +134,7 @@ async def until_over(database: Database) -> None:
 
 async def through_the_driver(url: str, new: list[NewRun], tape: Tape) -> float:
     database = Database(url, setting="LEDGER_URL")
-    await migrate(database, LEDGER_HISTORY, "batch_alembic_version")
+    await migrate(database, LEDGER_HISTORY)
     await insert(database, new)
     await database.dispose()
     if database.kind == "sqlite":

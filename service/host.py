@@ -23,7 +23,7 @@ from service.batch.registry import Task, TaskRegistry
 from service.batch.schedules import Schedules
 from service.config import Settings
 from service.database.engine import Database
-from service.database.migrate import migrate
+from service.database.migrate import History, migrate
 from service.database.session import use_application_database
 from service.errors import DatabaseError, InvalidSetting
 from service.logs import get_logger
@@ -32,8 +32,8 @@ logger = get_logger("service.batch")
 
 ANSWER_SECONDS = 3.0
 
-LEDGER_HISTORY = Path(__file__).parent / "batch" / "migrations"
-APPLICATION_HISTORY = Path(__file__).parent / "application" / "migrations"
+LEDGER_HISTORY = History(Path(__file__).parent / "batch/migrations", "batch_alembic_version")
+APPLICATION_HISTORY = History(Path(__file__).parent / "application/migrations", "alembic_version")
 
 
 class BatchService:
@@ -171,8 +171,8 @@ async def open_databases(settings: Settings, client: str = "batch") -> tuple[Dat
     try:
         await application.check()
         await ledger.check()
-        await migrate(application, APPLICATION_HISTORY, "alembic_version")
-        await migrate(ledger, LEDGER_HISTORY, "batch_alembic_version")
+        await migrate(application, APPLICATION_HISTORY)
+        await migrate(ledger, LEDGER_HISTORY)
     except BaseException:
         await application.dispose()
         await ledger.dispose()

@@ -21,7 +21,9 @@ from service.batch.slots import OpenSchedule
 from service.batch.states import RunState
 from service.config import Settings
 from service.database.engine import Database
+from service.database.migrate import refuse_newer
 from service.errors import DatabaseError, InvalidParameters, UnknownTask
+from service.host import LEDGER_HISTORY
 
 Row = dict[str, Any]
 
@@ -89,6 +91,8 @@ async def _ledger(settings: Settings) -> AsyncIterator[AsyncConnection | None]:
     try:
         async with database.reader.connect() as connection:
             there = await connection.run_sync(lambda sync: inspect(sync).has_table(tables.runs.name))
+            if there:
+                await connection.run_sync(refuse_newer, LEDGER_HISTORY, database)
             yield connection if there else None
     except (DBAPIError, DatabaseError, OSError) as error:
         raise database.unreachable(error) from error

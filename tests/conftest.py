@@ -78,7 +78,7 @@ async def ledger_template(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 
 async def migrated_ledger(url: str) -> None:
     database = Database(url, setting="LEDGER_URL", pooled=False)
-    await migrate(database, LEDGER_HISTORY, "batch_alembic_version")
+    await migrate(database, LEDGER_HISTORY)
     await database.dispose()
 
 
@@ -110,7 +110,7 @@ async def application(database_url: str) -> AsyncIterator[Database]:
     os.environ["DATABASE_URL"] = database_url
     config.forget_settings()
     database = Database(database_url, setting="DATABASE_URL")
-    await migrate(database, APPLICATION_HISTORY, "alembic_version")
+    await migrate(database, APPLICATION_HISTORY)
     yield database
     await database.dispose()
     del os.environ["DATABASE_URL"]

@@ -257,7 +257,7 @@ def test_run_writes_down_who_asked_for_it(batch: Batch, report: None, monkeypatc
 async def history(database_url: str) -> str:
     """A ledger with 30 runs, one a minute, the last of them now; every third one failed."""
     ledger = Database(database_url, setting="LEDGER_URL")
-    await migrate(ledger, LEDGER_HISTORY, "batch_alembic_version")
+    await migrate(ledger, LEDGER_HISTORY)
     now = clock.now()
     new = []
     for n in range(30):
@@ -406,8 +406,8 @@ def test_a_file_that_is_no_database_is_named(batch: Batch, report: None, tmp_pat
 async def newer(database_url: str) -> str:
     """A database that a newer version of the code has migrated."""
     database = Database(database_url, setting="LEDGER_URL")
-    await migrate(database, LEDGER_HISTORY, "batch_alembic_version")
-    await migrate(database, APPLICATION_HISTORY, "alembic_version")
+    await migrate(database, LEDGER_HISTORY)
+    await migrate(database, APPLICATION_HISTORY)
     async with database.engine.begin() as connection:
         for table in ("batch_alembic_version", "alembic_version"):
             await connection.execute(text(f"UPDATE {table} SET version_num = 'from_the_future'"))
@@ -421,6 +421,15 @@ def test_a_newer_database_is_refused_and_left_alone(
     batch: Batch, report: None, newer: str, setting: str, command: str
 ) -> None:
     refuses(batch(*command.split(), **{setting: newer}, PORT="0"), setting, "from_the_future", "newer")
+
+
+@pytest.mark.parametrize("command", ["runs", "tasks"])
+def test_a_list_of_a_newer_ledger_is_refused(batch: Batch, report: None, newer: str, command: str) -> None:
+    refuses(batch(command, LEDGER_URL=newer), "LEDGER_URL", "from_the_future", "newer")
+
+
+def test_the_slot_is_given_as_an_option_of_its_own(batch: Batch, report: None) -> None:
+    refuses(batch("run", "report", "--param", "slot=2026-11-25T02:00+09:00"), "slot", "--slot")
 
 
 def test_a_port_in_use_is_named(batch: Batch, report: None, tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from sqlalchemy.exc import IntegrityError
 
 from service.batch import claims, runs, slots
 from service.batch.engines.local import LocalEngine
+from service.batch.parameters import SLOT
 from service.batch.registry import Task
 from service.batch.runs import Claimed, NewRun
 from service.batch.states import FINAL, Origin, Rank, RunState
 from service.batch.tables import new_id
 from service.database.engine import Database
+from service.errors import InvalidParameters
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
@@ -40,6 +42,8 @@ class ManualRun:
 
         Where another run of the task is active and overlap is not allowed, it waits for that one.
         """
+        if SLOT in given:
+            raise InvalidParameters(f"parameter {SLOT}: it is the run's slot, so give it as --slot")
         params = self._task.parameters.to_json(given) or None
         claimed: Claimed | None = await self._insert(params, slot, requested_by)
         while True:

@@ -37,11 +37,12 @@ WATCHDOG_SECONDS = 1.0
 class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no types
     """Fires at the slots of a Schedule; of those that are past only once, whatever their number. Never raises."""
 
-    def __init__(self, schedule: Schedule | None) -> None:
+    def __init__(self, schedule: Schedule | None, is_paused: bool = False) -> None:
         self.schedule = schedule
+        self.is_paused = is_paused
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
-        if self.schedule is None:
+        if self.schedule is None or self.is_paused:
             return None
         return self.schedule.next(max(previous_fire_time, now) if previous_fire_time else now)
 
@@ -148,12 +149,12 @@ def stop_scheduler(scheduler: AsyncIOScheduler) -> asyncio.Future[None]:
     return asyncio.ensure_future(executor.until_over())
 
 
-def set_schedule(scheduler: AsyncIOScheduler, name: str, schedule: Schedule | None) -> None:
-    """Give a job this schedule, or none: then its next run time is null. Does nothing where that is so already."""
+def set_schedule(scheduler: AsyncIOScheduler, name: str, schedule: Schedule | None, is_paused: bool = False) -> None:
+    """Give a job this schedule, or none; paused, or with none, its next run time is null. Else it is left alone."""
     job = scheduler.get_job(name)
-    if job is None or job.trigger.schedule == schedule:
+    if job is None or (job.trigger.schedule, job.trigger.is_paused) == (schedule, is_paused):
         return
-    trigger = SlotTrigger(schedule)
+    trigger = SlotTrigger(schedule, is_paused)
     job.modify(trigger=trigger, next_run_time=trigger.get_next_fire_time(None, clock.now()))
 
 

@@ -81,8 +81,9 @@ class Schedules:
         for name in self._tasks:
             row = opened.get(name)
             in_force = row.schedule if row is not None else None
-            scheduler.set_schedule(jobs, name, None if row is None or row.paused_by is not None else in_force)
-            if row is not None and row.paused_by is not None and _is_due(row, now):
+            is_paused = row is not None and row.paused_by is not None
+            scheduler.set_schedule(jobs, name, in_force, is_paused)
+            if row is not None and is_paused and _is_due(row, now):
                 self._notify(name)
             self._tell_of_difference(name, in_force)
         return bool(gone)

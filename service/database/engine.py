@@ -34,6 +34,14 @@ class Database:
         self.setting = setting
         self.kind = self.url.get_backend_name()
         self.guard = WriterGuard()
+        try:
+            self._make_engines(pool_size, pooled, client)
+        except ModuleNotFoundError as error:
+            raise DatabaseUnreachable(
+                f"the driver of {self.url.drivername}:// is not installed ({error.name}). Look at {setting}."
+            ) from None
+
+    def _make_engines(self, pool_size: int, pooled: bool, client: str) -> None:
         if self.kind == "sqlite":
             self.engine = _sqlite_engine(self.url, "BEGIN IMMEDIATE", 1, pooled)
             self.reader = _sqlite_engine(self.url, "BEGIN", 5, pooled)

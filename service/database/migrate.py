@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
@@ -17,8 +19,22 @@ from service.database.engine import Database
 from service.errors import DatabaseTooNew
 
 
-async def migrate(database: Database, history: Path, version_table: str) -> None:
-    """Bring `database` up to the newest revision in the folder `history`.
+@dataclass(frozen=True)
+class History:
+    """Alembic's revisions in one folder, and the table that says which of them a database has."""
+
+    folder: Path
+    version_table: str
+
+    def scripts(self) -> ScriptDirectory:
+        config = Config()
+        config.set_main_option("script_location", str(self.folder).replace("%", "%%"))
+        config.set_main_option("path_separator", "os")
+        return ScriptDirectory.from_config(config)
+
+
+async def migrate(database: Database, history: History) -> None:
+    """Bring `database` up to the newest revision of `history`.
 
     Raises DatabaseTooNew, naming both revisions, when the database knows a revision that this code doesn't,
     and DatabaseUnreachable.
@@ -26,25 +42,28 @@ async def migrate(database: Database, history: Path, version_table: str) -> None
     try:
         async with database.engine.begin() as connection:
             if database.kind == "postgresql":
-                lock = zlib.crc32(version_table.encode())
+                lock = zlib.crc32(history.version_table.encode())
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
-            await connection.run_sync(_upgrade, history, version_table, database)
+            await connection.run_sync(_upgrade, history, database)
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
 
 
-def _upgrade(connection: Connection, history: Path, version_table: str, database: Database) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(history).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    scripts = ScriptDirectory.from_config(config)
+def refuse_newer(connection: Connection, history: History, database: Database) -> None:
+    """Raises DatabaseTooNew, as `migrate` does, but changes nothing."""
+    context = MigrationContext.configure(connection, opts={"version_table": history.version_table})
+    _refuse_newer(history.scripts(), context.get_current_heads(), database)
+
+
+def _upgrade(connection: Connection, history: History, database: Database) -> None:
+    scripts = history.scripts()
 
     def steps(revision: Any, _: Any) -> Any:
         _refuse_newer(scripts, revision, database)
         return scripts._upgrade_revs("head", revision)
 
-    with EnvironmentContext(config, scripts, fn=steps) as environment:
-        environment.configure(connection=connection, version_table=version_table)
+    with EnvironmentContext(Config(), scripts, fn=steps) as environment:
+        environment.configure(connection=connection, version_table=history.version_table)
         with environment.begin_transaction():
             environment.run_migrations()
 

@@ -244,3 +244,11 @@ async def test_the_lines_of_a_run_are_kept_with_its_failure() -> None:
     assert (first.logger, first.level, first.text) == ("mine", "info", "working n=1")
     assert (second.logger, second.level, second.text) == ("library", "warning", "careful: hot")
     assert last.level == "error" and last.text.startswith("quick failed: ValueError: no good\nTraceback")
+
+
+async def test_a_task_without_a_schedule_has_its_slot_in_its_own_zone() -> None:
+    async def run(self: Any) -> str:
+        return current_run().slot.isoformat()
+
+    ending = await ending_of(run, timezone="Asia/Tokyo")
+    assert ending.result == "2026-11-25T11:00:00+09:00"

@@ -40,7 +40,7 @@ async def test_a_missing_index_would_be_seen(ledger: Database) -> None:
 
 
 async def test_both_histories_fit_into_one_database(ledger: Database) -> None:
-    await migrate(ledger, APPLICATION_HISTORY, "alembic_version")
+    await migrate(ledger, APPLICATION_HISTORY)
     async with ledger.engine.connect() as connection:
         both = [tables.ledger, tables.companions, Base.metadata]
         found = await connection.run_sync(differences, both, "batch_alembic_version")
@@ -50,7 +50,7 @@ async def test_both_histories_fit_into_one_database(ledger: Database) -> None:
 
 async def test_several_processes_may_migrate_at_once(database_url: str) -> None:
     databases = [Database(database_url, setting="LEDGER_URL") for _ in range(8)]
-    await asyncio.gather(*(migrate(one, LEDGER_HISTORY, "batch_alembic_version") for one in databases))
+    await asyncio.gather(*(migrate(one, LEDGER_HISTORY) for one in databases))
     async with databases[0].engine.connect() as connection:
         versions = (await connection.execute(text("SELECT version_num FROM batch_alembic_version"))).scalars().all()
     assert len(versions) == 1
@@ -61,7 +61,7 @@ async def test_a_newer_database_is_refused_and_both_revisions_are_named(ledger: 
     async with ledger.engine.begin() as connection:
         await connection.execute(text("UPDATE batch_alembic_version SET version_num = 'ledger_9999'"))
     with pytest.raises(DatabaseTooNew, match=r"ledger_9999.*up to ledger_0001"):
-        await migrate(ledger, LEDGER_HISTORY, "batch_alembic_version")
+        await migrate(ledger, LEDGER_HISTORY)
 
 
 async def test_an_unreachable_database_is_named_without_its_password() -> None:

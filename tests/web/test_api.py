@@ -91,7 +91,7 @@ async def test_a_paused_task_has_no_next_run_time(database_url: str, monkeypatch
             await catalog.pause(connection, "nightly", "ann", batch.tasks, batch.node.id)
         await batch.schedules.refresh()
         jobs = {job["id"]: job for job in (await client.get("/scheduler/jobs")).json()}
-    assert jobs["nightly"]["next_run_time"] is None
+    assert (jobs["nightly"]["next_run_time"], jobs["nightly"]["trigger"]) == (None, "cron[0 1 * * *] Asia/Tokyo")
     assert jobs["often"]["next_run_time"] is not None
 
 
