@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -86,6 +86,15 @@ class Settings(BaseSettings):
     BACKUP_RETENTION_DAYS: int = Field(7, ge=1, le=36_500, description="Backups older than this many days are deleted.")
     BACKUP_DIR: Path = Field(Path("backups"), description="Folder that BackupTask writes to.")
 
+    @model_validator(mode="after")
+    def _lease_outlasts_heartbeats(self) -> Self:
+        if self.LEASE_SECONDS < 2 * self.HEARTBEAT_SECONDS:
+            raise ValueError(
+                f"LEASE_SECONDS ({self.LEASE_SECONDS:g}) must be at least twice HEARTBEAT_SECONDS "
+                f"({self.HEARTBEAT_SECONDS:g}), or one late heartbeat looks like a dead node"
+            )
+        return self
+
     @property
     def ledger_url(self) -> str:
         if self.LEDGER_URL:
@@ -116,10 +125,11 @@ def _read() -> Settings:
 
 
 def _sentence(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    secret = name.endswith("_URL")
-    shown = "" if secret else f" (it is {error['input']!r})"
-    return f"setting {name}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    name, message = ".".join(str(part) for part in error["loc"]), error["msg"].removeprefix("Value error, ")
+    if not name:  # about several settings, among which secrets may be
+        return f"settings: {message}"
+    shown = "" if name.endswith("_URL") else f" (it is {error['input']!r})"
+    return f"setting {name}: {message}{shown}"
 
 
 _settings: Settings | None = None

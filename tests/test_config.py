@@ -179,3 +179,13 @@ def test_an_env_file_from_windows_is_read() -> None:
 def test_every_setting_says_what_it_is_for() -> None:
     fields: dict[str, Any] = dict(Settings.model_fields)
     assert fields and all(field.description for field in fields.values())
+
+
+def test_a_lease_that_a_late_heartbeat_would_end_is_refused_without_telling_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://bob:hunter2@db/shop")
+    monkeypatch.setenv("LEASE_SECONDS", "9")
+    with pytest.raises(InvalidSetting, match=r"LEASE_SECONDS \(9\).*twice HEARTBEAT_SECONDS \(5\)") as caught:
+        get_settings()
+    assert "hunter2" not in str(caught.value)
