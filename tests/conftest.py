@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from sqlalchemy import make_url
 from service import TaskRegistry, config, logs
 from service.database.engine import Database
 from service.database.migrate import migrate
+from service.database.session import use_application_database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.postgres import PostgresServer, start_server
 
@@ -107,10 +107,9 @@ async def ledger(ledger_url: str) -> AsyncIterator[Database]:
 @pytest.fixture
 async def application(database_url: str) -> AsyncIterator[Database]:
     """A migrated application database of each kind, which get_db() opens."""
-    os.environ["DATABASE_URL"] = database_url
-    config.forget_settings()
     database = Database(database_url, setting="DATABASE_URL")
     await migrate(database, APPLICATION_HISTORY)
+    use_application_database(database)
     yield database
+    use_application_database(None)
     await database.dispose()
-    del os.environ["DATABASE_URL"]

@@ -360,6 +360,19 @@ async def test_a_schedule_from_settings_is_read_again_and_a_bad_one_keeps_the_ol
     assert caplog.text.count("'0 99 * * *'") == 1
 
 
+async def test_a_changed_setting_is_in_force_within_five_seconds(begin: Begin) -> None:
+    config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
+    make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
+    service = await begin()
+    config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
+    job = service.scheduler.get_job("dynamic")
+
+    async def follows() -> bool:
+        return str(job.trigger) == "cron[0 8 * * *] UTC"
+
+    await until(follows, seconds=5)
+
+
 async def test_a_node_follows_the_ledgers_schedule_even_where_its_own_differs(
     begin: Begin, caplog: pytest.LogCaptureFixture
 ) -> None:
