@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import DataError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Retry, clock, config, current_run, get_logger, logs
-from service.batch import catalog, logbook, tables
+from service.batch import catalog, logbook, runs, tables
+from service.batch.journal import Entry
+from service.batch.runs import Outcome
 from service.batch.tables import new_id
 from service.config import get_settings
 from service.errors import InvalidSetting
@@ -339,6 +343,73 @@ async def test_a_wall_clock_that_steps_back_fires_no_slot_twice(begin: Begin) ->
     fire(service, "tick")
     await until(lambda: at_least(service, 2))
     assert sorted(run["slot"] for run in await rows(service.ledger)) == [START + 0.5 * MINUTE, START + 1.5 * MINUTE]
+
+
+async def test_a_group_that_was_committed_without_a_reply_is_written_again_without_harm(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed = asyncio.Event()
+    write = Entry.write
+
+    async def lose_the_reply(self: Entry, connection: AsyncConnection) -> list[Outcome]:
+        bounced = await write(self, connection)
+        if self.outcomes and not committed.is_set():
+            await connection.commit()
+            committed.set()
+            raise ConnectionResetError("the reply to COMMIT was lost")
+        return bounced
+
+    async def run(self: object) -> None:
+        logger.info("once")
+
+    make_task("tick", run=run)
+    service = await begin()
+    monkeypatch.setattr(Entry, "write", lose_the_reply)
+    clock.advance(MINUTE)
+    fire(service, "tick")
+    await asyncio.wait_for(committed.wait(), 5)
+    await until(lambda: nothing_running(service))
+    clock.advance(MINUTE)
+    fire(service, "tick")
+    await until(lambda: at_least(service, 2))
+    attempts = await rows(service.ledger, tables.attempts)
+    assert [a["outcome"] for a in attempts] == ["succeeded", "succeeded"]
+    assert [await lines_of(service, a["run"]) for a in attempts] == [["once"], ["once"]]
+
+
+async def test_a_row_that_cannot_be_stored_holds_up_no_other(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = runs.finish
+
+    async def choosy(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        if any(outcome.result == "poison" for outcome in outcomes):
+            raise DataError("…", {}, Exception("this database can't hold it"))
+        return await finish(connection, outcomes)
+
+    async def poison(self: object) -> str:
+        return "poison"
+
+    monkeypatch.setattr(runs, "finish", choosy)
+    make_task("poison", run=poison)
+    make_task("healthy")
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "poison")
+    fire(service, "healthy")
+    await until(lambda: at_least(service, 2))
+    assert [run["result"] for run in await rows(service.ledger)] == [None, None]
+
+
+async def test_a_result_too_large_for_the_ledger_is_cut(begin: Begin) -> None:
+    async def run(self: object) -> str:
+        return "x" * 2_000_000
+
+    make_task("wordy", run=run)
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "wordy")
+    done = await run_in(service, "succeeded")
+    assert len(done["result"]) < 2_000
+    assert "2,000,002 bytes" in (await lines_of(service, done["id"]))[0]
 
 
 async def test_a_schedule_from_settings_is_read_again_and_a_bad_one_keeps_the_old(

@@ -60,7 +60,10 @@ class CurrentRun:
             raise Interrupted(self._stop_reason)
 
     def progress(self, done: int, total: int | None = None) -> None:
-        """Say how far the run is. Written to the ledger at most twice a second."""
+        """Say how far the run is, in whole items. Written to the ledger at most twice a second. Raises ValueError."""
+        for name, value in (("done", done), ("total", total)):
+            if value is not None and not (isinstance(value, int) and 0 <= value < 2**63):
+                raise ValueError(f"progress({name}) is {value!r}; allowed: an int from 0")
         self._progress = (done, total)
 
     @property

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from service.batch.states import Rank, RunState
 
 GROUP_LIMIT = 1_000
 PROGRESS_SECONDS = 0.5
+LONGEST = 20_000
 
 
 @dataclass
@@ -32,6 +33,25 @@ class Entry:
 
     def __bool__(self) -> bool:
         return bool(self.outcomes or self.blocks or self.progress)
+
+    def __str__(self) -> str:
+        ends = [f"the end of run {outcome.id}" for outcome in self.outcomes]
+        return ", ".join(ends + [f"lines of run {block.run}" for block in self.blocks])
+
+    def parts(self) -> Iterator[Entry]:
+        """Each of its rows for itself, but for the progress, which is of the moment."""
+        yield from (Entry(outcomes=[outcome]) for outcome in self.outcomes)
+        yield from (Entry(blocks=[block]) for block in self.blocks)
+
+    def bare(self) -> Entry:
+        """What must be written in any case: the states."""
+        lost = "its result or error can't be stored"
+        return Entry(
+            [
+                replace(o, result=None, error=None, progress=None, reason=lost if o.state == RunState.FAILED else None)
+                for o in self.outcomes
+            ]
+        )
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
         """Returns the outcomes that bounced, because another node holds their run."""
@@ -121,4 +141,4 @@ def _error(error: BaseException | None) -> dict[str, Any] | None:
     if error is None:
         return None
     trace = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": str(error), "traceback": trace[-20_000:]}
+    return {"type": type(error).__name__, "message": str(error)[:LONGEST], "traceback": trace[-LONGEST:]}

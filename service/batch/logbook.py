@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.context import LogLine
@@ -46,8 +46,12 @@ def _fields(line: LogLine) -> tuple[str, str, str, str]:
 
 
 async def write(connection: AsyncConnection, packed: list[dict[str, Any]]) -> None:
-    if packed:
-        await connection.execute(insert(log), packed)
+    if not packed:
+        return
+    listed, values = ", ".join(c.name for c in log.c), ", ".join(f":{c.name}" for c in log.c)
+    # A block may be there already: the reply to its COMMIT was lost.
+    statement = text(f"INSERT INTO batch_log ({listed}) VALUES ({values}) ON CONFLICT DO NOTHING")
+    await connection.execute(statement.bindparams(*(bindparam(c.name, type_=c.type) for c in log.c)), packed)
 
 
 async def read(connection: AsyncConnection, run: str) -> list[LogLine]:
@@ -57,5 +61,5 @@ async def read(connection: AsyncConnection, run: str) -> list[LogLine]:
 
 
 def unpack(block: bytes) -> Iterator[LogLine]:
-    for at, level, logger, text in json.loads(zlib.decompress(block)):
-        yield LogLine(at, level, logger, text)
+    for fields in json.loads(zlib.decompress(block)):
+        yield LogLine(*fields)

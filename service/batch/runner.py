@@ -25,6 +25,8 @@ from service.logs import get_logger, run_log
 
 logger = get_logger("service.batch")
 
+LARGEST_RESULT = 1_000_000
+
 ABANDON_SECONDS = 5.0
 """How long a cancelled attempt may take to end by itself before it is given up."""
 
@@ -179,7 +181,11 @@ def _as_json(result: Any) -> Any:
     if result is None:
         return None
     try:
-        return json.loads(to_json(result, inf_nan_mode="strings", fallback=repr))
+        encoded = to_json(result, inf_nan_mode="strings", fallback=repr)
+        if len(encoded) > LARGEST_RESULT:
+            logger.warning(f"the result has {len(encoded):,} bytes; the ledger keeps {LARGEST_RESULT:,} at most")
+            return f"{encoded[:1000].decode(errors='replace')}…"
+        return json.loads(encoded)
     except (PydanticSerializationError, RecursionError, ValueError):
         return repr(result)[:10_000]
 

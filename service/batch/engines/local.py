@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch import claims
@@ -176,13 +176,37 @@ class LocalEngine:
     async def _turn(self) -> None:
         """Write a group, and claim what there is room for, in one transaction."""
         entry = self._journal.take(self._attempts.values())
-        if self._is_in_doubt:
-            async with self.claiming:
-                await self._write(entry)
-        elif entry or await self._has_claimable():
-            await self._write(entry)
+        try:
+            if self._is_in_doubt:
+                async with self.claiming:
+                    await self._write_group(entry)
+            elif entry or await self._has_claimable():
+                await self._write_group(entry)
+        except BaseException:
+            self._journal.put_back(entry)
+            raise
         if self._journal.waiting:
             self.wake()
+
+    async def _write_group(self, entry: Entry) -> None:
+        try:
+            await self._write(entry)
+        except (IntegrityError, DataError) as error:
+            # Another node took the `exclusive` of what was to be claimed; or a row that can't be stored is among them.
+            logger.warning(f"a group is written without claiming: {str(error).splitlines()[0]}")
+            try:
+                await self._write(entry, claim=False)
+            except (IntegrityError, DataError):
+                await self._write_one_by_one(entry)
+            self.wake()
+
+    async def _write_one_by_one(self, entry: Entry) -> None:
+        for part in entry.parts():
+            try:
+                await self._write(part, claim=False)
+            except (IntegrityError, DataError) as error:
+                logger.error(f"{part} can't be stored as it is: {str(error).splitlines()[0]}")
+                await self._write(part.bare(), claim=False)
 
     async def _has_claimable(self) -> bool:
         if self.room.runs < 1:
@@ -190,18 +214,14 @@ class LocalEngine:
         async with self._database.reader.connect() as connection:
             return await claims.now_if_due(connection) is not None
 
-    async def _write(self, entry: Entry) -> None:
-        in_doubt = self._is_in_doubt
-        try:
-            async with self._database.engine.begin() as connection:
-                bounced = await entry.write(connection)
-                claimed = await self._claim(connection, freed=len(entry.outcomes))
-                if in_doubt:
-                    held = await claims.held_by(connection, self._node)
-                    claimed += [one for one in held if one.id not in self._attempts and one not in claimed]
-        except BaseException:
-            self._journal.put_back(entry)
-            raise
+    async def _write(self, entry: Entry, claim: bool = True) -> None:
+        in_doubt = self._is_in_doubt and claim
+        async with self._database.engine.begin() as connection:
+            bounced = await entry.write(connection)
+            claimed = await self._claim(connection, freed=len(entry.outcomes)) if claim else []
+            if in_doubt:
+                held = await claims.held_by(connection, self._node)
+                claimed += [one for one in held if one.id not in self._attempts and one not in claimed]
         self._is_in_doubt = self._is_in_doubt and not in_doubt
         self._written(entry.outcomes, bounced)
         self.launch(claimed)
@@ -224,7 +244,9 @@ class LocalEngine:
     def _written(self, outcomes: list[Outcome], bounced: list[Outcome]) -> None:
         lost = {outcome.id for outcome in bounced}
         for outcome in outcomes:
-            attempt = self._attempts.pop(outcome.id)
+            attempt = self._attempts.pop(outcome.id, None)
+            if attempt is None:  # it was written before a failure that had its group written again
+                continue
             if (over := self._over.pop(outcome.id, None)) is not None:
                 over.set()
             if outcome.id in lost:
