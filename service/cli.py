@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 from zoneinfo import ZoneInfo
 
 import typer
+from sqlalchemy.exc import DBAPIError
 from typer.exceptions import TyperException
 
 from service import clock, console, listing, logs, server
@@ -48,6 +49,8 @@ def main() -> None:
         code = _refuse(error.format_message())
     except BatchError as error:
         code = _refuse(error.message)
+    except DBAPIError as error:
+        code = _refuse(f"the database failed on the way: {str(error.orig).splitlines()[0]}")
     raise SystemExit(code)
 
 
@@ -173,7 +176,10 @@ def _instant(text: str, option: str, zone: ZoneInfo | None = None) -> datetime:
     """ISO 8601; without an offset it is in `zone`, or UTC."""
     try:
         parsed = datetime.fromisoformat(text)
-        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone or UTC)).astimezone(UTC)
+        instant = (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone or UTC)).astimezone(UTC)
+        if not 1900 < instant.year < 9000:  # every zone can show it
+            raise ValueError(text)
+        return instant
     except (ValueError, OverflowError):
         age = ", or an age such as 2h or 7d" if option == "--since" else ""
         raise InvalidParameters(

@@ -27,6 +27,8 @@ def async_url(url: str) -> str:
             "not a database URL, which looks like postgresql://user@host/name or sqlite:///./app.db"
         ) from None
     parsed = parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername))
+    if parsed.drivername == "postgresql+asyncpg" and (mode := parsed.query.get("sslmode")):  # libpq's name for it
+        parsed = parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
     _refuse_driver(parsed)
     return parsed.render_as_string(hide_password=False)
 

@@ -12,8 +12,7 @@
     │   ├── DatabaseTooNew      the database's migrations are newer than this code
     │   ├── DatabaseBusy        SQLite's one write lock stayed taken for too long
     │   └── SecondWriter        a run that holds a writing session asked SQLite for another one
-    ├── BackupError             a backup could not be made; nothing was lost
-    └── LeaseLost               another node holds this run now
+    └── BackupError             a backup could not be made; nothing was lost
 
     Interrupted (BaseException) a run stops at a checkpoint because the service does; `except Exception` can't eat it
 
@@ -76,10 +75,6 @@ class SecondWriter(DatabaseError):
 
 
 class BackupError(BatchError):
-    pass
-
-
-class LeaseLost(BatchError):
     pass
 
 

@@ -105,7 +105,7 @@ class BatchService:
         stack.push_async_callback(self._say_draining)
 
     async def _fire(self, stack: AsyncExitStack) -> None:
-        dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
+        self.dispatcher = dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
         self.schedules = Schedules(
             self.ledger, self.tasks, self.node.id, dispatcher.notify, self._settings.LEASE_SECONDS
         )
@@ -126,14 +126,17 @@ class BatchService:
         await self._write_if_reachable(self.node.drain)
 
     async def _leave(self) -> None:
-        await self._write_if_reachable(self.node.leave)
+        if await self._write_if_reachable(self.node.leave):
+            await self.node.forget()
 
-    async def _write_if_reachable(self, write: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+    async def _write_if_reachable(self, write: Callable[[AsyncConnection], Awaitable[None]]) -> bool:
         try:
             async with self.ledger.engine.begin() as connection:
                 await write(connection)
         except (DBAPIError, DatabaseError, OSError) as error:
             logger.warning(f"the ledger can't be reached: {str(error).splitlines()[0]}")
+            return False
+        return True
 
     async def readiness(self) -> dict[str, str]:
         """What keeps this process from working, by part; empty when it is ready."""
@@ -146,8 +149,10 @@ class BatchService:
                     await connection.execute(text("SELECT 1"))
             except (DBAPIError, DatabaseError, OSError) as error:
                 wrong[name] = f"the database does not answer ({type(error).__name__})"
-        if not self.engine.is_alive:
-            wrong["engine"] = "it has ended"
+        parts = {"engine": self.engine.is_alive, "heartbeat": self.node.is_beating}
+        if self._fires:
+            parts |= {"dispatcher": self.dispatcher.is_alive, "schedules": self.schedules.is_alive}
+        wrong |= {name: "it has ended" for name, is_alive in parts.items() if not is_alive and not self.is_stopping}
         return wrong
 
 

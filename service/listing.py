@@ -88,6 +88,7 @@ async def _ledger(settings: Settings) -> AsyncIterator[AsyncConnection | None]:
     if database.kind == "sqlite" and _is_to_come(Path(database.url.database or "")):
         yield None
         return
+    await database.check()
     try:
         async with database.reader.connect() as connection:
             there = await connection.run_sync(lambda sync: inspect(sync).has_table(tables.runs.name))

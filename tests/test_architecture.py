@@ -43,6 +43,7 @@ BROAD = {
     "service.batch.dispatcher": 1,  # a background loop
     "service.batch.engines.local": 1,  # a background loop
     "service.batch.loader": 2,  # authors' files, and the package they are in
+    "service.batch.node": 1,  # a background loop
     "service.batch.parameters": 1,  # an author's annotations are evaluated
     "service.batch.registry": 3,  # an author's class, its constructor and its properties
     "service.batch.runner": 2,  # the attempt; an author's result or error as text

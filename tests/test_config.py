@@ -189,3 +189,8 @@ def test_a_lease_that_a_late_heartbeat_would_end_is_refused_without_telling_secr
     with pytest.raises(InvalidSetting, match=r"LEASE_SECONDS \(9\).*twice HEARTBEAT_SECONDS \(5\)") as caught:
         get_settings()
     assert "hunter2" not in str(caught.value)
+
+
+def test_libpqs_name_for_encryption_becomes_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://bob@db/shop?sslmode=require")
+    assert get_settings().DATABASE_URL == "postgresql+asyncpg://bob@db/shop?ssl=require"

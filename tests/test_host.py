@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Retry, clock, config, current_run, get_logger, logs
 from service.batch import catalog, logbook, runs, tables
+from service.batch.engines.local import LocalEngine
 from service.batch.journal import Entry
-from service.batch.runs import Outcome
+from service.batch.runs import Claimed, Outcome
 from service.batch.tables import new_id
 from service.config import get_settings
 from service.errors import InvalidSetting
@@ -377,12 +378,73 @@ async def test_a_group_that_was_committed_without_a_reply_is_written_again_witho
     assert [await lines_of(service, a["run"]) for a in attempts] == [["once"], ["once"]]
 
 
+async def test_a_run_that_ended_and_was_claimed_again_in_a_commit_without_a_reply_goes_on(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, lost = LocalEngine._claim, asyncio.Event()
+
+    async def lose_the_reply(self: LocalEngine, connection: AsyncConnection, freed: int) -> list[Claimed]:
+        claimed = await claim(self, connection, freed)
+        if claimed and not lost.is_set():
+            await connection.commit()
+            lost.set()
+            raise ConnectionResetError("the reply to COMMIT was lost")
+        return claimed
+
+    async def run(self: object) -> None:
+        if current_run().attempt == 1:
+            raise ValueError("once more")
+
+    make_task("flaky", run=run, retry=Retry(attempts=2, wait=0))
+    service = await begin()
+    monkeypatch.setattr(LocalEngine, "_claim", lose_the_reply)
+    clock.advance(MINUTE)
+    fire(service, "flaky")
+    done = await run_in(service, "succeeded")
+    assert lost.is_set()
+    assert (done["attempt"], done["fence"]) == (2, 2)
+
+
+async def test_authors_who_fill_the_loops_own_threads_do_not_hold_up_the_ledger(begin: Begin) -> None:
+    release = threading.Event()
+    hogs = [asyncio.create_task(asyncio.to_thread(release.wait, 20)) for _ in range(40)]
+
+    async def run(self: object) -> None:
+        logger.info("a line, which is compressed in a thread")
+
+    make_task("tick", run=run)
+    service = await begin()
+    clock.advance(MINUTE)
+    fire(service, "tick")
+    await run_in(service, "succeeded")
+    release.set()
+    await asyncio.gather(*hogs)
+
+
+async def test_a_task_that_was_taken_for_gone_is_restored_by_the_node_that_has_it(begin: Begin) -> None:
+    make_task("tick")
+    service = await begin()
+
+    async def nobody(_: AsyncConnection) -> set[str]:
+        return set()
+
+    async with service.ledger.engine.begin() as connection:
+        assert await catalog.remove_gone(connection, ["tick"], nobody) == ["tick"]
+    await service.schedules.refresh()
+    await service.schedules.refresh()
+    (task,) = await rows(service.ledger, tables.tasks)
+    assert task["removed_at"] is None
+    assert service.scheduler.get_job("tick").next_run_time is not None
+
+
 async def test_a_row_that_cannot_be_stored_holds_up_no_other(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     finish = runs.finish
 
     async def choosy(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
         if any(outcome.result == "poison" for outcome in outcomes):
-            raise DataError("…", {}, Exception("this database can't hold it"))
+            refusal = Exception("this database can't hold it")
+            refusal.sqlstate = "22P02"  # type: ignore[attr-defined] # as asyncpg's, which has no class of its own
+            raise DBAPIError("…", {}, refusal)
         return await finish(connection, outcomes)
 
     async def poison(self: object) -> str:

@@ -65,13 +65,50 @@ async def test_a_node_beside_it_resumes_what_was_running_at_a_kill(ledger: Datab
             assert run["node"] != lost["node"]
 
 
+FORKING = """
+import asyncio, concurrent.futures, multiprocessing, time
+from service import BaseTask
+
+class Pool(BaseTask):
+    name, schedule = "pool", "* * * * * *"
+
+    async def run(self) -> None:
+        pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+        future = pool.submit(time.sleep, 30)
+        while not future.running():
+            await asyncio.sleep(0.01)
+        open("forked", "w").write(str(next(iter(pool._processes))))
+        await asyncio.Event().wait()
+"""
+
+
+async def test_a_forked_child_that_lives_on_does_not_hide_that_its_node_is_dead(
+    ledger: Database, tmp_path: Path
+) -> None:
+    (tmp_path / "tasks/pool.py").write_text(FORKING)
+    with service(tmp_path, settings=settings_for(ledger)) as victim:
+
+        async def has_forked() -> bool:
+            return (tmp_path / "forked").exists() and bool((tmp_path / "forked").read_text())
+
+        await until(has_forked)
+        await kill(victim)
+    child = int((tmp_path / "forked").read_text())
+    try:
+        async with ledger.engine.begin() as connection:
+            assert len(await rescue(connection, folder_of(ledger), await now_of(connection))) == 1
+        assert [run["state"] for run in await rows(ledger)][:1] == ["interrupted"]
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 async def test_a_frozen_process_is_not_taken_for_dead(ledger: Database, tmp_path: Path) -> None:
     (tmp_path / "tasks/long.py").write_text(TASK)
     with service(tmp_path, settings=settings_for(ledger)) as frozen:
         (held,) = await until(lambda: rows(ledger, state="running"))
         os.kill(frozen.process.pid, signal.SIGSTOP)
         async with ledger.engine.begin() as connection:
-            await rescue(connection, await now_of(connection))
+            await rescue(connection, folder_of(ledger), await now_of(connection))
         assert [run["id"] for run in await rows(ledger, state="running")] == [held["id"]]
         os.kill(frozen.process.pid, signal.SIGCONT)
 
@@ -83,14 +120,14 @@ async def test_a_node_of_another_machine_is_left_alone(ledger: Database) -> None
         now = await now_of(connection)
         row = {"id": node, "host": "elsewhere", "pid": 1, "version": "1", "draining": False, "tasks": []}
         await connection.execute(tables.nodes.insert().values(**row, started_at=now, seen_at=now))
-        await rescue(connection, now)
+        await rescue(connection, folder_of(ledger), now)
     assert (await rows(ledger, tables.nodes))[0]["stopped_at"] is None
 
 
 async def test_a_run_that_is_lost_for_the_third_time_has_failed(ledger: Database) -> None:
     run = new_id()
     for loss in range(MOST_LOSSES):
-        node = dead_node()
+        node = dead_node(folder_of(ledger))
         async with ledger.engine.begin() as connection:
             now = await now_of(connection)
             row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
@@ -101,16 +138,20 @@ async def test_a_run_that_is_lost_for_the_third_time_has_failed(ledger: Database
                 await connection.execute(tables.runs.insert().values(**new, due_at=now, created_at=now, **held))
             else:
                 await connection.execute(tables.runs.update().values(**held))
-            await rescue(connection, now)
+            await rescue(connection, folder_of(ledger), now)
         (found,) = await rows(ledger)
         assert found["state"] == ("failed" if loss == MOST_LOSSES - 1 else "interrupted")
     assert found["reason"] == "poison: the node was lost while it ran 3 times"
     assert len(await rows(ledger, tables.attempts)) == 3
 
 
-def dead_node() -> str:
+def folder_of(ledger: Database) -> Path:
+    return presence.folder_of(ledger.url.render_as_string(hide_password=False))
+
+
+def dead_node(folder: Path) -> str:
     """The id of a node whose process is gone: its file is there, and nobody holds it."""
     node = new_id()
-    os.close(presence.Presence(node)._file)
-    assert presence.is_gone(node)
+    presence.Presence(folder, node)._let_go()
+    assert presence.is_gone(folder, node)
     return node

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select, text, update
@@ -11,8 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch import rows, slots
 from service.batch.firing import Room, fire
-from service.batch.node import tasks_of_live_nodes
-from service.batch.planning import plan_none
+from service.batch.planning import Plan, plan_none
 from service.batch.registry import Task
 from service.batch.schedule import Schedule
 from service.batch.slots import OpenSchedule
@@ -53,7 +52,7 @@ async def set_schedules(
 ) -> None:
     """Give these tasks these schedules. The slots of one that ends here are handled up to now, first."""
     opened = {row.task: row for row in await slots.lock(connection, wanted, wait=True)}
-    ending = {name: row for name, row in opened.items() if row.schedule != wanted[name]}
+    ending = {name: row for name, row in opened.items() if not row.is_usable or row.schedule != wanted[name]}
     now = await _bring_up(connection, ending, loaded, node)
     await slots.close(connection, [row.id for row in ending.values()], now)
     unopened = wanted.keys() - (opened.keys() - ending.keys())
@@ -96,30 +95,35 @@ async def _set_paused(connection: AsyncConnection, name: str, statement: Any) ->
     await connection.execute(statement)
 
 
-async def unloaded(connection: AsyncConnection, loaded: Iterable[str], lease_seconds: float) -> list[str]:
-    """The tasks that no live node has loaded, and that nobody has seen for a lease."""
-    now = await slots.now_of(connection)
-    unseen = tasks.c.removed_at.is_(None) & (tasks.c.last_seen_at < now - timedelta(seconds=lease_seconds))
-    names = set((await connection.execute(select(tasks.c.name).where(unseen))).scalars()) - set(loaded)
-    return sorted(names - await tasks_of_live_nodes(connection, now, lease_seconds)) if names else []
+async def unloaded(connection: AsyncConnection, live: set[str]) -> list[str]:
+    """The tasks in the ledger that no live node has loaded."""
+    known = select(tasks.c.name).where(tasks.c.removed_at.is_(None))
+    return sorted(set((await connection.execute(known)).scalars()) - live)
 
 
-async def remove_gone(connection: AsyncConnection, loaded: Iterable[str], lease_seconds: float) -> list[str]:
-    """Close the schedules of tasks that no node has any more; their history stays. Returns their names."""
-    gone = await unloaded(connection, loaded, lease_seconds)
-    if not gone:
-        return []
-    locked = await slots.lock(connection, gone, wait=True)
+async def removed(connection: AsyncConnection, names: Iterable[str]) -> set[str]:
+    """Those of these tasks that count as removed."""
+    found = select(tasks.c.name).where(tasks.c.removed_at.is_not(None))
+    return set((await connection.execute(found)).scalars()) & set(names)
+
+
+async def remove_gone(
+    connection: AsyncConnection, names: Iterable[str], live: Callable[[AsyncConnection], Awaitable[set[str]]]
+) -> list[str]:
+    """Close the schedules of those of these tasks that no live node has; their history stays. Returns their names."""
+    locked = await slots.lock(connection, names, wait=True)
+    gone = sorted(set(names) - await live(connection))  # a node may have joined before the rows were locked
     now = await slots.now_of(connection)
     for row in locked:
-        await _close_gone(connection, row, now)
+        if row.task in gone:
+            await _close_gone(connection, row, now)
     named = tasks.c.name.in_(rows.among(tasks.c.name, gone, connection.dialect.name))
     await connection.execute(update(tasks).where(named).values(removed_at=now))
     return gone
 
 
 async def _close_gone(connection: AsyncConnection, row: OpenSchedule, now: datetime) -> None:
-    made = plan_none(row.schedule, row.fired_until, now, GONE)
+    made = plan_none(row.schedule, row.fired_until, now, GONE) if row.is_usable else Plan(now)
     while made.missed is not None:
         await slots.record_missed(connection, [(row, made.missed)], now)
         if made.is_complete:

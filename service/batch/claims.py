@@ -39,36 +39,31 @@ class Head:
     task: str
 
 
-async def heads(
-    connection: AsyncConnection, queues: Iterable[tuple[str, str | None]], now: datetime, limit: int
-) -> list[Head]:
-    """The first `limit` runs of these (task, exclusive) that may start now: one of each `exclusive` that is free.
+async def heads(connection: AsyncConnection, names: Iterable[str], now: datetime, limit: int) -> list[Head]:
+    """The first `limit` runs of these tasks that may start now: one of each `exclusive` that is free.
 
-    One probe of the queue's index for each value, so that a backlog of one task costs nothing and hides nobody.
+    One probe of the queue's index for each task, so that a backlog of one costs nothing and hides nobody. A run keeps
+    the `exclusive` that it was made with, whatever the task's overlap policy is now.
     """
     kind = connection.dialect.name
-    wanted = rows.source([runs.c.task, runs.c.exclusive], kind)
+    wanted = rows.source([runs.c.task], kind)
     due = f"{CLAIMABLE_SQL} AND due_at <= :now"
-    first = (
-        f"SELECT id FROM batch_runs q WHERE q.exclusive = v.exclusive AND {due} ORDER BY q.rank, q.due_at, q.id LIMIT 1"
-    )
-    taken = "SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND x.state = 'running'"
+    first = f"SELECT id FROM batch_runs q WHERE q.exclusive = v.task AND {due} ORDER BY q.rank, q.due_at, q.id LIMIT 1"
+    taken = "SELECT 1 FROM batch_runs x WHERE x.exclusive = v.task AND x.state = 'running'"
     unbound = (
         f"SELECT id FROM batch_runs f WHERE f.exclusive IS NULL AND {due} "
-        f"AND {_filter('f.task', f'SELECT v.task FROM {wanted} WHERE v.exclusive IS NULL', kind)} "
+        f"AND {_filter('f.task', f'SELECT v.task FROM {wanted}', kind)} "
         "ORDER BY f.exclusive, f.rank, f.due_at, f.id LIMIT :most"
     )
     candidates = (
-        f"SELECT ({first}) FROM {wanted} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({taken}) "
-        f"UNION ALL SELECT id FROM ({unbound}) AS unbound"
+        f"SELECT ({first}) FROM {wanted} WHERE NOT EXISTS ({taken}) UNION ALL SELECT id FROM ({unbound}) AS unbound"
     )
     chosen = f"r.id = ANY(ARRAY({candidates}))" if kind == "postgresql" else f"r.id IN ({candidates})"
     statement = text(
         f"SELECT r.id, r.task FROM batch_runs r WHERE {chosen} "
         "ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("most", type_=Integer()))
-    encoded = rows.encode(({"task": task, "exclusive": exclusive} for task, exclusive in queues), kind)
-    parameters = {"rows": encoded, "now": now, "most": limit}
+    parameters = {"rows": rows.encode([{"task": name} for name in names], kind), "now": now, "most": limit}
     found = await connection.execute(statement.columns(runs.c.id, runs.c.task), parameters)
     return [Head(*row) for row in found]
 

@@ -110,10 +110,6 @@ def current_run() -> CurrentRun:
     return run
 
 
-def is_in_run() -> bool:
-    return _current.get() is not None
-
-
 def enter(run: CurrentRun) -> None:
     """Make `run` the current one in this context, which is the attempt's own and ends with it."""
     _current.set(run)

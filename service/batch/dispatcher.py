@@ -40,6 +40,10 @@ class Dispatcher:
     def start(self) -> None:
         self._work = asyncio.create_task(self._loop(), name="batch-dispatcher")
 
+    @property
+    def is_alive(self) -> bool:
+        return not self._work.done()
+
     async def stop(self) -> None:
         """Fire nothing more. A transaction that is on its way is let through."""
         self._work.cancel()

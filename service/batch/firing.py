@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -12,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch import runs, slots
+from service.batch.offload import offload
 from service.batch.planning import ON_TIME, Plan, plan, plan_none
 from service.batch.policies import Missed
 from service.batch.registry import Task
@@ -63,7 +63,7 @@ async def fire(
     """
     opened = await slots.lock(connection, [name for name in names if name in tasks])
     now = now or await slots.now_of(connection)
-    plans = await _plan_all(opened, tasks, now)
+    plans = await _plan_all([row for row in opened if row.is_usable], tasks, now)
     fired = Fired(now)
     missing = set(names) & tasks.keys() - {row.task for row in opened}
     busy = await slots.still_open(connection, missing) if missing else set()
@@ -104,7 +104,7 @@ async def _plan_all(
         return [(row, _plan(row, tasks[row.task].policies.missed, now, known)) for row in opened]
 
     if any(_is_behind(row, now) for row in opened):
-        return await asyncio.to_thread(plan_all)
+        return await offload(plan_all)
     return plan_all()
 
 

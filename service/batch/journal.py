@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch import logbook, runs
 from service.batch.logbook import Block
+from service.batch.offload import offload
 from service.batch.runner import Attempt, Ending
 from service.batch.runs import Outcome
 from service.batch.states import Rank, RunState
@@ -30,6 +30,7 @@ class Entry:
     outcomes: list[Outcome] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     progress: list[dict[str, Any]] = field(default_factory=list)
+    packed: list[dict[str, Any]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.outcomes or self.blocks or self.progress)
@@ -53,11 +54,14 @@ class Entry:
             ]
         )
 
+    async def prepare(self) -> None:
+        """Compress the lines, before a transaction is open."""
+        self.packed = await offload(logbook.pack, self.blocks) if self.blocks else []
+
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
         """Returns the outcomes that bounced, because another node holds their run."""
-        packed = await asyncio.to_thread(logbook.pack, self.blocks) if self.blocks else []
         bounced = await runs.finish(connection, self.outcomes)
-        await logbook.write(connection, packed)
+        await logbook.write(connection, self.packed)
         await runs.mirror_progress(connection, self.progress)
         return bounced
 

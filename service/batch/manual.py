@@ -48,7 +48,6 @@ class ManualRun:
         claimed: Claimed | None = await self._insert(params, slot, requested_by)
         while True:
             if claimed is not None:
-                self._engine.launch([claimed])
                 await self._engine.until_over(self.id)
             row = await self._row()
             if row["state"] in FINAL or row["state"] == RunState.INTERRUPTED:
@@ -59,9 +58,11 @@ class ManualRun:
         told = False
         while True:
             try:
-                async with self._database.engine.begin() as connection:
-                    new = self._new(params, slot, by, await slots.now_of(connection))
-                    await runs.insert(connection, [new])
+                async with self._engine.claiming:
+                    async with self._database.engine.begin() as connection:
+                        new = self._new(params, slot, by, await slots.now_of(connection))
+                        await runs.insert(connection, [new])
+                    self._engine.launch([runs.claimed_from(new)])
                 return runs.claimed_from(new)
             except IntegrityError:
                 if not told:
@@ -93,11 +94,14 @@ class ManualRun:
 
     async def _claim_again(self, row: dict[str, Any]) -> Claimed | None:
         """A retry, once it is due. A service that runs beside this process may take it; then there is nothing to do."""
-        async with self._database.engine.begin() as connection:
-            now = await slots.now_of(connection)
-            if row["state"] == RunState.RETRYING and row["due_at"] <= now:
-                for claimed in await claims.claim(connection, [self.id], self._node, now):
-                    return claimed
+        async with self._engine.claiming:
+            async with self._database.engine.begin() as connection:
+                now = await slots.now_of(connection)
+                is_due = row["state"] == RunState.RETRYING and row["due_at"] <= now
+                claimed = await claims.claim(connection, [self.id], self._node, now) if is_due else []
+            self._engine.launch(claimed)
+        if claimed:
+            return claimed[0]
         await asyncio.sleep(min(AGAIN_SECONDS, max(0.01, (row["due_at"] - now).total_seconds())))
         return None
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import threading
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from sqlalchemy import insert, select, update
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import slots
-from service.batch.presence import Presence
+from service.batch import presence, slots
+from service.batch.offload import offload
 from service.batch.rescue import leave_nothing_running, rescue
 from service.batch.tables import new_id, nodes
 from service.database.engine import Database
-from service.errors import DatabaseError
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
@@ -31,13 +30,14 @@ class Node:
 
     def __init__(self, url: str, beat_seconds: float) -> None:
         self.id = new_id()
+        self._folder = presence.folder_of(url)
         self._url = url
         self._beat_seconds = beat_seconds
         self._stopping = threading.Event()
         self._lag = LoopLag()
 
     async def register(self, connection: AsyncConnection, tasks: Iterable[str], now: datetime) -> None:
-        self._presence = await asyncio.to_thread(Presence, self.id)
+        self._presence = await offload(presence.Presence, self._folder, self.id)
         row = {
             "id": self.id,
             "host": socket.gethostname(),
@@ -61,16 +61,23 @@ class Node:
     async def drain(self, connection: AsyncConnection) -> None:
         await connection.execute(update(nodes).where(nodes.c.id == self.id).values(draining=True))
 
+    @property
+    def is_beating(self) -> bool:
+        return self._thread.is_alive()
+
     async def stop(self) -> None:
         """Stop beating."""
         self._stopping.set()
-        await asyncio.to_thread(self._thread.join, self._beat_seconds + 5)
+        await offload(self._thread.join, 5)
 
     async def leave(self, connection: AsyncConnection) -> None:
-        await asyncio.to_thread(self._presence.end)
         now = await slots.now_of(connection)
         await leave_nothing_running(connection, self.id, now)
         await connection.execute(update(nodes).where(nodes.c.id == self.id).values(stopped_at=now))
+
+    async def forget(self) -> None:
+        """Nothing is left to be rescued, and that is committed."""
+        await offload(self._presence.end)
 
     async def _beat_on(self) -> None:
         database = Database(self._url, setting="LEDGER_URL", pool_size=1, client=f"batch/{self.id}/heartbeat")
@@ -80,11 +87,12 @@ class Node:
                 try:
                     await self._beat(database)
                     is_well = True
-                except (DBAPIError, DatabaseError, OSError) as error:
+                except Exception as error:  # noqa: BLE001 - a background loop's boundary: the next beat may do better
                     if is_well:
-                        logger.warning(f"the heartbeat can't reach the ledger: {str(error).splitlines()[0]}")
+                        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+                        logger.warning(f"the heartbeat does not reach the ledger: {cause}")
                     is_well = False
-                await asyncio.to_thread(self._stopping.wait, self._beat_seconds)
+                self._stopping.wait(self._beat_seconds)
         finally:
             await database.dispose()
 
@@ -97,7 +105,9 @@ class Node:
                 "loop_lag": self._lag.take(),
             }
             await connection.execute(update(nodes).where(nodes.c.id == self.id).values(values))
-            await rescue(connection, now)
+            dead = await rescue(connection, self._folder, now)
+        for node in dead:
+            presence.forget(self._folder, node)
 
 
 class LoopLag:
@@ -126,11 +136,33 @@ class LoopLag:
             self._answered = clock.monotonic() - asked_at
 
 
-async def tasks_of_live_nodes(connection: AsyncConnection, now: datetime, lease_seconds: float) -> set[str]:
-    """The names of the tasks that some live node has loaded."""
-    alive = nodes.c.stopped_at.is_(None) & (nodes.c.seen_at > now - timedelta(seconds=lease_seconds))
-    rows = (await connection.execute(select(nodes.c.tasks).where(alive))).scalars()
-    return {name for names in rows for name in names}
+class Observer:
+    """Which nodes live, judged by their counters on this process's own clock: no wall clock takes part.
+
+    A node is dead when its counter was seen unchanged for a whole lease. While the ledger could not be read nobody was
+    seen, so after a gap everybody counts as alive anew.
+    """
+
+    def __init__(self, lease_seconds: float) -> None:
+        self._lease = lease_seconds
+        self._seen: dict[str, tuple[int, float]] = {}
+        self._looked_at = -math.inf
+
+    async def live_tasks(self, connection: AsyncConnection) -> set[str]:
+        """The names of the tasks that some live node has loaded."""
+        statement = select(nodes.c.id, nodes.c.beats, nodes.c.tasks).where(nodes.c.stopped_at.is_(None))
+        found = (await connection.execute(statement)).all()
+        now = clock.boottime()
+        if now - self._looked_at > self._lease / 2:
+            self._seen = {}
+        self._looked_at = now
+        self._seen = {node: self._sight(node, beats, now) for node, beats, _ in found}
+        live = (names for node, _, names in found if now - self._seen[node][1] < self._lease)
+        return {name for names in live for name in names}
+
+    def _sight(self, node: str, beats: int, now: float) -> tuple[int, float]:
+        before = self._seen.get(node)
+        return before if before is not None and before[0] == beats else (beats, now)
 
 
 def _version() -> str:

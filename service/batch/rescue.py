@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -23,22 +24,22 @@ MOST_LOSSES = 3
 """A run that took its node down so often is not started again."""
 
 
-async def rescue(connection: AsyncConnection, now: datetime) -> None:
+async def rescue(connection: AsyncConnection, folder: Path, now: datetime) -> list[str]:
     """Find the dead nodes of this machine and interrupt what they were running. Reads files: call it off the loop.
 
-    No attempt is used up. A run that is lost for the third time fails instead: it may be what kills its nodes.
+    Returns their ids; once this is committed their files may go. No attempt is used up. A run that is lost for the
+    third time fails instead: it may be what kills its nodes.
     """
     left = (await connection.execute(select(nodes.c.id).where(nodes.c.stopped_at.is_(None)))).scalars()
-    dead = [node for node in left if presence.is_gone(node)]
+    dead = [node for node in left if presence.is_gone(folder, node)]
     if not dead:
-        return
+        return []
     lost = await _running_on(connection, dead)
     losses = await _losses(connection, [run["id"] for run in lost])
     await runs.finish(connection, [_lost(run, losses[run["id"]], now) for run in lost])
     await connection.execute(update(nodes).where(nodes.c.id.in_(dead)).values(stopped_at=now))
-    for node in dead:
-        presence.forget(node)
     logger.warning(f"nodes of this machine that were lost: {len(dead)}; their runs, which are resumed: {len(lost)}")
+    return dead
 
 
 async def leave_nothing_running(connection: AsyncConnection, node: str, now: datetime) -> None:

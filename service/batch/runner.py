@@ -52,7 +52,7 @@ async def call(task: Task, parameters: Mapping[str, Any], threads: Threads) -> A
     if task.on_loop:
         result = await run(**parameters)
     else:
-        result = await threads.run(functools.partial(run, **parameters))
+        result = await threads.run(functools.partial(run, **parameters), patience=ABANDON_SECONDS)
     if result is None:
         return None
     while inspect.isawaitable(result):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch import catalog, scheduler, slots
+from service.batch.node import Observer
+from service.batch.offload import offload
 from service.batch.registry import Task
 from service.batch.schedule import Schedule
+from service.batch.slots import OpenSchedule
 from service.config import refresh_settings
 from service.database.engine import Database
 from service.errors import BatchError, DatabaseError, InvalidSetting
@@ -21,6 +25,7 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 REFRESH_SECONDS = 3.0
+AHEAD = timedelta(minutes=1)
 
 
 class Schedules:
@@ -36,6 +41,7 @@ class Schedules:
         self._lease = lease
         self._own: dict[str, Schedule | None] = {name: task.schedule for name, task in tasks.items()}
         self._told: dict[str, str] = {}
+        self._observer = Observer(lease)
         self._started_at = clock.boottime()
 
     async def open(self) -> None:
@@ -46,6 +52,10 @@ class Schedules:
     def start(self, jobs: AsyncIOScheduler) -> None:
         self._jobs = jobs
         self._work = asyncio.create_task(self._loop(), name="batch-schedules")
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._work.done()
 
     async def stop(self) -> None:
         self._work.cancel()
@@ -63,30 +73,46 @@ class Schedules:
 
     async def refresh(self) -> None:
         """Read everything again, and change what differs."""
-        changed = await asyncio.to_thread(self._changed)
+        changed = await offload(self._changed)
         if changed:
             async with self._database.engine.begin() as connection:
                 await catalog.set_schedules(connection, changed, self._tasks, self._node)
             self._own.update(changed)
-        if await self.follow(self._jobs):
-            await self._remove_gone()
+        gone, removed = await self.follow(self._jobs)
+        if removed:
+            await self._restore(removed)
+        if gone and clock.boottime() > self._started_at + self._lease:
+            await self._remove(gone)
 
-    async def follow(self, jobs: AsyncIOScheduler) -> bool:
-        """Make APScheduler's jobs those of the ledger's open schedules. Returns whether tasks have gone since."""
+    async def follow(self, jobs: AsyncIOScheduler) -> tuple[list[str], set[str]]:
+        """Make APScheduler's jobs those of the ledger's open schedules.
+
+        Returns the tasks that no live node has, and those of this process that somebody has removed.
+        """
         async with self._database.reader.connect() as connection:
             opened = await slots.open_schedules(connection)
             now = await slots.now_of(connection)
-            is_settled = clock.boottime() > self._started_at + self._lease
-            gone = await catalog.unloaded(connection, self._tasks, self._lease) if is_settled else []
+            gone = await catalog.unloaded(connection, await self._live(connection))
+            removed = await catalog.removed(connection, self._tasks)
         for name in self._tasks:
-            row = opened.get(name)
-            in_force = row.schedule if row is not None else None
-            is_paused = row is not None and row.paused_by is not None
-            scheduler.set_schedule(jobs, name, in_force, is_paused)
-            if row is not None and is_paused and _is_due(row, now):
-                self._notify(name)
-            self._tell_of_difference(name, in_force)
-        return bool(gone)
+            self._follow_one(jobs, name, opened.get(name), now)
+        return gone, removed
+
+    def _follow_one(self, jobs: AsyncIOScheduler, name: str, row: OpenSchedule | None, now: datetime) -> None:
+        if row is None or not row.is_usable:
+            scheduler.set_schedule(jobs, name, None)
+            self._tell_of_difference(name, row, None)
+            return
+        scheduler.set_schedule(jobs, name, row.schedule, is_paused=row.paused_by is not None)
+        if (following := row.schedule.next(row.fired_until)) is not None and following <= now:
+            self._notify(name)
+        if row.fired_until > now + AHEAD:
+            until = f"{row.fired_until:%Y-%m-%d %H:%M} UTC"
+            self._tell(f"cursor of {name}", f"a clock ahead has fired {name} up to {until}: it fires again after that")
+        self._tell_of_difference(name, row, row.schedule)
+
+    async def _live(self, connection: AsyncConnection) -> set[str]:
+        return await self._observer.live_tasks(connection) | self._tasks.keys()
 
     def _changed(self) -> dict[str, Schedule | None]:
         """Schedules that are properties and read differently now. A bad value keeps the old one. Runs in a thread."""
@@ -108,16 +134,23 @@ class Schedules:
                 changed[name] = schedule
         return changed
 
-    async def _remove_gone(self) -> None:
+    async def _remove(self, names: list[str]) -> None:
         async with self._database.engine.begin() as connection:
-            gone = await catalog.remove_gone(connection, self._tasks, self._lease)
+            gone = await catalog.remove_gone(connection, names, self._live)
         for name in gone:
             logger.warning(f"task {name} is gone: no live node has it; its history stays")
 
-    def _tell_of_difference(self, name: str, in_force: Schedule | None) -> None:
-        own = self._own[name]
-        if own != in_force:
-            shown = f"{in_force.cron} {in_force.timezone}" if in_force else "none"
+    async def _restore(self, names: set[str]) -> None:
+        """Somebody took this node for dead; it has these tasks."""
+        async with self._database.engine.begin() as connection:
+            own = {name: self._tasks[name] for name in names}
+            await catalog.record_tasks(connection, own, await slots.now_of(connection))
+            await catalog.set_schedules(connection, {n: self._own[n] for n in names}, self._tasks, self._node)
+        logger.warning(f"restored, for this node has them: {', '.join(sorted(names))}")
+
+    def _tell_of_difference(self, name: str, row: OpenSchedule | None, in_force: Schedule | None) -> None:
+        if self._own[name] != in_force:
+            shown = f"{row.cron} {row.timezone}" if row else "none"
             self._tell(f"schedule of {name}", f"{name} fires by another node's schedule ({shown}), not by this code's")
 
     def _tell(self, about: str, message: str) -> None:
@@ -125,8 +158,3 @@ class Schedules:
         if self._told.get(about) != message:
             self._told[about] = message
             logger.warning(message)
-
-
-def _is_due(row: slots.OpenSchedule, now: datetime) -> bool:
-    following = row.schedule.next(row.fired_until)
-    return following is not None and following <= now

@@ -15,6 +15,7 @@ from service.batch import rows, tables
 from service.batch.planning import Range
 from service.batch.schedule import Schedule, schedule
 from service.batch.tables import missed, new_id, schedules, tasks
+from service.errors import InvalidSchedule
 
 
 @dataclass(slots=True)
@@ -30,7 +31,16 @@ class OpenSchedule:
 
     @property
     def schedule(self) -> Schedule:
+        """Raises InvalidSchedule where `is_usable` says no."""
         return schedule(self.cron, self.timezone)
+
+    @property
+    def is_usable(self) -> bool:
+        """False for what another version wrote and this one can't read: a zone that is gone, say."""
+        try:
+            return self.schedule is not None
+        except InvalidSchedule:
+            return False
 
 
 def _open() -> Select[Any]:
@@ -150,9 +160,4 @@ async def close(connection: AsyncConnection, ids: Iterable[str], now: datetime) 
 async def history(connection: AsyncConnection, task: str) -> list[dict[str, Any]]:
     """The schedules that a task has had, oldest first."""
     statement = select(tables.schedules).where(schedules.c.task == task).order_by(schedules.c.valid_from)
-    return [dict(row) for row in (await connection.execute(statement)).mappings()]
-
-
-async def missed_ranges(connection: AsyncConnection, task: str) -> list[dict[str, Any]]:
-    statement = select(missed).where(missed.c.task == task).order_by(missed.c.first_slot)
     return [dict(row) for row in (await connection.execute(statement)).mappings()]

@@ -43,14 +43,20 @@ class Threads:
         self._work.put((future, lambda: context.run(call, *args)))
         return future
 
-    async def run(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Await `call` in a thread. If this is cancelled the thread goes on by itself, and is abandoned."""
+    async def run(self, call: Callable[..., Any], *args: Any, patience: float = 0.0) -> Any:
+        """Await `call` in a thread. Cancelled, it waits `patience` seconds for its end, and then gives it up."""
         future = self.submit(call, *args)
+        waiting = asyncio.wrap_future(_shielded(future))
+        waiting.add_done_callback(_look_at)
         try:
-            return await asyncio.wrap_future(_shielded(future))
+            return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            self._abandon(future)
+            if not future.cancel():  # it has begun, and may look whether it is asked to stop
+                await asyncio.wait([waiting], timeout=patience)
             raise
+        finally:
+            if not future.done() or future.cancelled():
+                self._abandon(future)
 
     def _grow(self, calls: int) -> None:
         """A thread more where so many calls need one."""
@@ -60,7 +66,7 @@ class Threads:
 
     def _abandon(self, future: Future[Any]) -> None:
         with self._lock:
-            if future.cancel():  # no thread has begun with it
+            if future.cancelled():  # no thread has begun with it
                 self._busy -= 1
             elif not future.done() and len(self._abandoned) < self._limit:
                 self._abandoned.add(future)
@@ -98,6 +104,12 @@ def _shielded(future: Future[Any]) -> Future[Any]:
 
     future.add_done_callback(settle)
     return copy
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    """What an abandoned call raises later is nobody's business any more."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _settle(future: Future[Any], call: Callable[[], Any]) -> None:

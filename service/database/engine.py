@@ -60,9 +60,9 @@ class Database:
     async def check(self) -> None:
         """Raises DatabaseUnreachable, with the cause and the setting to look at, but never a password."""
         try:
-            async with self.engine.connect() as connection:
+            async with self.reader.connect() as connection:
                 await connection.execute(text("SELECT 1"))
-        except (DBAPIError, OSError, sqlite3.Error) as error:
+        except (DBAPIError, OSError, sqlite3.Error, TypeError) as error:  # TypeError: an option that the driver lacks
             raise self.unreachable(error) from None
 
     def unreachable(self, error: BaseException) -> DatabaseUnreachable:

@@ -6,10 +6,12 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch import catalog, slots, tables
+from service import TaskRegistry, clock
+from service.batch import catalog, claims, slots, tables
 from service.batch.firing import Room
+from service.batch.node import Observer
 from service.batch.policies import Missed
 from service.batch.registry import Task
 from service.batch.tables import new_id
@@ -217,13 +219,20 @@ async def test_a_slot_asked_for_too_early_is_asked_for_again_at_its_time(ledger:
     assert fired.again == {"tick": minutes(0.5)}
 
 
+async def remove_gone(ledger: Database, live: set[str]) -> list[str]:
+    async def seen(_: AsyncConnection) -> set[str]:
+        return live
+
+    async with ledger.engine.begin() as connection:
+        return await catalog.remove_gone(connection, await catalog.unloaded(connection, live), seen)
+
+
 async def test_a_task_whose_file_is_gone_is_closed_with_a_range_and_keeps_its_history(ledger: Database) -> None:
     loaded = await know(ledger, make_task("gone"), make_task("kept"))
     await fire(ledger, loaded, minutes(0.6))
     with clock.moved(minutes(5)):
-        async with ledger.engine.begin() as connection:
-            assert await catalog.remove_gone(connection, ["kept"], lease_seconds=30) == ["gone"]
-            assert await catalog.remove_gone(connection, ["kept"], lease_seconds=30) == []
+        assert await remove_gone(ledger, {"kept"}) == ["gone"]
+        assert await remove_gone(ledger, {"kept"}) == []
     (found,) = await rows(ledger, tables.missed)
     assert (found["task"], found["count"], found["reason"]) == ("gone", 4, "its file is gone")
     assert len(await rows(ledger, task="gone")) == 1
@@ -237,12 +246,47 @@ async def test_a_task_whose_file_is_gone_is_closed_with_a_range_and_keeps_its_hi
     assert len(await rows(ledger, task="gone")) == 2
 
 
-async def test_a_task_that_another_live_node_has_is_not_gone(ledger: Database) -> None:
-    await know(ledger, make_task("theirs"))
-    row = {"id": new_id(), "host": "h", "pid": 1, "version": "1", "started_at": START, "draining": False}
+async def test_a_node_lives_as_long_as_its_counter_moves_whatever_the_wall_clock_says(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(clock, "boottime", lambda: now)
+    node = new_id()
+    row = {"id": node, "host": "h", "pid": 1, "version": "1", "draining": False, "tasks": ["theirs"]}
+    long_ago = START - timedelta(days=400)
     async with ledger.engine.begin() as connection:
-        await connection.execute(tables.nodes.insert().values(**row, seen_at=minutes(5), tasks=["theirs"]))
-        with clock.moved(minutes(5.2)):
-            assert await catalog.remove_gone(connection, [], lease_seconds=30) == []
-        with clock.moved(minutes(6)):
-            assert await catalog.remove_gone(connection, [], lease_seconds=30) == ["theirs"]
+        await connection.execute(tables.nodes.insert().values(**row, started_at=long_ago, seen_at=long_ago))
+        observer = Observer(lease_seconds=30)
+        for _ in range(5):
+            assert await observer.live_tasks(connection) == {"theirs"}
+            now += 7  # it is seen with the same counter for 28 seconds: not a whole lease
+        assert await observer.live_tasks(connection) == set()
+        await connection.execute(tables.nodes.update().values(beats=tables.nodes.c.beats + 1))
+        assert await observer.live_tasks(connection) == {"theirs"}
+        now += 3600  # nobody could look for an hour: that proves nothing about the node
+        assert await observer.live_tasks(connection) == {"theirs"}
+
+
+@pytest.mark.parametrize(("before", "after"), [("allow", "skip"), ("skip", "allow")])
+async def test_a_run_outlives_a_change_of_its_tasks_overlap_policy(ledger: Database, before: str, after: str) -> None:
+    loaded = await know(ledger, make_task("tick", overlap=before))
+    await fire(ledger, loaded, minutes(0.6))
+    TaskRegistry.clear()
+    make_task("tick", overlap=after)
+    async with ledger.engine.begin() as connection:
+        (head,) = await claims.heads(connection, ["tick"], minutes(0.6), 5)
+        (claimed,) = await claims.claim(connection, [head.id], NODE, minutes(0.6))
+    assert claimed.slot == minutes(0.5)
+
+
+async def test_a_schedule_that_cannot_be_read_any_more_holds_up_no_other_and_is_replaced(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("bad"), make_task("good"))
+    async with ledger.engine.begin() as connection:
+        where = tables.schedules.c.task == "bad"
+        await connection.execute(tables.schedules.update().where(where).values(timezone="US/Gone"))
+    await fire(ledger, loaded, minutes(0.6))
+    assert [run["task"] for run in await rows(ledger)] == ["good"]
+    with clock.moved(minutes(1)):
+        await know(ledger, *loaded.values())
+    await fire(ledger, loaded, minutes(1.6))
+    assert len(await rows(ledger, task="bad")) == 1

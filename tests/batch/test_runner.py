@@ -199,7 +199,8 @@ async def test_a_run_that_swallows_its_cancellation_is_given_up(monkeypatch: pyt
     assert len(begun.ended) == 1
 
 
-async def test_a_hung_thread_times_out_at_once_and_is_asked_to_stop() -> None:
+async def test_a_hung_thread_times_out_and_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "ABANDON_SECONDS", 0.1)
     hung = threading.Event()
 
     def run(self: Any) -> None:
@@ -209,6 +210,18 @@ async def test_a_hung_thread_times_out_at_once_and_is_asked_to_stop() -> None:
     ending = await begun.ending()
     hung.set()
     assert ending.outcome == "timed out" and begun.run.cancelled
+
+
+async def test_a_sync_run_that_looks_whether_it_is_asked_to_stop_ends_before_its_retry_begins() -> None:
+    over = threading.Event()
+
+    def run(self: Any) -> None:
+        while not current_run().cancelled:
+            over.wait(0.005)
+        over.set()
+
+    ending = await Begun(run, timeout=0.05).ending()
+    assert ending.outcome == "timed out" and over.is_set()
 
 
 async def test_an_attempt_stopped_before_its_first_step_ends_at_once() -> None:

@@ -42,9 +42,9 @@ async def insert(ledger: Database, *many: NewRun) -> set[str]:
         return await runs.insert(connection, many)
 
 
-async def claim(ledger: Database, *queues: tuple[str, str | None], limit: int = 10, node: str = NODE) -> list[Claimed]:
+async def claim(ledger: Database, *names: str, limit: int = 10, node: str = NODE) -> list[Claimed]:
     async with ledger.engine.begin() as connection:
-        heads = await claims.heads(connection, queues, NOW, limit)
+        heads = await claims.heads(connection, names, NOW, limit)
         return await claims.claim(connection, [head.id for head in heads], node, NOW)
 
 
@@ -62,7 +62,7 @@ async def finish(ledger: Database, *outcomes: Outcome) -> list[Outcome]:
 async def test_two_queued_runs_of_one_task_never_stall_claiming(ledger: Database) -> None:
     first, second, other = new(), new(), new("other")
     await insert(ledger, first, second, other)
-    queues = (("t", "t"), ("other", "other"))
+    queues = ("t", "other")
     assert {one.id for one in await claim(ledger, *queues)} == {first.id, other.id}
     assert await claim(ledger, *queues) == []
     await finish(ledger, *[ending(one) for one in await held(ledger)])
@@ -77,13 +77,13 @@ async def held(ledger: Database) -> list[Claimed]:
 async def test_a_backlog_of_one_task_hides_nobody(ledger: Database) -> None:
     backlog = [new("big", rank=Rank.CATCH_UP, due_at=NOW - timedelta(hours=1)) for _ in range(2_000)]
     await insert(ledger, *backlog, new("small"))
-    claimed = await claim(ledger, ("big", "big"), ("small", "small"), limit=2)
+    claimed = await claim(ledger, "big", "small", limit=2)
     assert {one.task for one in claimed} == {"big", "small"}
 
 
 async def test_a_node_claims_only_tasks_that_it_has_loaded(ledger: Database) -> None:
     await insert(ledger, new("mine"), new("theirs"), new("free", exclusive=None), new("unknown", exclusive=None))
-    claimed = await claim(ledger, ("mine", "mine"), ("free", None))
+    claimed = await claim(ledger, "mine", "free")
     assert {one.task for one in claimed} == {"mine", "free"}
 
 
@@ -92,7 +92,7 @@ async def test_the_order_is_interrupted_then_on_time_then_manual_then_catch_up(l
     queue = [new(rank=rank) for rank in reversed(wanted)]
     await insert(ledger, *queue)
     order = []
-    while claimed := await claim(ledger, ("t", "t")):
+    while claimed := await claim(ledger, "t"):
         order += claimed
         await finish(ledger, *[ending(one) for one in claimed])
     ranks = {run.id: run.rank for run in queue}
@@ -101,13 +101,13 @@ async def test_the_order_is_interrupted_then_on_time_then_manual_then_catch_up(l
 
 async def test_where_room_is_short_the_higher_priority_goes_first(ledger: Database) -> None:
     await insert(ledger, new("low", priority=-5), new("high", priority=5), new("plain"))
-    (claimed,) = await claim(ledger, ("low", "low"), ("high", "high"), ("plain", "plain"), limit=1)
+    (claimed,) = await claim(ledger, "low", "high", "plain", limit=1)
     assert claimed.task == "high"
 
 
 async def test_a_run_that_is_not_due_yet_waits(ledger: Database) -> None:
     await insert(ledger, new(due_at=NOW + timedelta(microseconds=1)))
-    assert await claim(ledger, ("t", "t")) == []
+    assert await claim(ledger, "t") == []
     async with ledger.engine.connect() as connection:
         with clock.moved(NOW):
             assert await claims.now_if_due(connection) is None
@@ -120,21 +120,21 @@ async def test_a_run_that_is_not_due_yet_waits(ledger: Database) -> None:
 
 async def test_claiming_raises_the_fence_and_counts_the_attempt(ledger: Database) -> None:
     await insert(ledger, new())
-    (first,) = await claim(ledger, ("t", "t"))
+    (first,) = await claim(ledger, "t")
     assert (first.fence, first.attempt) == (1, 1)
     retry = ending(first, RunState.RETRYING, due_at=NOW, outcome="failed")
     assert await finish(ledger, retry) == []
-    (second,) = await claim(ledger, ("t", "t"))
+    (second,) = await claim(ledger, "t")
     assert (second.fence, second.attempt) == (2, 2)
 
 
 async def test_an_interrupted_run_goes_on_with_its_attempt(ledger: Database) -> None:
     await insert(ledger, new())
-    (first,) = await claim(ledger, ("t", "t"))
+    (first,) = await claim(ledger, "t")
     await finish(ledger, ending(first, RunState.INTERRUPTED, due_at=NOW, rank=Rank.INTERRUPTED))
     (run,) = await rows(ledger)
     assert (run["state"], run["finished_at"], run["rank"]) == ("interrupted", None, Rank.INTERRUPTED)
-    (again,) = await claim(ledger, ("t", "t"))
+    (again,) = await claim(ledger, "t")
     assert (again.fence, again.attempt) == (2, 1)
     await finish(ledger, ending(again))
     attempts = await rows(ledger, tables.attempts)
@@ -143,7 +143,7 @@ async def test_an_interrupted_run_goes_on_with_its_attempt(ledger: Database) -> 
 
 async def test_many_nodes_claiming_at_once_get_each_run_once(ledger: Database, ledger_url: str) -> None:
     await insert(ledger, *[new(f"t{i}") for i in range(200)], *[new("free", exclusive=None) for _ in range(200)])
-    queues = [*((f"t{i}", f"t{i}") for i in range(200)), ("free", None)]
+    queues = [*(f"t{i}" for i in range(200)), "free"]
     others = [Database(ledger_url, setting="LEDGER_URL") for _ in range(4)]
 
     async def work(database: Database) -> list[Claimed]:
@@ -165,7 +165,7 @@ async def test_two_running_runs_of_one_exclusive_are_refused_by_the_database(led
 
 async def test_an_outcome_is_written_with_its_attempt(ledger: Database) -> None:
     await insert(ledger, new())
-    (claimed,) = await claim(ledger, ("t", "t"))
+    (claimed,) = await claim(ledger, "t")
     error = {"type": "ValueError", "message": "no", "traceback": "…"}
     failed = ending(claimed, RunState.FAILED, reason="ValueError: no", error=error, result={"a": [1, None, "x"]})
     assert await finish(ledger, failed) == []
@@ -180,7 +180,7 @@ async def test_an_outcome_is_written_with_its_attempt(ledger: Database) -> None:
 @pytest.mark.parametrize("result", ["text", "1", 7, 2.5, True, [], {}, ["ü", {"k": "v"}], None])
 async def test_a_result_comes_back_as_it_was(ledger: Database, result: object) -> None:
     await insert(ledger, new())
-    (claimed,) = await claim(ledger, ("t", "t"))
+    (claimed,) = await claim(ledger, "t")
     await finish(ledger, ending(claimed, result=result))
     (run,) = await rows(ledger)
     assert run["result"] == result
@@ -188,7 +188,7 @@ async def test_a_result_comes_back_as_it_was(ledger: Database, result: object) -
 
 async def test_text_that_postgresql_cannot_hold_does_not_hold_up_the_group(ledger: Database) -> None:
     await insert(ledger, new("a"), new("b"))
-    one, two = await claim(ledger, ("a", "a"), ("b", "b"))
+    one, two = await claim(ledger, "a", "b")
     bad = ending(one, RunState.FAILED, reason="nul \0 and half \ud800 a pair", result={"k\0": "\udfff \\u0000"})
     assert await finish(ledger, bad, ending(two)) == []
     states = {run["task"]: run["state"] for run in await rows(ledger)}
@@ -197,7 +197,7 @@ async def test_text_that_postgresql_cannot_hold_does_not_hold_up_the_group(ledge
 
 async def test_a_write_under_an_older_fence_bounces_and_changes_nothing(ledger: Database) -> None:
     await insert(ledger, new())
-    (old,) = await claim(ledger, ("t", "t"))
+    (old,) = await claim(ledger, "t")
     async with ledger.engine.begin() as connection:
         await connection.execute(update(tables.runs).values(fence=2, node=new_id()))
     late = ending(old)
@@ -210,7 +210,7 @@ async def test_a_write_under_an_older_fence_bounces_and_changes_nothing(ledger: 
 async def test_the_same_outcome_twice_is_not_a_lost_lease(ledger: Database) -> None:
     """The reply to a COMMIT was lost, so the group is written again."""
     await insert(ledger, new("a"), new("b"))
-    one, two = await claim(ledger, ("a", "a"), ("b", "b"))
+    one, two = await claim(ledger, "a", "b")
     await finish(ledger, ending(one))
     assert await finish(ledger, ending(one), ending(two)) == []
     assert len(await rows(ledger, tables.attempts)) == 2
@@ -218,7 +218,7 @@ async def test_the_same_outcome_twice_is_not_a_lost_lease(ledger: Database) -> N
 
 async def test_a_final_state_is_never_left(ledger: Database) -> None:
     await insert(ledger, new())
-    (claimed,) = await claim(ledger, ("t", "t"))
+    (claimed,) = await claim(ledger, "t")
     await finish(ledger, ending(claimed))
     await finish(ledger, ending(claimed, RunState.FAILED))
     (run,) = await rows(ledger)
@@ -229,7 +229,7 @@ async def test_a_final_state_is_never_left(ledger: Database) -> None:
 async def test_large_groups_are_not_quadratic(ledger: Database) -> None:
     """The statement shape that took minutes at this size took the index on state for the join."""
     await insert(ledger, *[new("free", exclusive=None) for _ in range(20_000)])
-    claimed = await claim(ledger, ("free", None), limit=20_000)
+    claimed = await claim(ledger, "free", limit=20_000)
     assert len(claimed) == 20_000
     async with asyncio.timeout(30):
         assert await finish(ledger, *[ending(one) for one in claimed]) == []

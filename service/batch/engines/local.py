@@ -191,12 +191,16 @@ class LocalEngine:
     async def _write_group(self, entry: Entry) -> None:
         try:
             await self._write(entry)
-        except (IntegrityError, DataError) as error:
+        except DBAPIError as error:
+            if not _is_refused(error):
+                raise
             # Another node took the `exclusive` of what was to be claimed; or a row that can't be stored is among them.
             logger.warning(f"a group is written without claiming: {str(error).splitlines()[0]}")
             try:
                 await self._write(entry, claim=False)
-            except (IntegrityError, DataError):
+            except DBAPIError as again:
+                if not _is_refused(again):
+                    raise
                 await self._write_one_by_one(entry)
             self.wake()
 
@@ -204,7 +208,9 @@ class LocalEngine:
         for part in entry.parts():
             try:
                 await self._write(part, claim=False)
-            except (IntegrityError, DataError) as error:
+            except DBAPIError as error:
+                if not _is_refused(error):
+                    raise
                 logger.error(f"{part} can't be stored as it is: {str(error).splitlines()[0]}")
                 await self._write(part.bare(), claim=False)
 
@@ -216,12 +222,14 @@ class LocalEngine:
 
     async def _write(self, entry: Entry, claim: bool = True) -> None:
         in_doubt = self._is_in_doubt and claim
+        await entry.prepare()
         async with self._database.engine.begin() as connection:
             bounced = await entry.write(connection)
             claimed = await self._claim(connection, freed=len(entry.outcomes)) if claim else []
             if in_doubt:
                 held = await claims.held_by(connection, self._node)
-                claimed += [one for one in held if one.id not in self._attempts and one not in claimed]
+                known = {(attempt.claimed.id, attempt.claimed.fence) for attempt in self._attempts.values()}
+                claimed += [one for one in held if (one.id, one.fence) not in known and one not in claimed]
         self._is_in_doubt = self._is_in_doubt and not in_doubt
         self._written(entry.outcomes, bounced)
         self.launch(claimed)
@@ -234,8 +242,8 @@ class LocalEngine:
         now = await claims.now_if_due(connection)
         if now is None:
             return []
-        queues = [(t.name, t.exclusive) for t in self._tasks.values() if t.on_loop or room.threads > 0]
-        heads = await claims.heads(connection, queues, now, room.runs)
+        names = [task.name for task in self._tasks.values() if task.on_loop or room.threads > 0]
+        heads = await claims.heads(connection, names, now, room.runs)
         chosen = [head.id for head in heads if room.take(self._tasks[head.task].on_loop)]
         if len(chosen) == len(heads) and heads:
             self.wake()
@@ -244,9 +252,10 @@ class LocalEngine:
     def _written(self, outcomes: list[Outcome], bounced: list[Outcome]) -> None:
         lost = {outcome.id for outcome in bounced}
         for outcome in outcomes:
-            attempt = self._attempts.pop(outcome.id, None)
-            if attempt is None:  # it was written before a failure that had its group written again
-                continue
+            attempt = self._attempts.get(outcome.id)
+            if attempt is None or attempt.claimed.fence != outcome.fence:
+                continue  # it was written already, before a failure that had its group written again
+            del self._attempts[outcome.id]
             if (over := self._over.pop(outcome.id, None)) is not None:
                 over.set()
             if outcome.id in lost:
@@ -271,3 +280,9 @@ class LocalEngine:
                 continue
             seconds = (outcome.ended_at - outcome.started_at).total_seconds()
             logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id)
+
+
+def _is_refused(error: DBAPIError) -> bool:
+    """What was sent can't be stored, now or later. asyncpg's data errors come without a class of their own."""
+    sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
+    return isinstance(error, IntegrityError | DataError) or sqlstate[:2] in {"22", "23", "54"}
