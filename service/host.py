@@ -105,22 +105,20 @@ class BatchService:
         stack.push_async_callback(self._say_draining)
 
     async def _fire(self, stack: AsyncExitStack) -> None:
-        self.dispatcher = dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
-        self.schedules = Schedules(
-            self.ledger, self.tasks, self.node.id, dispatcher.notify, self._settings.LEASE_SECONDS
-        )
+        self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
+        notify, lease = self.dispatcher.notify, self._settings.LEASE_SECONDS
+        self.scheduler = scheduler.create_scheduler(notify)
+        self.schedules = Schedules(self.ledger, self.tasks, self.node.id, self.scheduler, notify, lease)
         await self.schedules.open()
-        dispatcher.start()
-        stack.push_async_callback(dispatcher.stop)
-        self.scheduler = scheduler.create_scheduler(dispatcher.notify)
-        await self.schedules.follow(self.scheduler)
-        self.schedules.start(self.scheduler)
-        stack.push_async_callback(self.schedules.stop)
+        await self.schedules.follow()
+        for part in (self.dispatcher, self.schedules):
+            part.start()
+            stack.push_async_callback(part.stop)
         scheduler.start_scheduler(self.scheduler)
         stack.callback(scheduler.stop_scheduler, self.scheduler)
         for name, task in self.tasks.items():
             if task.schedule is not None:
-                dispatcher.notify(name)
+                notify(name)
 
     async def _say_draining(self) -> None:
         await self._write_if_reachable(self.node.drain)

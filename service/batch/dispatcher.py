@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.batch import firing
+from service.batch.background import Background
 from service.batch.engines.local import LocalEngine
 from service.batch.firing import Fired, Room
 from service.batch.registry import Task
@@ -20,7 +21,7 @@ logger = get_logger("service.batch")
 LONGEST_PAUSE = 5.0
 
 
-class Dispatcher:
+class Dispatcher(Background):
     """APScheduler's jobs call `notify`; the cursor in the ledger says which slots are meant."""
 
     def __init__(self, database: Database, tasks: Mapping[str, Task], node: str, engine: LocalEngine) -> None:
@@ -37,19 +38,8 @@ class Dispatcher:
         self._due.add(name)
         self._wake.set()
 
-    def start(self) -> None:
-        self._work = asyncio.create_task(self._loop(), name="batch-dispatcher")
-
-    @property
-    def is_alive(self) -> bool:
-        return not self._work.done()
-
-    async def stop(self) -> None:
-        """Fire nothing more. A transaction that is on its way is let through."""
-        self._work.cancel()
-        await asyncio.wait([self._work])
-
     async def _loop(self) -> None:
+        """Until it is stopped; a transaction that is on its way then is let through."""
         while True:
             await self._wake.wait()
             self._wake.clear()

@@ -19,6 +19,7 @@ from service.batch.runs import Outcome
 from service.batch.states import Rank, RunState
 
 GROUP_LIMIT = 1_000
+MOST_BLOCKS = 10_000
 PROGRESS_SECONDS = 0.5
 LONGEST = 20_000
 
@@ -95,7 +96,7 @@ class Journal:
 
     def put_back(self, entry: Entry) -> None:
         self._outcomes = entry.outcomes + self._outcomes
-        self._blocks = entry.blocks + self._blocks
+        self._blocks = (entry.blocks + self._blocks)[-MOST_BLOCKS:]  # a ledger may be away for long
 
     def _take_progress(self, attempts: list[Attempt]) -> list[dict[str, Any]]:
         if clock.monotonic() < self._progress_at + PROGRESS_SECONDS:

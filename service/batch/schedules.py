@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch import catalog, scheduler, slots
+from service.batch.background import Background
 from service.batch.node import Observer
 from service.batch.offload import offload
 from service.batch.registry import Task
@@ -28,15 +29,22 @@ REFRESH_SECONDS = 3.0
 AHEAD = timedelta(minutes=1)
 
 
-class Schedules:
+class Schedules(Background):
     """All nodes fire by the ledger's open schedules. This process writes one there only when its own value changed."""
 
     def __init__(
-        self, database: Database, tasks: Mapping[str, Task], node: str, notify: Callable[[str], None], lease: float
+        self,
+        database: Database,
+        tasks: Mapping[str, Task],
+        node: str,
+        jobs: AsyncIOScheduler,
+        notify: Callable[[str], None],
+        lease: float,
     ) -> None:
         self._database = database
         self._tasks = tasks
         self._node = node
+        self._jobs = jobs
         self._notify = notify
         self._lease = lease
         self._own: dict[str, Schedule | None] = {name: task.schedule for name, task in tasks.items()}
@@ -48,18 +56,6 @@ class Schedules:
         """Write this process's schedules, at its start."""
         async with self._database.engine.begin() as connection:
             await catalog.set_schedules(connection, self._own, self._tasks, self._node)
-
-    def start(self, jobs: AsyncIOScheduler) -> None:
-        self._jobs = jobs
-        self._work = asyncio.create_task(self._loop(), name="batch-schedules")
-
-    @property
-    def is_alive(self) -> bool:
-        return not self._work.done()
-
-    async def stop(self) -> None:
-        self._work.cancel()
-        await asyncio.wait([self._work])
 
     async def _loop(self) -> None:
         while True:
@@ -78,13 +74,13 @@ class Schedules:
             async with self._database.engine.begin() as connection:
                 await catalog.set_schedules(connection, changed, self._tasks, self._node)
             self._own.update(changed)
-        gone, removed = await self.follow(self._jobs)
+        gone, removed = await self.follow()
         if removed:
             await self._restore(removed)
         if gone and clock.boottime() > self._started_at + self._lease:
             await self._remove(gone)
 
-    async def follow(self, jobs: AsyncIOScheduler) -> tuple[list[str], set[str]]:
+    async def follow(self) -> tuple[list[str], set[str]]:
         """Make APScheduler's jobs those of the ledger's open schedules.
 
         Returns the tasks that no live node has, and those of this process that somebody has removed.
@@ -95,15 +91,15 @@ class Schedules:
             gone = await catalog.unloaded(connection, await self._live(connection))
             removed = await catalog.removed(connection, self._tasks)
         for name in self._tasks:
-            self._follow_one(jobs, name, opened.get(name), now)
+            self._follow_one(name, opened.get(name), now)
         return gone, removed
 
-    def _follow_one(self, jobs: AsyncIOScheduler, name: str, row: OpenSchedule | None, now: datetime) -> None:
+    def _follow_one(self, name: str, row: OpenSchedule | None, now: datetime) -> None:
         if row is None or not row.is_usable:
-            scheduler.set_schedule(jobs, name, None)
+            scheduler.set_schedule(self._jobs, name, None)
             self._tell_of_difference(name, row, None)
             return
-        scheduler.set_schedule(jobs, name, row.schedule, is_paused=row.paused_by is not None)
+        scheduler.set_schedule(self._jobs, name, row.schedule, is_paused=row.paused_by is not None)
         if (following := row.schedule.next(row.fired_until)) is not None and following <= now:
             self._notify(name)
         if row.fired_until > now + AHEAD:

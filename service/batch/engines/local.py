@@ -11,6 +11,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch import claims
+from service.batch.background import Background
 from service.batch.firing import Room
 from service.batch.journal import Entry, Journal
 from service.batch.registry import Task
@@ -30,7 +31,7 @@ LONGEST_PAUSE = 5.0
 FEW = 20
 
 
-class LocalEngine:
+class LocalEngine(Background):
     """Claims runs, executes them, and writes how they ended in groups."""
 
     def __init__(
@@ -62,9 +63,6 @@ class LocalEngine:
         self.claiming = asyncio.Lock()
         """Held from a claim's transaction to the launch of what it claimed, so that nobody takes it for lost."""
 
-    def start(self) -> None:
-        self._work = asyncio.create_task(self._loop(), name="batch-engine")
-
     def wake(self) -> None:
         """Look for claimable runs now."""
         self._wake.set()
@@ -79,10 +77,6 @@ class LocalEngine:
         if not self._is_claiming:
             return Room(0, 0)
         return Room(self._max_running - len(self._attempts), self._threads.free)
-
-    @property
-    def is_alive(self) -> bool:
-        return not self._work.done()
 
     @property
     def running(self) -> int:
@@ -117,8 +111,7 @@ class LocalEngine:
         await self._is_idle_within(5.0)
 
     async def stop(self) -> None:
-        self._work.cancel()
-        await asyncio.wait([self._work])
+        await super().stop()
         self._threads.close()
 
     async def until_over(self, run_id: str) -> None:

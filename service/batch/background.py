@@ -1,0 +1,24 @@
+"""A loop of this process that runs from its start until it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+
+
+class Background(ABC):
+    _work: asyncio.Task[None]
+
+    def start(self) -> None:
+        self._work = asyncio.create_task(self._loop(), name=f"batch-{type(self).__name__.lower()}")
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._work.done()
+
+    async def stop(self) -> None:
+        self._work.cancel()
+        await asyncio.wait([self._work])
+
+    @abstractmethod
+    async def _loop(self) -> None: ...
