@@ -95,16 +95,10 @@ async def _set_paused(connection: AsyncConnection, name: str, statement: Any) ->
     await connection.execute(statement)
 
 
-async def unloaded(connection: AsyncConnection, live: set[str]) -> list[str]:
-    """The tasks in the ledger that no live node has loaded."""
-    known = select(tasks.c.name).where(tasks.c.removed_at.is_(None))
-    return sorted(set((await connection.execute(known)).scalars()) - live)
-
-
-async def removed(connection: AsyncConnection, names: Iterable[str]) -> set[str]:
-    """Those of these tasks that count as removed."""
-    found = select(tasks.c.name).where(tasks.c.removed_at.is_not(None))
-    return set((await connection.execute(found)).scalars()) & set(names)
+async def known(connection: AsyncConnection) -> dict[str, bool]:
+    """The names of all tasks in the ledger, and whether each counts as removed."""
+    found = await connection.execute(select(tasks.c.name, tasks.c.removed_at.is_not(None).label("is_removed")))
+    return {row.name: bool(row.is_removed) for row in found}
 
 
 async def remove_gone(

@@ -88,11 +88,12 @@ class Schedules(Background):
         async with self._database.reader.connect() as connection:
             opened = await slots.open_schedules(connection)
             now = await slots.now_of(connection)
-            gone = await catalog.unloaded(connection, await self._live(connection))
-            removed = await catalog.removed(connection, self._tasks)
+            known = await catalog.known(connection)
+            others = {name for name, is_removed in known.items() if not is_removed} - self._tasks.keys()
+            gone = sorted(others - await self._live(connection)) if others else []
         for name in self._tasks:
             self._follow_one(name, opened.get(name), now)
-        return gone, removed
+        return gone, {name for name in self._tasks if known.get(name, False)}
 
     def _follow_one(self, name: str, row: OpenSchedule | None, now: datetime) -> None:
         if row is None or not row.is_usable:

@@ -224,7 +224,8 @@ async def remove_gone(ledger: Database, live: set[str]) -> list[str]:
         return live
 
     async with ledger.engine.begin() as connection:
-        return await catalog.remove_gone(connection, await catalog.unloaded(connection, live), seen)
+        known = await catalog.known(connection)
+        return await catalog.remove_gone(connection, [n for n, is_removed in known.items() if not is_removed], seen)
 
 
 async def test_a_task_whose_file_is_gone_is_closed_with_a_range_and_keeps_its_history(ledger: Database) -> None:
