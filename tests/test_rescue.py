@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 from service.batch import presence, tables
 from service.batch.rescue import MOST_LOSSES, rescue
@@ -35,6 +36,17 @@ def settings_for(ledger: Database) -> dict[str, str]:
     return {**SETTINGS, "LEDGER_URL": ledger.url.render_as_string(hide_password=False)}
 
 
+async def running(ledger: Database, folder: Path) -> dict[str, Any]:
+    """The run that goes on, once its body has begun: its row says so a moment earlier."""
+
+    async def has_begun() -> bool:
+        return (folder / "started").exists() and bool((folder / "started").read_text())
+
+    await until(has_begun)
+    (run,) = await rows(ledger, state="running")
+    return run
+
+
 async def kill(victim: Service) -> None:
     victim.process.send_signal(signal.SIGKILL)
     await asyncio.to_thread(victim.process.wait)
@@ -43,7 +55,7 @@ async def kill(victim: Service) -> None:
 async def test_the_next_start_resumes_what_was_running_at_a_kill(ledger: Database, tmp_path: Path) -> None:
     (tmp_path / "tasks/long.py").write_text(TASK)
     with service(tmp_path, settings=settings_for(ledger)) as victim:
-        (lost,) = await until(lambda: rows(ledger, state="running"))
+        lost = await running(ledger, tmp_path)
         await kill(victim)
     assert [run["id"] for run in await rows(ledger, state="running")] == [lost["id"]]
     with service(tmp_path, settings=settings_for(ledger)):
@@ -58,7 +70,7 @@ async def test_the_next_start_resumes_what_was_running_at_a_kill(ledger: Databas
 async def test_a_node_beside_it_resumes_what_was_running_at_a_kill(ledger: Database, tmp_path: Path) -> None:
     (tmp_path / "tasks/long.py").write_text(TASK)
     with service(tmp_path, settings=settings_for(ledger)) as victim:
-        (lost,) = await until(lambda: rows(ledger, state="running"))
+        lost = await running(ledger, tmp_path)
         with service(tmp_path, settings=settings_for(ledger)):
             await kill(victim)
             (run,) = await until(lambda: rows(ledger, id=lost["id"], state="succeeded"), 5)
@@ -105,7 +117,7 @@ async def test_a_forked_child_that_lives_on_does_not_hide_that_its_node_is_dead(
 async def test_a_frozen_process_is_not_taken_for_dead(ledger: Database, tmp_path: Path) -> None:
     (tmp_path / "tasks/long.py").write_text(TASK)
     with service(tmp_path, settings=settings_for(ledger)) as frozen:
-        (held,) = await until(lambda: rows(ledger, state="running"))
+        held = await running(ledger, tmp_path)
         os.kill(frozen.process.pid, signal.SIGSTOP)
         async with ledger.engine.begin() as connection:
             await rescue(connection, folder_of(ledger), await now_of(connection))
