@@ -13,7 +13,7 @@ from service.batch import claims, runs, slots
 from service.batch.engines.local import LocalEngine
 from service.batch.parameters import SLOT
 from service.batch.registry import Task
-from service.batch.runs import Claimed, NewRun
+from service.batch.runs import NewRun
 from service.batch.states import FINAL, Origin, Rank, RunState
 from service.batch.tables import new_id
 from service.database.engine import Database
@@ -45,16 +45,15 @@ class ManualRun:
         if SLOT in given:
             raise InvalidParameters(f"parameter {SLOT}: it is the run's slot, so give it as --slot")
         params = self._task.parameters.to_json(given) or None
-        claimed: Claimed | None = await self._insert(params, slot, requested_by)
+        await self._start(params, slot, requested_by)
         while True:
-            if claimed is not None:
-                await self._engine.until_over(self.id)
+            await self._engine.until_over(self.id)
             row = await self._row()
             if row["state"] in FINAL or row["state"] == RunState.INTERRUPTED:
                 return row
-            claimed = await self._claim_again(row)
+            await self._start_again(row)
 
-    async def _insert(self, params: dict[str, Any] | None, slot: datetime | None, by: str | None) -> Claimed:
+    async def _start(self, params: dict[str, Any] | None, slot: datetime | None, by: str | None) -> None:
         told = False
         while True:
             try:
@@ -63,7 +62,7 @@ class ManualRun:
                         new = self._new(params, slot, by, await slots.now_of(connection))
                         await runs.insert(connection, [new])
                     self._engine.launch([runs.claimed_from(new)])
-                return runs.claimed_from(new)
+                return
             except IntegrityError:
                 if not told:
                     logger.info(f"another run of {self._task.name} is active; waiting for its end")
@@ -92,7 +91,7 @@ class ManualRun:
             attempt_started_at=now,
         )
 
-    async def _claim_again(self, row: dict[str, Any]) -> Claimed | None:
+    async def _start_again(self, row: dict[str, Any]) -> None:
         """A retry, once it is due. A service that runs beside this process may take it; then there is nothing to do."""
         async with self._engine.claiming:
             async with self._database.engine.begin() as connection:
@@ -100,10 +99,8 @@ class ManualRun:
                 is_due = row["state"] == RunState.RETRYING and row["due_at"] <= now
                 claimed = await claims.claim(connection, [self.id], self._node, now) if is_due else []
             self._engine.launch(claimed)
-        if claimed:
-            return claimed[0]
-        await asyncio.sleep(min(AGAIN_SECONDS, max(0.01, (row["due_at"] - now).total_seconds())))
-        return None
+        if not claimed:
+            await asyncio.sleep(min(AGAIN_SECONDS, max(0.01, (row["due_at"] - now).total_seconds())))
 
     async def _row(self) -> dict[str, Any]:
         async with self._database.reader.connect() as connection:

@@ -17,7 +17,7 @@ class RunState(StrEnum):
 
 
 CLAIMABLE = (RunState.QUEUED, RunState.RETRYING, RunState.INTERRUPTED)
-ACTIVE = (*CLAIMABLE, RunState.RUNNING)
+ACTIVE = (RunState.QUEUED, RunState.RUNNING, RunState.RETRYING, RunState.INTERRUPTED)
 FINAL = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED)
 
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {

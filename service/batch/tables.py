@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from service import clock
+from service.batch.states import ACTIVE, CLAIMABLE
 from service.database.types import UtcDateTime
 
 Id = String(36).with_variant(UUID(as_uuid=False), "postgresql")
@@ -32,8 +33,9 @@ Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresq
 ledger = MetaData()
 companions = MetaData()
 
-CLAIMABLE_SQL = "state IN ('queued', 'retrying', 'interrupted')"
-ACTIVE_SQL = "state IN ('queued', 'running', 'retrying', 'interrupted')"
+# To the letter as in the partial indexes, or SQLite does not see that they serve.
+CLAIMABLE_SQL = f"state IN ({', '.join(repr(str(state)) for state in CLAIMABLE)})"
+ACTIVE_SQL = f"state IN ({', '.join(repr(str(state)) for state in ACTIVE)})"
 
 
 def new_id() -> str:

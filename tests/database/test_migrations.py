@@ -77,3 +77,20 @@ async def test_an_sqlite_file_that_cannot_be_opened_is_named() -> None:
     with pytest.raises(DatabaseUnreachable, match=r"/nowhere/app.db.*unable to open.*DATABASE_URL"):
         await database.check()
     await database.dispose()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("index", "predicate"), [("ix_batch_runs_due_at", "CLAIMABLE_SQL"), ("ix_batch_runs_active", "ACTIVE_SQL")]
+)
+async def test_the_queries_name_the_states_as_the_migrated_indexes_do(
+    database_url: str, index: str, predicate: str
+) -> None:
+    """SQLite uses a partial index only where both are the same to the letter."""
+    database = Database(database_url, setting="LEDGER_URL")
+    await migrate(database, LEDGER_HISTORY)
+    async with database.engine.connect() as connection:
+        statement = text("SELECT sql FROM sqlite_master WHERE name = :name")
+        made = (await connection.execute(statement, {"name": index})).scalar_one()
+    await database.dispose()
+    assert made.endswith(f"WHERE {getattr(tables, predicate)}")
