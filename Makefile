@@ -49,7 +49,7 @@ format: tools ## let ruff put the code right
 lock: ## write both lock files; UPGRADE=--upgrade takes the newest
 	@[ -n "$(UV)" ] || { echo "make lock needs uv: install it, or give its place (make lock UV=path/to/uv)." >&2; exit 1; }
 	$(COMPILE) -o requirements.lock
-	$(COMPILE) --extra dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) --extra dev --extra sentry -c requirements.lock -o requirements-dev.lock
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache
