@@ -1,29 +1,55 @@
-"""Batch System: what authors of tasks import."""
+"""Batch System: what authors of tasks import.
 
-from service.batch.base import BaseTask
-from service.batch.context import CurrentRun, current_run
-from service.batch.policies import Missed, Retry
-from service.batch.registry import TaskRegistry
-from service.batch.scheduler import create_scheduler, start_scheduler, stop_scheduler
-from service.config import Settings, get_settings
-from service.database import get_db
-from service.errors import BatchError, DomainError
-from service.logs import get_logger
+Each name is loaded when it is first asked for, so that `import service` and `batch --help` take no time.
+"""
 
-__all__ = [
-    "BaseTask",
-    "BatchError",
-    "CurrentRun",
-    "DomainError",
-    "Missed",
-    "Retry",
-    "Settings",
-    "TaskRegistry",
-    "create_scheduler",
-    "current_run",
-    "get_db",
-    "get_logger",
-    "get_settings",
-    "start_scheduler",
-    "stop_scheduler",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
+    from service.batch.base import BaseTask as BaseTask
+    from service.batch.context import CurrentRun as CurrentRun
+    from service.batch.context import current_run as current_run
+    from service.batch.policies import Missed as Missed
+    from service.batch.policies import Retry as Retry
+    from service.batch.registry import TaskRegistry as TaskRegistry
+    from service.batch.scheduler import create_scheduler as create_scheduler
+    from service.batch.scheduler import start_scheduler as start_scheduler
+    from service.batch.scheduler import stop_scheduler as stop_scheduler
+    from service.config import Settings as Settings
+    from service.config import get_settings as get_settings
+    from service.database.session import get_db as get_db
+    from service.errors import BatchError as BatchError
+    from service.errors import DomainError as DomainError
+    from service.logs import get_logger as get_logger
+
+_HOMES = {
+    "BaseTask": "batch.base",
+    "BatchError": "errors",
+    "CurrentRun": "batch.context",
+    "DomainError": "errors",
+    "Missed": "batch.policies",
+    "Retry": "batch.policies",
+    "Settings": "config",
+    "TaskRegistry": "batch.registry",
+    "create_scheduler": "batch.scheduler",
+    "current_run": "batch.context",
+    "get_db": "database.session",
+    "get_logger": "logs",
+    "get_settings": "config",
+    "start_scheduler": "batch.scheduler",
+    "stop_scheduler": "batch.scheduler",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

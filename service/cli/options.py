@@ -1,0 +1,68 @@
+"""What the commands share: options, their values, and waiting for async work."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, TypeVar
+from zoneinfo import ZoneInfo
+
+import typer
+
+from service import clock
+from service.errors import DatabaseError, InvalidParameters
+
+T = TypeVar("T")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON array instead of a table.")]
+
+
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, on an event loop of its own. What the driver raises becomes a DatabaseError."""
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        return asyncio.run(work)
+    except DBAPIError as error:
+        raise DatabaseError(f"the database failed on the way: {str(error.orig).splitlines()[0]}") from error
+
+
+def pairs(given: list[str]) -> dict[str, str]:
+    """`name=value` options as a dictionary."""
+    found: dict[str, str] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidParameters(f"--param {pair!r}: it takes name=value")
+        if name in found:
+            raise InvalidParameters(f"--param {name}: it is given twice; one value is allowed")
+        found[name] = value
+    return found
+
+
+def instant(text: str, option: str, zone: ZoneInfo | None = None, age: str = "") -> datetime:
+    """ISO 8601; without an offset it is in `zone`, or UTC. `age` ends the error where more than that is allowed."""
+    try:
+        parsed = datetime.fromisoformat(text)
+        found = (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone or UTC)).astimezone(UTC)
+        if not 1900 < found.year < 9000:  # every zone can show it
+            raise ValueError(text)
+        return found
+    except (ValueError, OverflowError):
+        raise InvalidParameters(
+            f"{option} is {text!r}; allowed: ISO 8601, such as 2026-11-25T02:00 or 2026-11-25T02:00+09:00{age}"
+        ) from None
+
+
+def instant_or_age(text: str, option: str) -> datetime:
+    """ISO 8601, or so long ago: `90s`, `30m`, `2h`, `7d`."""
+    age = re.fullmatch(r"(\d+)([smhd])", text)
+    if age is None:
+        return instant(text, option, age=", or an age such as 2h or 7d")
+    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[age[2]]
+    try:
+        return clock.now() - timedelta(**{unit: int(age[1])})
+    except OverflowError:
+        raise InvalidParameters(f"{option} is {text!r}; allowed: an age that lies after the year 1") from None

@@ -1,0 +1,80 @@
+"""Commands about runs."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import os
+import signal
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from service.cli.options import AsJson, instant, instant_or_age, pairs, wait_for
+
+
+def run(
+    name: Annotated[str, typer.Argument(help="The task's name.")],
+    param: Annotated[list[str] | None, typer.Option("--param", help="A parameter of run(), as name=value.")] = None,
+    slot: Annotated[str | None, typer.Option(help="The instant to run it for (ISO 8601); default: now.")] = None,
+) -> None:
+    """Run a task here and now, record the run, show its log. Exit code 1 when it fails."""
+    from service import console
+
+    row = wait_for(_run(name, pairs(param or []), instant(slot, "--slot") if slot is not None else None))
+    took = console.duration(row["started_at"], row["finished_at"])
+    print(f"run {row['id']} {row['state']}{took}" + (f": {row['reason']}" if row["reason"] else ""))
+    if row["result"] is not None:
+        print(json.dumps(row["result"], ensure_ascii=False))
+    raise SystemExit(0 if row["state"] == "succeeded" else 1)
+
+
+def runs(
+    task: Annotated[str | None, typer.Option(help="Only of this task.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only in this state.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only made since: ISO 8601, or an age such as 2h or 7d.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, newest first."""
+    from service import console, listing
+    from service.config import get_settings
+
+    after = instant_or_age(since, "--since") if since is not None else None
+    found = wait_for(listing.runs(get_settings(), task, state, after, limit))
+    shown = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "reason"]
+    console.show(found, shown, as_json)
+
+
+async def _run(name: str, given: dict[str, str], slot: datetime | None) -> dict[str, Any]:
+    from service import logs
+    from service.batch.manual import ManualRun
+    from service.batch.registry import TaskRegistry
+    from service.config import get_settings
+    from service.host import BatchService
+
+    settings = get_settings()
+    logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
+    batch = BatchService(settings, fires=False)
+    await batch.start()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+    try:
+        manual = ManualRun(batch.ledger, batch.engine, TaskRegistry.get(name), batch.node.id)
+        return await manual.execute(given, slot, requested_by=_user())
+    except asyncio.CancelledError:
+        if batch.engine.running:
+            text = f"stopping: the run has {settings.DRAIN_SECONDS:g} s to end, or is resumed by a service"
+            logs.get_logger("service.batch").info(text)
+        raise
+    finally:
+        await batch.stop()
+        logs.flush()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, ImportError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"

@@ -1,0 +1,47 @@
+"""Commands about tasks and their schedules."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from service import clock
+from service.cli.options import AsJson, instant, wait_for
+
+
+def tasks(as_json: AsJson = False) -> None:
+    """List the tasks and when each fires next. Exit code 1 when there are files that can't be used."""
+    from service import console, listing
+    from service.config import get_settings
+
+    found = wait_for(listing.tasks(get_settings()))
+    good, broken = ([row for row in found if bool(row["error"]) is wrong] for wrong in (False, True))
+    shown = ["name", "schedule", "timezone", "next_run_time", "paused", "source"]
+    console.show(found if as_json else good, shown, as_json)
+    for row in broken:
+        print(f"batch: {row['source']} can't be used: {console.line(row['error'])}", file=sys.stderr)
+    raise SystemExit(1 if broken else 0)
+
+
+def next_(
+    expression: Annotated[str, typer.Argument(help="A cron expression, quoted.")],
+    tz: Annotated[str, typer.Option(help="The time zone that it is read in.")] = "UTC",
+    after: Annotated[str | None, typer.Option(help="Slots after this instant (ISO 8601); default: now.")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, max=10_000, help="How many.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Show when a cron expression fires."""
+    from service import console
+    from service.batch.schedule import schedule as schedule_of
+
+    schedule = schedule_of(expression, tz)
+    at = instant(after, "--after", schedule.zone) if after is not None else clock.now()
+    found: list[dict[str, Any]] = []
+    while len(found) < n and (slot := schedule.next(at)) is not None:
+        found.append({"slot": slot, "local": slot.astimezone(schedule.zone)})
+        at = slot
+    if not as_json:
+        print(schedule.words)
+    console.show(found, ["slot", "local"], as_json)
