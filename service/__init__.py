@@ -16,9 +16,12 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.batch.scheduler import create_scheduler as create_scheduler
     from service.batch.scheduler import start_scheduler as start_scheduler
     from service.batch.scheduler import stop_scheduler as stop_scheduler
+    from service.batch.starting import start as start
     from service.config import Settings as Settings
     from service.config import get_settings as get_settings
     from service.database.session import get_db as get_db
+    from service.database.sync import call_async as call_async
+    from service.database.sync import call_db as call_db
     from service.errors import BatchError as BatchError
     from service.errors import DomainError as DomainError
     from service.logs import get_logger as get_logger
@@ -32,11 +35,14 @@ _HOMES = {
     "Retry": "batch.policies",
     "Settings": "config",
     "TaskRegistry": "batch.registry",
+    "call_async": "database.sync",
+    "call_db": "database.sync",
     "create_scheduler": "batch.scheduler",
     "current_run": "batch.context",
     "get_db": "database.session",
     "get_logger": "logs",
     "get_settings": "config",
+    "start": "batch.starting",
     "start_scheduler": "batch.scheduler",
     "stop_scheduler": "batch.scheduler",
 }

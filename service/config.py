@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, overload
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,8 +15,12 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from service.errors import InvalidSetting
 
+S = TypeVar("S", bound=BaseSettings)
+
 ENV_FILE = Path(".env")
 DAY = 86_400.0
+SECRET = ("_URL", "_DSN")
+"""Settings whose values may hold a password. An author's own are never shown."""
 DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
 
 
@@ -77,6 +83,8 @@ class Settings(BaseSettings):
     )
     LOG_FORMAT: Literal["console", "json"] = Field("console", description="How lines look on stderr.")
 
+    SENTRY_DSN: str | None = Field(None, description="Sentry project that errors are sent to. Empty: none.")
+
     MAX_RUNNING: int = Field(100, ge=1, description="Runs at the same time in one process.")
     MAX_THREADS: int = Field(32, ge=1, description="Threads for sync runs in one process.")
     DRAIN_SECONDS: float = Field(25.0, ge=0, le=DAY, description="How long running work may go on after a stop signal.")
@@ -87,6 +95,10 @@ class Settings(BaseSettings):
     BACKUP_CRON: str = Field("0 2 * * *", description="When BackupTask runs (UTC).")
     BACKUP_RETENTION_DAYS: int = Field(7, ge=1, le=36_500, description="Backups older than this many days are deleted.")
     BACKUP_DIR: Path = Field(Path("backups"), description="Folder that BackupTask writes to.")
+
+    SETTINGS: str | None = Field(
+        None, pattern=r"^[\w.]+:\w+$", description="Your own settings: a BaseSettings subclass, as `module:Class`."
+    )
 
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Self:
@@ -117,24 +129,52 @@ class Settings(BaseSettings):
         return str(own[name])
 
 
-def _read() -> Settings:
+def _read() -> tuple[Settings, BaseSettings]:
+    """The service's settings and the author's, which may be the same."""
+    settings = _made(Settings)
+    if settings.SETTINGS is None:
+        return settings, settings
+    own = _made(_own_class(settings.SETTINGS))
+    return (own if isinstance(own, Settings) else settings), own
+
+
+def _made(cls: type[S]) -> S:
     try:
-        return Settings()
+        return cls()
     except ValidationError as error:
         raise InvalidSetting("; ".join(_sentence(e) for e in error.errors())) from None
     except (OSError, UnicodeError) as error:
         raise InvalidSetting(f"the file {ENV_FILE} can't be read: {error}") from None
 
 
+def _own_class(named: str) -> type[BaseSettings]:
+    """The class named by SETTINGS. One that doesn't extend Settings reads `.env` too, and ignores our keys in it."""
+    module, _, name = named.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:  # an author's module may raise anything
+        raise InvalidSetting(f"setting SETTINGS: {named} can't be imported: {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, BaseSettings)):
+        raise InvalidSetting(f"setting SETTINGS: {named} is {found!r}; allowed: a subclass of pydantic's BaseSettings")
+    if issubclass(found, Settings):
+        return found
+    reads = {"env_file": found.model_config.get("env_file") or ENV_FILE, "extra": "ignore"}
+    return cast(type[BaseSettings], type(name, (found,), {"model_config": reads, "__module__": found.__module__}))
+
+
 def _sentence(error: Any) -> str:
     name, message = ".".join(str(part) for part in error["loc"]), error["msg"].removeprefix("Value error, ")
     if not name:  # about several settings, among which secrets may be
         return f"settings: {message}"
-    shown = "" if name.endswith("_URL") else f" (it is {error['input']!r})"
+    is_open = name in Settings.model_fields and not name.endswith(SECRET)
+    shown = f" (it is {error['input']!r})" if is_open else ""
     return f"setting {name}: {message}{shown}"
 
 
 _settings: Settings | None = None
+_own: BaseSettings | None = None
 _read_at_mtime = 0.0
 
 
@@ -145,21 +185,32 @@ def _mtime() -> float:
         return 0.0
 
 
-def get_settings() -> Settings:
-    """The settings as last read. A service reads `.env` again within seconds of a change.
+@overload
+def get_settings() -> Settings: ...
+@overload
+def get_settings(cls: type[S]) -> S: ...
+def get_settings(cls: type[BaseSettings] = Settings) -> BaseSettings:
+    """The settings as last read; `cls`: your own class, named by SETTINGS. A service reads `.env` again within
+    seconds of a change.
 
     Raises InvalidSetting, which names the setting and what is allowed.
     """
-    return _settings if _settings is not None else refresh_settings()
+    settings = _settings if _settings is not None else refresh_settings()
+    for made in (settings, _own):
+        if isinstance(made, cls):
+            return made
+    raise InvalidSetting(
+        f"setting SETTINGS is {settings.SETTINGS!r}; get_settings({cls.__name__}) needs it to name that class"
+    )
 
 
 def refresh_settings() -> Settings:
     """Read `.env` again if it changed. A bad value raises InvalidSetting once; the settings before it stay."""
-    global _settings, _read_at_mtime
+    global _settings, _own, _read_at_mtime
     mtime = _mtime()
     if _settings is None or mtime != _read_at_mtime:
         _read_at_mtime = mtime
-        _settings = _read()
+        _settings, _own = _read()
     return _settings
 
 

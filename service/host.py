@@ -14,7 +14,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import catalog, scheduler, slots
+from service import sentry
+from service.batch import catalog, scheduler, slots, starting
 from service.batch.dispatcher import Dispatcher
 from service.batch.engines.local import LocalEngine
 from service.batch.loader import BrokenFile, load_tasks
@@ -56,6 +57,7 @@ class BatchService:
         What was started is stopped again when a later part fails.
         """
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(sentry.reporting(self._settings))
             await self._open(stack)
             try:
                 await self._join(stack)
@@ -101,6 +103,8 @@ class BatchService:
         )
         self.engine.start()
         stack.push_async_callback(self.engine.stop)
+        starting.use_service(self.ledger, self.engine.wake)
+        stack.callback(starting.use_no_service)
         stack.push_async_callback(self.engine.drain, settings.DRAIN_SECONDS)
         stack.push_async_callback(self._say_draining)
 

@@ -23,10 +23,10 @@ import service
 ROOT = Path(__file__).parent.parent
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("web", "cli", "server", "app", "host", "listing", "console", "__main__"), 3),
+    **dict.fromkeys(("web", "cli", "server", "reload", "app", "host", "sentry", "listing", "console", "__main__"), 3),
     **dict.fromkeys(("batch", "backup", "application"), 2),
     "database": 1,
-    **dict.fromkeys(("config", "clock", "errors", "logs"), 0),
+    **dict.fromkeys(("config", "clock", "errors", "logs", "loglines"), 0),
 }
 """Imports point down. Within a part, and within the first and the last layer, they may point sideways."""
 
@@ -35,6 +35,7 @@ SIDEWAYS = (0, 3)
 ONLY = {
     "cronsim": "service.batch.schedule",
     "uvicorn": "service.server",
+    "sentry_sdk": "service.sentry",
     "typer": "service.cli",
     "alembic": "service.database.migrate",
 }
@@ -44,6 +45,7 @@ PURE = ("service.batch.planning", "service.batch.schedule", "service.batch.state
 """They decide and compute: no database, no clock, no event loop."""
 
 BROAD = {
+    "service.config": 1,  # the module that SETTINGS names
     "service.batch.dispatcher": 1,  # a background loop
     "service.batch.engines.local": 1,  # a background loop
     "service.batch.loader": 2,  # authors' files, and the package they are in
@@ -54,7 +56,8 @@ BROAD = {
     "service.batch.scheduler": 2,  # a job, called or awaited, must not stop the scheduler
     "service.batch.schedules": 1,  # a background loop
     "service.batch.threads": 1,  # the attempt, in a thread
-    "service.logs": 4,  # authors' __str__ (2), rendering, and the loop that writes lines
+    "service.loglines": 2,  # authors' __str__
+    "service.logs": 2,  # authors' __str__, and the loop that renders and writes lines
 }
 """Where Exception, BaseException or everything may be caught, and how often. Who raises it again is not counted."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,81 @@ def test_a_lease_that_a_late_heartbeat_would_end_is_refused_without_telling_secr
 def test_libpqs_name_for_encryption_becomes_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://bob@db/shop?sslmode=require")
     assert get_settings().DATABASE_URL == "postgresql+asyncpg://bob@db/shop?ssl=require"
+
+
+OWN = """
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from service import Settings
+
+class Extended(Settings):
+    REPORT_TO: str = "nobody"
+    LIMIT: int = 5
+
+class Plain(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="MAIL_")
+    port: int = 25
+    password: int = 0
+
+not_a_class = 5
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module with settings, in the working directory; a new name each time."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    name = f"own_{len(sys.modules)}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_settings_may_be_a_class_of_the_author_s_that_extends_ours(own: str) -> None:
+    write(f"SETTINGS={own}:Extended\nPORT=9000\nLIMIT=7\n")
+    settings = get_settings()
+    extended = sys.modules[own].Extended
+    assert isinstance(settings, extended) and get_settings(extended) is settings
+    assert (settings.PORT, settings.LIMIT) == (9000, 7)
+    write(f"SETTINGS={own}:Extended\nLIMIT=8\n")
+    refresh_settings()
+    assert get_settings(extended).LIMIT == 8
+
+
+def test_settings_may_be_any_base_settings_beside_ours(own: str) -> None:
+    write(f"SETTINGS={own}:Plain\nPORT=9000\nMAIL_PORT=26\n")
+    assert get_settings().PORT == 9000
+    plain = sys.modules[own].Plain
+    assert get_settings(plain).port == 26
+
+
+def test_a_class_that_settings_does_not_name_is_refused(own: str) -> None:
+    class Other(Settings):
+        pass
+
+    assert get_settings(Settings) is get_settings()
+    with pytest.raises(InvalidSetting, match=r"setting SETTINGS is None; get_settings\(Other\) needs it to name that"):
+        get_settings(Other)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (
+            "nowhere:Own",
+            "setting SETTINGS: nowhere:Own can't be imported: ModuleNotFoundError: No module named 'nowhere'",
+        ),
+        ("{own}:Missing", "setting SETTINGS: {own}:Missing can't be imported: AttributeError: module"),
+        ("{own}:not_a_class", "{own}:not_a_class is 5; allowed: a subclass of pydantic's BaseSettings"),
+        ("{own}", "setting SETTINGS: String should match pattern"),
+    ],
+)
+def test_a_name_that_can_t_be_used_is_told(own: str, named: str, message: str) -> None:
+    write(f"SETTINGS={named.format(own=own)}\n")
+    assert message.format(own=own) in refusal()
+
+
+def test_the_value_of_an_author_s_own_setting_is_never_shown(own: str) -> None:
+    write(f"SETTINGS={own}:Plain\nMAIL_PASSWORD=hunter2\nMAIL_PORT=26\n")
+    assert "password" in refusal().lower() and "hunter2" not in refusal()
+    write(f"SETTINGS={own}:Extended\nLIMIT=hunter2\n")
+    assert "setting LIMIT" in refusal() and "hunter2" not in refusal()

@@ -36,6 +36,7 @@ class CurrentRun:
     slot: datetime
     attempt: int
     origin: Origin
+    will_retry: bool = field(default=False, init=False)
     _schedule: Schedule | None = None
     _progress: tuple[int, int | None] | None = None
     _stop_reason: str | None = None
@@ -108,6 +109,10 @@ def current_run() -> CurrentRun:
     if run is None:
         raise BatchError("current_run() works inside a run only; a task called by hand has none")
     return run
+
+
+def current_run_if_any() -> CurrentRun | None:
+    return _current.get()
 
 
 def enter(run: CurrentRun) -> None:

@@ -97,6 +97,15 @@ class TaskRegistry:
             raise UnknownTask(f"no task is named {name!r}; the tasks are: {names}") from None
 
     @classmethod
+    def of(cls, task_class: type[BaseTask]) -> Task:
+        """What is known of a class, which is registered if it is not yet. Raises InvalidTask."""
+        for task in cls._tasks.values():
+            if task.cls is task_class:
+                return task
+        cls.register(task_class)
+        return next(task for task in cls._tasks.values() if task.cls is task_class)
+
+    @classmethod
     def remove(cls, names: set[str]) -> None:
         """Forget these: the file that registered them failed to import as a whole."""
         cls._tasks = {name: task for name, task in cls._tasks.items() if name not in names}

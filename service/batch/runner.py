@@ -19,6 +19,7 @@ from service.batch.registry import Task
 from service.batch.runs import Claimed
 from service.batch.states import Origin, RunState
 from service.batch.threads import Threads
+from service.database.sync import home_loop
 from service.database.writers import session_owner
 from service.errors import Interrupted, InvalidParameters
 from service.logs import get_logger, run_log
@@ -115,6 +116,7 @@ class Attempt:
         context.enter(self.run)
         run_log.set(self.run)
         session_owner.set(self.run)
+        home_loop.set(asyncio.get_running_loop())
         try:
             parameters = self.task.parameters.to_call(self.claimed.params or {}, self.run.slot)
             ending = self._succeeded(await call(self.task, parameters, self._threads))
@@ -140,6 +142,7 @@ class Attempt:
             f"; attempt {self.claimed.attempt + 1} follows in {ending.wait:.1f} s" if ending.wait is not None else ""
         )
         if ending.error is not None:
+            self.run.will_retry = ending.wait is not None
             logger.error(f"{self.task.name} failed: {ending.reason}{again}", exc_info=ending.error)
         elif ending.state != RunState.SUCCEEDED:
             logger.warning(f"{self.task.name} was {ending.outcome}: {ending.reason}")

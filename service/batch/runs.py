@@ -36,6 +36,8 @@ class NewRun:
     node: str | None = None
     fence: int = 0
     requested_by: str | None = None
+    key: str | None = None
+    parent: str | None = None
     started_at: datetime | None = None
     attempt_started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -107,6 +109,15 @@ async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]
     """Insert runs; a slot that has its run already is left alone. Returns the ids that went in."""
     conflict = "(task, slot) WHERE origin <> 'manual'"
     return set(await rows.insert(connection, runs, [vars(run) for run in new], conflict, runs.c.id))
+
+
+async def insert_once(connection: AsyncConnection, new: NewRun) -> str:
+    """Insert a run, and return its id; where its task has a run with its key already, that one's."""
+    inserted = await rows.insert(connection, runs, [vars(new)], "(task, key) WHERE key IS NOT NULL", runs.c.id)
+    if inserted:
+        return new.id
+    known = select(runs.c.id).where(runs.c.task == new.task, runs.c.key == new.key)
+    return str((await connection.execute(known)).scalar_one())
 
 
 async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:

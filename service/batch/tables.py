@@ -105,6 +105,7 @@ runs = Table(
     Column("count", BigInteger),
     Column("total", BigInteger),
     Column("requested_by", Text),
+    Column("key", String(200)),
     Column("parent", Id),
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
@@ -118,6 +119,14 @@ runs = Table(
         unique=True,
         sqlite_where=text("origin <> 'manual'"),
         postgresql_where=text("origin <> 'manual'"),
+    ),
+    Index(
+        "uq_batch_runs_task_key",
+        "task",
+        "key",
+        unique=True,
+        sqlite_where=text("key IS NOT NULL"),
+        postgresql_where=text("key IS NOT NULL"),
     ),
     Index(
         "uq_batch_runs_exclusive",

@@ -67,6 +67,8 @@ class Database:
 
     def unreachable(self, error: BaseException) -> DatabaseUnreachable:
         cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+        if "no such table" in cause or "UndefinedTable" in cause:
+            cause += " (a service makes the tables when it first starts)"
         return DatabaseUnreachable(f"the database {self.safe_url} can't be used: {cause}. Look at {self.setting}.")
 
     @property

@@ -23,6 +23,9 @@ LONG_SECONDS = 1.0
 session_owner: ContextVar[object | None] = ContextVar("session_owner", default=None)
 """Whose sessions are opened here: a run, where there is one; else the asyncio task counts."""
 
+session_place: ContextVar[str | None] = ContextVar("session_place", default=None)
+"""Where the author's code opened the session, when that was in another thread."""
+
 
 @dataclass(frozen=True)
 class _Holder:
@@ -47,7 +50,11 @@ class WriterGuard:
         self._holder: _Holder | None = None
 
     def session(self, engine: AsyncEngine) -> AsyncSession:
-        info = {"guard": self, "place": _caller(), "owner": session_owner.get() or asyncio.current_task()}
+        info = {
+            "guard": self,
+            "place": session_place.get() or caller(),
+            "owner": session_owner.get() or asyncio.current_task(),
+        }
         return AsyncSession(engine, sync_session_class=_GuardedSession, expire_on_commit=False, info=info)
 
     def check(self, session: Session) -> None:
@@ -87,7 +94,7 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         session.info["guard"].released(session)
 
 
-def _caller() -> str:
+def caller() -> str:
     """file:line of the code that opened the session: the first frame outside this package's database and stdlib."""
     frame = sys._getframe(1)
     while frame.f_back and (frame.f_globals.get("__name__", "").startswith(("service.database", "contextlib"))):
