@@ -30,7 +30,7 @@ from machine import describe, print_table, version_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.postgres import PostgresServer, start_server
+from service.testing.postgres import PostgresServer, start_server
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from service import BaseTask, TaskRegistry, logs
 from service.config import Settings
 from service.host import BatchService
-from tests.postgres import PostgresServer, start_server
+from service.testing.postgres import PostgresServer, start_server
 
 STOCK = "stock APScheduler"
 spawn = multiprocessing.get_context("spawn")

@@ -42,7 +42,7 @@ from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.host import LEDGER_HISTORY, BatchService
-from tests.postgres import PostgresServer, start_server
+from service.testing.postgres import PostgresServer, start_server
 
 GOALS = {"SQLite": 0.4, "PostgreSQL": 0.5}
 Transaction = list[tuple[str, Any]]

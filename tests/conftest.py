@@ -15,9 +15,10 @@ from service.database.engine import Database
 from service.database.migrate import migrate
 from service.database.session import use_application_database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
-from tests.postgres import PostgresServer, start_server
+from service.testing.postgres import PostgresServer, start_server
 
 KINDS = ("sqlite", "postgresql")
+pytest_plugins = ["pytester"]
 
 hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("here")
@@ -44,6 +45,12 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def postgres_server() -> Iterator[PostgresServer]:
     with start_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def batch_server(postgres_server: PostgresServer) -> PostgresServer:
+    """The kit for authors' tests uses ours, instead of starting one more."""
+    return postgres_server
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,6 +110,17 @@ class TaskRegistry:
     def remove(cls, names: set[str]) -> None:
         """Forget these: the file that registered them failed to import as a whole."""
         cls._tasks = {name: task for name, task in cls._tasks.items() if name not in names}
+
+    @classmethod
+    @contextmanager
+    def restored(cls) -> Iterator[None]:
+        """For tests: what is registered in the block is forgotten after it."""
+        before = cls._tasks
+        cls._tasks = dict(before)
+        try:
+            yield
+        finally:
+            cls._tasks = before
 
     @classmethod
     def clear(cls) -> None:

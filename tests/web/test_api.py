@@ -20,7 +20,7 @@ from service.batch import catalog
 from service.errors import InvalidSetting
 from service.web import api
 from tests.batch.ledger_world import rows, until
-from tests.postgres import OwnServer, find_binaries
+from service.testing.postgres import OwnServer, find_binaries
 
 TASKS = '''
 from service import BaseTask

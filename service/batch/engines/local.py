@@ -82,6 +82,10 @@ class LocalEngine(Background):
     def running(self) -> int:
         return len(self._attempts)
 
+    @property
+    def attempts(self) -> list[Attempt]:
+        return list(self._attempts.values())
+
     def launch(self, claimed: Sequence[Claimed]) -> None:
         """Start what this node has claimed."""
         for one in claimed:
@@ -94,6 +98,13 @@ class LocalEngine(Background):
         if claimed:
             self._idle.clear()
             self.wake()
+
+    async def settle(self) -> None:
+        """For tests, instead of `start`: run what may be claimed, until that is nothing."""
+        await self._turn()
+        while self._attempts:
+            await self._until_needed()
+            await self._turn()
 
     async def drain(self, seconds: float) -> None:
         """Claim nothing more, let runs end for so long, then interrupt them; return when all is written."""

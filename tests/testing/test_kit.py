@@ -1,0 +1,234 @@
+"""The fixture `batch`, as an author of tasks uses it, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from service import BaseTask, Missed, Retry, call_async, clock, current_run, get_db, get_logger, get_settings, start
+from service.application.models import User
+from service.errors import BatchError, InvalidParameters, InvalidTask, UnknownTask
+from service.testing.kit import START, Batch
+
+HOUR = timedelta(hours=1)
+logger = get_logger("tests.kit")
+
+
+class Hello(BaseTask):
+    """Says hello, and writes it down."""
+
+    name = "hello"
+    schedule = "0 * * * *"
+    timezone = "Asia/Tokyo"
+    retry = Retry(attempts=3, wait=60, jitter=0)
+
+    async def run(self, whom: str = "world", slot: datetime | None = None) -> str:
+        logger.info(f"Hello, {whom}", slot=slot)
+        logging.getLogger("a.library").warning("a line of somebody else")
+        async with get_db() as db:
+            db.add(User(email=f"{whom} {slot}"))
+            await db.commit()
+        return whom
+
+
+class InAThread(BaseTask):
+    name = "in_a_thread"
+    schedule = "30 0 * * *"
+    missed = Missed("all", max_count=2, max_age=timedelta(days=30))
+
+    def run(self) -> int:
+        logger.warning("from a thread")
+        return 7
+
+
+async def test_a_run_is_returned_when_it_has_ended_with_its_result_and_logs(batch: Batch) -> None:
+    run = await batch.run(Hello, whom="you")
+    assert (run.state, run.reason, run.result, run.params) == ("succeeded", None, "you", {"whom": "you"})
+    assert (run.task, run.origin, run.attempt, run.slot, run.error) == ("hello", "manual", 1, None, None)
+    assert [line.level for line in run.logs] == ["info", "warning"]
+    assert run.logs[0].text.startswith("Hello, you slot=") and run.logs[1].text == "a line of somebody else"
+    assert run.created_at == run.finished_at == batch.now == START
+    async with get_db(readonly=True) as db:
+        assert await db.scalar(select(func.count(User.id))) == 1
+
+
+async def test_a_run_may_be_for_a_slot(batch: Batch) -> None:
+    slot = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
+    run = await batch.run(Hello, slot=slot)
+    assert run.slot == slot and "2026-03-01 18:00:00+09:00" in run.logs[0].text
+
+
+async def test_sync_tasks_run_in_threads(batch: Batch) -> None:
+    run = await batch.run(InAThread)
+    assert (run.result, run.logs[0].text) == (7, "from a thread")
+
+
+async def test_advancing_fires_each_slot_at_its_instant(batch: Batch) -> None:
+    batch.add(Hello, InAThread)
+    made = await batch.advance(hours=3)
+    assert [(run.task, run.slot, run.started_at) for run in made if run.task == "hello"] == [
+        ("hello", START + n * HOUR, START + n * HOUR) for n in (1, 2, 3)
+    ]
+    assert [run.slot for run in batch.runs("in_a_thread")] == [START + HOUR / 2]
+    assert batch.now == START + 3 * HOUR
+    assert {run.state for run in batch.runs()} == {"succeeded"}
+    assert await batch.advance(minutes=59) == []
+    [run] = await batch.advance(minutes=1)
+    assert run.slot == START + 4 * HOUR and batch.runs(Hello)[-1] == run
+
+
+async def test_the_tasks_of_the_folder_fire_too(batch_database: str, request: pytest.FixtureRequest) -> None:
+    Path("tasks/from_a_file.py").write_text(
+        "from service import BaseTask\nclass F(BaseTask):\n    name = 'f'\n    schedule = '@hourly'\n"
+        "    async def run(self) -> int:\n        return 5\n"
+    )
+    batch: Batch = request.getfixturevalue("batch")
+    [run] = await batch.advance(hours=1)
+    assert (run.task, run.result) == ("f", 5)
+    assert (await batch.run("f")).result == 5
+
+
+async def test_only_some_tasks_fire_where_that_is_wanted(batch: Batch) -> None:
+    batch.add(Hello, InAThread)
+    batch.only("in_a_thread")
+    assert {run.task for run in await batch.advance(hours=2)} == {"in_a_thread"}
+    assert (await batch.run(Hello)).state == "succeeded"
+
+
+async def test_what_is_made_to_fail_fails_and_is_retried_on_the_moved_clock(batch: Batch) -> None:
+    batch.add(Hello)
+    batch.fail_next(Hello, ConnectionError("no network"))
+    run = await batch.run(Hello)
+    assert (run.state, run.attempt) == ("succeeded", 2)
+    assert run.error and (run.error["type"], run.error["message"]) == ("ConnectionError", "no network")
+    assert batch.now == START + timedelta(seconds=60)
+    batch.fail_next("hello", times=3)
+    run = await batch.run(Hello)
+    assert (run.state, run.attempt, run.reason) == ("failed", 3, "RuntimeError: made to fail by fail_next()")
+    assert (await batch.run(Hello, whom="again")).attempt == 1
+
+
+async def test_a_retry_runs_when_the_clock_comes_to_it(batch: Batch) -> None:
+    batch.add(Hello)
+    batch.fail_next(Hello)
+    assert await batch.advance(hours=1) == []
+    [waiting] = batch.runs()
+    assert (waiting.state, waiting.attempt) == ("retrying", 1)
+    [done] = await batch.advance(seconds=60)
+    assert (done.id, done.state, done.attempt) == (waiting.id, "succeeded", 2)
+    assert done.finished_at == START + HOUR + timedelta(seconds=60)
+
+
+async def test_a_sync_task_is_made_to_fail_too(batch: Batch) -> None:
+    batch.add(InAThread)
+    batch.fail_next(InAThread, ValueError("no"))
+    run = await batch.run(InAThread)
+    assert (run.state, run.reason) == ("failed", "ValueError: no")
+    assert "fail" in str(run.error)
+
+
+async def test_after_a_time_down_the_missed_policies_decide(batch: Batch) -> None:
+    batch.add(Hello, InAThread)
+    made = await batch.down(days=5, minutes=5)
+    caught_up = [run.slot for run in made if run.task == "in_a_thread"]
+    assert caught_up == [START + timedelta(days=n, minutes=30) for n in (3, 4)]
+    assert [run.slot for run in made if run.task == "hello"] == [START + timedelta(days=5)]
+    [missed] = batch.missed("in_a_thread")
+    assert (missed.first_slot, missed.count) == (START + timedelta(minutes=30), 3)
+    assert missed.reason and len(batch.missed()) == 2
+
+
+async def test_what_code_has_started_runs_when_the_test_says_so(batch: Batch) -> None:
+    batch.add(Hello)
+    await batch.settle()
+    run_id = await start(Hello, whom="later", key="k")
+    assert [run.state for run in batch.runs()] == ["queued"]
+    [run] = await batch.settle()
+    assert (run.id, run.state, run.result, run.key) == (run_id, "succeeded", "later", "k")
+    assert batch.now == START
+
+
+class Parent(BaseTask):
+    name = "parent"
+    schedule = None
+
+    async def run(self) -> str:
+        return await start(Hello, whom=current_run().id)
+
+
+class SyncParent(BaseTask):
+    name = "sync_parent"
+    schedule = None
+
+    def run(self) -> str:
+        return call_async(start(Hello, whom=current_run().id))
+
+
+@pytest.mark.parametrize("parent", [Parent, SyncParent])
+async def test_what_a_run_starts_runs_in_the_same_call(batch: Batch, parent: type[BaseTask]) -> None:
+    batch.add(Hello)
+    run = await batch.run(parent)
+    [child] = batch.runs("hello")
+    assert (child.id, child.parent, child.state) == (run.result, run.id, "succeeded")
+
+
+async def test_the_clock_starts_where_a_test_puts_it_and_never_goes_back(batch: Batch) -> None:
+    at = datetime(2025, 10, 25, 22, 0, tzinfo=UTC)
+    batch.set_time(at)
+    assert batch.now == clock.now() == at
+    batch.add(Hello)
+    await batch.advance(hours=1)
+    with pytest.raises(BatchError, match="set_time\\(\\) is for the beginning of a test"):
+        batch.set_time(at)
+    with pytest.raises(ValueError, match="can't go back by 1:00:00"):
+        await batch.advance(hours=-1)
+
+
+async def test_what_can_t_be_run_is_refused(batch: Batch) -> None:
+    class NoName(BaseTask):
+        schedule = None
+
+        async def run(self) -> None: ...
+
+    with pytest.raises(InvalidTask, match=r"NoName.*name is None"):
+        await batch.run(NoName)
+    with pytest.raises(UnknownTask, match="no task is named 'nowhere'; the tasks are: none"):
+        await batch.run("nowhere")
+    with pytest.raises(InvalidParameters, match="there is no parameter 'who'"):
+        await batch.run(Hello, who="x")
+    assert batch.runs() == []
+
+
+async def test_a_run_that_does_not_end_fails_the_test_and_is_given_up(batch: Batch) -> None:
+    class Endless(BaseTask):
+        name = "endless"
+        schedule = None
+
+        async def run(self) -> None:
+            await asyncio.Event().wait()
+
+    batch.patience = 0.05
+    with pytest.raises(TimeoutError, match=r"still running after batch\.patience, which is 0\.05 s: endless"):
+        await batch.run(Endless)
+    assert [run.state for run in batch.runs()] == ["interrupted"]
+
+
+async def test_backups_go_to_a_folder_of_the_test(batch: Batch, tmp_path: Path) -> None:
+    assert tmp_path in get_settings().BACKUP_DIR.parents
+
+
+@pytest.fixture
+def before_and_after() -> Iterator[None]:
+    before = clock.is_moved()
+    yield
+    assert clock.is_moved() == before is False
+
+
+async def test_afterwards_the_clock_goes_on(before_and_after: None, batch: Batch) -> None:
+    assert clock.is_moved()

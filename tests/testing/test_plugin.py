@@ -1,0 +1,69 @@
+"""The plugin in projects of their own: strict and auto mode, any loop scope, warnings as errors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service.config import Settings
+
+ROOT = Path(__file__).parent.parent.parent
+PAGE = ROOT / "docs/testing.md"
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A folder with the task and the five tests of the page in docs."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("tasks/invoices.py", "tests/test_invoices.py"):
+        path = pytester.path / name
+        path.parent.mkdir()
+        path.write_text(on_the_page(name))
+    return pytester
+
+
+def on_the_page(name: str) -> str:
+    files = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
+    return str(files[name])
+
+
+@pytest.mark.parametrize(
+    ("mode", "fixtures", "tests"),
+    [("strict", "function", "function"), ("auto", "session", "session"), ("strict", "session", "function")],
+)
+def test_the_five_tests_of_the_page_pass(project: pytest.Pytester, mode: str, fixtures: str, tests: str) -> None:
+    """Also without `pythonpath`, though a package named `tasks` is installed: ours."""
+    project.makeini(f"""
+        [pytest]
+        asyncio_mode = {mode}
+        asyncio_default_fixture_loop_scope = {fixtures}
+        asyncio_default_test_loop_scope = {tests}
+        filterwarnings = error
+        """)
+    project.runpytest_subprocess().assert_outcomes(passed=5)
+
+
+def test_they_pass_on_postgresql(project: pytest.Pytester) -> None:
+    project.makeini("[pytest]\npythonpath = .\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n")
+    project.runpytest_subprocess("--batch-database=postgresql").assert_outcomes(passed=5)
+
+
+def test_a_project_without_tasks_is_left_alone(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("import sys\ndef test_it():\n    assert 'sqlalchemy' not in sys.modules\n")
+    pytester.runpytest_subprocess("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function").assert_outcomes(
+        passed=1
+    )
+
+
+def test_the_option_is_explained(pytester: pytest.Pytester) -> None:
+    assert "--batch-database={sqlite,postgresql}" in pytester.runpytest_subprocess("--help").stdout.str()
+
+
+def test_a_suite_may_run_each_test_on_both_databases(project: pytest.Pytester) -> None:
+    (project.path / "conftest.py").write_text(on_the_page("conftest.py"))
+    project.runpytest_subprocess("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function").assert_outcomes(
+        passed=10
+    )
