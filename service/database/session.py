@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.config import get_settings
 from service.database.engine import Database
 
-# Connections belong to an event loop, so each loop has its own.
-_applications: WeakKeyDictionary[asyncio.AbstractEventLoop, Database] = WeakKeyDictionary()
+# Connections belong to an event loop, so each loop has its own: a service's, or one made from the setting.
+_services: WeakKeyDictionary[asyncio.AbstractEventLoop, Database] = WeakKeyDictionary()
+_made: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[str, Database]] = WeakKeyDictionary()
 
 
 @asynccontextmanager
@@ -31,10 +32,13 @@ async def get_db(readonly: bool = False) -> AsyncIterator[AsyncSession]:
 def application_database() -> Database:
     """The application's database on this event loop; outside a service it keeps no connection between uses."""
     loop = asyncio.get_running_loop()
-    database = _applications.get(loop)
-    if database is None:
-        database = Database(get_settings().DATABASE_URL, setting="DATABASE_URL", pooled=False)
-        _applications[loop] = database
+    if (own := _services.get(loop)) is not None:
+        return own
+    url = get_settings().DATABASE_URL
+    known, database = _made.get(loop, (None, None))
+    if database is None or known != url:
+        database = Database(url, setting="DATABASE_URL", pooled=False)
+        _made[loop] = url, database
     return database
 
 
@@ -42,6 +46,6 @@ def use_application_database(database: Database | None) -> None:
     """Make `get_db()` on this event loop use this database; None: back to one made from the settings."""
     loop = asyncio.get_running_loop()
     if database is None:
-        _applications.pop(loop, None)
+        _services.pop(loop, None)
     else:
-        _applications[loop] = database
+        _services[loop] = database

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from service import TaskRegistry, clock, get_db
 from service.application.models import Session, User
 from service.batch.loader import load_tasks
 from service.database.engine import Database
+from service.testing import Batch
 from tasks.cleanup_sessions import CleanupSessionsTask
 from tasks.daily_report import DailyReportTask
+from tests.conftest import KINDS
 from tests.processes import environment
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,14 +40,33 @@ def user(name: str, created_at: datetime) -> User:
     return User(email=f"{name}@example.org", created_at=created_at)
 
 
-async def test_cleaning_up_deletes_the_expired_sessions_and_keeps_the_others(application: Database) -> None:
+@pytest.fixture(params=KINDS)
+def batch_database(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+async def test_cleaning_up_deletes_the_expired_sessions_and_keeps_the_others(batch: Batch) -> None:
+    batch.set_time(NOON)
     second = timedelta(seconds=1)
     await add(session("old", NOON - second), session("just", NOON), session("young", NOON + second))
-    with clock.moved(NOON):
-        await CleanupSessionsTask().run()
-        await CleanupSessionsTask().run()
+    run = await batch.run(CleanupSessionsTask)
+    assert (run.state, run.logs[-1].text) == ("succeeded", "Cleaned up 2 expired sessions")
+    assert (await batch.run(CleanupSessionsTask)).state == "succeeded"
     async with get_db(readonly=True) as db:
         assert (await db.scalars(select(Session.session_id))).all() == ["young"]
+
+
+async def test_a_week_of_the_shipped_tasks(batch: Batch, tmp_path: Path) -> None:
+    load_tasks(ROOT / "tasks")
+    batch.set_time(NOON)
+    await add(user("today", NOON), session("s", NOON + timedelta(days=2, minutes=30)))
+    ended = await batch.advance(days=7)
+    assert {run.state for run in ended} == {"succeeded"}
+    assert Counter(run.task for run in ended) == {"cleanup_sessions": 168, "daily_report": 7, "backup": 7}
+    assert [run.result["users"] for run in batch.runs("daily_report")] == [1, 0, 0, 0, 0, 0, 0]
+    [cleaned] = [run for run in batch.runs("cleanup_sessions") if "up 1 expired" in run.logs[-1].text]
+    assert cleaned.slot == NOON + timedelta(days=2, hours=1)
+    assert len(list((tmp_path / "backups").iterdir())) == 7
 
 
 async def test_the_report_covers_the_day_before_its_slot_as_a_half_open_range(application: Database) -> None:

@@ -223,6 +223,14 @@ async def test_backups_go_to_a_folder_of_the_test(batch: Batch, tmp_path: Path) 
     assert tmp_path in get_settings().BACKUP_DIR.parents
 
 
+@pytest.mark.parametrize("time", [1, 2])
+async def test_each_test_has_an_empty_database_also_on_a_loop_that_they_share(batch: Batch, time: int) -> None:
+    async with get_db() as db:
+        assert await db.scalar(select(func.count(User.id))) == 0
+        db.add(User(email="once@example.com"))
+        await db.commit()
+
+
 @pytest.fixture
 def before_and_after() -> Iterator[None]:
     before = clock.is_moved()
