@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import logging
 import logging.handlers
-import math
 import os
 import queue
 import sys
-import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, Protocol, TextIO
 
 import structlog
+from structlog.stdlib import NAME_TO_LEVEL  # type: ignore[attr-defined]
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from service import clock
+from service import clock, loglines
 
 MAX_WAITING = 100_000
 """Lines that may wait for a slow stderr."""
@@ -43,8 +43,33 @@ run_log: ContextVar[RunLog | None] = ContextVar("run_log", default=None)
 
 def get_logger(name: str | None = None) -> structlog.stdlib.BoundLogger:
     """A logger for `name` (give it `__name__`): `info("text", key=value)`, `error("text", exc_info=error)`."""
-    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        _FACTORY(*([name] if name else [])),
+        processors=_PROCESSORS,
+        wrapper_class=structlog.stdlib.BoundLogger,
+        context_class=dict,
+        cache_logger_on_first_use=True,
+    )
     return logger
+
+
+_FACTORY = structlog.stdlib.LoggerFactory(ignore_frame_names=[__name__])
+
+
+def _filter(logger: logging.Logger, method: str, event: EventDict) -> EventDict:
+    """What nobody wants goes no further."""
+    if _is_shown(logger, method) or _is_kept(method):
+        return event
+    raise structlog.DropEvent
+
+
+def _is_shown(logger: logging.Logger, method: str) -> bool:
+    return not logger.disabled and NAME_TO_LEVEL[method] >= logger.getEffectiveLevel()
+
+
+def _is_kept(method: str) -> bool:
+    """In somebody else's application: whatever the level of its loggers is, the ledger gets what LOG_LEVEL says."""
+    return _kept_level is not None and run_log.get() is not None and NAME_TO_LEVEL[method] >= _kept_level
 
 
 def _positional(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
@@ -60,10 +85,15 @@ _FORMAT = structlog.stdlib.PositionalArgumentsFormatter()
 
 
 def _hand_over(logger: logging.Logger, method: str, event: EventDict) -> Any:
-    """To the handlers of `set_up`; where nobody called it (a task run in a shell), as a line of stdlib's own."""
+    """To the handlers of `set_up`; where nobody called it (a shell, another application), as a line of stdlib's own."""
     if _is_set_up:
         return structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, method, event)
-    return (_line(event),), {"exc_info": _failure(event.get("exc_info"))}
+    text, failure = loglines.line(event), loglines.failure(event.get("exc_info"))
+    if _is_shown(logger, method):
+        return (text,), {"exc_info": failure}
+    if run := run_log.get():
+        run.keep_line(_stamp_now(), event["level"], logger.name, loglines.with_traceback(text, failure))
+    raise structlog.DropEvent
 
 
 SHARED: list[Processor] = [
@@ -72,70 +102,11 @@ SHARED: list[Processor] = [
     structlog.processors.StackInfoRenderer(),
 ]
 
-structlog.configure(
-    processors=[structlog.stdlib.filter_by_level, *SHARED, _positional, _hand_over],
-    wrapper_class=structlog.stdlib.BoundLogger,
-    logger_factory=structlog.stdlib.LoggerFactory(),
-    cache_logger_on_first_use=True,
-)
-
-_OWN_KEYS = {"event", "level", "logger", "exc_info", "stack"}
+_PROCESSORS: list[Processor] = [_filter, *SHARED, _positional, _hand_over]
 
 
-def _line(event: Mapping[str, Any]) -> str:
-    """Message and key=value pairs, without the traceback."""
-    pairs = (f"{key}={_plain(value)!r}" for key, value in event.items() if key not in _OWN_KEYS)
-    stack = f"\n{event['stack']}" if "stack" in event else ""
-    return " ".join([str(event.get("event", "")), *pairs]) + stack
-
-
-def _failure(given: Any) -> BaseException | None:
-    """What `exc_info=` means: an exception, stdlib's tuple, or True for the one that is being handled."""
-    if given and not isinstance(given, BaseException | tuple):
-        given = sys.exc_info()
-    if isinstance(given, tuple):
-        given = given[1]
-    return given if isinstance(given, BaseException) else None
-
-
-def _plain(value: Any, depth: int = 5) -> Any:
-    """A copy: the line is rendered later, in another thread, while the author's code goes on with its objects."""
-    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    try:
-        if depth and isinstance(value, dict):
-            return {str(key): _plain(item, depth - 1) for key, item in value.items()}
-        if depth and isinstance(value, list | tuple | set | frozenset):
-            return [_plain(item, depth - 1) for item in value]
-        return str(value)
-    except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
-        return f"<{type(value).__name__} without a text>"
-
-
-def _settle(record: logging.LogRecord) -> None:
-    """Leave nothing in the record that may change before it is rendered."""
-    if hasattr(record, "_logger"):  # structlog's
-        event: dict[str, Any] = {**cast(EventDict, record.msg)}
-        failure = _failure(event.pop("exc_info", None))
-        settled = {key: _plain(value) for key, value in event.items()}
-        record.msg = {**settled, "exc_info": failure} if failure else settled
-        return
-    try:
-        record.msg = record.getMessage()
-    except Exception as error:  # noqa: BLE001 - stdlib would not let it out either
-        record.msg = f"{_plain(record.msg)} {_plain(record.args)} ({type(error).__name__}: they don't fit together)"
-    if record.stack_info:
-        record.msg, record.stack_info = f"{record.msg}\n{record.stack_info}", None
-    record.args = None
-
-
-def _text(record: logging.LogRecord) -> str:
-    """The settled line as the ledger keeps it, with its traceback."""
-    if isinstance(record.msg, dict):
-        text, failure = _line(record.msg), record.msg.get("exc_info")
-    else:
-        text, failure = record.msg, _failure(record.exc_info)
-    return f"{text}\n{''.join(traceback.format_exception(failure)).rstrip()}" if failure else text
+def _stamp_now() -> str:
+    return clock.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class RunLogHandler(logging.Handler):
@@ -143,20 +114,20 @@ class RunLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         run = run_log.get()
-        at = clock.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        at = _stamp_now()
         record.batch_stamp = (at, run.log_context if run else {})
-        _settle(record)
+        loglines.settle(record)
         if run is not None:
-            run.keep_line(at, record.levelname.lower(), record.name, _text(record))
+            run.keep_line(at, record.levelname.lower(), record.name, loglines.text(record))
 
 
 class _Queue(logging.handlers.QueueHandler):
-    """Hands records, whole, to the thread that writes; beyond MAX_WAITING it drops them, and says so."""
+    """Hands copies of records to the thread that writes; beyond MAX_WAITING it drops them, and says so."""
 
     _lost = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record
+        return logging.makeLogRecord(record.__dict__)  # the handlers after this one may write on the original
 
     def enqueue(self, record: logging.LogRecord) -> None:
         if self.queue.qsize() >= MAX_WAITING:  # type: ignore[attr-defined]
@@ -206,6 +177,7 @@ class _Writer(logging.handlers.QueueListener):
 
 _writer: _Writer | None = None
 _is_set_up = False
+_kept_level: int | None = None
 
 
 def set_up(level: str = "INFO", format: str = "console", stream: TextIO | None = None) -> None:
@@ -216,11 +188,57 @@ def set_up(level: str = "INFO", format: str = "console", stream: TextIO | None =
     _writer = _Writer(lines, format, stream or sys.stderr)
     _writer.start()
     _is_set_up = True
+    structlog.configure(
+        processors=_PROCESSORS,
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
     root = logging.getLogger()
     root.handlers[:] = [RunLogHandler(), _Queue(lines)]
     root.setLevel(level)
     for chatty in ("apscheduler", "aiosqlite", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+@contextlib.contextmanager
+def keep_run_lines(level: str = "INFO") -> Iterator[None]:
+    """In an application whose logging is its own: keep the lines of runs for the ledger, and change nothing else.
+
+    Lines of get_logger are kept from `level` on; those of other loggers when the application's levels let them through.
+    After `set_up` there is nothing to do: its handlers keep them.
+    """
+    global _kept_level
+    if _is_set_up:
+        yield
+        return
+    make = logging.getLogRecordFactory()
+
+    # Not a handler: that would not see loggers that don't propagate, and Python would no longer print warnings by
+    # itself where an application has no handler.
+    def make_and_keep(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if record.name and (run := run_log.get()):
+            _keep_copy(record, run)
+        return record
+
+    logging.setLogRecordFactory(make_and_keep)
+    _kept_level = logging.getLevelNamesMapping()[level]
+    try:
+        yield
+    finally:
+        _kept_level = None
+        if logging.getLogRecordFactory() is make_and_keep:
+            logging.setLogRecordFactory(make)
+
+
+def _keep_copy(record: logging.LogRecord, run: RunLog) -> None:
+    """The application's handlers get the record as it was made."""
+    settled = copy.copy(record)
+    if isinstance(settled.msg, dict) and "event" in settled.msg:  # of the application's own structlog
+        settled._logger = None
+    loglines.settle(settled)
+    run.keep_line(_stamp_now(), record.levelname.lower(), record.name, loglines.text(settled))
 
 
 def flush() -> None:

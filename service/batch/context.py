@@ -28,7 +28,7 @@ class CurrentRun:
     """The run that this code belongs to.
 
     `slot` is aware, in the task's zone; a manual run's is the instant asked for, or that of `--slot`.
-    `attempt` counts from 1.
+    `attempt` counts from 1. `will_retry`: this one has failed, and another follows.
     """
 
     id: str

@@ -1,0 +1,138 @@
+"""Errors to Sentry: what is logged as an error arrives there, inside a run with the run as tags.
+
+The SDK's own logging integration makes the events. A failed attempt logs its error too, so each is one event. Nothing
+of Sentry is imported unless SENTRY_DSN is set, or the application around us uses Sentry itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from service.batch.context import CurrentRun, current_run_if_any
+from service.batch.node import package_version
+from service.batch.offload import offload
+from service.config import Settings
+from service.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from sentry_sdk.client import BaseClient
+    from sentry_sdk.types import Event, Hint
+
+FLUSH_SECONDS = 2.0
+"""How long the end of the service may wait for events that are not sent yet."""
+
+REPORTED = "_batch_reported_for"
+
+
+@asynccontextmanager
+async def reporting(settings: Settings) -> AsyncIterator[None]:
+    """Report errors while this is open. Where the application around us has set up Sentry, through that.
+
+    Raises InvalidSetting when SENTRY_DSN can't be used.
+    """
+    if settings.SENTRY_DSN is None and sys.modules.get("sentry_sdk") is None:
+        yield
+        return
+    own = _begin(settings)
+    try:
+        yield
+    finally:
+        await offload(_end, own)
+
+
+def _begin(settings: Settings) -> BaseClient | None:
+    """The client that was made for it, if any."""
+    try:
+        import sentry_sdk
+    except ImportError:
+        raise InvalidSetting(
+            "setting SENTRY_DSN: sending errors to Sentry needs the extra: pip install 'batch-system[sentry]'"
+        ) from None
+    _tag_events()
+    if settings.SENTRY_DSN is None or sentry_sdk.is_initialized():
+        return None
+    sentry_sdk.init(**_options(settings, settings.SENTRY_DSN))
+    return sentry_sdk.get_client()
+
+
+def _options(settings: Settings, dsn: str) -> dict[str, Any]:
+    """No more than errors, and in them no values: locals and command lines may hold passwords.
+
+    (Personal data is off where `send_default_pii` is not named; naming it is deprecated.)
+    """
+    from sentry_sdk.integrations.logging import LoggingIntegration
+    from sentry_sdk.utils import BadDsn, Dsn
+
+    try:
+        Dsn(dsn)
+    except (BadDsn, ValueError):  # its text may hold a part of the key
+        raise InvalidSetting("setting SENTRY_DSN: not a DSN, which looks like https://key@host/1") from None
+    return {
+        "dsn": dsn,
+        "release": getattr(settings, "SENTRY_RELEASE", f"batch-system@{package_version()}"),
+        "environment": getattr(settings, "SENTRY_ENVIRONMENT", None),
+        "default_integrations": False,
+        "auto_enabling_integrations": False,
+        "integrations": [LoggingIntegration(level=None, event_level=logging.ERROR, sentry_logs_level=None)],
+        "include_local_variables": False,
+        "auto_session_tracking": False,
+    }
+
+
+def _end(own: BaseClient | None) -> None:
+    import sentry_sdk
+
+    sentry_sdk.flush(timeout=FLUSH_SECONDS)
+    if own is None:
+        return
+    own.close(timeout=0)
+    scope = sentry_sdk.get_global_scope()
+    if scope.client is own:  # a later service of this process may begin anew
+        scope.set_client(None)
+
+
+@cache
+def _tag_events() -> None:
+    """Once a process: the SDK has no way to take a processor back, and outside of runs it changes nothing."""
+    from sentry_sdk.scope import add_global_event_processor
+
+    add_global_event_processor(_with_run)
+
+
+def _with_run(event: Event, hint: Hint) -> Event | None:
+    """The event as it is sent, or None for one that was sent already."""
+    event.get("extra", {}).pop("batch_stamp", None)
+    run = current_run_if_any()
+    if run is None:
+        return event
+    if _is_second(hint, run):
+        return None
+    slot = run.slot.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
+    tags = {"task": run.task, "run": run.id, "slot": f"{slot}Z", "attempt": str(run.attempt)}
+    event.setdefault("tags", {}).update(tags)
+    if run.will_retry:
+        event["level"] = "warning"
+    if _has_no_traceback(event):  # else every task's timeouts would be one issue
+        event["fingerprint"] = ["{{ default }}", run.task]
+    return event
+
+
+def _is_second(hint: Hint, run: CurrentRun) -> bool:
+    """A run that logs its error and raises it again makes one event, not two."""
+    error = hint.get("exc_info", (None, None, None))[1]
+    if error is None:
+        return False
+    attempt, before = (run.id, run.attempt), vars(error).get(REPORTED)
+    vars(error)[REPORTED] = attempt
+    return bool(before == attempt)
+
+
+def _has_no_traceback(event: Event) -> bool:
+    errors = event.get("exception", {}).get("values", [])
+    return bool(errors) and not any(error.get("stacktrace") for error in errors)
