@@ -67,7 +67,7 @@ class Settings(BaseSettings):
 
     HOST: str = Field("127.0.0.1", description="Address that `batch serve` listens on.")
     PORT: int = Field(8000, ge=0, le=65535, description="Port that `batch serve` listens on.")
-    TASKS_DIR: Path = Field(Path("tasks"), description="Folder whose *.py files hold the tasks.")
+    TASKS_DIR: Path = Field(Path("tasks"), description="Folder, or package, whose *.py files hold the tasks.")
 
     DATABASE_URL: DatabaseUrl = Field(
         "sqlite+aiosqlite:///./app.db", description="The application's database, which get_db() opens."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import itertools
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from service.logs import get_logger
 
 logger = get_logger(__name__)
 
+DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
 
 @dataclass(frozen=True)
 class BrokenFile:
@@ -28,15 +32,16 @@ class BrokenFile:
     traceback: str
 
 
-def load_tasks(folder: Path) -> list[BrokenFile]:
-    """Import each *.py of `folder` in the order of their names, register its concrete tasks, return what failed.
+def load_tasks(place: Path) -> list[BrokenFile]:
+    """Import each *.py of a folder in the order of their names, register its concrete tasks, return what failed.
 
-    Names that begin with an underscore are left out. Raises InvalidSetting when there is no such folder.
+    `place` is the folder, or the dotted name of a package. Names that begin with an underscore are left out. Raises
+    InvalidSetting when there is no such folder or package.
     """
-    if not folder.is_dir():
-        raise InvalidSetting(f"setting TASKS_DIR: there is no folder {str(folder)!r} in {Path.cwd()}")
+    folder = folder_of(place)
     broken: list[BrokenFile] = []
-    package = _package(folder, broken)
+    around = _packages_around(folder) if place.is_dir() else _levels(str(place), folder)
+    package = _package(folder, around, broken)
     for path in sorted(folder.glob("*.py")):
         if not path.name.startswith("_"):
             broken += _load(path, package)
@@ -90,33 +95,99 @@ def _one_line(path: Path, error: BaseException) -> str:
     return f"{type(error).__name__}{line}: {error}".split("\n")[0]
 
 
-def _package(folder: Path, broken: list[BrokenFile]) -> str:
-    """The name of the package that the files are in: the folder's, so that an author's imports find the same ones.
+def folder_of(place: Path) -> Path:
+    """The folder that TASKS_DIR means: the one of that path, or else the package of that dotted name (`myapp.jobs`).
 
-    A package of that name may be elsewhere (ours is installed as `tasks`): then it looks in this folder first.
+    Raises InvalidSetting.
+    """
+    if place.is_dir():
+        return place
+    name = str(place)
+    if place.exists():
+        raise _refused(f"{name!r} is a file; allowed: a folder")
+    if not DOTTED.fullmatch(name):
+        raise _refused(f"there is no folder {name!r} in {Path.cwd()}; a package is named with a dot, as in myapp.jobs")
+    return _folder_of_package(name)
+
+
+def _folder_of_package(name: str) -> Path:
+    """Found without importing it: an error in one of its __init__.py is that file's."""
+    _look_in(Path.cwd())
+    top, *rest = name.split(".")
+    spec = importlib.util.find_spec(top)
+    for location in (spec and spec.submodule_search_locations) or []:
+        folder = Path(location, *rest)
+        if folder.is_dir():
+            return _short(folder)
+        if (file := folder.with_name(f"{folder.name}.py")).exists():
+            raise _refused(f"{name!r} is a module ({_short(file)}); allowed: a package, which is a folder")
+    raise _refused(f"there is neither a folder {name!r} in {Path.cwd()} nor a package of that name")
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _refused(reason: str) -> InvalidSetting:
+    return InvalidSetting(f"setting TASKS_DIR: {reason}")
+
+
+def _look_in(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _package(folder: Path, around: list[Path], broken: list[BrokenFile]) -> str:
+    """The name of the package that the files are in, so that an author's imports find the same modules as we do.
+
+    It is the folder's, after those of the packages that it is in: `myapp.tasks`.
     """
     place = folder.resolve()
-    if str(place.parent) not in sys.path:
-        sys.path.insert(0, str(place.parent))
-    package = None
+    _look_in((around[0] if around else place).parent)
+    prefix = ""
+    for level in (*around, place):
+        name = f"{prefix}{level.name}"
+        if not _is_imported(name, level, folder, broken):
+            name = f"{prefix}{_unique(level.name.replace('.', '_'), level)}"
+            sys.modules[name] = importlib.util.module_from_spec(ModuleSpec(name, None, is_package=True))
+        package = sys.modules[name]
+        # A package of that name may be elsewhere (ours is installed as `tasks`): then it looks in this folder first.
+        if str(level) not in list(package.__path__):
+            package.__path__ = [str(level), *package.__path__]
+        prefix = f"{name}."
+    return prefix.removesuffix(".")
+
+
+def _packages_around(folder: Path) -> list[Path]:
+    """The packages that a folder is in, outermost first. A folder that Python looks for packages in is none itself."""
+    roots = {Path.cwd(), *(Path(entry).resolve() for entry in sys.path)}
+    inside = itertools.takewhile(
+        lambda path: path not in roots and (path / "__init__.py").exists(), folder.resolve().parents
+    )
+    return list(inside)[::-1]
+
+
+def _levels(name: str, folder: Path) -> list[Path]:
+    """The same for a package of a dotted name, where none needs an __init__.py."""
+    return list(folder.resolve().parents)[: name.count(".")][::-1]
+
+
+def _is_imported(name: str, level: Path, folder: Path, broken: list[BrokenFile]) -> bool:
     try:
-        package = importlib.import_module(place.name)
+        package = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - its __init__.py is an author's file too
-        if (place / "__init__.py").exists():
-            broken.append(_not_imported(folder / "__init__.py", error))
-    if package is None or not hasattr(package, "__path__"):
-        spec = ModuleSpec(_unique(place.name.replace(".", "_"), place), None, is_package=True)
-        package = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    if str(place) not in list(package.__path__):
-        package.__path__ = [str(place), *package.__path__]
-    return package.__name__
+        if (level / "__init__.py").exists():
+            shown = folder if level == folder.resolve() else _short(level)
+            broken.append(_not_imported(shown / "__init__.py", error))
+        return False
+    return hasattr(package, "__path__")
 
 
 def _import(path: Path, package: str) -> ModuleType:
     path = path.resolve()
     name = f"{package}.{path.stem.replace('.', '_')}"
     known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) != str(path):
+    if known is not None and Path(getattr(known, "__file__", None) or "").resolve() != path:
         name = _unique(name, path)
         known = sys.modules.get(name)
     if known is not None:
@@ -130,6 +201,7 @@ def _import(path: Path, package: str) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    setattr(sys.modules[package], name.removeprefix(f"{package}."), module)  # `import myapp.tasks.x` finds it there
     return module
 
 

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,3 +186,136 @@ def test_the_folders_own_files_are_found_though_another_package_tasks_is_install
     path = f"import sys; sys.path[:1] = [{str(Path(__file__).parents[2])!r}]\n"
     done = subprocess.run([sys.executable, "-c", path + SEVERAL], capture_output=True, text=True, check=True)
     assert done.stdout == "[] ['mine', 'mine']\n"
+
+
+# In a package, and by the name of one.
+
+MODELS = "class Customer:\n    title = 'a customer'\n"
+IN_PACKAGE = HEAD + "from ..models import Customer\n" + task("relative", "Relative", "return Customer.title")
+BESIDE = HEAD + "from myapp.tasks.a import Relative\n" + task("beside", "Beside", "return Relative")
+
+
+@pytest.fixture
+def imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test imports is forgotten after it."""
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def myapp(tmp_path: Path, imports: None) -> Path:
+    """A package `myapp` in a folder `src`, with tasks in `myapp/tasks`."""
+    package = tmp_path / "src" / "myapp"
+    (package / "tasks").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "tasks" / "__init__.py").touch()
+    (package / "models.py").write_text(MODELS)
+    (package / "tasks" / "a.py").write_text(IN_PACKAGE)
+    (package / "tasks" / "b.py").write_text(BESIDE)
+    return package
+
+
+def run_of(name: str) -> Any:
+    return TaskRegistry.get(name).cls().run()
+
+
+@pytest.mark.parametrize("is_absolute", [True, False])
+@pytest.mark.parametrize("has_init", [True, False])
+def test_a_folder_in_a_package_has_its_imports_and_its_classes_once(
+    myapp: Path, is_absolute: bool, has_init: bool
+) -> None:
+    if not has_init:
+        (myapp / "tasks" / "__init__.py").unlink()
+    assert load_tasks(myapp / "tasks" if is_absolute else Path("src/myapp/tasks")) == []
+    assert {t.name: t.cls.__module__ for t in TaskRegistry.tasks().values()} == {
+        "relative": "myapp.tasks.a",
+        "beside": "myapp.tasks.b",
+    }
+    assert run_of("relative") == "a customer"
+    assert run_of("beside") is TaskRegistry.get("relative").cls
+    import myapp.tasks.a  # type: ignore[import-not-found]
+
+    assert myapp.tasks.a.Relative is TaskRegistry.get("relative").cls
+
+
+def test_what_the_application_had_imported_before_is_not_imported_again(myapp: Path) -> None:
+    sys.path.insert(0, str(myapp.parent))
+    before = import_module("myapp.tasks.a")
+    assert load_tasks(Path("src/myapp/tasks")) == []
+    assert TaskRegistry.get("relative").cls is before.Relative
+
+
+def test_a_package_that_is_reached_through_a_link_is_not_imported_again(myapp: Path) -> None:
+    Path("link").symlink_to(myapp.parent, target_is_directory=True)
+    sys.path.insert(0, str(Path("link").absolute()))
+    before = import_module("myapp.tasks.a")
+    assert load_tasks(Path("link/myapp/tasks")) == []
+    assert TaskRegistry.get("relative").cls is before.Relative
+
+
+@pytest.mark.parametrize("has_init", [True, False])
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_package_is_found_by_its_name(myapp: Path, has_init: bool, is_here: bool) -> None:
+    if not has_init:
+        for file in myapp.rglob("__init__.py"):
+            file.unlink()
+    if is_here:
+        myapp.rename("myapp")
+    else:
+        sys.path.insert(0, str(myapp.parent))
+    assert load_tasks(Path("myapp.tasks")) == []
+    assert {t.name: t.source for t in TaskRegistry.tasks().values()} == {
+        "relative": f"{'' if is_here else 'src/'}myapp/tasks/a.py",
+        "beside": f"{'' if is_here else 'src/'}myapp/tasks/b.py",
+    }
+    assert run_of("relative") == "a customer"
+    assert run_of("beside") is TaskRegistry.get("relative").cls
+
+
+def test_a_folder_of_a_dotted_name_wins_over_a_package(myapp: Path) -> None:
+    sys.path.insert(0, str(myapp.parent))
+    Path("myapp.tasks").mkdir()
+    Path("myapp.tasks", "a.py").write_text(HEAD + task("of_the_folder"))
+    assert load_tasks(Path("myapp.tasks")) == []
+    assert loaded() == ["of_the_folder"]
+
+
+def test_the_working_directory_is_no_package_though_it_has_an_init(imports: None) -> None:
+    Path("__init__.py").touch()
+    write(_part_of_it="VALUE = 'mine'\n")
+    write(one="from tasks._part_of_it import VALUE\n" + task("one", body="return VALUE"))
+    assert load() == []
+    assert run_of("one") == "mine"
+    assert TaskRegistry.get("one").cls.__module__.startswith("tasks.one")
+
+
+def test_an_error_in_a_package_around_the_tasks_is_told_and_what_does_not_need_it_runs(myapp: Path) -> None:
+    (myapp / "__init__.py").write_text("\n1 / 0\n")
+    (myapp / "tasks" / "c.py").write_text(HEAD + task("apart"))
+    broken = {file.source: file.error for file in load_tasks(Path("src/myapp/tasks"))}
+    assert broken["src/myapp/__init__.py"] == "ZeroDivisionError in line 2: division by zero"
+    assert "apart" in loaded()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("jobs", "there is no folder 'jobs' in "),
+        ("json", "there is no folder 'json' in "),
+        ("no.such", "there is neither a folder 'no.such' in "),
+        ("myapp.jobs", "there is neither a folder 'myapp.jobs' in "),
+        ("myapp.models", "'myapp.models' is a module (src/myapp/models.py); allowed: a package, which is a folder"),
+        ("myapp.models.x", "there is neither a folder 'myapp.models.x' in "),
+        ("src/myapp/models.py", "'src/myapp/models.py' is a file; allowed: a folder"),
+        ("src/jobs", "there is no folder 'src/jobs' in "),
+        ("myapp..tasks", "there is no folder 'myapp..tasks' in "),
+    ],
+)
+def test_a_place_without_tasks_is_an_error_that_says_what_is_there(myapp: Path, name: str, reason: str) -> None:
+    sys.path.insert(0, str(myapp.parent))
+    with pytest.raises(InvalidSetting) as raised:
+        load_tasks(Path(name))
+    assert raised.value.message.startswith(f"setting TASKS_DIR: {reason}")

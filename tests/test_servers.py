@@ -1,0 +1,175 @@
+"""The commands of docs/apps.md: each server fires each slot once, and all its workers drain on SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.processes import Service, process
+from tests.test_docs import read
+from tests.test_replicas import free_port
+
+TASKS = """
+import asyncio
+from service import BaseTask
+
+class Tick(BaseTask):
+    name, schedule, overlap = "tick", "* * * * * *", "allow"
+    async def run(self): await asyncio.sleep(0.3)
+
+class Long(BaseTask):
+    name, schedule = "long", "* * * * * *"
+    async def run(self): await asyncio.sleep(60)
+"""
+
+DRAIN_SECONDS = 1.0
+
+
+def documented() -> list[str]:
+    """The commands in the table of servers, without the one that is not a server of others."""
+    found = re.findall(r"^\| `((?:uvicorn|hypercorn|granian) .*?)` \|", read("docs/apps.md"), re.MULTILINE)
+    return [command.partition(" --workers ")[0] for command in found]
+
+
+def command(words: str, workers: int, port: int) -> list[str]:
+    server = words.split()[0]
+    bind = ["--bind", f"127.0.0.1:{port}"] if server == "hypercorn" else ["--port", str(port)]
+    return [sys.executable, "-m", *words.split(), "--workers", str(workers), *bind]
+
+
+def test_the_page_has_the_servers() -> None:
+    assert [words.split()[0] for words in documented()] == ["uvicorn", "hypercorn", "granian"]
+
+
+class Server:
+    """A server with its workers, seen through its ledger."""
+
+    def __init__(self, running: Service, workers: int) -> None:
+        self.running = running
+        self.workers = workers
+
+    def select(self, statement: str) -> list[tuple[Any, ...]]:
+        try:
+            with closing(sqlite3.connect(f"file:{self.running.folder}/ledger.db?mode=ro", uri=True)) as ledger:
+                return ledger.execute(statement).fetchall()
+        except sqlite3.OperationalError:  # there is no such file or table yet
+            return []
+
+    def pids(self) -> list[int]:
+        return [pid for (pid,) in self.select("SELECT pid FROM batch_nodes")]
+
+    def states(self, task: str) -> list[str]:
+        return [state for (state,) in self.select(f"SELECT state FROM batch_runs WHERE task = '{task}'")]
+
+    def until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
+        give_up_at = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < give_up_at, self.running.stdout + self.running.stderr
+            time.sleep(0.02)
+
+    def wait_until_busy(self) -> None:
+        """Ready, with all its workers, in the midst of a run that will not end by itself."""
+        self.until(lambda: is_ready(self.running))
+        self.until(lambda: len(self.pids()) == self.workers)
+        self.until(lambda: self.states("tick").count("succeeded") >= 2 and "running" in self.states("long"))
+
+
+@contextmanager
+def served(folder: Path, words: str, workers: int) -> Iterator[Server]:
+    (folder / "tasks").mkdir(exist_ok=True)
+    (folder / "tasks" / "some.py").write_text(TASKS)
+    port = free_port()
+    with process(folder, command(words, workers, port), {"DRAIN_SECONDS": str(DRAIN_SECONDS)}) as running:
+        server = Server(running, workers)
+        running.url = f"http://127.0.0.1:{port}"
+        try:
+            yield server
+        finally:
+            for pid in server.pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def is_ready(running: Service) -> bool:
+    assert running.process.poll() is None, running.stdout + running.stderr
+    try:
+        return running.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+CASES = [("uvicorn", 4), ("hypercorn", 1), ("hypercorn", 2), ("granian", 1), ("granian", 2)]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, int], Server]]:
+    """All of them start at the same time."""
+    words = {one.split()[0]: one for one in documented()}
+    with ExitStack() as stack:
+        yield {
+            (name, workers): stack.enter_context(served(tmp_path_factory.mktemp(name), words[name], workers))
+            for name, workers in CASES
+        }
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_each_slot_has_one_run_and_all_workers_drain(
+    servers: dict[tuple[str, int], Server], case: tuple[str, int]
+) -> None:
+    server = servers[case]
+    server.wait_until_busy()
+    server.running.stop(signal.SIGTERM, within=DRAIN_SECONDS + 8)
+    assert [pid for pid in server.pids() if is_alive(pid)] == []
+    assert server.states("long").count("interrupted") == 1
+    assert set(server.states("long")) <= {"interrupted", "skipped"}
+    assert set(server.states("tick")) == {"succeeded"}
+    assert server.select("SELECT pid FROM batch_nodes WHERE stopped_at IS NULL") == []
+    assert "Traceback" not in server.running.stdout + server.running.stderr
+    slots = server.select("SELECT task, count(*), count(DISTINCT slot) FROM batch_runs GROUP BY task")
+    assert len(slots) == 2 and all(runs == distinct >= 2 for _, runs, distinct in slots)
+
+
+@pytest.mark.parametrize("words", [words for words in documented() if words.startswith("hypercorn")])
+def test_a_worker_that_gets_a_signal_of_its_own_drains_also_where_the_server_does_not_see_to_it(
+    tmp_path: Path, words: str
+) -> None:
+    with served(tmp_path, words, 1) as server:
+        server.wait_until_busy()
+        (pid,) = server.pids()
+        os.kill(pid, signal.SIGTERM)
+        server.until(lambda: not is_alive(pid), DRAIN_SECONDS + 8)
+        assert server.states("long").count("interrupted") == 1
+        assert set(server.states("tick")) == {"succeeded"}
+
+
+def test_a_server_whose_service_can_not_start_ends_and_says_why(tmp_path: Path) -> None:
+    settings = {"TASKS_DIR": "nowhere"}
+    with ExitStack() as stack:
+        started = []
+        for words in documented():
+            (folder := tmp_path / words.split()[0]).mkdir()
+            started.append(stack.enter_context(process(folder, command(words, 1, free_port()), settings)))
+        for words, running in zip(documented(), started, strict=True):
+            code = running.process.wait(20)
+            assert code != 0 or "hypercorn" in words  # hypercorn's is always 0, as the page says
+            assert "setting TASKS_DIR: there is no folder 'nowhere'" in running.stdout + running.stderr
