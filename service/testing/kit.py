@@ -66,6 +66,7 @@ class Batch:
     async def run(self, task: TaskOrName, *, slot: datetime | None = None, **params: Any) -> RunRecord:
         """Run `task` with these parameters, to its end; for a retry the clock moves on to when it is due.
 
+        What it starts with `start()` runs in the same call.
         A run that fails is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
         """
         known = _known(task)

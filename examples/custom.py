@@ -1,0 +1,23 @@
+"""The smallest task that is worth having: a name, a schedule, and a run that logs."""
+
+from service import BaseTask, TaskRegistry, get_logger
+
+logger = get_logger(__name__)
+
+
+class MyCustomTask(BaseTask):
+    """Show what a task looks like."""
+
+    name = "my_custom_task"
+    description = "Show what a task looks like"
+    schedule = "30 3 * * *"  # every day at 03:30
+
+    async def run(self) -> None:
+        logger.info(f"Starting {self.name}")
+
+        # Your work: ask the database, call an API, write a file.
+
+        logger.info(f"Completed {self.name}")
+
+
+TaskRegistry.register(MyCustomTask)  # optional: a class in the tasks folder registers itself

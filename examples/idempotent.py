@@ -1,0 +1,63 @@
+"""A task that does its work once for each day, however often it runs: by hand, again after a crash, or late.
+
+Two things make it so. The day is that of the slot, not today: a run that is late, or resumed after midnight, is still
+about the day it was due for. And the mark that a day was processed is committed together with what was done, so
+neither is ever there without the other.
+"""
+
+from datetime import date, datetime, timedelta
+
+from sqlalchemy import Column, Date, MetaData, String, Table, insert, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service import BaseTask, TaskRegistry, get_db, get_logger
+from service.application.models import Session
+
+logger = get_logger(__name__)
+
+# The first run makes it, so that this file works by itself. A table of your own belongs into
+# service/application/models.py, and a migration makes it. The primary key lets only one of two runs commit.
+processed_days = Table(
+    "processed_days",
+    MetaData(),
+    Column("task", String(100), primary_key=True),
+    Column("day", Date, primary_key=True),
+)
+
+
+class IdempotentTask(BaseTask):
+    """Make the sessions that are open at the slot last a day longer, once for each day."""
+
+    name = "idempotent_task"
+    description = "Make open sessions last a day longer, once for each day"
+    schedule = "0 8 * * *"
+
+    async def run(self, slot: datetime) -> int:
+        day = slot.date()  # in the task's time zone
+        async with get_db() as db:
+            await (await db.connection()).run_sync(processed_days.create, checkfirst=True)
+            if await self._is_already_processed(db, day):
+                logger.info(f"Already processed for {day}")
+                return 0
+            count = await self._process(db, slot)
+            await self._mark_as_processed(db, day)
+            await db.commit()  # what was done and the mark: both or neither
+        logger.info(f"Made {count} sessions longer for {day}")
+        return count
+
+    async def _is_already_processed(self, db: AsyncSession, day: date) -> bool:
+        mark = select(processed_days.c.day).where(processed_days.c.task == self.name, processed_days.c.day == day)
+        return await db.scalar(mark) is not None
+
+    async def _process(self, db: AsyncSession, slot: datetime) -> int:
+        """Done twice it would do harm: each session would get two days."""
+        sessions = (await db.scalars(select(Session).where(Session.expires_at > slot))).all()
+        for session in sessions:
+            session.expires_at += timedelta(days=1)
+        return len(sessions)
+
+    async def _mark_as_processed(self, db: AsyncSession, day: date) -> None:
+        await db.execute(insert(processed_days).values(task=self.name, day=day))
+
+
+TaskRegistry.register(IdempotentTask)

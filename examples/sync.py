@@ -1,0 +1,41 @@
+"""A run that is not async: it has a thread of its own, so it may block. For files, and for libraries that are sync.
+
+`call_db` gives it the database: the function runs in a session, as `async with get_db()` would have it, while the
+thread waits. It should only ask and return: what takes long comes after it, in the thread.
+"""
+
+import csv
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session as DbSession
+
+from service import BaseTask, TaskRegistry, call_db, get_logger
+from service.application.models import User
+
+logger = get_logger(__name__)
+
+
+class SyncTask(BaseTask):
+    """Write the users into a CSV file."""
+
+    name = "sync_task"
+    description = "Write the users into a CSV file"
+    schedule = "0 11 * * *"
+
+    def run(self, file: Path = Path("users.csv")) -> int:
+        rows = call_db(self._rows, readonly=True)
+        part = file.with_name(f"{file.name}.part")
+        with part.open("w", newline="", encoding="utf-8") as opened:
+            writer = csv.writer(opened)
+            writer.writerow(["id", "email"])
+            writer.writerows(rows)
+        part.replace(file)  # whoever reads the file never sees half of it
+        logger.info(f"Wrote {len(rows)} users into {file}")
+        return len(rows)
+
+    def _rows(self, db: DbSession) -> list[tuple[int, str]]:
+        return [(user, email) for user, email in db.execute(select(User.id, User.email).order_by(User.id))]
+
+
+TaskRegistry.register(SyncTask)
