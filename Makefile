@@ -19,7 +19,7 @@ INTO = --quiet --disable-pip-version-check --no-compile
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve tools test check bench format lock clean
+.PHONY: help install serve dev tools hooks test check bench format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ install: $(RUNTIME) ## what `serve` needs, in .venv
 serve: install ## run the service; HOST and PORT are passed on
 	@exec .venv/bin/batch serve
 
+dev: install ## the same, and start it anew when a file of tasks/ or service/ changes
+	@exec .venv/bin/batch serve --reload
+
 tools: $(DEV) ## what the targets below need, in .venv
 
 test: tools ## every test
@@ -37,7 +40,7 @@ test: tools ## every test
 check: tools ## lint, formatting, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy --strict service tasks
+	.venv/bin/mypy --strict service tasks examples
 
 bench: tools ## every bench/*.py in turn
 	@set -e; for script in bench/*.py; do echo "== $$script"; .venv/bin/python "$$script"; done
@@ -45,6 +48,9 @@ bench: tools ## every bench/*.py in turn
 format: tools ## let ruff put the code right
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+hooks: tools ## let git check lint, formatting and types before each commit
+	.venv/bin/pre-commit install
 
 lock: ## write both lock files; UPGRADE=--upgrade takes the newest
 	@[ -n "$(UV)" ] || { echo "make lock needs uv: install it, or give its place (make lock UV=path/to/uv)." >&2; exit 1; }

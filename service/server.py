@@ -13,6 +13,7 @@ import uvicorn
 
 from service import console, logs
 from service.app import create_app
+from service.batch.loader import folder_of
 from service.batch.scheduler import next_run_times
 from service.config import Settings
 from service.errors import InvalidSetting
@@ -23,17 +24,22 @@ uvicorn_log = logging.getLogger("uvicorn.error")
 
 def serve(settings: Settings, host: str | None = None, port: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises BatchError when it can't begin."""
+    with listen(settings, host, port) as listening:
+        serve_on(listening, settings)
+
+
+def serve_on(listening: socket.socket, settings: Settings) -> None:
+    """The same on a socket that listens already."""
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
     uvicorn_log.setLevel("CRITICAL")
     config = uvicorn.Config(create_app(), log_config=None, access_log=False, lifespan="on")
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        _listen(host or settings.HOST, settings.PORT if port is None else port) as listening,
-    ):
+    with contextlib.suppress(KeyboardInterrupt):
         _Server(config, listening, settings).run(sockets=[listening])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(settings: Settings, host: str | None = None, port: int | None = None) -> socket.socket:
+    """A socket on `host` and `port`, or where the settings say. Raises InvalidSetting when that can't be."""
+    host, port = host or settings.HOST, settings.PORT if port is None else port
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family, backlog=2048)
@@ -61,7 +67,7 @@ class _Server(uvicorn.Server):
         except SystemExit:
             raise state.failure from None
         uvicorn_log.setLevel("WARNING")
-        _introduce(state.batch, self._listening, self._settings.TASKS_DIR)
+        _introduce(state.batch, self._listening, folder_of(self._settings.TASKS_DIR))
 
 
 def _introduce(batch: BatchService, listening: socket.socket, folder: Path) -> None:

@@ -10,9 +10,11 @@ import typer
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: HOST.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; default: PORT.")] = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Drain and start anew when a source file changes.")] = False,
 ) -> None:
     """Run the service: fire the tasks in TASKS_DIR and answer HTTP, until SIGTERM or Ctrl-C."""
+    from service import reload as reloading
     from service import server
     from service.config import get_settings
 
-    server.serve(get_settings(), host, port)
+    (reloading if reload else server).serve(get_settings(), host, port)

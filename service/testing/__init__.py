@@ -21,17 +21,15 @@ import pytest
 
 if TYPE_CHECKING:  # pytest loads this module at every start, also where no test needs it
     from service.testing.kit import Batch as Batch
+    from service.testing.postgres import PostgresServer
     from service.testing.records import MissedRange as MissedRange
     from service.testing.records import RunRecord as RunRecord
-    from service.testing.postgres import PostgresServer
 else:
 
     def __getattr__(name: str) -> Any:
-        if name != "Batch":
+        if name not in ("Batch", "MissedRange", "RunRecord"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from service.testing.kit import Batch
-
-        return Batch
+        return getattr(import_module("service.testing.kit"), name)
 
 
 def pytest_configure() -> None:

@@ -1,0 +1,293 @@
+"""The files in docs/deployment/: their numbers fit each other, the code, and the page that explains them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from configparser import RawConfigParser
+from functools import cache
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from service.config import Settings, async_url
+from service.web import api
+
+ROOT = Path(__file__).parent.parent
+FILES = ROOT / "docs/deployment"
+PAGE = (ROOT / "docs/deployment.md").read_text()
+
+DRAIN = Settings.model_fields["DRAIN_SECONDS"].default
+GIVE_UP = 1 + 5
+"""What LocalEngine.drain() waits beyond DRAIN_SECONDS: for runs to be interrupted, and for those that don't react."""
+WRITE = 5
+"""What writing and closing may take."""
+
+
+class Unit(RawConfigParser):
+    """A systemd unit: names with capitals, and some of them several times."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(strict=False, dict_type=dict)
+        self.lines = [line.partition("=") for line in path.read_text().splitlines() if re.match(r"\w+=", line)]
+        self.read(path)
+
+    def optionxform(self, optionstr: str) -> str:
+        return optionstr
+
+    def all(self, name: str) -> list[str]:
+        return [value for key, _, value in self.lines if key == name]
+
+
+@cache
+def unit() -> Unit:
+    return Unit(FILES / "batch.service")
+
+
+@cache
+def dockerfile() -> dict[str, list[str]]:
+    """The arguments of each instruction, with continued lines joined."""
+    found: dict[str, list[str]] = {}
+    text = (FILES / "Dockerfile").read_text().replace("\\\n", "")
+    for word, rest in re.findall(r"^([A-Z]+) (.*)$", text, re.MULTILINE):
+        found.setdefault(word, []).append(rest)
+    return found
+
+
+@cache
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((FILES / "compose.yaml").read_text())  # type: ignore[no-any-return]
+
+
+@cache
+def kubernetes() -> dict[str, dict[str, Any]]:
+    return {document["kind"]: document for document in yaml.safe_load_all((FILES / "kubernetes.yaml").read_text())}
+
+
+def pod() -> dict[str, Any]:
+    return kubernetes()["Deployment"]["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+
+
+def container() -> dict[str, Any]:
+    (only,) = pod()["containers"]
+    return only  # type: ignore[no-any-return]
+
+
+def image_settings() -> dict[str, str]:
+    return dict(pair.split("=", 1) for line in dockerfile()["ENV"] for pair in shlex.split(line))
+
+
+def seconds(text: str) -> int:
+    return int(text.removesuffix("s"))
+
+
+GRACE = {
+    "batch.service": lambda: seconds(unit()["Service"]["TimeoutStopSec"]),
+    "compose.yaml": lambda: seconds(compose()["services"]["batch"]["stop_grace_period"]),
+    "kubernetes.yaml": lambda: pod()["terminationGracePeriodSeconds"],
+    "docker run": lambda: int(re.findall(r"--stop-timeout (\d+) --", PAGE)[0]),
+}
+
+
+@pytest.mark.parametrize("file", GRACE)
+def test_the_supervisor_waits_longer_than_the_longest_drain(file: str) -> None:
+    assert GRACE[file]() >= DRAIN + GIVE_UP + WRITE
+
+
+def test_the_page_names_the_same_numbers() -> None:
+    (grace,) = {find() for find in GRACE.values()}
+    assert f"is **{grace}** in all three files" in PAGE
+    assert f"`DRAIN_SECONDS` ({DRAIN:g})" in PAGE
+    text = " ".join(PAGE.split())
+    assert f"the {grace - DRAIN:g} seconds between" in text
+    assert f"default of 30, set `DRAIN_SECONDS` to {30 - (grace - DRAIN):g}" in text
+    assert f"| `DRAIN_SECONDS` | {grace - DRAIN:g} less than" in PAGE
+
+
+def test_every_line_that_the_page_explains_is_in_a_file() -> None:
+    """The first column of the tables below systemd, Docker and Kubernetes."""
+    texts = "\n".join([PAGE.split("\n| line |")[0], *(path.read_text() for path in FILES.iterdir())])
+    tables = PAGE.split("| line | why |\n|---|---|\n")[1:]
+    names = [name for table in tables for row in table.split("\n\n")[0].splitlines() for name in shown(row)]
+    assert len(tables) == 3 and len(names) > 25
+    assert [name for name in names if not all(part in texts for part in name.split("…"))] == []
+
+
+def shown(row: str) -> list[str]:
+    first = row.split(" | ")[0]
+    if first.startswith("| no "):
+        return []
+    return [name for name in re.findall(r"`([^`]+)`", first) if not name.startswith(("--init", "--stop", "depends_on"))]
+
+
+def test_no_file_names_a_registry() -> None:
+    """A host has a dot before the first slash of an image's name."""
+    images = [*dockerfile()["FROM"], container()["image"]]
+    images += [service["image"] for service in compose()["services"].values() if "image" in service]
+    assert len(images) == 3 and not any("." in image.partition("/")[0] for image in images if "/" in image)
+
+
+# Settings.
+
+
+def settings_of_files() -> list[tuple[str, str, str]]:
+    own = {"TMPDIR", "PYTHONUNBUFFERED", "PIP_NO_CACHE_DIR", "PIP_DISABLE_PIP_VERSION_CHECK"}
+    found = [("Dockerfile", *pair) for pair in image_settings().items()]
+    found += [("batch.service", *line.split("=", 1)) for line in unit().all("Environment")]
+    found += [("compose.yaml", *pair) for pair in compose()["services"]["batch"]["environment"].items()]
+    found += [("kubernetes.yaml", e["name"], e["value"]) for e in container()["env"]]
+    found += [("kubernetes.yaml", *pair) for pair in kubernetes()["Secret"]["stringData"].items()]
+    return [(file, name, value) for file, name, value in found if name not in own]
+
+
+@pytest.mark.parametrize(("file", "name", "value"), settings_of_files(), ids=lambda part: part[:20])
+def test_each_setting_of_a_file_is_one_of_ours_and_its_value_is_allowed(
+    file: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert name in Settings.model_fields
+    value = re.sub(r"\$\{.*?\}", "secret", value)
+    monkeypatch.setenv(name, value)
+    assert str(getattr(Settings(), name)) in (value, async_url(value) if name.endswith("_URL") else value, f"{value}.0")
+
+
+def test_what_is_written_to_lies_where_the_service_may_write() -> None:
+    (state,) = unit().all("StateDirectory")
+    folders = [f"/var/lib/{folder}" for folder in state.split()]
+    written = dict(line.split("=", 1) for line in unit().all("Environment"))
+    assert unit()["Service"]["ProtectSystem"] == "strict"
+    assert written["BACKUP_DIR"] in folders and written["TMPDIR"] in folders
+    assert str(Path(written["DATABASE_URL"].removeprefix("sqlite:///")).parent) in folders
+
+    (volume,) = dockerfile()["VOLUME"]
+    image = image_settings()
+    assert image["DATABASE_URL"].startswith(f"sqlite:///{volume}/")
+    assert all(f"{image[name]} " in f"{dockerfile()['RUN'][-1]} " for name in ("BACKUP_DIR", "TMPDIR"))
+    assert image["BACKUP_DIR"].startswith(f"{volume}/") and image["TMPDIR"].startswith(f"{volume}/")
+    assert [v.split(":")[1] for v in compose()["services"]["batch"]["volumes"]] == [volume]
+
+    mounted = {mount["mountPath"] for mount in container()["volumeMounts"]}
+    env = {e["name"]: e["value"] for e in container()["env"]}
+    assert mounted == {env["BACKUP_DIR"], env["TMPDIR"]}
+    assert {mount["name"] for mount in container()["volumeMounts"]} == {volume["name"] for volume in pod()["volumes"]}
+
+
+def test_only_a_container_listens_on_every_address_and_is_published_to_few() -> None:
+    assert image_settings()["HOST"] == "0.0.0.0"
+    assert Settings().HOST == "127.0.0.1" and "HOST=" not in str(unit().all("Environment"))
+    assert all(port.startswith("127.0.0.1:") for port in compose()["services"]["batch"]["ports"])
+    assert re.findall(r"--publish (\S+)", PAGE) == ["127.0.0.1:8000:8000"]
+    assert kubernetes()["Service"]["spec"]["type"] == "ClusterIP"
+
+
+# Each file.
+
+
+def test_the_unit_stops_the_service_alone_and_starts_it_again_for_ever() -> None:
+    service = unit()["Service"]
+    assert (service["Type"], service["KillMode"], service["Restart"]) == ("exec", "mixed", "always")
+    assert unit()["Unit"]["StartLimitIntervalSec"] == "0"
+    assert service["ExecStart"].endswith("/.venv/bin/batch serve")
+    assert service["ExecStart"].startswith(service["WorkingDirectory"])
+    assert "git clone URL /opt/batch" in PAGE and service["WorkingDirectory"] == "/opt/batch"
+    assert service["EnvironmentFile"] in PAGE
+
+
+def test_a_signal_reaches_python_in_the_container() -> None:
+    (command,), (stop,) = dockerfile()["CMD"], dockerfile()["STOPSIGNAL"]
+    assert json.loads(command) == ["batch", "serve"] and stop == "SIGTERM"
+    assert compose()["services"]["batch"]["init"] is True
+
+
+def test_the_image_installs_what_is_locked_and_is_not_root() -> None:
+    assert any("--require-hashes -r requirements.lock" in line for line in dockerfile()["RUN"])
+    assert dockerfile()["USER"] == [str(pod()["securityContext"]["runAsUser"])]
+    assert pod()["securityContext"]["runAsNonRoot"] is True
+    copied = {source for line in dockerfile()["COPY"] for source in line.split()[:-1]}
+    allowed = (FILES / "Dockerfile.dockerignore").read_text().splitlines()
+    assert copied == {line.removeprefix("!") for line in allowed if line.startswith("!")}
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_the_base_image_has_a_python_that_the_project_runs_on() -> None:
+    version = re.fullmatch(r"python:3\.(\d+)-slim", dockerfile()["FROM"][0])
+    assert version is not None and int(version[1]) >= 11
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_health_check_of_the_image_says_what_healthz_says(status: int) -> None:
+    """The very command, against a real server."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/healthz" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    check = re.search(r"CMD (\[.*\])$", dockerfile()["HEALTHCHECK"][0])
+    assert check is not None
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.handle_request).start()
+        _, *rest = json.loads(check[1])
+        environment = {**os.environ, "PORT": str(server.server_port)}
+        done = subprocess.run([sys.executable, *rest], env=environment, timeout=20)
+    assert done.returncode == (status != 200)
+
+
+def test_the_probes_ask_what_is_there_and_wait_as_long_as_it_may_take() -> None:
+    paths = {route.path for route in api.routes}
+    probes = {name: container()[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
+    assert {name: probe["httpGet"]["path"] for name, probe in probes.items()} == {
+        "startup": "/healthz",
+        "liveness": "/healthz",
+        "readiness": "/readyz",
+    }
+    assert {"/healthz", "/readyz"} <= paths
+    assert probes["readiness"]["timeoutSeconds"] > api.READY_SECONDS
+    assert all(probe["timeoutSeconds"] <= probe["periodSeconds"] for probe in probes.values())
+    assert probes["liveness"]["periodSeconds"] * probes["liveness"]["failureThreshold"] >= 60
+    assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 300
+    check = re.match(r"--interval=(\d+)s --timeout=(\d+)s", dockerfile()["HEALTHCHECK"][0])
+    assert check is not None and int(check[2]) > 5
+
+
+def test_ports_names_and_labels_of_kubernetes_lead_to_each_other() -> None:
+    (port,) = container()["ports"]
+    service, deployment = kubernetes()["Service"]["spec"], kubernetes()["Deployment"]["spec"]
+    assert str(port["containerPort"]) == image_settings()["PORT"] == dockerfile()["EXPOSE"][0]
+    assert service["ports"][0]["targetPort"] == port["name"]
+    assert service["selector"] == deployment["selector"]["matchLabels"] == deployment["template"]["metadata"]["labels"]
+    assert container()["envFrom"] == [{"secretRef": {"name": kubernetes()["Secret"]["metadata"]["name"]}}]
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in pod()["volumes"] if "persistentVolumeClaim" in v]
+    assert claims == [kubernetes()["PersistentVolumeClaim"]["metadata"]["name"]]
+
+
+def test_replicas_share_postgresql_and_its_connections_are_enough_for_an_update() -> None:
+    deployment = kubernetes()["Deployment"]["spec"]
+    assert kubernetes()["Secret"]["stringData"]["DATABASE_URL"].startswith("postgresql://")
+    assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    each = Settings().DATABASE_POOL_SIZE + 5 + 1
+    assert f"so {each};" in PAGE
+    assert (deployment["replicas"] + 1) * each <= 100 - 3  # three are the server's own
+
+
+def test_the_drain_still_has_its_database() -> None:
+    batch, database = compose()["services"]["batch"], compose()["services"]["database"]
+    assert batch["depends_on"] == {"database": {"condition": "service_healthy"}}
+    assert "@database/" in batch["environment"]["DATABASE_URL"]
+    assert seconds(database["stop_grace_period"]) >= seconds(batch["stop_grace_period"])
+    named = {volume.split(":")[0] for service in (batch, database) for volume in service["volumes"]}
+    assert named == set(compose()["volumes"])
+
+
+def test_links_of_the_page_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", PAGE)
+    assert len(targets) > 5 and [t for t in targets if not (ROOT / "docs" / t).exists()] == []
