@@ -1,15 +1,17 @@
-"""How lists look: a table in a terminal, plain columns when piped, or JSON."""
+"""How lists and lines look: tables and colours in a terminal, plain columns and text when piped, or JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from rich.cells import cell_len
+from rich.color import ColorSystem
 from rich.console import Console
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -18,11 +20,20 @@ Row = dict[str, Any]
 LAST = 16
 """The last column is folded to fit the terminal, but not below so many characters."""
 
+STYLES = {
+    "debug": "dim",
+    "warning": "yellow",
+    "error": "red",
+    "critical": "bold red",
+    "note": "cyan",
+    "heading": "bold",
+}
+
 
 def show(rows: Sequence[Row], columns: Sequence[str], as_json: bool) -> None:
     """Print rows. JSON has all of their keys; a table has `columns`, without those that are empty throughout."""
     if as_json:
-        print(json.dumps([{key: _json(value) for key, value in row.items()} for row in rows], ensure_ascii=False))
+        show_json(list(rows))
         return
     used = [c for c in columns if any(row[c] not in (None, "", False) for row in rows)] or list(columns)
     cells = [[_text(row[c]) for c in used] for row in rows]
@@ -32,6 +43,33 @@ def show(rows: Sequence[Row], columns: Sequence[str], as_json: bool) -> None:
         _plain(used, cells)
 
 
+def show_json(value: Any) -> None:
+    """One line of JSON; instants as ISO 8601."""
+    print(json.dumps(value, ensure_ascii=False, default=_json))
+
+
+def show_values(values: Mapping[str, Any]) -> None:
+    """A line for each value that there is, after its name."""
+    used = {name: value for name, value in values.items() if value not in (None, "", [])}
+    width = max(map(len, used), default=0)
+    for name, value in used.items():
+        first, *more = value if isinstance(value, list) else [value]
+        print(f"{name:<{width}}  {_text(first)}")
+        for one in more:
+            print(f"{'':<{width}}  {_text(one)}")
+
+
+def heading(text: str) -> None:
+    print(f"\n{paint(text, 'heading')}")
+
+
+def paint(text: str, kind: str) -> str:
+    """Coloured in a terminal that has colours; `kind` is a level of a log line, or another key of STYLES."""
+    if kind not in STYLES or not sys.stdout.isatty() or (console := Console()).no_color or not console.color_system:
+        return text
+    return Style.parse(STYLES[kind]).render(text, color_system=ColorSystem.STANDARD)
+
+
 def duration(start: datetime | None, end: datetime | None) -> str:
     return f" in {(end - start).total_seconds():.2f} s" if start and end else ""
 
@@ -39,6 +77,11 @@ def duration(start: datetime | None, end: datetime | None) -> str:
 def line(text: str) -> str:
     """Text as one line without control characters: a message from outside must not move the cursor."""
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def lines(text: str) -> str:
+    """The same, with its lines kept."""
+    return "\n".join(map(line, text.expandtabs().split("\n")))
 
 
 def _table(columns: Sequence[str], cells: list[list[str]]) -> None:
@@ -66,7 +109,7 @@ def _widths(columns: Sequence[str], cells: list[list[str]]) -> list[int]:
 
 
 def _json(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _text(value: Any) -> str:

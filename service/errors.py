@@ -7,6 +7,7 @@
     ├── InvalidTask             a task class that can't be registered
     ├── InvalidParameters       a run was asked for with parameters that its signature refuses
     ├── UnknownTask             no task of that name is loaded
+    ├── UnknownRun              no run has this id, or several have ids that begin so
     ├── DatabaseError
     │   ├── DatabaseUnreachable no connection could be made
     │   ├── DatabaseTooNew      the database's migrations are newer than this code
@@ -51,6 +52,10 @@ class InvalidParameters(BatchError):
 
 
 class UnknownTask(BatchError):
+    pass
+
+
+class UnknownRun(BatchError):
     pass
 
 

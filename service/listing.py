@@ -1,8 +1,8 @@
-"""What `batch tasks` and `batch runs` list: read from the ledger and the tasks folder, changing neither."""
+"""What `batch tasks`, `runs` and `account` list: read from the ledger and the tasks folder, changing neither."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -13,8 +13,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, logs
+from service.batch import accounting, slots, tables
 from service.batch import runs as run_rows
-from service.batch import slots, tables
+from service.batch.account import Account, Entry
 from service.batch.loader import BrokenFile, load_tasks
 from service.batch.registry import Task, TaskRegistry
 from service.batch.slots import OpenSchedule
@@ -32,7 +33,7 @@ async def tasks(settings: Settings) -> list[Row]:
     """The loaded tasks by name, then the files that can't be used."""
     logs.set_up("CRITICAL")
     broken = load_tasks(settings.TASKS_DIR)
-    async with _ledger(settings) as connection:
+    async with ledger(settings) as connection:
         opened = await slots.open_schedules(connection) if connection is not None else {}
     loaded = sorted(TaskRegistry.tasks().values(), key=lambda task: task.name)
     return [*(_task_row(task, opened.get(task.name)) for task in loaded), *map(_broken_row, broken)]
@@ -64,13 +65,26 @@ async def runs(
     """Runs, newest first. Raises InvalidParameters for an unknown state, UnknownTask for a task nobody has seen."""
     if state is not None and state not in list(RunState):
         raise InvalidParameters(f"there is no state {state!r}; allowed: {', '.join(RunState)}")
-    async with _ledger(settings) as connection:
+    async with ledger(settings) as connection:
         if task is not None:
             await _refuse_unknown(connection, task)
         if connection is None:
             return []
         found = await connection.execute(run_rows.listing(task, state, since, limit))
         return [dict(row) for row in found.mappings()]
+
+
+async def accounts(
+    settings: Settings, since: datetime, until: datetime | None, task: str | None, see: Callable[[Entry], None]
+) -> list[Account]:
+    """What became of the slots since then, by task; `see` is called with each. Raises UnknownTask."""
+    async with ledger(settings) as connection:
+        if task is not None:
+            await _refuse_unknown(connection, task)
+        if connection is None:
+            return []
+        lease = settings.LEASE_SECONDS
+        return [found async for found in accounting.accounts(connection, since, until, task, lease, see)]
 
 
 async def _refuse_unknown(connection: AsyncConnection | None, task: str) -> None:
@@ -82,7 +96,7 @@ async def _refuse_unknown(connection: AsyncConnection | None, task: str) -> None
 
 
 @asynccontextmanager
-async def _ledger(settings: Settings) -> AsyncIterator[AsyncConnection | None]:
+async def ledger(settings: Settings) -> AsyncIterator[AsyncConnection | None]:
     """The ledger for reading; None where there is none yet, and none is made."""
     database = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
     if database.kind == "sqlite" and _is_to_come(Path(database.url.database or "")):

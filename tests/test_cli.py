@@ -10,23 +10,21 @@ import re
 import socket
 import sqlite3
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from service import TaskRegistry, cli, clock, config, logs
+from service import TaskRegistry, clock
 from service.batch import catalog, runs, slots, tables
 from service.batch.runs import NewRun
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment
 
 RUN = ["id", "task", "slot", "origin", "state", "reason", "attempt", "node", "created_at", "started_at", "finished_at"]
@@ -47,53 +45,14 @@ class Report(BaseTask):
 '''
 
 
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Batch = Callable[..., Done]
-
-
 @pytest.fixture
 def batch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
-    """`batch(words, SETTING=value)`: the command in this process, as a new one would find things."""
-
-    def call(*words: str, **settings: str) -> Done:
-        for name, value in settings.items():
-            monkeypatch.setenv(name, value)
-        config.forget_settings()
-        TaskRegistry.clear()
-        monkeypatch.setattr(sys, "argv", ["batch", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
-            cli.main()
-        logs.flush()
-        out, err = capsys.readouterr()
-        return Done(int(exited.value.code or 0), out, err)
-
-    yield call
-    logs.set_up()
+    yield from in_this_process(capsys, monkeypatch)
 
 
 @pytest.fixture
 def report(tmp_path: Path) -> None:
     (tmp_path / "tasks" / "report.py").write_text(REPORT)
-
-
-def refuses(done: Done, *words: str) -> None:
-    """One line on stderr that has these words, and nothing on stdout."""
-    assert done.code == 2
-    assert done.out == ""
-    assert re.fullmatch(r"batch: .+\n", done.err), done.err
-    for word in words:
-        assert word in done.err
 
 
 # next

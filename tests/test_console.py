@@ -144,3 +144,30 @@ def test_a_line_that_does_not_fit_a_terminal_runs_on_whole(tmp_path: Path) -> No
         "id                                        task              state",
         "0123456789012345678901234567890123456789  a_task_of_a_name  succeeded",
     ]
+
+
+def test_values_stand_after_their_names_and_empty_ones_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_values({"id": "1", "next": [AT, "later"], "reason": None, "progress": 0})
+    assert capsys.readouterr().out.splitlines() == [
+        "id        1",
+        "next      2026-11-25 02:00:00Z",
+        "          later",
+        "progress  0",
+    ]
+
+
+def test_lines_keep_their_ends_and_lose_control_characters() -> None:
+    assert console.lines("a\tb\n\x1b[2Jc\r") == "a       b\n [2Jc "
+
+
+def painted(folder: Path, **settings: str) -> str:
+    given = "; ".join(f"os.environ[{name!r}] = {value!r}" for name, value in settings.items())
+    code = f"import os; {given or 'pass'}; from service.console import paint; print(paint('bad', 'error'))"
+    return in_terminal(folder, [sys.executable, "-c", code], 80)
+
+
+def test_colours_are_for_terminals_that_want_them(tmp_path: Path) -> None:
+    assert painted(tmp_path) == "\x1b[31mbad\x1b[0m\n"
+    assert painted(tmp_path, NO_COLOR="1") == "bad\n"
+    assert painted(tmp_path, TERM="dumb") == "bad\n"
+    assert console.paint("bad", "error") == "bad"

@@ -60,6 +60,38 @@ async def read(connection: AsyncConnection, run: str) -> list[LogLine]:
     return [line for block in (await connection.execute(statement)).scalars() for line in unpack(block)]
 
 
+async def fences(connection: AsyncConnection, run: str) -> list[int]:
+    """The fences under which this run has logged, oldest first."""
+    statement = select(log.c.fence).where(log.c.run == run).distinct().order_by(log.c.fence)
+    return list((await connection.execute(statement)).scalars())
+
+
+async def page(connection: AsyncConnection, run: str, fence: int, first_line: int, limit: int) -> list[Block]:
+    """The next blocks that were written under this fence, from line `first_line` on; at most `limit`."""
+    statement = (
+        select(log.c.attempt, log.c.first_line, log.c.block)
+        .where(log.c.run == run, log.c.fence == fence, log.c.first_line >= first_line)
+        .order_by(log.c.first_line)
+        .limit(limit)
+    )
+    found = await connection.execute(statement)
+    return [Block(run, fence, row.attempt, row.first_line, list(unpack(row.block))) for row in found]
+
+
+async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLine]:
+    """The last `count` lines of a run, oldest first."""
+    newest = select(log.c.block).where(log.c.run == run).order_by(log.c.fence.desc(), log.c.first_line.desc())
+    lines: list[LogLine] = []
+    number = 0
+    while len(lines) < count:
+        block = (await connection.execute(newest.offset(number).limit(1))).scalar()
+        if block is None:
+            break
+        lines = [*unpack(block), *lines]
+        number += 1
+    return lines[-count:]
+
+
 def unpack(block: bytes) -> Iterator[LogLine]:
     for fields in json.loads(zlib.decompress(block)):
         yield LogLine(*fields)

@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
+from service.batch import offsets
 from service.errors import InvalidSchedule
 
 _NICKNAMES = {
@@ -47,7 +48,6 @@ _ALLOWED = {
 _ONE_VALUE_WITH_STEP = re.compile(r"(?<![^\s,])(\d+|[a-z]{3})-\1/0*[1-9]\d*(?![^\s,])", re.IGNORECASE)
 
 _SECOND = timedelta(seconds=1)
-_DAY = timedelta(days=1)
 
 # cronsim's own limit. A date can be 40 years away (29 February as a given weekday, across 2100), never 50.
 _PATIENCE_YEARS = 50
@@ -90,6 +90,16 @@ class Schedule:
         """The schedule as a person would say it in English, with the zone unless it is UTC."""
         text = re.sub(r"(?<=[2-9])[123]th\b", _ordinal, self._parsed.explain())
         return text if self.timezone == "UTC" else f"{text} ({self.timezone})"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The six fields of the expression: second, minute, hour, day-of-month, month, day-of-week."""
+        return tuple(self._parsed.parts)
+
+    @property
+    def follows_real_time(self) -> bool:
+        """Whether it asks for a rhythm, which a clock change does not move; else it names fixed times."""
+        return self._follows_real_time
 
     def next(self, after: datetime) -> datetime | None:
         """The first slot strictly after `after` (aware, any zone; else ValueError), in UTC.
@@ -148,7 +158,7 @@ class Schedule:
             if match is None:
                 break
             slot = at + (match - wall)
-            change = self._change(at, slot)
+            change = offsets.change(self.zone, at, slot)
             if change is None:
                 return slot
             at = change
@@ -172,33 +182,10 @@ class Schedule:
         if first <= second:
             return first
         # A skipped time reads with the offsets of before (fold 0) and after (fold 1), so these two enclose the jump.
-        return self._change(second, first) or first
+        return offsets.change(self.zone, second, first) or first
 
     def _wall(self, instant: datetime) -> datetime:
         return instant.astimezone(self.zone).replace(tzinfo=None, fold=0)
-
-    def _offset(self, instant: datetime) -> timedelta | None:
-        return instant.astimezone(self.zone).utcoffset()
-
-    def _change(self, start: datetime, end: datetime) -> datetime | None:
-        """The first second with another offset than `start`, on the way to `end`, forwards or backwards."""
-        offset = self._offset(start)
-        stride = _DAY if start < end else -_DAY
-        while start != end:
-            ahead = end if abs(end - start) <= _DAY else start + stride
-            if self._offset(ahead) != offset:
-                return self._bisect(start, ahead, offset)
-            start = ahead
-        return None
-
-    def _bisect(self, same: datetime, other: datetime, offset: timedelta | None) -> datetime:
-        while abs(other - same) > _SECOND:
-            middle = same + (other - same) // _SECOND // 2 * _SECOND
-            if self._offset(middle) == offset:
-                same = middle
-            else:
-                other = middle
-        return other
 
 
 class _Walk(CronSim):

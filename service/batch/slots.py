@@ -28,6 +28,7 @@ class OpenSchedule:
     timezone: str
     fired_until: datetime
     paused_by: str | None
+    valid_from: datetime
 
     @property
     def schedule(self) -> Schedule:
@@ -52,6 +53,7 @@ def _open() -> Select[Any]:
             schedules.c.timezone,
             schedules.c.fired_until,
             tasks.c.paused_by,
+            schedules.c.valid_from,
         )
         .join(tasks, tasks.c.name == schedules.c.task)
         .where(schedules.c.valid_until.is_(None))
@@ -93,19 +95,26 @@ async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: d
 
 
 async def record_missed(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, Range]], now: datetime) -> None:
-    """Write missed ranges. One that goes on where the task's last one ended, for the same reason, makes that longer."""
+    """Write missed ranges. One that goes on where the task's last one ended, for the same reason, makes that longer.
+
+    Not across a change of schedule: the new one knows nothing of the old one's slots in between, which may have run.
+    """
     if not ranges:
         return
     newest = await _newest_missed(connection, [row.task for row, _ in ranges])
     fresh = []
     for row, found in ranges:
         last = newest.get(row.task)
-        if last is not None and last.reason == found.reason and last.last_slot == row.schedule.previous(found.first):
+        if last is not None and last.reason == found.reason and _goes_on(row, last.last_slot, found.first):
             longer = update(missed).where(missed.c.id == last.id)
             await connection.execute(longer.values(last_slot=found.last, count=missed.c.count + found.count))
         else:
             fresh.append(_missed_row(row.task, found, now))
     await rows.insert(connection, missed, fresh)
+
+
+def _goes_on(row: OpenSchedule, last: datetime, first: datetime) -> bool:
+    return last > row.valid_from and last == row.schedule.previous(first)
 
 
 def _missed_row(task: str, found: Range, now: datetime) -> dict[str, Any]:

@@ -5,31 +5,50 @@ A command imports what it needs when it runs, so that `batch --help` and a shell
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 
 import typer
 from typer.exceptions import TyperException
 
-from service.cli import runs, serve, tasks
+from service.cli import account, lint, logs, new, runs, serve, show, tasks
+from service.cli.examples import EXAMPLES
 from service.errors import BatchError
 
 cli = typer.Typer(
     name="batch",
     help="Batch System: tasks on schedule, every slot accounted for.",
+    epilog="`batch COMMAND --help` has examples. Commands read the settings from the environment and `.env`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-cli.command()(serve.serve)
-cli.command()(tasks.tasks)
-cli.command()(runs.run)
-cli.command()(runs.runs)
-cli.command("next")(tasks.next_)
+
+
+def _add(panel: str, name: str, command: Callable[..., None]) -> None:
+    """The docstring is the help, and its first paragraph the line in the list of commands."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    shown = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    examples = "\n".join(f"  {line}\n      {what}" for line, what in EXAMPLES[name].items())
+    cli.command(name, help=shown, epilog=f"Examples:\n{examples}", rich_help_panel=panel)(command)
+
+
+_add("Service", "serve", serve.serve)
+_add("Tasks", "new", new.new)
+_add("Tasks", "tasks", tasks.tasks)
+_add("Tasks", "next", tasks.next_)
+_add("Tasks", "lint", lint.lint)
+_add("Runs", "run", runs.run)
+_add("Runs", "runs", runs.runs)
+_add("Runs", "show", show.show)
+_add("Runs", "logs", logs.logs)
+_add("Runs", "account", account.account)
 
 
 def main() -> None:
     """The entry point: what was wrong is said in one line on stderr, with exit code 2."""
     try:
-        code = cli(standalone_mode=False)
+        code = cli(prog_name="batch", standalone_mode=False)
     except TyperException as error:
         code = _refuse(error.format_message())
     except BatchError as error:

@@ -12,11 +12,18 @@ from zoneinfo import ZoneInfo
 import typer
 
 from service import clock
+from service.cli import complete
 from service.errors import DatabaseError, InvalidParameters
 
 T = TypeVar("T")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON array instead of a table.")]
+TaskName = Annotated[str, typer.Argument(help="The task's name.", autocompletion=complete.task_names)]
+OfTask = Annotated[str | None, typer.Option(help="Only of this task.", autocompletion=complete.task_names)]
+RunOrTask = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run's id, its first digits, or a task.", autocompletion=complete.task_names),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:

@@ -12,15 +12,19 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli.options import AsJson, instant, instant_or_age, pairs, wait_for
+from service.cli import complete
+from service.cli.options import AsJson, OfTask, TaskName, instant, instant_or_age, pairs, wait_for
 
 
 def run(
-    name: Annotated[str, typer.Argument(help="The task's name.")],
+    name: TaskName,
     param: Annotated[list[str] | None, typer.Option("--param", help="A parameter of run(), as name=value.")] = None,
     slot: Annotated[str | None, typer.Option(help="The instant to run it for (ISO 8601); default: now.")] = None,
 ) -> None:
-    """Run a task here and now, record the run, show its log. Exit code 1 when it fails."""
+    """Run a task here and now, record the run, show its log.
+
+    The exit code is 1 when it fails. It needs no service, and works beside one.
+    """
     from service import console
 
     row = wait_for(_run(name, pairs(param or []), instant(slot, "--slot") if slot is not None else None))
@@ -32,13 +36,16 @@ def run(
 
 
 def runs(
-    task: Annotated[str | None, typer.Option(help="Only of this task.")] = None,
-    state: Annotated[str | None, typer.Option(help="Only in this state.")] = None,
+    task: OfTask = None,
+    state: Annotated[str | None, typer.Option(help="Only in this state.", autocompletion=complete.states)] = None,
     since: Annotated[str | None, typer.Option(help="Only made since: ISO 8601, or an age such as 2h or 7d.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List runs, newest first."""
+    """List runs, newest first.
+
+    `batch show ID` has all about one of them.
+    """
     from service import console, listing
     from service.config import get_settings
 

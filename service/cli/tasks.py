@@ -12,7 +12,10 @@ from service.cli.options import AsJson, instant, wait_for
 
 
 def tasks(as_json: AsJson = False) -> None:
-    """List the tasks and when each fires next. Exit code 1 when there are files that can't be used."""
+    """List the tasks, and when each fires next.
+
+    The exit code is 1 when there are files that can't be used; they are named on stderr.
+    """
     from service import console, listing
     from service.config import get_settings
 
@@ -32,7 +35,11 @@ def next_(
     n: Annotated[int, typer.Option("-n", min=1, max=10_000, help="How many.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Show when a cron expression fires."""
+    """Show when a cron expression fires.
+
+    Five fields as in cron (minute, hour, day-of-month, month, day-of-week); six with the second first; or @daily and
+    its friends.
+    """
     from service import console
     from service.batch.schedule import schedule as schedule_of
 

@@ -1,0 +1,36 @@
+"""The instants at which a time zone's clock changes. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+_SECOND = timedelta(seconds=1)
+_DAY = timedelta(days=1)
+
+
+def offset(zone: ZoneInfo, instant: datetime) -> timedelta:
+    """What the zone's clock is ahead of UTC at an aware instant."""
+    return instant.astimezone(zone).utcoffset() or timedelta(0)
+
+
+def change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
+    """The first second (aware, UTC) with another offset than `start`, on the way to `end`, forwards or backwards."""
+    here = offset(zone, start)
+    stride = _DAY if start < end else -_DAY
+    while start != end:
+        ahead = end if abs(end - start) <= _DAY else start + stride
+        if offset(zone, ahead) != here:
+            return _bisect(zone, start, ahead, here)
+        start = ahead
+    return None
+
+
+def _bisect(zone: ZoneInfo, same: datetime, other: datetime, here: timedelta) -> datetime:
+    while abs(other - same) > _SECOND:
+        middle = same + (other - same) // _SECOND // 2 * _SECOND
+        if offset(zone, middle) == here:
+            same = middle
+        else:
+            other = middle
+    return other

@@ -1,0 +1,55 @@
+"""The examples at the end of each command's help, by its name: what is typed, and what it is for."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, dict[str, str]] = {
+    "serve": {
+        "batch serve": "on HOST and PORT",
+        "batch serve --host 0.0.0.0 --port 8080": "for other machines too",
+        "batch serve --reload": "while you write tasks",
+    },
+    "new": {
+        "batch new daily_sales": "every day at 02:00",
+        'batch new daily_sales --schedule "15 6 * * 1-5"': "on weekdays at 06:15",
+        "batch new import_files --sync --schedule none": "by hand, in a thread",
+    },
+    "tasks": {
+        "batch tasks": "what there is, and what fires next",
+        "batch tasks --json": "for a program",
+    },
+    "next": {
+        'batch next "0 2 * * *"': "the next five times",
+        'batch next "30 2 * * *" --tz Europe/Berlin -n 10': "in a zone whose clock changes",
+        "batch next @weekly --after 2027-01-01": "after that instant",
+    },
+    "lint": {
+        "batch lint": "every task",
+        "batch lint backup -n 10": "one task, with its next ten times",
+        "batch lint -n 0 --json": "findings only, for a program",
+    },
+    "run": {
+        "batch run backup": "now",
+        "batch run daily_report --param day=2026-11-24": "with a parameter of its run()",
+        "batch run daily_report --slot 2026-11-25T01:00": "as if it had fired at that slot",
+    },
+    "runs": {
+        "batch runs --limit 10": "the newest ten",
+        "batch runs --task backup --state failed": "what failed of one task",
+        "batch runs --since 2h --json": "for a program",
+    },
+    "show": {
+        "batch show 01a212f3": "a run whose id begins so",
+        "batch show backup": "a task",
+        "batch show backup --json": "for a program",
+    },
+    "logs": {
+        "batch logs 01a212f3": "of a run whose id begins so",
+        "batch logs backup --follow": "of the newest run of a task, until it ends",
+        "batch logs backup --json | jq .text": "for a program",
+    },
+    "account": {
+        "batch account": "the last 24 hours",
+        "batch account --since 7d --task backup": "a week of one task",
+        "batch account --since 2h --slots": "each slot, with what became of it",
+    },
+}

@@ -1,0 +1,78 @@
+"""`batch logs`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.cli.options import RunOrTask, wait_for
+
+if TYPE_CHECKING:
+    from service.batch.logbook import Block
+
+
+def logs(
+    run: RunOrTask,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each line as a JSON object.")] = False,
+) -> None:
+    """Show what a run has logged.
+
+    RUN is a run's id, the first 6 or more digits of one, or a task's name: then its newest run is meant. With --follow
+    the exit code is 0 when the run succeeded, and 1 when it ended otherwise.
+    """
+    from service import following
+    from service.config import get_settings
+
+    state = wait_for(_print(following.blocks(get_settings(), run, follow), as_json))
+    raise SystemExit(1 if follow and state != "succeeded" else 0)
+
+
+async def _print(blocks: AsyncGenerator[Block | str], as_json: bool) -> str:
+    """Print the lines, and return the run's state."""
+    before, state = (0, 1), ""
+    async with aclosing(blocks) as opened:
+        async for block in opened:
+            if isinstance(block, str):
+                state = block
+                continue
+            if as_json:
+                _print_json(block)
+            else:
+                _print_text(block, before)
+            before = block.fence, block.attempt
+            sys.stdout.flush()
+    return state
+
+
+def _print_json(block: Block) -> None:
+    from service import console
+
+    for line in block.lines:
+        console.show_json({**vars(line), "attempt": block.attempt})
+
+
+def _print_text(block: Block, before: tuple[int, int]) -> None:
+    """`before`: fence and attempt of the block before; of the first one, those that need no word."""
+    from service import console
+
+    fence, attempt = before
+    if block.attempt != attempt:
+        print(console.paint(f"--- attempt {block.attempt} ---", "heading"))
+    elif fence and block.fence != fence:
+        print(console.paint(f"--- attempt {block.attempt}, begun again ---", "heading"))
+    for line in block.lines:
+        print(text(line.at, line.level, line.logger, line.text))
+
+
+def text(at: str, level: str, logger: str, message: str) -> str:
+    """A line of a log as a person reads it; what it says may have lines of its own."""
+    from service import console
+
+    first, newline, more = console.lines(message).partition("\n")
+    shown = console.paint(f"[{level:<8}]", level)
+    return f"{at} {shown} {first} [{console.line(logger)}]{newline}{more}"

@@ -1,0 +1,167 @@
+"""`batch new`: a task's file and its test, to begin with."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.errors import BatchError, InvalidParameters, InvalidSetting
+
+if TYPE_CHECKING:
+    from service.batch.schedule import Schedule
+
+NO_SCHEDULE = "none"
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+"""Where the clock of a test begins. (The module that says so needs pytest, which a server may be without.)"""
+
+TASK = Template('''\
+from service import BaseTask, get_logger
+
+logger = get_logger(__name__)
+
+
+class $cls(BaseTask):
+    """Say here in one line what this task does."""
+
+    name = "$name"
+    schedule = $schedule
+
+    ${async_}def run(self) -> None:
+        logger.info("$name has work to do")
+''')
+
+TEST = Template('''\
+"""What $file does. The fixture `batch` comes with the service."""
+
+import pytest
+${before}from service.testing import Batch
+${after}from $package import $cls
+
+
+@pytest.mark.asyncio
+async def test_${module}_succeeds(batch: Batch) -> None:
+    run = await batch.run($cls)
+    assert run.state == "succeeded", run.reason
+''')
+
+TEST_OF_SCHEDULE = Template("""
+
+@pytest.mark.asyncio
+async def test_${module}_fires_on_schedule(batch: Batch) -> None:
+    batch.only($cls)
+    [run] = await batch.advance($until)  # from $start
+    assert run.state == "succeeded", run.reason
+""")
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The task's name: a-z 0-9 _ . -")],
+    schedule: Annotated[
+        str, typer.Option(help="A cron expression, quoted; or none, for a task that is started by hand.")
+    ] = "0 2 * * *",
+    sync: Annotated[bool, typer.Option("--sync", help="A run() that may block: it gets a thread.")] = False,
+    tests: Annotated[Path, typer.Option(help="The folder for the test.")] = Path("tests"),
+) -> None:
+    """Write the file of a new task, and its test.
+
+    The file goes into TASKS_DIR. Nothing is overwritten.
+    """
+    from service.batch.loader import folder_of
+    from service.batch.schedule import schedule as schedule_of
+    from service.config import get_settings
+
+    folder = folder_of(get_settings().TASKS_DIR)
+    module = _module(name)
+    cron = None if schedule == NO_SCHEDULE else schedule_of(schedule)
+    task, test = folder / f"{module}.py", tests / f"test_{module}.py"
+    words = {
+        "name": name,
+        "cls": _class(module),
+        "module": module,
+        "schedule": f'"{cron.cron}"' if cron else "None",
+        "async_": "" if sync else "async ",
+        "file": task.as_posix(),
+        "package": _package(get_settings().TASKS_DIR, module),
+        **_gaps(),
+    }
+    tested = TEST.substitute(words) + (_test_of(cron, words) if cron else "")
+    _write({task: TASK.substitute(words), test: tested})
+    when = cron.words if cron else "Only by hand"
+    print(f"{task}  the task {name}: {when[0].lower()}{when[1:]}\n{test}  its test\n")
+    print(f"Write its run(), then:\n  python -m pytest {test}\n  batch lint {name}\n  batch run {name}")
+
+
+def _module(name: str) -> str:
+    """The file's name without its end. Dots and dashes can't be in a name that Python imports."""
+    from service.batch.registry import NAME
+
+    if not NAME.fullmatch(name):
+        raise InvalidParameters(f"the name is {name!r}; allowed: 1 to 100 of a-z 0-9 _ . -")
+    module = re.sub(r"[.-]", "_", name)
+    if not module[0].isalpha() or keyword.iskeyword(module):
+        raise InvalidParameters(
+            f"the name is {name!r}, and Python can't import a file that is called {module}.py; allowed here: a name "
+            "that begins with a letter, and is no word of Python's own"
+        )
+    return module
+
+
+def _class(module: str) -> str:
+    return "".join(part.capitalize() for part in module.removesuffix("_task").split("_")) + "Task"
+
+
+def _package(folder: Path, module: str) -> str:
+    """The module as a test imports it: from the working directory, or from beside a folder that is elsewhere."""
+    if not folder.is_dir():  # the name of a package
+        return f"{folder}.{module}"
+    place = folder.resolve()
+    parts = place.relative_to(Path.cwd()).parts if place.is_relative_to(Path.cwd()) else (place.name,)
+    if not all(part.isidentifier() for part in parts):
+        raise InvalidSetting(
+            f"setting TASKS_DIR is {str(folder)!r}, which a test can't import; allowed: names of a-z 0-9 _"
+        )
+    return ".".join((*parts, module))
+
+
+def _gaps() -> dict[str, str]:
+    """Where imports are sorted, this package stands with the tasks in its own repository, and with pytest elsewhere."""
+    is_ours = Path("service", "__init__.py").exists()
+    return {"before": "\n" if is_ours else "", "after": "" if is_ours else "\n"}
+
+
+def _test_of(cron: Schedule, words: dict[str, str]) -> str:
+    first = cron.next(START)
+    assert first is not None  # the schedule fires, or it would have been refused
+    return TEST_OF_SCHEDULE.substitute(words, until=_arguments(first - START), start=_shown(START))
+
+
+def _arguments(until: timedelta) -> str:
+    """As advance() takes it."""
+    minutes, seconds = divmod(until.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = {"days": until.days, "hours": hours, "minutes": minutes, "seconds": seconds}
+    return ", ".join(f"{unit}={number}" for unit, number in parts.items() if number)
+
+
+def _shown(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+def _write(files: dict[Path, str]) -> None:
+    there = [str(file) for file in files if file.exists()]
+    if there:
+        raise InvalidParameters(f"already there: {', '.join(there)}; nothing was written")
+    for file, text in files.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("x", encoding="utf-8") as opened:
+                opened.write(text)
+        except OSError as error:
+            raise BatchError(f"{file} can't be written: {error.strerror}") from error

@@ -1,0 +1,78 @@
+"""The log of a run, block by block, also while it is being written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import logs
+from service.batch import logbook
+from service.batch import runs as run_rows
+from service.batch.logbook import Block
+from service.batch.states import FINAL
+from service.config import Settings
+from service.details import run_of
+from service.errors import UnknownRun
+from service.listing import ledger
+
+POLL_SECONDS = 0.5
+PAGE = 20
+LATE_FENCES = 20
+"""A node that lost a run may still write its last lines: so many fences before the newest are looked at again."""
+
+
+async def blocks(settings: Settings, given: str, follow: bool) -> AsyncGenerator[Block | str]:
+    """The blocks of a run, oldest first; at the end its state. With `follow` that is its final one.
+
+    `given` is a run's id, how that begins, or a task, whose newest run is meant. Raises UnknownRun or UnknownTask.
+    """
+    logs.set_up("CRITICAL")
+    async with ledger(settings) as connection:
+        run = await run_of(connection, settings, given)
+        assert connection is not None
+        reader = Reader(connection, run)
+        while True:
+            state, fence = await _state(connection, run)  # before the lines: a final state comes with the last ones
+            async for block in reader.new_blocks(fence):
+                yield block
+            if not follow or state in FINAL:
+                yield state
+                return
+            await connection.rollback()  # the next look must see what was written since
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def _state(connection: AsyncConnection, run: str) -> tuple[str, int]:
+    row = await run_rows.get(connection, run)
+    if row is None:
+        raise UnknownRun(f"the run {run} was deleted meanwhile")
+    return row["state"], row["fence"]
+
+
+@dataclass
+class Reader:
+    """Knows how far it has read under each fence, so that no block comes twice, and none is passed over."""
+
+    connection: AsyncConnection
+    run: str
+    _next: dict[int, int] = field(default_factory=dict)
+    _started: bool = False
+
+    async def new_blocks(self, newest: int) -> AsyncIterator[Block]:
+        """What was written since the last call. `newest` is the run's fence."""
+        late = range(max(0, newest - LATE_FENCES), newest + 1)
+        fences = list(late) if self._started else await logbook.fences(self.connection, self.run)
+        self._started = True
+        for fence in fences:
+            while found := await self._page(fence):
+                for block in found:
+                    yield block
+
+    async def _page(self, fence: int) -> list[Block]:
+        found = await logbook.page(self.connection, self.run, fence, self._next.get(fence, 0), PAGE)
+        if found:
+            self._next[fence] = found[-1].first_line + len(found[-1].lines)
+        return found

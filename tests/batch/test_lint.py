@@ -1,0 +1,180 @@
+"""What is worth a look in a task. Each finding has its neighbour that is fine: a false alarm is a defect too."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from datetime import UTC, datetime, timedelta
+from time import sleep
+from typing import Any
+
+import pytest
+
+from service import BaseTask, Missed, Retry
+from service.batch.lint import Finding, findings, longest_wait, shortest_interval, span
+from service.batch.schedule import schedule
+from tests.batch.ledger_world import make_task
+
+NOW = datetime(2026, 6, 1, 12, 30, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+def found(cron: str | None = "0 2 * * *", /, run: Any = None, **attributes: Any) -> list[Finding]:
+    return findings(make_task("report", cron, run, **attributes), NOW)
+
+
+def rules(cron: str | None = "0 2 * * *", /, run: Any = None, **attributes: Any) -> list[tuple[str, str]]:
+    return [(finding.severity, finding.rule) for finding in found(cron, run, **attributes)]
+
+
+def sync(self: BaseTask) -> None:
+    time.sleep(1)
+
+
+async def blocking(self: BaseTask) -> None:
+    time.sleep(1)
+    sleep(1)
+    subprocess.run(["true"])
+
+
+async def careful(self: BaseTask) -> None:
+    await asyncio.sleep(1)
+    await asyncio.to_thread(time.sleep, 1)
+    await asyncio.to_thread(lambda: time.sleep(1))
+
+    def later() -> None:
+        time.sleep(1)
+
+    await asyncio.to_thread(later)
+
+
+WRONG: list[tuple[str, str, str | None, dict[str, Any]]] = [
+    ("warning", "timeout-beyond-interval", "0 * * * *", {"timeout": 3601}),
+    ("warning", "retry-beyond-interval", "*/5 * * * *", {"retry": Retry(attempts=4, wait=60)}),
+    ("warning", "missed-never", "0 * * * *", {"missed": Missed("once", max_age=timedelta(minutes=1))}),
+    ("note", "missed-max-age", "0 0 * * 0", {}),
+    ("warning", "missed-all-unbounded", "* * * * *", {"missed": "all"}),
+    ("warning", "every-minute", "* 2 * * *", {}),
+    ("warning", "every-minute", "* 30 2 * * *", {}),
+    ("note", "day-or-weekday", "0 0 1-7 * 1", {}),
+    ("note", "short-months", "0 0 31 * *", {"missed": "skip"}),
+    ("note", "short-months", "0 0 29-31 * *", {"missed": "skip"}),
+    ("note", "clock-change", "30 2 * * *", {"timezone": "Europe/Berlin"}),
+    ("note", "sync-timeout", "0 2 * * *", {"run": sync, "timeout": 60}),
+    ("warning", "blocking-call", "0 2 * * *", {"run": blocking}),
+    ("warning", "unknown-attribute", "0 2 * * *", {"retries": 3}),
+    ("warning", "unknown-attribute", "0 2 * * *", {"time_zone": "Asia/Tokyo"}),
+    ("warning", "unknown-attribute", "0 2 * * *", {"time_out": 60}),
+    ("warning", "unknown-attribute", None, {"cron": "0 2 * * *"}),
+]
+
+FINE: list[tuple[str | None, dict[str, Any]]] = [
+    ("0 * * * *", {"timeout": 3600}),
+    ("0 * * * *", {"timeout": 7200, "overlap": "allow"}),
+    ("0 * * * *", {"retry": Retry(attempts=5, wait=60)}),
+    ("*/5 * * * *", {"retry": Retry(attempts=4, wait=60), "overlap": "allow"}),
+    ("0 0 * * 0", {"missed": "skip"}),
+    ("0 0 * * 0", {"missed": Missed("once", max_age=7 * DAY)}),
+    ("* * * * *", {"missed": Missed("all", max_count=100)}),
+    ("* * * * *", {"missed": Missed("all", max_age=timedelta(hours=1))}),
+    ("* 9-17 * * 1-5", {}),
+    ("*/5 2 * * *", {}),
+    ("0 0 L * *", {"missed": "skip"}),
+    ("0 0 28 * *", {"missed": "skip"}),
+    ("0 0 31 1 *", {"missed": "skip"}),
+    ("0 0 * * 1-5", {"missed": "skip"}),
+    ("30 3 * * *", {"timezone": "Europe/Berlin"}),
+    ("0 2 * * *", {"run": sync}),
+    ("0 2 * * *", {"run": careful, "timeout": 60}),
+    ("0 2 * * *", {"names": ["a"], "table": "users", "retry_after": 3, "description": "Says it", "_retries": 1}),
+    ("0 2 * * *", {"cron": "something of the author's"}),
+    (None, {"timeout": 60, "retry": Retry(attempts=9, wait=3600)}),
+]
+
+
+@pytest.mark.parametrize(("severity", "rule", "cron", "attributes"), WRONG)
+def test_what_is_likely_to_be_a_mistake_is_found(
+    severity: str, rule: str, cron: str | None, attributes: dict[str, Any]
+) -> None:
+    assert rules(cron, **attributes) == [(severity, rule)]
+
+
+@pytest.mark.parametrize(("cron", "attributes"), FINE)
+def test_what_may_well_be_meant_is_not(cron: str | None, attributes: dict[str, Any]) -> None:
+    assert found(cron, **attributes) == []
+
+
+def test_warnings_come_before_notes() -> None:
+    severities = [severity for severity, _ in rules("* 2 * * *", timezone="Europe/Berlin", missed="all")]
+    assert severities == ["warning", "warning", "note"]
+
+
+@pytest.mark.parametrize(
+    ("cron", "attributes", "words"),
+    [
+        ("0 * * * *", {"timeout": 5400}, ["timeout = 1 h 30 min", "after 1 h:", 'overlap = "skip"']),
+        ("* * * * *", {"missed": "all"}, ["max_count", "1 d", "1,440 runs"]),
+        ("* 2 * * *", {}, ["60 times in one hour", "'0 2 * * *'"]),
+        ("* * 2 * * *", {}, ["3,600 times in one hour", "'0 0 2 * * *'"]),
+        ("* 30 2 * * *", {}, ["60 times in one minute", "'0 30 2 * * *'"]),
+        ("0 2 * * *", {"run": blocking}, ["time.sleep() in line", ", sleep() in line", "subprocess.run() in line"]),
+        ("0 2 * * *", {"retries": 3}, ["retries", "is retry meant?"]),
+        ("0 0 31 * *", {"missed": "skip"}, ["31", "L is the last day"]),
+    ],
+)
+def test_a_message_names_what_is_wrong(cron: str, attributes: dict[str, Any], words: list[str]) -> None:
+    [finding] = found(cron, **attributes)
+    assert [word for word in words if word not in finding.message] == []
+
+
+def test_an_attribute_of_an_authors_base_class_counts_as_given() -> None:
+    class _Base(BaseTask):
+        timeout = 60
+        max_time = 3
+
+    class Report(_Base):
+        name, schedule = "report", "0 2 * * *"
+
+        async def run(self) -> None: ...
+
+    from service import TaskRegistry
+
+    TaskRegistry.register(Report)
+    assert findings(TaskRegistry.get("report"), NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("retry", "seconds"),
+    [
+        (Retry(), 0),
+        (Retry(attempts=2, wait=10), 10),
+        (Retry(attempts=4, wait=10, factor=2), 70),
+        (Retry(attempts=4, wait=10, factor=10, max_wait=50), 110),
+        (Retry(attempts=10**9, wait=10, factor=1), 10 * (10**9 - 1)),
+        (Retry(attempts=10**9, wait=0), 0),
+    ],
+)
+def test_the_waits_of_a_retry_add_up(retry: Retry, seconds: float) -> None:
+    assert longest_wait(retry) == seconds
+
+
+@pytest.mark.parametrize(
+    ("cron", "interval"),
+    [
+        ("*/7 * * * *", timedelta(minutes=4)),
+        ("0 9,17 * * *", timedelta(hours=8)),
+        ("0 2 * * *", DAY),
+        ("0 0 29 2 *", 1461 * DAY),
+    ],
+)
+def test_the_shortest_interval_of_a_schedule(cron: str, interval: timedelta) -> None:
+    assert shortest_interval(schedule(cron, "Europe/Berlin"), NOW) == interval
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.5, "0.5 s"), (60, "1 min"), (90, "1 min 30 s"), (5400, "1 h 30 min"), (90_061, "1 d 1 h"), (86_400, "1 d")],
+)
+def test_a_span_in_words(seconds: float, words: str) -> None:
+    assert span(seconds) == words

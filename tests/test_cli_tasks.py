@@ -1,0 +1,366 @@
+"""`batch lint` and `batch new`, what a shell completes, and what the help says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from service import clock
+from service.cli.examples import EXAMPLES
+from service.cli.new import START
+from service.testing import kit
+from tests.commands import Batch, in_this_process, refuses
+from tests.processes import BATCH, ROOT, environment
+from tests.processes import batch as command
+
+OCTOBER = datetime(2026, 10, 24, 12, tzinfo=UTC)
+
+REPORT = """
+from service import BaseTask
+
+class Report(BaseTask):
+    name, schedule, timezone = "report", "30 2 * * *", "Europe/Berlin"
+    async def run(self): ...
+"""
+
+
+@pytest.fixture
+def batch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
+    yield from in_this_process(capsys, monkeypatch)
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    file = tmp_path / "tasks" / "report.py"
+    file.write_text(REPORT)
+    return file
+
+
+# lint
+
+
+def test_lint_shows_the_next_times_and_marks_a_clock_change(batch: Batch, report: Path) -> None:
+    with clock.moved(OCTOBER):
+        done = batch("lint", "-n", "2")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines() == [
+        "report (tasks/report.py)",
+        "  At 02:30 every day (Europe/Berlin)",
+        "    2026-10-25 00:30:00Z  2026-10-25 02:30:00+02:00  02:30 comes twice on 2026-10-25: fires the first time",
+        "    2026-10-26 01:30:00Z  2026-10-26 02:30:00+01:00",
+        "",
+        "1 task, 0 errors, 0 warnings, 1 note",
+    ]
+
+
+def test_lint_looks_a_year_ahead_for_a_clock_change(batch: Batch, report: Path) -> None:
+    with clock.moved(datetime(2026, 11, 25, tzinfo=UTC)):
+        done = batch("lint")
+    assert "  note: 02:30 is skipped by the clock change of 2027-03-28: fires at 03:00" in done.out.splitlines()
+    assert len(re.findall(r"^    2026-1", done.out, re.MULTILINE)) == 5
+
+
+def test_lint_ends_with_code_1_where_there_is_a_warning(batch: Batch, report: Path, database_url: str) -> None:
+    report.write_text(REPORT.replace('"30 2 * * *"', '"* 2 * * *"'))
+    done = batch("lint", LEDGER_URL="postgresql://nobody@127.0.0.1:1/x")  # it asks no database
+    assert done.code == 1
+    assert "  warning: it fires 60 times in one hour; '0 2 * * *' fires once" in done.out.splitlines()
+    assert done.out.endswith("1 task, 0 errors, 1 warning, 1 note\n")
+
+
+def test_a_file_that_can_not_be_used_is_an_error(batch: Batch, report: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks" / "broken.py").write_text("import nowhere\n")
+    done = batch("lint")
+    assert done.code == 1
+    shown = done.out.splitlines()
+    assert shown[shown.index("tasks/broken.py") + 1] == (
+        "  error: ModuleNotFoundError in line 1: No module named 'nowhere'"
+    )
+    assert done.out.endswith("1 task, 1 error, 0 warnings, 1 note\n")
+
+
+def test_lint_as_json_has_rules_for_programs(batch: Batch, report: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks" / "broken.py").write_text("import nowhere\n")
+    with clock.moved(OCTOBER):
+        good, bad = batch("lint", "--json", "-n", "1").json
+    assert (good["task"], good["source"], good["schedule"]) == ("report", "tasks/report.py", "30 2 * * *")
+    assert good["next"] == [
+        {
+            "slot": "2026-10-25T00:30:00+00:00",
+            "local": "2026-10-25T02:30:00+02:00",
+            "mark": "02:30 comes twice on 2026-10-25: fires the first time",
+        }
+    ]
+    assert [(f["severity"], f["rule"]) for f in good["findings"]] == [("note", "clock-change")]
+    assert (bad["task"], bad["source"], bad["findings"][0]["rule"]) == (None, "tasks/broken.py", "broken")
+    assert list(good) == list(bad)
+
+
+def test_lint_of_named_tasks_leaves_the_others_out(batch: Batch, report: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks" / "broken.py").write_text("import nowhere\n")
+    (tmp_path / "tasks" / "other.py").write_text(REPORT.replace('"report", "30', '"other", "*'))
+    done = batch("lint", "report", "-n", "0")
+    assert done.code == 0
+    assert "other" not in done.out and "broken" not in done.out
+    refuses(batch("lint", "nope"), "'nope'", "other, report", "tasks/broken.py")
+
+
+def test_a_task_without_a_schedule_has_no_times(batch: Batch, report: Path) -> None:
+    report.write_text(REPORT.replace('"30 2 * * *"', "None"))
+    assert batch("lint").out.splitlines()[1:3] == ["  Only by hand", ""]
+
+
+def test_the_tasks_of_this_repository_are_clean(batch: Batch) -> None:
+    done = batch("lint", TASKS_DIR=str(ROOT / "tasks"))
+    assert done.code == 0 and ", 0 errors, 0 warnings, 0 notes" in done.out
+
+
+# new
+
+
+def test_new_writes_a_task_that_can_be_used(batch: Batch, tmp_path: Path) -> None:
+    done = batch("new", "daily-sales.v2", "--schedule", "15 6 * * 1-5")
+    assert (done.code, done.err) == (0, "")
+    assert "tasks/daily_sales_v2.py" in done.out and "tests/test_daily_sales_v2.py" in done.out
+    (row,) = batch("tasks", "--json").json
+    assert (row["name"], row["schedule"], row["error"]) == ("daily-sales.v2", "15 6 * * 1-5", None)
+    assert batch("run", "daily-sales.v2").code == 0
+    assert batch("lint").out.endswith("1 task, 0 errors, 0 warnings, 0 notes\n")
+
+
+def test_new_writes_a_sync_task_without_a_schedule(batch: Batch, tmp_path: Path) -> None:
+    assert batch("new", "by_hand_task", "--sync", "--schedule", "none", "--tests", "checks").code == 0
+    text = (tmp_path / "tasks" / "by_hand_task.py").read_text()
+    assert "class ByHandTask(BaseTask)" in text and "\n    def run(" in text and "schedule = None" in text
+    assert "fires_on_schedule" not in (tmp_path / "checks" / "test_by_hand_task.py").read_text()
+
+
+@pytest.mark.parametrize("there", ["tasks/mine.py", "tests/test_mine.py"])
+def test_new_overwrites_nothing(batch: Batch, tmp_path: Path, there: str) -> None:
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("precious\n")
+    refuses(batch("new", "mine"), there, "nothing was written")
+    assert [str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*.py")] == [there]
+    assert (tmp_path / there).read_text() == "precious\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["Daily"], ["'Daily'", "a-z 0-9 _ . -"]),
+        (["2fa"], ["'2fa'", "begins with a letter"]),
+        (["_hidden"], ["'_hidden'", "begins with a letter"]),
+        (["class"], ["'class'", "word of Python's own"]),
+        (["mine", "--schedule", "0 25 * * *"], ["'0 25 * * *'", "hour"]),
+        ([], ["NAME"]),
+    ],
+)
+def test_new_refuses_what_can_not_be_a_task(batch: Batch, tmp_path: Path, words: list[str], named: list[str]) -> None:
+    refuses(batch("new", *words), *named)
+    assert list(tmp_path.rglob("*.py")) == []
+
+
+def test_new_needs_the_tasks_folder(batch: Batch, tmp_path: Path) -> None:
+    refuses(batch("new", "mine", TASKS_DIR="nowhere"), "TASKS_DIR", "nowhere")
+    (tmp_path / "my-tasks").mkdir()
+    refuses(batch("new", "mine", TASKS_DIR="my-tasks"), "TASKS_DIR", "'my-tasks'")
+
+
+def test_new_names_a_folder_that_can_not_be_written(batch: Batch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refuses(batch("new", "mine", "--tests", "file/tests"), "file/tests", "can't be written")
+
+
+def test_the_clock_of_the_written_test_is_that_of_the_fixture() -> None:
+    assert START == kit.START
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of an author, who has pytest's strictest settings, with new tasks of each kind."""
+    folder = tmp_path_factory.mktemp("author")
+    (folder / "tasks").mkdir()
+    (folder / "jobs" / "nightly").mkdir(parents=True)
+    strict = 'filterwarnings = ["error"]\nasyncio_default_fixture_loop_scope = "function"'
+    (folder / "pyproject.toml").write_text(f"[tool.pytest.ini_options]\n{strict}\n")
+    for words in (["daily"], ["often", "--schedule", "*/5 * * * *"], ["by_hand", "--schedule", "none", "--sync"]):
+        assert command(folder, "new", *words).returncode == 0
+    done = command(folder, "new", "far", "--schedule", "0 0 1 * *", "--sync", settings={"TASKS_DIR": "jobs/nightly"})
+    assert done.returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["strict", "auto"])
+def test_the_written_tests_pass(written: Path, mode: str) -> None:
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", f"asyncio_mode={mode}"]
+    tests = [file for file in sorted((written / "tests").iterdir()) if file.name.startswith("test_")]
+    assert len(tests) == 4
+    near = [*words, *(str(file) for file in tests if "far" not in file.name)]
+    for call, settings, count in (
+        (near, {}, 5),
+        ([*words, "tests/test_far.py"], {"TASKS_DIR": "jobs/nightly"}, 2),
+    ):
+        done = subprocess.run(call, cwd=written, env=environment(settings), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout
+        assert f"{count} passed" in done.stdout
+
+
+def test_a_written_test_fails_when_its_task_does(written: Path) -> None:
+    file = written / "tasks" / "daily.py"
+    before = file.read_text()
+    file.write_text(before.replace("logger.info", "raise RuntimeError"))
+    try:
+        words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_daily.py"]
+        done = subprocess.run(words, cwd=written, env=environment(), capture_output=True, text=True, timeout=120)
+    finally:
+        file.write_text(before)
+    assert done.returncode == 1 and "2 failed" in done.stdout and "has work to do" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ruff", "check", "--no-cache", "--select", "E,F,W,I,N,UP,B,PT,RUF,ANN,ASYNC"],
+        ["ruff", "format", "--no-cache", "--check"],
+        ["mypy", "--strict", "--cache-dir=/dev/null", "--explicit-package-bases"],
+    ],
+    ids=" ".join,
+)
+def test_the_written_files_are_clean(written: Path, words: list[str]) -> None:
+    call = [sys.executable, "-m", *words, "tasks", "jobs", "tests"]
+    done = subprocess.run(call, cwd=written, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+
+
+# Completion, by what a shell calls.
+
+
+def completed(folder: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """What bash is told when Tab is pressed at the end of `batch words`."""
+    asked = {"COMP_WORDS": shlex.join(["batch", *words]), "COMP_CWORD": str(len(words))}
+    env = {**environment(settings), **asked, "_BATCH_COMPLETE": "complete_bash"}
+    return subprocess.run(BATCH, cwd=folder, env=env, capture_output=True, text=True, timeout=30)
+
+
+def quietly(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("words", [["run"], ["show"], ["logs"], ["lint"], ["runs", "--task"], ["account", "--task"]])
+def test_names_of_tasks_are_completed(report: Path, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "tasks" / "two.py").write_text('class A:\n  name: str = "rest"\nclass B:\n  name = "other"\n')
+    (tmp_path / "tasks" / "_base.py").write_text('class A:\n  name = "restless"\n')
+    assert quietly(completed(tmp_path, *words, "re")) == ["report", "rest"]
+
+
+def test_commands_and_states_are_completed(tmp_path: Path) -> None:
+    assert quietly(completed(tmp_path, "ru")) == ["run", "runs"]
+    assert quietly(completed(tmp_path, "runs", "--state", "s")) == ["succeeded", "skipped"]
+
+
+def test_completing_runs_no_code_of_an_author(report: Path, tmp_path: Path) -> None:
+    report.write_text(f"{REPORT}\nopen('ran', 'w')\n")
+    assert quietly(completed(tmp_path, "run", "")) == ["report"]
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "ledger.db").exists()
+
+
+def test_what_is_wrong_is_not_said_at_a_tab(report: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks" / "broken.py").write_text("class A(:\n")
+    (tmp_path / "tasks" / "warns.py").write_text("'\\d'\n")
+    (tmp_path / "tasks" / "binary.py").write_bytes(b"\0\xff")
+    assert quietly(completed(tmp_path, "run", "", PYTHONWARNINGS="always")) == ["report"]
+    assert quietly(completed(tmp_path, "run", "", TASKS_DIR="/nowhere")) == []
+    assert quietly(completed(tmp_path, "run", "", PORT="not a number")) == []
+
+
+def test_the_script_for_bash_works_in_a_bash(report: Path, tmp_path: Path) -> None:
+    script = """
+        eval "$(batch --show-completion)"
+        COMP_WORDS=(batch run re) COMP_CWORD=2
+        _batch_completion batch
+        echo "${COMPREPLY[@]}"
+    """
+    env = {**environment(), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("report\n", "")
+
+
+# The help
+
+
+def names() -> list[str]:
+    from tests.test_docs import commands
+
+    return list(commands())
+
+
+def shown_help(folder: Path, *words: str) -> str:
+    env = {**environment(), "COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}
+    done = subprocess.run([*BATCH, *words, "--help"], cwd=folder, env=env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    return done.stdout
+
+
+def test_every_command_has_examples_and_no_other() -> None:
+    assert sorted(EXAMPLES) == sorted(names())
+    assert all(len(examples) >= 2 for examples in EXAMPLES.values())
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_help_of_a_command_fits_80_columns_and_shows_its_examples(tmp_path: Path, name: str) -> None:
+    shown = shown_help(tmp_path, name)
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    for line, what in EXAMPLES[name].items():
+        assert f" {line} " in shown and f"     {what} " in shown
+    first = next(line for line in shown.splitlines()[3:] if line.strip())
+    assert first.strip()[0].isupper()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_has_only_options_that_there_are(name: str) -> None:
+    from tests.test_docs import commands
+
+    known = {option for parameter in commands()[name].params for option in parameter.opts}
+    for line in EXAMPLES[name]:
+        words = shlex.split(line.split("|")[0])
+        assert words[:2] == ["batch", name]
+        assert {word for word in words[2:] if word.startswith("-")} <= known
+
+
+@pytest.mark.parametrize("name", ["new", "tasks", "next", "lint", "run"])
+def test_the_examples_of_commands_about_tasks_work(batch: Batch, name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "shop" / "tasks"
+    folder.mkdir(parents=True)
+    for task in ("backup", "daily_report"):
+        (folder / f"{task}.py").write_text((ROOT / "tasks" / f"{task}.py").read_text())
+    for line in EXAMPLES[name]:
+        words = shlex.split(line)[1:]
+        if name == "new":
+            os.chdir(_emptied(tmp_path))
+            done = batch(*words)
+        else:
+            done = batch(*words, TASKS_DIR=str(folder))
+        assert done.code == 0, f"{line}: {done.err}"
+
+
+def _emptied(folder: Path) -> Path:
+    made = folder / str(len(list(folder.iterdir())))
+    (made / "tasks").mkdir(parents=True)
+    return made
+
+
+def test_the_list_of_commands_is_in_groups_with_a_sentence_each(tmp_path: Path) -> None:
+    shown = shown_help(tmp_path)
+    places = [shown.index(f"─ {panel} ─") for panel in ("Service", "Tasks", "Runs")]
+    assert places == sorted(places)
+    listed = re.findall(r"^│ (\w+) +([A-Z].*?) *│$", shown, re.MULTILINE)
+    assert [name for name, _ in listed] == names()
