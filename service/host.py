@@ -18,9 +18,10 @@ from service import sentry
 from service.batch import catalog, scheduler, slots, starting
 from service.batch.dispatcher import Dispatcher
 from service.batch.engines.local import LocalEngine
-from service.batch.loader import BrokenFile, load_tasks
+from service.batch.folder import TasksFolder
+from service.batch.loader import BrokenFile
 from service.batch.node import Node
-from service.batch.registry import Task, TaskRegistry
+from service.batch.registry import Task
 from service.batch.schedules import Schedules
 from service.config import Settings
 from service.database.engine import Database
@@ -42,8 +43,8 @@ class BatchService:
 
     scheduler: AsyncIOScheduler
     engine: LocalEngine
+    folder: TasksFolder
     tasks: dict[str, Task]
-    broken: list[BrokenFile]
 
     def __init__(self, settings: Settings, fires: bool = True) -> None:
         self._settings = settings
@@ -73,14 +74,19 @@ class BatchService:
         self.is_stopping = True
         await self._stack.aclose()
 
+    @property
+    def broken(self) -> list[BrokenFile]:
+        """The files of tasks that can't be used."""
+        return self.folder.broken
+
     async def _open(self, stack: AsyncExitStack) -> None:
         self.application, self.ledger = await open_databases(self._settings, client=f"batch/{self.node.id}")
         stack.push_async_callback(self.ledger.dispose)
         stack.push_async_callback(self.application.dispose)
         use_application_database(self.application)
         stack.callback(use_application_database, None)
-        self.broken = load_tasks(self._settings.TASKS_DIR)
-        self.tasks = TaskRegistry.tasks()
+        self.folder = TasksFolder(self._settings.TASKS_DIR)
+        self.tasks = self.folder.load()
 
     async def _join(self, stack: AsyncExitStack) -> None:
         """Become a node, with an engine that can run things."""
@@ -112,7 +118,7 @@ class BatchService:
         self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
         notify, lease = self.dispatcher.notify, self._settings.LEASE_SECONDS
         self.scheduler = scheduler.create_scheduler(notify)
-        self.schedules = Schedules(self.ledger, self.tasks, self.node.id, self.scheduler, notify, lease)
+        self.schedules = Schedules(self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, notify, lease)
         await self.schedules.open()
         await self.schedules.follow()
         for part in (self.dispatcher, self.schedules):

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,12 +25,23 @@ from service.batch.tables import new_id
 from service.config import get_settings
 from service.errors import InvalidSetting
 from service.host import BatchService
+from service.testing.postgres import OwnServer, find_binaries
 from tests.batch.ledger_world import make_task, rows, until
-from tests.postgres import OwnServer, find_binaries
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 Begin = Callable[[], Awaitable[BatchService]]
+
+DROPPED = """
+from service import BaseTask
+
+class Dropped(BaseTask):
+    name = "dropped"
+    schedule = "* * * * *"
+
+    async def run(self) -> str:
+        return "here"
+"""
 
 logger = get_logger("tests")
 
@@ -154,6 +166,39 @@ async def test_a_run_past_its_timeout_has_failed(begin: Begin) -> None:
     clock.advance(MINUTE)
     fire(service, "slow")
     assert (await run_in(service, "failed"))["reason"] == "timed out after 0.05 s"
+
+
+async def test_a_file_that_is_dropped_in_while_it_runs_is_loaded_and_fires(begin: Begin) -> None:
+    service = await begin()
+    await service.schedules.refresh()
+    Path("tasks/dropped.py").write_text(DROPPED)
+    for _ in range(2):
+        await service.schedules.refresh()
+    clock.advance(MINUTE)
+    fire(service, "dropped")
+    assert (await run_in(service, "succeeded", task="dropped"))["result"] == "here"
+    [node] = await rows(service.ledger, tables.nodes)
+    assert node["tasks"] == ["dropped"]
+
+
+async def test_a_file_that_comes_while_the_ledger_is_away_is_taken_in_later(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await begin()
+    await service.schedules.refresh()
+    Path("tasks/dropped.py").write_text(DROPPED)
+    await service.schedules.refresh()
+
+    async def away(*_: object) -> None:
+        raise DBAPIError("INSERT", {}, OSError("away"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "record_tasks", away)
+        with pytest.raises(DBAPIError):
+            await service.schedules.refresh()
+    assert "dropped" not in service.tasks
+    await service.schedules.refresh()
+    assert "dropped" in service.tasks and service.scheduler.get_job("dropped").next_run_time
 
 
 async def test_what_a_long_run_logs_is_in_the_ledger_before_it_ends(begin: Begin) -> None:

@@ -22,8 +22,8 @@ from service.batch.runs import NewRun
 from service.batch.states import FINAL, Rank
 from service.config import async_url
 from service.database.engine import Database
+from service.testing.postgres import PostgresServer
 from tests.batch.ledger_world import rows, until
-from tests.postgres import PostgresServer
 from tests.processes import BATCH, SERVE, UVICORN, Service, batch, process, service
 
 TICK = """

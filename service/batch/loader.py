@@ -9,6 +9,7 @@ import itertools
 import re
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -38,13 +39,22 @@ def load_tasks(place: Path) -> list[BrokenFile]:
     `place` is the folder, or the dotted name of a package. Names that begin with an underscore are left out. Raises
     InvalidSetting when there is no such folder or package.
     """
+    return load_files(place, task_files(place))
+
+
+def task_files(place: Path) -> list[Path]:
+    """The files of tasks in a folder or package, by name. Raises InvalidSetting when there is none."""
+    return sorted(path for path in folder_of(place).glob("*.py") if not path.name.startswith("_"))
+
+
+def load_files(place: Path, files: Iterable[Path]) -> list[BrokenFile]:
+    """The same for some files of it."""
     folder = folder_of(place)
     broken: list[BrokenFile] = []
     around = _packages_around(folder) if place.is_dir() else _levels(str(place), folder)
     package = _package(folder, around, broken)
-    for path in sorted(folder.glob("*.py")):
-        if not path.name.startswith("_"):
-            broken += _load(path, package)
+    for path in files:
+        broken += _load(path, package)
     return broken
 
 

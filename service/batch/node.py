@@ -42,7 +42,7 @@ class Node:
             "id": self.id,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "version": _version(),
+            "version": package_version(),
             "started_at": now,
             "seen_at": now,
             "draining": False,
@@ -110,6 +110,11 @@ class Node:
             presence.forget(self._folder, node)
 
 
+async def record_loaded(connection: AsyncConnection, node: str, tasks: Iterable[str]) -> None:
+    """Say which tasks a node has loaded by now."""
+    await connection.execute(update(nodes).where(nodes.c.id == node).values(tasks=sorted(tasks)))
+
+
 class LoopLag:
     """How long a callback waits on the event loop, in seconds, as seen from another thread."""
 
@@ -165,7 +170,7 @@ class Observer:
         return before if before is not None and before[0] == beats else (beats, now)
 
 
-def _version() -> str:
+def package_version() -> str:
     try:
         return version("batch-system")
     except PackageNotFoundError:

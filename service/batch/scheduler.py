@@ -116,16 +116,22 @@ def create_scheduler(fire: Callable[[str], None] | None = None, max_threads: int
         job_defaults={"coalesce": False, "max_instances": 1, "misfire_grace_time": None},
     )
     for task in TaskRegistry.tasks().values():
-        many = fire is None and task.policies.overlap == "allow"
-        scheduler.add_job(
-            functools.partial(fire, task.name) if fire else functools.partial(_run_alone, task, executor),
-            trigger=SlotTrigger(task.schedule),
-            id=task.name,
-            name=task.description or task.name,
-            max_instances=sys.maxsize if many else 1,
-            replace_existing=True,
-        )
+        add_job(scheduler, task, functools.partial(fire, task.name) if fire else None)
     return scheduler
+
+
+def add_job(scheduler: AsyncIOScheduler, task: Task, fire: Callable[[], None] | None) -> None:
+    """A job that calls `fire` at each slot of the task; None: that runs the task itself."""
+    executor = scheduler._executors["default"]
+    many = fire is None and task.policies.overlap == "allow"
+    scheduler.add_job(
+        fire or functools.partial(_run_alone, task, executor),
+        trigger=SlotTrigger(task.schedule),
+        id=task.name,
+        name=task.description or task.name,
+        max_instances=sys.maxsize if many else 1,
+        replace_existing=True,
+    )
 
 
 def start_scheduler(scheduler: AsyncIOScheduler) -> None:

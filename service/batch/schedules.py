@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -13,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch import catalog, scheduler, slots
 from service.batch.background import Background
-from service.batch.node import Observer
+from service.batch.folder import TasksFolder
+from service.batch.node import Observer, record_loaded
 from service.batch.offload import offload
 from service.batch.registry import Task
 from service.batch.schedule import Schedule
@@ -35,14 +37,17 @@ class Schedules(Background):
     def __init__(
         self,
         database: Database,
-        tasks: Mapping[str, Task],
+        folder: TasksFolder,
+        tasks: dict[str, Task],
         node: str,
         jobs: AsyncIOScheduler,
         notify: Callable[[str], None],
         lease: float,
     ) -> None:
         self._database = database
+        self._folder = folder
         self._tasks = tasks
+        self._arrived: dict[str, Task] = {}
         self._node = node
         self._jobs = jobs
         self._notify = notify
@@ -69,6 +74,9 @@ class Schedules(Background):
 
     async def refresh(self) -> None:
         """Read everything again, and change what differs."""
+        self._arrived |= await offload(self._folder.load_new)
+        if self._arrived:
+            await self._take_in(self._arrived)
         changed = await offload(self._changed)
         if changed:
             async with self._database.engine.begin() as connection:
@@ -79,6 +87,19 @@ class Schedules(Background):
             await self._restore(removed)
         if gone and clock.boottime() > self._started_at + self._lease:
             await self._remove(gone)
+
+    async def _take_in(self, new: dict[str, Task]) -> None:
+        """Tasks whose files were dropped into the folder while this process ran."""
+        own = {name: task.schedule for name, task in new.items()}
+        async with self._database.engine.begin() as connection:
+            await catalog.record_tasks(connection, new, await slots.now_of(connection))
+            await record_loaded(connection, self._node, {**self._tasks, **new})
+            await catalog.set_schedules(connection, own, {**self._tasks, **new}, self._node)
+        self._own |= own
+        self._tasks |= new
+        self._arrived = {}
+        for name, task in new.items():
+            scheduler.add_job(self._jobs, task, functools.partial(self._notify, name))
 
     async def follow(self) -> tuple[list[str], set[str]]:
         """Make APScheduler's jobs those of the ledger's open schedules.

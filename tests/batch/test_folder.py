@@ -1,0 +1,108 @@
+"""The tasks folder of a process that runs: files that are dropped in, mended, changed, removed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from service.batch.folder import TasksFolder
+
+TASK = """
+from service import BaseTask
+
+class T(BaseTask):
+    name = "{name}"
+    schedule = "{schedule}"
+
+    async def run(self) -> None: ...
+"""
+
+
+def write(name: str, text: str = TASK, schedule: str = "0 * * * *", age: int = 0) -> Path:
+    """Each time with another modification time, however coarse the file system's is."""
+    path = Path("tasks") / f"{name}.py"
+    before = path.stat().st_mtime if path.exists() else 1_000_000_000.0
+    path.write_text(text.format(name=name, schedule=schedule))
+    os.utime(path, (before + 1, before + 1))
+    return path
+
+
+@pytest.fixture
+def folder() -> TasksFolder:
+    write("first")
+    folder = TasksFolder(Path("tasks"))
+    assert list(folder.load()) == ["first"]
+    return folder
+
+
+def test_a_new_file_is_loaded_when_it_looks_the_same_twice(folder: TasksFolder) -> None:
+    assert folder.load_new() == {}
+    write("second", "half a f")
+    assert folder.load_new() == {}
+    write("second")
+    assert folder.load_new() == {}
+    assert [task.source for task in folder.load_new().values()] == ["tasks/second.py"]
+    assert folder.broken == [] and folder.load_new() == {}
+
+
+def test_a_file_that_failed_is_tried_again_when_it_was_changed(folder: TasksFolder) -> None:
+    write("second", "1 / 0")
+    folder.load_new()
+    assert folder.load_new() == {}
+    assert [(file.source, file.error) for file in folder.broken] == [
+        ("tasks/second.py", "ZeroDivisionError in line 1: division by zero")
+    ]
+    assert folder.load_new() == {} and len(folder.broken) == 1
+    write("second")
+    folder.load_new()
+    assert list(folder.load_new()) == ["second"]
+    assert folder.broken == []
+
+
+def test_a_file_that_failed_at_the_start_can_be_mended_too() -> None:
+    write("first", "class")
+    folder = TasksFolder(Path("tasks"))
+    assert folder.load() == {} and len(folder.broken) == 1
+    write("first")
+    folder.load_new()
+    assert list(folder.load_new()) == ["first"] and folder.broken == []
+
+
+def test_a_file_that_changed_is_told_once_and_stays_what_it_was(
+    folder: TasksFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    write("first", schedule="30 * * * *")
+    for _ in range(4):
+        assert folder.load_new() == {}
+    [told] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert told.startswith("tasks/first.py has changed, and this process runs what it was")
+    write("first", schedule="31 * * * *")
+    folder.load_new()
+    folder.load_new()
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 2
+
+
+def test_a_second_task_of_a_name_is_refused(folder: TasksFolder) -> None:
+    write("other", TASK.replace("{name}", "first"))
+    folder.load_new()
+    assert folder.load_new() == {}
+    [broken] = folder.broken
+    assert broken.source == "tasks/other.py" and "two tasks are named 'first'" in broken.error
+
+
+def test_a_file_or_folder_that_is_gone_changes_nothing(folder: TasksFolder) -> None:
+    Path("tasks/first.py").unlink()
+    assert folder.load_new() == {}
+    Path("tasks").rename("elsewhere")
+    assert folder.load_new() == {}
+    Path("elsewhere").rename("tasks")
+    assert folder.load_new() == {}
+
+
+def test_names_that_begin_with_an_underscore_are_left_out(folder: TasksFolder) -> None:
+    Path("tasks/_later.py").write_text("1 / 0")
+    folder.load_new()
+    assert folder.load_new() == {} and folder.broken == []
