@@ -200,7 +200,8 @@ def get_settings(cls: type[BaseSettings] = Settings) -> BaseSettings:
         if isinstance(made, cls):
             return made
     raise InvalidSetting(
-        f"setting SETTINGS is {settings.SETTINGS!r}; get_settings({cls.__name__}) needs it to name that class"
+        f"setting SETTINGS is {settings.SETTINGS!r}; for get_settings({cls.__name__}) it has to be "
+        f"{cls.__module__}:{cls.__qualname__}"
     )
 
 

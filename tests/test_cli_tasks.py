@@ -136,6 +136,15 @@ def test_new_writes_a_task_that_can_be_used(batch: Batch, tmp_path: Path) -> Non
     assert batch("lint").out.endswith("1 task, 0 errors, 0 warnings, 0 notes\n")
 
 
+def test_new_makes_a_package_of_the_folder_once(batch: Batch, tmp_path: Path) -> None:
+    init = tmp_path / "tasks/__init__.py"
+    batch("new", "one")
+    assert init.read_text() == '"""The tasks of this service, one file each."""\n'
+    init.write_text("mine = 1\n")
+    batch("new", "two")
+    assert init.read_text() == "mine = 1\n"
+
+
 def test_new_writes_a_sync_task_without_a_schedule(batch: Batch, tmp_path: Path) -> None:
     assert batch("new", "by_hand_task", "--sync", "--schedule", "none", "--tests", "checks").code == 0
     text = (tmp_path / "tasks" / "by_hand_task.py").read_text()

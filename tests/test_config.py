@@ -247,7 +247,7 @@ def test_a_class_that_settings_does_not_name_is_refused(own: str) -> None:
         pass
 
     assert get_settings(Settings) is get_settings()
-    with pytest.raises(InvalidSetting, match=r"setting SETTINGS is None; get_settings\(Other\) needs it to name that"):
+    with pytest.raises(InvalidSetting, match=r"setting SETTINGS is None; for get_settings\(Other\) it has to be"):
         get_settings(Other)
 
 

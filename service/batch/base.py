@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from service.batch.policies import Missed, Retry
+from service.batch.policies import Missed, MissedPolicy, OverlapPolicy, Retry
+
+MYPY = False
+
+if TYPE_CHECKING:
+    T_co = TypeVar("T_co", covariant=True)
+
+    class Property(Protocol[T_co]):
+        """A property whose value is a T_co."""
+
+        def __get__(self, instance: Any, owner: type[Any] | None = None, /) -> T_co: ...
 
 
 class BaseTask(ABC):
@@ -27,24 +37,32 @@ class BaseTask(ABC):
     Each attempt has a fresh instance.
     """
 
-    if TYPE_CHECKING:  # so that a subclass may use a class attribute or a property, as it likes
+    # A subclass may use a class attribute or a property, as it likes. mypy (which takes MYPY for true) lets either take
+    # the place of a property; pyright (which looks at both branches, and goes by the last) wants to hear of both.
+    if TYPE_CHECKING:
+        if MYPY:
 
-        @property
-        def name(self) -> str: ...
-        @property
-        def description(self) -> str: ...
-        @property
-        def schedule(self) -> str | None: ...
-        @property
-        def timezone(self) -> str: ...
+            @property
+            def name(self) -> str: ...
+            @property
+            def description(self) -> str: ...
+            @property
+            def schedule(self) -> str | None: ...
+            @property
+            def timezone(self) -> str: ...
+        else:
+            name: str | Property[str]
+            description: str | Property[str]
+            schedule: str | Property[str | None] | None
+            timezone: str | Property[str]
     else:
         description = ""
         timezone = "UTC"
 
     timeout: ClassVar[float | timedelta | None] = None
     retry: ClassVar[Retry] = Retry()
-    overlap: ClassVar[str] = "skip"
-    missed: ClassVar[Missed | str] = Missed()
+    overlap: ClassVar[OverlapPolicy] = "skip"
+    missed: ClassVar[Missed | MissedPolicy] = Missed()
     rerun: ClassVar[bool] = True
     max_running: ClassVar[int | None] = None
     priority: ClassVar[int] = 0

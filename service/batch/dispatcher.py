@@ -59,7 +59,10 @@ class Dispatcher(Background):
         except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
             known = isinstance(error, DBAPIError | DatabaseError | OSError)
             cause = str(error).split("\n")[0]
-            logger.error(f"firing failed, again in {self._pause:.1f} s: {cause}", exc_info=None if known else error)
+            logger.error(
+                f"firing failed, again in {self._pause:.1f} s (what is due stays due): {cause}",
+                exc_info=None if known else error,
+            )
             self._engine.doubt()
             for name in names:
                 self._later(self._pause, name)

@@ -75,7 +75,7 @@ def _taken(run: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     taken = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise InvalidTask(f"run() takes {name!r} by position only; parameters are passed by name")
+            raise InvalidTask(f"run() takes {name!r} by position only; parameters are passed by name: take out the `/`")
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             taken[name] = parameter
     return taken
@@ -94,5 +94,8 @@ def _schema(taken: Mapping[str, inspect.Parameter], required: list[str]) -> Type
     except ValidationError:
         raise InvalidTask("the parameter slot of run() is filled with a datetime: write `slot: datetime`") from None
     except (PydanticUserError, NameError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidTask(f"the parameters of run() can't be checked: {reason}") from error
+        reason = str(error).split(". ")[0].splitlines()[0]  # what follows is advice that is of no use here
+        raise InvalidTask(
+            f"the parameters of run() can't be checked: {reason}; allowed: types that pydantic reads from JSON, "
+            "such as str, int, date, list[str] or a model"
+        ) from error

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, get_args
 
 from service.errors import InvalidTask
 
-MISSED = ("skip", "once", "all")
+MissedPolicy = Literal["skip", "once", "all"]
+OverlapPolicy = Literal["skip", "allow"]
+
+MISSED = get_args(MissedPolicy)
 OVERLAP = ("skip", "wait", "allow", "replace")
 NOT_YET = {"overlap": ("wait", "replace")}
 LONGEST = timedelta(days=36_500)
@@ -24,28 +27,38 @@ class Retry:
     `attempts` counts the first one too: 1 means no retry. `on`: only these exceptions are tried again.
     """
 
-    attempts: int = 1
-    wait: float = 30.0
-    factor: float = 2.0
-    max_wait: float = 3600.0
-    jitter: float = 0.1
-    on: tuple[type[BaseException], ...] = (Exception,)
+    attempts: int
+    wait: float
+    factor: float
+    max_wait: float
+    jitter: float
+    on: tuple[type[BaseException], ...]
 
-    def __post_init__(self) -> None:
-        if isinstance(self.on, type):
-            object.__setattr__(self, "on", (self.on,))
-        elif isinstance(self.on, list | set):
-            object.__setattr__(self, "on", tuple(self.on))
-        for name in ("wait", "max_wait"):
-            if isinstance(value := getattr(self, name), timedelta):
-                object.__setattr__(self, name, value.total_seconds())
+    def __init__(
+        self,
+        attempts: int = 1,
+        wait: float | timedelta = 30.0,
+        factor: float = 2.0,
+        max_wait: float | timedelta = 3600.0,
+        jitter: float = 0.1,
+        on: type[BaseException] | Collection[type[BaseException]] = Exception,
+    ) -> None:
+        """Times are seconds or a timedelta. Raises InvalidTask, which names the argument and what is allowed."""
+        vars(self).update(
+            attempts=attempts,
+            wait=_seconds(wait),
+            factor=factor,
+            max_wait=_seconds(max_wait),
+            jitter=jitter,
+            on=tuple(on) if isinstance(on, list | set | frozenset) else (on,) if isinstance(on, type) else on,
+        )
         _check(_whole(self.attempts, 1), "Retry(attempts)", self.attempts, "an int from 1")
         _check(_number(self.wait, 0), "Retry(wait)", self.wait, "seconds from 0, up to 100 years")
         _check(_number(self.factor, 1), "Retry(factor)", self.factor, "a number from 1")
         _check(_number(self.max_wait, 0), "Retry(max_wait)", self.max_wait, "seconds from 0, up to 100 years")
         _check(_number(self.jitter, 0) and self.jitter <= 1, "Retry(jitter)", self.jitter, "a share from 0 to 1")
         fine = isinstance(self.on, tuple) and all(isinstance(t, type) and issubclass(t, BaseException) for t in self.on)
-        _check(fine, "Retry(on)", self.on, "a tuple of exception classes")
+        _check(fine, "Retry(on)", self.on, "an exception class, or a tuple of some")
 
     def seconds_before(self, attempt: int) -> float:
         """How long to wait before attempt number `attempt` (2 is the first retry)."""
@@ -65,7 +78,7 @@ class Missed:
     is recorded as a missed range.
     """
 
-    policy: str = "once"
+    policy: MissedPolicy = "once"
     max_age: timedelta = timedelta(days=1)
     max_count: int | None = None
 
@@ -91,11 +104,11 @@ class Policies:
     def of(cls, task: type[Any]) -> Policies:
         """Read and check the class attributes. Raises InvalidTask naming the attribute and what is allowed."""
         _refuse_later_ones(task)
-        timeout = task.timeout.total_seconds() if isinstance(task.timeout, timedelta) else task.timeout
+        timeout = _seconds(task.timeout)
         fine = timeout is None or (_number(timeout, 0) and timeout > 0)
         _check(fine, "timeout", task.timeout, "seconds above 0 (up to 100 years), a timedelta, or None")
         _check(isinstance(task.retry, Retry), "retry", task.retry, "a Retry(…)")
-        missed = Missed(task.missed) if isinstance(task.missed, str) else task.missed
+        missed = Missed(task.missed) if task.missed in MISSED else task.missed
         _check(isinstance(missed, Missed), "missed", missed, f"a Missed(…) or {_one_of(MISSED)}")
         fine = _whole(task.priority, -1000) and task.priority <= 1000
         _check(fine, "priority", task.priority, "an int from -1000 to 1000 (larger goes first)")
@@ -108,21 +121,27 @@ class Policies:
 
 
 def _refuse_later_ones(task: type[Any]) -> None:
-    _check(task.overlap in OVERLAP, "overlap", task.overlap, _one_of(OVERLAP))
+    overlaps = _one_of(get_args(OverlapPolicy))
+    _check(task.overlap in OVERLAP, "overlap", task.overlap, overlaps)
+    only_one = task.max_running is None or (task.max_running == 1 and task.overlap != "allow")
     later = {
-        "overlap": task.overlap in NOT_YET["overlap"],
-        "max_running": task.max_running not in (None, 1) or (task.max_running == 1 and task.overlap == "allow"),
-        "rerun": task.rerun is not True,
-        "fenced": task.fenced is not True,
+        "overlap": (task.overlap in NOT_YET["overlap"], overlaps),
+        "max_running": (not only_one, "None, or 1 where overlap is 'skip'"),
+        "rerun": (task.rerun is not True, "True"),
+        "fenced": (task.fenced is not True, "True"),
     }
-    for name, refused in later.items():
+    for name, (refused, allowed) in later.items():
         if refused:
-            raise InvalidTask(f"{name} = {getattr(task, name)!r} is not supported yet")
+            raise InvalidTask(f"{name} = {getattr(task, name)!r} is not supported yet; allowed: {allowed}")
 
 
 def _check(fine: bool, name: str, value: object, allowed: str) -> None:
     if not fine:
         raise InvalidTask(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def _seconds(time: Any) -> Any:
+    return time.total_seconds() if isinstance(time, timedelta) else time
 
 
 def _number(value: object, least: float) -> bool:

@@ -65,7 +65,7 @@ class TaskRegistry:
         Raises InvalidTask naming class, file and attribute, also when another class has the name.
         """
         if not inspect.isclass(task_class):
-            raise InvalidTask(f"TaskRegistry.register takes a subclass of BaseTask; it was given {task_class!r}")
+            raise InvalidTask(f"a task is a subclass of BaseTask, and {task_class!r} is none")
         task = _reading(task_class, _task_of)
         known = cls._tasks.get(task.name)
         if known is not None and not _same(known.cls, task_class):
@@ -158,12 +158,12 @@ def _reading(cls: type[Any], read: Callable[[Any], R]) -> R:
     try:
         return read(cls)
     except (Exception, SystemExit) as error:
-        reason = error.message if isinstance(error, BatchError) else _one_line(error)
-        raise InvalidTask(f"task class {cls.__qualname__} in {_shown(cls)}: {reason}") from error
+        raise InvalidTask(f"task class {cls.__qualname__} in {_shown(cls)}: {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0]
+    text = error.message if isinstance(error, BatchError) else f"{type(error).__name__}: {error}"
+    return text.split("\n")[0]
 
 
 def _shown(cls: type[Any]) -> str:
@@ -228,7 +228,8 @@ def _name_of(instance: BaseTask) -> str:
     name = _attribute(instance, "name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         base = "; a class that is only a base for others begins with an underscore" if name is None else ""
-        raise InvalidTask(f"name is {name!r}; allowed: 1 to 100 of a-z 0-9 _ . -{base}")
+        shown = "missing" if name is None else repr(name)
+        raise InvalidTask(f"name is {shown}; allowed: 1 to 100 of a-z 0-9 _ . -{base}")
     return name
 
 
@@ -262,12 +263,12 @@ def _schedule_of(cls: type[BaseTask]) -> Schedule | None:
     if cron is None:
         return None
     if not isinstance(cron, str):
-        raise InvalidTask(f"schedule is {cron!r}; allowed: a string or None")
+        raise InvalidTask(f"schedule is {cron!r}; allowed: a cron expression such as '0 2 * * *', or None")
     return schedule(cron, _timezone_of(instance))
 
 
 def _timezone_of(instance: BaseTask) -> str:
     timezone = _attribute(instance, "timezone")
     if not isinstance(timezone, str):
-        raise InvalidTask(f"timezone is {timezone!r}; allowed: a string")
+        raise InvalidTask(f"timezone is {timezone!r}; allowed: an IANA name such as 'Europe/Berlin' or 'UTC'")
     return timezone

@@ -38,7 +38,8 @@ async def rescue(connection: AsyncConnection, folder: Path, now: datetime) -> li
     losses = await _losses(connection, [run["id"] for run in lost])
     await runs.finish(connection, [_lost(run, losses[run["id"]], now) for run in lost])
     await connection.execute(update(nodes).where(nodes.c.id.in_(dead)).values(stopped_at=now))
-    logger.warning(f"nodes of this machine that were lost: {len(dead)}; their runs, which are resumed: {len(lost)}")
+    tasks = ", ".join(sorted({run["task"] for run in lost})) or "nothing"
+    logger.warning(f"nodes of this machine that ended without a word: {len(dead)}; they were running: {tasks}")
     return dead
 
 

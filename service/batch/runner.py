@@ -156,7 +156,7 @@ class Attempt:
         retry = self.task.policies.retry
         number = self.claimed.attempt
         again = number < retry.attempts and isinstance(error, retry.on) and not isinstance(error, InvalidParameters)
-        error = _readable(error)
+        error = _readable(_below_us(error))
         reason = reason or _one_line(error)
         if not again:
             return Ending(RunState.FAILED, outcome, reason, error=error)
@@ -186,11 +186,24 @@ def _as_json(result: Any) -> Any:
     try:
         encoded = to_json(result, inf_nan_mode="strings", fallback=repr)
         if len(encoded) > LARGEST_RESULT:
-            logger.warning(f"the result has {len(encoded):,} bytes; the ledger keeps {LARGEST_RESULT:,} at most")
+            logger.warning(
+                f"the result has {len(encoded):,} bytes, and {LARGEST_RESULT:,} are allowed: only its beginning is kept"
+            )
             return f"{encoded[:1000].decode(errors='replace')}…"
         return json.loads(encoded)
     except (PydanticSerializationError, RecursionError, ValueError):
         return repr(result)[:10_000]
+
+
+_OURS = {function.__code__.co_filename for function in (call, Threads.run)}
+
+
+def _below_us(error: BaseException) -> BaseException:
+    """Our frames at the top of its traceback say nothing to the author."""
+    below = error.__traceback__
+    while below is not None and below.tb_frame.f_code.co_filename in _OURS:
+        below = below.tb_next
+    return error.with_traceback(below)
 
 
 def _readable(error: BaseException) -> BaseException:

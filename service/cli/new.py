@@ -92,7 +92,10 @@ def new(
         **_gaps(),
     }
     tested = TEST.substitute(words) + (_test_of(cron, words) if cron else "")
-    _write({task: TASK.substitute(words), test: tested})
+    files = {task: TASK.substitute(words), test: tested}
+    if not (init := folder / "__init__.py").exists():  # without it checkers and tests may find our own `tasks` instead
+        files[init] = '"""The tasks of this service, one file each."""\n'
+    _write(files)
     when = cron.words if cron else "Only by hand"
     print(f"{task}  the task {name}: {when[0].lower()}{when[1:]}\n{test}  its test\n")
     print(f"Write its run(), then:\n  python -m pytest {test}\n  batch lint {name}\n  batch run {name}")

@@ -33,7 +33,9 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except DBAPIError as error:
-        raise DatabaseError(f"the database failed on the way: {str(error.orig).splitlines()[0]}") from error
+        raise DatabaseError(
+            f"the database (DATABASE_URL or LEDGER_URL) failed on the way: {str(error.orig).splitlines()[0]}"
+        ) from error
 
 
 def pairs(given: list[str]) -> dict[str, str]:

@@ -139,27 +139,29 @@ def _execute(connection: Any, statement: str) -> Any:
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     if _execute(connection, "PRAGMA journal_mode") != ("wal",):
-        _until_unlocked(lambda: _execute(connection, "PRAGMA journal_mode = WAL"))
+        _until_unlocked(connection, "PRAGMA journal_mode = WAL")
     _execute(connection, "PRAGMA synchronous = NORMAL")
     _execute(connection, "PRAGMA cache_size = -16000")
     _execute(connection, "PRAGMA foreign_keys = ON")
 
 
 def _begin_immediate(connection: Connection) -> None:
-    _until_unlocked(lambda: _execute(connection.connection, "BEGIN IMMEDIATE"))
+    _until_unlocked(connection.connection, "BEGIN IMMEDIATE")
 
 
-def _until_unlocked(statement: Any) -> None:
+def _until_unlocked(connection: Any, statement: str) -> None:
     """Repeat a short wait, so that a cancel is heard between two tries. (One long wait would hold up a drain.)"""
     give_up_at = clock.monotonic() + BUSY_GIVE_UP_SECONDS
     while True:
         try:
-            statement()
+            _execute(connection, statement)
             return
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) and "busy" not in str(error):
                 raise
             if clock.monotonic() > give_up_at:
+                _, _, file = _execute(connection, "PRAGMA database_list")
                 raise DatabaseBusy(
-                    f"another process has held SQLite's write lock for {BUSY_GIVE_UP_SECONDS:.0f} s: {error}"
+                    f"another connection has held the write lock of {file} for {BUSY_GIVE_UP_SECONDS:g} s: "
+                    "SQLite has one writer, so it has to commit or end first"
                 ) from error

@@ -13,7 +13,7 @@ import pytest
 
 from service import BaseTask, TaskRegistry
 from service.batch.loader import load_tasks
-from service.errors import InvalidTask, UnknownTask
+from service.errors import InvalidSetting, InvalidTask, UnknownTask
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,9 +80,8 @@ def test_two_classes_with_one_name_are_an_error_that_names_both_files(tmp_path: 
 @pytest.mark.parametrize("name", ["", "With Space", "Upper", "a" * 101, "a\n", "é", 7, None])
 def test_a_name_that_is_not_allowed_is_refused_with_what_is(name: Any) -> None:
     message = refusal(made(name=name))
-    assert message.startswith(
-        f"task class Made in {Path(__file__)}: name is {name!r}; allowed: 1 to 100 of a-z 0-9 _ ."
-    )
+    shown = "missing" if name is None else repr(name)
+    assert message.startswith(f"task class Made in {Path(__file__)}: name is {shown}; allowed: 1 to 100 of a-z 0-9 _ .")
 
 
 @pytest.mark.parametrize("name", ["a", "0", "a_b.c-d", "a" * 100])
@@ -110,7 +109,7 @@ def test_an_abstract_class_is_refused_with_what_is_missing() -> None:
 
 @pytest.mark.parametrize("thing", [Plain(), "plain", None])
 def test_what_is_no_class_is_refused(thing: Any) -> None:
-    assert refusal(thing) == f"TaskRegistry.register takes a subclass of BaseTask; it was given {thing!r}"
+    assert refusal(thing) == f"a task is a subclass of BaseTask, and {thing!r} is none"
     assert "not a subclass of BaseTask" in refusal(int)
 
 
@@ -133,6 +132,11 @@ def test_an_init_that_raises_is_refused_with_its_error() -> None:
 def test_a_property_that_raises_is_refused_with_its_error(attribute: str, error: BaseException) -> None:
     message = refusal(made(**{attribute: raises(error)}))
     assert message.endswith(f"{attribute} can't be read: {type(error).__name__}: oh")
+
+
+def test_an_error_of_ours_in_a_property_is_told_as_it_is() -> None:
+    message = refusal(made(schedule=raises(InvalidSetting("setting PORT: too large"))))
+    assert message.endswith("schedule can't be read: setting PORT: too large")
 
 
 def test_attributes_may_be_properties() -> None:
@@ -166,7 +170,7 @@ def test_an_invalid_cron_expression_is_refused_naming_class_and_file(cron: str) 
 
 def test_an_unknown_time_zone_is_refused() -> None:
     assert "unknown time zone 'Mars/Base'" in refusal(made(timezone="Mars/Base"))
-    assert "timezone is None; allowed: a string" in refusal(made(timezone=None))
+    assert "timezone is None; allowed: an IANA name such as" in refusal(made(timezone=None))
 
 
 def test_a_missing_schedule_is_told_from_none() -> None:
@@ -176,7 +180,7 @@ def test_a_missing_schedule_is_told_from_none() -> None:
         def run(self) -> None: ...
 
     assert "schedule is missing; allowed: a cron expression, or None" in refusal(Timeless)
-    assert "schedule is 5; allowed: a string or None" in refusal(made(schedule=5))
+    assert "schedule is 5; allowed: a cron expression such as '0 2 * * *', or None" in refusal(made(schedule=5))
     TaskRegistry.register(made(schedule=None))
     assert TaskRegistry.get("made").schedule is None
 

@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from datetime import date, datetime
@@ -117,6 +118,20 @@ async def test_whatever_run_raises_is_a_failure_of_that_run(is_async: bool, erro
     ending = await ending_of(raising(error, is_async))
     assert (ending.state, ending.outcome) == (RunState.FAILED, "failed")
     assert (ending.reason or "").startswith(reason) and str(ending.error) is not None
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_the_traceback_begins_with_the_authors_code(is_async: bool) -> None:
+    ending = await ending_of(raising(ValueError("no good"), is_async))
+    assert ending.error is not None
+    frames = traceback.extract_tb(ending.error.__traceback__)
+    assert [(frame.filename, frame.name) for frame in frames] == [(__file__, "run_async" if is_async else "run")]
+
+
+async def test_an_error_that_is_not_the_authors_keeps_its_text() -> None:
+    ending = await ending_of(lambda self: items())
+    assert ending.error is not None
+    assert "".join(traceback.format_exception(ending.error)).startswith("TypeError: run() returned <generator")
 
 
 async def test_every_attempt_has_a_fresh_instance() -> None:

@@ -11,10 +11,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from service import get_db
+from service.database import engine
 from service.database.engine import Database
 from service.database.session import use_application_database
 from service.database.writers import session_owner
-from service.errors import SecondWriter
+from service.errors import DatabaseBusy, SecondWriter
 
 
 @pytest.fixture
@@ -54,6 +55,20 @@ async def test_several_engines_on_one_file_lose_nothing(database: Database) -> N
     await asyncio.gather(*(add_one(one, 30) for one in (database, *others)))
     assert await count(database) == 120
     await asyncio.gather(*(one.dispose() for one in others))
+
+
+async def test_a_write_lock_that_is_never_given_back_is_an_error_that_names_the_file(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BUSY_GIVE_UP_SECONDS", 0.2)
+    other = Database(str(database.url), setting="DATABASE_URL")
+    async with other.session() as db:
+        await db.execute(text("UPDATE counter SET n = 5"))
+        with pytest.raises(DatabaseBusy, match=rf"the write lock of {database.url.database} for 0\.2 s"):
+            await add_one(database, 1)
+    await other.dispose()
+    await add_one(database, 1)
+    assert await count(database) == 1
 
 
 async def write_and_fail() -> None:

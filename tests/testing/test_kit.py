@@ -196,7 +196,7 @@ async def test_what_can_t_be_run_is_refused(batch: Batch) -> None:
 
         async def run(self) -> None: ...
 
-    with pytest.raises(InvalidTask, match=r"NoName.*name is None"):
+    with pytest.raises(InvalidTask, match=r"NoName.*name is missing"):
         await batch.run(NoName)
     with pytest.raises(UnknownTask, match="no task is named 'nowhere'; the tasks are: none"):
         await batch.run("nowhere")

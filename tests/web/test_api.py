@@ -18,9 +18,9 @@ from service import config
 from service.app import create_app
 from service.batch import catalog
 from service.errors import InvalidSetting
+from service.testing.postgres import OwnServer, find_binaries
 from service.web import api
 from tests.batch.ledger_world import rows, until
-from service.testing.postgres import OwnServer, find_binaries
 
 TASKS = '''
 from service import BaseTask

@@ -199,7 +199,9 @@ class LocalEngine(Background):
             if not _is_refused(error):
                 raise
             # Another node took the `exclusive` of what was to be claimed; or a row that can't be stored is among them.
-            logger.warning(f"a group is written without claiming: {str(error).splitlines()[0]}")
+            logger.warning(
+                f"nothing is claimed in this turn, another node may have been first: {str(error).splitlines()[0]}"
+            )
             try:
                 await self._write(entry, claim=False)
             except DBAPIError as again:

@@ -1,0 +1,30 @@
+"""The scheduler without a ledger, and the service in an application."""
+
+import asyncio
+from typing import assert_type
+
+import service
+from service import BaseTask, BatchError, TaskRegistry, create_scheduler, start_scheduler, stop_scheduler
+
+
+class TickTask(service.BaseTask):
+    name = "tick"
+    schedule = "* * * * * *"
+
+    async def run(self) -> None:
+        service.get_logger(__name__).info("tick")
+
+
+async def main() -> None:
+    TaskRegistry.register(TickTask)
+    assert_type(TaskRegistry.get_all_tasks(), list[type[BaseTask]])
+    scheduler = create_scheduler()
+    try:
+        start_scheduler(scheduler)
+    except BatchError as error:
+        print(assert_type(error.message, str))
+    await stop_scheduler(scheduler)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

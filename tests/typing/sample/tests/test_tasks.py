@@ -1,0 +1,43 @@
+"""Tests of the tasks beside it, with the fixture `batch`."""
+
+from datetime import UTC, date, datetime
+from typing import assert_type
+
+from tasks.kinds import ByHand, Decorated
+from tasks.others import StartsAnother, SyncTask
+from tasks.signups import SignupsTask
+
+from service.testing import Batch
+
+
+async def test_a_day_without_users_has_none(batch: Batch) -> None:
+    batch.set_time(datetime(2026, 3, 2, 12, tzinfo=UTC))
+    run = await batch.run(SignupsTask, day=date(2026, 3, 1))
+    assert assert_type(run.state, str) == "succeeded"
+    assert run.result == {"day": "2026-03-01", "count": 0}
+    assert assert_type(run.started_at, datetime | None) == batch.now
+    assert [line.text for line in run.logs] == []
+
+
+async def test_a_run_is_tried_again(batch: Batch) -> None:
+    batch.fail_next(SignupsTask, OSError("no network"))
+    run = await batch.run("signups")
+    assert (run.attempt, run.reason) == (2, None)
+    assert run.error is not None and assert_type(run.error["message"], str) == "no network"
+
+
+async def test_what_is_due_fires(batch: Batch) -> None:
+    batch.only(SyncTask)
+    runs = await batch.advance(hours=1)
+    assert [run.task for run in runs] == ["sync", "signups"]
+    assert [(missed.task, missed.count) for missed in batch.missed(SyncTask)] == []
+
+
+async def test_one_task_starts_another(batch: Batch) -> None:
+    await batch.run(StartsAnother, day="2026-03-01")
+    assert {run.key for run in batch.runs(SignupsTask)} == {"signups-2026-03-01", None}
+
+
+async def test_parameters_and_results(batch: Batch) -> None:
+    assert (await batch.run(ByHand, words=["a"], often=2)).result == ["a", "a"]
+    assert (await batch.run(Decorated)).result == 1
