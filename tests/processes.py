@@ -86,14 +86,16 @@ def service(folder: Path, command: Sequence[str] = SERVE, settings: Mapping[str,
 
 
 @contextmanager
-def process(folder: Path, command: Sequence[str], settings: Mapping[str, str] = NOTHING) -> Iterator[Service]:
-    """The same without waiting. It is killed too when the tests are."""
+def process(
+    folder: Path, command: Sequence[str], settings: Mapping[str, str] = NOTHING, env: Mapping[str, str] | None = None
+) -> Iterator[Service]:
+    """The same without waiting. It is killed too when the tests are. `env`: in place of this process's environment."""
     number = len(list(folder.glob("*.stdout")))
     with (folder / f"{number}.stdout").open("wb") as stdout, (folder / f"{number}.stderr").open("wb") as stderr:
         started = subprocess.Popen(
             command,
             cwd=folder,
-            env=environment(settings),
+            env=environment(settings) if env is None else env,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
