@@ -7,9 +7,11 @@ import json
 import os
 import pwd
 import re
+import signal
 import socket
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -449,3 +451,43 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path: Path) -> Non
     )
     assert done.stdout == "Every minute\n"
     assert done.stderr == ""
+
+
+SLOW = """
+import asyncio
+from service import BaseTask
+
+class Slow(BaseTask):
+    name = "slow"
+    schedule = None
+
+    async def run(self) -> None:
+        open("begun", "w").close()
+        await asyncio.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("ignored", [None, signal.SIGINT])
+def test_a_run_by_hand_is_interrupted_by_sigterm_also_in_the_background_of_a_script(
+    tmp_path: Path, ignored: int | None
+) -> None:
+    """A shell without job control starts `batch run x &` with SIGINT ignored."""
+    (tmp_path / "tasks/slow.py").write_text(SLOW)
+    started = subprocess.Popen(
+        [*BATCH, "run", "slow"],
+        cwd=tmp_path,
+        env=environment({"DRAIN_SECONDS": "0"}),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(ignored, signal.SIG_IGN) if ignored else None,
+    )
+    while not (tmp_path / "begun").exists():
+        assert started.poll() is None
+        time.sleep(0.02)
+    started.terminate()
+    _, told = started.communicate(timeout=20)
+    assert started.returncode == 128 + signal.SIGTERM and "Traceback" not in told
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger:
+        assert ledger.execute("SELECT state, reason FROM batch_runs").fetchall() == [
+            ("interrupted", "the service stopped")
+        ]

@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,20 +21,9 @@ from service.batch.tables import companions, ledger
 from service.cli import cli
 from service.config import Settings, get_settings
 from service.host import BatchService
+from tests.docs_blocks import ROOT, Block, anchors, blocks, broken_links, documentation, masked, pages, read, sessions
 from tests.processes import BATCH, environment
 from tests.processes import service as running_service
-
-ROOT = Path(__file__).parent.parent
-
-
-@cache
-def read(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
-
-
-def documentation() -> str:
-    return "\n".join([read("README.md"), *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
-
 
 # Settings: .env.example and service/config.py say the same.
 
@@ -151,7 +137,7 @@ def test_each_policy_value_is_in_the_readme(value: str) -> None:
 
 @pytest.mark.parametrize("value", NOT_YET["overlap"])
 def test_a_value_that_is_refused_is_listed_as_not_yet(value: str) -> None:
-    assert f'`"{value}"`' in read("README.md").split("\nNot yet:\n")[1].split("\n## ")[0]
+    assert f'`"{value}"`' in read("README.md").split("\n## What does not work yet\n")[1].split("\n## ")[0]
 
 
 @pytest.mark.parametrize("name", supported_attributes())
@@ -191,48 +177,35 @@ def test_the_change_log_has_the_version() -> None:
     assert version is not None and f"\n## {version[1]} " in read("CHANGELOG.md")
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.ja.md", "docs/architecture.md"])
+@pytest.mark.parametrize("name", ["README.md", "README.ja.md", "CONTRIBUTING.md", *pages()])
 def test_links_lead_somewhere(name: str) -> None:
-    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", read(name))
-    assert targets and [t for t in targets if not ((ROOT / name).parent / t).exists()] == []
+    assert broken_links(name) == []
+
+
+def test_a_link_that_leads_nowhere_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "# A heading: (of) `mine`\n[a](#a-heading-of-mine) [b](#b) [c](testing.md) [d](no.md) [e](testing.md#no)"
+    monkeypatch.setattr("tests.docs_blocks.read", lambda name: text)
+    monkeypatch.setattr("tests.docs_blocks.anchors", lambda of: anchors(text))
+    assert broken_links("docs/index.md") == ["#b", "no.md", "testing.md#no"]
 
 
 # Blocks: what is shown works.
-
-
-@dataclass(frozen=True)
-class Block:
-    language: str
-    code: str
-    note: str
-    """The HTML comment right above it."""
-
-    @property
-    def is_run(self) -> bool:
-        return not self.note.startswith("not run: ")
-
-    @property
-    def file(self) -> str | None:
-        return self.note.removeprefix("file: ") if self.note.startswith("file: ") else None
-
-
-def blocks(text: str, language: str | None = None) -> list[Block]:
-    found = re.findall(r"(?:<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(kind, code, note) for note, kind, code in found if language in (None, kind)]
 
 
 def readme(language: str) -> list[Block]:
     return [block for block in blocks(read("README.md"), language) if block.is_run]
 
 
-def test_a_block_that_is_not_run_says_why() -> None:
-    reasons = [block.note for block in blocks(read("README.md")) if not block.is_run]
+@pytest.mark.parametrize("name", ["README.md", *pages()])
+def test_a_block_that_is_not_run_says_why(name: str) -> None:
+    reasons = [block.note for block in blocks(read(name)) if not block.is_run]
     assert all(len(reason.removeprefix("not run: ").split()) > 2 for reason in reasons)
 
 
 async def test_every_task_file_of_the_readme_can_be_used_and_runs(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("".join(block.code for block in readme("ini")))
-    files = {block.file: block.code for block in readme("python") if block.file}
+    """Its tests are run by tests/test_stranger.py."""
+    assert all(block.file.startswith(("tasks/", "tests/")) for block in readme("python"))
+    files = {block.file: block.code for block in readme("python") if block.file.startswith("tasks/")}
     for name, code in files.items():
         (tmp_path / name).write_text(code)
     batch = BatchService(get_settings(), fires=False)
@@ -247,44 +220,12 @@ async def test_every_task_file_of_the_readme_can_be_used_and_runs(tmp_path: Path
         await batch.stop()
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where a service has been: the tables are there."""
-    folder = tmp_path_factory.mktemp("readme")
-    shutil.copytree(ROOT / "tasks", folder / "tasks")
-    call(folder, [*BATCH, "run", "cleanup_sessions"])
-    return folder
-
-
 def call(folder: Path, words: list[str]) -> str:
     done = subprocess.run(
         words, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
-
-
-@pytest.mark.parametrize(
-    "block", [block for block in readme("python") if not block.file], ids=lambda b: b.code.split()[-1]
-)
-def test_every_other_python_block_runs(world: Path, block: Block) -> None:
-    call(world, [sys.executable, "-W", "error", "-c", block.code])
-
-
-def sessions() -> Iterator[tuple[str, str]]:
-    """Each command of a console block with the output that is shown below it."""
-    for block in readme("console"):
-        for session in re.split(r"^\$ ", block.code, flags=re.MULTILINE)[1:]:
-            command, _, output = session.partition("\n")
-            yield command, output
-
-
-def masked(output: str) -> list[str]:
-    """Lines without what differs each time: instants, ids, durations, the port."""
-    output = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?", "AT", output)
-    output = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", output)
-    output = re.sub(r"127\.0\.0\.1:\d+", "HOST", output)
-    return re.sub(r"\d+\.\d\d s", "TIME", output).splitlines()
 
 
 @pytest.fixture
@@ -297,7 +238,7 @@ def first_steps(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("command", "output"), [pytest.param(c, o, id=c) for c, o in sessions() if c.startswith("batch ")]
+    ("command", "output"), [pytest.param(c, o, id=c) for c, o in sessions(readme("console")) if c.startswith("batch ")]
 )
 def test_a_command_of_the_readme_prints_what_is_shown(first_steps: Path, command: str, output: str) -> None:
     words = re.findall(r'"[^"]*"|\S+', command)[1:]
@@ -309,13 +250,15 @@ def test_a_command_of_the_readme_prints_what_is_shown(first_steps: Path, command
 
 def test_make_serve_prints_what_is_shown(first_steps: Path) -> None:
     """The order of the tasks is that of their next runs, which differs over the day."""
-    (shown,) = (output for command, output in sessions() if command == "make serve" and output)
+    (shown,) = (output for command, output in sessions(readme("console")) if command == "make serve" and output)
     with running_service(first_steps) as started:
         assert sorted(masked(started.stdout)) == sorted(masked(shown))
 
 
 def test_the_make_targets_that_are_shown_are_there() -> None:
-    targets = [command.removeprefix("make ") for command, _ in sessions() if command.startswith("make ")]
+    targets = [
+        command.removeprefix("make ") for command, _ in sessions(readme("console")) if command.startswith("make ")
+    ]
     assert {"serve", "test", "check", "bench"} <= set(targets)
     assert all(re.search(rf"^{target}:", read("Makefile"), re.MULTILINE) for target in targets)
 

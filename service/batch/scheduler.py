@@ -109,10 +109,9 @@ def create_scheduler(fire: Callable[[str], None] | None = None, max_threads: int
     `fire(name)` is called when a slot is due, and must return at once. Without it the scheduler stands alone: it runs
     the tasks itself, with no ledger, so a slot that comes due while the process is down or blocked is not caught up.
     """
-    executor = LoopExecutor(max_threads) if fire is None else NotifyExecutor()
     scheduler = AsyncIOScheduler(
         timezone=UTC,
-        executors={"default": executor},
+        executors={"default": LoopExecutor(max_threads), "notify": NotifyExecutor()},
         job_defaults={"coalesce": False, "max_instances": 1, "misfire_grace_time": None},
     )
     for task in TaskRegistry.tasks().values():
@@ -126,6 +125,7 @@ def add_job(scheduler: AsyncIOScheduler, task: Task, fire: Callable[[], None] | 
     many = fire is None and task.policies.overlap == "allow"
     scheduler.add_job(
         fire or functools.partial(_run_alone, task, executor),
+        executor="notify" if fire else "default",
         trigger=SlotTrigger(task.schedule),
         id=task.name,
         name=task.description or task.name,

@@ -27,7 +27,10 @@ def run(
     """
     from service import console
 
-    row = wait_for(_run(name, pairs(param or []), instant(slot, "--slot") if slot is not None else None))
+    try:
+        row = wait_for(_run(name, pairs(param or []), instant(slot, "--slot") if slot is not None else None))
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
     took = console.duration(row["started_at"], row["finished_at"])
     print(f"run {row['id']} {row['state']}{took}" + (f": {row['reason']}" if row["reason"] else ""))
     if row["result"] is not None:
@@ -66,7 +69,9 @@ async def _run(name: str, given: dict[str, str], slot: datetime | None) -> dict[
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
     batch = BatchService(settings, fires=False)
     await batch.start()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     try:
         manual = ManualRun(batch.ledger, batch.engine, TaskRegistry.get(name), batch.node.id)
         return await manual.execute(given, slot, requested_by=_user())

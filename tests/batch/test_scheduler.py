@@ -335,3 +335,19 @@ def test_a_trigger_skips_the_slots_of_a_long_pause_and_survives_a_step_back() ->
     assert trigger.get_next_fire_time(slot, slot + day) == slot + day + timedelta(seconds=1)
     assert trigger.get_next_fire_time(slot, slot - day) == slot + timedelta(seconds=1)
     assert SlotTrigger(None).get_next_fire_time(None, slot) is None
+
+
+async def test_a_coroutine_job_that_somebody_adds_to_the_service_s_scheduler_is_awaited() -> None:
+    done = asyncio.Event()
+
+    async def job() -> None:
+        await asyncio.sleep(0)
+        done.set()
+
+    scheduler = create_scheduler(lambda name: None)
+    scheduler.add_job(job)
+    start(scheduler)
+    try:
+        await asyncio.wait_for(done.wait(), 5)
+    finally:
+        await stop(scheduler)
