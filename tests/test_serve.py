@@ -388,7 +388,7 @@ async def test_a_run_by_hand_that_gets_a_signal_is_interrupted_and_resumed_by_a_
     with process(tmp_path, [*BATCH, "run", "one_at_a_time", "--param", "until=go"], QUICK_DRAIN) as by_hand:
         await until(lambda: _says(by_hand, "began with 'go'"), 20)
         by_hand.stop(number, within=5)
-        assert by_hand.process.returncode == 130
+        assert by_hand.process.returncode == 128 + number
         assert "stopping: the run has 0.2 s to end, or is resumed by a service" in by_hand.stderr
         assert "Traceback" not in by_hand.stderr
     async with ledger_in(tmp_path) as ledger:
