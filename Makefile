@@ -35,7 +35,7 @@ dev: install ## the same, and start it anew when a file of tasks/ or service/ ch
 tools: $(DEV) ## what the targets below need, in .venv
 
 test: tools ## every test, two at a time; ARGS are passed on
-	.venv/bin/pytest -n 2 --dist loadfile $(ARGS)
+	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: tools ## lint, formatting, types
 	.venv/bin/ruff check .
