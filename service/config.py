@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast, overload
@@ -32,6 +33,8 @@ def async_url(url: str) -> str:
         raise ValueError(
             "not a database URL, which looks like postgresql://user@host/name or sqlite:///./app.db"
         ) from None
+    if "@" in (parsed.host or ""):
+        raise ValueError("an @ in its password is read as the end of it: write it as %40")
     parsed = parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername))
     if parsed.drivername == "postgresql+asyncpg" and (mode := parsed.query.get("sslmode")):  # libpq's name for it
         parsed = parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
@@ -90,7 +93,10 @@ class Settings(BaseSettings):
     DRAIN_SECONDS: float = Field(25.0, ge=0, le=DAY, description="How long running work may go on after a stop signal.")
     POLL_SECONDS: float = Field(1.0, ge=0.05, le=60, description="How often a node looks for runs that others made.")
     HEARTBEAT_SECONDS: float = Field(5.0, ge=0.1, le=DAY, description="How often a node says that it lives.")
-    LEASE_SECONDS: float = Field(30.0, ge=1, le=DAY, description="How long a silent node counts as alive.")
+    LEASE_SECONDS: float = Field(30.0, ge=1, le=DAY, description="How long a silent node keeps its runs.")
+
+    KEEP_RUNS_DAYS: int = Field(90, ge=1, le=36_500, description="Runs that ended longer ago are pruned.")
+    KEEP_RUNS_PER_TASK: int = Field(100, ge=1, le=100_000, description="So many runs of each task stay in any case.")
 
     BACKUP_CRON: str = Field("0 2 * * *", description="When BackupTask runs (UTC).")
     BACKUP_RETENTION_DAYS: int = Field(7, ge=1, le=36_500, description="Backups older than this many days are deleted.")
@@ -102,10 +108,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Self:
-        if self.LEASE_SECONDS < 2 * self.HEARTBEAT_SECONDS:
+        if self.LEASE_SECONDS < 3 * self.HEARTBEAT_SECONDS:
             raise ValueError(
-                f"LEASE_SECONDS ({self.LEASE_SECONDS:g}) must be at least twice HEARTBEAT_SECONDS "
-                f"({self.HEARTBEAT_SECONDS:g}), or one late heartbeat looks like a dead node"
+                f"LEASE_SECONDS ({self.LEASE_SECONDS:g}) must be at least three times HEARTBEAT_SECONDS "
+                f"({self.HEARTBEAT_SECONDS:g}): one heartbeat may fail, and a node gives up its runs a sixth of the "
+                "lease before it ends"
             )
         return self
 
@@ -118,6 +125,12 @@ class Settings(BaseSettings):
             return self.DATABASE_URL
         folder = os.path.dirname(url.database or "") if url.get_backend_name() == "sqlite" else ""
         return f"sqlite+aiosqlite:///{os.path.join(folder or '.', 'ledger.db')}"
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Without what may be secret, for it ends up in logs and in the diffs of failed tests."""
+        for name, value in super().__repr_args__():
+            is_open = name in Settings.model_fields and not str(name).endswith(SECRET)
+            yield name, value if is_open or value is None else "***"
 
     def __getattr__(self, name: str) -> str:
         """Authors' own keys: what the environment or `.env` holds beside the declared ones."""
@@ -154,8 +167,11 @@ def _own_class(named: str) -> type[BaseSettings]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(import_module(module), name)
+    except ValidationError as error:  # it makes settings when it is imported
+        raise InvalidSetting("; ".join(_sentence(e) for e in error.errors())) from None
     except Exception as error:  # an author's module may raise anything
-        raise InvalidSetting(f"setting SETTINGS: {named} can't be imported: {type(error).__name__}: {error}") from error
+        cause = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise InvalidSetting(f"setting SETTINGS: {named} can't be imported: {cause}") from error
     if not (isinstance(found, type) and issubclass(found, BaseSettings)):
         raise InvalidSetting(f"setting SETTINGS: {named} is {found!r}; allowed: a subclass of pydantic's BaseSettings")
     if issubclass(found, Settings):

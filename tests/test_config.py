@@ -186,8 +186,8 @@ def test_a_lease_that_a_late_heartbeat_would_end_is_refused_without_telling_secr
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://bob:hunter2@db/shop")
-    monkeypatch.setenv("LEASE_SECONDS", "9")
-    with pytest.raises(InvalidSetting, match=r"LEASE_SECONDS \(9\).*twice HEARTBEAT_SECONDS \(5\)") as caught:
+    monkeypatch.setenv("LEASE_SECONDS", "14")
+    with pytest.raises(InvalidSetting, match=r"LEASE_SECONDS \(14\).*three times HEARTBEAT_SECONDS \(5\)") as caught:
         get_settings()
     assert "hunter2" not in str(caught.value)
 
@@ -273,3 +273,22 @@ def test_the_value_of_an_author_s_own_setting_is_never_shown(own: str) -> None:
     assert "password" in refusal().lower() and "hunter2" not in refusal()
     write(f"SETTINGS={own}:Extended\nLIMIT=hunter2\n")
     assert "setting LIMIT" in refusal() and "hunter2" not in refusal()
+
+
+def test_settings_as_text_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("DATABASE_URL=postgresql://me:hunter2@localhost/x\nSENTRY_DSN=https://hunter2@localhost/1\nOWN_KEY=hunter2\n")
+    shown = f"{get_settings()!r} {get_settings()}"
+    assert "hunter2" not in shown and "PORT=8000" in shown and "DATABASE_URL='***'" in shown
+
+
+def test_an_unescaped_at_in_a_password_is_told_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hun@ter2@localhost/x")
+    assert refusal() == "setting DATABASE_URL: an @ in its password is read as the end of it: write it as %40"
+
+
+def test_a_module_of_settings_that_makes_them_itself_shows_no_value(tmp_path: Path, own: str) -> None:
+    (tmp_path / f"{own}.py").write_text(
+        f"{OWN}\nplain = Plain(_env_file='.env')\n".replace('"MAIL_"', '"MAIL_", extra="ignore"')
+    )
+    write(f"SETTINGS={own}:Plain\nMAIL_PASSWORD=hunter2\n")
+    assert "password" in refusal().lower() and "hunter2" not in refusal() and "\n" not in refusal()

@@ -59,13 +59,27 @@ def load_files(place: Path, files: Iterable[Path]) -> list[BrokenFile]:
 
 
 def _load(path: Path, package: str) -> list[BrokenFile]:
-    before = set(TaskRegistry.tasks())
+    before, modules = set(TaskRegistry.tasks()), set(sys.modules)
     try:
         module = _import(path, package)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's file may raise anything; the others must run
         TaskRegistry.remove(set(TaskRegistry.tasks()) - before)
+        # What it had imported from beside it may be what has to be mended.
+        for name in [name for name in set(sys.modules) - modules if name.startswith(f"{package}.")]:
+            del sys.modules[name]
         return [_not_imported(path, error)]
     return _register(module, path)
+
+
+def forget(path: Path) -> bool:
+    """Let a file be imported anew the next time. False where a task of it is registered: that stays what it was."""
+    place = path.resolve()
+    names = [n for n, m in list(sys.modules.items()) if Path(getattr(m, "__file__", None) or "").resolve() == place]
+    if any(task.cls.__module__ in names for task in TaskRegistry.tasks().values()):
+        return False
+    for name in names:
+        del sys.modules[name]
+    return True
 
 
 def _register(module: ModuleType, path: Path) -> list[BrokenFile]:

@@ -6,13 +6,15 @@ A command imports what it needs when it runs, so that `batch --help` and a shell
 from __future__ import annotations
 
 import inspect
+import io
+import os
 import sys
 from collections.abc import Callable
 
 import typer
 from typer.exceptions import TyperException
 
-from service.cli import account, lint, logs, new, runs, serve, show, tasks
+from service.cli import account, lint, logs, manage, new, runs, serve, show, tasks
 from service.cli.examples import EXAMPLES
 from service.errors import BatchError
 
@@ -38,21 +40,37 @@ _add("Tasks", "new", new.new)
 _add("Tasks", "tasks", tasks.tasks)
 _add("Tasks", "next", tasks.next_)
 _add("Tasks", "lint", lint.lint)
+_add("Tasks", "pause", manage.pause)
+_add("Tasks", "resume", manage.resume)
 _add("Runs", "run", runs.run)
 _add("Runs", "runs", runs.runs)
 _add("Runs", "show", show.show)
 _add("Runs", "logs", logs.logs)
+_add("Runs", "cancel", manage.cancel)
+_add("Runs", "retry", manage.retry)
+_add("Runs", "backfill", manage.backfill)
 _add("Runs", "account", account.account)
+_add("Runs", "prune", manage.prune)
 
 
 def main() -> None:
     """The entry point: what was wrong is said in one line on stderr, with exit code 2."""
+    if sys.stdout is None:  # it was closed by the shell
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):  # a terminal that can't show a character must not end the command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli(prog_name="batch", standalone_mode=False)
     except TyperException as error:
         code = _refuse(error.format_message())
     except BatchError as error:
         code = _refuse(error.message)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:  # stdout is full, or closed
+        code = _refuse(f"the output can't be written: {error.strerror}")
     raise SystemExit(code)
 
 

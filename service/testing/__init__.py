@@ -32,9 +32,9 @@ else:
         return getattr(import_module("service.testing.kit"), name)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """`tasks` is the name of a package that is installed with this one: let it mean the project's folder first."""
-    own = Path("tasks").resolve()
+    own = config.rootpath / "tasks"
     installed = Path(__file__).parents[2] / "tasks"
     found = find_spec("tasks")
     if own.is_dir() and own != installed and found and str(installed) in (found.submodule_search_locations or []):
@@ -71,7 +71,7 @@ def batch(
     monkeypatch.setenv("BACKUP_DIR", str(tmp_path / "backups"))
     forget_settings()
     with clock.moved(START), TaskRegistry.restored():
-        yield Batch()
+        yield Batch(request.config.rootpath)
     forget_settings()
 
 

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy import func, select, text
 
 from service import clock, logs
-from service.batch import catalog, runs, starting, tables
+from service.batch import catalog, fence, runs, starting, tables
 from service.batch.engines.local import LocalEngine
 from service.batch.firing import fire
 from service.batch.registry import Task
@@ -44,7 +45,7 @@ class DrivenService:
             stack.push_async_callback(self._ledger.dispose)
             application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pool_size=5)
             stack.push_async_callback(application.dispose)
-            use_application_database(application)
+            use_application_database(application, partial(fence.guard, idle_seconds=settings.LEASE_SECONDS))
             stack.callback(use_application_database, None)
             stack.enter_context(logs.keep_run_lines())
             self._engine = LocalEngine(self._ledger, self._failures.watch(self._tasks), self._node)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from service import clock
@@ -31,13 +33,16 @@ class Batch:
         patience: Seconds of real time that the runs of one call may take before it raises TimeoutError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
+        """`root`: where TASKS_DIR is looked for, when pytest was started in another folder."""
         self.patience = PATIENCE
         self._failures = Failures()
         self._only: set[str] | None = None
-        folder = get_settings().TASKS_DIR
-        if folder.is_dir():
-            load_tasks(folder)
+        self._is_busy = False
+        place = get_settings().TASKS_DIR
+        here = place if place.is_dir() or not (root / place).is_dir() else root / place
+        has_none = "TASKS_DIR" not in get_settings().model_fields_set and not here.is_dir()
+        self._broken = [] if has_none else load_tasks(here)
 
     @property
     def now(self) -> datetime:
@@ -46,6 +51,8 @@ class Batch:
 
     def set_time(self, at: datetime) -> None:
         """Put the clock to `at` (aware), also back, before anything ran. Raises BatchError afterwards."""
+        if at.utcoffset() is None:
+            raise ValueError(f"set_time() was given {at!r}; allowed: an aware datetime")
         if self.runs() or self.missed():
             raise BatchError("set_time() is for the beginning of a test; from there on advance() moves the clock")
         clock.advance(at - clock.now())
@@ -61,6 +68,8 @@ class Batch:
 
     def fail_next(self, task: TaskOrName, error: BaseException | None = None, times: int = 1) -> None:
         """Let the next attempts of `task` raise `error` (default: a RuntimeError) instead of calling its `run()`."""
+        if error is not None and not isinstance(error, BaseException):
+            raise TypeError(f"fail_next() was given {error!r}; allowed: an exception, such as OSError('no network')")
         self._failures.add(_known(task).name, error or RuntimeError("made to fail by fail_next()"), times)
 
     async def run(self, task: TaskOrName, *, slot: datetime | None = None, **params: Any) -> RunRecord:
@@ -114,8 +123,19 @@ class Batch:
             await work(service)
         return [record for record in self.runs() if record.state in FINAL and record.id not in before]
 
-    def _service(self) -> DrivenService:
-        return DrivenService(TaskRegistry.tasks(), self._only, self._failures, self.patience)
+    @asynccontextmanager
+    async def _service(self) -> AsyncIterator[DrivenService]:
+        if self._is_busy:
+            raise BatchError("await one call of `batch` after the other: they share a clock")
+        if self._broken and self._only is None:
+            told = "; ".join(f"{file.source} can't be used: {file.error}" for file in self._broken)
+            raise BatchError(f"{told}. (batch.only(…) leaves other files out.)")
+        self._is_busy = True
+        try:
+            async with DrivenService(TaskRegistry.tasks(), self._only, self._failures, self.patience) as service:
+                yield service
+        finally:
+            self._is_busy = False
 
 
 def _known(task: TaskOrName) -> Task:

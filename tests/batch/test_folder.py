@@ -106,3 +106,72 @@ def test_names_that_begin_with_an_underscore_are_left_out(folder: TasksFolder) -
     Path("tasks/_later.py").write_text("1 / 0")
     folder.load_new()
     assert folder.load_new() == {} and folder.broken == []
+
+
+BAD_SCHEDULE = TASK.replace("{schedule}", "61 * * * *")
+
+
+def test_a_file_whose_class_was_refused_can_be_mended(folder: TasksFolder) -> None:
+    write("second", BAD_SCHEDULE)
+    folder.load_new()
+    assert folder.load_new() == {} and "61" in folder.broken[0].error
+    write("second")
+    folder.load_new()
+    assert list(folder.load_new()) == ["second"] and folder.broken == []
+
+
+def test_a_file_that_needs_another_is_tried_again_when_that_is_mended_or_comes(folder: TasksFolder) -> None:
+    write("second", "from tasks._helper import NAME\n" + TASK)
+    folder.load_new()
+    assert folder.load_new() == {} and "_helper" in folder.broken[0].error
+    write("_helper", "NAME = 1 / 0")
+    folder.load_new()
+    assert folder.load_new() == {} and "ZeroDivisionError" in folder.broken[0].error
+    write("_helper", "NAME = 1")
+    folder.load_new()
+    assert list(folder.load_new()) == ["second"] and folder.broken == []
+
+
+def test_a_file_with_a_good_and_a_bad_class_needs_a_restart(
+    folder: TasksFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = TASK + "\nclass Bad(T):\n    name = 'bad'\n    schedule = '61 * * * *'\n"
+    write("second", both)
+    folder.load_new()
+    assert list(folder.load_new()) == ["second"] and len(folder.broken) == 1
+    write("second", both.replace("61", "1"))
+    folder.load_new()
+    folder.load_new()
+    assert "tasks/second.py has changed, and this process runs what it was" in caplog.text
+
+
+def test_a_file_that_is_gone_is_told_once_and_counts_as_broken_no_more(
+    folder: TasksFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    write("second", "1 / 0")
+    folder.load_new()
+    folder.load_new()
+    Path("tasks/second.py").unlink()
+    Path("tasks/first.py").rename("tasks/_first.py")
+    for _ in range(3):
+        folder.load_new()
+    assert folder.broken == []
+    assert caplog.text.count("tasks/first.py is gone, and this process still runs its tasks") == 1
+
+
+def test_a_broken_init_is_one_entry_until_it_is_mended() -> None:
+    """In a folder of another name: `tasks` is imported already, and stays."""
+    jobs = Path("jobs_with_a_broken_init")
+    jobs.mkdir()
+    (jobs / "__init__.py").write_text("1 / 0")
+    folder = TasksFolder(jobs)
+    folder.load()
+    for name in ("one", "two"):
+        (jobs / f"{name}.py").write_text(TASK.format(name=name, schedule="0 * * * *"))
+        folder.load_new()
+        folder.load_new()
+    assert [file.source for file in folder.broken] == [f"{jobs}/__init__.py"]
+    (jobs / "__init__.py").write_text("")
+    folder.load_new()
+    folder.load_new()
+    assert folder.broken == []

@@ -15,6 +15,7 @@ from service import BaseTask, Missed, Retry, call_async, clock, current_run, get
 from service.application.models import User
 from service.errors import BatchError, InvalidParameters, InvalidTask, UnknownTask
 from service.testing.kit import START, Batch
+from service.testing.records import RunRecord
 
 HOUR = timedelta(hours=1)
 logger = get_logger("tests.kit")
@@ -229,6 +230,31 @@ async def test_each_test_has_an_empty_database_also_on_a_loop_that_they_share(ba
         assert await db.scalar(select(func.count(User.id))) == 0
         db.add(User(email="once@example.com"))
         await db.commit()
+
+
+async def test_a_file_that_can_t_be_used_fails_the_test_that_would_fire_it(
+    batch_database: str, request: pytest.FixtureRequest
+) -> None:
+    Path("tasks/broken.py").write_text("1 / 0")
+    batch: Batch = request.getfixturevalue("batch")
+    batch.add(Hello)
+    with pytest.raises(BatchError, match=r"tasks/broken\.py can't be used: ZeroDivisionError in line 1"):
+        await batch.advance(hours=1)
+    batch.only(Hello)
+    assert len(await batch.advance(hours=1)) == 1
+
+
+async def test_two_calls_at_once_are_refused(batch: Batch) -> None:
+    first, second = await asyncio.gather(batch.run(Hello), batch.run(InAThread), return_exceptions=True)
+    assert isinstance(first, RunRecord) and first.state == "succeeded"
+    assert isinstance(second, BatchError) and "await one call of `batch` after the other" in second.message
+
+
+async def test_what_fail_next_and_set_time_take_is_checked(batch: Batch) -> None:
+    with pytest.raises(TypeError, match=r"fail_next\(\) was given 'no'; allowed: an exception"):
+        batch.fail_next(Hello, "no")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="allowed: an aware datetime"):
+        batch.set_time(datetime(2026, 1, 1))
 
 
 @pytest.fixture

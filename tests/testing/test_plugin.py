@@ -67,3 +67,29 @@ def test_a_suite_may_run_each_test_on_both_databases(project: pytest.Pytester) -
     project.runpytest_subprocess("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function").assert_outcomes(
         passed=10
     )
+
+
+def test_pytest_may_be_started_in_another_folder_and_the_tasks_may_be_a_package(project: pytest.Pytester) -> None:
+    (project.path / "pytest.ini").write_text(
+        "[pytest]\nasyncio_default_fixture_loop_scope = function\npythonpath = .\n"
+    )
+    (project.path / "tests/test_fires.py").write_text(FIRES)
+    project.runpytest_subprocess().assert_outcomes(passed=6)
+    (project.path / "tests/elsewhere").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.path / "tests/elsewhere")
+        project.runpytest_subprocess("..", "-k", "fires").assert_outcomes(passed=1, deselected=5)
+    (project.path / "jobs").mkdir()
+    (project.path / "jobs/sub").mkdir()
+    (project.path / "tasks/invoices.py").rename(project.path / "jobs/sub/invoices.py")
+    (project.path / ".env").write_text("TASKS_DIR=jobs.sub\n")
+    project.runpytest_subprocess("-k", "fires", "--ignore=tests/test_invoices.py").assert_outcomes(passed=1)
+
+
+FIRES = """
+import pytest
+
+@pytest.mark.asyncio
+async def test_fires(batch):
+    assert len(await batch.advance(days=1)) == 1
+"""
