@@ -19,7 +19,7 @@ INTO = --quiet --disable-pip-version-check --no-compile
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev tools hooks test check bench format lock clean
+.PHONY: help install serve dev tools hooks test faults check bench format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ tools: $(DEV) ## what the targets below need, in .venv
 
 test: tools ## every test, two at a time; ARGS are passed on
 	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+faults: tools ## the fault suite's long form, some hours; FAULT_COUNT and FAULT_SEED change its plan
+	FAULT_COUNT=$${FAULT_COUNT:-300} .venv/bin/pytest -s tests/faults
 
 check: tools ## lint, formatting, types
 	.venv/bin/ruff check .
