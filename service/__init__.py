@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.database.sync import call_db as call_db
     from service.errors import BatchError as BatchError
     from service.errors import DomainError as DomainError
+    from service.errors import RetryAfter as RetryAfter
     from service.logs import get_logger as get_logger
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "DomainError": "errors",
     "Missed": "batch.policies",
     "Retry": "batch.policies",
+    "RetryAfter": "errors",
     "Settings": "config",
     "TaskRegistry": "batch.registry",
     "call_async": "database.sync",

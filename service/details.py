@@ -59,6 +59,17 @@ async def run_of(connection: AsyncConnection | None, settings: Settings, given: 
     return newest
 
 
+async def only_run(connection: AsyncConnection, given: str) -> str:
+    """The id of the run whose id is this, or begins so. Raises UnknownRun."""
+    digits = given.lower().replace("-", "")
+    if re.fullmatch(rf"[0-9a-f]{{{SHORTEST},32}}", digits) and (found := await _begins(connection, digits)):
+        return found
+    raise UnknownRun(
+        f"no run has the id {given!r}, or one that begins so (at least {SHORTEST} digits are needed); "
+        "`batch runs` lists them"
+    )
+
+
 async def _resolve(connection: AsyncConnection | None, settings: Settings, given: str) -> tuple[str, str]:
     digits = given.lower().replace("-", "")
     is_id = re.fullmatch(r"[0-9a-f]{1,32}", digits) is not None

@@ -2,6 +2,7 @@
 
     BatchError
     ├── DomainError             for authors: a rule of their domain was broken; carries `message`
+    ├── RetryAfter              for authors: the attempt failed, and is to be tried again after so many seconds
     ├── InvalidSetting          a setting has a value that is not allowed
     ├── InvalidSchedule         a cron expression or a time zone that can't be used (also a ValueError)
     ├── InvalidTask             a task class that can't be registered
@@ -12,7 +13,8 @@
     │   ├── DatabaseUnreachable no connection could be made
     │   ├── DatabaseTooNew      the database's migrations are newer than this code
     │   ├── DatabaseBusy        SQLite's one write lock stayed taken for too long
-    │   └── SecondWriter        a run that holds a writing session asked SQLite for another one
+    │   ├── SecondWriter        a run that holds a writing session asked SQLite for another one
+    │   └── LeaseLost           an attempt that lost its run, or was given up, can't commit any more
     └── BackupError             a backup could not be made; nothing was lost
 
     Interrupted (BaseException) a run stops at a checkpoint because the service does; `except Exception` can't eat it
@@ -21,6 +23,8 @@ Messages name what was wrong, where, and what is allowed.
 """
 
 from __future__ import annotations
+
+import datetime
 
 
 class BatchError(Exception):
@@ -33,6 +37,20 @@ class BatchError(Exception):
 
 class DomainError(BatchError):
     """For authors: raise it, or a subclass, when a rule of the domain is broken."""
+
+
+class RetryAfter(BatchError):
+    """For authors: raise it in a run to have it tried again after so many seconds (or a timedelta), whatever `on` says.
+
+    It counts as an attempt. The wait is at most `max_wait` of the task's `retry`, whose `attempts` hold too.
+    """
+
+    def __init__(self, seconds: float | datetime.timedelta, message: str | None = None) -> None:
+        self.seconds = seconds.total_seconds() if isinstance(seconds, datetime.timedelta) else float(seconds)
+        super().__init__(message or f"to be tried again after {self.seconds:g} s")
+
+    def __reduce__(self) -> tuple[type[RetryAfter], tuple[float, str]]:
+        return type(self), (self.seconds, self.message)
 
 
 class InvalidSetting(BatchError):
@@ -76,6 +94,10 @@ class DatabaseBusy(DatabaseError):
 
 
 class SecondWriter(DatabaseError):
+    pass
+
+
+class LeaseLost(DatabaseError):
     pass
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -15,14 +16,17 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import sentry
-from service.batch import catalog, scheduler, slots, starting
+from service.batch import catalog, fence, scheduler, slots, starting
+from service.batch.cancelling import Cancelling
 from service.batch.dispatcher import Dispatcher
 from service.batch.engines.local import LocalEngine
 from service.batch.folder import TasksFolder
-from service.batch.loader import BrokenFile
+from service.batch.loader import BrokenFile, folder_of
 from service.batch.node import Node
+from service.batch.pruning import Keep, Pruner
 from service.batch.registry import Task
 from service.batch.schedules import Schedules
+from service.batch.upkeep import Upkeep
 from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import History, migrate
@@ -49,7 +53,7 @@ class BatchService:
     def __init__(self, settings: Settings, fires: bool = True) -> None:
         self._settings = settings
         self._fires = fires
-        self.node = Node(settings.ledger_url, settings.HEARTBEAT_SECONDS)
+        self.node = Node(settings.ledger_url, settings.HEARTBEAT_SECONDS, settings.LEASE_SECONDS)
         self.is_stopping = False
 
     async def start(self) -> None:
@@ -80,10 +84,11 @@ class BatchService:
         return self.folder.broken
 
     async def _open(self, stack: AsyncExitStack) -> None:
+        folder_of(self._settings.TASKS_DIR)  # where it is wrong, no database is made
         self.application, self.ledger = await open_databases(self._settings, client=f"batch/{self.node.id}")
         stack.push_async_callback(self.ledger.dispose)
         stack.push_async_callback(self.application.dispose)
-        use_application_database(self.application)
+        use_application_database(self.application, partial(fence.guard, idle_seconds=self._settings.LEASE_SECONDS))
         stack.callback(use_application_database, None)
         self.folder = TasksFolder(self._settings.TASKS_DIR)
         self.tasks = self.folder.load()
@@ -96,8 +101,6 @@ class BatchService:
             await catalog.record_tasks(connection, self.tasks, now)
             await self.node.register(connection, self.tasks, now)
         stack.push_async_callback(self._leave)
-        self.node.start()
-        stack.push_async_callback(self.node.stop)
         self.engine = LocalEngine(
             self.ledger,
             self.tasks,
@@ -106,9 +109,14 @@ class BatchService:
             max_threads=settings.MAX_THREADS,
             poll_seconds=settings.POLL_SECONDS,
             claims=self._fires,
+            may_work=lambda: self.node.lease.is_held,
         )
-        self.engine.start()
-        stack.push_async_callback(self.engine.stop)
+        self.node.start(on_loss=self.engine.give_up, on_rescue=self.engine.wake)
+        stack.push_async_callback(self.node.stop)
+        self.cancelling = Cancelling(self.ledger, self.engine)
+        for part in (self.engine, self.cancelling):
+            part.start()
+            stack.push_async_callback(part.stop)
         starting.use_service(self.ledger, self.engine.wake)
         stack.callback(starting.use_no_service)
         stack.push_async_callback(self.engine.drain, settings.DRAIN_SECONDS)
@@ -121,7 +129,9 @@ class BatchService:
         self.schedules = Schedules(self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, notify, lease)
         await self.schedules.open()
         await self.schedules.follow()
-        for part in (self.dispatcher, self.schedules):
+        keep = Keep(self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK)
+        upkeep = Upkeep(Pruner(self.ledger, self.application, keep))
+        for part in (self.dispatcher, self.schedules, upkeep):
             part.start()
             stack.push_async_callback(part.stop)
         scheduler.start_scheduler(self.scheduler)
@@ -157,7 +167,13 @@ class BatchService:
                     await connection.execute(text("SELECT 1"))
             except (DBAPIError, DatabaseError, OSError) as error:
                 wrong[name] = f"the database does not answer ({type(error).__name__})"
-        parts = {"engine": self.engine.is_alive, "heartbeat": self.node.is_beating}
+        if not self.node.lease.is_held and not self.is_stopping:
+            wrong["lease"] = "it could not be renewed, so nothing is started until it is"
+        parts = {
+            "engine": self.engine.is_alive,
+            "cancelling": self.cancelling.is_alive,
+            "heartbeat": self.node.is_beating,
+        }
         if self._fires:
             parts |= {"dispatcher": self.dispatcher.is_alive, "schedules": self.schedules.is_alive}
         wrong |= {name: "it has ended" for name, is_alive in parts.items() if not is_alive and not self.is_stopping}

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS: dict[str, int] = {
     **dict.fromkeys(("web", "cli", "listing", "console", "server", "reload", "testing", "__main__"), 3),
-    **dict.fromkeys(("app", "host", "sentry", "details", "following"), 3),
+    **dict.fromkeys(("app", "host", "sentry", "details", "following", "managing"), 3),
     **dict.fromkeys(("batch", "backup", "application"), 2),
     "database": 1,
     **dict.fromkeys(("config", "clock", "errors", "logs", "loglines"), 0),
@@ -50,15 +50,17 @@ PURE = (
 
 BROAD = {
     "service.config": 1,  # the module that SETTINGS names
+    "service.batch.cancelling": 1,  # a background loop
     "service.batch.dispatcher": 1,  # a background loop
     "service.batch.engines.local": 1,  # a background loop
     "service.batch.loader": 2,  # authors' files, and the package they are in
-    "service.batch.node": 1,  # a background loop
+    "service.batch.heartbeat": 1,  # a background loop
     "service.batch.parameters": 1,  # an author's annotations are evaluated
     "service.batch.registry": 3,  # an author's class, its constructor and its properties
     "service.batch.runner": 2,  # the attempt; an author's result or error as text
     "service.batch.scheduler": 2,  # a job, called or awaited, must not stop the scheduler
     "service.batch.schedules": 1,  # a background loop
+    "service.batch.upkeep": 1,  # a background loop
     "service.batch.threads": 1,  # the attempt, in a thread
     "service.loglines": 2,  # authors' __str__
     "service.logs": 2,  # authors' __str__, and the loop that renders and writes lines

@@ -15,7 +15,7 @@ import typer.main
 import service
 from service.batch.base import BaseTask
 from service.batch.manual import ManualRun
-from service.batch.policies import MISSED, NOT_YET, OVERLAP, Missed, Retry
+from service.batch.policies import MISSED, OVERLAP, Missed, Retry
 from service.batch.states import TRANSITIONS, Origin, RunState
 from service.batch.tables import companions, ledger
 from service.cli import cli
@@ -98,9 +98,8 @@ def policy_values() -> list[str]:
 
 
 def supported_attributes() -> list[str]:
-    unsupported = {"rerun", "max_running", "fenced"}
     hints = [name for name in vars(BaseTask) if not name.startswith("_") and name != "run"]
-    return sorted({"name", "schedule", *hints} - unsupported)
+    return sorted({"name", "schedule", *hints})
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -133,11 +132,6 @@ def test_each_state_has_a_row_with_what_may_follow(state: RunState) -> None:
 @pytest.mark.parametrize("value", policy_values())
 def test_each_policy_value_is_in_the_readme(value: str) -> None:
     assert f'`"{value}"`' in read("README.md")
-
-
-@pytest.mark.parametrize("value", NOT_YET["overlap"])
-def test_a_value_that_is_refused_is_listed_as_not_yet(value: str) -> None:
-    assert f'`"{value}"`' in read("README.md").split("\n## What does not work yet\n")[1].split("\n## ")[0]
 
 
 @pytest.mark.parametrize("name", supported_attributes())

@@ -16,7 +16,7 @@ from service.application.models import User
 from service.batch.base import BaseTask
 from service.batch.context import CurrentRun
 from service.batch.planning import plan
-from service.batch.policies import MISSED, NOT_YET, OVERLAP, Missed, Retry
+from service.batch.policies import MISSED, OVERLAP, Missed, Retry
 from service.batch.schedule import schedule
 from service.batch.states import TRANSITIONS, RunState
 from service.config import Settings, get_settings
@@ -110,11 +110,6 @@ def test_each_policy_value_is_on_the_page(value: str) -> None:
     assert f'`"{value}"`' in read("docs/policies.md")
 
 
-@pytest.mark.parametrize("value", NOT_YET["overlap"])
-def test_a_value_that_is_refused_is_said_to_be_so(value: str) -> None:
-    assert rows(read("docs/policies.md"))[f'"{value}"'][0].startswith("Not yet")
-
-
 @pytest.mark.parametrize("state", RunState)
 def test_the_page_on_runs_has_the_same_states(state: RunState) -> None:
     assert set(re.findall(r"`(\w+)`", rows(read("docs/runs.md"))[state][1])) == TRANSITIONS[state]
@@ -128,6 +123,7 @@ def test_each_error_that_an_author_may_meet_is_on_a_page(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in dir(CurrentRun) if not name.startswith("_")])
 def test_each_thing_that_a_run_knows_of_itself_is_on_a_page(name: str) -> None:
     ours = {"ask_to_stop", "keep_line", "log_context", "take_lines", "take_progress", "will_retry"}
+    ours |= {"is_fenced", "is_sealed"}
     assert name in ours or any(row.startswith(name) for row in rows(read("docs/runs.md")))
 
 
@@ -225,29 +221,3 @@ async def test_each_query_of_the_page_finds_rows(ledger_of_a_day: Database) -> N
     async with ledger_of_a_day.engine.connect() as connection:
         found = {name: (await connection.execute(text(sql))).all() for name, sql in queries.items()}
     assert len(found) > 5 and [name for name, listed in found.items() if not listed] == []
-
-
-@pytest.mark.parametrize("batch_database", KINDS)
-async def test_a_lost_run_is_resumed_by_the_statement_of_the_page(ledger_of_a_day: Database, batch: Batch) -> None:
-    sql = statements("docs/runs.md")["one lost run"]
-    lost = re.findall(r"id = '(.*?)'", sql)[0]
-    async with ledger_of_a_day.engine.begin() as connection:
-        await connection.execute(
-            text("UPDATE batch_runs SET id = :id, state = 'running' WHERE state = 'queued'"), {"id": lost}
-        )
-        await connection.execute(text(sql))
-    await batch.settle()
-    assert [run.state for run in batch.runs("asked") if run.id == lost] == ["succeeded"]
-
-
-@pytest.mark.parametrize("batch_database", KINDS)
-async def test_a_task_pauses_and_resumes_by_the_statements_of_the_page(ledger_of_a_day: Database, batch: Batch) -> None:
-    async def say(name: str) -> None:
-        async with ledger_of_a_day.engine.begin() as connection:
-            await connection.execute(text(statements("docs/schedules.md")[name].replace("'nightly'", "'flaky'")))
-
-    await say("pause")
-    assert [run for run in await batch.advance(hours=2) if run.task == "flaky"] == []
-    assert batch.missed("flaky")[-1].reason == "paused by me"
-    await say("resume")
-    assert [run.state for run in await batch.advance(hours=1) if run.task == "flaky"] == ["succeeded"]

@@ -578,7 +578,7 @@ async def test_a_paused_task_has_no_next_run_time_and_resumes(begin: Begin) -> N
     (found,) = await until(lambda: rows(service.ledger, tables.missed))
     assert (found["count"], found["reason"]) == (3, "paused by ann")
     async with service.ledger.engine.begin() as connection:
-        await catalog.resume(connection, "tick", {"tick": task})
+        await catalog.resume(connection, "tick")
     await service.schedules.refresh()
     assert service.scheduler.get_job("tick").next_run_time is not None
 

@@ -8,7 +8,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from service.batch import presence, tables
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch import nodes, presence, tables
 from service.batch.rescue import MOST_LOSSES, rescue
 from service.batch.slots import now_of
 from service.batch.tables import new_id
@@ -108,7 +110,7 @@ async def test_a_forked_child_that_lives_on_does_not_hide_that_its_node_is_dead(
     child = int((tmp_path / "forked").read_text())
     try:
         async with ledger.engine.begin() as connection:
-            assert len(await rescue(connection, folder_of(ledger), await now_of(connection))) == 1
+            assert len(await rescue(connection, await gone(connection, ledger), await now_of(connection))) == 1
         assert [run["state"] for run in await rows(ledger)][:1] == ["interrupted"]
     finally:
         os.kill(child, signal.SIGKILL)
@@ -120,7 +122,7 @@ async def test_a_frozen_process_is_not_taken_for_dead(ledger: Database, tmp_path
         held = await running(ledger, tmp_path)
         os.kill(frozen.process.pid, signal.SIGSTOP)
         async with ledger.engine.begin() as connection:
-            await rescue(connection, folder_of(ledger), await now_of(connection))
+            await rescue(connection, await gone(connection, ledger), await now_of(connection))
         assert [run["id"] for run in await rows(ledger, state="running")] == [held["id"]]
         os.kill(frozen.process.pid, signal.SIGCONT)
 
@@ -132,7 +134,7 @@ async def test_a_node_of_another_machine_is_left_alone(ledger: Database) -> None
         now = await now_of(connection)
         row = {"id": node, "host": "elsewhere", "pid": 1, "version": "1", "draining": False, "tasks": []}
         await connection.execute(tables.nodes.insert().values(**row, started_at=now, seen_at=now))
-        await rescue(connection, folder_of(ledger), now)
+        await rescue(connection, await gone(connection, ledger), now)
     assert (await rows(ledger, tables.nodes))[0]["stopped_at"] is None
 
 
@@ -150,11 +152,17 @@ async def test_a_run_that_is_lost_for_the_third_time_has_failed(ledger: Database
                 await connection.execute(tables.runs.insert().values(**new, due_at=now, created_at=now, **held))
             else:
                 await connection.execute(tables.runs.update().values(**held))
-            await rescue(connection, folder_of(ledger), now)
+            assert await rescue(connection, await gone(connection, ledger), now) == [node]
         (found,) = await rows(ledger)
         assert found["state"] == ("failed" if loss == MOST_LOSSES - 1 else "interrupted")
     assert found["reason"] == "poison: the node was lost while it ran 3 times"
     assert len(await rows(ledger, tables.attempts)) == 3
+
+
+async def gone(connection: AsyncConnection, ledger: Database) -> dict[str, int]:
+    """The nodes whose files say that their process is dead, with their counters."""
+    found = await nodes.others(connection, than=new_id())
+    return {node.id: node.beats for node in found if presence.is_gone(folder_of(ledger), node.id)}
 
 
 def folder_of(ledger: Database) -> Path:

@@ -30,9 +30,14 @@ class BaseTask(ABC):
         timezone: The IANA zone that the schedule is read in.
         timeout: Seconds (or a timedelta) after which an attempt is ended as failed; None: never.
         retry: How often a failed run is tried again.
-        overlap: What happens to a slot while a run of the task is active: "skip" it, or "allow" both.
+        overlap: What happens to a slot while a run of the task is active: "skip" it, let it "wait" for that one's end,
+            "allow" both, or "replace" the run that is active.
+        max_running: How many runs of the task may run at once, on all nodes together; None: one, and with "allow" any
+            number.
+        max_waiting: How many slots may wait, with overlap = "wait"; what comes beyond is skipped.
         missed: What happens to slots that came due while nothing ran.
         priority: From -1000 to 1000; larger goes first where runs wait for room.
+        fenced: Whether what the run commits to the application's database is refused once another node holds the run.
 
     Each attempt has a fresh instance.
     """
@@ -65,6 +70,7 @@ class BaseTask(ABC):
     missed: ClassVar[Missed | MissedPolicy] = Missed()
     rerun: ClassVar[bool] = True
     max_running: ClassVar[int | None] = None
+    max_waiting: ClassVar[int] = 1
     priority: ClassVar[int] = 0
     fenced: ClassVar[bool] = True
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from types import MappingProxyType
 
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -72,27 +73,71 @@ async def _bring_up(
     return now
 
 
-async def pause(connection: AsyncConnection, name: str, by: str, loaded: Mapping[str, Task], node: str = "") -> None:
-    """Stop firing a task. What came due before is handled first. Raises UnknownTask."""
-    await slots.lock(connection, [name], wait=True)
-    now = await _bring_up(connection, [name], loaded, node)
-    statement = update(tasks).where(tasks.c.name == name, tasks.c.paused_at.is_(None))
-    await _set_paused(connection, name, statement.values(paused_at=now, paused_by=by))
+@dataclass(frozen=True)
+class Pause:
+    at: datetime
+    by: str
 
 
-async def resume(connection: AsyncConnection, name: str, loaded: Mapping[str, Task], node: str = "") -> None:
-    """Fire a task again from now on; the slots of the pause stand in a missed range. Raises UnknownTask."""
-    await slots.lock(connection, [name], wait=True)
-    await _bring_up(connection, [name], loaded, node)
-    statement = update(tasks).where(tasks.c.name == name)
-    await _set_paused(connection, name, statement.values(paused_at=None, paused_by=None))
+NOTHING: Mapping[str, Task] = MappingProxyType({})
 
 
-async def _set_paused(connection: AsyncConnection, name: str, statement: Any) -> None:
-    known = (await connection.execute(select(tasks.c.name).where(tasks.c.name == name))).first()
-    if known is None:
-        raise UnknownTask(f"the ledger knows no task {name!r}")
-    await connection.execute(statement)
+async def pause(
+    connection: AsyncConnection, name: str, by: str, loaded: Mapping[str, Task] = NOTHING, node: str = ""
+) -> Pause | None:
+    """Stop firing a task. Returns the pause in which it was already: nothing is changed then. Raises UnknownTask.
+
+    What came due before is handled first, by the policies of the task in `loaded`. Whoever has not loaded it can't know
+    these: then what no node has handled yet is missed.
+    """
+    opened = await slots.lock(connection, [name], wait=True)
+    before = await _pause_of(connection, name)
+    if before is not None:
+        return before
+    if name in loaded:
+        now = await _bring_up(connection, [name], loaded, node)
+    else:
+        now = await slots.now_of(connection)
+        for row in opened:
+            await _miss(connection, row, now, f"not handled yet when it was paused by {by}")
+    await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=now, paused_by=by))
+    return None
+
+
+async def resume(connection: AsyncConnection, name: str) -> Pause | None:
+    """Fire a task again from now on; the slots of the pause stand in a missed range. Raises UnknownTask.
+
+    Returns the pause that has ended; None: there was none.
+    """
+    opened = await slots.lock(connection, [name], wait=True)
+    before = await _pause_of(connection, name)
+    if before is None:
+        return None
+    now = await slots.now_of(connection)
+    for row in opened:
+        await _miss(connection, row, now, f"paused by {before.by}")
+    await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=None, paused_by=None))
+    return before
+
+
+async def _pause_of(connection: AsyncConnection, name: str) -> Pause | None:
+    wanted = select(tasks.c.paused_at, tasks.c.paused_by).where(tasks.c.name == name).with_for_update()
+    row = (await connection.execute(wanted)).first()
+    if row is None:
+        names = ", ".join(sorted(await known(connection))) or "none"
+        raise UnknownTask(f"the ledger knows no task {name!r}; it knows: {names}")
+    return Pause(row.paused_at, row.paused_by or "somebody") if row.paused_at is not None else None
+
+
+async def _miss(connection: AsyncConnection, row: OpenSchedule, now: datetime, reason: str) -> None:
+    """None of its slots up to now runs, for this reason. Its cursor is moved there."""
+    made = plan_none(row.schedule, row.fired_until, now, reason) if row.is_usable else Plan(now)
+    while made.missed is not None:
+        await slots.record_missed(connection, [(row, made.missed)], now)
+        if made.is_complete:
+            break
+        made = plan_none(row.schedule, made.fired_until, now, reason)
+    await slots.move_cursors(connection, [row.id], now)
 
 
 async def known(connection: AsyncConnection) -> dict[str, bool]:
@@ -110,17 +155,8 @@ async def remove_gone(
     now = await slots.now_of(connection)
     for row in locked:
         if row.task in gone:
-            await _close_gone(connection, row, now)
+            await _miss(connection, row, now, GONE)
+            await slots.close(connection, [row.id], now)
     named = tasks.c.name.in_(rows.among(tasks.c.name, gone, connection.dialect.name))
     await connection.execute(update(tasks).where(named).values(removed_at=now))
     return gone
-
-
-async def _close_gone(connection: AsyncConnection, row: OpenSchedule, now: datetime) -> None:
-    made = plan_none(row.schedule, row.fired_until, now, GONE) if row.is_usable else Plan(now)
-    while made.missed is not None:
-        await slots.record_missed(connection, [(row, made.missed)], now)
-        if made.is_complete:
-            break
-        made = plan_none(row.schedule, made.fired_until, now, GONE)
-    await slots.close(connection, [row.id], now)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +10,8 @@ from sqlalchemy import Integer, Select, bindparam, func, literal_column, select,
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import rows
+from service.batch import lanes, rows
+from service.batch.lanes import CANDIDATE_COLUMNS, Candidate, Rule
 from service.batch.runs import Claimed
 from service.batch.tables import CLAIMABLE_SQL, runs
 
@@ -31,25 +31,38 @@ async def now_if_due(connection: AsyncConnection) -> datetime | None:
     return moment if found.first() is not None else None
 
 
-@dataclass(frozen=True)
-class Head:
-    """A run that could be claimed: the first in the queue of its `exclusive`, or one of those that have none."""
-
-    id: str
-    task: str
-
-
-async def heads(connection: AsyncConnection, names: Iterable[str], now: datetime, limit: int) -> list[Head]:
+async def heads(
+    connection: AsyncConnection,
+    names: Collection[str],
+    now: datetime,
+    limit: int,
+    rules: Mapping[str, Rule] | None = None,
+) -> list[Candidate]:
     """The first `limit` runs of these tasks that may start now: one of each `exclusive` that is free.
 
     One probe of the queue's index for each task, so that a backlog of one costs nothing and hides nobody. A run keeps
-    the `exclusive` that it was made with, whatever the task's overlap policy is now.
+    the `exclusive` that it was made with, whatever the task's overlap policy is now. Of the tasks in `rules` there may
+    be several, or none.
     """
+    ruled = {name: rules[name] for name in names if name in rules} if rules else {}
+    found = await _plain_heads(connection, names, ruled.keys(), now, limit)
+    if not ruled:
+        return found
+    found += await lanes.candidates(connection, ruled, now, limit)
+    return sorted(found, key=lambda one: one.place)[:limit]
+
+
+async def _plain_heads(
+    connection: AsyncConnection, names: Collection[str], ruled: Collection[str], now: datetime, limit: int
+) -> list[Candidate]:
+    """One of each queue but those in `ruled`, and those of all these tasks that are in no queue."""
     kind = connection.dialect.name
-    wanted = rows.source([runs.c.task], kind)
+    wanted = rows.source([runs.c.task, runs.c.exclusive], kind)
     due = f"{CLAIMABLE_SQL} AND due_at <= :now"
-    first = f"SELECT id FROM batch_runs q WHERE q.exclusive = v.task AND {due} ORDER BY q.rank, q.due_at, q.id LIMIT 1"
-    taken = "SELECT 1 FROM batch_runs x WHERE x.exclusive = v.task AND x.state = 'running'"
+    first = (
+        f"SELECT id FROM batch_runs q WHERE q.exclusive = v.exclusive AND {due} ORDER BY q.rank, q.due_at, q.id LIMIT 1"
+    )
+    taken = "SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND x.state = 'running'"
     unbound = (
         f"SELECT id FROM batch_runs f WHERE f.exclusive IS NULL AND {due} "
         f"AND {_filter('f.task', f'SELECT v.task FROM {wanted}', kind)} "
@@ -60,12 +73,13 @@ async def heads(connection: AsyncConnection, names: Iterable[str], now: datetime
     )
     chosen = f"r.id = ANY(ARRAY({candidates}))" if kind == "postgresql" else f"r.id IN ({candidates})"
     statement = text(
-        f"SELECT r.id, r.task FROM batch_runs r WHERE {chosen} "
+        f"SELECT {', '.join(f'r.{c.name}' for c in CANDIDATE_COLUMNS)} FROM batch_runs r WHERE {chosen} "
         "ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("most", type_=Integer()))
-    parameters = {"rows": rows.encode([{"task": name} for name in names], kind), "now": now, "most": limit}
-    found = await connection.execute(statement.columns(runs.c.id, runs.c.task), parameters)
-    return [Head(*row) for row in found]
+    queues = [{"task": name, "exclusive": None if name in ruled else name} for name in names]
+    parameters = {"rows": rows.encode(queues, kind), "now": now, "most": limit}
+    found = await connection.execute(statement.columns(*CANDIDATE_COLUMNS), parameters)
+    return [Candidate(*row) for row in found]
 
 
 def _filter(column: str, values: str, kind: str) -> str:
@@ -73,23 +87,39 @@ def _filter(column: str, values: str, kind: str) -> str:
     return f"({column} || '') = ANY(ARRAY({values}))" if kind == "postgresql" else f"+{column} IN ({values})"
 
 
-async def claim(connection: AsyncConnection, ids: Sequence[str], node: str, now: datetime) -> list[Claimed]:
-    """Take those of `ids` that are still to be had. An interrupted run goes on with the attempt it was in."""
+async def claim(
+    connection: AsyncConnection, ids: Sequence[str], node: str, now: datetime, lanes: Mapping[str, int] | None = None
+) -> list[Claimed]:
+    """Take those of `ids` that are still to be had. An interrupted run goes on with the attempt it was in.
+
+    `lanes`: the lane of each that takes another than the first. Raises IntegrityError when another node has taken it.
+    """
     if not ids:
         return []
     kind = connection.dialect.name
-    # Not a join: SQLite drives it by the index on state, and is quadratic.
-    chosen = f"id IN (SELECT v.id FROM {rows.source([runs.c.id], kind)}) AND {CLAIMABLE_SQL}"
-    if kind == "postgresql":
-        chosen = f"id = ANY(ARRAY(SELECT id FROM batch_runs WHERE {chosen} ORDER BY id FOR UPDATE SKIP LOCKED))"
     statement = text(
         "UPDATE batch_runs SET state = 'running', node = :node, fence = fence + 1, "
         "attempt = attempt + CASE WHEN state = 'interrupted' THEN 0 ELSE 1 END, "
-        "started_at = coalesce(started_at, :now), attempt_started_at = :now, reason = NULL "
-        f"WHERE {chosen} RETURNING {', '.join(c.name for c in CLAIMED_COLUMNS)}"
+        "started_at = coalesce(started_at, :now), attempt_started_at = :now, reason = NULL, "
+        f"lane = {_claimed(kind, bool(lanes))} RETURNING {', '.join(f'batch_runs.{c.name}' for c in CLAIMED_COLUMNS)}"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("node", type_=runs.c.node.type))
-    parameters = {"rows": rows.encode([{"id": i} for i in ids], kind), "node": node, "now": now}
+    listed = [{"id": i, "lane": lanes.get(i, 1)} for i in ids] if lanes else [{"id": i} for i in ids]
+    parameters = {"rows": rows.encode(listed, kind), "node": node, "now": now}
     return [Claimed(*row) for row in await connection.execute(statement.columns(*CLAIMED_COLUMNS), parameters)]
+
+
+def _claimed(kind: str, several: bool) -> str:
+    """The end of claim's SET, and its WHERE. No join where all take the first lane: SQLite would be quadratic."""
+    wanted = f"id IN (SELECT v.id FROM {rows.source([runs.c.id], kind)}) AND {CLAIMABLE_SQL}"
+    if kind == "postgresql":
+        locked = f"SELECT id FROM batch_runs WHERE {wanted} ORDER BY id FOR UPDATE SKIP LOCKED"
+        wanted = f"batch_runs.id = ANY(ARRAY({locked}))"
+    if not several:
+        return f"1 WHERE {wanted}"
+    source = rows.source([runs.c.id, runs.c.lane], kind)
+    # The + keeps SQLite from driving the join by the index on state, which is quadratic.
+    still = wanted if kind == "postgresql" else f"+batch_runs.{CLAIMABLE_SQL}"
+    return f"v.lane FROM {source} WHERE batch_runs.id = v.id AND {still}"
 
 
 async def held_by(connection: AsyncConnection, node: str) -> list[Claimed]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from weakref import ref
 
 from service.batch.schedule import Schedule
 from service.batch.states import Origin
@@ -28,7 +30,8 @@ class CurrentRun:
     """The run that this code belongs to.
 
     `slot` is aware, in the task's zone; a manual run's is the instant asked for, or that of `--slot`.
-    `attempt` counts from 1. `will_retry`: this one has failed, and another follows.
+    `attempt` counts from 1. `will_retry`: this one has failed, and another follows. `fence` is the number under which
+    it may commit; `is_sealed`: it may no more. `transactions`: where it wrote, by `id(connection)`.
     """
 
     id: str
@@ -37,6 +40,12 @@ class CurrentRun:
     attempt: int
     origin: Origin
     will_retry: bool = field(default=False, init=False)
+    fence: int = field(default=0, init=False)
+    is_fenced: bool = field(default=False, init=False)
+    is_sealed: bool = field(default=False, init=False)
+    transactions: dict[int, tuple[ref[Any], asyncio.AbstractEventLoop]] = field(
+        default_factory=dict, init=False, repr=False
+    )
     _schedule: Schedule | None = None
     _progress: tuple[int, int | None] | None = None
     _stop_reason: str | None = None

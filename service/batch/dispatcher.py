@@ -52,6 +52,10 @@ class Dispatcher(Background):
                 raise
 
     async def _turn(self, names: set[str]) -> None:
+        if not self._engine.may_work():  # the others fire meanwhile
+            for name in names:
+                self._later(self._pause, name)
+            return
         try:
             async with self._engine.claiming:
                 fired = await self._fire(names)

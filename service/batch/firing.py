@@ -11,7 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch import runs, slots
+from service.batch.cancel import request_cancel
 from service.batch.offload import offload
+from service.batch.overlap import Overlap
 from service.batch.planning import ON_TIME, Plan, plan, plan_none
 from service.batch.policies import Missed
 from service.batch.registry import Task
@@ -71,13 +73,17 @@ async def fire(
     due = [row.task for row, made in plans if made.on_time]
     active = await runs.active(connection, due) if due else {}
     new: list[NewRun] = []
+    replaced: list[tuple[Active, str]] = []
     for row, made in plans:
-        new += _runs_of(tasks[row.task], made, active.get(row.task, []), node, room, now)
+        overlap = Overlap(tasks[row.task], active.get(row.task, []))
+        new += _runs_of(tasks[row.task], made, overlap, node, room, now)
+        replaced += overlap.replaced
         if not made.is_complete:
             fired.again[row.task] = now
         elif not made.on_time and (following := row.schedule.next(now)) is not None and following <= clock.now():
             fired.again[row.task] = following  # this machine's clock is ahead of the database's
     inserted = await runs.insert(connection, new)
+    await _cancel(connection, replaced)
     await _move_cursors(connection, plans)
     await slots.record_missed(connection, [(row, made.missed) for row, made in plans if made.missed], now)
     fired.claimed = [runs.claimed_from(run) for run in new if run.state == RunState.RUNNING and run.id in inserted]
@@ -125,27 +131,20 @@ def _plan(row: OpenSchedule, policy: Missed, now: datetime, known: dict[Any, Pla
     return known[key]
 
 
-def _runs_of(task: Task, made: Plan, active: list[Active], node: str, room: Room, now: datetime) -> list[NewRun]:
-    new = [_new(task, slot, Rank.CATCH_UP, now) for slot in made.catch_up]
-    is_exclusive = task.exclusive is not None
-    on_time = [run for run in active if run.origin == Origin.SCHEDULE and not run.catch_up]
-    reason = f"{_named(on_time[0])} was still {on_time[0].state}" if on_time and is_exclusive else None
-    is_taken = is_exclusive and any(run.state == RunState.RUNNING for run in active)
-    for slot in made.on_time:
-        run = _new(task, slot, Rank.ON_TIME, now)
-        new.append(run)
-        if reason is not None:
-            run.state, run.reason, run.finished_at = RunState.SKIPPED, reason, now
-            continue
-        if not is_taken and room.take(task.on_loop):
+def _runs_of(task: Task, made: Plan, overlap: Overlap, node: str, room: Room, now: datetime) -> list[NewRun]:
+    catch_up = [_new(task, slot, Rank.CATCH_UP, now) for slot in made.catch_up]
+    on_time = [_new(task, slot, Rank.ON_TIME, now) for slot in made.on_time]
+    first = [run for run in on_time if overlap.admit(run, now)]
+    for run in first:
+        if run.state == RunState.QUEUED and overlap.take_lane(run) and room.take(task.on_loop):
             _start(run, node, now)
-        if is_exclusive and len(made.on_time) > 1:
-            reason = f"{_named(run)} was fired late, together with it"
-    return new
+            overlap.started(run)
+    return catch_up + on_time
 
 
-def _named(run: Active | NewRun) -> str:
-    return f"run {run.id}" + (f" of slot {run.slot:%Y-%m-%d %H:%M:%S} UTC" if run.slot else "")
+async def _cancel(connection: AsyncConnection, replaced: list[tuple[Active, str]]) -> None:
+    for run, reason in sorted(replaced, key=lambda each: each[0].id):  # by id, so that two nodes never deadlock
+        await request_cancel(connection, run.id, reason, by="its overlap policy")
 
 
 def _new(task: Task, slot: datetime, rank: int, now: datetime) -> NewRun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -17,11 +18,15 @@ from service.batch.offload import offload
 from service.batch.runner import Attempt, Ending
 from service.batch.runs import Outcome
 from service.batch.states import Rank, RunState
+from service.logs import get_logger
 
 GROUP_LIMIT = 1_000
 MOST_BLOCKS = 10_000
 PROGRESS_SECONDS = 0.5
 LONGEST = 20_000
+FEW = 20
+
+logger = get_logger("service.batch")
 
 
 @dataclass
@@ -147,3 +152,15 @@ def _error(error: BaseException | None) -> dict[str, Any] | None:
         return None
     trace = "".join(traceback.format_exception(error))
     return {"type": type(error).__name__, "message": str(error)[:LONGEST], "traceback": trace[-LONGEST:]}
+
+
+def tell(outcomes: list[Outcome]) -> None:
+    """A line for each run where they are few; else one for all. Those that went wrong have said so themselves."""
+    if len(outcomes) > FEW:
+        counts = Counter(outcome.outcome for outcome in outcomes)
+        logger.info(", ".join(f"{number:,} runs {outcome}" for outcome, number in counts.items()))
+        return
+    for outcome in outcomes:
+        if outcome.state == RunState.SUCCEEDED:
+            seconds = (outcome.ended_at - outcome.started_at).total_seconds()
+            logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id)

@@ -27,13 +27,24 @@ SAMPLE = 500
 MANY = 1_000
 """So many runs that catch up at once are taken for a mistake."""
 
-OPTIONAL = ("description", "timezone", "timeout", "retry", "overlap", "missed", "priority")
+OPTIONAL = (
+    "description",
+    "timezone",
+    "timeout",
+    "retry",
+    "overlap",
+    "missed",
+    "priority",
+    "max_running",
+    "max_waiting",
+)
 ELSEWHERE = {
     **dict.fromkeys(("tz", "time_zone", "zone"), "timezone"),
     **dict.fromkeys(("time_limit", "max_time", "timeout_seconds"), "timeout"),
     **dict.fromkeys(("retries", "max_retries", "attempts"), "retry"),
     **dict.fromkeys(("catchup", "catch_up", "misfire", "misfire_grace_time"), "missed"),
-    **dict.fromkeys(("coalesce", "concurrency", "concurrency_policy", "max_instances"), "overlap"),
+    **dict.fromkeys(("coalesce", "concurrency_policy"), "overlap"),
+    **dict.fromkeys(("concurrency", "concurrency_limit", "max_concurrency", "max_instances"), "max_running"),
     **dict.fromkeys(("cron", "crontab", "trigger"), "schedule"),
 }
 """What other schedulers call it."""
@@ -72,21 +83,34 @@ def shortest_interval(of: Schedule, now: datetime) -> timedelta:
 
 
 def _policies(task: Task, interval: timedelta) -> Iterator[Finding]:
-    policies, skips = task.policies, task.policies.overlap == "skip"
-    if skips and policies.timeout is not None and policies.timeout > interval.total_seconds():
+    policies, (slots, harm) = task.policies, _harm(task)
+    after = f"{'next slot' if slots == 1 else f'slot that is {slots} later'} can come after {span(slots * interval)}"
+    if policies.timeout is not None and policies.timeout > slots * interval.total_seconds() > 0:
         yield warning(
             "timeout-beyond-interval",
-            f"timeout = {span(policies.timeout)}, but the next slot can come after {span(interval)}: with "
-            'overlap = "skip" the slots that come due during a long run are skipped',
+            f"timeout = {span(policies.timeout)}, but the {after}: with {harm.format('during a long run')}",
         )
     waits = longest_wait(policies.retry)
-    if skips and waits > interval.total_seconds():
+    if waits > slots * interval.total_seconds() > 0:
         yield warning(
             "retry-beyond-interval",
-            f"the waits of Retry(attempts={policies.retry.attempts}) add up to {span(waits)}, but the next slot can "
-            f'come after {span(interval)}: with overlap = "skip" the slots that come due meanwhile are skipped',
+            f"the waits of Retry(attempts={policies.retry.attempts}) add up to {span(waits)}, but the {after}: "
+            f"with {harm.format('meanwhile')}",
         )
     yield from _missed(task, interval)
+
+
+def _harm(task: Task) -> tuple[int, str]:
+    """How many slots later a run that is still active does harm, and which; 0: never."""
+    policies = task.policies
+    skipped = "the slots that come due {} are skipped"
+    if policies.overlap == "skip":
+        return task.lanes, f'overlap = "skip" {skipped}'
+    if policies.overlap == "wait":
+        return task.lanes + policies.max_waiting, f'overlap = "wait" and max_waiting = {policies.max_waiting} {skipped}'
+    if policies.overlap == "replace":
+        return task.lanes, 'overlap = "replace" a slot that comes due {} cancels the run'
+    return 0, ""
 
 
 def _missed(task: Task, interval: timedelta) -> Iterator[Finding]:

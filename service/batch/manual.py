@@ -8,12 +8,13 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import claims, runs, slots
+from service.batch import claims, lanes, runs, slots
 from service.batch.engines.local import LocalEngine
 from service.batch.parameters import SLOT
 from service.batch.registry import Task
-from service.batch.runs import NewRun
+from service.batch.runs import Claimed, NewRun
 from service.batch.states import FINAL, Origin, Rank, RunState
 from service.batch.tables import new_id
 from service.database.engine import Database
@@ -60,6 +61,7 @@ class ManualRun:
                 async with self._engine.claiming:
                     async with self._database.engine.begin() as connection:
                         new = self._new(params, slot, by, await slots.now_of(connection))
+                        new.lane = await self._lane(connection)
                         await runs.insert(connection, [new])
                     self._engine.launch([runs.claimed_from(new)])
                 return
@@ -97,10 +99,28 @@ class ManualRun:
             async with self._database.engine.begin() as connection:
                 now = await slots.now_of(connection)
                 is_due = row["state"] == RunState.RETRYING and row["due_at"] <= now
-                claimed = await claims.claim(connection, [self.id], self._node, now) if is_due else []
+                claimed = await self._claim(connection, now) if is_due else []
             self._engine.launch(claimed)
         if not claimed:
-            await asyncio.sleep(min(AGAIN_SECONDS, max(0.01, (row["due_at"] - now).total_seconds())))
+            left = (row["due_at"] - now).total_seconds()
+            await asyncio.sleep(min(AGAIN_SECONDS, left) if left > 0 else AGAIN_SECONDS)
+
+    async def _claim(self, connection: AsyncConnection, now: datetime) -> list[Claimed]:
+        """None when another run of the task is running."""
+        try:
+            async with connection.begin_nested():
+                taken = {self.id: await self._lane(connection)}
+                return await claims.claim(connection, [self.id], self._node, now, taken)
+        except IntegrityError:
+            return []
+
+    async def _lane(self, connection: AsyncConnection) -> int:
+        """One that is empty; or one that is not, which the database refuses."""
+        name, number = self._task.exclusive, self._task.lanes
+        if name is None or number == 1:
+            return 1
+        empty = (await lanes.free(connection, {name: number}))[name]
+        return empty[0] if empty else 1
 
     async def _row(self) -> dict[str, Any]:
         async with self._database.reader.connect() as connection:

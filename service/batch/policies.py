@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args
 from service.errors import InvalidTask
 
 MissedPolicy = Literal["skip", "once", "all"]
-OverlapPolicy = Literal["skip", "allow"]
+OverlapPolicy = Literal["skip", "wait", "allow", "replace"]
 
 MISSED = get_args(MissedPolicy)
-OVERLAP = ("skip", "wait", "allow", "replace")
-NOT_YET = {"overlap": ("wait", "replace")}
+OVERLAP = get_args(OverlapPolicy)
+MOST_RUNNING = 1_000
+MOST_WAITING = 1_000
 LONGEST = timedelta(days=36_500)
 """A longer time could lead out of the calendar."""
 
@@ -24,7 +25,8 @@ LONGEST = timedelta(days=36_500)
 class Retry:
     """How often a failed run is tried, and how long between: `wait` seconds, times `factor` each time, ± `jitter`.
 
-    `attempts` counts the first one too: 1 means no retry. `on`: only these exceptions are tried again.
+    `attempts` counts the first one too: 1 means no retry. `on`: only these exceptions are tried again, and whatever
+    raises RetryAfter. No wait is longer than `max_wait`.
     """
 
     attempts: int
@@ -60,13 +62,19 @@ class Retry:
         fine = isinstance(self.on, tuple) and all(isinstance(t, type) and issubclass(t, BaseException) for t in self.on)
         _check(fine, "Retry(on)", self.on, "an exception class, or a tuple of some")
 
-    def seconds_before(self, attempt: int) -> float:
-        """How long to wait before attempt number `attempt` (2 is the first retry)."""
+    def seconds_before(self, attempt: int, asked: float | None = None) -> float:
+        """How long to wait before attempt number `attempt` (2 is the first retry).
+
+        `asked`: the seconds that the failure itself named. They take the place of ours, without jitter.
+        """
+        if asked is not None:
+            return min(self.max_wait, max(0.0, asked))
         try:
             base = min(self.max_wait, self.wait * float(self.factor) ** (attempt - 2))
         except OverflowError:
             base = self.max_wait if self.wait else 0.0
-        return base * (1 + self.jitter * random.uniform(-1, 1))  # noqa: S311 - spreads load, guards nothing
+        spread = 1 + self.jitter * random.uniform(-1, 1)  # noqa: S311 - spreads load, guards nothing
+        return min(self.max_wait, base * spread)
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,14 @@ class Policies:
     overlap: str
     missed: Missed
     priority: int
+    max_running: int | None = None
+    max_waiting: int = 1
+    fenced: bool = True
+    rerun: bool = True
 
     @classmethod
     def of(cls, task: type[Any]) -> Policies:
         """Read and check the class attributes. Raises InvalidTask naming the attribute and what is allowed."""
-        _refuse_later_ones(task)
         timeout = _seconds(task.timeout)
         fine = timeout is None or (_number(timeout, 0) and timeout > 0)
         _check(fine, "timeout", task.timeout, "seconds above 0 (up to 100 years), a timedelta, or None")
@@ -112,7 +123,20 @@ class Policies:
         _check(isinstance(missed, Missed), "missed", missed, f"a Missed(…) or {_one_of(MISSED)}")
         fine = _whole(task.priority, -1000) and task.priority <= 1000
         _check(fine, "priority", task.priority, "an int from -1000 to 1000 (larger goes first)")
-        return cls(timeout, task.retry, task.overlap, missed, task.priority)
+        _check_overlap(task)
+        _check(isinstance(task.fenced, bool), "fenced", task.fenced, "True or False")
+        _check(isinstance(task.rerun, bool), "rerun", task.rerun, "True or False")
+        return cls(
+            timeout,
+            task.retry,
+            task.overlap,
+            missed,
+            task.priority,
+            task.max_running,
+            task.max_waiting,
+            task.fenced,
+            task.rerun,
+        )
 
     def as_json(self) -> dict[str, Any]:
         retry = {**asdict(self.retry), "on": [t.__qualname__ for t in self.retry.on]}
@@ -120,19 +144,21 @@ class Policies:
         return {**asdict(self), "retry": retry, "missed": missed}
 
 
-def _refuse_later_ones(task: type[Any]) -> None:
-    overlaps = _one_of(get_args(OverlapPolicy))
-    _check(task.overlap in OVERLAP, "overlap", task.overlap, overlaps)
-    only_one = task.max_running is None or (task.max_running == 1 and task.overlap != "allow")
-    later = {
-        "overlap": (task.overlap in NOT_YET["overlap"], overlaps),
-        "max_running": (not only_one, "None, or 1 where overlap is 'skip'"),
-        "rerun": (task.rerun is not True, "True"),
-        "fenced": (task.fenced is not True, "True"),
-    }
-    for name, (refused, allowed) in later.items():
-        if refused:
-            raise InvalidTask(f"{name} = {getattr(task, name)!r} is not supported yet; allowed: {allowed}")
+def _check_overlap(task: type[Any]) -> None:
+    _check(task.overlap in OVERLAP, "overlap", task.overlap, _one_of(OVERLAP))
+    running, waiting = task.max_running, task.max_waiting
+    fine = running is None or (_whole(running, 1) and running <= MOST_RUNNING)
+    _check(fine, "max_running", running, f"an int from 1 to {MOST_RUNNING:,}, or None")
+    one_beside_others = running == 1 and task.overlap == "allow"
+    _check(not one_beside_others, "max_running", running, "None, or from 2, where overlap is 'allow'")
+    fine = _whole(waiting, 1) and waiting <= MOST_WAITING
+    _check(fine, "max_waiting", waiting, f"an int from 1 to {MOST_WAITING:,}")
+    _check(waiting == 1 or task.overlap == "wait", "max_waiting", waiting, "1, unless overlap is 'wait'")
+
+
+def not_run_again(reason: str) -> str:
+    """Why a run of a task with `rerun = False` has failed where another would be interrupted."""
+    return f"{reason} while it ran, and it is not run again (rerun = False)"
 
 
 def _check(fine: bool, name: str, value: object, allowed: str) -> None:

@@ -24,7 +24,7 @@ T = TypeVar("T", bound=BaseTask)
 R = TypeVar("R")
 
 NAME = re.compile(r"[a-z0-9_.-]{1,100}")
-POLICIES = {"timeout", "retry", "overlap", "missed", "rerun", "max_running", "priority", "fenced"}
+POLICIES = {"timeout", "retry", "overlap", "missed", "rerun", "max_running", "max_waiting", "priority", "fenced"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,13 @@ class Task:
 
     @property
     def exclusive(self) -> str | None:
-        """What at most one running run may hold: the task's name, or nothing where overlap is allowed."""
-        return None if self.policies.overlap == "allow" else self.name
+        """The queue of its runs, of which only `lanes` may run at once: its name, or none where any number may."""
+        return None if self.policies.overlap == "allow" and self.policies.max_running is None else self.name
+
+    @property
+    def lanes(self) -> int:
+        """How many of the runs in its queue may run at once."""
+        return self.policies.max_running or 1
 
     def read_schedule(self) -> Schedule | None:
         """Read it from a fresh instance. Raises InvalidTask naming class and file."""

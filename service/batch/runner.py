@@ -7,7 +7,7 @@ import contextvars
 import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,16 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from service.batch import context
 from service.batch.context import CurrentRun
+from service.batch.fence import seal
+from service.batch.policies import not_run_again
 from service.batch.registry import Task
+from service.batch.retryafter import seconds_asked
 from service.batch.runs import Claimed
 from service.batch.states import Origin, RunState
 from service.batch.threads import Threads
 from service.database.sync import home_loop
 from service.database.writers import session_owner
-from service.errors import Interrupted, InvalidParameters
+from service.errors import Interrupted, InvalidParameters, RetryAfter
 from service.logs import get_logger, run_log
 
 logger = get_logger("service.batch")
@@ -72,17 +75,22 @@ class Attempt:
         task: Task,
         threads: Threads,
         on_end: Callable[[Attempt, Ending], None],
+        take_over: Callable[[CurrentRun], Awaitable[None]] | None = None,
     ) -> None:
+        """`take_over` is awaited, inside the run, before the body of an attempt that is not its run's first."""
         self.claimed = claimed
         self.task = task
         slot = (claimed.slot or claimed.created_at).astimezone(task.zone)
         origin = Origin(claimed.origin)
         self.run = CurrentRun(claimed.id, task.name, slot, claimed.attempt, origin, task.schedule)
+        self.run.fence = claimed.fence
+        self.run.is_fenced = claimed.fence > 0 and task.policies.fenced
         self.lines_taken = 0
+        self._take_over = take_over if self.run.is_fenced and claimed.fence > 1 else None
         self._threads = threads
         self._on_end = on_end
         self._stop: Ending | None = None
-        self._ended = False
+        self._has_begun = self._ended = False
         self._timers: list[asyncio.TimerHandle] = []
 
     def start(self) -> None:
@@ -104,13 +112,24 @@ class Attempt:
         self._later(ABANDON_SECONDS, self._abandon)
 
     def interrupt(self, reason: str) -> None:
-        """Stop it because the service stops; it will be resumed."""
-        self.stop(Ending(RunState.INTERRUPTED, "interrupted", reason))
+        """Stop it because the service stops."""
+        self.stop(self._interrupted(reason))
+
+    def cancel(self, reason: str) -> None:
+        """Stop it because somebody asked for that; it will not go on."""
+        self.stop(Ending(RunState.CANCELLED, "cancelled", reason))
 
     def abandon(self) -> None:
         """Give it up now, if it was asked to stop."""
         if self._stop is not None:
             self._abandon()
+
+    def give_up(self, reason: str) -> None:
+        """End it at once, whatever its body does: its run may be another node's by now."""
+        self.interrupt(reason)
+        if not self._ended and self._stop is not None:
+            self._context.run(self._report, self._stop)
+            self._end(self._stop)
 
     async def _run(self) -> None:
         context.enter(self.run)
@@ -118,12 +137,15 @@ class Attempt:
         session_owner.set(self.run)
         home_loop.set(asyncio.get_running_loop())
         try:
+            if self._take_over is not None:
+                await self._take_over(self.run)
             parameters = self.task.parameters.to_call(self.claimed.params or {}, self.run.slot)
+            self._has_begun = True
             ending = self._succeeded(await call(self.task, parameters, self._threads))
         except asyncio.CancelledError as error:
             ending = self._stop or self._failed(error, "failed", "it was cancelled from inside")
         except Interrupted as stopped:
-            ending = self._stop or Ending(RunState.INTERRUPTED, "interrupted", str(stopped))
+            ending = self._stop or self._interrupted(str(stopped))
         except BaseException as error:  # noqa: BLE001 - the attempt's boundary; SystemExit must not end the service
             ending = self._stop or self._failed(error)
         if not self._ended:
@@ -148,19 +170,26 @@ class Attempt:
             logger.warning(f"{self.task.name} was {ending.outcome}: {ending.reason}")
 
     def _succeeded(self, result: Any) -> Ending:
-        if self._stop is not None and self._stop.state != RunState.INTERRUPTED:
+        if self._stop is not None and self._stop.outcome != "interrupted":
             return self._stop
         return Ending(RunState.SUCCEEDED, "succeeded", result=_as_json(result))
+
+    def _interrupted(self, reason: str) -> Ending:
+        """It will be resumed, unless its task may not be run again and its body has begun."""
+        if self._has_begun and not self.task.policies.rerun:
+            return Ending(RunState.FAILED, "interrupted", not_run_again(reason))
+        return Ending(RunState.INTERRUPTED, "interrupted", reason)
 
     def _failed(self, error: BaseException, outcome: str = "failed", reason: str | None = None) -> Ending:
         retry = self.task.policies.retry
         number = self.claimed.attempt
-        again = number < retry.attempts and isinstance(error, retry.on) and not isinstance(error, InvalidParameters)
+        is_for_later = isinstance(error, (*retry.on, RetryAfter)) and not isinstance(error, InvalidParameters)
+        wait = retry.seconds_before(number + 1, seconds_asked(error))
         error = _readable(_below_us(error))
         reason = reason or _one_line(error)
-        if not again:
+        if number >= retry.attempts or not is_for_later:
             return Ending(RunState.FAILED, outcome, reason, error=error)
-        return Ending(RunState.RETRYING, outcome, reason, error=error, wait=retry.seconds_before(number + 1))
+        return Ending(RunState.RETRYING, outcome, reason, error=error, wait=wait)
 
     def _abandon(self) -> None:
         if not self._ended and self._stop is not None:
@@ -174,6 +203,8 @@ class Attempt:
         self._ended = True
         for timer in self._timers:
             timer.cancel()
+        if ending.state != RunState.SUCCEEDED:  # a thread, a coroutine or a part of it may still go on
+            seal(self.run)
         self._on_end(self, ending)
 
     def _later(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:

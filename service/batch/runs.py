@@ -29,6 +29,7 @@ class NewRun:
     due_at: datetime
     created_at: datetime
     exclusive: str | None = None
+    lane: int = 1
     reason: str | None = None
     params: dict[str, Any] | None = None
     priority: int = 0
@@ -103,6 +104,7 @@ class Active:
     state: str
     origin: str
     catch_up: bool
+    lane: int
 
 
 async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]:
@@ -121,12 +123,16 @@ async def insert_once(connection: AsyncConnection, new: NewRun) -> str:
 
 
 async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:
-    """The active runs of these tasks, by task."""
+    """The runs of these tasks that are running, and the on-time ones that are active, by task.
+
+    Not what waits behind them: that may be a long catch-up.
+    """
     kind = connection.dialect.name
     columns = [runs.c[name] for name in Active.__dataclass_fields__]
     listed = ", ".join(c.name for c in columns)
+    counts = "(state = 'running' OR (origin = 'schedule' AND NOT catch_up))"
     wanted = f"SELECT v.task FROM {rows.source([runs.c.task], kind)}"
-    statement = text(f"SELECT {listed} FROM batch_runs WHERE task IN ({wanted}) AND {ACTIVE_SQL}")
+    statement = text(f"SELECT {listed} FROM batch_runs WHERE task IN ({wanted}) AND {ACTIVE_SQL} AND {counts}")
     parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
     found: dict[str, list[Active]] = {}
     for row in await connection.execute(statement.columns(*columns), parameter):
@@ -139,18 +145,22 @@ ATTEMPT_COLUMNS = ("run", "fence", "number", "node", "started_at", "ended_at", "
 
 
 async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Write how attempts ended. Returns those that bounced: another node holds their run now."""
+    """Write how attempts ended. Returns those that bounced: another node holds their run now.
+
+    A run that somebody asked to cancel does not go on: what would be retried or resumed is cancelled.
+    """
     if not outcomes:
         return []
     kind = connection.dialect.name
-    # The + keeps SQLite from driving the join by the index on state, which is quadratic.
-    running = "+batch_runs.state = 'running'" if kind == "sqlite" else "batch_runs.state = 'running'"
+    is_dropped = "batch_runs.cancel_reason IS NOT NULL AND v.state IN ('retrying', 'interrupted')"
     statement = text(
-        "UPDATE batch_runs SET state = v.state, reason = v.reason, result = v.result, finished_at = v.finished_at, "
+        f"UPDATE batch_runs SET state = CASE WHEN {is_dropped} THEN 'cancelled' ELSE v.state END, "
+        f"reason = CASE WHEN {is_dropped} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
+        f"finished_at = CASE WHEN {is_dropped} THEN v.ended_at ELSE v.finished_at END, "
         "due_at = coalesce(v.due_at, batch_runs.due_at), rank = coalesce(v.rank, batch_runs.rank), "
         "count = coalesce(v.count, batch_runs.count), total = coalesce(v.total, batch_runs.total) "
-        f"FROM {rows.source([runs.c[name] for name in FINISH_COLUMNS], kind)} "
-        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {running} RETURNING batch_runs.id"
+        f"FROM {rows.source([*(runs.c[n] for n in FINISH_COLUMNS), tables.attempts.c.ended_at], kind)} "
+        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {_running(kind)} RETURNING batch_runs.id"
     )
     encoded = rows.encode(map(_finish_row, outcomes), kind)
     written = set((await connection.execute(statement.columns(runs.c.id), {"rows": encoded})).scalars())
@@ -161,9 +171,15 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
     return await _bounced(connection, [outcome for outcome in outcomes if outcome.id not in written])
 
 
+def _running(kind: str) -> str:
+    # The + keeps SQLite from driving the join by the index on state, which is quadratic.
+    return "+batch_runs.state = 'running'" if kind == "sqlite" else "batch_runs.state = 'running'"
+
+
 def _finish_row(outcome: Outcome) -> dict[str, Any]:
     row = {name: getattr(outcome, name, None) for name in FINISH_COLUMNS}
     row["count"], row["total"] = outcome.progress or (None, None)
+    row["ended_at"] = outcome.ended_at
     row["finished_at"] = None if outcome.due_at is not None else outcome.ended_at
     return row
 
@@ -174,11 +190,11 @@ def _attempt_row(outcome: Outcome) -> dict[str, Any]:
 
 async def _bounced(connection: AsyncConnection, outcomes: list[Outcome]) -> list[Outcome]:
     """Without those that are in the ledger already: the reply to their COMMIT was lost, not their lease."""
-    known = select(tables.attempts.c.run, tables.attempts.c.fence).where(
+    known = select(*(tables.attempts.c[name] for name in ("run", "fence", "outcome"))).where(
         tables.attempts.c.run.in_([outcome.id for outcome in outcomes])
     )
     there = {tuple(row) for row in await connection.execute(known)}
-    return [outcome for outcome in outcomes if (outcome.id, outcome.fence) not in there]
+    return [outcome for outcome in outcomes if (outcome.id, outcome.fence, outcome.outcome) not in there]
 
 
 async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, Any]]) -> None:
@@ -189,7 +205,7 @@ async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, 
     columns = [runs.c[name] for name in ("id", "fence", "count", "total")]
     statement = text(
         f"UPDATE batch_runs SET count = v.count, total = v.total FROM {rows.source(columns, kind)} "
-        "WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence"
+        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {_running(kind)}"
     )
     await connection.execute(statement, {"rows": rows.encode(progress, kind)})
 

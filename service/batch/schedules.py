@@ -12,10 +12,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import catalog, scheduler, slots
+from service.batch import catalog, nodes, scheduler, slots
 from service.batch.background import Background
 from service.batch.folder import TasksFolder
-from service.batch.node import Observer, record_loaded
 from service.batch.offload import offload
 from service.batch.registry import Task
 from service.batch.schedule import Schedule
@@ -54,7 +53,6 @@ class Schedules(Background):
         self._lease = lease
         self._own: dict[str, Schedule | None] = {name: task.schedule for name, task in tasks.items()}
         self._told: dict[str, str] = {}
-        self._observer = Observer(lease)
         self._started_at = clock.boottime()
 
     async def open(self) -> None:
@@ -93,7 +91,7 @@ class Schedules(Background):
         own = {name: task.schedule for name, task in new.items()}
         async with self._database.engine.begin() as connection:
             await catalog.record_tasks(connection, new, await slots.now_of(connection))
-            await record_loaded(connection, self._node, {**self._tasks, **new})
+            await nodes.record_loaded(connection, self._node, {**self._tasks, **new})
             await catalog.set_schedules(connection, own, {**self._tasks, **new}, self._node)
         self._own |= own
         self._tasks |= new
@@ -130,7 +128,7 @@ class Schedules(Background):
         self._tell_of_difference(name, row, row.schedule)
 
     async def _live(self, connection: AsyncConnection) -> set[str]:
-        return await self._observer.live_tasks(connection) | self._tasks.keys()
+        return await nodes.live_tasks(connection) | self._tasks.keys()
 
     def _changed(self) -> dict[str, Schedule | None]:
         """Schedules that are properties and read differently now. A bad value keeps the old one. Runs in a thread."""

@@ -50,13 +50,28 @@ async def start(task: type[BaseTask], /, *, key: str | None = None, slot: dateti
     database, wake = _services.get(asyncio.get_running_loop()) or _outside()
     try:
         async with database.engine.begin() as connection:
-            await _refuse_unknown(connection, known)
-            now = await slots.now_of(connection)
-            run_id = await runs.insert_once(connection, _new(known, checked, key, slot, now))
+            parent = current_run_if_any()
+            by = f"task {parent.task}" if parent else None
+            run_id = await enqueue(connection, known, checked, slot, by, key, parent.id if parent else None)
     except DBAPIError as error:
         raise database.unreachable(error) from error
     wake()
     return run_id
+
+
+async def enqueue(
+    connection: AsyncConnection,
+    task: Task,
+    params: dict[str, Any] | None,
+    slot: datetime | None,
+    by: str | None,
+    key: str | None = None,
+    parent: str | None = None,
+) -> str:
+    """Queue a run with checked parameters, in the caller's transaction; returns its id. Raises UnknownTask."""
+    await _refuse_unknown(connection, task)
+    now = await slots.now_of(connection)
+    return await runs.insert_once(connection, _new(task, params, slot, now, by, key, parent))
 
 
 def use_service(database: Database, wake: Wake) -> None:
@@ -82,8 +97,15 @@ def _checked(task: Task, key: str | None, slot: datetime | None, params: dict[st
     return task.parameters.to_json(params) or None
 
 
-def _new(task: Task, params: dict[str, Any] | None, key: str | None, slot: datetime | None, now: datetime) -> NewRun:
-    parent = current_run_if_any()
+def _new(
+    task: Task,
+    params: dict[str, Any] | None,
+    slot: datetime | None,
+    now: datetime,
+    by: str | None,
+    key: str | None,
+    parent: str | None,
+) -> NewRun:
     return NewRun(
         id=new_id(),
         task=task.name,
@@ -97,9 +119,9 @@ def _new(task: Task, params: dict[str, Any] | None, key: str | None, slot: datet
         exclusive=task.exclusive,
         params=params,
         priority=task.policies.priority,
-        requested_by=f"task {parent.task}" if parent else None,
+        requested_by=by,
         key=key,
-        parent=parent.id if parent else None,
+        parent=parent,
     )
 
 
@@ -108,6 +130,6 @@ async def _refuse_unknown(connection: AsyncConnection, task: Task) -> None:
     known = select(tables.tasks.c.name).where(tables.tasks.c.name == task.name, tables.tasks.c.removed_at.is_(None))
     if (await connection.execute(known)).first() is None:
         raise UnknownTask(
-            f"start({task.name}): no service has loaded this task, which is in {task.source}: it runs what is in "
+            f"{task.name}: no service has loaded this task, which is in {task.source}: it runs what is in "
             "TASKS_DIR, or was registered before its start"
         )

@@ -20,6 +20,7 @@ CLAIMABLE = (RunState.QUEUED, RunState.RETRYING, RunState.INTERRUPTED)
 ACTIVE = (RunState.QUEUED, RunState.RUNNING, RunState.RETRYING, RunState.INTERRUPTED)
 FINAL = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED)
 
+# Only a person leads out of a final state: `batch retry`, and `batch backfill --again`.
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED}),
     RunState.RUNNING: frozenset(
@@ -27,10 +28,10 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     ),
     RunState.RETRYING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
     RunState.INTERRUPTED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
-    RunState.SUCCEEDED: frozenset(),
-    RunState.FAILED: frozenset(),
-    RunState.CANCELLED: frozenset(),
-    RunState.SKIPPED: frozenset(),
+    RunState.SUCCEEDED: frozenset({RunState.QUEUED}),
+    RunState.FAILED: frozenset({RunState.QUEUED}),
+    RunState.CANCELLED: frozenset({RunState.QUEUED}),
+    RunState.SKIPPED: frozenset({RunState.QUEUED}),
 }
 
 

@@ -98,6 +98,7 @@ runs = Table(
     Column("rank", SmallInteger, nullable=False),
     Column("catch_up", Boolean, nullable=False),
     Column("exclusive", String(120)),
+    Column("lane", SmallInteger, nullable=False, server_default="1"),
     Column("due_at", UtcDateTime, nullable=False),
     Column("attempt", Integer, nullable=False, server_default="0"),
     Column("node", Id),
@@ -111,6 +112,10 @@ runs = Table(
     Column("started_at", UtcDateTime),
     Column("attempt_started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
+    # Somebody wants it cancelled; its node sees that, see cancelling.py.
+    Column("cancel_at", UtcDateTime),
+    Column("cancel_by", Text),
+    Column("cancel_reason", Text),
     # A manual run may be made for an instant that is a slot, as often as a person likes.
     Index(
         "uq_batch_runs_task_slot",
@@ -131,6 +136,7 @@ runs = Table(
     Index(
         "uq_batch_runs_exclusive",
         "exclusive",
+        "lane",
         unique=True,
         sqlite_where=text("state = 'running'"),
         postgresql_where=text("state = 'running'"),
@@ -155,6 +161,12 @@ runs = Table(
         "task",
         sqlite_where=text(ACTIVE_SQL),
         postgresql_where=text(ACTIVE_SQL),
+    ),
+    Index(
+        "ix_batch_runs_cancel",
+        "cancel_at",
+        sqlite_where=text("cancel_reason IS NOT NULL AND state = 'running'"),
+        postgresql_where=text("cancel_reason IS NOT NULL AND state = 'running'"),
     ),
     Index("ix_batch_runs_task_created", "task", "created_at", "id"),
     Index("ix_batch_runs_state_created", "state", "created_at", "id"),

@@ -27,10 +27,13 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch lint backup -n 10": "one task, with its next ten times",
         "batch lint -n 0 --json": "findings only, for a program",
     },
+    "pause": {"batch pause backup": "no more backups, until it is resumed"},
+    "resume": {"batch resume backup": "from now on"},
     "run": {
         "batch run backup": "now",
         "batch run daily_report --param day=2026-11-24": "with a parameter of its run()",
         "batch run daily_report --slot 2026-11-25T01:00": "as if it had fired at that slot",
+        "batch run backup --queue --wait": "in the running service, with its log",
     },
     "runs": {
         "batch runs --limit 10": "the newest ten",
@@ -47,9 +50,26 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch logs backup --follow": "of the newest run of a task, until it ends",
         "batch logs backup --json | jq .text": "for a program",
     },
+    "cancel": {
+        "batch cancel 01a212f3": "the run whose id begins so",
+        "batch cancel 01a212f3 --wait 0": "without waiting for its end",
+    },
+    "retry": {
+        "batch retry 01a212f3": "after its last checkpoint",
+        "batch retry 01a212f3 --again": "from the beginning, also if it succeeded",
+    },
+    "backfill": {
+        "batch backfill daily_report --from 2026-11-01 --to 2026-11-07 --dry-run": "what it would do",
+        "batch backfill daily_report --from 2026-11-01 --to 2026-11-07": "the slots that have no run",
+        "batch backfill daily_report --from 2026-11-01 --to 2026-11-07 --again": "all of them, anew",
+    },
     "account": {
         "batch account": "the last 24 hours",
         "batch account --since 7d --task backup": "a week of one task",
         "batch account --since 2h --slots": "each slot, with what became of it",
+    },
+    "prune": {
+        "batch prune --dry-run": "how much would go",
+        "batch prune": "now, and not at the service's next hour",
     },
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
+import os
 import re
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
@@ -23,6 +25,7 @@ RunOrTask = Annotated[
     str,
     typer.Argument(metavar="RUN", help="A run's id, its first digits, or a task.", autocompletion=complete.task_names),
 ]
+OneRun = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its first 6 or more digits.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -36,6 +39,14 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
         raise DatabaseError(
             f"the database (DATABASE_URL or LEDGER_URL) failed on the way: {str(error.orig).splitlines()[0]}"
         ) from error
+
+
+def user() -> str:
+    """Who types this."""
+    try:
+        return getpass.getuser()
+    except (KeyError, ImportError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"
 
 
 def pairs(given: list[str]) -> dict[str, str]:

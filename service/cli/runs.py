@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
-import os
 import signal
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from service.cli import complete
-from service.cli.options import AsJson, OfTask, TaskName, instant, instant_or_age, pairs, wait_for
+from service.cli import complete, logs, manage
+from service.cli.options import AsJson, OfTask, TaskName, instant, instant_or_age, pairs, user, wait_for
+from service.errors import InvalidParameters
 
 
 def run(
     name: TaskName,
     param: Annotated[list[str] | None, typer.Option("--param", help="A parameter of run(), as name=value.")] = None,
     slot: Annotated[str | None, typer.Option(help="The instant to run it for (ISO 8601); default: now.")] = None,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Leave it to a running service, and print the run's id.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="With --queue: show the log until the run ends.")] = False,
 ) -> None:
     """Run a task here and now, record the run, show its log.
 
-    The exit code is 1 when it fails. It needs no service, and works beside one.
+    The exit code is 1 when it fails. It needs no service, and works beside one. With --queue it does not run here: a
+    service takes it, after what the task has to do already.
     """
+    at = instant(slot, "--slot") if slot is not None else None
+    if queue:
+        _queue(name, pairs(param or []), at, wait)
+    elif wait:
+        raise InvalidParameters("--wait goes with --queue; without it the run is waited for anyway")
+    else:
+        _execute(name, pairs(param or []), at)
+
+
+def _execute(name: str, given: dict[str, str], slot: datetime | None) -> None:
     from service import console
 
     try:
-        row = wait_for(_run(name, pairs(param or []), instant(slot, "--slot") if slot is not None else None))
+        row = wait_for(_run(name, given, slot))
     except asyncio.CancelledError:
         raise SystemExit(128 + signal.SIGTERM) from None
     took = console.duration(row["started_at"], row["finished_at"])
@@ -36,6 +50,17 @@ def run(
     if row["result"] is not None:
         print(json.dumps(row["result"], ensure_ascii=False))
     raise SystemExit(0 if row["state"] == "succeeded" else 1)
+
+
+def _queue(name: str, given: dict[str, str], slot: datetime | None, wait: bool) -> None:
+    from service import managing
+    from service.config import get_settings
+
+    run = wait_for(managing.queue(get_settings(), name, given, slot, user()))
+    print(f"run {run} queued", flush=True)
+    manage.warn_if_unserved(name)
+    if wait:
+        logs.logs(run, follow=True)
 
 
 def runs(
@@ -59,14 +84,14 @@ def runs(
 
 
 async def _run(name: str, given: dict[str, str], slot: datetime | None) -> dict[str, Any]:
-    from service import logs
+    from service import logs as logging
     from service.batch.manual import ManualRun
     from service.batch.registry import TaskRegistry
     from service.config import get_settings
     from service.host import BatchService
 
     settings = get_settings()
-    logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
+    logging.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
     batch = BatchService(settings, fires=False)
     await batch.start()
     this = asyncio.current_task()
@@ -74,19 +99,12 @@ async def _run(name: str, given: dict[str, str], slot: datetime | None) -> dict[
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     try:
         manual = ManualRun(batch.ledger, batch.engine, TaskRegistry.get(name), batch.node.id)
-        return await manual.execute(given, slot, requested_by=_user())
+        return await manual.execute(given, slot, requested_by=user())
     except asyncio.CancelledError:
         if batch.engine.running:
             text = f"stopping: the run has {settings.DRAIN_SECONDS:g} s to end, or is resumed by a service"
-            logs.get_logger("service.batch").info(text)
+            logging.get_logger("service.batch").info(text)
         raise
     finally:
         await batch.stop()
-        logs.flush()
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, ImportError, OSError):  # a container's user without a name
-        return f"user {os.getuid()}"
+        logging.flush()

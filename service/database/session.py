@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
@@ -15,6 +15,9 @@ from service.database.engine import Database
 # Connections belong to an event loop, so each loop has its own: a service's, or one made from the setting.
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, Database] = WeakKeyDictionary()
 _made: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[str, Database]] = WeakKeyDictionary()
+
+Prepare = Callable[[Database], None]
+_prepare: Prepare | None = None
 
 
 @asynccontextmanager
@@ -38,14 +41,23 @@ def application_database() -> Database:
     known, database = _made.get(loop, (None, None))
     if database is None or known != url:
         database = Database(url, setting="DATABASE_URL", pooled=False)
+        if _prepare is not None:
+            _prepare(database)
         _made[loop] = url, database
     return database
 
 
-def use_application_database(database: Database | None) -> None:
-    """Make `get_db()` on this event loop use this database; None: back to one made from the settings."""
+def use_application_database(database: Database | None, prepare: Prepare | None = None) -> None:
+    """Make `get_db()` on this event loop use this database; None: back to one made from the settings.
+
+    `prepare` is called with it, and with those that are made for other loops of this process from now on.
+    """
+    global _prepare
     loop = asyncio.get_running_loop()
+    _prepare = prepare
     if database is None:
         _services.pop(loop, None)
-    else:
-        _services[loop] = database
+        return
+    if prepare is not None:
+        prepare(database)
+    _services[loop] = database

@@ -97,7 +97,7 @@ async def pause(ledger: Database, loaded: Loaded, name: str = "tick") -> None:
 
 async def resume(ledger: Database, loaded: Loaded, name: str = "tick") -> None:
     async with ledger.engine.begin() as connection:
-        await catalog.resume(connection, name, loaded)
+        await catalog.resume(connection, name)
 
 
 async def set_schedule(

@@ -11,7 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import TaskRegistry, clock
 from service.batch import catalog, claims, slots, tables
 from service.batch.firing import Room
-from service.batch.node import Observer
 from service.batch.policies import Missed
 from service.batch.registry import Task
 from service.batch.tables import new_id
@@ -146,7 +145,7 @@ async def test_a_pause_is_one_range_that_grows_and_never_a_catch_up(ledger: Data
     assert (found["count"], found["reason"], found["first_slot"]) == (8, "paused by ann", minutes(1.5))
     with clock.moved(minutes(9.6)):
         async with ledger.engine.begin() as connection:
-            await catalog.resume(connection, "tick", loaded)
+            await catalog.resume(connection, "tick")
     await fire(ledger, loaded, minutes(10.6))
     (found,) = await rows(ledger, tables.missed)
     assert found["count"] == 9
@@ -245,27 +244,6 @@ async def test_a_task_whose_file_is_gone_is_closed_with_a_range_and_keeps_its_hi
     assert task["removed_at"] is None
     await fire(ledger, loaded, minutes(10.6))
     assert len(await rows(ledger, task="gone")) == 2
-
-
-async def test_a_node_lives_as_long_as_its_counter_moves_whatever_the_wall_clock_says(
-    ledger: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 1000.0
-    monkeypatch.setattr(clock, "boottime", lambda: now)
-    node = new_id()
-    row = {"id": node, "host": "h", "pid": 1, "version": "1", "draining": False, "tasks": ["theirs"]}
-    long_ago = START - timedelta(days=400)
-    async with ledger.engine.begin() as connection:
-        await connection.execute(tables.nodes.insert().values(**row, started_at=long_ago, seen_at=long_ago))
-        observer = Observer(lease_seconds=30)
-        for _ in range(5):
-            assert await observer.live_tasks(connection) == {"theirs"}
-            now += 7  # it is seen with the same counter for 28 seconds: not a whole lease
-        assert await observer.live_tasks(connection) == set()
-        await connection.execute(tables.nodes.update().values(beats=tables.nodes.c.beats + 1))
-        assert await observer.live_tasks(connection) == {"theirs"}
-        now += 3600  # nobody could look for an hour: that proves nothing about the node
-        assert await observer.live_tasks(connection) == {"theirs"}
 
 
 @pytest.mark.parametrize(("before", "after"), [("allow", "skip"), ("skip", "allow")])

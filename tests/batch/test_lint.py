@@ -52,6 +52,10 @@ async def careful(self: BaseTask) -> None:
 WRONG: list[tuple[str, str, str | None, dict[str, Any]]] = [
     ("warning", "timeout-beyond-interval", "0 * * * *", {"timeout": 3601}),
     ("warning", "retry-beyond-interval", "*/5 * * * *", {"retry": Retry(attempts=4, wait=60)}),
+    ("warning", "timeout-beyond-interval", "0 * * * *", {"timeout": 10801, "max_running": 3}),
+    ("warning", "timeout-beyond-interval", "0 * * * *", {"timeout": 7201, "overlap": "wait"}),
+    ("warning", "timeout-beyond-interval", "0 * * * *", {"timeout": 3601, "overlap": "replace"}),
+    ("warning", "retry-beyond-interval", "0 * * * *", {"retry": Retry(2, 7201, max_wait=9999), "overlap": "wait"}),
     ("warning", "missed-never", "0 * * * *", {"missed": Missed("once", max_age=timedelta(minutes=1))}),
     ("note", "missed-max-age", "0 0 * * 0", {}),
     ("warning", "missed-all-unbounded", "* * * * *", {"missed": "all"}),
@@ -65,6 +69,7 @@ WRONG: list[tuple[str, str, str | None, dict[str, Any]]] = [
     ("warning", "blocking-call", "0 2 * * *", {"run": blocking}),
     ("warning", "unknown-attribute", "0 2 * * *", {"retries": 3}),
     ("warning", "unknown-attribute", "0 2 * * *", {"time_zone": "Asia/Tokyo"}),
+    ("warning", "unknown-attribute", "0 2 * * *", {"max_instances": 3}),
     ("warning", "unknown-attribute", "0 2 * * *", {"time_out": 60}),
     ("warning", "unknown-attribute", None, {"cron": "0 2 * * *"}),
 ]
@@ -72,6 +77,11 @@ WRONG: list[tuple[str, str, str | None, dict[str, Any]]] = [
 FINE: list[tuple[str | None, dict[str, Any]]] = [
     ("0 * * * *", {"timeout": 3600}),
     ("0 * * * *", {"timeout": 7200, "overlap": "allow"}),
+    ("0 * * * *", {"timeout": 7201, "overlap": "allow", "max_running": 2}),
+    ("0 * * * *", {"timeout": 10800, "max_running": 3}),
+    ("0 * * * *", {"timeout": 7200, "overlap": "wait"}),
+    ("0 * * * *", {"timeout": 10800, "overlap": "wait", "max_waiting": 2}),
+    ("0 * * * *", {"timeout": 3600, "overlap": "replace"}),
     ("0 * * * *", {"retry": Retry(attempts=5, wait=60)}),
     ("*/5 * * * *", {"retry": Retry(attempts=4, wait=60), "overlap": "allow"}),
     ("0 0 * * 0", {"missed": "skip"}),
@@ -114,6 +124,16 @@ def test_warnings_come_before_notes() -> None:
     ("cron", "attributes", "words"),
     [
         ("0 * * * *", {"timeout": 5400}, ["timeout = 1 h 30 min", "after 1 h:", 'overlap = "skip"']),
+        (
+            "0 * * * *",
+            {"timeout": 7201, "overlap": "wait"},
+            ["the slot that is 2 later can come after 2 h", '"wait" and max_waiting = 1 the slots', "are skipped"],
+        ),
+        (
+            "0 * * * *",
+            {"timeout": 3601, "overlap": "replace"},
+            ['"replace" a slot', "during a long run cancels the run"],
+        ),
         ("* * * * *", {"missed": "all"}, ["max_count", "1 d", "1,440 runs"]),
         ("* 2 * * *", {}, ["60 times in one hour", "'0 2 * * *'"]),
         ("* * 2 * * *", {}, ["3,600 times in one hour", "'0 0 2 * * *'"]),

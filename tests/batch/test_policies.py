@@ -46,12 +46,20 @@ def test_a_timeout_is_seconds_or_a_timedelta(given: Any, seconds: float | None) 
         ("retry", None, "a Retry(…)"),
         ("missed", "sometimes", "'skip' | 'once' | 'all'"),
         ("missed", None, "a Missed(…) or 'skip' | 'once' | 'all'"),
-        ("overlap", "queue", "'skip' | 'allow'"),
-        ("overlap", None, "'skip' | 'allow'"),
-        ("overlap", ["skip"], "'skip' | 'allow'"),
+        ("overlap", "queue", "'skip' | 'wait' | 'allow' | 'replace'"),
+        ("overlap", None, "'skip' | 'wait' | 'allow' | 'replace'"),
+        ("overlap", ["skip"], "'skip' | 'wait' | 'allow' | 'replace'"),
+        ("max_running", 0, "an int from 1 to 1,000, or None"),
+        ("max_running", 1_001, "an int from 1 to 1,000, or None"),
+        ("max_running", 2.0, "an int from 1 to 1,000, or None"),
+        ("max_running", True, "an int from 1 to 1,000, or None"),
+        ("max_waiting", 0, "an int from 1 to 1,000"),
+        ("max_waiting", None, "an int from 1 to 1,000"),
+        ("max_waiting", 2, "1, unless overlap is 'wait'"),
         ("priority", 1001, "an int from -1000 to 1000"),
         ("priority", "high", "an int from -1000 to 1000"),
         ("priority", 1.5, "an int from -1000 to 1000"),
+        ("fenced", None, "True or False"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_with_what_is(attribute: str, value: Any, allowed: str) -> None:
@@ -59,18 +67,17 @@ def test_a_value_that_is_not_allowed_is_refused_with_what_is(attribute: str, val
     assert attribute in message.lower() and repr(value) in message and allowed in message
 
 
-@pytest.mark.parametrize(
-    ("attribute", "value"),
-    [("overlap", "wait"), ("overlap", "replace"), ("max_running", 2), ("rerun", False), ("fenced", False)],
-)
-def test_what_comes_later_is_refused_and_not_ignored(attribute: str, value: Any) -> None:
-    assert refusal(**{attribute: value}).startswith(f"{attribute} = {value!r} is not supported yet; allowed: ")
-
-
 def test_a_limit_of_one_contradicts_allowed_overlap() -> None:
     assert policies(max_running=1).overlap == "skip"
-    refused = "max_running = 1 is not supported yet; allowed: None, or 1 where overlap is 'skip'"
+    refused = "max_running is 1; allowed: None, or from 2, where overlap is 'allow'"
     assert refusal(max_running=1, overlap="allow") == refused
+    assert policies(max_running=2, overlap="allow").max_running == 2
+
+
+def test_how_many_wait_is_for_tasks_whose_slots_wait() -> None:
+    assert policies(overlap="wait").max_waiting == 1
+    assert policies(overlap="wait", max_waiting=5).max_waiting == 5
+    assert policies(overlap="skip", max_waiting=1).max_waiting == 1
 
 
 def test_a_missed_policy_may_be_its_name() -> None:

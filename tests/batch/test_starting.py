@@ -118,7 +118,7 @@ async def test_a_task_that_no_service_has_loaded_is_refused(batch: BatchService)
 
         async def run(self) -> None: ...
 
-    with pytest.raises(UnknownTask, match=r"start\(late\): no service has loaded this task, which is in .*test_start"):
+    with pytest.raises(UnknownTask, match=r"late: no service has loaded this task, which is in .*test_start"):
         await start(Late)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import claims
+from service.batch import claims, fence, journal, lanes
 from service.batch.background import Background
 from service.batch.firing import Room
 from service.batch.journal import Entry, Journal
@@ -28,7 +28,7 @@ logger = get_logger("service.batch")
 GROUP_SECONDS = 0.01
 FLUSH_SECONDS = 0.25
 LONGEST_PAUSE = 5.0
-FEW = 20
+LOST = "its node could not renew its lease"
 
 
 class LocalEngine(Background):
@@ -43,13 +43,16 @@ class LocalEngine(Background):
         max_threads: int = 32,
         poll_seconds: float = 1.0,
         claims: bool = True,
+        may_work: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`may_work`: whether this node holds its lease. While it does not, it claims nothing."""
         self._database = database
         self._tasks = tasks
         self._max_running = max_running
         self._poll_seconds = poll_seconds
         self._node = node
         self._threads = Threads(max_threads)
+        self._take_over = partial(fence.take_over, database)
         self._journal = Journal(node)
         self._attempts: dict[str, Attempt] = {}
         self._over: dict[str, asyncio.Event] = {}
@@ -58,6 +61,7 @@ class LocalEngine(Background):
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_claiming = claims
+        self.may_work = may_work
         self._is_draining = False
         self._is_in_doubt = False
         self.claiming = asyncio.Lock()
@@ -74,7 +78,7 @@ class LocalEngine(Background):
 
     @property
     def room(self) -> Room:
-        if not self._is_claiming:
+        if not self._is_claiming or not self.may_work():
             return Room(0, 0)
         return Room(self._max_running - len(self._attempts), self._threads.free)
 
@@ -90,14 +94,23 @@ class LocalEngine(Background):
         """Start what this node has claimed."""
         for one in claimed:
             task = self._tasks[one.task]
-            attempt = Attempt(one, task, self._threads, self._ended)
+            if one.id in self._attempts:  # its fence was lost meanwhile
+                self._attempts[one.id].give_up(LOST)
+            attempt = Attempt(one, task, self._threads, self._ended, self._take_over)
             self._attempts[one.id] = attempt
             attempt.start()
             if self._is_draining:  # claimed while the drain began
                 attempt.interrupt("the service stopped")
+            elif not self.may_work():  # the process was frozen meanwhile
+                attempt.give_up(LOST)
         if claimed:
             self._idle.clear()
             self.wake()
+
+    def give_up(self) -> None:
+        """End all attempts at once: this node has lost its lease. What they report goes by their fences."""
+        for attempt in self.attempts:
+            attempt.give_up(LOST)
 
     async def settle(self) -> None:
         """For tests, instead of `start`: run what may be claimed, until that is nothing."""
@@ -242,18 +255,19 @@ class LocalEngine(Background):
 
     async def _claim(self, connection: AsyncConnection, freed: int) -> list[Claimed]:
         room = self.room
-        room.runs += freed if self._is_claiming else 0
+        room.runs += freed if self._is_claiming and self.may_work() else 0
         if room.runs < 1:
             return []
         now = await claims.now_if_due(connection)
         if now is None:
             return []
         names = [task.name for task in self._tasks.values() if task.on_loop or room.threads > 0]
-        heads = await claims.heads(connection, names, now, room.runs)
-        chosen = [head.id for head in heads if room.take(self._tasks[head.task].on_loop)]
+        heads = await claims.heads(connection, names, now, room.runs, lanes.rules(self._tasks.values()))
+        chosen = [head for head in heads if room.take(self._tasks[head.task].on_loop)]
         if len(chosen) == len(heads) and heads:
             self.wake()
-        return await claims.claim(connection, chosen, self._node, now)
+        others = {head.id: head.lane for head in chosen if head.lane > 1}
+        return await claims.claim(connection, [head.id for head in chosen], self._node, now, others)
 
     def _written(self, outcomes: list[Outcome], bounced: list[Outcome]) -> None:
         lost = {outcome.id for outcome in bounced}
@@ -273,19 +287,7 @@ class LocalEngine(Background):
                 asyncio.get_running_loop().call_later(wait, self.wake)
         if not self._attempts:
             self._idle.set()
-        self._tell(outcomes)
-
-    def _tell(self, outcomes: list[Outcome]) -> None:
-        """A line for each run where they are few; else one for all. Those that went wrong have said so themselves."""
-        if len(outcomes) > FEW:
-            counts = Counter(outcome.outcome for outcome in outcomes)
-            logger.info(", ".join(f"{number:,} runs {outcome}" for outcome, number in counts.items()))
-            return
-        for outcome in outcomes:
-            if outcome.state != RunState.SUCCEEDED:
-                continue
-            seconds = (outcome.ended_at - outcome.started_at).total_seconds()
-            logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id)
+        journal.tell([outcome for outcome in outcomes if outcome.id not in lost])
 
 
 def _is_refused(error: DBAPIError) -> bool:

@@ -13,16 +13,10 @@ class Attributes(BaseTask):
     timeout = "5"  # refused
     retry = 3  # refused
     overlap = "sometimes"  # refused
+    max_running = "2"  # refused
+    max_waiting = None  # refused
     missed = "twice"  # refused
     priority = "high"  # refused
-
-    async def run(self) -> None: ...
-
-
-class NotYet(BaseTask):
-    name = "not_yet"
-    schedule = None
-    overlap = "wait"  # refused
 
     async def run(self) -> None: ...
 

@@ -23,6 +23,9 @@ class FromASetting(BaseTask):
     name = "from_a_setting"
     timeout = 2.5
     missed = "all"
+    overlap = "wait"
+    max_running = 2
+    max_waiting = 3
     retry = Retry(attempts=2, wait=0.5, on=ValueError)
 
     @property
@@ -38,6 +41,7 @@ class FromTypedSettings(BaseTask):
     """Everything that may be a property is one."""
 
     timeout = 5
+    overlap = "replace"
     retry = Retry(3, on=[OSError, ValueError])
     missed = "once"
 

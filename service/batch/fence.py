@@ -1,0 +1,181 @@
+"""The fence in the application's own database: what a run commits there needs the run's newest fence.
+
+It hangs on the engine's events. Each root commit of a run first executes one statement in its own transaction; a run's
+older holder, and an attempt that was given up, are refused there. Outside of runs nothing happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import weakref
+
+from sqlalchemy import BigInteger, bindparam, event, select, text
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from service import clock
+from service.batch import context, nodes
+from service.batch.context import CurrentRun
+from service.batch.tables import attempts, checkpoints
+from service.batch.tables import nodes as nodes_table
+from service.database.engine import Database
+from service.database.session import application_database
+from service.errors import DatabaseBusy, LeaseLost
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+KINDS = ("sqlite", "postgresql")
+OWN_ROW = ""
+"""The `name` of a run's fence row in batch_checkpoints."""
+
+PASS = text(
+    "INSERT INTO batch_checkpoints (run, name, fence, at) VALUES (:run, :name, :fence, :at) "
+    "ON CONFLICT (run, name) DO UPDATE SET fence = excluded.fence, at = excluded.at "
+    "WHERE batch_checkpoints.fence <= excluded.fence RETURNING fence"
+).bindparams(
+    bindparam("run", type_=checkpoints.c.run.type),
+    bindparam("name", OWN_ROW, type_=checkpoints.c.name.type),
+    bindparam("fence", type_=BigInteger()),
+    bindparam("at", type_=checkpoints.c.at.type),
+)
+NEWEST = select(checkpoints.c.fence).where(
+    checkpoints.c.run == bindparam("run", type_=checkpoints.c.run.type), checkpoints.c.name == OWN_ROW
+)
+SERIALIZATION_FAILURE = "40001"
+
+
+def guard(database: Database, idle_seconds: float) -> None:
+    """Fence what runs commit to this database: the application's.
+
+    On PostgreSQL a run's transaction that is idle for `idle_seconds` is ended by the server: a process that was
+    stopped within one keeps its row locks for no longer.
+    """
+    if database.kind not in KINDS:
+        logger.warning(
+            f"runs are not fenced on {database.kind} ({database.setting}): a process that was taken for lost "
+            "and goes on may commit there. SQLite and PostgreSQL have the fence"
+        )
+    engine = database.engine.sync_engine
+    event.listen(engine, "begin", functools.partial(_at_begin, round(idle_seconds * 1000)), insert=True)
+    event.listen(engine, "commit", _at_commit)
+
+
+async def take_over(ledger: Database, run: CurrentRun) -> None:
+    """Raise the fence, before an attempt that is not the first of its run: from here on no older one can commit.
+
+    Call it inside the run. On PostgreSQL the connections of the nodes that lost this run are ended first: they may hold
+    locks. SQLite's lock can't be taken from a process that is only stopped, so this waits for it. Raises LeaseLost.
+    """
+    application = application_database()
+    if application.kind == "postgresql":
+        await _evict_lost(application, ledger, run)
+    while application.kind in KINDS:
+        try:
+            async with application.engine.begin():
+                return  # its commit raises the fence
+        except DatabaseBusy as error:
+            logger.warning(f"{run.task} waits to take over run {run.id}: {error}")
+
+
+def seal(run: CurrentRun) -> None:
+    """From now on nothing of this attempt commits in this process, and what it has open is cut off.
+
+    Its connections are closed under it, so the database rolls back; on SQLite the write lock is free then.
+    """
+    run.is_sealed = True
+    here = asyncio.get_running_loop()
+    for found, loop in list(run.transactions.values()):
+        connection = found()
+        if connection is not None and loop is here:
+            _cut(connection)
+        elif connection is not None:  # a thread of the run has a loop of its own
+            with contextlib.suppress(RuntimeError):  # that one is closed
+                loop.call_soon_threadsafe(_cut, connection)
+
+
+async def _evict_lost(application: Database, ledger: Database, run: CurrentRun) -> None:
+    """The rescuer has done so on the ledger's server, which may be another one."""
+    lost = select(attempts.c.node).where(attempts.c.run == run.id, attempts.c.outcome == "lost")
+    still = select(nodes_table.c.id).where(nodes_table.c.id.in_(lost), nodes_table.c.stopped_at.is_not(None))
+    async with ledger.reader.connect() as connection:
+        gone = (await connection.execute(still)).scalars().all()
+    if gone:
+        async with application.reader.connect() as connection:
+            await nodes.end_connections(connection, gone)
+
+
+def _at_begin(idle_ms: int, connection: Connection) -> None:
+    run = context.current_run_if_any()
+    if run is None or not _is_fenceable(connection):
+        return
+    _refuse_sealed(run)
+    run.transactions[id(connection)] = weakref.ref(connection), asyncio.get_running_loop()
+    if run.is_fenced and connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}")
+
+
+def _at_commit(connection: Connection) -> None:
+    run = context.current_run_if_any()
+    if run is None or not _is_fenceable(connection):
+        return
+    try:
+        _refuse_sealed(run)
+        if run.is_fenced and connection.dialect.name in KINDS:
+            _pass(connection, run)
+    except BaseException:
+        _roll_back(connection)
+        raise
+
+
+def _is_fenceable(connection: Connection) -> bool:
+    """Not where nothing is written, nor where nothing is left to be refused when it comes to the commit."""
+    options = connection.get_execution_options()
+    return not options.get("postgresql_readonly") and options.get("isolation_level") != "AUTOCOMMIT"
+
+
+def _refuse_sealed(run: CurrentRun) -> None:
+    if run.is_sealed:
+        raise LeaseLost(f"{run.task}: this attempt of run {run.id} has ended or was given up, and can't write any more")
+
+
+def _pass(connection: Connection, run: CurrentRun) -> None:
+    """Execute the fence statement. Raises LeaseLost when a newer holder has raised the fence."""
+    try:
+        values = {"run": run.id, "fence": run.fence, "at": clock.now()}
+        passed = connection.execute(PASS, values).first() is not None
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != SERIALIZATION_FAILURE or not _has_newer_holder(connection, run):
+            raise
+        passed = False
+    if not passed:
+        raise LeaseLost(
+            f"{run.task}: another node holds run {run.id} now, so this older attempt (fence {run.fence}) "
+            "can't write any more; nothing of this transaction is committed"
+        )
+
+
+def _has_newer_holder(connection: Connection, run: CurrentRun) -> bool:
+    """As a new transaction sees it: the old one's snapshot may be from before the fence was raised."""
+    _roll_back(connection)
+    newest = connection.execute(NEWEST, {"run": run.id}).scalar()
+    return newest is not None and newest > run.fence
+
+
+def _roll_back(connection: Connection) -> None:
+    """On the driver's connection. SQLAlchemy takes a commit that raised for done: without this the transaction would
+    stay open in the pool, and the next user's commit would be its too."""
+    if connection.invalidated:
+        return
+    try:
+        connection.dialect.do_rollback(connection.connection)
+    except BaseException:
+        connection.invalidate()
+        raise
+
+
+def _cut(connection: Connection) -> None:
+    if not connection.closed and not connection.invalidated and connection.in_transaction():
+        connection.invalidate()

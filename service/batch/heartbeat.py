@@ -1,0 +1,210 @@
+"""The heartbeat: in a thread of its own, which a blocked event loop can't stop, a node says that it lives.
+
+It also looks at the other nodes, and takes over what dead ones were running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from service import clock
+from service.batch import nodes, presence, slots
+from service.batch.lease import MARGIN, Lease, Observer
+from service.batch.rescue import leave_nothing_running, rescue
+from service.database.engine import Database
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+LOOK_SECONDS = 1.0
+"""How often a node looks at the others, at least: so much later than it could a death is seen."""
+LONGEST_TICK = 0.25
+LAST_TURN_SECONDS = 2.0
+
+
+class Heartbeat:
+    """Renews the lease of one node. What it is told to call, it calls on the event loop that started it."""
+
+    row: dict[str, Any]
+    """The node's row in the ledger, in case that it has to be written anew."""
+
+    def __init__(self, url: str, node: str, lease: Lease, beat_seconds: float, lease_seconds: float) -> None:
+        self._url = url
+        self._folder = presence.folder_of(url)
+        self._node = node
+        self._lease = lease
+        self._observer = Observer(lease_seconds)
+        self._beat_seconds = beat_seconds
+        self._look_seconds = min(LOOK_SECONDS, beat_seconds)
+        self._tick_seconds = min(LONGEST_TICK, beat_seconds / 4, lease_seconds * MARGIN / 4)
+        self._patience = lease.usable_seconds / 3
+        self._beat_at = self._look_at = -math.inf
+        self._is_alone = True
+        self._has_given_up = self._was_told = False
+        self._is_well = True
+        self._stopping = threading.Event()
+        self._own_loop: asyncio.AbstractEventLoop | None = None
+        self._lag = LoopLag()
+
+    def start(self, on_loss: Callable[[], None], on_rescue: Callable[[], None]) -> None:
+        self._on_loss, self._on_rescue = on_loss, on_rescue
+        self._lag.loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="batch-heartbeat", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End the thread; waits for it, so call it off the loop."""
+        self._stopping.set()
+        if self._own_loop is not None:
+            try:
+                self._own_loop.call_soon_threadsafe(self._wake.set)
+            except RuntimeError:  # it has ended by itself
+                return
+        self._thread.join(5)
+
+    async def _live(self) -> None:
+        """Beats and looks wait for the ledger; that the lease has run out is noticed beside them, tick by tick."""
+        self._wake = asyncio.Event()
+        self._own_loop = asyncio.get_running_loop()
+        client = f"batch/{self._node}/heartbeat"
+        database = Database(self._url, setting="LEDGER_URL", pool_size=1, client=client)
+        turn = asyncio.create_task(self._turn(database))
+        while not self._stopping.is_set():
+            self._notice_a_loss()
+            if turn.done() and self._is_due():
+                turn = asyncio.create_task(self._turn(database))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._tick_seconds):
+                    await self._wake.wait()
+        _, unfinished = await asyncio.wait([turn], timeout=LAST_TURN_SECONDS)
+        if unfinished:
+            turn.cancel()
+            await asyncio.wait([turn])
+        await database.dispose()
+
+    def _is_due(self) -> bool:
+        now = clock.boottime()
+        return now >= self._beat_at or (now >= self._look_at and not self._is_alone)
+
+    def _notice_a_loss(self) -> None:
+        if self._lease.is_held or self._has_given_up:
+            return
+        self._has_given_up = True
+        logger.error("this node could not renew its lease in time: it gives up its runs, and starts none until it can")
+        self._call(self._on_loss)
+
+    async def _turn(self, database: Database) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                if clock.boottime() >= self._beat_at:
+                    await self._beat(database)
+                await self._look(database)
+            self._is_well = True
+        except Exception as error:  # noqa: BLE001 - a background loop's boundary: the next beat may do better
+            if self._is_well:
+                cause = f"{type(error).__name__}: {error}".splitlines()[0]
+                logger.warning(f"the heartbeat does not reach the ledger: {cause}")
+            self._is_well = False
+            self._beat_at = min(self._beat_at, clock.boottime() + self._look_seconds)
+
+    async def _beat(self, database: Database) -> None:
+        self._notice_a_loss()
+        sent_at = clock.boottime()
+        self._beat_at = sent_at + self._beat_seconds
+        async with database.engine.begin() as connection:
+            is_alive = await nodes.beat(connection, self._node, self._lag.take())
+        if not is_alive:
+            sent_at = await self._come_back(database)
+        self._lease.renew(sent_at)
+        self._has_given_up = self._was_told = False
+
+    async def _come_back(self, database: Database) -> float:
+        """Somebody has taken this node for dead. Returns the boot time at which it was sent that it lives.
+
+        It keeps its id: what it does about runs is under their fences, and what it claimed after it was taken for dead
+        is found by that id.
+        """
+        self._lease.end()
+        if not self._was_told:
+            self._was_told = self._has_given_up = True
+            logger.error("this node lost its lease, and others took its runs: it gives them up, and registers anew")
+        await self._on_the_loop(self._on_loss)
+        sent_at = clock.boottime()
+        async with database.engine.begin() as connection:
+            now = await slots.now_of(connection)
+            await leave_nothing_running(connection, self._node, now, "its node had lost its lease")
+            await nodes.register(connection, {**self.row, "seen_at": now})
+        return sent_at
+
+    async def _look(self, database: Database) -> None:
+        """Take over the runs of nodes that are silent, and of those of this machine whose processes are gone."""
+        self._look_at = clock.boottime() + self._look_seconds
+        async with database.reader.connect() as connection:
+            found = await nodes.others(connection, self._node)
+        self._is_alone = all(node.is_stopped for node in found)
+        silent = self._observer.silent({node.id: node.beats for node in found if not node.is_stopped})
+        gone = {node.id for node in found if presence.is_gone(self._folder, node.id)}
+        dead = {n.id: n.beats for n in found if n.is_stopped or n.id in silent or n.id in gone}
+        if dead:
+            await self._take_over(database, dead, silent)
+
+    async def _take_over(self, database: Database, dead: Mapping[str, int], silent: set[str]) -> None:
+        async with database.engine.begin() as connection:
+            await nodes.end_connections(connection, silent)
+            done = await rescue(connection, dead, await slots.now_of(connection))
+        for node in done:
+            if presence.is_gone(self._folder, node):
+                presence.forget(self._folder, node)
+        if done:
+            self._call(self._on_rescue)
+
+    def _call(self, function: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # that loop is closed: nothing runs on it any more
+            self._lag.loop.call_soon_threadsafe(function)
+
+    async def _on_the_loop(self, function: Callable[[], None]) -> None:
+        """Call it, and return when it has returned."""
+        own, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def call() -> None:
+            function()
+            if not own.is_closed():
+                own.call_soon_threadsafe(done.set)
+
+        self._call(call)
+        await done.wait()
+
+
+class LoopLag:
+    """How long a callback waits on the event loop, in seconds, as seen from another thread."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None
+        self._answered = 0.0
+
+    def take(self) -> float:
+        """The last answer; while none comes, the time since it was asked for."""
+        if self._asked_at is not None:
+            return clock.monotonic() - self._asked_at
+        self._asked_at = clock.monotonic()
+        try:
+            self.loop.call_soon_threadsafe(self._answer)
+        except RuntimeError:  # the loop is closed
+            self._asked_at = None
+        return self._answered
+
+    def _answer(self) -> None:
+        asked_at, self._asked_at = self._asked_at, None
+        if asked_at is not None:
+            self._answered = clock.monotonic() - asked_at

@@ -1,0 +1,136 @@
+"""Lanes: with max_running = k the queue of a task has k of them, and each holds one running run.
+
+A lane is chosen when a run is taken, and the unique index on (exclusive, lane) decides races. It means nothing while
+the run waits, so k may change from one deployment to the next. Only tasks with a rule of their own are looked at here:
+those with several lanes, and those whose slots wait. For the others claims.py needs no more than one probe.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Boolean, Column, Integer, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch import rows
+from service.batch.registry import Task
+from service.batch.states import Rank, RunState
+from service.batch.tables import CLAIMABLE_SQL, runs
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`waits`: a slot's run begins only after the end of those before it, their retries included."""
+
+    lanes: int
+    waits: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run that is first in its queue, or one of the first."""
+
+    id: str
+    task: str
+    priority: int
+    rank: int
+    due_at: datetime
+    state: str
+    lane: int = 1
+
+    @property
+    def place(self) -> tuple[int, int, datetime, str]:
+        """Where it stands among those of other tasks: smaller goes first."""
+        return -self.priority, self.rank, self.due_at, self.id
+
+
+CANDIDATE_COLUMNS = [runs.c[name] for name in ("id", "task", "priority", "rank", "due_at", "state")]
+_BLOCKED: Column[Any] = Column("blocked", Boolean)
+
+
+def rules(tasks: Iterable[Task]) -> dict[str, Rule]:
+    """The rules of those tasks that have one of their own."""
+    return {
+        task.name: Rule(task.lanes, task.policies.overlap == "wait")
+        for task in tasks
+        if task.policies.max_running is not None or task.policies.overlap == "wait"
+    }
+
+
+async def free(connection: AsyncConnection, lanes: Mapping[str, int]) -> dict[str, list[int]]:
+    """The lanes of these queues that a run may take now. Fewer than are empty where more lanes were allowed before."""
+    kind = connection.dialect.name
+    wanted = f"SELECT v.task FROM {rows.source([runs.c.task], kind)}"
+    statement = text(f"SELECT exclusive, lane FROM batch_runs WHERE exclusive IN ({wanted}) AND state = 'running'")
+    parameter = {"rows": rows.encode([{"task": name} for name in lanes], kind)}
+    taken: dict[str, set[int]] = {name: set() for name in lanes}
+    for name, lane in await connection.execute(statement, parameter):
+        taken[name].add(lane)
+    return {name: empty(number, taken[name]) for name, number in lanes.items()}
+
+
+def empty(lanes: int, taken: set[int]) -> list[int]:
+    """The numbers that may be taken, smallest first."""
+    left = [lane for lane in range(1, lanes + 1) if lane not in taken]
+    return left[: max(0, lanes - len(taken))]
+
+
+async def candidates(
+    connection: AsyncConnection, rules: Mapping[str, Rule], now: datetime, limit: int
+) -> list[Candidate]:
+    """Of each queue the first runs that may start now, as many as its rule lets, each with its lane."""
+    lanes = await free(connection, {name: rule.lanes for name, rule in rules.items()})
+    lanes = {name: left for name, left in lanes.items() if left}
+    waiting = {name: len(lanes[name]) for name, rule in rules.items() if rule.waits and name in lanes}
+    if waiting:
+        pending = await _pending(connection, waiting)
+        waiting = {name: number - pending[name] for name, number in waiting.items()}
+    most = min(limit, max(map(len, lanes.values()), default=0))
+    chosen = []
+    for one in await _first(connection, lanes, {n for n, number in waiting.items() if number < 1}, now, most):
+        if one.task in waiting and (one.state, one.rank) == (RunState.QUEUED, Rank.ON_TIME):
+            if waiting[one.task] < 1:
+                continue
+            waiting[one.task] -= 1
+        if lanes[one.task]:
+            chosen.append(Candidate(**{**vars(one), "lane": lanes[one.task].pop(0)}))
+    return chosen
+
+
+async def _pending(connection: AsyncConnection, names: Iterable[str]) -> Counter[str]:
+    """How many on-time runs of each queue have begun and will go on: retrying ones, and interrupted ones."""
+    kind = connection.dialect.name
+    wanted = f"SELECT v.task FROM {rows.source([runs.c.task], kind)}"
+    statement = text(
+        f"SELECT exclusive FROM batch_runs WHERE exclusive IN ({wanted}) AND {CLAIMABLE_SQL} "
+        f"AND rank <= {Rank.ON_TIME} AND state <> 'queued' AND origin = 'schedule' AND NOT catch_up"
+    )
+    parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
+    return Counter((await connection.execute(statement, parameter)).scalars())
+
+
+async def _first(
+    connection: AsyncConnection, names: Iterable[str], blocked: set[str], now: datetime, most: int
+) -> list[Candidate]:
+    """The first `most` of each queue that are due; without the slots that wait, where the queue is blocked for them."""
+    if most < 1:
+        return []
+    kind = connection.dialect.name
+    may_start = f"(v.blocked IS NULL OR q.state <> 'queued' OR q.rank <> {Rank.ON_TIME})"
+    first = (
+        f"SELECT q.id FROM batch_runs q WHERE q.exclusive = v.task AND {CLAIMABLE_SQL} AND due_at <= :now "
+        f"AND {may_start} ORDER BY q.rank, q.due_at, q.id LIMIT :most"
+    )
+    chosen = f"r.id = ANY(ARRAY({first}))" if kind == "postgresql" else f"r.id IN ({first})"
+    statement = text(
+        f"SELECT {', '.join(f'r.{c.name}' for c in CANDIDATE_COLUMNS)} "
+        f"FROM {rows.source([runs.c.task, _BLOCKED], kind)} JOIN batch_runs r ON {chosen} "
+        "ORDER BY r.priority DESC, r.rank, r.due_at, r.id"
+    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("most", type_=Integer()))
+    encoded = rows.encode([{"task": name, "blocked": name in blocked or None} for name in names], kind)
+    found = await connection.execute(statement.columns(*CANDIDATE_COLUMNS), {"rows": encoded, "now": now, "most": most})
+    return [Candidate(*row) for row in found]

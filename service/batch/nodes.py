@@ -1,0 +1,70 @@
+"""Every query on nodes: the rows in which processes say that they live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import insert, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch import slots
+from service.batch.states import RunState
+from service.batch.tables import nodes, runs
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A node as it was seen in the ledger. A stopped one still holds runs, or it would not be looked at."""
+
+    id: str
+    beats: int
+    is_stopped: bool
+
+
+async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
+    """Put a node into the ledger, or back into it: one that was taken for dead lives again under its id."""
+    values = {"stopped_at": None, "seen_at": row["seen_at"], "beats": nodes.c.beats + 1}
+    known = await connection.execute(update(nodes).where(nodes.c.id == row["id"]).values(values))
+    if known.rowcount == 0:
+        await connection.execute(insert(nodes).values(row))
+
+
+async def beat(connection: AsyncConnection, node: str, loop_lag: float) -> bool:
+    """Say that a node lives. False: somebody has taken it for dead."""
+    now = await slots.now_of(connection)
+    values = {"beats": nodes.c.beats + 1, "seen_at": now, "loop_lag": loop_lag}
+    alive = update(nodes).where(nodes.c.id == node, nodes.c.stopped_at.is_(None))
+    return (await connection.execute(alive.values(values))).rowcount == 1
+
+
+async def others(connection: AsyncConnection, than: str) -> list[Seen]:
+    """The other nodes that are not marked as stopped, and those that are but hold runs all the same."""
+    holders = select(runs.c.node).where(runs.c.state == RunState.RUNNING)
+    statement = select(nodes.c.id, nodes.c.beats, nodes.c.stopped_at.is_not(None)).where(
+        or_(nodes.c.stopped_at.is_(None), nodes.c.id.in_(holders)), nodes.c.id != than
+    )
+    return [Seen(node, beats, bool(is_stopped)) for node, beats, is_stopped in await connection.execute(statement)]
+
+
+async def live_tasks(connection: AsyncConnection) -> set[str]:
+    """The names of the tasks that some live node has loaded. Each node's heartbeat marks the dead as stopped."""
+    found = (await connection.execute(select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None)))).scalars()
+    return {name for names in found for name in names}
+
+
+async def record_loaded(connection: AsyncConnection, node: str, tasks: Iterable[str]) -> None:
+    """Say which tasks a node has loaded by now."""
+    await connection.execute(update(nodes).where(nodes.c.id == node).values(tasks=sorted(tasks)))
+
+
+async def end_connections(connection: AsyncConnection, of: Iterable[str]) -> None:
+    """End what silent nodes have open on PostgreSQL: a frozen one may sit on locks. Only those of our own role."""
+    names = sorted(of)
+    if not names or connection.dialect.name != "postgresql":
+        return
+    theirs = "usename = current_user AND split_part(application_name, '/', 2) = ANY(:nodes)"
+    ours = "split_part(application_name, '/', 1) = 'batch' AND pid <> pg_backend_pid()"
+    statement = f"SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE {theirs} AND {ours}"
+    await connection.execute(text(statement), {"nodes": names})

@@ -1,0 +1,233 @@
+"""Pruning: what was over long ago leaves the ledger, in small batches that hold nobody up.
+
+Two nodes that do it at once do no harm: each row is deleted once. `batch account` stays true: before a slot's run goes,
+the account of its task begins later (`batch_tasks.accounted_from`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Row,
+    Select,
+    Table,
+    Update,
+    and_,
+    case,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch import rows, slots
+from service.batch.planning import INSTANT
+from service.batch.states import FINAL, Origin, RunState
+from service.batch.tables import attempts, checkpoints, log, missed, nodes, once, runs, schedules, tasks
+from service.database.engine import Database
+
+BATCH = 100
+"""Runs deleted in one transaction: some 10 ms."""
+
+BLOCKS = 1_000
+"""Blocks of log lines deleted in one transaction."""
+
+PAUSE_SECONDS = 0.05
+"""Between two transactions, so that whoever waits for SQLite's one writer has its turn."""
+
+NODE_AGE = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What stays: runs that ended at most `days` ago, and in any case the newest `per_task` of each task."""
+
+    days: float
+    per_task: int
+
+
+class Pruner:
+    """Prunes one ledger, and what belongs to its runs in the application's database."""
+
+    def __init__(self, ledger: Database, application: Database, keep: Keep, pause: float = PAUSE_SECONDS) -> None:
+        self._ledger = ledger
+        self._application = application
+        self._keep = keep
+        self._pause = pause
+
+    async def prune(self) -> Counter[str]:
+        """Delete what is old. Returns how many rows went, by what they are: runs, missed ranges, schedules, nodes."""
+        counts: Counter[str] = Counter()
+        now, before = await self._instants()
+        async for ids in self._old_runs(before):
+            await self._clear_beside(ids)
+            await self._delete_logs(ids)
+            counts["runs"] += await self._delete_runs(ids, before)
+            await asyncio.sleep(self._pause)
+        counts += await self._delete_rest(before, now)
+        return counts
+
+    async def count(self) -> Counter[str]:
+        """How many runs of each task `prune` would delete."""
+        counts: Counter[str] = Counter()
+        _, before = await self._instants()
+        async with self._ledger.reader.connect() as connection:
+            for task, kept in (await self._oldest_kept(connection, before)).items():
+                old = select(func.count()).select_from(runs).where(_is_old(task, kept, before))
+                counts[task] += (await connection.execute(old)).scalar_one()
+        return +counts
+
+    async def _instants(self) -> tuple[datetime, datetime]:
+        """Now, and the instant before which things are old."""
+        async with self._ledger.reader.connect() as connection:
+            now = await slots.now_of(connection)
+        return now, now - timedelta(days=self._keep.days)
+
+    async def _old_runs(self, before: datetime) -> AsyncIterator[list[str]]:
+        async with self._ledger.reader.connect() as connection:
+            oldest = await self._oldest_kept(connection, before)
+        for task, kept in oldest.items():
+            old = select(runs.c.id, runs.c.created_at).where(_is_old(task, kept, before))
+            page = old.order_by(runs.c.created_at, runs.c.id).limit(BATCH)
+            following = page
+            while True:
+                async with self._ledger.reader.connect() as connection:
+                    batch = (await connection.execute(following)).all()
+                if not batch:
+                    break
+                yield [row.id for row in batch]
+                following = page.where(_is_after(batch[-1].created_at, batch[-1].id))
+
+    async def _oldest_kept(self, connection: AsyncConnection, before: datetime) -> dict[str, Row[Any]]:
+        """Of each task that has more runs than are kept in any case: the oldest of those. Nothing if all is young."""
+        oldest = (await connection.execute(select(func.min(runs.c.created_at)))).scalar()
+        if oldest is None or oldest >= before:
+            return {}
+        names = (await connection.execute(select(tasks.c.name).order_by(tasks.c.name))).scalars().all()
+        found = {}
+        for name in names:
+            row = (await connection.execute(self._kept(name))).first()
+            if row is not None:
+                found[name] = row
+        return found
+
+    def _kept(self, task: str) -> Select[Any]:
+        newest = select(runs.c.created_at, runs.c.id).where(runs.c.task == task)
+        ordered = newest.order_by(runs.c.created_at.desc(), runs.c.id.desc())
+        return ordered.offset(max(0, self._keep.per_task - 1)).limit(1)
+
+    async def _clear_beside(self, ids: Sequence[str]) -> None:
+        """First, so that nothing is left there whose run is gone. The authors' database is written only if need be."""
+        for table in (checkpoints, once):
+            theirs = table.c.run.in_(rows.among(table.c.run, ids, self._application.kind))
+            async with self._application.reader.connect() as reading:
+                there = (await reading.execute(select(table.c.run).where(theirs).limit(1))).first()
+            if there is not None:
+                async with self._application.engine.begin() as connection:
+                    await connection.execute(delete(table).where(theirs))
+
+    async def _delete_logs(self, ids: Sequence[str]) -> None:
+        """A run may have any number of blocks."""
+        key = tuple_(log.c.run, log.c.fence, log.c.first_line)
+        theirs = log.c.run.in_(rows.among(log.c.run, ids, self._ledger.kind))
+        some = delete(log).where(key.in_(select(log.c.run, log.c.fence, log.c.first_line).where(theirs).limit(BLOCKS)))
+        went = BLOCKS
+        while went == BLOCKS:
+            async with self._ledger.engine.begin() as connection:
+                went = (await connection.execute(some)).rowcount
+            await asyncio.sleep(self._pause)
+
+    async def _delete_runs(self, ids: Sequence[str], before: datetime) -> int:
+        """Those that are still over: a person may have given one a new attempt meanwhile."""
+        named = runs.c.id.in_(rows.among(runs.c.id, ids, self._ledger.kind))
+        gone = delete(runs).where(named, _is_over(before)).returning(runs.c.id, runs.c.task, runs.c.slot, runs.c.origin)
+        async with self._ledger.engine.begin() as connection:
+            went = (await connection.execute(gone)).all()
+            theirs = attempts.c.run.in_(rows.among(attempts.c.run, [row.id for row in went], self._ledger.kind))
+            await connection.execute(delete(attempts).where(theirs))
+            newest: dict[str, datetime] = {}
+            for row in went:
+                if row.origin != Origin.MANUAL:
+                    newest[row.task] = max(row.slot, newest.get(row.task, row.slot))
+            for task, slot in newest.items():
+                later = update(tasks).where(tasks.c.name == task, tasks.c.accounted_from <= slot)
+                await connection.execute(later.values(accounted_from=slot + INSTANT))
+        return len(went)
+
+    async def _delete_rest(self, before: datetime, now: datetime) -> Counter[str]:
+        """Missed ranges and schedules that no account needs any more, and nodes that stopped."""
+        counts = Counter({"nodes": await self._delete(nodes, _is_gone(now))})
+        ends = {"missed ranges": missed.c.last_slot, "schedules": schedules.c.valid_until}
+        if not any([await self._is_there(at.table, at < before) for at in ends.values()]):
+            return counts
+        async with self._ledger.engine.begin() as connection:
+            await connection.execute(_accounts_begin_later(before))
+        for what, at in ends.items():
+            counts[what] = await self._delete(at.table, and_(at < before, _is_before_the_account(at)))
+        return counts
+
+    async def _delete(self, table: Table, is_old: ColumnElement[bool]) -> int:
+        total = 0
+        while await self._is_there(table, is_old):
+            some = select(table.c.id).where(is_old).limit(BATCH)
+            async with self._ledger.engine.begin() as connection:
+                total += (await connection.execute(delete(table).where(table.c.id.in_(some)))).rowcount
+            await asyncio.sleep(self._pause)
+        return total
+
+    async def _is_there(self, table: Table, is_old: ColumnElement[bool]) -> bool:
+        async with self._ledger.reader.connect() as connection:
+            return (await connection.execute(select(table.c.id).where(is_old).limit(1))).first() is not None
+
+
+def _is_gone(now: datetime) -> ColumnElement[bool]:
+    """Stopped for long. One that a run is still running on stays: it is how that run will be found and resumed."""
+    held = select(runs.c.id).where(runs.c.node == nodes.c.id, runs.c.state == RunState.RUNNING)
+    return and_(nodes.c.stopped_at < now - NODE_AGE, ~held.exists())
+
+
+def _is_over(before: datetime) -> ColumnElement[bool]:
+    return and_(runs.c.state.in_(FINAL), runs.c.finished_at < before)
+
+
+def _is_old(task: str, kept: Row[Any], before: datetime) -> ColumnElement[bool]:
+    """Over for long, and older than the oldest of those that are kept in any case."""
+    at, run = kept.created_at, kept.id
+    is_older = and_(runs.c.created_at <= min(at, before), or_(runs.c.created_at < at, runs.c.id < run))
+    return and_(runs.c.task == task, is_older, _is_over(before))
+
+
+def _is_after(at: datetime, run: str) -> ColumnElement[bool]:
+    return and_(runs.c.created_at >= at, or_(runs.c.created_at > at, runs.c.id > run))
+
+
+def _accounts_begin_later(before: datetime) -> Update:
+    """Each at `before`, or at its oldest slot that still has a run."""
+    has_slot = text("origin <> 'manual'")  # to the letter as in the index
+    oldest = select(func.min(runs.c.slot)).where(runs.c.task == tasks.c.name, has_slot).scalar_subquery()
+    limit = literal(before, tasks.c.accounted_from.type)
+    begin = case((oldest < limit, oldest), else_=limit)
+    return update(tasks).where(tasks.c.accounted_from < begin).values(accounted_from=begin)
+
+
+def _is_before_the_account(at: Column[Any]) -> ColumnElement[bool]:
+    """Of its task. The newest missed range stays: firing may be about to make that one longer."""
+    begin = select(tasks.c.accounted_from).where(tasks.c.name == at.table.c.task).scalar_subquery()
+    if at.table is not missed:
+        return at < begin
+    other = missed.alias()
+    newer = select(other.c.id).where(other.c.task == missed.c.task, other.c.last_slot > missed.c.last_slot)
+    return and_(at < begin, newer.exists())

@@ -1,0 +1,180 @@
+"""Backfill: runs for slots of the past that have none, and what `batch account` says afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from service.batch import accounting, backfill, catalog, tables
+from service.batch.account import Account, Kind
+from service.batch.backfill import Backfill, Entry, Fate, Interval
+from service.batch.policies import Missed
+from service.batch.registry import Task
+from service.batch.states import Rank
+from service.database.engine import Database
+from service.errors import InvalidParameters
+from tests.batch.ledger_world import fire, know, make_task, rows
+
+HOUR = timedelta(hours=1)
+FROM = datetime(2026, 3, 10, 0, 0, tzinfo=UTC)
+NOW = datetime(2026, 3, 10, 12, 30, tzinfo=UTC)
+
+
+async def known(ledger: Database, **attributes: Any) -> Task:
+    """A task that fires each hour, whose schedule has been in force since FROM."""
+    task = make_task("tick", attributes.pop("schedule", "0 * * * *"), **attributes)
+    await know(ledger, task)
+    async with ledger.engine.begin() as connection:
+        began = {"valid_from": FROM - HOUR / 2, "fired_until": FROM - HOUR / 2}
+        await connection.execute(update(tables.schedules).values(began))
+        await connection.execute(update(tables.tasks).values(accounted_from=FROM - HOUR / 2))
+    return task
+
+
+async def interval(ledger: Database, since: datetime = FROM, until: datetime = NOW) -> Interval:
+    async with ledger.engine.connect() as connection:
+        return await backfill.interval_of(connection, "tick", since, until)
+
+
+def filling(ledger: Database, task: Task) -> Backfill:
+    return Backfill(ledger, ledger, task, "ann")  # the application's database is needed for --again only
+
+
+async def account(ledger: Database) -> Account:
+    async with ledger.reader.connect() as connection:
+        (found,) = [one async for one in accounting.accounts(connection, FROM, NOW)]
+    return found
+
+
+async def test_slots_without_a_run_get_one_behind_everything_else(ledger: Database) -> None:
+    task = await known(ledger, priority=3)
+    made = await filling(ledger, task).make(await interval(ledger, FROM, FROM + 2 * HOUR))
+    assert made == Counter({Fate.NEW: 3})
+    found = await rows(ledger)
+    assert [run["slot"] for run in found] == [FROM, FROM + HOUR, FROM + 2 * HOUR]
+    same = {"origin", "state", "rank", "catch_up", "exclusive", "priority", "requested_by"}
+    assert {tuple(run[name] for name in sorted(same)) for run in found} == {
+        (True, "tick", "backfill", 3, Rank.CATCH_UP, "ann", "queued")
+    }
+
+
+async def test_a_slot_gets_one_run_however_often_it_is_asked_for(ledger: Database) -> None:
+    task = await known(ledger)
+    wanted = await interval(ledger)
+    made = await asyncio.gather(*(filling(ledger, task).make(wanted) for _ in range(4)))
+    assert sum(counts[Fate.NEW] for counts in made) == 13
+    assert sum(counts[Fate.LEFT] for counts in made) == 39
+    assert len(await rows(ledger)) == 13
+
+
+async def test_slots_that_have_a_run_are_left_alone_unless_it_is_to_go_again(ledger: Database) -> None:
+    task = await known(ledger, missed=Missed("all"))
+    await fire(ledger, {"tick": task}, FROM + 2 * HOUR + HOUR / 2)
+    slots = [run["slot"] for run in await rows(ledger)]
+    states = dict(zip(slots, ("succeeded", "skipped", "running"), strict=True))
+    async with ledger.engine.begin() as connection:
+        for slot, state in states.items():
+            await connection.execute(update(tables.runs).where(tables.runs.c.slot == slot).values(state=state))
+    wanted = await interval(ledger, FROM, FROM + 3 * HOUR)
+    assert await filling(ledger, task).make(wanted) == {Fate.NEW: 1, Fate.LEFT: 3}
+    assert {run["slot"]: run["state"] for run in await rows(ledger)} == {**states, FROM + 3 * HOUR: "queued"}
+
+
+async def test_with_again_a_run_that_is_over_gets_a_new_attempt(ledger: Database, application: Database) -> None:
+    task = await known(ledger, missed=Missed("all"))
+    await fire(ledger, {"tick": task}, FROM + HOUR + HOUR / 2)
+    first, second = await rows(ledger)
+    async with ledger.engine.begin() as connection:
+        await connection.execute(
+            update(tables.runs).where(tables.runs.c.id == first["id"]).values(state="failed", attempt=1, fence=1)
+        )
+    wanted = await interval(ledger, FROM, FROM + HOUR)
+    assert await Backfill(ledger, application, task, "ann", redo=True).look(wanted) == {Fate.AGAIN: 1, Fate.LEFT: 1}
+    seen: list[Entry] = []
+    made = await Backfill(ledger, application, task, "ann", redo=True).make(wanted, seen.append)
+    assert made == {Fate.AGAIN: 1, Fate.LEFT: 1}
+    assert seen[0] == Entry(FROM, Fate.AGAIN, first["id"], "failed")
+    again, active = await rows(ledger)
+    assert (again["state"], again["origin"], again["fence"], again["rank"]) == ("queued", "schedule", 1, Rank.CATCH_UP)
+    assert active == second
+
+
+async def test_a_dry_run_lists_the_slots_and_changes_nothing(ledger: Database) -> None:
+    task = await known(ledger)
+    seen: list[Entry] = []
+    counts = await filling(ledger, task).look(await interval(ledger, FROM, FROM + HOUR), seen.append)
+    assert counts == {Fate.NEW: 2}
+    assert seen == [Entry(FROM, Fate.NEW), Entry(FROM + HOUR, Fate.NEW)]
+    assert await rows(ledger) == []
+
+
+async def test_slots_to_come_are_left_out(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await known(ledger)
+    monkeypatch.setattr("service.batch.slots.now_of", lambda _: asyncio.sleep(0, NOW))
+    wanted = await interval(ledger, NOW - HOUR, NOW + 24 * HOUR)
+    assert wanted.until == NOW and await wanted.count(10) == 1
+    assert await (await interval(ledger)).count(5) == 6  # more than were asked for
+
+
+async def test_there_is_nothing_to_backfill_without_a_schedule_or_an_interval(ledger: Database) -> None:
+    await known(ledger)
+    with pytest.raises(InvalidParameters, match="no slots from 2026-03-10 12:30:00 to 2026-03-10 00:00:00 UTC"):
+        await interval(ledger, NOW, FROM)
+    async with ledger.engine.begin() as connection:
+        await catalog.set_schedules(connection, {"tick": None}, {}, tables.new_id())
+    with pytest.raises(InvalidParameters, match="task tick: the ledger has no schedule"):
+        await interval(ledger)
+
+
+async def test_a_missed_range_that_is_backfilled_stays_accounted_for_and_counts_once(ledger: Database) -> None:
+    task = await known(ledger, missed="skip")
+    await fire(ledger, {"tick": task}, NOW)
+    before = await account(ledger)
+    assert (before.counts[Kind.MISSED], before.slots, before.is_complete) == (13, 13, True)
+    await filling(ledger, task).make(await interval(ledger, FROM + HOUR, FROM + 3 * HOUR))
+    after = await account(ledger)
+    assert (after.counts[Kind.RUN], after.counts[Kind.MISSED], after.slots) == (3, 10, 13)
+    assert after.is_complete and after.findings == []
+
+
+async def test_slots_that_are_backfilled_before_they_were_handled_do_not_run_twice(ledger: Database) -> None:
+    """No service runs; the next one finds them due."""
+    task = await known(ledger, missed=Missed("all"))
+    await filling(ledger, task).make(await interval(ledger))
+    await fire(ledger, {"tick": task}, NOW)
+    assert len(await rows(ledger)) == 13
+    found = await account(ledger)
+    assert (found.counts[Kind.RUN], found.is_complete) == (13, True)
+
+
+async def test_slots_before_the_schedule_began_may_be_filled_and_are_no_surplus(ledger: Database) -> None:
+    task = await known(ledger, missed="skip")
+    await fire(ledger, {"tick": task}, NOW)
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.tasks).values(accounted_from=FROM - 3 * HOUR))
+    await filling(ledger, task).make(await interval(ledger, FROM - 2 * HOUR, FROM - HOUR))
+    assert len(await rows(ledger)) == 2
+    found = await account(ledger)
+    assert (found.counts[Kind.SURPLUS], found.is_complete) == (0, True)
+
+
+async def test_todays_slot_does_not_wait_for_a_backfill(ledger: Database) -> None:
+    task = await known(ledger)
+    await filling(ledger, task).make(await interval(ledger, FROM, NOW - 2 * HOUR))
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.schedules).values(fired_until=NOW - HOUR))
+    await fire(ledger, {"tick": task}, NOW - HOUR / 2)
+    on_time = [run for run in await rows(ledger) if run["origin"] == "schedule"]
+    assert [(run["state"], run["rank"]) for run in on_time] == [("queued", Rank.ON_TIME)]
+
+
+async def test_ten_thousand_slots_are_made_in_seconds(ledger: Database) -> None:
+    task = await known(ledger, schedule="* * * * * *")
+    wanted = await interval(ledger, FROM, FROM + timedelta(seconds=9_999))
+    async with asyncio.timeout(20):
+        assert await filling(ledger, task).make(wanted) == {Fate.NEW: 10_000}

@@ -1,0 +1,335 @@
+"""Cancelling a run, and giving one that is over a new attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import insert as insert_into
+from sqlalchemy import update
+
+from service import clock, current_run
+from service.batch import again, cancel, claims, runner, runs, tables
+from service.batch.again import retry
+from service.batch.cancelling import LOOK_SECONDS, Cancelling
+from service.batch.engines.local import LocalEngine
+from service.batch.registry import Task
+from service.batch.states import FINAL, Origin, Rank, RunState
+from service.batch.tables import new_id
+from service.database.engine import Database
+from service.errors import InvalidParameters, UnknownRun
+from tests.batch.ledger_world import NODE, fire, know, make_task, rows, until
+from tests.batch.test_runs import NOW, claim, ending, finish, insert, new
+
+
+async def ask(ledger: Database, run_id: str, by: str = "ann") -> RunState | None:
+    async with ledger.engine.begin() as connection:
+        return await cancel.request_cancel(connection, run_id, f"cancelled by {by}", by)
+
+
+async def only(ledger: Database) -> dict[str, Any]:
+    (run,) = await rows(ledger)
+    return run
+
+
+# Asking.
+
+
+@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.RETRYING, RunState.INTERRUPTED])
+async def test_a_run_that_waits_is_cancelled_at_once(ledger: Database, state: RunState) -> None:
+    run = new(state=state)
+    await insert(ledger, run)
+    assert await ask(ledger, run.id) == RunState.CANCELLED
+    found = await only(ledger)
+    assert (found["state"], found["reason"], found["cancel_by"]) == ("cancelled", "cancelled by ann", "ann")
+    assert found["finished_at"] is not None
+    assert await claim(ledger, "t") == []
+
+
+async def test_a_run_that_is_running_gets_a_request_and_the_first_one_counts(ledger: Database) -> None:
+    await insert(ledger, new())
+    (claimed,) = await claim(ledger, "t")
+    assert [await ask(ledger, claimed.id, by) for by in ("ann", "bob")] == [RunState.RUNNING] * 2
+    found = await only(ledger)
+    assert (found["state"], found["finished_at"], found["reason"]) == ("running", None, None)
+    assert (found["cancel_by"], found["cancel_reason"]) == ("ann", "cancelled by ann")
+    async with ledger.reader.connect() as connection:
+        assert await cancel.requests(connection) == [cancel.Asked(claimed.id, claimed.fence, "cancelled by ann")]
+
+
+@pytest.mark.parametrize("state", FINAL)
+async def test_a_run_that_is_over_stays_as_it_is(ledger: Database, state: RunState) -> None:
+    run = new(state=state, reason="so it was", finished_at=NOW)
+    await insert(ledger, run)
+    before = await only(ledger)
+    assert await ask(ledger, run.id) == state
+    assert await only(ledger) == before
+
+
+async def test_a_run_that_is_not_there_can_not_be_cancelled(ledger: Database) -> None:
+    assert await ask(ledger, new_id()) is None
+
+
+# What the attempt makes of it.
+
+
+@pytest.mark.parametrize("state", [RunState.RETRYING, RunState.INTERRUPTED])
+async def test_a_run_with_a_request_neither_retries_nor_resumes(ledger: Database, state: RunState) -> None:
+    """Whoever writes its outcome: its node, the drain, or the rescue of a node that died."""
+    await insert(ledger, new())
+    (claimed,) = await claim(ledger, "t")
+    await ask(ledger, claimed.id)
+    outcome = ending(claimed, state, reason="no network", due_at=NOW)
+    assert await finish(ledger, outcome) == []
+    found = await only(ledger)
+    assert (found["state"], found["reason"]) == ("cancelled", "cancelled by ann")
+    assert found["finished_at"] == outcome.ended_at
+    assert [attempt["outcome"] for attempt in await rows(ledger, tables.attempts)] == [state]
+    assert await claim(ledger, "t") == []
+
+
+@pytest.mark.parametrize("state", [RunState.SUCCEEDED, RunState.FAILED])
+async def test_a_run_that_ended_before_its_node_saw_the_request_keeps_its_end(
+    ledger: Database, state: RunState
+) -> None:
+    await insert(ledger, new())
+    (claimed,) = await claim(ledger, "t")
+    await ask(ledger, claimed.id)
+    await finish(ledger, ending(claimed, state))
+    assert (await only(ledger))["state"] == state
+
+
+async def test_a_request_beside_the_write_of_a_retry_is_not_lost(ledger: Database) -> None:
+    """The outcome is written, and not committed yet, when the request comes."""
+    await insert(ledger, new())
+    (claimed,) = await claim(ledger, "t")
+    async with ledger.engine.begin() as connection:
+        await runs.finish(connection, [ending(claimed, RunState.RETRYING, due_at=NOW)])
+        if ledger.kind == "postgresql":
+            asking = asyncio.create_task(ask(ledger, claimed.id))
+            await asyncio.sleep(0.2)
+            assert not asking.done()
+    state = await asking if ledger.kind == "postgresql" else await ask(ledger, claimed.id)
+    assert (state, (await only(ledger))["state"]) == (RunState.CANCELLED, "cancelled")
+
+
+class World:
+    """An engine with its look-out, and one task."""
+
+    def __init__(self, ledger: Database, task: Task) -> None:
+        self.ledger = ledger
+        self.engine = LocalEngine(ledger, {task.name: task}, NODE, poll_seconds=0.05)
+        self.cancelling = Cancelling(ledger, self.engine)
+
+    async def cancelled(self) -> tuple[dict[str, Any], float]:
+        """Start it, ask, and return how the run ended, and how many seconds that took."""
+        await insert(self.ledger, new("tick"))
+        self.engine.wake()
+        await until(lambda: rows(self.ledger, state="running"))
+        run = await only(self.ledger)
+        began_at = time.monotonic()
+        await ask(self.ledger, run["id"])
+        (ended,) = await until(self._ended)
+        return ended, time.monotonic() - began_at
+
+    async def _ended(self) -> list[dict[str, Any]]:
+        return [run for run in await rows(self.ledger) if run["state"] in FINAL]
+
+
+@pytest.fixture
+async def worlds(ledger: Database) -> AsyncIterator[Any]:
+    made: list[World] = []
+
+    async def make(run: Any, **attributes: Any) -> World:
+        task = make_task("tick", None, run, **attributes)
+        await know(ledger, task)
+        made.append(World(ledger, task))
+        made[-1].engine.start()
+        made[-1].cancelling.start()
+        return made[-1]
+
+    yield make
+    for world in made:
+        await world.cancelling.stop()
+        await world.engine.drain(0)
+        await world.engine.stop()
+
+
+async def test_an_async_run_gets_a_cancelled_error_within_two_seconds(ledger: Database, worlds: Any) -> None:
+    seen: list[BaseException] = []
+
+    async def run(self: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            seen.append(error)
+            raise
+
+    ended, took = await (await worlds(run)).cancelled()
+    assert (ended["state"], ended["reason"], len(seen)) == ("cancelled", "cancelled by ann", 1)
+    assert took < 2
+    (attempt,) = await rows(ledger, tables.attempts)
+    assert (attempt["outcome"], attempt["error"]) == ("cancelled", None)
+
+
+def looks_at_cancelled(self: Any) -> str:
+    while not current_run().cancelled:
+        time.sleep(0.01)
+    return "stopped"
+
+
+def calls_checkpoint(self: Any) -> None:
+    while True:
+        current_run().checkpoint()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("run", [looks_at_cancelled, calls_checkpoint])
+async def test_a_sync_run_sees_it_and_stops(ledger: Database, worlds: Any, run: Any) -> None:
+    ended, took = await (await worlds(run)).cancelled()
+    assert (ended["state"], ended["reason"], ended["result"]) == ("cancelled", "cancelled by ann", None)
+    assert took < 2
+
+
+async def test_a_run_that_ignores_it_is_given_up(
+    ledger: Database, worlds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "ABANDON_SECONDS", 0.2)
+    free = asyncio.Event()
+
+    async def run(self: Any) -> None:
+        while not free.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await free.wait()
+
+    ended, took = await (await worlds(run)).cancelled()
+    assert (ended["state"], ended["reason"]) == ("cancelled", "cancelled by ann")
+    assert took < 2 + 0.2
+    free.set()
+
+
+async def test_a_request_to_another_fence_is_not_ours(ledger: Database, worlds: Any) -> None:
+    """This node lost the run: whoever holds it now cancels it."""
+    world = await worlds(looks_at_cancelled)
+    await insert(ledger, new("tick"))
+    world.engine.wake()
+    await until(lambda: rows(ledger, state="running"))
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).values(fence=7))
+    run = await only(ledger)
+    await ask(ledger, run["id"])
+    await world.cancelling.look()
+    assert [attempt.run.cancelled for attempt in world.engine.attempts] == [False]
+
+
+async def test_an_idle_node_does_not_ask(ledger: Database, worlds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[None] = []
+    monkeypatch.setattr("service.batch.cancelling.LOOK_SECONDS", 0.01)
+
+    async def look(self: Any) -> None:
+        looked.append(None)
+
+    monkeypatch.setattr(Cancelling, "look", look)
+    world = await worlds(looks_at_cancelled)
+    await asyncio.sleep(0.2)
+    assert looked == [] and LOOK_SECONDS <= 1
+    await insert(ledger, new("tick"))
+    world.engine.wake()
+    await until(lambda: rows(ledger, state="running"))
+    await until(lambda: asyncio.sleep(0, looked))
+    for attempt in world.engine.attempts:
+        attempt.cancel("cancelled by ann")
+    await until(lambda: rows(ledger, state="cancelled"))
+
+
+# A new attempt.
+
+
+@pytest.mark.parametrize("state", [RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED])
+async def test_a_run_that_is_over_goes_on_with_a_new_attempt(ledger: Database, state: RunState) -> None:
+    await insert(
+        ledger,
+        new(state=state, reason="so it was", attempt=2, fence=3, finished_at=NOW, started_at=NOW, origin="schedule"),
+    )
+    run = await only(ledger)
+    async with ledger.engine.begin() as connection:
+        await retry(connection, run["id"], "ann")
+    queued = await only(ledger)
+    assert (queued["state"], queued["rank"], queued["requested_by"]) == ("queued", Rank.MANUAL, "ann")
+    assert (queued["reason"], queued["finished_at"], queued["attempt"], queued["fence"]) == (None, None, 2, 3)
+    async with ledger.engine.begin() as connection:
+        (claimed,) = await claims_at(connection, run["id"])
+    assert (claimed.attempt, claimed.fence) == (3, 4)
+
+
+async def claims_at(connection: Any, run_id: str) -> Any:
+    return await claims.claim(connection, [run_id], NODE, clock.now())
+
+
+async def test_a_cancelled_run_that_is_retried_is_not_cancelled_again(ledger: Database) -> None:
+    await insert(ledger, new())
+    (claimed,) = await claim(ledger, "t")
+    await ask(ledger, claimed.id)
+    await finish(ledger, ending(claimed, RunState.CANCELLED, reason="cancelled by ann"))
+    async with ledger.engine.begin() as connection:
+        await retry(connection, claimed.id, "ann")
+        (once_more,) = await claims_at(connection, claimed.id)
+    async with ledger.reader.connect() as connection:
+        assert await cancel.requests(connection) == []
+    await finish(ledger, ending(once_more, RunState.RETRYING, due_at=NOW))
+    assert (await only(ledger))["state"] == "retrying"
+
+
+@pytest.mark.parametrize(
+    ("state", "word"), [(RunState.SUCCEEDED, "--again"), *((s, "not over") for s in ("queued", "running", "retrying"))]
+)
+async def test_what_can_not_be_retried_is_refused_with_its_state(ledger: Database, state: str, word: str) -> None:
+    run = new(state=state)
+    await insert(ledger, run)
+    async with ledger.engine.connect() as connection:
+        with pytest.raises(InvalidParameters, match=rf"{run.id}.*{state}.*{word}"):
+            await retry(connection, run.id, "ann")
+        with pytest.raises(UnknownRun):
+            await retry(connection, new_id(), "ann")
+    assert (await only(ledger))["state"] == state
+
+
+async def test_a_retried_run_of_a_slot_is_not_in_the_way_of_todays_slot(ledger: Database) -> None:
+    """The overlap policy looks at what is on time, and this is not any more."""
+    loaded = await know(ledger, make_task("tick", "0 * * * *"))
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.schedules).values(fired_until=NOW - timedelta(minutes=30)))
+    await fire(ledger, loaded, NOW)
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).values(state="failed", finished_at=NOW))
+    failed = await only(ledger)
+    async with ledger.engine.begin() as connection:
+        await retry(connection, failed["id"], "ann")
+    await fire(ledger, loaded, NOW + timedelta(hours=1))
+    assert [run["state"] for run in await rows(ledger)] == ["queued", "queued"]
+
+
+async def test_again_clears_the_checkpoints_and_leaves_the_fence(ledger: Database, application: Database) -> None:
+    over, active = new(state="succeeded", origin=Origin.MANUAL), new(state="running", attempt=1)
+    await insert(ledger, over, active)
+    async with application.engine.begin() as connection:
+        made = [{"run": run.id, "name": name, "fence": 1} for run in (over, active) for name in ("", "users")]
+        await connection.execute(insert_into(tables.checkpoints), made)
+    assert await again.again(ledger, application, [over.id, active.id], Rank.CATCH_UP, "ann") == {over.id}
+    left = {(row["run"], row["name"]) for row in await rows(application, tables.checkpoints)}
+    assert left == {(over.id, ""), (active.id, ""), (active.id, "users")}
+    assert [run["state"] for run in await rows(ledger)] == ["queued", "running"]
+
+
+async def test_what_is_not_over_does_not_begin_again(ledger: Database, application: Database) -> None:
+    run = new(state="running")
+    await insert(ledger, run)
+    with pytest.raises(InvalidParameters, match="is running"):
+        await again.retry_from_the_beginning(ledger, application, run.id, "ann")
+    with pytest.raises(UnknownRun):
+        await again.retry_from_the_beginning(ledger, application, new_id(), "ann")

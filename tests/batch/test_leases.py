@@ -1,0 +1,387 @@
+"""Leases on a boot-time clock that the tests move: who is silent, who is rescued, and what a node without one does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from service import clock, config, logs
+from service.batch import nodes, presence, tables
+from service.batch.heartbeat import Heartbeat
+from service.batch.lease import Lease, Observer
+from service.batch.rescue import rescue
+from service.batch.runs import Claimed
+from service.batch.slots import now_of
+from service.batch.tables import new_id
+from service.config import get_settings
+from service.database.engine import Database
+from service.host import BatchService
+from tests.batch.attempts import Begun
+from tests.batch.ledger_world import know, make_task, rows, until
+from tests.conftest import migrated_ledger
+
+
+class BootTime:
+    """The boot-time clock, moved on by so many seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = 0.0
+        real = clock.boottime
+        monkeypatch.setattr(clock, "boottime", lambda: real() + self.ahead)
+
+
+@pytest.fixture
+def boot_time(monkeypatch: pytest.MonkeyPatch) -> BootTime:
+    return BootTime(monkeypatch)
+
+
+class TestObserver:
+    def test_a_node_is_silent_after_a_whole_lease_with_the_same_counter(self, boot_time: BootTime) -> None:
+        observer = Observer(lease_seconds=30)
+        for _ in range(5):
+            assert observer.silent({"a": 1}) == set()
+            boot_time.ahead += 7.4  # five looks later it is 29.6 seconds
+        boot_time.ahead += 0.5
+        assert observer.silent({"a": 1}) == {"a"}
+        assert observer.silent({"a": 2}) == set()
+
+    def test_a_counter_that_moves_begins_a_lease_anew(self, boot_time: BootTime) -> None:
+        observer = Observer(lease_seconds=30)
+        for beats in range(20):
+            assert observer.silent({"a": beats // 2, "b": 1}) == ({"b"} if beats >= 3 else set())
+            boot_time.ahead += 10.1
+
+    def test_what_happened_while_nobody_looked_proves_nothing(self, boot_time: BootTime) -> None:
+        observer = Observer(lease_seconds=30)
+        observer.silent({"a": 1})
+        boot_time.ahead += 3600
+        assert observer.silent({"a": 1}) == set()
+
+    def test_a_node_that_was_away_is_watched_from_when_it_is_back(self, boot_time: BootTime) -> None:
+        observer = Observer(lease_seconds=30)
+        for beats in ({"a": 1}, {"a": 1}, {}, {"a": 1}):
+            assert observer.silent(beats) == set()
+            boot_time.ahead += 11
+
+
+def test_a_lease_counts_from_before_the_beat_was_sent_and_ends_before_others_see_it_end(boot_time: BootTime) -> None:
+    lease = Lease(30)
+    assert not lease.is_held
+    sent_at = clock.boottime()
+    boot_time.ahead = 20  # so long the ledger took to answer
+    lease.renew(sent_at)
+    boot_time.ahead = 24.5
+    assert lease.is_held
+    boot_time.ahead = 25
+    assert not lease.is_held
+    lease.renew(clock.boottime())
+    assert lease.is_held
+    lease.end()
+    assert not lease.is_held
+
+
+async def put_node(ledger: Database, **more: Any) -> str:
+    row = {"id": new_id(), "host": "elsewhere", "pid": 1, "version": "1", "draining": False, "tasks": ["theirs"]}
+    async with ledger.engine.begin() as connection:
+        now = await now_of(connection)
+        await connection.execute(tables.nodes.insert().values(**row, started_at=now, seen_at=now, **more))
+    return str(row["id"])
+
+
+async def put_run(ledger: Database, node: str, task: str = "theirs") -> str:
+    run = new_id()
+    async with ledger.engine.begin() as connection:
+        now = await now_of(connection)
+        new = {"id": run, "task": task, "origin": "manual", "rank": 2, "catch_up": False, "attempt": 1, "fence": 1}
+        held = {"state": "running", "node": node, "due_at": now, "created_at": now, "attempt_started_at": now}
+        await connection.execute(tables.runs.insert().values(**new, **held))
+    return run
+
+
+async def rescue_now(ledger: Database, dead: dict[str, int]) -> list[str]:
+    async with ledger.engine.begin() as connection:
+        return await rescue(connection, dead, await now_of(connection))
+
+
+async def test_a_dead_node_is_marked_as_stopped_and_its_run_interrupted(ledger: Database) -> None:
+    node, other = await put_node(ledger), await put_node(ledger)
+    run, theirs = await put_run(ledger, node), await put_run(ledger, other)
+    assert await rescue_now(ledger, {node: 0}) == [node]
+    assert (await rows(ledger, id=run))[0]["state"] == "interrupted"
+    assert (await rows(ledger, id=theirs))[0]["state"] == "running"
+    stopped = {row["id"] for row in await rows(ledger, tables.nodes) if row["stopped_at"] is not None}
+    assert stopped == {node}
+    async with ledger.reader.connect() as connection:
+        assert await nodes.live_tasks(connection) == {"theirs"}
+    await rescue_now(ledger, {other: 0})
+    async with ledger.reader.connect() as connection:
+        assert await nodes.live_tasks(connection) == set()
+
+
+async def test_a_node_that_beats_at_that_very_moment_is_left_alone(ledger: Database) -> None:
+    node = await put_node(ledger)
+    run = await put_run(ledger, node)
+    async with ledger.engine.begin() as connection:
+        assert await nodes.beat(connection, node, 0.0)
+    assert await rescue_now(ledger, {node: 0}) == []
+    assert (await rows(ledger, id=run))[0]["state"] == "running"
+    assert (await rows(ledger, tables.nodes))[0]["stopped_at"] is None
+
+
+async def test_a_run_that_was_claimed_after_its_node_was_taken_for_dead_is_found(ledger: Database) -> None:
+    """A process may be frozen between the look at its lease and the COMMIT of its claim, and die after that."""
+    node = await put_node(ledger)
+    await rescue_now(ledger, {node: 0})
+    async with ledger.reader.connect() as connection:
+        assert await nodes.others(connection, than=new_id()) == []
+    run = await put_run(ledger, node)
+    async with ledger.reader.connect() as connection:
+        (seen,) = await nodes.others(connection, than=new_id())
+    assert (seen.id, seen.is_stopped) == (node, True)
+    assert await rescue_now(ledger, {seen.id: seen.beats}) == [node]
+    assert (await rows(ledger, id=run))[0]["state"] == "interrupted"
+
+
+async def test_a_lock_that_a_frozen_node_holds_delays_no_heartbeat(postgres_database: str) -> None:
+    await migrated_ledger(postgres_database)
+    ledger = Database(postgres_database, setting="LEDGER_URL")
+    node = await put_node(ledger)
+    run = await put_run(ledger, node)
+    theirs = Database(postgres_database, setting="LEDGER_URL", pool_size=1, client=f"batch/{node}")
+    frozen = await theirs.engine.connect()
+    try:
+        await frozen.execute(update(tables.nodes).values(loop_lag=1.0))
+        async with asyncio.timeout(5):
+            assert await rescue_now(ledger, {node: 0}) == []
+            async with ledger.engine.begin() as connection:
+                await nodes.end_connections(connection, [node])
+                assert await rescue(connection, {node: 0}, await now_of(connection)) == [node]
+        assert (await rows(ledger, id=run))[0]["state"] == "interrupted"
+    finally:
+        await frozen.invalidate()
+        await theirs.dispose()
+        await ledger.dispose()
+
+
+async def test_a_lost_run_that_may_not_run_again_has_failed(ledger: Database) -> None:
+    await know(ledger, make_task("once", rerun=False), make_task("often"))
+    node = await put_node(ledger)
+    once, often = await put_run(ledger, node, "once"), await put_run(ledger, node, "often")
+    await rescue_now(ledger, {node: 0})
+    (failed,) = await rows(ledger, id=once)
+    assert (failed["state"], failed["reason"]) == ("failed", "the node was lost while it ran")
+    assert failed["finished_at"] is not None
+    assert (await rows(ledger, id=often))[0]["state"] == "interrupted"
+    assert {row["outcome"] for row in await rows(ledger, tables.attempts)} == {"lost"}
+
+
+async def test_an_attempt_that_may_not_run_again_fails_when_the_service_stops_once_it_has_begun() -> None:
+    async def run(self: object) -> None:
+        await asyncio.Event().wait()
+
+    begun = Begun(run, rerun=False)
+    await asyncio.sleep(0)
+    begun.attempt.interrupt("the service stopped")
+    ending = await begun.ending()
+    assert (ending.state, ending.outcome) == ("failed", "interrupted")
+    assert ending.reason == "the service stopped while it ran, and it is not run again (rerun = False)"
+
+
+async def test_an_attempt_that_may_not_run_again_is_resumed_where_it_had_not_begun() -> None:
+    begun = Begun(lambda self: None, rerun=False)
+    begun.attempt.interrupt("the service stopped")
+    assert (await begun.ending()).state == "interrupted"
+
+
+async def test_a_node_of_another_machine_that_falls_silent_is_rescued_after_a_lease(ledger: Database) -> None:
+    """It has no locked file here, so its counter alone tells."""
+    node = await put_node(ledger)
+    run = await put_run(ledger, node)
+    rescued = asyncio.Event()
+    url = ledger.url.render_as_string(hide_password=False)
+    heart = Heartbeat(url, await put_node(ledger), Lease(1), beat_seconds=0.1, lease_seconds=1)
+    began_at = clock.boottime()
+    heart.start(on_loss=lambda: None, on_rescue=rescued.set)
+    await asyncio.wait_for(rescued.wait(), 10)
+    assert clock.boottime() - began_at >= 1
+    await asyncio.to_thread(heart.stop)
+    assert (await rows(ledger, id=run))[0]["state"] == "interrupted"
+
+
+async def test_others_are_looked_at_between_the_beats_too(ledger: Database) -> None:
+    url = ledger.url.render_as_string(hide_password=False)
+    node, own = await put_node(ledger), await put_node(ledger)
+    process = presence.Presence(presence.folder_of(url), node)
+    rescued = asyncio.Event()
+    heart = Heartbeat(url, own, Lease(300), beat_seconds=100, lease_seconds=300)
+    heart.start(on_loss=lambda: None, on_rescue=rescued.set)
+    await until(lambda: rows(ledger, tables.nodes, id=own, beats=1))
+    assert not rescued.is_set()
+    process.end()
+    (presence.folder_of(url) / node).touch()
+    await asyncio.wait_for(rescued.wait(), 10)
+    await asyncio.to_thread(heart.stop)
+    assert (await rows(ledger, tables.nodes, id=own))[0]["beats"] == 1
+
+
+class World:
+    """A service with a task whose first run waits, and counts how often its body was called."""
+
+    def __init__(self, ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ledger = ledger
+        self.calls = 0
+        self.stops = 0
+        self.is_cut_off = False
+        beat = nodes.beat
+
+        async def may_fail(*args: Any) -> bool:
+            if self.is_cut_off:
+                raise ConnectionRefusedError("the ledger is away")
+            return await beat(*args)
+
+        monkeypatch.setattr(nodes, "beat", may_fail)
+
+        async def run(_: object) -> str:
+            self.calls += 1
+            if self.calls > 1:
+                return "done"
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.stops += 1
+                raise
+            return "never"
+
+        make_task("long", "* * * * * *", run)
+        self.service = BatchService(get_settings())
+
+    async def running(self) -> dict[str, Any]:
+        async def begun() -> list[dict[str, Any]]:
+            return await rows(self.ledger, state="running") if self.calls else []
+
+        return dict((await until(begun))[0])
+
+    async def has_stopped(self) -> bool:
+        return self.stops == 1
+
+    async def has_no_lease(self) -> bool:
+        return not self.service.node.lease.is_held and bool(self.stops)
+
+
+@pytest.fixture
+async def world(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    settings = {"HEARTBEAT_SECONDS": "0.2", "LEASE_SECONDS": "30", "POLL_SECONDS": "0.05", "DRAIN_SECONDS": "0"}
+    settings["LEDGER_URL"] = ledger.url.render_as_string(hide_password=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    config.forget_settings()
+    logs.set_up("INFO")
+    world = World(ledger, monkeypatch)
+    await world.service.start()
+    yield world
+    world.is_cut_off = False
+    await world.service.stop()
+
+
+async def test_a_node_that_cannot_renew_gives_up_its_runs_before_its_lease_ends(
+    world: World, boot_time: BootTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger().addHandler(caplog.handler)
+    held = await world.running()
+    world.is_cut_off = True
+    boot_time.ahead = 24
+    await asyncio.sleep(0.3)
+    assert world.stops == 0
+    boot_time.ahead = 25.1  # others wait until 30
+    await until(world.has_no_lease)
+    assert (await world.service.readiness())["lease"] == "it could not be renewed, so nothing is started until it is"
+    world.service.engine.doubt()  # whatever the ledger says this node holds
+    before = await rows(world.ledger)
+    await asyncio.sleep(1.3)  # a slot comes due, and is left to others
+    assert world.calls == 1
+    assert len(await rows(world.ledger)) == len(before)
+    world.is_cut_off = False
+    (done,) = await until(lambda: rows(world.ledger, id=held["id"], state="succeeded"))
+    assert (done["fence"], done["attempt"], done["node"]) == (2, 1, world.service.node.id)
+    attempts = await rows(world.ledger, tables.attempts, run=held["id"])
+    assert [attempt["outcome"] for attempt in attempts] == ["interrupted", "succeeded"]
+    assert caplog.text.count("could not renew its lease in time") == 1
+
+
+async def test_a_machine_that_wakes_up_gives_up_its_runs_even_if_nobody_took_them(
+    world: World, boot_time: BootTime
+) -> None:
+    held = await world.running()
+    boot_time.ahead = 3600
+    await until(lambda: rows(world.ledger, id=held["id"], state="succeeded"))
+    assert (world.calls >= 2, world.stops) == (True, 1)
+
+
+async def take_for_dead(world: World, then: Callable[[], None] = lambda: None) -> None:
+    async with world.ledger.engine.begin() as connection:
+        beats = {node.id: node.beats for node in await nodes.others(connection, than=new_id())}
+        assert await rescue(connection, beats, await now_of(connection)) == [world.service.node.id]
+        then()
+
+
+async def test_a_node_that_was_taken_for_dead_gives_up_and_comes_back_under_its_id(
+    world: World, boot_time: BootTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger().addHandler(caplog.handler)
+    held = await world.running()
+    await take_for_dead(world, lambda: setattr(boot_time, "ahead", 31))
+    (done,) = await until(lambda: rows(world.ledger, id=held["id"], state="succeeded"))
+    assert (done["fence"], done["result"], world.stops) == (2, "done", 1)
+    attempts = await rows(world.ledger, tables.attempts, run=held["id"])
+    assert [attempt["outcome"] for attempt in attempts] == ["lost", "succeeded"]
+    (node,) = await rows(world.ledger, tables.nodes)
+    assert (node["id"], node["stopped_at"]) == (done["node"], None)
+    assert caplog.text.count("this node lost its lease") == 1
+    assert f"another node holds run {held['id']}" in caplog.text
+    assert await world.service.readiness() == {}
+    await until(lambda: rows(world.ledger, state="succeeded", fence=1))  # and it runs further slots
+
+
+async def test_a_node_that_was_taken_for_dead_while_its_lease_held_gives_up_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = await world.running()
+    monkeypatch.setattr(world.service.engine, "_is_claiming", False)
+    await take_for_dead(world)
+    await until(world.has_stopped)
+    assert [run["state"] for run in await rows(world.ledger, id=held["id"])] == ["interrupted"]
+
+
+async def test_a_node_that_claims_a_run_again_ends_its_own_lost_attempt_first(world: World) -> None:
+    held = await world.running()
+    await take_for_dead(world)
+    await until(lambda: rows(world.ledger, id=held["id"], state="succeeded"))
+    await until(world.has_stopped)
+
+
+async def test_a_node_whose_row_is_gone_registers_anew(world: World) -> None:
+    await world.running()
+    async with world.ledger.engine.begin() as connection:
+        await connection.execute(tables.nodes.delete())
+    (node,) = await until(lambda: rows(world.ledger, tables.nodes))
+    assert (node["id"], node["tasks"]) == (world.service.node.id, ["long"])
+
+
+async def test_what_was_claimed_while_the_process_was_frozen_is_not_begun(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.running()
+    engine = world.service.engine
+    run = await put_run(world.ledger, world.service.node.id, "long-too")
+    (row,) = await rows(world.ledger, id=run)
+    claimed = Claimed(**{name: row[name] for name in Claimed.__dataclass_fields__})
+    claimed.task = "long"
+    monkeypatch.setattr(engine, "may_work", lambda: False)
+    engine.launch([claimed])
+    await until(lambda: rows(world.ledger, id=run, state="interrupted"))
+    assert world.calls == 1

@@ -1,0 +1,180 @@
+"""When a failed run is tried again: its own waits, RetryAfter, and the Retry-After of an httpx response."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from service import BatchError, Retry, RetryAfter, clock
+from service.batch import runner
+from service.batch.retryafter import seconds_asked
+from service.batch.runner import Ending
+from service.batch.states import RunState
+from service.errors import DomainError, InvalidParameters
+from tests.batch.attempts import Begun, ending_of
+
+NOW = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
+RETRY = Retry(attempts=3, wait=10, jitter=0, max_wait=100)
+
+
+def answered(status: int, header: str | None = None) -> httpx.HTTPStatusError:
+    """What raise_for_status() raises."""
+    request = httpx.Request("GET", "https://prices.example/")
+    headers = {} if header is None else {"Retry-After": header.encode("latin-1")}
+    response = httpx.Response(status, headers=headers, request=request)
+    return httpx.HTTPStatusError(f"{status}", request=request, response=response)
+
+
+async def failed_with(error: BaseException, retry: Retry = RETRY, number: int = 1) -> Ending:
+    async def run(self: Any) -> None:
+        raise error
+
+    return await ending_of(run, retry=retry, number=number)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7),
+        ("0", 0),
+        (" 7 ", 7),
+        ("Tue, 10 Mar 2026 12:01:30 GMT", 60),
+        ("Tue, 10 Mar 2026 12:01:30 -0000", 60),
+        ("Tue, 10 Mar 2026 11:00:00 GMT", 0),
+        ("Tuesday, 10-Mar-26 12:01:30 GMT", 60),
+    ],
+)
+async def test_what_a_response_asks_for_takes_the_place_of_our_wait(header: str, seconds: float) -> None:
+    with clock.moved(NOW):
+        ending = await failed_with(answered(429, header))
+    assert (ending.state, ending.wait) == (RunState.RETRYING, seconds)
+
+
+@pytest.mark.parametrize("header", [None, "", "soon", "-5", "1.5", "²", "Tue, 99 Mar 2026 12:01:30 GMT", "1e9"])
+async def test_a_header_that_says_nothing_leaves_our_wait(header: str | None) -> None:
+    assert (await failed_with(answered(503, header))).wait == 10
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answered(429, "101"),
+        answered(429, "9" * 400),
+        answered(503, "Tue, 10 Mar 2099 12:01:30 GMT"),
+        RetryAfter(101),
+        RetryAfter(timedelta(days=9)),
+        RetryAfter(float("inf")),
+    ],
+)
+async def test_no_wait_is_longer_than_max_wait(error: BaseException) -> None:
+    assert (await failed_with(error)).wait == 100
+
+
+async def test_jitter_never_leads_past_max_wait() -> None:
+    waits = [Retry(wait=100, max_wait=100, jitter=1).seconds_before(2) for _ in range(200)]
+    assert max(waits) == 100 and min(waits) < 50
+
+
+async def test_a_response_is_only_heeded_where_its_error_is_tried_again() -> None:
+    ending = await failed_with(answered(429, "7"), Retry(attempts=3, on=OSError))
+    assert (ending.state, ending.wait) == (RunState.FAILED, None)
+
+
+async def test_a_raised_retry_after_is_tried_again_whatever_on_says() -> None:
+    ending = await failed_with(RetryAfter(7, "the report is not ready"), Retry(attempts=3, on=OSError))
+    assert (ending.state, ending.outcome, ending.wait) == (RunState.RETRYING, "failed", 7)
+    assert ending.reason == "RetryAfter: the report is not ready"
+
+
+async def test_a_sync_run_may_raise_it_too() -> None:
+    def run(self: Any) -> None:
+        raise RetryAfter(timedelta(seconds=7))
+
+    ending = await ending_of(run, retry=RETRY)
+    assert (ending.wait, ending.reason) == (7, "RetryAfter: to be tried again after 7 s")
+
+
+@pytest.mark.parametrize("retry", [Retry(), Retry(attempts=3)])
+async def test_it_counts_as_an_attempt(retry: Retry) -> None:
+    ending = await failed_with(RetryAfter(7), retry, number=retry.attempts)
+    assert (ending.state, ending.wait) == (RunState.FAILED, None)
+
+
+@pytest.mark.parametrize(("seconds", "wait"), [(0, 0), (-5, 0), (float("nan"), 0), (0.25, 0.25)])
+async def test_seconds_that_make_no_sense_are_none(seconds: float, wait: float) -> None:
+    assert (await failed_with(RetryAfter(seconds))).wait == wait
+
+
+def test_retry_after_is_an_error_of_ours_that_survives_another_process() -> None:
+    error = pickle.loads(pickle.dumps(RetryAfter(7, "not yet")))
+    assert isinstance(error, BatchError) and not isinstance(error, DomainError)
+    assert (error.seconds, error.message) == (7, "not yet")
+
+
+def test_other_errors_ask_for_nothing() -> None:
+    assert seconds_asked(ValueError()) is None
+    assert seconds_asked(InvalidParameters("no")) is None
+    assert seconds_asked(httpx.ConnectTimeout("no")) is None
+
+
+def test_httpx_is_not_loaded_for_it() -> None:
+    code = "import sys; from service.batch.retryafter import *; seconds_asked(OSError()); print('httpx' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("is_sync", [False, True])
+async def test_a_run_that_swallows_its_cancellation_and_then_returns_has_timed_out(is_sync: bool) -> None:
+    async def stubborn(self: Any) -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return "done all the same"
+
+    def sync(self: Any) -> str:
+        while not begun.run.cancelled:
+            time.sleep(0.005)
+        return "done all the same"
+
+    begun = Begun(sync if is_sync else stubborn, timeout=0.05)
+    ending = await begun.ending()
+    assert (ending.state, ending.outcome, ending.result) == (RunState.FAILED, "timed out", None)
+
+
+async def test_what_is_left_of_a_run_that_does_not_stop_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runner, "ABANDON_SECONDS", 0.05)
+    let_go = asyncio.Event()
+
+    async def run(self: Any) -> None:
+        while not let_go.is_set():
+            try:
+                await let_go.wait()
+            except asyncio.CancelledError:
+                continue
+        raise ValueError("too late")
+
+    begun = Begun(run, timeout=0.05)
+    ending = await begun.ending()
+    begun.attempt.abandon()
+    let_go.set()
+    await asyncio.sleep(0.02)
+    assert (ending.state, ending.outcome, len(begun.ended)) == (RunState.FAILED, "timed out", 1)
+    told = [record for record in caplog.records if "was given up" in record.getMessage()]
+    assert len(told) == 1 and not any("too late" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_date_is_read_as_the_web_writes_it() -> None:
+    with clock.moved(NOW):
+        header = format_datetime(NOW + timedelta(seconds=42), usegmt=True)
+        assert seconds_asked(answered(503, header)) == 42

@@ -1,0 +1,322 @@
+"""Pruning: what goes, what stays, and what `batch account` says afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event, select, text, update
+from sqlalchemy import insert as insert_into
+
+from service import clock
+from service.batch import accounting, logbook, pruning, tables
+from service.batch.account import Account, Kind
+from service.batch.again import retry
+from service.batch.context import LogLine
+from service.batch.logbook import Block
+from service.batch.pruning import Keep, Pruner
+from service.batch.registry import Task
+from service.batch.states import Origin, RunState
+from service.batch.tables import new_id
+from service.batch.upkeep import Upkeep
+from service.database.engine import Database
+from tests.batch.ledger_world import know, make_task, rows, until
+from tests.batch.test_runs import insert, new
+
+NOW = clock.now().replace(minute=30, second=0, microsecond=0)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+OLD = NOW - 100 * DAY
+YOUNG = NOW - 80 * DAY
+
+
+@pytest.fixture(autouse=True)
+async def one_database_for_both(ledger: Database) -> None:
+    """The application's tables in the ledger's database, as on PostgreSQL."""
+    async with ledger.engine.begin() as connection:
+        await connection.run_sync(tables.companions.create_all)
+
+
+def pruner(ledger: Database, application: Database | None = None, days: float = 90, per_task: int = 1) -> Pruner:
+    return Pruner(ledger, application or ledger, Keep(days, per_task), pause=0)
+
+
+def over(at: datetime, task: str = "tick", state: str = RunState.SUCCEEDED, **more: Any) -> Any:
+    return new(task, state=state, created_at=at, due_at=at, finished_at=at, **more)
+
+
+def of_slot(slot: datetime, **more: Any) -> Any:
+    return over(slot, slot=slot, origin=Origin.SCHEDULE, **more)
+
+
+async def known(ledger: Database, *names: str, since: datetime = OLD - 10 * DAY) -> list[Task]:
+    """Tasks that fire each hour, whose schedules have been in force since then."""
+    tasks = [make_task(name, "0 * * * *") for name in names or ("tick",)]
+    await know(ledger, *tasks)
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.schedules).values(valid_from=since, fired_until=NOW))
+        await connection.execute(update(tables.tasks).values(accounted_from=since))
+    return tasks
+
+
+async def left(ledger: Database) -> set[str]:
+    return {run["id"] for run in await rows(ledger)}
+
+
+# Runs.
+
+
+async def test_a_run_that_ended_long_ago_goes_and_a_younger_one_stays(ledger: Database) -> None:
+    await known(ledger)
+    old, young = over(OLD), over(YOUNG)
+    await insert(ledger, old, young)
+    assert await pruner(ledger).prune() == Counter(runs=1)
+    assert await left(ledger) == {young.id}
+    assert +await pruner(ledger).prune() == Counter()
+
+
+@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.RUNNING, RunState.RETRYING, RunState.INTERRUPTED])
+async def test_a_run_that_is_not_over_never_goes(ledger: Database, state: RunState) -> None:
+    await known(ledger)
+    active = new("tick", state=state, created_at=OLD, due_at=OLD)
+    late = over(YOUNG)
+    late.created_at = OLD  # it was made long ago, and ended lately
+    await insert(ledger, active, late, over(YOUNG))
+    assert +await pruner(ledger).prune() == Counter()
+    assert len(await left(ledger)) == 3
+
+
+async def test_the_newest_runs_of_each_task_stay_however_old_they_are(ledger: Database) -> None:
+    await known(ledger, "often", "rarely")
+    often = [over(OLD - n * HOUR, "often") for n in range(7)]
+    rarely = [over(OLD - n * DAY, "rarely") for n in range(3)]
+    await insert(ledger, *often, *rarely)
+    assert await pruner(ledger, per_task=4).count() == {"often": 3}
+    assert await pruner(ledger, per_task=4).prune() == Counter(runs=3)
+    assert await left(ledger) == {run.id for run in (*often[:4], *rarely)}
+
+
+async def test_what_belongs_to_a_run_goes_with_it(ledger: Database, application: Database) -> None:
+    await known(ledger)
+    old, young = over(OLD), over(YOUNG)
+    await insert(ledger, old, young)
+    both = [old.id, young.id]
+    lines = [LogLine("at", "info", "x", f"line {number}") for number in range(3)]
+    ended = {"fence": 1, "number": 1, "started_at": OLD, "ended_at": OLD, "outcome": "succeeded"}
+    async with ledger.engine.begin() as connection:
+        await connection.execute(insert_into(tables.attempts), [{"run": run, **ended} for run in both])
+        await logbook.write(connection, logbook.pack([Block(run, 1, 1, 0, lines) for run in both]))
+    async with application.engine.begin() as connection:
+        made = [{"run": run, "name": name, "fence": 1} for run in both for name in ("", "users")]
+        await connection.execute(insert_into(tables.checkpoints), made)
+        await connection.execute(insert_into(tables.once), [{"key": run, "run": run, "at": OLD} for run in both])
+    await pruner(ledger, application).prune()
+    for database, table in (
+        (ledger, tables.attempts),
+        (ledger, tables.log),
+        (application, tables.checkpoints),
+        (application, tables.once),
+    ):
+        assert {row["run"] for row in await rows(database, table)} == {young.id}, table.name
+
+
+async def test_a_long_log_goes_in_several_steps(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await known(ledger)
+    monkeypatch.setattr(pruning, "BLOCKS", 10)
+    old = over(OLD)
+    await insert(ledger, old, over(YOUNG))
+    line = [LogLine("at", "info", "x", "line")]
+    async with ledger.engine.begin() as connection:
+        await logbook.write(connection, logbook.pack([Block(old.id, 1, 1, number, line) for number in range(35)]))
+    await pruner(ledger).prune()
+    assert await rows(ledger, tables.log) == []
+
+
+async def test_a_run_that_is_retried_in_between_stays(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await known(ledger)
+    old, other = (over(OLD, state=RunState.FAILED) for _ in range(2))
+    await insert(ledger, old, other, over(YOUNG))
+    clear = Pruner._delete_logs
+
+    async def clear_and_retry(self: Pruner, ids: list[str]) -> None:
+        await clear(self, ids)
+        async with ledger.engine.begin() as connection:
+            await retry(connection, old.id, "ann")
+
+    monkeypatch.setattr(Pruner, "_delete_logs", clear_and_retry)
+    assert await pruner(ledger).prune() == Counter(runs=1)
+    assert old.id in await left(ledger) and other.id not in await left(ledger)
+
+
+async def test_two_that_prune_at_once_do_no_harm(ledger: Database) -> None:
+    await known(ledger)
+    await insert(ledger, *[over(OLD - n * HOUR) for n in range(1_000)], over(YOUNG))
+    counts = await asyncio.gather(*(pruner(ledger).prune() for _ in range(3)))
+    assert sum(counted["runs"] for counted in counts) == 1_000
+    assert len(await left(ledger)) == 1
+
+
+# The account.
+
+
+async def account(ledger: Database) -> Account:
+    async with ledger.reader.connect() as connection:
+        (found,) = [one async for one in accounting.accounts(connection, OLD - 20 * DAY, NOW, "tick")]
+    return found
+
+
+async def missed(ledger: Database, first: datetime, last: datetime) -> None:
+    """A range of the hourly slots."""
+    count = (last - first) // HOUR + 1
+    row = {"first_slot": first, "last_slot": last, "count": count, "reason": "the service was down", "created_at": NOW}
+    async with ledger.engine.begin() as connection:
+        await connection.execute(insert_into(tables.missed), [{"id": new_id(), "task": "tick", **row}])
+
+
+def hours(first: datetime, last: datetime) -> list[Any]:
+    return [of_slot(first + n * HOUR) for n in range((last - first) // HOUR + 1)]
+
+
+async def test_the_account_stays_true_and_begins_where_the_runs_do(ledger: Database) -> None:
+    begin = (OLD - 10 * DAY).replace(minute=0)
+    await known(ledger, since=begin - HOUR / 2)
+    half = begin + 5 * DAY
+    await insert(ledger, *hours(begin, half))
+    await missed(ledger, half + HOUR, OLD.replace(minute=0))
+    await missed(ledger, OLD.replace(minute=0) + HOUR, YOUNG.replace(minute=0))
+    await insert(ledger, *hours(YOUNG.replace(minute=0) + HOUR, NOW.replace(minute=0)))
+    before = await account(ledger)
+    assert before.is_complete and before.findings == []
+    went = await pruner(ledger).prune()
+    assert went == Counter({"runs": 5 * 24 + 1, "missed ranges": 1})
+    after = await account(ledger)
+    assert after.is_complete and after.findings == []
+    assert after.counts[Kind.GAP] == 0 and after.counts[Kind.RUN] == before.counts[Kind.RUN] - went["runs"]
+    assert abs(after.since - (clock.now() - 90 * DAY)) < HOUR
+
+
+async def test_the_account_does_not_begin_before_a_slot_whose_run_is_gone(ledger: Database) -> None:
+    """A kept run of an older slot, which was caught up or backfilled later, does not hold it back."""
+    begin = (OLD - 10 * DAY).replace(minute=0)
+    await known(ledger, since=begin - HOUR / 2)
+    backfilled = of_slot(begin)
+    backfilled.created_at = backfilled.finished_at = YOUNG
+    await insert(ledger, backfilled, *hours(begin + HOUR, begin + 9 * HOUR), over(NOW))
+    await pruner(ledger).prune()
+    assert len(await left(ledger)) == 2
+    found = await account(ledger)
+    assert found.since > begin + 9 * HOUR
+
+
+async def test_schedules_and_ranges_that_an_account_needs_stay(ledger: Database) -> None:
+    """Few runs, so all of them are kept, and so is what explains the slots between them."""
+    begin = (OLD - 10 * DAY).replace(minute=0)
+    await known(ledger, since=begin - HOUR / 2)
+    await insert(ledger, of_slot(begin))
+    await missed(ledger, begin + HOUR, begin + 5 * HOUR)
+    await missed(ledger, begin + 6 * HOUR, NOW.replace(minute=0))
+    assert +await pruner(ledger, per_task=100).prune() == Counter()
+    assert (await account(ledger)).is_complete
+
+
+async def test_schedules_that_ended_long_ago_go(ledger: Database) -> None:
+    await known(ledger)
+    ended = {"task": "tick", "cron": "5 * * * *", "timezone": "UTC", "node": new_id(), "fired_until": OLD}
+    async with ledger.engine.begin() as connection:
+        made = [
+            {"id": new_id(), "valid_from": at - DAY, "valid_until": at, **ended} for at in (OLD - DAY, YOUNG + HOUR)
+        ]
+        await connection.execute(insert_into(tables.schedules), made)
+    assert +await pruner(ledger).prune() == Counter(schedules=1)
+    assert [row["valid_until"] for row in await rows(ledger, tables.schedules) if row["valid_until"]] == [YOUNG + HOUR]
+
+
+async def test_the_newest_missed_range_stays_for_firing_may_make_it_longer(ledger: Database) -> None:
+    await known(ledger)
+    await missed(ledger, OLD.replace(minute=0) - 3 * HOUR, OLD.replace(minute=0))
+    await insert(ledger, over(OLD), over(YOUNG))
+    assert await pruner(ledger).prune() == Counter(runs=1)
+    assert len(await rows(ledger, tables.missed)) == 1
+
+
+async def test_nodes_that_stopped_go_after_a_day_and_those_that_live_stay(ledger: Database) -> None:
+    same = {"host": "h", "pid": 1, "version": "1", "started_at": OLD, "seen_at": OLD, "draining": False, "tasks": []}
+    stopped = {"old": NOW - 2 * DAY, "young": NOW - HOUR, "alive": None, "old, with a run": NOW - 2 * DAY}
+    made = [{"id": new_id(), "stopped_at": at, **same} for at in stopped.values()]
+    await insert(ledger, new("tick", state=RunState.RUNNING, node=made[-1]["id"]))
+    async with ledger.engine.begin() as connection:
+        await connection.execute(insert_into(tables.nodes), made)
+    assert +await pruner(ledger).prune() == Counter(nodes=1)
+    assert {row["id"] for row in await rows(ledger, tables.nodes)} == {node["id"] for node in made[1:]}
+
+
+# How it is done.
+
+
+async def test_the_service_prunes_by_itself_and_survives_what_goes_wrong(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("service.batch.upkeep.EVERY_SECONDS", 0.02)
+    caplog.set_level(logging.INFO, "service.batch")
+    await known(ledger)
+    await insert(ledger, over(OLD), over(YOUNG))
+    upkeep = Upkeep(pruner(ledger), first=0)
+    failures = iter([OSError("the disk is full"), ValueError("a mistake of ours")])
+    prune = Pruner.prune
+
+    async def fail_at_first(self: Pruner) -> Counter[str]:
+        for failure in failures:
+            raise failure
+        return await prune(self)
+
+    monkeypatch.setattr(Pruner, "prune", fail_at_first)
+    upkeep.start()
+    await until(lambda: asyncio.sleep(0.01, "pruned 1 runs" in caplog.text))
+    assert upkeep.is_alive and "the disk is full" in caplog.text and "a mistake of ours" in caplog.text
+    await upkeep.stop()
+    assert len(await left(ledger)) == 1
+
+
+async def test_a_ledger_with_nothing_old_is_asked_a_handful_of_questions(ledger: Database) -> None:
+    await known(ledger, *(f"task-{number}" for number in range(50)), since=YOUNG)
+    await insert(ledger, over(YOUNG))
+    statements: list[str] = []
+
+    def count(*given: Any) -> None:
+        statements.append(given[2])
+
+    engines = (
+        [ledger.engine, ledger.reader] if ledger.kind == "sqlite" else [ledger.engine]
+    )  # the reader is a view of it
+    for engine in engines:
+        event.listen(engine.sync_engine, "before_cursor_execute", count)
+    await pruner(ledger).prune()
+    assert len([one for one in statements if one != "BEGIN"]) < 9, statements
+
+
+async def test_no_transaction_of_a_large_ledger_holds_others_up_for_long(ledger: Database) -> None:
+    await known(ledger)
+    await insert(ledger, *[of_slot(OLD - n * timedelta(seconds=1)) for n in range(4_000)], over(YOUNG))
+    line = [LogLine("at", "info", "x", "line")]
+    async with ledger.engine.begin() as connection:
+        ids = (await connection.execute(select(tables.runs.c.id))).scalars().all()
+        await logbook.write(connection, logbook.pack([Block(run, 1, 1, 0, line) for run in ids]))
+    waits: list[float] = []
+
+    async def write_beside() -> None:
+        while True:
+            began_at = time.monotonic()
+            async with ledger.engine.begin() as connection:
+                await connection.execute(text("UPDATE batch_tasks SET description = 'written meanwhile'"))
+            waits.append(time.monotonic() - began_at)
+            await asyncio.sleep(0.01)
+
+    beside = asyncio.create_task(write_beside())
+    assert (await pruner(ledger).prune())["runs"] == 4_000
+    beside.cancel()
+    waits.sort()
+    assert len(waits) > 10 and waits[len(waits) // 2] < 0.2, waits[-5:]

@@ -1,0 +1,304 @@
+"""`batch pause`, `resume`, `cancel`, `retry`, `backfill`, `prune`, `run --queue`: beside a service, and without one."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from service import TaskRegistry, clock
+from service.batch import catalog, slots, tables
+from service.batch.account import Kind
+from service.batch.loader import load_tasks
+from service.batch.states import Origin
+from service.config import get_settings
+from service.database.engine import Database
+from service.listing import accounts
+from tests.batch.ledger_world import fire, know, make_task, rows, until
+from tests.batch.test_runs import insert, new
+from tests.commands import Batch, in_this_process, refuses
+from tests.processes import batch as command
+from tests.processes import service
+
+TASKS = '''
+import asyncio
+import time
+from service import BaseTask, current_run, get_logger
+
+class Long(BaseTask):
+    """Goes on until it is stopped."""
+    name, schedule = "long", None
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+class Sync(BaseTask):
+    """The same in a thread."""
+    name, schedule = "sync", None
+
+    def run(self) -> None:
+        while True:
+            current_run().checkpoint()
+            time.sleep(0.01)
+
+class Tick(BaseTask):
+    """Each hour."""
+    name, schedule = "tick", "0 * * * *"
+
+    async def run(self, fail: bool = False) -> str:
+        get_logger("tick").info(f"this is {current_run().origin}")
+        if fail:
+            raise ValueError("as asked for")
+        return "done"
+
+class Often(BaseTask):
+    name, schedule = "often", "* * * * * *"
+
+    async def run(self) -> None: ...
+'''
+ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
+
+
+@pytest.fixture
+def batch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
+    monkeypatch.setenv("LOGNAME", "ann")
+    yield from in_this_process(capsys, monkeypatch)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> None:
+    (tmp_path / "tasks/all.py").write_text(TASKS)
+
+
+def settings_of(ledger: Database) -> dict[str, str]:
+    return {"LEDGER_URL": ledger.url.render_as_string(hide_password=False), "LOGNAME": "ann", "POLL_SECONDS": "0.2"}
+
+
+def url_of(ledger: Database) -> str:
+    return settings_of(ledger)["LEDGER_URL"]
+
+
+async def call(batch: Batch, ledger: Database, *words: str) -> Any:
+    return await asyncio.to_thread(batch, *words, LEDGER_URL=url_of(ledger))
+
+
+# Beside a service: real processes.
+
+
+async def test_a_run_in_another_process_is_cancelled_within_two_seconds(
+    ledger: Database, tmp_path: Path, files: None, batch: Batch
+) -> None:
+    with service(tmp_path, settings=settings_of(ledger)) as running:
+        for name in ("long", "sync"):
+            queued = await call(batch, ledger, "run", name, "--queue")
+            run = ID.findall(queued.out)[0]
+            await until(lambda run=run: rows(ledger, id=run, state="running"))
+            done = await call(batch, ledger, "cancel", run)
+            assert (done.code, done.out) == (0, f"run {run} cancelled: cancelled by ann\n")
+            (row,) = await rows(ledger, id=run)
+            asked = (row["finished_at"] - row["cancel_at"]).total_seconds()
+            assert (row["state"], row["reason"]) == ("cancelled", "cancelled by ann") and asked < 2
+        assert running.stop() < 5
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+async def test_a_queued_run_is_run_by_the_service_and_followed(
+    ledger: Database, tmp_path: Path, files: None, batch: Batch
+) -> None:
+    with service(tmp_path, settings=settings_of(ledger)):
+        done = await call(batch, ledger, "run", "tick", "--queue", "--wait")
+        assert done.code == 0 and "this is manual" in done.out and done.err == ""
+        run = ID.findall(done.out)[0]
+        (row,) = await rows(ledger, id=run)
+        assert (row["state"], row["result"], row["requested_by"]) == ("succeeded", "done", "ann")
+        failed = await call(batch, ledger, "run", "tick", "--queue", "--wait", "--param", "fail=true")
+        assert failed.code == 1
+        lost = ID.findall(failed.out)[0]
+        assert (await call(batch, ledger, "retry", lost)).code == 0
+        (again,) = await until(lambda: rows(ledger, id=lost, state="failed", attempt=2))
+        assert [a["number"] for a in await rows(ledger, tables.attempts, run=lost)] == [1, 2]
+        assert again["fence"] == 2
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+async def test_a_task_is_paused_and_resumed_beside_a_service(
+    ledger: Database, tmp_path: Path, files: None, batch: Batch
+) -> None:
+    with service(tmp_path, settings=settings_of(ledger)):
+        await until(lambda: rows(ledger, task="often", state="succeeded"))
+        paused = await call(batch, ledger, "pause", "often")
+        assert (paused.code, paused.out) == (0, "often is paused by ann\n")
+        (row,) = await rows(ledger, tables.tasks, name="often")
+        await asyncio.sleep(2.2)
+        late = [run for run in await rows(ledger, task="often") if run["slot"] > row["paused_at"]]
+        assert late == []
+        assert (await call(batch, ledger, "resume", "often")).code == 0
+        resumed_at = clock.now()
+
+        async def has_fired() -> bool:
+            return any(run["slot"] > resumed_at for run in await rows(ledger, task="often"))
+
+        await until(has_fired)
+    (found,) = await _accounts(ledger, "often")
+    assert found.is_complete and found.counts[Kind.GAP] == 0 and found.counts[Kind.MISSED] >= 2
+
+
+async def _accounts(ledger: Database, task: str) -> Any:
+    settings = get_settings().model_copy(update={"LEDGER_URL": url_of(ledger)})
+    return await accounts(settings, clock.now() - timedelta(days=2), None, task, lambda entry: None)
+
+
+# Without one.
+
+
+@pytest.fixture
+async def started(tmp_path: Path, files: None, ledger: Database) -> None:
+    """A service has been here: the tasks and their schedules are known."""
+    load_tasks(tmp_path / "tasks")
+    await know(ledger, *TaskRegistry.tasks().values())
+
+
+async def test_pausing_twice_says_who_was_first_and_so_does_resuming(
+    ledger: Database, batch: Batch, started: None
+) -> None:
+    assert (await call(batch, ledger, "pause", "tick")).out == "tick is paused by ann\n"
+    assert re.fullmatch(r"tick was paused already, at .*Z by ann\n", (await call(batch, ledger, "pause", "tick")).out)
+    assert re.fullmatch(r"tick fires again; .* by ann\n", (await call(batch, ledger, "resume", "tick")).out)
+    assert (await call(batch, ledger, "resume", "tick")).out == "tick is not paused\n"
+
+
+@pytest.mark.parametrize("word", ["pause", "resume"])
+async def test_an_unknown_task_is_refused_with_those_there_are(
+    ledger: Database, batch: Batch, started: None, word: str
+) -> None:
+    refuses(await call(batch, ledger, word, "nope"), "'nope'", "long, often, sync, tick")
+
+
+async def test_pausing_runs_no_code_of_an_author_and_fires_nothing_by_a_guess(
+    ledger: Database, batch: Batch, started: None, tmp_path: Path
+) -> None:
+    """What is due and was not handled is missed: its policies are not known here."""
+    (tmp_path / "tasks/loud.py").write_text("open('ran', 'w')\n")
+    three_hours_ago = clock.now() - timedelta(hours=3)
+    async with ledger.engine.begin() as connection:
+        back = {"valid_from": three_hours_ago, "fired_until": three_hours_ago}
+        is_tick = tables.schedules.c.task == "tick"
+        await connection.execute(update(tables.schedules).where(is_tick).values(back))
+        await connection.execute(update(tables.tasks).values(accounted_from=three_hours_ago))
+    await call(batch, ledger, "pause", "tick")
+    assert await rows(ledger, task="tick") == [] and not (tmp_path / "ran").exists()
+    (range_,) = await rows(ledger, tables.missed, task="tick")
+    assert (range_["count"], range_["reason"]) == (3, "not handled yet when it was paused by ann")
+    (found,) = await _accounts(ledger, "tick")
+    assert found.is_complete and found.counts[Kind.MISSED] == 3
+
+
+async def test_a_pause_by_who_has_the_task_handles_what_is_due_by_its_policies(ledger: Database) -> None:
+    """As the service's API will."""
+    loaded = await know(ledger, make_task("tick", "0 * * * *"))
+    two_hours_ago = clock.now() - timedelta(hours=2)
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.schedules).values(fired_until=two_hours_ago))
+    async with ledger.engine.begin() as connection:
+        assert await catalog.pause(connection, "tick", "ann", loaded) is None
+    assert len(await rows(ledger)) == 1
+    await fire(ledger, loaded, clock.now())
+    async with ledger.engine.connect() as connection:
+        assert (await slots.open_schedules(connection))["tick"].paused_by == "ann"
+
+
+async def test_a_run_that_waits_is_cancelled_and_one_that_is_over_is_not(
+    ledger: Database, batch: Batch, started: None
+) -> None:
+    run = new("tick")
+    await insert(ledger, run)
+    done = await call(batch, ledger, "cancel", run.id.replace("-", "")[:31])
+    assert (done.code, done.out) == (0, f"run {run.id} cancelled: cancelled by ann\n")
+    refuses(await call(batch, ledger, "cancel", run.id), run.id, "been cancelled (cancelled by ann)")
+    refuses(await call(batch, ledger, "cancel", "01a2"), "'01a2'", "6 digits")
+
+
+async def test_a_cancel_that_nobody_hears_says_so(ledger: Database, batch: Batch, started: None) -> None:
+    run = new("tick", state="running", node=tables.new_id(), fence=1)
+    await insert(ledger, run)
+    done = await call(batch, ledger, "cancel", run.id, "--wait", "0")
+    assert (done.code, done.out) == (1, f"run {run.id} is still running; it is asked to stop\n")
+
+
+async def test_a_run_that_succeeded_begins_again_only_when_that_is_said(
+    ledger: Database, batch: Batch, started: None
+) -> None:
+    run = new("tick", state="succeeded", attempt=1, fence=1)
+    await insert(ledger, run)
+    refuses(await call(batch, ledger, "retry", run.id), run.id, "has succeeded", "--again")
+    done = await call(batch, ledger, "retry", run.id, "--again")
+    assert (done.code, done.out) == (0, f"run {run.id} of tick is queued again\n")
+    assert done.err == "batch: no service that has tick is running: the next one runs it\n"
+    refuses(await call(batch, ledger, "retry", run.id, "--again"), run.id, "is queued")
+
+
+async def test_backfill_lists_the_slots_then_makes_their_runs(ledger: Database, batch: Batch, started: None) -> None:
+    words = ("backfill", "tick", "--from", "2026-11-01T00:00", "--to", "2026-11-01T02:00")
+    dry = await call(batch, ledger, *words, "--dry-run")
+    assert dry.out.splitlines() == [
+        *(f"2026-11-01 0{hour}:00:00Z  new    no run" for hour in range(3)),
+        "3 slots of tick: 3 runs would be made, 0 again, 0 left as they are",
+    ]
+    assert await rows(ledger) == []
+    made = await call(batch, ledger, *words)
+    assert (made.code, made.out) == (0, "3 slots of tick: 3 runs made, 0 again, 0 left as they are\n")
+    assert {run["origin"] for run in await rows(ledger)} == {Origin.BACKFILL}
+    assert "3 left as they are" in (await call(batch, ledger, *words)).out
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).values(state="failed"))
+    assert "3 again" in (await call(batch, ledger, *words, "--again")).out
+    assert {run["state"] for run in await rows(ledger)} == {"queued"}
+
+
+async def test_a_backfill_that_is_larger_than_it_may_have_been_meant_needs_a_yes(
+    ledger: Database, batch: Batch, started: None
+) -> None:
+    words = ("backfill", "often", "--from", "2026-11-01T00:00:01", "--to", "2026-11-01T02:46:41")
+    refuses(await call(batch, ledger, *words), "more than 10,000", "--yes")
+    assert "10,001 runs would be made" in (await call(batch, ledger, *words, "--dry-run", "--yes")).out
+    refuses(await call(batch, ledger, "backfill", "nope", *words[2:]), "'nope'", "often")
+    refuses(await call(batch, ledger, "backfill", "long", *words[2:]), "task long", "no schedule")
+
+
+async def test_prune_says_what_would_go_and_deletes_it(
+    ledger: Database, batch: Batch, started: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEEP_RUNS_PER_TASK", "1")
+    old = datetime(2026, 1, 1, tzinfo=UTC)
+    for _ in range(2):
+        await insert(ledger, new("tick", state="failed", created_at=old, finished_at=old))
+    dry = await call(batch, ledger, "prune", "--dry-run")
+    assert dry.out == "tick: 1 runs would go\n1 runs ended more than 90 days ago and would go\n"
+    assert len(await rows(ledger)) == 2
+    assert (await call(batch, ledger, "prune")).out == "pruned 1 runs\n"
+    assert (await call(batch, ledger, "prune")).out == "pruned nothing\n"
+    assert len(await rows(ledger)) == 1
+
+
+def test_wait_goes_with_queue(batch: Batch) -> None:
+    refuses(batch("run", "tick", "--wait"), "--wait goes with --queue")
+
+
+def test_what_no_service_has_is_not_queued(batch: Batch, files: None, tmp_path: Path) -> None:
+    assert batch("run", "tick").code == 0
+    (tmp_path / "tasks/more.py").write_text(TASKS.split("class Sync")[0].replace('"long"', '"late"'))
+    refuses(batch("run", "late", "--queue"), "late", "no service has loaded")
+    refuses(batch("run", "tick", "--queue", "--param", "slot=1"), "--slot")
+    refuses(batch("run", "nope", "--queue"), "'nope'", "tick")
+
+
+def test_without_a_ledger_there_is_nothing_to_manage(tmp_path: Path) -> None:
+    done = command(tmp_path, "pause", "tick")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no ledger yet" in done.stderr and not (tmp_path / "ledger.db").exists()
