@@ -34,8 +34,8 @@ dev: install ## the same, and start it anew when a file of tasks/ or service/ ch
 
 tools: $(DEV) ## what the targets below need, in .venv
 
-test: tools ## every test, two at a time; ARGS are passed on
-	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: tools ## every test, three at a time, for much of it waits; ARGS are passed on
+	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: tools ## the fault suite's long form, some hours; FAULT_COUNT and FAULT_SEED change its plan
 	FAULT_COUNT=$${FAULT_COUNT:-300} .venv/bin/pytest -s tests/faults

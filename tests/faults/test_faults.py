@@ -15,7 +15,7 @@ import pytest
 from service.testing.postgres import OwnServer, find_binaries
 from tests.faults.world import World, disturb, wrong
 
-COUNT = int(os.environ.get("FAULT_COUNT", "8"))
+COUNT = int(os.environ.get("FAULT_COUNT", "6"))
 SEED = int(os.environ.get("FAULT_SEED") or secrets.randbelow(1_000_000))
 
 
