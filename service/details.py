@@ -149,16 +149,12 @@ def _current(scheduled: list[Row], loaded: Task | None) -> Schedule | None:
 
 
 def _schedule(current: Schedule | None, paused: bool) -> Row:
-    following: list[Row] = []
-    at = clock.now()
-    while current and not paused and len(following) < NEXT and (slot := current.next(at)) is not None:
-        following.append({"slot": slot, "local": slot.astimezone(current.zone)})
-        at = slot
+    slots_to_come = current.following(clock.now(), NEXT) if current and not paused else []
     return {
         "schedule": current.cron if current else None,
         "timezone": current.timezone if current else None,
         "words": current.words if current else None,
-        "next": following,
+        "next": [{"slot": slot, "local": slot.astimezone(current.zone)} for slot in slots_to_come] if current else [],
     }
 
 

@@ -22,7 +22,7 @@ from service.batch import runs as run_rows
 from service.batch.backfill import Backfill, Entry, Fate
 from service.batch.catalog import Pause
 from service.batch.loader import load_tasks
-from service.batch.parameters import SLOT
+from service.batch.manual import checked
 from service.batch.pruning import Keep, Pruner
 from service.batch.registry import Task, TaskRegistry
 from service.batch.states import FINAL, RunState
@@ -157,9 +157,7 @@ async def fill(settings: Settings, wanted: Wanted, by: str, see: Callable[[Entry
 async def queue(settings: Settings, name: str, given: Mapping[str, Any], slot: datetime | None, by: str) -> str:
     """Queue a run for the services; returns its id. Raises InvalidParameters, UnknownTask."""
     task = _loaded(settings, name)
-    if SLOT in given:
-        raise InvalidParameters(f"parameter {SLOT}: it is the run's slot, so give it as --slot")
-    params = task.parameters.to_json(given) or None
+    params = checked(task, given)
     async with writing(settings) as ledger, ledger.engine.begin() as connection:
         return await starting.enqueue(connection, task, params, slot, by)
 

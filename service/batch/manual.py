@@ -26,6 +26,13 @@ logger = get_logger("service.batch")
 AGAIN_SECONDS = 0.5
 
 
+def checked(task: Task, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a person gave for the parameters of `run()`, as the ledger stores it. Raises InvalidParameters."""
+    if SLOT in given:
+        raise InvalidParameters(f"parameter {SLOT}: it is the run's slot, so give it as --slot")
+    return task.parameters.to_json(given) or None
+
+
 class ManualRun:
     """One run of `task` on `node`. It is written as running at once, so no other node can claim it in between."""
 
@@ -43,10 +50,7 @@ class ManualRun:
 
         Where another run of the task is active and overlap is not allowed, it waits for that one.
         """
-        if SLOT in given:
-            raise InvalidParameters(f"parameter {SLOT}: it is the run's slot, so give it as --slot")
-        params = self._task.parameters.to_json(given) or None
-        await self._start(params, slot, requested_by)
+        await self._start(checked(self._task, given), slot, requested_by)
         while True:
             await self._engine.until_over(self.id)
             row = await self._row()

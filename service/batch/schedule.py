@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
@@ -126,6 +127,10 @@ class Schedule:
     def between(self, after: datetime, until: datetime) -> Iterator[datetime]:
         """Every slot with `after` < slot <= `until` (aware, any zone; else ValueError), in order and lazily, in UTC."""
         return self._chain(_utc(after, "after"), _utc(until, "until"))
+
+    def following(self, after: datetime, number: int) -> list[datetime]:
+        """The next slots strictly after `after` (aware, any zone; else ValueError), at most so many, in UTC."""
+        return list(islice(self._chain(_utc(after, "after"), datetime.max.replace(tzinfo=UTC)), number))
 
     def _chain(self, after: datetime, until: datetime) -> Iterator[datetime]:
         while (slot := self.next(after)) is not None and slot <= until:

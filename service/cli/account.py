@@ -80,6 +80,7 @@ class _Slots:
 
 
 def _print(line: str, end: str = "\n") -> None:
+    """Here already, and not in main(): on its way there it would be taken for an error of the ledger, which is open."""
     try:
         print(line, end=end)
     except BrokenPipeError:  # the reader, `head` say, has seen enough

@@ -8,7 +8,7 @@ import typer
 
 from service import clock
 from service.cli import complete
-from service.cli.options import AsJson
+from service.cli.options import AsJson, utc
 
 if TYPE_CHECKING:
     from service.batch.registry import Task
@@ -76,12 +76,11 @@ def _row(task: Task, n: int) -> Row:
 def _next(task: Task, n: int) -> list[Row]:
     from service.batch.clockchanges import DAY, effects
 
-    found: list[Row] = []
-    at = clock.now()
-    while task.schedule and len(found) < n and (slot := task.schedule.next(at)) is not None:
-        found.append({"slot": slot, "local": slot.astimezone(task.schedule.zone), "mark": None})
-        at = slot
-    if found and task.schedule:
+    if task.schedule is None:
+        return []
+    slots, zone = task.schedule.following(clock.now(), n), task.schedule.zone
+    found: list[Row] = [{"slot": slot, "local": slot.astimezone(zone), "mark": None} for slot in slots]
+    if found:
         around = list(effects(task.schedule, found[0]["slot"] - DAY, found[-1]["slot"] + DAY))
         for row in found:
             row["mark"] = next((effect.words for effect in around if effect.touches(row["slot"])), None)
@@ -118,10 +117,10 @@ def _print(rows: list[Row]) -> None:
 
 
 def _print_slot(slot: Row) -> None:
-    utc = f"{slot['slot']:%Y-%m-%d %H:%M:%S}Z"
+    at = utc(slot["slot"])
     local = slot["local"].isoformat(" ")
     same = slot["local"].utcoffset() == slot["slot"].utcoffset()
-    print(f"    {utc}" + ("" if same else f"  {local}") + (f"  {slot['mark']}" if slot["mark"] else ""))
+    print(f"    {at}" + ("" if same else f"  {local}") + (f"  {slot['mark']}" if slot["mark"] else ""))
 
 
 def _summary(rows: list[Row]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 import typer
 
-from service.cli.options import OneRun, TaskName, instant, user, wait_for
+from service.cli.options import OneRun, TaskName, instant, user, utc, wait_for
 
 Anew = Annotated[bool, typer.Option("--again", help="From the beginning, also where it has succeeded.")]
 
@@ -25,7 +24,7 @@ def pause(name: TaskName) -> None:
     if before is None:
         print(f"{name} is paused by {by}")
     else:
-        print(f"{name} was paused already, at {_utc(before.at)} by {before.by}")
+        print(f"{name} was paused already, at {utc(before.at)} by {before.by}")
 
 
 def resume(name: TaskName) -> None:
@@ -37,7 +36,7 @@ def resume(name: TaskName) -> None:
     if ended is None:
         print(f"{name} is not paused")
     else:
-        print(f"{name} fires again; it was paused at {_utc(ended.at)} by {ended.by}")
+        print(f"{name} fires again; it was paused at {utc(ended.at)} by {ended.by}")
 
 
 def cancel(
@@ -96,7 +95,7 @@ def backfill(
     def see(entry: Entry) -> None:
         if dry_run:
             what = f"run {entry.run} {entry.state}" if entry.run else "no run"
-            print(f"{_utc(entry.slot)}  {entry.fate:<5}  {what}")
+            print(f"{utc(entry.slot)}  {entry.fate:<5}  {what}")
 
     wanted = managing.Wanted(name, instant(from_, "--from"), instant(to, "--to"), again, yes, dry_run)
     counts = wait_for(managing.fill(get_settings(), wanted, user(), see))
@@ -138,7 +137,3 @@ def warn_if_unserved(task: str) -> None:
 
     if not wait_for(managing.is_served(get_settings(), task)):
         print(f"batch: no service that has {task} is running: the next one runs it", file=sys.stderr)
-
-
-def _utc(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S}Z"

@@ -49,6 +49,10 @@ def user() -> str:
         return f"user {os.getuid()}"
 
 
+def utc(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}Z"
+
+
 def pairs(given: list[str]) -> dict[str, str]:
     """`name=value` options as a dictionary."""
     found: dict[str, str] = {}

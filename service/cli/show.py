@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from service import clock
 from service.cli.logs import text
-from service.cli.options import AsJson, RunOrTask, wait_for
+from service.cli.options import AsJson, RunOrTask, utc, wait_for
 
 Row = dict[str, Any]
 
@@ -77,8 +77,8 @@ def _show_attempts(attempts: list[Row]) -> None:
 def _show_task(row: Row) -> None:
     from service import console
 
-    gone = f"its file is gone since {_utc(row['removed_at'])}" if row["removed_at"] else "its file can't be used here"
-    paused = f"since {_utc(row['paused_at'])} by {row['paused_by']}" if row["paused_at"] else None
+    gone = f"its file is gone since {utc(row['removed_at'])}" if row["removed_at"] else "its file can't be used here"
+    paused = f"since {utc(row['paused_at'])} by {row['paused_by']}" if row["paused_at"] else None
     console.show_values(
         {
             "task": row["name"],
@@ -117,12 +117,8 @@ def _both(slot: datetime | None, timezone: str | None) -> str | None:
     if slot is None:
         return None
     if timezone in (None, "UTC"):
-        return _utc(slot)
-    return f"{_utc(slot)} ({slot.astimezone(ZoneInfo(timezone)).isoformat(' ')} in {timezone})"
-
-
-def _utc(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S}Z"
+        return utc(slot)
+    return f"{utc(slot)} ({slot.astimezone(ZoneInfo(timezone)).isoformat(' ')} in {timezone})"
 
 
 def _node(node: Row | None) -> str | None:
@@ -132,7 +128,7 @@ def _node(node: Row | None) -> str | None:
 def _after(at: datetime | None, before: datetime | None, word: str) -> str | None:
     if at is None:
         return None
-    return _utc(at) + (f", {word} {_seconds(before, at)}" if before else "")
+    return utc(at) + (f", {word} {_seconds(before, at)}" if before else "")
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -45,10 +45,7 @@ def next_(
 
     schedule = schedule_of(expression, tz)
     at = instant(after, "--after", schedule.zone) if after is not None else clock.now()
-    found: list[dict[str, Any]] = []
-    while len(found) < n and (slot := schedule.next(at)) is not None:
-        found.append({"slot": slot, "local": slot.astimezone(schedule.zone)})
-        at = slot
+    found = [{"slot": slot, "local": slot.astimezone(schedule.zone)} for slot in schedule.following(at, n)]
     if not as_json:
         print(schedule.words)
     console.show(found, ["slot", "local"], as_json)

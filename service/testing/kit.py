@@ -18,7 +18,7 @@ from service.config import get_settings
 from service.errors import BatchError
 from service.testing.driven import DrivenService
 from service.testing.failures import Failures
-from service.testing.records import MissedRange, RunRecord, missed_ranges, run_records
+from service.testing.records import MissedRange, RunRecord, ended_ids, missed_ranges, run_records
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PATIENCE = 30.0
@@ -118,7 +118,7 @@ class Batch:
         return missed_ranges(_known(task).name if task is not None else None)
 
     async def _while_ending(self, work: Callable[[DrivenService], Awaitable[None]]) -> list[RunRecord]:
-        before = {record.id for record in self.runs() if record.state in FINAL}
+        before = ended_ids()
         async with self._service() as service:
             await work(service)
         return [record for record in self.runs() if record.state in FINAL and record.id not in before]

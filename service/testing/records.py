@@ -8,11 +8,12 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch import logbook
 from service.batch.context import LogLine
+from service.batch.states import FINAL
 from service.batch.tables import attempts, log, missed, runs
 from service.config import get_settings
 from service.database.engine import Database
@@ -76,6 +77,12 @@ def run_records(**equal: str | None) -> list[RunRecord]:
     return wait_for(_with_ledger(lambda connection: _run_records(connection, equal)))
 
 
+def ended_ids() -> set[str]:
+    """The ids of the runs that are in a final state."""
+    statement = select(runs.c.id).where(runs.c.state.in_(FINAL))
+    return wait_for(_with_ledger(lambda connection: _ids(connection, statement)))
+
+
 def missed_ranges(task: str | None) -> list[MissedRange]:
     return wait_for(_with_ledger(lambda connection: _missed_ranges(connection, task)))
 
@@ -84,6 +91,10 @@ async def _with_ledger(work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
     database = Database(get_settings().ledger_url, setting="LEDGER_URL", pooled=False)
     async with database.reader.connect() as connection:
         return await work(connection)
+
+
+async def _ids(connection: AsyncConnection, statement: Select[Any]) -> set[str]:
+    return set((await connection.execute(statement)).scalars())
 
 
 async def _run_records(connection: AsyncConnection, equal: dict[str, str | None]) -> list[RunRecord]:

@@ -559,3 +559,11 @@ def test_every_expression_has_words_that_begin_with_a_capital() -> None:
         rng = random.Random(number)
         words = Schedule(f"{cron_model.part(rng, 0, 59)} {cron_model.part(rng, 0, 23)} {random_days(rng)}").words
         assert words[0].isupper(), words
+
+
+def test_the_slots_that_follow_are_as_many_as_asked_for_or_as_there_are() -> None:
+    after = datetime(2026, 1, 1, tzinfo=UTC)
+    leap_days = schedule("0 0 29 2 *")
+    assert leap_days.following(after, 2) == [datetime(2028, 2, 29, tzinfo=UTC), datetime(2032, 2, 29, tzinfo=UTC)]
+    assert leap_days.following(after, 0) == []
+    assert leap_days.following(datetime(9999, 1, 1, tzinfo=UTC), 3) == []
