@@ -1,0 +1,77 @@
+"""What two nodes do at the same time: on PostgreSQL, for SQLite has one writer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import partial
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock
+from service.batch import claims, firing, rescue
+from service.batch.firing import Fired, Room
+from service.batch.runs import Claimed
+from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
+
+
+class Beside(Machine):
+    """The second transaction begins and ends while the first is not committed yet."""
+
+    @does(which=WHICH)
+    def fire_beside(self, which: str) -> None:
+        """A node fires while the other is about to commit the same: it leaves that to it."""
+        process, other = self.processes[which], self.processes[OTHER[which]]
+        shared, more = process.tasks.keys() & other.tasks.keys(), other.tasks.keys() - process.tasks.keys()
+        self.model.fire(process.tasks.keys(), process.id, MANY)
+        first = partial(_fire, process, list(process.tasks))
+        fired, nothing = self.world.write_beside(first, partial(_fire, other, list(shared)))
+        assert (nothing.claimed, nothing.queued, nothing.again.keys()) == ([], 0, shared)
+        self._take(process, fired.claimed)
+        again = {name for name, at in fired.again.items() if at <= fired.now}
+        self._fire_on(process, again, Room(MANY, MANY))
+        self._fire(OTHER[which], more, MANY)
+        self.model.happened["fired beside another"] += 1
+
+    @does(which=WHICH, most=st.sampled_from([1, MANY]))
+    def claim_beside(self, which: str, most: int) -> None:
+        """A node claims while the other is about to commit its claim: each run goes to one of them."""
+        process, other = self.processes[which], self.processes[OTHER[which]]
+        mine = self.model.claim(process.tasks.keys(), process.id, most)
+        theirs = self.model.claim(other.tasks.keys(), other.id, MANY)
+        first, second = partial(_take, process, most), partial(_take, other, MANY)
+        for holder, claimed in zip((process, other), self.world.write_beside(first, second), strict=True):
+            self._take(holder, claimed)
+        for holder in (process, other) if most == MANY else (other,):
+            while found := self._claim_some(holder, MANY):
+                self._take(holder, found)
+        held = {row["id"]: row["node"] for row in self.world.look().runs.values() if row["state"] == "running"}
+        assert {held.get(run.id) for run in mine} <= {process.id}
+        assert {held.get(run.id) for run in theirs} <= {other.id}
+        self.model.happened["claimed beside another"] += len(mine) and len(theirs)
+
+    @precondition(lambda self: bool(self.held))
+    @does(number=NUMBER, how=st.sampled_from(ENDS))
+    def finish_beside_a_rescue(self, number: int, how: str) -> None:
+        """An attempt's end is about to be committed when its node is taken for dead: it counts."""
+        process, claimed = self.held[number % len(self.held)]
+        rescuer = next(each for each in self.processes.values() if each is not process)
+        self._look(rescuer)
+        end = self._end(process, claimed, how)
+        group = self._group(process, [end])
+        bounced, gone = self.world.write_beside(group.write, partial(_rescue, rescuer.counters))
+        assert (not bounced) is self._ends(*end)
+        assert sorted(gone) == sorted(self.model.rescue(rescuer.counters))
+
+
+async def _fire(process: Process, names: Collection[str], connection: AsyncConnection) -> Fired:
+    return await firing.fire(connection, names, process.tasks, process.id, Room(MANY, MANY))
+
+
+async def _take(process: Process, most: int, connection: AsyncConnection) -> list[Claimed]:
+    return (await claims.take(connection, process.tasks, process.id, Room(most, most)))[0]
+
+
+async def _rescue(dead: Mapping[str, int], connection: AsyncConnection) -> list[str]:
+    return await rescue.rescue(connection, dead, clock.now())

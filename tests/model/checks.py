@@ -1,0 +1,189 @@
+"""What must hold after every step: the ledger is as the model says, and what is true of any ledger is true of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from tests.model.plain import ACTIVE, FINAL, Blamed, Model, Run, Task
+from tests.model.world import Row, Snapshot
+
+# From docs/runs.md. Only a person leads out of a final state.
+FOLLOWS = {
+    "queued": {"running", "cancelled"},
+    "running": {"succeeded", "failed", "retrying", "interrupted", "cancelled"},
+    "retrying": {"running", "cancelled"},
+    "interrupted": {"running", "cancelled", "failed"},
+    **{state: {"queued"} for state in FINAL},
+}
+
+ALWAYS = ("state", "attempt", "fence", "node", "origin", "slot", "catch_up", "created_at", "started_at", "key")
+WHILE_ACTIVE = ("due_at", "rank")
+
+
+def check(model: Model, before: Snapshot, now: Snapshot, by_a_person: bool) -> None:
+    """`by_a_person`: somebody asked for runs that are over to go on."""
+    name_runs(model, now)
+    problems = [
+        *_differences(model, now),
+        *_wrong_slots(model, now),
+        *_wrong_changes(before, now, by_a_person),
+        *_wrong_attempts(before, now),
+        *_too_many(model, now),
+        *_wrong_nodes(model, now),
+    ]
+    assert not problems, "\n".join(["", *problems])
+
+
+def name_runs(model: Model, now: Snapshot) -> None:
+    """The service makes the ids; the model knows its runs by task and slot until then."""
+    by_slot = {(row["task"], row["slot"]): row["id"] for row in now.runs.values() if row["origin"] != "manual"}
+    for run in model.runs:
+        run.id = run.id or by_slot.get((run.task.name, run.slot), "")
+
+
+def _differences(model: Model, now: Snapshot) -> Iterator[str]:
+    expected = {run.id: run for run in model.runs}
+    for run in model.runs:
+        if run.id not in now.runs:
+            yield f"{run}: the ledger has no such run, the model says it is {run.state}"
+    for row in now.runs.values():
+        if row["id"] not in expected:
+            yield f"{row['task']} {row['slot']}: a run that the model knows nothing of, {row['state']}"
+        else:
+            yield from _of_one(expected[row["id"]], row)
+
+
+def _of_one(run: Run, row: Row) -> Iterator[str]:
+    is_active = run.state in ACTIVE
+    for name in ALWAYS + WHILE_ACTIVE * is_active:
+        if row[name] != getattr(run, name):
+            yield f"{run}: {name} is {row[name]!r} in the ledger, and should be {getattr(run, name)!r}"
+    if not _fits(run.reason, row["reason"]):
+        yield f"{run} ({run.state}): its reason is {row['reason']!r}, and should be {run.reason!r}"
+    if is_active and not _fits(run.cancel, row["cancel_reason"]):
+        yield f"{run} ({run.state}): it is asked to end by {row['cancel_reason']!r}, not by {run.cancel!r}"
+    if row["finished_at"] != (None if is_active else run.finished_at):
+        yield f"{run} ({run.state}): finished at {row['finished_at']}, and should be {run.finished_at}"
+    if row["state"] in ("failed", "cancelled", "skipped") and not row["reason"]:
+        yield f"{run}: it is {row['state']} without a reason"
+
+
+def _fits(expected: str | Blamed | None, text: str | None) -> bool:
+    return expected.fits(text or "") if isinstance(expected, Blamed) else expected == text
+
+
+def missed_in(now: Snapshot, task: Task) -> tuple[Counter[datetime], list[str]]:
+    """How often each slot stands in a missed range, and which ranges count wrong."""
+    found: Counter[datetime] = Counter()
+    problems = []
+    for row in (row for row in now.missed if row["task"] == task.name):
+        within = [slot for slot in task.slots(row["last_slot"]) if slot >= row["first_slot"]]
+        found.update(within)
+        if len(within) != row["count"] or not row["reason"]:
+            problems.append(f"{task.name}: the missed range {row} has {len(within)} slots")
+        wrong = {task.missed.get(slot) for slot in within} - {row["reason"]}
+        if wrong:
+            problems.append(f"{task.name}: the missed range {row} should say {wrong}")
+    return found, problems
+
+
+def _wrong_slots(model: Model, now: Snapshot) -> Iterator[str]:
+    """Every slot that was handled has exactly one run, or one recorded reason why not, or is yet to come."""
+    for task in model.tasks.values():
+        missed, problems = missed_in(now, task)
+        yield from problems
+        made = Counter(row["slot"] for row in now.runs.values() if _is_slots(row, task, "schedule"))
+        filled = Counter(row["slot"] for row in now.runs.values() if _is_slots(row, task, "backfill"))
+        due = [slot for slot in task.slots(task.handled) if slot >= task.accounted_from]
+        for slot in due:
+            if made[slot] + missed[slot] + filled[slot] - (missed[slot] and filled[slot]) != 1:
+                numbers = f"{made[slot]} runs, {filled[slot]} by backfill, missed {missed[slot]} times"
+                yield f"{task.name} {slot}: {numbers}"
+        yield from (f"{task.name} {slot}: nobody asked for it" for slot in made.keys() - set(task.slots(model.now)))
+
+
+def _is_slots(row: Row, task: Task, origin: str) -> bool:
+    return bool(row["task"] == task.name and row["origin"] == origin)
+
+
+def _wrong_changes(before: Snapshot, now: Snapshot, by_a_person: bool) -> Iterator[str]:
+    for id_, old in before.runs.items():
+        new = now.runs.get(id_)
+        if new is None:
+            if old["state"] not in FINAL:
+                yield f"{old['task']} {old['slot']}: it was {old['state']} and is gone"
+            continue
+        if new["state"] != old["state"] and new["state"] not in FOLLOWS[old["state"]]:
+            yield f"{old['task']} {old['slot']}: it became {new['state']} from {old['state']}"
+        if old["state"] in FINAL and new != old and not (by_a_person and new["state"] == "queued"):
+            yield f"{old['task']} {old['slot']}: it was over, and changed: {_changes(old, new)}"
+        if new["fence"] < old["fence"]:
+            yield f"{old['task']} {old['slot']}: its fence fell from {old['fence']} to {new['fence']}"
+        if new["attempt"] < old["attempt"]:
+            yield f"{old['task']} {old['slot']}: its attempt fell from {old['attempt']} to {new['attempt']}"
+
+
+def _changes(old: Row, new: Row) -> dict[str, Any]:
+    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
+
+
+def _wrong_attempts(before: Snapshot, now: Snapshot) -> Iterator[str]:
+    """Each fence of a run has one end, but for that of a running one, which is open."""
+    ends: dict[str, list[Row]] = {id_: [] for id_ in now.runs}
+    for row in now.attempts:
+        ends.setdefault(row["run"], []).append(row)
+    for id_, ended in ends.items():
+        run = now.runs.get(id_)
+        if run is None:
+            yield f"attempts of run {id_}, which is not there"
+            continue
+        over = run["fence"] - (run["state"] == "running")
+        if sorted(row["fence"] for row in ended) != list(range(1, over + 1)):
+            yield f"{run['task']} {run['slot']}: {run['state']} under {run['fence']}, with the ends {ended}"
+    for row in before.attempts:
+        if row["run"] in now.runs and row not in now.attempts:
+            yield f"an attempt that had ended was changed: {row}"
+
+
+def _too_many(model: Model, now: Snapshot) -> Iterator[str]:
+    for task in model.tasks.values():
+        of_task = [row for row in now.runs.values() if row["task"] == task.name]
+        lanes, policy = task.policy.lanes, task.policy
+        if lanes is None:
+            continue
+        running = [row for row in of_task if row["state"] == "running"]
+        on_time = [r for r in of_task if r["origin"] == "schedule" and not r["catch_up"] and r["state"] in ACTIVE]
+        if len(running) > lanes:
+            yield f"{task.name}: {len(running)} run at once, of {lanes}"
+        most = {"skip": lanes, "wait": lanes + policy.max_waiting, "replace": lanes}.get(policy.overlap)
+        if policy.overlap == "replace":
+            on_time = [row for row in on_time if not row["cancel_reason"]]
+        if most is not None and len(on_time) > most:
+            yield f"{task.name} ({policy.overlap}): {len(on_time)} slots are active, of {most}"
+
+
+def _wrong_nodes(model: Model, now: Snapshot) -> Iterator[str]:
+    expected = {id_: (node.beats, node.is_stopped) for id_, node in model.nodes.items()}
+    found = {id_: (row["beats"], row["stopped_at"] is not None) for id_, row in now.nodes.items()}
+    if found != expected:
+        yield f"nodes: the ledger has {found}, the model {expected}"
+    for name, task in model.tasks.items():
+        if now.tasks[name]["paused_by"] != task.paused_by:
+            yield f"{name}: paused by {now.tasks[name]['paused_by']}, and should be by {task.paused_by}"
+
+
+def wrong_entries(model: Model, task: Task, entries: dict[datetime, str]) -> Iterator[str]:
+    """What the account says of each slot, beside what the model knows."""
+    due = [slot for slot in task.slots(model.now) if slot >= task.accounted_from]
+    for slot in due:
+        run = task.of_slot(slot)
+        expected = "missed" if slot in task.missed else "due"
+        if run is not None:
+            expected = "skipped" if run.state == "skipped" else "run"
+        if entries.get(slot, "nothing").replace("late", "due") != expected:
+            yield f"account of {task.name}: {slot} is {entries.get(slot)}, and should be {expected}"
+    others = entries.keys() - set(due)
+    yield from (f"account of {task.name}: {slot} is {entries[slot]}, and is no slot" for slot in others)

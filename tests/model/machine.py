@@ -1,0 +1,296 @@
+"""The machine: hypothesis chooses what two nodes and a person do; the ledger and the model do it side by side."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+
+from hypothesis import note
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import Retry, TaskRegistry, clock
+from service.batch import accounting, catalog, claims, firing, news, nodes, rescue
+from service.batch.account import Entry, Finding, Kind
+from service.batch.firing import Fired, Room
+from service.batch.journal import Entry as Group
+from service.batch.journal import Journal
+from service.batch.lanes import Candidate
+from service.batch.node import Node
+from service.batch.policies import Missed
+from service.batch.registry import Task
+from service.batch.runner import Attempt, Ending
+from service.batch.runs import Claimed, Outcome
+from service.batch.states import RunState
+from service.batch.threads import Threads
+from tests.batch.ledger_world import make_task
+from tests.model import plain
+from tests.model.checks import check, name_runs, wrong_entries
+from tests.model.plain import Model, Policy, Run
+from tests.model.world import World
+
+START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
+CRON = {20: "*/20 * * * * *", 60: "* * * * *", 120: "*/2 * * * *"}
+ENDS = ("succeeded", "failed", "timed out", "interrupted")
+MANY = 99
+THREADS = Threads(1)
+
+WHICH = st.sampled_from("AB")
+OTHER = {"A": "B", "B": "A"}
+NUMBER = st.integers(0, 15)
+SECONDS = st.sampled_from([0, 0, 0, 1, 20, 30, 59, 61])
+
+
+OVERLAPS = ("skip", "wait", "replace", "allow")
+
+
+@st.composite
+def policies(draw: st.DrawFn, overlap: str) -> Policy:
+    return Policy(
+        overlap=overlap,
+        max_running=draw(st.sampled_from([None, 2])),
+        max_waiting=draw(st.sampled_from([1, 2])) if overlap == "wait" else 1,
+        missed=draw(st.sampled_from(["once", "all", "skip"])),
+        max_age=draw(st.sampled_from([86_400, 150])),
+        max_count=draw(st.sampled_from([None, 2])),
+        attempts=draw(st.sampled_from([1, 2, 3])),
+        rerun=draw(st.booleans()),
+        priority=draw(st.sampled_from([0, 5])),
+    )
+
+
+def real_task(name: str, policy: Policy, period: int) -> Task:
+    missed = Missed(policy.missed, timedelta(seconds=policy.max_age), policy.max_count)  # type: ignore[arg-type]
+    same = {key: getattr(policy, key) for key in ("overlap", "max_running", "max_waiting", "rerun", "priority")}
+    retry = Retry(policy.attempts, wait=30, factor=1, jitter=0)
+    return make_task(name, CRON[period], missed=missed, retry=retry, **same)
+
+
+def does(**choices: Any) -> Callable[[Callable[..., None]], Any]:
+    """A rule: some time passes, the method does its thing, and the ledger is compared with the model.
+
+    (An `invariant` would be told of after each line of an example.)
+    """
+
+    def decorate(method: Callable[..., None]) -> Any:
+        @functools.wraps(method)
+        def step(self: Machine, after: int, **chosen: Any) -> None:
+            self.model.now = clock.advance(timedelta(seconds=after))
+            note(f"# it is {self.model.now:%H:%M:%S}")
+            method(self, **chosen)
+            self.compare()
+
+        return rule(after=SECONDS, **choices)(step)
+
+    return decorate
+
+
+class Process:
+    """A process of the service, as far as the ledger meets it: what it has loaded, believes and holds."""
+
+    def __init__(self, url: str, tasks: dict[str, Task]) -> None:
+        self.node = Node(url, beat_seconds=5, lease_seconds=30)
+        self.id = self.node.id
+        self.tasks = tasks
+        self.journal = Journal(self.id)
+        self.held: dict[tuple[str, int], Claimed] = {}
+        self.counters: dict[str, int] = {}
+        """Those of the other nodes, when it last looked at them."""
+        self.heads: list[Candidate] = []
+        """What it saw when it last looked for something to claim."""
+
+    def row(self) -> dict[str, Any]:
+        at = clock.now()
+        known = {"host": "here", "pid": 1, "version": "1", "started_at": at, "seen_at": at}
+        return {"id": self.id, **known, "draining": False, "tasks": sorted(self.tasks)}
+
+
+class Machine(RuleBasedStateMachine):
+    """Two nodes, A and B, and a person; the rules are in nodes.py, beside.py and people.py.
+
+    Each does one thing to the ledger and the same to the model.
+    """
+
+    world: ClassVar[World]
+    happened: ClassVar[Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stack = ExitStack()
+        self._stack.enter_context(TaskRegistry.restored())
+        self._stack.enter_context(clock.moved(START))
+        TaskRegistry.clear()
+        self.world.clear()
+        self.model = Model(START)
+        self.processes: dict[str, Process] = {}
+        self.url = self.world.ledger.url.render_as_string(hide_password=False)
+        self.before = self.world.look()
+        self.by_a_person = False
+
+    def teardown(self) -> None:
+        try:
+            if self.processes:
+                self._account()
+        finally:
+            self.happened.update(self.model.happened)
+            self.happened["examples"] += 1
+            self._stack.close()
+
+    @initialize(
+        policies=st.tuples(*map(policies, OVERLAPS)),
+        periods=st.tuples(*[st.sampled_from(sorted(CRON))] * len(OVERLAPS)),
+        lacks=st.booleans(),
+    )
+    def begin(self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: bool) -> None:
+        """Two nodes join, with a task of each overlap policy. `lacks`: B's version of the code has not the first."""
+        names = OVERLAPS
+        self.tasks = {n: real_task(n, p, each) for n, p, each in zip(names, policies, periods, strict=True)}
+        for name, policy, period in zip(names, policies, periods, strict=True):
+            self.model.know(name, policy, period)
+        self.world.write(catalog.record_tasks, self.tasks, clock.now())
+        self._join("A", self.tasks)
+        self.world.write(
+            catalog.set_schedules, {n: t.schedule for n, t in self.tasks.items()}, self.tasks, self.processes["A"].id
+        )
+        self._join("B", {n: t for n, t in self.tasks.items() if not (lacks and n == OVERLAPS[0])})
+        self.compare()
+
+    def _join(self, which: str, tasks: dict[str, Task]) -> None:
+        process = self.processes[which] = Process(self.url, tasks)
+        self.world.write(nodes.register, process.row())
+        self.model.nodes[process.id] = plain.Node(list(tasks))
+
+    def compare(self) -> None:
+        now = self.world.look()
+        check(self.model, self.before, now, self.by_a_person)
+        for which, process in self.processes.items():
+            held = {
+                (r["id"], r["fence"]) for r in now.runs.values() if (r["state"], r["node"]) == ("running", process.id)
+            }
+            assert held <= process.held.keys(), f"{which} runs what it knows nothing of: {held - process.held.keys()}"
+        self.before, self.by_a_person = now, False
+        self.happened["steps"] += 1
+
+    # What both do: on the ledger, and on the model
+
+    def _fire(self, which: str, names: Collection[str], room: int) -> None:
+        process = self.processes[which]
+        self.model.fire(names, process.id, room)
+        self._fire_on(process, set(names), Room(room, room))
+
+    def _fire_on(self, process: Process, again: set[str], room: Room) -> None:
+        while again:
+            fired: Fired = self.world.write(firing.fire, again, process.tasks, process.id, room)
+            self._take(process, fired.claimed)
+            again = {name for name, at in fired.again.items() if at <= fired.now}
+        name_runs(self.model, self.world.look())
+
+    def _claim(self, which: str, most: int) -> None:
+        process = self.processes[which]
+        expected = self.model.claim(process.tasks.keys(), process.id, most)
+        claimed: list[Claimed] = []
+        while len(claimed) < most and (found := self._claim_some(process, most - len(claimed))):
+            claimed += found
+        self._take(process, claimed)
+        shown = [str(run) for run in expected]
+        assert {one.id for one in claimed} == {run.id for run in expected}, f"claimed {claimed}, and should be {shown}"
+
+    def _claim_some(self, process: Process, most: int) -> list[Claimed]:
+        """One by one where slots that wait may hide what may start until the next turn."""
+        if (
+            any(task.policies.overlap == "wait" and task.lanes > 1 for task in process.tasks.values())
+            and most < MANY // 2
+        ):
+            most = 1
+        found: list[Claimed] = self.world.write(claims.take, process.tasks, process.id, Room(most, most))[0]
+        return found
+
+    def _take(self, process: Process, claimed: Sequence[Claimed]) -> None:
+        """It works on these now. What it holds of an older attempt of one of them it gives up."""
+        mine = {one.id for one in claimed}
+        old = [one for one in process.held.values() if one.id in mine]
+        self._write(process, [(one, self._given_up(one)) for one in old])
+        process.held |= {(one.id, one.fence): one for one in claimed}
+
+    def _of(self, claimed: Claimed) -> Run | None:
+        """None: it was pruned."""
+        return next((run for run in self.model.runs if run.id == claimed.id), None)
+
+    def _given_up(self, claimed: Claimed) -> plain.Ending:
+        run = self._of(claimed)
+        return self.model.left(run, "its node could not renew its lease") if run else plain.Ending("failed", "failed")
+
+    def _write(self, process: Process, ends: Sequence[tuple[Claimed, plain.Ending]], times: int = 1) -> None:
+        """A node writes how attempts ended, in one group; a second time where it heard no reply."""
+        if not ends:
+            return
+        group = self._group(process, ends)
+        for _ in range(times):
+            bounced = {outcome.id for outcome in self.world.write(_write_group, group)}
+            expected = {one.id for one, ending in ends if not self._ends(one, ending)}
+            assert bounced == expected, f"bounced: {bounced}, and should be {expected}"
+
+    def _group(self, process: Process, ends: Sequence[tuple[Claimed, plain.Ending]]) -> Group:
+        """What it holds no more, and has to write."""
+        for claimed, ending in ends:
+            attempt = Attempt(claimed, self.tasks[claimed.task], THREADS, lambda *_: None)
+            wait = ending.wait if ending.state == "retrying" else None
+            process.journal.ended(attempt, Ending(RunState(ending.state), ending.outcome, ending.reason, wait=wait))
+            del process.held[claimed.id, claimed.fence]
+        return process.journal.take(())
+
+    def _ends(self, claimed: Claimed, ending: plain.Ending) -> bool:
+        run = self._of(claimed)
+        return run is not None and self.model.finish(run, claimed.fence, claimed.attempt, ending)
+
+    def _end(self, process: Process, claimed: Claimed, how: str) -> tuple[Claimed, plain.Ending]:
+        run = self._of(claimed)
+        ending = self.model.ending(run, claimed.attempt, how) if run else plain.Ending("failed", "failed")
+        note(f"# {run} under {claimed.fence} ends: {ending}")
+        return claimed, ending
+
+    def _finish_all(self, which: str, hows: Sequence[str]) -> None:
+        process = self.processes[which]
+        each = zip(list(process.held.values()), itertools.cycle(hows), strict=False)
+        self._write(process, [self._end(process, claimed, how) for claimed, how in each])
+
+    @property
+    def held(self) -> list[tuple[Process, Claimed]]:
+        return [(process, one) for process in self.processes.values() for one in process.held.values()]
+
+    def _look(self, process: Process) -> None:
+        found = {node.id: (node.beats, node.is_stopped) for node in self.world.read(news.read, process.id).others}
+        assert found == self.model.others(process.id)
+        process.counters = {node: beats for node, (beats, _) in found.items()}
+
+    def _rescue(self, process: Process) -> None:
+        gone = self.world.write(rescue.rescue, process.counters, clock.now())
+        assert sorted(gone) == sorted(self.model.rescue(process.counters))
+
+    def _account(self) -> None:
+        entries: dict[str, dict[datetime, str]] = {name: {} for name in self.model.tasks}
+
+        def see(entry: Entry) -> None:
+            entries[entry.task][entry.slot] = str(entry.kind)
+
+        complete = self.world.read(_account, see)
+        problems = [
+            p for task in self.model.tasks.values() for p in wrong_entries(self.model, task, entries[task.name])
+        ]
+        assert not problems and not complete, (complete, problems)
+
+
+async def _write_group(connection: AsyncConnection, group: Group) -> list[Outcome]:
+    return await group.write(connection)
+
+
+async def _account(connection: AsyncConnection, see: Callable[[Entry], None]) -> list[Finding]:
+    """What the accounts of all tasks find wrong."""
+    found = [each async for each in accounting.accounts(connection, START, see=see)]
+    fine = (Kind.DUE, Kind.LATE)
+    return [finding for account in found for finding in account.findings if finding.kind not in fine]

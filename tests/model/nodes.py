@@ -1,0 +1,155 @@
+"""What nodes do to the ledger, one transaction after the other."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock
+from service.batch import claims, nodes, rescue
+from service.batch.firing import Room
+from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
+
+
+class Nodes(Machine):
+    """What a node believes may be out of date: what it holds, what it saw when it looked for work or at the others."""
+
+    # Firing and claiming
+
+    @does(which=WHICH, how=st.sampled_from(["succeeded", *ENDS, None]))
+    def go_on(self, which: str, how: str | None) -> None:
+        """A node does what it always does: its attempts end, it fires, and claims what may start."""
+        if how is not None:
+            self._finish_all(which, [how])
+        self._fire(which, self.processes[which].tasks, MANY)
+        self._claim(which, MANY)
+
+    go_on_often = go_on  # else most of what hypothesis chooses happens to an empty ledger
+
+    @does(which=WHICH, room=st.sampled_from([0, 1, MANY]), number=NUMBER)
+    def fire(self, which: str, room: int, number: int) -> None:
+        """A node handles the slots that are due, and starts their runs where it has room.
+
+        With little room those of one task: of several it would go to the one that is handled in fewer transactions.
+        """
+        names = list(self.processes[which].tasks)
+        self._fire(which, [names[number % len(names)]] if room == 1 and names else names, room)
+
+    @does(which=WHICH, most=st.sampled_from([1, 2, MANY]))
+    def claim(self, which: str, most: int) -> None:
+        """A node claims so many runs."""
+        self._claim(which, most)
+
+    @does(which=WHICH)
+    def look_for_work(self, which: str) -> None:
+        """A node looks for what may start, and does not take it yet."""
+        process = self.processes[which]
+        process.heads = self.world.read(claims.startable, process.tasks, Room(MANY, MANY))[1]
+
+    @precondition(lambda self: any(process.heads for process in self.processes.values()))
+    @does(which=WHICH)
+    def claim_by_an_old_look(self, which: str) -> None:
+        """A node takes what it saw when it last looked; somebody else may have been quicker."""
+        process = self.processes[which]
+        wanted = {head.id: head.lane for head in process.heads}
+        process.heads = []
+        now = {row["id"]: row["lane"] for row in self.before.runs.values()}
+        expected = self.model.claim_these(wanted, now, process.id)
+        others = {run: lane for run, lane in wanted.items() if lane > 1}
+        try:
+            claimed = self.world.write(claims.claim, list(wanted), process.id, clock.now(), others)
+        except IntegrityError:
+            assert expected is None, "the database refuses what the model allows"
+            return
+        assert expected is not None, "the database allows what the model refuses"
+        self._take(process, claimed)
+        assert {one.id for one in claimed} == {run.id for run in expected}
+
+    # Ends
+
+    @precondition(lambda self: bool(self.held))
+    @does(number=NUMBER, how=st.sampled_from(ENDS), times=st.sampled_from([1, 1, 2]))
+    def finish(self, number: int, how: str, times: int) -> None:
+        """An attempt ends, and its node says so; twice, where the reply to the first COMMIT was lost."""
+        process, claimed = self.held[number % len(self.held)]
+        self._write(process, [self._end(process, claimed, how)], times)
+
+    @does(which=WHICH, hows=st.lists(st.sampled_from(ENDS), min_size=1, max_size=3))
+    def finish_all(self, which: str, hows: list[str]) -> None:
+        """All that a node holds ends, and is written in one group."""
+        self._finish_all(which, hows)
+
+    # Living and dying
+
+    @does(which=WHICH)
+    def beat(self, which: str) -> None:
+        """A node says that it lives. One that was taken for dead gives up what it holds, and registers anew."""
+        self._beat(self.processes[which])
+
+    def _beat(self, process: Process) -> None:
+        is_alive = self.world.write(nodes.beat, process.id, 0.0)
+        assert is_alive == self.model.beat(process.id)
+        if is_alive:
+            return
+        self.model.happened["came back"] += 1
+        self.model.leave(process.id, "its node had lost its lease")
+        self.model.nodes[process.id].is_stopped = False
+        self.model.nodes[process.id].beats += 1
+        self.world.write(_come_back, process)
+        self._write(process, [(one, self._given_up(one)) for one in list(process.held.values())])
+
+    @does(which=WHICH)
+    def look_at_the_others(self, which: str) -> None:
+        """A node notes the counters of the others."""
+        self._look(self.processes[which])
+
+    @precondition(lambda self: any(process.counters for process in self.processes.values()))
+    @does(which=WHICH)
+    def take_over(self, which: str) -> None:
+        """A node rescues the runs of those whose counters have not moved since it noted them."""
+        self._rescue(self.processes[which])
+
+    @does(which=WHICH, beats=st.booleans())
+    def outlive(self, which: str, beats: bool) -> None:
+        """All other nodes have been silent for a lease. `beats`: the other one beats at the last moment."""
+        self._look(self.processes[which])
+        if beats:
+            self._beat(self.processes[OTHER[which]])
+        self._rescue(self.processes[which])
+
+    @does(which=WHICH, noticed=st.booleans())
+    def crash(self, which: str, noticed: bool) -> None:
+        """A process ends without a word, and another one starts. `noticed`: the other node takes over what it ran."""
+        self._join(which, self.processes[which].tasks)
+        if noticed:
+            self._look(self.processes[OTHER[which]])
+            self._rescue(self.processes[OTHER[which]])
+            self._claim(OTHER[which], MANY)
+
+    @does(which=WHICH, how=st.sampled_from(ENDS))
+    def freeze(self, which: str, how: str) -> None:
+        """A process is frozen for longer than its lease, and says how its attempts ended after others took its runs."""
+        self._look(self.processes[OTHER[which]])
+        self._rescue(self.processes[OTHER[which]])
+        self._claim(OTHER[which], MANY)
+        self._finish_all(which, [how])
+
+    @does(which=WHICH, in_time=st.booleans())
+    def drain(self, which: str, in_time: bool) -> None:
+        """A process stops in order, and another one starts. `in_time`: its attempts say themselves that they stop."""
+        process = self.processes[which]
+        self.world.write(process.node.drain)
+        if in_time:
+            self._write(process, [self._end(process, one, "interrupted") for one in list(process.held.values())])
+        self.model.leave(process.id, "the service stopped")
+        self.model.nodes[process.id].is_stopped = True
+        self.world.write(process.node.leave)
+        self._join(which, process.tasks)
+
+
+async def _come_back(connection: AsyncConnection, process: Process) -> None:
+    now = clock.now()
+    await rescue.leave_nothing_running(connection, process.id, now, "its node had lost its lease")
+    await nodes.register(connection, process.row())

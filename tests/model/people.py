@@ -1,0 +1,140 @@
+"""What a person, or code, does to the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from hypothesis import note
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition
+
+from service import clock
+from service.batch import again, cancel, catalog, news, starting
+from service.batch.backfill import Backfill, interval_of
+from service.batch.planning import INSTANT
+from service.batch.pruning import Keep, Pruner
+from service.batch.schedule import schedule
+from service.batch.states import Rank
+from service.errors import InvalidParameters
+from tests.model import plain
+from tests.model.machine import CRON, NUMBER, WHICH, Machine, does
+from tests.model.plain import ACTIVE, Run
+
+
+class People(Machine):
+    """They know nothing of nodes: they write the ledger, and nodes follow it."""
+
+    # To runs
+
+    def _pick(self, number: int, states: Sequence[str]) -> Run | None:
+        among = [run for run in self.model.runs if run.state in states]
+        return among[number % len(among)] if among else None
+
+    @does(number=NUMBER, states=st.sampled_from([ACTIVE, ACTIVE, ("running",), plain.FINAL]))
+    def cancel(self, number: int, states: Sequence[str]) -> None:
+        """A person cancels a run."""
+        if (run := self._pick(number, states)) is None:
+            return
+        note(f"# {run} is {run.state}")
+        expected = self.model.ask_to_end(run, "cancelled by ann")
+        state = self.world.write(cancel.request_cancel, run.id, "cancelled by ann", "ann")
+        assert state == expected
+
+    @precondition(lambda self: any(run.cancel for run in self.model.runs if run.state == "running"))
+    @does(which=WHICH)
+    def see_requests(self, which: str) -> None:
+        """A node cancels the attempts that somebody asked it to cancel."""
+        process = self.processes[which]
+        asked = {(one.run, one.fence): one.reason for one in self.world.read(news.read, process.id).requests}
+        running = (run for run in self.model.runs if (run.state, run.node) == ("running", process.id))
+        assert asked.keys() == {(run.id, run.fence) for run in running if run.cancel}
+        mine = [one for key, one in process.held.items() if key in asked]
+        ends = [(one, plain.Ending("cancelled", "cancelled", asked[one.id, one.fence])) for one in mine]
+        self._write(process, ends)
+
+    @does(number=NUMBER, states=st.sampled_from([plain.FINAL, plain.FINAL, ACTIVE]), anew=st.booleans())
+    def go_on_anyway(self, number: int, states: Sequence[str], anew: bool) -> None:
+        """A person wants a run to go on that is over; `anew`: from the beginning, also where it has succeeded."""
+        if (run := self._pick(number, states)) is None:
+            return
+        note(f"# {run} is {run.state}")
+        self.by_a_person = True
+        expected = self.model.reopen(run, plain.BY_HAND, plain.FINAL if anew else ("failed", "skipped", "cancelled"))
+        assert (self._begin_anew(run) if anew else self._retry(run)) == expected
+
+    def _retry(self, run: Run) -> bool:
+        try:
+            self.world.write(again.retry, run.id, "ann")
+        except InvalidParameters:
+            return False
+        return True
+
+    def _begin_anew(self, run: Run) -> bool:
+        world = self.world
+        return bool(world.run(again.again(world.ledger, world.application, [run.id], Rank.MANUAL, "ann")))
+
+    # To tasks
+
+    def _task(self, number: int) -> plain.Task:
+        return list(self.model.tasks.values())[number % len(self.model.tasks)]
+
+    @does(number=NUMBER, key=st.sampled_from([None, None, "a", "b"]))
+    def start(self, number: int, key: str | None) -> None:
+        """Code starts a run; of one key once."""
+        task = self._task(number)
+        run = self.model.start(task, key)
+        id_ = self.world.write(starting.enqueue, self.tasks[task.name], None, None, "ann", key)
+        assert run.id in ("", id_)
+        run.id = id_
+
+    @does(number=NUMBER, minutes=st.sampled_from([1, 3]), redo=st.booleans())
+    def backfill(self, number: int, minutes: int, redo: bool) -> None:
+        """A person wants runs for the last minutes. `redo`: those that are over go again."""
+        task = self._task(number)
+        since = clock.now() - timedelta(minutes=minutes)
+        self.by_a_person = redo
+        self.model.backfill(task, since, redo)
+        filling = Backfill(self.world.ledger, self.world.application, self.tasks[task.name], "ann", redo)
+        interval = self.world.read(interval_of, task.name, since, clock.now())
+        self.world.run(filling.make(interval))
+
+    @does(number=NUMBER, loaded=st.booleans())
+    def pause_or_resume(self, number: int, loaded: bool) -> None:
+        """A person pauses a task, or ends its pause; `loaded`: on a node, and not by a command that has no tasks."""
+        task = self._task(number)
+        if task.paused_by is not None:
+            self.model.resume(task)
+            self.world.write(catalog.resume, task.name)
+            return
+        tasks, node = (self.tasks, self.processes["A"].id) if loaded else ({}, "")
+        self.model.pause(task, "ann", loaded)
+        self.world.write(catalog.pause, task.name, "ann", tasks, node)
+
+    @does(number=NUMBER, period=st.sampled_from(sorted(CRON)))
+    def deploy(self, number: int, period: int) -> None:
+        """A has another schedule for a task, and puts it into force."""
+        task = self._task(number)
+        self.model.set_period(task, period)
+        wanted = {task.name: schedule(CRON[period], "UTC")}
+        self.world.write(catalog.set_schedules, wanted, self.tasks, self.processes["A"].id)
+
+    @does(minutes=st.sampled_from([1, 3]), per_task=st.sampled_from([1, 3]))
+    def prune(self, minutes: int, per_task: int) -> None:
+        """What ended so many minutes ago leaves the ledger, and the account begins later."""
+        before = clock.now() - timedelta(minutes=minutes)
+        gone = self.model.prune(before, per_task)
+        keep = Keep(minutes / 1440, per_task)
+        self.world.run(Pruner(self.world.ledger, self.world.application, keep, pause=0).prune())
+        for name, row in self.world.look().tasks.items():
+            task = self.model.tasks[name]
+            latest = max(
+                [before, task.accounted_from, *(run.slot + INSTANT for run in gone if run.task is task and run.slot)]
+            )
+            assert task.accounted_from <= row["accounted_from"] <= latest
+            task.accounted_from = row["accounted_from"]
+
+    @does()
+    def account(self) -> None:
+        """The account says of every slot what the model says."""
+        self._account()

@@ -1,0 +1,467 @@
+"""What the ledger should say, in plain Python: by docs/policies.md and docs/runs.md, without the service's code."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+WAITING = ("queued", "retrying", "interrupted")
+ACTIVE = (*WAITING, "running")
+FINAL = ("succeeded", "failed", "cancelled", "skipped")
+
+# The order of the queue of a task.
+INTERRUPTED, ON_TIME, BY_HAND, CAUGHT_UP = range(4)
+
+LOST = "the node was lost while it ran"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a task says about itself. Times in seconds."""
+
+    overlap: str = "skip"
+    max_running: int | None = None
+    max_waiting: int = 1
+    missed: str = "once"
+    max_age: int = 86_400
+    max_count: int | None = None
+    attempts: int = 1
+    rerun: bool = True
+    priority: int = 0
+
+    @property
+    def lanes(self) -> int | None:
+        """So many runs at once; None: any number."""
+        return self.max_running if self.overlap == "allow" else self.max_running or 1
+
+
+class Blamed(NamedTuple):
+    """A reason that names another run. Any of `runs` will do, each with what the sentence says about it."""
+
+    runs: tuple[tuple[Run, str], ...]
+    others: int = 0
+
+    def fits(self, text: str) -> bool:
+        more = f" (and {self.others} more)" if self.others > 0 else ""
+        return text in {f"{run.named}{more} {says}" for run, says in self.runs}
+
+
+@dataclass(eq=False)
+class Run:
+    task: Task
+    number: int
+    slot: datetime | None
+    origin: str
+    rank: int
+    created_at: datetime
+    due_at: datetime
+    catch_up: bool = False
+    state: str = "queued"
+    reason: str | Blamed | None = None
+    attempt: int = 0
+    fence: int = 0
+    node: str | None = None
+    started_at: datetime | None = None
+    attempt_started_at: datetime | None = None
+    finished_at: datetime | None = None
+    cancel: str | Blamed | None = None
+    key: str | None = None
+    ended: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """The attempt number and the outcome of each fence under which it has ended."""
+    id: str = ""
+
+    @property
+    def is_on_time(self) -> bool:
+        return self.origin == "schedule" and not self.catch_up
+
+    @property
+    def named(self) -> str:
+        return f"run {self.id}" + (f" of slot {self.slot:%Y-%m-%d %H:%M:%S} UTC" if self.slot else "")
+
+    def __str__(self) -> str:
+        return f"{self.task.name} {self.slot:%H:%M:%S}" if self.slot else f"{self.task.name} by hand {self.number}"
+
+
+class Span(NamedTuple):
+    """A schedule that was in force in (after, until], with a slot every `period` seconds."""
+
+    period: int
+    after: datetime
+    until: datetime | None = None
+
+
+@dataclass(eq=False)
+class Task:
+    name: str
+    policy: Policy
+    place: int
+    handled: datetime
+    spans: list[Span]
+    accounted_from: datetime
+    paused_by: str | None = None
+    runs: list[Run] = field(default_factory=list)
+    missed: dict[datetime, str] = field(default_factory=dict)
+
+    def of_slot(self, slot: datetime) -> Run | None:
+        return next((run for run in self.runs if run.slot == slot and run.origin != "manual"), None)
+
+    def running(self) -> int:
+        return sum(run.state == "running" for run in self.runs)
+
+    def slots(self, until: datetime) -> Iterable[datetime]:
+        """All that its schedules have ever had."""
+        for span in self.spans:
+            yield from slots(span.period, span.after, until if span.until is None else min(span.until, until))
+
+
+@dataclass
+class Node:
+    tasks: list[str]
+    beats: int = 0
+    is_stopped: bool = False
+
+
+class Ending(NamedTuple):
+    """How an attempt ended, as its node will say it. `wait`: seconds until it is tried again."""
+
+    state: str
+    outcome: str
+    reason: str | None = None
+    wait: int = 0
+
+
+def slots(period: int, after: datetime, until: datetime) -> Iterable[datetime]:
+    """Multiples of the period in (after, until]."""
+    step = timedelta(seconds=period)
+    slot = EPOCH + ((after - EPOCH) // step + 1) * step
+    while slot <= until:
+        yield slot
+        slot += step
+
+
+class Model:
+    """The ledger as it should be. `now` is moved from outside."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+        self.tasks: dict[str, Task] = {}
+        self.nodes: dict[str, Node] = {}
+        self.happened: Counter[str] = Counter()
+        self._numbers = itertools.count()
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for task in self.tasks.values() for run in task.runs]
+
+    def know(self, name: str, policy: Policy, period: int) -> None:
+        spans = [Span(period, self.now)]
+        self.tasks[name] = Task(name, policy, next(self._numbers), self.now, spans, self.now)
+
+    # Firing
+
+    def fire(self, names: Collection[str], node: str, room: int) -> None:
+        """`room`: so many of the new runs the node may start at once."""
+        for task in sorted((self.tasks[name] for name in names), key=lambda task: task.place):
+            due = list(slots(task.spans[-1].period, task.handled, self.now))
+            if task.paused_by is not None:
+                self._miss(task, due, f"paused by {task.paused_by}")
+                continue
+            late = [slot for slot in due if self.now - slot >= MINUTE]
+            kept = self._kept(task.policy, late)
+            self._miss(task, [slot for slot in late if slot not in kept], "the service was down")
+            for slot in kept:
+                if task.of_slot(slot) is None:
+                    self._new(task, slot, "schedule", CAUGHT_UP)
+                    self.happened["caught up"] += 1
+            room = self._come(task, [slot for slot in due if slot not in late], node, room)
+            task.handled = max(task.handled, self.now)
+
+    def _kept(self, policy: Policy, late: list[datetime]) -> list[datetime]:
+        """The missed slots that run all the same."""
+        young = [slot for slot in late if (self.now - slot).total_seconds() < policy.max_age]
+        most = {"skip": 0, "once": 1, "all": policy.max_count or len(young)}[policy.missed]
+        return young[len(young) - most :] if most < len(young) else young
+
+    def _miss(self, task: Task, due: Iterable[datetime], reason: str) -> None:
+        for slot in due:
+            task.missed[slot] = reason
+            self.happened["missed"] += 1
+        task.handled = max(task.handled, self.now)
+
+    def _come(self, task: Task, due: list[datetime], node: str, room: int) -> int:
+        """On-time slots: all are decided upon, oldest first; then those that may start do. Returns the room left."""
+        new = [self._admit(task, slot) for slot in due]
+        for run, may_start in new:
+            if run.state != "queued" or not may_start or room < 1:
+                continue
+            if task.policy.lanes is not None and task.running() >= task.policy.lanes:
+                continue
+            room -= 1
+            self._start(run, node)
+            self.happened["started when fired"] += 1
+        return room
+
+    def _admit(self, task: Task, slot: datetime) -> tuple[Run, bool]:
+        """A new run of an on-time slot, and whether no earlier slot keeps it from starting."""
+        policy, lanes = task.policy, task.policy.lanes
+        ahead = [run for run in task.runs if run.is_on_time and run.state in ACTIVE]
+        run = self._new(task, slot, "schedule", ON_TIME)
+        if lanes is None:
+            return run, True
+        if policy.overlap == "replace":
+            ahead = self._replace(ahead, run, lanes)
+        if policy.overlap == "skip" and len(ahead) >= lanes:
+            blamed = tuple((other, _still(other, run)) for other in ahead)
+            self._skip(run, Blamed(blamed, len(ahead) - 1))
+        if policy.overlap == "wait" and len(ahead) >= lanes + policy.max_waiting:
+            waiting = [other for other in ahead if other.state == "queued"]
+            blamed = tuple((other, "was already waiting for its turn") for other in waiting)
+            self._skip(run, Blamed(blamed, len(ahead) - lanes - 1))
+        return run, len(ahead) < lanes
+
+    def _skip(self, run: Run, reason: Blamed) -> None:
+        run.state, run.reason, run.finished_at = "skipped", reason, self.now
+        self.happened[f"skipped by {run.task.policy.overlap}"] += 1
+
+    def _replace(self, ahead: list[Run], run: Run, lanes: int) -> list[Run]:
+        """The oldest have to end, so that with the new one there are as many as may run."""
+        ahead = sorted(ahead, key=lambda old: old.slot or self.now)
+        reason = Blamed(((run, "replaced it"),))
+        while len(ahead) >= lanes:
+            old = ahead.pop(0)
+            self.happened["replaced"] += 1
+            self._ask_to_end(old, reason)
+        return ahead
+
+    # Runs
+
+    def _new(self, task: Task, slot: datetime | None, origin: str, rank: int) -> Run:
+        catch_up = rank == CAUGHT_UP
+        run = Run(task, next(self._numbers), slot, origin, rank, self.now, self.now, catch_up)
+        task.runs.append(run)
+        return run
+
+    def _start(self, run: Run, node: str) -> None:
+        run.attempt += run.state != "interrupted"
+        run.fence += 1
+        run.state, run.node, run.reason = "running", node, None
+        run.started_at = run.started_at or self.now
+        run.attempt_started_at = self.now
+
+    def _ask_to_end(self, run: Run, reason: str | Blamed) -> None:
+        if run.state == "running":
+            run.cancel = run.cancel or reason
+        else:
+            run.state, run.reason, run.finished_at = "cancelled", reason, self.now
+
+    # Claiming
+
+    def claim(self, names: Collection[str], node: str, most: int) -> list[Run]:
+        """The first that may start, one after the other."""
+        claimed: list[Run] = []
+        while len(claimed) < most and (first := self._first(names)) is not None:
+            self.happened[f"claimed {first.state}"] += 1
+            self._start(first, node)
+            claimed.append(first)
+        return claimed
+
+    def _first(self, names: Collection[str]) -> Run | None:
+        ready = [run for name in names for run in self.tasks[name].runs if self._may_start(run)]
+        return min(ready, key=_place, default=None)
+
+    def _may_start(self, run: Run) -> bool:
+        if run.state not in WAITING or run.due_at > self.now:
+            return False
+        policy, lanes = run.task.policy, run.task.policy.lanes
+        if lanes is None:
+            return True
+        before = run.task.running()
+        if policy.overlap == "wait" and run.state == "queued" and run.rank == ON_TIME:
+            before += sum(r.is_on_time and r.state in ("retrying", "interrupted") for r in run.task.runs)
+        return before < lanes
+
+    def claim_these(self, wanted: Mapping[str, int], lanes: Mapping[str, int], node: str) -> list[Run] | None:
+        """Take those of these runs that are still to be had, each in this lane; None: the database refuses all."""
+        still = [run for run in self.runs if run.id in wanted and run.state in WAITING]
+        taken = Counter((run.task.name, lanes[run.id]) for run in self.runs if run.state == "running")
+        taken.update((run.task.name, wanted[run.id]) for run in still)
+        if any(taken[run.task.name, wanted[run.id]] > 1 for run in still if run.task.policy.lanes is not None):
+            self.happened["claim refused"] += 1
+            return None
+        for run in still:
+            self._start(run, node)
+        self.happened["claimed by an old look"] += len(still)
+        self.happened["claimed by another meanwhile"] += len(wanted) - len(still)
+        return still
+
+    # Ends
+
+    def ending(self, run: Run, number: int, how: str) -> Ending:
+        """What a node says of an attempt with this number that ended so."""
+        if how == "succeeded":
+            return Ending("succeeded", "succeeded")
+        if how == "interrupted":
+            return self.left(run, "the service stopped")
+        if number < run.task.policy.attempts:
+            return Ending("retrying", how, "ValueError: no", wait=30)
+        return Ending("failed", how, "ValueError: no")
+
+    def left(self, run: Run, reason: str) -> Ending:
+        if run.task.policy.rerun:
+            return Ending("interrupted", "interrupted", reason)
+        return Ending("failed", "interrupted", f"{reason} while it ran, and it is not run again (rerun = False)")
+
+    def finish(self, run: Run, fence: int, number: int, ending: Ending) -> bool:
+        """False: it bounces, for another node holds the run, or has written another end of this attempt."""
+        if run.state != "running" or run.fence != fence:
+            is_there = run.ended.get(fence) == (number, ending.outcome)
+            self.happened["written twice" if is_there else "bounced"] += 1
+            return is_there
+        run.ended[fence] = (number, ending.outcome)
+        self._follow(run, ending)
+        self.happened[f"ended as {ending.outcome}"] += 1
+        return True
+
+    def _follow(self, run: Run, ending: Ending) -> None:
+        run.state, run.reason = ending.state, ending.reason
+        if ending.state in FINAL:
+            run.finished_at = self.now
+            return
+        if run.cancel is not None:
+            self.happened["cancelled instead of going on"] += 1
+            run.state, run.reason, run.finished_at = "cancelled", run.cancel, self.now
+        run.due_at = self.now + timedelta(seconds=ending.wait)
+        if ending.state == "interrupted":
+            run.rank = INTERRUPTED
+
+    def ask_to_end(self, run: Run, reason: str) -> str:
+        """A person cancels it. Returns its state then."""
+        if run.state in ACTIVE:
+            self.happened[f"cancel of {run.state}"] += 1
+            self._ask_to_end(run, reason)
+        return run.state
+
+    def reopen(self, run: Run, rank: int, states: Sequence[str]) -> bool:
+        """A person wants it to go on. False: it is in none of these states."""
+        if run.state not in states:
+            return False
+        self.happened[f"again after {run.state}"] += 1
+        run.state, run.rank, run.catch_up, run.due_at = "queued", rank, True, self.now
+        run.reason = run.started_at = run.finished_at = run.cancel = None
+        return True
+
+    # Nodes
+
+    def beat(self, node: str) -> bool:
+        """False: others have taken it for dead."""
+        known = self.nodes[node]
+        known.beats += not known.is_stopped
+        return not known.is_stopped
+
+    def others(self, than: str) -> dict[str, tuple[int, bool]]:
+        """Those that another node looks at, with their counters, and whether they are stopped."""
+        holders = {run.node for run in self.runs if run.state == "running"}
+        seen = {name: node for name, node in self.nodes.items() if name != than}
+        return {n: (o.beats, o.is_stopped) for n, o in seen.items() if not o.is_stopped or n in holders}
+
+    def rescue(self, dead: Mapping[str, int]) -> list[str]:
+        """`dead`: the counters with which nodes fell silent."""
+        gone = [node for node, beats in dead.items() if self.nodes[node].beats == beats]
+        self.happened["living node left alone"] += len(dead) - len(gone)
+        for run in self.runs:
+            if run.state == "running" and run.node in gone:
+                self.finish(run, run.fence, run.attempt, self._lost(run))
+        for node in gone:
+            self.nodes[node].is_stopped = True
+        return gone
+
+    def _lost(self, run: Run) -> Ending:
+        if not run.task.policy.rerun:
+            self.happened["lost for good"] += 1
+            return Ending("failed", "lost", LOST)
+        if [outcome for _, outcome in run.ended.values()].count("lost") >= 2:
+            self.happened["poison"] += 1
+            return Ending("failed", "lost", f"poison: {LOST} 3 times")
+        return Ending("interrupted", "lost", LOST)
+
+    def leave(self, node: str, reason: str) -> None:
+        """It stops in order, or comes back: what it still holds is interrupted."""
+        for run in self.runs:
+            if run.state == "running" and run.node == node:
+                self.happened["left behind"] += 1
+                self.finish(run, run.fence, run.attempt, self.left(run, reason))
+
+    # What a person does to tasks
+
+    def start(self, task: Task, key: str | None) -> Run:
+        known = next((run for run in task.runs if key is not None and run.key == key), None)
+        if known is not None:
+            self.happened["started once by its key"] += 1
+            return known
+        run = self._new(task, None, "manual", BY_HAND)
+        run.key = key
+        return run
+
+    def backfill(self, task: Task, since: datetime, redo: bool) -> None:
+        until = max(task.handled, self.now - MINUTE)  # what may still be fired on time is left to that
+        for slot in slots(task.spans[-1].period, since - timedelta(microseconds=1), until):
+            run = task.of_slot(slot)
+            if run is None:
+                self._new(task, slot, "backfill", CAUGHT_UP)
+                self.happened["backfilled"] += 1
+            elif redo:
+                self.reopen(run, CAUGHT_UP, FINAL)
+
+    def pause(self, task: Task, by: str, is_loaded: bool) -> None:
+        """Who has not loaded the task can't fire what is due: it is missed."""
+        if task.paused_by is not None:
+            return
+        if is_loaded:
+            self.fire([task.name], "", 0)
+        else:
+            due = slots(task.spans[-1].period, task.handled, self.now)
+            self._miss(task, due, f"not handled yet when it was paused by {by}")
+        task.paused_by = by
+
+    def resume(self, task: Task) -> None:
+        if task.paused_by is not None:
+            self.fire([task.name], "", 0)
+            task.paused_by = None
+
+    def prune(self, before: datetime, per_task: int) -> list[Run]:
+        """What ended before goes, but for the newest of each task."""
+        gone = []
+        for task in self.tasks.values():
+            newest = sorted(task.runs, key=lambda run: (run.created_at, run.number))[-per_task:]
+            old = [run for run in task.runs if run.finished_at is not None and run.finished_at < before]
+            gone += [run for run in old if run.state in FINAL and run not in newest]
+            task.runs = [run for run in task.runs if run not in gone]
+        self.happened["pruned"] += len(gone)
+        return gone
+
+    def set_period(self, task: Task, period: int) -> None:
+        """A deployment with another schedule: it counts from now on."""
+        if task.spans[-1].period == period:
+            return
+        self.fire([task.name], "", 0)
+        task.spans[-1] = task.spans[-1]._replace(until=self.now)
+        task.spans.append(Span(period, self.now))
+        task.place = next(self._numbers)
+        self.happened["schedule changed"] += 1
+
+
+def _place(run: Run) -> tuple[int, int, datetime, str]:
+    return -run.task.policy.priority, run.rank, run.due_at, run.id  # ids rise with the time
+
+
+def _still(other: Run, run: Run) -> str:
+    if other.created_at == run.created_at:
+        return "was fired late, together with it"
+    return f"was still {other.state}"

@@ -1,0 +1,74 @@
+"""The ledger's functions beside a model in plain Python, in random order, by two nodes and a person.
+
+MODEL_EXAMPLES makes a long form of it, of so many random examples: `MODEL_EXAMPLES=5000 pytest -s tests/model`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from service.batch import planning
+from service.testing.postgres import PostgresServer
+from tests.conftest import KINDS
+from tests.model.beside import Beside
+from tests.model.machine import Machine
+from tests.model.nodes import Nodes
+from tests.model.people import People
+from tests.model.world import World
+
+LONG = int(os.environ.get("MODEL_EXAMPLES", "0"))
+
+SETTINGS = settings(
+    max_examples=LONG or 50,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=not LONG,
+    database=None,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
+)
+
+HAPPENS = (
+    *("started when fired", "caught up", "missed", "skipped by skip", "skipped by wait", "replaced"),
+    *("claimed queued", "claimed retrying", "claimed interrupted", "bounced", "written twice", "came back"),
+    *("ended as succeeded", "ended as failed", "ended as interrupted", "ended as lost"),
+    *(
+        "cancelled instead of going on",
+        "lost for good",
+        "poison",
+        "left behind",
+        "backfilled",
+        "pruned",
+        "schedule changed",
+    ),
+)
+"""What has to be among it, or the examples prove too little."""
+
+
+@pytest.fixture(params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path: Path, postgres_server: PostgresServer) -> Iterator[World]:
+    world = World(tmp_path, postgres_server if request.param == "postgresql" else None)
+    yield world
+    world.close()
+
+
+def test_the_ledger_does_what_a_plain_model_of_it_does(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("service.batch"), "disabled", True)
+    monkeypatch.setattr(planning, "BUDGET", 3)  # so that a downtime takes several transactions
+    happened: Counter[str] = Counter()
+    parts: tuple[type[Machine], ...] = (Nodes, People) if world.ledger.kind == "sqlite" else (Nodes, People, Beside)
+    machine = type("Machine", parts, {"world": world, "happened": happened})
+    try:
+        run_state_machine_as_test(machine, settings=SETTINGS)
+    finally:
+        print(world.ledger.kind, *(f"{number:9,} {what}" for what, number in sorted(happened.items())), sep="\n")
+    assert [what for what in HAPPENS if not happened[what]] == []
