@@ -37,8 +37,9 @@ tools: $(DEV) ## what the targets below need, in .venv
 test: tools ## every test, three at a time, for much of it waits; ARGS are passed on
 	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-faults: tools ## the fault suite's long form, some hours; FAULT_COUNT and FAULT_SEED change its plan
+faults: tools ## the fault suite's long form, half an hour; FAULT_COUNT and FAULT_SEED change its plan
 	FAULT_COUNT=$${FAULT_COUNT:-300} .venv/bin/pytest -s tests/faults
+	OUTAGE_SECONDS=30 .venv/bin/pytest tests/test_outages.py
 
 check: tools ## lint, formatting, types
 	.venv/bin/ruff check .

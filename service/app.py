@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import signal
-import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
@@ -16,9 +13,8 @@ from service import logs
 from service.config import Settings, get_settings
 from service.errors import BatchError
 from service.host import BatchService
+from service.stopping import Stopping
 from service.web.api import routes
-
-logger = logs.get_logger("service.batch")
 
 
 class App(Protocol):
@@ -35,7 +31,7 @@ async def lifespan(app: App) -> AsyncIterator[None]:
     """
     settings = get_settings()
     with logs.keep_run_lines(settings.LOG_LEVEL):
-        async with _serving(app, settings):
+        async with _serving(app, settings, is_guest=True):
             yield
 
 
@@ -46,8 +42,8 @@ async def _lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
         try:
             settings = get_settings()
             logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
-            stack.callback(logs.flush)
-            await stack.enter_async_context(_serving(app, settings))
+            stack.callback(logs.catch_up)
+            await stack.enter_async_context(_serving(app, settings, is_guest=False))
         except BaseException as error:
             app.state.failure = error
             raise
@@ -55,57 +51,17 @@ async def _lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _serving(app: App, settings: Settings) -> AsyncIterator[None]:
+async def _serving(app: App, settings: Settings, is_guest: bool) -> AsyncIterator[None]:
     batch = BatchService(settings)
     await batch.start()
     app.state.batch = batch
     app.state.scheduler = batch.scheduler
-    stop = _Stop(batch, settings.DRAIN_SECONDS)
-    with stop.before_sigterm_kills():
+    stopping = Stopping(batch, settings, is_guest)
+    with stopping.watching():
         try:
             yield
         finally:
-            await stop.by_server()
-
-
-class _Stop:
-    """Stops the service once: when the server ends the lifespan, or at a SIGTERM that nobody else handles."""
-
-    def __init__(self, batch: BatchService, drain_seconds: float) -> None:
-        self._batch = batch
-        self._drain_seconds = drain_seconds
-        self._work: asyncio.Task[None] | None = None
-        self._is_by_server = False
-
-    async def by_server(self) -> None:
-        self._is_by_server = True
-        await asyncio.shield(self._begun())
-
-    def _begun(self) -> asyncio.Task[None]:
-        if self._work is None:
-            if running := self._batch.engine.running:
-                logger.info(f"Stopping: {running} running, with {self._drain_seconds:g} s to end")
-            self._work = asyncio.create_task(self._batch.stop())
-        return self._work
-
-    @contextlib.contextmanager
-    def before_sigterm_kills(self) -> Iterator[None]:
-        """Some servers leave SIGTERM as it is, and send it to workers that drain (hypercorn, when one has ended)."""
-        is_main = threading.current_thread() is threading.main_thread()
-        if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, lambda: self._begun().add_done_callback(self._die))
-        try:
-            yield
-        finally:
-            loop.remove_signal_handler(signal.SIGTERM)
-
-    def _die(self, _: asyncio.Task[None]) -> None:
-        if not self._is_by_server:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
+            await stopping.by_server()
 
 
 class Application(Starlette):

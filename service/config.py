@@ -20,6 +20,7 @@ S = TypeVar("S", bound=BaseSettings)
 
 ENV_FILE = Path(".env")
 DAY = 86_400.0
+SHORTEST_BLOCK = 2.0
 SECRET = ("_URL", "_DSN")
 """Settings whose values may hold a password. An author's own are never shown."""
 DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
@@ -91,6 +92,9 @@ class Settings(BaseSettings):
     MAX_RUNNING: int = Field(100, ge=1, description="Runs at the same time in one process.")
     MAX_THREADS: int = Field(32, ge=1, description="Threads for sync runs in one process.")
     DRAIN_SECONDS: float = Field(25.0, ge=0, le=DAY, description="How long running work may go on after a stop signal.")
+    MAX_LOOP_BLOCK: float = Field(
+        300.0, ge=0, le=DAY, description="Seconds after which a process whose event loop is blocked ends. 0: never."
+    )
     POLL_SECONDS: float = Field(1.0, ge=0.05, le=60, description="How often a node looks for runs that others made.")
     HEARTBEAT_SECONDS: float = Field(5.0, ge=0.1, le=DAY, description="How often a node says that it lives.")
     LEASE_SECONDS: float = Field(30.0, ge=1, le=DAY, description="How long a silent node keeps its runs.")
@@ -113,6 +117,15 @@ class Settings(BaseSettings):
                 f"LEASE_SECONDS ({self.LEASE_SECONDS:g}) must be at least three times HEARTBEAT_SECONDS "
                 f"({self.HEARTBEAT_SECONDS:g}): one heartbeat may fail, and a node gives up its runs a sixth of the "
                 "lease before it ends"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hiccups_end_nothing(self) -> Self:
+        if 0 < self.MAX_LOOP_BLOCK < SHORTEST_BLOCK:
+            raise ValueError(
+                f"MAX_LOOP_BLOCK ({self.MAX_LOOP_BLOCK:g}) must be 0 (never) or at least {SHORTEST_BLOCK:g}: every "
+                "loop is blocked for a moment now and then"
             )
         return self
 

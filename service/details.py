@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from typing import Any
@@ -16,7 +17,7 @@ from service.batch.policies import Missed, Policies, Retry
 from service.batch.registry import Task, TaskRegistry
 from service.batch.schedule import Schedule, schedule
 from service.config import Settings
-from service.errors import InvalidSchedule, UnknownRun, UnknownTask
+from service.errors import InvalidSchedule, InvalidSetting, UnknownRun, UnknownTask
 from service.listing import ledger
 
 Row = dict[str, Any]
@@ -42,10 +43,16 @@ async def details(settings: Settings, given: str) -> tuple[str, Row]:
     async with ledger(settings) as connection:
         kind, name = await _resolve(connection, settings, given)
         if kind == "task":
-            load_tasks(settings.TASKS_DIR)
+            _load_tasks(settings)
             return kind, await _task(connection, name)
         assert connection is not None
         return kind, await _run(connection, name)
+
+
+def _load_tasks(settings: Settings) -> None:
+    """What the ledger knows can be shown on a machine that has no tasks folder, such as a person's own."""
+    with contextlib.suppress(InvalidSetting):
+        load_tasks(settings.TASKS_DIR)
 
 
 async def run_of(connection: AsyncConnection | None, settings: Settings, given: str) -> str:
@@ -80,7 +87,7 @@ async def _resolve(connection: AsyncConnection | None, settings: Settings, given
         return "task", given
     if is_id and len(digits) >= SHORTEST and connection is not None and (found := await _begins(connection, digits)):
         return "run", found
-    load_tasks(settings.TASKS_DIR)  # last: it runs authors' code
+    _load_tasks(settings)  # last: it runs authors' code
     names |= TaskRegistry.tasks().keys()
     if given in names:
         return "task", given
@@ -120,7 +127,7 @@ async def _task(connection: AsyncConnection | None, name: str) -> Row:
     loaded = TaskRegistry.tasks().get(name)
     known = await history.task(connection, name) if connection is not None else None
     scheduled = await slots.history(connection, name) if connection is not None else []
-    now = _current(scheduled, loaded)
+    now = _current(scheduled, loaded, is_removed=bool(known and known["removed_at"]))
     policies = loaded.policies.as_json() if loaded else (known or {})["policies"]
     return {
         "name": name,
@@ -137,15 +144,18 @@ async def _task(connection: AsyncConnection | None, name: str) -> Row:
     }
 
 
-def _current(scheduled: list[Row], loaded: Task | None) -> Schedule | None:
-    """The one that fires: the ledger's, where a service has been; else the one that the file says."""
+def _current(scheduled: list[Row], loaded: Task | None, is_removed: bool) -> Schedule | None:
+    """The one that fires: the ledger's, where a service has been; else the one that the file says.
+
+    None where the services have closed the last one: they read that there is none now.
+    """
     opened = [row for row in scheduled if row["valid_until"] is None]
     try:
         if opened:
             return schedule(opened[0]["cron"], opened[0]["timezone"])
     except InvalidSchedule:  # another version's
         return None
-    return loaded.schedule if loaded else None
+    return loaded.schedule if loaded and (is_removed or not scheduled) else None
 
 
 def _schedule(current: Schedule | None, paused: bool) -> Row:

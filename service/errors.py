@@ -14,7 +14,7 @@
     │   ├── DatabaseTooNew      the database's migrations are newer than this code
     │   ├── DatabaseBusy        SQLite's one write lock stayed taken for too long
     │   ├── SecondWriter        a run that holds a writing session asked SQLite for another one
-    │   └── LeaseLost           an attempt that lost its run, or was given up, can't commit any more
+    │   └── LeaseLost           an attempt that lost its run or its lease, or was given up, can't commit any more
     └── BackupError             a backup could not be made; nothing was lost
 
     Interrupted (BaseException) a run stops at a checkpoint because the service does; `except Exception` can't eat it

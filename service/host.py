@@ -10,24 +10,25 @@ from functools import partial
 from pathlib import Path
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import sentry
 from service.batch import catalog, fence, scheduler, slots, starting
-from service.batch.cancelling import Cancelling
+from service.batch.background import Background
 from service.batch.dispatcher import Dispatcher
 from service.batch.engines.local import LocalEngine
 from service.batch.folder import TasksFolder
 from service.batch.loader import BrokenFile, folder_of
+from service.batch.news import News
 from service.batch.node import Node
 from service.batch.pruning import Keep, Pruner
 from service.batch.registry import Task
 from service.batch.schedules import Schedules
 from service.batch.upkeep import Upkeep
 from service.config import Settings
+from service.database import troubles
 from service.database.engine import Database
 from service.database.migrate import History, migrate
 from service.database.session import use_application_database
@@ -37,6 +38,8 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 ANSWER_SECONDS = 3.0
+SAY_SECONDS = 1.0
+"""How long a drain that is over waits for the ledger to be told that it began."""
 
 LEDGER_HISTORY = History(Path(__file__).parent / "batch/migrations", "batch_alembic_version")
 APPLICATION_HISTORY = History(Path(__file__).parent / "application/migrations", "alembic_version")
@@ -53,8 +56,13 @@ class BatchService:
     def __init__(self, settings: Settings, fires: bool = True) -> None:
         self._settings = settings
         self._fires = fires
-        self.node = Node(settings.ledger_url, settings.HEARTBEAT_SECONDS, settings.LEASE_SECONDS)
-        self.is_stopping = False
+        self._hearers: list[Callable[[News], None]] = []
+        self.node = Node(settings.ledger_url, settings.HEARTBEAT_SECONDS, settings.LEASE_SECONDS, settings.POLL_SECONDS)
+        self.stopping = asyncio.Event()
+        """Set when the service begins to stop. Streams wait for it: a server waits for them."""
+        self._drain: asyncio.Task[None] | None = None
+        self._firing: list[Background] = []
+        self._has_left = False
 
     async def start(self) -> None:
         """Migrate, load the tasks, register this node, and begin to fire. Raises BatchError when it can't.
@@ -73,10 +81,32 @@ class BatchService:
             _collect_garbage_less_often(stack)
             self._stack = stack.pop_all()
 
+    def drain(self) -> asyncio.Task[None]:
+        """Fire and claim nothing more, from now on; let active runs end for DRAIN_SECONDS, and interrupt the rest.
+
+        The task ends when no run is left. The databases stay open, and `stop` has still to be called.
+        """
+        if self._drain is None:
+            self.stopping.set()
+            self.engine.begin_drain()
+            if self._firing and self.scheduler.running:
+                self.scheduler.pause()  # and not shut down: its jobs may still be looked at
+            self._drain = asyncio.create_task(self._end_work())
+        return self._drain
+
     async def stop(self) -> None:
-        """Stop firing, let active runs end for DRAIN_SECONDS, interrupt the rest, and leave."""
-        self.is_stopping = True
+        """Drain, and leave the ledger."""
+        self.stopping.set()
         await self._stack.aclose()
+
+    def leave_at_once(self) -> None:
+        """Leave the ledger in a thread of somebody else, before the process is ended: what it runs is interrupted."""
+        self.node.fall_silent()
+        asyncio.run(self._leave_alone())
+
+    @property
+    def is_stopping(self) -> bool:
+        return self.stopping.is_set()
 
     @property
     def broken(self) -> list[BrokenFile]:
@@ -107,20 +137,17 @@ class BatchService:
             self.node.id,
             max_running=settings.MAX_RUNNING,
             max_threads=settings.MAX_THREADS,
-            poll_seconds=settings.POLL_SECONDS,
             claims=self._fires,
             may_work=lambda: self.node.lease.is_held,
         )
-        self.node.start(on_loss=self.engine.give_up, on_rescue=self.engine.wake)
+        self.node.start(on_loss=self.engine.give_up, on_rescue=self.engine.wake, on_news=self._hand_out)
         stack.push_async_callback(self.node.stop)
-        self.cancelling = Cancelling(self.ledger, self.engine)
-        for part in (self.engine, self.cancelling):
-            part.start()
-            stack.push_async_callback(part.stop)
+        self._hearers.append(self.engine.hear)
+        self.engine.start()
+        stack.push_async_callback(self.engine.stop)
         starting.use_service(self.ledger, self.engine.wake)
         stack.callback(starting.use_no_service)
-        stack.push_async_callback(self.engine.drain, settings.DRAIN_SECONDS)
-        stack.push_async_callback(self._say_draining)
+        stack.push_async_callback(self._drained)
 
     async def _fire(self, stack: AsyncExitStack) -> None:
         self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
@@ -129,30 +156,55 @@ class BatchService:
         self.schedules = Schedules(self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, notify, lease)
         await self.schedules.open()
         await self.schedules.follow()
+        self._hearers.append(self.schedules.hear)
         keep = Keep(self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK)
         upkeep = Upkeep(Pruner(self.ledger, self.application, keep))
         for part in (self.dispatcher, self.schedules, upkeep):
             part.start()
-            stack.push_async_callback(part.stop)
+            self._firing.append(part)
         scheduler.start_scheduler(self.scheduler)
         stack.callback(scheduler.stop_scheduler, self.scheduler)
         for name, task in self.tasks.items():
             if task.schedule is not None:
                 notify(name)
 
-    async def _say_draining(self) -> None:
-        await self._write_if_reachable(self.node.drain)
+    def _hand_out(self, news: News) -> None:
+        for hear in self._hearers:
+            hear(news)
+
+    async def _drained(self) -> None:
+        await self.drain()
+
+    async def _end_work(self) -> None:
+        """A ledger that does not answer holds up none of it for longer than the runs have."""
+        saying = asyncio.create_task(self._write_if_reachable(self.ledger, self.node.drain))
+        stops = asyncio.gather(*(part.stop() for part in self._firing))
+        is_over = await self.engine.drain(self._settings.DRAIN_SECONDS)
+        await stops
+        if is_over:
+            await self.engine.drain(0)  # what was launched by a firing that was on its way
+            await asyncio.wait([saying], timeout=SAY_SECONDS)
+        saying.cancel()
+        await asyncio.wait([saying])
 
     async def _leave(self) -> None:
-        if await self._write_if_reachable(self.node.leave):
+        if await self._write_if_reachable(self.ledger, self.node.leave):
             await self.node.forget()
+            self._has_left = True
 
-    async def _write_if_reachable(self, write: Callable[[AsyncConnection], Awaitable[None]]) -> bool:
+    async def _leave_alone(self) -> None:
+        if self._has_left:
+            return
+        ledger = Database(self._settings.ledger_url, setting="LEDGER_URL", pooled=False, client=f"batch/{self.node.id}")
+        if await self._write_if_reachable(ledger, self.node.leave):
+            self.node.forget_at_once()
+
+    async def _write_if_reachable(self, ledger: Database, write: Callable[[AsyncConnection], Awaitable[None]]) -> bool:
         try:
-            async with self.ledger.engine.begin() as connection:
+            async with asyncio.timeout(ANSWER_SECONDS), ledger.engine.begin() as connection:
                 await write(connection)
         except (DBAPIError, DatabaseError, OSError) as error:
-            logger.warning(f"the ledger can't be reached: {str(error).splitlines()[0]}")
+            logger.warning(f"the ledger can't be reached: {ledger.why(error)}")
             return False
         return True
 
@@ -161,23 +213,28 @@ class BatchService:
         wrong = {}
         if self.is_stopping:
             wrong["service"] = "it is stopping"
-        for name, database in (("application", self.application), ("ledger", self.ledger)):
-            try:
-                async with asyncio.timeout(ANSWER_SECONDS), database.reader.connect() as connection:
-                    await connection.execute(text("SELECT 1"))
-            except (DBAPIError, DatabaseError, OSError) as error:
-                wrong[name] = f"the database does not answer ({type(error).__name__})"
+        told = await asyncio.gather(_trouble_with(self.application), _trouble_with(self.ledger))
+        wrong |= {name: said for name, said in zip(("application", "ledger"), told, strict=True) if said}
+        if self.node.trouble is not None and not self.is_stopping:
+            wrong.setdefault("ledger", f"the heartbeat can't write to it ({self.node.trouble})")
+        if self.engine.is_in_doubt and not self.is_stopping:
+            wrong.setdefault("ledger", "writing to it failed, and is tried again; the log says why")
         if not self.node.lease.is_held and not self.is_stopping:
             wrong["lease"] = "it could not be renewed, so nothing is started until it is"
-        parts = {
-            "engine": self.engine.is_alive,
-            "cancelling": self.cancelling.is_alive,
-            "heartbeat": self.node.is_beating,
-        }
+        parts = {"engine": self.engine.is_alive, "heartbeat": self.node.is_beating}
         if self._fires:
             parts |= {"dispatcher": self.dispatcher.is_alive, "schedules": self.schedules.is_alive}
         wrong |= {name: "it has ended" for name, is_alive in parts.items() if not is_alive and not self.is_stopping}
         return wrong
+
+
+async def _trouble_with(database: Database) -> str | None:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await database.answer()
+    except (DBAPIError, DatabaseError, OSError) as error:
+        return f"the database does not answer ({troubles.advice_on(error) or type(error).__name__})"
+    return None
 
 
 def _collect_garbage_less_often(stack: AsyncExitStack) -> None:

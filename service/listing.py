@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, logs
-from service.batch import accounting, slots, tables
+from service.batch import accounting, catalog, slots, tables
 from service.batch import runs as run_rows
 from service.batch.account import Account, Entry
 from service.batch.loader import BrokenFile, load_tasks
@@ -35,11 +35,14 @@ async def tasks(settings: Settings) -> list[Row]:
     broken = load_tasks(settings.TASKS_DIR)
     async with ledger(settings) as connection:
         opened = await slots.open_schedules(connection) if connection is not None else {}
+        served = await catalog.served_from(connection) if connection is not None else {}
     loaded = sorted(TaskRegistry.tasks().values(), key=lambda task: task.name)
-    return [*(_task_row(task, opened.get(task.name)) for task in loaded), *map(_broken_row, broken)]
+    listed = [_task_row(task, opened.get(task.name), served.get(task.name)) for task in loaded]
+    return [*listed, *map(_broken_row, broken)]
 
 
-def _task_row(task: Task, opened: OpenSchedule | None) -> Row:
+def _task_row(task: Task, opened: OpenSchedule | None, served_from: str | None) -> Row:
+    """`served_from`: the file that the services have it from."""
     schedule = opened.schedule if opened is not None else task.schedule
     paused = opened is not None and opened.paused_by is not None
     return {
@@ -50,13 +53,14 @@ def _task_row(task: Task, opened: OpenSchedule | None) -> Row:
         "next_run_time": schedule.next(clock.now()) if schedule and not paused else None,
         "paused": paused,
         "source": task.source,
+        "served_from": served_from,
         "error": None,
     }
 
 
 def _broken_row(file: BrokenFile) -> Row:
     nothing = dict.fromkeys(["name", "description", "schedule", "timezone", "next_run_time"])
-    return {**nothing, "paused": False, "source": file.source, "error": file.error}
+    return {**nothing, "paused": False, "source": file.source, "served_from": None, "error": file.error}
 
 
 async def runs(

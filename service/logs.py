@@ -174,6 +174,12 @@ class _Writer(logging.handlers.QueueListener):
         if self._thread is not None:
             self._thread.join(seconds)
 
+    def go_on(self) -> None:
+        """After `finish`, unless the write hangs."""
+        if self._thread is not None and not self._thread.is_alive():
+            self._thread = None
+            self.start()
+
 
 _writer: _Writer | None = None
 _is_set_up = False
@@ -250,6 +256,13 @@ def flush() -> None:
     if _writer is not None:
         writer, _writer = _writer, None
         writer.finish(FLUSH_SECONDS)
+
+
+def catch_up() -> None:
+    """Write what is still queued, and go on: the end of the service need not be that of the process."""
+    if _writer is not None:
+        _writer.finish(FLUSH_SECONDS)
+        _writer.go_on()
 
 
 atexit.register(flush)

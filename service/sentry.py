@@ -97,6 +97,12 @@ def _end(own: BaseClient | None) -> None:
         scope.set_client(None)
 
 
+def flush() -> None:
+    """Send what waits, before a process is ended. Where nobody uses Sentry there is nothing to do."""
+    if (sdk := sys.modules.get("sentry_sdk")) is not None:
+        sdk.flush(timeout=FLUSH_SECONDS)
+
+
 @cache
 def _tag_events() -> None:
     """Once a process: the SDK has no way to take a processor back, and outside of runs it changes nothing."""

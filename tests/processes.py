@@ -24,7 +24,7 @@ UVICORN = (sys.executable, "-m", "uvicorn", "service.app:app", "--port", "0")
 
 ROOT = Path(__file__).parent.parent
 NOTHING: Mapping[str, str] = MappingProxyType({})
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 PR_SET_PDEATHSIG = 1
 

@@ -30,7 +30,8 @@ from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment
 
 RUN = ["id", "task", "slot", "origin", "state", "reason", "attempt", "node", "created_at", "started_at", "finished_at"]
-TASK = ["name", "description", "schedule", "timezone", "next_run_time", "paused", "source", "error"]
+TASK = ["name", "description", "schedule", "timezone", "next_run_time", "paused", "source"]
+TASK += ["served_from", "error"]
 
 REPORT = '''
 from datetime import date
@@ -105,6 +106,7 @@ def test_tasks_lists_what_is_there_without_making_a_ledger(batch: Batch, report:
         "timezone": "Asia/Tokyo",
         "paused": False,
         "source": "tasks/report.py",
+        "served_from": None,
         "error": None,
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tasks"]

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import update
 
 from service import clock, following
-from service.batch import history, logbook, runs, tables
+from service.batch import catalog, history, logbook, runs, tables
 from service.batch.context import LogLine
 from service.batch.logbook import Block
 from service.batch.runs import NewRun
@@ -277,8 +277,6 @@ def test_show_of_a_task_has_its_last_runs(batch: Batch, flaky: None, database_ur
 async def test_show_of_a_task_has_missed_ranges_the_pause_and_past_schedules(
     batch: Batch, ledger: Database, ledger_url: str, tmp_path: Path
 ) -> None:
-    from service.batch import catalog
-
     (tmp_path / "tasks" / "hello.py").write_text(FLAKY.replace('"flaky", "30 2', '"hello", "0 3'))
     with clock.moved(AT):
         old = make_task("hello", "0 1 * * *")
@@ -305,6 +303,47 @@ async def test_a_task_whose_file_is_gone_is_shown_from_the_ledger(batch: Batch, 
     assert "can't be used here" in shown["source"]
     assert shown["policies"] == "timeout = 60"
     assert "parameters" not in shown
+
+
+async def test_without_a_tasks_folder_is_shown_what_the_ledger_knows(
+    batch: Batch, prepared: Database, tmp_path: Path
+) -> None:
+    (tmp_path / "tasks").rename(tmp_path / "elsewhere")
+    await know(prepared, make_task("flaky", "0 1 * * *"))
+    await insert(prepared, id=ONE)
+    await write(prepared, ONE, 1, 0, "there")
+    for given in ("flaky", ONE[:-1]):
+        assert (await show(batch, given)).code == 0
+        assert (await asyncio.to_thread(batch, "logs", given)).out.split()[-2] == "there"
+    refuses(await show(batch, "nope"), "'nope'", "the tasks are: flaky")
+    refuses(await asyncio.to_thread(batch, "logs", "nope"), "'nope'", "the tasks are: flaky")
+
+
+@pytest.mark.parametrize("why", ["a person", "its schedule is empty now", "it was removed", "removed in a pause"])
+async def test_what_does_not_fire_has_no_next_times_and_only_a_person_pauses(
+    batch: Batch, prepared: Database, tmp_path: Path, why: str
+) -> None:
+    (tmp_path / "tasks" / "flaky.py").write_text(FLAKY)
+    loaded = await know(prepared, make_task("flaky", "30 2 * * *", timezone="Europe/Berlin"))
+    async with prepared.engine.begin() as connection:
+        if why in ("a person", "removed in a pause"):
+            await catalog.pause(connection, "flaky", "ann", loaded, tables.new_id())
+        if why == "its schedule is empty now":  # for the services: what the file says here does not fire
+            await catalog.set_schedules(connection, {"flaky": None}, loaded, tables.new_id())
+    if "removed" in why:
+        (tmp_path / "tasks" / "flaky.py").unlink()
+        async with prepared.engine.begin() as connection:
+            await catalog.remove_gone(connection, ["flaky"], nobody)
+    shown, found = values((await show(batch, "flaky")).out), (await show(batch, "flaky", "--json")).json
+    assert found["next"] == [] and "next" not in shown
+    assert shown.get("paused", "").endswith("by ann") is (why in ("a person", "removed in a pause"))
+    assert ("paused" in shown) is (found["paused_at"] is not None)
+    assert (shown["schedule"] == "none any more") is (why != "a person")
+    assert ("its file is gone since" in shown["source"]) is ("removed" in why)
+
+
+async def nobody(_: object) -> set[str]:
+    return set()
 
 
 # logs

@@ -303,6 +303,17 @@ def test_the_script_for_bash_works_in_a_bash(report: Path, tmp_path: Path) -> No
     assert (done.stdout, done.stderr) == ("report\n", "")
 
 
+@pytest.mark.parametrize(
+    ("shell", "answer"), [("zsh", """_arguments '*: :(("report"))'"""), ("fish", "report"), ("pwsh", "report:::")]
+)
+def test_other_shells_are_answered_in_their_own_way(report: Path, tmp_path: Path, shell: str, answer: str) -> None:
+    """What their scripts send; fish's and zsh's were seen to work so, and no PowerShell was there to try."""
+    asked = {"_TYPER_COMPLETE_ARGS": "batch run re", "_TYPER_COMPLETE_WORD_TO_COMPLETE": "re"}
+    asked |= {"_BATCH_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = subprocess.run(BATCH, cwd=tmp_path, env={**environment(), **asked}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, answer, "")
+
+
 # The help
 
 

@@ -192,6 +192,16 @@ def test_a_lease_that_a_late_heartbeat_would_end_is_refused_without_telling_secr
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_limit_that_every_hiccup_of_the_loop_would_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_LOOP_BLOCK", "0.5")
+    with pytest.raises(InvalidSetting, match=r"MAX_LOOP_BLOCK \(0\.5\) must be 0 \(never\) or at least 2"):
+        get_settings()
+    for allowed in ("0", "2"):
+        monkeypatch.setenv("MAX_LOOP_BLOCK", allowed)
+        forget_settings()
+        assert float(allowed) == get_settings().MAX_LOOP_BLOCK
+
+
 def test_libpqs_name_for_encryption_becomes_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://bob@db/shop?sslmode=require")
     assert get_settings().DATABASE_URL == "postgresql+asyncpg://bob@db/shop?ssl=require"

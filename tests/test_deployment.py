@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from service.batch import watchdog
+from service.batch.engines import local
 from service.config import Settings, async_url
 from service.web import api
 
@@ -26,10 +28,10 @@ FILES = ROOT / "docs/deployment"
 PAGE = (ROOT / "docs/deployment.md").read_text()
 
 DRAIN = Settings.model_fields["DRAIN_SECONDS"].default
-GIVE_UP = 1 + 5
-"""What LocalEngine.drain() waits beyond DRAIN_SECONDS: for runs to be interrupted, and for those that don't react."""
-WRITE = 5
-"""What writing and closing may take."""
+ENDED = watchdog.GRACE_SECONDS + watchdog.LAST_SECONDS
+"""How long after DRAIN_SECONDS the watchdog has ended the process."""
+BUSY = 5
+"""For servers that look for signals now and then, and for a machine that is busy."""
 
 
 class Unit(RawConfigParser):
@@ -99,7 +101,13 @@ GRACE = {
 
 @pytest.mark.parametrize("file", GRACE)
 def test_the_supervisor_waits_longer_than_the_longest_drain(file: str) -> None:
-    assert GRACE[file]() >= DRAIN + GIVE_UP + WRITE
+    assert GRACE[file]() >= DRAIN + ENDED + BUSY
+
+
+def test_a_drain_that_goes_well_is_over_before_the_watchdog_ends_it() -> None:
+    assert local.REACT_SECONDS + local.WRITE_SECONDS < watchdog.GRACE_SECONDS
+    assert f"gone after {DRAIN + ENDED:g} seconds" in PAGE
+    assert DRAIN + ENDED < 30  # what Kubernetes grants
 
 
 def test_the_page_names_the_same_numbers() -> None:
@@ -253,7 +261,8 @@ def test_the_probes_ask_what_is_there_and_wait_as_long_as_it_may_take() -> None:
     assert {"/healthz", "/readyz"} <= paths
     assert probes["readiness"]["timeoutSeconds"] > api.READY_SECONDS
     assert all(probe["timeoutSeconds"] <= probe["periodSeconds"] for probe in probes.values())
-    assert probes["liveness"]["periodSeconds"] * probes["liveness"]["failureThreshold"] >= 60
+    patience = probes["liveness"]["periodSeconds"] * probes["liveness"]["failureThreshold"]
+    assert patience > Settings().MAX_LOOP_BLOCK and f"`MAX_LOOP_BLOCK` ({Settings().MAX_LOOP_BLOCK:g})" in PAGE
     assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 300
     check = re.match(r"--interval=(\d+)s --timeout=(\d+)s", dockerfile()["HEALTHCHECK"][0])
     assert check is not None and int(check[2]) > 5

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Retry, clock, config, current_run, get_logger, logs
-from service.batch import catalog, logbook, runs, tables
+from service.batch import catalog, loader, logbook, runs, schedules, tables
 from service.batch.engines.local import LocalEngine
 from service.batch.journal import Entry
 from service.batch.runs import Claimed, Outcome
@@ -41,6 +41,12 @@ class Dropped(BaseTask):
 
     async def run(self) -> str:
         return "here"
+"""
+HANGS = """
+import time
+from pathlib import Path
+while not Path("go on").exists():
+    time.sleep(0.01)
 """
 
 logger = get_logger("tests")
@@ -179,6 +185,38 @@ async def test_a_file_that_is_dropped_in_while_it_runs_is_loaded_and_fires(begin
     assert (await run_in(service, "succeeded", task="dropped"))["result"] == "here"
     [node] = await rows(service.ledger, tables.nodes)
     assert node["tasks"] == ["dropped"]
+
+
+async def test_a_file_whose_import_hangs_holds_up_no_schedule_and_is_named(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(schedules, "IMPORT_SECONDS", 0.05)
+    monkeypatch.setattr(loader, "SLOW_SECONDS", 0.1)
+    config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
+    make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
+    service = await begin()
+    logging.getLogger().addHandler(caplog.handler)
+    await service.schedules.refresh()
+    Path("tasks/dropped.py").write_text(HANGS + DROPPED)
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            await service.schedules.refresh()
+        config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
+        await service.schedules.refresh()
+    assert str(service.scheduler.get_job("dynamic").trigger) == "cron[0 8 * * *] UTC"
+    await until(lambda: told(caplog, "tasks/dropped.py: its import has not ended after 0.1 s"))
+    Path("go on").touch()
+
+    async def loaded() -> bool:
+        await service.schedules.refresh()
+        return "dropped" in service.tasks
+
+    await until(loaded)
+    assert caplog.text.count("has not ended") == 1
+
+
+async def told(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return text in caplog.text
 
 
 async def test_a_file_that_comes_while_the_ledger_is_away_is_taken_in_later(

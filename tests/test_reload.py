@@ -264,6 +264,7 @@ async def test_a_reload_lets_a_short_run_end_and_interrupts_a_long_one_which_the
             before = {run["task"]: run for run in await rows(ledger, state="running")}
             make_folder(tmp_path, by_hand=BY_HAND)
             await says(lambda: running.stderr, "Stopping: 3 running, with 2 s to end")
+            await asyncio.sleep(0.5)  # uvicorn looks ten times a second whether it has to close its socket
             asked = asyncio.create_task(asyncio.to_thread(running.get, "/scheduler/jobs"))
             (tmp_path / "draining").touch()
             assert "by_hand" in {job["id"] for job in (await asked).json()}

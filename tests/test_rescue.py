@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import nodes, presence, tables
+from service.batch import news, presence, tables
 from service.batch.rescue import MOST_LOSSES, rescue
 from service.batch.slots import now_of
 from service.batch.tables import new_id
@@ -161,7 +161,7 @@ async def test_a_run_that_is_lost_for_the_third_time_has_failed(ledger: Database
 
 async def gone(connection: AsyncConnection, ledger: Database) -> dict[str, int]:
     """The nodes whose files say that their process is dead, with their counters."""
-    found = await nodes.others(connection, than=new_id())
+    found = (await news.read(connection, new_id())).others
     return {node.id: node.beats for node in found if presence.is_gone(folder_of(ledger), node.id)}
 
 

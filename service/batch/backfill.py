@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch import runs, slots
 from service.batch.again import again
 from service.batch.offload import offload
-from service.batch.planning import INSTANT
+from service.batch.planning import INSTANT, ON_TIME
 from service.batch.registry import Task
 from service.batch.runs import NewRun
 from service.batch.schedule import Schedule
@@ -64,13 +64,17 @@ class Interval:
 
 
 async def interval_of(connection: AsyncConnection, task: str, since: datetime, until: datetime) -> Interval:
-    """By the schedule that is in force in the ledger. Raises InvalidParameters where there is none, or no interval."""
+    """By the schedule that is in force in the ledger. Raises InvalidParameters where there is none, or no interval.
+
+    A slot that may still be fired on time is left to that: a service decides by it about others of the task.
+    """
     opened = (await slots.open_schedules(connection)).get(task)
     if opened is None or not opened.is_usable:
         raise InvalidParameters(f"task {task}: the ledger has no schedule of it now, so there are no slots to backfill")
     if since > until:
         raise InvalidParameters(f"there are no slots from {since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S} UTC")
-    return Interval(opened.schedule, since, min(until, await slots.now_of(connection)))
+    handled = max(opened.fired_until, await slots.now_of(connection) - ON_TIME)
+    return Interval(opened.schedule, since, min(until, handled))
 
 
 def ignore(entry: Entry) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func, literal, select, text, update
+from sqlalchemy import ColumnElement, case, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch import slots
@@ -26,7 +26,7 @@ async def request_cancel(connection: AsyncConnection, run_id: str, reason: str, 
     """Cancel an active run, in the caller's transaction; returns its state then, or None where there is no such run.
 
     CANCELLED: it was waiting (queued, retrying, interrupted), and is over now. RUNNING: the request stands on its row.
-    The node that holds it looks for requests every second (`Cancelling`, see cancelling.py) and cancels the attempt,
+    The node that holds it looks for requests every second (see news.py) and cancels the attempt,
     which then ends as `cancelled` with this reason; a node that dies before that, or whose attempt ends with a retry or
     an interrupt meanwhile, leaves it cancelled too (`runs.finish`). So a run with a request never starts again, but it
     may yet succeed or fail. Any other state: it was final already, and nothing was changed. The first request counts.
@@ -50,12 +50,3 @@ async def request_cancel(connection: AsyncConnection, run_id: str, reason: str, 
 def _unless_running(name: str, value: Any) -> ColumnElement[Any]:
     own = runs.c[name]
     return case((runs.c.state == RunState.RUNNING, own), else_=literal(value, own.type))
-
-
-async def requests(connection: AsyncConnection) -> list[Asked]:
-    """What some node is asked to cancel, and has not cancelled yet. An index has them, which is nearly always empty."""
-    is_asked = text("cancel_reason IS NOT NULL AND state = 'running'")  # to the letter as in the index
-    return [
-        Asked(*row)
-        for row in await connection.execute(select(runs.c.id, runs.c.fence, runs.c.cancel_reason).where(is_asked))
-    ]

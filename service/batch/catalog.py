@@ -10,7 +10,7 @@ from types import MappingProxyType
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import rows, slots
+from service.batch import nodes, rows, slots
 from service.batch.firing import Room, fire
 from service.batch.planning import Plan, plan_none
 from service.batch.registry import Task
@@ -144,6 +144,13 @@ async def known(connection: AsyncConnection) -> dict[str, bool]:
     """The names of all tasks in the ledger, and whether each counts as removed."""
     found = await connection.execute(select(tasks.c.name, tasks.c.removed_at.is_not(None).label("is_removed")))
     return {row.name: bool(row.is_removed) for row in found}
+
+
+async def served_from(connection: AsyncConnection) -> dict[str, str]:
+    """The file that a task was last loaded from by a service, for those tasks that a live node has."""
+    live = await nodes.live_tasks(connection)
+    found = await connection.execute(select(tasks.c.name, tasks.c.source))
+    return {row.name: row.source for row in found if row.name in live}
 
 
 async def remove_gone(

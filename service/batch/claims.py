@@ -4,31 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Integer, Select, bindparam, func, literal_column, select, text
+from sqlalchemy import ColumnElement, Integer, bindparam, literal, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch import lanes, rows
+from service.batch import lanes, rows, slots
+from service.batch.firing import Room
 from service.batch.lanes import CANDIDATE_COLUMNS, Candidate, Rule
+from service.batch.registry import Task
 from service.batch.runs import Claimed
-from service.batch.tables import CLAIMABLE_SQL, runs
+from service.batch.states import CLAIMABLE, RunState
+from service.batch.tables import CLAIMABLE_SQL, DUE_SQL, runs
 
 CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
 
 
 async def now_if_due(connection: AsyncConnection) -> datetime | None:
-    """The database's time if some run may be claimed at it, else None: all that an idle node asks for."""
-    due: Select[Any] = select(literal_column("1")).select_from(runs).where(text(CLAIMABLE_SQL))
-    if connection.dialect.name == "postgresql" and not clock.is_moved():
-        now = func.clock_timestamp()
-        statement: Select[Any] = select(now).where(due.where(runs.c.due_at <= now).exists())
-        at: datetime | None = (await connection.execute(statement)).scalar()
-        return at
-    moment = clock.now()
-    found = await connection.execute(due.where(runs.c.due_at <= moment).limit(1))
-    return moment if found.first() is not None else None
+    """The database's time if some run may be claimed at it, else None."""
+    now = slots.moment(connection)
+    return (await connection.execute(select(now).where(is_any_due(now)))).scalar()
+
+
+def is_any_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
+    """Whether some run may be claimed at `now`; one look into an index for each of the two ways (see DUE_SQL)."""
+    due = select(literal(1)).select_from(runs).where(text(CLAIMABLE_SQL), runs.c.due_at <= now)
+    waiting = select(literal(1)).select_from(runs).where(runs.c.state.in_(set(CLAIMABLE) - {RunState.RETRYING}))
+    return or_(due.exists(), waiting.exists())
+
+
+async def take(
+    connection: AsyncConnection, tasks: Mapping[str, Task], node: str, room: Room
+) -> tuple[list[Claimed], bool]:
+    """Claim for a node, which has loaded these tasks, what it has room for. True: there may be more at once."""
+    now, found = await startable(connection, tasks, room)
+    if now is None or not found:
+        return [], False
+    chosen = [head for head in found if room.take(tasks[head.task].on_loop)]
+    others = {head.id: head.lane for head in chosen if head.lane > 1}
+    return await claim(connection, [head.id for head in chosen], node, now, others), len(chosen) == len(found)
+
+
+async def startable(
+    connection: AsyncConnection, tasks: Mapping[str, Task], room: Room
+) -> tuple[datetime | None, list[Candidate]]:
+    """The database's time, if something is due at it, and what of these tasks may start then. Locks nothing."""
+    now = await now_if_due(connection) if room.runs > 0 else None
+    if now is None:
+        return None, []
+    names = [task.name for task in tasks.values() if task.on_loop or room.threads > 0]
+    return now, await heads(connection, names, now, room.runs, lanes.rules(tasks.values()))
 
 
 async def heads(
@@ -58,7 +82,7 @@ async def _plain_heads(
     """One of each queue but those in `ruled`, and those of all these tasks that are in no queue."""
     kind = connection.dialect.name
     wanted = rows.source([runs.c.task, runs.c.exclusive], kind)
-    due = f"{CLAIMABLE_SQL} AND due_at <= :now"
+    due = f"{CLAIMABLE_SQL} AND {DUE_SQL}"
     first = (
         f"SELECT id FROM batch_runs q WHERE q.exclusive = v.exclusive AND {due} ORDER BY q.rank, q.due_at, q.id LIMIT 1"
     )

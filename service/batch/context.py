@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +16,11 @@ from service.batch.states import Origin
 from service.errors import BatchError, Interrupted
 
 MAX_WAITING_LINES = 10_000
+
+
+def for_ever() -> bool:
+    """The lease of who needs none."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class CurrentRun:
 
     `slot` is aware, in the task's zone; a manual run's is the instant asked for, or that of `--slot`.
     `attempt` counts from 1. `will_retry`: this one has failed, and another follows. `fence` is the number under which
-    it may commit; `is_sealed`: it may no more. `transactions`: where it wrote, by `id(connection)`.
+    it may commit; `is_sealed`: it may no more. `holds_lease`: whether its node may work on it right now; `is_lost`: it
+    wanted to write when that was over. `transactions`: where it wrote, by `id(connection)`.
     """
 
     id: str
@@ -43,6 +50,8 @@ class CurrentRun:
     fence: int = field(default=0, init=False)
     is_fenced: bool = field(default=False, init=False)
     is_sealed: bool = field(default=False, init=False)
+    is_lost: bool = field(default=False, init=False)
+    holds_lease: Callable[[], bool] = field(default_factory=lambda: for_ever, init=False, repr=False)
     transactions: dict[int, tuple[ref[Any], asyncio.AbstractEventLoop]] = field(
         default_factory=dict, init=False, repr=False
     )

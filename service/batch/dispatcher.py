@@ -20,6 +20,9 @@ logger = get_logger("service.batch")
 
 LONGEST_PAUSE = 5.0
 
+LET_THROUGH_SECONDS = 1.0
+"""How long a transaction may take that was on its way when the dispatcher is stopped."""
+
 
 class Dispatcher(Background):
     """APScheduler's jobs call `notify`; the cursor in the ledger says which slots are meant."""
@@ -39,7 +42,7 @@ class Dispatcher(Background):
         self._wake.set()
 
     async def _loop(self) -> None:
-        """Until it is stopped; a transaction that is on its way then is let through."""
+        """Until it is stopped; a transaction that is on its way then is let through, if it does not take long."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -48,6 +51,8 @@ class Dispatcher(Background):
             try:
                 await asyncio.shield(turn)
             except asyncio.CancelledError:
+                await asyncio.wait([turn], timeout=LET_THROUGH_SECONDS)
+                turn.cancel()
                 await asyncio.wait([turn])
                 raise
 
@@ -58,11 +63,12 @@ class Dispatcher(Background):
             return
         try:
             async with self._engine.claiming:
+                losses = self._engine.losses
                 fired = await self._fire(names)
-                self._engine.launch(fired.claimed)
+                self._engine.launch(fired.claimed, losses)
         except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
             known = isinstance(error, DBAPIError | DatabaseError | OSError)
-            cause = str(error).split("\n")[0]
+            cause = self._database.why(error) if known else str(error).split("\n")[0]
             logger.error(
                 f"firing failed, again in {self._pause:.1f} s (what is due stays due): {cause}",
                 exc_info=None if known else error,

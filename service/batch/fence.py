@@ -45,6 +45,9 @@ NEWEST = select(checkpoints.c.fence).where(
     checkpoints.c.run == bindparam("run", type_=checkpoints.c.run.type), checkpoints.c.name == OWN_ROW
 )
 SERIALIZATION_FAILURE = "40001"
+AWAY = {"08", "53", "57"}
+"""Classes of PostgreSQL's SQLSTATE: no connection, no resources, an operator has stopped it."""
+AWAY_SECONDS = 1.0
 
 
 def guard(database: Database, idle_seconds: float) -> None:
@@ -67,17 +70,31 @@ async def take_over(ledger: Database, run: CurrentRun) -> None:
     """Raise the fence, before an attempt that is not the first of its run: from here on no older one can commit.
 
     Call it inside the run. On PostgreSQL the connections of the nodes that lost this run are ended first: they may hold
-    locks. SQLite's lock can't be taken from a process that is only stopped, so this waits for it. Raises LeaseLost.
+    locks. SQLite's lock can't be taken from a process that is only stopped, so this waits for it; and for a server that
+    is away, since a run that is only resumed has not failed by that. Raises LeaseLost.
     """
-    application = application_database()
-    if application.kind == "postgresql":
-        await _evict_lost(application, ledger, run)
+    application, is_told = application_database(), False
     while application.kind in KINDS:
         try:
+            if application.kind == "postgresql":
+                await _evict_lost(application, ledger, run)
             async with application.engine.begin():
                 return  # its commit raises the fence
         except DatabaseBusy as error:
             logger.warning(f"{run.task} waits to take over run {run.id}: {error}")
+        except (DBAPIError, OSError) as error:
+            if not _is_away(error):
+                raise
+            if not is_told:
+                logger.warning(f"{run.task} waits to take over run {run.id}: {application.why(error)}")
+            is_told = True
+            await asyncio.sleep(AWAY_SECONDS)
+
+
+def _is_away(error: DBAPIError | OSError) -> bool:
+    """No connection, or one that was cut: not an error of what was executed."""
+    state = str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
+    return isinstance(error, OSError) or error.connection_invalidated or state[:2] in AWAY
 
 
 def seal(run: CurrentRun) -> None:
@@ -111,7 +128,7 @@ def _at_begin(idle_ms: int, connection: Connection) -> None:
     run = context.current_run_if_any()
     if run is None or not _is_fenceable(connection):
         return
-    _refuse_sealed(run)
+    _refuse_lost(run)
     run.transactions[id(connection)] = weakref.ref(connection), asyncio.get_running_loop()
     if run.is_fenced and connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}")
@@ -122,9 +139,10 @@ def _at_commit(connection: Connection) -> None:
     if run is None or not _is_fenceable(connection):
         return
     try:
-        _refuse_sealed(run)
+        _refuse_lost(run)
         if run.is_fenced and connection.dialect.name in KINDS:
             _pass(connection, run)
+            _refuse_lost(run)  # once more: the statement may have waited, or the process been stopped within it
     except BaseException:
         _roll_back(connection)
         raise
@@ -136,9 +154,16 @@ def _is_fenceable(connection: Connection) -> bool:
     return not options.get("postgresql_readonly") and options.get("isolation_level") != "AUTOCOMMIT"
 
 
-def _refuse_sealed(run: CurrentRun) -> None:
+def _refuse_lost(run: CurrentRun) -> None:
+    """By what this process knows itself. Its lease ends on the clock, so also where nobody has noticed that yet."""
     if run.is_sealed:
         raise LeaseLost(f"{run.task}: this attempt of run {run.id} has ended or was given up, and can't write any more")
+    run.is_lost = run.is_lost or (run.is_fenced and not run.holds_lease())
+    if run.is_lost:
+        raise LeaseLost(
+            f"{run.task}: the lease of this node is over, so another one may hold run {run.id} by now, and this "
+            "attempt can't write any more; nothing of this transaction is committed"
+        )
 
 
 def _pass(connection: Connection, run: CurrentRun) -> None:

@@ -1,6 +1,6 @@
 """The heartbeat: in a thread of its own, which a blocked event loop can't stop, a node says that it lives.
 
-It also looks at the other nodes, and takes over what dead ones were running.
+It also reads the news, hands them to the event loop, and takes over what dead nodes were running.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from service import clock
-from service.batch import nodes, presence, slots
+from service.batch import news, nodes, presence, slots
 from service.batch.lease import MARGIN, Lease, Observer
+from service.batch.news import LOOK_SECONDS, News
+from service.batch.nodes import Seen
 from service.batch.rescue import leave_nothing_running, rescue
+from service.database import troubles
 from service.database.engine import Database
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
-LOOK_SECONDS = 1.0
-"""How often a node looks at the others, at least: so much later than it could a death is seen."""
 LONGEST_TICK = 0.25
 LAST_TURN_SECONDS = 2.0
 
@@ -32,27 +34,43 @@ class Heartbeat:
 
     row: dict[str, Any]
     """The node's row in the ledger, in case that it has to be written anew."""
+    trouble: str | None
+    """What keeps it from the ledger, without addresses; None while all is well."""
 
-    def __init__(self, url: str, node: str, lease: Lease, beat_seconds: float, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        node: str,
+        lease: Lease,
+        beat_seconds: float,
+        lease_seconds: float,
+        poll_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        """`poll_seconds`: how often it says that runs may start. Other news are read every second at least."""
         self._url = url
         self._folder = presence.folder_of(url)
         self._node = node
         self._lease = lease
         self._observer = Observer(lease_seconds)
         self._beat_seconds = beat_seconds
-        self._look_seconds = min(LOOK_SECONDS, beat_seconds)
-        self._tick_seconds = min(LONGEST_TICK, beat_seconds / 4, lease_seconds * MARGIN / 4)
+        self._poll_seconds = poll_seconds
+        self._look_seconds = min(LOOK_SECONDS, beat_seconds, poll_seconds)
+        self._tick_seconds = min(LONGEST_TICK, self._look_seconds, beat_seconds / 4, lease_seconds * MARGIN / 4)
         self._patience = lease.usable_seconds / 3
-        self._beat_at = self._look_at = -math.inf
-        self._is_alone = True
+        self._beat_at = self._look_at = self._poll_at = -math.inf
         self._has_given_up = self._was_told = False
-        self._is_well = True
+        self.trouble = None
         self._stopping = threading.Event()
         self._own_loop: asyncio.AbstractEventLoop | None = None
         self._lag = LoopLag()
 
-    def start(self, on_loss: Callable[[], None], on_rescue: Callable[[], None]) -> None:
-        self._on_loss, self._on_rescue = on_loss, on_rescue
+    def start(
+        self,
+        on_loss: Callable[[], None],
+        on_rescue: Callable[[], None],
+        on_news: Callable[[News], None] = lambda _: None,
+    ) -> None:
+        self._on_loss, self._on_rescue, self._on_news = on_loss, on_rescue, on_news
         self._lag.loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="batch-heartbeat", daemon=True)
         self._thread.start()
@@ -61,9 +79,13 @@ class Heartbeat:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
+    def fall_silent(self) -> None:
+        """Begin no other beat or look; returns at once."""
+        self._stopping.set()
+
     def stop(self) -> None:
         """End the thread; waits for it, so call it off the loop."""
-        self._stopping.set()
+        self.fall_silent()
         if self._own_loop is not None:
             try:
                 self._own_loop.call_soon_threadsafe(self._wake.set)
@@ -83,7 +105,7 @@ class Heartbeat:
             if turn.done() and self._is_due():
                 turn = asyncio.create_task(self._turn(database))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._tick_seconds):
+                async with asyncio.timeout(self._tick(turn.done())):
                     await self._wake.wait()
         _, unfinished = await asyncio.wait([turn], timeout=LAST_TURN_SECONDS)
         if unfinished:
@@ -92,8 +114,12 @@ class Heartbeat:
         await database.dispose()
 
     def _is_due(self) -> bool:
-        now = clock.boottime()
-        return now >= self._beat_at or (now >= self._look_at and not self._is_alone)
+        return clock.boottime() >= min(self._beat_at, self._look_at)
+
+    def _tick(self, is_idle: bool) -> float:
+        """In seconds: until the next turn, if that comes before a whole tick is over."""
+        left = min(self._beat_at, self._look_at) - clock.boottime()
+        return min(self._tick_seconds, max(0.0, left)) if is_idle else self._tick_seconds
 
     def _notice_a_loss(self) -> None:
         if self._lease.is_held or self._has_given_up:
@@ -105,27 +131,32 @@ class Heartbeat:
     async def _turn(self, database: Database) -> None:
         try:
             async with asyncio.timeout(self._patience):
-                if clock.boottime() >= self._beat_at:
-                    await self._beat(database)
-                await self._look(database)
-            self._is_well = True
+                self._look_at = clock.boottime() + self._look_seconds
+                is_due = clock.boottime() >= self._beat_at
+                found = await (self._beat(database) if is_due else self._look(database))
+                found.is_claimable = self._is_to_poll() and found.is_claimable
+                self._call(partial(self._on_news, found))
+                await self._rescue(database, found.others)
+            self.trouble = None
         except Exception as error:  # noqa: BLE001 - a background loop's boundary: the next beat may do better
-            if self._is_well:
-                cause = f"{type(error).__name__}: {error}".splitlines()[0]
-                logger.warning(f"the heartbeat does not reach the ledger: {cause}")
-            self._is_well = False
-            self._beat_at = min(self._beat_at, clock.boottime() + self._look_seconds)
+            if self.trouble is None:
+                logger.warning(f"the heartbeat does not reach the ledger: {database.why(error)}")
+            self.trouble = troubles.advice_on(error) or type(error).__name__
+            self._beat_at = min(self._beat_at, self._look_at)
 
-    async def _beat(self, database: Database) -> None:
+    async def _beat(self, database: Database) -> News:
+        """Beat, and look in the same transaction."""
         self._notice_a_loss()
         sent_at = clock.boottime()
         self._beat_at = sent_at + self._beat_seconds
         async with database.engine.begin() as connection:
             is_alive = await nodes.beat(connection, self._node, self._lag.take())
+            found = await news.read(connection, self._node)
         if not is_alive:
             sent_at = await self._come_back(database)
         self._lease.renew(sent_at)
         self._has_given_up = self._was_told = False
+        return found
 
     async def _come_back(self, database: Database) -> float:
         """Somebody has taken this node for dead. Returns the boot time at which it was sent that it lives.
@@ -145,12 +176,20 @@ class Heartbeat:
             await nodes.register(connection, {**self.row, "seen_at": now})
         return sent_at
 
-    async def _look(self, database: Database) -> None:
-        """Take over the runs of nodes that are silent, and of those of this machine whose processes are gone."""
-        self._look_at = clock.boottime() + self._look_seconds
+    async def _look(self, database: Database) -> News:
         async with database.reader.connect() as connection:
-            found = await nodes.others(connection, self._node)
-        self._is_alone = all(node.is_stopped for node in found)
+            return await news.read(connection, self._node)
+
+    def _is_to_poll(self) -> bool:
+        """With each look, or about once in `poll_seconds` where those are more."""
+        now = clock.boottime()
+        if now < self._poll_at:
+            return False
+        self._poll_at = now + self._poll_seconds - self._look_seconds / 2
+        return True
+
+    async def _rescue(self, database: Database, found: Sequence[Seen]) -> None:
+        """Take over the runs of nodes that are silent, and of those of this machine whose processes are gone."""
         silent = self._observer.silent({node.id: node.beats for node in found if not node.is_stopped})
         gone = {node.id for node in found if presence.is_gone(self._folder, node.id)}
         dead = {n.id: n.beats for n in found if n.is_stopped or n.id in silent or n.id in gone}

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import logbook, runs
+from service.batch import logbook, runs, slots
 from service.batch.logbook import Block
 from service.batch.offload import offload
 from service.batch.runner import Attempt, Ending
@@ -66,10 +67,17 @@ class Entry:
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
         """Returns the outcomes that bounced, because another node holds their run."""
-        bounced = await runs.finish(connection, self.outcomes)
+        bounced = await runs.finish(connection, await self._due_by_the_ledger(connection))
         await logbook.write(connection, self.packed)
         await runs.mirror_progress(connection, self.progress)
         return bounced
+
+    async def _due_by_the_ledger(self, connection: AsyncConnection) -> list[Outcome]:
+        """What goes on later is claimed by the ledger's time, and this node's clock may be wrong by minutes."""
+        if all(outcome.due_at is None for outcome in self.outcomes):
+            return self.outcomes
+        now = await slots.now_of(connection)
+        return [replace(o, due_at=now + (o.due_at - o.ended_at)) if o.due_at else o for o in self.outcomes]
 
 
 class Journal:
@@ -125,7 +133,7 @@ def _blocks(attempt: Attempt) -> list[Block]:
 
 
 def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
-    claimed, ended_at = attempt.claimed, clock.now()
+    claimed, ended_at = attempt.claimed, attempt.ledger_time()
     interrupted = ending.state == RunState.INTERRUPTED
     is_over = ending.wait is None and not interrupted
     return Outcome(
@@ -164,3 +172,9 @@ def tell(outcomes: list[Outcome]) -> None:
         if outcome.state == RunState.SUCCEEDED:
             seconds = (outcome.ended_at - outcome.started_at).total_seconds()
             logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id)
+
+
+def is_refused(error: DBAPIError) -> bool:
+    """What was sent can't be stored, now or later. asyncpg's data errors come without a class of their own."""
+    sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
+    return isinstance(error, IntegrityError | DataError) or sqlstate[:2] in {"22", "23", "54"}

@@ -10,6 +10,9 @@ from service import clock
 MARGIN = 1 / 6
 """The share of a lease, at its end, in which a node that can't renew it gives up its runs."""
 
+LOST = "its node could not renew its lease"
+"""Why a run is given up then, and resumed: the reason on its row."""
+
 
 class Lease:
     """This node's own. It may work on runs while it holds it.

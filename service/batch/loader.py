@@ -8,8 +8,10 @@ import importlib.util
 import itertools
 import re
 import sys
+import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -20,6 +22,9 @@ from service.errors import BatchError, InvalidSetting
 from service.logs import get_logger
 
 logger = get_logger(__name__)
+
+SLOW_SECONDS = 5.0
+"""An import that takes longer is told of: it may hang, and nothing else would say so."""
 
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
@@ -61,7 +66,8 @@ def load_files(place: Path, files: Iterable[Path]) -> list[BrokenFile]:
 def _load(path: Path, package: str) -> list[BrokenFile]:
     before, modules = set(TaskRegistry.tasks()), set(sys.modules)
     try:
-        module = _import(path, package)
+        with _told_if_slow(path):
+            module = _import(path, package)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's file may raise anything; the others must run
         TaskRegistry.remove(set(TaskRegistry.tasks()) - before)
         # What it had imported from beside it may be what has to be mended.
@@ -69,6 +75,18 @@ def _load(path: Path, package: str) -> list[BrokenFile]:
             del sys.modules[name]
         return [_not_imported(path, error)]
     return _register(module, path)
+
+
+@contextmanager
+def _told_if_slow(path: Path) -> Iterator[None]:
+    text = f"{path}: its import has not ended after {SLOW_SECONDS:g} s; until then no other file is loaded"
+    told = threading.Timer(SLOW_SECONDS, logger.warning, [text])
+    told.daemon = True
+    told.start()
+    try:
+        yield
+    finally:
+        told.cancel()
 
 
 def forget(path: Path) -> bool:

@@ -64,10 +64,11 @@ class ManualRun:
             try:
                 async with self._engine.claiming:
                     async with self._database.engine.begin() as connection:
+                        losses = self._engine.losses
                         new = self._new(params, slot, by, await slots.now_of(connection))
                         new.lane = await self._lane(connection)
                         await runs.insert(connection, [new])
-                    self._engine.launch([runs.claimed_from(new)])
+                    self._engine.launch([runs.claimed_from(new)], losses)
                 return
             except IntegrityError:
                 if not told:
@@ -101,10 +102,11 @@ class ManualRun:
         """A retry, once it is due. A service that runs beside this process may take it; then there is nothing to do."""
         async with self._engine.claiming:
             async with self._database.engine.begin() as connection:
+                losses = self._engine.losses
                 now = await slots.now_of(connection)
                 is_due = row["state"] == RunState.RETRYING and row["due_at"] <= now
                 claimed = await self._claim(connection, now) if is_due else []
-            self._engine.launch(claimed)
+            self._engine.launch(claimed, losses)
         if not claimed:
             left = (row["due_at"] - now).total_seconds()
             await asyncio.sleep(min(AGAIN_SECONDS, left) if left > 0 else AGAIN_SECONDS)

@@ -16,6 +16,7 @@ from service import clock
 from service.batch import nodes, presence, slots
 from service.batch.heartbeat import Heartbeat
 from service.batch.lease import Lease
+from service.batch.news import LOOK_SECONDS, News
 from service.batch.offload import offload
 from service.batch.rescue import leave_nothing_running
 from service.batch.tables import new_id
@@ -25,11 +26,11 @@ from service.batch.tables import nodes as nodes_table
 class Node:
     """One running process of the service."""
 
-    def __init__(self, url: str, beat_seconds: float, lease_seconds: float) -> None:
+    def __init__(self, url: str, beat_seconds: float, lease_seconds: float, poll_seconds: float = LOOK_SECONDS) -> None:
         self.id = new_id()
         self.lease = Lease(lease_seconds)
         self._folder = presence.folder_of(url)
-        self._heartbeat = Heartbeat(url, self.id, self.lease, beat_seconds, lease_seconds)
+        self._heartbeat = Heartbeat(url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds)
 
     async def register(self, connection: AsyncConnection, tasks: Iterable[str], now: datetime) -> None:
         self._presence = await offload(presence.Presence, self._folder, self.id)
@@ -47,13 +48,15 @@ class Node:
         await nodes.register(connection, row)
         self._heartbeat.row = row
 
-    def start(self, on_loss: Callable[[], None], on_rescue: Callable[[], None]) -> None:
+    def start(
+        self, on_loss: Callable[[], None], on_rescue: Callable[[], None], on_news: Callable[[News], None]
+    ) -> None:
         """Beat from now on. Call it on the event loop whose lag is to be measured.
 
-        Both are called there: `on_loss` when the lease is lost, so that all runs are given up; `on_rescue` when runs of
-        others were taken over.
+        All are called there: `on_loss` when the lease is lost, so that all runs are given up; `on_rescue` when runs of
+        others were taken over; `on_news` after each look at the ledger.
         """
-        self._heartbeat.start(on_loss, on_rescue)
+        self._heartbeat.start(on_loss, on_rescue, on_news)
 
     async def drain(self, connection: AsyncConnection) -> None:
         await connection.execute(update(nodes_table).where(nodes_table.c.id == self.id).values(draining=True))
@@ -62,9 +65,18 @@ class Node:
     def is_beating(self) -> bool:
         return self._heartbeat.is_alive
 
+    @property
+    def trouble(self) -> str | None:
+        """What keeps its heartbeat from the ledger; None while all is well."""
+        return self._heartbeat.trouble
+
     async def stop(self) -> None:
         """Stop beating."""
         await offload(self._heartbeat.stop)
+
+    def fall_silent(self) -> None:
+        """The same, in any thread and without waiting for it."""
+        self._heartbeat.fall_silent()
 
     async def leave(self, connection: AsyncConnection) -> None:
         now = await slots.now_of(connection)
@@ -74,6 +86,10 @@ class Node:
     async def forget(self) -> None:
         """Nothing is left to be rescued, and that is committed."""
         await offload(self._presence.end)
+
+    def forget_at_once(self) -> None:
+        """The same, in any thread."""
+        self._presence.end()
 
 
 def package_version() -> str:

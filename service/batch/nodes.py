@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, or_, select, text, update
+from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch import slots
-from service.batch.states import RunState
-from service.batch.tables import nodes, runs
+from service.batch.tables import nodes
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,9 @@ async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
 
 async def beat(connection: AsyncConnection, node: str, loop_lag: float) -> bool:
     """Say that a node lives. False: somebody has taken it for dead."""
-    now = await slots.now_of(connection)
-    values = {"beats": nodes.c.beats + 1, "seen_at": now, "loop_lag": loop_lag}
+    values = {"beats": nodes.c.beats + 1, "seen_at": slots.moment(connection), "loop_lag": loop_lag}
     alive = update(nodes).where(nodes.c.id == node, nodes.c.stopped_at.is_(None))
     return (await connection.execute(alive.values(values))).rowcount == 1
-
-
-async def others(connection: AsyncConnection, than: str) -> list[Seen]:
-    """The other nodes that are not marked as stopped, and those that are but hold runs all the same."""
-    holders = select(runs.c.node).where(runs.c.state == RunState.RUNNING)
-    statement = select(nodes.c.id, nodes.c.beats, nodes.c.stopped_at.is_not(None)).where(
-        or_(nodes.c.stopped_at.is_(None), nodes.c.id.in_(holders)), nodes.c.id != than
-    )
-    return [Seen(node, beats, bool(is_stopped)) for node, beats, is_stopped in await connection.execute(statement)]
 
 
 async def live_tasks(connection: AsyncConnection) -> set[str]:

@@ -64,7 +64,8 @@ class Overlap:
         """Cancel the oldest, so that with the new one there are as many as may run."""
         reason = f"{named(new)} replaced it"
         while len(self._ahead) >= self._task.lanes:
-            old = self._ahead.pop(0)
+            old = min(self._ahead, key=_slot)
+            self._ahead.remove(old)
             if isinstance(old, NewRun):  # fired late, together with it
                 old.state, old.reason, old.finished_at = RunState.CANCELLED, reason, now
             else:
@@ -75,9 +76,13 @@ def named(run: Active | NewRun) -> str:
     return f"run {run.id}" + (f" of slot {run.slot:%Y-%m-%d %H:%M:%S} UTC" if run.slot else "")
 
 
-def _waits_last(run: Active | NewRun) -> tuple[bool, datetime, str]:
+def _waits_last(run: Active | NewRun) -> tuple[bool, datetime]:
+    return run.state == RunState.QUEUED, _slot(run)
+
+
+def _slot(run: Active | NewRun) -> datetime:
     assert run.slot is not None
-    return run.state == RunState.QUEUED, run.slot, run.id
+    return run.slot
 
 
 def _still(run: Active | NewRun, others: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -33,6 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import clock
 from service.batch import rows, slots
 from service.batch.planning import INSTANT
 from service.batch.states import FINAL, Origin, RunState
@@ -40,10 +42,13 @@ from service.batch.tables import attempts, checkpoints, log, missed, nodes, once
 from service.database.engine import Database
 
 BATCH = 100
-"""Runs deleted in one transaction: some 10 ms."""
+"""Runs deleted in one transaction, at most: some milliseconds."""
 
 BLOCKS = 1_000
-"""Blocks of log lines deleted in one transaction."""
+"""Blocks of log lines deleted in one transaction, at most."""
+
+LONG_SECONDS = 0.025
+"""A transaction that takes longer is followed by one of half its size: rows may be large, and disks slow."""
 
 PAUSE_SECONDS = 0.05
 """Between two transactions, so that whoever waits for SQLite's one writer has its turn."""
@@ -59,6 +64,22 @@ class Keep:
     per_task: int
 
 
+class Batch:
+    """How many rows go in one transaction: fewer while that takes long, and more again when it does not."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self.size = most
+
+    @asynccontextmanager
+    async def transaction(self, database: Database) -> AsyncIterator[AsyncConnection]:
+        """One in which so many are deleted. Waiting for the turn to write does not count."""
+        async with database.engine.begin() as connection:
+            began_at = clock.monotonic()
+            yield connection
+        is_long = clock.monotonic() - began_at > LONG_SECONDS
+        self.size = max(1, self.size // 2) if is_long else min(self._most, self.size * 2)
+
+
 class Pruner:
     """Prunes one ledger, and what belongs to its runs in the application's database."""
 
@@ -67,6 +88,7 @@ class Pruner:
         self._application = application
         self._keep = keep
         self._pause = pause
+        self._runs, self._blocks = Batch(BATCH), Batch(BLOCKS)
 
     async def prune(self) -> Counter[str]:
         """Delete what is old. Returns how many rows went, by what they are: runs, missed ranges, schedules, nodes."""
@@ -101,11 +123,11 @@ class Pruner:
             oldest = await self._oldest_kept(connection, before)
         for task, kept in oldest.items():
             old = select(runs.c.id, runs.c.created_at).where(_is_old(task, kept, before))
-            page = old.order_by(runs.c.created_at, runs.c.id).limit(BATCH)
+            page = old.order_by(runs.c.created_at, runs.c.id)
             following = page
             while True:
                 async with self._ledger.reader.connect() as connection:
-                    batch = (await connection.execute(following)).all()
+                    batch = (await connection.execute(following.limit(self._runs.size))).all()
                 if not batch:
                     break
                 yield [row.id for row in batch]
@@ -143,18 +165,21 @@ class Pruner:
         """A run may have any number of blocks."""
         key = tuple_(log.c.run, log.c.fence, log.c.first_line)
         theirs = log.c.run.in_(rows.among(log.c.run, ids, self._ledger.kind))
-        some = delete(log).where(key.in_(select(log.c.run, log.c.fence, log.c.first_line).where(theirs).limit(BLOCKS)))
-        went = BLOCKS
-        while went == BLOCKS:
-            async with self._ledger.engine.begin() as connection:
-                went = (await connection.execute(some)).rowcount
+        blocks = select(log.c.run, log.c.fence, log.c.first_line).where(theirs)
+        went = size = -1
+        while went == size:
+            size = self._blocks.size
+            async with self._blocks.transaction(self._ledger) as connection:
+                went = (await connection.execute(delete(log).where(key.in_(blocks.limit(size))))).rowcount
             await asyncio.sleep(self._pause)
 
     async def _delete_runs(self, ids: Sequence[str], before: datetime) -> int:
         """Those that are still over: a person may have given one a new attempt meanwhile."""
         named = runs.c.id.in_(rows.among(runs.c.id, ids, self._ledger.kind))
-        gone = delete(runs).where(named, _is_over(before)).returning(runs.c.id, runs.c.task, runs.c.slot, runs.c.origin)
-        async with self._ledger.engine.begin() as connection:
+        # By the index on state SQLite would look at every run that is over, for each batch.
+        is_over = and_(runs.c.state.concat("").in_(FINAL), runs.c.finished_at < before)
+        gone = delete(runs).where(named, is_over).returning(runs.c.id, runs.c.task, runs.c.slot, runs.c.origin)
+        async with self._runs.transaction(self._ledger) as connection:
             went = (await connection.execute(gone)).all()
             theirs = attempts.c.run.in_(rows.among(attempts.c.run, [row.id for row in went], self._ledger.kind))
             await connection.execute(delete(attempts).where(theirs))

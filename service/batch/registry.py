@@ -75,8 +75,8 @@ class TaskRegistry:
         known = cls._tasks.get(task.name)
         if known is not None and not _same(known.cls, task_class):
             raise InvalidTask(
-                f"two tasks are named {task.name!r}: {known.cls.__qualname__} in {known.source} "
-                f"and {task_class.__qualname__} in {task.source}; rename one"
+                f"two tasks are named {task.name!r}: {known.cls.__qualname__} in {known.source} is used, "
+                f"and {task_class.__qualname__} in {task.source} is not; rename one"
             )
         cls._tasks[task.name] = task
         if known is None:

@@ -7,15 +7,19 @@ import contextvars
 import functools
 import inspect
 import json
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_json
 
+from service import clock
 from service.batch import context
-from service.batch.context import CurrentRun
+from service.batch.context import CurrentRun, for_ever
 from service.batch.fence import seal
+from service.batch.lease import LOST
 from service.batch.policies import not_run_again
 from service.batch.registry import Task
 from service.batch.retryafter import seconds_asked
@@ -76,16 +80,21 @@ class Attempt:
         threads: Threads,
         on_end: Callable[[Attempt, Ending], None],
         take_over: Callable[[CurrentRun], Awaitable[None]] | None = None,
+        holds_lease: Callable[[], bool] = for_ever,
     ) -> None:
-        """`take_over` is awaited, inside the run, before the body of an attempt that is not its run's first."""
+        """`take_over` is awaited, inside the run, before the body of an attempt that is not its run's first.
+
+        `holds_lease`: whether this node may work. What the run wants to commit while it may not is refused.
+        """
         self.claimed = claimed
         self.task = task
         slot = (claimed.slot or claimed.created_at).astimezone(task.zone)
         origin = Origin(claimed.origin)
         self.run = CurrentRun(claimed.id, task.name, slot, claimed.attempt, origin, task.schedule)
-        self.run.fence = claimed.fence
+        self.run.fence, self.run.holds_lease = claimed.fence, holds_lease
         self.run.is_fenced = claimed.fence > 0 and task.policies.fenced
         self.lines_taken = 0
+        self._launched_at = clock.boottime()
         self._take_over = take_over if self.run.is_fenced and claimed.fence > 1 else None
         self._threads = threads
         self._on_end = on_end
@@ -93,10 +102,17 @@ class Attempt:
         self._has_begun = self._ended = False
         self._timers: list[asyncio.TimerHandle] = []
 
+    def ledger_time(self) -> datetime:
+        """The present: when it was claimed, and what has passed since. This machine's clock may be wrong."""
+        if clock.is_moved():
+            return clock.now()
+        return self.claimed.attempt_started_at + timedelta(seconds=clock.boottime() - self._launched_at)
+
     def start(self) -> None:
         # A context of its own: whatever was set around the service's start must not leak into runs.
         self._context = contextvars.Context()
-        self._body = asyncio.get_running_loop().create_task(self._run(), context=self._context)
+        name = f"run {self.claimed.id} of {self.task.name}"
+        self._body = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
         self._body.add_done_callback(self._over)
         if (timeout := self.task.policies.timeout) is not None:
             error = TimeoutError(f"timed out after {timeout:g} s")
@@ -148,6 +164,8 @@ class Attempt:
             ending = self._stop or self._interrupted(str(stopped))
         except BaseException as error:  # noqa: BLE001 - the attempt's boundary; SystemExit must not end the service
             ending = self._stop or self._failed(error)
+        if self.run.is_lost:  # whatever its body made of the refusal: what it did is not all there
+            ending = self._stop or self._interrupted(LOST)
         if not self._ended:
             self._report(ending)
             self._end(ending)
@@ -238,9 +256,9 @@ def _below_us(error: BaseException) -> BaseException:
 
 
 def _readable(error: BaseException) -> BaseException:
-    """An author's `__str__` that raises must not keep the attempt from its end."""
+    """An author's error that can't be shown, for its `__str__` raises or so, must not keep the attempt from its end."""
     try:
-        str(error)
+        str(error), traceback.format_exception(error)
     except Exception:  # noqa: BLE001 - it may raise anything
         return RuntimeError(f"{type(error).__name__}, whose text can't be read").with_traceback(error.__traceback__)
     return error

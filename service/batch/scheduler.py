@@ -187,11 +187,24 @@ def describe_jobs(scheduler: AsyncIOScheduler) -> list[dict[str, Any]]:
     ]
 
 
-def _watch(scheduler: AsyncIOScheduler) -> None:
-    """A step of the wall clock makes APScheduler's one long timer late by the step; this bounds it."""
+def _watch(scheduler: AsyncIOScheduler, before: datetime | None = None) -> None:
+    """A step of the wall clock makes APScheduler's one long timer late by the step; this bounds it.
+
+    `before`: what time it was when this was called last.
+    """
     if scheduler.running:
+        now = clock.now()
+        if before is not None and now < before:
+            _wait_anew(scheduler, now)
         scheduler.wakeup()
-        asyncio.get_running_loop().call_later(WATCHDOG_SECONDS, _watch, scheduler)
+        asyncio.get_running_loop().call_later(WATCHDOG_SECONDS, _watch, scheduler, now)
+
+
+def _wait_anew(scheduler: AsyncIOScheduler, now: datetime) -> None:
+    """The clock was set back, and each job waits for a time that was near before."""
+    for job in scheduler.get_jobs():
+        if isinstance(job.trigger, SlotTrigger):
+            job.modify(next_run_time=job.trigger.get_next_fire_time(None, now))
 
 
 async def _run_alone(task: Task, executor: LoopExecutor) -> None:

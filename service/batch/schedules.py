@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.exc import DBAPIError
@@ -15,6 +15,7 @@ from service import clock
 from service.batch import catalog, nodes, scheduler, slots
 from service.batch.background import Background
 from service.batch.folder import TasksFolder
+from service.batch.news import News, State
 from service.batch.offload import offload
 from service.batch.registry import Task
 from service.batch.schedule import Schedule
@@ -28,6 +29,9 @@ logger = get_logger("service.batch")
 
 REFRESH_SECONDS = 3.0
 AHEAD = timedelta(minutes=1)
+NEVER = datetime.max.replace(tzinfo=UTC)
+IMPORT_SECONDS = 1.0
+"""How long a look waits for the import of files that were dropped in. One that hangs holds up no schedule."""
 
 
 class Schedules(Background):
@@ -47,6 +51,7 @@ class Schedules(Background):
         self._folder = folder
         self._tasks = tasks
         self._arrived: dict[str, Task] = {}
+        self._importing: asyncio.Task[dict[str, Task]] | None = None
         self._node = node
         self._jobs = jobs
         self._notify = notify
@@ -54,25 +59,47 @@ class Schedules(Background):
         self._own: dict[str, Schedule | None] = {name: task.schedule for name, task in tasks.items()}
         self._told: dict[str, str] = {}
         self._started_at = clock.boottime()
+        self._news: News | None = None
+        self._state: State | None = None
+        self._next_at = NEVER
+        self._read_at = NEVER
+        self._is_unsettled = True
 
     async def open(self) -> None:
         """Write this process's schedules, at its start."""
         async with self._database.engine.begin() as connection:
             await catalog.set_schedules(connection, self._own, self._tasks, self._node)
 
+    async def stop(self) -> None:
+        await super().stop()
+        if self._importing is not None:
+            self._importing.cancel()
+            await asyncio.wait([self._importing])
+
     async def _loop(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             try:
-                await self.refresh()
+                await self._read_own()
+                if self._is_outdated():
+                    await self._read_ledger()
             except (DBAPIError, DatabaseError, OSError) as error:
-                self._tell("ledger", f"schedules can't be read from the ledger: {str(error).splitlines()[0]}")
+                self._tell("ledger", f"schedules can't be read from the ledger: {self._database.why(error)}")
             except Exception:  # the background loop's boundary: what is due must go on firing
                 logger.exception("refreshing the schedules failed")
 
+    def hear(self, news: News) -> None:
+        """They say whether the ledger has to be read again. That is not done here, but with the next refresh."""
+        self._news = news
+
     async def refresh(self) -> None:
         """Read everything again, and change what differs."""
-        self._arrived |= await offload(self._folder.load_new)
+        await self._read_own()
+        await self._read_ledger()
+
+    async def _read_own(self) -> None:
+        """What is new in this process: files, and values of schedules."""
+        await self._load_new()
         if self._arrived:
             await self._take_in(self._arrived)
         changed = await offload(self._changed)
@@ -80,11 +107,34 @@ class Schedules(Background):
             async with self._database.engine.begin() as connection:
                 await catalog.set_schedules(connection, changed, self._tasks, self._node)
             self._own.update(changed)
+            self._is_unsettled = True
+
+    def _is_outdated(self) -> bool:
+        """Whether the ledger says something else than when it was last read, or the first slot known then has come."""
+        news = self._news
+        if self._is_unsettled or news is None:
+            return self._is_unsettled
+        was_set_back = news.now < self._read_at - AHEAD
+        return was_set_back or news.state != self._state or news.now >= self._next_at
+
+    async def _read_ledger(self) -> None:
+        state = self._news.state if self._news is not None else None
         gone, removed = await self.follow()
         if removed:
             await self._restore(removed)
         if gone and clock.boottime() > self._started_at + self._lease:
             await self._remove(gone)
+        self._state, self._is_unsettled = state, bool(gone or removed)
+
+    async def _load_new(self) -> None:
+        """What is not imported by then is waited for no longer; a later look finds it."""
+        patience = IMPORT_SECONDS if self._importing is None else 0
+        if self._importing is None:
+            self._importing = asyncio.create_task(offload(self._folder.load_new))
+        done, _ = await asyncio.wait([self._importing], timeout=patience)
+        if done:
+            imported, self._importing = self._importing, None
+            self._arrived |= imported.result()
 
     async def _take_in(self, new: dict[str, Task]) -> None:
         """Tasks whose files were dropped into the folder while this process ran."""
@@ -96,6 +146,7 @@ class Schedules(Background):
         self._own |= own
         self._tasks |= new
         self._arrived = {}
+        self._is_unsettled = True
         for name, task in new.items():
             scheduler.add_job(self._jobs, task, functools.partial(self._notify, name))
 
@@ -110,15 +161,17 @@ class Schedules(Background):
             known = await catalog.known(connection)
             others = {name for name, is_removed in known.items() if not is_removed} - self._tasks.keys()
             gone = sorted(others - await self._live(connection)) if others else []
-        for name in self._tasks:
-            self._follow_one(name, opened.get(name), now)
+        self._read_at = now
+        following = [self._follow_one(name, opened.get(name), now) for name in self._tasks]
+        self._next_at = min((at for at in following if at is not None), default=NEVER)
         return gone, {name for name in self._tasks if known.get(name, False)}
 
-    def _follow_one(self, name: str, row: OpenSchedule | None, now: datetime) -> None:
+    def _follow_one(self, name: str, row: OpenSchedule | None, now: datetime) -> datetime | None:
+        """Returns the first slot that is not handled."""
         if row is None or not row.is_usable:
             scheduler.set_schedule(self._jobs, name, None)
             self._tell_of_difference(name, row, None)
-            return
+            return None
         scheduler.set_schedule(self._jobs, name, row.schedule, is_paused=row.paused_by is not None)
         if (following := row.schedule.next(row.fired_until)) is not None and following <= now:
             self._notify(name)
@@ -126,6 +179,7 @@ class Schedules(Background):
             until = f"{row.fired_until:%Y-%m-%d %H:%M} UTC"
             self._tell(f"cursor of {name}", f"a clock ahead has fired {name} up to {until}: it fires again after that")
         self._tell_of_difference(name, row, row.schedule)
+        return following
 
     async def _live(self, connection: AsyncConnection) -> set[str]:
         return await nodes.live_tasks(connection) | self._tasks.keys()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select, text, update
+from sqlalchemy import ColumnElement, Select, case, func, literal, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
@@ -62,10 +62,21 @@ def _open() -> Select[Any]:
 
 async def now_of(connection: AsyncConnection) -> datetime:
     """The database's own time; a test's moved clock where there is one. SQLite's is this machine's."""
-    if connection.dialect.name != "postgresql" or clock.is_moved():
-        return clock.now()
+    if (told := told_now(connection)) is not None:
+        return told
     at: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
     return at
+
+
+def told_now(connection: AsyncConnection) -> datetime | None:
+    """The time where the database has to be told it. None: it is PostgreSQL, which knows."""
+    return clock.now() if connection.dialect.name != "postgresql" or clock.is_moved() else None
+
+
+def moment(connection: AsyncConnection) -> ColumnElement[datetime]:
+    """The database's time as a part of a statement: when that began."""
+    told, kind = told_now(connection), schedules.c.fired_until.type
+    return literal(told, kind) if told is not None else func.statement_timestamp(type_=kind)
 
 
 async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]:
@@ -142,16 +153,20 @@ async def _newest_missed(connection: AsyncConnection, names: list[str]) -> dict[
 
 
 async def open_new(connection: AsyncConnection, wanted: Mapping[str, Schedule], node: str, now: datetime) -> None:
-    """Give these tasks, which have no open schedule, theirs; slots count from now on."""
+    """Give these tasks, which have no open schedule, theirs; slots count from now on.
+
+    Or from where an earlier one ended, if that is later: a clock that was ahead has handled the slots up to there.
+    """
+    ends = await _ends_after(connection, wanted, now)
     new = [
         {
             "id": new_id(),
             "task": task,
             "cron": schedule.cron,
             "timezone": schedule.timezone,
-            "valid_from": now,
+            "valid_from": ends.get(task, now),
             "node": node,
-            "fired_until": now,
+            "fired_until": ends.get(task, now),
         }
         for task, schedule in wanted.items()
     ]
@@ -160,10 +175,24 @@ async def open_new(connection: AsyncConnection, wanted: Mapping[str, Schedule], 
     await connection.execute(update(tasks).where(named, tasks.c.accounted_from.is_(None)).values(accounted_from=now))
 
 
+async def _ends_after(connection: AsyncConnection, names: Iterable[str], now: datetime) -> dict[str, datetime]:
+    """When the last schedule of these tasks ended, for those where that is after `now`."""
+    named = schedules.c.task.in_(rows.among(schedules.c.task, names, connection.dialect.name))
+    last = select(schedules.c.task, func.max(schedules.c.valid_until).label("at"))
+    ended = last.where(named, schedules.c.valid_until > now).group_by(schedules.c.task)
+    return {row.task: row.at for row in await connection.execute(ended)}
+
+
 async def close(connection: AsyncConnection, ids: Iterable[str], now: datetime) -> None:
-    """Close these schedules (by id), which this transaction has locked, and whose slots are handled up to `now`."""
+    """Close these schedules (by id), which this transaction has locked, and whose slots are handled up to `now`.
+
+    Or further, if a clock was ahead: then they end where their cursors are.
+    """
     named = schedules.c.id.in_(rows.among(schedules.c.id, ids, connection.dialect.name))
-    await connection.execute(update(schedules).where(named).values(valid_until=now, fired_until=now))
+    end = case(
+        (schedules.c.fired_until > now, schedules.c.fired_until), else_=literal(now, schedules.c.fired_until.type)
+    )
+    await connection.execute(update(schedules).where(named).values(valid_until=end, fired_until=end))
 
 
 async def history(connection: AsyncConnection, task: str) -> list[dict[str, Any]]:

@@ -35,6 +35,9 @@ companions = MetaData()
 
 # To the letter as in the partial indexes, or SQLite does not see that they serve.
 CLAIMABLE_SQL = f"state IN ({', '.join(repr(str(state)) for state in CLAIMABLE)})"
+DUE_SQL = "(due_at <= :now OR state <> 'retrying')"
+"""Of what is claimable: only a retry waits. For any other run `due_at` says since when it could start, by a clock that
+may have been ahead, or was set back since."""
 ACTIVE_SQL = f"state IN ({', '.join(repr(str(state)) for state in ACTIVE)})"
 
 
@@ -112,7 +115,7 @@ runs = Table(
     Column("started_at", UtcDateTime),
     Column("attempt_started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
-    # Somebody wants it cancelled; its node sees that, see cancelling.py.
+    # Somebody wants it cancelled; its node sees that, see news.py.
     Column("cancel_at", UtcDateTime),
     Column("cancel_by", Text),
     Column("cancel_reason", Text),
@@ -250,4 +253,5 @@ once = Table(
     Column("key", String(200), primary_key=True),
     Column("run", Id, nullable=False),
     Column("at", UtcDateTime, nullable=False),
+    Index("ix_batch_once_run", "run"),
 )

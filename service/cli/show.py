@@ -84,7 +84,7 @@ def _show_task(row: Row) -> None:
             "task": row["name"],
             "description": row["description"],
             "source": row["source"] + ("" if row["is_loaded"] else f" ({gone})"),
-            "schedule": f"{row['schedule']}: {row['words']}" if row["schedule"] else "only by hand",
+            "schedule": f"{row['schedule']}: {row['words']}" if row["schedule"] else _no_schedule(row),
             "paused": paused,
             "next": [_both(slot["slot"], row["timezone"]) for slot in row["next"]],
             "policies": [f"{name} = {value}" for name, value in row["policies"].items()] or "as by default",
@@ -103,6 +103,10 @@ def _show_task(row: Row) -> None:
             console.heading(title)
             timed = [{**r, "took": _seconds(r.get("started_at"), r.get("finished_at"))} for r in rows]
             console.show(timed, columns, as_json=False)
+
+
+def _no_schedule(row: Row) -> str:
+    return "none any more" if row["schedules"] else "only by hand"
 
 
 def _parameter(parameter: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,10 @@ def tasks(as_json: AsJson = False) -> None:
     good, broken = ([row for row in found if bool(row["error"]) is wrong] for wrong in (False, True))
     shown = ["name", "schedule", "timezone", "next_run_time", "paused", "source"]
     console.show(found if as_json else good, shown, as_json)
+    for row in good:
+        if row["served_from"] and Path(row["served_from"]).name != Path(row["source"]).name:
+            served = f"the services have {row['name']} from {console.line(row['served_from'])} until they are restarted"
+            print(f"batch: {row['source']} is not used yet: {served}", file=sys.stderr)
     for row in broken:
         print(f"batch: {row['source']} can't be used: {console.line(row['error'])}", file=sys.stderr)
     raise SystemExit(1 if broken else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from functools import partial
 from typing import Any
 
 import aiosqlite
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from service import clock
+from service.database import troubles
 from service.database.writers import WriterGuard
 from service.errors import DatabaseBusy, DatabaseUnreachable
 
@@ -48,6 +50,9 @@ class Database:
         else:
             self.engine = _server_engine(self.url, pool_size, pooled, client)
             self.reader = self.engine.execution_options(postgresql_readonly=True)
+        where = f"{self.safe_url} ({self.setting})"
+        for engine in (self.engine, self.reader) if self.kind == "sqlite" else (self.engine,):
+            event.listen(engine.sync_engine, "handle_error", partial(troubles.on_error, where=where))
 
     def session(self, readonly: bool = False) -> AsyncSession:
         """A session that keeps its objects usable after a commit. On SQLite a writing one is guarded."""
@@ -65,11 +70,26 @@ class Database:
         except (DBAPIError, OSError, sqlite3.Error, TypeError) as error:  # TypeError: an option that the driver lacks
             raise self.unreachable(error) from None
 
+    async def answer(self) -> None:
+        """Ask it something. SQLite must also give us its write lock, unless a session of this process has it.
+
+        Raises what the driver raises. Waits for a lock, so put a timeout around it.
+        """
+        async with self.reader.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        if self.kind == "sqlite" and not self.guard.is_held:
+            async with self.engine.begin():
+                pass
+
     def unreachable(self, error: BaseException) -> DatabaseUnreachable:
-        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+        cause = troubles.cause_of(error, self.kind)
         if "no such table" in cause or "UndefinedTable" in cause:
             cause += " (a service makes the tables when it first starts)"
         return DatabaseUnreachable(f"the database {self.safe_url} can't be used: {cause}. Look at {self.setting}.")
+
+    def why(self, error: BaseException) -> str:
+        """For a log, in one line: which database, and what is wrong with it."""
+        return f"{self.safe_url} ({self.setting}): {troubles.cause_of(error, self.kind)}"
 
     @property
     def safe_url(self) -> str:

@@ -67,6 +67,11 @@ class WriterGuard:
             "or open one of them with get_db(readonly=True)"
         )
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a session of this process has it."""
+        return self._holder is not None
+
     def taken(self, session: Session) -> None:
         self._holder = _Holder(session, session.info["owner"], session.info["place"], clock.monotonic())
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Table, select
 
-from service import BaseTask, TaskRegistry
-from service.batch import catalog, firing, slots
+from service import BaseTask, TaskRegistry, clock
+from service.batch import catalog, firing, nodes, slots
+from service.batch.engines.local import LocalEngine
 from service.batch.firing import Fired, Room
+from service.batch.heartbeat import Heartbeat
+from service.batch.lease import Lease
 from service.batch.registry import Task
 from service.batch.tables import new_id, runs
 from service.database.engine import Database
@@ -51,6 +56,22 @@ async def fire(
         again = {name for name, at in fired.again.items() if at <= now}
     assert first is not None
     return first
+
+
+@asynccontextmanager
+async def heart_of(engine: LocalEngine, ledger: Database, node: str = NODE) -> AsyncIterator[Heartbeat]:
+    """The heartbeat of the node that the engine works for; it hands the news to it, as in a service."""
+    row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
+    async with ledger.engine.begin() as connection:
+        now = await slots.now_of(connection)
+        await nodes.register(connection, {**row, "started_at": now, "seen_at": now})
+    url = ledger.url.render_as_string(hide_password=False)
+    lease = Lease(30)
+    lease.renew(clock.boottime())
+    heart = Heartbeat(url, node, lease, beat_seconds=5, lease_seconds=30)
+    heart.start(on_loss=engine.give_up, on_rescue=engine.wake, on_news=engine.hear)
+    yield heart
+    await asyncio.to_thread(heart.stop)
 
 
 async def rows(ledger: Database, table: Table = runs, **equal: Any) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -14,22 +15,27 @@ from sqlalchemy import insert as insert_into
 from sqlalchemy import update
 
 from service import clock, current_run
-from service.batch import again, cancel, claims, runner, runs, tables
+from service.batch import again, cancel, claims, news, runner, runs, tables
 from service.batch.again import retry
-from service.batch.cancelling import LOOK_SECONDS, Cancelling
+from service.batch.cancel import Asked
 from service.batch.engines.local import LocalEngine
 from service.batch.registry import Task
 from service.batch.states import FINAL, Origin, Rank, RunState
 from service.batch.tables import new_id
 from service.database.engine import Database
 from service.errors import InvalidParameters, UnknownRun
-from tests.batch.ledger_world import NODE, fire, know, make_task, rows, until
+from tests.batch.ledger_world import NODE, fire, heart_of, know, make_task, rows, until
 from tests.batch.test_runs import NOW, claim, ending, finish, insert, new
 
 
 async def ask(ledger: Database, run_id: str, by: str = "ann") -> RunState | None:
     async with ledger.engine.begin() as connection:
         return await cancel.request_cancel(connection, run_id, f"cancelled by {by}", by)
+
+
+async def requests(ledger: Database, node: str = NODE) -> list[Asked]:
+    async with ledger.reader.connect() as connection:
+        return (await news.read(connection, node)).requests
 
 
 async def only(ledger: Database) -> dict[str, Any]:
@@ -58,8 +64,8 @@ async def test_a_run_that_is_running_gets_a_request_and_the_first_one_counts(led
     found = await only(ledger)
     assert (found["state"], found["finished_at"], found["reason"]) == ("running", None, None)
     assert (found["cancel_by"], found["cancel_reason"]) == ("ann", "cancelled by ann")
-    async with ledger.reader.connect() as connection:
-        assert await cancel.requests(connection) == [cancel.Asked(claimed.id, claimed.fence, "cancelled by ann")]
+    assert await requests(ledger) == [Asked(claimed.id, claimed.fence, "cancelled by ann")]
+    assert await requests(ledger, node=new_id()) == []
 
 
 @pytest.mark.parametrize("state", FINAL)
@@ -119,12 +125,11 @@ async def test_a_request_beside_the_write_of_a_retry_is_not_lost(ledger: Databas
 
 
 class World:
-    """An engine with its look-out, and one task."""
+    """An engine that hears the news, and one task."""
 
     def __init__(self, ledger: Database, task: Task) -> None:
         self.ledger = ledger
-        self.engine = LocalEngine(ledger, {task.name: task}, NODE, poll_seconds=0.05)
-        self.cancelling = Cancelling(ledger, self.engine)
+        self.engine = LocalEngine(ledger, {task.name: task}, NODE)
 
     async def cancelled(self) -> tuple[dict[str, Any], float]:
         """Start it, ask, and return how the run ended, and how many seconds that took."""
@@ -143,21 +148,19 @@ class World:
 
 @pytest.fixture
 async def worlds(ledger: Database) -> AsyncIterator[Any]:
-    made: list[World] = []
+    async with AsyncExitStack() as stack:
 
-    async def make(run: Any, **attributes: Any) -> World:
-        task = make_task("tick", None, run, **attributes)
-        await know(ledger, task)
-        made.append(World(ledger, task))
-        made[-1].engine.start()
-        made[-1].cancelling.start()
-        return made[-1]
+        async def make(run: Any, **attributes: Any) -> World:
+            task = make_task("tick", None, run, **attributes)
+            await know(ledger, task)
+            world = World(ledger, task)
+            world.engine.start()
+            stack.push_async_callback(world.engine.stop)
+            stack.push_async_callback(world.engine.drain, 0)
+            await stack.enter_async_context(heart_of(world.engine, ledger))
+            return world
 
-    yield make
-    for world in made:
-        await world.cancelling.stop()
-        await world.engine.drain(0)
-        await world.engine.stop()
+        yield make
 
 
 async def test_an_async_run_gets_a_cancelled_error_within_two_seconds(ledger: Database, worlds: Any) -> None:
@@ -223,28 +226,9 @@ async def test_a_request_to_another_fence_is_not_ours(ledger: Database, worlds: 
         await connection.execute(update(tables.runs).values(fence=7))
     run = await only(ledger)
     await ask(ledger, run["id"])
-    await world.cancelling.look()
+    async with ledger.reader.connect() as connection:
+        world.engine.hear(await news.read(connection, NODE))
     assert [attempt.run.cancelled for attempt in world.engine.attempts] == [False]
-
-
-async def test_an_idle_node_does_not_ask(ledger: Database, worlds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[None] = []
-    monkeypatch.setattr("service.batch.cancelling.LOOK_SECONDS", 0.01)
-
-    async def look(self: Any) -> None:
-        looked.append(None)
-
-    monkeypatch.setattr(Cancelling, "look", look)
-    world = await worlds(looks_at_cancelled)
-    await asyncio.sleep(0.2)
-    assert looked == [] and LOOK_SECONDS <= 1
-    await insert(ledger, new("tick"))
-    world.engine.wake()
-    await until(lambda: rows(ledger, state="running"))
-    await until(lambda: asyncio.sleep(0, looked))
-    for attempt in world.engine.attempts:
-        attempt.cancel("cancelled by ann")
-    await until(lambda: rows(ledger, state="cancelled"))
 
 
 # A new attempt.
@@ -279,8 +263,7 @@ async def test_a_cancelled_run_that_is_retried_is_not_cancelled_again(ledger: Da
     async with ledger.engine.begin() as connection:
         await retry(connection, claimed.id, "ann")
         (once_more,) = await claims_at(connection, claimed.id)
-    async with ledger.reader.connect() as connection:
-        assert await cancel.requests(connection) == []
+    assert await requests(ledger) == []
     await finish(ledger, ending(once_more, RunState.RETRYING, due_at=NOW))
     assert (await only(ledger))["state"] == "retrying"
 

@@ -8,17 +8,18 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, event, func, insert, select, text
+from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from service import call_db, get_db
+from service import call_db, clock, get_db
 from service.application.models import User
 from service.batch import context, fence, runner
 from service.batch.context import CurrentRun
@@ -26,7 +27,7 @@ from service.batch.engines.local import LocalEngine
 from service.batch.runner import Attempt, Ending
 from service.batch.runs import Claimed
 from service.batch.states import Origin, RunState
-from service.batch.tables import attempts, checkpoints, new_id, nodes
+from service.batch.tables import attempts, checkpoints, new_id, nodes, runs
 from service.batch.threads import Threads
 from service.database import engine
 from service.database.engine import Database
@@ -36,7 +37,7 @@ from service.database.sync import home_loop
 from service.errors import LeaseLost
 from service.host import APPLICATION_HISTORY
 from tests.batch.attempts import SLOT
-from tests.batch.ledger_world import make_task, until
+from tests.batch.ledger_world import fire, know, make_task, rows, until
 
 LEASE = 30.0
 Work = Callable[[], Awaitable[Any]]
@@ -261,10 +262,72 @@ async def test_outside_of_runs_nothing_is_fenced(fenced: Database) -> None:
     assert seen == []
 
 
+async def test_nothing_is_committed_after_the_node_s_own_lease_though_nobody_has_noticed(fenced: Database) -> None:
+    """No other holder, no word of the heartbeat: the clock alone says so."""
+    holder, is_held = Holder(1), [True]
+    holder.run.holds_lease = lambda: is_held[0]
+
+    async def frozen() -> None:
+        async with get_db() as db:
+            db.add(User(email="a"))
+            await db.flush()
+            is_held[0] = False
+            await db.commit()
+
+    with pytest.raises(LeaseLost, match="the lease of this node is over, so another one may hold run"):
+        await holder.does(frozen)
+    is_held[0] = True  # a beat got through: what this attempt has done is not all there all the same
+    for write in (by_core, by_engine_begin, in_a_thread):
+        with pytest.raises(LeaseLost):
+            await holder.does(write)
+    await by_session_begin()  # outside of any run, with the connection of the refused one
+    assert (await emails(fenced), await fences(fenced)) == (["a"], {})
+
+
+async def test_a_lease_that_ends_within_the_fence_statement_refuses_the_commit(fenced: Database) -> None:
+    holder, looks = Holder(1), iter((True, True, False))
+    holder.run.holds_lease = lambda: next(looks)
+    with pytest.raises(LeaseLost):
+        await holder.does(by_engine_begin)
+    assert (await emails(fenced), await fences(fenced)) == ([], {})
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+async def test_a_run_that_was_refused_for_its_lease_is_resumed_whatever_it_made_of_that(
+    fenced: Database, ledger: Database
+) -> None:
+    is_held = [True]
+
+    async def run(self: object) -> str:
+        is_held[0] = context.current_run().fence > 1
+        try:
+            await by_flush()
+        except Exception:  # noqa: BLE001 - as authors do
+            return "an author who hides errors"
+        return "written"
+
+    task = make_task("made", "* * * * *", run)
+    await fire(ledger, await know(ledger, task), clock.now() + timedelta(minutes=1))
+    engine = LocalEngine(ledger, {"made": task}, new_id(), may_work=lambda: is_held[0])
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(runs).values(due_at=SLOT))
+    await engine.settle()
+    (left,) = await rows(ledger)
+    assert (left["state"], left["reason"]) == ("interrupted", "its node could not renew its lease")
+    assert await emails(fenced) == []
+    is_held[0] = True
+    await engine.settle()
+    (done,) = await rows(ledger)
+    assert (done["state"], done["result"], done["fence"], done["attempt"]) == ("succeeded", "written", 2, 1)
+    assert (await emails(fenced), await fences(fenced)) == (["a"], {done["id"]: 2})
+
+
 async def test_a_task_that_is_not_fenced_needs_no_table_for_it(fenced: Database) -> None:
     async with fenced.engine.begin() as connection:
         await connection.execute(text("DROP TABLE batch_checkpoints"))
-    await Holder(1, is_fenced=False).does(by_flush)
+    holder = Holder(1, is_fenced=False)
+    holder.run.holds_lease = lambda: False
+    await holder.does(by_flush)
     assert await emails(fenced) == ["a"]
     with pytest.raises(DBAPIError, match="batch_checkpoints"):
         await Holder(1).does(with_statement_only)
@@ -377,6 +440,38 @@ async def test_taking_over_waits_for_a_stopped_process_that_has_sqlite_s_lock(
     stopped.close()
     use_application_database(None)
     await database.dispose()
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+async def test_a_run_that_is_resumed_waits_for_an_application_database_that_is_away(
+    ledger: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has not failed by that: its body may not even need it."""
+    away = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", setting="DATABASE_URL")
+    use_application_database(away, partial(fence.guard, idle_seconds=LEASE))
+    task = make_task("made", None)
+    run = new_id()
+    engine = LocalEngine(ledger, {"made": task}, new_id())
+    engine.launch([Claimed(run, "made", SLOT, "manual", None, 1, 2, SLOT, SLOT)])
+    waits = f"made waits to take over run {run}: postgresql+asyncpg://nobody@127.0.0.1:1/nothing (DATABASE_URL): "
+    await until(lambda: _true(waits in caplog.text))
+    assert engine.running == 1
+    (attempt,) = engine.attempts
+    attempt.interrupt("the service stopped")
+    await engine.settle()
+    assert "made was interrupted: the service stopped" in caplog.text
+    use_application_database(None)
+    await away.dispose()
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+async def test_taking_over_does_not_wait_for_a_table_that_is_not_there(ledger: Database, fenced: Database) -> None:
+    async with fenced.engine.begin() as connection:
+        await connection.execute(text("DROP TABLE batch_checkpoints"))
+    new = Holder(2)
+    async with asyncio.timeout(5):
+        with pytest.raises(DBAPIError, match="batch_checkpoints"):
+            await new.does(partial(fence.take_over, ledger, new.run))
 
 
 # Attempts that are over.

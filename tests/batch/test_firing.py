@@ -165,6 +165,29 @@ async def test_a_changed_schedule_handles_the_old_slots_first(ledger: Database) 
     assert (new["cron"], new["valid_from"], new["valid_until"]) == ("0 * * * *", minutes(3), None)
 
 
+@pytest.mark.parametrize("how", ["changed", "gone"])
+async def test_a_schedule_after_one_that_a_clock_ahead_has_fired_counts_from_where_that_ended(
+    ledger: Database, how: str
+) -> None:
+    """Else slots that were missed an hour ahead would run, and those that ran could be missed."""
+    loaded = await know(ledger, make_task("tick", missed="skip"))
+    await fire(ledger, loaded, minutes(60.6))
+    every_second = make_task("other", "*/2 * * * *").schedule
+    with clock.moved(minutes(1)):
+        if how == "gone":
+            assert await remove_gone(ledger, set()) == ["tick"]
+        async with ledger.engine.begin() as connection:
+            await catalog.set_schedules(connection, {"tick": every_second}, loaded, NODE)
+    async with ledger.engine.connect() as connection:
+        old, new = await slots.history(connection, "tick")
+    assert old["valid_until"] == old["fired_until"] == new["valid_from"] == new["fired_until"] == minutes(60.6)
+    await fire(ledger, loaded, minutes(30))
+    await fire(ledger, loaded, minutes(62))
+    (missed,) = await rows(ledger, tables.missed)
+    assert (missed["first_slot"], missed["last_slot"], missed["count"]) == (minutes(0.5), minutes(59.5), 60)
+    assert [run["slot"] for run in await rows(ledger)] == [minutes(60.5), minutes(61.5)]
+
+
 async def test_an_unchanged_schedule_writes_no_new_row(ledger: Database) -> None:
     task = make_task("tick")
     await know(ledger, task)

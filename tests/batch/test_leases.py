@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import update
 
 from service import clock, config, logs
-from service.batch import nodes, presence, tables
+from service.batch import claims, news, nodes, presence, tables
+from service.batch.context import current_run
+from service.batch.engines.local import LocalEngine
 from service.batch.heartbeat import Heartbeat
 from service.batch.lease import Lease, Observer
 from service.batch.rescue import rescue
@@ -22,7 +25,7 @@ from service.config import get_settings
 from service.database.engine import Database
 from service.host import BatchService
 from tests.batch.attempts import Begun
-from tests.batch.ledger_world import know, make_task, rows, until
+from tests.batch.ledger_world import fire, know, make_task, rows, until
 from tests.conftest import migrated_ledger
 
 
@@ -138,10 +141,10 @@ async def test_a_run_that_was_claimed_after_its_node_was_taken_for_dead_is_found
     node = await put_node(ledger)
     await rescue_now(ledger, {node: 0})
     async with ledger.reader.connect() as connection:
-        assert await nodes.others(connection, than=new_id()) == []
+        assert (await news.read(connection, new_id())).others == []
     run = await put_run(ledger, node)
     async with ledger.reader.connect() as connection:
-        (seen,) = await nodes.others(connection, than=new_id())
+        (seen,) = (await news.read(connection, new_id())).others
     assert (seen.id, seen.is_stopped) == (node, True)
     assert await rescue_now(ledger, {seen.id: seen.beats}) == [node]
     assert (await rows(ledger, id=run))[0]["state"] == "interrupted"
@@ -324,7 +327,7 @@ async def test_a_machine_that_wakes_up_gives_up_its_runs_even_if_nobody_took_the
 
 async def take_for_dead(world: World, then: Callable[[], None] = lambda: None) -> None:
     async with world.ledger.engine.begin() as connection:
-        beats = {node.id: node.beats for node in await nodes.others(connection, than=new_id())}
+        beats = {node.id: node.beats for node in (await news.read(connection, new_id())).others}
         assert await rescue(connection, beats, await now_of(connection)) == [world.service.node.id]
         then()
 
@@ -385,3 +388,29 @@ async def test_what_was_claimed_while_the_process_was_frozen_is_not_begun(
     engine.launch([claimed])
     await until(lambda: rows(world.ledger, id=run, state="interrupted"))
     assert world.calls == 1
+
+
+async def test_what_was_claimed_across_a_loss_of_the_lease_is_not_begun(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply to its COMMIT came late: others took the run meanwhile, and this node has a lease again."""
+    calls: list[int] = []
+
+    async def run(self: object) -> None:
+        calls.append(current_run().fence)
+
+    task = make_task("made", "* * * * *", run)
+    await fire(ledger, await know(ledger, task), clock.now() + timedelta(minutes=1))
+    engine = LocalEngine(ledger, {"made": task}, new_id())
+    take = claims.take
+
+    async def loses_its_lease(*args: Any) -> Any:
+        claimed = await take(*args)
+        if engine.losses == 0:
+            engine.give_up()
+        return claimed
+
+    monkeypatch.setattr(claims, "take", loses_its_lease)
+    await engine.settle()
+    assert [attempt["outcome"] for attempt in await rows(ledger, tables.attempts)] == ["interrupted", "succeeded"]
+    assert calls == [2]

@@ -14,7 +14,6 @@ from sqlalchemy.exc import IntegrityError
 
 from service import Retry, TaskRegistry, clock, current_run
 from service.batch import claims, lanes, runs, tables
-from service.batch.cancelling import Cancelling
 from service.batch.engines.local import LocalEngine
 from service.batch.firing import Room
 from service.batch.manual import ManualRun
@@ -24,7 +23,7 @@ from service.batch.runs import Claimed, Outcome
 from service.batch.states import Rank, RunState
 from service.batch.tables import new_id
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, fire, know, make_task, rows, until
+from tests.batch.ledger_world import NODE, fire, heart_of, know, make_task, rows, until
 from tests.batch.test_runs import new
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
@@ -165,6 +164,13 @@ async def test_with_several_lanes_only_so_many_slots_begin_as_there_are_no_other
 # max_running
 
 
+async def test_a_queue_with_lanes_starts_what_a_clock_ahead_has_made(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick", max_running=2))
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [new("tick", due_at=minutes(60))])
+    assert len(await claim(ledger, loaded, minutes(1))) == 1
+
+
 @pytest.mark.parametrize("overlap", ["skip", "wait", "allow", "replace"])
 async def test_max_running_lets_so_many_run_at_once_whatever_the_overlap_policy(ledger: Database, overlap: str) -> None:
     loaded = await know(ledger, make_task("tick", overlap=overlap, max_running=2))
@@ -204,6 +210,11 @@ async def test_any_free_lane_will_do_and_a_retry_may_take_another_one(ledger: Da
     await end(ledger, first[0].id, minutes(2))
     (again,) = await claim(ledger, loaded, minutes(3), limit=1)
     assert again.id != first[0].id and len(await rows(ledger, state="running")) == 3
+    while again.id != first[1].id:
+        await end(ledger, again.id, minutes(4))
+        (again,) = await claim(ledger, loaded, minutes(4), limit=1)
+    (row,) = await rows(ledger, id=again.id)
+    assert (again.attempt, row["lane"]) == (2, lane[first[0].id])
 
 
 async def test_the_database_refuses_a_lane_that_another_node_has_taken(ledger: Database) -> None:
@@ -311,6 +322,20 @@ async def test_of_slots_that_are_fired_late_together_the_newest_replaces_the_oth
     assert [one.id for one in fired.claimed] == [third["id"]]
 
 
+async def test_the_oldest_slot_is_the_one_that_is_replaced_even_where_a_younger_one_was_quicker(
+    ledger: Database,
+) -> None:
+    loaded = await know(ledger, make_task("tick", overlap="replace", max_running=2))
+    await fire(ledger, loaded, minutes(0.6), Room(0, 0))
+    await fire(ledger, loaded, minutes(1.6), Room(1, 1))
+    assert await states(ledger) == ["queued", "running"]
+    await fire(ledger, loaded, minutes(2.6), Room(0, 0))
+    old, _, young = await by_slot(ledger)
+    assert await states(ledger) == ["cancelled", "running", "queued"]
+    assert old["reason"] == f"{of_slot(young)} replaced it"
+    assert (await rows(ledger, state="running"))[0]["cancel_reason"] is None
+
+
 async def test_what_a_person_started_is_not_replaced(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace"))
     by_hand = new("tick", state="running", node=OTHER, attempt=1)
@@ -336,26 +361,24 @@ async def test_the_node_that_runs_the_old_one_hears_of_it_within_two_seconds(led
             time.sleep(0.01)
 
     loaded = await know(ledger, make_task("tick", overlap="replace", run=sync if is_sync else run))
-    engine = LocalEngine(ledger, loaded, NODE, poll_seconds=0.2)
-    cancelling = Cancelling(ledger, engine)
+    engine = LocalEngine(ledger, loaded, NODE)
     fired = await fire(ledger, loaded, minutes(0.6), Room(5, 5))
     engine.launch(fired.claimed)
     engine.start()
-    cancelling.start()
-    await begun.wait()
-    at = time.monotonic()
-    with clock.moved(minutes(1.6)):
-        await fire(ledger, loaded, minutes(1.6), Room(0, 0), node=OTHER)
+    async with heart_of(engine, ledger):
+        await begun.wait()
+        at = time.monotonic()
+        with clock.moved(minutes(1.6)):
+            await fire(ledger, loaded, minutes(1.6), Room(0, 0), node=OTHER)
 
-        async def is_replaced() -> bool:
-            return await states(ledger) == ["cancelled", "running"]
+            async def is_replaced() -> bool:
+                return await states(ledger) == ["cancelled", "running"]
 
-        await until(is_replaced)
-    assert time.monotonic() - at < 2
+            await until(is_replaced)
+        assert time.monotonic() - at < 2
     old, young = await by_slot(ledger)
     assert old["reason"] == f"{of_slot(young)} replaced it"
     assert [attempt["outcome"] for attempt in await rows(ledger, tables.attempts)] == ["cancelled"]
-    await cancelling.stop()
     await engine.drain(0)
     await engine.stop()
 

@@ -73,7 +73,7 @@ def test_two_classes_with_one_name_are_an_error_that_names_both_files(tmp_path: 
         (tmp_path / "tasks" / f"{stem}.py").write_text(text.format(stem.title()))
     [broken] = load_tasks(Path("tasks"))
     assert broken.source == "tasks/two.py"
-    assert "two tasks are named 'same': One in tasks/one.py and Two in tasks/two.py" in broken.error
+    assert "two tasks are named 'same': One in tasks/one.py is used, and Two in tasks/two.py is not" in broken.error
     assert TaskRegistry.get("same").source == "tasks/one.py"
 
 

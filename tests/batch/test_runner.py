@@ -100,6 +100,10 @@ class Unreadable(Exception):
         raise ZeroDivisionError
 
 
+UNSHOWABLE = SyntaxError("no good")
+UNSHOWABLE.lineno, UNSHOWABLE.text = 1, 5  # type: ignore[assignment] # it can't be formatted with its traceback
+
+
 @pytest.mark.parametrize("is_async", [True, False])
 @pytest.mark.parametrize(
     ("error", "reason"),
@@ -112,12 +116,13 @@ class Unreadable(Exception):
         (asyncio.CancelledError(), "it was cancelled from inside"),
         (BaseExceptionGroup("two", [SystemExit(), ValueError()]), "BaseExceptionGroup: two"),
         (Unreadable(), "RuntimeError: Unreadable, whose text can't be read"),
+        (UNSHOWABLE, "RuntimeError: SyntaxError, whose text can't be read"),
     ],
 )
 async def test_whatever_run_raises_is_a_failure_of_that_run(is_async: bool, error: BaseException, reason: str) -> None:
     ending = await ending_of(raising(error, is_async))
     assert (ending.state, ending.outcome) == (RunState.FAILED, "failed")
-    assert (ending.reason or "").startswith(reason) and str(ending.error) is not None
+    assert (ending.reason or "").startswith(reason) and traceback.format_exception(ending.error)
 
 
 @pytest.mark.parametrize("is_async", [True, False])

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
 from service import clock
-from service.batch import claims, runs, tables
+from service.batch import claims, news, runs, tables
 from service.batch.runs import Claimed, NewRun, Outcome
 from service.batch.states import FINAL, TRANSITIONS, Origin, Rank, RunState
 from service.batch.tables import new_id
@@ -105,8 +105,21 @@ async def test_where_room_is_short_the_higher_priority_goes_first(ledger: Databa
     assert claimed.task == "high"
 
 
-async def test_a_run_that_is_not_due_yet_waits(ledger: Database) -> None:
-    await insert(ledger, new(due_at=NOW + timedelta(microseconds=1)))
+@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.INTERRUPTED])
+async def test_what_is_no_retry_may_start_whatever_the_clock_of_its_maker_said(
+    ledger: Database, state: RunState
+) -> None:
+    """That one was ahead, or it was set back since."""
+    await insert(ledger, new(state=state, due_at=NOW + timedelta(hours=1)))
+    async with ledger.engine.connect() as connection:
+        with clock.moved(NOW):
+            assert await claims.now_if_due(connection) == NOW
+            assert (await news.read(connection, NODE)).is_claimable
+    assert len(await claim(ledger, "t")) == 1
+
+
+async def test_a_retry_that_is_not_due_yet_waits(ledger: Database) -> None:
+    await insert(ledger, new(state=RunState.RETRYING, due_at=NOW + timedelta(microseconds=1)))
     assert await claim(ledger, "t") == []
     async with ledger.engine.connect() as connection:
         with clock.moved(NOW):

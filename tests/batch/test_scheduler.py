@@ -304,6 +304,23 @@ async def test_the_watchdog_fires_what_a_clock_step_made_due(started: Any, monke
     assert await calls.reach(1) == ["every"]
 
 
+async def test_after_a_step_back_of_the_clock_jobs_wait_for_their_next_slots_and_not_for_those_of_before(
+    started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WATCHDOG_SECONDS", 0.05)
+    register(Every.run, schedule="0 * * * *")
+    with clock.moved(datetime(2030, 1, 1, 12, 30, tzinfo=UTC)):
+        scheduler = started(lambda _: None)
+        set_schedule(scheduler, "every", schedule("30 * * * *"))
+        assert next_run_times(scheduler)["every"] == datetime(2030, 1, 1, 13, 30, tzinfo=UTC)
+        await asyncio.sleep(0.1)
+        clock.advance(-timedelta(hours=2))
+        before = datetime(2030, 1, 1, 11, 30, tzinfo=UTC)
+        async with asyncio.timeout(10):
+            while next_run_times(scheduler)["every"] != before:
+                await asyncio.sleep(0.01)
+
+
 async def test_after_a_blocked_loop_it_fires_once_and_goes_on(started: Any) -> None:
     calls = Calls()
     register(Every.run)

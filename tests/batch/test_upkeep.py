@@ -124,6 +124,19 @@ async def test_what_belongs_to_a_run_goes_with_it(ledger: Database, application:
         assert {row["run"] for row in await rows(database, table)} == {young.id}, table.name
 
 
+async def test_what_stands_beside_the_data_is_found_by_an_index(ledger: Database) -> None:
+    """Their keys begin with the run, or have an index of their own."""
+    for table in (tables.checkpoints, tables.once):
+        statement = select(table.c.run).where(table.c.run == new_id()).limit(1)
+        literal = statement.compile(dialect=ledger.engine.dialect, compile_kwargs={"literal_binds": True})
+        explain = "EXPLAIN QUERY PLAN" if ledger.kind == "sqlite" else "EXPLAIN"
+        async with ledger.engine.begin() as connection:
+            if ledger.kind == "postgresql":  # a small table is read as a whole, where that is allowed
+                await connection.execute(text("SET LOCAL enable_seqscan = off"))
+            plan = "\n".join(str(row) for row in await connection.execute(text(f"{explain} {literal}")))
+        assert "SEARCH" in plan or "Index Cond" in plan, plan
+
+
 async def test_a_long_log_goes_in_several_steps(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await known(ledger)
     monkeypatch.setattr(pruning, "BLOCKS", 10)
@@ -296,6 +309,46 @@ async def test_a_ledger_with_nothing_old_is_asked_a_handful_of_questions(ledger:
         event.listen(engine.sync_engine, "before_cursor_execute", count)
     await pruner(ledger).prune()
     assert len([one for one in statements if one != "BEGIN"]) < 9, statements
+
+
+async def test_a_batch_gets_smaller_while_transactions_take_long_and_grows_again(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await known(ledger)
+    await insert(ledger, *[over(OLD - n * HOUR) for n in range(40)], over(YOUNG))
+    monkeypatch.setattr(pruning, "BATCH", 8)
+    sizes: list[int] = []
+    clear = Pruner._clear_beside
+
+    async def note(self: Pruner, ids: list[str]) -> None:
+        monkeypatch.setattr(pruning, "LONG_SECONDS", 0 if len(sizes) < 5 else 60)
+        sizes.append(len(ids))
+        await clear(self, ids)
+
+    monkeypatch.setattr(Pruner, "_clear_beside", note)
+    assert (await pruner(ledger).prune())["runs"] == 40
+    assert sizes == [8, 4, 2, 1, 1, 1, 2, 4, 8, 8, 1]
+
+
+async def test_deleting_a_batch_looks_at_its_runs_only(ledger: Database) -> None:
+    """By the index on state SQLite looked at every run that is over, for each hundred of them."""
+    if ledger.kind != "sqlite":
+        return
+    await known(ledger)
+    await insert(ledger, over(OLD), over(YOUNG))
+    deletes: list[tuple[str, Any]] = []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        if statement.startswith("DELETE FROM batch_runs"):
+            deletes.append((statement, parameters))
+
+    event.listen(ledger.engine.sync_engine, "before_cursor_execute", note)
+    assert await pruner(ledger).prune() == Counter(runs=1)
+    ((statement, parameters),) = deletes
+    async with ledger.reader.connect() as connection:
+        explained = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        plan = "\n".join(str(row) for row in explained)
+    assert "SEARCH batch_runs USING INDEX sqlite_autoindex_batch_runs_1 (id=?)" in plan, plan
 
 
 async def test_no_transaction_of_a_large_ledger_holds_others_up_for_long(ledger: Database) -> None:

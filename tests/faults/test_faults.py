@@ -1,37 +1,46 @@
 """Services that are killed, frozen, stopped and cut off at random: each slot is accounted for all the same.
 
-FAULT_COUNT and FAULT_SEED change the plan: `make faults` runs the long form.
+FAULT_COUNT, FAULT_SEED and FAULT_KINDS (names of faults, with commas) change the plan: `make faults` runs the long
+form. About 30 s for each database.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from service.testing.postgres import OwnServer, find_binaries
-from tests.faults.world import World, disturb, wrong
+from tests.faults.checks import gather, summary, wrong
+from tests.faults.faults import disturb, plan
+from tests.faults.world import World
 
 COUNT = int(os.environ.get("FAULT_COUNT", "6"))
+KINDS = os.environ.get("FAULT_KINDS", "")
 SEED = int(os.environ.get("FAULT_SEED") or secrets.randbelow(1_000_000))
+AGAIN = f"FAULT_SEED={SEED} FAULT_COUNT={COUNT} FAULT_KINDS={KINDS} .venv/bin/pytest -s tests/faults/test_faults.py"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    if request.param == "sqlite":
-        yield World(tmp_path, f"sqlite+aiosqlite:///{tmp_path}/app.db", None, SEED)
-        return
-    with OwnServer(find_binaries(), fast=True) as server:
-        yield World(tmp_path, server.url, server, SEED)
+    with ExitStack() as stack:
+        server = None
+        if request.param == "postgresql":
+            server = stack.enter_context(OwnServer(find_binaries(), fast=True))
+        yield World(tmp_path, server, SEED, stack)
 
 
 def test_whatever_is_done_to_them_each_slot_is_accounted_for_once(world: World) -> None:
-    try:
-        disturb(world, COUNT)
-        failures = wrong(world)
-    finally:
-        print(f"FAULT_SEED={SEED} on {world.kind}: {dict(world.counts)}", *world.timeline, sep="\n")
-    assert failures == []
+    faulthandler.cancel_dump_traceback_later()  # pytest's: the long form takes its time
+    print(f"again: {AGAIN} -k {world.kind}")
+    disturb(world, plan(world.kind, SEED, COUNT, KINDS))
+    evidence = gather(world)
+    world.say(f"{COUNT} faults on {world.kind}, seed {SEED}: {dict(world.counts)}")
+    world.say(summary(evidence))
+    failures = wrong(world, evidence)
+    assert not failures, "\n".join(failures)

@@ -1,276 +1,156 @@
-"""Some services on one ledger, the faults that are done to them, and what must hold in the end."""
+"""Some services on one ledger, and what the faults and the checks need to know about them."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import signal
-import sqlite3
+import shutil
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sqlalchemy import text
 
 from service.batch.states import ACTIVE
 from service.database.engine import Database
 from service.testing.postgres import OwnServer
-from tests.processes import SERVE, Service, batch, process
+from tests.faults.network import Proxy, proxy
+from tests.faults.wrong_clock import SERVE, WrongClock
+from tests.processes import environment
 
+LEASE = 2.0
 SETTINGS = {
-    "HEARTBEAT_SECONDS": "0.5",
-    "LEASE_SECONDS": "3",
+    "HEARTBEAT_SECONDS": "0.4",
+    "LEASE_SECONDS": f"{LEASE}",
     "POLL_SECONDS": "0.2",
     "DRAIN_SECONDS": "1",
     "LOG_LEVEL": "WARNING",
 }
-LEASE = float(SETTINGS["LEASE_SECONDS"])
-CALM_SECONDS = 60.0
-GROWN_SECONDS = 2.5
+NUMBER = 3
 
-WITNESS = "CREATE TABLE witness (number {serial}, run TEXT NOT NULL, task TEXT NOT NULL, fence INTEGER NOT NULL)"
+WITNESS = (
+    "CREATE TABLE witness (number {serial}, run TEXT NOT NULL, task TEXT NOT NULL, fence INTEGER NOT NULL, "
+    "part INTEGER NOT NULL)"
+)
 SERIAL = {"sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT", "postgresql": "BIGSERIAL PRIMARY KEY"}
-
-TASKS = '''
-import asyncio
-import os
-import time
-
-from sqlalchemy import text
-
-from service import BaseTask, Missed, Retry, call_db, current_run, get_db
-
-FIRES = os.environ.get("FIRES", "yes") == "yes"
-INSERT = text("INSERT INTO witness (run, task, fence) VALUES (:run, :task, :fence)")
+TASKS = Path(__file__).parent / "disturbed_tasks.py"
 
 
-def witness():
-    run = current_run()
-    return {"run": run.id, "task": run.task, "fence": run.fence}
-
-
-async def write():
-    async with get_db() as db:
-        await db.execute(INSERT, witness())
-        await asyncio.sleep(0.01)
-        await db.commit()
-
-
-class TickTask(BaseTask):
-    name, schedule, missed = "tick", "* * * * * *" if FIRES else None, Missed("all")
-
-    async def run(self):
-        await write()
-
-
-class SlowTask(BaseTask):
-    """Longer than a lease, in steps."""
-
-    name, schedule = "slow", "*/2 * * * * *" if FIRES else None
-
-    async def run(self):
-        for _ in range(40):
-            current_run().checkpoint()
-            await asyncio.sleep(0.1)
-        await write()
-
-
-class SyncTask(BaseTask):
-    name, schedule, overlap = "sync", "*/3 * * * * *" if FIRES else None, "allow"
-
-    def run(self):
-        time.sleep(0.3)
-        values = witness()
-        call_db(lambda db: (db.execute(INSERT, values), db.commit()))
-
-
-class FlakyTask(BaseTask):
-    name, schedule, retry = "flaky", "*/2 * * * * *" if FIRES else None, Retry(attempts=3, wait=0.3, jitter=0)
-
-    async def run(self):
-        await write()
-        if current_run().attempt < 3:
-            raise ConnectionError("not yet")
-'''
-
-
-@dataclass
 class World:
-    folder: Path
-    application: str
-    server: OwnServer | None
-    seed: int
-    timeline: list[str] = field(default_factory=list)
+    """The databases, the network and the clocks. `number` services live in it, each in a place of its own."""
 
-    def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
-        self.kind = "postgresql" if self.server else "sqlite"
-        self.settings = {**SETTINGS, "DATABASE_URL": self.application}
-        self.ledger = self.application if self.server else f"sqlite+aiosqlite:///{self.folder}/ledger.db"
-        self.began = datetime.now(UTC)
+    def __init__(self, folder: Path, server: OwnServer | None, seed: int, stack: ExitStack) -> None:
+        self.folder, self.server, self.seed, self.stack = folder, server, seed, stack
+        self.kind = "postgresql" if server else "sqlite"
+        self.random = random.Random(seed)
+        self.witness = folder / "witness.jsonl"
+        self.finals = folder / "finals.jsonl"
         self.counts: Counter[str] = Counter()
-        (self.folder / "tasks").mkdir(exist_ok=True)
-        (self.folder / "tasks/all.py").write_text(TASKS)
-        asyncio.run(self._make_witness())
+        self.reopened: Counter[str] = Counter()
+        """How often a person has asked for a run that was over to go on."""
+        self.wrong: list[str] = []
+        """What was seen while the services were disturbed."""
+        self.frozen: list[tuple[int, float, float]] = []
+        """Processes that stood still: pid, since and until when, in boot time."""
+        self.disturbed: list[tuple[str, float, float]] = []
+        """Who could lose the lease, by a name of a process or of a place, since and until when in boot time."""
+        self.network_is_well_at = 0.0
+        self.places: dict[int, int] = {}
+        """Of each process, by its pid."""
+        self.network: Proxy | None = stack.enter_context(proxy(server.directory, NUMBER)) if server else None
+        self.clocks = self._clocks()
+        self.fires = True
+        self._began_at = time.monotonic()
+        self._commands: list[subprocess.Popen[bytes]] = []
+        (folder / "tasks").mkdir(exist_ok=True)
+        shutil.copy(TASKS, folder / "tasks/all.py")
+        self.witness.touch()
+        self.finals.touch()
+        self.execute(WITNESS.format(serial=SERIAL[self.kind]))
 
-    async def _make_witness(self) -> None:
-        database = Database(self.application, setting="DATABASE_URL", pooled=False)
-        async with database.engine.begin() as connection:
-            await connection.execute(text(WITNESS.format(serial=SERIAL[self.kind])))
+    def _clocks(self) -> list[WrongClock]:
+        """One for each place on PostgreSQL; with SQLite all are on one machine."""
+        if self.server:
+            return [WrongClock(self.folder / f"{place}.clock") for place in range(NUMBER)]
+        return [WrongClock(self.folder / "clock")] * NUMBER
+
+    @property
+    def ledger(self) -> str:
+        """The URL of the ledger, past the bad network."""
+        return self.server.url if self.server else f"sqlite+aiosqlite:///{self.folder}/ledger.db"
+
+    @property
+    def application(self) -> str:
+        return self.server.url if self.server else f"sqlite+aiosqlite:///{self.folder}/app.db"
+
+    def settings(self, place: int | None = None) -> dict[str, str]:
+        """Of the service in this place; None: of one that is not disturbed."""
+        url = self.application
+        if self.network is not None and place is not None:
+            url = f"postgresql+asyncpg://postgres@127.0.0.1:{self.network.ports[place]}/postgres?ssl=disable"
+        clock = self.clocks[place or 0].settings if place is not None or self.server is None else {}
+        fires = {"WITNESS_FIRES": "yes" if self.fires else "no", "WITNESS_FILE": str(self.witness)}
+        return {**SETTINGS, **fires, **clock, "DATABASE_URL": url}
+
+    def blame(self, who: str, seconds: float, after: float = 0.0) -> None:
+        """Who is disturbed for so long may lose its lease after so many, and need some time to come back."""
+        self.disturbed.append((who, boottime() + after, boottime() + seconds + 2 * LEASE))
 
     def say(self, what: str) -> None:
-        self.timeline.append(f"{(datetime.now(UTC) - self.began).total_seconds():7.2f} {what}")
+        """A line of the timeline; pytest shows it when the test fails, or with -s at once."""
+        print(f"{time.monotonic() - self._began_at:7.2f} {what}", flush=True)
+
+    def batch(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """The `batch` command, to its end."""
+        command = [*SERVE[:3], *words]
+        env = environment(self.settings())
+        return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=120)
+
+    def begin(self, *words: str) -> str:
+        """The same without waiting: what it has to wait for may be frozen. Returns it in words."""
+        out = self._output("command")
+        command = [*SERVE[:3], *words]
+        env = environment(self.settings())
+        self._commands.append(
+            self.stack.enter_context(subprocess.Popen(command, cwd=self.folder, env=env, stdout=out, stderr=out))
+        )
+        return f"batch {' '.join(words)}"
+
+    def _output(self, name: str) -> IO[bytes]:
+        number = len(list(self.folder.glob(f"*.{name}")))
+        return self.stack.enter_context((self.folder / f"{number}.{name}").open("wb"))
+
+    def end_commands(self) -> None:
+        for command in self._commands:
+            command.wait(120)
+        for file in sorted(self.folder.glob("*.command")):
+            if "Traceback" in (said := file.read_text()):
+                self.wrong.append(f"a command has failed:\n{said}")
+
+    def execute(self, statement: str, **values: Any) -> None:
+        asyncio.run(self._execute(statement, values))
+
+    async def _execute(self, statement: str, values: Mapping[str, Any]) -> None:
+        database = Database(self.application, setting="DATABASE_URL", pooled=False)
+        async with database.engine.begin() as connection:
+            await connection.execute(text(statement), values)
+
+    def query(self, statement: str, ledger: bool = True, **values: Any) -> list[dict[str, Any]]:
+        return asyncio.run(self._query(statement, self.ledger if ledger else self.application, values))
+
+    async def _query(self, statement: str, url: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        database = Database(url, setting="LEDGER_URL", pooled=False)
+        async with database.reader.connect() as connection:
+            return [dict(row) for row in (await connection.execute(text(statement), values)).mappings()]
+
+    def active(self) -> list[dict[str, Any]]:
+        states = ", ".join(f"'{state}'" for state in ACTIVE)
+        return self.query(f"SELECT id, task, state, node, due_at FROM batch_runs WHERE state IN ({states})")
 
 
-class Nodes:
-    """The services that live now. One that was killed is replaced."""
-
-    def __init__(self, world: World, number: int, stack: ExitStack) -> None:
-        self._world = world
-        self._stack = stack
-        self.living: list[Service] = []
-        self._born: dict[int, float] = {}
-        for _ in range(number):
-            self.start()
-
-    def start(self) -> None:
-        service = self._stack.enter_context(process(self._world.folder, SERVE, self._world.settings))
-        self.living.append(service)
-        self._born[service.process.pid] = time.monotonic()
-
-    def end(self, service: Service, number: int) -> None:
-        service.process.send_signal(number)
-        service.process.wait(30)
-        self.living.remove(service)
-
-    def any(self) -> Service:
-        """One that has had time to begin, where there is one."""
-        old = [each for each in self.living if time.monotonic() - self._born[each.process.pid] > GROWN_SECONDS]
-        return self._world.random.choice(old or self.living)
-
-
-Fault = Callable[[World, Nodes], None]
-
-
-def kill(world: World, nodes: Nodes) -> None:
-    nodes.end(nodes.any(), signal.SIGKILL)
-    nodes.start()
-
-
-def terminate(world: World, nodes: Nodes) -> None:
-    nodes.end(nodes.any(), signal.SIGTERM)
-    nodes.start()
-
-
-def freeze(world: World, nodes: Nodes) -> None:
-    """For longer than a lease; then it wakes and finds its runs taken."""
-    service = nodes.any()
-    service.process.send_signal(signal.SIGSTOP)
-    time.sleep(LEASE * world.random.uniform(0.3, 2.0))
-    service.process.send_signal(signal.SIGCONT)
-
-
-def outage(world: World, nodes: Nodes) -> None:
-    """PostgreSQL crashes and comes back; on SQLite somebody holds the ledger's write lock."""
-    seconds = world.random.uniform(0.5, LEASE * 1.5)
-    if world.server is not None:
-        world.server.stop("immediate")
-        time.sleep(seconds)
-        world.server.start()
-        return
-    with contextlib.closing(sqlite3.connect(world.folder / "ledger.db", timeout=30, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        time.sleep(seconds)
-        other.execute("ROLLBACK")
-
-
-FAULTS: tuple[Fault, ...] = (kill, terminate, freeze, outage)
-
-
-def disturb(world: World, faults: int, number: int = 3) -> None:
-    """Do so many faults to `number` services, and then let one of them come to rest."""
-    with ExitStack() as stack:
-        nodes = Nodes(world, number, stack)
-        time.sleep(3)
-        for _ in range(faults):
-            fault = world.random.choice(FAULTS)
-            world.say(fault.__name__)
-            world.counts[fault.__name__] += 1
-            fault(world, nodes)
-            time.sleep(world.random.uniform(0.2, 1.5))
-        time.sleep(2 * LEASE)  # what froze last is awake, and what was lost is rescued
-        for service in list(nodes.living):
-            nodes.end(service, signal.SIGTERM)
-    come_to_rest(world)
-
-
-def come_to_rest(world: World) -> None:
-    """Nothing new fires, and what is active comes to its end."""
-    world.say("rest")
-    world.settings["FIRES"] = "no"
-    with process(world.folder, SERVE, world.settings) as last:
-        give_up_at = time.monotonic() + CALM_SECONDS
-        while active := asyncio.run(runs_in(world, ACTIVE)):
-            assert time.monotonic() < give_up_at, f"still active: {active}\n{last.stderr[-3000:]}"
-            time.sleep(0.5)
-        last.stop()
-
-
-async def query(world: World, statement: str, ledger: bool = True) -> list[Any]:
-    url = world.ledger if ledger else world.application
-    database = Database(url, setting="LEDGER_URL", pooled=False)
-    async with database.reader.connect() as connection:
-        return list((await connection.execute(text(statement))).all())
-
-
-async def runs_in(world: World, states: tuple[str, ...]) -> list[Any]:
-    listed = ", ".join(f"'{state}'" for state in states)
-    return await query(world, f"SELECT id, task, state, node FROM batch_runs WHERE state IN ({listed})")
-
-
-def wrong(world: World) -> list[str]:
-    """What does not hold, in sentences; nothing if all is well."""
-    return [*_of_the_account(world), *asyncio.run(_of_the_ledger(world)), *asyncio.run(_of_the_witness(world))]
-
-
-def _of_the_account(world: World) -> Iterator[str]:
-    since = world.began.isoformat()
-    done = batch(world.folder, "account", "--since", since, settings=world.settings)
-    if done.returncode != 0:
-        yield f"the account is not complete:\n{done.stdout}{done.stderr}"
-
-
-async def _of_the_ledger(world: World) -> list[str]:
-    twice = await query(world, "SELECT task, slot FROM batch_runs GROUP BY task, slot HAVING count(*) > 1")
-    unended = await query(
-        world,
-        "SELECT r.id, r.task, r.state FROM batch_runs r WHERE r.state IN ('succeeded', 'failed') AND NOT EXISTS "
-        "(SELECT 1 FROM batch_attempts a WHERE a.run = r.id AND a.fence = r.fence "
-        "AND (a.outcome = r.state OR r.state = 'failed' AND a.outcome = 'lost'))",
-    )
-    silent = await query(world, "SELECT id FROM batch_runs WHERE state NOT IN ('succeeded') AND reason IS NULL")
-    return [
-        *(f"a slot has two runs: {row}" for row in twice),
-        *(f"the last attempt has no end that fits: {row}" for row in unended),
-        *(f"there is no reason: {row}" for row in silent),
-    ]
-
-
-async def _of_the_witness(world: World) -> list[str]:
-    """Each attempt of a run commits at most once, and none after a later one has."""
-    found: list[str] = []
-    seen: dict[str, list[int]] = {}
-    for run, fence in await query(world, "SELECT run, fence FROM witness ORDER BY number", ledger=False):
-        seen.setdefault(str(run), []).append(fence)
-    for run, fences in seen.items():
-        if fences != sorted(set(fences)):
-            found.append(f"run {run} committed under the fences {fences}")
-    succeeded = await query(world, "SELECT id, task FROM batch_runs WHERE state = 'succeeded'")
-    empty = [row for row in succeeded if str(row.id) not in seen]
-    return found + [f"run {row.id} of {row.task} succeeded and has committed nothing" for row in empty]
+def boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

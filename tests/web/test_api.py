@@ -112,7 +112,7 @@ async def test_it_is_healthy_and_ready(database_url: str, monkeypatch: pytest.Mo
 
 async def test_it_is_not_ready_once_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(monkeypatch) as client:
-        app_of(client).state.batch.is_stopping = True
+        app_of(client).state.batch.stopping.set()
         answer = await client.get("/readyz")
     assert answer.status_code == 503
     assert answer.json() == {"status": "not ready", "reasons": {"service": "it is stopping"}}

@@ -7,13 +7,15 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import claims, fence, journal, lanes
+from service.batch import claims, fence, journal
 from service.batch.background import Background
 from service.batch.firing import Room
 from service.batch.journal import Entry, Journal
+from service.batch.lease import LOST
+from service.batch.news import News
 from service.batch.registry import Task
 from service.batch.runner import Attempt, Ending
 from service.batch.runs import Claimed, Outcome
@@ -28,7 +30,10 @@ logger = get_logger("service.batch")
 GROUP_SECONDS = 0.01
 FLUSH_SECONDS = 0.25
 LONGEST_PAUSE = 5.0
-LOST = "its node could not renew its lease"
+REACT_SECONDS = 0.5
+"""How long an interrupted run may take to end by itself, when the service stops."""
+WRITE_SECONDS = 1.0
+"""How long the ledger may take, when the service stops, to be told what is left."""
 
 
 class LocalEngine(Background):
@@ -41,29 +46,25 @@ class LocalEngine(Background):
         node: str,
         max_running: int = 100,
         max_threads: int = 32,
-        poll_seconds: float = 1.0,
         claims: bool = True,
         may_work: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`may_work`: whether this node holds its lease. While it does not, it claims nothing."""
+        """`may_work`: whether this node holds its lease. While it does not, it claims nothing, and no run commits."""
         self._database = database
         self._tasks = tasks
         self._max_running = max_running
-        self._poll_seconds = poll_seconds
         self._node = node
         self._threads = Threads(max_threads)
         self._take_over = partial(fence.take_over, database)
         self._journal = Journal(node)
         self._attempts: dict[str, Attempt] = {}
         self._over: dict[str, asyncio.Event] = {}
-        self._wake = asyncio.Event()
-        self._all_ended = asyncio.Event()
-        self._idle = asyncio.Event()
+        self._wake, self._all_ended, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
-        self._is_claiming = claims
-        self.may_work = may_work
-        self._is_draining = False
-        self._is_in_doubt = False
+        self._is_claiming, self.may_work = claims, may_work
+        self._is_draining = self.is_in_doubt = False
+        self.losses = 0
+        """How often this node has lost its lease. What was claimed across a loss may be somebody else's by now."""
         self.claiming = asyncio.Lock()
         """Held from a claim's transaction to the launch of what it claimed, so that nobody takes it for lost."""
 
@@ -71,9 +72,18 @@ class LocalEngine(Background):
         """Look for claimable runs now."""
         self._wake.set()
 
+    def hear(self, news: News) -> None:
+        """Claim what may start, and cancel what this node is asked to cancel. By itself the engine asks nothing."""
+        if news.is_claimable:
+            self.wake()
+        asked = {(one.run, one.fence): one.reason for one in news.requests}
+        for attempt in self.attempts if asked else []:
+            if (reason := asked.get((attempt.claimed.id, attempt.claimed.fence))) is not None:
+                attempt.cancel(reason)
+
     def doubt(self) -> None:
         """A COMMIT may have gone through without a reply: look in the ledger for runs that this node holds."""
-        self._is_in_doubt = True
+        self.is_in_doubt = True
         self.wake()
 
     @property
@@ -90,18 +100,18 @@ class LocalEngine(Background):
     def attempts(self) -> list[Attempt]:
         return list(self._attempts.values())
 
-    def launch(self, claimed: Sequence[Claimed]) -> None:
-        """Start what this node has claimed."""
+    def launch(self, claimed: Sequence[Claimed], losses: int | None = None) -> None:
+        """Start what this node has claimed. `losses`: what that was before it did."""
         for one in claimed:
             task = self._tasks[one.task]
             if one.id in self._attempts:  # its fence was lost meanwhile
                 self._attempts[one.id].give_up(LOST)
-            attempt = Attempt(one, task, self._threads, self._ended, self._take_over)
+            attempt = Attempt(one, task, self._threads, self._ended, self._take_over, self.may_work)
             self._attempts[one.id] = attempt
             attempt.start()
             if self._is_draining:  # claimed while the drain began
                 attempt.interrupt("the service stopped")
-            elif not self.may_work():  # the process was frozen meanwhile
+            elif not self.may_work() or losses not in (None, self.losses):  # the process was frozen meanwhile
                 attempt.give_up(LOST)
         if claimed:
             self._idle.clear()
@@ -109,6 +119,7 @@ class LocalEngine(Background):
 
     def give_up(self) -> None:
         """End all attempts at once: this node has lost its lease. What they report goes by their fences."""
+        self.losses += 1
         for attempt in self.attempts:
             attempt.give_up(LOST)
 
@@ -119,20 +130,27 @@ class LocalEngine(Background):
             await self._until_needed()
             await self._turn()
 
-    async def drain(self, seconds: float) -> None:
-        """Claim nothing more, let runs end for so long, then interrupt them; return when all is written."""
+    def begin_drain(self) -> None:
+        """Claim nothing more, from now on. Runs stop at their next checkpoint."""
         self._is_claiming, self._is_draining = False, True
         for attempt in self._attempts.values():
             attempt.run.ask_to_stop("the service stops")
+
+    async def drain(self, seconds: float) -> bool:
+        """Let runs end for so long, then interrupt them; return when all is written (True), or can't be.
+
+        What comes after `seconds` is over before the watchdog ends the process (`watchdog.GRACE_SECONDS`).
+        """
+        self.begin_drain()
         if await self._is_idle_within(seconds):
-            return
+            return True
         for attempt in list(self._attempts.values()):
             attempt.interrupt("the service stopped")
-        if await self._is_idle_within(1.0):
-            return
+        if await self._is_idle_within(REACT_SECONDS):
+            return True
         for attempt in list(self._attempts.values()):
             attempt.abandon()
-        await self._is_idle_within(5.0)
+        return await self._is_idle_within(WRITE_SECONDS)
 
     async def stop(self) -> None:
         await super().stop()
@@ -162,42 +180,42 @@ class LocalEngine(Background):
         pause = 0.1
         while True:
             try:
-                await self._until_needed()
-                await self._turn()
+                await self._turn(is_woken=await self._until_needed())
                 pause = 0.1
             except Exception as error:  # the background loop's boundary: a bad turn must not end the engine
                 known = isinstance(error, DBAPIError | DatabaseError | OSError)
-                cause = str(error).split("\n")[0]
+                cause = self._database.why(error) if known else str(error).split("\n")[0]
                 logger.error(
                     f"writing to the ledger failed, again in {pause:.1f} s: {cause}", exc_info=None if known else error
                 )
-                self._is_in_doubt = True
+                self.is_in_doubt = True
                 await asyncio.sleep(pause)
                 pause = min(LONGEST_PAUSE, pause * 2)
+                self.wake()
 
-    async def _until_needed(self) -> None:
-        """Until something ended or was queued, or it is time to look or to flush logs."""
-        seconds = min(FLUSH_SECONDS, self._poll_seconds) if self._attempts else self._poll_seconds
+    async def _until_needed(self) -> bool:
+        """Until something ended or was queued; or, with False, until it is time to flush logs."""
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(FLUSH_SECONDS if self._attempts else None):
                 await self._wake.wait()
         except TimeoutError:
-            return
+            return False
         self._wake.clear()
         if self._journal.waiting < len(self._attempts):
             self._all_ended.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GROUP_SECONDS):
                     await self._all_ended.wait()
+        return True
 
-    async def _turn(self) -> None:
+    async def _turn(self, is_woken: bool = True) -> None:
         """Write a group, and claim what there is room for, in one transaction."""
         entry = self._journal.take(self._attempts.values())
         try:
-            if self._is_in_doubt:
+            if self.is_in_doubt:
                 async with self.claiming:
                     await self._write_group(entry)
-            elif entry or await self._has_claimable():
+            elif entry or (is_woken and self.room.runs > 0 and await self._has_claimable()):
                 await self._write_group(entry)
         except BaseException:
             self._journal.put_back(entry)
@@ -209,7 +227,7 @@ class LocalEngine(Background):
         try:
             await self._write(entry)
         except DBAPIError as error:
-            if not _is_refused(error):
+            if not journal.is_refused(error):
                 raise
             # Another node took the `exclusive` of what was to be claimed; or a row that can't be stored is among them.
             logger.warning(
@@ -218,7 +236,7 @@ class LocalEngine(Background):
             try:
                 await self._write(entry, claim=False)
             except DBAPIError as again:
-                if not _is_refused(again):
+                if not journal.is_refused(again):
                     raise
                 await self._write_one_by_one(entry)
             self.wake()
@@ -228,46 +246,38 @@ class LocalEngine(Background):
             try:
                 await self._write(part, claim=False)
             except DBAPIError as error:
-                if not _is_refused(error):
+                if not journal.is_refused(error):
                     raise
                 logger.error(f"{part} can't be stored as it is: {str(error).splitlines()[0]}")
                 await self._write(part.bare(), claim=False)
 
     async def _has_claimable(self) -> bool:
-        if self.room.runs < 1:
-            return False
+        """What is due may be waiting for a run that goes on: then no transaction is worth while."""
         async with self._database.reader.connect() as connection:
-            return await claims.now_if_due(connection) is not None
+            return bool((await claims.startable(connection, self._tasks, self.room))[1])
 
     async def _write(self, entry: Entry, claim: bool = True) -> None:
-        in_doubt = self._is_in_doubt and claim
+        in_doubt = self.is_in_doubt and claim
         await entry.prepare()
         async with self._database.engine.begin() as connection:
             bounced = await entry.write(connection)
+            losses = self.losses
             claimed = await self._claim(connection, freed=len(entry.outcomes)) if claim else []
             if in_doubt:
                 held = await claims.held_by(connection, self._node)
                 known = {(attempt.claimed.id, attempt.claimed.fence) for attempt in self._attempts.values()}
                 claimed += [one for one in held if (one.id, one.fence) not in known and one not in claimed]
-        self._is_in_doubt = self._is_in_doubt and not in_doubt
+        self.is_in_doubt = self.is_in_doubt and not in_doubt
         self._written(entry.outcomes, bounced)
-        self.launch(claimed)
+        self.launch(claimed, losses)
 
     async def _claim(self, connection: AsyncConnection, freed: int) -> list[Claimed]:
         room = self.room
         room.runs += freed if self._is_claiming and self.may_work() else 0
-        if room.runs < 1:
-            return []
-        now = await claims.now_if_due(connection)
-        if now is None:
-            return []
-        names = [task.name for task in self._tasks.values() if task.on_loop or room.threads > 0]
-        heads = await claims.heads(connection, names, now, room.runs, lanes.rules(self._tasks.values()))
-        chosen = [head for head in heads if room.take(self._tasks[head.task].on_loop)]
-        if len(chosen) == len(heads) and heads:
+        claimed, are_more = await claims.take(connection, self._tasks, self._node, room)
+        if are_more:
             self.wake()
-        others = {head.id: head.lane for head in chosen if head.lane > 1}
-        return await claims.claim(connection, [head.id for head in chosen], self._node, now, others)
+        return claimed
 
     def _written(self, outcomes: list[Outcome], bounced: list[Outcome]) -> None:
         lost = {outcome.id for outcome in bounced}
@@ -288,9 +298,3 @@ class LocalEngine(Background):
         if not self._attempts:
             self._idle.set()
         journal.tell([outcome for outcome in outcomes if outcome.id not in lost])
-
-
-def _is_refused(error: DBAPIError) -> bool:
-    """What was sent can't be stored, now or later. asyncpg's data errors come without a class of their own."""
-    sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-    return isinstance(error, IntegrityError | DataError) or sqlstate[:2] in {"22", "23", "54"}

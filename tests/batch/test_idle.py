@@ -1,0 +1,404 @@
+"""What a service asks the ledger while nothing is due, on a boot-time clock that the test moves; and what it hears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text, update
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import TaskRegistry, clock, config, logs
+from service.batch import cancel, catalog, claims, heartbeat, news, nodes, presence, rows, schedules, tables
+from service.batch.engines import local
+from service.batch.engines.local import LocalEngine
+from service.batch.heartbeat import Heartbeat
+from service.batch.lease import Lease
+from service.batch.news import News
+from service.batch.runs import Claimed
+from service.batch.tables import new_id
+from service.config import get_settings
+from service.database.engine import Database
+from service.host import BatchService
+from tests.batch import ledger_world
+from tests.batch.ledger_world import NODE, know, make_task, until
+from tests.batch.test_leases import put_node, put_run
+from tests.batch.test_runs import claim, insert, new
+
+START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+class Seconds:
+    """The boot-time clock stands still, but when the test lets it go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = clock.boottime()
+        monkeypatch.setattr(clock, "boottime", lambda: self.now)
+        monkeypatch.setattr(heartbeat, "LONGEST_TICK", 0.01)
+
+
+@pytest.fixture
+def boot_time(monkeypatch: pytest.MonkeyPatch) -> Seconds:
+    return Seconds(monkeypatch)
+
+
+class Asked:
+    """What all connections of this process were asked since `clear`, in whatever thread."""
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+        self.transactions = 0
+
+    def clear(self) -> None:
+        self.statements, self.transactions = [], 0
+
+    def add_statement(self, _: Any, __: Any, statement: str, *___: Any) -> None:
+        if not statement.startswith("BEGIN"):
+            self.statements.append(statement)
+
+    def add_transaction(self, _: Any) -> None:
+        self.transactions += 1
+
+    @property
+    def others(self) -> list[str]:
+        """All but looks and beats."""
+        return [one for one in self.statements if "UNION ALL" not in one and not one.startswith("UPDATE batch_nodes")]
+
+
+@pytest.fixture
+def asked() -> Any:
+    found = Asked()
+    listeners = [("before_cursor_execute", found.add_statement), ("begin", found.add_transaction)]
+    for name, listener in listeners:
+        event.listen(Engine, name, listener)
+    yield found
+    for name, listener in listeners:
+        event.remove(Engine, name, listener)
+
+
+class Services:
+    """Services in this process, on one ledger. Their own timers are short: only the boot-time clock holds them up."""
+
+    def __init__(self, boot_time: Seconds) -> None:
+        self._boot_time = boot_time
+        self.all: list[BatchService] = []
+        self._heard: Counter[int] = Counter()
+
+    async def start(self, stack: AsyncExitStack, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        config.forget_settings()
+        service = BatchService(get_settings())
+        number = len(self.all)
+        service._hearers.append(lambda _: self._heard.update([number]))
+        self.all.append(service)
+        await service.start()
+        stack.push_async_callback(service.stop)
+        await until(lambda: asyncio.sleep(0, self._heard[number]))
+
+    async def second(self) -> None:
+        """Let a second go by, and all have looked once."""
+        self._heard.clear()
+        self._boot_time.now += 1
+        await until(lambda: asyncio.sleep(0, len(self._heard) == len(self.all)))
+
+    async def settled(self) -> None:
+        """Until the schedules of all have been read since the last change."""
+        for _ in self.all:
+            await self.second()
+        await until(lambda: asyncio.sleep(0, not any(one.schedules._is_outdated() for one in self.all)))
+
+
+@pytest.fixture
+async def start(ledger_url: str, monkeypatch: pytest.MonkeyPatch, boot_time: Seconds) -> AsyncIterator[Any]:
+    monkeypatch.setattr(schedules, "REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr(local, "FLUSH_SECONDS", 0.01)
+    logs.set_up("INFO")
+    services = Services(boot_time)
+    async with AsyncExitStack() as stack:
+
+        async def start(number: int = 1, settles: bool = True) -> Services:
+            for _ in range(number):
+                await services.start(stack, {"LEDGER_URL": ledger_url, "DRAIN_SECONDS": "0"}, monkeypatch)
+            if settles:
+                await services.settled()
+            return services
+
+        yield start
+
+
+# What it asks.
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_an_idle_node_asks_once_a_second_and_beats_in_the_same_transaction(
+    start: Any, asked: Asked, number: int
+) -> None:
+    for task in range(50):
+        make_task(f"yearly{task}", "0 0 1 1 *")
+    services = await start(number)
+    asked.clear()
+    for _ in range(10):
+        await services.second()
+    assert asked.others == []
+    assert asked.transactions == 10 * number
+    assert len(asked.statements) == 12 * number  # a beat in 5 seconds
+
+
+async def test_a_run_that_goes_on_without_a_word_costs_no_more(start: Any, asked: Asked, ledger: Database) -> None:
+    async def run(_: object) -> None:
+        await asyncio.Event().wait()
+
+    make_task("long", None, run)
+    services = await start()
+    await insert(ledger, new("long"))
+    await services.second()
+    await until(lambda: ledger_world.rows(ledger, state="running"))
+    await asyncio.sleep(0.1)
+    asked.clear()
+    for _ in range(5):
+        await services.second()
+    assert asked.others == []
+    assert asked.transactions == 5
+
+
+async def test_a_run_that_waits_for_another_is_looked_for_without_a_write(
+    start: Any, asked: Asked, ledger: Database
+) -> None:
+    make_task("tick", None)
+    services = await start()
+    other = await put_node(ledger)
+    await insert(ledger, new("tick", state="running", node=other, attempt=1), new("tick"))
+    await services.settled()
+    writes: list[Any] = []
+    event.listen(services.all[0].ledger.engine.sync_engine, "begin", writes.append)
+    asked.clear()
+    for _ in range(4):
+        await services.second()
+        await asyncio.sleep(0.05)
+    assert asked.others
+    assert asked.transactions <= 8
+    assert writes == [] or ledger.kind == "postgresql"  # which reads by the same connections
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).where(tables.runs.c.node == other).values(state="succeeded"))
+    await services.second()
+    await until(lambda: ledger_world.rows(ledger, state="succeeded", node=services.all[0].node.id))
+
+
+async def test_an_engine_in_doubt_looks_again_by_itself(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that it runs, and no news, would have it look at what it has claimed."""
+    take, lost = claims.take, asyncio.Event()
+
+    async def lose_the_reply(connection: AsyncConnection, *more: Any) -> tuple[list[Claimed], bool]:
+        claimed, are_more = await take(connection, *more)
+        if claimed and not lost.is_set():
+            lost.set()
+            await connection.commit()
+            raise ConnectionResetError("the reply to COMMIT was lost")
+        return claimed, are_more
+
+    monkeypatch.setattr(claims, "take", lose_the_reply)
+    engine = LocalEngine(ledger, await know(ledger, make_task("tick", None)), NODE)
+    await insert(ledger, new("tick"))
+    engine.start()
+    engine.wake()
+    (run,) = await until(lambda: ledger_world.rows(ledger, state="succeeded"))
+    assert (run["fence"], lost.is_set()) == (1, True)
+    await engine.drain(0)
+    await engine.stop()
+
+
+async def test_a_look_reads_no_run_that_is_over(ledger: Database) -> None:
+    over = [vars_of(new(state="succeeded", finished_at=START, node=NODE)) for _ in range(5_000)]
+    async with ledger.engine.begin() as connection:
+        await rows.insert(connection, tables.runs, over)
+        if ledger.kind == "postgresql":
+            await connection.execute(text("ANALYZE"))
+    async with ledger.reader.connect() as connection:
+        statement = news._statement(True).params(now=START, node=NODE)
+        given = str(statement.compile(connection.sync_engine, compile_kwargs={"literal_binds": True}))
+        prefix = "EXPLAIN " if ledger.kind == "postgresql" else "EXPLAIN QUERY PLAN "
+        plan = [str(row[-1]) for row in await connection.exec_driver_sql(prefix + given)]
+    of_runs = [line for line in plan if "batch_runs" in line]
+    assert of_runs and all("ix_batch_runs" in line and "SCAN" not in line for line in of_runs), plan
+
+
+def vars_of(run: Any) -> dict[str, Any]:
+    return {name: getattr(run, name) for name in run.__dataclass_fields__}
+
+
+# What it hears.
+
+
+async def read(ledger: Database, node: str = NODE) -> News:
+    async with ledger.reader.connect() as connection:
+        return await news.read(connection, node)
+
+
+async def test_news_say_that_a_run_may_start_once_it_is_due(ledger: Database) -> None:
+    assert not (await read(ledger)).is_claimable
+    await insert(ledger, new(state="retrying", due_at=START + MINUTE), new(state="succeeded", finished_at=START))
+    for at, is_claimable in ((START, False), (START + MINUTE, True)):
+        with clock.moved(at):
+            found = await read(ledger)
+        assert (found.now, found.is_claimable) == (at, is_claimable)
+    real = await read(ledger)
+    assert abs(real.now - clock.now()) < timedelta(seconds=5)
+
+
+async def test_news_name_the_others_that_live_or_still_hold_runs(ledger: Database) -> None:
+    own, live, left, holds = [await put_node(ledger) for _ in range(4)]
+    await put_run(ledger, holds)
+    async with ledger.engine.begin() as connection:
+        assert await nodes.beat(connection, live, 0.0)
+        stopped = tables.nodes.c.id.in_([left, holds])
+        await connection.execute(update(tables.nodes).where(stopped).values(stopped_at=START))
+    found = {node.id: (node.beats, node.is_stopped) for node in (await read(ledger, own)).others}
+    assert found == {live: (1, False), holds: (0, True)}
+
+
+async def test_news_name_what_this_node_is_asked_to_cancel(ledger: Database) -> None:
+    await insert(ledger, new())
+    (held,) = await claim(ledger, "t")
+    assert (await read(ledger)).requests == []
+    async with ledger.engine.begin() as connection:
+        await cancel.request_cancel(connection, held.id, "cancelled by ann", "ann")
+    assert (await read(ledger)).requests == [cancel.Asked(held.id, held.fence, "cancelled by ann")]
+    assert (await read(ledger, new_id())).requests == []
+
+
+async def test_news_differ_once_schedules_or_tasks_or_nodes_have_changed(ledger: Database) -> None:
+    tick, other, manual = make_task("tick", "0 7 * * *"), make_task("other", "0 9 * * *"), make_task("manual", None)
+    await know(ledger, tick, manual)
+    node = await put_node(ledger)
+
+    async def differ_after(change: Callable[[AsyncConnection], Awaitable[Any]]) -> bool:
+        before = (await read(ledger)).state
+        async with ledger.engine.begin() as connection:
+            await change(connection)
+        return (await read(ledger)).state != before
+
+    async def nobody(_: AsyncConnection) -> set[str]:
+        return set()
+
+    assert not await differ_after(lambda c: nodes.beat(c, node, 0.0))
+    assert not await differ_after(lambda c: c.execute(update(tables.schedules).values(fired_until=START)))
+    assert await differ_after(lambda c: catalog.pause(c, "tick", "ann", {"tick": tick}))
+    assert await differ_after(lambda c: catalog.resume(c, "tick"))
+    assert await differ_after(lambda c: catalog.set_schedules(c, {"tick": other.schedule}, {"tick": tick}, NODE))
+    assert await differ_after(lambda c: catalog.set_schedules(c, {"tick": None}, {"tick": tick}, NODE))
+    assert await differ_after(lambda c: catalog.remove_gone(c, ["manual"], nobody))
+    assert await differ_after(lambda c: catalog.record_tasks(c, {"manual": manual}, START))
+    assert await differ_after(lambda c: c.execute(update(tables.nodes).values(stopped_at=START)))
+
+
+async def test_runs_that_may_start_are_told_of_once_in_poll_seconds_and_the_rest_each_second(
+    ledger: Database, boot_time: Seconds
+) -> None:
+    await insert(ledger, new())
+    heard: list[bool] = []
+    url = ledger.url.render_as_string(hide_password=False)
+    heart = Heartbeat(url, await put_node(ledger), Lease(30), beat_seconds=5, lease_seconds=30, poll_seconds=3)
+    heart.start(lambda: None, lambda: None, on_news=lambda found: heard.append(found.is_claimable))
+    for second in range(8):
+        await until(lambda second=second: asyncio.sleep(0, len(heard) == second + 1))
+        boot_time.now += 1
+    await asyncio.to_thread(heart.stop)
+    assert heard[:8] == [True, False, False, True, False, False, True, False]
+
+
+async def test_looks_that_succeed_do_not_hide_that_beats_fail(
+    ledger: Database, boot_time: Seconds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where somebody holds SQLite's write lock."""
+    fails: list[float] = []
+
+    async def fail(*_: object) -> bool:
+        fails.append(boot_time.now)
+        raise ConnectionRefusedError("the ledger takes no writes")
+
+    monkeypatch.setattr(nodes, "beat", fail)
+    heard: list[News] = []
+    url = ledger.url.render_as_string(hide_password=False)
+    heart = Heartbeat(url, await put_node(ledger), Lease(30), beat_seconds=5, lease_seconds=30)
+    heart.start(lambda: None, lambda: None, on_news=heard.append)
+    for second in range(3):
+        await until(lambda second=second: asyncio.sleep(0, len(fails) == second + 1 and heart.trouble))
+        boot_time.now += 1
+    await asyncio.to_thread(heart.stop)
+    assert heard == []
+
+
+async def test_a_death_is_seen_while_the_event_loop_is_blocked(ledger: Database) -> None:
+    url = ledger.url.render_as_string(hide_password=False)
+    dead = await put_node(ledger)
+    presence.Presence(presence.folder_of(url), dead)._let_go()
+    run = await put_run(ledger, dead)
+    heart = Heartbeat(url, await put_node(ledger), Lease(30), beat_seconds=5, lease_seconds=30)
+
+    async def rescued() -> None:
+        own = Database(url, setting="LEDGER_URL", pooled=False)
+        await until(lambda: ledger_world.rows(own, id=run, state="interrupted"))
+        await own.dispose()
+
+    heart.start(lambda: None, lambda: None)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, rescued()).result()  # and this loop does nothing until then
+    await asyncio.to_thread(heart.stop)
+
+
+async def test_a_pause_elsewhere_is_followed_after_the_next_look(start: Any, ledger: Database) -> None:
+    task = make_task("tick")
+    services = await start()
+    job = services.all[0].scheduler.get_job("tick")
+    assert job.next_run_time is not None
+    async with ledger.engine.begin() as connection:
+        await catalog.pause(connection, "tick", "ann", {"tick": task})
+    await services.second()
+    await until(lambda: asyncio.sleep(0, job.next_run_time is None))
+
+
+async def test_a_slot_that_has_come_by_the_ledgers_time_is_fired_whatever_the_scheduler_thinks(
+    start: Any, ledger: Database
+) -> None:
+    """This node's clock may be minutes behind. Here APScheduler is, for ours is moved."""
+    with clock.moved(START):
+        make_task("tick")
+        services = await start()
+        clock.advance(MINUTE)
+        await services.second()
+        (run,) = await until(lambda: ledger_world.rows(ledger, state="succeeded"))
+        assert run["slot"] == START + 0.5 * MINUTE
+
+
+@pytest.mark.parametrize("has_node", [True, False])
+async def test_a_task_is_removed_once_its_last_node_is_taken_for_dead_or_nobody_comes_with_it_for_a_lease(
+    start: Any, ledger: Database, has_node: bool
+) -> None:
+    if has_node:
+        await put_node(ledger)
+    await know(ledger, make_task("theirs"))
+    TaskRegistry.clear()
+    make_task("ours")
+    services = await start(settles=False)
+
+    async def is_removed() -> bool:
+        (task,) = await ledger_world.rows(ledger, tables.tasks, name="theirs")
+        return task["removed_at"] is not None
+
+    for _ in range(20):
+        await services.second()
+    assert not await is_removed()
+    for _ in range(12):  # a lease is over then
+        await services.second()
+    await until(is_removed)
+    (row,) = await ledger_world.rows(ledger, tables.schedules, task="theirs")
+    assert row["valid_until"] is not None

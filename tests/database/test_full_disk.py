@@ -1,0 +1,119 @@
+"""A full disk, as a database tells of it: the error says which disk and what to do, and no half transaction stays."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
+
+from service.database.engine import Database
+from service.database.troubles import cause_of
+
+BLOB = text("INSERT INTO rows VALUES (zeroblob(1000000))")
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/shop.db", setting="DATABASE_URL")
+    async with database.engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE rows (value TEXT)"))
+    yield database
+    await database.dispose()
+
+
+@contextlib.contextmanager
+def no_file_may_grow() -> Iterator[None]:
+    """What a write gets then is another error than that of a full disk. To SQLite it is as good."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def rows(database: Database) -> list[str]:
+    async with database.session(readonly=True) as db:
+        assert await db.scalar(text("PRAGMA integrity_check")) == "ok"
+        return list((await db.scalars(text("SELECT substr(value, 1, 10) FROM rows"))).all())
+
+
+async def test_an_error_of_a_full_disk_names_the_file_and_the_setting_and_says_what_to_do(
+    database: Database, tmp_path: Path
+) -> None:
+    async with database.session() as db:
+        await db.execute(text("PRAGMA max_page_count = 10"))
+        with pytest.raises(OperationalError) as raised:
+            await db.execute(BLOB)
+        await db.rollback()
+        await db.execute(text("PRAGMA max_page_count = 1000000"))
+    first = str(raised.value).splitlines()[0]
+    assert first.startswith("(sqlite3.OperationalError) database or disk is full: ")
+    assert first.endswith(f"{tmp_path}/shop.db (DATABASE_URL): its disk is full; make room there")
+    assert "its disk is full; make room there" in database.why(raised.value)
+    async with database.session() as db:
+        await db.execute(text("INSERT INTO rows VALUES ('later')"))
+        await db.commit()
+    assert await rows(database) == ["later"]
+
+
+async def test_a_transaction_that_sqlite_has_ended_by_itself_takes_no_further_statement(database: Database) -> None:
+    """Else what follows in the same session would be committed statement by statement, and the rest is gone."""
+    async with database.session() as db:
+        await db.execute(text("PRAGMA cache_size = 10"))  # so that the statement itself has to write to the disk
+        await db.execute(text("INSERT INTO rows VALUES ('before')"))
+        with no_file_may_grow():
+            with pytest.raises(OperationalError, match="its disk is full, or it fails; make room there"):
+                await db.execute(BLOB)
+            for _ in range(2):
+                with pytest.raises(PendingRollbackError):
+                    await db.execute(text("INSERT INTO rows VALUES ('after')"))
+        with pytest.raises(PendingRollbackError):
+            await db.commit()
+        await db.rollback()
+        await db.execute(text("INSERT INTO rows VALUES ('anew')"))
+        await db.commit()
+    assert await rows(database) == ["anew"]
+
+
+async def test_an_error_that_leaves_the_transaction_open_leaves_the_session_usable(database: Database) -> None:
+    async with database.session() as db:
+        await db.execute(text("INSERT INTO rows VALUES ('before')"))
+        with pytest.raises(OperationalError, match="no such table") as raised:
+            await db.execute(text("INSERT INTO nowhere VALUES (1)"))
+        await db.execute(text("INSERT INTO rows VALUES ('after')"))
+        await db.commit()
+    assert "full" not in str(raised.value)
+    assert await rows(database) == ["before", "after"]
+
+
+async def test_a_full_disk_of_postgresql_is_told_too(postgres_database: str) -> None:
+    database = Database(postgres_database, setting="LEDGER_URL")
+    raising = "DO $$ BEGIN RAISE 'could not extend file \"base/5\"' USING ERRCODE = 'disk_full'; END $$"
+    for engine in (database.engine, database.reader):
+        with pytest.raises(DBAPIError) as raised:
+            async with engine.begin() as connection:
+                await connection.execute(text(raising))
+        first = str(raised.value).splitlines()[0]
+        advice = f": {database.safe_url} (LEDGER_URL): the disk of its server is full; make room there"
+        assert first.endswith(f'could not extend file "base/5"{advice}')
+    await database.dispose()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "cause"),
+    [
+        (TimeoutError(), "postgresql", "no answer in time"),
+        (TimeoutError(), "sqlite", "no answer in time; somebody may hold its write lock"),
+        (ConnectionRefusedError(111, "Connection refused"), "postgresql", "[Errno 111] Connection refused"),
+        (KeyError("x"), "sqlite", "KeyError: 'x'"),
+        (OSError(), "postgresql", "OSError"),
+    ],
+)
+def test_what_else_is_wrong_is_told_in_a_line(error: Exception, kind: str, cause: str) -> None:
+    assert cause_of(error, kind) == cause

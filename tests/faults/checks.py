@@ -1,0 +1,298 @@
+"""What must hold when the services have come to rest, from the ledger, the witnesses and what was observed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from tests.faults.observer import changes
+from tests.faults.world import LEASE, World
+
+Row = dict[str, Any]
+
+ATTEMPTS = {"flaky": 3, "failing": 2}
+"""How often the tasks with a retry are tried; all others once."""
+NEVER_STOPPED = ("sync", "failing")
+"""Their bodies are in threads, which nobody can stop. What they write is refused."""
+SLACK_SECONDS = LEASE / 3
+"""How much later than it should a node's body may end: two cores are shared by many processes."""
+
+FORGOTTEN_SECONDS = 4 * LEASE
+"""Nothing keeps a node so long from what it has claimed, but that it knows nothing of it."""
+
+
+@dataclass
+class Evidence:
+    """`runs` and `attempts`: of the ledger. `rows`: of the witness in the application's database, in their order.
+
+    `told`: the lines of the witness file. `finals`: the final states in which each run was seen, in their order.
+    `reopened`: how often a person asked for a run to go on. `frozen`, `disturbed`: pid, since and until
+    when in boot time; who was disturbed may have lost its lease. `has_one_clock`: what the ledger
+    says about time is by one that did not step.
+    """
+
+    runs: list[Row] = field(default_factory=list)
+    attempts: list[Row] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    told: list[Row] = field(default_factory=list)
+    finals: dict[str, list[Any]] = field(default_factory=dict)
+    reopened: Counter[str] = field(default_factory=Counter)
+    frozen: list[tuple[int, float, float]] = field(default_factory=list)
+    disturbed: list[tuple[int, float, float]] = field(default_factory=list)
+    has_one_clock: bool = True
+
+    def of(self, event: str) -> Iterator[Row]:
+        return (line for line in self.told if line["event"] == event)
+
+    def starts(self) -> dict[str, dict[int, Row]]:
+        """By run and fence."""
+        found: dict[str, dict[int, Row]] = defaultdict(dict)
+        for line in self.of("start"):
+            found[line["run"]][line["fence"]] = line
+        return found
+
+
+def gather(world: World) -> Evidence:
+    columns = "id, task, slot, origin, state, reason, attempt, fence, result, finished_at"
+    runs = [{**run, "id": str(run["id"])} for run in world.query(f"SELECT {columns} FROM batch_runs")]
+    attempts = world.query("SELECT run, fence, number, outcome, started_at, ended_at FROM batch_attempts")
+    last = {
+        run["id"]: (run["state"], run["fence"], str(run["finished_at"]))
+        for run in runs
+        if run["finished_at"] is not None
+    }
+    return Evidence(
+        runs=[{**run, "result": _number(run["result"])} for run in runs],
+        attempts=[{**attempt, "run": str(attempt["run"])} for attempt in attempts],
+        rows=world.query("SELECT number, run, task, fence, part FROM witness ORDER BY number", ledger=False),
+        told=[json.loads(line) for line in world.witness.read_text().splitlines()],
+        finals=changes(world.finals, last),
+        reopened=world.reopened,
+        frozen=world.frozen,
+        has_one_clock=world.server is not None,
+        disturbed=[
+            (pid, since, until)
+            for who, since, until in world.disturbed
+            for pid, place in world.places.items()
+            if who in (f"pid {pid}", f"place {place}")
+        ],
+    )
+
+
+def _number(result: Any) -> int | None:
+    return None if result in (None, "null") else int(result)
+
+
+def two_runs_of_a_slot(evidence: Evidence) -> Iterator[str]:
+    scheduled = Counter((run["task"], str(run["slot"])) for run in evidence.runs if run["origin"] != "manual")
+    yield from (f"slot {slot} of {task} has {n} runs in the ledger" for (task, slot), n in scheduled.items() if n > 1)
+    ran: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for line in evidence.told:
+        ran[line["task"], line["slot"]].add(line["run"])
+    yield from (f"slot {slot} of {task} ran as {sorted(ids)}" for (task, slot), ids in ran.items() if len(ids) > 1)
+
+
+def attempts_without_an_end(evidence: Evidence) -> Iterator[str]:
+    """A run has as many attempts as it was claimed, and the last one says what became of it."""
+    ended: dict[str, dict[int, Row]] = defaultdict(dict)
+    for attempt in evidence.attempts:
+        ended[attempt["run"]][attempt["fence"]] = attempt
+    for run in evidence.runs:
+        own = ended[run["id"]]
+        if sorted(own) != list(range(1, run["fence"] + 1)):
+            yield f"run {run['id']} of {run['task']} was claimed {run['fence']} times, and these ended: {sorted(own)}"
+        elif run["state"] in ("succeeded", "failed"):
+            outcome = own[run["fence"]]["outcome"]
+            if (
+                outcome
+                not in {"succeeded": ("succeeded",), "failed": ("failed", "timed out", "lost", "interrupted")}[
+                    run["state"]
+                ]
+            ):
+                yield f"run {run['id']} of {run['task']} has {run['state']}, and its last attempt {outcome}"
+    known = {run["id"] for run in evidence.runs}
+    for line in evidence.of("start"):
+        if line["run"] not in known or line["fence"] not in ended[line["run"]]:
+            yield f"the attempt of {line['task']}, run {line['run']}, fence {line['fence']}, is in no ledger"
+
+
+def starts_under_one_fence(evidence: Evidence) -> Iterator[str]:
+    times = Counter((line["run"], line["fence"]) for line in evidence.of("start"))
+    yield from (f"run {run} began {n} times under fence {fence}" for (run, fence), n in times.items() if n > 1)
+
+
+def runs_without_a_reason(evidence: Evidence) -> Iterator[str]:
+    for run in evidence.runs:
+        if run["state"] != "succeeded" and not run["reason"]:
+            yield f"run {run['id']} of {run['task']} is {run['state']}, and nobody says why"
+
+
+def attempts_used_up(evidence: Evidence) -> Iterator[str]:
+    """An interruption uses up none, and a loss neither."""
+    for run in evidence.runs:
+        allowed = ATTEMPTS.get(run["task"], 1) * (1 + evidence.reopened[run["id"]])
+        if run["attempt"] > allowed:
+            yield f"run {run['id']} of {run['task']} is in attempt {run['attempt']}, allowed: {allowed}"
+
+
+def begun_again(evidence: Evidence) -> Iterator[str]:
+    for run, fences in evidence.starts().items():
+        task = next(iter(fences.values()))["task"]
+        if task == "once" and len(fences) > 1 + evidence.reopened[run]:
+            yield f"run {run} of {task} has rerun = False, and began under the fences {sorted(fences)}"
+
+
+def changes_of_final_states(evidence: Evidence) -> Iterator[str]:
+    for run, states in evidence.finals.items():
+        if len(states) > 1 + evidence.reopened[run]:
+            yield f"run {run} was over in more than one way, and reopened {evidence.reopened[run]} times: {states}"
+
+
+def late_commits(evidence: Evidence) -> Iterator[str]:
+    """What an older attempt committed, a newer one has seen when it began; and each part once, under rising fences."""
+    by_run: dict[str, list[Row]] = defaultdict(list)
+    for row in evidence.rows:
+        by_run[row["run"]].append(row)
+    for run, own in by_run.items():
+        written = [(row["fence"], row["part"]) for row in own]
+        if written != sorted(set(written)):
+            yield f"run {run} of {own[0]['task']} committed (fence, part) in this order: {written}"
+    for line in evidence.of("seen"):
+        before = {row["number"] for row in by_run[line["run"]] if row["fence"] < line["fence"]}
+        if late := before - set(line["numbers"]):
+            yield f"run {line['run']} of {line['task']}: rows {sorted(late)} came after fence {line['fence']} began"
+    yield from _commits_after_the_next_start(evidence, {(r["run"], r["fence"], r["part"]) for r in evidence.rows})
+
+
+def _commits_after_the_next_start(evidence: Evidence, committed: set[tuple[str, int, int]]) -> Iterator[str]:
+    starts = evidence.starts()
+    for line in evidence.of("committing"):
+        if (line["run"], line["fence"], line["part"]) not in committed:
+            continue
+        for fence, start in starts[line["run"]].items():
+            if fence > line["fence"] and start["at"] < line["at"]:
+                late = line["at"] - start["at"]
+                yield f"run {line['run']} of {line['task']}, fence {line['fence']}: came {late:.3f} s after {fence}"
+
+
+def commits_that_are_missing(evidence: Evidence) -> Iterator[str]:
+    """The result of a run is how often its body commits."""
+    written = Counter((row["run"], row["fence"]) for row in evidence.rows)
+    for run in evidence.runs:
+        if run["state"] == "succeeded" and (there := written[run["id"], run["fence"]]) != run["result"]:
+            yield f"run {run['id']} of {run['task']} has succeeded with {there} commits of {run['result']}"
+
+
+def bodies_beyond_the_lease(evidence: Evidence) -> Iterator[str]:
+    """A body that is not frozen has ended before the next attempt of its run begins: its node gave it up in time."""
+    last: dict[tuple[str, int], Row] = {(line["run"], line["fence"]): line for line in evidence.told}
+    for run, fences in evidence.starts().items():
+        for fence, start in fences.items():
+            later = [each["at"] for other, each in fences.items() if other > fence]
+            end = last[run, fence]
+            if not later or start["task"] in NEVER_STOPPED or _was_frozen(evidence, start, min(later)):
+                continue
+            if (over := end["at"] - min(later)) > SLACK_SECONDS:
+                yield f"run {run} of {start['task']}: fence {fence} went on for {over:.2f} s beside the next one"
+
+
+def _was_frozen(evidence: Evidence, start: Row, until: float) -> bool:
+    return any(pid == start["pid"] and since < until + LEASE and start["at"] < to for pid, since, to in evidence.frozen)
+
+
+def losses_without_a_cause(evidence: Evidence) -> Iterator[str]:
+    """A node that lives and reaches the ledger is not taken for dead."""
+    starts = evidence.starts()
+    for attempt in evidence.attempts:
+        start = starts[attempt["run"]].get(attempt["fence"])
+        if attempt["outcome"] != "lost" or start is None:
+            continue
+        until = min((s["at"] for fence, s in starts[attempt["run"]].items() if fence > attempt["fence"]), default=inf)
+        if not any(pid == start["pid"] and since < until and start["at"] < to for pid, since, to in evidence.disturbed):
+            yield f"run {attempt['run']} of {start['task']}: fence {attempt['fence']} lost while {start['pid']} lived"
+
+
+def claimed_and_forgotten(evidence: Evidence) -> Iterator[str]:
+    """What a node has claimed, it begins, or gives back: also when the reply to its claim was lost."""
+    starts = evidence.starts()
+    for attempt in evidence.attempts if evidence.has_one_clock else []:
+        seconds = (attempt["ended_at"] - attempt["started_at"]).total_seconds()
+        if attempt["fence"] not in starts[attempt["run"]] and seconds > FORGOTTEN_SECONDS:
+            yield f"run {attempt['run']}, fence {attempt['fence']}: claimed for {seconds:.1f} s, and never begun"
+
+
+def hardly_anything(evidence: Evidence) -> Iterator[str]:
+    if not any(run["state"] == "succeeded" for run in evidence.runs):
+        yield "no run has succeeded: whatever was done to the services, it shows nothing"
+
+
+CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
+    two_runs_of_a_slot,
+    attempts_without_an_end,
+    starts_under_one_fence,
+    runs_without_a_reason,
+    attempts_used_up,
+    begun_again,
+    changes_of_final_states,
+    late_commits,
+    commits_that_are_missing,
+    bodies_beyond_the_lease,
+    losses_without_a_cause,
+    claimed_and_forgotten,
+    hardly_anything,
+)
+
+
+def summary(evidence: Evidence) -> str:
+    """How much the checks had to look at."""
+    states = Counter(run["state"] for run in evidence.runs)
+    outcomes = Counter(attempt["outcome"] for attempt in evidence.attempts)
+    seen = sum(bool(line["numbers"]) for line in evidence.of("seen"))
+    return (
+        f"{len(evidence.runs)} runs {dict(states)}, {len(evidence.attempts)} attempts {dict(outcomes)}, "
+        f"{len(evidence.rows)} commits; {seen} attempts began after commits of older ones"
+    )
+
+
+def wrong(world: World, evidence: Evidence) -> list[str]:
+    """What does not hold, in sentences; nothing if all is well."""
+    found = [sentence for check in CHECKS for sentence in check(evidence)]
+    strange = [said for file in sorted(world.folder.glob("*.stderr")) for said in strange_errors(file.read_text())]
+    return [*world.wrong, *_of_the_account(world), *found, *strange, *_stories(evidence, found)]
+
+
+def strange_errors(stderr: str) -> Iterator[str]:
+    """Tracebacks that are not of a task's own error: what is foreseen is told in one line."""
+    last = ""
+    lines = stderr.splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"\d{4}-\d\d-\d\dT", line):
+            last = line
+        elif line.startswith("Traceback (most") and " task=" not in last:
+            yield "\n".join(["an error that nobody has foreseen:", last, *lines[number : number + 60]])
+            return
+
+
+def _of_the_account(world: World) -> Iterator[str]:
+    done = world.batch("account", "--since", "7d")
+    if done.returncode != 0:
+        yield f"the account is not complete:\n{done.stdout}{done.stderr}"
+
+
+def _stories(evidence: Evidence, found: list[str]) -> Iterator[str]:
+    """All that is known of the first runs that something is wrong with."""
+    named = dict.fromkeys(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", " ".join(found)))
+    for run in list(named)[:5]:
+        lines = [
+            *(str(row) for row in evidence.runs if row["id"] == run),
+            *(str(row) for row in evidence.attempts if row["run"] == run),
+            *(str(row) for row in evidence.rows if row["run"] == run),
+            *(str(line) for line in evidence.told if line["run"] == run),
+            *(f"seen: {state}" for state in evidence.finals.get(run, [])),
+        ]
+        yield "\n    ".join([f"all about run {run}:", *lines])

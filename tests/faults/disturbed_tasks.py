@@ -1,0 +1,220 @@
+"""What the services run while they are disturbed. It is copied into their tasks/.
+
+Each body says in a file outside the databases what it does, with boot time, which no clock step moves. And it writes
+into a table of the application's database, through `get_db()`.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from service import BaseTask, Missed, Retry, call_db, current_run, get_db
+
+FIRES = os.environ["WITNESS_FIRES"] == "yes"
+FILE = os.environ["WITNESS_FILE"]
+INSERT = text("INSERT INTO witness (run, task, fence, part) VALUES (:run, :task, :fence, :part)")
+SEEN = text("SELECT number FROM witness WHERE run = :run")
+
+
+def every(cron: str) -> str | None:
+    return cron if FIRES else None
+
+
+def tell(event: str, **more: object) -> None:
+    """One line, in one write, so that those of several processes don't mix."""
+    run = current_run()
+    line = {
+        "event": event,
+        "run": run.id,
+        "task": run.task,
+        "slot": run.slot.isoformat(),
+        "fence": run.fence,
+        "pid": os.getpid(),
+        "at": time.clock_gettime(time.CLOCK_BOOTTIME),
+        **more,
+    }
+    file = os.open(FILE, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
+    os.write(file, f"{json.dumps(line)}\n".encode())
+    os.close(file)
+
+
+def row(part: int) -> dict[str, object]:
+    run = current_run()
+    return {"run": run.id, "task": run.task, "fence": run.fence, "part": part}
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    tell("start")
+    try:
+        yield
+    except BaseException as error:
+        tell("end", how=type(error).__name__)
+        raise
+    tell("end", how="ok")
+
+
+async def look() -> None:
+    """What earlier attempts of this run have committed: they can't commit more from here on."""
+    if current_run().fence > 1:
+        async with get_db(readonly=True) as db:
+            tell("seen", numbers=list(await db.scalars(SEEN, {"run": current_run().id})))
+
+
+async def write(part: int = 1, seconds: float = 0.01) -> None:
+    """One transaction, open for so long."""
+    async with get_db() as db:
+        await db.execute(INSERT, row(part))
+        await asyncio.sleep(seconds)
+        tell("committing", part=part)
+        await db.commit()
+
+
+def write_in_thread(part: int) -> None:
+    values = row(part)
+    tell("committing", part=part)
+
+    def insert(db: Session) -> None:
+        db.execute(INSERT, values)
+        db.commit()
+
+    call_db(insert)
+
+
+class TickTask(BaseTask):
+    name, schedule, missed = "tick", every("* * * * * *"), Missed("all", max_count=20)
+
+    async def run(self) -> int:
+        with told():
+            await look()
+            await write()
+        return 1
+
+
+class SlowTask(BaseTask):
+    """Longer than a lease, with a commit now and then."""
+
+    name, schedule = "slow", every("*/2 * * * * *")
+
+    async def run(self) -> int:
+        with told():
+            await look()
+            for part in range(1, 7):
+                for _ in range(5):
+                    current_run().checkpoint()
+                    await asyncio.sleep(0.1)
+                await write(part)
+        return 6
+
+
+class LockTask(BaseTask):
+    """Much of its time is spent inside of transactions."""
+
+    name, schedule, overlap = "lock", every("*/3 * * * * *"), "wait"
+
+    async def run(self) -> int:
+        with told():
+            await look()
+            for part in range(1, 4):
+                await write(part, seconds=0.4)
+                await asyncio.sleep(0.3)
+        return 3
+
+
+class EagerTask(BaseTask):
+    """Commits all the time: one that was frozen and wakes tries it at once, before anybody can tell it to stop."""
+
+    name, schedule, overlap = "eager", every("*/3 * * * * *"), "wait"
+
+    async def run(self) -> int:
+        with told():
+            await look()
+            for part in range(1, 51):
+                await write(part, seconds=0)
+                await asyncio.sleep(0.03)
+        return 50
+
+
+class QuietTask(BaseTask):
+    """Needs no database, so it goes on without one: until its node gives it up."""
+
+    name, schedule, overlap = "quiet", every("*/3 * * * * *"), "wait"
+
+    async def run(self) -> int:
+        with told():
+            for _ in range(20):
+                await asyncio.sleep(0.2)
+                tell("step")
+        return 0
+
+
+class SyncTask(BaseTask):
+    name, schedule, overlap = "sync", every("*/3 * * * * *"), "allow"
+
+    def run(self) -> int:
+        with told():
+            for part in range(1, 5):
+                time.sleep(0.3)
+                write_in_thread(part)
+        return 4
+
+
+class ManyTask(BaseTask):
+    name, schedule, overlap, max_running = "many", every("*/2 * * * * *"), "wait", 2
+
+    async def run(self) -> int:
+        with told():
+            await look()
+            await asyncio.sleep(1.5)
+            await write()
+        return 1
+
+
+class ReplacedTask(BaseTask):
+    name, schedule, overlap = "replaced", every("*/2 * * * * *"), "replace"
+
+    async def run(self) -> int:
+        with told():
+            await look()
+            await asyncio.sleep(1.5)
+            await write()
+        return 1
+
+
+class OnceTask(BaseTask):
+    """Never begun a second time."""
+
+    name, schedule, rerun = "once", every("*/2 * * * * *"), False
+
+    async def run(self) -> int:
+        with told():
+            await asyncio.sleep(0.8)
+            await write()
+        return 1
+
+
+class FlakyTask(BaseTask):
+    name, schedule, retry = "flaky", every("*/2 * * * * *"), Retry(attempts=3, wait=0.3, jitter=0)
+
+    async def run(self) -> int:
+        with told():
+            await look()
+            await write()
+            if current_run().attempt < 3:
+                raise ConnectionError("not yet")
+        return 1
+
+
+class FailingTask(BaseTask):
+    name, schedule, retry = "failing", every("*/5 * * * * *"), Retry(attempts=2, wait=0.2, jitter=0)
+
+    def run(self) -> None:
+        with told():
+            time.sleep(0.2)
+            raise ValueError("as always")

@@ -1,0 +1,161 @@
+"""The services that are disturbed, and the one that comes to rest in the end."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+
+from tests.faults.world import LEASE, NUMBER, World, boottime
+from tests.faults.wrong_clock import SERVE
+from tests.processes import Service, process
+
+STALL_SECONDS = LEASE / 5
+START_SECONDS = 120.0
+CALM_SECONDS = 90.0
+END_SECONDS = 45.0
+
+
+class Nodes:
+    """The services that live now, by their places. One that ends is replaced."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._living: dict[int, Service] = {}
+        self._asleep: dict[int, tuple[float, float]] = {}
+        """Places whose service is frozen: since when in boot time, and until when in monotonic time."""
+        self._leaving: list[tuple[Service, float]] = []
+        for place in range(NUMBER):
+            self.start(place)
+
+    def start(self, place: int) -> None:
+        started = self._world.stack.enter_context(process(self._world.folder, SERVE, self._world.settings(place)))
+        self._living[place] = started
+        self._world.places[started.process.pid] = place
+
+    def victim(self) -> int:
+        """A place whose service is awake, and serves, as a rule."""
+        give_up_at = time.monotonic() + START_SECONDS
+        may_begin = self._world.random.random() < 0.15
+        while True:
+            awake = sorted(self._living.keys() - self._asleep.keys())
+            if found := [place for place in awake if may_begin or has_begun(self._living[place])]:
+                return self._world.random.choice(found)
+            self._until(give_up_at)
+
+    def until_they_serve(self) -> None:
+        give_up_at = time.monotonic() + START_SECONDS
+        while not all(map(has_begun, self._living.values())):
+            self._until(give_up_at)
+
+    def until_all_are_well(self) -> None:
+        """As a rule: so that there is somebody to take over what the next one loses."""
+        if self._world.random.random() < 0.8:
+            while self._asleep or time.monotonic() < self._world.network_is_well_at:
+                self.pass_time(0.1)
+
+    def _until(self, give_up_at: float) -> None:
+        said = [service.stderr[-2000:] for service in self._living.values()]
+        assert time.monotonic() < give_up_at, "\n".join(["no service begins:", *said])
+        self.pass_time(0.1)
+
+    def name(self, place: int) -> str:
+        return f"{place} (pid {self._living[place].process.pid})"
+
+    def kill(self, place: int) -> None:
+        ended = self._living.pop(place)
+        self._world.blame(f"pid {ended.process.pid}", math.inf)
+        self._wake(place, ended)
+        ended.process.kill()
+        ended.process.wait()
+
+    def terminate(self, place: int) -> Service:
+        """Ask it to end; it may take its time."""
+        ended = self._living.pop(place)
+        self._world.blame(f"pid {ended.process.pid}", math.inf)
+        ended.process.send_signal(signal.SIGTERM)
+        self._leaving.append((ended, time.monotonic() + END_SECONDS))
+        return ended
+
+    def freeze(self, place: int, seconds: float) -> None:
+        self._world.blame(f"pid {self._living[place].process.pid}", seconds, after=LEASE / 2)
+        self._living[place].process.send_signal(signal.SIGSTOP)
+        self._asleep[place] = boottime(), time.monotonic() + seconds
+
+    def pass_time(self, seconds: float) -> None:
+        """Meanwhile those wake whose time has come, and those that have ended by themselves are replaced."""
+        until = time.monotonic() + seconds
+        while True:
+            for place, (_, wakes_at) in list(self._asleep.items()):
+                if time.monotonic() >= wakes_at:
+                    self._wake(place, self._living[place])
+            self._replace_the_dead()
+            self._bury()
+            if (left := until - time.monotonic()) <= 0:
+                return
+            self._sleep(min(left, 0.05))
+
+    def _sleep(self, seconds: float) -> None:
+        """A machine that lets this process wait lets the services wait too: none of them can be blamed for that."""
+        since = boottime()
+        time.sleep(seconds)
+        if boottime() - since < seconds + STALL_SECONDS:
+            return
+        self._world.say("   the machine stood still")
+        for place, service in self._living.items():
+            self._world.frozen.append((service.process.pid, since, boottime()))
+            self._world.blame(f"place {place}", 0)
+
+    def end(self) -> None:
+        """All of them wake, and end."""
+        self.pass_time(max([0.0, *(wakes_at - time.monotonic() for _, wakes_at in self._asleep.values())]))
+        for place in list(self._living):
+            self.terminate(place)
+        while self._leaving:
+            self.pass_time(0.1)
+
+    def _wake(self, place: int, service: Service) -> None:
+        if place in self._asleep:
+            since, _ = self._asleep.pop(place)
+            self._world.frozen.append((service.process.pid, since, boottime()))
+            service.process.send_signal(signal.SIGCONT)
+
+    def _replace_the_dead(self) -> None:
+        for place, service in list(self._living.items()):
+            if (code := service.process.poll()) is None:
+                continue
+            self._world.say(f"   {self.name(place)} has ended by itself, with {code}: {service.stderr[-150:]}")
+            self._world.counts["ended by itself"] += 1
+            if has_begun(service):
+                self._world.wrong.append(f"a service has ended by itself, with {code}:\n{service.stderr[-4000:]}")
+            self._living.pop(place)
+            self.start(place)
+
+    def _bury(self) -> None:
+        for service, give_up_at in list(self._leaving):
+            if service.process.poll() is not None:
+                self._leaving.remove((service, give_up_at))
+            elif time.monotonic() > give_up_at:
+                self._leaving.remove((service, give_up_at))
+                pid = service.process.pid
+                self._world.wrong.append(f"pid {pid} lives {END_SECONDS:g} s after SIGTERM:\n{service.stderr[-4000:]}")
+                service.process.kill()
+
+
+def has_begun(service: Service) -> bool:
+    return "http://" in service.stdout
+
+
+def come_to_rest(world: World) -> None:
+    """Nothing new fires, and what is active comes to its end."""
+    world.say("rest")
+    world.fires = False
+    with process(world.folder, SERVE, world.settings()) as last:
+        give_up_at = time.monotonic() + CALM_SECONDS
+        while active := world.active():
+            if time.monotonic() > give_up_at:
+                world.wrong.append(f"still active: {active}\n{last.stderr[-3000:]}")
+                break
+            time.sleep(0.3)
+        last.stop(within=END_SECONDS)
+    world.say("over")

@@ -1,0 +1,92 @@
+"""The clock that the fault suite sets wrong: without it, its findings about clocks would mean nothing. About 4 s."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from service import Retry, clock
+from service.batch import slots
+from service.batch.engines.local import LocalEngine
+from service.database.engine import Database
+from tests.batch.ledger_world import NODE, know, make_task, rows
+from tests.batch.test_runs import insert, new
+from tests.faults.wrong_clock import SERVE, WrongClock
+from tests.processes import batch, environment, service
+
+TELLS = """
+from datetime import UTC, datetime
+from service import clock
+for file_says in ("0", "3600", "-90.5"):
+    open({file!r}, "w").write(file_says)
+    real = datetime.now(UTC).timestamp()
+    durations = round(clock.boottime() - clock.time.clock_gettime(clock.time.CLOCK_BOOTTIME), 1)
+    print(round(clock.now().timestamp() - real), round(clock.unix_ns() / 1e9 - real), durations + 0.0)
+"""
+
+YEARLY = """
+from service import BaseTask
+
+class YearlyTask(BaseTask):
+    name, schedule = "yearly", "@yearly"
+
+    async def run(self):
+        pass
+"""
+
+
+def test_a_file_sets_the_wall_clock_wrong_and_no_other(tmp_path: Path) -> None:
+    wrong = WrongClock(tmp_path / "clock")
+    script = TELLS.format(file=str(tmp_path / "clock"))
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment(wrong.settings), capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.splitlines() == ["0 0 0.0", "3600 3600 0.0", "-90 -90 0.0"]
+
+
+def test_a_clock_that_can_not_be_read_is_an_error_and_not_the_right_time(tmp_path: Path) -> None:
+    script = "from service import clock; clock.now()"
+    set_wrong = environment({"BATCH_TEST_CLOCK_FILE": str(tmp_path / "missing")})
+    ran = subprocess.run([sys.executable, "-c", script], env=set_wrong, capture_output=True, text=True)
+    assert ran.returncode == 1 and "FileNotFoundError" in ran.stderr
+
+
+def test_a_service_that_lives_fires_by_the_stepped_clock(tmp_path: Path) -> None:
+    """On SQLite, where the ledger's time is the machine's. The step makes a slot due that is far away."""
+    (tmp_path / "tasks/yearly.py").write_text(YEARLY)
+    new_year = datetime(datetime.now(UTC).year + 1, 1, 1, tzinfo=UTC)
+    wrong = WrongClock(tmp_path / "clock")
+    with service(tmp_path, SERVE, wrong.settings) as ours:
+        wrong.set((new_year - datetime.now(UTC)).total_seconds() + 1)
+        give_up_at = time.monotonic() + 20
+        while not (found := json.loads(batch(tmp_path, "runs", "--json").stdout)):
+            assert time.monotonic() < give_up_at, ours.stderr
+            time.sleep(0.1)
+    assert datetime.fromisoformat(found[0]["slot"]) == new_year
+
+
+@pytest.mark.parametrize("wrong_by", [-3600, 3600])
+async def test_a_retry_is_due_by_the_ledgers_time(
+    ledger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong_by: int
+) -> None:
+    """Not by that of a node whose clock is wrong: it would come at once, or an hour too late."""
+    WrongClock(tmp_path / "clock", wrong_by)
+    monkeypatch.setattr(clock, "_offset_file", str(tmp_path / "clock"))
+    loaded = await know(ledger, make_task("t", None, run=_fail, retry=Retry(attempts=2, wait=30, jitter=0)))
+    await insert(ledger, new())
+    await LocalEngine(ledger, loaded, NODE).settle()
+    async with ledger.engine.connect() as connection:
+        now = await slots.now_of(connection)
+    (run,) = await rows(ledger)
+    assert run["state"] == "retrying"
+    assert now + timedelta(seconds=20) < run["due_at"] <= now + timedelta(seconds=30)
+
+
+async def _fail(self: object) -> None:
+    raise ConnectionError
