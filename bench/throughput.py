@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +28,7 @@ from typing import Any
 import asyncpg
 import uvloop
 from machine import describe, print_table, version_of
+from services import queued
 from sqlalchemy import event, text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,7 +36,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from service import BaseTask, TaskRegistry, logs
 from service.batch import runs
 from service.batch.runs import NewRun
-from service.batch.states import Origin, Rank, RunState
 from service.batch.tables import ACTIVE_SQL, new_id
 from service.config import Settings
 from service.database.engine import Database
@@ -81,24 +80,6 @@ class Tape:
 
 async def run(self: BaseTask) -> None:
     pass
-
-
-def queued(count: int, tasks: int) -> list[NewRun]:
-    now = datetime.now(UTC) - timedelta(seconds=1)
-    return [
-        NewRun(
-            id=new_id(),
-            task=f"task-{number % tasks}",
-            slot=now,
-            origin=Origin.MANUAL,
-            state=RunState.QUEUED,
-            rank=Rank.MANUAL,
-            catch_up=False,
-            due_at=now,
-            created_at=now,
-        )
-        for number in range(count)
-    ]
 
 
 async def insert(database: Database, new: list[NewRun]) -> None:
@@ -200,7 +181,7 @@ async def measure(server: PostgresServer, options: argparse.Namespace) -> list[l
         for max_running in options.max_running:
             rates: list[tuple[float, float]] = []
             for _ in range(options.rounds):
-                new = queued(options.runs, options.tasks)
+                new = queued(f"task-{n % options.tasks}" for n in range(options.runs))
                 urls = [await new_url(server, kind) for _ in range(2)]
                 seconds, tape = await through_the_service(urls[0], new, max_running)
                 await check(urls[0], len(new))

@@ -282,7 +282,7 @@ def test_the_exit_code_is_the_signals_or_tells_of_what_was_left_undone(cases: di
     assert {name: case.code for name, case in cases.items()} == CODES
 
 
-@pytest.mark.parametrize("name", CASES.keys() - {"SQLite locked", "PostgreSQL away", "not asked"})
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"SQLite locked", "PostgreSQL away", "not asked"}))
 def test_what_was_running_is_interrupted_and_has_used_up_no_attempt(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
     for task in ("long", *["hangs"] * bool(case.trouble)):
