@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from service import TaskRegistry, listing
+from service import TaskRegistry, listing, logs
 from service.config import get_settings
 from service.host import BatchService
 from tests.processes import batch
@@ -54,6 +54,13 @@ async def has_loaded(service: BatchService, source: str) -> None:
     for _ in range(2):
         await service.schedules.refresh()
     assert service.tasks["same"].source == source
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """A command that lists is silent, and so would be what runs after it in this process."""
+    yield
+    logs.set_up()
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ async def take(
     connection: AsyncConnection, tasks: Mapping[str, Task], node: str, room: Room
 ) -> tuple[list[Claimed], bool]:
     """Claim for a node, which has loaded these tasks, what it has room for. True: there may be more at once."""
-    now, found = await startable(connection, tasks, room)
+    now, found = await startable(connection, tasks, room, locks=True)
     if now is None or not found:
         return [], False
     chosen = [head for head in found if room.take(tasks[head.task].on_loop)]
@@ -45,14 +45,18 @@ async def take(
 
 
 async def startable(
-    connection: AsyncConnection, tasks: Mapping[str, Task], room: Room
+    connection: AsyncConnection, tasks: Mapping[str, Task], room: Room, locks: bool = False
 ) -> tuple[datetime | None, list[Candidate]]:
-    """The database's time, if something is due at it, and what of these tasks may start then. Locks nothing."""
+    """The database's time, if something is due at it, and what of these tasks may start then.
+
+    `locks`: what is in no queue is locked, and what others have locked is left out. So nodes that claim at the same
+    moment find different runs; they would find the same ones, and all but one of them nothing.
+    """
     now = await now_if_due(connection) if room.runs > 0 else None
     if now is None:
         return None, []
     names = [task.name for task in tasks.values() if task.on_loop or room.threads > 0]
-    return now, await heads(connection, names, now, room.runs, lanes.rules(tasks.values()))
+    return now, await heads(connection, names, now, room.runs, lanes.rules(tasks.values()), locks)
 
 
 async def heads(
@@ -61,6 +65,7 @@ async def heads(
     now: datetime,
     limit: int,
     rules: Mapping[str, Rule] | None = None,
+    locks: bool = False,
 ) -> list[Candidate]:
     """The first `limit` runs of these tasks that may start now: one of each `exclusive` that is free.
 
@@ -69,7 +74,7 @@ async def heads(
     be several, or none.
     """
     ruled = {name: rules[name] for name in names if name in rules} if rules else {}
-    found = await _plain_heads(connection, names, ruled.keys(), now, limit)
+    found = await _plain_heads(connection, names, ruled.keys(), now, limit, locks)
     if not ruled:
         return found
     found += await lanes.candidates(connection, ruled, now, limit)
@@ -77,7 +82,7 @@ async def heads(
 
 
 async def _plain_heads(
-    connection: AsyncConnection, names: Collection[str], ruled: Collection[str], now: datetime, limit: int
+    connection: AsyncConnection, names: Collection[str], ruled: Collection[str], now: datetime, limit: int, locks: bool
 ) -> list[Candidate]:
     """One of each queue but those in `ruled`, and those of all these tasks that are in no queue."""
     kind = connection.dialect.name
@@ -86,11 +91,12 @@ async def _plain_heads(
     first = (
         f"SELECT id FROM batch_runs q WHERE q.exclusive = v.exclusive AND {due} ORDER BY q.rank, q.due_at, q.id LIMIT 1"
     )
+    lock = " FOR UPDATE SKIP LOCKED" if locks and kind == "postgresql" else ""
     taken = "SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND x.state = 'running'"
     unbound = (
         f"SELECT id FROM batch_runs f WHERE f.exclusive IS NULL AND {due} "
         f"AND {_filter('f.task', f'SELECT v.task FROM {wanted}', kind)} "
-        "ORDER BY f.exclusive, f.rank, f.due_at, f.id LIMIT :most"
+        f"ORDER BY f.exclusive, f.rank, f.due_at, f.id LIMIT :most{lock}"
     )
     candidates = (
         f"SELECT ({first}) FROM {wanted} WHERE NOT EXISTS ({taken}) UNION ALL SELECT id FROM ({unbound}) AS unbound"

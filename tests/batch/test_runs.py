@@ -12,11 +12,12 @@ from sqlalchemy.exc import IntegrityError
 
 from service import clock
 from service.batch import claims, news, runs, tables
+from service.batch.firing import Room
 from service.batch.runs import Claimed, NewRun, Outcome
 from service.batch.states import FINAL, TRANSITIONS, Origin, Rank, RunState
 from service.batch.tables import new_id
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, rows
+from tests.batch.ledger_world import NODE, make_task, rows
 
 NOW = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
 
@@ -261,3 +262,13 @@ async def test_the_listing_is_newest_first_and_pages_by_key(ledger: Database) ->
         of_one = (await connection.execute(runs.listing(task="t1", state="queued", since=NOW))).all()
     assert seen == newest_first
     assert {row.task for row in of_one} == {"t1"}
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)  # SQLite has one writer: the second one waits
+async def test_nodes_that_claim_at_the_same_moment_find_different_runs(ledger: Database) -> None:
+    tasks = {"any": make_task("any", overlap="allow")}
+    await insert(ledger, *[new("any", exclusive=None) for _ in range(6)])
+    async with ledger.engine.begin() as one, ledger.engine.begin() as other:
+        mine, _ = await claims.take(one, tasks, NODE, Room(3, 0))
+        theirs, _ = await claims.take(other, tasks, new_id(), Room(3, 0))
+    assert len({run.id for run in [*mine, *theirs]}) == 6
