@@ -73,7 +73,7 @@ class Entry:
         return bounced
 
     async def _due_by_the_ledger(self, connection: AsyncConnection) -> list[Outcome]:
-        """What goes on later is claimed by the ledger's time, and this node's clock may be wrong by minutes."""
+        """What goes on later is claimed by the ledger's time, and that may have stepped while the attempt went on."""
         if all(outcome.due_at is None for outcome in self.outcomes):
             return self.outcomes
         now = await slots.now_of(connection)

@@ -126,7 +126,8 @@ def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool) -> AsyncE
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         options = {"poolclass": AsyncAdaptedQueuePool, "pool_size": pool_size, "max_overflow": 0, "pool_timeout": None}
-    connect = {"isolation_level": None, "timeout": BUSY_MS / 1000, "async_creator_fn": _open_sqlite}
+    driver = {"isolation_level": None, "timeout": BUSY_MS / 1000, "factory": _SqliteConnection}
+    connect = {**driver, "async_creator_fn": _open_sqlite}
     engine = create_async_engine(url, connect_args=connect, **options)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     if begin == "BEGIN":
@@ -135,6 +136,21 @@ def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool) -> AsyncE
     else:
         event.listen(engine.sync_engine, "begin", _begin_immediate)
     return engine
+
+
+class _SqliteConnection(sqlite3.Connection):
+    """Its transaction ends when it is closed.
+
+    SQLite keeps a closed connection alive, and its locks with it, as long as Python has a cursor of it whose rows were
+    not read. A cancel between a statement and its rows leaves one, and who collects that, and when, nobody knows.
+    """
+
+    def close(self) -> None:
+        try:
+            if self.in_transaction:
+                self.rollback()
+        finally:
+            super().close()
 
 
 async def _open_sqlite(*args: Any, **options: Any) -> aiosqlite.Connection:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -183,6 +185,22 @@ async def test_a_cancelled_session_leaves_no_transaction_behind(database: Databa
         await writing
     await add_one(database, 1)
     assert await count(database) == 1
+
+
+async def test_a_connection_that_is_cut_off_amid_its_rows_gives_up_the_write_lock(
+    database: Database, tmp_path: Path
+) -> None:
+    """As a cancel does between a statement and its rows. The cursor may live on, in a traceback say."""
+    async with database.engine.connect() as connection:
+        await connection.execute(text("INSERT INTO counter VALUES (1), (2)"))
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        unread = await driver.execute("SELECT n FROM counter")
+        await connection.invalidate()
+    with contextlib.closing(sqlite3.connect(tmp_path / "app.db", timeout=0, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert other.execute("SELECT count(*) FROM counter").fetchone() == (1,)
+    assert unread is not None
 
 
 async def test_the_file_is_set_up_for_concurrency(database: Database) -> None:

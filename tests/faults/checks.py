@@ -1,22 +1,19 @@
-"""What must hold when the services have come to rest, from the ledger, the witnesses and what was observed."""
+"""What must hold when the services have come to rest."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from math import inf
-from typing import Any
 
-from tests.faults.observer import changes
+from tests.faults.evidence import Evidence, Row
 from tests.faults.world import LEASE, World
-
-Row = dict[str, Any]
 
 ATTEMPTS = {"flaky": 3, "failing": 2}
 """How often the tasks with a retry are tried; all others once."""
+WAITS = {"flaky": 0.3, "failing": 0.2}
+"""How long before that, in seconds, at least."""
 NEVER_STOPPED = ("sync", "failing")
 """Their bodies are in threads, which nobody can stop. What they write is refused."""
 SLACK_SECONDS = LEASE / 3
@@ -24,68 +21,6 @@ SLACK_SECONDS = LEASE / 3
 
 FORGOTTEN_SECONDS = 4 * LEASE
 """Nothing keeps a node so long from what it has claimed, but that it knows nothing of it."""
-
-
-@dataclass
-class Evidence:
-    """`runs` and `attempts`: of the ledger. `rows`: of the witness in the application's database, in their order.
-
-    `told`: the lines of the witness file. `finals`: the final states in which each run was seen, in their order.
-    `reopened`: how often a person asked for a run to go on. `frozen`, `disturbed`: pid, since and until
-    when in boot time; who was disturbed may have lost its lease. `has_one_clock`: what the ledger
-    says about time is by one that did not step.
-    """
-
-    runs: list[Row] = field(default_factory=list)
-    attempts: list[Row] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    told: list[Row] = field(default_factory=list)
-    finals: dict[str, list[Any]] = field(default_factory=dict)
-    reopened: Counter[str] = field(default_factory=Counter)
-    frozen: list[tuple[int, float, float]] = field(default_factory=list)
-    disturbed: list[tuple[int, float, float]] = field(default_factory=list)
-    has_one_clock: bool = True
-
-    def of(self, event: str) -> Iterator[Row]:
-        return (line for line in self.told if line["event"] == event)
-
-    def starts(self) -> dict[str, dict[int, Row]]:
-        """By run and fence."""
-        found: dict[str, dict[int, Row]] = defaultdict(dict)
-        for line in self.of("start"):
-            found[line["run"]][line["fence"]] = line
-        return found
-
-
-def gather(world: World) -> Evidence:
-    columns = "id, task, slot, origin, state, reason, attempt, fence, result, finished_at"
-    runs = [{**run, "id": str(run["id"])} for run in world.query(f"SELECT {columns} FROM batch_runs")]
-    attempts = world.query("SELECT run, fence, number, outcome, started_at, ended_at FROM batch_attempts")
-    last = {
-        run["id"]: (run["state"], run["fence"], str(run["finished_at"]))
-        for run in runs
-        if run["finished_at"] is not None
-    }
-    return Evidence(
-        runs=[{**run, "result": _number(run["result"])} for run in runs],
-        attempts=[{**attempt, "run": str(attempt["run"])} for attempt in attempts],
-        rows=world.query("SELECT number, run, task, fence, part FROM witness ORDER BY number", ledger=False),
-        told=[json.loads(line) for line in world.witness.read_text().splitlines()],
-        finals=changes(world.finals, last),
-        reopened=world.reopened,
-        frozen=world.frozen,
-        has_one_clock=world.server is not None,
-        disturbed=[
-            (pid, since, until)
-            for who, since, until in world.disturbed
-            for pid, place in world.places.items()
-            if who in (f"pid {pid}", f"place {place}")
-        ],
-    )
-
-
-def _number(result: Any) -> int | None:
-    return None if result in (None, "null") else int(result)
 
 
 def two_runs_of_a_slot(evidence: Evidence) -> Iterator[str]:
@@ -217,12 +152,28 @@ def losses_without_a_cause(evidence: Evidence) -> Iterator[str]:
             yield f"run {attempt['run']} of {start['task']}: fence {attempt['fence']} lost while {start['pid']} lived"
 
 
+def retries_too_early(evidence: Evidence) -> Iterator[str]:
+    """Also on a node whose clock is behind."""
+    starts = evidence.starts()
+    failed = {(attempt["run"], attempt["fence"]) for attempt in evidence.attempts if attempt["outcome"] == "failed"}
+    for line in evidence.of("end") if evidence.has_one_clock else []:
+        run, fence = line["run"], line["fence"]
+        again = starts[run].get(fence + 1)
+        if (run, fence) in failed and again and not evidence.reopened[run]:
+            waited = again["at"] - line["at"]
+            if waited < 0.9 * WAITS.get(line["task"], 0.0):
+                yield f"run {run} of {line['task']}: fence {fence + 1} began {waited:.2f} s after {fence} had failed"
+
+
 def claimed_and_forgotten(evidence: Evidence) -> Iterator[str]:
-    """What a node has claimed, it begins, or gives back: also when the reply to its claim was lost."""
+    """What a node that lives has claimed, it begins, or gives back: also when the reply to its claim was lost."""
     starts = evidence.starts()
     for attempt in evidence.attempts if evidence.has_one_clock else []:
         seconds = (attempt["ended_at"] - attempt["started_at"]).total_seconds()
-        if attempt["fence"] not in starts[attempt["run"]] and seconds > FORGOTTEN_SECONDS:
+        if attempt["fence"] in starts[attempt["run"]] or seconds <= FORGOTTEN_SECONDS:
+            continue
+        until = attempt["ended_at"].timestamp() - evidence.boot
+        if not any(pid == attempt["pid"] and since < until for pid, since, _ in evidence.stopped):
             yield f"run {attempt['run']}, fence {attempt['fence']}: claimed for {seconds:.1f} s, and never begun"
 
 
@@ -244,19 +195,9 @@ CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     bodies_beyond_the_lease,
     losses_without_a_cause,
     claimed_and_forgotten,
+    retries_too_early,
     hardly_anything,
 )
-
-
-def summary(evidence: Evidence) -> str:
-    """How much the checks had to look at."""
-    states = Counter(run["state"] for run in evidence.runs)
-    outcomes = Counter(attempt["outcome"] for attempt in evidence.attempts)
-    seen = sum(bool(line["numbers"]) for line in evidence.of("seen"))
-    return (
-        f"{len(evidence.runs)} runs {dict(states)}, {len(evidence.attempts)} attempts {dict(outcomes)}, "
-        f"{len(evidence.rows)} commits; {seen} attempts began after commits of older ones"
-    )
 
 
 def wrong(world: World, evidence: Evidence) -> list[str]:

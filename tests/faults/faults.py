@@ -248,7 +248,7 @@ def disturb(world: World, faults: list[Fault]) -> None:
             world.say(f"{number + 1}. {fault.__name__}")
             world.say(f"   {fault(world, nodes)}")
             nodes.pass_time(world.random.uniform(0.2, 1.6))
-        nodes.pass_time(2 * LEASE)  # what froze last is awake, and what was lost is rescued
+        nodes.pass_time(LEASE)
         world.say("the end")
         nodes.end()
         come_to_rest(world)

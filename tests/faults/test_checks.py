@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.faults import checks
-from tests.faults.checks import CHECKS, Evidence, Row, strange_errors
+from tests.faults.checks import CHECKS, strange_errors
+from tests.faults.evidence import Evidence, Row
 from tests.faults.world import LEASE
 
 RUN = "01a21428-5815-79ed-bb87-68735d28afe0"
@@ -76,6 +77,14 @@ def test_nothing_is_wrong_with_a_run_that_was_lost_and_resumed() -> None:
 
 Break = Callable[[Evidence], Any]
 
+
+def _retry_at_once(evidence: Evidence) -> None:
+    evidence.attempts[0].update(outcome="failed")
+    evidence.told.insert(3, told("end", 3.8))
+    for each in (*evidence.runs, *evidence.told):
+        each.update(task="flaky")
+
+
 BREAKS: list[tuple[str, Break]] = [
     ("two_runs_of_a_slot", lambda e: e.runs.append(run(id="other", fence=0, state="queued", reason="x"))),
     ("two_runs_of_a_slot", lambda e: e.told.append({**told("start", 9.0), "run": "other"})),
@@ -96,6 +105,7 @@ BREAKS: list[tuple[str, Break]] = [
     ("losses_without_a_cause", lambda e: e.disturbed.clear()),
     ("losses_without_a_cause", lambda e: e.disturbed.insert(0, (e.disturbed.pop()[0], 4.1, 9.9))),
     ("claimed_and_forgotten", lambda e: (e.told.pop(0), e.attempts[0].update(ended_at=AT + timedelta(minutes=1)))),
+    ("retries_too_early", _retry_at_once),
     ("hardly_anything", lambda e: e.runs.clear()),
     ("bodies_beyond_the_lease", lambda e: e.told.insert(3, told("end", 4.1 + checks.SLACK_SECONDS))),
 ]

@@ -1,7 +1,7 @@
 """Services that are killed, frozen, stopped and cut off at random: each slot is accounted for all the same.
 
 FAULT_COUNT, FAULT_SEED and FAULT_KINDS (names of faults, with commas) change the plan: `make faults` runs the long
-form. About 30 s for each database.
+form. About 30 s for each database when the machine is quiet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from service.testing.postgres import OwnServer, find_binaries
-from tests.faults.checks import gather, summary, wrong
+from tests.faults.checks import wrong
+from tests.faults.evidence import gather, summary
 from tests.faults.faults import disturb, plan
 from tests.faults.world import World
 

@@ -71,22 +71,23 @@ def test_a_service_that_lives_fires_by_the_stepped_clock(tmp_path: Path) -> None
     assert datetime.fromisoformat(found[0]["slot"]) == new_year
 
 
-@pytest.mark.parametrize("wrong_by", [-3600, 3600])
+@pytest.mark.parametrize(("before", "after"), [(-3600, -3600), (3600, 3600), (0, -3600), (0, 3600)])
 async def test_a_retry_is_due_by_the_ledgers_time(
-    ledger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong_by: int
+    ledger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
 ) -> None:
-    """Not by that of a node whose clock is wrong: it would come at once, or an hour too late."""
-    WrongClock(tmp_path / "clock", wrong_by)
+    """Not by that of a node whose clock is wrong, or steps meanwhile: it would come at once, or an hour too late."""
+
+    async def run(self: object) -> None:
+        node.set(after)
+        raise ConnectionError
+
+    node = WrongClock(tmp_path / "clock", before)
     monkeypatch.setattr(clock, "_offset_file", str(tmp_path / "clock"))
-    loaded = await know(ledger, make_task("t", None, run=_fail, retry=Retry(attempts=2, wait=30, jitter=0)))
+    loaded = await know(ledger, make_task("t", None, run=run, retry=Retry(attempts=2, wait=30, jitter=0)))
     await insert(ledger, new())
     await LocalEngine(ledger, loaded, NODE).settle()
     async with ledger.engine.connect() as connection:
         now = await slots.now_of(connection)
-    (run,) = await rows(ledger)
-    assert run["state"] == "retrying"
-    assert now + timedelta(seconds=20) < run["due_at"] <= now + timedelta(seconds=30)
-
-
-async def _fail(self: object) -> None:
-    raise ConnectionError
+    (found,) = await rows(ledger)
+    assert found["state"] == "retrying"
+    assert now + timedelta(seconds=20) < found["due_at"] <= now + timedelta(seconds=30)

@@ -1,0 +1,87 @@
+"""What is known when the services have come to rest: from the ledger, the witnesses and what was observed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.faults.observer import changes
+from tests.faults.world import World
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Evidence:
+    """`runs` and `attempts`: of the ledger. `rows`: of the witness in the application's database, in their order.
+
+    `told`: the lines of the witness file. `finals`: the final states in which each run was seen, in their order.
+    `reopened`: how often a person asked for a run to go on. `frozen`, `disturbed`: pid, since and until
+    when in boot time; who was disturbed may have lost its lease. `has_one_clock`: what the ledger
+    says about time is by one that did not step.
+    """
+
+    runs: list[Row] = field(default_factory=list)
+    attempts: list[Row] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    told: list[Row] = field(default_factory=list)
+    finals: dict[str, list[Any]] = field(default_factory=dict)
+    reopened: Counter[str] = field(default_factory=Counter)
+    frozen: list[tuple[int, float, float]] = field(default_factory=list)
+    disturbed: list[tuple[int, float, float]] = field(default_factory=list)
+    has_one_clock: bool = True
+
+    def of(self, event: str) -> Iterator[Row]:
+        return (line for line in self.told if line["event"] == event)
+
+    def starts(self) -> dict[str, dict[int, Row]]:
+        """By run and fence."""
+        found: dict[str, dict[int, Row]] = defaultdict(dict)
+        for line in self.of("start"):
+            found[line["run"]][line["fence"]] = line
+        return found
+
+
+def gather(world: World) -> Evidence:
+    columns = "id, task, slot, origin, state, reason, attempt, fence, result, finished_at"
+    runs = [{**run, "id": str(run["id"])} for run in world.query(f"SELECT {columns} FROM batch_runs")]
+    attempts = world.query("SELECT run, fence, number, outcome, started_at, ended_at FROM batch_attempts")
+    last = {
+        run["id"]: (run["state"], run["fence"], str(run["finished_at"]))
+        for run in runs
+        if run["finished_at"] is not None
+    }
+    return Evidence(
+        runs=[{**run, "result": _number(run["result"])} for run in runs],
+        attempts=[{**attempt, "run": str(attempt["run"])} for attempt in attempts],
+        rows=world.query("SELECT number, run, task, fence, part FROM witness ORDER BY number", ledger=False),
+        told=[json.loads(line) for line in world.witness.read_text().splitlines()],
+        finals=changes(world.finals, last),
+        reopened=world.reopened,
+        frozen=world.frozen,
+        has_one_clock=world.server is not None,
+        disturbed=[
+            (pid, since, until)
+            for who, since, until in world.disturbed
+            for pid, place in world.places.items()
+            if who in (f"pid {pid}", f"place {place}")
+        ],
+    )
+
+
+def _number(result: Any) -> int | None:
+    return None if result in (None, "null") else int(result)
+
+
+def summary(evidence: Evidence) -> str:
+    """How much the checks had to look at."""
+    states = Counter(run["state"] for run in evidence.runs)
+    outcomes = Counter(attempt["outcome"] for attempt in evidence.attempts)
+    seen = sum(bool(line["numbers"]) for line in evidence.of("seen"))
+    return (
+        f"{len(evidence.runs)} runs {dict(states)}, {len(evidence.attempts)} attempts {dict(outcomes)}, "
+        f"{len(evidence.rows)} commits; {seen} attempts began after commits of older ones"
+    )
