@@ -79,7 +79,7 @@ class Long(BaseTask):
 """
 
 HANGS = """
-import asyncio, time
+import asyncio, os, time
 from pathlib import Path
 from service import BaseTask, call_async
 
@@ -94,7 +94,7 @@ NO_TROUBLE = ""
 SYNC = HANGS.format(define="def", body="time.sleep(1e6)")
 IN_A_THREAD_OF_THE_LOOP = HANGS.format(define="async def", body="await asyncio.to_thread(time.sleep, 1e6)")
 SLEEPS_ON_THE_LOOP = HANGS.format(define="async def", body="time.sleep(1e6)")
-SPINS_ON_THE_LOOP = HANGS.format(define="async def", body="\n            while True: pass")
+SPINS_ON_THE_LOOP = HANGS.format(define="async def", body="os.nice(10)\n            while True: pass")
 
 SERVERS = {
     "serve": ["service", "serve", "--port", "{port}"],

@@ -169,11 +169,11 @@ def claimed_and_forgotten(evidence: Evidence) -> Iterator[str]:
     """What a node that lives has claimed, it begins, or gives back: also when the reply to its claim was lost."""
     starts = evidence.starts()
     for attempt in evidence.attempts if evidence.has_one_clock else []:
-        seconds = (attempt["ended_at"] - attempt["started_at"]).total_seconds()
-        if attempt["fence"] in starts[attempt["run"]] or seconds <= FORGOTTEN_SECONDS:
+        if attempt["fence"] in starts[attempt["run"]]:
             continue
-        until = attempt["ended_at"].timestamp() - evidence.boot
-        if not any(pid == attempt["pid"] and since < until for pid, since, _ in evidence.stopped):
+        claimed, ended = (attempt[name].timestamp() - evidence.boot for name in ("started_at", "ended_at"))
+        stops = (since for pid, since, _ in evidence.stopped if pid == attempt["pid"] and since > claimed)
+        if (seconds := min([ended, *stops]) - claimed) > FORGOTTEN_SECONDS:
             yield f"run {attempt['run']}, fence {attempt['fence']}: claimed for {seconds:.1f} s, and never begun"
 
 

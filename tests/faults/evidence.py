@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.faults.observer import changes
-from tests.faults.world import World
+from tests.faults.world import World, boottime
 
 Row = dict[str, Any]
 
@@ -19,9 +20,10 @@ class Evidence:
     """`runs` and `attempts`: of the ledger. `rows`: of the witness in the application's database, in their order.
 
     `told`: the lines of the witness file. `finals`: the final states in which each run was seen, in their order.
-    `reopened`: how often a person asked for a run to go on. `frozen`, `disturbed`: pid, since and until
-    when in boot time; who was disturbed may have lost its lease. `has_one_clock`: what the ledger
-    says about time is by one that did not step.
+    `reopened`: how often a person asked for a run to go on. `frozen`, `stopped`, `disturbed`: pid, since
+    and until when in boot time. Stopped are processes that were frozen or ended; who was disturbed, by the network too,
+    may have lost its lease. `has_one_clock`: what the ledger says about time is by one that did not step, and is ahead
+    of boot time by `boot` seconds.
     """
 
     runs: list[Row] = field(default_factory=list)
@@ -31,8 +33,10 @@ class Evidence:
     finals: dict[str, list[Any]] = field(default_factory=dict)
     reopened: Counter[str] = field(default_factory=Counter)
     frozen: list[tuple[int, float, float]] = field(default_factory=list)
+    stopped: list[tuple[int, float, float]] = field(default_factory=list)
     disturbed: list[tuple[int, float, float]] = field(default_factory=list)
     has_one_clock: bool = True
+    boot: float = 0.0
 
     def of(self, event: str) -> Iterator[Row]:
         return (line for line in self.told if line["event"] == event)
@@ -48,7 +52,8 @@ class Evidence:
 def gather(world: World) -> Evidence:
     columns = "id, task, slot, origin, state, reason, attempt, fence, result, finished_at"
     runs = [{**run, "id": str(run["id"])} for run in world.query(f"SELECT {columns} FROM batch_runs")]
-    attempts = world.query("SELECT run, fence, number, outcome, started_at, ended_at FROM batch_attempts")
+    attempts = world.query("SELECT run, fence, number, outcome, node, started_at, ended_at FROM batch_attempts")
+    pids = {node["id"]: node["pid"] for node in world.query("SELECT id, pid FROM batch_nodes")}
     last = {
         run["id"]: (run["state"], run["fence"], str(run["finished_at"]))
         for run in runs
@@ -56,20 +61,26 @@ def gather(world: World) -> Evidence:
     }
     return Evidence(
         runs=[{**run, "result": _number(run["result"])} for run in runs],
-        attempts=[{**attempt, "run": str(attempt["run"])} for attempt in attempts],
+        attempts=[{**attempt, "run": str(attempt["run"]), "pid": pids.get(attempt["node"])} for attempt in attempts],
         rows=world.query("SELECT number, run, task, fence, part FROM witness ORDER BY number", ledger=False),
         told=[json.loads(line) for line in world.witness.read_text().splitlines()],
         finals=changes(world.finals, last),
         reopened=world.reopened,
         frozen=world.frozen,
         has_one_clock=world.server is not None,
-        disturbed=[
-            (pid, since, until)
-            for who, since, until in world.disturbed
-            for pid, place in world.places.items()
-            if who in (f"pid {pid}", f"place {place}")
-        ],
+        boot=time.time() - boottime(),
+        stopped=_by_pid(world, "pid {pid}"),
+        disturbed=_by_pid(world, "pid {pid}", "place {place}"),
     )
+
+
+def _by_pid(world: World, *names: str) -> list[tuple[int, float, float]]:
+    return [
+        (pid, since, until)
+        for who, since, until in world.disturbed
+        for pid, place in world.places.items()
+        if who in [name.format(pid=pid, place=place) for name in names]
+    ]
 
 
 def _number(result: Any) -> int | None:

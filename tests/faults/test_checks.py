@@ -34,6 +34,7 @@ def attempt(fence: int, outcome: str) -> Row:
         "fence": fence,
         "number": 1,
         "outcome": outcome,
+        "pid": 7,
         "started_at": AT,
         "ended_at": AT + timedelta(seconds=3),
     }
@@ -147,3 +148,12 @@ def test_a_traceback_is_strange_unless_it_is_a_tasks_own() -> None:
     (found,) = strange_errors(ours)
     assert "firing failed" in found and "ValueError" in found
     assert list(strange_errors(trace))
+
+
+def test_what_was_claimed_by_somebody_who_ended_waits_for_others() -> None:
+    evidence = sound()
+    evidence.told.pop(0)
+    evidence.attempts[0].update(ended_at=AT + timedelta(minutes=1))
+    assert list(found(evidence)) == ["claimed_and_forgotten"]
+    evidence.stopped.append((7, AT.timestamp() + 1, AT.timestamp() + 99))
+    assert found(evidence) == {}

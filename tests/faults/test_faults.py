@@ -21,7 +21,7 @@ from tests.faults.evidence import gather, summary
 from tests.faults.faults import disturb, plan
 from tests.faults.world import World
 
-COUNT = int(os.environ.get("FAULT_COUNT", "6"))
+COUNT = int(os.environ.get("FAULT_COUNT", "5"))
 KINDS = os.environ.get("FAULT_KINDS", "")
 SEED = int(os.environ.get("FAULT_SEED") or secrets.randbelow(1_000_000))
 AGAIN = f"FAULT_SEED={SEED} FAULT_COUNT={COUNT} FAULT_KINDS={KINDS} .venv/bin/pytest -s tests/faults/test_faults.py"
