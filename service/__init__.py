@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.batch.base import BaseTask as BaseTask
+    from service.batch.chunking.items import ItemTask as ItemTask
+    from service.batch.chunking.items import Skip as Skip
     from service.batch.context import CurrentRun as CurrentRun
     from service.batch.context import current_run as current_run
+    from service.batch.once import once as once
     from service.batch.policies import Missed as Missed
     from service.batch.policies import Retry as Retry
     from service.batch.registry import TaskRegistry as TaskRegistry
@@ -23,6 +26,7 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.database.sync import call_async as call_async
     from service.database.sync import call_db as call_db
     from service.errors import BatchError as BatchError
+    from service.errors import ChunkError as ChunkError
     from service.errors import DomainError as DomainError
     from service.errors import RetryAfter as RetryAfter
     from service.logs import get_logger as get_logger
@@ -30,12 +34,15 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
 _HOMES = {
     "BaseTask": "batch.base",
     "BatchError": "errors",
+    "ChunkError": "errors",
     "CurrentRun": "batch.context",
     "DomainError": "errors",
+    "ItemTask": "batch.chunking.items",
     "Missed": "batch.policies",
     "Retry": "batch.policies",
     "RetryAfter": "errors",
     "Settings": "config",
+    "Skip": "batch.chunking.items",
     "TaskRegistry": "batch.registry",
     "call_async": "database.sync",
     "call_db": "database.sync",
@@ -44,6 +51,7 @@ _HOMES = {
     "get_db": "database.session",
     "get_logger": "logs",
     "get_settings": "config",
+    "once": "batch.once",
     "start": "batch.starting",
     "start_scheduler": "batch.scheduler",
     "stop_scheduler": "batch.scheduler",

@@ -7,6 +7,7 @@
     ├── InvalidSchedule         a cron expression or a time zone that can't be used (also a ValueError)
     ├── InvalidTask             a task class that can't be registered
     ├── InvalidParameters       a run was asked for with parameters that its signature refuses
+    ├── ChunkError              a loop over chunks, or a chunk of it, was used in a way that would lose or double items
     ├── UnknownTask             no task of that name is loaded
     ├── UnknownRun              no run has this id, or several have ids that begin so
     ├── DatabaseError
@@ -66,6 +67,10 @@ class InvalidTask(BatchError):
 
 
 class InvalidParameters(BatchError):
+    pass
+
+
+class ChunkError(BatchError):
     pass
 
 

@@ -1,4 +1,4 @@
-"""What `batch pause`, `resume`, `cancel`, `retry`, `backfill`, `prune` and `run --queue` change in the ledger.
+"""What `batch pause`, `resume`, `cancel`, `retry`, `redrive`, `backfill`, `prune`, `run --queue` do to the ledger.
 
 Each works beside running services and without one: it writes the ledger, and whoever runs follows it.
 """
@@ -6,7 +6,7 @@ Each works beside running services and without one: it writes the ledger, and wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,6 +21,8 @@ from service.batch import again, backfill, cancel, catalog, slots, starting
 from service.batch import runs as run_rows
 from service.batch.backfill import Backfill, Entry, Fate
 from service.batch.catalog import Pause
+from service.batch.chunking import quarantine
+from service.batch.chunking.quarantine import SetAside
 from service.batch.loader import load_tasks
 from service.batch.manual import checked
 from service.batch.pruning import Keep, Pruner
@@ -160,6 +162,32 @@ async def queue(settings: Settings, name: str, given: Mapping[str, Any], slot: d
     params = checked(task, given)
     async with writing(settings) as ledger, ledger.engine.begin() as connection:
         return await starting.enqueue(connection, task, params, slot, by)
+
+
+async def quarantined(settings: Settings, given: str) -> list[SetAside]:
+    """The items that a run set aside. Raises UnknownRun."""
+    async with both(settings) as (application, ledger):
+        async with ledger.reader.connect() as connection:
+            run = await only_run(connection, given)
+        return await quarantine.listed(application, run)
+
+
+async def redrive(settings: Settings, given: str, items: Sequence[str] | None, by: str) -> tuple[str, str]:
+    """Queue a run that does a run's quarantined items again, or only these; returns its task and its id.
+
+    Raises UnknownRun, UnknownTask, and InvalidParameters where the run has no such items left.
+    """
+    async with both(settings) as (application, ledger):
+        async with ledger.reader.connect() as connection:
+            run = await only_run(connection, given)
+            name = (await _row(connection, run))["task"]
+        left = {one.item for one in await quarantine.listed(application, run) if one.redriven_by is None}
+        if missing := sorted(set(items or ()) - left) or ([] if left else ["none is left"]):
+            raise InvalidParameters(f"the run {run} has no such items set aside: {', '.join(missing)}")
+        task = _loaded(settings, name)
+        params = checked(task, {"redrive": run, **({"items": list(items)} if items else {})})
+        async with ledger.engine.begin() as connection:
+            return name, await starting.enqueue(connection, task, params, None, by, parent=run)
 
 
 async def is_served(settings: Settings, task: str) -> bool:

@@ -50,6 +50,8 @@ PURE = (
 
 BROAD = {
     "service.config": 1,  # the module that SETTINGS names
+    "service.batch.chunking.items": 2,  # what an author does with one item, outside and inside the transaction
+    "service.batch.chunking.loop": 2,  # what a chunk's block, or its beginning, raises; told again unless it is retried
     "service.batch.dispatcher": 1,  # a background loop
     "service.batch.engines.local": 1,  # a background loop
     "service.batch.loader": 2,  # authors' files, and the package they are in

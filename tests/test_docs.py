@@ -98,7 +98,7 @@ def policy_values() -> list[str]:
 
 
 def supported_attributes() -> list[str]:
-    hints = [name for name in vars(BaseTask) if not name.startswith("_") and name != "run"]
+    hints = [name for name, value in vars(BaseTask).items() if not name.startswith("_") and not callable(value)]
     return sorted({"name", "schedule", *hints})
 
 

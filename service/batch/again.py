@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch import rows, runs, slots
 from service.batch.states import ACTIVE, FINAL, Rank, RunState
-from service.batch.tables import checkpoints
+from service.batch.tables import checkpoints, quarantine
 from service.batch.tables import runs as runs_table
 from service.database.engine import Database
 from service.errors import InvalidParameters, UnknownRun
@@ -36,9 +36,11 @@ async def again(ledger: Database, application: Database, ids: Sequence[str], ran
         # SQLite's write lock, which may have to be waited for, before that of the ledger, which nobody holds for long.
         await beside.execute(text("SELECT 1"))
         went = await reopen(connection, ids, FINAL, rank, by)
-        own = checkpoints.c.run.in_(rows.among(checkpoints.c.run, went, application.kind))
+        kind = application.kind
+        own = checkpoints.c.run.in_(rows.among(checkpoints.c.run, went, kind))
         # The row without a name is the fence of the run: an attempt that was lost must not be able to commit.
         await beside.execute(delete(checkpoints).where(own, checkpoints.c.name != ""))
+        await beside.execute(delete(quarantine).where(quarantine.c.run.in_(rows.among(quarantine.c.run, went, kind))))
         await beside.commit()
     return went
 

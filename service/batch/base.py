@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 
+from sqlalchemy import Row, Select
+
+from service.batch.chunking.loop import Chunks, chunks
+from service.batch.chunking.sources import CursorSource, File
+from service.batch.chunking.steps import Step
 from service.batch.policies import Missed, MissedPolicy, OverlapPolicy, Retry
 
 MYPY = False
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     T_co = TypeVar("T_co", covariant=True)
@@ -73,6 +80,89 @@ class BaseTask(ABC):
     max_waiting: ClassVar[int] = 1
     priority: ClassVar[int] = 0
     fenced: ClassVar[bool] = True
+
+    @overload
+    def chunks(
+        self,
+        source: Select[T],
+        *,
+        key: Any,
+        size: int = ...,
+        name: str | None = ...,
+        start: Any = ...,
+        stop: Any = ...,
+        pause: float = ...,
+        retry_chunk: bool = ...,
+    ) -> Chunks[T]: ...
+    @overload
+    def chunks(
+        self,
+        source: Select[*tuple[Any, ...]],
+        *,
+        key: Any,
+        size: int = ...,
+        name: str | None = ...,
+        start: Any = ...,
+        stop: Any = ...,
+        pause: float = ...,
+        retry_chunk: bool = ...,
+    ) -> Chunks[Row[*tuple[Any, ...]]]: ...
+    @overload
+    def chunks(
+        self,
+        source: Iterable[T] | AsyncIterable[T] | CursorSource[T],
+        *,
+        size: int = ...,
+        name: str | None = ...,
+        pause: float = ...,
+        retry_chunk: bool = ...,
+        file: File | None = ...,
+    ) -> Chunks[T]: ...
+    def chunks(
+        self,
+        source: Any,
+        *,
+        key: Any = None,
+        size: int = 1000,
+        name: str | None = None,
+        start: Any = None,
+        stop: Any = None,
+        pause: float = 0,
+        retry_chunk: bool = False,
+        file: File | None = None,
+    ) -> Chunks[Any]:
+        """Long work in transactions of `size` items; a later attempt goes on behind the last one that was committed.
+
+            async for chunk in self.chunks(select(User), key=User.id):
+                async with chunk as (db, users):
+                    ...
+
+        Args:
+            source: A select without an order and a limit of its own; or an iterable, an async one, or an object with
+                `async def after(self, cursor, size)`, which returns items and the cursor behind them.
+            key: The columns that tell a select's rows apart and order them: one, its desc(), or a tuple of such.
+            name: Of its place; needed for a loop inside a loop. Default: by its number in the run.
+            start: The first key, which is included.
+            stop: The key before which it ends.
+            pause: Seconds between two chunks.
+            retry_chunk: Hand a chunk out again, up to five times, when the database refused it for a reason that passes
+                (a deadlock, a serialization failure, a lost connection). Only for bodies that touch nothing else.
+            file: The file that an iterable reads, such as csv.reader(file): a later attempt refuses a changed one.
+
+        Raises ChunkError for what would lose or double items.
+        """
+        return chunks(source, size, name, pause, retry_chunk, file, key=key, start=start, stop=stop)
+
+    def step(self, name: str) -> Step:
+        """A part of a run that is not repeated once it is done, in whatever attempt.
+
+            async with self.step("download") as step:
+                if not step.is_done:
+                    step.result = await download()
+
+        What `step.db` changed is committed together with the result (JSON). Raises ChunkError.
+        """
+        return Step(name)
 
     @abstractmethod
     def run(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from uuid import UUID, uuid5
 from weakref import ref
 
+from pydantic_core import PydanticSerializationError, to_json
+from sqlalchemy import inspect
+from sqlalchemy.orm import InstanceState
+
+from service.batch.loops import Loops
 from service.batch.schedule import Schedule
 from service.batch.states import Origin
 from service.errors import BatchError, Interrupted
@@ -55,6 +62,8 @@ class CurrentRun:
     transactions: dict[int, tuple[ref[Any], asyncio.AbstractEventLoop]] = field(
         default_factory=dict, init=False, repr=False
     )
+    loops: Loops = field(default_factory=Loops, init=False, repr=False)
+    _stopping: asyncio.Event | None = field(default=None, init=False, repr=False)
     _schedule: Schedule | None = None
     _progress: tuple[int, int | None] | None = None
     _stop_reason: str | None = None
@@ -78,12 +87,35 @@ class CurrentRun:
         if self.cancelled:
             raise Interrupted(self._stop_reason)
 
+    async def sleep(self, seconds: float) -> None:
+        """Wait so long; raises Interrupted as soon as the run is asked to stop."""
+        self._stopping = self._stopping or asyncio.Event()
+        self.checkpoint()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        self.checkpoint()
+
     def progress(self, done: int, total: int | None = None) -> None:
         """Say how far the run is, in whole items. Written to the ledger at most twice a second. Raises ValueError."""
         for name, value in (("done", done), ("total", total)):
             if value is not None and not (isinstance(value, int) and 0 <= value < 2**63):
                 raise ValueError(f"progress({name}) is {value!r}; allowed: an int from 0")
         self._progress = (done, total)
+
+    def idempotency_key(self, item: object) -> str:
+        """A UUID for what this run does about `item`: the same in each of its attempts, whatever the chunks.
+
+        `item`: a str, an int, another value that JSON has, a UUID, a date, a tuple of such; or an object of a mapped
+        class, of which the primary key counts. Raises BatchError.
+        """
+        state = inspect(item, raiseerr=False)
+        if isinstance(state, InstanceState):
+            item = (state.mapper.class_.__name__, *state.mapper.primary_key_from_instance(item))
+        try:
+            return str(uuid5(UUID(self.id), to_json(item).decode()))
+        except PydanticSerializationError as error:
+            raise BatchError(f"idempotency_key() was given {item!r}: {error}") from None
 
     @property
     def log_context(self) -> dict[str, Any]:
@@ -116,6 +148,8 @@ class CurrentRun:
 
     def ask_to_stop(self, reason: str) -> None:
         self._stop_reason = self._stop_reason or reason
+        if self._stopping is not None:
+            self._stopping.set()
 
 
 _current: ContextVar[CurrentRun | None] = ContextVar("current_run", default=None)

@@ -38,7 +38,7 @@ from service import clock
 from service.batch import rows, slots
 from service.batch.planning import INSTANT
 from service.batch.states import FINAL, Origin, RunState
-from service.batch.tables import attempts, checkpoints, log, missed, nodes, once, runs, schedules, tasks
+from service.batch.tables import attempts, checkpoints, log, missed, nodes, once, quarantine, runs, schedules, tasks
 from service.database.engine import Database
 
 BATCH = 100
@@ -153,7 +153,7 @@ class Pruner:
 
     async def _clear_beside(self, ids: Sequence[str]) -> None:
         """First, so that nothing is left there whose run is gone. The authors' database is written only if need be."""
-        for table in (checkpoints, once):
+        for table in (checkpoints, once, quarantine):
             theirs = table.c.run.in_(rows.among(table.c.run, ids, self._application.kind))
             async with self._application.reader.connect() as reading:
                 there = (await reading.execute(select(table.c.run).where(theirs).limit(1))).first()

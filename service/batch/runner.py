@@ -157,7 +157,9 @@ class Attempt:
                 await self._take_over(self.run)
             parameters = self.task.parameters.to_call(self.claimed.params or {}, self.run.slot)
             self._has_begun = True
-            ending = self._succeeded(await call(self.task, parameters, self._threads))
+            result = await call(self.task, parameters, self._threads)
+            self.run.loops.raise_owed()
+            ending = self._succeeded(result)
         except asyncio.CancelledError as error:
             ending = self._stop or self._failed(error, "failed", "it was cancelled from inside")
         except Interrupted as stopped:
@@ -221,6 +223,7 @@ class Attempt:
         self._ended = True
         for timer in self._timers:
             timer.cancel()
+        self.run.loops.close()
         if ending.state != RunState.SUCCEEDED:  # a thread, a coroutine or a part of it may still go on
             seal(self.run)
         self._on_end(self, ending)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
@@ -245,6 +246,20 @@ checkpoints = Table(
     Column("result", Json),
     Column("at", UtcDateTime),
     PrimaryKeyConstraint("run", "name"),
+)
+
+quarantine = Table(
+    "batch_quarantine",
+    companions,
+    Column("id", Id, primary_key=True),
+    Column("run", Id, nullable=False),
+    Column("task", String(100), nullable=False),
+    Column("item", String(1000), nullable=False),
+    Column("error", Json, nullable=False),
+    Column("times", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("redriven_by", Id),
+    UniqueConstraint("run", "item"),
 )
 
 once = Table(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import typer
 from typer.exceptions import TyperException
 
-from service.cli import account, lint, logs, manage, new, runs, serve, show, tasks
+from service.cli import account, items, lint, logs, manage, new, runs, serve, show, tasks
 from service.cli.examples import EXAMPLES
 from service.errors import BatchError
 
@@ -48,6 +48,8 @@ _add("Runs", "show", show.show)
 _add("Runs", "logs", logs.logs)
 _add("Runs", "cancel", manage.cancel)
 _add("Runs", "retry", manage.retry)
+_add("Runs", "quarantine", items.quarantine)
+_add("Runs", "redrive", items.redrive)
 _add("Runs", "backfill", manage.backfill)
 _add("Runs", "account", account.account)
 _add("Runs", "prune", manage.prune)

@@ -54,6 +54,14 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch cancel 01a212f3": "the run whose id begins so",
         "batch cancel 01a212f3 --wait 0": "without waiting for its end",
     },
+    "quarantine": {
+        "batch quarantine 01a212f3": "what a run set aside, and why",
+        "batch quarantine 01a212f3 --json": "with tracebacks, for a program",
+    },
+    "redrive": {
+        "batch redrive 01a212f3": "all that it set aside, in a new run",
+        "batch redrive 01a212f3 --item 7 --item 8": "only these",
+    },
     "retry": {
         "batch retry 01a212f3": "after its last checkpoint",
         "batch retry 01a212f3 --again": "from the beginning, also if it succeeded",

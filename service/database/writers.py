@@ -19,6 +19,7 @@ from service.logs import get_logger
 logger = get_logger(__name__)
 
 LONG_SECONDS = 1.0
+IN_BETWEEN = ("service.database", "service.batch.chunking", "contextlib")
 
 session_owner: ContextVar[object | None] = ContextVar("session_owner", default=None)
 """Whose sessions are opened here: a run, where there is one; else the asyncio task counts."""
@@ -100,8 +101,8 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 
 def caller() -> str:
-    """file:line of the code that opened the session: the first frame outside this package's database and stdlib."""
+    """file:line of the author's code that opened the session: the first frame outside of what stands in between."""
     frame = sys._getframe(1)
-    while frame.f_back and (frame.f_globals.get("__name__", "").startswith(("service.database", "contextlib"))):
+    while frame.f_back and (frame.f_globals.get("__name__", "").startswith(IN_BETWEEN)):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"

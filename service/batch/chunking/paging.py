@@ -1,0 +1,130 @@
+"""A select in pages by key: never by offset, which skips rows when those before it change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.batch.chunking import cursors
+from service.batch.chunking.keys import Key
+from service.database.engine import Database
+from service.errors import ChunkError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """`cursor`: the place behind its last item, as JSON. `is_last`: whether it seemed so when it was read."""
+
+    items: list[T]
+    cursor: Any
+    is_last: bool = False
+
+
+class Source(Protocol[T]):
+    """Where a loop has its items from. A cursor is JSON, None at the beginning."""
+
+    async def has_more(self, database: Database, cursor: Any) -> bool:
+        """Whether something lies behind the cursor; asked outside of a chunk's transaction."""
+
+    @property
+    def ahead(self) -> list[T] | None:
+        """What the next page holds, where that is known before it is loaded."""
+
+    async def load(self, db: AsyncSession, cursor: Any) -> Page[T]:
+        """What lies behind it, in the chunk's transaction."""
+
+    async def count(self, database: Database, cursor: Any) -> int | None:
+        """How many items lie behind it; None where that can't be known."""
+
+
+class Pages(Generic[T]):
+    """The rows of a select, in the order of a key that tells them apart."""
+
+    def __init__(self, statement: Select[Any], key: Any, size: int, start: Any = None, stop: Any = None) -> None:
+        """`start` is included, `stop` is not; both in the order of the key. Raises ChunkError."""
+        _refuse_own_order(statement)
+        self._size = size
+        self.key = Key(statement, key)
+        self._first = statement.where(*self.key.bounds(start, stop))
+        self._next = self._first.where(self.key.behind("batch_key_"))
+        descriptions = statement.column_descriptions
+        self._is_single = len(descriptions) == 1
+        self._is_entity = self._is_single and isinstance(descriptions[0]["type"], type)
+
+    def key_of(self, item: T) -> tuple[Any, ...]:
+        return self.key.read((item,) if self._is_single else item)
+
+    async def has_more(self, database: Database, cursor: Any) -> bool:
+        statement, values = self._behind(cursor)
+        async with database.session(readonly=True) as db:
+            return (await db.execute(_unlocked(statement).limit(1), values)).first() is not None
+
+    @property
+    def ahead(self) -> list[T] | None:
+        return None  # its rows are read inside the transaction that may change them
+
+    async def load(self, db: AsyncSession, cursor: Any) -> Page[T]:
+        """One row more than the page holds is read: it says whether there is a next one, and whether the key is one."""
+        statement, values = self._behind(cursor)
+        result = await db.execute(statement.order_by(*self.key.order).limit(self._size + 1), values)
+        # Of an entity that a join repeats each is one item, as everywhere in SQLAlchemy's ORM.
+        rows = (result.unique() if self._is_entity else result).all()
+        if not rows:
+            return Page([], cursor, is_last=True)
+        page, rest = rows[: self._size], rows[self._size :]
+        last = self.key.read(page[-1])
+        if rest and self.key.read(rest[0]) == last:
+            raise ChunkError(
+                f"two rows have the key {last!r}, so the second would be skipped at the end of a chunk: "
+                "add columns to key= until it tells all rows apart"
+            )
+        items: Sequence[Any] = [row[0] for row in page] if self._is_single else page
+        return Page(list(items), cursors.encode(last), is_last=not rest)
+
+    async def count(self, database: Database, cursor: Any) -> int | None:
+        statement, values = self._behind(cursor)
+        counted = select(func.count()).select_from(_unlocked(statement).subquery())
+        async with database.reader.connect() as connection:
+            return int((await connection.execute(counted, values)).scalar_one())
+
+    def _behind(self, cursor: Any) -> tuple[Select[Any], dict[str, Any]]:
+        if cursor is None:
+            return self._first, {}
+        return self._next, self.key.parameters("batch_key_", cursors.decode(cursor))
+
+
+def _refuse_own_order(statement: Select[Any]) -> None:
+    if not isinstance(statement, Select):
+        raise ChunkError(
+            f"chunks() was given a {type(statement).__name__}; allowed: a select(). "
+            "Make one of it with select(….subquery())"
+        )
+    own = {
+        "ORDER BY": bool(statement._order_by_clauses),
+        "LIMIT": statement._limit_clause is not None or statement._fetch_clause is not None,
+        "OFFSET": statement._offset_clause is not None,
+    }
+    if found := [name for name, is_there in own.items() if is_there]:
+        raise ChunkError(
+            f"the select has its own {' and '.join(found)}, and chunks() orders and limits by itself: leave it out, "
+            "give the order as key=, the number of rows as size=, and bounds as start= and stop="
+        )
+    if statement._for_update_arg is not None and statement._for_update_arg.skip_locked:
+        raise ChunkError(
+            "with_for_update(skip_locked=True) would pass over rows that others hold: leave skip_locked out"
+        )
+
+
+def _unlocked(statement: Select[Any]) -> Select[Any]:
+    """The same without FOR UPDATE, which is for the chunk's own transaction."""
+    if statement._for_update_arg is None:
+        return statement
+    copy = statement._clone()
+    copy._for_update_arg = None
+    return copy

@@ -1,0 +1,585 @@
+"""Chunks: the author's data and the loop's place in one commit, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import pytest
+from sqlalchemy import String, delete, insert, select
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
+
+from service import BaseTask, get_db
+from service.batch import context, fence
+from service.batch.context import CurrentRun
+from service.batch.states import Origin
+from service.batch.tables import checkpoints, new_id
+from service.database.engine import Database
+from service.database.session import use_application_database
+from service.errors import ChunkError, Interrupted
+from tests.batch.attempts import SLOT
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Item(Base):
+    __tablename__ = "items"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(10))
+    note: Mapped[str | None] = mapped_column(String(10))
+    done: Mapped[int] = mapped_column(default=0)
+
+
+class Seen(Base):
+    """The witness: what was committed, by whom."""
+
+    __tablename__ = "seen"
+    number: Mapped[int] = mapped_column(primary_key=True)
+    item: Mapped[int]
+    chunk: Mapped[int]
+
+
+@pytest.fixture
+async def world(application: Database) -> Database:
+    """Twenty-five items, in an application database whose runs are fenced."""
+    use_application_database(application, partial(fence.guard, idle_seconds=30))
+    async with application.engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        await connection.execute(insert(Item), [{"id": n, "kind": "ab"[n % 2], "done": 0} for n in range(1, 26)])
+    return application
+
+
+class Made(BaseTask):
+    name, schedule = "made", None
+
+    async def run(self) -> None: ...
+
+
+task = Made()
+
+
+class Attempt:
+    """One attempt of a run: `await Attempt(run).does(body)`. A later one has a larger fence."""
+
+    def __init__(self, before: Attempt | None = None) -> None:
+        self.run = CurrentRun(before.run.id if before else new_id(), "made", SLOT, 1, Origin.SCHEDULE)
+        self.run.fence, self.run.is_fenced = (before.run.fence if before else 0) + 1, True
+
+    async def does(self, body: Callable[[], Awaitable[Any]]) -> Any:
+        own = contextvars.copy_context()
+        own.run(context.enter, self.run)
+
+        async def work() -> Any:
+            result = await body()
+            self.run.loops.raise_owed()
+            return result
+
+        try:
+            return await asyncio.get_running_loop().create_task(work(), context=own)
+        finally:
+            self.run.loops.close()
+
+
+async def seen() -> list[int]:
+    async with get_db(readonly=True) as db:
+        return list((await db.scalars(select(Seen.item).order_by(Seen.number))).all())
+
+
+def see(db: AsyncSession, items: list[Any], chunk: int = 0) -> None:
+    db.add_all([Seen(item=getattr(item, "id", item), chunk=chunk) for item in items])
+
+
+async def whole(size: int = 10, **options: Any) -> list[list[int]]:
+    """A loop that sees all items; returns what its chunks held."""
+    held = []
+    async for chunk in task.chunks(select(Item), key=options.pop("key", Item.id), size=size, **options):
+        async with chunk as (db, items):
+            see(db, items, chunk.number)
+            held.append([item.id for item in items])
+    return held
+
+
+async def test_each_item_is_seen_once_in_the_keys_order(world: Database) -> None:
+    held = await Attempt().does(whole)
+    assert [len(part) for part in held] == [10, 10, 5]
+    assert await seen() == list(range(1, 26))
+
+
+async def test_outside_a_run_it_works_and_keeps_no_place(world: Database) -> None:
+    await whole()
+    await whole()
+    assert await seen() == 2 * list(range(1, 26))
+    assert await rows() == []
+
+
+async def rows() -> list[Any]:
+    async with get_db(readonly=True) as db:
+        return list((await db.execute(select(checkpoints).where(checkpoints.c.name != ""))).all())
+
+
+async def test_a_later_attempt_goes_on_behind_the_last_chunk_that_was_committed(
+    world: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10):
+            async with chunk as (db, items):
+                see(db, items, chunk.number)
+                await db.flush()
+                if chunk.number == 2:
+                    raise OSError("no network")
+
+    first = Attempt()
+    with pytest.raises(OSError, match="no network"):
+        await first.does(fails)
+    assert await seen() == list(range(1, 11))
+    caplog.set_level("INFO")
+    assert [part[0] for part in await Attempt(first).does(whole)] == [11, 21]
+    assert await seen() == list(range(1, 26))
+    assert "resumes behind chunk 1" in caplog.text and "10 are done" in caplog.text
+    (row,) = await rows()
+    assert (row.name, row.count, row.finished, row.fence) == ("chunks:1", 25, True, 2)
+
+
+async def test_a_loop_that_has_ended_does_nothing_in_a_later_attempt(world: Database) -> None:
+    first = Attempt()
+    await first.does(whole)
+    async with get_db() as db:
+        db.add(Item(id=99, kind="a", done=0))
+        await db.commit()
+    assert await Attempt(first).does(whole) == []
+
+
+@pytest.mark.parametrize("leave", ["break", "continue", "return"])
+async def test_leaving_the_block_early_commits(world: Database, leave: str) -> None:
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=20):
+            async with chunk as (db, items):
+                see(db, items)
+                if leave == "break":
+                    break
+                if leave == "continue":
+                    continue
+                return
+
+    first = Attempt()
+    await first.does(body)
+    expected = list(range(1, 26)) if leave == "continue" else list(range(1, 21))
+    assert await seen() == expected
+    await Attempt(first).does(whole)
+    assert await seen() == list(range(1, 26))
+
+
+async def test_a_writing_session_after_a_break_has_its_turn(world: Database) -> None:
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10):
+            if chunk.number == 2:
+                break
+            async with chunk as (db, items):
+                see(db, items)
+        async with get_db() as db:
+            see(db, [100])
+            await db.commit()
+
+    await Attempt().does(body)
+    assert await seen() == [*range(1, 11), 100]
+
+
+async def test_an_error_that_is_caught_outside_hands_the_same_chunk_out_again(world: Database) -> None:
+    numbers = []
+
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10):
+            numbers.append(chunk.number)
+            with contextlib.suppress(ValueError):
+                async with chunk as (db, items):
+                    see(db, items)
+                    await db.flush()
+                    if numbers.count(2) == 1 and chunk.number == 2:
+                        raise ValueError
+
+    await Attempt().does(body)
+    assert numbers == [1, 2, 2, 3]
+    assert await seen() == list(range(1, 26))
+
+
+async def test_a_chunk_whose_error_is_caught_for_ever_is_told(world: Database) -> None:
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10):
+            with contextlib.suppress(ValueError):
+                async with chunk:
+                    raise ValueError("bad")
+
+    with pytest.raises(ChunkError, match=r"chunk 1 was rolled back 5 times in a row.*can't go past it"):
+        await Attempt().does(body)
+    assert await seen() == []
+
+
+async def test_a_timeout_that_is_caught_rolls_back_that_chunk_alone(world: Database) -> None:
+    tries = []
+
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2), chunk as (db, items):
+                    see(db, items)
+                    await db.flush()
+                    tries.append(chunk.number)
+                    if tries == [1, 2]:
+                        await asyncio.sleep(30)
+        async with get_db() as db:
+            see(db, [100])
+            await db.commit()
+
+    await Attempt().does(body)
+    assert tries == [1, 2, 2, 3]
+    assert await seen() == [*range(1, 26), 100]
+
+
+async def test_rows_that_the_body_changes_are_neither_skipped_nor_done_twice(world: Database) -> None:
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item).where(Item.done == 0), key=Item.id, size=4):
+            async with chunk as (db, items):
+                see(db, items)
+                for item in items:
+                    item.done = 1
+                await db.execute(delete(Item).where(Item.id.in_([i.id for i in items if i.id % 3 == 0])))
+                if chunk.number == 1:
+                    db.add(Item(id=0, kind="a", done=0))  # behind the place
+                if chunk.number == 7:
+                    db.add(Item(id=26, kind="a", done=0))  # ahead of it, and it was the last chunk
+                await db.flush()
+
+    await Attempt().does(body)
+    assert await seen() == list(range(1, 27))
+
+
+async def test_composite_keys_in_every_order_see_all(world: Database) -> None:
+    for key in [
+        (Item.kind, Item.id),
+        (Item.kind.desc(), Item.id.desc()),
+        (Item.kind.desc(), Item.id),
+        (Item.kind, Item.id.desc()),
+        Item.id.desc(),
+    ]:
+        held = await whole(size=7, key=key)
+        async with get_db(readonly=True) as db:
+            order = key if isinstance(key, tuple) else (key,)
+            expected = list((await db.scalars(select(Item.id).order_by(*order))).all())
+        assert [one for part in held for one in part] == expected
+
+
+async def test_bounds_are_from_start_to_before_stop(world: Database) -> None:
+    assert [*chain(*await whole(start=5, stop=20))] == list(range(5, 20))
+    assert [*chain(*await whole(key=Item.id.desc(), start=20, stop=5))] == list(range(20, 5, -1))
+    held = await whole(key=(Item.kind, Item.id), start=("a", 20), stop=("b", 5))
+    assert [*chain(*held)] == [20, 22, 24, 1, 3]
+
+
+async def test_columns_and_one_column_and_locks(world: Database) -> None:
+    rows = []
+    async for chunk in task.chunks(select(Item.id, Item.kind).with_for_update(), key=Item.id, size=20):
+        async with chunk as (_, items):
+            rows += [tuple(row) for row in items]
+    assert rows[:2] == [(1, "b"), (2, "a")] and len(rows) == 25
+    ids = []
+    async for one in task.chunks(select(Item.id), key=Item.id, size=20):
+        async with one as (_, found):
+            ids += found
+    assert ids == list(range(1, 26))
+
+
+async def test_aliases_and_core_tables(world: Database) -> None:
+    other = aliased(Item)
+    async for chunk in task.chunks(select(other).where(other.id > 20), key=other.id, size=3):
+        async with chunk as (db, items):
+            see(db, items)
+    table = Item.__table__
+    async for part in task.chunks(select(table.c.id, table.c.kind), key=table.c.id, size=20):
+        async with part as (db, items):
+            see(db, items)
+    assert await seen() == [*range(21, 26), *range(1, 26)]
+
+
+REFUSED: list[tuple[Any, Any, str]] = [
+    (select(Item), Item.note, "may be NULL"),
+    (select(Item), Item.kind, r"is not unique.*key=\(items.kind, items.id\)"),
+    (select(Item.kind), Item.id, "is not in the select"),
+    (select(Item), Seen.number, "is not in the select"),
+    (select(Item).order_by(Item.id), Item.id, "has its own ORDER BY"),
+    (select(Item).limit(3).offset(1), Item.id, "has its own LIMIT and OFFSET"),
+    (select(Item).with_for_update(skip_locked=True), Item.id, "skip_locked"),
+    (select(Item.id).union(select(Seen.item)), Item.id, "CompoundSelect; allowed: a select"),
+    (select(Item), "id", "key= holds 'id'"),
+    (select(Item), (), "key= is empty"),
+]
+
+
+@pytest.mark.parametrize(("statement", "key", "told"), REFUSED, ids=[told[:12] for _, _, told in REFUSED])
+async def test_what_would_lose_rows_is_refused(world: Database, statement: Any, key: Any, told: str) -> None:
+    with pytest.raises(ChunkError, match=told):
+        task.chunks(statement, key=key)
+
+
+async def test_a_key_that_a_join_repeats_is_told_before_a_row_is_lost(world: Database) -> None:
+    async with get_db() as db:
+        see(db, [1, 1, 2, 2])
+        await db.commit()
+    joined = select(Item.id, Seen.number).join(Seen, Seen.item == Item.id)
+    loop = task.chunks(joined, key=Item.id, size=1)
+    with pytest.raises(ChunkError, match=r"two rows have the key \(1,\)"):
+        await (await anext(loop)).__aenter__()
+    pairs = []
+    async for chunk in task.chunks(joined, key=(Item.id, Seen.number), size=1):
+        async with chunk as (_, items):
+            pairs += [tuple(row) for row in items]
+    assert pairs == [(1, 1), (1, 2), (2, 3), (2, 4)]
+
+
+async def test_the_body_neither_commits_nor_rolls_back(world: Database) -> None:
+    async def commits() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id):
+            async with chunk as (db, items):
+                see(db, items)
+                await db.commit()
+
+    async def rolls_back() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id):
+            async with chunk as (db, _):
+                await db.rollback()
+
+    async def writes_after_that() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id):
+            async with chunk as (db, _):
+                await db.rollback()
+                see(db, [1])
+                await db.flush()
+
+    async def catches_a_bad_flush() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id):
+            async with chunk as (db, _):
+                db.add(Item(id=99))
+                with contextlib.suppress(IntegrityError):
+                    await db.flush()
+
+    with pytest.raises(ChunkError, match="commits by itself"):
+        await Attempt().does(commits)
+    for body in (rolls_back, writes_after_that, catches_a_bad_flush):
+        with pytest.raises(ChunkError, match="was rolled back inside its block"):
+            await Attempt().does(body)
+    assert await seen() == []
+
+
+async def test_savepoints_are_the_bodys_own(world: Database) -> None:
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id):
+            async with chunk as (db, items):
+                for item in items:
+                    with contextlib.suppress(ValueError):
+                        async with db.begin_nested():
+                            see(db, [item])
+                            await db.flush()
+                            if item.id == 3:
+                                raise ValueError
+
+    await Attempt().does(body)
+    assert await seen() == [1, 2, *range(4, 26)]
+
+
+async def test_wrong_use_is_told(world: Database) -> None:
+    async def passes_by() -> None:
+        async for _ in task.chunks(select(Item), key=Item.id):
+            pass
+
+    async def enters_twice() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id):
+            async with chunk:
+                pass
+            async with chunk:
+                pass
+
+    async def asks_inside() -> None:
+        loop = task.chunks(select(Item), key=Item.id, size=5)
+        async with await anext(loop):
+            await anext(loop)
+
+    async def looks_before() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id):
+            assert chunk.items
+
+    for body, told in [
+        (passes_by, "chunk 1 was not entered"),
+        (enters_twice, "was entered already"),
+        (asks_inside, "is still open"),
+        (looks_before, "inside `async with chunk"),
+    ]:
+        with pytest.raises(ChunkError, match=told):
+            await Attempt().does(body)
+    with pytest.raises(TypeError, match="needs `async for`"):
+        iter(task.chunks(select(Item), key=Item.id))
+    with pytest.raises(TypeError, match="needs `async for`"):
+        await asyncio.to_thread(lambda: task.chunks(select(Item), key=Item.id))
+
+
+async def test_two_loops_have_a_place_each(world: Database) -> None:
+    async def body(fails: bool) -> None:
+        async for chunk in task.chunks(select(Item).where(Item.kind == "a"), key=Item.id, size=5):
+            async with chunk as (db, items):
+                see(db, items)
+        async for chunk in task.chunks(select(Item).where(Item.kind == "b"), key=Item.id, size=5):
+            async with chunk as (db, items):
+                see(db, items)
+                if fails and chunk.number == 2:
+                    raise OSError("no network")
+
+    first = Attempt()
+    with pytest.raises(OSError, match="no network"):
+        await first.does(partial(body, True))
+    await Attempt(first).does(partial(body, False))
+    assert await seen() == [*range(2, 25, 2), *range(1, 26, 2)]
+    assert {row.name: row.count for row in await rows()} == {"chunks:1": 12, "chunks:2": 13}
+
+
+async def test_a_loop_inside_a_loop_needs_a_name(world: Database) -> None:
+    async def body(named: bool) -> None:
+        kinds = select(Item).where(Item.id <= 2)
+        async for chunk in task.chunks(kinds, key=Item.id, size=1):
+            async with chunk as (_, [outer]):
+                pass
+            inner = select(Item).where(Item.kind == outer.kind)
+            async for part in task.chunks(inner, key=Item.id, size=5, name=f"of-{outer.id}" if named else None):
+                async with part as (db, items):
+                    see(db, items)
+
+    with pytest.raises(ChunkError, match="a loop inside a loop needs a name"):
+        await Attempt().does(partial(body, False))
+    async with get_db() as db:
+        await db.execute(delete(Seen))
+        await db.commit()
+    await Attempt().does(partial(body, True))
+    assert await seen() == [*range(1, 26, 2), *range(2, 25, 2)]
+
+
+async def test_a_name_that_is_used_twice_is_refused(world: Database) -> None:
+    async def body() -> None:
+        await whole(name="items")
+        await whole(name="items")
+
+    with pytest.raises(ChunkError, match="'items' is used twice"):
+        await Attempt().does(body)
+    with pytest.raises(ChunkError, match="1 to 80 characters"):
+        await Attempt().does(partial(whole, name="two words"))
+
+
+async def test_a_run_that_is_asked_to_stop_stops_between_two_chunks_and_resumes(world: Database) -> None:
+    first = Attempt()
+
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10):
+            async with chunk as (db, items):
+                see(db, items)
+                first.run.ask_to_stop("the service stops")
+
+    with pytest.raises(Interrupted):
+        await first.does(body)
+    assert await seen() == list(range(1, 11))
+    await Attempt(first).does(whole)
+    assert await seen() == list(range(1, 26))
+
+
+async def test_a_pause_between_chunks_ends_when_the_run_is_asked_to_stop(world: Database) -> None:
+    attempt = Attempt()
+
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10, pause=30):
+            async with chunk as (db, items):
+                see(db, items)
+            asyncio.get_running_loop().call_later(0.05, attempt.run.ask_to_stop, "the service stops")
+
+    with pytest.raises(Interrupted):
+        async with asyncio.timeout(10):
+            await attempt.does(body)
+    assert await seen() == list(range(1, 11))
+
+
+class Deadlock(Exception):
+    sqlstate = "40P01"
+
+
+async def test_with_retry_chunk_one_that_the_database_refused_is_handed_out_again(world: Database) -> None:
+    tries: list[int] = []
+
+    async def body(**options: Any) -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10, **options):
+            async with chunk as (db, items):
+                see(db, items)
+                await db.flush()
+                tries.append(chunk.number)
+                if tries.count(2) in (1, 2) and chunk.number == 2:
+                    raise DBAPIError("UPDATE", {}, Deadlock())
+
+    with pytest.raises(DBAPIError):
+        await Attempt().does(body)
+    async with get_db() as db:
+        await db.execute(delete(Seen))
+        await db.commit()
+    tries.clear()
+    await Attempt().does(partial(body, retry_chunk=True))
+    assert tries == [1, 2, 2, 2, 3]
+    assert await seen() == list(range(1, 26))
+
+
+async def test_a_loop_that_is_left_with_a_chunk_that_was_refused_has_failed(world: Database) -> None:
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10, retry_chunk=True):
+            async with chunk as (db, items):
+                see(db, items)
+                await db.flush()
+                raise DBAPIError("COMMIT", {}, Deadlock())
+            break
+
+    with pytest.raises(DBAPIError):
+        await Attempt().does(body)
+
+
+async def test_a_commit_whose_reply_was_lost_is_not_done_again(
+    world: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = []
+    commit = AsyncSession.commit
+
+    async def without_reply(self: AsyncSession) -> None:
+        await commit(self)
+        if not lost:
+            lost.append(1)
+            error = DBAPIError("COMMIT", {}, OSError("connection was closed"), connection_invalidated=True)
+            raise error
+
+    monkeypatch.setattr(AsyncSession, "commit", without_reply)
+    held = await Attempt().does(partial(whole, retry_chunk=True))
+    assert [part[0] for part in held] == [1, 11, 21]
+    assert await seen() == list(range(1, 26))
+
+
+async def test_progress_counts_what_was_committed_and_all_there_is(world: Database) -> None:
+    attempt = Attempt()
+
+    async def body() -> list[Any]:
+        made = []
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10):
+            async with chunk as (_, _items):
+                await asyncio.sleep(0.05)
+            made.append(attempt.run.take_progress())
+        return made
+
+    made = await attempt.does(body)
+    assert made[-1] == (25, 25)
+    assert [done for done, _ in made] == [10, 20, 25]

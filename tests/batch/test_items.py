@@ -1,0 +1,244 @@
+"""ItemTask: fetched outside, saved in savepoints, bad items set aside: on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import Counter
+from functools import partial
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+from sqlalchemy import Select, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service import ItemTask, Retry, Skip, get_db
+from service.batch.chunking import quarantine
+from service.database.engine import Database
+from service.database.session import application_database
+from service.errors import ChunkError, InvalidTask
+from tests.batch.test_chunks import Attempt, Deadlock, Item, rows, see, seen, world
+
+__all__ = ["world"]
+
+
+class _Made(ItemTask):
+    name, schedule = "made", None
+    size = 10
+    item_retry = Retry(attempts=3, wait=0, on=(ConnectionError,))
+    bad: ClassVar[dict[int, Any]] = {}
+    tries: ClassVar[Counter[int]] = Counter()
+
+    def items(self) -> Select[Item]:
+        return select(Item)
+
+    async def save(self, item: Item, fetched: Any, db: AsyncSession) -> None:
+        see(db, [item])
+        item.done += 1
+        await db.flush()
+        self.tries[item.id] += 1
+        error = self.bad.get(item.id)
+        if callable(error) and not isinstance(error, type):
+            error = error(self.tries[item.id])
+        if error is not None:
+            raise error
+
+
+def make(**attributes: Any) -> type[_Made]:
+    return type("Own", (_Made,), {"tries": Counter(), "bad": {}, **attributes})
+
+
+async def aside(run: str) -> list[tuple[str, str, int]]:
+    return [(one.item, one.error["message"], one.times) for one in await quarantine.listed(application_database(), run)]
+
+
+async def test_each_item_is_saved_once(world: Database) -> None:
+    assert await Attempt().does(make()().run) == {"done": 25, "set_aside": 0}
+    assert await seen() == list(range(1, 26))
+
+
+async def test_an_item_that_always_fails_fails_the_run_where_nothing_is_said_of_it(world: Database) -> None:
+    with pytest.raises(ValueError, match="bad"):
+        await Attempt().does(make(bad={13: ValueError("bad")})().run)
+    assert await seen() == list(range(1, 11))
+
+
+async def test_bad_items_are_set_aside_with_the_error_and_leave_nothing(world: Database) -> None:
+    attempt = Attempt()
+    own = make(bad={3: ValueError("bad"), 13: KeyError("gone")}, skip=Skip(limit=2, on=(ValueError, KeyError)))
+    assert await attempt.does(own().run) == {"done": 23, "set_aside": 2}
+    assert await seen() == [n for n in range(1, 26) if n not in (3, 13)]
+    assert await aside(attempt.run.id) == [("3", "bad", 1), ("13", "'gone'", 1)]
+    [first, _] = await quarantine.listed(application_database(), attempt.run.id)
+    assert first.error["type"] == "ValueError" and "in save" in first.error["traceback"]
+    async with get_db(readonly=True) as db:
+        assert (await db.get_one(Item, 3)).done == 0
+
+
+async def test_an_error_that_skip_does_not_name_fails_the_run(world: Database) -> None:
+    with pytest.raises(TypeError, match="worse"):
+        await Attempt().does(make(bad={3: TypeError("worse")}, skip=Skip(limit=2, on=ValueError))().run)
+
+
+async def test_beyond_the_limit_the_run_fails_and_says_so_in_all_its_attempts(world: Database) -> None:
+    first = Attempt()
+    own = make(bad=dict.fromkeys((1, 2, 11), ValueError("bad")), skip=Skip(limit=2))
+    for attempt in (first, Attempt(first)):
+        with pytest.raises(ChunkError, match=r"item 11 failed too \(ValueError: bad\), and 2 are set aside already"):
+            await attempt.does(own().run)
+    assert await seen() == list(range(3, 11))
+    assert len(await aside(first.run.id)) == 2
+
+
+async def test_an_error_that_passes_is_tried_again_for_the_item_alone(world: Database) -> None:
+    own = make(
+        bad={3: lambda tries: ConnectionError() if tries < 3 else None, 4: ConnectionError("never")}, skip=Skip(9)
+    )
+    attempt = Attempt()
+    assert await attempt.does(own().run) == {"done": 24, "set_aside": 1}
+    assert own.tries[3] == 3 and own.tries[5] == 1
+    assert await aside(attempt.run.id) == [("4", "never", 3)]
+
+
+async def test_a_deadlock_has_the_whole_chunk_saved_again(world: Database) -> None:
+    deadlock = DBAPIError("UPDATE", {}, Deadlock())
+    own = make(bad={3: lambda tries: deadlock if tries == 1 else None}, skip=Skip(9))
+    assert await Attempt().does(own().run) == {"done": 25, "set_aside": 0}
+    assert own.tries[1] == 2 and own.tries[11] == 1
+    assert await seen() == list(range(1, 26))
+
+
+async def test_so_many_are_fetched_at_a_time_and_no_transaction_is_open(world: Database) -> None:
+    waiting, most = 0, 0
+
+    async def fetch(self: Any, item: Item) -> str:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        async with get_db() as db:  # on SQLite it would wait for ever for a chunk's
+            see(db, [-item.id])
+            await db.commit()
+        await asyncio.sleep(0.01)
+        waiting -= 1
+        return f"for {item.id}"
+
+    got = {}
+
+    async def save(self: Any, item: Item, fetched: Any, db: AsyncSession) -> None:
+        got[item.id] = fetched
+        item.done = 1
+
+    await Attempt().does(make(fetch=fetch, save=save, concurrency=4)().run)
+    assert got == {n: f"for {n}" for n in range(1, 26)}
+    assert most == 4
+
+
+async def test_what_fetch_raises_is_tried_again_and_then_set_aside(world: Database) -> None:
+    tries: Counter[int] = Counter()
+
+    async def fetch(self: Any, item: Item) -> int:
+        tries[item.id] += 1
+        if item.id == 2 and tries[2] < 3:
+            raise ConnectionError
+        if item.id == 3:
+            raise ValueError("not there")
+        if item.id == 4 and tries[4] == 1:
+            response = httpx.Response(429, headers={"Retry-After": "0"})
+            raise httpx.HTTPStatusError("busy", request=httpx.Request("GET", "http://x"), response=response)
+        return item.id
+
+    attempt = Attempt()
+    own = make(fetch=fetch, skip=Skip(9))
+    assert await attempt.does(own().run) == {"done": 24, "set_aside": 1}
+    assert [tries[n] for n in (1, 2, 3, 4)] == [1, 3, 1, 2]
+    assert await aside(attempt.run.id) == [("3", "not there", 1)]
+
+
+async def test_a_row_that_comes_while_others_are_fetched_is_not_passed_over(world: Database) -> None:
+    async def fetch(self: Any, item: Item) -> None:
+        if item.id == 5:
+            async with get_db() as db:
+                await db.delete(await db.get_one(Item, 6))
+                db.add(Item(id=0, kind="a", done=0))  # behind it only later: before it nothing is done yet
+                await db.commit()
+
+    own = make(fetch=fetch)
+    await Attempt().does(own().run)
+    assert await seen() == [0, *range(1, 6), *range(7, 26)]
+
+
+async def test_a_later_attempt_fetches_and_saves_behind_what_is_done(world: Database) -> None:
+    fetched = []
+
+    async def fetch(self: Any, item: Item) -> None:
+        fetched.append(item.id)
+
+    own = make(fetch=fetch, bad={15: ValueError("bad")})
+    first = Attempt()
+    with pytest.raises(ValueError, match="bad"):
+        await first.does(own().run)
+    own.bad.clear()
+    fetched.clear()
+    assert await Attempt(first).does(own().run) == {"done": 25, "set_aside": 0}
+    assert fetched == list(range(11, 26))
+    assert await seen() == list(range(1, 26))
+
+
+async def test_a_redrive_does_just_those_again_and_marks_them(world: Database) -> None:
+    first = Attempt()
+    own = make(bad=dict.fromkeys((3, 13, 14), ValueError("bad")), skip=Skip(9))
+    await first.does(own().run)
+    del own.bad[3], own.bad[13]
+    second = Attempt()
+    assert await second.does(partial(own().run, redrive=first.run.id, items=["3", "14"])) == {"done": 1, "set_aside": 1}
+    assert (await seen())[-1] == 3
+    assert await aside(second.run.id) == [("14", "bad", 1)]
+    third = Attempt()
+    assert await third.does(partial(own().run, redrive=first.run.id)) == {"done": 1, "set_aside": 0}
+    assert (await seen())[-1] == 13
+    with pytest.raises(ChunkError, match="has no items set aside that are not done again yet"):
+        await Attempt().does(partial(own().run, redrive=first.run.id))
+    with pytest.raises(ChunkError, match=r"not done again yet: 99"):
+        await Attempt().does(partial(own().run, redrive=second.run.id, items=["14", "99"]))
+
+
+async def test_keys_of_several_columns_and_selects_of_columns(world: Database) -> None:
+    class Own(_Made):
+        key = (Item.kind, Item.id)
+
+        def items(self) -> Any:
+            return select(Item.id, Item.kind)
+
+        async def save(self, item: Any, fetched: Any, db: AsyncSession) -> None:
+            if item.id == 3:
+                raise ValueError("bad")
+            see(db, [item.id])
+
+    Own.skip = Skip(1)
+    attempt = Attempt()
+    await attempt.does(Own().run)
+    assert len(await seen()) == 24
+    assert [item for item, _, _ in await aside(attempt.run.id)] == ['["b", 3]']
+    Own.key = None
+    with pytest.raises(ChunkError, match="say which of them tell its rows apart"):
+        await Attempt().does(Own().run)
+
+
+async def test_outside_a_run_a_bad_item_raises(world: Database) -> None:
+    with pytest.raises(ValueError, match="bad"):
+        await make(bad={3: ValueError("bad")}, skip=Skip(9))().run()
+
+
+async def test_the_loop_leaves_its_place_in_the_same_row_as_any_other(world: Database) -> None:
+    await Attempt().does(make()().run)
+    assert [(row.name, row.count, row.finished) for row in await rows()] == [("chunks:1", 25, True)]
+
+
+def test_a_skip_says_what_is_allowed() -> None:
+    with pytest.raises(InvalidTask, match=r"Skip\(limit\) is 0; allowed: an int from 1"):
+        Skip(limit=0)
+    with pytest.raises(InvalidTask, match=r"Skip\(on\) is 'x'; allowed"):
+        Skip(limit=1, on="x")  # type: ignore[arg-type]
+    assert inspect.isabstract(ItemTask)

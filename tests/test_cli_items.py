@@ -1,0 +1,82 @@
+"""`batch quarantine` and `batch redrive`: from a run that set items aside to the one that does them again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Batch, in_this_process, refuses
+from tests.processes import service
+
+TASKS = """
+from pathlib import Path
+from sqlalchemy import select
+from service import ItemTask, Skip, get_db
+from service.application.models import User
+
+class Greet(ItemTask):
+    name, schedule = "greet", None
+    skip = Skip(limit=9)
+    def items(self):
+        return select(User)
+    async def save(self, user, fetched, db):
+        if user.id % 2 == 0 and not Path("mended").exists():
+            raise ValueError("even")
+        user.email = f"{user.id}@greeted.invalid"
+
+class Fill(ItemTask):
+    name, schedule = "fill", None
+    def items(self):
+        return select(User)
+    async def save(self, item, fetched, db): ...
+    async def run(self) -> None:
+        async with get_db() as db:
+            db.add_all([User(email=str(number)) for number in range(5)])
+            await db.commit()
+"""
+
+
+@pytest.fixture
+def batch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
+    yield from in_this_process(capsys, monkeypatch)
+
+
+def id_in(text: str) -> str:
+    found = re.search(r"run ([0-9a-f-]{36})", text)
+    assert found is not None, text
+    return found[1]
+
+
+def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: Path) -> None:
+    (tmp_path / "tasks/all.py").write_text(TASKS)
+    assert batch("run", "fill").code == 0
+    first = batch("run", "greet")
+    assert first.code == 0 and '{"done": 3, "set_aside": 2}' in first.out.replace("\n", " ").replace("  ", " ")
+    run = id_in(first.out)
+    listed = batch("quarantine", run)
+    assert [line.split()[:3] for line in listed.out.splitlines()[1:]] == [
+        ["2", "ValueError:", "even"],
+        ["4", "ValueError:", "even"],
+    ]
+    found = batch("quarantine", run, "--json").json
+    assert [one["item"] for one in found] == ["2", "4"] and "raise ValueError" in found[0]["error"]["traceback"]
+    refuses(batch("redrive", run, "--item", "3"), "no such items set aside: 3")
+    (tmp_path / "mended").touch()
+    queued = batch("redrive", run, "--item", "4")
+    assert queued.code == 0 and "of greet is queued" in queued.out and "no service that has greet" in queued.err
+    second = id_in(queued.out)
+    with service(tmp_path, settings={"POLL_SECONDS": "0.2"}):
+        assert batch("logs", second, "--follow").code == 0
+    shown = batch("show", second, "--json").json
+    assert (shown["parent"], shown["params"], shown["result"]) == (
+        run,
+        {"redrive": run, "items": ["4"]},
+        {"done": 1, "set_aside": 0},
+    )
+    assert [one["redriven_by"] for one in batch("quarantine", run, "--json").json] == [None, second]
+    assert batch("redrive", run).code == 0
+    refuses(batch("redrive", second), "has no such items set aside: none is left")
+    refuses(batch("quarantine", "01a2ffff"), "no run")
