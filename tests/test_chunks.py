@@ -22,7 +22,7 @@ from tests.processes import Service, batch, service
 
 ITEMS = 50_000
 KILLS = int(os.environ.get("CHUNK_KILLS", "4"))
-SIZE = 100 if KILLS < 50 else 20
+SIZE = 100 if KILLS < 50 else 10
 
 TASKS = """
 import os
