@@ -64,6 +64,10 @@ class Loops:
         """Its last chunk was rolled back by `error`, and it will hand it out again when it is asked."""
         self._owed[loop.name] = error
 
+    def paid(self, loop: Loop) -> None:
+        """It was committed after all, inside the same `async with`: the beginning of a chunk is tried again there."""
+        self._owed.pop(loop.name, None)
+
     def raise_owed(self) -> None:
         """For the end of `run()`: a loop that was left, although its last chunk was not committed, has failed."""
         for error in self._owed.values():

@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
 from service import BaseTask, get_db
 from service.batch import context, fence
+from service.batch.chunking.paging import Pages
 from service.batch.context import CurrentRun
 from service.batch.states import Origin
 from service.batch.tables import checkpoints, new_id
@@ -548,6 +549,30 @@ async def test_a_loop_that_is_left_with_a_chunk_that_was_refused_has_failed(worl
 
     with pytest.raises(DBAPIError):
         await Attempt().does(body)
+
+
+async def test_a_chunk_that_began_at_the_second_try_owes_nothing(
+    world: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+    load = Pages.load
+
+    async def refused_once(self: Pages[Any], db: AsyncSession, cursor: Any) -> Any:
+        tries.append(cursor)
+        if len(tries) == 1:
+            raise DBAPIError("SELECT", {}, Deadlock())
+        return await load(self, db, cursor)
+
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10, retry_chunk=True):
+            async with chunk as (db, items):
+                see(db, items)
+            break
+
+    monkeypatch.setattr(Pages, "load", refused_once)
+    await Attempt().does(body)
+    assert len(tries) == 2
+    assert await seen() == list(range(1, 11))
 
 
 async def test_a_commit_whose_reply_was_lost_is_not_done_again(

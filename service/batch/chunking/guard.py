@@ -14,7 +14,7 @@ class Guard:
     """Watches one session, and raises ChunkError where its body takes the transaction into its own hands."""
 
     def __init__(self) -> None:
-        self.is_committing = self.is_over = self._was_rolled_back = self._has_begun = False
+        self.is_committing = self.is_over = self._was_rolled_back = False
 
     def watch(self, session: Session, number: int) -> None:
         def before_commit(session: Session) -> None:

@@ -23,6 +23,7 @@ from service.batch.chunking.sources import CursorPages, CursorSource, File, Item
 from service.database.engine import Database
 from service.database.session import application_database
 from service.database.transient import is_transient
+from service.database.troubles import cause_of
 from service.errors import ChunkError, DatabaseError
 from service.logs import get_logger
 
@@ -146,6 +147,8 @@ class Chunks(Generic[T]):
         self.place = place
         self._failures = 0
         self._expects_more = not page.is_last
+        if self.run is not None:
+            self.run.loops.paid(self)
         self._tell()
 
     def failed(self, number: int, error: BaseException) -> bool:
@@ -155,9 +158,7 @@ class Chunks(Generic[T]):
         if self.run is None or not is_for_again or self._failures >= TRIES:
             return False
         self.run.loops.owes(self, error)
-        below = getattr(error, "orig", None) or error
-        cause = f"{type(below).__name__}: {below}".splitlines()[0]
-        logger.warning(f"chunk {number} of loop {self.name!r} is tried again: {cause}")
+        logger.warning(f"chunk {number} of loop {self.name!r} is tried again: {cause_of(error, self.database.kind)}")
         return True
 
 
