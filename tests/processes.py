@@ -6,15 +6,17 @@ import ctypes
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
 import httpx
+from sqlalchemy import URL, make_url
 
 from service.config import Settings
 
@@ -66,6 +68,15 @@ class Service:
             raise AssertionError(f"still running {within} s after signal {number}:\n{self.stderr}") from None
         return time.monotonic() - started_at
 
+    def freeze(self, *urls: str | URL) -> None:
+        """SIGSTOP, where it holds no write lock of a SQLite file: nobody could take that from a stopped process."""
+        files = [str(url.database) for url in map(make_url, urls) if url.get_backend_name() == "sqlite"]
+        self.process.send_signal(signal.SIGSTOP)
+        while any(is_locked(file) for file in files):
+            self.process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+            self.process.send_signal(signal.SIGSTOP)
+
     def _is_ready(self) -> bool:
         told = re.search(r"http://127\.0\.0\.1:\d+", self.stdout + self.stderr)
         if told is None:
@@ -75,6 +86,15 @@ class Service:
             return self.get("/readyz").status_code == 200
         except httpx.TransportError:
             return False
+
+
+def is_locked(file: str) -> bool:
+    with closing(sqlite3.connect(file, timeout=0.1)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        return False
 
 
 @contextmanager

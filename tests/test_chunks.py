@@ -174,9 +174,9 @@ def test_frozen_beyond_its_lease_it_commits_nothing_that_another_one_does_too(wo
     with service(world.folder, settings=world.settings) as frozen:
         world.start()
         world.until_seen(500, frozen)
-        frozen.process.send_signal(signal.SIGSTOP)
+        frozen.freeze(world.url, world.settings["LEDGER_URL"])
         with service(world.folder, settings=world.settings) as other:
-            world.until_seen(world.seen, other)  # on SQLite, if it does not hold the write lock
+            world.until_seen(world.seen, other)
             frozen.process.send_signal(signal.SIGCONT)
             assert world.until_over(other)[0] == "succeeded"
     world.assert_exactly_once()

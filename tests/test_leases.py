@@ -78,7 +78,7 @@ async def test_a_frozen_node_loses_its_run_and_comes_back_without_it(
     a, b = two_machines("a"), None
     held = await first_run(ledger, tmp_path)
     b = two_machines("b")
-    os.kill(a.process.pid, signal.SIGSTOP)
+    a.freeze(ledger.url)
     (done,) = await until(lambda: rows(ledger, id=held["id"], state="succeeded"), LEASE + 5)
     assert (done["fence"], done["attempt"], done["result"]) == (2, 1, b.process.pid)
     (tmp_path / "go on").touch()  # its thread returns, and would have a success to tell

@@ -120,7 +120,7 @@ async def test_a_frozen_process_is_not_taken_for_dead(ledger: Database, tmp_path
     (tmp_path / "tasks/long.py").write_text(TASK)
     with service(tmp_path, settings=settings_for(ledger)) as frozen:
         held = await running(ledger, tmp_path)
-        os.kill(frozen.process.pid, signal.SIGSTOP)
+        frozen.freeze(ledger.url)
         async with ledger.engine.begin() as connection:
             await rescue(connection, await gone(connection, ledger), await now_of(connection))
         assert [run["id"] for run in await rows(ledger, state="running")] == [held["id"]]
