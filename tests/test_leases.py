@@ -79,7 +79,7 @@ async def test_a_frozen_node_loses_its_run_and_comes_back_without_it(
     held = await first_run(ledger, tmp_path)
     b = two_machines("b")
     a.freeze(ledger.url)
-    (done,) = await until(lambda: rows(ledger, id=held["id"], state="succeeded"), LEASE + 5)
+    (done,) = await until(lambda: rows(ledger, id=held["id"], state="succeeded"), 60)
     assert (done["fence"], done["attempt"], done["result"]) == (2, 1, b.process.pid)
     (tmp_path / "go on").touch()  # its thread returns, and would have a success to tell
     os.kill(a.process.pid, signal.SIGCONT)

@@ -82,7 +82,7 @@ async def rows(ledger: Database, table: Table = runs, **equal: Any) -> list[dict
         return [dict(row) for row in (await connection.execute(statement)).mappings()]
 
 
-async def until(condition: Any, seconds: float = 10.0) -> Any:
+async def until(condition: Any, seconds: float = 30.0) -> Any:
     """Wait until `await condition()` is true, and return what it gave; fail after so many seconds."""
     async with asyncio.timeout(seconds):
         while not (found := await condition()):
