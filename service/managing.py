@@ -76,6 +76,12 @@ async def resume(settings: Settings, task: str) -> Pause | None:
         return await catalog.resume(connection, task)
 
 
+async def pause_of(settings: Settings, task: str) -> Pause | None:
+    """The pause in which a task is. Raises UnknownTask."""
+    async with writing(settings) as ledger, ledger.engine.begin() as connection:
+        return await catalog.pause_of(connection, task)
+
+
 async def cancel_run(settings: Settings, given: str, by: str, seconds: float) -> Row:
     """Cancel a run, wait so many seconds for its end, and return its row.
 

@@ -243,6 +243,16 @@ async def test_a_run_that_succeeded_begins_again_only_when_that_is_said(
     refuses(await call(batch, ledger, "retry", run.id, "--again"), run.id, "is queued")
 
 
+async def test_a_run_from_before_a_pause_is_queued_again_and_who_did_that_is_told_of_the_pause(
+    ledger: Database, batch: Batch, started: None
+) -> None:
+    run = new("tick", state="failed", attempt=1, fence=1)
+    await insert(ledger, run)
+    await call(batch, ledger, "pause", "tick")
+    done = await call(batch, ledger, "retry", run.id)
+    assert done.err == "batch: tick is paused by ann: `batch resume tick` lets it go on\n"
+
+
 async def test_backfill_lists_the_slots_then_makes_their_runs(ledger: Database, batch: Batch, started: None) -> None:
     words = ("backfill", "tick", "--from", "2026-11-01T00:00", "--to", "2026-11-01T02:00")
     dry = await call(batch, ledger, *words, "--dry-run")

@@ -15,11 +15,12 @@ from service.batch.tables import runs
 
 @dataclass(frozen=True)
 class Asked:
-    """A request to cancel a run that is running under this fence."""
+    """A request to cancel a run that is running under this fence; `is_pause`: to have it stop, and go on later."""
 
     run: str
     fence: int
     reason: str
+    is_pause: bool = False
 
 
 async def request_cancel(connection: AsyncConnection, run_id: str, reason: str, by: str) -> RunState | None:

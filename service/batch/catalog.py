@@ -91,7 +91,7 @@ async def pause(
     these: then what no node has handled yet is missed.
     """
     opened = await slots.lock(connection, [name], wait=True)
-    before = await _pause_of(connection, name)
+    before = await pause_of(connection, name)
     if before is not None:
         return before
     if name in loaded:
@@ -110,7 +110,7 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
     Returns the pause that has ended; None: there was none.
     """
     opened = await slots.lock(connection, [name], wait=True)
-    before = await _pause_of(connection, name)
+    before = await pause_of(connection, name)
     if before is None:
         return None
     now = await slots.now_of(connection)
@@ -120,7 +120,8 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
     return before
 
 
-async def _pause_of(connection: AsyncConnection, name: str) -> Pause | None:
+async def pause_of(connection: AsyncConnection, name: str) -> Pause | None:
+    """The pause in which a task is. Its row is locked. Raises UnknownTask."""
     wanted = select(tasks.c.paused_at, tasks.c.paused_by).where(tasks.c.name == name).with_for_update()
     row = (await connection.execute(wanted)).first()
     if row is None:

@@ -14,7 +14,7 @@ from service.batch.lanes import CANDIDATE_COLUMNS, Candidate, Rule
 from service.batch.registry import Task
 from service.batch.runs import Claimed
 from service.batch.states import CLAIMABLE, RunState
-from service.batch.tables import CLAIMABLE_SQL, DUE_SQL, runs
+from service.batch.tables import CLAIMABLE_SQL, DUE_SQL, not_held, runs
 
 CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
 
@@ -27,8 +27,11 @@ async def now_if_due(connection: AsyncConnection) -> datetime | None:
 
 def is_any_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
     """Whether some run may be claimed at `now`; one look into an index for each of the two ways (see DUE_SQL)."""
-    due = select(literal(1)).select_from(runs).where(text(CLAIMABLE_SQL), runs.c.due_at <= now)
-    waiting = select(literal(1)).select_from(runs).where(runs.c.state.in_(set(CLAIMABLE) - {RunState.RETRYING}))
+    is_free = text(not_held("batch_runs"))
+    due = select(literal(1)).select_from(runs).where(text(CLAIMABLE_SQL), runs.c.due_at <= now, is_free)
+    waiting = (
+        select(literal(1)).select_from(runs).where(runs.c.state.in_(set(CLAIMABLE) - {RunState.RETRYING}), is_free)
+    )
     return or_(due.exists(), waiting.exists())
 
 
@@ -89,12 +92,13 @@ async def _plain_heads(
     wanted = rows.source([runs.c.task, runs.c.exclusive], kind)
     due = f"{CLAIMABLE_SQL} AND {DUE_SQL}"
     first = (
-        f"SELECT id FROM batch_runs q WHERE q.exclusive = v.exclusive AND {due} ORDER BY q.rank, q.due_at, q.id LIMIT 1"
+        f"SELECT id FROM batch_runs q WHERE q.exclusive = v.exclusive AND {due} AND {not_held('q')} "
+        "ORDER BY q.rank, q.due_at, q.id LIMIT 1"
     )
     lock = " FOR UPDATE SKIP LOCKED" if locks and kind == "postgresql" else ""
     taken = "SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND x.state = 'running'"
     unbound = (
-        f"SELECT id FROM batch_runs f WHERE f.exclusive IS NULL AND {due} "
+        f"SELECT id FROM batch_runs f WHERE f.exclusive IS NULL AND {due} AND {not_held('f')} "
         f"AND {_filter('f.task', f'SELECT v.task FROM {wanted}', kind)} "
         f"ORDER BY f.exclusive, f.rank, f.due_at, f.id LIMIT :most{lock}"
     )

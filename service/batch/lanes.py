@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch import rows
 from service.batch.registry import Task
 from service.batch.states import Rank, RunState
-from service.batch.tables import CLAIMABLE_SQL, DUE_SQL, runs
+from service.batch.tables import CLAIMABLE_SQL, DUE_SQL, not_held, runs
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ async def _first(
     may_start = f"(v.blocked IS NULL OR q.state <> 'queued' OR q.rank <> {Rank.ON_TIME})"
     first = (
         f"SELECT q.id FROM batch_runs q WHERE q.exclusive = v.task AND {CLAIMABLE_SQL} AND {DUE_SQL} "
-        f"AND {may_start} ORDER BY q.rank, q.due_at, q.id LIMIT :most"
+        f"AND {not_held('q')} AND {may_start} ORDER BY q.rank, q.due_at, q.id LIMIT :most"
     )
     chosen = f"r.id = ANY(ARRAY({first}))" if kind == "postgresql" else f"r.id IN ({first})"
     statement = text(

@@ -32,7 +32,7 @@ from service.batch.cancel import Asked
 from service.batch.claims import is_any_due
 from service.batch.nodes import Seen
 from service.batch.states import RunState
-from service.batch.tables import nodes, runs, schedules, tasks
+from service.batch.tables import ACTIVE_SQL, nodes, runs, schedules, tasks
 
 LOOK_SECONDS = 1.0
 """How often a node looks, at least: so much later than it could it sees a death, or hears of a cancel."""
@@ -51,7 +51,7 @@ class News:
     others: list[Seen] = field(default_factory=list)
     """The other nodes that are not marked as stopped, and those that are but hold runs all the same."""
     requests: list[Asked] = field(default_factory=list)
-    """What this node is asked to cancel, and has not cancelled yet."""
+    """What this node is asked to cancel or to pause, and runs yet."""
 
     @property
     def state(self) -> State:
@@ -69,7 +69,7 @@ async def read(connection: AsyncConnection, node: str) -> News:
         if row.kind == "node":
             news.others.append(Seen(row.id, row.number, row.at is not None))
         else:
-            news.requests.append(Asked(row.id, row.number, row.words))
+            news.requests.append(Asked(row.id, row.number, row.words, row.kind == "pause"))
     return news
 
 
@@ -94,7 +94,13 @@ def _statement(is_told_the_time: bool) -> CompoundSelect[Any]:
     requests = select(
         literal("request"), runs.c.id, runs.c.fence, runs.c.cancel_reason, _none(nodes.c.stopped_at)
     ).where(is_asked, runs.c.node == node)
-    return ledger.union_all(others, requests)
+    held = (
+        select(literal("pause"), runs.c.id, runs.c.fence, "paused by " + tasks.c.paused_by, _none(nodes.c.stopped_at))
+        .select_from(tasks.join(runs, runs.c.task == tasks.c.name))
+        .where(tasks.c.paused_at >= runs.c.created_at, text(ACTIVE_SQL))
+        .where(runs.c.state == RunState.RUNNING, runs.c.node == node)
+    )
+    return ledger.union_all(others, requests, held)
 
 
 def _catalog() -> ColumnElement[str]:

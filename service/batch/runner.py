@@ -135,6 +135,11 @@ class Attempt:
         """Stop it because somebody asked for that; it will not go on."""
         self.stop(Ending(RunState.CANCELLED, "cancelled", reason))
 
+    def pause(self, reason: str) -> None:
+        """Have it stop at its next checkpoint, if it may go on from there."""
+        if self.task.policies.rerun:
+            self.run.ask_to_stop(reason)
+
     def abandon(self) -> None:
         """Give it up now, if it was asked to stop."""
         if self._stop is not None:

@@ -39,6 +39,16 @@ CLAIMABLE_SQL = f"state IN ({', '.join(repr(str(state)) for state in CLAIMABLE)}
 DUE_SQL = "(due_at <= :now OR state <> 'retrying')"
 """Of what is claimable: only a retry waits. For any other run `due_at` says since when it could start, by a clock that
 may have been ahead, or was set back since."""
+
+
+def not_held(run: str) -> str:
+    """Of what is claimable: a pause holds the runs of its task that there were when it began.
+
+    `run`: the alias of batch_runs. No join, which would have a plan of its own: the queue's index has the order.
+    """
+    return f"coalesce({run}.created_at > (SELECT t.paused_at FROM batch_tasks t WHERE t.name = {run}.task), true)"
+
+
 ACTIVE_SQL = f"state IN ({', '.join(repr(str(state)) for state in ACTIVE)})"
 
 
@@ -109,6 +119,11 @@ runs = Table(
     Column("fence", BigInteger, nullable=False, server_default="0"),
     Column("count", BigInteger),
     Column("total", BigInteger),
+    # Of the attempt that is going on: what was done before it, what it says, items a second, since when `count` stands.
+    Column("count_before", BigInteger),
+    Column("message", Text),
+    Column("rate", Float),
+    Column("progress_at", UtcDateTime),
     Column("requested_by", Text),
     Column("key", String(200)),
     Column("parent", Id),

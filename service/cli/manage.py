@@ -14,7 +14,8 @@ Anew = Annotated[bool, typer.Option("--again", help="From the beginning, also wh
 def pause(name: TaskName) -> None:
     """Stop firing a task, until `batch resume`.
 
-    Runs that are active go on. The slots of the pause are recorded as missed, and never caught up.
+    Its runs stop at their next checkpoint, and go on after the pause. The slots of the pause are recorded as missed, and
+    never caught up.
     """
     from service import managing
     from service.config import get_settings
@@ -28,7 +29,7 @@ def pause(name: TaskName) -> None:
 
 
 def resume(name: TaskName) -> None:
-    """Fire a paused task again, from now on."""
+    """Fire a paused task again, from now on. What the pause held goes on."""
     from service import managing
     from service.config import get_settings
 
@@ -70,7 +71,7 @@ def retry(run: OneRun, again: Anew = False) -> None:
     settings = get_settings()
     row = wait_for(managing.retry(settings, run, user(), again))
     print(f"run {row['id']} of {row['task']} is {row['state']} again")
-    warn_if_unserved(row["task"])
+    warn_if_held(row["task"])
 
 
 def backfill(
@@ -126,6 +127,19 @@ def prune(
         print(f"{sum(counts.values()):,} runs ended more than {settings.KEEP_RUNS_DAYS} days ago and would go")
     else:
         print("pruned " + (", ".join(f"{count:,} {what}" for what, count in counts.items()) or "nothing"))
+
+
+def warn_if_held(task: str) -> None:
+    """A run that there was before has to wait for the end of a pause."""
+    import sys
+
+    from service import managing
+    from service.config import get_settings
+
+    if (pause := wait_for(managing.pause_of(get_settings(), task))) is not None:
+        print(f"batch: {task} is paused by {pause.by}: `batch resume {task}` lets it go on", file=sys.stderr)
+    else:
+        warn_if_unserved(task)
 
 
 def warn_if_unserved(task: str) -> None:

@@ -227,7 +227,7 @@ async def test_a_look_reads_no_run_that_is_over(ledger: Database) -> None:
         given = str(statement.compile(connection.sync_engine, compile_kwargs={"literal_binds": True}))
         prefix = "EXPLAIN " if ledger.kind == "postgresql" else "EXPLAIN QUERY PLAN "
         plan = [str(row[-1]) for row in await connection.exec_driver_sql(prefix + given)]
-    of_runs = [line for line in plan if "batch_runs" in line]
+    of_runs = [line for line in plan if "batch_runs" in line and "Filter:" not in line]
     assert of_runs and all("ix_batch_runs" in line and "SCAN" not in line for line in of_runs), plan
 
 

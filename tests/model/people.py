@@ -41,16 +41,28 @@ class People(Machine):
         state = self.world.write(cancel.request_cancel, run.id, "cancelled by ann", "ann")
         assert state == expected
 
-    @precondition(lambda self: any(run.cancel for run in self.model.runs if run.state == "running"))
+    @precondition(lambda self: any(self.model.is_asked(run) for run in self.model.runs if run.state == "running"))
     @does(which=WHICH)
     def see_requests(self, which: str) -> None:
-        """A node cancels the attempts that somebody asked it to cancel."""
+        """A node cancels the attempts that somebody asked it to cancel, and has those of a paused task stop."""
         process = self.processes[which]
-        asked = {(one.run, one.fence): one.reason for one in self.world.read(news.read, process.id).requests}
-        running = (run for run in self.model.runs if (run.state, run.node) == ("running", process.id))
-        assert asked.keys() == {(run.id, run.fence) for run in running if run.cancel}
-        mine = [one for key, one in process.held.items() if key in asked]
-        ends = [(one, plain.Ending("cancelled", "cancelled", asked[one.id, one.fence])) for one in mine]
+        requests = self.world.read(news.read, process.id).requests
+        running = [run for run in self.model.runs if (run.state, run.node) == ("running", process.id)]
+        cancelled = {(one.run, one.fence): one.reason for one in requests if not one.is_pause}
+        paused = {(one.run, one.fence): one.reason for one in requests if one.is_pause}
+        assert cancelled.keys() == {(run.id, run.fence) for run in running if run.cancel}
+        assert paused.keys() == {(run.id, run.fence) for run in running if self.model.is_held(run)}
+        ends = [
+            (one, plain.Ending("cancelled", "cancelled", cancelled[key]))
+            for key, one in process.held.items()
+            if key in cancelled
+        ]
+        by_id = {run.id: run for run in running}
+        ends += [
+            (one, self.model.left(by_id[one.id], paused[key]))
+            for key, one in process.held.items()
+            if key in paused.keys() - cancelled.keys() and by_id[one.id].task.policy.rerun
+        ]
         self._write(process, ends)
 
     @does(number=NUMBER, states=st.sampled_from([plain.FINAL, plain.FINAL, ACTIVE]), anew=st.booleans())

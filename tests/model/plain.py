@@ -106,6 +106,7 @@ class Task:
     spans: list[Span]
     accounted_from: datetime
     paused_by: str | None = None
+    paused_at: datetime | None = None
     runs: list[Run] = field(default_factory=list)
     missed: dict[datetime, str] = field(default_factory=dict)
 
@@ -277,7 +278,7 @@ class Model:
         return min(ready, key=_place, default=None)
 
     def _may_start(self, run: Run) -> bool:
-        if run.state not in WAITING or run.due_at > self.now:
+        if run.state not in WAITING or run.due_at > self.now or self.is_held(run):
             return False
         policy, lanes = run.task.policy, run.task.policy.lanes
         if lanes is None:
@@ -286,6 +287,15 @@ class Model:
         if policy.overlap == "wait" and run.state == "queued" and run.rank == ON_TIME:
             before += sum(r.is_on_time and r.state in ("retrying", "interrupted") for r in run.task.runs)
         return before < lanes
+
+    def is_held(self, run: Run) -> bool:
+        """By a pause of its task: that holds the runs that there were when it began."""
+        paused_at = run.task.paused_at
+        return paused_at is not None and run.created_at <= paused_at
+
+    def is_asked(self, run: Run) -> bool:
+        """To stop, by a person."""
+        return run.cancel is not None or self.is_held(run)
 
     def claim_these(self, wanted: Mapping[str, int], lanes: Mapping[str, int], node: str) -> list[Run] | None:
         """Take those of these runs that are still to be had, each in this lane; None: the database refuses all."""
@@ -428,12 +438,12 @@ class Model:
         else:
             due = slots(task.spans[-1].period, task.handled, self.now)
             self._miss(task, due, f"not handled yet when it was paused by {by}")
-        task.paused_by = by
+        task.paused_by, task.paused_at = by, self.now
 
     def resume(self, task: Task) -> None:
         if task.paused_by is not None:
             self.fire([task.name], "", 0)
-            task.paused_by = None
+            task.paused_by = task.paused_at = None
 
     def prune(self, before: datetime, per_task: int) -> list[Run]:
         """What ended before goes, but for the newest of each task."""

@@ -73,13 +73,13 @@ class LocalEngine(Background):
         self._wake.set()
 
     def hear(self, news: News) -> None:
-        """Claim what may start, and cancel what this node is asked to cancel. By itself the engine asks nothing."""
+        """Claim what may start, and stop what this node is asked to stop. By itself the engine asks nothing."""
         if news.is_claimable:
             self.wake()
-        asked = {(one.run, one.fence): one.reason for one in news.requests}
+        asked = {(one.run, one.fence): one for one in news.requests}
         for attempt in self.attempts if asked else []:
-            if (reason := asked.get((attempt.claimed.id, attempt.claimed.fence))) is not None:
-                attempt.cancel(reason)
+            if (one := asked.get((attempt.claimed.id, attempt.claimed.fence))) is not None:
+                (attempt.pause if one.is_pause else attempt.cancel)(one.reason)
 
     def doubt(self) -> None:
         """A COMMIT may have gone through without a reply: look in the ledger for runs that this node holds."""
