@@ -12,7 +12,7 @@ from service.errors import BackupError
 TRIES = 5
 LOCK_SECONDS = 60
 LEDGERS_MARK = "batch_alembic_version"
-BESIDE_THE_DATA = ("batch_checkpoints", "batch_once")
+BESIDE_THE_DATA = ("batch_checkpoints", "batch_once", "batch_quarantine")
 
 # As pg_dump has them: values are written so that they mean the same wherever they are read, and a part of the rows
 # is never taken for all of them, which row security would do silently.
