@@ -18,7 +18,7 @@ from service.batch.registry import Task, TaskRegistry
 from service.batch.schedule import Schedule, schedule
 from service.config import Settings
 from service.errors import InvalidSchedule, InvalidSetting, UnknownRun, UnknownTask
-from service.listing import ledger
+from service.listing import ledger, with_pace
 
 Row = dict[str, Any]
 
@@ -115,7 +115,7 @@ async def _run(connection: AsyncConnection, run_id: str) -> Row:
         raise UnknownRun(f"the run {run_id} was deleted just now")
     scheduled = await slots.history(connection, row["task"])
     return {
-        **row,
+        **with_pace(row, await slots.now_of(connection)),
         "timezone": scheduled[-1]["timezone"] if scheduled else None,
         "node": await history.node(connection, row["node"]) if row["node"] else None,
         "attempts": await history.attempts_of(connection, run_id),
@@ -202,4 +202,5 @@ async def _runs(connection: AsyncConnection | None, name: str) -> list[Row]:
     if connection is None:
         return []
     found = await connection.execute(run_rows.listing(name, limit=LAST_RUNS))
-    return [dict(row) for row in found.mappings()]
+    now = await slots.now_of(connection)
+    return [with_pace(row, now) for row in found.mappings()]

@@ -1,22 +1,23 @@
-"""The log of a run, block by block, also while it is being written."""
+"""The log of a run, block by block, also while it is being written; and its row, until it is over."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import logs
-from service.batch import logbook
+from service.batch import logbook, slots
 from service.batch import runs as run_rows
 from service.batch.logbook import Block
 from service.batch.states import FINAL
 from service.config import Settings
 from service.details import run_of
 from service.errors import UnknownRun
-from service.listing import ledger
+from service.listing import ledger, with_pace
 
 POLL_SECONDS = 0.5
 PAGE = 20
@@ -45,11 +46,41 @@ async def blocks(settings: Settings, given: str, follow: bool) -> AsyncGenerator
             await asyncio.sleep(POLL_SECONDS)
 
 
+async def looks(settings: Settings, given: str) -> AsyncGenerator[dict[str, Any]]:
+    """A run's row, twice a second; the last one has a final state. `now` is the ledger's time, `rate` and `eta` its.
+
+    `given` as in `blocks`, and so are the errors.
+    """
+    logs.set_up("CRITICAL")
+    async with ledger(settings) as connection:
+        run = await run_of(connection, settings, given)
+        assert connection is not None
+        while row := await look(connection, run):
+            yield row
+            if row["state"] in FINAL:
+                return
+            await connection.rollback()
+            await asyncio.sleep(POLL_SECONDS)
+        raise _deleted(run)
+
+
+async def look(connection: AsyncConnection, run: str) -> dict[str, Any] | None:
+    """The row as `looks` has it; None: there is none."""
+    if (row := await run_rows.get(connection, run)) is None:
+        return None
+    now = await slots.now_of(connection)
+    return {**with_pace(row, now), "now": now}
+
+
 async def _state(connection: AsyncConnection, run: str) -> tuple[str, int]:
     row = await run_rows.get(connection, run)
     if row is None:
-        raise UnknownRun(f"the run {run} was deleted meanwhile")
+        raise _deleted(run)
     return row["state"], row["fence"]
+
+
+def _deleted(run: str) -> UnknownRun:
+    return UnknownRun(f"the run {run} was deleted meanwhile")
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from service.batch import accounting, catalog, slots, tables
 from service.batch import runs as run_rows
 from service.batch.account import Account, Entry
 from service.batch.loader import BrokenFile, load_tasks
+from service.batch.progress import pace
 from service.batch.registry import Task, TaskRegistry
 from service.batch.slots import OpenSchedule
 from service.batch.states import RunState
@@ -75,7 +76,14 @@ async def runs(
         if connection is None:
             return []
         found = await connection.execute(run_rows.listing(task, state, since, limit))
-        return [dict(row) for row in found.mappings()]
+        now = await slots.now_of(connection)
+        return [with_pace(row, now) for row in found.mappings()]
+
+
+def with_pace(run: Mapping[str, Any], now: datetime) -> Row:
+    """A run's row with the `rate` that it has at `now`, the ledger's time, and the `eta`."""
+    rate, eta = pace(run, now)
+    return {**run, "rate": rate, "eta": eta}
 
 
 async def accounts(

@@ -1,6 +1,7 @@
 """Chunks in real processes that are killed, frozen and stopped: a witness says that each item was done exactly once.
 
-CHUNK_KILLS=100 is the long form; CHUNK_SEED repeats its moments.
+CHUNK_KILLS=100 is the long form, here and in test_chunk_faults.py; CHUNK_SEED repeats its moments.
+`CHUNK_KILLS=100 pytest -s tests/test_chunks.py tests/test_chunk_faults.py -k "killed or cut"` prints figures.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ import os
 import random
 import signal
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -18,17 +24,23 @@ from sqlalchemy import text
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
-from tests.processes import Service, batch, service
+from tests.batch.ledger_world import rows
+from tests.processes import SERVE, Service, batch, process, service
 
 ITEMS = 50_000
 KILLS = int(os.environ.get("CHUNK_KILLS", "4"))
-SIZE = 100 if KILLS < 50 else 10
+SEED = int(os.environ.get("CHUNK_SEED", "7"))
+SIZE = 250 if KILLS < 50 else 10
+POINTS = ("before", "in", "after", "at random")
+"""Of a chunk's commit: what was written but not committed, while it commits, and before anybody heard that it did."""
+COMMITTED = {"before": False, "after": True}
 
 TASKS = """
-import os
-from sqlalchemy import insert, select
+import os, random, signal, threading, time
+from sqlalchemy import event, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from service import BaseTask, current_run
+from service import BaseTask, Retry, current_run
+from service.database.session import application_database
 
 class Base(DeclarativeBase): ...
 
@@ -43,14 +55,42 @@ class Witness(Base):
     run: Mapped[str]
     chunk: Mapped[int]
 
+point, number, what = os.environ.get("STRIKE", "never,0,0").split(",")
+left = [int(number)]
+
+def strike(*_):
+    os.kill(os.getpid(), getattr(signal, what))
+
+def strike_within(seconds):
+    wait = random.uniform(0, seconds)
+    threading.Thread(target=lambda: (time.sleep(wait), strike()), daemon=True).start()
+
+def prepare(db):
+    engine = application_database().engine.sync_engine
+    if point == "in the body":
+        strike()
+    if point == "before":  # this listener is behind the fence's: all is written
+        event.listen(engine, "commit", strike, once=True)
+    if point == "in":
+        event.listen(engine, "commit", lambda _: strike_within(0.001), once=True)
+    if point == "after":
+        event.listen(db.sync_session, "after_commit", strike, once=True)
+    if point == "at random":
+        strike_within(0.05)
+
 class Work(BaseTask):
     name, schedule = "work", None
+    retry = Retry(attempts=1_000_000, wait=0.05, factor=1)
 
-    async def run(self) -> int:
-        async for chunk in self.chunks(select(Item.id), key=Item.id, size=int(os.environ["SIZE"]), pause=0.005):
+    async def run(self, pause: float = 0.002) -> int:
+        source, by_itself = select(Item.id), current_run().fence % 2 == 0
+        async for chunk in self.chunks(source, key=Item.id, size=SIZE, pause=pause, retry_chunk=by_itself):
             async with chunk as (db, items):
                 rows = [{"item": item, "run": current_run().id, "chunk": chunk.number} for item in items]
                 await db.execute(insert(Witness), rows)
+                if chunk.number in left:
+                    left.remove(chunk.number)
+                    prepare(db)
         return chunk.number
 """
 
@@ -65,13 +105,12 @@ class World:
         self.folder = folder
         self.url = application
         (folder / "tasks").mkdir(exist_ok=True)
-        (folder / "tasks/work.py").write_text(TASKS)
+        (folder / "tasks/work.py").write_text(f"SIZE = {SIZE}\n{TASKS}")
         self.settings = {
             "DATABASE_URL": application,
             "LEDGER_URL": f"sqlite+aiosqlite:///{folder}/ledger.db" if "sqlite" in application else application,
             "POLL_SECONDS": "0.2",
             "DRAIN_SECONDS": "1",
-            "SIZE": str(SIZE),
         }
 
     async def make(self) -> None:
@@ -93,16 +132,33 @@ class World:
 
         return asyncio.run(ask())
 
+    async def runs(self) -> list[dict[str, Any]]:
+        return await rows(Database(self.settings["LEDGER_URL"], setting="LEDGER_URL", pooled=False))
+
     @property
     def seen(self) -> int:
         [(count,)] = self.query("SELECT count(*) FROM witness")
         assert isinstance(count, int)
         return count
 
-    def start(self) -> None:
-        done = batch(self.folder, "run", "work", "--queue", settings=self.settings)
+    def start(self, *words: str) -> None:
+        done = batch(self.folder, "run", "work", "--queue", *words, settings=self.settings)
         assert done.returncode == 0, done.stderr
         self.run = done.stdout.split()[1]
+
+    @contextmanager
+    def striking(self, point: str, chunk: int, what: str = "SIGKILL") -> Iterator[Service]:
+        """A service that sends itself this signal at that point of that chunk. It may not be ready yet."""
+        with process(self.folder, SERVE, {**self.settings, "STRIKE": f"{point},{chunk},{what}"}) as started:
+            yield started
+
+    def until_killed(self, running: Service) -> None:
+        give_up_at = time.monotonic() + 60
+        while (code := running.process.poll()) is None:
+            self.retry_poison()
+            assert time.monotonic() < give_up_at, running.stderr[-2000:]
+            time.sleep(0.05)
+        assert code == -signal.SIGKILL, running.stderr[-2000:]
 
     def until_seen(self, more_than: int, running: Service) -> None:
         give_up_at = time.monotonic() + 60
@@ -121,7 +177,7 @@ class World:
             assert batch(self.folder, "retry", self.run, settings=self.settings).returncode == 0
 
     def until_over(self, running: Service) -> tuple[object, ...]:
-        give_up_at = time.monotonic() + 90
+        give_up_at = time.monotonic() + 300
         while (row := self.state())[0] != "succeeded":
             self.retry_poison()
             assert time.monotonic() < give_up_at, (row, running.stderr[-2000:])
@@ -140,39 +196,61 @@ def world(database_url: str, tmp_path: Path) -> World:
     return made
 
 
-def test_killed_at_random_moments_each_item_is_done_exactly_once(world: World) -> None:
-    chance = random.Random(int(os.environ.get("CHUNK_SEED", "7")))
+def test_killed_before_in_and_after_its_commits_each_item_is_done_exactly_once(world: World) -> None:
+    chance, fates, began_at = random.Random(SEED), Counter[tuple[str, str]](), time.monotonic()
     for number in range(KILLS):
-        with service(world.folder, settings=world.settings) as running:
+        point, before = POINTS[number % len(POINTS)], world.seen
+        chunk = before // SIZE + chance.randint(1, 20)
+        with world.striking(point, chunk) as running:
             if number == 0:
+                running.wait_until_ready()
                 world.start()
-            world.until_seen(world.seen, running)
-            time.sleep(chance.uniform(0, 0.15))
-            running.process.send_signal(signal.SIGKILL)
+            world.until_killed(running)
+        has_committed = world.seen >= chunk * SIZE
+        assert COMMITTED.get(point, has_committed) == has_committed
+        assert point == "at random" or world.seen == (chunk if has_committed else chunk - 1) * SIZE
+        fates[point, "committed" if has_committed else "rolled back"] += 1
     assert world.seen < ITEMS
     with service(world.folder, settings=world.settings) as last:
         assert world.until_over(last)[0] == "succeeded"
     world.assert_exactly_once()
+    print(f"seed {SEED}: {KILLS} kills, {ITEMS // SIZE} chunks, {time.monotonic() - began_at:.0f} s; {dict(fates)}")
 
 
-def test_stopped_in_the_middle_it_is_interrupted_and_the_next_process_goes_on(world: World) -> None:
-    with service(world.folder, settings=world.settings) as first:
-        world.start()
-        world.until_seen(500, first)
-        first.stop(signal.SIGTERM)
-    assert world.state()[:2] == ("interrupted", 1)
-    before = world.seen
-    assert before < ITEMS
-    with service(world.folder, settings=world.settings) as second:
-        assert world.until_over(second)[:2] == ("succeeded", 1)
-        assert f"resumes behind chunk {before // SIZE}" in second.stderr
+def test_stopped_in_the_middle_it_is_interrupted_and_the_node_beside_it_goes_on(world: World) -> None:
+    with (
+        service(world.folder, settings=world.settings) as one,
+        service(world.folder, settings=world.settings) as two,
+    ):
+        world.start("--param", "pause=0.01")
+        world.until_seen(500, one)
+        [(pid,)] = world.query("SELECT pid FROM batch_nodes WHERE id IN (SELECT node FROM batch_runs)", ledger=True)
+        stopped, other = (one, two) if one.process.pid == pid else (two, one)
+        stopped.stop(signal.SIGTERM)
+        assert world.until_over(other)[:2] == ("succeeded", 1)
+        assert "was interrupted" in stopped.stderr
+        assert "resumes behind chunk" in other.stderr
+    outcomes = world.query("SELECT number, outcome FROM batch_attempts ORDER BY fence", ledger=True)
+    assert outcomes == [(1, "interrupted"), (1, "succeeded")]
     world.assert_exactly_once()
+
+
+def test_cancelled_in_a_pause_it_ends_within_two_seconds(world: World) -> None:
+    world.settings["POLL_SECONDS"] = "1"  # as it is where nobody has set it
+    with service(world.folder, settings=world.settings) as running:
+        world.start("--param", "pause=600")
+        world.until_seen(0, running)
+        assert batch(world.folder, "cancel", world.run, settings=world.settings).returncode == 0
+    [run] = asyncio.run(world.runs())
+    assert run["state"] == "cancelled"
+    assert run["finished_at"] - run["cancel_at"] < timedelta(seconds=2)
+    assert world.seen == SIZE
 
 
 def test_frozen_beyond_its_lease_it_commits_nothing_that_another_one_does_too(world: World) -> None:
     world.settings |= {"LEASE_SECONDS": "2", "HEARTBEAT_SECONDS": "0.3"}
     with service(world.folder, settings=world.settings) as frozen:
-        world.start()
+        world.start("--param", "pause=0.01")
         world.until_seen(500, frozen)
         frozen.freeze(world.url, world.settings["LEDGER_URL"])
         with service(world.folder, settings=world.settings) as other:

@@ -115,7 +115,7 @@ def test_show_as_json_has_the_whole_row_the_attempts_and_the_log(batch: Batch, f
     run = run_of(batch("run", "flaky", "--param", "failures=1", LEDGER_URL=database_url))
     found = batch("show", run, "--json").json
     assert found["kind"] == "run"
-    assert set(found) == {"kind", "timezone", "attempts", "log"} | set(tables.runs.c.keys())
+    assert set(found) == {"kind", "timezone", "attempts", "log", "eta"} | set(tables.runs.c.keys())
     assert [attempt["outcome"] for attempt in found["attempts"]] == ["failed", "succeeded"]
     assert found["attempts"][0]["error"]["type"] == "ValueError"
     assert found["log"][0]["text"] == "try 1" and found["result"] == {"tries": 2}
@@ -167,9 +167,33 @@ async def test_a_running_run_says_how_far_it_is(batch: Batch, prepared: Database
     async with prepared.engine.begin() as connection:
         await connection.execute(update(tables.runs).values(count=1_200, total=5_000))
     shown = values((await show(batch, run)).out)
-    assert shown["progress"] == "1,200 of 5,000"
+    assert shown["progress"] == "1,200 of 5,000, 24.0 %"
     assert re.fullmatch(r"9\d\.\d\d s", shown["so far"])
-    assert "finished" not in shown
+    assert "finished" not in shown and "message" not in shown
+
+
+async def test_how_fast_a_run_is_and_when_it_ends_is_shown_where_it_runs(
+    batch: Batch, ledger: Database, ledger_url: str
+) -> None:
+    now = clock.now()
+    await know(ledger, make_task("flaky"))
+    run = await insert(ledger, started_at=AT, attempt_started_at=now - timedelta(seconds=90))
+    said = {"count": 1_200, "total": 5_000, "message": "file 3", "rate": 10.0, "progress_at": now}
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).values(**said))
+    shown = values((await show(batch, run, LEDGER_URL=ledger_url)).out)
+    assert re.fullmatch(r"1,200 of 5,000, 24\.0 %, 10\.0 items/s, 6 min \d\d s left", shown["progress"])
+    assert shown["message"] == "file 3"
+    row = (await show(batch, run, "--json")).json
+    [listed] = (await asyncio.to_thread(batch, "runs", "--json")).json
+    [in_task] = (await show(batch, "flaky", "--json")).json["runs"]
+    for found in (row, listed, in_task):
+        assert {name: found[name] for name in ("count", "total", "message", "rate")} == {
+            name: said[name] for name in ("count", "total", "message", "rate")
+        }
+        assert datetime.fromisoformat(found["eta"]) == now + timedelta(seconds=380)
+    table = (await asyncio.to_thread(batch, "runs")).out.splitlines()
+    assert table[0].split()[-1] == "progress" and table[1].endswith("24.0 %")
 
 
 ONE, TWO = "01a212f3-41c9-7d59-930b-0d8b837dd87e", "01a212f3-41ca-7d59-930b-0d8b837dd87e"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -244,8 +244,9 @@ async def test_what_a_long_run_logs_is_in_the_ledger_before_it_ends(begin: Begin
 
     async def run(self: object) -> None:
         logger.info("half way")
-        current_run().progress(5, 10)
+        current_run().progress(5, 10, "at five")
         await go_on.wait()
+        current_run().progress(6, 10)
         logger.info("the end")
 
     make_task("long", run=run)
@@ -255,10 +256,43 @@ async def test_what_a_long_run_logs_is_in_the_ledger_before_it_ends(begin: Begin
     running = await run_in(service, "running")
     assert await until(lambda: lines_of(service, running["id"])) == ["half way"]
     halfway = await run_in(service, "running", count=5)
-    assert halfway["total"] == 10
+    assert (halfway["total"], halfway["message"], halfway["progress_at"]) == (10, "at five", clock.now())
     go_on.set()
-    await run_in(service, "succeeded")
+    done = await run_in(service, "succeeded")
+    assert (done["count"], done["message"], done["rate"]) == (6, "at five", None)
     assert await lines_of(service, running["id"]) == ["half way", "the end"]
+
+
+async def test_progress_is_written_twice_a_second_whatever_the_run_says(begin: Begin) -> None:
+    mirrored: list[str] = []
+    took = []
+
+    async def run(self: object) -> None:
+        began_at = clock.monotonic()
+        number = 0
+        while clock.monotonic() < began_at + 1.6:
+            current_run().progress(number := number + 1)
+            await asyncio.sleep(0.001)
+        took.append(clock.monotonic() - began_at)
+
+    def see(*given: Any) -> None:
+        if given[2].startswith("UPDATE batch_runs SET total"):
+            mirrored.append(given[2])
+
+    make_task("long", run=run)
+    service = await begin()
+    event.listen(service.ledger.engine.sync_engine, "before_cursor_execute", see)
+    clock.advance(MINUTE)
+    fire(service, "long")
+    await run_in(service, "running")
+    assert await until(lambda: rate_in(service)) > 10
+    await run_in(service, "succeeded")
+    assert 2 <= len(mirrored) <= took[0] / 0.5 + 1
+
+
+async def rate_in(service: BatchService) -> float | None:
+    [found] = await rows(service.ledger)
+    return found["rate"]
 
 
 async def test_a_run_that_outlasts_the_drain_is_interrupted_and_resumes_at_the_next_start(begin: Begin) -> None:

@@ -35,7 +35,7 @@ async def again(ledger: Database, application: Database, ids: Sequence[str], ran
     async with application.engine.connect() as beside, ledger.engine.begin() as connection:
         # SQLite's write lock, which may have to be waited for, before that of the ledger, which nobody holds for long.
         await beside.execute(text("SELECT 1"))
-        went = await reopen(connection, ids, FINAL, rank, by)
+        went = await reopen(connection, ids, FINAL, rank, by, anew=True)
         kind = application.kind
         own = checkpoints.c.run.in_(rows.among(checkpoints.c.run, went, kind))
         # The row without a name is the fence of the run: an attempt that was lost must not be able to commit.
@@ -53,18 +53,20 @@ async def retry_from_the_beginning(ledger: Database, application: Database, run_
 
 
 async def reopen(
-    connection: AsyncConnection, ids: Sequence[str], states: Sequence[RunState], rank: int, by: str
+    connection: AsyncConnection, ids: Sequence[str], states: Sequence[RunState], rank: int, by: str, anew: bool = False
 ) -> set[str]:
     """Queue those of these runs that are in one of these final states; their fences go on rising. Returns their ids.
 
+    `anew`: how far they were is forgotten.
     It counts as caught up from now on, so that it does not stand in the way of a slot that is on time.
     """
     kind = connection.dialect.name
     final = ", ".join(f"'{state}'" for state in states)
+    forgotten = "".join(f"{name} = NULL, " for name in runs.PROGRESS_COLUMNS) if anew else ""
     statement = text(
         "UPDATE batch_runs SET state = 'queued', rank = :rank, catch_up = true, due_at = :now, requested_by = :by, "
         "reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, "
-        "cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL "
+        f"{forgotten}cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL "
         f"WHERE id IN (SELECT v.id FROM {rows.source([runs_table.c.id], kind)}) AND state IN ({final}) RETURNING id"
     ).bindparams(bindparam("now", type_=runs_table.c.due_at.type), bindparam("by", type_=Text()))
     values = {"rows": rows.encode([{"id": i} for i in ids], kind), "rank": rank, "by": by}

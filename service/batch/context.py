@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid5
-from weakref import ref
+from weakref import WeakSet, ref
 
 from pydantic_core import PydanticSerializationError, to_json
 from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState
 
 from service.batch.loops import Loops
+from service.batch.progress import Meter
 from service.batch.schedule import Schedule
 from service.batch.states import Origin
 from service.errors import BatchError, Interrupted
@@ -45,7 +46,8 @@ class CurrentRun:
     `slot` is aware, in the task's zone; a manual run's is the instant asked for, or that of `--slot`.
     `attempt` counts from 1. `will_retry`: this one has failed, and another follows. `fence` is the number under which
     it may commit; `is_sealed`: it may no more. `holds_lease`: whether its node may work on it right now; `is_lost`: it
-    wanted to write when that was over. `transactions`: where it wrote, by `id(connection)`.
+    wanted to write when that was over. `transactions`: where it wrote, by `id(connection)`; `passed`: those that
+    have executed the fence statement already.
     """
 
     id: str
@@ -62,10 +64,11 @@ class CurrentRun:
     transactions: dict[int, tuple[ref[Any], asyncio.AbstractEventLoop]] = field(
         default_factory=dict, init=False, repr=False
     )
+    passed: WeakSet[Any] = field(default_factory=WeakSet, init=False, repr=False)
     loops: Loops = field(default_factory=Loops, init=False, repr=False)
     _stopping: asyncio.Event | None = field(default=None, init=False, repr=False)
     _schedule: Schedule | None = None
-    _progress: tuple[int, int | None] | None = None
+    meter: Meter = field(default_factory=Meter, init=False, repr=False)
     _stop_reason: str | None = None
     _lines: list[LogLine] = field(default_factory=list)
     _lost_lines: int = 0
@@ -96,12 +99,13 @@ class CurrentRun:
                 await self._stopping.wait()
         self.checkpoint()
 
-    def progress(self, done: int, total: int | None = None) -> None:
-        """Say how far the run is, in whole items. Written to the ledger at most twice a second. Raises ValueError."""
-        for name, value in (("done", done), ("total", total)):
-            if value is not None and not (isinstance(value, int) and 0 <= value < 2**63):
-                raise ValueError(f"progress({name}) is {value!r}; allowed: an int from 0")
-        self._progress = (done, total)
+    def progress(self, done: int | None = None, total: int | None = None, message: str | None = None) -> None:
+        """Say how far the run is, in whole items and in a line for people. The ledger gets it at most twice a second.
+
+        `total`: None where it is not known. `message`: stays until the next one; "" takes it away. It may come alone,
+        in a loop over chunks too, which count by themselves. Raises ValueError.
+        """
+        self.meter.say(done, total, message, before=self.loops.before)
 
     def idempotency_key(self, item: object) -> str:
         """A UUID for what this run does about `item`: the same in each of its attempts, whatever the chunks.
@@ -140,11 +144,6 @@ class CurrentRun:
                 taken.append(LogLine(taken[-1].at, "warning", "service.batch", text))
                 self._lost_lines = 0
         return taken
-
-    def take_progress(self) -> tuple[int, int | None] | None:
-        """The progress that was made since the last call, if any."""
-        made, self._progress = self._progress, None
-        return made
 
     def ask_to_stop(self, reason: str) -> None:
         self._stop_reason = self._stop_reason or reason

@@ -16,6 +16,7 @@ from service import clock
 from service.batch import logbook, runs, slots
 from service.batch.logbook import Block
 from service.batch.offload import offload
+from service.batch.progress import Progress
 from service.batch.runner import Attempt, Ending
 from service.batch.runs import Outcome
 from service.batch.states import Rank, RunState
@@ -56,7 +57,7 @@ class Entry:
         lost = "its result or error can't be stored"
         return Entry(
             [
-                replace(o, result=None, error=None, progress=None, reason=lost if o.state == RunState.FAILED else None)
+                replace(o, result=None, error=None, message=None, reason=lost if o.state == RunState.FAILED else None)
                 for o in self.outcomes
             ]
         )
@@ -115,11 +116,11 @@ class Journal:
         if clock.monotonic() < self._progress_at + PROGRESS_SECONDS:
             return []
         self._progress_at = clock.monotonic()
-        made = [(attempt, attempt.run.take_progress()) for attempt in attempts]
+        made = [(attempt, attempt.run.meter.take()) for attempt in attempts]
         return [
-            {"id": attempt.claimed.id, "fence": attempt.claimed.fence, "count": done[0], "total": done[1]}
-            for attempt, done in made
-            if done is not None
+            {"id": attempt.claimed.id, "fence": attempt.claimed.fence, "rate": new.rate, **_progress(attempt, new)}
+            for attempt, new in made
+            if new is not None
         ]
 
 
@@ -151,8 +152,24 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         error=_error(ending.error),
         due_at=None if is_over else ended_at + timedelta(seconds=ending.wait or 0),
         rank=Rank.INTERRUPTED if interrupted else None,
-        progress=attempt.run.take_progress(),
+        **_progress(attempt, attempt.run.meter.latest()),
     )
+
+
+def _progress(attempt: Attempt, made: Progress | None) -> dict[str, Any]:
+    """The values of PROGRESS_COLUMNS, if something was said."""
+    if made is None:
+        return {}
+    since, at = attempt.claimed.attempt_started_at, None
+    if made.age is not None:
+        at = max(since, attempt.ledger_time() - timedelta(seconds=made.age))
+    return {
+        "count": made.done,
+        "total": made.total,
+        "count_before": made.before,
+        "message": made.message,
+        "progress_at": at,
+    }
 
 
 def _error(error: BaseException | None) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from service.errors import ChunkError
@@ -24,15 +24,22 @@ class Loop(Protocol):
 
 
 class Loops:
-    """Those of one attempt."""
+    """Those of one attempt.
+
+    Attributes:
+        on_commit: Called with each chunk that was committed: its loop's name, its number, its items. For tests.
+        before: Items of them that earlier attempts did.
+    """
 
     def __init__(self) -> None:
+        self.on_commit: Callable[[str, int, list[Any]], None] | None = None
         self._names: set[str] = set()
         self._unnamed = 0
         self._known: dict[str, Loop] = {}
         self._unnamed_at: dict[str, int] = {}
         self._owed: dict[str, BaseException] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self.before = self._here = 0
 
     def name(self, kind: str, name: str | None) -> str:
         """The `name` of its row in batch_checkpoints: as given, or by its number in this attempt. Raises ChunkError."""
@@ -64,9 +71,12 @@ class Loops:
         """Its last chunk was rolled back by `error`, and it will hand it out again when it is asked."""
         self._owed[loop.name] = error
 
-    def paid(self, loop: Loop) -> None:
-        """It was committed after all, inside the same `async with`: the beginning of a chunk is tried again there."""
+    def committed(self, loop: Loop, number: int, items: list[Any]) -> None:
+        """Its chunk. It may owe one no more: the beginning of a chunk is tried again inside the same `async with`."""
         self._owed.pop(loop.name, None)
+        self._here += len(items)
+        if self.on_commit is not None:
+            self.on_commit(loop.name, number, items)
 
     def raise_owed(self) -> None:
         """For the end of `run()`: a loop that was left, although its last chunk was not committed, has failed."""
@@ -78,7 +88,9 @@ class Loops:
         self._known[loop.name] = loop
         totals = [one.total for one in self._known.values()]
         total = None if any(one is None for one in totals) else sum(one or 0 for one in totals)
-        return sum(one.done for one in self._known.values()), total
+        done = sum(one.done for one in self._known.values())
+        self.before = done - self._here
+        return done, total
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -93,7 +93,11 @@ class Outcome:
     error: dict[str, Any] | None = None
     due_at: datetime | None = None
     rank: int | None = None
-    progress: tuple[int, int | None] | None = None
+    count: int | None = None
+    total: int | None = None
+    count_before: int | None = None
+    message: str | None = None
+    progress_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,16 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     return found
 
 
-FINISH_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", "finished_at", "count", "total")
+PROGRESS_COLUMNS = ("count", "total", "count_before", "message", "progress_at")
+FINISH_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", "finished_at", *PROGRESS_COLUMNS)
+PROGRESS = (
+    "total = CASE WHEN v.count IS NULL THEN batch_runs.total ELSE v.total END, "
+    "count = coalesce(v.count, batch_runs.count), "
+    "count_before = coalesce(v.count_before, batch_runs.count_before), "
+    "message = CASE WHEN v.count_before IS NULL THEN batch_runs.message ELSE v.message END, "
+    "progress_at = coalesce(v.progress_at, batch_runs.progress_at)"
+)
+"""What was never said leaves the row as it is; `count_before` is there as soon as something was."""
 ATTEMPT_COLUMNS = ("run", "fence", "number", "node", "started_at", "ended_at", "outcome", "error")
 
 
@@ -158,7 +171,7 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
         f"reason = CASE WHEN {is_dropped} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
         f"finished_at = CASE WHEN {is_dropped} THEN v.ended_at ELSE v.finished_at END, "
         "due_at = coalesce(v.due_at, batch_runs.due_at), rank = coalesce(v.rank, batch_runs.rank), "
-        "count = coalesce(v.count, batch_runs.count), total = coalesce(v.total, batch_runs.total) "
+        f"{PROGRESS}, rate = NULL "
         f"FROM {rows.source([*(runs.c[n] for n in FINISH_COLUMNS), tables.attempts.c.ended_at], kind)} "
         f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {_running(kind)} RETURNING batch_runs.id"
     )
@@ -178,7 +191,6 @@ def _running(kind: str) -> str:
 
 def _finish_row(outcome: Outcome) -> dict[str, Any]:
     row = {name: getattr(outcome, name, None) for name in FINISH_COLUMNS}
-    row["count"], row["total"] = outcome.progress or (None, None)
     row["ended_at"] = outcome.ended_at
     row["finished_at"] = None if outcome.due_at is not None else outcome.ended_at
     return row
@@ -198,13 +210,13 @@ async def _bounced(connection: AsyncConnection, outcomes: list[Outcome]) -> list
 
 
 async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, Any]]) -> None:
-    """Write `count` and `total` of running runs."""
+    """Write how far running runs are: `id`, `fence`, PROGRESS_COLUMNS and `rate` of each."""
     if not progress:
         return
     kind = connection.dialect.name
-    columns = [runs.c[name] for name in ("id", "fence", "count", "total")]
+    columns = [runs.c[name] for name in ("id", "fence", "rate", *PROGRESS_COLUMNS)]
     statement = text(
-        f"UPDATE batch_runs SET count = v.count, total = v.total FROM {rows.source(columns, kind)} "
+        f"UPDATE batch_runs SET {PROGRESS}, rate = v.rate FROM {rows.source(columns, kind)} "
         f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {_running(kind)}"
     )
     await connection.execute(statement, {"rows": rows.encode(progress, kind)})
@@ -213,6 +225,7 @@ async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, 
 LISTED = (
     *("id", "task", "slot", "origin", "state", "reason", "attempt", "node"),
     *("created_at", "started_at", "finished_at"),
+    *("attempt_started_at", "count", "total", "message", "rate", "progress_at"),
 )
 
 

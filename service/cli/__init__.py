@@ -14,7 +14,7 @@ from collections.abc import Callable
 import typer
 from typer.exceptions import TyperException
 
-from service.cli import account, items, lint, logs, manage, new, runs, serve, show, tasks
+from service.cli import account, items, lint, logs, manage, new, runs, serve, show, tasks, watch
 from service.cli.examples import EXAMPLES
 from service.errors import BatchError
 
@@ -46,6 +46,7 @@ _add("Runs", "run", runs.run)
 _add("Runs", "runs", runs.runs)
 _add("Runs", "show", show.show)
 _add("Runs", "logs", logs.logs)
+_add("Runs", "watch", watch.watch)
 _add("Runs", "cancel", manage.cancel)
 _add("Runs", "retry", manage.retry)
 _add("Runs", "quarantine", items.quarantine)

@@ -50,6 +50,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch logs backup --follow": "of the newest run of a task, until it ends",
         "batch logs backup --json | jq .text": "for a program",
     },
+    "watch": {
+        "batch watch 01a212f3": "a run whose id begins so",
+        "batch watch backup": "the newest run of a task",
+        "batch watch backup | tee watched.txt": "as lines, every 10 seconds at most",
+    },
     "cancel": {
         "batch cancel 01a212f3": "the run whose id begins so",
         "batch cancel 01a212f3 --wait 0": "without waiting for its end",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,11 +28,13 @@ def logs(
     from service import following
     from service.config import get_settings
 
-    state = wait_for(_print(following.blocks(get_settings(), run, follow), as_json))
+    state = wait_for(print_log(following.blocks(get_settings(), run, follow), as_json))
     raise SystemExit(1 if follow and state != "succeeded" else 0)
 
 
-async def _print(blocks: AsyncGenerator[Block | str], as_json: bool) -> str:
+async def print_log(
+    blocks: AsyncGenerator[Block | str], as_json: bool = False, write: Callable[[str], None] = print
+) -> str:
     """Print the lines, and return the run's state."""
     before, state = (0, 1), ""
     async with aclosing(blocks) as opened:
@@ -43,7 +45,7 @@ async def _print(blocks: AsyncGenerator[Block | str], as_json: bool) -> str:
             if as_json:
                 _print_json(block)
             else:
-                _print_text(block, before)
+                _print_text(block, before, write)
             before = block.fence, block.attempt
             sys.stdout.flush()
     return state
@@ -56,17 +58,17 @@ def _print_json(block: Block) -> None:
         console.show_json({**vars(line), "attempt": block.attempt})
 
 
-def _print_text(block: Block, before: tuple[int, int]) -> None:
+def _print_text(block: Block, before: tuple[int, int], write: Callable[[str], None]) -> None:
     """`before`: fence and attempt of the block before; of the first one, those that need no word."""
     from service import console
 
     fence, attempt = before
     if block.attempt != attempt:
-        print(console.paint(f"--- attempt {block.attempt} ---", "heading"))
+        write(console.paint(f"--- attempt {block.attempt} ---", "heading"))
     elif fence and block.fence != fence:
-        print(console.paint(f"--- attempt {block.attempt}, begun again ---", "heading"))
+        write(console.paint(f"--- attempt {block.attempt}, begun again ---", "heading"))
     for line in block.lines:
-        print(text(line.at, line.level, line.logger, line.text))
+        write(text(line.at, line.level, line.logger, line.text))
 
 
 def text(at: str, level: str, logger: str, message: str) -> str:

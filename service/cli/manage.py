@@ -14,8 +14,8 @@ Anew = Annotated[bool, typer.Option("--again", help="From the beginning, also wh
 def pause(name: TaskName) -> None:
     """Stop firing a task, until `batch resume`.
 
-    Its runs stop at their next checkpoint, and go on after the pause. The slots of the pause are recorded as missed, and
-    never caught up.
+    Its runs stop at their next checkpoint, and go on after the pause. The slots of the pause are recorded as missed,
+    and never caught up.
     """
     from service import managing
     from service.config import get_settings

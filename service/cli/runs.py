@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli import complete, logs, manage
+from service.cli import complete, manage, progress, watch
 from service.cli.options import AsJson, OfTask, TaskName, instant, instant_or_age, pairs, user, wait_for
 from service.errors import InvalidParameters
+
+if TYPE_CHECKING:
+    from service.cli.bar import Bar, Lines
+    from service.host import BatchService
+
+BAR_AFTER_SECONDS = 1.0
+"""A run that is over by then needs no bar."""
 
 
 def run(
@@ -39,14 +49,18 @@ def run(
 
 
 def _execute(name: str, given: dict[str, str], slot: datetime | None) -> None:
-    from service import console
+    from service.cli import bar
+    from service.logs import get_logger
+
+    def tell(row: Mapping[str, Any], text: str) -> None:
+        get_logger("service.batch").info(text, run=row["id"])
 
     try:
-        row = wait_for(_run(name, given, slot))
+        with bar.display(sys.stderr, tell, states=False, after=BAR_AFTER_SECONDS) as shown:
+            row = wait_for(_run(name, given, slot, shown))
     except asyncio.CancelledError:
         raise SystemExit(128 + signal.SIGTERM) from None
-    took = console.duration(row["started_at"], row["finished_at"])
-    print(f"run {row['id']} {row['state']}{took}" + (f": {row['reason']}" if row["reason"] else ""))
+    print(progress.told_end(row))
     if row["result"] is not None:
         print(json.dumps(row["result"], ensure_ascii=False))
     raise SystemExit(0 if row["state"] == "succeeded" else 1)
@@ -60,7 +74,7 @@ def _queue(name: str, given: dict[str, str], slot: datetime | None, wait: bool) 
     print(f"run {run} queued", flush=True)
     manage.warn_if_unserved(name)
     if wait:
-        logs.logs(run, follow=True)
+        watch.with_log(run)
 
 
 def runs(
@@ -79,11 +93,11 @@ def runs(
 
     after = instant_or_age(since, "--since") if since is not None else None
     found = wait_for(listing.runs(get_settings(), task, state, after, limit))
-    shown = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "reason"]
-    console.show(found, shown, as_json)
+    shown = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "progress", "reason"]
+    console.show(found if as_json else [{**row, "progress": progress.brief(row)} for row in found], shown, as_json)
 
 
-async def _run(name: str, given: dict[str, str], slot: datetime | None) -> dict[str, Any]:
+async def _run(name: str, given: dict[str, str], slot: datetime | None, shown: Bar | Lines) -> dict[str, Any]:
     from service import logs as logging
     from service.batch.manual import ManualRun
     from service.batch.registry import TaskRegistry
@@ -91,7 +105,7 @@ async def _run(name: str, given: dict[str, str], slot: datetime | None) -> dict[
     from service.host import BatchService
 
     settings = get_settings()
-    logging.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
+    logging.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT, shown.log_stream)
     batch = BatchService(settings, fires=False)
     await batch.start()
     this = asyncio.current_task()
@@ -99,12 +113,23 @@ async def _run(name: str, given: dict[str, str], slot: datetime | None) -> dict[
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     try:
         manual = ManualRun(batch.ledger, batch.engine, TaskRegistry.get(name), batch.node.id)
-        return await manual.execute(given, slot, requested_by=user())
-    except asyncio.CancelledError:
-        if batch.engine.running:
-            text = f"stopping: the run has {settings.DRAIN_SECONDS:g} s to end, or is resumed by a service"
-            logging.get_logger("service.batch").info(text)
-        raise
+        async with watch.seen(batch.ledger, manual.id, shown), _drained(batch, settings.DRAIN_SECONDS):
+            return await manual.execute(given, slot, requested_by=user())
     finally:
         await batch.stop()
         logging.flush()
+
+
+@asynccontextmanager
+async def _drained(batch: BatchService, seconds: float) -> AsyncIterator[None]:
+    """When the block is cancelled: what runs has so many seconds to end, and is still shown."""
+    from service import logs
+
+    try:
+        yield
+    except asyncio.CancelledError:
+        if batch.engine.running:
+            text = f"stopping: the run has {seconds:g} s to end, or is resumed by a service"
+            logs.get_logger("service.batch").info(text)
+        await batch.drain()
+        raise

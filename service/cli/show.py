@@ -8,6 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from service import clock
+from service.cli import progress
 from service.cli.logs import text
 from service.cli.options import AsJson, RunOrTask, utc, wait_for
 
@@ -43,7 +44,8 @@ def _show_run(row: Row) -> None:
             "parent": row["parent"],
             "params": _json(row["params"]),
             "result": _json(row["result"]),
-            "progress": _progress(row["count"], row["total"]),
+            "progress": ", ".join(progress.words(row, clock.now())),
+            "message": row["message"],
             "attempt": row["attempt"] or None,
             "node": _node(row["node"]),
             "created": row["created_at"],
@@ -142,12 +144,6 @@ def _seconds(start: datetime | None, end: datetime | None) -> str | None:
 def _so_far(row: Row) -> str | None:
     """How long the attempt that is going on has run."""
     return _seconds(row["attempt_started_at"], clock.now()) if row["state"] == "running" else None
-
-
-def _progress(count: int | None, total: int | None) -> str | None:
-    if count is None:
-        return None
-    return f"{count:,} of {total:,}" if total is not None else f"{count:,}"
 
 
 def _error(error: Row | None) -> str | None:

@@ -22,12 +22,13 @@ import pytest
 if TYPE_CHECKING:  # pytest loads this module at every start, also where no test needs it
     from service.testing.kit import Batch as Batch
     from service.testing.postgres import PostgresServer
+    from service.testing.records import CommittedChunk as CommittedChunk
     from service.testing.records import MissedRange as MissedRange
     from service.testing.records import RunRecord as RunRecord
 else:
 
     def __getattr__(name: str) -> Any:
-        if name not in ("Batch", "MissedRange", "RunRecord"):
+        if name not in ("Batch", "CommittedChunk", "MissedRange", "RunRecord"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module("service.testing.kit"), name)
 

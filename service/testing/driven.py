@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -13,10 +15,12 @@ from typing import Any, Self
 from sqlalchemy import func, select, text
 
 from service import clock, logs
-from service.batch import catalog, fence, runs, starting, tables
+from service.batch import catalog, fence, nodes, runs, slots, starting, tables
 from service.batch.engines.local import LocalEngine
 from service.batch.firing import fire
+from service.batch.node import package_version
 from service.batch.registry import Task
+from service.batch.rescue import rescue
 from service.batch.states import FINAL
 from service.batch.tables import CLAIMABLE_SQL, new_id
 from service.config import get_settings
@@ -24,19 +28,36 @@ from service.database.engine import Database
 from service.database.session import use_application_database
 from service.errors import BatchError
 from service.testing.failures import Failures
+from service.testing.instances import prepared
+from service.testing.kills import Kill
+from service.testing.recorder import Recorder
 
 
 class DrivenService:
-    """It lives on the event loop that enters it, and for as long: `async with DrivenService(…) as service`."""
+    """It lives on the event loop that enters it, and for as long: `async with DrivenService(…) as service`.
 
-    def __init__(self, tasks: Mapping[str, Task], firing: set[str] | None, failures: Failures, patience: float) -> None:
+    Attributes:
+        node: The id of its node.
+        is_dead: It was killed: what it was running stands as running in the ledger.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        firing: set[str] | None,
+        failures: Failures,
+        recorder: Recorder,
+        patience: float,
+    ) -> None:
         self._tasks = tasks
         self._failures = failures
+        self._recorder = recorder
         self._schedules = {
             name: task.read_schedule() if firing is None or name in firing else None for name, task in tasks.items()
         }
         self._patience = patience
-        self._node = new_id()
+        self.node = new_id()
+        self.is_dead = False
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -48,13 +69,14 @@ class DrivenService:
             use_application_database(application, partial(fence.guard, idle_seconds=settings.LEASE_SECONDS))
             stack.callback(use_application_database, None)
             stack.enter_context(logs.keep_run_lines())
-            self._engine = LocalEngine(self._ledger, self._failures.watch(self._tasks), self._node)
+            tasks = prepared(prepared(self._tasks, self._failures.prepare), self._recorder.prepare)
+            self._engine = LocalEngine(self._ledger, tasks, self.node)
             stack.push_async_callback(self._end)
             starting.use_service(self._ledger, self._engine.wake)
             stack.callback(starting.use_no_service)
             async with self._ledger.engine.begin() as connection:
                 await catalog.record_tasks(connection, self._tasks, clock.now())
-                await catalog.set_schedules(connection, self._schedules, self._tasks, self._node)
+                await catalog.set_schedules(connection, self._schedules, self._tasks, self.node)
             self._stack = stack.pop_all()
         return self
 
@@ -79,11 +101,26 @@ class DrivenService:
     async def finish(self, run_id: str) -> None:
         """Let this run come to its end, retries included."""
         await self._run_what_is_due()
-        while (row := await self._row(run_id))["state"] not in FINAL:
+        while not self.is_dead and (row := await self._row(run_id))["state"] not in FINAL:
             if row["due_at"] <= clock.now():
                 raise BatchError(f"run {run_id} of task {row['task']} can't go on: it is {row['state']}")
             clock.advance(row["due_at"] - clock.now())
             await self._run_what_is_due()
+
+    async def kill(self, run_id: str, after_chunk: int) -> Kill:
+        """Let this run come to the commit of so many chunks, and die there; or to its end, if it has fewer."""
+        with self._recorder.killing(run_id, after_chunk, self._stop_driving) as kill:
+            await self.finish(run_id)
+        return kill
+
+    async def rescue(self, node: str) -> None:
+        """Take over what this node was running when it was killed."""
+        async with self._ledger.engine.begin() as connection:
+            now = await slots.now_of(connection)
+            process = {"host": socket.gethostname(), "pid": os.getpid(), "version": package_version()}
+            seen = {"started_at": now, "seen_at": now, "draining": False, "tasks": sorted(self._tasks)}
+            await nodes.register(connection, {"id": node, **process, **seen})
+            await rescue(connection, {node: 0}, now)
 
     async def settle(self) -> None:
         """Fire every slot that is due, and run what may run, until nothing is left to do at this instant."""
@@ -91,7 +128,7 @@ class DrivenService:
         while names:
             async with self._engine.claiming:
                 async with self._ledger.engine.begin() as connection:
-                    fired = await fire(connection, names, self._tasks, self._node, self._engine.room, clock.now())
+                    fired = await fire(connection, names, self._tasks, self.node, self._engine.room, clock.now())
                 self._engine.launch(fired.claimed)
             await self._run_what_is_due()
             names = {name for name, at in fired.again.items() if at <= clock.now()}
@@ -99,11 +136,25 @@ class DrivenService:
 
     async def _run_what_is_due(self) -> None:
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._patience) as self._time:
                 await self._engine.settle()
         except TimeoutError:
+            if self._recorder.kill is not None and self._recorder.kill.is_done:
+                self._die(self._recorder.kill)
+                return
             names = ", ".join(sorted({attempt.task.name for attempt in self._engine.attempts}))
             raise TimeoutError(f"still running after batch.patience, which is {self._patience:g} s: {names}") from None
+
+    def _stop_driving(self) -> None:
+        if not self._time.expired():
+            self._time.reschedule(0)
+
+    def _die(self, kill: Kill) -> None:
+        """Nothing is written any more: how the attempts end here stays in this process."""
+        self.is_dead = True
+        for attempt in self._engine.attempts:
+            attempt.give_up(f"the test killed it after chunk {kill.chunks}")
+        kill.bury()
 
     async def _next_instant(self) -> datetime | None:
         """The next slot, or when a waiting run is due."""
@@ -123,5 +174,6 @@ class DrivenService:
     async def _end(self) -> None:
         """What still runs, because the test gave up, is interrupted."""
         self._engine.start()
-        await self._engine.drain(0)
+        if not self.is_dead:
+            await self._engine.drain(0)
         await self._engine.stop()

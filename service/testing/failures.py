@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict, deque
-from collections.abc import Mapping
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from service.batch.base import BaseTask
 from service.batch.registry import Task
@@ -18,18 +16,10 @@ class Failures:
     def add(self, name: str, error: BaseException, times: int) -> None:
         self._waiting[name].extend([error] * times)
 
-    def watch(self, tasks: Mapping[str, Task]) -> dict[str, Task]:
-        """These tasks; each new instance fails as long as a failure waits for it."""
-        return {name: dataclasses.replace(task, cls=self._maker(task)) for name, task in tasks.items()}
-
-    def _maker(self, task: Task) -> type[BaseTask]:
-        def make() -> BaseTask:
-            instance = task.cls()
-            if self._waiting[task.name]:
-                vars(instance)["run"] = _failing(self._waiting[task.name].popleft(), task.on_loop)
-            return instance
-
-        return cast(type[BaseTask], make)  # an attempt only calls it
+    def prepare(self, task: Task, instance: BaseTask) -> None:
+        """A new instance fails as long as a failure waits for it."""
+        if self._waiting[task.name]:
+            vars(instance)["run"] = _failing(self._waiting[task.name].popleft(), task.on_loop)
 
 
 def _failing(error: BaseException, on_loop: bool) -> Any:

@@ -18,6 +18,8 @@ from service.config import get_settings
 from service.errors import BatchError
 from service.testing.driven import DrivenService
 from service.testing.failures import Failures
+from service.testing.recorder import Recorder
+from service.testing.records import CommittedChunk as CommittedChunk
 from service.testing.records import MissedRange, RunRecord, ended_ids, missed_ranges, run_records
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,6 +39,8 @@ class Batch:
         """`root`: where TASKS_DIR is looked for, when pytest was started in another folder."""
         self.patience = PATIENCE
         self._failures = Failures()
+        self._recorder = Recorder()
+        self._lost: tuple[str, str] | None = None
         self._only: set[str] | None = None
         self._is_busy = False
         place = get_settings().TASKS_DIR
@@ -72,18 +76,41 @@ class Batch:
             raise TypeError(f"fail_next() was given {error!r}; allowed: an exception, such as OSError('no network')")
         self._failures.add(_known(task).name, error or RuntimeError("made to fail by fail_next()"), times)
 
-    async def run(self, task: TaskOrName, *, slot: datetime | None = None, **params: Any) -> RunRecord:
+    async def run(
+        self, task: TaskOrName, *, slot: datetime | None = None, kill_after_chunk: int | None = None, **params: Any
+    ) -> RunRecord:
         """Run `task` with these parameters, to its end; for a retry the clock moves on to when it is due.
 
         What it starts with `start()` runs in the same call.
+        `kill_after_chunk`: when so many chunks are committed, in all its loops together, nothing goes on, as if the
+        process had died in that moment. The run is returned as `running`, and goes on with `resume()`. Raises
+        AssertionError when it ends with fewer chunks.
         A run that fails is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
         """
         known = _known(task)
+        _check(kill_after_chunk)
+        if kill_after_chunk is not None and self._lost is not None:
+            raise BatchError(f"run {self._lost[0]} was killed too, and waits for `batch.resume()`: one after the other")
         async with self._service() as service:
             run_id = await start(known.cls, slot=slot, **params)
-            await service.finish(run_id)
-        [record] = run_records(id=run_id)
-        return record
+            await self._finish(service, run_id, kill_after_chunk)
+        return self._record(run_id)
+
+    async def resume(self, *, kill_after_chunk: int | None = None) -> RunRecord:
+        """Take over the run that `kill_after_chunk` has ended, as another process does, and run it to its end.
+
+        It goes on behind the last chunk that was committed, in the same attempt. `kill_after_chunk` counts anew. Raises
+        BatchError when no run was killed.
+        """
+        _check(kill_after_chunk)
+        if self._lost is None:
+            raise BatchError("there is no run to resume: `batch.run(…, kill_after_chunk=…)` comes first")
+        run_id, node = self._lost
+        async with self._service() as service:
+            await service.rescue(node)
+            self._lost = None
+            await self._finish(service, run_id, kill_after_chunk)
+        return self._record(run_id)
 
     async def advance(
         self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
@@ -111,11 +138,28 @@ class Batch:
 
     def runs(self, task: TaskOrName | None = None) -> list[RunRecord]:
         """All runs, or those of one task, oldest first."""
-        return run_records(task=_known(task).name if task is not None else None)
+        return run_records(self._recorder.chunks, task=_known(task).name if task is not None else None)
 
     def missed(self, task: TaskOrName | None = None) -> list[MissedRange]:
         """The ranges of slots that did not run, with the reason, oldest first."""
         return missed_ranges(_known(task).name if task is not None else None)
+
+    async def _finish(self, service: DrivenService, run_id: str, kill_after_chunk: int | None) -> None:
+        if kill_after_chunk is None:
+            await service.finish(run_id)
+            return
+        kill = await service.kill(run_id, kill_after_chunk)
+        if not kill.is_done:
+            run = self._record(run_id)
+            ended = run.state if run.reason is None else f"{run.state} ({run.reason})"
+            raise AssertionError(
+                f"{run.task} was not killed after chunk {kill_after_chunk}: it committed {kill.chunks}, and {ended}"
+            )
+        self._lost = run_id, service.node
+
+    def _record(self, run_id: str) -> RunRecord:
+        [record] = run_records(self._recorder.chunks, id=run_id)
+        return record
 
     async def _while_ending(self, work: Callable[[DrivenService], Awaitable[None]]) -> list[RunRecord]:
         before = ended_ids()
@@ -132,7 +176,8 @@ class Batch:
             raise BatchError(f"{told}. (batch.only(…) leaves other files out.)")
         self._is_busy = True
         try:
-            async with DrivenService(TaskRegistry.tasks(), self._only, self._failures, self.patience) as service:
+            tasks = TaskRegistry.tasks()
+            async with DrivenService(tasks, self._only, self._failures, self._recorder, self.patience) as service:
                 yield service
         finally:
             self._is_busy = False
@@ -141,6 +186,12 @@ class Batch:
 def _known(task: TaskOrName) -> Task:
     """Raises UnknownTask for a name, InvalidTask for a class."""
     return TaskRegistry.get(task) if isinstance(task, str) else TaskRegistry.of(task)
+
+
+def _check(kill_after_chunk: Any) -> None:
+    is_whole = isinstance(kill_after_chunk, int) and not isinstance(kill_after_chunk, bool)
+    if kill_after_chunk is not None and not (is_whole and kill_after_chunk > 0):
+        raise ValueError(f"kill_after_chunk is {kill_after_chunk!r}; allowed: an int from 1")
 
 
 def _after(days: float, hours: float, minutes: float, seconds: float) -> datetime:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cached_property
@@ -23,6 +23,21 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class CommittedChunk:
+    """A chunk that a run has committed.
+
+    Attributes:
+        loop: The name of its loop, or else the loop's number in the run: "1".
+        number: Counts from 1 in its loop, through all attempts.
+        items: What it held.
+    """
+
+    loop: str
+    number: int
+    items: list[Any]
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """A run as it stands in the ledger. Instants are aware, UTC.
 
@@ -34,6 +49,7 @@ class RunRecord:
         attempt: How many attempts were made.
         error: What the last failed attempt raised: `type`, `message`, `traceback`; None where none failed.
         logs: The lines that were logged in it, oldest first: `text`, `level`, `logger`, `at`.
+        chunks: What all its attempts have committed in chunks, in this order: `loop`, `number`, `items`.
     """
 
     id: str
@@ -54,6 +70,7 @@ class RunRecord:
     started_at: datetime | None
     finished_at: datetime | None
     error: dict[str, str] | None
+    chunks: list[CommittedChunk] = field(repr=False, compare=False)
     _blocks: list[bytes] = field(repr=False, compare=False)
 
     @cached_property
@@ -72,9 +89,13 @@ class MissedRange:
     reason: str
 
 
-def run_records(**equal: str | None) -> list[RunRecord]:
+Committed = Mapping[str, list[CommittedChunk]]
+"""By the id of the run."""
+
+
+def run_records(chunks: Committed, **equal: str | None) -> list[RunRecord]:
     """The runs whose columns have these values (None: any), oldest first."""
-    return wait_for(_with_ledger(lambda connection: _run_records(connection, equal)))
+    return wait_for(_with_ledger(lambda connection: _run_records(connection, chunks, equal)))
 
 
 def ended_ids() -> set[str]:
@@ -97,7 +118,7 @@ async def _ids(connection: AsyncConnection, statement: Select[Any]) -> set[str]:
     return set((await connection.execute(statement)).scalars())
 
 
-async def _run_records(connection: AsyncConnection, equal: dict[str, str | None]) -> list[RunRecord]:
+async def _run_records(connection: AsyncConnection, chunks: Committed, equal: dict[str, str | None]) -> list[RunRecord]:
     chosen = [runs.c[name] == value for name, value in equal.items() if value is not None]
     names = [each.name for each in fields(RunRecord) if each.name in runs.c]
     found = select(*(runs.c[name] for name in names)).where(*chosen).order_by(runs.c.id)
@@ -109,7 +130,15 @@ async def _run_records(connection: AsyncConnection, equal: dict[str, str | None]
     for run, block in await connection.execute(lines):
         blocks.setdefault(run, []).append(block)
     rows = (await connection.execute(found)).mappings()
-    return [RunRecord(**row, error=errors.get(row["id"]), _blocks=blocks.get(row["id"], [])) for row in rows]
+    return [
+        RunRecord(
+            **row,
+            error=errors.get(row["id"]),
+            chunks=list(chunks.get(row["id"], [])),
+            _blocks=blocks.get(row["id"], []),
+        )
+        for row in rows
+    ]
 
 
 async def _missed_ranges(connection: AsyncConnection, task: str | None) -> list[MissedRange]:

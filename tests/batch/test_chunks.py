@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
 from service import BaseTask, get_db
 from service.batch import context, fence
+from service.batch.chunking import loop as chunk_loop
 from service.batch.chunking.paging import Pages
 from service.batch.context import CurrentRun
 from service.batch.states import Origin
@@ -179,19 +180,59 @@ async def test_leaving_the_block_early_commits(world: Database, leave: str) -> N
     assert await seen() == list(range(1, 26))
 
 
-async def test_a_writing_session_after_a_break_has_its_turn(world: Database) -> None:
-    async def body() -> None:
+LEFT = {"end": 25, "break": 20, "return": 20, "break outside": 20, "error": 10, "timeout": 10}
+"""A loop that is left in its second chunk, and how many items were committed then."""
+
+
+@pytest.mark.parametrize("leave", LEFT)
+async def test_however_a_loop_is_left_a_writing_session_after_it_has_its_turn(world: Database, leave: str) -> None:
+    async def loop() -> None:
         async for chunk in task.chunks(select(Item), key=Item.id, size=10):
-            if chunk.number == 2:
+            with contextlib.suppress(ValueError, TimeoutError):
+                async with asyncio.timeout(0.2 if leave == "timeout" else None), chunk as (db, items):
+                    see(db, items)
+                    await db.flush()
+                    if chunk.number == 2:
+                        if leave == "break":
+                            break
+                        if leave == "return":
+                            return
+                        if leave == "error":
+                            raise ValueError
+                        await asyncio.sleep(30 if leave == "timeout" else 0)
+            if chunk.number == 2 and leave != "end":
                 break
-            async with chunk as (db, items):
-                see(db, items)
+
+    async def body() -> None:
+        await loop()
         async with get_db() as db:
             see(db, [100])
             await db.commit()
 
     await Attempt().does(body)
-    assert await seen() == [*range(1, 11), 100]
+    assert await seen() == [*range(1, LEFT[leave] + 1), 100]
+
+
+async def test_a_cancel_rolls_back_the_chunk_that_it_meets(world: Database) -> None:
+    is_in = asyncio.Event()
+
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10):
+            async with chunk as (db, items):
+                see(db, items)
+                await db.flush()
+                if chunk.number == 2:
+                    is_in.set()
+                    await asyncio.sleep(30)
+
+    first = Attempt()
+    attempt = asyncio.create_task(first.does(body))
+    await is_in.wait()
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    assert await seen() == list(range(1, 11))
+    assert [part[0] for part in await Attempt(first).does(whole)] == [11, 21]
 
 
 async def test_an_error_that_is_caught_outside_hands_the_same_chunk_out_again(world: Database) -> None:
@@ -212,7 +253,9 @@ async def test_an_error_that_is_caught_outside_hands_the_same_chunk_out_again(wo
     assert await seen() == list(range(1, 26))
 
 
-async def test_a_chunk_whose_error_is_caught_for_ever_is_told(world: Database) -> None:
+async def test_a_chunk_whose_error_is_caught_for_ever_is_told(world: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_loop, "FIRST_WAIT", 0.001)
+
     async def body() -> None:
         async for chunk in task.chunks(select(Item), key=Item.id, size=10):
             with contextlib.suppress(ValueError):
@@ -538,6 +581,24 @@ async def test_with_retry_chunk_one_that_the_database_refused_is_handed_out_agai
     assert await seen() == list(range(1, 26))
 
 
+async def test_what_the_database_refuses_again_and_again_fails_the_attempt(
+    world: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunk_loop, "FIRST_WAIT", 0.001)
+    tries = []
+
+    async def body() -> None:
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10, retry_chunk=True):
+            async with chunk:
+                tries.append(chunk.number)
+                if chunk.number == 2:
+                    raise DBAPIError("UPDATE", {}, Deadlock())
+
+    with pytest.raises(DBAPIError):
+        await Attempt().does(body)
+    assert tries == [1, *[2] * chunk_loop.TRIES]
+
+
 async def test_a_loop_that_is_left_with_a_chunk_that_was_refused_has_failed(world: Database) -> None:
     async def body() -> None:
         async for chunk in task.chunks(select(Item), key=Item.id, size=10, retry_chunk=True):
@@ -602,9 +663,27 @@ async def test_progress_counts_what_was_committed_and_all_there_is(world: Databa
         async for chunk in task.chunks(select(Item), key=Item.id, size=10):
             async with chunk as (_, _items):
                 await asyncio.sleep(0.05)
-            made.append(attempt.run.take_progress())
+            made.append(attempt.run.meter.latest())
         return made
 
     made = await attempt.does(body)
-    assert made[-1] == (25, 25)
-    assert [done for done, _ in made] == [10, 20, 25]
+    assert (made[-1].done, made[-1].total) == (25, 25)
+    assert [one.done for one in made] == [10, 20, 25]
+
+
+async def test_what_earlier_attempts_did_is_told_apart(world: Database) -> None:
+    async def both(limit: int) -> None:
+        for kind in "ab":
+            mine = select(Item).where(Item.kind == kind)
+            async for chunk in task.chunks(mine, key=Item.id, size=4):
+                async with chunk as (db, items):
+                    see(db, items)
+                if kind == "b" and chunk.number == limit:
+                    return
+
+    first = Attempt()
+    await first.does(partial(both, 1))
+    second = Attempt(first)
+    await second.does(partial(both, 3))
+    made = [one.run.meter.latest() for one in (first, second)]
+    assert [(one.done, one.before) for one in made if one] == [(12 + 4, 0), (12 + 12, 12 + 4)]

@@ -294,7 +294,7 @@ async def test_a_row_that_the_loop_leaves_as_it_is_is_visited_once(batch: Batch)
 
 
 @on_sqlite
-async def test_a_run_that_is_stopped_between_pages_goes_on_with_the_rest(batch: Batch) -> None:
+async def test_a_run_that_is_stopped_between_chunks_goes_on_behind_the_last(batch: Batch) -> None:
     class Stopped(ChunkedTask):
         name = "stopped"
 
@@ -306,7 +306,8 @@ async def test_a_run_that_is_stopped_between_pages_goes_on_with_the_rest(batch: 
     batch.add(Stopped)
     await add(*long_ones(25))
     run = await batch.run(Stopped, slot=NEW_YEAR, size=10)
-    assert (run.state, run.attempt, run.result) == ("succeeded", 1, 15)
+    assert (run.state, run.attempt, run.result) == ("succeeded", 1, 25)
+    assert [len(chunk.items) for chunk in run.chunks] == [10, 10, 5]
 
 
 @on_sqlite

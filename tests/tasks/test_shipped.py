@@ -14,6 +14,7 @@ from sqlalchemy import func, select, text
 
 from service import TaskRegistry, clock, get_db
 from service.application.models import Session, User
+from service.application.sessions import SessionService
 from service.batch.loader import load_tasks
 from service.database.engine import Database
 from service.testing import Batch
@@ -24,6 +25,7 @@ from tests.processes import environment
 
 ROOT = Path(__file__).parent.parent.parent
 NOON = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
+DAY = timedelta(days=1)
 
 
 async def add(*rows: User | Session) -> None:
@@ -54,6 +56,41 @@ async def test_cleaning_up_deletes_the_expired_sessions_and_keeps_the_others(bat
     assert (await batch.run(CleanupSessionsTask)).state == "succeeded"
     async with get_db(readonly=True) as db:
         assert (await db.scalars(select(Session.session_id))).all() == ["young"]
+
+
+async def test_many_expired_sessions_are_deleted_in_chunks(batch: Batch) -> None:
+    batch.set_time(NOON)
+    await add(*(session(str(n), NOON - timedelta(seconds=n % 7)) for n in range(1_200)), session("young", NOON + DAY))
+    run = await batch.run(CleanupSessionsTask)
+    assert (run.state, run.logs[-1].text) == ("succeeded", "Cleaned up 1200 expired sessions")
+    assert [len(chunk.items) for chunk in run.chunks] == [500, 500, 200]
+    async with get_db(readonly=True) as db:
+        assert (await db.scalars(select(Session.session_id))).all() == ["young"]
+
+
+async def test_a_cleanup_that_was_killed_goes_on_and_knows_how_many_there_were(batch: Batch) -> None:
+    batch.set_time(NOON)
+    await add(*(session(str(n), NOON - timedelta(seconds=n % 7)) for n in range(1_200)))
+    await batch.run(CleanupSessionsTask, kill_after_chunk=1)
+    run = await batch.resume()
+    assert (run.state, run.count, run.total) == ("succeeded", 1_200, 1_200)
+
+
+async def test_a_session_that_was_prolonged_meanwhile_stays(application: Database) -> None:
+    with clock.moved(NOON):
+        await add(session("old", NOON), session("prolonged", NOON + DAY))
+        async with get_db() as db:
+            assert await SessionService(db).delete_expired(["old", "prolonged"]) == 1
+            await db.commit()
+
+
+async def test_all_at_once_they_can_be_deleted_too(application: Database) -> None:
+    with clock.moved(NOON):
+        await add(session("old", NOON), session("young", NOON + DAY))
+        async with get_db() as db:
+            assert await SessionService(db).cleanup_expired_sessions() == 1
+        async with get_db(readonly=True) as db:
+            assert (await db.scalars(select(Session.session_id))).all() == ["young"]
 
 
 async def test_a_week_of_the_shipped_tasks(batch: Batch, tmp_path: Path) -> None:

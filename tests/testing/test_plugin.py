@@ -11,18 +11,24 @@ from service.config import Settings
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs/testing.md"
+CRASH = ("tasks/first_sessions.py", "tests/test_first_sessions.py")
 
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A folder with the task and the five tests of the page in docs."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name, raising=False)
-    for name in ("tasks/invoices.py", "tests/test_invoices.py"):
+    take(pytester, monkeypatch, "tasks/invoices.py", "tests/test_invoices.py")
+    return pytester
+
+
+def take(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Write these files of the page, for an author without settings."""
+    for setting in Settings.model_fields:
+        monkeypatch.delenv(setting, raising=False)
+    for name in names:
         path = pytester.path / name
         path.parent.mkdir()
         path.write_text(on_the_page(name))
-    return pytester
 
 
 def on_the_page(name: str) -> str:
@@ -46,9 +52,21 @@ def test_the_five_tests_of_the_page_pass(project: pytest.Pytester, mode: str, fi
     project.runpytest_subprocess().assert_outcomes(passed=5)
 
 
+def test_the_crash_of_the_page_is_survived_and_leaves_nothing_behind(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No coroutine that is closed late, and no task that is pending when its loop ends: stderr would tell of it."""
+    take(pytester, monkeypatch, *CRASH)
+    done = pytester.runpytest_subprocess("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function")
+    done.assert_outcomes(passed=1)
+    assert done.stderr.str() == ""
+
+
 def test_they_pass_on_postgresql(project: pytest.Pytester) -> None:
+    for name in CRASH:
+        (project.path / name).write_text(on_the_page(name))
     project.makeini("[pytest]\npythonpath = .\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n")
-    project.runpytest_subprocess("--batch-database=postgresql").assert_outcomes(passed=5)
+    project.runpytest_subprocess("--batch-database=postgresql").assert_outcomes(passed=6)
 
 
 def test_a_project_without_tasks_is_left_alone(pytester: pytest.Pytester) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, bindparam, select, text
+from sqlalchemy import BigInteger, TextClause, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from service import clock
+from service.batch import fence
 from service.batch.context import CurrentRun
 from service.batch.tables import checkpoints
 from service.database.engine import Database
@@ -29,23 +31,30 @@ class Overtaken(ChunkError):
     """A commit of this loop whose reply was lost went through after all."""
 
 
-# Of two commits about one place only the first goes through: `count` and `chunks` are compared, and swapped.
-WRITE = text(
-    "INSERT INTO batch_checkpoints (run, name, fence, cursor, count, finished, at) "
-    "VALUES (:run, :name, :fence, :cursor, :count, :finished, :at) "
-    "ON CONFLICT (run, name) DO UPDATE SET fence = excluded.fence, cursor = excluded.cursor, "
-    "count = excluded.count, finished = excluded.finished, at = excluded.at "
-    "WHERE batch_checkpoints.count = :before RETURNING count"
-).bindparams(
-    bindparam("run", type_=checkpoints.c.run.type),
-    bindparam("name", type_=checkpoints.c.name.type),
-    bindparam("fence", type_=BigInteger()),
-    bindparam("cursor", type_=checkpoints.c.cursor.type),
-    bindparam("count", type_=BigInteger()),
-    bindparam("before", type_=BigInteger()),
-    bindparam("finished", type_=checkpoints.c.finished.type),
-    bindparam("at", type_=checkpoints.c.at.type),
-)
+def _upsert(rows: str) -> TextClause:
+    """Of two commits about one place only the first goes through: `count` is compared, and swapped."""
+    return text(
+        f"INSERT INTO batch_checkpoints (run, name, fence, cursor, count, finished, at) VALUES {rows} "
+        "ON CONFLICT (run, name) DO UPDATE SET fence = excluded.fence, cursor = excluded.cursor, "
+        "count = excluded.count, finished = excluded.finished, at = excluded.at "
+        "WHERE CASE WHEN batch_checkpoints.name = '' THEN batch_checkpoints.fence <= excluded.fence "
+        "ELSE batch_checkpoints.count = :before END"
+    ).bindparams(
+        bindparam("run", type_=checkpoints.c.run.type),
+        bindparam("name", type_=checkpoints.c.name.type),
+        bindparam("fence", type_=BigInteger()),
+        bindparam("cursor", type_=checkpoints.c.cursor.type),
+        bindparam("count", type_=BigInteger()),
+        bindparam("before", type_=BigInteger()),
+        bindparam("finished", type_=checkpoints.c.finished.type),
+        bindparam("at", type_=checkpoints.c.at.type),
+    )
+
+
+PLACE_ROW = "(:run, :name, :fence, :cursor, :count, :finished, :at)"
+PLACE = _upsert(PLACE_ROW)
+PLACE_AND_FENCE = _upsert(f"(:run, '', :fence, NULL, NULL, false, :at), {PLACE_ROW}")
+"""One statement for both: each costs a round trip in each chunk."""
 
 
 async def read(database: Database, run: CurrentRun, name: str) -> Place:
@@ -61,16 +70,25 @@ async def read(database: Database, run: CurrentRun, name: str) -> Place:
 
 
 async def write(db: AsyncSession, run: CurrentRun, name: str, before: Place, after: Place) -> None:
-    """In the session's transaction. Raises Overtaken when the loop does not stand at `before` any more."""
+    """In the session's transaction, as the last before its commit: the place, and the fence where the run has one.
+
+    Raises Overtaken when the loop does not stand at `before` any more, and LeaseLost.
+    """
     values = {
-        "run": run.id,
         "name": name,
-        "fence": run.fence,
         "cursor": {"after": after.cursor, "chunks": after.chunks},
         "count": after.count,
         "finished": after.is_finished,
         "before": before.count,
-        "at": clock.now(),
     }
-    if (await db.execute(WRITE, values)).first() is None:
+    if not await db.run_sync(_write, run, values):
         raise Overtaken(f"{run.task}: chunk {after.chunks} of {name!r} has been committed already, and is not again")
+
+
+def _write(session: Session, run: CurrentRun, values: dict[str, Any]) -> bool:
+    session.flush()
+    connection = session.connection()
+    if run.is_fenced:
+        return fence.pass_with(connection, run, PLACE_AND_FENCE, values)
+    values = {"run": run.id, "fence": run.fence, "at": clock.now(), **values}
+    return connection.execute(PLACE, values).rowcount == 1

@@ -73,10 +73,10 @@ class Chunks(Generic[T]):
             self.run.checkpoint()
             self.run.loops.asked(self)
         await self._before_next()
-        if self._chunk is None and self.run is not None:
-            self.run.loops.in_background(self._count())
         if not self._is_known:
             await self._look_up()
+        if self._chunk is None and self.run is not None:
+            self.run.loops.in_background(self._count())
         if self.place.is_finished or not (self._expects_more or await self._has_more()):
             await self._finish()
             raise StopAsyncIteration
@@ -148,7 +148,7 @@ class Chunks(Generic[T]):
         self._failures = 0
         self._expects_more = not page.is_last
         if self.run is not None:
-            self.run.loops.paid(self)
+            self.run.loops.committed(self, place.chunks, page.items)
         self._tell()
 
     def failed(self, number: int, error: BaseException) -> bool:
@@ -262,7 +262,6 @@ class Chunk(Generic[T]):
 
     async def _commit(self) -> None:
         self._guard.refuse_if_rolled_back(self.number, is_active=self.db.is_active)
-        await self.db.flush()
         before, page = self._loop.place, self._page
         place = Place(page.cursor, before.count + len(page.items), before.chunks + 1)
         if self._loop.run is not None:

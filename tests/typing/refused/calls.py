@@ -72,6 +72,9 @@ async def test_a_task(batch: Batch) -> None:
     run = await batch.run(Calls)
     assert run.state.succeeded  # refused
     run.state = "failed"  # refused
+    await batch.run(Calls, kill_after_chunk="3")  # refused
+    await batch.resume(Calls)  # refused
+    print(run.chunks[0].cursor)  # refused
     await batch.advance(hours="one")  # refused
     batch.fail_next(Calls, "no network")  # refused
     for line in run.logs:

@@ -42,3 +42,15 @@ class SyncTask(BaseTask):
         except ZeroDivisionError as error:
             logger.error("can't be", exc_info=error, run_id=run_id)
             raise
+
+
+class InChunks(BaseTask):
+    name = "in_chunks"
+    schedule = None
+
+    async def run(self) -> int:
+        numbers = self.chunks(range(5), size=2)
+        async for chunk in numbers:
+            async with chunk as (_, found):
+                assert_type(found, list[int])
+        return assert_type(numbers.done, int)

@@ -4,10 +4,10 @@ from datetime import UTC, date, datetime
 from typing import assert_type
 
 from tasks.kinds import ByHand, Decorated
-from tasks.others import StartsAnother, SyncTask
+from tasks.others import InChunks, StartsAnother, SyncTask
 from tasks.signups import SignupsTask
 
-from service.testing import Batch
+from service.testing import Batch, CommittedChunk
 
 
 async def test_a_day_without_users_has_none(batch: Batch) -> None:
@@ -41,3 +41,11 @@ async def test_one_task_starts_another(batch: Batch) -> None:
 async def test_parameters_and_results(batch: Batch) -> None:
     assert (await batch.run(ByHand, words=["a"], often=2)).result == ["a", "a"]
     assert (await batch.run(Decorated)).result == 1
+
+
+async def test_a_crash_repeats_nothing(batch: Batch) -> None:
+    killed = await batch.run(InChunks, kill_after_chunk=1)
+    assert assert_type(killed.chunks, list[CommittedChunk]) == [CommittedChunk("1", 1, [0, 1])]
+    await batch.resume(kill_after_chunk=1)
+    run = await batch.resume()
+    assert (run.result, [assert_type(chunk.number, int) for chunk in run.chunks]) == (5, [1, 2, 3])

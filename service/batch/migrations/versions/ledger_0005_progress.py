@@ -1,0 +1,16 @@
+"""What a running run says about itself beside its numbers, how fast it is, and since when."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "ledger_0005"
+down_revision = "ledger_0004"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("batch_runs", sa.Column("count_before", sa.BigInteger(), nullable=True))
+    op.add_column("batch_runs", sa.Column("message", sa.Text(), nullable=True))
+    op.add_column("batch_runs", sa.Column("rate", sa.Float(), nullable=True))
+    op.add_column("batch_runs", sa.Column("progress_at", sa.DateTime(timezone=True), nullable=True))

@@ -1,0 +1,69 @@
+"""How far a run is, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+Row = Mapping[str, Any]
+
+RATES = {"s": 1, "min": 60, "h": 3600}
+
+
+def words(run: Row, now: datetime) -> list[str]:
+    """Its numbers, as far as they are known: done of total, percent, rate, time left. `now`: the ledger's time."""
+    count, total = run["count"], run["total"]
+    if count is None:
+        return []
+    found = [f"{count:,}" if total is None else f"{count:,} of {total:,}", percent(run), rate(run["rate"])]
+    if run["eta"] is not None:
+        found.append(f"{duration((run['eta'] - now).total_seconds())} left")
+    return [word for word in found if word]
+
+
+def percent(run: Row) -> str | None:
+    """Cut, not rounded: 100 % is all of it."""
+    count, total = run["count"], run["total"]
+    if count is None or not total or count > total:
+        return None
+    tenths = 1000 * count // total
+    return f"{tenths / 10:.1f} %" if tenths < 1000 else "100 %"
+
+
+def brief(run: Row) -> str | None:
+    """For a column."""
+    count = run["count"]
+    return percent(run) or (f"{count:,}" if count is not None else None)
+
+
+def rate(per_second: float | None) -> str | None:
+    """By the first unit in which it is at least one."""
+    if per_second is None:
+        return None
+    if not per_second:
+        return "0 items/s"
+    unit = next((unit for unit, seconds in RATES.items() if per_second * seconds >= 1), "h")
+    number = per_second * RATES[unit]
+    return f"{number:,.0f} items/{unit}" if number >= 100 else f"{number:.1f} items/{unit}"
+
+
+def duration(seconds: float) -> str:
+    """The two largest units, such as 1 min 11 s."""
+    left = max(0, round(seconds))
+    minutes, second = divmod(left, 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days:,} d {hour:02} h"
+    if hours:
+        return f"{hours} h {minute:02} min"
+    return f"{minutes} min {second:02} s" if minutes else f"{second} s"
+
+
+def told_end(run: Row) -> str:
+    """What is said last about a run."""
+    from service import console
+
+    took = console.duration(run["started_at"], run["finished_at"])
+    return f"run {run['id']} {run['state']}{took}" + (f": {console.line(run['reason'])}" if run["reason"] else "")

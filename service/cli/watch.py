@@ -1,0 +1,113 @@
+"""`batch watch`, and what `batch run` has of it: following a run to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from service.cli import logs, progress
+from service.cli.options import RunOrTask, utc, wait_for
+from service.cli.progress import Row
+
+if TYPE_CHECKING:
+    from service.cli.bar import Bar, Lines
+    from service.database.engine import Database
+
+
+def watch(run: RunOrTask) -> None:
+    """Follow a run to its end: how far it is, how fast, and how long it will take.
+
+    RUN is a run's id, the first 6 or more digits of one, or a task's name: then its newest run is meant. In a terminal
+    it is a bar; else a line when something has changed, every 10 seconds at most. The exit code is 0 when the run
+    succeeded, and 1 when it ended otherwise. Ctrl-C leaves the run alone.
+    """
+    from service import following
+    from service.cli import bar
+    from service.config import get_settings
+
+    def tell(row: Row, text: str) -> None:
+        print(utc(row["now"]), text, flush=True)
+
+    with bar.display(sys.stdout, tell) as shown:
+        row = _wait_for(_see(following.looks(get_settings(), run), shown), shown)
+    print(progress.told_end(row))
+    raise SystemExit(0 if row["state"] == "succeeded" else 1)
+
+
+def with_log(run: str) -> NoReturn:
+    """Until the run ends: its log on stdout, how far it is on stderr.
+
+    Who reads a pipe may write to the same terminal, and would tear the bar.
+    """
+    from service import following
+    from service.cli import bar
+    from service.config import get_settings
+
+    settings = get_settings()
+
+    def tell(row: Row, text: str) -> None:
+        print(utc(row["now"]), text, file=sys.stderr)
+
+    async def follow() -> str:
+        seeing = asyncio.create_task(_see(following.looks(settings, run), shown))
+        try:
+            return await logs.print_log(following.blocks(settings, run, follow=True), write=shown.print)
+        finally:
+            await _end(seeing)
+
+    lines = bar.Lines(tell, states=False)
+    with bar.display(sys.stderr, tell) if sys.stdout.isatty() else lines as shown:
+        state = _wait_for(follow(), shown)
+    raise SystemExit(0 if state == "succeeded" else 1)
+
+
+@asynccontextmanager
+async def seen(database: Database, run: str, shown: Bar | Lines) -> AsyncIterator[None]:
+    """Show a run of this process in the block. A ledger that is away only leaves it as it was."""
+    watching = asyncio.create_task(_see_here(database, run, shown))
+    try:
+        yield
+    finally:
+        await _end(watching)
+
+
+async def _see_here(database: Database, run: str, shown: Bar | Lines) -> None:
+    from sqlalchemy.exc import DBAPIError
+
+    from service import following
+    from service.errors import DatabaseError
+
+    while True:
+        with suppress(DBAPIError, DatabaseError, OSError):
+            async with database.reader.connect() as connection:
+                row = await following.look(connection, run)
+            if row is not None:
+                shown.see(row)
+        await asyncio.sleep(following.POLL_SECONDS)
+
+
+async def _see(looks: AsyncGenerator[dict[str, Any]], shown: Bar | Lines) -> Row:
+    row: dict[str, Any] = {}
+    async with aclosing(looks) as opened:
+        async for row in opened:
+            if row["finished_at"] is None:
+                shown.see(row)
+    return row
+
+
+async def _end(watching: asyncio.Task[Any]) -> None:
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
+def _wait_for(work: Any, shown: Bar | Lines) -> Any:
+    try:
+        return wait_for(work)
+    except KeyboardInterrupt:
+        if shown.run is not None:
+            run = shown.run["id"]
+            print(f"batch: the run goes on; `batch watch {run}` follows it again", file=sys.stderr)
+        raise SystemExit(130) from None

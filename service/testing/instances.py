@@ -1,0 +1,28 @@
+"""Each attempt makes an instance of its task: a test may have a look at it before it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import cast
+
+from service.batch.base import BaseTask
+from service.batch.registry import Task
+
+Prepare = Callable[[Task, BaseTask], None]
+
+
+def prepared(tasks: Mapping[str, Task], prepare: Prepare) -> dict[str, Task]:
+    """These tasks; `prepare` is called with each new instance, inside its attempt, before its `run()` is."""
+    return {name: dataclasses.replace(task, cls=_maker(task, prepare)) for name, task in tasks.items()}
+
+
+def _maker(task: Task, prepare: Prepare) -> type[BaseTask]:
+    return cast(type[BaseTask], partial(_make, task, prepare))  # an attempt only calls it
+
+
+def _make(task: Task, prepare: Prepare) -> BaseTask:
+    instance = task.cls()
+    prepare(task, instance)
+    return instance

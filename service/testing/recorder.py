@@ -1,0 +1,49 @@
+"""What runs commit in chunks, written down while they do, until a kill if there is to be one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from service.batch.base import BaseTask
+from service.batch.context import current_run
+from service.batch.registry import Task
+from service.testing.kills import Kill
+from service.testing.records import CommittedChunk
+
+
+class Recorder:
+    """The chunks of each run, in the order of their commits.
+
+    Attributes:
+        kill: What is to end the run that is going on; None: nothing.
+    """
+
+    def __init__(self) -> None:
+        self.chunks: defaultdict[str, list[CommittedChunk]] = defaultdict(list)
+        self.kill: Kill | None = None
+
+    def prepare(self, task: Task, instance: BaseTask) -> None:
+        """For a new instance, inside its attempt."""
+        run = current_run()
+        run.loops.on_commit = partial(self._committed, run.id)
+        if self.kill is not None:
+            self.kill.prepare(instance)
+
+    @contextmanager
+    def killing(self, run: str, after_chunk: int, on_kill: Callable[[], None]) -> Iterator[Kill]:
+        self.kill = Kill(run, after_chunk, on_kill)
+        try:
+            with self.kill.of_tasks():
+                yield self.kill
+        finally:
+            self.kill = None
+
+    def _committed(self, run: str, loop: str, number: int, items: list[Any]) -> None:
+        name = loop.partition(":")[2]  # without the kind of its place
+        self.chunks[run].append(CommittedChunk(name, number, list(items)))
+        if self.kill is not None:
+            self.kill.committed(run)

@@ -1,0 +1,174 @@
+"""A chunk's place and the fence are one statement: it refuses an older holder as the fence by itself does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import event, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service import get_db
+from service.application.models import User
+from service.batch import fence
+from service.batch.chunking import checkpoints
+from service.batch.chunking.checkpoints import Overtaken, Place
+from service.batch.tables import checkpoints as table
+from service.database.engine import Database
+from service.database.migrate import migrate
+from service.database.session import application_database, use_application_database
+from service.errors import LeaseLost
+from service.host import APPLICATION_HISTORY
+from tests.batch.test_chunks import Attempt, task
+
+NAME = "chunks:1"
+
+
+@pytest.fixture
+async def fenced(application: Database) -> Database:
+    use_application_database(application, partial(fence.guard, idle_seconds=30))
+    return application
+
+
+@pytest.fixture
+async def postgres_application(postgres_database: str) -> AsyncIterator[Database]:
+    database = Database(postgres_database, setting="DATABASE_URL")
+    await migrate(database, APPLICATION_HISTORY)
+    use_application_database(database, partial(fence.guard, idle_seconds=30))
+    yield database
+    use_application_database(None)
+    await database.dispose()
+
+
+@contextmanager
+def statements(database: Database) -> Iterator[list[str]]:
+    """Those about batch_checkpoints."""
+    seen: list[str] = []
+
+    def see(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if "batch_checkpoints" in statement and not statement.startswith("SELECT"):
+            seen.append(statement)
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", see)
+    yield seen
+    event.remove(database.engine.sync_engine, "before_cursor_execute", see)
+
+
+async def loop(name: str = "a") -> None:
+    """Two chunks with one user each."""
+    async for chunk in task.chunks(range(2), size=1):
+        async with chunk as (db, _):
+            db.add(User(email=f"{name}{chunk.number}"))
+
+
+async def takes_over() -> None:
+    async with application_database().engine.begin():
+        pass
+
+
+async def stored() -> tuple[list[str], dict[str, tuple[int, int | None]]]:
+    """The users; and the fence and the count of each row of batch_checkpoints."""
+    async with get_db(readonly=True) as db:
+        emails = (await db.scalars(select(User.email).order_by(User.email))).all()
+        found = await db.execute(select(table.c.name, table.c.fence, table.c["count"]))
+        return list(emails), {name: (number, count) for name, number, count in found}
+
+
+@pytest.mark.parametrize("is_fenced", [True, False])
+async def test_each_commit_of_a_loop_has_one_statement_for_the_place_and_the_fence(
+    fenced: Database, is_fenced: bool
+) -> None:
+    attempt = Attempt()
+    attempt.run.is_fenced = is_fenced
+    with statements(fenced) as seen:
+        await attempt.does(loop)
+    assert len(seen) == 3  # two chunks, and the end of the loop
+    fence_row = {"": (1, None)} if is_fenced else {}
+    assert await stored() == (["a1", "a2"], {NAME: (1, 2), **fence_row})
+
+
+@pytest.mark.parametrize("has_gone_on", [False, True])
+async def test_a_chunk_of_an_older_holder_is_refused(fenced: Database, has_gone_on: bool) -> None:
+    """Whether or not the newer holder has moved the place by then."""
+    old = Attempt()
+    new = Attempt(old)
+
+    async def wakes_up() -> None:
+        chunks = task.chunks(range(2), size=1)
+        chunk = await anext(chunks)
+        await (new.does(partial(loop, "new")) if has_gone_on else new.does(takes_over))
+        async with chunk as (db, _):
+            db.add(User(email="old"))
+
+    with pytest.raises(LeaseLost, match="another node holds run"):
+        await old.does(wakes_up)
+    async with get_db() as db:  # outside of runs, with the connection of the refused one
+        db.add(User(email="z"))
+        await db.commit()
+    place = {NAME: (2, 2)} if has_gone_on else {}
+    assert await stored() == ([*(["new1", "new2"] if has_gone_on else []), "z"], {"": (2, None), **place})
+
+
+async def test_a_place_that_has_moved_under_the_same_holder_is_overtaken(fenced: Database) -> None:
+    attempt = Attempt()
+
+    async def again() -> None:
+        async with get_db() as db:
+            db.add(User(email="twice"))
+            await checkpoints.write(db, attempt.run, NAME, Place(), Place([1], 1, 1))
+
+    await attempt.does(loop)
+    with pytest.raises(Overtaken):
+        await attempt.does(again)
+    assert await stored() == (["a1", "a2"], {"": (1, None), NAME: (1, 2)})
+
+
+async def test_a_lease_that_ends_within_the_statement_refuses_the_commit(fenced: Database) -> None:
+    """It is looked at when the transaction begins, before the statement and after it."""
+    attempt, looks = Attempt(), iter((True, True, False))
+    attempt.run.holds_lease = lambda: next(looks)
+    with pytest.raises(LeaseLost, match="the lease of this node is over"):
+        await attempt.does(loop)
+    assert await stored() == ([], {})
+
+
+async def test_what_passed_the_fence_is_one_transaction_and_no_later_one_of_its_session(fenced: Database) -> None:
+    old = Attempt()
+    new = Attempt(old)
+
+    async def twice() -> None:
+        async with get_db() as db:
+            await checkpoints.write(db, old.run, NAME, Place(), Place([1], 1, 1))
+            await db.rollback()
+            await new.does(takes_over)
+            db.add(User(email="old"))
+            await db.commit()
+
+    with pytest.raises(LeaseLost, match="another node holds run"):
+        await old.does(twice)
+    assert await stored() == ([], {"": (2, None)})
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_a_serialization_failure_of_a_place_is_looked_up(postgres_application: Database, is_lost: bool) -> None:
+    """The snapshot of the old holder is from before the new one raised the fence."""
+    old = Attempt()
+    new = Attempt(old) if is_lost else old
+    engine = postgres_application.engine.execution_options(isolation_level="REPEATABLE READ")
+
+    async def writes() -> None:
+        async with AsyncSession(engine) as db:
+            db.add(User(email="old"))
+            await db.flush()
+            await new.does(takes_over)
+            await checkpoints.write(db, old.run, NAME, Place(), Place([1], 1, 1))
+            await db.commit()
+
+    with pytest.raises(LeaseLost if is_lost else DBAPIError) as refused:
+        await old.does(writes)
+    assert is_lost or "could not serialize" in str(refused.value)
+    assert await stored() == ([], {"": (1 + is_lost, None)})
