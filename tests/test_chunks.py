@@ -72,7 +72,7 @@ def prepare(db):
     if point == "before":  # this listener is behind the fence's: all is written
         event.listen(engine, "commit", strike, once=True)
     if point == "in":
-        event.listen(engine, "commit", lambda _: strike_within(0.001), once=True)
+        event.listen(engine, "commit", lambda _: strike_within(0.0005), once=True)
     if point == "after":
         event.listen(db.sync_session, "after_commit", strike, once=True)
     if point == "at random":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -18,8 +19,10 @@ _TAGGED: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     "uuid": (UUID, str, UUID),
     "decimal": (Decimal, str, Decimal),
     "bytes": (bytes, bytes.hex, bytes.fromhex),
+    "float": (float, repr, float),
 }
-"""By tag: the type, how it is written and how it is read. A datetime is a date too, so it stands first."""
+"""By tag: the type, how it is written and how it is read. A datetime is a date too, so it stands first. JSON has no
+infinite floats."""
 
 
 def encode(values: Sequence[Any]) -> list[Any]:
@@ -32,7 +35,7 @@ def decode(stored: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _encode(value: Any) -> Any:
-    if type(value) in _PLAIN:
+    if type(value) in _PLAIN and not (isinstance(value, float) and math.isinf(value)):
         return value
     for tag, (kind, write, _) in _TAGGED.items():
         if isinstance(value, kind):

@@ -8,9 +8,24 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Select, Table, UniqueConstraint, and_, bindparam, inspect, or_, tuple_
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    DateTime,
+    Numeric,
+    Select,
+    Table,
+    Time,
+    UniqueConstraint,
+    and_,
+    bindparam,
+    inspect,
+    or_,
+    tuple_,
+)
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
+from sqlalchemy.types import TypeDecorator
 
 from service.errors import ChunkError
 
@@ -46,6 +61,16 @@ class Key:
 
     def read(self, row: Any) -> tuple[Any, ...]:
         return tuple(one.read(row) for one in self.columns)
+
+    @property
+    def has_several_forms(self) -> bool:
+        """Whether SQLite, which has no such types, may hold a value otherwise than SQLAlchemy would write it."""
+        return any(isinstance(_impl(one.column.type), DateTime | Time | Numeric) for one in self.columns)
+
+    def at(self, prefix: str) -> ColumnElement[bool]:
+        """The row at the place given as the parameters `parameters(prefix, …)`."""
+        pairs = zip(self.columns, self._placeholders(prefix), strict=True)
+        return and_(*(one.column == value for one, value in pairs))
 
     def behind(self, prefix: str) -> ColumnElement[bool]:
         """The rows that come after the place given as the parameters `parameters(prefix, …)`."""
@@ -164,6 +189,10 @@ def _refuse_duplicates(statement: Select[Any], columns: list[ColumnElement[Any]]
         f"key={told} is not unique, so rows that share it could be skipped at the end of a chunk: "
         f"add the primary key to it ({primary}), as in key=({told}, {primary})"
     )
+
+
+def _impl(kind: Any) -> Any:
+    return kind.impl_instance if isinstance(kind, TypeDecorator) else kind
 
 
 def _is_whole(index: Any) -> bool:

@@ -52,6 +52,7 @@ class Pages(Generic[T]):
         self.key = Key(statement, key)
         self._first = statement.where(*self.key.bounds(start, stop))
         self._next = self._first.where(self.key.behind("batch_key_"))
+        self._at = _unlocked(self._first).where(self.key.at("batch_key_")).limit(1)
         # Made once: for the same object SQLAlchemy finds faster what it has compiled.
         self._first_page, self._next_page = self._page_of(self._first), self._page_of(self._next)
         descriptions = statement.column_descriptions
@@ -86,7 +87,21 @@ class Pages(Generic[T]):
                 f"two rows have the key {last!r}, so the second would be skipped at the end of a chunk: "
                 "add columns to key= until it tells all rows apart"
             )
+        await self._refuse_another_form(db, last)
         return Page(items, cursors.encode(last), is_last=not rest)
+
+    async def _refuse_another_form(self, db: AsyncSession, last: tuple[Any, ...]) -> None:
+        """SQLite compares times as texts: by one that it holds otherwise the next page would not begin behind it."""
+        if db.get_bind().dialect.name != "sqlite" or not self.key.has_several_forms:
+            return
+        found = await db.execute(self._at, self.key.parameters("batch_key_", last))
+        if found.first() is None:
+            told = ", ".join(str(one.column) for one in self.key.columns)
+            raise ChunkError(
+                f"SQLite holds a value of key={told} otherwise than SQLAlchemy writes it, as CURRENT_TIMESTAMP, which "
+                "has no microseconds, does: rows would be skipped. Have Python make that value (default=clock.now in "
+                "place of server_default=func.now()), or choose another key"
+            )
 
     async def count(self, database: Database, cursor: Any) -> int | None:
         statement, values = self._behind(cursor, self._first, self._next)
