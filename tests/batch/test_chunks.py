@@ -671,6 +671,33 @@ async def test_progress_counts_what_was_committed_and_all_there_is(world: Databa
     assert [one.done for one in made] == [10, 20, 25]
 
 
+async def test_the_total_is_right_also_where_rows_go_while_they_are_counted(
+    world: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt, count, is_counting, may_count = Attempt(), Pages.count, asyncio.Event(), asyncio.Event()
+
+    async def slowly(self: Pages[Any], *given: Any) -> int | None:
+        is_counting.set()
+        await may_count.wait()
+        return await count(self, *given)
+
+    async def body() -> int | None:
+        loop = task.chunks(select(Item), key=Item.id, size=10)
+        async for chunk in loop:
+            if chunk.number == 2:
+                await is_counting.wait()
+            async with chunk as (db, items):
+                await db.execute(delete(Item).where(Item.id.in_([item.id for item in items])))
+            if chunk.number == 2:
+                may_count.set()
+                while loop.total is None:
+                    await asyncio.sleep(0.001)
+        return loop.total
+
+    monkeypatch.setattr(Pages, "count", slowly)
+    assert await attempt.does(body) == 25
+
+
 async def test_what_earlier_attempts_did_is_told_apart(world: Database) -> None:
     async def both(limit: int) -> None:
         for kind in "ab":

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import BigInteger, TextClause, bindparam, select, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from service import clock
 from service.batch import fence
 from service.batch.context import CurrentRun
 from service.batch.tables import checkpoints
-from service.database.engine import Database
 from service.errors import ChunkError
 
 
@@ -57,12 +56,11 @@ PLACE_AND_FENCE = _upsert(f"(:run, '', :fence, NULL, NULL, false, :at), {PLACE_R
 """One statement for both: each costs a round trip in each chunk."""
 
 
-async def read(database: Database, run: CurrentRun, name: str) -> Place:
+async def read(connection: AsyncConnection, run: CurrentRun, name: str) -> Place:
     """As it is committed; the beginning where there is no row."""
     columns = (checkpoints.c.cursor, checkpoints.c["count"], checkpoints.c.finished)
     query = select(*columns).where(checkpoints.c.run == run.id, checkpoints.c.name == name)
-    async with database.reader.connect() as connection:
-        row = (await connection.execute(query)).first()
+    row = (await connection.execute(query)).first()
     if row is None:
         return Place()
     cursor, count, is_finished = row

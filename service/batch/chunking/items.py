@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Row, Select, inspect
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import InstanceState
 
 from service.batch import context
@@ -153,8 +153,8 @@ class _Work:
         behind = cursors.encode(self._pages.key_of(items[-1])) if items else cursor
         return Page(items, behind, is_last=True)
 
-    async def count(self, database: Database, cursor: Any) -> int | None:
-        return await self._pages.count(database, cursor)
+    async def count(self, connection: AsyncConnection, cursor: Any) -> int | None:
+        return await self._pages.count(connection, cursor)
 
     async def do(self, db: AsyncSession, item: Any) -> None:
         key = self._pages.key_of(item)

@@ -20,6 +20,7 @@ from service.batch.chunking.checkpoints import Overtaken, Place
 from service.batch.chunking.guard import Guard
 from service.batch.chunking.paging import Page, Pages, Source
 from service.batch.chunking.sources import CursorPages, CursorSource, File, Items
+from service.batch.context import CurrentRun
 from service.database.engine import Database
 from service.database.session import application_database
 from service.database.transient import is_transient
@@ -76,7 +77,7 @@ class Chunks(Generic[T]):
         if not self._is_known:
             await self._look_up()
         if self._chunk is None and self.run is not None:
-            self.run.loops.in_background(self._count())
+            self.run.loops.in_background(self._count(self.run))
         if self.place.is_finished or not (self._expects_more or await self._has_more()):
             await self._finish()
             raise StopAsyncIteration
@@ -110,7 +111,8 @@ class Chunks(Generic[T]):
 
     async def _look_up(self) -> None:
         assert self.run is not None
-        place = await checkpoints.read(self.database, self.run, self.name)
+        async with self.database.reader.connect() as connection:
+            place = await checkpoints.read(connection, self.run, self.name)
         if self._chunk is None and place.chunks and not place.is_finished:
             logger.info(f"resumes behind chunk {place.chunks} of loop {self.name!r}: {place.count:,} are done")
         if place.chunks > self.place.chunks:
@@ -122,11 +124,14 @@ class Chunks(Generic[T]):
         if self.run is not None:
             self.run.progress(*self.run.loops.advanced(self))
 
-    async def _count(self) -> None:
-        """Once, beside the work. Where it fails, the total is not known."""
-        place = self.place
+    async def _count(self, run: CurrentRun) -> None:
+        """Once, beside the work: the place, and what lies behind it, at one instant. Where it fails, nobody knows."""
         with contextlib.suppress(DBAPIError, DatabaseError, OSError):
-            behind = await self.source.count(self.database, place.cursor)
+            async with self.database.reader.connect() as connection:
+                if self.database.kind == "postgresql":
+                    await connection.execution_options(isolation_level="REPEATABLE READ")
+                place = await checkpoints.read(connection, run, self.name)
+                behind = await self.source.count(connection, place.cursor)
             self.total = None if behind is None else place.count + behind
             self._tell()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import Select, func, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from service.batch.chunking import cursors
 from service.batch.chunking.keys import Key
@@ -38,7 +38,7 @@ class Source(Protocol[T]):
     async def load(self, db: AsyncSession, cursor: Any) -> Page[T]:
         """What lies behind it, in the chunk's transaction."""
 
-    async def count(self, database: Database, cursor: Any) -> int | None:
+    async def count(self, connection: AsyncConnection, cursor: Any) -> int | None:
         """How many items lie behind it; None where that can't be known."""
 
 
@@ -103,11 +103,10 @@ class Pages(Generic[T]):
                 "place of server_default=func.now()), or choose another key"
             )
 
-    async def count(self, database: Database, cursor: Any) -> int | None:
+    async def count(self, connection: AsyncConnection, cursor: Any) -> int | None:
         statement, values = self._behind(cursor, self._first, self._next)
         counted = select(func.count()).select_from(_unlocked(statement).subquery())
-        async with database.reader.connect() as connection:
-            return int((await connection.execute(counted, values)).scalar_one())
+        return int((await connection.execute(counted, values)).scalar_one())
 
     def _page_of(self, statement: Select[Any]) -> Select[Any]:
         return statement.order_by(*self.key.order).limit(self._size + 1)

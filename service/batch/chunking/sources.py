@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from service.batch.chunking.paging import Page
 from service.database.engine import Database
@@ -58,7 +58,7 @@ class CursorPages(Generic[T]):
         assert self._page is not None
         return Page(list(self._page[1]), self._page[2], is_last=True)
 
-    async def count(self, database: Database, cursor: Any) -> int | None:
+    async def count(self, connection: AsyncConnection, cursor: Any) -> int | None:
         return None
 
 
@@ -97,7 +97,7 @@ class Items(Generic[T]):
         position = self._at + len(self._buffer)
         return Page(self._buffer, {"position": position, "file": self._stat}, is_last=True)
 
-    async def count(self, database: Database, cursor: Any) -> int | None:
+    async def count(self, connection: AsyncConnection, cursor: Any) -> int | None:
         if not isinstance(self._source, Sequence):
             return None
         return len(self._source) - (cursor["position"] if cursor is not None else 0)
