@@ -293,16 +293,17 @@ async def test_a_transaction_that_was_open_beside_it_is_rolled_back_and_holds_no
     await batch.run(Holding, kill_after_chunk=1)
     await try_to_write("ada@example.com")
     async with asyncio.timeout(10):
-        while await connections():
+        while await transactions():
             await asyncio.sleep(0.05)  # PostgreSQL takes its time to notice
     assert (await batch.resume()).state == "succeeded"
     assert await emails() == ["ada@example.com"]
 
 
-async def connections() -> int:
-    """That anybody else has to this database."""
+async def transactions() -> int:
+    """That anybody else has open in this database."""
     others = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+        "AND state <> 'idle'"
     )
     async with get_db(readonly=True) as db:
         return int((await db.execute(others)).scalar_one())

@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar, cast
 
-from sqlalchemy import Executable, Select
+from sqlalchemy import Executable, Select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -129,7 +129,7 @@ class Chunks(Generic[T]):
         with contextlib.suppress(DBAPIError, DatabaseError, OSError):
             async with self.database.reader.connect() as connection:
                 if self.database.kind == "postgresql":
-                    await connection.execution_options(isolation_level="REPEATABLE READ")
+                    await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
                 place = await checkpoints.read(connection, run, self.name)
                 behind = await self.source.count(connection, place.cursor)
             self.total = None if behind is None else place.count + behind
