@@ -93,7 +93,7 @@ class Loops:
         return done, total
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.Task(work, loop=asyncio.get_running_loop())  # no task factory: it is no part of the run's work
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
