@@ -247,6 +247,7 @@ def test_cancelled_in_a_pause_it_ends_within_two_seconds(world: World) -> None:
     assert world.seen == SIZE
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # PostgreSQL's is in test_chunk_faults.py
 def test_frozen_beyond_its_lease_it_commits_nothing_that_another_one_does_too(world: World) -> None:
     world.settings |= {"LEASE_SECONDS": "2", "HEARTBEAT_SECONDS": "0.3"}
     with service(world.folder, settings=world.settings) as frozen:

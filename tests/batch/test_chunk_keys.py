@@ -55,7 +55,7 @@ from tests.batch.test_chunks import Attempt, task
 
 EXAMPLES = int(os.environ.get("CHUNK_EXAMPLES", "0"))
 SETTINGS = settings(
-    max_examples=EXAMPLES or 80,
+    max_examples=EXAMPLES or 40,
     derandomize=not EXAMPLES,
     database=None,
     suppress_health_check=list(HealthCheck),

@@ -27,7 +27,7 @@ from tests.model.world import World
 LONG = int(os.environ.get("MODEL_EXAMPLES", "0"))
 
 SETTINGS = settings(
-    max_examples=LONG or 30,
+    max_examples=LONG or 20,
     stateful_step_count=40,
     deadline=None,
     derandomize=not LONG,
