@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import make_url
 
 from service.testing.postgres import PostgresServer
-from tests.faults.network import Proxy, proxy
+from tests.faults.network import Proxy, proxy_before
 from tests.processes import SERVE, Service, process, service
 from tests.test_chunks import ITEMS, KILLS, SEED, SIZE, World, world
 
@@ -31,10 +31,7 @@ on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect
 
 @pytest.fixture
 def network(postgres_server: PostgresServer) -> Iterator[Proxy]:
-    directory = make_url(postgres_server.url).query.get("host")
-    if not isinstance(directory, str):
-        pytest.skip("the server of TEST_DATABASE_URL has no socket that is known here")
-    with proxy(Path(directory), 1) as made:
+    with proxy_before(postgres_server, 1) as made:
         yield made
 
 

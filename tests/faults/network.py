@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+from sqlalchemy import make_url
+
+from service.testing.postgres import PostgresServer
 from tests.processes import environment
 
 
@@ -42,3 +46,13 @@ def proxy(directory: Path, doors: int) -> Iterator[Proxy]:
             yield Proxy(process)
         finally:
             process.kill()
+
+
+@contextmanager
+def proxy_before(server: PostgresServer, doors: int) -> Iterator[Proxy]:
+    """The same for a server of the tests."""
+    directory = make_url(server.url).query.get("host")
+    if not isinstance(directory, str):
+        pytest.skip("the server of TEST_DATABASE_URL has no socket that is known here")
+    with proxy(Path(directory), doors) as made:
+        yield made

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import asyncpg
 import pytest
 from sqlalchemy import make_url
 
 from service.testing.postgres import PostgresServer
-from tests.faults.network import Proxy, proxy
+from tests.faults.network import Proxy, proxy_before
 
 LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
 
 @pytest.fixture(scope="module")
 def network(postgres_server: PostgresServer) -> Iterator[Proxy]:
-    directory = make_url(postgres_server.url).query.get("host")
-    if not isinstance(directory, str):
-        pytest.skip("the server of TEST_DATABASE_URL has no socket that is known here")
-    with proxy(Path(directory), 2) as made:
+    with proxy_before(postgres_server, 2) as made:
         yield made
 
 
