@@ -34,12 +34,14 @@ dev: install ## the same, and start it anew when a file of tasks/ or service/ ch
 
 tools: $(DEV) ## what the targets below need, in .venv
 
+# Hundreds of processes are started: where none of them may keep its bytecode, each compiles all libraries anew.
 test: tools ## every test, three at a time, for much of it waits; ARGS are passed on
-	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: tools ## the fault suite's long form, half an hour; FAULT_COUNT and FAULT_SEED change its plan
 	FAULT_COUNT=$${FAULT_COUNT:-300} .venv/bin/pytest -s tests/faults
 	OUTAGE_SECONDS=30 .venv/bin/pytest tests/test_outages.py
+	WRITER_SECONDS=61 .venv/bin/pytest tests/database/test_long_writer.py
 
 check: tools ## lint, formatting, types
 	.venv/bin/ruff check .
@@ -59,7 +61,7 @@ hooks: tools ## let git check lint, formatting and types before each commit
 lock: ## write both lock files; UPGRADE=--upgrade takes the newest
 	@[ -n "$(UV)" ] || { echo "make lock needs uv: install it, or give its place (make lock UV=path/to/uv)." >&2; exit 1; }
 	$(COMPILE) -o requirements.lock
-	$(COMPILE) --extra dev --extra sentry -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) --extra dev --extra s3 --extra sentry -c requirements.lock -o requirements-dev.lock
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache

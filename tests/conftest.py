@@ -8,14 +8,14 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from sqlalchemy import make_url
 
-from service import TaskRegistry, config, logs
+from service import TaskRegistry, config, host, logs
 from service.database.engine import Database
-from service.database.migrate import migrate
 from service.database.session import use_application_database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer, start_server
+from tests.databases import PostgresDatabases, SQLiteFiles
 
 KINDS = ("sqlite", "postgresql")
 pytest_plugins = ["pytester"]
@@ -41,6 +41,14 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     logs.flush()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_collection_at_each_start() -> Iterator[None]:
+    """With the modules of all tests in memory it takes a third of a second; services in processes do collect."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "_collect_garbage_less_often", lambda stack: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     with start_server() as server:
@@ -61,46 +69,36 @@ async def postgres_database(postgres_server: PostgresServer) -> AsyncIterator[st
     await postgres_server.drop_database(url)
 
 
-@pytest.fixture(params=KINDS)
-async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of an empty database of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{tmp_path}/test.db"
-        return
-    server = request.getfixturevalue("postgres_server")
-    url = await server.create_database()
-    yield url
-    await server.drop_database(url)
+@pytest.fixture(scope="session")
+def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> SQLiteFiles:
+    return SQLiteFiles(tmp_path_factory.mktemp("migrated"))
 
 
 @pytest.fixture(scope="session")
-async def ledger_template(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """A PostgreSQL database with the ledger's tables, of which each test gets a copy: faster than migrating."""
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    url = await server.create_database()
-    await migrated_ledger(url)
-    yield url
-    await server.drop_database(url)
-
-
-async def migrated_ledger(url: str) -> None:
-    database = Database(url, setting="LEDGER_URL", pooled=False)
-    await migrate(database, LEDGER_HISTORY)
-    await database.dispose()
+def postgresql_databases(postgres_server: PostgresServer) -> Iterator[PostgresDatabases]:
+    databases = PostgresDatabases(postgres_server)
+    yield databases
+    wait_for(databases.close())
 
 
 @pytest.fixture(params=KINDS)
-async def ledger_url(request: pytest.FixtureRequest, ledger_template: str, tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of a migrated ledger on each kind of database."""
-    if request.param == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
-        await migrated_ledger(url)
-        yield url
-        return
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    url = await server.create_database(template=str(make_url(ledger_template).database))
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of an empty database of each kind, or of a migrated one where a test has `application` too."""
+    databases = request.getfixturevalue(f"{request.param}_databases")
+    url = await databases.make(
+        tmp_path / "test.db", APPLICATION_HISTORY if "application" in request.fixturenames else None
+    )
     yield url
-    await server.drop_database(url)
+    await databases.drop(url)
+
+
+@pytest.fixture(params=KINDS)
+async def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of a migrated ledger on each kind of database."""
+    databases = request.getfixturevalue(f"{request.param}_databases")
+    url = await databases.make(tmp_path / "ledger.db", LEDGER_HISTORY)
+    yield url
+    await databases.drop(url)
 
 
 @pytest.fixture
@@ -115,7 +113,6 @@ async def ledger(ledger_url: str) -> AsyncIterator[Database]:
 async def application(database_url: str) -> AsyncIterator[Database]:
     """A migrated application database of each kind, which get_db() opens."""
     database = Database(database_url, setting="DATABASE_URL")
-    await migrate(database, APPLICATION_HISTORY)
     use_application_database(database)
     yield database
     use_application_database(None)

@@ -37,7 +37,7 @@ class {cls}(BaseTask):
     name, schedule, overlap = "{name}", "* * * * * *", "skip"
     async def run(self):
         pathlib.Path("{name}.begun").touch()
-        while not pathlib.Path("{until}").exists():
+        while not {over}:
             {check}
             await asyncio.sleep(0.02)
 """
@@ -57,7 +57,13 @@ class Blocks(BaseTask):
 
 def waits(name: str, until: str, check: str = "pass") -> str:
     """A task that goes on until there is a file `until`."""
-    return WAITS.format(cls=name.title(), name=name, until=until, check=check)
+    return WAITS.format(cls=name.title(), name=name, over=f"pathlib.Path({until!r}).exists()", check=check)
+
+
+def ends_in_the_drain(name: str) -> str:
+    """A task that goes on until the first process of its folder says that it stops."""
+    said = "'Stopping: ' in pathlib.Path('0.stderr').read_text()"
+    return WAITS.format(cls=name.title(), name=name, over=f"({said})", check="pass")
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +263,7 @@ async def test_a_reload_lets_a_short_run_end_and_interrupts_a_long_one_which_the
     """
     long = waits("long", until="after")
     stops = waits("stops", until="after", check="current_run().checkpoint()")
-    make_folder(tmp_path, short=waits("short", until="draining"), long=long, stops=stops)
+    make_folder(tmp_path, short=ends_in_the_drain("short"), long=long, stops=stops)
     async with ledger_in(tmp_path) as ledger:
         with service(tmp_path, RELOAD, {"DRAIN_SECONDS": "2"}) as running:
             await asyncio.gather(*(exists(tmp_path / f"{name}.begun") for name in ("short", "long", "stops")))
@@ -266,7 +272,6 @@ async def test_a_reload_lets_a_short_run_end_and_interrupts_a_long_one_which_the
             await says(lambda: running.stderr, "Stopping: 3 running, with 2 s to end")
             await asyncio.sleep(0.5)  # uvicorn looks ten times a second whether it has to close its socket
             asked = asyncio.create_task(asyncio.to_thread(running.get, "/scheduler/jobs"))
-            (tmp_path / "draining").touch()
             assert "by_hand" in {job["id"] for job in (await asked).json()}
             assert starts(running) == 2
             (tmp_path / "after").touch()
@@ -306,13 +311,12 @@ async def test_a_task_that_blocks_the_event_loop_does_not_keep_the_reload_waitin
 async def test_one_signal_ends_everything_after_the_drain(
     tmp_path: Path, send: Callable[[int, int], None], number: int
 ) -> None:
-    make_folder(tmp_path, short=waits("short", until="draining"), long=waits("long", until="never"))
+    make_folder(tmp_path, short=ends_in_the_drain("short"), long=waits("long", until="never"))
     async with ledger_in(tmp_path) as ledger:
         with service(tmp_path, AS_IN_A_TERMINAL, {"DRAIN_SECONDS": "1"}) as running:
             await asyncio.gather(*(exists(tmp_path / f"{name}.begun") for name in ("short", "long")))
             send(running.process.pid, number)
             await says(lambda: running.stderr, "Stopping: 2 running, with 1 s to end")
-            (tmp_path / "draining").touch()
             assert await asyncio.to_thread(running.process.wait, 5) == 0
             assert is_refused(running.url)
             assert starts(running) == 1 and "Traceback" not in running.stderr

@@ -24,7 +24,7 @@ from tests.processes import SERVE, Service, process
 WAIT = 120.0
 SECOND = timedelta(seconds=1)
 KINDS = ("sqlite", "postgresql")
-SETTINGS = {"POLL_SECONDS": "0.2", "HEARTBEAT_SECONDS": "0.5", "LEASE_SECONDS": "2", "DRAIN_SECONDS": "0.3"}
+SETTINGS = {"POLL_SECONDS": "0.2", "HEARTBEAT_SECONDS": "0.5", "LEASE_SECONDS": "5", "DRAIN_SECONDS": "0.3"}
 
 TASKS = '''
 import asyncio

@@ -13,9 +13,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
+from itertools import product
 from zoneinfo import ZoneInfo
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
 EPOCH_DAY = EPOCH.toordinal()
 Clock = list[tuple[int, int]]
 
@@ -28,18 +30,14 @@ class Job:
         second, minute, hour, day, month, weekday = parts if len(parts) == 6 else ["0", *parts]
         self.wildcard = any(part[0] == "*" for part in (second, minute, hour))
         self.both_days = day[0] == "*" or weekday[0] == "*"
-        self.seconds, self.minutes, self.hours = values(second, 0, 59), values(minute, 0, 59), values(hour, 0, 23)
+        clock = product(values(hour, 0, 23), values(minute, 0, 59), values(second, 0, 59))
+        self.times = {hour * 3600 + minute * 60 + second for hour, minute, second in clock}
         self.days, self.months = values(day, 1, 31), values(month, 1, 12)
         self.weekdays = {value % 7 for value in values(weekday, 0, 7)}
 
     def matches(self, local: int) -> bool:
         day, of_day = divmod(local, 86400)
-        return (
-            of_day // 60 % 60 in self.minutes
-            and of_day // 3600 in self.hours
-            and of_day % 60 in self.seconds
-            and self.matches_day(date.fromordinal(EPOCH_DAY + day))
-        )
+        return of_day in self.times and self.matches_day(date.fromordinal(EPOCH_DAY + day))
 
     def matches_day(self, day: date) -> bool:
         of_month, of_week = day.day in self.days, day.isoweekday() % 7 in self.weekdays
@@ -58,8 +56,14 @@ def values(part: str, low: int, high: int) -> set[int]:
 def clock(zone: str, start: datetime, end: datetime, step: int = 60) -> Clock:
     """What the zone's clock shows, every `step` seconds from `start` to `end`: (instant, local), both since 1970."""
     info = ZoneInfo(zone)
-    moments = range(seconds(start), seconds(end) + 1, step)
-    return [(at, seconds((EPOCH + timedelta(seconds=at)).astimezone(info).replace(tzinfo=UTC))) for at in moments]
+    return [(at, at + offset(info, at)) for at in range(seconds(start), seconds(end) + 1, step)]
+
+
+def offset(zone: ZoneInfo, at: int) -> int:
+    """In seconds, at an instant in seconds since 1970."""
+    shown = datetime.fromtimestamp(at, zone).utcoffset()
+    assert shown is not None
+    return shown // SECOND
 
 
 def run(cron: str, clock: Clock) -> list[datetime]:
@@ -99,4 +103,4 @@ def part(rng: random.Random, low: int, high: int) -> str:
 
 
 def seconds(moment: datetime) -> int:
-    return (moment - EPOCH) // timedelta(seconds=1)
+    return (moment - EPOCH) // SECOND

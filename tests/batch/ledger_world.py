@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Table, select
 
-from service import BaseTask, TaskRegistry, clock
+from service import BaseTask, TaskRegistry, clock, current_run
 from service.batch import catalog, firing, nodes, slots
 from service.batch.engines.local import LocalEngine
 from service.batch.firing import Fired, Room
@@ -88,3 +88,13 @@ async def until(condition: Any, seconds: float = 30.0) -> Any:
         while not (found := await condition()):
             await asyncio.sleep(0.02)
     return found
+
+
+async def until_counted() -> None:
+    """In a run: until its loop knows how many items there are. It counts them beside the work, which may end first."""
+    meter = current_run().meter
+
+    async def counted() -> bool:
+        return meter._said.total is not None  # latest() would tell the journal that it is written
+
+    await until(counted)

@@ -27,6 +27,7 @@ from service.database.engine import Database
 from service.database.session import use_application_database
 from service.errors import ChunkError, Interrupted
 from tests.batch.attempts import SLOT
+from tests.batch.ledger_world import until_counted
 
 
 class Base(DeclarativeBase):
@@ -662,7 +663,7 @@ async def test_progress_counts_what_was_committed_and_all_there_is(world: Databa
         made = []
         async for chunk in task.chunks(select(Item), key=Item.id, size=10):
             async with chunk as (_, _items):
-                await asyncio.sleep(0.05)
+                await until_counted()
             made.append(attempt.run.meter.latest())
         return made
 

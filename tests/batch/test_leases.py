@@ -23,19 +23,20 @@ from service.batch.slots import now_of
 from service.batch.tables import new_id
 from service.config import get_settings
 from service.database.engine import Database
-from service.host import BatchService
+from service.host import LEDGER_HISTORY, BatchService
 from tests.batch.attempts import Begun
 from tests.batch.ledger_world import fire, know, make_task, rows, until
-from tests.conftest import migrated_ledger
+from tests.databases import migrated
 
 
 class BootTime:
-    """The boot-time clock, moved on by so many seconds."""
+    """The boot-time clock, moved on by so many seconds, or standing still at an instant."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
+        self.stands_at: float | None = None
         real = clock.boottime
-        monkeypatch.setattr(clock, "boottime", lambda: real() + self.ahead)
+        monkeypatch.setattr(clock, "boottime", lambda: self.stands_at or real() + self.ahead)
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ async def test_a_run_that_was_claimed_after_its_node_was_taken_for_dead_is_found
 
 
 async def test_a_lock_that_a_frozen_node_holds_delays_no_heartbeat(postgres_database: str) -> None:
-    await migrated_ledger(postgres_database)
+    await migrated(postgres_database, LEDGER_HISTORY)
     ledger = Database(postgres_database, setting="LEDGER_URL")
     node = await put_node(ledger)
     run = await put_run(ledger, node)
@@ -240,10 +241,13 @@ class World:
         self.calls = 0
         self.stops = 0
         self.is_cut_off = False
-        beat = nodes.beat
+        self.failed = asyncio.Event()
+        """A beat did not reach the ledger."""
+        beat, loop = nodes.beat, asyncio.get_running_loop()
 
         async def may_fail(*args: Any) -> bool:
             if self.is_cut_off:
+                loop.call_soon_threadsafe(self.failed.set)
                 raise ConnectionRefusedError("the ledger is away")
             return await beat(*args)
 
@@ -297,18 +301,22 @@ async def test_a_node_that_cannot_renew_gives_up_its_runs_before_its_lease_ends(
     logging.getLogger().addHandler(caplog.handler)
     held = await world.running()
     world.is_cut_off = True
-    boot_time.ahead = 22
+    await asyncio.wait_for(world.failed.wait(), 30)
+    lease = world.service.node.lease
+    beaten_at = lease._ends_at - lease.usable_seconds
+    boot_time.stands_at = beaten_at + 22
     await asyncio.sleep(0.3)
     assert world.stops == 0
-    boot_time.ahead = 25.1  # others wait until 30
+    boot_time.stands_at = beaten_at + 25.1  # others wait until 30
     await until(world.has_no_lease)
+    lost_at = clock.now()
     assert (await world.service.readiness())["lease"] == "it could not be renewed, so nothing is started until it is"
     world.service.engine.doubt()  # whatever the ledger says this node holds
-    before = await rows(world.ledger)
     await asyncio.sleep(1.3)  # a slot comes due, and is left to others
     assert world.calls == 1
-    assert len(await rows(world.ledger)) == len(before)
+    assert [run["slot"] for run in await rows(world.ledger) if run["slot"] > lost_at] == []
     world.is_cut_off = False
+    boot_time.ahead, boot_time.stands_at = 25.1, None
     (done,) = await until(lambda: rows(world.ledger, id=held["id"], state="succeeded"))
     assert (done["fence"], done["attempt"], done["node"]) == (2, 1, world.service.node.id)
     attempts = await rows(world.ledger, tables.attempts, run=held["id"])

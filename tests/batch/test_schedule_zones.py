@@ -17,12 +17,13 @@ import pytest
 
 from service.batch.schedule import Schedule
 from tests.batch import cron_model
+from tests.batch.cron_model import offset
 
 CASES = int(os.environ.get("CRON_CASES", "2400"))
 SECOND = timedelta(seconds=1)
-MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
-DAY = timedelta(days=1)
+FIRST_DAY, LAST_DAY = (cron_model.seconds(datetime(year, 1, 1, tzinfo=UTC)) for year in (2020, 2031))
+DAY = 86400
 BIG_CHANGES = [
     ("Pacific/Apia", datetime(2011, 12, 30, 10, tzinfo=UTC)),
     ("Pacific/Kwajalein", datetime(1993, 8, 21, 12, tzinfo=UTC)),
@@ -39,27 +40,24 @@ CHANGES_WITHIN_A_MINUTE = [
 ]
 
 
-def offset(zone: ZoneInfo, moment: datetime) -> timedelta:
-    return moment.astimezone(zone).replace(tzinfo=UTC) - moment
-
-
-def changes_of(zone: ZoneInfo) -> tuple[tuple[datetime, timedelta, timedelta], ...]:
+def changes_of(zone: ZoneInfo) -> tuple[tuple[int, int, int], ...]:
     """Each change of the zone's offset from 2020 to 2030: the instant, and the offsets before and after it."""
-    found = []
-    day = datetime(2020, 1, 1, tzinfo=UTC)
-    while day.year < 2031:
-        before, after = offset(zone, day), offset(zone, day + DAY)
-        if before != after:
-            moments = [day + minute * MINUTE for minute in range(1441)]
-            found.append((next(at for at in moments if offset(zone, at) != before), before, after))
-        day += DAY
-    return tuple(found)
+    offsets = {day: offset(zone, day) for day in range(FIRST_DAY, LAST_DAY + DAY, DAY)}
+    days = [day for day in range(FIRST_DAY, LAST_DAY, DAY) if offsets[day] != offsets[day + DAY]]
+    return tuple((first_with(zone, offsets[day + DAY], day), offsets[day], offsets[day + DAY]) for day in days)
+
+
+def first_with(zone: ZoneInfo, new: int, day: int) -> int:
+    """The first minute of the day after which the zone has this offset."""
+    minutes = range(day, day + DAY + 1, 60)
+    return minutes[bisect_left(minutes, True, key=lambda at: offset(zone, at) == new)]
 
 
 @cache
 def all_changes() -> list[tuple[str, datetime]]:
     distinct = {changes_of(ZoneInfo(name)): name for name in sorted(available_timezones(), reverse=True)}
-    return [(zone, instant) for changes, zone in distinct.items() for instant, _, _ in changes]
+    found = [(zone, at) for changes, zone in distinct.items() for at, _, _ in changes]
+    return [(zone, cron_model.EPOCH + at * SECOND) for zone, at in found]
 
 
 def differences(cron: str, zone: str, change: datetime, clock: cron_model.Clock, rng: random.Random) -> list[str]:

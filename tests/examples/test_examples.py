@@ -26,6 +26,7 @@ from service import TaskRegistry, current_run, get_db
 from service.application.models import Session, User
 from service.testing import Batch
 from service.testing.records import RunRecord
+from tests.batch.ledger_world import until_counted
 from tests.examples.local_api import LocalAPI
 
 DAY = timedelta(days=1)
@@ -266,10 +267,21 @@ def long_ones(number: int) -> list[Session]:
     return [Session(session_id=f"long-{n:03}", created_at=began, expires_at=NEW_YEAR + DAY) for n in range(number)]
 
 
+class Counted(ChunkedTask):
+    """Goes on when its loop knows how many there are: it counts them beside the work, which may end before that."""
+
+    name = "counted"
+
+    async def _end(self, db: AsyncSession, session: Session, at: datetime) -> None:
+        await until_counted()
+        await super()._end(db, session, at)
+
+
 async def test_every_page_is_visited_though_the_loop_changes_what_it_pages_over(batch: Batch) -> None:
+    batch.add(Counted)
     young = Session(session_id="young", created_at=NEW_YEAR - 29 * DAY, expires_at=NEW_YEAR + DAY)
     await add(*long_ones(25), young)
-    run = await batch.run(ChunkedTask, slot=NEW_YEAR, size=10)
+    run = await batch.run(Counted, slot=NEW_YEAR, size=10)
     assert (run.state, run.result) == ("succeeded", 25)
     assert (run.count, run.total) == (25, 25)
     still_open = [name for name, end in (await sessions()).items() if end > NEW_YEAR]
@@ -317,7 +329,7 @@ async def test_a_full_last_page_is_the_last(batch: Batch) -> None:
 
 
 async def test_pages_before_a_failure_stay_done_and_the_next_run_does_the_rest(batch: Batch) -> None:
-    class Failing(ChunkedTask):
+    class Failing(Counted):
         name = "failing"
 
         async def _end(self, db: AsyncSession, session: Session, at: datetime) -> None:

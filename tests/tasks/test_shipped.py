@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from service.database.engine import Database
 from service.testing import Batch
 from tasks.cleanup_sessions import CleanupSessionsTask
 from tasks.daily_report import DailyReportTask
+from tests.batch.ledger_world import until_counted
 from tests.conftest import KINDS
 from tests.processes import environment
 
@@ -68,10 +70,19 @@ async def test_many_expired_sessions_are_deleted_in_chunks(batch: Batch) -> None
         assert (await db.scalars(select(Session.session_id))).all() == ["young"]
 
 
-async def test_a_cleanup_that_was_killed_goes_on_and_knows_how_many_there_were(batch: Batch) -> None:
+async def test_a_cleanup_that_was_killed_goes_on_and_knows_how_many_there_were(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete = SessionService.delete_expired
+
+    async def counted(self: SessionService, ids: Sequence[str]) -> int:
+        await until_counted()
+        return await delete(self, ids)
+
     batch.set_time(NOON)
     await add(*(session(str(n), NOON - timedelta(seconds=n % 7)) for n in range(1_200)))
     await batch.run(CleanupSessionsTask, kill_after_chunk=1)
+    monkeypatch.setattr(SessionService, "delete_expired", counted)
     run = await batch.resume()
     assert (run.state, run.count, run.total) == ("succeeded", 1_200, 1_200)
 

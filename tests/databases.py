@@ -1,0 +1,65 @@
+"""Databases of each kind for the tests. A migrated one is a copy of one that was migrated before: that is faster."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+from service.database.engine import Database
+from service.database.migrate import History, migrate
+from service.testing.postgres import PostgresServer
+
+
+class SQLiteFiles:
+    """Files; those that are copied are in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def make(self, file: Path, history: History | None) -> str:
+        """The URL of a new database: of an empty one, whose file is not there yet, or of a migrated one."""
+        if history is not None:
+            template = self._folder / f"{history.version_table}.db"
+            if not template.exists():
+                await migrated(url_of(template), history)
+            shutil.copy(template, file)
+        return url_of(file)
+
+    async def drop(self, url: str) -> None:
+        """Its folder is the test's, and goes with it."""
+
+
+class PostgresDatabases:
+    """Databases of one server."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self._templates: dict[History, str] = {}
+
+    async def make(self, file: Path, history: History | None) -> str:
+        """The URL of a new database: of an empty one, or of a migrated one. `file` is for the other kind."""
+        if history is None:
+            return await self._server.create_database()
+        if history not in self._templates:
+            self._templates[history] = await self._server.create_database()
+            await migrated(self._templates[history], history)
+        return await self._server.create_database(template=str(make_url(self._templates[history]).database))
+
+    async def drop(self, url: str) -> None:
+        await self._server.drop_database(url)
+
+    async def close(self) -> None:
+        for url in self._templates.values():
+            await self.drop(url)
+
+
+def url_of(file: Path) -> str:
+    return f"sqlite+aiosqlite:///{file}"
+
+
+async def migrated(url: str, history: History, to: str = "head") -> None:
+    database = Database(url, setting="LEDGER_URL", pooled=False)
+    await migrate(database, history, to)
+    await database.dispose()
