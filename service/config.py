@@ -58,7 +58,21 @@ def _for_ledger(url: str) -> str:
     return url
 
 
+def _place_url(url: str) -> str:
+    """A folder of backups elsewhere. What may be a password is told nowhere, so neither is the value."""
+    scheme, found, rest = url.partition("://")
+    if not found or scheme not in ("s3", "file") or not rest.strip("/"):
+        raise ValueError("not a place for backups; allowed: s3://bucket/prefix or file:///folder")
+    if scheme == "s3" and any(mark in rest for mark in "@?#"):
+        raise ValueError(
+            "only a bucket and a prefix may stand in s3://bucket/prefix; keys, the endpoint and the region are read "
+            "from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_REGION"
+        )
+    return url.rstrip("/")
+
+
 DatabaseUrl = Annotated[str, AfterValidator(async_url)]
+PlaceUrl = Annotated[str, AfterValidator(_place_url)]
 LedgerUrl = Annotated[DatabaseUrl, AfterValidator(_for_ledger)]
 
 
@@ -104,7 +118,22 @@ class Settings(BaseSettings):
 
     BACKUP_CRON: str = Field("0 2 * * *", description="When BackupTask runs (UTC).")
     BACKUP_RETENTION_DAYS: int = Field(7, ge=1, le=36_500, description="Backups older than this many days are deleted.")
+    BACKUP_KEEP_WEEKLY: int = Field(0, ge=0, le=5_200, description="The newest of each week is kept, for so many.")
+    BACKUP_KEEP_MONTHLY: int = Field(0, ge=0, le=1_200, description="The newest of each month is kept, for so many.")
+    BACKUP_LEAST_SHARE: float = Field(
+        0.5, ge=0, le=1, description="A new backup with fewer of the last one's rows lets no other be deleted."
+    )
     BACKUP_DIR: Path = Field(Path("backups"), description="Folder that BackupTask writes to.")
+    BACKUP_URL: PlaceUrl | None = Field(None, description="Where backups are copied to. Empty: nowhere.")
+    BACKUP_INCLUDE: str = Field("", description="Tables to back up, as patterns. Empty: all of the application's.")
+    BACKUP_EXCLUDE: str = Field("", description="Tables to leave out, as patterns.")
+    BACKUP_LEDGER: bool = Field(False, description="Whether the ledger's tables are backed up too.")
+    BACKUP_PROCESS: bool = Field(True, description="Whether a backup has a process of its own, or only a thread.")
+
+    RESTORE_DRILL_CRON: str | None = Field(None, description="When RestoreDrillTask runs (UTC). Empty: never.")
+    RESTORE_DRILL_URL: DatabaseUrl | None = Field(
+        None, description="Database that it restores into. Empty: a scratch one beside the application's."
+    )
 
     SETTINGS: str | None = Field(
         None, pattern=r"^[\w.]+:\w+$", description="Your own settings: a BaseSettings subclass, as `module:Class`."

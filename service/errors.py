@@ -16,7 +16,8 @@
     │   ├── DatabaseBusy        SQLite's one write lock stayed taken for too long
     │   ├── SecondWriter        a run that holds a writing session asked SQLite for another one
     │   └── LeaseLost           an attempt that lost its run or its lease, or was given up, can't commit any more
-    └── BackupError             a backup could not be made; nothing was lost
+    └── BackupError             a backup could not be made, read, compared, copied or restored; nothing was lost
+        └── DamagedBackup       a backup is not what was written, or its rows don't load
 
     Interrupted (BaseException) a run stops at a checkpoint because the service does; `except Exception` can't eat it
 
@@ -107,6 +108,10 @@ class LeaseLost(DatabaseError):
 
 
 class BackupError(BatchError):
+    pass
+
+
+class DamagedBackup(BackupError):
     pass
 
 

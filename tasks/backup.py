@@ -1,10 +1,11 @@
-"""Back up the application's database; delete old backups only after a new one is complete."""
+"""Back up the application's database, copy it elsewhere, and only then delete old backups."""
 
 from __future__ import annotations
 
 from service import BaseTask, TaskRegistry, get_logger, get_settings
-from service.backup import create_backup
-from service.backup.retention import delete_expired
+from service.copying import upload, waiting
+from service.discarding import plans, prune
+from service.keeping import create, on_the_run
 
 logger = get_logger(__name__)
 
@@ -18,10 +19,17 @@ class BackupTask(BaseTask):
         return get_settings().BACKUP_CRON
 
     async def run(self) -> None:
-        settings = get_settings()
-        path = await create_backup(settings.BACKUP_DIR)
-        logger.info(f"Backup created: {path}")
-        async for old in delete_expired(settings.BACKUP_DIR, settings.BACKUP_RETENTION_DAYS):
+        settings, tell = get_settings(), on_the_run()
+        made = await create(settings, tell)
+        logger.info(f"Backup created: {made.path}")
+        if settings.BACKUP_URL:
+            for name in dict.fromkeys([made.facts.name, *await waiting(settings)]):
+                copied = await upload(settings, name, tell)
+                logger.info(f"Backup uploaded: {copied.url}")
+        planned = await plans(settings)
+        for doubt in {plan.decision.doubt for plan in planned if plan.decision.doubt}:
+            logger.warning(f"No old backup is deleted: {doubt}")
+        async for old in prune(settings, planned):
             logger.info(f"Deleted old backup: {old}")
 
 

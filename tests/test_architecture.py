@@ -24,7 +24,8 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS: dict[str, int] = {
     **dict.fromkeys(("web", "cli", "listing", "console", "server", "reload", "testing", "__main__"), 3),
-    **dict.fromkeys(("app", "host", "stopping", "sentry", "details", "following", "managing"), 3),
+    **dict.fromkeys(("app", "host", "stopping", "sentry", "details", "following", "managing", "restoring"), 3),
+    **dict.fromkeys(("keeping", "copying", "finding", "discarding"), 3),
     **dict.fromkeys(("batch", "backup", "application"), 2),
     "database": 1,
     **dict.fromkeys(("config", "clock", "errors", "logs", "loglines"), 0),
@@ -37,6 +38,7 @@ ONLY = {
     "cronsim": "service.batch.schedule",
     "uvicorn": "service.server",
     "sentry_sdk": "service.sentry",
+    "obstore": "service.backup.objects",
     "typer": "service.cli",
     "alembic": "service.database.migrate",
 }

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -323,37 +324,67 @@ def names() -> list[str]:
     return list(commands())
 
 
-def shown_help(folder: Path, *words: str) -> str:
+def leaves() -> dict[str, Any]:
+    """Each command that does something; those of a group with its name before theirs."""
+    from tests.test_docs import commands
+
+    found = {}
+    for name, one in commands().items():
+        inner = getattr(one, "commands", {})
+        found |= {f"{name} {word}": each for word, each in inner.items()} or {name: one}
+    return found
+
+
+def shown(folder: Path, *words: str) -> str:
     env = {**environment(), "COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}
-    done = subprocess.run([*BATCH, *words, "--help"], cwd=folder, env=env, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0
+    done = subprocess.run([*words], cwd=folder, env=env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+EACH_HELP = """
+import sys
+from service import cli
+
+for name in sys.argv[1:]:
+    sys.argv = ["batch", *name.split(), "--help"]
+    try:
+        cli.main()
+    except SystemExit as exited:
+        assert exited.code == 0
+    print(end="\\f")
+"""
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each command prints for `--help`, from one process."""
+    texts = shown(tmp_path_factory.mktemp("helps"), sys.executable, "-c", EACH_HELP, *EXAMPLES).split("\f")
+    return dict(zip(EXAMPLES, texts[:-1], strict=True))
+
+
 def test_every_command_has_examples_and_no_other() -> None:
-    assert sorted(EXAMPLES) == sorted(names())
+    assert sorted(EXAMPLES) == sorted(leaves())
     assert all(EXAMPLES.values())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_help_of_a_command_fits_80_columns_and_shows_its_examples(tmp_path: Path, name: str) -> None:
-    shown = shown_help(tmp_path, name)
-    assert all(len(line) <= 80 for line in shown.splitlines())
+def test_the_help_of_a_command_fits_80_columns_and_shows_its_examples(helps: dict[str, str], name: str) -> None:
+    assert all(len(line) <= 80 for line in helps[name].splitlines())
     for line, what in EXAMPLES[name].items():
-        assert f" {line} " in shown and f"     {what} " in shown
-    first = next(line for line in shown.splitlines()[3:] if line.strip())
+        assert f" {line} " in helps[name] and f"     {what} " in helps[name]
+    first = next(line for line in helps[name].splitlines()[3:] if line.strip())
     assert first.strip()[0].isupper()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_has_only_options_that_there_are(name: str) -> None:
-    from tests.test_docs import commands
-
-    known = {option for parameter in commands()[name].params for option in parameter.opts}
+    known = {option for parameter in leaves()[name].params for option in parameter.opts}
     for line in EXAMPLES[name]:
         words = shlex.split(line.split("|")[0])
-        assert words[:2] == ["batch", name]
-        assert {word for word in words[2:] if word.startswith("-")} <= known
+        called = ["batch", *name.split()]
+        assert words[: len(called)] == called
+        assert {word for word in words[len(called) :] if word.startswith("-")} <= known
 
 
 @pytest.mark.parametrize("name", ["new", "tasks", "next", "lint", "run"])
@@ -379,8 +410,8 @@ def _emptied(folder: Path) -> Path:
 
 
 def test_the_list_of_commands_is_in_groups_with_a_sentence_each(tmp_path: Path) -> None:
-    shown = shown_help(tmp_path)
-    places = [shown.index(f"─ {panel} ─") for panel in ("Service", "Tasks", "Runs")]
+    text = shown(tmp_path, *BATCH, "--help")
+    places = [text.index(f"─ {panel} ─") for panel in ("Service", "Tasks", "Runs")]
     assert places == sorted(places)
-    listed = re.findall(r"^│ (\w+) +([A-Z].*?) *│$", shown, re.MULTILINE)
+    listed = re.findall(r"^│ (\w+) +([A-Z].*?) *│$", text, re.MULTILINE)
     assert [name for name, _ in listed] == names()

@@ -128,6 +128,15 @@ def test_a_wrong_database_url_is_named_without_its_password(
     assert "sqlite://" in message
 
 
+@pytest.mark.parametrize("url", ["sekret", "gs://sekret/x", "s3://", "s3://key:sekret@bucket", "file://"])
+def test_a_wrong_place_for_backups_is_named_without_what_may_be_a_key(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("BACKUP_URL", url)
+    assert refusal().startswith("setting BACKUP_URL: ") and "sekret" not in refusal()
+    assert "s3://bucket/prefix" in refusal()
+
+
 def test_the_ledger_is_on_sqlite_or_postgresql_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "mysql+aiomysql://u:sekret@h/d")
     assert get_settings().ledger_url == "sqlite+aiosqlite:///./ledger.db"

@@ -40,7 +40,7 @@ def test_the_index_has_each_page_once() -> None:
 def test_each_setting_has_a_row_with_its_default_and_what_it_is(name: str) -> None:
     field, cells = Settings.model_fields[name], rows(read("docs/settings.md"))[name]
     default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
-    assert cells[1] == ("empty" if field.default is None else f"`{default}`")
+    assert cells[1] == ("empty" if field.default in (None, "") else f"`{default}`")
     assert (field.description or "").split(". ")[0].rstrip(".") in cells[3]
     for limit in field.metadata:
         for bound in ("ge", "le"):

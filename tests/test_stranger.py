@@ -115,7 +115,7 @@ def test_a_stranger_s_path(clone: Clone) -> None:
 
 def wait_until_it_serves(service: Service) -> None:
     service.wait_until_ready()
-    assert "3 tasks, times in UTC" in service.stdout
+    assert "4 tasks, times in UTC" in service.stdout
 
 
 def the_tests_pass(clone: Clone) -> bool:

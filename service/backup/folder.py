@@ -88,7 +88,19 @@ def reserve(folder: Path, at: datetime) -> Iterator[Place]:
         yield place
     finally:
         if not place.published:  # else a file of that name is another process's by now
-            place.partial.unlink(missing_ok=True)
+            remove_unfinished(place.partial)
+
+
+def copy_beside(partial: Path) -> Path:
+    """Where a copy of SQLite's database lies while the backup is made of it."""
+    return partial.with_suffix(".copy")
+
+
+def remove_unfinished(partial: Path) -> None:
+    """With the copy, and what SQLite may have beside that."""
+    partial.unlink(missing_ok=True)
+    for path in partial.parent.glob(f"{copy_beside(partial).name}*"):
+        path.unlink(missing_ok=True)
 
 
 def _place(folder: Path, at: datetime) -> Place:
@@ -99,7 +111,7 @@ def _place(folder: Path, at: datetime) -> Place:
 def remove_abandoned(folder: Path, now: datetime) -> None:
     """Remove what a process that was killed left behind: nothing has been written to it for a day."""
     limit = (now - ABANDONED_AFTER).timestamp()
-    for pattern in (".backup_*.partial", ".backup_*.copy"):
+    for pattern in (".backup_*.partial", ".backup_*.copy*"):
         for path in folder.glob(pattern):
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < limit:

@@ -1,35 +1,109 @@
-"""Which backups are too old, by the time in their names (a copied file has a new mtime), and deleting them."""
+"""Which backups go, and why each of the others stays. It decides only; by the times in the names."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
-from pathlib import Path
-
-from service import clock
-from service.backup.folder import taken_at
-from service.backup.threads import Stop, in_thread
-from service.errors import BackupError
 
 
-def expired(folder: Path, days: int, now: datetime) -> list[Path]:
-    """The backups in `folder` older than `days`, oldest first. The newest of all is never one of them."""
-    limit = now - timedelta(days=days)
-    backups = sorted((at, path) for path in folder.glob("*") if (at := taken_at(path)))
-    return [path for at, path in backups[:-1] if at < limit]
+@dataclass(frozen=True)
+class Kept:
+    """A backup in a place, with what is known of it. `rows`: None where nobody has counted."""
+
+    name: str
+    taken_at: datetime
+    rows: int | None = None
+    verified: bool = False
+    failed: bool = False
+    pinned: bool = False
 
 
-async def delete_expired(folder: Path, days: int) -> AsyncIterator[Path]:
-    """Delete them one by one, and yield each one that is gone."""
-    now = clock.now()
-    for path in await in_thread(lambda _: expired(folder, days, now)):
-        try:
-            await in_thread(partial(_delete, path))
-        except OSError as error:
-            raise BackupError(f"the old backup {path} can't be deleted: {error.strerror}. Do it by hand.") from error
-        yield path
+@dataclass(frozen=True)
+class Rules:
+    """`days`: all younger ones stay. `weekly`, `monthly`: so many weeks and months whose newest stays. `least_share`:
+    a newest one with fewer of the last one's rows lets nothing go."""
+
+    days: int
+    weekly: int = 0
+    monthly: int = 0
+    least_share: float = 0.5
 
 
-def _delete(path: Path, _: Stop) -> None:
-    path.unlink(missing_ok=True)
+@dataclass(frozen=True)
+class Verdict:
+    name: str
+    stays: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`doubt`: why nothing goes this time; None where the newest backup can be relied on."""
+
+    verdicts: tuple[Verdict, ...]
+    doubt: str | None
+
+    @property
+    def going(self) -> list[str]:
+        """The oldest first."""
+        return [verdict.name for verdict in reversed(self.verdicts) if not verdict.stays]
+
+
+def decide(backups: Iterable[Kept], rules: Rules, now: datetime) -> Decision:
+    """A verdict on each backup, the newest first. The newest, and the last verified one, stay in any case."""
+    ordered = sorted(backups, key=lambda one: (one.taken_at, one.name), reverse=True)
+    reasons = _reasons(ordered, rules, now)
+    doubt = _doubt(ordered, rules.least_share)
+    verdicts = []
+    for one in ordered:
+        found = reasons.get(one.name)
+        kept = found or ("the newest one is in doubt" if doubt else None)
+        verdicts.append(Verdict(one.name, kept is not None, kept or f"older than {rules.days} days"))
+    return Decision(tuple(verdicts), doubt)
+
+
+def _reasons(ordered: Sequence[Kept], rules: Rules, now: datetime) -> dict[str, str]:
+    """Why each of those stays that stay, whatever the newest one is like. The first reason counts."""
+    reasons = {one.name: "pinned" for one in ordered if one.pinned}
+    if ordered:
+        reasons.setdefault(ordered[0].name, "the newest")
+    if verified := next((one for one in ordered if one.verified), None):
+        reasons.setdefault(verified.name, "the last verified one")
+    for one in ordered:
+        if one.taken_at >= now - timedelta(days=rules.days):
+            reasons.setdefault(one.name, "daily")
+    sound = [one for one in ordered if not one.failed]
+    for name in _first_of_each(sound, lambda at: at.isocalendar()[:2], rules.weekly):
+        reasons.setdefault(name, "weekly")
+    for name in _first_of_each(sound, lambda at: (at.year, at.month), rules.monthly):
+        reasons.setdefault(name, "monthly")
+    return reasons
+
+
+def _first_of_each(ordered: Sequence[Kept], period: Callable[[datetime], object], count: int) -> list[str]:
+    """The newest backup of each of the last `count` periods that have one."""
+    newest: dict[object, str] = {}
+    for one in ordered:
+        newest.setdefault(period(one.taken_at), one.name)
+    return list(newest.values())[:count]
+
+
+def _doubt(ordered: Sequence[Kept], least_share: float) -> str | None:
+    """What is wrong with the newest one."""
+    if not ordered:
+        return None
+    newest, *others = ordered
+    if newest.failed:
+        return f"{newest.name} has failed its check"
+    before = next((one for one in others if one.rows is not None and not one.failed), None)
+    if newest.rows is None or before is None or before.rows is None:
+        return None
+    if newest.rows == 0 and before.rows > 0:
+        return f"{newest.name} has no rows, and {before.name} had {before.rows:,}"
+    if newest.rows < least_share * before.rows:
+        return (
+            f"{newest.name} has {newest.rows:,} rows, and {before.name} had {before.rows:,}: less than "
+            f"{least_share:.0%} of them (BACKUP_LEAST_SHARE)"
+        )
+    return None

@@ -1,18 +1,24 @@
-"""One consistent view of a PostgreSQL database, and what there is in it."""
+"""One consistent view of a PostgreSQL database over two connections."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
+from service.backup import relations
+from service.backup.relations import Contents, Relation
+from service.backup.selection import Selection
 from service.errors import BackupError
 
 TRIES = 5
 LOCK_SECONDS = 60
-LEDGERS_MARK = "batch_alembic_version"
-BESIDE_THE_DATA = ("batch_checkpoints", "batch_once", "batch_quarantine")
+CONNECT_SECONDS = 10
+CLOSE_SECONDS = 5
+AT_ONCE = 100
 
 # As pg_dump has them: values are written so that they mean the same wherever they are read, and a part of the rows
 # is never taken for all of them, which row security would do silently.
@@ -26,6 +32,7 @@ SETTINGS = {
     "bytea_output": "hex",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "enable_tidscan": "on",
     "lock_timeout": f"{LOCK_SECONDS}s",
     "application_name": "batch/backup",
 }
@@ -33,106 +40,121 @@ SETTINGS = {
 # Unknown before PostgreSQL 17, and so not to be set at the start of a connection.
 NO_TIME_LIMIT = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'"
 
-RELATIONS = """
-SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, ARRAY(
-    SELECT a.attname::text FROM pg_catalog.pg_attribute a
-    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
-) AS columns
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'S', 'f', 'm') AND c.relpersistence <> 't'
-  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
-ORDER BY 1, 2
-"""
 
-
-@dataclass(frozen=True)
-class Relation:
-    schema: str
-    name: str
-    kind: str
-    columns: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """As SQL."""
-        return ".".join('"' + part.replace('"', '""') + '"' for part in (self.schema, self.name))
-
-
-@dataclass(frozen=True)
-class Contents:
-    """`tables` are those that hold rows: of a partitioned table its partitions."""
-
-    tables: list[Relation]
-    sequences: list[Relation]
-    left_out: list[Relation]
-
-
-async def connect(arguments: dict[str, Any]) -> Any:
+@asynccontextmanager
+async def connected(arguments: dict[str, Any]) -> AsyncIterator[Any]:
     """A connection with these settings from its start, whatever the role's and the database's are."""
-    return await asyncpg.connect(**arguments, server_settings=SETTINGS)
+    arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments}
+    try:
+        connection = await asyncpg.connect(**arguments, server_settings=SETTINGS)
+    except TypeError as error:
+        raise BackupError(f"DATABASE_URL has an option that the driver does not know: {error}") from error
+    try:
+        await connection.fetch(NO_TIME_LIMIT)
+        yield connection
+        await connection.close(timeout=CLOSE_SECONDS)
+    finally:
+        connection.terminate()
 
 
-async def take(connection: Any) -> Contents:
+async def take(connection: Any, selection: Selection) -> Contents:
     """Begin the transaction that sees one instant, with every table locked against TRUNCATE and ALTER.
 
     Those two are not hidden by a snapshot, so the locks come before it: LOCK TABLE takes none, the query after it
     does. What was made, dropped or altered between the first look and the locks shows as a difference.
     """
-    await connection.fetch(NO_TIME_LIMIT)
     for _ in range(TRIES):
-        before = await _contents(connection)
-        transaction = connection.transaction(isolation="repeatable_read", readonly=True)
-        await transaction.start()
-        if await _lock(connection, before.tables) and await _contents(connection) == before:
-            await _refuse_large_objects(connection)
+        before = await relations.contents(connection, selection)
+        transaction = await _begin(connection)
+        if await _lock(connection, before.tables) and await relations.contents(connection, selection) == before:
             return before
         await transaction.rollback()
     raise BackupError("tables are being made or altered all the time: back up when the migration is over")
 
 
-async def _contents(connection: Any) -> Contents:
-    found = [
-        Relation(r["schema"], r["name"], r["kind"], tuple(r["columns"])) for r in await connection.fetch(RELATIONS)
-    ]
-    ledgers = {relation.schema for relation in found if relation.name == LEDGERS_MARK}
-    ours = [relation for relation in found if relation.schema in ledgers and _is_ledgers(relation.name)]
-    rest = [relation for relation in found if relation not in ours]
-    return Contents(
-        tables=[relation for relation in rest if relation.kind == "r"],
-        sequences=[relation for relation in rest if relation.kind == "S"],
-        left_out=ours + [relation for relation in rest if relation.kind in "fm"],
-    )
+@asynccontextmanager
+async def shared(first: Any, arguments: dict[str, Any], tables: list[Relation]) -> AsyncIterator[Any]:
+    """A second connection that sees what the first sees; None where the server has none to give.
+
+    Its locks don't wait: behind an ALTER that waits for the first connection they would wait for ever.
+    """
+    try:
+        async with connected(arguments) as connection:
+            yield connection if await _join(first, connection, tables) else None
+    except asyncpg.TooManyConnectionsError:
+        yield None
 
 
-def _is_ledgers(name: str) -> bool:
-    return name.startswith("batch_") and not name.startswith(BESIDE_THE_DATA)
+async def _join(first: Any, connection: Any, tables: list[Relation]) -> bool:
+    snapshot = await first.fetchval("SELECT pg_catalog.pg_export_snapshot()")
+    await _begin(connection)
+    await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+    try:
+        await _lock(connection, tables, "NOWAIT")
+    except (asyncpg.LockNotAvailableError, asyncpg.OutOfMemoryError):  # or no room in the server for so many locks
+        return False
+    return True
 
 
-async def _lock(connection: Any, tables: list[Relation]) -> bool:
+async def _begin(connection: Any) -> Any:
+    transaction = connection.transaction(isolation="repeatable_read", readonly=True)
+    await transaction.start()
+    return transaction
+
+
+async def _lock(connection: Any, tables: list[Relation], how: str = "") -> bool:
     """False when one of the tables has just gone."""
     if not tables:
         return True
+    names = ", ".join(f"ONLY {table}" for table in tables)
     try:
-        await connection.execute(f"LOCK TABLE {', '.join(f'ONLY {table}' for table in tables)} IN ACCESS SHARE MODE")
+        await connection.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE {how}")
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         return False
     return True
 
 
-async def _refuse_large_objects(connection: Any) -> None:
-    if await connection.fetchval("SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"):
-        raise BackupError("the database holds large objects, which these backups can't contain: use pg_dump")
-
-
-async def facts(connection: Any) -> dict[str, Any]:
-    """For the header: which server it was, and what its transactions saw."""
+async def facts(connection: Any, contents: Contents) -> dict[str, Any]:
+    """For the header: which server it was, what its transactions saw, and what migrations it had."""
     row = await connection.fetchrow(
         "SELECT pg_catalog.current_setting('server_version') AS server_version,"
         " pg_catalog.pg_current_snapshot()::text AS snapshot"
     )
-    return dict(row)
+    revisions = {table.path: await _revision(connection, table) for table in contents.versions}
+    ours = [revision for path, revision in revisions.items() if path.endswith(".alembic_version")]
+    return {**row, "revisions": revisions, "revision": ours[0] if ours else None}
 
 
-async def value(connection: Any, sequence: Relation) -> dict[str, Any]:
+async def _revision(connection: Any, table: Relation) -> str:
+    rows = await connection.fetch(f"SELECT version_num FROM {table} ORDER BY 1")  # noqa: S608 (names are quoted)
+    return ", ".join(row["version_num"] for row in rows)
+
+
+@dataclass(frozen=True)
+class Size:
+    """`pages` of the table itself; `bytes` with what is stored beside it."""
+
+    pages: int
+    bytes: int
+
+
+async def sizes(connection: Any, tables: list[Relation]) -> dict[str, Size]:
+    """By the table's oid. It would wait for locks, so call it when they are held."""
+    rows = await connection.fetch(
+        "SELECT oid::text, pg_catalog.pg_relation_size(oid) / pg_catalog.current_setting('block_size')::int AS pages,"
+        " pg_catalog.pg_table_size(oid) AS bytes FROM unnest($1::oid[]) AS t(oid)",
+        [int(table.oid) for table in tables],
+    )
+    return {row["oid"]: Size(row["pages"], row["bytes"]) for row in rows}
+
+
+async def values(connection: Any, sequences: list[Relation]) -> list[dict[str, Any]]:
     """Sequences know no snapshots: read after it was taken, a value is at or past those in the rows."""
-    last, called = await connection.fetchrow(f"SELECT last_value, is_called FROM {sequence}")  # noqa: S608 (names are quoted)
-    return {"schema": sequence.schema, "name": sequence.name, "last_value": last, "is_called": called}
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(sequences), AT_ONCE):
+        some = sequences[start : start + AT_ONCE]
+        selects = (f"SELECT {n} AS n, last_value, is_called FROM {one}" for n, one in enumerate(some))  # noqa: S608 (quoted)
+        for row in await connection.fetch(f"{' UNION ALL '.join(selects)} ORDER BY n"):
+            names = {"schema": some[row["n"]].schema, "name": some[row["n"]].name}
+            found.append({**names, "last_value": row["last_value"], "is_called": row["is_called"]})
+    return found

@@ -1,4 +1,4 @@
-"""SQLite: a copy by the online backup API, checked, then compressed.
+"""SQLite: a copy by the online backup API, compressed while it is checked.
 
 Writers go on meanwhile (in WAL mode, which get_db() sets). The copy lies uncompressed beside the backup for as long
 as it is needed, so the folder needs room for both.
@@ -9,40 +9,54 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy.engine import URL
-
-from service.backup.archive import PART_BYTES, Archive
+from service.backup import sqlite_tables
+from service.backup.archive import Archive
+from service.backup.folder import copy_beside
+from service.backup.format import DATABASE, PIECE_BYTES, SQLITE, tool
+from service.backup.order import Order
+from service.backup.progress import Meter
+from service.backup.selection import Selection
 from service.backup.threads import Stop
 from service.errors import BackupError
 
 STEP_PAGES = 2000
 BUSY_SECONDS = 10.0
 CHECK_EVERY_INSTRUCTIONS = 100_000
-MEMBER = "database.sqlite3"
 
+_DAMAGED = "Restore an older backup, or save what can be read with sqlite3's .recover."
 _ADVICE = {
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_FULL: "Free some space there, or set BACKUP_DIR to a folder on a larger disk.",
     sqlite3.SQLITE_IOERR: "Look at the space and the health of both disks, or set BACKUP_DIR to another folder.",
     sqlite3.SQLITE_BUSY: "Another program holds the database: end it, or try again later.",
 }
 
 
-def write(url: URL, archive: Archive, stop: Stop) -> None:
-    source = _file_of(url)
-    with _copy(source, archive.path.with_suffix(".copy"), stop) as copy:
+def write(order: Order, archive: Archive, meter: Meter, stop: Stop) -> None:
+    source = file_of(order.database)
+    with _copy(source, copy_beside(archive.path), order.selection, meter, stop) as (copy, facts):
+        header = {"server_version": sqlite3.sqlite_version, "tool": tool(), **facts.pop("header")}
+        archive.add_header(SQLITE, database=source.name, **header)
         size = copy.stat().st_size
-        archive.add_header("sqlite", database=source.name, server_version=sqlite3.sqlite_version)
-        archive.add_file(MEMBER, size, _pieces(copy, stop))
-        archive.finish(database=MEMBER)
+        meter.begin("packing", size)
+        with ThreadPoolExecutor(1, thread_name_prefix="backup-check") as beside:
+            checked = beside.submit(_refuse_damage, source, copy, stop)
+            archive.add_file(DATABASE, size, _pieces(copy, meter, stop))
+            checked.result()
+        archive.finish(**facts, sequences=[])
 
 
-def _file_of(url: URL) -> Path:
-    name = url.database or ":memory:"
-    if name == ":memory:" or name.startswith("file:"):
-        raise BackupError(f"can't back up {name!r}: DATABASE_URL must name a file, as in sqlite:///./app.db")
+def file_of(name: str) -> Path:
+    """The file that `URL.database` names. Raises BackupError."""
+    if name in ("", ":memory:") or name.startswith("file:"):
+        raise BackupError(
+            f"can't back up {name or ':memory:'!r}: DATABASE_URL must name a file, as in sqlite:///./app.db"
+        )
     path = Path(name)
     if not path.is_file():
         raise BackupError(f"there is no database at {path.absolute()}: look at DATABASE_URL")
@@ -50,38 +64,64 @@ def _file_of(url: URL) -> Path:
 
 
 @contextmanager
-def _copy(source: Path, copy: Path, stop: Stop) -> Iterator[Path]:
-    """A sound copy of the database in a file that is removed afterwards."""
+def _copy(
+    source: Path, copy: Path, selection: Selection, meter: Meter, stop: Stop
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A copy of the database in a file that is removed afterwards, and what there is in it."""
     try:
         os.close(os.open(copy, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
         with _explained(source, copy.parent, stop):
-            _copy_pages(source, copy, stop)
-            _refuse_damage(source, copy, stop)
-        yield copy
+            _copy_pages(source, copy, meter, stop)
+            facts = _choose(copy, selection, stop)
+        yield copy, facts
     finally:
         copy.unlink(missing_ok=True)
 
 
-def _copy_pages(source: Path, copy: Path, stop: Stop) -> None:
+def _copy_pages(source: Path, copy: Path, meter: Meter, stop: Stop) -> None:
     with closing(_open(source, "mode=rw")) as reading, closing(_open(copy, "mode=rw")) as writing:
         # Without an open read transaction each commit of another connection would start the copy anew, for ever.
         reading.execute("BEGIN")
         if reading.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone() == (0,):
             raise BackupError(f"there is no table in the database {source.absolute()}: look at DATABASE_URL")
+        (page_size,), (pages,) = (reading.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "page_count"))
+        meter.begin("copying", page_size * pages)
+        left = pages
+
+        def step(_: int, remaining: int, __: int) -> None:
+            nonlocal left
+            stop.check()
+            meter.add((left - remaining) * page_size)
+            left = remaining
+
         writing.execute("PRAGMA journal_mode = OFF")
         writing.execute("PRAGMA synchronous = OFF")
-        reading.backup(writing, pages=STEP_PAGES, progress=lambda *_: stop.check())
+        reading.backup(writing, pages=STEP_PAGES, progress=step)
 
 
 def _refuse_damage(source: Path, copy: Path, stop: Stop) -> None:
-    with closing(_open(copy, "mode=ro&immutable=1")) as connection:
+    with _explained(source, copy.parent, stop), closing(_open(copy, "mode=ro&immutable=1")) as connection:
         connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
         (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if result != "ok":
-        raise BackupError(
-            f"the database {source.absolute()} is damaged, so it was not backed up: {result.splitlines()[-1]}. "
-            "Restore an older backup, or save what can be read with sqlite3's .recover."
-        )
+        cause = result.splitlines()[-1]
+        raise BackupError(f"the database {source.absolute()} is damaged, so it was not backed up: {cause}. {_DAMAGED}")
+
+
+def _choose(copy: Path, selection: Selection, stop: Stop) -> dict[str, Any]:
+    """Drop what is not wanted, and describe the rest."""
+    with closing(_open(copy, "mode=ro&immutable=1")) as connection:
+        revisions = sqlite_tables.revisions(connection)
+        unwanted = sqlite_tables.unwanted(connection, selection)
+    if unwanted:
+        with closing(_open(copy, "mode=rw")) as connection:
+            connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
+            sqlite_tables.drop(connection, unwanted)
+    with closing(_open(copy, "mode=ro&immutable=1")) as connection:
+        connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
+        tables = sqlite_tables.described(connection)
+    header = {"revisions": revisions, "revision": revisions.get("alembic_version")}
+    return {"header": header, "tables": tables, "left_out": unwanted}
 
 
 def _open(path: Path, mode: str) -> sqlite3.Connection:
@@ -101,8 +141,9 @@ def _explained(source: Path, folder: Path, stop: Stop) -> Iterator[None]:
         raise BackupError(message) from error
 
 
-def _pieces(path: Path, stop: Stop) -> Iterator[bytes]:
+def _pieces(path: Path, meter: Meter, stop: Stop) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while piece := file.read(PART_BYTES):
+        while piece := file.read(PIECE_BYTES):
             stop.check()
+            meter.add(len(piece))
             yield piece

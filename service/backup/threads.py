@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+LISTEN_SECONDS = 0.1
 
 
 class Stopped(Exception):
@@ -20,9 +23,14 @@ class Stop:
 
     def __init__(self) -> None:
         self._asked = threading.Event()
+        self._lock = threading.Lock()
+        self._call: Callable[[], None] | None = None
 
     def ask(self) -> None:
-        self._asked.set()
+        with self._lock:
+            self._asked.set()
+            if self._call:
+                self._call()
 
     def asked(self) -> bool:
         return self._asked.is_set()
@@ -30,6 +38,35 @@ class Stop:
     def check(self) -> None:
         if self._asked.is_set():
             raise Stopped
+
+    @contextmanager
+    def calls(self, call: Callable[[], None]) -> Iterator[None]:
+        """For a thread that can't check, as it waits for another: `call` is called when it is asked to end."""
+        with self._lock:
+            self._call = call
+            if self._asked.is_set():
+                call()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._call = None
+
+
+def in_own_loop(work: Coroutine[Any, Any, T], stop: Stop) -> T:
+    """`work` on an event loop of this thread, also while it waits for a server, until the thread is asked to end."""
+    return asyncio.run(_until_stopped(work, stop))
+
+
+async def _until_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
+    task, is_cancelled = asyncio.ensure_future(work), False
+    while not task.done():
+        if stop.asked() and not is_cancelled:  # once, or its own cleaning up would be cancelled too
+            is_cancelled = task.cancel()
+        await asyncio.wait([task], timeout=LISTEN_SECONDS)
+    if task.cancelled():
+        raise Stopped
+    return task.result()
 
 
 async def in_thread(work: Callable[[Stop], T]) -> T:

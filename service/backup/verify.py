@@ -1,80 +1,76 @@
-"""Reads a backup and compares it with its own checksums. It restores nothing."""
+"""Reads a whole backup, on two threads, and compares it with its own checksums. It restores nothing."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tarfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
-from isal import igzip, isal_zlib
-
-from service.backup.archive import COPY_SUFFIX, FORMAT, HEADER, MANIFEST, TAR_END
+from service.backup.format import Member
+from service.backup.reader import Backup, Source, damaged, first_header
 from service.backup.threads import Stop
 from service.errors import BackupError
 
-PIECE_BYTES = 1024 * 1024
-
-# isal's own types are missing for the one, and wrong for the other.
-_open: Callable[[Path, str], BinaryIO] = igzip.open
-_IsalError = cast(type[Exception], isal_zlib.error)
+READERS = 2
 
 
-def verify(path: Path, stop: Stop) -> None:
-    """Raises BackupError when a byte is not what was written.
+@dataclass(frozen=True)
+class Checked:
+    """What was read and found to be exactly what was written. `bytes` are those of the content."""
 
-    gzip's checksum finds flipped bytes and a cut tail; a gzip member that is missing, doubled or at the wrong
-    place only the manifest finds.
+    rows: int
+    bytes: int
+    members: int
+
+
+def verify(source: Source, stop: Stop, on_member: Callable[[Member], None] | None = None) -> Checked:
+    """Raises BackupError, which names the first wrong member, when a byte of the file is not what was written.
+
+    That covers gzip's own headers and checksums, members that are missing, doubled or at another place, and what
+    stands before, between and after them: the manifest has the place and the hash of each, the trailer the manifest's.
     """
-    try:
-        with _open(path, "rb") as stream:
-            _compare(stream, stop)
-    except (EOFError, ValueError, KeyError, igzip.BadGzipFile, _IsalError, tarfile.TarError) as error:
-        raise BackupError(
-            f"the backup {path} can't be read back ({error}): the disk may be faulty. Look at it, or set BACKUP_DIR "
-            "to another one."
-        ) from error
+    backup = Backup.open(source)
+    header = first_header(source)
+    if header is None or replace(header, rows=backup.header.rows) != backup.header:
+        raise damaged(source, "its header is not the one that its manifest repeats")
+    _Reading(backup, stop, on_member).run()
+    rows = sum(table.rows for table in backup.tables)
+    return Checked(rows, sum(member.bytes for member in backup.members), len(backup.members))
 
 
-def _compare(stream: BinaryIO, stop: Stop) -> None:
-    seen = []
-    for info in _members(stream):
-        if info.name == MANIFEST:
-            manifest = json.loads(_exactly(stream, info.size + -info.size % tarfile.BLOCKSIZE)[: info.size])
-            break
-        seen.append(_measure(stream, info, stop))
-    else:
-        raise ValueError("it has no manifest")
-    if stream.read() != TAR_END:
-        raise ValueError("something stands after its manifest")
-    if manifest["format"] != FORMAT or not seen or seen[0]["name"] != HEADER or seen[1:] != manifest["members"]:
-        raise ValueError("its parts are not those that its manifest names")
+class _Reading:
+    """Hands out the members in their order; after a wrong one no more, but what was handed out is read to its end."""
 
+    def __init__(self, backup: Backup, stop: Stop, on_member: Callable[[Member], None] | None) -> None:
+        self._backup = backup
+        self._stop = stop
+        self._on_member = on_member
+        self._lock = threading.Lock()
+        self._next = 0
+        self._wrong: dict[int, BackupError] = {}
 
-def _members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The tar's headers. Read here rather than by tarfile, which reads ahead and ignores what follows the end."""
-    while (block := _exactly(stream, tarfile.BLOCKSIZE)).strip(b"\0"):
-        yield tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+    def run(self) -> None:
+        with ThreadPoolExecutor(READERS, thread_name_prefix="backup-verify") as readers:
+            for reader in [readers.submit(self._read) for _ in range(READERS)]:
+                reader.result()
+        if self._wrong:
+            raise self._wrong[min(self._wrong)]
 
+    def _read(self) -> None:
+        while (number := self._take()) is not None:
+            self._stop.check()
+            member = self._backup.members[number]
+            try:
+                self._backup.content(member)
+            except BackupError as error:
+                self._wrong[number] = error
+            if self._on_member:
+                self._on_member(member)
 
-def _measure(stream: BinaryIO, info: tarfile.TarInfo, stop: Stop) -> dict[str, Any]:
-    """What the manifest should say about this member."""
-    digest, rows, left = hashlib.sha256(), 0, info.size
-    while left:
-        stop.check()
-        piece = _exactly(stream, min(left, PIECE_BYTES))
-        digest.update(piece)
-        rows += piece.count(b"\n") if info.name.endswith(COPY_SUFFIX) else 0
-        left -= len(piece)
-    _exactly(stream, -info.size % tarfile.BLOCKSIZE)
-    measured = {"name": info.name, "bytes": info.size, "sha256": digest.hexdigest()}
-    return {**measured, "rows": rows} if info.name.endswith(COPY_SUFFIX) else measured
-
-
-def _exactly(stream: BinaryIO, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise EOFError("it ends too early")
-    return data
+    def _take(self) -> int | None:
+        with self._lock:
+            if self._wrong or self._next == len(self._backup.members):
+                return None
+            self._next += 1
+            return self._next - 1

@@ -14,7 +14,22 @@ from collections.abc import Callable
 import typer
 from typer.exceptions import TyperException
 
-from service.cli import account, items, lint, logs, manage, new, runs, serve, show, tasks, watch
+from service.cli import (
+    account,
+    backup,
+    diff,
+    items,
+    lint,
+    logs,
+    manage,
+    new,
+    restore,
+    runs,
+    serve,
+    show,
+    tasks,
+    watch,
+)
 from service.cli.examples import EXAMPLES
 from service.errors import BatchError
 
@@ -27,12 +42,19 @@ cli = typer.Typer(
 )
 
 
-def _add(panel: str, name: str, command: Callable[..., None]) -> None:
+backups = typer.Typer(
+    help="Make backups, check, compare, copy and restore them.",
+    epilog="`batch backup COMMAND --help` has examples. FILE is a path, a name, `latest`, or s3://bucket/prefix/name.",
+    no_args_is_help=True,
+)
+
+
+def _add(panel: str, name: str, command: Callable[..., None], group: typer.Typer = cli) -> None:
     """The docstring is the help, and its first paragraph the line in the list of commands."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     shown = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     examples = "\n".join(f"  {line}\n      {what}" for line, what in EXAMPLES[name].items())
-    cli.command(name, help=shown, epilog=f"Examples:\n{examples}", rich_help_panel=panel)(command)
+    group.command(name.split(" ")[-1], help=shown, epilog=f"Examples:\n{examples}", rich_help_panel=panel)(command)
 
 
 _add("Service", "serve", serve.serve)
@@ -54,6 +76,18 @@ _add("Runs", "redrive", items.redrive)
 _add("Runs", "backfill", manage.backfill)
 _add("Runs", "account", account.account)
 _add("Runs", "prune", manage.prune)
+_add("Look", "backup list", backup.list_, backups)
+_add("Look", "backup show", backup.show, backups)
+_add("Look", "backup diff", diff.diff, backups)
+_add("Make and restore", "backup create", backup.create, backups)
+_add("Make and restore", "backup verify", backup.verify, backups)
+_add("Make and restore", "backup restore", restore.restore, backups)
+_add("Elsewhere", "backup upload", backup.upload, backups)
+_add("Elsewhere", "backup download", backup.download, backups)
+_add("Keep", "backup prune", backup.prune, backups)
+_add("Keep", "backup pin", backup.pin, backups)
+_add("Keep", "backup unpin", backup.unpin, backups)
+cli.add_typer(backups, name="backup", rich_help_panel="Backups")
 
 
 def main() -> None:

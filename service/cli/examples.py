@@ -85,4 +85,40 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch prune --dry-run": "how much would go",
         "batch prune": "now, and not at the service's next hour",
     },
+    "backup list": {
+        "batch backup list": "what there is, how it was checked, and why it is kept",
+        "batch backup list --rescan": "when files were moved, or the ledger is new",
+        "batch backup list --json": "for a program",
+    },
+    "backup show": {
+        "batch backup show latest": "its tables, and what was done with it",
+        "batch backup show backup_20261125_020000.backup.gz --json": "for a program",
+    },
+    "backup diff": {
+        "batch backup diff latest": "to the database as it is now",
+        "batch backup diff backup_20261124_020000.backup.gz latest": "from one backup to a later one",
+        "batch backup diff latest --json": "for a program",
+    },
+    "backup create": {"batch backup create": "now, beside the running service"},
+    "backup verify": {
+        "batch backup verify": "the latest: every byte is as it was written",
+        "batch backup verify --restore": "and its rows load",
+        "batch backup verify s3://bucket/shop/backup_20261125_020000.backup.gz": "where it is",
+    },
+    "backup restore": {
+        "batch backup restore latest --dry-run": "what it would do, tried and rolled back",
+        "batch backup restore latest": "asks for the database's name first",
+        "batch backup restore s3://bucket/shop/latest --yes": "on an empty machine",
+    },
+    "backup upload": {"batch backup upload": "the latest to BACKUP_URL"},
+    "backup download": {
+        "batch backup download": "the latest from BACKUP_URL",
+        "batch backup download s3://bucket/shop/backup_20261125_020000.backup.gz": "from anywhere",
+    },
+    "backup prune": {
+        "batch backup prune --dry-run": "what would go, and why the rest stays",
+        "batch backup prune": "now, and not after the next backup",
+    },
+    "backup pin": {"batch backup pin latest": "before a risky change"},
+    "backup unpin": {"batch backup unpin backup_20261125_020000.backup.gz": "when it is not needed any more"},
 }

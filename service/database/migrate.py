@@ -33,8 +33,8 @@ class History:
         return ScriptDirectory.from_config(config)
 
 
-async def migrate(database: Database, history: History) -> None:
-    """Bring `database` up to the newest revision of `history`.
+async def migrate(database: Database, history: History, to: str = "head") -> None:
+    """Bring `database` up to the newest revision of `history`, or to this one.
 
     Raises DatabaseTooNew, naming both revisions, when the database knows a revision that this code doesn't,
     and DatabaseUnreachable.
@@ -44,7 +44,7 @@ async def migrate(database: Database, history: History) -> None:
             if database.kind == "postgresql":
                 lock = zlib.crc32(history.version_table.encode())
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
-            await connection.run_sync(_upgrade, history, database)
+            await connection.run_sync(_upgrade, history, database, to)
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
 
@@ -55,12 +55,12 @@ def refuse_newer(connection: Connection, history: History, database: Database) -
     _refuse_newer(history.scripts(), context.get_current_heads(), database)
 
 
-def _upgrade(connection: Connection, history: History, database: Database) -> None:
+def _upgrade(connection: Connection, history: History, database: Database, to: str) -> None:
     scripts = history.scripts()
 
     def steps(revision: Any, _: Any) -> Any:
         _refuse_newer(scripts, revision, database)
-        return scripts._upgrade_revs("head", revision)
+        return scripts._upgrade_revs(to, revision)
 
     with EnvironmentContext(Config(), scripts, fn=steps) as environment:
         environment.configure(connection=connection, version_table=history.version_table)

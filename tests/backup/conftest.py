@@ -8,6 +8,20 @@ import pytest
 from service.config import forget_settings
 
 
+@pytest.fixture(autouse=True)
+def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of its own for each backup takes most of a test's time: those that are about it ask for it."""
+    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    forget_settings()
+
+
+@pytest.fixture
+def in_a_process(in_a_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is by default."""
+    monkeypatch.delenv("BACKUP_PROCESS")
+    forget_settings()
+
+
 @pytest.fixture
 def use_database(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes a URL the application's database."""
@@ -17,6 +31,18 @@ def use_database(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         forget_settings()
 
     return use
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets settings by their names."""
+
+    def change(**values: str) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        forget_settings()
+
+    return change
 
 
 @pytest.fixture

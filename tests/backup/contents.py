@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import hashlib
 import io
 import json
 import sqlite3
 import tarfile
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 from sqlalchemy import make_url
+
+from service.backup.archive import Archive
+from service.backup.format import TAR_END, Trailer, padding
+
+HEADER = {"database": "app", "server_version": "18", "revision": None, "revisions": {}, "tool": "batch-system 1"}
 
 
 def members(backup: Path) -> dict[str, bytes]:
@@ -94,3 +103,63 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(20):
         while not await condition():
             await asyncio.sleep(0.005)
+
+
+def gzip_members(backup: Path) -> list[bytes]:
+    """The packed bytes of each, as zlib finds them."""
+    found, rest = [], backup.read_bytes()
+    while rest:
+        one = zlib.decompressobj(wbits=31)
+        one.decompress(rest)
+        found.append(rest[: len(rest) - len(one.unused_data)])
+        rest = one.unused_data
+    return found
+
+
+def make_archive(path: Path, tables: int = 2, parts: int = 3) -> Path:
+    """A small backup of PostgreSQL without a PostgreSQL."""
+    path.touch()
+    with Archive(path, datetime(2026, 3, 29, 12, tzinfo=UTC)) as archive:
+        archive.add_header("postgresql", **HEADER)
+        described = []
+        for number in range(1, tables + 1):
+            folder, rows = f"data/{number:04}-public.t{number}", [f"{number}\t{n}\n".encode() for n in range(parts)]
+            for part, row in enumerate(rows, 1):
+                for future in archive.add_rows(f"{folder}/{part:04}.copy", [row]):
+                    future.result()
+            described.append(
+                {
+                    "schema": "public",
+                    "name": f"t{number}",
+                    "folder": folder,
+                    "columns": ["a", "b"],
+                    "types": ["integer", "text"],
+                    "key": ["a"],
+                    "rows": parts,
+                    "bytes": sum(map(len, rows)),
+                }
+            )
+        archive.finish(tables=described, sequences=[], left_out=[])
+    return path
+
+
+def forge(path: Path, files: list[tuple[str, bytes]], **changes: Any) -> Path:
+    """A backup with these gzip members (name, and content), and a manifest that says so unless it is changed."""
+    packed, listed = [], []
+    for name, content in files:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        data = gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + content + padding(len(content)), 1, mtime=0)
+        digest = hashlib.sha256(data).hexdigest()
+        place = {"name": name, "offset": sum(map(len, packed)), "packed": len(data), "sha256": digest}
+        listed.append({**place, "bytes": len(content), "rows": content.count(b"\n") if "copy" in name else None})
+        packed.append(data)
+    header = json.loads(files[0][1])
+    contents = {"header": header, "tables": [], "sequences": [], "left_out": [], "members": listed, **changes}
+    manifest = json.dumps(contents).encode()
+    info = tarfile.TarInfo("manifest.json")
+    info.size = len(manifest)
+    last = gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + manifest + padding(len(manifest)) + TAR_END, 1, mtime=0)
+    trailer = Trailer(sum(map(len, packed)), len(last), hashlib.sha256(last).digest())
+    path.write_bytes(b"".join([*packed, last, trailer.pack()]))
+    return path

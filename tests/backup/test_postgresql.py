@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import groupby
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import make_url
 
-from service.backup import create_backup
+from service.backup import create_backup, unloading
+from service.backup.progress import Progress
+from service.backup.reader import Backup, LocalFile, read_header
+from service.backup.threads import Stop
+from service.backup.verify import verify
 from service.batch.tables import companions
 from tests.backup.contents import connected, copies, execute, manifest, members, restore, until
 
@@ -40,20 +45,31 @@ async def fresh_database(beside: str) -> AsyncIterator[str]:
     await execute(beside, f"DROP DATABASE {name}")
 
 
-async def test_transfers_between_tables_are_in_the_backup_whole(database: str, tmp_path: Path) -> None:
-    await execute(
-        database,
-        "CREATE TABLE a AS SELECT 1000 AS n",
-        "CREATE TABLE b AS SELECT repeat('x', 1000) FROM generate_series(1, 30000)",
-        "CREATE TABLE z AS SELECT 0 AS n",
-    )
+@pytest.mark.parametrize("range_bytes", [unloading.RANGE_BYTES, 100_000])
+async def test_transfers_between_tables_are_in_the_backup_whole(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_bytes: int
+) -> None:
+    """Four tables whose sum stays, of which each connection of the backup copies some, or some pages."""
+    monkeypatch.setattr(unloading, "RANGE_BYTES", range_bytes)
+    tables = "abcd"
+    for name in tables:
+        await execute(
+            database,
+            f"CREATE TABLE {name} AS SELECT 1000 AS n, 0 AS moves",
+            f"INSERT INTO {name} SELECT 0, 0 FROM generate_series(1, 20000)",
+            f"CREATE INDEX ON {name} (n) WHERE n <> 0",
+        )
     moves = 0
 
     async def move() -> None:
         nonlocal moves
         async with connected(database) as connection:
             while True:
-                await connection.execute("BEGIN; UPDATE a SET n = n - 1; UPDATE z SET n = n + 1; COMMIT")
+                source, target = tables[moves % 4], tables[(moves + 1 + moves % 3) % 4]
+                await connection.execute(
+                    f"BEGIN; UPDATE {source} SET n = n - 1, moves = moves + 1 WHERE n <> 0;"
+                    f" UPDATE {target} SET n = n + 1 WHERE n <> 0; COMMIT"
+                )
                 moves += 1
 
     async def some_moves() -> bool:
@@ -62,15 +78,17 @@ async def test_transfers_between_tables_are_in_the_backup_whole(database: str, t
     writer = asyncio.create_task(move())
     await until(some_moves)
     before = moves
-    backup = await create_backup(tmp_path / "backups")
+    backups = [await create_backup(tmp_path / "backups") for _ in range(3)]
     after = moves
     writer.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writer
-    rows = copies(backup)
     assert after > before, "the writer went on meanwhile"
-    assert int(rows["public.a"]) + int(rows["public.z"]) == 1000
-    assert before <= int(rows["public.z"]) <= after + 1
+    for backup in backups:
+        rows = [row.split(b"\t") for copy in copies(backup).values() for row in copy.splitlines()]
+        assert len(rows) == 80_004
+        assert sum(int(n) for n, _ in rows) == 4000
+        assert before <= sum(int(count) for _, count in rows) <= after + 1
 
 
 async def test_a_backup_is_a_tar_of_whole_rows_with_a_manifest_that_counts_them(database: str, tmp_path: Path) -> None:
@@ -87,6 +105,27 @@ async def test_a_backup_is_a_tar_of_whole_rows_with_a_manifest_that_counts_them(
     rows = copies(backup)["public.t"].splitlines()
     assert [int(row.split(b"\t")[0]) for row in rows] == list(range(1, 20001))
     assert table["rows"] == 20000 and table["bytes"] == sum(len(files[name]) for name in parts)
+
+
+async def test_each_row_of_a_large_table_is_there_once_whatever_pages_it_is_on(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unloading, "RANGE_BYTES", 50_000)
+    await execute(
+        database,
+        'CREATE TABLE t ("n\'" int, gone int, text text, seven int GENERATED ALWAYS AS (7) STORED)',
+        "INSERT INTO t SELECT n, 0, repeat(md5(n::text), n % 9) FROM generate_series(1, 9000) n",
+        "ALTER TABLE t DROP COLUMN gone",
+        "UPDATE t SET text = 'moved' WHERE \"n'\" % 5 = 0",
+        'DELETE FROM t WHERE "n\'" % 7 = 0',
+    )
+    backup = await create_backup(tmp_path / "backups")
+    (table,) = manifest(backup)["tables"]
+    assert table["parts"] > 10, "each range of pages begins a part"
+    numbers = sorted(int(row.split(b"\t")[0]) for row in copies(backup)["public.t"].splitlines())
+    assert numbers == [n for n in range(1, 9001) if n % 7]
+    with LocalFile(backup) as file:
+        assert Backup.open(file).tables[0].rows == len(numbers) == verify(file, Stop()).rows
 
 
 async def test_values_of_every_kind_come_back_as_they_were(database: str, tmp_path: Path) -> None:
@@ -185,6 +224,86 @@ async def test_each_row_of_a_partitioned_or_inherited_table_is_there_once(databa
     }
 
 
+async def test_the_manifest_has_the_types_and_the_key_of_each_table(database: str, tmp_path: Path) -> None:
+    await execute(
+        database,
+        "CREATE TYPE mood AS ENUM ('fine')",
+        'CREATE TABLE t (b int, "A" varchar(7), mood mood, price numeric(10,2)[], PRIMARY KEY ("A", b))',
+        "CREATE TABLE without (n int UNIQUE)",
+    )
+    with LocalFile(await create_backup(tmp_path / "backups")) as file:
+        t, without = Backup.open(file).tables
+    assert t.columns == ("b", "A", "mood", "price")
+    assert t.types == ("integer", "character varying(7)", "public.mood", "numeric(10,2)[]")
+    assert t.key == ("A", "b") and without.key == ()
+
+
+async def test_the_header_has_the_revision_of_every_alembic_history(database: str, tmp_path: Path) -> None:
+    await execute(
+        database,
+        "CREATE SCHEMA other",
+        *(
+            f"CREATE TABLE {name} (version_num varchar(32) PRIMARY KEY)"
+            for name in ("alembic_version", "other.of_a_plugin", "batch_alembic_version", "other.empty_version")
+        ),
+        "INSERT INTO alembic_version VALUES ('app_0001')",
+        "INSERT INTO other.of_a_plugin VALUES ('two'), ('heads')",
+        "INSERT INTO batch_alembic_version VALUES ('ledger_0006')",
+        "CREATE TABLE users (id int)",
+    )
+    header = read_header(await create_backup(tmp_path / "backups"))
+    assert header.revision == "app_0001"
+    assert header.revisions == {
+        "public.alembic_version": "app_0001",
+        "public.batch_alembic_version": "ledger_0006",
+        "other.of_a_plugin": "heads, two",
+        "other.empty_version": "",
+    }
+
+
+async def test_a_cycle_of_foreign_keys_and_a_composite_one_hinder_nothing(database: str, tmp_path: Path) -> None:
+    await execute(
+        database,
+        "CREATE TABLE a (x int, y int, b int, PRIMARY KEY (x, y)); CREATE TABLE b (id int PRIMARY KEY, x int, y int)",
+        "ALTER TABLE b ADD FOREIGN KEY (x, y) REFERENCES a DEFERRABLE INITIALLY DEFERRED",
+        "ALTER TABLE a ADD FOREIGN KEY (b) REFERENCES b DEFERRABLE INITIALLY DEFERRED",
+        "BEGIN; INSERT INTO a VALUES (1, 2, 3); INSERT INTO b VALUES (3, 1, 2); COMMIT",
+    )
+    assert copies(await create_backup(tmp_path / "backups")) == {"public.a": b"1\t2\t3\n", "public.b": b"3\t1\t2\n"}
+
+
+async def test_a_field_of_ten_megabytes_is_whole_and_goes_over_members_of_the_usual_size(
+    database: str, tmp_path: Path
+) -> None:
+    await execute(
+        database,
+        "CREATE TABLE t (id int, data bytea)",
+        "INSERT INTO t SELECT 1, decode(repeat('00ff5c0a0d', 2 * 1024 * 1024), 'hex')",
+        "INSERT INTO t VALUES (2, 'small')",
+    )
+    backup = await create_backup(tmp_path / "backups")
+    with LocalFile(backup) as file:
+        opened = Backup.open(file)
+        assert verify(file, Stop()).rows == 2
+        (table,) = opened.tables
+        whole = b"".join(opened.parts(table))
+        assert max(member.bytes for member in table.members) <= 3 * 1024 * 1024
+    first, second = whole.splitlines()
+    assert bytes.fromhex(first.removeprefix(b"1\t\\\\x").decode()) == b"\x00\xff\x5c\x0a\x0d" * 2 * 1024 * 1024
+    assert second == b"2\t\\\\x736d616c6c"
+
+
+async def test_progress_rises_to_all_of_the_rows(database: str, tmp_path: Path) -> None:
+    await execute(database, "CREATE TABLE t AS SELECT n, repeat(md5(n::text), 9) FROM generate_series(1, 30000) n")
+    await execute(database, "ANALYZE t")
+    seen: list[Progress] = []
+    await create_backup(tmp_path / "backups", on_progress=seen.append)
+    await asyncio.sleep(0)
+    assert [stage for stage, _ in groupby(progress.stage for progress in seen)] == ["copying", "verifying"]
+    assert seen[0] == Progress(0, 0, seen[0].estimate, "copying") and 8_000_000 < seen[0].estimate < 12_000_000
+    assert seen[-1].rows == 30_000 and seen[-1].estimate > 0
+
+
 async def test_the_ledgers_tables_are_left_out_and_named(database: str, tmp_path: Path) -> None:
     kept = sorted([*companions.tables, "alembic_version", "users"])
     ledgers = ["batch_alembic_version", "batch_log", "batch_runs"]
@@ -192,6 +311,48 @@ async def test_the_ledgers_tables_are_left_out_and_named(database: str, tmp_path
     backup = await create_backup(tmp_path / "backups")
     assert [table["name"] for table in manifest(backup)["tables"]] == kept
     assert manifest(backup)["left_out"] == [f"public.{name}" for name in ledgers]
+
+
+async def test_the_ledger_is_in_the_backup_where_it_is_asked_for(
+    database: str, tmp_path: Path, settings: Callable[..., None]
+) -> None:
+    await execute(database, *(f"CREATE TABLE {name} (id int)" for name in ("batch_alembic_version", "batch_runs", "t")))
+    settings(BACKUP_LEDGER="1")
+    backup = await create_backup(tmp_path / "backups")
+    assert [table["name"] for table in manifest(backup)["tables"]] == ["batch_alembic_version", "batch_runs", "t"]
+    assert manifest(backup)["left_out"] == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({"BACKUP_INCLUDE": "users, other.*"}, ["other.Users", "other.logs", "public.users"]),
+        ({"BACKUP_EXCLUDE": "logs events"}, ["other.Users", "public.users"]),
+        ({"BACKUP_EXCLUDE": "Users logs events"}, ["public.users"]),
+        ({"BACKUP_EXCLUDE": "public.*"}, ["other.Users", "other.logs"]),
+        ({"BACKUP_INCLUDE": "public.*", "BACKUP_EXCLUDE": "events_?"}, ["public.logs", "public.users"]),
+        ({"BACKUP_INCLUDE": "events"}, ["public.events_1", "public.events_2"]),
+    ],
+)
+async def test_patterns_choose_the_tables_and_the_rest_is_named(
+    database: str, tmp_path: Path, settings: Callable[..., None], chosen: dict[str, str], expected: list[str]
+) -> None:
+    await execute(
+        database,
+        "CREATE SCHEMA other",
+        'CREATE TABLE users (id serial); CREATE TABLE other."Users" (id int GENERATED ALWAYS AS IDENTITY)',
+        "CREATE TABLE logs (id serial); CREATE TABLE other.logs (id serial)",
+        "CREATE TABLE events (id int) PARTITION BY RANGE (id)",
+        *(f"CREATE TABLE events_{n} PARTITION OF events FOR VALUES FROM ({n}) TO ({n + 1})" for n in (1, 2)),
+    )
+    settings(**chosen)
+    with LocalFile(await create_backup(tmp_path / "backups")) as file:
+        backup = Backup.open(file)
+    everything = ["other.Users", "other.logs", "public.events_1", "public.events_2", "public.logs", "public.users"]
+    assert [str(table) for table in backup.tables] == expected
+    assert list(backup.left_out) == [name for name in everything if name not in expected]
+    with_ids = [name for name in expected if "events" not in name]
+    assert [str(sequence) for sequence in backup.sequences] == [f"{name}_id_seq" for name in with_ids]
 
 
 async def test_where_no_ledger_is_an_authors_table_may_have_any_name(database: str, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import make_url
 
-from service.backup import create_backup
+from service.backup import create_backup, snapshot
+from service.backup.create import connect_arguments
+from service.backup.selection import Selection
 from service.errors import BackupError
-from tests.backup.contents import connected, copies, execute, until
+from tests.backup.contents import connected, copies, execute, manifest, until
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ async def test_forced_row_security_never_hides_rows(
         "ALTER TABLE own.secrets ENABLE ROW LEVEL SECURITY; ALTER TABLE own.secrets FORCE ROW LEVEL SECURITY",
     )
     use_database(role)
-    with pytest.raises(BackupError, match=r"row-level security.*BYPASSRLS") as caught:
+    with pytest.raises(BackupError, match=r"own.secrets has row-level security, which .*BYPASSRLS") as caught:
         await create_backup(tmp_path / "backups")
     assert ":secret@" not in caught.value.message
     assert list((tmp_path / "backups").iterdir()) == []
@@ -50,13 +52,101 @@ async def test_a_table_that_the_role_may_not_read_is_an_error(
 ) -> None:
     await execute(database, "CREATE TABLE not_yours (id int)")
     use_database(role)
-    with pytest.raises(BackupError, match=r"permission denied for table not_yours. A backup needs a role"):
+    with pytest.raises(BackupError, match=r"public.not_yours may not be read by this role. A backup needs the owner"):
         await create_backup(tmp_path / "backups")
 
 
 async def test_large_objects_are_refused(database: str, tmp_path: Path) -> None:
     await execute(database, "CREATE TABLE t (id int)", "SELECT lo_from_bytea(0, 'large')")
     with pytest.raises(BackupError, match=r"holds large objects"):
+        await create_backup(tmp_path / "backups")
+
+
+REFUSED = {
+    "CREATE FOREIGN TABLE far (id int) SERVER elsewhere": "public.far is a foreign table.*BACKUP_EXCLUDE",
+    "CREATE UNLOGGED TABLE far (id int)": "public.far is unlogged, .* BACKUP_EXCLUDE, or ALTER TABLE … SET LOGGED",
+    "CREATE UNLOGGED TABLE far (id int); CREATE UNLOGGED TABLE farther (id int)": r"far is .*1 more: public.farther\)",
+}
+
+
+@pytest.mark.parametrize("statement", REFUSED)
+async def test_what_a_backup_could_not_bring_back_is_refused_unless_it_is_excluded(
+    database: str, tmp_path: Path, settings: Callable[..., None], statement: str
+) -> None:
+    await execute(
+        database,
+        "CREATE TABLE t (id int)",
+        "CREATE FOREIGN DATA WRAPPER f",
+        "CREATE SERVER elsewhere FOREIGN DATA WRAPPER f",
+    )
+    await execute(database, statement)
+    with pytest.raises(BackupError, match=REFUSED[statement]):
+        await create_backup(tmp_path / "backups")
+    assert list((tmp_path / "backups").iterdir()) == []
+    settings(BACKUP_EXCLUDE="far*")
+    backup = await create_backup(tmp_path / "backups")
+    assert copies(backup) == {"public.t": b""}
+    assert manifest(backup)["left_out"][0] == "public.far"
+
+
+@pytest.mark.parametrize("setting", ["BACKUP_INCLUDE", "BACKUP_EXCLUDE"])
+async def test_a_pattern_that_is_no_tables_name_is_an_error(
+    database: str, tmp_path: Path, settings: Callable[..., None], setting: str
+) -> None:
+    await execute(database, "CREATE TABLE users (id int)")
+    settings(**{setting: "users, uesrs"})
+    with pytest.raises(BackupError, match=f"{setting} has 'uesrs', which is the name of no table"):
+        await create_backup(tmp_path / "backups")
+
+
+async def test_a_table_that_may_not_be_read_hinders_nothing_where_it_is_excluded(
+    role: str, database: str, use_database: Callable[[str], None], tmp_path: Path, settings: Callable[..., None]
+) -> None:
+    await execute(database, "CREATE TABLE not_yours (id int)")
+    await execute(role, "CREATE TABLE own.t AS SELECT 1 AS id")
+    use_database(role)
+    settings(BACKUP_EXCLUDE="not_yours")
+    assert copies(await create_backup(tmp_path / "backups")) == {"own.t": b"1\n"}
+
+
+async def test_one_connection_is_enough_where_the_role_may_have_no_more(
+    role: str, database: str, use_database: Callable[[str], None], tmp_path: Path
+) -> None:
+    await execute(role, "CREATE TABLE own.t AS SELECT 1 AS id", "CREATE TABLE own.u AS SELECT 2 AS id")
+    await execute(database, f"ALTER ROLE {make_url(role).username} CONNECTION LIMIT 1")
+    use_database(role)
+    assert copies(await create_backup(tmp_path / "backups")) == {"own.t": b"1\n", "own.u": b"2\n"}
+
+
+async def test_the_second_connection_never_waits_behind_a_migration_that_waits_for_the_first(database: str) -> None:
+    await execute(database, "CREATE TABLE t (id int)")
+    arguments = connect_arguments(make_url(database))
+    async with snapshot.connected(arguments) as first:
+        contents = await snapshot.take(first, Selection())
+        async with snapshot.shared(first, arguments, contents.tables) as second:
+            assert second is not None
+        migration = asyncio.create_task(execute(database, "ALTER TABLE t ADD more int"))
+        await until(lambda: waits_for_a_lock(database))
+        async with asyncio.timeout(20), snapshot.shared(first, arguments, contents.tables) as second:
+            assert second is None
+    await migration
+
+
+async def test_both_connections_see_the_same_instant(database: str) -> None:
+    await execute(database, "CREATE TABLE t AS SELECT 1 AS id")
+    arguments = connect_arguments(make_url(database))
+    async with snapshot.connected(arguments) as first:
+        contents = await snapshot.take(first, Selection())
+        await execute(database, "INSERT INTO t VALUES (2)")
+        async with snapshot.shared(first, arguments, contents.tables) as second:
+            assert [await one.fetchval("SELECT count(*) FROM public.t") for one in (first, second)] == [1, 1]
+
+
+async def test_an_option_that_the_driver_lacks_is_an_error_that_says_so(
+    database: str, use_database: Callable[[str], None], tmp_path: Path
+) -> None:
+    use_database(make_url(database).update_query_dict({"nonsense": "1"}).render_as_string(hide_password=False))
+    with pytest.raises(BackupError, match=r"DATABASE_URL has an option that the driver does not know: .*nonsense"):
         await create_backup(tmp_path / "backups")
 
 

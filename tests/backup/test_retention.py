@@ -1,60 +1,108 @@
+"""Which backups go and which stay, and why."""
+
 from __future__ import annotations
 
-import os
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service import clock
-from service.backup.retention import delete_expired, expired
-from service.errors import BackupError
+from service.backup.retention import Decision, Kept, Rules, decide
 
 NOW = datetime(2026, 3, 29, 12, 0, 0, tzinfo=UTC)
+DAY = timedelta(days=1)
 
 
-def backups(folder: Path, *stamps: str) -> list[Path]:
-    paths = [folder / f"backup_{stamp}.backup.gz" for stamp in stamps]
-    for path in paths:
-        path.touch()
-    return paths
+def daily(count: int, rows: int = 100, verified: bool = True) -> list[Kept]:
+    """One a day at noon, the newest first."""
+    return [Kept(f"b{age:03}", NOW - age * DAY, rows, verified) for age in range(count)]
 
 
-def test_the_time_in_the_name_counts_and_not_the_files(tmp_path: Path) -> None:
-    old, edge, new = backups(tmp_path, "20260322_115959", "20260322_120000", "20260329_110000")
-    os.utime(old, (NOW.timestamp(), NOW.timestamp()))
-    os.utime(edge, (0, 0))
-    os.utime(new, (0, 0))
-    assert expired(tmp_path, 7, NOW) == [old]
+def why(decision: Decision) -> dict[str, str]:
+    return {verdict.name: verdict.why for verdict in decision.verdicts if verdict.stays}
 
 
-def test_files_with_other_names_are_left_alone(tmp_path: Path) -> None:
-    backups(tmp_path, "20260329_110000", "before_migration", "20201399_000000")
-    (tmp_path / "backup_20200101_000000.backup.gz.keep").touch()
-    (tmp_path / "notes.txt").touch()
-    assert expired(tmp_path, 7, NOW) == []
+def test_what_is_older_than_the_days_goes_the_oldest_first() -> None:
+    decision = decide(daily(10), Rules(days=7), NOW)
+    assert decision.going == ["b009", "b008"] and decision.doubt is None
+    assert why(decision) == {"b000": "the newest", **{f"b00{age}": "daily" for age in range(1, 8)}}
+    assert {verdict.why for verdict in decision.verdicts if not verdict.stays} == {"older than 7 days"}
 
 
-def test_the_newest_backup_never_expires(tmp_path: Path) -> None:
-    first, second, _ = backups(tmp_path, "20200101_000000", "20200102_000000", "20200103_000000")
-    assert expired(tmp_path, 7, NOW) == [first, second]
+def test_the_newest_of_each_week_and_month_stays_for_so_many() -> None:
+    """2026-03-29 is a Sunday, the last day of its ISO week; weeks end on the 22nd, the 15th and so on."""
+    decision = decide(daily(120), Rules(days=3, weekly=3, monthly=3), NOW)
+    kept = why(decision)
+    assert [name for name, reason in kept.items() if reason == "weekly"] == ["b007", "b014"]
+    months = [NOW - timedelta(days=int(name[1:])) for name, reason in kept.items() if reason == "monthly"]
+    assert [f"{at:%m-%d}" for at in months] == ["02-28", "01-31"]
+    assert len(decision.going) == 120 - len(kept) and len(kept) == 4 + 2 + 2
 
 
-def test_a_folder_that_is_missing_holds_nothing(tmp_path: Path) -> None:
-    assert expired(tmp_path / "missing", 7, NOW) == []
+def test_weeks_without_a_backup_do_not_count() -> None:
+    old = [Kept(f"old{age}", NOW - age * DAY, 100, True) for age in (100, 101, 200)]
+    decision = decide([*daily(1), *old], Rules(days=1, weekly=3), NOW)
+    assert why(decision) == {"b000": "the newest", "old100": "weekly", "old200": "weekly"}
 
 
-async def test_each_backup_that_is_deleted_is_told(tmp_path: Path) -> None:
-    old, older, new = backups(tmp_path, "20260301_000000", "20260201_000000", "20260329_110000")
-    with clock.moved(NOW):
-        deleted = [path async for path in delete_expired(tmp_path, 7)]
-    assert deleted == [older, old]
-    assert [path for path in (older, old, new) if path.exists()] == [new]
+def test_a_week_is_that_of_the_iso_calendar_at_the_turn_of_the_year() -> None:
+    """2025-12-29 to 2026-01-04 are one week, and two months."""
+    found = [
+        Kept("jan", datetime(2026, 1, 4, tzinfo=UTC), 1, True),
+        Kept("dec", datetime(2025, 12, 29, tzinfo=UTC), 1, True),
+        Kept("before", datetime(2025, 12, 28, tzinfo=UTC), 1, True),
+    ]
+    assert list(why(decide(found, Rules(days=1, weekly=9), NOW))) == ["jan", "before"]
+    assert list(why(decide(found, Rules(days=1, monthly=9), NOW))) == ["jan", "dec"]
 
 
-async def test_a_backup_that_cannot_be_deleted_is_an_error_that_names_it(tmp_path: Path) -> None:
-    backups(tmp_path, "20260329_110000")
-    (tmp_path / "backup_20200101_000000.backup.gz").mkdir()
-    with clock.moved(NOW), pytest.raises(BackupError, match=r"backup_20200101_000000.backup.gz can't be deleted"):
-        async for _ in delete_expired(tmp_path, 7):
-            pass
+def test_a_pinned_one_stays_however_old() -> None:
+    old = Kept("old", NOW - 900 * DAY, 5, True, pinned=True)
+    assert why(decide([*daily(3), old], Rules(days=7), NOW))["old"] == "pinned"
+
+
+def test_the_last_verified_one_stays_when_the_newer_ones_are_not() -> None:
+    found = daily(40, verified=False)
+    found[30] = Kept("verified", found[30].taken_at, 100, True)
+    decision = decide(found, Rules(days=7), NOW)
+    assert why(decision)["verified"] == "the last verified one"
+    assert len(decision.going) == 40 - 8 - 1
+
+
+def test_the_newest_stays_when_nothing_was_made_for_long() -> None:
+    old = [Kept(f"b{age}", NOW - age * DAY, 100) for age in (50, 60)]
+    assert decide(old, Rules(days=7), NOW).going == ["b60"]
+    assert decide([], Rules(days=7), NOW) == Decision((), None)
+
+
+@pytest.mark.parametrize(
+    ("newest", "told"),
+    [
+        (Kept("new", NOW, 100, failed=True), "new has failed its check"),
+        (Kept("new", NOW, 0, True), "new has no rows, and b001 had 100"),
+        (Kept("new", NOW, 49, True), r"new has 49 rows, and b001 had 100: less than 50% of them (BACKUP_LEAST_SHARE)"),
+    ],
+)
+def test_nothing_goes_when_the_newest_is_in_doubt(newest: Kept, told: str) -> None:
+    decision = decide([newest, *daily(20)[1:]], Rules(days=7), NOW)
+    assert decision.going == [] and decision.doubt == told
+    assert why(decision)["b019"] == "the newest one is in doubt"
+
+
+@pytest.mark.parametrize(("rows", "share"), [(50, 0.5), (1, 0.0), (None, 0.5), (99, 0.99)])
+def test_enough_rows_are_no_reason_to_doubt(rows: int | None, share: float) -> None:
+    found = [Kept("new", NOW, rows, True), *daily(20)[1:]]
+    assert len(decide(found, Rules(days=7, least_share=share), NOW).going) == 12
+
+
+def test_the_newest_is_compared_with_the_last_one_that_was_good_and_counted() -> None:
+    found = daily(20)
+    found[0] = Kept("new", NOW, 10, True)
+    found[1] = Kept("failed", found[1].taken_at, 10, failed=True)
+    found[2] = Kept("not read", found[2].taken_at)
+    assert "and b003 had 100" in (decide(found, Rules(days=7), NOW).doubt or "")
+
+
+def test_one_that_has_failed_is_not_the_one_kept_of_its_week() -> None:
+    found = [*daily(1), *(Kept(name, NOW - age * DAY, 1, True) for name, age in (("bad", 30), ("good", 31)))]
+    found[1] = Kept("bad", found[1].taken_at, 1, failed=True)
+    assert why(decide(found, Rules(days=7, weekly=9), NOW)) == {"b000": "the newest", "good": "weekly"}

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from service import clock
-from service.backup import create_backup
+from service.backup import create_backup, sqlite
+from service.backup.archive import Archive
+from service.backup.order import Order
+from service.backup.progress import Meter, Progress
+from service.backup.reader import Backup, LocalFile, read_header
+from service.backup.selection import Selection
+from service.backup.threads import Stop
 from service.errors import BackupError
 from tests.backup.contents import make_sqlite, manifest, members, opened
 
@@ -18,19 +24,21 @@ from tests.backup.contents import make_sqlite, manifest, members, opened
 @pytest.fixture
 def writer(app_db: Path) -> Iterator[list[int]]:
     """A thread that moves money, and counts its moves, as fast as it can. Nothing of it ever leaves the WAL."""
-    make_sqlite(app_db, megabytes=60)
+    make_sqlite(app_db, megabytes=20)
     moves, stop, started = [0], threading.Event(), threading.Event()
 
     def move() -> None:
         with closing(sqlite3.connect(app_db, isolation_level=None, timeout=60)) as connection:
             connection.execute("PRAGMA wal_autocheckpoint = 0")
-            connection.executescript("CREATE TABLE a AS SELECT 1000 AS n; CREATE TABLE b AS SELECT 0 AS n;")
+            for name in "abcd":
+                connection.execute(f"CREATE TABLE {name} AS SELECT 1000 AS n")
             connection.execute("CREATE TABLE moves (id INTEGER PRIMARY KEY)")
             while not stop.is_set():
                 connection.execute("BEGIN IMMEDIATE")
-                connection.execute("UPDATE a SET n = n - 1")
+                source, target = "abcd"[moves[0] % 4], "abcd"[(moves[0] + 1 + moves[0] % 3) % 4]
+                connection.execute(f"UPDATE {source} SET n = n - 1")
                 connection.execute("INSERT INTO moves DEFAULT VALUES")
-                connection.execute("UPDATE b SET n = n + 1")
+                connection.execute(f"UPDATE {target} SET n = n + 1")
                 connection.execute("COMMIT")
                 moves[0] += 1
                 if moves[0] == 20:
@@ -53,11 +61,43 @@ async def test_a_backup_ends_beside_a_busy_writer_and_holds_whole_transactions(
         backup = await create_backup(tmp_path / "backups")
     assert writer[0] > before, "the writer went on meanwhile"
     with opened(backup) as connection:
-        a, b, moves = connection.execute("SELECT a.n, b.n, (SELECT count(*) FROM moves) FROM a, b").fetchone()
+        (total,) = connection.execute("SELECT a.n + b.n + c.n + d.n FROM a, b, c, d").fetchone()
+        (moves,) = connection.execute("SELECT count(*) FROM moves").fetchone()
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert a + b == 1000
-    assert b == moves
+    assert total == 4000
     assert before <= moves <= writer[0]
+
+
+class CommitsAtEachStep(Stop):
+    """Another connection commits between any two steps of the copy."""
+
+    def __init__(self, app_db: Path) -> None:
+        super().__init__()
+        self.app_db = app_db
+        self.commits = 0
+
+    def check(self) -> None:
+        assert self.commits < 200, "each commit made the copy begin anew"
+        with closing(sqlite3.connect(self.app_db, isolation_level=None)) as connection:
+            connection.execute("UPDATE users SET email = ?", (f"{self.commits}",))
+        self.commits += 1
+
+
+def test_commits_during_the_copy_never_make_it_begin_anew(
+    app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do where the copy reads without a transaction of its own: beside a busy writer it would never end."""
+    make_sqlite(app_db, megabytes=4)
+    monkeypatch.setattr(sqlite, "STEP_PAGES", 100)
+    stop = CommitsAtEachStep(app_db)
+    backup = tmp_path / "made.backup.gz"
+    backup.touch()
+    order = Order("sqlite", str(app_db), "", clock.now(), Selection())
+    with Archive(backup, order.started) as archive:
+        sqlite.write(order, archive, Meter(None), stop)
+    assert 10 < stop.commits < 30
+    with opened(backup) as copy:
+        assert copy.execute("SELECT email FROM users").fetchone() == ("a@example.org",), "the instant of its start"
 
 
 async def test_rows_that_are_only_in_the_wal_are_in_the_backup(app_db: Path, tmp_path: Path) -> None:
@@ -75,8 +115,11 @@ async def test_a_backup_is_a_tar_with_a_header_the_database_and_a_manifest(app_d
     make_sqlite(app_db, megabytes=5)
     backup = await create_backup(tmp_path / "backups")
     assert list(members(backup)) == ["header.json", "database.sqlite3", "manifest.json"]
-    (member,) = manifest(backup)["members"]
-    assert member["bytes"] == len(members(backup)["database.sqlite3"])
+    listed = manifest(backup)["members"][1:]
+    assert {member["name"] for member in listed} == {"database.sqlite3"} and len(listed) == 3
+    assert sum(member["bytes"] for member in listed) == len(members(backup)["database.sqlite3"])
+    with LocalFile(backup) as file:
+        assert b"".join(Backup.open(file).pieces()) == members(backup)["database.sqlite3"]
     assert backup.stat().st_mode & 0o777 == 0o600
 
 
@@ -127,8 +170,122 @@ async def test_another_kind_of_database_is_an_error_that_says_what_is_supported(
         await create_backup(tmp_path / "backups")
 
 
-async def test_the_loop_is_never_held_up(app_db: Path, tmp_path: Path) -> None:
-    make_sqlite(app_db, megabytes=60)
+ODD = """
+CREATE TABLE plain (id INTEGER PRIMARY KEY AUTOINCREMENT, "Größe" REAL, twice INT AS (id * 2) STORED, UNIQUE ("Größe"));
+CREATE TABLE pairs (b TEXT, a INT, v BLOB, PRIMARY KEY (a, b)) WITHOUT ROWID;
+CREATE TABLE "a b""c" (n REAL) STRICT;
+CREATE VIEW "sum" AS SELECT total("Größe") FROM plain;
+CREATE TRIGGER copied AFTER INSERT ON plain BEGIN INSERT INTO pairs VALUES ('t', new.id, x'00ff'); END;
+CREATE VIRTUAL TABLE words USING fts5 (text);
+INSERT INTO plain ("Größe") VALUES (1.5), (9e999), (NULL);
+INSERT INTO words VALUES ('a cat on a mat'), ('a dog');
+"""
+
+
+async def test_everything_that_a_database_can_hold_comes_out_whole(app_db: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(app_db)) as connection:
+        connection.executescript(ODD)
+        before = list(connection.iterdump())
+        backup = await create_backup(tmp_path / "backups")
+    with opened(backup) as copy:
+        assert list(copy.iterdump()) == before
+        assert copy.execute("SELECT * FROM words WHERE words MATCH 'cat'").fetchall() == [("a cat on a mat",)]
+        copy.execute("INSERT INTO plain DEFAULT VALUES")
+        assert copy.execute("SELECT count(*), max(a) FROM pairs").fetchone() == (4, 4)
+        assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def test_the_manifest_has_each_tables_rows_columns_types_and_key(app_db: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(app_db)) as connection:
+        connection.executescript(ODD)
+    with LocalFile(await create_backup(tmp_path / "backups")) as file:
+        backup = Backup.open(file)
+    assert [(str(table), table.rows, table.columns, table.types, table.key) for table in backup.tables] == [
+        ('a b"c', 0, ("n",), ("REAL",), ()),
+        ("pairs", 3, ("b", "a", "v"), ("TEXT", "INT", "BLOB"), ("a", "b")),
+        ("plain", 3, ("id", "Größe"), ("INTEGER", "REAL"), ("id",)),
+        ("words", 2, ("text",), ("",), ()),
+    ]
+    assert backup.header.rows == 8 and backup.sequences == () and backup.tables[0].members == ()
+
+
+async def test_the_header_has_the_revision_of_every_alembic_history(app_db: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(app_db)) as connection:
+        connection.executescript(
+            "CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES ('app_0001');"
+            "CREATE TABLE of_a_plugin (version_num TEXT);"
+        )
+    header = read_header(await create_backup(tmp_path / "backups"))
+    assert (header.revision, header.revisions) == ("app_0001", {"alembic_version": "app_0001", "of_a_plugin": ""})
+    assert (header.kind, header.database) == ("sqlite", "app.db")
+
+
+def make_ledger(app_db: Path) -> None:
+    with closing(sqlite3.connect(app_db)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        for name in ("users", "batch_alembic_version", "batch_runs", "batch_once", "batch_checkpoints"):
+            connection.execute(f"CREATE TABLE {name} (text UNIQUE)")
+            connection.executemany(f"INSERT INTO {name} VALUES (?)", [(f"{name}'s own {n}",) for n in range(200)])
+        connection.execute("CREATE VIEW seen AS SELECT * FROM batch_runs")
+        connection.commit()
+
+
+async def test_the_ledgers_tables_in_the_same_file_are_dropped_from_the_copy_and_not_a_byte_of_them_is_left(
+    app_db: Path, tmp_path: Path
+) -> None:
+    make_ledger(app_db)
+    backup = await create_backup(tmp_path / "backups")
+    assert [table["name"] for table in manifest(backup)["tables"]] == ["batch_checkpoints", "batch_once", "users"]
+    assert manifest(backup)["left_out"] == ["batch_alembic_version", "batch_runs"]
+    file = members(backup)["database.sqlite3"]
+    assert file.count(b"users's own") > 100 and b"batch_runs's own" not in file
+    with opened(backup) as copy, pytest.raises(sqlite3.OperationalError, match="no such table: batch_runs"):
+        copy.execute("SELECT * FROM batch_runs")
+    with closing(sqlite3.connect(app_db)) as connection:
+        assert connection.execute("SELECT count(*) FROM batch_runs").fetchone() == (200,)
+
+
+async def test_the_ledger_is_in_the_backup_where_it_is_asked_for(
+    app_db: Path, tmp_path: Path, settings: Callable[..., None]
+) -> None:
+    make_ledger(app_db)
+    settings(BACKUP_LEDGER="1")
+    backup = await create_backup(tmp_path / "backups")
+    assert len(manifest(backup)["tables"]) == 5 and manifest(backup)["left_out"] == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "left_out"),
+    [({"BACKUP_EXCLUDE": "p*"}, ["pairs", "plain"]), ({"BACKUP_INCLUDE": "p*"}, ['a b"c', "words"])],
+)
+async def test_patterns_choose_the_tables(
+    app_db: Path, tmp_path: Path, settings: Callable[..., None], chosen: dict[str, str], left_out: list[str]
+) -> None:
+    with closing(sqlite3.connect(app_db)) as connection:
+        connection.executescript(ODD)
+    settings(**chosen)
+    backup = await create_backup(tmp_path / "backups")
+    assert manifest(backup)["left_out"] == left_out
+    with opened(backup) as copy:
+        assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        names = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        assert names.isdisjoint(left_out) and not (("words" in left_out) and "words_data" in names)
+    settings(BACKUP_EXCLUDE="plane")
+    with pytest.raises(BackupError, match="BACKUP_EXCLUDE has 'plane', which is the name of no table"):
+        await create_backup(tmp_path / "backups")
+
+
+async def test_progress_tells_each_stage(app_db: Path, tmp_path: Path) -> None:
+    make_sqlite(app_db, megabytes=5)
+    seen: list[Progress] = []
+    await create_backup(tmp_path / "backups", on_progress=seen.append)
+    await asyncio.sleep(0)
+    assert list(dict.fromkeys(progress.stage for progress in seen)) == ["copying", "packing", "verifying"]
+    assert all(progress.estimate > 5_000_000 for progress in seen)
+
+
+async def test_the_loop_is_never_held_up(in_a_process: None, app_db: Path, tmp_path: Path) -> None:
+    make_sqlite(app_db, megabytes=20)
     backup = asyncio.create_task(create_backup(tmp_path / "backups"))
     gaps, last = [], clock.monotonic()
     while not backup.done():

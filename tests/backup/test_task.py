@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -8,15 +11,30 @@ from pathlib import Path
 import pytest
 
 from service import clock
-from service.config import forget_settings
+from service.backup import create_backup
+from service.backup.objects import Objects
+from service.config import forget_settings, get_settings
 from service.errors import BackupError
+from service.keeping import known
 from tasks.backup import BackupTask
-from tests.backup.contents import make_sqlite
+from tests.backup.contents import make_archive, make_sqlite
+from tests.backup.s3 import Bucket, bucket, network, s3_server
+from tests.commands import Batch, in_this_process
+
+__all__ = ["bucket", "s3_server"]
 
 ROOT = Path(__file__).parents[2]
 OLD = "backup_20200101_000000.backup.gz"
 YOUNG = "backup_20260328_120000.backup.gz"
 NOW = datetime(2026, 3, 29, 12, 0, 0, tzinfo=UTC)
+
+
+batch = pytest.fixture(in_this_process)
+
+
+@pytest.fixture(autouse=True)
+def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKUP_PROCESS", "0")
 
 
 @pytest.fixture
@@ -66,6 +84,84 @@ async def test_the_settings_say_where_to_and_for_how_long(
     assert OLD in names(folder)
 
 
+async def test_the_bucket_gets_a_copy_and_keeps_by_the_same_rules(
+    app_db: Path, folder: Path, bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_sqlite(app_db)
+    for name in (OLD, YOUNG, "notes.txt", "deeper/" + OLD):
+        bucket.put(f"shop/db/{name}", b"")
+    with clock.moved(NOW), caplog.at_level("INFO"):
+        await BackupTask().run()
+    new = "backup_20260329_120000.backup.gz"
+    assert sorted(bucket.keys()) == [f"shop/db/{n}" for n in (YOUNG, new, "deeper/" + OLD, "notes.txt")]
+    uploaded = caplog.text.index(f"Backup uploaded: {bucket.url}/{new}")
+    assert uploaded < caplog.text.index(f"Deleted old backup: {bucket.url}/{OLD}")
+
+
+async def test_nothing_is_deleted_anywhere_when_the_upload_fails(
+    app_db: Path, folder: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store lists, but takes nothing: its quota is used up."""
+    make_sqlite(app_db)
+    for name in (OLD, YOUNG):
+        bucket.put(f"shop/db/{name}", b"")
+
+    def refuse(self: Objects, *_: object) -> None:
+        raise BackupError(f"{self.name}: the store refuses that (QuotaExceeded).")
+
+    monkeypatch.setattr(Objects, "put", refuse)
+    with clock.moved(NOW), pytest.raises(BackupError, match="QuotaExceeded"):
+        await BackupTask().run()
+    assert names(folder) >= {OLD, "backup_20260329_120000.backup.gz"} and len(bucket.keys()) == 2
+
+
+def test_a_run_records_its_backup_and_the_next_one_uploads_what_an_outage_left(
+    app_db: Path, batch: Batch, bucket: Bucket, tmp_path: Path
+) -> None:
+    (tmp_path / "tasks/backup.py").write_text((ROOT / "tasks/backup.py").read_text())
+    with network(bucket.port, cut_after=0) as between:
+        failed = batch("run", "backup", AWS_ENDPOINT_URL=f"http://127.0.0.1:{between.port}")
+    assert failed.code == 1 and f"BackupError: {bucket.url}" in failed.out
+    assert bucket.keys() == []
+    done = batch("run", "backup", AWS_ENDPOINT_URL=bucket.settings["AWS_ENDPOINT_URL"])
+    assert done.code == 0, done.err
+    rows = list(asyncio.run(known(get_settings())).values())
+    assert len(rows) == 2 and sorted(bucket.keys()) == sorted(f"shop/db/{row['name']}" for row in rows)
+    assert {row["verified_how"] for row in rows} == {"checksums"} and all(row["uploaded_at"] for row in rows)
+    run_ids = [run["id"] for run in batch("runs", "--json").json]
+    assert [row["taken_by_run"] for row in rows] == run_ids
+
+
+async def test_a_much_smaller_backup_deletes_nothing_and_says_why(
+    app_db: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_sqlite(app_db)
+    make_archive(folder / YOUNG, tables=1, parts=400)
+    with clock.moved(NOW), caplog.at_level("WARNING"):
+        await BackupTask().run()
+    assert OLD in names(folder)
+    assert "No old backup is deleted: backup_20260329_120000.backup.gz has" in caplog.text
+    assert "(BACKUP_LEAST_SHARE)" in caplog.text
+
+
+async def test_a_backup_that_has_failed_its_check_deletes_nothing(
+    app_db: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk lies: what was read back is not what is there a moment later."""
+    make_sqlite(app_db)
+
+    async def damaged(output_dir: Path, **more: object) -> Path:
+        path = await create_backup(output_dir)
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size - 1)
+        return path
+
+    monkeypatch.setattr("service.keeping.create_backup", damaged)
+    with clock.moved(NOW), pytest.raises(BackupError, match=r"backups/backup_20260329_120000.* is damaged"):
+        await BackupTask().run()
+    assert OLD in names(folder)
+
+
 def test_the_schedule_is_the_settings(app_db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKUP_CRON", "30 4 * * 0")
     forget_settings()
@@ -77,3 +173,44 @@ def test_it_runs_by_hand_in_a_plain_interpreter(app_db: Path, tmp_path: Path) ->
     code = "import asyncio; from tasks.backup import BackupTask; asyncio.run(BackupTask().run())"
     subprocess.run([sys.executable, "-W", "error", "-c", code], env={"PYTHONPATH": str(ROOT)}, check=True)
     assert len(list((tmp_path / "backups").glob("backup_*.backup.gz"))) == 1
+
+
+PRUNE = """
+import asyncio, os, signal
+from pathlib import Path
+from service import discarding
+from service.backup.storage import Folder
+from service.config import get_settings
+
+left = 3
+
+def delete(self, name, unlink=Folder.delete):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    unlink(self, name)
+
+async def prune():
+    settings = get_settings()
+    async for _ in discarding.prune(settings, await discarding.plans(settings)):
+        pass
+
+Folder.delete = delete
+asyncio.run(prune())
+"""
+
+
+def test_a_prune_that_is_killed_has_deleted_whole_files_and_the_next_goes_on(
+    app_db: Path, batch: Batch, tmp_path: Path
+) -> None:
+    made = [f"backup_202001{day:02}_000000.backup.gz" for day in range(1, 11)]
+    (tmp_path / "backups").mkdir()
+    for name in made:
+        make_archive(tmp_path / "backups" / name)
+    killed = subprocess.run([sys.executable, "-c", PRUNE], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert names(tmp_path / "backups") == set(made[3:])
+    done = batch("backup", "prune", "--json")
+    assert [row["backup"] for row in done.json if row["then"] == "deleted"] == made[3:-1][::-1]
+    assert names(tmp_path / "backups") == {made[-1]}

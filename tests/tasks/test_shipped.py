@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, text
 
-from service import TaskRegistry, clock, get_db
+from service import TaskRegistry, clock, config, get_db
 from service.application.models import Session, User
 from service.application.sessions import SessionService
 from service.batch.loader import load_tasks
@@ -104,7 +104,9 @@ async def test_all_at_once_they_can_be_deleted_too(application: Database) -> Non
             assert (await db.scalars(select(Session.session_id))).all() == ["young"]
 
 
-async def test_a_week_of_the_shipped_tasks(batch: Batch, tmp_path: Path) -> None:
+async def test_a_week_of_the_shipped_tasks(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    config.forget_settings()
     load_tasks(ROOT / "tasks")
     batch.set_time(NOON)
     await add(user("today", NOON), session("s", NOON + timedelta(days=2, minutes=30)))

@@ -1,0 +1,169 @@
+"""Compares a backup of a PostgreSQL database with the database, or with another backup, by COPY's own text.
+
+The database is read as a backup reads it: one snapshot, the same settings, the same columns in the same order. So equal
+rows are equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from service import clock
+from service.backup import snapshot
+from service.backup.difference import Difference, Pair, Side, Table, pairs
+from service.backup.format import POSTGRESQL
+from service.backup.reader import Backup, SavedTable
+from service.backup.relations import Relation
+from service.backup.selection import Selection, is_ledgers
+from service.backup.tally import Counts, Keyed, Keyless, Pace, Tally, cut, lines
+from service.backup.target import quoted
+from service.backup.threads import Stop, in_own_loop
+from service.errors import BackupError
+
+PART_BYTES = 512 * 1024
+
+
+@dataclass(frozen=True)
+class Database:
+    """The application's. `arguments` are the connection's, with the password; `shown` is for messages, without it."""
+
+    name: str
+    shown: str
+    arguments: dict[str, Any]
+    selection: Selection
+
+
+def between(old: Backup, new: Backup, before: Side, after: Side, stop: Stop) -> Difference:
+    counted = []
+    for pair in pairs(before, after):
+        if (known := _of_one_side(pair, _rows(old, pair.before), _rows(new, pair.after))) is not None:
+            counted.append((pair, known))
+            continue
+        with closing(_tally(pair, stop)) as tally:
+            pace = Pace(tally, _parts(old, pair.before, pair.shared), stop)
+            for rows in _parts(new, pair.after, pair.shared):
+                pace.after(rows)
+            counted.append((pair, pace.end()))
+    return Difference.of(before, after, counted)
+
+
+def with_database(old: Backup, before: Side, database: Database, stop: Stop) -> Difference:
+    with _explained(database.shown):
+        return in_own_loop(_with_database(old, before, database, stop), stop)
+
+
+async def _with_database(old: Backup, before: Side, database: Database, stop: Stop) -> Difference:
+    has_ledger = any(is_ledgers(table.name) for table in old.tables)
+    selection = Selection(database.selection.include, database.selection.exclude, ledger=has_ledger)
+    async with snapshot.connected(database.arguments) as connection:
+        contents = await snapshot.take(connection, selection)
+        facts = await snapshot.facts(connection, contents)
+        after = Side(
+            name=f"the database {database.shown}",
+            taken_at=clock.now(),
+            kind=POSTGRESQL,
+            database=database.name,
+            revision=facts["revision"],
+            revisions=facts["revisions"],
+            tables=tuple(map(_table, contents.tables)),
+            left_out=frozenset(contents.left_out),
+        )
+        counted = [(pair, await _count(connection, old, pair, stop)) for pair in pairs(before, after)]
+    return Difference.of(before, after, counted)
+
+
+def _table(relation: Relation) -> Table:
+    return Table(relation.schema, relation.name, relation.names, relation.types, relation.key)
+
+
+async def _count(connection: Any, old: Backup, pair: Pair, stop: Stop) -> Counts:
+    stop.check()
+    rows = await _rows_now(connection, pair.after) if pair.before is None or not pair.shared else 0
+    if (known := _of_one_side(pair, _rows(old, pair.before), rows)) is not None:
+        return known
+    assert pair.after is not None
+    with closing(_tally(pair, stop)) as tally:
+        pace = Pace(tally, _parts(old, pair.before, pair.shared), stop)
+        gathered = _Gathered(pace)
+        await connection.copy_from_table(
+            pair.after.name, schema_name=pair.after.schema, columns=pair.shared, output=gathered.receive
+        )
+        gathered.flush()
+        return pace.end()
+
+
+@dataclass
+class _Gathered:
+    """What the server sends, in parts of whole rows: each row comes as one message."""
+
+    pace: Pace
+
+    def __post_init__(self) -> None:
+        self._data = bytearray()
+
+    async def receive(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) >= PART_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        part = bytes(self._data)
+        self._data.clear()
+        self.pace.after(lines(part))
+
+
+async def _rows_now(connection: Any, table: Table | None) -> int:
+    if table is None:
+        return 0
+    name = quoted(table.schema or "", table.name)
+    return int(await connection.fetchval(f"SELECT count(*) FROM ONLY {name}"))  # noqa: S608 (names are quoted)
+
+
+def _of_one_side(pair: Pair, before: int, after: int) -> Counts | None:
+    """What is known without a look at the rows, of which one side has none, or nothing that could be compared."""
+    if pair.before is None or pair.after is None:
+        return Counts(before, after, added=after, removed=before, changed=0, same=False)
+    if not pair.shared:
+        return Counts(before, after, None, None, None, same=before == after == 0)
+    return None
+
+
+def _tally(pair: Pair, stop: Stop) -> Tally:
+    return Keyed([pair.shared.index(name) for name in pair.key], stop) if pair.key else Keyless()
+
+
+def _parts(backup: Backup, table: Table | None, wanted: Iterable[str]) -> Iterator[list[bytes]]:
+    if (saved := _saved(backup, table)) is not None:
+        cut_rows = cut(saved.columns, tuple(wanted))
+        for part in backup.parts(saved):
+            yield cut_rows(lines(part))
+
+
+def _rows(backup: Backup, table: Table | None) -> int:
+    saved = _saved(backup, table)
+    return saved.rows if saved else 0
+
+
+def _saved(backup: Backup, table: Table | None) -> SavedTable | None:
+    return next((one for one in backup.tables if table and (one.schema, one.name) == (table.schema, table.name)), None)
+
+
+@contextmanager
+def _explained(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except asyncpg.LockNotAvailableError as error:
+        raise BackupError(
+            f"the database {shown} could not be compared: something holds a table, a migration perhaps. Try again when "
+            "it is over."
+        ) from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        raise BackupError(
+            f"the database {shown} could not be compared: {cause}. Look at DATABASE_URL and the server."
+        ) from error

@@ -1,0 +1,69 @@
+"""restore(): a backup's rows in place of those of the application's database, in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import ModuleType
+
+from sqlalchemy.engine import URL, make_url
+
+from service.backup import plan as plans
+from service.backup import restore_postgresql, restore_sqlite
+from service.backup.count import Report
+from service.backup.plan import Plan
+from service.backup.progress import Meter, Progress
+from service.backup.reader import Backup, Source
+from service.backup.server import Still
+from service.backup.threads import in_thread
+from service.errors import BackupError
+
+KINDS: dict[str, ModuleType] = {"sqlite+aiosqlite": restore_sqlite, "postgresql+asyncpg": restore_postgresql}
+
+
+async def planned(source: Source, url: str) -> Plan:
+    """What `restore` would do to the database, and what is in the way. Nothing is changed. Raises BackupError."""
+    target = make_url(url)
+
+    def work(stop: object) -> Plan:
+        backup, kind = _opened(source, target)
+        found: Plan = kind.plan(backup, target, stop)
+        return found
+
+    return await in_thread(work)
+
+
+async def restore(
+    source: Source,
+    url: str,
+    *,
+    dry_run: bool = False,
+    still: Still | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Restore a backup into this database; `dry_run`: do it, and roll it back.
+
+    `still` is awaited once nobody else can write to the tables any more, on another event loop, and prevents the
+    restore by raising. Raises BackupError, which says why; then, when cancelled and when the process is killed,
+    everything in the database is as it was. `on_progress` is called on this event loop, where no work is done.
+    """
+    target, loop = make_url(url), asyncio.get_running_loop()
+
+    def tell(progress: Progress) -> None:
+        if on_progress:
+            loop.call_soon_threadsafe(on_progress, progress)
+
+    def work(stop: object) -> Report:
+        backup, kind = _opened(source, target)
+        done: Report = kind.run(backup, target, Meter(tell), stop, dry_run=dry_run, still=still)
+        return done
+
+    return await in_thread(work)
+
+
+def _opened(source: Source, target: URL) -> tuple[Backup, ModuleType]:
+    if target.drivername not in KINDS:
+        raise BackupError(f"can't restore into {target.drivername}: it must be one of {', '.join(KINDS)}")
+    backup = Backup.open(source)
+    plans.refuse_other_kind(backup, target)
+    return backup, KINDS[target.drivername]

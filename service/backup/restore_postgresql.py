@@ -1,0 +1,206 @@
+"""PostgreSQL: a backup's rows in place of the present ones, in one transaction of the tables' owner.
+
+Who reads or writes one of the tables meanwhile waits to its end. A process that is killed on the way, an error and a
+cancel leave everything as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from sqlalchemy.engine import URL
+
+from service import clock
+from service.backup import plan as plans
+from service.backup import server, target
+from service.backup.count import Report, compared
+from service.backup.loading import load
+from service.backup.plan import Plan
+from service.backup.progress import Meter
+from service.backup.reader import Backup, SavedSequence
+from service.backup.selection import is_ledgers
+from service.backup.server import Still
+from service.backup.target import Counter, Key, Relation, Target, quoted
+from service.backup.threads import Stop, in_own_loop
+from service.errors import BackupError
+
+INTEGERS = ("smallint", "integer", "bigint")
+ENABLE = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
+
+
+def plan(backup: Backup, url: URL, stop: Stop) -> Plan:
+    with server.explained(url):
+        return in_own_loop(_look(backup, url), stop)
+
+
+async def _look(backup: Backup, url: URL) -> Plan:
+    async with server.connected(url) as connection, connection.transaction(readonly=True):
+        found = await target.look(connection)
+        tables = [found.find(table.schema, table.name) for table in plans.restored(backup)]
+        seen = [table for table in tables if table is not None and table.kind == "r" and not table.is_hidden]
+        rows = await count(connection, seen)
+        return plans.for_postgresql(backup, url, found, await revisions(connection, found), rows)
+
+
+def run(backup: Backup, url: URL, meter: Meter, stop: Stop, *, dry_run: bool, still: Still | None) -> Report:
+    with server.explained(url):
+        return in_own_loop(_restore(backup, url, meter, dry_run, still), stop)
+
+
+async def _restore(backup: Backup, url: URL, meter: Meter, dry_run: bool, still: Still | None) -> Report:
+    started = clock.monotonic()
+    async with server.connected(url) as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            number = await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text")
+            work = await _locked(connection, backup, url, still)
+            counted = compared(backup.source.name, work.plan.tables, *await work.replace(backup, meter))
+        except BaseException:
+            await _roll_back(connection, transaction)
+            raise
+        if dry_run:
+            await transaction.rollback()
+        else:
+            await server.commit(connection, url, transaction, number)
+    took = clock.monotonic() - started
+    return Report(backup.source.name, plans.shown(url), counted, took, dry_run, work.plan.notes)
+
+
+async def _roll_back(connection: Any, transaction: Any) -> None:
+    """Here, and not when the server notices: the next one should find no locks."""
+    if not connection.is_closed():
+        await transaction.rollback()
+
+
+async def revisions(connection: Any, found: Target) -> dict[str, str]:
+    """What each of alembic's tables says."""
+    told = {}
+    for relation in found.relations.values():
+        if relation.kind == "r" and [column.name for column in relation.columns] == ["version_num"]:
+            rows = await connection.fetch(f"SELECT version_num FROM {relation.sql} ORDER BY 1")  # noqa: S608 (quoted)
+            told[str(relation)] = ", ".join(row["version_num"] for row in rows)
+    return told
+
+
+async def count(connection: Any, relations: Iterable[Relation]) -> dict[str, int]:
+    return {
+        str(relation): await connection.fetchval(f"SELECT count(*) FROM ONLY {relation.sql}")  # noqa: S608 (quoted)
+        for relation in relations
+    }
+
+
+async def _locked(connection: Any, backup: Backup, url: URL, still: Still | None) -> _Work:
+    """The work, with all its tables locked. The ledger's come last: `still` may have to read them."""
+    tables = plans.restored(backup)
+    seen = await target.look(connection)
+    there = [relation for table in tables if (relation := seen.find(table.schema, table.name))]
+    plans.for_postgresql(backup, url, seen, await revisions(connection, seen), {}).refuse()
+    holders = {key.holder for key in seen.keys_of(there)} | {key.referred for key in seen.keys_of(there)}
+    every = [seen.relations[number] for number in sorted({r.id for r in there} | holders)]
+    wanted = [relation for relation in every if relation.is_owned]
+    await server.lock(connection, url, [(r.id, r.sql) for r in wanted if not is_ledgers(r.name)])
+    if still is not None:
+        await still()
+    await server.lock(connection, url, [(r.id, r.sql) for r in wanted if is_ledgers(r.name)])
+    found = await target.look(connection)
+    made = plans.for_postgresql(backup, url, found, await revisions(connection, found), {})
+    made.refuse()
+    by_name = {str(table): found.find(table.schema, table.name) for table in tables}
+    return _Work(connection, made, found, [relation for relation in by_name.values() if relation is not None])
+
+
+@dataclass(frozen=True)
+class _Work:
+    connection: Any
+    plan: Plan
+    target: Target
+    relations: Sequence[Relation]
+
+    async def replace(self, backup: Backup, meter: Meter) -> tuple[dict[str, int], dict[str, int]]:
+        """The rows of each table before and after."""
+        keys = self.target.keys_of(self.relations)
+        await self._free(keys)
+        before = await count(self.connection, self.relations)
+        if self.relations:
+            await self._execute("TRUNCATE " + ", ".join(f"ONLY {relation.sql}" for relation in self.relations))
+        meter.begin("restoring", sum(table.bytes for table in self.plan.tables))
+        after = {}
+        for table, relation in zip(self.plan.tables, self.relations, strict=True):
+            after[str(table)] = await load(self.connection, backup, table, (relation.schema, relation.name), meter)
+        await self._execute("SET CONSTRAINTS ALL IMMEDIATE")
+        for sequence in backup.sequences:
+            await self._set(sequence)
+        meter.begin("checking keys", 0)
+        for key in keys:
+            await self._add(key)
+        await self._close()
+        return before, after
+
+    async def _execute(self, statement: str) -> None:
+        await self.connection.execute(statement)
+
+    async def _free(self, keys: Sequence[Key]) -> None:
+        """Tables without keys between them, and without triggers or row security that would see the rows."""
+        for key in keys:
+            await self._execute(f"ALTER TABLE {self._sql(key.holder)} DROP CONSTRAINT {quoted(key.name)}")
+        for relation in self.relations:
+            await self._execute(f"ALTER TABLE {relation.sql} DISABLE TRIGGER USER")
+            if relation.is_forced:
+                await self._execute(f"ALTER TABLE {relation.sql} NO FORCE ROW LEVEL SECURITY")
+
+    async def _add(self, key: Key) -> None:
+        holder = self._sql(key.holder)
+        try:
+            await self._execute(f"ALTER TABLE {holder} ADD CONSTRAINT {quoted(key.name)} {key.text}")
+        except asyncpg.ForeignKeyViolationError as error:
+            raise BackupError(
+                f"after the restore, rows of {self.target.relations[key.holder]} would refer to rows that are not "
+                f"there, so nothing was changed: {server.cause_of(error)}"
+            ) from error
+        if key.comment is not None:
+            comment = await self.connection.fetchval("SELECT pg_catalog.quote_literal($1::text)", key.comment)
+            await self._execute(f"COMMENT ON CONSTRAINT {quoted(key.name)} ON {holder} IS {comment}")
+
+    async def _set(self, saved: SavedSequence) -> None:
+        """To the saved value, or past the rows. What follows ALTER SEQUENCE is undone with the transaction."""
+        relation = self.target.find(saved.schema, saved.name)
+        sequence = self.target.sequences.get(relation.id) if relation else None
+        if relation is None or sequence is None or not self._is_ours(sequence.relation, relation):
+            return
+        value, called = saved.last_value, saved.is_called
+        if sequence.relation is not None and sequence.column is not None and self._counts(sequence):
+            farthest = "max" if sequence.step > 0 else "min"
+            column, table = quoted(sequence.column), self._sql(sequence.relation)
+            there = await self.connection.fetchval(f"SELECT {farthest}({column})::bigint FROM {table}")  # noqa: S608 (quoted)
+            is_past = there is not None and (there - value) * sequence.step >= 0
+            if is_past and sequence.least <= there <= sequence.most:
+                value, called = there, True
+        await self._execute(f"ALTER SEQUENCE {relation.sql} RESTART")
+        await self.connection.execute("SELECT pg_catalog.setval($1::oid::regclass, $2, $3)", relation.id, value, called)
+
+    def _counts(self, sequence: Counter) -> bool:
+        """Whether the column holds the sequence's numbers, and not a text made of one."""
+        columns = self.target.relations[sequence.relation].columns if sequence.relation else ()
+        return any(column.name == sequence.column and column.type in INTEGERS for column in columns)
+
+    def _is_ours(self, owner: int | None, sequence: Relation) -> bool:
+        """Whether its table is restored. One of no table is, unless it is the ledger's."""
+        if owner is None:
+            return not is_ledgers(sequence.name)
+        return owner in self.target.with_parents(self.relations)
+
+    async def _close(self) -> None:
+        ours = {relation.id: relation for relation in self.relations}
+        for trigger in self.target.triggers:
+            if trigger.relation in ours and (enable := ENABLE.get(trigger.state)):
+                await self._execute(f"ALTER TABLE {ours[trigger.relation].sql} {enable} TRIGGER {quoted(trigger.name)}")
+        for relation in self.relations:
+            if relation.is_forced:
+                await self._execute(f"ALTER TABLE {relation.sql} FORCE ROW LEVEL SECURITY")
+
+    def _sql(self, number: int) -> str:
+        return self.target.relations[number].sql

@@ -1,0 +1,53 @@
+"""Which tables a backup holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Self
+
+from service.errors import BackupError
+
+LEDGERS_MARK = "batch_alembic_version"
+BESIDE_THE_DATA = ("batch_checkpoints", "batch_once", "batch_quarantine")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Patterns of BACKUP_INCLUDE and BACKUP_EXCLUDE (`schema.table` or `table`, with * and ?), and BACKUP_LEDGER."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    ledger: bool = False
+
+    @classmethod
+    def of(cls, include: str, exclude: str, ledger: bool) -> Self:
+        return cls(_patterns(include), _patterns(exclude), ledger)
+
+    def holds(self, names: Iterable[str]) -> bool:
+        """Whether a table of these names (its own, with and without the schema, and those of what it is a part of)."""
+        names = tuple(names)
+        return (not self.include or _matches(self.include, names)) and not _matches(self.exclude, names)
+
+    def refuse_idle_patterns(self, tables: Iterable[Iterable[str]]) -> None:
+        """A pattern that matches none of the tables is most likely misspelt, and something would be missing."""
+        names = {name for table in tables for name in table}
+        for setting, patterns in (("BACKUP_INCLUDE", self.include), ("BACKUP_EXCLUDE", self.exclude)):
+            for pattern in patterns:
+                if not _matches((pattern,), names):
+                    raise BackupError(f"{setting} has {pattern!r}, which is the name of no table: look at its spelling")
+
+
+def is_ledgers(name: str) -> bool:
+    """Of a table, or of what belongs to one, in a schema that holds a ledger."""
+    return name.startswith("batch_") and not name.startswith(BESIDE_THE_DATA)
+
+
+def _patterns(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, re.split(r"[,\s]+", text)))
+
+
+def _matches(patterns: Iterable[str], names: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

@@ -1,0 +1,236 @@
+"""What `batch backup restore`, `verify --restore` and the drill do: restore a backup when nobody is in the way.
+
+It works beside an idle service and without one, and on a machine where there is no ledger yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock
+from service.backup.count import Report
+from service.backup.plan import Plan, has_ledger, revision_of
+from service.backup.reader import Backup, LocalFile
+from service.backup.restore import planned
+from service.backup.restore import restore as restore_backup
+from service.backup.scratch import restore_into_scratch
+from service.backup.storage import find
+from service.backup.threads import in_thread
+from service.batch import presence, records, slots
+from service.batch.states import ACTIVE, RunState
+from service.batch.tables import nodes, runs
+from service.config import Settings
+from service.database.engine import Database
+from service.database.migrate import migrate
+from service.errors import BackupError, DamagedBackup
+from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+from service.keeping import Tell, create, facts_of, nobody, own_name, record_failure, recorded
+
+MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A restore as a person asks for it. `force`: also beneath other nodes. `safety`: back up first what is there."""
+
+    backup: str
+    dry_run: bool = False
+    force: bool = False
+    safety: bool = True
+
+
+@dataclass(frozen=True)
+class Restored:
+    """`safety`: the path of the backup of what was there before; None where nothing was, or none was wanted."""
+
+    report: Report
+    safety: str | None
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Who lives, and what may write: nodes, and active runs that some node holds or could take up at any moment."""
+
+    nodes: tuple[str, ...]
+    runs: tuple[str, ...]
+
+    def refuse(self, force: bool, plan: Plan | None = None) -> None:
+        """Raises BackupError where a restore would be wrong; with `plan` also for what that would replace."""
+        if self.runs:
+            raise BackupError(
+                f"nothing is restored while runs are active: {_some(self.runs)}. Let them end, or `batch cancel` them"
+            )
+        if self.nodes and not force:
+            raise BackupError(
+                f"nothing is restored while a service runs: {_some(self.nodes)}. Stop it, or restore beneath it "
+                "by --force"
+            )
+        if self.nodes and plan is not None and plan.holds_ledger:
+            raise BackupError(
+                f"the backup holds the ledger, by which a service runs: {_some(self.nodes)}. Stop it: --force is not "
+                "enough"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+async def activity(settings: Settings) -> Activity:
+    """Nothing where there is no ledger yet. Raises DatabaseError."""
+    return await recorded(settings, partial(_activity, settings)) or Activity((), ())
+
+
+async def _activity(settings: Settings, connection: AsyncConnection) -> Activity:
+    """What was running on a node that is dead is as interrupted as it will be called: nothing takes it up meanwhile."""
+    folder = presence.folder_of(settings.ledger_url)
+    since = await slots.now_of(connection) - timedelta(seconds=settings.LEASE_SECONDS)
+    seen = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(nodes.c.stopped_at.is_(None), nodes.c.seen_at >= since)
+    living = {
+        row.id: f"pid {row.pid} on {row.host}"
+        for row in await connection.execute(seen)
+        if not presence.is_gone(folder, row.id)
+    }
+    columns = select(runs.c.id, runs.c.task, runs.c.state, runs.c.node).where(runs.c.state.in_(ACTIVE))
+    active = (await connection.execute(columns.order_by(runs.c.created_at))).all()
+    in_the_way = [row for row in active if living or (row.state == RunState.RUNNING and row.node in living)]
+    return Activity(tuple(living.values()), tuple(f"{row.task} {row.id} ({row.state})" for row in in_the_way))
+
+
+async def plan_of(settings: Settings, wanted: Wanted) -> Plan:
+    """What would be done, and what is in the way. Raises BackupError where there is no such backup."""
+    source = await in_thread(lambda _: find(wanted.backup))
+    try:
+        plan = await planned(source, settings.DATABASE_URL)
+    finally:
+        await in_thread(lambda _: source.__exit__(None, None, None))
+    if wanted.dry_run or not _lacks_known_tables(plan):
+        return plan
+    made = f"the database is empty: the tables of migration {plan.revision} are made first"
+    return replace(plan, problems=(), notes=(made,))
+
+
+def _lacks_known_tables(plan: Plan) -> bool:
+    """Whether the backup needs tables that the database lacks, as it lacks all, and that our migrations make."""
+    known = {script.revision for script in APPLICATION_HISTORY.scripts().walk_revisions()}
+    return plan.is_new and bool(plan.problems) and plan.revision in known
+
+
+async def _make_tables(settings: Settings, backup: Backup) -> None:
+    """The tables that a backup needs, as they were then. The present code upgrades them when it starts."""
+    wanted = [(APPLICATION_HISTORY, settings.DATABASE_URL, "DATABASE_URL")]
+    if has_ledger(backup):
+        wanted.append((LEDGER_HISTORY, settings.DATABASE_URL, "DATABASE_URL"))
+    for history, url, setting in wanted:
+        revision = revision_of(backup, history.version_table)
+        database = Database(url, setting=setting, pooled=False)
+        try:
+            await migrate(database, history, revision)
+        finally:
+            await database.dispose()
+
+
+async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Restored:
+    """Restore the application's database from a backup, after a backup of what is there.
+
+    Runs are looked for twice: at first, and when no other connection can write to the tables any more. One that begins
+    after that waits, and finds the restored rows. Raises BackupError; then everything is as it was.
+    """
+
+    plan: Plan | None = None
+
+    async def still() -> None:
+        (await activity(settings)).refuse(wanted.force, plan)
+
+    await still()
+    source = await in_thread(lambda _: find(wanted.backup))
+    try:
+        plan = await planned(source, settings.DATABASE_URL)
+        await still()
+        if not wanted.dry_run and _lacks_known_tables(plan):
+            await _make_tables(settings, await in_thread(lambda _: Backup.open(source)))
+        else:
+            plan.refuse()
+        safety = await _safety(settings, plan, tell) if wanted.safety and not wanted.dry_run else None
+        report = await restore_backup(
+            source,
+            settings.DATABASE_URL,
+            dry_run=wanted.dry_run,
+            still=still,
+            on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
+        )
+        if not wanted.dry_run:
+            await _record(settings, source, was_real=True)
+    finally:
+        await in_thread(lambda _: source.__exit__(None, None, None))
+    return Restored(report, safety)
+
+
+async def _safety(settings: Settings, plan: Plan, tell: Tell) -> str | None:
+    """A backup of what is there, which holds all that the restore replaces."""
+    if plan.is_new:
+        return None
+    try:
+        done = await create(settings, tell)
+    except BackupError as error:
+        raise BackupError(
+            f"nothing was restored, for what is there could not be backed up first: {error.message} (--no-safety "
+            "restores without)"
+        ) from error
+    held = await in_thread(lambda _: _tables_of(done.path))
+    if missing := sorted(plan.rows.keys() & {str(table) for table in plan.tables} - held):
+        raise BackupError(
+            f"nothing was restored, for the backup of what is there, {done.path}, leaves out {_some(missing)}: look at "
+            "BACKUP_INCLUDE, BACKUP_EXCLUDE and BACKUP_LEDGER (--no-safety restores all the same)"
+        )
+    return done.path
+
+
+def _tables_of(path: str) -> set[str]:
+    with LocalFile(Path(path)) as source:
+        return {str(table) for table in Backup.open(source).tables}
+
+
+async def check_by_restoring(settings: Settings, backup: str, tell: Tell = nobody) -> Report:
+    """Prove that a backup loads, where nobody sees it; what comes of it is recorded. Raises BackupError."""
+    source = await in_thread(lambda _: find(backup))
+    try:
+        report = await restore_into_scratch(
+            source,
+            settings.DATABASE_URL,
+            drill_url=settings.RESTORE_DRILL_URL,
+            on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
+        )
+        await _record(settings, source, was_real=False)
+    except DamagedBackup as error:
+        await record_failure(settings, source, error.message)
+        raise
+    finally:
+        await in_thread(lambda _: source.__exit__(None, None, None))
+    return report
+
+
+async def _record(settings: Settings, source: Any, *, was_real: bool) -> None:
+    """That the backup loads, and whether it was into the application's database."""
+    name = own_name(settings, source.name)
+    if name is None:
+        return
+    facts = await in_thread(lambda _: facts_of(source, name))
+    is_local = "://" not in source.name
+
+    async def write(connection: AsyncConnection) -> None:
+        await records.record(connection, facts, clock.now(), local=is_local, url=None if is_local else source.name)
+        await records.verified(connection, name, records.RESTORED, clock.now())
+        if was_real:
+            await records.restored(connection, name, clock.now())
+
+    await recorded(settings, write)

@@ -1,0 +1,138 @@
+"""Counting what was added, removed and changed, beside a plain dict; and in flat memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.backup import tally
+from service.backup.tally import AFTER, BEFORE, Counts, Keyed, Keyless, Pace, cut, lines
+from service.backup.threads import Stop, Stopped
+from tests.docs_blocks import ROOT
+
+Rows = dict[tuple[int, str], str]
+
+KEYS = st.tuples(st.integers(0, 12), st.text("ab日", max_size=1))
+TABLES = st.dictionaries(KEYS, st.text("xyé\r\x85", max_size=2), max_size=25)
+PARTS = st.lists(st.integers(1, 7), min_size=1)
+
+
+def row(key: tuple[int, str], value: str) -> bytes:
+    """The key's columns are the first and the last one."""
+    return f"{key[0]}\t{value}\t{key[1]}".encode()
+
+
+def in_parts(rows: Sequence[bytes], sizes: list[int]) -> Iterator[list[bytes]]:
+    at = turn = 0
+    while at < len(rows):
+        size = sizes[turn % len(sizes)]
+        yield lines(b"".join(one + b"\n" for one in rows[at : at + size]))
+        at, turn = at + size, turn + 1
+
+
+def counted(before: Sequence[bytes], after: Sequence[bytes], sizes: list[int], key: tuple[int, ...]) -> Counts:
+    with closing(Keyed(key, Stop()) if key else Keyless()) as made:
+        pace = Pace(made, in_parts(before, sizes), Stop())
+        for part in in_parts(after, sizes):
+            pace.after(part)
+        return pace.end()
+
+
+@given(TABLES, TABLES, PARTS, st.randoms(use_true_random=False), st.sampled_from([0, 500, 10**9]))
+def test_the_counts_are_those_of_a_plain_dict_in_whatever_order_and_parts_the_rows_come(
+    before: Rows, after: Rows, sizes: list[int], random: Random, waiting: int
+) -> None:
+    for key in list(before)[::2]:  # else nearly no row would be the same on both sides
+        after = {**after, key: before[key]}
+    sides = [[row(key, value) for key, value in side.items()] for side in (before, after)]
+    for side in sides:
+        random.shuffle(side)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tally, "WAITING_BYTES", waiting)
+        found = counted(*sides, sizes, key=(0, 2))
+    both = before.keys() & after.keys()
+    changed = sum(before[key] != after[key] for key in both)
+    added, removed = len(after.keys() - before.keys()), len(before.keys() - after.keys())
+    expected = Counts(len(before), len(after), added, removed, changed, same=before == after)
+    assert found == expected
+
+
+@given(st.lists(st.sampled_from("abc")), st.lists(st.sampled_from("abc")), PARTS)
+def test_without_a_key_rows_are_the_same_when_each_is_there_equally_often(
+    before: list[str], after: list[str], sizes: list[int]
+) -> None:
+    sides = [[value.encode() for value in side] for side in (before, after)]
+    assert counted(*sides, sizes, key=()) == Counts(
+        len(before), len(after), None, None, None, same=Counter(before) == Counter(after)
+    )
+
+
+def test_columns_are_cut_out_and_put_in_order() -> None:
+    assert cut(("a", "b", "c"), ("c", "a"))([b"1\t2\t3", b"\\N\t\t"]) == [b"3\t1", b"\t\\N"]
+    assert cut(("a",), ())([b"1", b"2"]) == [b"", b""]
+
+
+def test_a_row_of_no_columns_is_a_row() -> None:
+    assert lines(b"\n\n") == [b"", b""] and lines(b"") == []
+
+
+def test_a_comparison_that_is_asked_to_stop_ends() -> None:
+    stop = Stop()
+    with closing(Keyed((0,), stop)) as keyed:
+        keyed.add(BEFORE, [b"%d" % number for number in range(1000)])
+        pace = Pace(keyed, iter([]), stop)
+        stop.ask()
+        with pytest.raises(Stopped):
+            pace.after([b"1"])
+        with pytest.raises(Stopped):
+            pace.end()
+
+
+def test_sorting_that_is_asked_to_stop_ends() -> None:
+    stop = Stop()
+    with closing(Keyed((0,), stop)) as keyed:
+        keyed.add(AFTER, [b"%d" % number for number in range(50_000)])
+        stop.ask()
+        with pytest.raises(Stopped):
+            keyed.counts()
+
+
+MEMORY = """
+import sys
+from service.backup import tally
+from service.backup.tally import Keyed, Pace
+from service.backup.threads import Stop
+
+tally.WAITING_BYTES //= 4
+tally.PREPARE = tally.PREPARE.replace("-8000", "-1000")
+rows = int(sys.argv[1])
+
+def parts(order):
+    for at in range(0, rows, 5000):
+        yield [b"%d\\tvalue\\t%0200d" % (order(n), n) for n in range(at, at + 5000)]
+
+pace = Pace(Keyed((0,), Stop()), parts(lambda n: n), Stop())
+for part in parts(lambda n: rows - n):  # no row meets its counterpart while it passes by
+    pace.after(part)
+counts = pace.end()
+peak = next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))
+print(counts.changed, peak // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_rows_that_differ() -> None:
+    found = {}
+    for rows in (25_000, 75_000):
+        command = [sys.executable, "-c", MEMORY, str(rows)]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        changed, found[rows] = map(int, ran.stdout.split())
+        assert changed == rows - 2  # each key but the first and the last; the one in the middle has the same value
+    assert found[75_000] < found[25_000] + 8, found

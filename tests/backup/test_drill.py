@@ -1,0 +1,94 @@
+"""The task that restores the latest backup where nobody sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service import clock
+from service.backup import create_backup
+from service.batch import records
+from service.config import forget_settings, get_settings
+from service.errors import BackupError, DamagedBackup
+from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+from service.keeping import known
+from service.testing.postgres import PostgresServer
+from tasks.restore_drill import RestoreDrillTask
+from tests.backup.contents import execute
+from tests.backup.restores import damage
+from tests.databases import migrated
+
+
+@pytest.fixture
+async def url(
+    database_url: str, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> str:
+    """The application's database, with a ledger, and a backup of it."""
+    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    use_database(database_url)
+    settings = get_settings()
+    for place, history in ((settings.DATABASE_URL, APPLICATION_HISTORY), (settings.ledger_url, LEDGER_HISTORY)):
+        await migrated(place, history)
+    await create_backup(settings.BACKUP_DIR)
+    return database_url
+
+
+async def test_the_latest_backup_is_restored_and_that_is_recorded(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        told = await RestoreDrillTask().run()
+    (row,) = (await known(get_settings())).values()
+    assert records.state(row) == "restored" and row["restored_at"] is None, "nothing of the application's was restored"
+    assert row["verified_at"] <= clock.now()
+    assert told["backup"] == f"backups/{row['name']}" and told["tables"] == row["tables"]
+    assert "a temporary file" in caplog.text or "a scratch schema in postgresql" in caplog.text
+
+
+async def test_a_damaged_backup_fails_the_run_and_is_recorded_as_failed(url: str) -> None:
+    (path,) = Path("backups").iterdir()
+    damage(path, lambda name: name != "header.json")
+    with pytest.raises(DamagedBackup, match="is damaged"):
+        await RestoreDrillTask().run()
+    (row,) = (await known(get_settings())).values()
+    assert (row["name"], records.state(row), row["verified_how"]) == (path.name, "failed", None)
+    assert "is damaged" in row["failed_check"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_drill_that_has_no_place_says_nothing_of_the_backup(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESTORE_DRILL_URL", "postgresql://nobody@127.0.0.1:1/none")
+    forget_settings()
+    with pytest.raises(BackupError):
+        await RestoreDrillTask().run()
+    assert await known(get_settings()) == {}
+
+
+async def test_it_runs_in_the_database_of_its_own_setting(
+    postgres_database: str,
+    postgres_server: PostgresServer,
+    use_database: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    drill = await postgres_server.create_database()
+    try:
+        monkeypatch.setenv("BACKUP_PROCESS", "0")
+        monkeypatch.setenv("RESTORE_DRILL_URL", drill)
+        use_database(postgres_database)
+        await execute(postgres_database, "CREATE TABLE t AS SELECT 1 AS id")
+        await create_backup(get_settings().BACKUP_DIR)
+        with caplog.at_level("INFO"):
+            assert (await RestoreDrillTask().run())["rows"] == 1
+        assert drill.rpartition("/")[2].partition("?")[0] in caplog.text
+    finally:
+        await postgres_server.drop_database(drill)
+
+
+@pytest.mark.parametrize(("cron", "schedule"), [("0 4 * * 0", "0 4 * * 0"), ("", None)])
+def test_without_a_cron_it_is_only_started_by_hand(
+    monkeypatch: pytest.MonkeyPatch, cron: str, schedule: str | None
+) -> None:
+    monkeypatch.setenv("RESTORE_DRILL_CRON", cron)
+    forget_settings()
+    assert RestoreDrillTask().schedule == schedule

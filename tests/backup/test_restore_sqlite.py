@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.backup import create_backup, plainfile
+from service.backup.count import Counted
+from service.backup.reader import LocalFile
+from service.backup.restore import planned
+from service.config import forget_settings
+from service.errors import BackupError
+from tests.backup.restores import damage, killed_in_the_middle, restored
+
+SCHEMA = """
+PRAGMA journal_mode = WAL;
+CREATE TABLE authors (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, best INT REFERENCES books,
+    shout TEXT AS (upper(name)) STORED);
+CREATE TABLE books (id INTEGER PRIMARY KEY, author INT NOT NULL REFERENCES authors ON DELETE CASCADE, price REAL);
+CREATE TABLE "Größe ""x"" y" (a TEXT, b BLOB, PRIMARY KEY (a)) WITHOUT ROWID;
+CREATE TABLE plain (data);
+CREATE TABLE blank (id INT);
+CREATE TRIGGER late AFTER INSERT ON books BEGIN SELECT RAISE(ABORT, 'a trigger fired'); END;
+DROP TRIGGER late;
+INSERT INTO authors (name, best) VALUES ('ann', 2), ('日本', NULL);
+INSERT INTO books VALUES (1, 1, 9e999), (2, 1, 0.1);
+INSERT INTO "Größe ""x"" y" VALUES ('k', x'00ff');
+INSERT INTO plain VALUES (1), ('two'), (x'03'), (NULL);
+DELETE FROM plain WHERE rowid = 2;
+CREATE TRIGGER late AFTER INSERT ON books BEGIN SELECT RAISE(ABORT, 'a trigger fired'); END;
+"""
+CHANGES = """
+INSERT INTO authors (name) VALUES ('late'), ('later');
+DELETE FROM books;
+UPDATE plain SET data = 'changed';
+"""
+
+
+@pytest.fixture
+def url(app_db: Path, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database, which is the application's."""
+    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    execute(app_db, SCHEMA)
+    found = f"sqlite+aiosqlite:///{app_db}"
+    use_database(found)
+    return found
+
+
+@pytest.fixture
+async def backup(url: str, tmp_path: Path) -> Path:
+    return await create_backup(tmp_path / "backups")
+
+
+@pytest.fixture
+def leaves_nothing_beside(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert {path.name for path in tmp_path.iterdir()} <= {"app.db", "app.db-wal", "app.db-shm", "backups", "tasks"}
+
+
+def execute(path: Path, script: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript(script)
+
+
+def everything(path: Path) -> dict[str, Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        schema = connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2").fetchall()
+        names = [name for kind, name, _ in schema if kind == "table"]
+        found = {
+            name: sorted(map(repr, connection.execute('SELECT * FROM "' + name.replace('"', '""') + '"')))
+            for name in names
+        }
+        rowids = connection.execute("SELECT rowid FROM plain").fetchall()
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return {"schema": schema, "rows": found, "rowids": rowids}
+
+
+@pytest.mark.usefixtures("leaves_nothing_beside")
+async def test_a_restored_file_equals_the_snapshot(app_db: Path, url: str, backup: Path) -> None:
+    before = everything(app_db)
+    execute(app_db, CHANGES)
+    report = await restored(backup, url)
+    assert everything(app_db) == before
+    assert Counted("authors", 4, 2) in report.tables and Counted("blank", 0, 0) in report.tables
+    with closing(sqlite3.connect(app_db)) as connection:
+        assert connection.execute("INSERT INTO authors (name) VALUES ('next') RETURNING id").fetchone() == (3,)
+
+
+async def test_readers_see_the_old_rows_to_their_end_and_the_new_ones_then(
+    app_db: Path, url: str, backup: Path
+) -> None:
+    execute(app_db, CHANGES)
+    with closing(sqlite3.connect(app_db, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        count = "SELECT count(*) FROM authors"
+        assert reader.execute(count).fetchone() == (4,)
+        await restored(backup, url)
+        assert reader.execute(count).fetchone() == (4,)
+        reader.execute("COMMIT")
+        assert reader.execute(count).fetchone() == (2,)
+
+
+@pytest.mark.usefixtures("leaves_nothing_beside")
+async def test_a_dry_run_changes_nothing(app_db: Path, url: str, backup: Path) -> None:
+    execute(app_db, CHANGES)
+    before = everything(app_db)
+    report = await restored(backup, url, dry_run=True)
+    assert report.dry_run and Counted("authors", 4, 2) in report.tables
+    assert everything(app_db) == before
+
+
+KILLED = """
+import asyncio, sys, threading
+from pathlib import Path
+from service.backup import restore_sqlite
+from service.backup.reader import LocalFile
+from service.backup.restore import restore
+
+async def still():
+    print("in the middle", flush=True)
+    threading.Event().wait()
+
+restore_sqlite.STEP_PAGES = 10_000
+asyncio.run(restore(LocalFile(Path(sys.argv[1])), sys.argv[2], still=still))
+"""
+
+
+@pytest.mark.usefixtures("leaves_nothing_beside")
+async def test_kill_9_in_the_middle_leaves_the_old_rows_and_the_next_one_cleans_up(
+    app_db: Path, url: str, tmp_path: Path
+) -> None:
+    execute(app_db, "INSERT INTO plain SELECT randomblob(4000000)")
+    snapshot, backup = everything(app_db), await create_backup(tmp_path / "backups")
+    execute(app_db, CHANGES)
+    before = everything(app_db)
+    await killed_in_the_middle(backup, url, KILLED)
+    assert list(tmp_path.glob(".*.restore"))
+    assert (tmp_path / "app.db-wal").stat().st_size > 1_000_000, "it had written most of the new pages"
+    assert everything(app_db) == before
+    await restored(backup, url)
+    assert everything(app_db) == snapshot
+
+
+@pytest.mark.parametrize("is_partial", [False, True])
+async def test_who_may_not_restore_any_more_is_asked_when_nobody_else_can_write(
+    app_db: Path, url: str, backup: Path, is_partial: bool
+) -> None:
+    execute(app_db, CHANGES + ("CREATE TABLE apart (id INT)" if is_partial else ""))
+    before = everything(app_db)
+
+    async def still() -> None:
+        refused = pytest.raises(sqlite3.OperationalError, match="locked")
+        with closing(sqlite3.connect(app_db, timeout=0)) as writer, refused:
+            writer.execute("DELETE FROM plain")
+        raise BackupError("a run has begun")
+
+    with pytest.raises(BackupError, match="a run has begun"):
+        await restored(backup, url, still=still)
+    assert everything(app_db) == before
+
+
+@pytest.mark.parametrize("is_partial", [False, True])
+async def test_a_writer_that_does_not_end_is_told(
+    app_db: Path, url: str, backup: Path, is_partial: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plainfile, "BUSY_SECONDS", 0.05)
+    execute(app_db, "CREATE TABLE apart (id INT)" if is_partial else "")
+    with closing(sqlite3.connect(app_db, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        with pytest.raises(BackupError, match=r"restored into .*app.db: another program has held its write lock"):
+            await restored(backup, url)
+
+
+@pytest.mark.usefixtures("leaves_nothing_beside")
+@pytest.mark.parametrize("is_partial", [False, True])
+async def test_a_cancel_ends_the_wait_for_a_writer(
+    app_db: Path, url: str, backup: Path, is_partial: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plainfile, "BUSY_SECONDS", 3600.0)
+    execute(app_db, CHANGES + ("CREATE TABLE apart (id INT)" if is_partial else ""))
+    before, waits, loop = everything(app_db), asyncio.Event(), asyncio.get_running_loop()
+    again = plainfile.Patience.again
+
+    def told(self: plainfile.Patience) -> None:
+        loop.call_soon_threadsafe(waits.set)
+        again(self)
+
+    monkeypatch.setattr(plainfile.Patience, "again", told)
+    with closing(sqlite3.connect(app_db, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        restoring = asyncio.create_task(restored(backup, url))
+        await waits.wait()
+        restoring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await restoring
+    assert everything(app_db) == before
+
+
+@pytest.mark.usefixtures("leaves_nothing_beside")
+@pytest.mark.parametrize("size", [512, 65536])
+async def test_a_file_of_another_page_size_keeps_that(app_db: Path, url: str, backup: Path, size: int) -> None:
+    before = everything(app_db)
+    rebuild = f"PRAGMA journal_mode = DELETE; PRAGMA page_size = {size}; VACUUM; PRAGMA journal_mode = WAL;"
+    execute(app_db, rebuild + CHANGES)
+    await restored(backup, url)
+    after = everything(app_db)
+    assert (after["schema"], after["rows"]) == (before["schema"], before["rows"])
+    with closing(sqlite3.connect(app_db)) as connection:
+        assert connection.execute("PRAGMA page_size").fetchone() == (size,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.usefixtures("leaves_nothing_beside")
+async def test_a_machine_without_a_database_gets_one(app_db: Path, url: str, backup: Path) -> None:
+    before = everything(app_db)
+    for name in ("app.db", "app.db-wal", "app.db-shm"):
+        (app_db.parent / name).unlink(missing_ok=True)
+    with LocalFile(backup) as source:
+        assert (await planned(source, url)).is_new
+    assert not app_db.exists()
+    report = await restored(backup, url)
+    assert everything(app_db) == before
+    assert Counted("authors", None, 2) in report.tables
+
+
+@pytest.mark.usefixtures("leaves_nothing_beside")
+async def test_tables_that_are_not_in_the_backup_stay(
+    app_db: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKUP_EXCLUDE", "blank")
+    forget_settings()
+    backup = await create_backup(tmp_path / "backups")
+    before = everything(app_db)
+    execute(app_db, CHANGES + "INSERT INTO blank VALUES (7)")
+    with LocalFile(backup) as source:
+        plan = await planned(source, url)
+    assert plan.notes == ("blank is not in the backup and stays as it is",)
+    dry = await restored(backup, url, dry_run=True)
+    assert everything(app_db)["rows"]["authors"] != before["rows"]["authors"]
+    report = await restored(backup, url)
+    after = everything(app_db)
+    assert after["rows"].pop("blank") == ["(7,)"] and before["rows"].pop("blank") == []
+    before["rows"].pop("sqlite_sequence")
+    assert after["rows"].pop("sqlite_sequence") == ["('authors', 4)"], "numbers that were given are not given again"
+    assert after == before
+    assert report.tables == dry.tables and Counted("books", 0, 2) in report.tables
+
+
+async def test_a_table_that_stays_must_still_find_what_it_refers_to(app_db: Path, url: str, backup: Path) -> None:
+    execute(app_db, CHANGES + "CREATE TABLE reviews (author INT REFERENCES authors); INSERT INTO reviews VALUES (4)")
+    before = everything(app_db)
+    with pytest.raises(BackupError, match="rows of reviews would refer to rows of authors that are not there"):
+        await restored(backup, url)
+    assert everything(app_db) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("DROP TABLE blank", "the table blank is missing in the database"),
+        ("DROP TABLE plain; CREATE TABLE plain (other)", "the column data of plain is missing"),
+        ("ALTER TABLE blank ADD more INT NOT NULL DEFAULT 1", ""),
+        (
+            "DROP TABLE blank; CREATE TABLE blank (id INT, more INT NOT NULL)",
+            "the column more of blank is not in",
+        ),
+        ("DROP TABLE blank; CREATE TABLE blank (id TEXT)", "has the type TEXT, but INT in the backup"),
+        ("CREATE TABLE alembic_version AS SELECT 'b' AS version_num", "has none, the database b"),
+    ],
+)
+async def test_beside_tables_that_stay_another_shape_is_refused(
+    app_db: Path, url: str, backup: Path, change: str, words: str
+) -> None:
+    execute(app_db, f"CREATE TABLE apart (id INT); {change}")
+    with LocalFile(backup) as source:
+        problems = (await planned(source, url)).problems
+    assert [words in problem for problem in problems] == ([True] if words else [])
+    if words:
+        with pytest.raises(BackupError, match="nothing was changed"):
+            await restored(backup, url)
+
+
+async def test_another_revision_goes_into_a_new_file_only(app_db: Path, url: str, tmp_path: Path) -> None:
+    execute(app_db, "CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES ('old')")
+    backup = await create_backup(tmp_path / "backups")
+    execute(app_db, "UPDATE alembic_version SET version_num = 'new'")
+    with pytest.raises(BackupError, match=r"the backup has old, the database new. Restore it into a new file"):
+        await restored(backup, url)
+    await restored(backup, f"sqlite+aiosqlite:///{tmp_path}/new.db")
+    with closing(sqlite3.connect(tmp_path / "new.db")) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("old",)
+
+
+@pytest.mark.usefixtures("leaves_nothing_beside")
+async def test_a_damaged_backup_changes_nothing(app_db: Path, url: str, backup: Path) -> None:
+    before = everything(app_db)
+    damage(backup, lambda name: name == "database.sqlite3")
+    with pytest.raises(BackupError, match="is damaged"):
+        await restored(backup, url)
+    assert everything(app_db) == before
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [(":memory:", "must name a file"), ("/nowhere/at/all.db", "make its folder first")],
+)
+async def test_where_no_file_can_be_is_refused(url: str, backup: Path, place: str, words: str) -> None:
+    with pytest.raises(BackupError, match=words):
+        await restored(backup, f"sqlite+aiosqlite:///{place}")
+
+
+async def test_what_is_no_database_is_refused(tmp_path: Path, url: str, backup: Path) -> None:
+    (tmp_path / "cat.db").write_bytes(b"meow" * 1000)
+    with pytest.raises(BackupError, match=r"cat.db: file is not a database. Check that it is a SQLite database"):
+        await restored(backup, f"sqlite+aiosqlite:///{tmp_path}/cat.db")
+    assert (tmp_path / "cat.db").read_bytes() == b"meow" * 1000
+
+
+async def test_writers_go_on_after_it(app_db: Path, url: str, backup: Path) -> None:
+    """What they write afterwards stands on the restored rows."""
+    execute(app_db, "DELETE FROM plain")
+    begun, done = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with closing(sqlite3.connect(app_db, isolation_level=None, timeout=30)) as writer:
+            begun.set()
+            writer.execute("INSERT INTO plain SELECT count(*) FROM plain")
+            done.set()
+
+    thread = threading.Thread(target=write)
+
+    async def still() -> None:
+        thread.start()
+        begun.wait()
+
+    await restored(backup, url, still=still)
+    thread.join()
+    with closing(sqlite3.connect(app_db)) as connection:
+        assert connection.execute("SELECT data FROM plain ORDER BY rowid DESC").fetchone() == (3,)

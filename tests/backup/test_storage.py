@@ -1,0 +1,178 @@
+"""How a backup is named, and the folder as a place of backups."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.backup.folder import NAME as OURS
+from service.backup.reader import Backup, LocalFile
+from service.backup.storage import Folder, backups, find, nothing
+from service.backup.threads import Stop, Stopped
+from service.config import forget_settings
+from service.errors import BackupError, InvalidSetting
+from tests.backup.contents import make_archive
+from tests.backup.s3 import Bucket, bucket, s3_server
+
+__all__ = ["bucket", "s3_server"]
+
+OLD, NEW, FAR = (f"backup_202611{day}_020000.backup.gz" for day in (24, 25, 26))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    make_archive(folder / OLD)
+    make_archive(folder / NEW)
+    for name in (
+        "backup_of_the_cat.backup.gz",
+        f"{NEW}.old",
+        f".{NEW[:-10]}.partial",
+        "backup_20269999_020000.backup.gz",
+    ):
+        (folder / name).write_bytes(b"of somebody else")
+    return folder
+
+
+def found(text: str) -> str:
+    forget_settings()
+    with find(text) as source:
+        return source.name
+
+
+def refused(text: str) -> str:
+    forget_settings()
+    with pytest.raises(BackupError) as caught:
+        find(text)
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("latest", f"backups/{NEW}"),
+        (OLD, f"backups/{OLD}"),
+        (f"backups/{OLD}", f"backups/{OLD}"),
+        (f"./backups/{NEW}", f"backups/{NEW}"),
+        ("elsewhere.gz", "elsewhere.gz"),
+    ],
+)
+def test_a_backup_is_found_by_its_path_its_name_or_as_the_latest(folder: Path, text: str, means: str) -> None:
+    make_archive(Path("elsewhere.gz"))
+    assert found(text) == means
+
+
+def test_what_is_not_there_is_told_with_what_is(folder: Path) -> None:
+    told = refused("backup_20200101_000000.backup.gz")
+    assert told.startswith(
+        "there is no backup backup_20200101_000000.backup.gz in backups (BACKUP_DIR); the newest there"
+    )
+    assert NEW in told and told.endswith("Allowed: a path, a name, latest, s3://bucket/prefix/name")
+    assert refused(f"backups/{FAR}") == f"the backup backups/{FAR} can't be read: No such file or directory"
+    assert refused("gs://key:secret@bucket/x") == (
+        "there are no backups at gs://…; allowed: s3://bucket/prefix, file:///folder"
+    )
+
+
+def test_where_nothing_is_latest_is_told_so(tmp_path: Path) -> None:
+    assert refused("latest") == "there is no backup in backups (BACKUP_DIR)"
+
+
+def test_the_bucket_is_looked_at_where_the_folder_has_no_such_backup(bucket: Bucket, folder: Path) -> None:
+    bucket.put(f"shop/db/{FAR}", (folder / NEW).read_bytes())
+    bucket.put(f"shop/db/{OLD}", b"")
+    bucket.put("shop/db/notes.txt", b"")
+    assert found("latest") == f"backups/{NEW}" and found(OLD) == f"backups/{OLD}"
+    assert found(FAR) == found(f"{bucket.url}/latest") == found(f"{bucket.url}/{FAR}") == f"{bucket.url}/{FAR}"
+    for path in folder.iterdir():
+        path.unlink()
+    assert found("latest") == f"{bucket.url}/{FAR}"
+    with find("latest") as source:
+        assert sum(table.rows for table in Backup.open(source).tables) == 6
+
+
+def test_a_file_url_is_a_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mount").mkdir()
+    make_archive(tmp_path / "mount" / FAR)
+    monkeypatch.setenv("BACKUP_URL", f"file://{tmp_path}/mount")
+    assert found(FAR) == found(f"file://{tmp_path}/mount/{FAR}") == f"{tmp_path}/mount/{FAR}"
+
+
+def test_without_the_library_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKUP_URL", "s3://bucket/prefix")
+    for name in [name for name in sys.modules if name.startswith("obstore")] + ["service.backup.objects"]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    assert refused(FAR).endswith("pip install 'batch-system[s3]'")
+    assert found("latest") == f"backups/{NEW}"
+
+
+def test_the_env_file_may_hold_the_keys(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.put(f"shop/db/{FAR}", b"x")
+    for name in bucket.settings:
+        monkeypatch.delenv(name)
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in bucket.settings.items()))
+    assert found(FAR) == f"{bucket.url}/{FAR}"
+
+
+def test_only_names_that_are_exactly_ours_are_backups(folder: Path) -> None:
+    listed = Folder(folder).listed()
+    assert len(listed) == 6 and list(backups(listed)) == [OLD, NEW]
+    assert Folder(folder / "missing").listed() == {}
+
+
+def test_a_copy_has_its_name_only_when_it_is_whole(folder: Path, tmp_path: Path) -> None:
+    target, seen = Folder(tmp_path / "copies"), []
+    with LocalFile(folder / NEW) as source:
+        target.put(source, FAR, Stop(), lambda done: seen.append(sorted(target.listed())))
+        with pytest.raises(BackupError, match=f"{FAR} is there already"):
+            target.put(source, FAR, Stop(), nothing)
+    assert seen and all(OURS.fullmatch(name) is None for names in seen for name in names)
+    copy = tmp_path / "copies" / FAR
+    assert copy.read_bytes() == (folder / NEW).read_bytes() and copy.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copy_that_is_stopped_or_not_sound_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    target = Folder(tmp_path / "copies")
+    data = bytearray((folder / NEW).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / OLD).write_bytes(data)
+    stop = Stop()
+    for name, error, asked in ((OLD, BackupError, Stop()), (NEW, Stopped, stop)):
+        with LocalFile(folder / name) as source, pytest.raises(error):
+            target.put(source, FAR, asked, lambda _: stop.ask())
+    assert target.listed() == {}
+
+
+def test_a_disk_that_is_full_in_the_midst_keeps_what_was_there_and_nothing_else(folder: Path) -> None:
+    before = sorted(path.name for path in folder.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with LocalFile(folder / NEW) as source:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (source.size - 1, limits[1]))
+        try:
+            with pytest.raises(BackupError, match=r"backups: File too large\. Free some space there"):
+                Folder(folder).put(source, FAR, Stop(), nothing)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_folder_that_cannot_be_written_is_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with LocalFile(folder / NEW) as source, pytest.raises(BackupError, match=r"file.*A file stands where a folder"):
+        Folder(tmp_path / "file").put(source, FAR, Stop(), nothing)
+    os.mkdir(folder / FAR)
+    with pytest.raises(BackupError, match=rf"the old backup .*{FAR} can't be deleted: .* Do it by hand"):
+        Folder(folder).delete(FAR)
+
+
+def test_a_place_that_is_none_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKUP_URL", "gs://bucket")
+    forget_settings()
+    with pytest.raises(InvalidSetting, match=r"setting BACKUP_URL: .*allowed: s3://bucket/prefix or file:///folder"):
+        found("latest")

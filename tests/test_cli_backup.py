@@ -1,0 +1,346 @@
+"""`batch backup …` as a person types it: real files, a real ledger, a real bucket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from service import clock
+from service.cli import backups
+from service.cli.examples import EXAMPLES
+from service.config import forget_settings, get_settings
+from service.copying import upload, waiting
+from service.discarding import plans, prune
+from service.errors import BackupError
+from service.keeping import check, known, pin
+from tests.backup.contents import make_archive, make_sqlite
+from tests.backup.s3 import SECRET, Bucket, bucket, refusing, s3_server
+from tests.commands import Batch, in_this_process, refuses
+from tests.docs_blocks import read
+
+__all__ = ["bucket", "s3_server"]
+
+OLD, NEW = "backup_20261124_020000.backup.gz", "backup_20261125_020000.backup.gz"
+NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
+
+batch = pytest.fixture(in_this_process)
+
+
+@pytest.fixture(autouse=True)
+def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKUP_PROCESS", "0")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two backups that no ledger knows."""
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    make_archive(folder / OLD)
+    make_archive(folder / NEW)
+    return folder
+
+
+@pytest.fixture
+def ledger(batch: Batch, tmp_path: Path) -> Path:
+    """An empty ledger."""
+    (tmp_path / "tasks/nothing.py").write_text(
+        "from service import BaseTask\n\n\nclass NothingTask(BaseTask):\n"
+        "    name = 'nothing'\n    schedule = None\n\n    async def run(self):\n        pass\n"
+    )
+    assert batch("run", "nothing").code == 0
+    return tmp_path / "ledger.db"
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_backup_is_made_checked_listed_and_shown(batch: Batch, tmp_path: Path, ledger: Path) -> None:
+    made = batch("backup", "create", "--json")
+    assert made.code == 0 and made.json["kind"] == "sqlite" and Path(made.json["backup"]).is_file()
+    name = made.json["name"]
+    told = batch("backup", "verify")
+    assert (told.code, told.err) == (0, "") and f"{name}: 1 row of 6 tables in " in told.out
+    assert told.out.endswith("verified (checksums only)\n")
+    (row,) = batch("backup", "list", "--json").json
+    assert (row["name"], row["check"], row["where"], row["revision"]) == (name, "checksums only", "folder", "app_0004")
+    shown = batch("backup", "show", name).out
+    assert "app.db (sqlite " in shown and "checksums only" in shown and "alembic_version" in shown
+    assert {table["table"]: table["rows"] for table in batch("backup", "show", "latest", "--json").json["tables"]} == {
+        **dict.fromkeys(("batch_checkpoints", "batch_once", "batch_quarantine", "sessions", "users"), 0),
+        "alembic_version": 1,
+    }
+
+
+def test_without_a_ledger_all_but_pins_work(batch: Batch, folder: Path, tmp_path: Path) -> None:
+    make_sqlite(tmp_path / "app.db")
+    assert batch("backup", "create").code == 0
+    rows = batch("backup", "list", "--json").json
+    assert [(row["check"], row["rows"]) for row in rows[1:]] == [("not verified", None)] * 2
+    for words in (("show", OLD), ("verify", OLD), ("prune", "--dry-run"), ("prune",)):
+        assert batch("backup", *words).code == 0
+    refuses(batch("backup", "pin", OLD), "pins are kept in the ledger", "`batch serve` or `batch run` makes it")
+    refuses(batch("backup", "list", "--rescan"), "there is no ledger yet")
+    assert not (tmp_path / "ledger.db").exists()
+
+
+def test_the_list_says_how_each_was_checked_and_why_it_is_kept(batch: Batch, folder: Path, ledger: Path) -> None:
+    make_archive(folder / "backup_20200105_020000.backup.gz")
+    make_archive(folder / (broken := "backup_20200105_010000.backup.gz"))
+    damage(folder / broken)
+    batch("backup", "verify", OLD)
+    batch("backup", "pin", OLD)
+    refuses(batch("backup", "verify", broken), broken, "is damaged")
+    with clock.moved(NOW):
+        listed = batch("backup", "list", BACKUP_KEEP_WEEKLY="9")
+    lines = [line.split("  ") for line in listed.out.splitlines()]
+    table = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert table[0] == ["backup", "check", "size", "rows", "kept", "where"]
+    assert [(row[0], row[1], row[-2]) for row in table[1:]] == [
+        (NEW, "not verified", "the newest"),
+        (OLD, "checksums only", "pinned"),
+        ("backup_20200105_020000.backup.gz", "not verified", "weekly"),
+        (broken, "failed", "older than 7 days"),
+    ]
+    (row,) = [row for row in batch("backup", "list", "--json").json if row["name"] == broken]
+    assert "is damaged" in row["failed_check"]
+
+
+def test_a_rescan_keeps_pins_adds_what_is_new_and_drops_what_is_gone(batch: Batch, folder: Path, ledger: Path) -> None:
+    batch("backup", "pin", OLD)
+    batch("backup", "verify", NEW)
+    (folder / NEW).unlink()
+    make_archive(folder / (moved := "backup_20261123_020000.backup.gz"))
+    rows = batch("backup", "list", "--rescan", "--json").json
+    assert [(row["name"], row["pinned_at"] is not None, row["local"]) for row in rows] == [
+        (OLD, True, True),
+        (moved, False, True),
+    ]
+    assert asyncio.run(known(get_settings())).keys() == {OLD, moved}
+
+
+def test_a_file_that_is_none_of_ours_but_for_its_name_is_listed_and_spares_the_others(
+    batch: Batch, folder: Path, ledger: Path
+) -> None:
+    (folder / "backup_20261126_020000.backup.gz").write_bytes(b"of somebody else")
+    damage(folder / OLD)
+    with (folder / OLD).open("r+b") as file:
+        file.truncate(900)
+    for _ in range(2):
+        rows = batch("backup", "list", "--json").json
+        assert [row["check"] for row in rows][:2] == ["failed", "not verified"]
+        assert rows[0]["failed_check"].endswith("is not a backup of this service")
+        rescanned = batch("backup", "list", "--rescan", "--json").json
+        assert [row["check"] for row in rescanned] == ["failed", "not verified", "failed"]
+
+
+def test_a_rescan_that_cannot_look_at_a_place_drops_nothing(
+    batch: Batch, folder: Path, ledger: Path, bucket: Bucket
+) -> None:
+    batch("backup", "upload", NEW)
+    (folder / NEW).unlink()
+    with refusing(403, "AccessDenied") as port:
+        refuses(batch("backup", "list", "--rescan", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}"), "may not do that")
+        listed = batch("backup", "list")
+    assert "what is elsewhere is shown as the ledger knows it" in listed.err
+    assert NEW in listed.out and "elsewhere" in listed.out
+
+
+def test_a_backup_goes_to_the_bucket_and_comes_back(batch: Batch, folder: Path, ledger: Path, bucket: Bucket) -> None:
+    data = (folder / NEW).read_bytes()
+    up = batch("backup", "upload")
+    assert up.code == 0 and f"{bucket.url}/{NEW}: 6 rows of 2 tables" in up.out
+    assert [row["where"] for row in batch("backup", "list", "--json").json] == ["folder, elsewhere", "folder"]
+    (folder / NEW).unlink()
+    assert f"{bucket.url}/{NEW}" in batch("backup", "verify", NEW).out
+    assert batch("backup", "download").code == 0
+    assert (folder / NEW).read_bytes() == data
+    refuses(batch("backup", "download", NEW), f"backups/{NEW} is there already")
+    refuses(batch("backup", "download", OLD), f"{bucket.url}/{OLD}: there is no such backup")
+
+
+def test_what_is_there_already_is_not_sent_again_and_never_written_over(
+    batch: Batch, folder: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    bucket.put(f"shop/db/{NEW}", other := make_archive(tmp_path / "other", tables=1).read_bytes())
+    refuses(batch("backup", "upload", NEW), f"{bucket.url}/{NEW} is another backup already", "a place of its own")
+    assert bucket.client.get_object(Bucket=bucket.name, Key=f"shop/db/{NEW}")["Body"].read() == other
+    for place in (bucket.url, f"file://{tmp_path}/mount"):
+        first, again = (batch("backup", "upload", OLD, BACKUP_URL=place) for _ in range(2))
+        assert (first.code, first.out) == (0, again.out)
+
+
+def test_a_file_that_only_has_the_name_of_a_backup_in_the_folder_is_not_taken_for_it(
+    batch: Batch, folder: Path, bucket: Bucket
+) -> None:
+    make_archive(folder.parent / NEW)
+    refuses(batch("backup", "upload", f"./{NEW}"), f"{NEW} is not in BACKUP_DIR")
+    assert bucket.keys() == []
+
+
+def test_what_is_damaged_is_not_uploaded(batch: Batch, folder: Path, bucket: Bucket) -> None:
+    damage(folder / NEW)
+    refuses(batch("backup", "upload", NEW), NEW, "is damaged")
+    assert bucket.keys() == []
+
+
+def test_what_arrives_damaged_gets_no_name(batch: Batch, folder: Path, bucket: Bucket) -> None:
+    damage(folder / NEW)
+    bucket.put(f"shop/db/{NEW}", (folder / NEW).read_bytes())
+    (folder / NEW).unlink()
+    refuses(batch("backup", "download", NEW), "is damaged")
+    assert [path.name for path in folder.iterdir()] == [OLD]
+
+
+@pytest.mark.parametrize("words", [("upload", NEW), ("download", NEW), ("show", "s3://other/x/y"), ("prune",)])
+def test_a_store_that_refuses_the_keys_is_one_line_without_them(
+    batch: Batch, folder: Path, bucket: Bucket, words: tuple[str, ...]
+) -> None:
+    with refusing(403, "InvalidAccessKeyId") as port:
+        done = batch("backup", *words, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
+    refuses(done, "refuses the keys", "AWS_ACCESS_KEY_ID")
+    assert SECRET not in done.err and "AKIA" not in done.err and "127.0.0.1" not in done.err
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_prune_says_of_each_why_it_stays_or_goes_in_both_places(
+    batch: Batch, folder: Path, ledger: Path, bucket: Bucket
+) -> None:
+    (folder / "notes.txt").touch()
+    for name in (OLD, NEW):
+        bucket.put(f"shop/db/{name}", (folder / name).read_bytes())
+    with clock.moved(NOW + timedelta(days=7)):
+        dry = batch("backup", "prune", "--dry-run", "--json").json
+        assert len(list(folder.iterdir())) == 3 and len(bucket.keys()) == 2
+        told = batch("backup", "prune", "--json").json
+    assert [(row["backup"], row["where"], row["then"], row["why"]) for row in told] == [
+        (NEW, "folder", "stays", "the newest"),
+        (OLD, "folder", "deleted", "older than 7 days"),
+        (NEW, "elsewhere", "stays", "the newest"),
+        (OLD, "elsewhere", "deleted", "older than 7 days"),
+    ]
+    assert dry == [{**row, "then": row["then"].replace("deleted", "would go")} for row in told]
+    assert {path.name for path in folder.iterdir()} == {NEW, "notes.txt"} and bucket.keys() == [f"shop/db/{NEW}"]
+
+
+def test_a_prune_deletes_nothing_when_the_newest_cannot_be_read(batch: Batch, folder: Path, ledger: Path) -> None:
+    """It was verified when it was whole."""
+    for name in (OLD, NEW):
+        assert batch("backup", "verify", name).code == 0
+    with (folder / NEW).open("r+b") as file:
+        file.truncate(100)
+    with clock.moved(NOW + timedelta(days=900)):
+        done = batch("backup", "prune", "--json")
+    assert f"nothing is deleted: {NEW} has failed its check" in done.err
+    assert {row["then"] for row in done.json} == {"stays"} and (folder / OLD).exists()
+    assert [row["check"] for row in batch("backup", "list", "--json").json] == ["failed", "checksums only"]
+
+
+def test_a_prune_deletes_nothing_while_the_ledger_with_its_pins_is_away(batch: Batch, folder: Path) -> None:
+    refuses(batch("backup", "prune", LEDGER_URL="postgresql://bob:hunter2@127.0.0.1:1/ledger"), "LEDGER_URL")
+    listed = batch("backup", "list")
+    assert listed.code == 0 and NEW in listed.out and "what the ledger knows of backups is not shown" in listed.err
+    assert "hunter2" not in listed.err
+
+
+@pytest.mark.parametrize("words", [("create",), ("verify", OLD), ("upload", OLD)])
+def test_the_work_is_done_and_told_also_while_the_ledger_is_away(
+    batch: Batch, folder: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    make_sqlite(tmp_path / "app.db")
+    away = {"LEDGER_URL": "postgresql://bob:hunter2@127.0.0.1:1/ledger", "BACKUP_URL": f"file://{tmp_path}/mount"}
+    done = batch("backup", *words, **away)
+    assert done.code == 0 and " row" in done.out
+    assert "The ledger has not heard what was done with backup_" in done.err and "hunter2" not in done.err
+
+
+def test_a_pin_holds_until_it_is_taken_off(batch: Batch, folder: Path, ledger: Path) -> None:
+    assert batch("backup", "pin", OLD).out == f"{OLD} is pinned\n"
+    assert batch("backup", "pin", OLD).out == f"{OLD} was pinned already\n"
+    with clock.moved(NOW + timedelta(days=900)):
+        assert batch("backup", "prune").code == 0 and (folder / OLD).exists()
+        assert batch("backup", "unpin", OLD).out == f"{OLD} is not pinned any more\n"
+        assert batch("backup", "unpin", OLD, "--json").json == {"backup": OLD, "changed": False}
+        assert batch("backup", "prune").code == 0 and not (folder / OLD).exists()
+    make_archive(folder.parent / OLD)
+    refuses(batch("backup", "pin", f"./{OLD}"), f"{OLD} is neither in BACKUP_DIR nor at BACKUP_URL")
+
+
+async def test_what_is_pinned_between_the_look_and_the_prune_stays(batch: Batch, folder: Path, ledger: Path) -> None:
+    settings = get_settings()
+    with clock.moved(NOW + timedelta(days=900)):
+        planned = await plans(settings)
+        assert [plan.decision.going for plan in planned] == [[OLD]]
+        await pin(settings, OLD, "somebody else")
+        assert [one async for one in prune(settings, planned)] == []
+    assert (folder / OLD).exists()
+
+
+async def test_only_verified_and_young_ones_wait_for_their_copy(
+    batch: Batch, folder: Path, ledger: Path, bucket: Bucket
+) -> None:
+    forget_settings()
+    settings = get_settings()
+    await check(settings, OLD)
+    damage(folder / NEW)
+    with pytest.raises(BackupError):
+        await check(settings, NEW)
+    with clock.moved(NOW):
+        assert await waiting(settings) == [OLD]
+        await upload(settings, OLD)
+        assert await waiting(settings) == []
+    bucket.client.delete_object(Bucket=bucket.name, Key=f"shop/db/{OLD}")
+    with clock.moved(NOW + timedelta(days=7)):
+        assert await waiting(settings) == []
+
+
+def test_upload_without_a_place_names_the_setting(batch: Batch, folder: Path) -> None:
+    refuses(batch("backup", "upload"), "BACKUP_URL is empty", "s3://bucket/prefix")
+    refuses(batch("backup", "download", NEW), "BACKUP_URL is empty", "whole address")
+
+
+def test_an_empty_place_is_told(batch: Batch) -> None:
+    assert batch("backup", "list").out == "there is no backup in backups\n"
+    assert batch("backup", "list", "--json").json == []
+    refuses(batch("backup", "verify"), "there is no backup in backups (BACKUP_DIR)")
+
+
+def test_piped_progress_is_plain_lines_and_the_result_stands_alone_on_stdout(folder: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "backup", "verify", NEW, "--json"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["rows"] == 6 and "\x1b" not in done.stderr
+
+
+def subcommands() -> dict[str, set[str]]:
+    commands = typer.main.get_command(backups).commands  # type: ignore[attr-defined]
+    options = {name: {opt for one in command.params for opt in one.opts} for name, command in commands.items()}
+    return {name: {opt for opt in opts if opt.startswith("--")} - {"--help"} for name, opts in options.items()}
+
+
+@pytest.mark.parametrize("name", subcommands())
+def test_each_command_stands_in_both_tables_with_its_options_and_no_others(name: str) -> None:
+    rows = {
+        "README.md": re.search(rf"^\| (`[^|]*?)?`batch backup {name}\b.*?\|", read("README.md"), re.MULTILINE),
+        "docs/cli.md": re.search(rf"^\| `{name}( .*?)?` \|.*?\|", read("docs/cli.md"), re.MULTILINE),
+    }
+    for page, row in rows.items():
+        assert row is not None, page
+        assert set(re.findall(r"`(--[\w-]+)`", row[0])) == subcommands()[name], page
+        assert f"batch backup {name}" in "\n".join(EXAMPLES[f"backup {name}"])

@@ -1,0 +1,289 @@
+"""`batch backup restore` as a person types it, beside a real service and without one."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from service.database.engine import Database
+from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+from service.testing.postgres import PostgresServer
+from tests.backup.contents import connected, execute, make_sqlite
+from tests.backup.restores import damage
+from tests.backup.s3 import SECRET, Bucket, bucket, s3_server
+from tests.commands import Batch, in_this_process, refuses
+from tests.databases import migrated
+from tests.processes import UVICORN, service
+from tests.processes import batch as command
+
+__all__ = ["bucket", "s3_server"]
+
+batch = pytest.fixture(in_this_process)
+
+TASKS = """
+import asyncio
+from service import BaseTask, get_db
+from service.application.models import User
+
+class Join(BaseTask):
+    name, schedule = "join", None
+    async def run(self, email: str) -> int:
+        async with get_db() as db:
+            db.add(user := User(email=email))
+            await db.commit()
+            return user.id
+
+class Long(BaseTask):
+    name, schedule = "long", None
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKUP_PROCESS", "0")
+
+
+@pytest.fixture
+def changed(tmp_path: Path, batch: Batch) -> Path:
+    """A database that was backed up, and then lost its one row."""
+    app_db = tmp_path / "app.db"
+    make_sqlite(app_db)
+    assert batch("backup", "create").code == 0
+    with closing(sqlite3.connect(app_db)) as connection, connection:
+        connection.execute("DELETE FROM users")
+    return app_db
+
+
+def users(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return [email for (email,) in connection.execute("SELECT email FROM users ORDER BY id")]
+
+
+def backups(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("backups/*.backup.gz"))
+
+
+async def emails(url: str) -> list[str]:
+    database = Database(url, setting="DATABASE_URL", pooled=False)
+    try:
+        async with database.reader.connect() as connection:
+            return list((await connection.execute(text("SELECT email FROM users ORDER BY id"))).scalars())
+    finally:
+        await database.dispose()
+
+
+async def test_an_idle_service_goes_on_working_on_the_restored_rows(
+    database_url: str, tmp_path: Path, batch: Batch
+) -> None:
+    (tmp_path / "tasks/all.py").write_text(TASKS)
+    settings = {"DATABASE_URL": database_url, "POLL_SECONDS": "0.1", "BACKUP_PROCESS": "0"}
+
+    def join(email: str) -> None:
+        done = batch("run", "join", "--param", f"email={email}@x", "--queue", "--wait", **settings)
+        assert done.code == 0, done
+
+    def work() -> None:
+        with service(tmp_path, UVICORN, settings) as running:
+            join("a")
+            assert batch("backup", "create", **settings).code == 0
+            join("b")
+            refuses(batch("backup", "restore", "latest", "--yes"), "while a service runs: pid ", "--force")
+            assert batch("run", "long", "--queue").code == 0
+            while "running" not in batch("runs", "--task", "long").out:
+                time.sleep(0.1)
+            refuses(batch("backup", "restore", "latest", "--yes", "--force"), "runs are active: long ", "(running)")
+            (run,) = batch("runs", "--task", "long", "--json").json
+            assert batch("cancel", run["id"]).code == 0
+            done = batch("backup", "restore", backups(tmp_path)[0], "--yes", "--force", "--json")
+            assert done.code == 0, done.err
+            (table,) = [table for table in done.json["tables"] if table["table"].endswith("users")]
+            assert (table["before"], table["after"]) == (2, 1)
+            assert len(backups(tmp_path)) == 2 and done.json["safety"] == f"backups/{backups(tmp_path)[1]}"
+            join("c")
+            assert running.get("/readyz").status_code == 200
+            assert "Traceback" not in running.stderr + running.stdout
+        shown = batch("backup", "show", backups(tmp_path)[0], "--json").json
+        assert shown["restored"] and shown["check"] == "restored"
+
+    await asyncio.to_thread(work)
+    assert await emails(database_url) == ["a@x", "c@x"]
+
+
+def test_without_a_service_it_says_what_it_does_and_did(changed: Path, batch: Batch, tmp_path: Path) -> None:
+    done = batch("backup", "restore", "latest", "--yes")
+    assert done.code == 0, done.err
+    assert users(changed) == ["a@example.org"]
+    for words in (str(changed), "1 in place of 0", "what was there is in backups/", "1 rows of 2 tables restored"):
+        assert words in done.out, done.out
+    assert len(backups(tmp_path)) == 2
+
+
+def test_a_dry_run_needs_no_yes_and_changes_nothing(changed: Path, batch: Batch, tmp_path: Path) -> None:
+    done = batch("backup", "restore", "latest", "--dry-run", "--json")
+    assert (done.code, done.json["dry_run"], done.json["rows"], done.json["safety"]) == (0, True, 1, None)
+    assert users(changed) == [] and len(backups(tmp_path)) == 1
+
+
+def test_where_nobody_can_be_asked_only_yes_restores(changed: Path, batch: Batch) -> None:
+    done = batch("backup", "restore", "latest")
+    assert done.code == 2 and "nobody can be asked here, so --yes has to say it" in done.err
+    assert users(changed) == []
+
+
+@pytest.mark.parametrize(("typed", "code"), [("app.db\n", 0), ("yes\n", 2), ("", 2)])
+def test_the_databases_name_has_to_be_typed(
+    changed: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch, typed: str, code: int
+) -> None:
+    stdin = io.StringIO(typed)
+    monkeypatch.setattr(stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    done = batch("backup", "restore", "latest")
+    assert (done.code, "Type the database's name (app.db)" in done.err) == (code, True)
+    assert users(changed) == (["a@example.org"] if code == 0 else [])
+
+
+@pytest.mark.parametrize("file", ["latest", "{name}", "backups/{name}", "file://{folder}/latest"])
+def test_a_backup_is_named_in_four_ways(changed: Path, batch: Batch, tmp_path: Path, file: str) -> None:
+    named = file.format(name=backups(tmp_path)[0], folder=tmp_path / "backups")
+    assert batch("backup", "restore", named, "--yes", "--no-safety").code == 0
+    assert users(changed) == ["a@example.org"]
+
+
+def test_it_is_restored_straight_from_a_bucket(changed: Path, batch: Batch, tmp_path: Path, bucket: Bucket) -> None:
+    name = backups(tmp_path)[0]
+    bucket.put(f"shop/db/{name}", (tmp_path / "backups" / name).read_bytes())
+    (tmp_path / "backups" / name).unlink()
+    done = batch("backup", "restore", f"{bucket.url}/latest", "--yes", "--no-safety", **bucket.settings)
+    assert done.code == 0 and f"{bucket.url}/{name}" in done.out, done
+    assert users(changed) == ["a@example.org"] and backups(tmp_path) == []
+    assert SECRET not in done.out + done.err
+
+
+def test_what_is_no_backup_is_refused(changed: Path, batch: Batch, tmp_path: Path) -> None:
+    (tmp_path / "cat.gz").write_bytes(b"meow")
+    refuses(batch("backup", "restore", "./cat.gz", "--yes"), "cat.gz is not a backup")
+    refuses(batch("backup", "restore", "backup_20200101_000000.backup.gz", "--yes"), "there is no backup")
+    damage(tmp_path / "backups" / backups(tmp_path)[0], lambda name: name == "database.sqlite3")
+    assert "is damaged" in batch("backup", "restore", "latest", "--yes").err
+    assert users(changed) == []
+
+
+def test_no_password_is_ever_shown(changed: Path, batch: Batch) -> None:
+    url = "postgresql://ann:hunter2@127.0.0.1:1/app"
+    done = batch("backup", "restore", "latest", "--yes", DATABASE_URL=url, LEDGER_URL="sqlite:///none.db")
+    refuses(done, "is one of SQLite, and postgresql+asyncpg://ann:***@127.0.0.1:1/app is PostgreSQL")
+    assert "hunter2" not in done.err + done.out
+
+
+def test_what_can_not_be_backed_up_before_needs_no_safety(changed: Path, batch: Batch, tmp_path: Path) -> None:
+    file = str(tmp_path / "backups" / backups(tmp_path)[0])
+    (tmp_path / "taken").write_text("")
+    done = batch("backup", "restore", file, "--yes", BACKUP_DIR="taken/here")
+    assert done.code == 2 and "could not be backed up first" in done.err and "--no-safety" in done.err
+    done = batch("backup", "restore", file, "--yes", BACKUP_DIR="partly", BACKUP_EXCLUDE="users")
+    assert done.code == 2 and "leaves out users" in done.err
+    assert users(changed) == []
+    assert batch("backup", "restore", file, "--yes", "--no-safety").code == 0
+    assert users(changed) == ["a@example.org"]
+
+
+async def test_the_ledger_is_never_restored_beneath_a_service(
+    postgres_database: str, tmp_path: Path, batch: Batch
+) -> None:
+    await migrated(postgres_database, LEDGER_HISTORY)
+    node = "INSERT INTO batch_nodes VALUES (gen_random_uuid(), 'h', 1, '1', now(), 0, now() + '1 day', false, 0, '[]')"
+    await execute(postgres_database, node)
+    words, settings = (
+        ("backup", "restore", "latest", "--yes"),
+        {"DATABASE_URL": postgres_database, "BACKUP_LEDGER": "1"},
+    )
+
+    def work() -> None:
+        assert batch("backup", "create", **settings).code == 0
+        refuses(batch(*words, "--force"), "the backup holds the ledger", "pid 1 on h", "--force is not enough")
+
+    await asyncio.to_thread(work)
+    await execute(postgres_database, "UPDATE batch_nodes SET stopped_at = now()")
+    done = await asyncio.to_thread(batch, *words)
+    assert done.code == 0 and "public.batch_nodes" in done.out, done
+
+
+def test_an_empty_machine_gets_the_database_and_a_service_starts_on_it(tmp_path: Path, batch: Batch) -> None:
+    (tmp_path / "tasks/all.py").write_text(TASKS)
+    assert batch("run", "join", "--param", "email=a@x").code == 0
+    assert batch("backup", "create").code == 0
+    for path in [*tmp_path.glob("app.db*"), *tmp_path.glob("ledger.db*")]:
+        path.rename(path.with_name(f"lost-{path.name}")) if path.is_dir() else path.unlink()
+    done = batch("backup", "restore", "latest", "--yes", "--json")
+    assert (done.code, done.json["safety"]) == (0, None), done.err
+    assert not (tmp_path / "ledger.db").exists()
+    assert batch("run", "join", "--param", "email=b@x").code == 0
+    assert users(tmp_path / "app.db") == ["a@x", "b@x"]
+
+
+async def test_an_empty_postgresql_gets_the_tables_of_that_time_and_is_upgraded_later(
+    postgres_database: str, postgres_server: PostgresServer, tmp_path: Path, batch: Batch
+) -> None:
+    (tmp_path / "tasks/all.py").write_text(TASKS)
+    await migrated(postgres_database, APPLICATION_HISTORY, "app_0002")
+    await execute(postgres_database, "INSERT INTO users (email, created_at) VALUES ('a@x', now())")
+    new = await postgres_server.create_database()
+
+    def work() -> None:
+        assert batch("backup", "create", DATABASE_URL=postgres_database).code == 0
+        settings = {"DATABASE_URL": new}
+        refuses(batch("backup", "restore", "latest", "--dry-run", **settings), "has none of its tables")
+        done = batch("backup", "restore", "latest", "--yes", **settings)
+        assert done.code == 0, done.err
+        assert "the database is empty: the tables of migration app_0002 are made first" in done.out
+        assert command(tmp_path, "run", "join", "--param", "email=b@x", settings=settings).returncode == 0
+
+    try:
+        await asyncio.to_thread(work)
+        assert await emails(new) == ["a@x", "b@x"]
+        async with connected(new) as connection:
+            head = APPLICATION_HISTORY.scripts().get_current_head()
+            assert await connection.fetchval("SELECT version_num FROM alembic_version") == head
+    finally:
+        await postgres_server.drop_database(new)
+
+
+@pytest.fixture
+def ledger(batch: Batch, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """The ledger of a service that is gone, and of a run that it had."""
+    (tmp_path / "tasks/all.py").write_text(TASKS)
+    assert batch("run", "join", "--param", "email=a@x").code == 0
+    assert batch("backup", "create").code == 0
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize(
+    ("node", "state", "refused"),
+    [
+        ("stopped_at = NULL, seen_at = datetime('now', '+1 day')", "running", "runs are active: join "),
+        ("stopped_at = NULL, seen_at = datetime('now', '+1 day')", "queued", "(queued)"),
+        ("stopped_at = NULL, seen_at = datetime('now', '+1 day')", "succeeded", "while a service runs: pid "),
+        ("stopped_at = NULL, seen_at = datetime('now', '-1 hour')", "running", None),
+        ("seen_at = seen_at", "interrupted", None),
+    ],
+)
+def test_only_what_lives_is_in_the_way(
+    ledger: sqlite3.Connection, batch: Batch, node: str, state: str, refused: str | None
+) -> None:
+    ledger.execute(f"UPDATE batch_nodes SET {node}")
+    ledger.execute("UPDATE batch_runs SET state = ?", (state,))
+    done = batch("backup", "restore", "latest", "--yes")
+    assert done.code == (2 if refused else 0), done.err
+    assert refused is None or refused in done.err
