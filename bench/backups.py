@@ -178,6 +178,7 @@ class Bench:
 
     def pipeline(self, commands: Sequence[Sequence[str]], to: Path, environment: Mapping[str, str]) -> Figures:
         """Each command reads what the one before it writes; the last one writes the file."""
+        os.sync()
         began_at, server_cpu = time.perf_counter(), self._server_cpu()
         running: list[subprocess.Popen[bytes]] = []
         with to.open("wb") as output, Peaks(but=" never ") as peaks:
@@ -194,6 +195,7 @@ class Bench:
         return self._figures(seconds, cpu, server_cpu, peaks, to)
 
     def ours(self, url: str, *, in_process: bool = True) -> Figures:
+        os.sync()  # or its fsync would wait for what the ways before it have left to the system
         server_cpu = self._server_cpu()
         with Peaks(but="beside.py" if in_process else " never ") as peaks:
             said = self.beside("backup", url, in_process)

@@ -106,8 +106,8 @@ def _row(name: str, here: dict[str, int], there: Mapping[str, int | None], row: 
 async def rescan(settings: Settings) -> int:
     """Read every backup's manifest, in both places, and write the ledger's rows anew; returns how many there are.
 
-    Rows that are there keep what was done (verified, pinned); those whose file is in no place go. Raises BackupError
-    where a place can't be looked at, and before anything is dropped.
+    Rows that are there keep what was done (verified, pinned); those whose file is in no place go, but for pinned ones.
+    Raises BackupError where a place can't be looked at, and before anything is dropped.
     """
     began = clock.now()
     places = Places.of(settings)

@@ -65,8 +65,13 @@ class Done:
     url: str | None = None
 
 
-async def recorded(settings: Settings, write: Callable[[AsyncConnection], Awaitable[T]]) -> T | None:
-    """One transaction in the ledger; None where there is none yet. Raises DatabaseError."""
+async def recorded(
+    settings: Settings, write: Callable[[AsyncConnection], Awaitable[T]], *, reads: bool = False
+) -> T | None:
+    """One transaction in the ledger; None where there is none yet. Raises DatabaseError.
+
+    `reads`: it only reads, and on SQLite does not wait for the write lock.
+    """
     database = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
     if _is_to_come(database):
         return None
@@ -81,7 +86,7 @@ async def recorded(settings: Settings, write: Callable[[AsyncConnection], Awaita
             from service.host import LEDGER_HISTORY  # which imports all of a service
 
             await migrate(database, LEDGER_HISTORY)
-        async with database.engine.begin() as connection:
+        async with (database.reader if reads else database.engine).begin() as connection:
             return await write(connection)
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error

@@ -5,9 +5,10 @@ It works beside an idle service and without one, and on a machine where there is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.backup.count import Report
 from service.backup.plan import Plan, has_ledger, revision_of
-from service.backup.reader import Backup, LocalFile
+from service.backup.reader import Backup, LocalFile, Source
 from service.backup.restore import planned
 from service.backup.restore import restore as restore_backup
 from service.backup.scratch import restore_into_scratch
 from service.backup.storage import find
 from service.backup.threads import in_thread
 from service.batch import presence, records, slots
-from service.batch.states import ACTIVE, RunState
+from service.batch.records import Facts
+from service.batch.states import ACTIVE
 from service.batch.tables import nodes, runs
 from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.errors import BackupError, DamagedBackup
+from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
-from service.keeping import Tell, create, facts_of, nobody, own_name, record_failure, recorded
+from service.keeping import Tell, create, facts_of, nobody, noted, own_name, record_failure, recorded
 
 MOST_NAMED = 5
 
@@ -57,16 +59,26 @@ class Restored:
 
 @dataclass(frozen=True)
 class Activity:
-    """Who lives, and what may write: nodes, and active runs that some node holds or could take up at any moment."""
+    """Who lives, and what may write: nodes, and active runs that some node holds or could take up at any moment.
 
-    nodes: tuple[str, ...]
-    runs: tuple[str, ...]
+    `ended`: runs that are over since an instant. `at`: the ledger's time; None where there is no ledger yet.
+    """
+
+    nodes: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
+    at: datetime | None = None
 
     def refuse(self, force: bool, plan: Plan | None = None) -> None:
         """Raises BackupError where a restore would be wrong; with `plan` also for what that would replace."""
         if self.runs:
             raise BackupError(
                 f"nothing is restored while runs are active: {_some(self.runs)}. Let them end, or `batch cancel` them"
+            )
+        if self.ended:
+            raise BackupError(
+                f"nothing was restored: {_some(self.ended)} has ended since what is there was backed up, and what it "
+                "wrote would be lost. Stop the service, or pause the task (--no-safety restores all the same)"
             )
         if self.nodes and not force:
             raise BackupError(
@@ -85,25 +97,30 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-async def activity(settings: Settings) -> Activity:
+async def activity(settings: Settings, since: datetime | None = None) -> Activity:
     """Nothing where there is no ledger yet. Raises DatabaseError."""
-    return await recorded(settings, partial(_activity, settings)) or Activity((), ())
+    return await recorded(settings, partial(_activity, settings, since), reads=True) or Activity()
 
 
-async def _activity(settings: Settings, connection: AsyncConnection) -> Activity:
+async def _activity(settings: Settings, since: datetime | None, connection: AsyncConnection) -> Activity:
     """What was running on a node that is dead is as interrupted as it will be called: nothing takes it up meanwhile."""
     folder = presence.folder_of(settings.ledger_url)
-    since = await slots.now_of(connection) - timedelta(seconds=settings.LEASE_SECONDS)
-    seen = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(nodes.c.stopped_at.is_(None), nodes.c.seen_at >= since)
+    now = await slots.now_of(connection)
+    late = now - timedelta(seconds=settings.LEASE_SECONDS)
+    seen = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(nodes.c.stopped_at.is_(None), nodes.c.seen_at >= late)
     living = {
         row.id: f"pid {row.pid} on {row.host}"
         for row in await connection.execute(seen)
         if not presence.is_gone(folder, row.id)
     }
-    columns = select(runs.c.id, runs.c.task, runs.c.state, runs.c.node).where(runs.c.state.in_(ACTIVE))
-    active = (await connection.execute(columns.order_by(runs.c.created_at))).all()
-    in_the_way = [row for row in active if living or (row.state == RunState.RUNNING and row.node in living)]
-    return Activity(tuple(living.values()), tuple(f"{row.task} {row.id} ({row.state})" for row in in_the_way))
+    active = await _those(connection, runs.c.state.in_(ACTIVE)) if living else ()
+    ended = await _those(connection, runs.c.started_at.is_not(None), runs.c.finished_at >= since) if since else ()
+    return Activity(tuple(living.values()), active, ended, now)
+
+
+async def _those(connection: AsyncConnection, *conditions: Any) -> tuple[str, ...]:
+    found = select(runs.c.id, runs.c.task, runs.c.state).where(*conditions).order_by(runs.c.created_at)
+    return tuple(f"{row.task} {row.id} ({row.state})" for row in await connection.execute(found))
 
 
 async def plan_of(settings: Settings, wanted: Wanted) -> Plan:
@@ -143,41 +160,58 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
     """Restore the application's database from a backup, after a backup of what is there.
 
     Runs are looked for twice: at first, and when no other connection can write to the tables any more. One that begins
-    after that waits, and finds the restored rows. Raises BackupError; then everything is as it was.
+    after that waits, and finds the restored rows; one that ended since the backup of what is there would be in neither.
+    Raises BackupError; then everything is as it was.
     """
-
     plan: Plan | None = None
+    since: datetime | None = None
 
     async def still() -> None:
-        (await activity(settings)).refuse(wanted.force, plan)
+        (await activity(settings, since)).refuse(wanted.force, plan)
 
     await still()
     source = await in_thread(lambda _: find(wanted.backup))
     try:
+        facts = await _own_facts(settings, source)
         plan = await planned(source, settings.DATABASE_URL)
-        await still()
+        found = await activity(settings)
+        found.refuse(wanted.force, plan)
         if not wanted.dry_run and _lacks_known_tables(plan):
             await _make_tables(settings, await in_thread(lambda _: Backup.open(source)))
         else:
             plan.refuse()
         safety = await _safety(settings, plan, tell) if wanted.safety and not wanted.dry_run else None
-        report = await restore_backup(
-            source,
-            settings.DATABASE_URL,
-            dry_run=wanted.dry_run,
-            still=still,
-            on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
-        )
-        if not wanted.dry_run:
-            await _record(settings, source, was_real=True)
+        since = found.at if safety else None
+        with _saying_where(safety):
+            report = await restore_backup(
+                source,
+                settings.DATABASE_URL,
+                dry_run=wanted.dry_run,
+                still=still,
+                on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
+            )
+        if facts and not wanted.dry_run:
+            await _record(settings, source, facts, was_real=True)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
     return Restored(report, safety)
 
 
+@contextmanager
+def _saying_where(safety: str | None) -> Iterator[None]:
+    """Who tries again by `latest` would restore what is there."""
+    try:
+        yield
+    except (BackupError, DatabaseError) as error:
+        if safety is None:
+            raise
+        message = f"{error.message.rstrip('.')}. `latest` is now {safety}, of what is there"
+        raise type(error)(message) from error
+
+
 async def _safety(settings: Settings, plan: Plan, tell: Tell) -> str | None:
     """A backup of what is there, which holds all that the restore replaces."""
-    if plan.is_new:
+    if plan.is_new and not plan.rows:
         return None
     try:
         done = await create(settings, tell)
@@ -204,13 +238,15 @@ async def check_by_restoring(settings: Settings, backup: str, tell: Tell = nobod
     """Prove that a backup loads, where nobody sees it; what comes of it is recorded. Raises BackupError."""
     source = await in_thread(lambda _: find(backup))
     try:
+        facts = await _own_facts(settings, source)
         report = await restore_into_scratch(
             source,
             settings.DATABASE_URL,
             drill_url=settings.RESTORE_DRILL_URL,
             on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
         )
-        await _record(settings, source, was_real=False)
+        if facts:
+            await _record(settings, source, facts, was_real=False)
     except DamagedBackup as error:
         await record_failure(settings, source, error.message)
         raise
@@ -219,18 +255,20 @@ async def check_by_restoring(settings: Settings, backup: str, tell: Tell = nobod
     return report
 
 
-async def _record(settings: Settings, source: Any, *, was_real: bool) -> None:
-    """That the backup loads, and whether it was into the application's database."""
+async def _own_facts(settings: Settings, source: Source) -> Facts | None:
+    """None: it is somebody else's file, of which nothing is recorded."""
     name = own_name(settings, source.name)
-    if name is None:
-        return
-    facts = await in_thread(lambda _: facts_of(source, name))
+    return await in_thread(lambda _: facts_of(source, name)) if name else None
+
+
+async def _record(settings: Settings, source: Source, facts: Facts, *, was_real: bool) -> None:
+    """That the backup loads, and whether it was into the application's database. What was done is done without it."""
     is_local = "://" not in source.name
 
     async def write(connection: AsyncConnection) -> None:
         await records.record(connection, facts, clock.now(), local=is_local, url=None if is_local else source.name)
-        await records.verified(connection, name, records.RESTORED, clock.now())
+        await records.verified(connection, facts.name, records.RESTORED, clock.now())
         if was_real:
-            await records.restored(connection, name, clock.now())
+            await records.restored(connection, facts.name, clock.now())
 
-    await recorded(settings, write)
+    await noted(settings, facts.name, write)

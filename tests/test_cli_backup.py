@@ -131,6 +131,17 @@ def test_a_rescan_keeps_pins_adds_what_is_new_and_drops_what_is_gone(batch: Batc
     assert asyncio.run(known(get_settings())).keys() == {OLD, moved}
 
 
+def test_a_rescan_that_finds_the_folder_empty_forgets_no_pin(batch: Batch, folder: Path, ledger: Path) -> None:
+    """It is not mounted, or the command was given in another working directory."""
+    batch("backup", "pin", OLD)
+    folder.rename("unmounted")
+    assert batch("backup", "list", "--rescan", "--json").json == []
+    Path("unmounted").rename(folder)
+    with clock.moved(NOW + timedelta(days=900)):
+        assert batch("backup", "prune").code == 0
+    assert (folder / OLD).exists()
+
+
 def test_a_file_that_is_none_of_ours_but_for_its_name_is_listed_and_spares_the_others(
     batch: Batch, folder: Path, ledger: Path
 ) -> None:
@@ -202,6 +213,14 @@ def test_what_arrives_damaged_gets_no_name(batch: Batch, folder: Path, bucket: B
     (folder / NEW).unlink()
     refuses(batch("backup", "download", NEW), "is damaged")
     assert [path.name for path in folder.iterdir()] == [OLD]
+
+
+@pytest.mark.parametrize("address", [f"s3://AKIATESTS:{SECRET}@bucket/shop/{NEW}", f"s3://bucket/{NEW}?sign={SECRET}"])
+def test_keys_in_an_address_are_refused_and_not_shown(batch: Batch, address: str) -> None:
+    for command in ("show", "verify", "download", "diff", "restore"):
+        done = batch("backup", command, address)
+        refuses(done, "only a bucket, a prefix and a name may stand in s3://bucket/prefix/name", "AWS_ACCESS_KEY_ID")
+        assert SECRET not in done.err and "AKIA" not in done.err
 
 
 @pytest.mark.parametrize("words", [("upload", NEW), ("download", NEW), ("show", "s3://other/x/y"), ("prune",)])

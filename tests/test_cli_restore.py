@@ -10,10 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
+from service import restoring
+from service.backup import plainfile
+from service.batch import records
+from service.database import engine
 from service.database.engine import Database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.testing.postgres import PostgresServer
@@ -287,3 +293,95 @@ def test_only_what_lives_is_in_the_way(
     done = batch("backup", "restore", "latest", "--yes")
     assert done.code == (2 if refused else 0), done.err
     assert refused is None or refused in done.err
+
+
+def test_a_ledger_in_the_same_sqlite_file_is_asked_while_nobody_can_write(
+    changed: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BUSY_GIVE_UP_SECONDS", 0.3)
+    asyncio.run(migrated(f"sqlite+aiosqlite:///{changed}", LEDGER_HISTORY))
+    done = batch("backup", "restore", "latest", "--yes", LEDGER_URL=f"sqlite:///{changed}")
+    assert done.code == 0, done.err
+    assert users(changed) == ["a@example.org"]
+
+
+def test_what_was_shown_is_restored_though_there_is_a_newer_one_by_now(
+    changed: Path, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert batch("backup", "create").code == 0
+    newer = tmp_path / "backups" / backups(tmp_path)[1]
+    newer.rename(tmp_path / "later")
+
+    class Slow(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self, *_: object) -> str:
+            (tmp_path / "later").rename(newer)
+            return "app.db\n"
+
+    monkeypatch.setattr(sys, "stdin", Slow())
+    assert batch("backup", "restore", "latest").code == 0
+    assert users(changed) == ["a@example.org"]
+
+
+def test_after_a_restore_that_failed_it_is_said_what_latest_means_by_now(
+    changed: Path, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plainfile, "BUSY_SECONDS", 0.05)
+    with closing(sqlite3.connect(changed, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        done = batch("backup", "restore", "latest", "--yes")
+    assert done.code == 2 and "has held its write lock" in done.err
+    assert f"`latest` is now backups/{backups(tmp_path)[1]}, of what is there" in done.err
+
+
+def test_a_ledger_that_is_away_afterwards_is_told_and_no_failure(
+    ledger: sqlite3.Connection, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise OperationalError("UPDATE", {}, sqlite3.OperationalError("disk I/O error"))
+
+    monkeypatch.setattr(records, "restored", away)
+    with closing(sqlite3.connect(tmp_path / "app.db")) as connection, connection:
+        connection.execute("DELETE FROM users")
+    done = batch("backup", "restore", "latest", "--yes", "--no-safety")
+    assert done.code == 0, done.err
+    assert "The ledger has not heard" in done.err and users(tmp_path / "app.db") == ["a@x"]
+
+
+def test_what_a_run_wrote_after_the_safety_backup_is_not_lost(
+    ledger: sqlite3.Connection, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began and ended in between: no run is active, and what it wrote is in no backup."""
+    make = restoring.create
+
+    async def late(*given: Any) -> Any:
+        done = await make(*given)
+        ledger.execute("UPDATE batch_runs SET finished_at = datetime('now', '+1 second')")
+        return done
+
+    monkeypatch.setattr(restoring, "create", late)
+    done = batch("backup", "restore", "latest", "--yes")
+    assert done.code == 2 and "join " in done.err and "has ended since" in done.err, done.err
+    assert batch("backup", "restore", "latest", "--yes", "--no-safety").code == 0
+
+
+async def test_a_ledger_beside_no_tables_is_backed_up_before_it_is_replaced(
+    postgres_database: str, postgres_server: PostgresServer, batch: Batch
+) -> None:
+    for history in (APPLICATION_HISTORY, LEDGER_HISTORY):
+        await migrated(postgres_database, history)
+    new = await postgres_server.create_database()
+
+    def work() -> None:
+        words = ("backup", "restore", "latest", "--yes", "--json")
+        assert batch("backup", "create", DATABASE_URL=postgres_database, BACKUP_LEDGER="1").code == 0
+        done = batch(*words, DATABASE_URL=new, BACKUP_LEDGER="1")
+        assert done.code == 0 and done.json["safety"] is not None, done
+
+    try:
+        await migrated(new, LEDGER_HISTORY)
+        await asyncio.to_thread(work)
+    finally:
+        await postgres_server.drop_database(new)

@@ -54,7 +54,9 @@ class Pair:
     def name(self) -> str:
         """For people: the schema `public` goes without saying."""
         table = self.before or self.after
-        return table.path.removeprefix("public.") if table else ""
+        if table is None:
+            return ""
+        return table.name if table.schema == "public" else table.path
 
     @property
     def shared(self) -> tuple[str, ...]:
@@ -63,10 +65,10 @@ class Pair:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Empty when there is none, or not the same one: then rows can't be told apart."""
+        """Empty when there is none, not the same one, or a generated column is in it: then rows can't be told apart."""
         if self.before is None or self.after is None or self.before.key != self.after.key:
             return ()
-        return self.before.key
+        return self.before.key if set(self.before.key) <= set(self.shared) else ()
 
     @property
     def changes(self) -> list[str]:

@@ -23,7 +23,8 @@ LARGEST_PIECE = 2 * PIECE_BYTES
 LARGEST_JSON = 64 * 1024 * 1024
 
 HEADER, MANIFEST, DATABASE = "header.json", "manifest.json", "database.sqlite3"
-COPY = re.compile(r"(data/[0-9]{4,}-[^/]+)/[0-9]{4,}\.copy")
+COPY = re.compile(r"(data/[0-9]{4,}-[^/]+)/([0-9]{4,})\.copy")
+"""A part of a table's rows: its folder, and its number. The numbers are in the table's order, the file need not be."""
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 POSTGRESQL, SQLITE = "postgresql", "sqlite"

@@ -40,7 +40,7 @@ def end_abandoned(url: str, settings: Mapping[str, str], now: datetime) -> int:
         for key, upload in list(store.abandoned()):
             store.end(key, upload)
             ended += 1
-    except (OSError, HTTPException, ValueError):  # its text may hold what was sent
+    except (OSError, HTTPException, ValueError, TypeError):  # its text may hold what was sent
         logger.info(f"what killed uploads have left in {url} could not be looked for")
     return ended
 

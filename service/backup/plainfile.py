@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -22,11 +23,13 @@ BUSY_SECONDS = 10.0
 LISTEN_SECONDS = 0.1
 """So long at once does it wait for a lock: a cancel is heard between two waits."""
 SUFFIX = ".restore"
+OURS = re.compile(rf"\.[0-9]{{8}}_[0-9]{{6}}_[0-9]+{re.escape(SUFFIX)}")
 BESIDE = ("-journal", "-wal", "-shm")
 
 _ADVICE = {
     sqlite3.SQLITE_FULL: "Free some space on its disk.",
     sqlite3.SQLITE_IOERR: "Look at the space and the health of its disk.",
+    sqlite3.SQLITE_CONSTRAINT: "The table refuses a row of the backup: its constraints are others by now.",
     sqlite3.SQLITE_BUSY: "Another program holds it: end that, or try again later.",
     sqlite3.SQLITE_READONLY: "Make the file and its folder writable for this user.",
     sqlite3.SQLITE_CANTOPEN: "Make the file and its folder writable for this user.",
@@ -56,7 +59,7 @@ def unpacked(backup: Backup, folder: Path, meter: Meter, stop: Stop) -> Iterator
 
 def _remove_abandoned(folder: Path) -> None:
     """What nobody holds a lock on."""
-    for path in folder.glob(f".*{SUFFIX}"):
+    for path in filter(lambda path: OURS.fullmatch(path.name), folder.glob(f".*{SUFFIX}")):
         with suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

@@ -149,6 +149,11 @@ def _table_problems(table: SavedTable, relation: Relation | None) -> list[str]:
         return [f"{table} is {KIND_NAMES.get(relation.kind, 'no table')} in the database"]
     if not relation.is_owned:
         return [f"the table {table} belongs to {relation.owner}: only its owner can restore it"]
+    return shape_problems(table, relation)
+
+
+def shape_problems(table: SavedTable, relation: Relation) -> list[str]:
+    """Why rows with the table's columns don't fit into the relation's."""
     columns = {column.name: column for column in relation.columns}
     found = column_problems(table, {c.name: c.type for c in relation.columns if not c.is_generated})
     found += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -59,8 +60,7 @@ def _start() -> subprocess.Popen[bytes]:
 def _hand_over(process: subprocess.Popen[bytes], line: bytes) -> None:
     """By a pipe: a command line, which everybody can see, must not have the password."""
     with suppress(BrokenPipeError):  # how it ended is said by its exit status
-        _input(process).write(line)
-        _input(process).flush()
+        os.write(_input(process).fileno(), line)  # what a buffer could not send it would send again when it is closed
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

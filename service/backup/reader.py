@@ -104,7 +104,7 @@ class Backup:
         return cls(source, header, tables, sequences, left_out, members, frames)
 
     def parts(self, table: SavedTable) -> Iterator[bytes]:
-        """The table's rows as COPY wrote them, some whole rows at a time."""
+        """The table's rows as COPY wrote them, some whole rows at a time, in the order of the table's pages."""
         for _, members in groupby(table.members, key=lambda member: member.name):
             pieces = [self.content(member) for member in members]
             yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -254,11 +254,12 @@ def _is_allowed(name: str, kind: str, *, is_first: bool) -> bool:
 
 
 def _by_folder(members: tuple[Member, ...]) -> dict[str, list[Member]]:
-    folders: dict[str, list[Member]] = {}
+    folders: dict[str, list[tuple[int, Member]]] = {}
     for member in members:
         if match := COPY.fullmatch(member.name):
-            folders.setdefault(match[1], []).append(member)
-    return folders
+            folders.setdefault(match[1], []).append((int(match[2]), member))
+    in_order = {folder: sorted(parts, key=lambda part: part[0]) for folder, parts in folders.items()}
+    return {folder: [member for _, member in parts] for folder, parts in in_order.items()}
 
 
 def _table(facts: dict[str, Any], by_folder: dict[str, list[Member]]) -> SavedTable:

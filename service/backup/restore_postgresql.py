@@ -40,7 +40,7 @@ async def _look(backup: Backup, url: URL) -> Plan:
     async with server.connected(url) as connection, connection.transaction(readonly=True):
         found = await target.look(connection)
         tables = [found.find(table.schema, table.name) for table in plans.restored(backup)]
-        seen = [table for table in tables if table is not None and table.kind == "r" and not table.is_hidden]
+        seen = [one for one in tables if one and one.kind == "r" and one.is_owned and not one.is_hidden]
         rows = await count(connection, seen)
         return plans.for_postgresql(backup, url, found, await revisions(connection, found), rows)
 
@@ -53,7 +53,7 @@ def run(backup: Backup, url: URL, meter: Meter, stop: Stop, *, dry_run: bool, st
 async def _restore(backup: Backup, url: URL, meter: Meter, dry_run: bool, still: Still | None) -> Report:
     started = clock.monotonic()
     async with server.connected(url) as connection:
-        transaction = connection.transaction()
+        transaction = connection.transaction(isolation="read_committed")  # what others commit meanwhile is seen
         await transaction.start()
         try:
             number = await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from sqlalchemy.engine import URL
@@ -57,7 +57,9 @@ def _plan(backup: Backup, url: URL, path: Path) -> Plan:
         rows = {str(table["name"]): int(table["rows"]) for table in described}
         present = {str(t["name"]): dict(zip(t["columns"], t["types"], strict=True)) for t in described}
     saved = {table.name for table in backup.tables}
-    is_whole = not present or (not backup.left_out and present.keys() <= saved)
+    holds_ledger = plans.has_ledger(backup)
+    has_kept = holds_ledger and plans.ABOUT_FILES in present
+    is_whole = not present or (not backup.left_out and present.keys() <= saved and not has_kept)
     tables = backup.tables if is_whole else plans.restored(backup)
     if not present:
         problems = _problems_of_a_part(backup)
@@ -74,6 +76,7 @@ def _plan(backup: Backup, url: URL, path: Path) -> Plan:
         tuple(notes),
         is_whole,
         not present,
+        holds_ledger,
     )
 
 
@@ -112,12 +115,12 @@ def run(backup: Backup, url: URL, meter: Meter, stop: Stop, *, dry_run: bool, st
         if made.is_whole:
             _fit(saved, path)
             after = {table.name: table.rows for table in made.tables}  # as the check of the file has counted
+            counted = compared(made.backup, made.tables, made.rows, after)
             if not dry_run:
                 _replace(saved, path, meter, stop, still)
         else:
-            after = replace_tables(saved, path, made.tables, meter, stop, dry_run=dry_run, still=still)
-    counted = compared(backup.source.name, made.tables, made.rows, after)
-    return Report(backup.source.name, made.database, counted, clock.monotonic() - started, dry_run, made.notes)
+            counted = replace_tables(saved, path, made, meter, stop, dry_run=dry_run, still=still)
+    return Report(made.backup, made.database, counted, clock.monotonic() - started, dry_run, made.notes)
 
 
 def _fit(saved: Path, path: Path) -> None:
@@ -153,4 +156,5 @@ def _replace(saved: Path, path: Path, meter: Meter, stop: Stop, still: Still | N
 
         # The last step commits, so there are at least two.
         source.backup(live, pages=max(1, min(STEP_PAGES, pages - 1)), progress=step)
-        live.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        with suppress(sqlite3.Error):  # the rows are there, whatever becomes of this
+            live.execute("PRAGMA wal_checkpoint(PASSIVE)")

@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+CLOCKS_DIFFER = timedelta(hours=1)
+"""What is farther in the future was named by a clock that was wrong. It stays until its time has come, and that is all:
+it is not the newest one, or nothing would ever be compared with today's."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -53,8 +57,9 @@ class Decision:
 def decide(backups: Iterable[Kept], rules: Rules, now: datetime) -> Decision:
     """A verdict on each backup, the newest first. The newest, and the last verified one, stay in any case."""
     ordered = sorted(backups, key=lambda one: (one.taken_at, one.name), reverse=True)
-    reasons = _reasons(ordered, rules, now)
-    doubt = _doubt(ordered, rules.least_share)
+    made = [one for one in ordered if one.taken_at <= now + CLOCKS_DIFFER]
+    reasons = _reasons(ordered, made, rules, now)
+    doubt = _doubt(made, rules.least_share)
     verdicts = []
     for one in ordered:
         found = reasons.get(one.name)
@@ -63,17 +68,17 @@ def decide(backups: Iterable[Kept], rules: Rules, now: datetime) -> Decision:
     return Decision(tuple(verdicts), doubt)
 
 
-def _reasons(ordered: Sequence[Kept], rules: Rules, now: datetime) -> dict[str, str]:
+def _reasons(ordered: Sequence[Kept], made: Sequence[Kept], rules: Rules, now: datetime) -> dict[str, str]:
     """Why each of those stays that stay, whatever the newest one is like. The first reason counts."""
     reasons = {one.name: "pinned" for one in ordered if one.pinned}
-    if ordered:
-        reasons.setdefault(ordered[0].name, "the newest")
-    if verified := next((one for one in ordered if one.verified), None):
+    if made:
+        reasons.setdefault(made[0].name, "the newest")
+    if verified := next((one for one in made if one.verified), None):
         reasons.setdefault(verified.name, "the last verified one")
     for one in ordered:
         if one.taken_at >= now - timedelta(days=rules.days):
             reasons.setdefault(one.name, "daily")
-    sound = [one for one in ordered if not one.failed]
+    sound = [one for one in made if not one.failed]
     for name in _first_of_each(sound, lambda at: at.isocalendar()[:2], rules.weekly):
         reasons.setdefault(name, "weekly")
     for name in _first_of_each(sound, lambda at: (at.year, at.month), rules.monthly):
@@ -96,11 +101,13 @@ def _doubt(ordered: Sequence[Kept], least_share: float) -> str | None:
     newest, *others = ordered
     if newest.failed:
         return f"{newest.name} has failed its check"
-    before = next((one for one in others if one.rows is not None and not one.failed), None)
-    if newest.rows is None or before is None or before.rows is None:
+    counted = [one for one in others if one.rows is not None and not one.failed]
+    if newest.rows is None or not counted:
         return None
-    if newest.rows == 0 and before.rows > 0:
-        return f"{newest.name} has no rows, and {before.name} had {before.rows:,}"
+    if newest.rows == 0:  # so may those of the last days be: how many had they when there were any?
+        had = next((one for one in counted if one.rows), None)
+        return had and f"{newest.name} has no rows, and {had.name} had {had.rows:,}"
+    before = counted[0]
     if newest.rows < least_share * before.rows:
         return (
             f"{newest.name} has {newest.rows:,} rows, and {before.name} had {before.rows:,}: less than "

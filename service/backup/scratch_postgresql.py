@@ -14,16 +14,19 @@ from service import clock
 from service.backup import plan as plans
 from service.backup import server, target
 from service.backup.count import Report, compared
+from service.backup.format import POSTGRESQL
 from service.backup.loading import load
-from service.backup.plan import column_problems
+from service.backup.plan import other_revisions, shape_problems
 from service.backup.progress import Meter
 from service.backup.reader import Backup, SavedTable
+from service.backup.restore_postgresql import revisions
 from service.backup.target import Key, Relation, Target, quoted
 from service.backup.threads import Stop, in_own_loop
 from service.errors import BackupError, DamagedBackup
 
 LIKE = "INCLUDING ALL EXCLUDING COMMENTS EXCLUDING STATISTICS"
 MATCH_FULL = " MATCH FULL"
+OTHER_MIGRATION = "the database is at another migration than the backup: only types and primary keys were checked"
 
 
 def run(backup: Backup, application: URL, drill: URL | None, meter: Meter, stop: Stop) -> Report:
@@ -38,8 +41,8 @@ async def _restore(backup: Backup, application: URL, drill: URL | None, meter: M
         await transaction.start()
         try:
             scratch = await _schema(connection, place)
-            found = await target.look(connection) if drill is None else await _looked_elsewhere(application)
-            made = _Scratch(connection, scratch, found, is_beside=drill is None)
+            found, now = await _looked(connection) if drill is None else await _looked_elsewhere(application)
+            made = _Scratch(connection, scratch, found, drill is None, not other_revisions(backup, now))
             rows = await made.fill(backup, meter)
         finally:
             if not connection.is_closed():
@@ -61,10 +64,18 @@ async def _schema(connection: Any, place: URL) -> str:
     return name
 
 
-async def _looked_elsewhere(application: URL) -> Target:
-    """The present tables of the application, for the keys between them."""
+async def _looked(connection: Any) -> tuple[Target, dict[str, str]]:
+    """The present tables of the application, and at which migrations they are."""
+    found = await target.look(connection)
+    return found, await revisions(connection, found)
+
+
+async def _looked_elsewhere(application: URL) -> tuple[Target, dict[str, str]]:
+    """For the keys between them. There are none where the application is on SQLite by now."""
+    if application.get_backend_name() != POSTGRESQL:
+        return Target({}, (), (), {}, False), {}
     async with server.connected(application) as connection:
-        return await target.look(connection)
+        return await _looked(connection)
 
 
 @dataclass(frozen=True)
@@ -78,12 +89,15 @@ class _Made:
 
 
 class _Scratch:
-    def __init__(self, connection: Any, schema: str, found: Target, is_beside: bool) -> None:
+    """`is_same`: the present tables are at the backup's migration, so that its rows must fit into them."""
+
+    def __init__(self, connection: Any, schema: str, found: Target, is_beside: bool, is_same: bool) -> None:
         self.connection = connection
         self.schema = schema
         self.target = found
         self.is_beside = is_beside
-        self.notes: list[str] = []
+        self.is_same = is_same
+        self.notes: list[str] = [] if is_same else [OTHER_MIGRATION]
 
     async def fill(self, backup: Backup, meter: Meter) -> Mapping[str, int]:
         """How many rows each table then has."""
@@ -95,7 +109,7 @@ class _Scratch:
             rows[str(one.saved)] = await self.connection.fetchval(f"SELECT count(*) FROM {self._sql(one)}")  # noqa: S608
         await self.connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
         meter.begin("checking keys", 0)
-        for key in self.target.keys:
+        for key in self.target.keys if self.is_same else ():
             for holder in made:
                 if holder.original and key.is_valid and key.holder in self.target.with_parents([holder.original]):
                     await self._check(key, holder, made)
@@ -103,14 +117,14 @@ class _Scratch:
 
     async def _make(self, table: SavedTable, number: int) -> _Made:
         original = self.target.find(table.schema, table.name)
-        types = {c.name: c.type for c in original.columns if not c.is_generated} if original else {}
-        is_like = self.is_beside and original is not None and not column_problems(table, types)
+        can_be_like = self.is_beside and self.is_same
+        is_like = can_be_like and original is not None and not shape_problems(table, original)
         made = _Made(table, f"t{number:04}", original, is_like)
         if is_like and original is not None:
             columns = f"LIKE {original.sql} {LIKE}"
         else:
             columns = ", ".join([*await self._columns(table), *self._primary_key(table)])
-            if self.is_beside:
+            if can_be_like:
                 self.notes.append(
                     f"{table} looks otherwise in the database now: only types and primary key were checked"
                 )

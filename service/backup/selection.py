@@ -11,7 +11,11 @@ from typing import Self
 from service.errors import BackupError
 
 LEDGERS_MARK = "batch_alembic_version"
-BESIDE_THE_DATA = ("batch_checkpoints", "batch_once", "batch_quarantine")
+LEDGERS = frozenset(
+    f"batch_{name}"
+    for name in ("alembic_version", "attempts", "backups", "log", "missed", "nodes", "runs", "schedules", "tasks")
+)
+"""All of the ledger's tables. Not whatever begins with `batch_`: so may an author's own, which must not be missing."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Selection:
 
 
 def is_ledgers(name: str) -> bool:
-    """Of a table, or of what belongs to one, in a schema that holds a ledger."""
-    return name.startswith("batch_") and not name.startswith(BESIDE_THE_DATA)
+    """Of a table in a schema that holds a ledger."""
+    return name in LEDGERS
 
 
 def _patterns(text: str) -> tuple[str, ...]:

@@ -10,12 +10,11 @@ from typing import Any
 import asyncpg
 from sqlalchemy.engine import URL
 
+from service.backup import snapshot
 from service.backup.create import connect_arguments
 from service.backup.plan import shown
 from service.errors import BackupError
 
-CONNECT_SECONDS = 10
-CLOSE_SECONDS = 5
 LOCK_SECONDS = 10
 """Whoever wants a table that the restore waits for waits behind it, so it does not wait for long."""
 ASK_AGAIN_SECONDS = 0.2
@@ -33,9 +32,6 @@ SETTINGS = {
     "application_name": "batch/restore",
 }
 
-# Unknown before PostgreSQL 17, and so not to be set at the start of a connection.
-NO_TIME_LIMIT = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'"
-
 HOLDERS = """
 SELECT a.pid, a.usename, a.application_name, l.relation::pg_catalog.regclass::text AS relation
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
@@ -47,14 +43,8 @@ ORDER BY a.xact_start NULLS LAST, a.pid LIMIT 1
 
 @asynccontextmanager
 async def connected(url: URL) -> AsyncIterator[Any]:
-    arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **connect_arguments(url)}
-    connection: Any = await asyncpg.connect(**arguments, server_settings=SETTINGS)
-    try:
-        await connection.fetch(NO_TIME_LIMIT)
+    async with snapshot.connected(connect_arguments(url), SETTINGS) as connection:
         yield connection
-        await connection.close(timeout=CLOSE_SECONDS)
-    finally:
-        connection.terminate()
 
 
 @contextmanager

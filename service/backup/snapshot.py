@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,17 +42,18 @@ NO_TIME_LIMIT = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings
 
 
 @asynccontextmanager
-async def connected(arguments: dict[str, Any]) -> AsyncIterator[Any]:
+async def connected(arguments: dict[str, Any], settings: dict[str, str] = SETTINGS) -> AsyncIterator[Any]:
     """A connection with these settings from its start, whatever the role's and the database's are."""
     arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments}
     try:
-        connection = await asyncpg.connect(**arguments, server_settings=SETTINGS)
+        connection = await asyncpg.connect(**arguments, server_settings=settings)
     except TypeError as error:
         raise BackupError(f"DATABASE_URL has an option that the driver does not know: {error}") from error
     try:
         await connection.fetch(NO_TIME_LIMIT)
         yield connection
-        await connection.close(timeout=CLOSE_SECONDS)
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # what was to be done is done
+            await connection.close(timeout=CLOSE_SECONDS)
     finally:
         connection.terminate()
 

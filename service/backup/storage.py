@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -57,7 +58,7 @@ class Folder:
             return {}
         try:
             with os.scandir(self.path) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                return dict(_sizes(entries))
         except OSError as error:
             raise BackupError(f"the folder {self.path} can't be read: {error.strerror}") from error
 
@@ -88,6 +89,13 @@ class Folder:
             raise BackupError(
                 f"the old backup {self.path / name} can't be deleted: {error.strerror}. Do it by hand."
             ) from error
+
+
+def _sizes(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, int]]:
+    for entry in entries:
+        with suppress(FileNotFoundError):  # another process has just renamed or deleted it
+            if entry.is_file():
+                yield entry.name, entry.stat().st_size
 
 
 def _copy(source: Source, to: Path, stop: Stop, tell: Callable[[int], None]) -> None:
@@ -147,6 +155,11 @@ class Places:
         raise BackupError(self._unknown(text, found))
 
     def _addressed(self, text: str) -> LocalFile | Object:
+        if text.startswith("s3://") and any(mark in text for mark in "@?#"):
+            raise BackupError(
+                "only a bucket, a prefix and a name may stand in s3://bucket/prefix/name; keys are read from "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         url, _, name = text.rpartition("/")
         storage = at(url, self.settings)
         if name == LATEST:

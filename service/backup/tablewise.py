@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from service.backup.count import Counted, compared
 from service.backup.plainfile import CHECK_EVERY_INSTRUCTIONS, LISTEN_SECONDS, Patience, counts, opened
+from service.backup.plan import Plan
 from service.backup.progress import Meter
 from service.backup.reader import SavedTable
 from service.backup.server import Still
@@ -22,14 +24,14 @@ ROWID_NAMES = ("rowid", "_rowid_", "oid")
 def replace_tables(
     saved: Path,
     path: Path,
-    tables: Sequence[SavedTable],
+    plan: Plan,
     meter: Meter,
     stop: Stop,
     *,
     dry_run: bool,
     still: Still | None,
-) -> dict[str, int]:
-    """The rows of each table afterwards. Triggers don't fire, and keys hold at the end."""
+) -> tuple[Counted, ...]:
+    """The rows of each table before and after. Triggers don't fire; counts and keys are right, or nothing happens."""
     with closing(opened(path, "mode=rw", LISTEN_SECONDS)) as connection:
         connection.execute("PRAGMA foreign_keys = OFF")
         connection.execute("ATTACH ? AS saved", (f"{saved.absolute().as_uri()}?mode=ro",))
@@ -38,14 +40,14 @@ def replace_tables(
         try:
             if still is not None:
                 asyncio.run(still())
-            _move(connection, tables, meter)
-            after = counts(connection)
+            _move(connection, plan.tables, meter)
+            counted = compared(plan.backup, plan.tables, plan.rows, counts(connection))
             _refuse_orphans(connection)
             connection.execute("ROLLBACK" if dry_run else "COMMIT")
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-    return after
+    return counted
 
 
 def _begin(connection: sqlite3.Connection, patience: Patience) -> None:

@@ -23,6 +23,8 @@ from service.backup.snapshot import Size
 from service.errors import BackupError
 
 RANGE_BYTES = 32 * 1024 * 1024
+PARTS_OF_A_RANGE = 100_000
+"""More than there ever are: a part's number says where its rows stand in the table, whoever copies them when."""
 RANGES_SINCE = 14
 """The first PostgreSQL that reads a range of pages without reading the whole table."""
 AHEAD = 2
@@ -45,10 +47,6 @@ class _Table:
         name = ".".join(quote(part, safe="").replace(".", "%2E") for part in (self.table.schema, self.table.name))
         return f"data/{self.number:04}-{name[:60]}"
 
-    def next_part(self) -> str:
-        self.parts += 1
-        return f"{self.folder}/{self.parts:04}.copy"
-
     def facts(self) -> dict[str, Any]:
         return {
             "schema": self.table.schema,
@@ -65,9 +63,10 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Job:
-    """A table, or its pages from `start` to before `end` (None: to its end)."""
+    """A table, or its pages from `start` to before `end` (None: to its end), and how many ranges are before it."""
 
     table: _Table
+    number: int = 0
     start: int | None = None
     end: int | None = None
 
@@ -114,12 +113,12 @@ def _ranges(table: _Table, size: Size) -> Iterator[_Job]:
         yield _Job(table)
         return
     starts = [size.pages * n // count for n in range(count)]
-    for start, end in zip(starts, [*starts[1:], None], strict=True):
-        yield _Job(table, start, end)
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
+        yield _Job(table, number, start, end)
 
 
 async def _copy(connection: Any, job: _Job, archive: Archive, meter: Meter) -> None:
-    rows, table = _Rows(archive, meter, job.table), job.table.table
+    rows, table = _Rows(archive, meter, job.table, job.number * PARTS_OF_A_RANGE), job.table.table
     if job.start is None:
         status = await connection.copy_from_table(
             table.name, schema_name=table.schema, columns=table.names or None, output=rows.receive
@@ -138,6 +137,7 @@ class _Rows:
     archive: Archive
     meter: Meter
     table: _Table
+    part: int
     count: int = 0
     _chunks: list[bytearray] = field(default_factory=list)
     _gathered: int = 0
@@ -168,7 +168,9 @@ class _Rows:
             await self._settle()
 
     def _flush(self) -> None:
-        self._waiting += self.archive.add_rows(self.table.next_part(), self._chunks)
+        self.part += 1
+        self.table.parts += 1
+        self._waiting += self.archive.add_rows(f"{self.table.folder}/{self.part:04}.copy", self._chunks)
         self.table.bytes += self._gathered
         self.meter.add(self._gathered)
         self._chunks, self._gathered = [], 0

@@ -68,8 +68,9 @@ def main() -> None:
         _say(error=error.message)
     except Stopped:
         pass
-    if os.getppid() != ordered_by:  # else the file is for that process to remove
-        remove_unfinished(partial)
+    finally:
+        if os.getppid() != ordered_by:  # else the file is for that process to remove
+            remove_unfinished(partial)
 
 
 def _until_unwanted(stop: Stop) -> None:

@@ -102,9 +102,10 @@ async def gone(connection: AsyncConnection, name: str, *, local: bool) -> None:
 async def keep_only(connection: AsyncConnection, names: Collection[str], before: datetime) -> int:
     """Drop the rows of other backups, which are in no place any more; returns how many.
 
-    `before`: when the places were looked at. What was recorded since is of a newer file.
+    `before`: when the places were looked at. What was recorded since is of a newer file. What is pinned stays: a folder
+    that is not mounted, or another BACKUP_DIR, has no files either, and a pin that is lost is found out too late.
     """
-    old = backups.c.created_at < before
+    old = (backups.c.created_at < before) & backups.c.pinned_at.is_(None)
     dropped = await connection.execute(delete(backups).where(backups.c.name.not_in(list(names)), old))
     return dropped.rowcount
 

@@ -30,6 +30,8 @@ def restore(
     are not in the backup stay as they are. Stop the service before: while one runs, it needs --force, and while a run
     is active there is none.
     """
+    from dataclasses import replace
+
     from service import logs, restoring
     from service.config import get_settings
 
@@ -38,6 +40,7 @@ def restore(
     found = wait_for(restoring.activity(settings))
     found.refuse(force)
     plan = wait_for(restoring.plan_of(settings, wanted))
+    wanted = replace(wanted, backup=plan.backup)  # `latest` may be another one by the time that somebody has answered
     plan.refuse()
     found.refuse(force, plan)
     if not as_json:
@@ -99,7 +102,7 @@ def _tell(done: Restored) -> None:
 
     report = done.report
     if done.safety is not None:
-        print(f"what was there is in {done.safety}")
+        print(f"what was there is in {done.safety}, which is `latest` by now")
     rows = [
         {"table": one.table, "before": "" if one.before is None else f"{one.before:,}", "after": f"{one.after:,}"}
         for one in report.tables

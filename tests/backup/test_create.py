@@ -251,6 +251,23 @@ async def test_a_process_that_ends_without_a_word_made_no_backup(
     assert list((tmp_path / "backups").iterdir()) == []
 
 
+async def test_a_process_that_ends_before_it_hears_its_order_is_not_taken_for_a_bad_disk(
+    app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_sqlite(app_db)
+    monkeypatch.setattr(process, "COMMAND", ("-c", "raise SystemExit(3)"))
+    start = process._start
+
+    def ended() -> subprocess.Popen[bytes]:
+        started = start()
+        started.wait()
+        return started
+
+    monkeypatch.setattr(process, "_start", ended)
+    with pytest.raises(BackupError, match=r"its process ended with status 3: what it wrote on stderr says why"):
+        await create_backup(tmp_path / "backups")
+
+
 async def test_when_the_process_that_ordered_it_is_killed_the_other_cleans_up(
     table: str, app_db: Path, tmp_path: Path
 ) -> None:
@@ -272,13 +289,15 @@ async def test_when_the_process_that_ordered_it_is_killed_the_other_cleans_up(
 async def test_it_cleans_up_also_where_it_heard_its_order_only_after_that(app_db: Path, tmp_path: Path) -> None:
     make_sqlite(app_db)
     partial = tmp_path / ".backup_20260329_120000.partial"
-    partial.touch()
-    order = Order("sqlite", str(app_db), "", clock.now(), Selection())
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    line = json.dumps({**json.loads(order.as_json(partial)), "by": gone.pid}).encode() + b"\n"
-    subprocess.run([sys.executable, *process.COMMAND], input=line, stdout=subprocess.DEVNULL, check=True)
-    assert not list(tmp_path.glob(".backup_*"))
+    for kind, status in (("sqlite", 0), ("of a kind that makes it fail", 1)):
+        partial.touch()
+        order = Order(kind, str(app_db), "", clock.now(), Selection())
+        line = json.dumps({**json.loads(order.as_json(partial)), "by": gone.pid}).encode() + b"\n"
+        done = subprocess.run([sys.executable, *process.COMMAND], input=line, capture_output=True)
+        assert done.returncode == status
+        assert not list(tmp_path.glob(".backup_*"))
 
 
 async def test_when_both_are_killed_the_next_day_cleans_up(table: str, tmp_path: Path) -> None:

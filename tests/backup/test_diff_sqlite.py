@@ -120,6 +120,15 @@ async def test_without_a_key_it_is_said_whether_rows_differ(file: Path, tmp_path
     assert found[name].rows_before == found[name].rows_after
 
 
+async def test_a_dot_in_a_tables_name_is_no_schema(file: Path, tmp_path: Path) -> None:
+    execute(file, 'CREATE TABLE "public.plain" (id INTEGER PRIMARY KEY, v); INSERT INTO "public.plain" VALUES (1, 1)')
+    before = await made(tmp_path)
+    execute(file, 'UPDATE "public.plain" SET v = 2')
+    assert {name: rows(table) for name, table in (await after(before)).items() if not table.same} == {
+        "public.plain": (0, 1, 0)
+    }
+
+
 async def test_what_is_different_about_tables_is_said(file: Path, tmp_path: Path) -> None:
     before = await made(tmp_path)
     execute(

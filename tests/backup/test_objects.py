@@ -193,6 +193,15 @@ def test_a_store_that_does_not_list_uploads_takes_backups_all_the_same(caplog: p
     assert SECRET not in caplog.text
 
 
+@pytest.mark.parametrize("begun", ["2010-11-10T20:48:33", "yesterday", ""])
+def test_a_store_that_tells_times_in_its_own_way_takes_backups_all_the_same(
+    begun: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = f"<Upload><Key>shop/{NAME}</Key><UploadId>1</UploadId><Initiated>{begun}</Initiated></Upload>"
+    monkeypatch.setattr(leftovers._Store, "_answer", lambda *asked: told)
+    assert leftovers.end_abandoned("s3://bucket/shop", keys("http://127.0.0.1:1"), clock.now()) == 0
+
+
 def test_the_signature_is_the_one_that_amazon_publishes_for_its_example() -> None:
     """GET ?lifecycle of examplebucket, from the documentation of Signature Version 4."""
     settings = {

@@ -125,7 +125,12 @@ async def test_each_row_of_a_large_table_is_there_once_whatever_pages_it_is_on(
     numbers = sorted(int(row.split(b"\t")[0]) for row in copies(backup)["public.t"].splitlines())
     assert numbers == [n for n in range(1, 9001) if n % 7]
     with LocalFile(backup) as file:
-        assert Backup.open(file).tables[0].rows == len(numbers) == verify(file, Stop()).rows
+        opened = Backup.open(file)
+        assert opened.tables[0].rows == len(numbers) == verify(file, Stop()).rows
+        read = b"".join(opened.parts(opened.tables[0])).splitlines()
+    async with connected(database) as connection:
+        in_pages = await connection.fetch('SELECT "n\'" FROM t ORDER BY ctid')
+    assert [int(row.split(b"\t")[0]) for row in read] == [number for (number,) in in_pages], "as the pages have them"
 
 
 async def test_values_of_every_kind_come_back_as_they_were(database: str, tmp_path: Path) -> None:
@@ -358,6 +363,20 @@ async def test_patterns_choose_the_tables_and_the_rest_is_named(
 async def test_where_no_ledger_is_an_authors_table_may_have_any_name(database: str, tmp_path: Path) -> None:
     await execute(database, "CREATE TABLE batch_orders AS SELECT 1 AS id")
     assert copies(await create_backup(tmp_path / "backups")) == {"public.batch_orders": b"1\n"}
+
+
+async def test_an_authors_table_beside_the_ledger_may_have_a_name_like_those_of_the_ledger(
+    database: str, tmp_path: Path
+) -> None:
+    for name in ("alembic_version", "runs", "orders", "run", "checkpoints"):
+        await execute(database, f"CREATE TABLE batch_{name} (id serial)")
+    with LocalFile(await create_backup(tmp_path / "backups")) as file:
+        backup = Backup.open(file)
+    assert [str(table) for table in backup.tables] == [
+        f"public.batch_{name}" for name in ("checkpoints", "orders", "run")
+    ]
+    assert {f"public.batch_{name}_id_seq" for name in ("orders", "run")} <= {str(one) for one in backup.sequences}
+    assert backup.left_out == ("public.batch_alembic_version", "public.batch_runs")
 
 
 async def test_the_values_of_sequences_are_in_the_manifest(database: str, tmp_path: Path) -> None:

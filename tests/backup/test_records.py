@@ -102,8 +102,10 @@ async def test_a_rescan_drops_the_others_but_none_that_is_newer_than_its_look(le
     async with ledger.engine.begin() as connection:
         for name, at in (("kept", AT), ("lost", AT), ("new", LATER)):
             await records.record(connection, facts(name), at)
+        await records.record(connection, facts("pinned"), AT)
+        await records.pin(connection, "pinned", "bob", AT)
         assert await records.keep_only(connection, ["kept"], LATER) == 1
-        assert {row["name"] for row in await records.listed(connection)} == {"kept", "new"}
+        assert {row["name"] for row in await records.listed(connection)} == {"kept", "new", "pinned"}
 
 
 async def test_a_ledger_that_is_one_version_behind_is_migrated_before_it_is_written(

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import make_url
 
@@ -391,3 +392,56 @@ async def test_the_ledger_goes_round_and_what_tells_of_files_stays(
     assert Counted("public.batch_missed", 2, 1) in report.tables
     changed = [name for name, rows in after["rows"].items() if rows != before["rows"][name]]
     assert changed == ["batch_backups"] and after["shape"] == before["shape"]
+
+
+async def test_a_migration_that_ends_just_before_the_locks_is_seen_whatever_the_isolation(
+    empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await execute(empty, "CREATE TABLE alembic_version AS SELECT 'old'::text AS version_num", "CREATE TABLE t (id int)")
+    path = await create_backup(tmp_path / "backups")
+    only = make_url(empty).database
+    await execute(empty, f"ALTER DATABASE \"{only}\" SET default_transaction_isolation = 'repeatable read'")
+    lock = server.lock
+
+    async def late(*given: Any) -> None:
+        await execute(empty, "UPDATE alembic_version SET version_num = 'new'")
+        await lock(*given)
+
+    monkeypatch.setattr(server, "lock", late)
+    with pytest.raises(BackupError, match="the backup has old, the database new"):
+        await restored(path, empty)
+
+
+async def test_a_connection_that_does_not_close_is_no_failure(
+    empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await execute(empty, "CREATE TABLE t AS SELECT 1 AS n")
+    path = await create_backup(tmp_path / "backups")
+    await execute(empty, "DELETE FROM t")
+
+    async def hangs(*_: Any, **__: Any) -> None:
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncpg.Connection, "close", hangs)
+        await restored(path, empty)
+    async with connected(empty) as connection:
+        assert await connection.fetchval("SELECT n FROM t") == 1
+
+
+async def test_the_plan_names_the_owner_of_a_table_that_it_may_not_read(
+    database: str, owner: str, backup: Path
+) -> None:
+    await execute(database, "ALTER TABLE strays OWNER TO postgres")
+    with LocalFile(backup) as source:
+        plan = await planned(source, owner)
+    assert "the table public.strays belongs to postgres: only its owner can restore it" in plan.problems
+
+
+async def test_an_option_that_the_driver_lacks_is_said_without_the_password(empty: str, tmp_path: Path) -> None:
+    await execute(empty, "CREATE TABLE t (id int)")
+    path = await create_backup(tmp_path / "backups")
+    url = make_url(empty).set(password="hunter2").update_query_dict({"oops": "1"})
+    with pytest.raises(BackupError, match="an option that the driver does not know") as caught:
+        await restored(path, url.render_as_string(hide_password=False))
+    assert "hunter2" not in caught.value.message

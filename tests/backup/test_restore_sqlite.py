@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from service.backup.reader import LocalFile
 from service.backup.restore import planned
 from service.config import forget_settings
 from service.errors import BackupError
+from service.host import LEDGER_HISTORY
 from tests.backup.restores import damage, killed_in_the_middle, restored
+from tests.databases import migrated
 
 SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -343,3 +346,64 @@ async def test_writers_go_on_after_it(app_db: Path, url: str, backup: Path) -> N
     thread.join()
     with closing(sqlite3.connect(app_db)) as connection:
         assert connection.execute("SELECT data FROM plain ORDER BY rowid DESC").fetchone() == (3,)
+
+
+async def test_rows_that_a_present_constraint_drops_are_noticed_before_the_commit(
+    app_db: Path, url: str, backup: Path
+) -> None:
+    execute(app_db, "DROP TABLE plain; CREATE TABLE plain (data NOT NULL ON CONFLICT IGNORE); CREATE TABLE apart (id)")
+    execute(app_db, "INSERT INTO plain VALUES ('present')")
+    before = everything(app_db)
+    with pytest.raises(BackupError, match="plain has 2 rows after the restore, but the backup"):
+        await restored(backup, url)
+    assert everything(app_db) == before
+
+
+async def test_a_row_that_a_present_constraint_refuses_is_told_as_that(app_db: Path, url: str, backup: Path) -> None:
+    execute(app_db, "DROP TABLE plain; CREATE TABLE plain (data CHECK (data > 1)); CREATE TABLE apart (id)")
+    with pytest.raises(BackupError, match=r"CHECK constraint failed: .* The table refuses a row of the backup"):
+        await restored(backup, url)
+
+
+async def test_the_ledger_in_the_same_file_goes_round_and_what_tells_of_files_stays(
+    app_db: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrated(url, LEDGER_HISTORY)
+    monkeypatch.setenv("BACKUP_LEDGER", "1")
+    forget_settings()
+    row = "INSERT INTO batch_missed VALUES (hex(randomblob(16)), 't', 0, 0, 3, 'down', 0);"
+    execute(app_db, row)
+    before, backup = everything(app_db), await create_backup(tmp_path / "backups")
+    execute(app_db, row + "INSERT INTO batch_backups (name, taken_at, local, created_at) VALUES ('b', 0, true, 0)")
+    with LocalFile(backup) as source:
+        assert (await planned(source, url)).holds_ledger
+    report = await restored(backup, url)
+    after = everything(app_db)
+    assert Counted("batch_missed", 2, 1) in report.tables
+    assert [name for name, rows in after["rows"].items() if rows != before["rows"][name]] == ["batch_backups"]
+
+
+async def test_what_fails_after_the_commit_is_no_failure(
+    app_db: Path, url: str, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything(app_db)
+    execute(app_db, CHANGES)
+
+    class Full(sqlite3.Connection):
+        def execute(self, sql: str, *given: Any) -> sqlite3.Cursor:
+            if "checkpoint" in sql:
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(sql, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Full))
+        await restored(backup, url)
+    assert everything(app_db) == before
+
+
+async def test_only_what_a_killed_restore_left_is_removed(url: str, backup: Path, tmp_path: Path) -> None:
+    (tmp_path / ".mine.restore").write_text("a file of somebody else")
+    (tmp_path / ".20260101_000000_1.restore").write_text("left")
+    (tmp_path / ".20260101_000000_1.restore-wal").write_text("left")
+    await restored(backup, url)
+    assert [path.name for path in tmp_path.glob(".*restore*")] == [".mine.restore"]

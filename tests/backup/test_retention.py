@@ -88,6 +88,29 @@ def test_nothing_goes_when_the_newest_is_in_doubt(newest: Kept, told: str) -> No
     assert why(decision)["b019"] == "the newest one is in doubt"
 
 
+def test_an_empty_one_lets_nothing_go_on_the_second_day_either() -> None:
+    found = [*(Kept(f"empty{age}", NOW - age * DAY, 0, True) for age in range(3)), *daily(20)[3:]]
+    decision = decide(found, Rules(days=7), NOW)
+    assert decision.going == [] and decision.doubt == "empty0 has no rows, and b003 had 100"
+    always = [Kept(f"empty{age}", NOW - age * DAY, 0, True) for age in range(10)]
+    assert decide(always, Rules(days=7), NOW).going == ["empty9", "empty8"]
+
+
+def test_one_from_a_time_to_come_is_not_taken_for_the_newest() -> None:
+    """The clock was wrong when it was made, and today's is as much in doubt as without it."""
+    wrong = Kept("wrong", NOW + 9000 * DAY, 100, True)
+    found = [Kept("new", NOW, 10, True), *daily(20)[1:]]
+    assert "b001 had 100: less than" in (decide([wrong, *found], Rules(days=7), NOW).doubt or "")
+    old = [Kept(f"old{age}", NOW - age * DAY, 100, verified=age == 90) for age in (50, 60, 90)]
+    decision = decide([wrong, *old], Rules(days=7, weekly=2), NOW)
+    assert why(decision) == {"wrong": "daily", "old50": "the newest", "old60": "weekly", "old90": "the last verified one"}
+
+
+def test_where_the_clock_was_set_back_all_stay() -> None:
+    decision = decide(daily(20), Rules(days=7), NOW - 9000 * DAY)
+    assert decision.going == [] and decision.doubt is None
+
+
 @pytest.mark.parametrize(("rows", "share"), [(50, 0.5), (1, 0.0), (None, 0.5), (99, 0.99)])
 def test_enough_rows_are_no_reason_to_doubt(rows: int | None, share: float) -> None:
     found = [Kept("new", NOW, rows, True), *daily(20)[1:]]

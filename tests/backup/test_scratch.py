@@ -148,3 +148,36 @@ async def test_sqlite_is_tried_in_a_file_that_goes_again(
     with pytest.raises(BackupError, match="is damaged"):
         await tried(backup, url)
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+async def test_rows_of_an_older_migration_are_not_held_against_the_present_tables(
+    database: str, drill: str, tmp_path: Path
+) -> None:
+    await execute(
+        database,
+        "CREATE TABLE alembic_version AS SELECT 'old'::text AS version_num",
+        "CREATE TABLE t AS SELECT 1 AS id",
+    )
+    path = await create_backup(tmp_path / "backups")
+    await execute(
+        database,
+        "UPDATE alembic_version SET version_num = 'new'",
+        "DELETE FROM t; ALTER TABLE t ADD CHECK (id > 1), ADD more int NOT NULL",
+        "CREATE TABLE a (id int PRIMARY KEY); ALTER TABLE t ADD FOREIGN KEY (id) REFERENCES a",
+    )
+    for place in (None, drill):
+        report = await tried(path, database, place)
+        assert report.rows == 2 and "is at another migration" in " ".join(report.notes)
+
+
+async def test_a_new_column_that_needs_a_value_is_no_damage(database: str, tmp_path: Path) -> None:
+    await execute(database, "CREATE TABLE t AS SELECT 1 AS id")
+    path = await create_backup(tmp_path / "backups")
+    await execute(database, "DELETE FROM t; ALTER TABLE t ADD more int NOT NULL")
+    assert "public.t looks otherwise" in " ".join((await tried(path, database)).notes)
+
+
+async def test_postgresql_is_tried_in_the_drills_database_where_the_application_is_on_sqlite_by_now(
+    backup: Path, drill: str, tmp_path: Path
+) -> None:
+    assert (await tried(backup, f"sqlite+aiosqlite:///{tmp_path}/app.db", drill)).rows == 11

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from service import clock
-from service.backup import create_backup, sqlite
+from service.backup import create_backup, selection, sqlite
 from service.backup.archive import Archive
 from service.backup.order import Order
 from service.backup.progress import Meter, Progress
 from service.backup.reader import Backup, LocalFile, read_header
 from service.backup.selection import Selection
 from service.backup.threads import Stop
+from service.batch.tables import ledger
 from service.errors import BackupError
 from tests.backup.contents import make_sqlite, manifest, members, opened
 
@@ -243,6 +244,20 @@ async def test_the_ledgers_tables_in_the_same_file_are_dropped_from_the_copy_and
         copy.execute("SELECT * FROM batch_runs")
     with closing(sqlite3.connect(app_db)) as connection:
         assert connection.execute("SELECT count(*) FROM batch_runs").fetchone() == (200,)
+
+
+async def test_an_authors_table_beside_the_ledger_may_have_a_name_like_those_of_the_ledger(
+    app_db: Path, tmp_path: Path
+) -> None:
+    make_ledger(app_db)
+    with closing(sqlite3.connect(app_db)) as connection:
+        connection.execute("CREATE TABLE batch_orders (id)")
+    backup = await create_backup(tmp_path / "backups")
+    assert "batch_orders" in [table["name"] for table in manifest(backup)["tables"]]
+
+
+def test_each_table_of_the_ledger_is_known_by_its_name() -> None:
+    assert selection.LEDGERS == {*ledger.tables, selection.LEDGERS_MARK}
 
 
 async def test_the_ledger_is_in_the_backup_where_it_is_asked_for(

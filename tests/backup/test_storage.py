@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,22 @@ def test_only_names_that_are_exactly_ours_are_backups(folder: Path) -> None:
     listed = Folder(folder).listed()
     assert len(listed) == 6 and list(backups(listed)) == [OLD, NEW]
     assert Folder(folder / "missing").listed() == {}
+
+
+def test_a_file_that_another_process_renames_meanwhile_is_not_missed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    @contextmanager
+    def and_one_goes(path: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            found = list(entries)
+        (folder / f".{NEW[:-10]}.partial").unlink()
+        yield found
+
+    monkeypatch.setattr(os, "scandir", and_one_goes)
+    assert list(backups(Folder(folder).listed())) == [OLD, NEW]
 
 
 def test_a_copy_has_its_name_only_when_it_is_whole(folder: Path, tmp_path: Path) -> None:
