@@ -17,7 +17,7 @@ from service.batch import records
 from service.batch.records import CHECKSUMS, Facts
 from service.config import Settings
 from service.errors import BackupError
-from service.keeping import Done, Tell, facts_of, known, nobody, noted
+from service.keeping import Done, Tell, facts_of, known, nobody, noted, own_name
 
 
 async def upload(settings: Settings, text: str, tell: Tell = nobody) -> Done:
@@ -78,8 +78,10 @@ async def download(settings: Settings, text: str, tell: Tell = nobody) -> Done:
         await records.record(connection, facts, clock.now())
         await records.verified(connection, facts.name, CHECKSUMS, clock.now())
 
-    await noted(settings, facts.name, write)
-    return Done(str(places.folder.path / facts.name), facts)
+    path = str(places.folder.path / facts.name)
+    if own_name(settings, path):
+        await noted(settings, facts.name, write)
+    return Done(path, facts)
 
 
 def _far(places: Places, text: str) -> Any:

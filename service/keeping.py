@@ -197,8 +197,12 @@ async def pin(settings: Settings, text: str, by: str) -> tuple[str, bool]:
 
 
 async def unpin(settings: Settings, text: str) -> tuple[str, bool]:
-    """Let a backup be pruned again; returns its name, and whether it was pinned. Raises BackupError."""
-    name, _ = await _named(settings, text)
+    """Let a backup be pruned again; returns its name, and whether it was pinned. Raises BackupError.
+
+    By its bare name also one that is damaged, or gone.
+    """
+    is_name = Path(text).name == text and taken_at(Path(text)) is not None
+    name = text if is_name else (await _named(settings, text))[0]
     return name, await _in_ledger(settings, lambda connection: records.unpin(connection, name))
 
 

@@ -182,6 +182,16 @@ def test_a_backup_goes_to_the_bucket_and_comes_back(batch: Batch, folder: Path, 
     refuses(batch("backup", "download", OLD), f"{bucket.url}/{OLD}: there is no such backup")
 
 
+def test_what_has_another_name_than_backups_have_is_no_backup_of_ours_when_it_is_here(
+    batch: Batch, folder: Path, ledger: Path, bucket: Bucket
+) -> None:
+    bucket.put("elsewhere/renamed.gz", (folder / NEW).read_bytes())
+    with clock.moved(datetime(2026, 3, 29, 13, tzinfo=UTC)):
+        assert batch("backup", "download", f"s3://{bucket.name}/elsewhere/renamed.gz").code == 0
+        assert asyncio.run(waiting(get_settings())) == []
+    assert (folder / "renamed.gz").exists() and asyncio.run(known(get_settings())) == {}
+
+
 def test_what_is_there_already_is_not_sent_again_and_never_written_over(
     batch: Batch, folder: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
@@ -295,6 +305,15 @@ def test_a_pin_holds_until_it_is_taken_off(batch: Batch, folder: Path, ledger: P
         assert batch("backup", "prune").code == 0 and not (folder / OLD).exists()
     make_archive(folder.parent / OLD)
     refuses(batch("backup", "pin", f"./{OLD}"), f"{OLD} is neither in BACKUP_DIR nor at BACKUP_URL")
+
+
+def test_a_pin_can_be_taken_off_what_is_damaged_or_gone(batch: Batch, folder: Path, ledger: Path) -> None:
+    for name in (OLD, NEW):
+        assert batch("backup", "pin", name).code == 0
+    (folder / NEW).write_bytes(b"cut")
+    (folder / OLD).unlink()
+    for name in (OLD, NEW):
+        assert batch("backup", "unpin", name).out == f"{name} is not pinned any more\n"
 
 
 async def test_what_is_pinned_between_the_look_and_the_prune_stays(batch: Batch, folder: Path, ledger: Path) -> None:

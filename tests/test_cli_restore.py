@@ -130,7 +130,7 @@ def test_without_a_service_it_says_what_it_does_and_did(changed: Path, batch: Ba
     done = batch("backup", "restore", "latest", "--yes")
     assert done.code == 0, done.err
     assert users(changed) == ["a@example.org"]
-    for words in (str(changed), "1 in place of 0", "what was there is in backups/", "1 rows of 2 tables restored"):
+    for words in (str(changed), "1 in place of 0", "what was there is in backups/", "1 row of 2 tables restored"):
         assert words in done.out, done.out
     assert len(backups(tmp_path)) == 2
 
@@ -385,3 +385,13 @@ async def test_a_ledger_beside_no_tables_is_backed_up_before_it_is_replaced(
         await asyncio.to_thread(work)
     finally:
         await postgres_server.drop_database(new)
+
+
+async def test_what_a_restore_into_scratch_could_not_check_is_said(postgres_database: str, batch: Batch) -> None:
+    settings = {"DATABASE_URL": postgres_database}
+    await execute(postgres_database, "CREATE TABLE t AS SELECT 1 AS id")
+    assert (await asyncio.to_thread(batch, "backup", "create", **settings)).code == 0
+    await execute(postgres_database, "ALTER TABLE t ALTER id TYPE bigint")
+    done = await asyncio.to_thread(batch, "backup", "verify", "--restore", **settings)
+    assert done.code == 0 and "verified (restored)" in done.out
+    assert "public.t looks otherwise in the database now" in done.err

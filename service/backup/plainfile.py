@@ -91,11 +91,10 @@ def _refuse_damage(backup: Backup, path: Path, stop: Stop) -> None:
     with closing(opened(path, "mode=rw")) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")  # so that it is one file, whatever it was before
         connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
-        (result,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-        if result != "ok":
+        if damage := sqlite_tables.damage(connection):
             raise DamagedBackup(
                 f"the database in the backup {backup.source.name} is damaged, and nothing was changed: "
-                f"{result.splitlines()[-1]}. Use another backup"
+                f"{damage}. Use another backup"
             )
         rows = counts(connection)
     for table in backup.tables:

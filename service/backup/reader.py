@@ -125,7 +125,7 @@ class Backup:
         raw = _unpack(packed, before + member.bytes + after)
         if raw is None:
             raise damaged(self.source, f"{member.name} holds more or less than its manifest says")
-        if size is not None and not _is_tar_header(raw[:before], member.name, size):
+        if size is not None and _size_in(raw[:before], member.name) != size:
             raise damaged(self.source, f"{member.name} does not begin as its manifest says")
         if after and raw[-after:] != bytes(after):
             raise damaged(self.source, f"{member.name} does not end as its manifest says")
@@ -207,21 +207,20 @@ def _unpack(packed: bytes, size: int, *, exactly: bool = True, more_follows: boo
 
 def _only_file(raw: bytes, name: str, end: bytes = b"") -> bytes | None:
     """The content of the tar's file with which a member begins and ends; None where it is not exactly that."""
-    before, block = raw[: tarfile.BLOCKSIZE], tarfile.BLOCKSIZE
-    try:
-        size = tarfile.TarInfo.frombuf(before, "utf-8", "strict").size
-    except tarfile.TarError:
+    block = tarfile.BLOCKSIZE
+    size = _size_in(raw[:block], name)
+    if size is None or raw[block + size :] != padding(size) + end:
         return None
-    is_whole = _is_tar_header(before, name, size) and raw[block + size :] == padding(size) + end
-    return raw[block : block + size] if is_whole else None
+    return raw[block : block + size]
 
 
-def _is_tar_header(block: bytes, name: str, size: int) -> bool:
+def _size_in(block: bytes, name: str) -> int | None:
+    """The size that a tar's header tells; None where it is not that of a file of this name."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
     except (tarfile.TarError, ValueError):
-        return False
-    return info.isreg() and (info.name, info.size) == (name, size)
+        return None
+    return info.size if info.isreg() and info.name == name else None
 
 
 def _frames(members: tuple[Member, ...], kind: str, trailer: Trailer) -> dict[int, tuple[int | None, int]]:
@@ -270,6 +269,8 @@ def _table(facts: dict[str, Any], by_folder: dict[str, list[Member]]) -> SavedTa
         raise ValueError(f"the members of {facts['name']} hold other rows than the table")
     schema = None if facts["schema"] is None else str(facts["schema"])
     columns, types, key = (tuple(map(str, facts[name])) for name in ("columns", "types", "key"))
+    if len(columns) != len(types):
+        raise ValueError(f"the table {facts['name']} has {len(columns)} columns and {len(types)} types")
     return SavedTable(schema, str(facts["name"]), columns, types, key, rows, size, members)
 
 

@@ -24,7 +24,11 @@ SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, c.relper
                 AND classid = 'pg_catalog.pg_class'::regclass AND refclassid = 'pg_catalog.pg_class'::regclass
         ) u(oid) JOIN pg_catalog.pg_class above ON above.oid = u.oid ORDER BY 1
     ) AS above, c.oid::text AS oid, pg_catalog.row_security_active(c.oid) AS has_row_security,
-    pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AS may_be_read
+    pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AS may_be_read,
+    EXISTS (
+        SELECT FROM pg_catalog.pg_depend
+        WHERE deptype = 'e' AND objid = c.oid AND classid = 'pg_catalog.pg_class'::regclass
+    ) AS is_extensions
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace, LATERAL (
     SELECT COALESCE(array_agg(a.attname::text ORDER BY a.attnum), '{}') AS names,
         COALESCE(array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum), '{}') AS types
@@ -56,6 +60,7 @@ class Relation:
     oid: str
     has_row_security: bool
     may_be_read: bool
+    is_extensions: bool
 
     def __str__(self) -> str:
         """As SQL."""
@@ -107,7 +112,7 @@ def _relation(row: Any) -> Relation:
 
 
 def _is_chosen(relation: Relation, names: Iterable[str], ledgers: set[str], selection: Selection) -> bool:
-    if relation.schema in ledgers and is_ledgers(relation.name):
+    if relation.is_extensions or (relation.schema in ledgers and is_ledgers(relation.name)):
         return False
     return relation.kind in "rSf" and selection.holds(names)
 

@@ -45,7 +45,8 @@ async def restore(
 
     `still` is awaited once nobody else can write to the tables any more, on another event loop, and prevents the
     restore by raising. Raises BackupError, which says why; then, when cancelled and when the process is killed,
-    everything in the database is as it was. `on_progress` is called on this event loop, where no work is done.
+    everything in the database is as it was. (A cancel that comes while it commits may find it done.) `on_progress` is
+    called on this event loop, where no work is done.
     """
     target, loop = make_url(url), asyncio.get_running_loop()
 

@@ -78,20 +78,28 @@ def _reasons(ordered: Sequence[Kept], made: Sequence[Kept], rules: Rules, now: d
     for one in ordered:
         if one.taken_at >= now - timedelta(days=rules.days):
             reasons.setdefault(one.name, "daily")
-    sound = [one for one in made if not one.failed]
-    for name in _first_of_each(sound, lambda at: at.isocalendar()[:2], rules.weekly):
+    for name in _first_of_each(made, lambda at: at.isocalendar()[:2], rules.weekly):
         reasons.setdefault(name, "weekly")
-    for name in _first_of_each(sound, lambda at: (at.year, at.month), rules.monthly):
+    for name in _first_of_each(made, lambda at: (at.year, at.month), rules.monthly):
         reasons.setdefault(name, "monthly")
     return reasons
 
 
 def _first_of_each(ordered: Sequence[Kept], period: Callable[[datetime], object], count: int) -> list[str]:
-    """The newest backup of each of the last `count` periods that have one."""
-    newest: dict[object, str] = {}
-    for one in ordered:
-        newest.setdefault(period(one.taken_at), one.name)
-    return list(newest.values())[:count]
+    """The newest sound backup of each of the last `count` periods that have one.
+
+    Of a period in between that has none the newest, for it may be sound in the other place. It doesn't count.
+    """
+    newest: dict[object, Kept] = {}
+    for one in sorted(ordered, key=lambda one: one.failed):
+        newest.setdefault(period(one.taken_at), one)
+    found: list[str] = []
+    for one in sorted(newest.values(), key=lambda one: one.taken_at, reverse=True):
+        if count == 0:
+            break
+        found.append(one.name)
+        count -= not one.failed
+    return found
 
 
 def _doubt(ordered: Sequence[Kept], least_share: float) -> str | None:
@@ -101,16 +109,17 @@ def _doubt(ordered: Sequence[Kept], least_share: float) -> str | None:
     newest, *others = ordered
     if newest.failed:
         return f"{newest.name} has failed its check"
-    counted = [one for one in others if one.rows is not None and not one.failed]
+    counted = [(one.name, one.rows) for one in others if one.rows is not None and not one.failed]
+    if newest.rows == 0:  # so may those of the last days be
+        counted = [(name, rows) for name, rows in counted if rows]
     if newest.rows is None or not counted:
         return None
-    if newest.rows == 0:  # so may those of the last days be: how many had they when there were any?
-        had = next((one for one in counted if one.rows), None)
-        return had and f"{newest.name} has no rows, and {had.name} had {had.rows:,}"
-    before = counted[0]
-    if newest.rows < least_share * before.rows:
+    name, rows = counted[0]
+    if newest.rows == 0:
+        return f"{newest.name} has no rows, and {name} had {rows:,}"
+    if newest.rows < least_share * rows:
         return (
-            f"{newest.name} has {newest.rows:,} rows, and {before.name} had {before.rows:,}: less than "
+            f"{newest.name} has {newest.rows:,} rows, and {name} had {rows:,}: less than "
             f"{least_share:.0%} of them (BACKUP_LEAST_SHARE)"
         )
     return None

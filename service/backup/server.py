@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 from sqlalchemy.engine import URL
 
+from service import clock
 from service.backup import snapshot
 from service.backup.create import connect_arguments
 from service.backup.plan import shown
@@ -70,21 +71,32 @@ async def lock(connection: Any, url: URL, relations: Sequence[tuple[int, str]]) 
     if not relations:
         return
     names = ", ".join(name for _, name in relations)
-    try:
-        await connection.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
-    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
-        async with connected(url) as other:
-            holder = await other.fetchrow(HOLDERS, [number for number, _ in relations])
-        who = (
-            f"{holder['relation']} is in use by {holder['application_name'] or 'a session'} of {holder['usename']} "
-            f"(pid {holder['pid']})"
-            if holder
-            else "a table was in use"
-        )
-        raise BackupError(
-            f"nothing was restored into {shown(url)}: {who}, and was not let go within {LOCK_SECONDS} s. End that, or "
-            "try again when it is over"
-        ) from error
+    until = clock.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            async with connection.transaction():
+                await connection.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
+            return
+        except asyncpg.DeadlockDetectedError as error:  # who has one of them waits for another: that one goes first
+            if clock.monotonic() >= until:
+                raise await _in_use(url, relations) from error
+        except asyncpg.LockNotAvailableError as error:
+            raise await _in_use(url, relations) from error
+
+
+async def _in_use(url: URL, relations: Sequence[tuple[int, str]]) -> BackupError:
+    async with connected(url) as other:
+        holder = await other.fetchrow(HOLDERS, [number for number, _ in relations])
+    who = (
+        f"{holder['relation']} is in use by {holder['application_name'] or 'a session'} of {holder['usename']} "
+        f"(pid {holder['pid']})"
+        if holder
+        else "a table was in use"
+    )
+    return BackupError(
+        f"nothing was restored into {shown(url)}: {who}, and was not let go within {LOCK_SECONDS} s. End that, or "
+        "try again when it is over"
+    )
 
 
 async def commit(connection: Any, url: URL, transaction: Any, number: str) -> None:

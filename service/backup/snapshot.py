@@ -47,8 +47,8 @@ async def connected(arguments: dict[str, Any], settings: dict[str, str] = SETTIN
     arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments}
     try:
         connection = await asyncpg.connect(**arguments, server_settings=settings)
-    except TypeError as error:
-        raise BackupError(f"DATABASE_URL has an option that the driver does not know: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise BackupError(f"DATABASE_URL has an option that the driver does not take: {error}") from error
     try:
         await connection.fetch(NO_TIME_LIMIT)
         yield connection

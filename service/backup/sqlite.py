@@ -29,6 +29,7 @@ BUSY_SECONDS = 10.0
 CHECK_EVERY_INSTRUCTIONS = 100_000
 
 _DAMAGED = "Restore an older backup, or save what can be read with sqlite3's .recover."
+_DAMAGED_INDEX = "Make its indexes anew: sqlite3's REINDEX."
 _ADVICE = {
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_FULL: "Free some space there, or set BACKUP_DIR to a folder on a larger disk.",
@@ -100,12 +101,13 @@ def _copy_pages(source: Path, copy: Path, meter: Meter, stop: Stop) -> None:
 
 
 def _refuse_damage(source: Path, copy: Path, stop: Stop) -> None:
+    """Whatever a restore would refuse: also an index that does not fit its table, which quick_check does not see."""
     with _explained(source, copy.parent, stop), closing(_open(copy, "mode=ro&immutable=1")) as connection:
         connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
-        (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if result != "ok":
-        cause = result.splitlines()[-1]
-        raise BackupError(f"the database {source.absolute()} is damaged, so it was not backed up: {cause}. {_DAMAGED}")
+        cause = sqlite_tables.damage(connection)
+    if cause:
+        advice = _DAMAGED_INDEX if " index " in cause else _DAMAGED
+        raise BackupError(f"the database {source.absolute()} is damaged, so it was not backed up: {cause}. {advice}")
 
 
 def _choose(copy: Path, selection: Selection, stop: Stop) -> dict[str, Any]:

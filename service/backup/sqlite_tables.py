@@ -88,5 +88,30 @@ def _columns(connection: sqlite3.Connection, table: str) -> list[tuple[str, str,
     return rows.fetchall()
 
 
+def damage(connection: sqlite3.Connection) -> str | None:
+    """What SQLite's own check finds first. What needs functions or collations of the application's is left out."""
+    connection.execute("PRAGMA ignore_check_constraints = ON")
+    result = _checked(connection, "integrity_check(1)")
+    if result is None:  # then each table by itself, at first with its indexes
+        tables = [quoted(name) for name, _ in _tables(connection)]
+        found = (
+            _checked(connection, f"integrity_check({name})") or _checked(connection, f"quick_check({name})")
+            for name in tables
+        )
+        result = next((one for one in found if one not in (None, "ok")), "ok")
+    return None if result == "ok" else result
+
+
+def _checked(connection: sqlite3.Connection, how: str) -> str | None:
+    """None where SQLite can't: it lacks a function or a collation."""
+    try:
+        (result,) = connection.execute(f"PRAGMA {how}").fetchone()
+    except sqlite3.OperationalError as error:
+        if any(words in str(error) for words in ("unknown function", "no such collation")):
+            return None
+        raise
+    return str(result.splitlines()[-1])
+
+
 def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'

@@ -47,7 +47,7 @@ def list_(
     """List the backups in BACKUP_DIR and at BACKUP_URL, the newest first.
 
     `restored` is proven to load; of `checksums only` every byte is as it was written. --rescan keeps what was done with
-    a backup (verified, pinned), and forgets those whose files are gone.
+    a backup (verified, pinned), and forgets those whose files are gone, but no pin.
     """
     from service import console, finding
     from service.cli.meter import size
@@ -119,7 +119,8 @@ async def _checked(file: str, restore: bool, tell: Tell) -> Done:
 
     done = await keeping.check(_settings(), file, tell)
     if restore:
-        await restoring.check_by_restoring(_settings(), done.path, tell)
+        for note in (await restoring.check_by_restoring(_settings(), done.path, tell)).notes:
+            _warn(note)
     return done
 
 
@@ -239,14 +240,9 @@ def _number(number: int | None) -> str | None:
 
 
 def _counts(done: Done) -> str:
-    from service.cli.meter import size
+    from service.cli.meter import counted, size
 
-    rows, tables = (f"{n:,} {what}{'' if n == 1 else 's'}" for n, what in _numbers(done))
-    return f"{rows} of {tables} in {size(done.facts.size)}"
-
-
-def _numbers(done: Done) -> list[tuple[int, str]]:
-    return [(done.facts.rows or 0, "row"), (done.facts.tables or 0, "table")]
+    return f"{counted(done.facts.rows or 0, done.facts.tables or 0)} in {size(done.facts.size)}"
 
 
 def _tell_done(done: Done, as_json: bool, text: str, **more: Any) -> None:

@@ -39,6 +39,12 @@ def metered(what: str) -> Iterator[Callable[[int, int, str], None]]:
         yield tell
 
 
+def counted(rows: int, tables: int) -> str:
+    return " of ".join(
+        f"{number:,} {what}{'' if number == 1 else 's'}" for number, what in ((rows, "row"), (tables, "table"))
+    )
+
+
 def size(number: int | None) -> str | None:
     """Bytes for people."""
     if number is None or number < 1000:

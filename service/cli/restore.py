@@ -99,6 +99,7 @@ def _done(wanted: Wanted) -> Restored:
 
 def _tell(done: Restored) -> None:
     from service import console
+    from service.cli.meter import counted
 
     report = done.report
     if done.safety is not None:
@@ -109,7 +110,7 @@ def _tell(done: Restored) -> None:
     ]
     console.show(rows, ("table", "before", "after"), False)
     would = "would be restored; all was rolled back" if report.dry_run else "restored"
-    print(f"{report.rows:,} rows of {len(report.tables):,} tables {would} ({report.seconds:.1f} s)")
+    print(f"{counted(report.rows, len(report.tables))} {would} ({report.seconds:.1f} s)")
 
 
 def _as_json(done: Restored, plan: Plan) -> None:

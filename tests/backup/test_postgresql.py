@@ -18,6 +18,7 @@ from service.backup.threads import Stop
 from service.backup.verify import verify
 from service.batch.tables import companions
 from tests.backup.contents import connected, copies, execute, manifest, members, restore, until
+from tests.backup.restores import restored
 
 ODD_TYPES = """
 CREATE TYPE mood AS ENUM ('fine', 'à la mode');
@@ -89,6 +90,13 @@ async def test_transfers_between_tables_are_in_the_backup_whole(
         assert len(rows) == 80_004
         assert sum(int(n) for n, _ in rows) == 4000
         assert before <= sum(int(count) for _, count in rows) <= after + 1
+    async with fresh_database(database) as other, connected(other) as connection:
+        for name in tables:
+            await connection.execute(f"CREATE TABLE {name} (n int, moves int)")
+        await restored(backups[-1], other)
+        for name, saved in copies(backups[-1]).items():
+            there = [b"%d\t%d" % (n, count) for n, count in await connection.fetch(f"SELECT * FROM {name}")]
+            assert sorted(there) == sorted(saved.splitlines())
 
 
 async def test_a_backup_is_a_tar_of_whole_rows_with_a_manifest_that_counts_them(database: str, tmp_path: Path) -> None:

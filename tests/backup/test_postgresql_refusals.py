@@ -142,11 +142,12 @@ async def test_both_connections_see_the_same_instant(database: str) -> None:
             assert [await one.fetchval("SELECT count(*) FROM public.t") for one in (first, second)] == [1, 1]
 
 
-async def test_an_option_that_the_driver_lacks_is_an_error_that_says_so(
-    database: str, use_database: Callable[[str], None], tmp_path: Path
+@pytest.mark.parametrize("name", ["nonsense", "command_timeout"])
+async def test_an_option_that_the_driver_does_not_take_is_an_error_that_says_so(
+    database: str, use_database: Callable[[str], None], tmp_path: Path, name: str
 ) -> None:
-    use_database(make_url(database).update_query_dict({"nonsense": "1"}).render_as_string(hide_password=False))
-    with pytest.raises(BackupError, match=r"DATABASE_URL has an option that the driver does not know: .*nonsense"):
+    use_database(make_url(database).update_query_dict({name: "x"}).render_as_string(hide_password=False))
+    with pytest.raises(BackupError, match=rf"DATABASE_URL has an option that the driver does not take: .*{name}"):
         await create_backup(tmp_path / "backups")
 
 
@@ -232,3 +233,16 @@ async def test_no_connection_stays_open(database: str, tmp_path: Path) -> None:
             )
 
         await until(none_is_left)
+
+
+async def test_the_tables_of_an_extension_are_left_out_and_named(database: str, tmp_path: Path) -> None:
+    """They come with the extension, and may belong to a superuser."""
+    await execute(
+        database,
+        "CREATE TABLE t AS SELECT 1 AS id",
+        "CREATE TABLE its_own (id int)",
+        "ALTER EXTENSION plpgsql ADD TABLE its_own",
+    )
+    said = manifest(await create_backup(tmp_path / "backups"))
+    assert [table["name"] for table in said["tables"]] == ["t"]
+    assert said["left_out"] == ["public.its_own"]

@@ -442,6 +442,32 @@ async def test_an_option_that_the_driver_lacks_is_said_without_the_password(empt
     await execute(empty, "CREATE TABLE t (id int)")
     path = await create_backup(tmp_path / "backups")
     url = make_url(empty).set(password="hunter2").update_query_dict({"oops": "1"})
-    with pytest.raises(BackupError, match="an option that the driver does not know") as caught:
+    with pytest.raises(BackupError, match="an option that the driver does not take") as caught:
         await restored(path, url.render_as_string(hide_password=False))
     assert "hunter2" not in caught.value.message
+
+
+async def test_a_server_that_is_away_is_said_without_the_password(backup: Path) -> None:
+    with pytest.raises(BackupError, match=r"nothing was restored into .*//ann:\*\*\*@127.0.0.1:1/app") as caught:
+        await restored(backup, "postgresql+asyncpg://ann:hunter2@127.0.0.1:1/app?ssl=disable")
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_who_has_a_table_and_wants_another_goes_first(
+    empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await execute(empty, "CREATE TABLE t AS SELECT 1 AS n", "CREATE TABLE u AS SELECT 1 AS n")
+    path = await create_backup(tmp_path / "backups")
+    monkeypatch.setitem(server.SETTINGS, "deadlock_timeout", "500ms")
+
+    async def waits() -> bool:
+        async with connected(empty) as connection:
+            return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    async with connected(empty) as writer:
+        await writer.execute("SET deadlock_timeout = '60s'; BEGIN; UPDATE u SET n = 2")
+        restoring = asyncio.create_task(restored(path, empty))
+        await until(waits)
+        await writer.execute("UPDATE t SET n = 2; COMMIT")
+        await restoring
+        assert await writer.fetchval("SELECT t.n + u.n FROM t, u") == 2

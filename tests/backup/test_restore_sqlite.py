@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +16,7 @@ import pytest
 
 from service.backup import create_backup, plainfile
 from service.backup.count import Counted
-from service.backup.reader import LocalFile
+from service.backup.reader import Backup, LocalFile
 from service.backup.restore import planned
 from service.config import forget_settings
 from service.errors import BackupError
@@ -407,3 +410,33 @@ async def test_only_what_a_killed_restore_left_is_removed(url: str, backup: Path
     (tmp_path / ".20260101_000000_1.restore-wal").write_text("left")
     await restored(backup, url)
     assert [path.name for path in tmp_path.glob(".*restore*")] == [".mine.restore"]
+
+
+async def test_an_index_that_needs_a_function_of_the_applications_is_restored_with_the_rest(
+    app_db: Path, url: str, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(app_db, isolation_level=None)) as connection:
+        connection.create_function("mine", 1, str, deterministic=True)
+        connection.execute("CREATE INDEX by_mine ON plain (mine(data))")
+        backup = await create_backup(tmp_path / "backups")
+        connection.execute("DELETE FROM plain")
+        await restored(backup, url)
+        assert connection.execute("SELECT count(*) FROM plain WHERE mine(data) = '1'").fetchone() == (1,)
+
+
+@pytest.mark.usefixtures("leaves_nothing_beside")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+async def test_a_disk_that_is_full_in_the_middle_changes_nothing(
+    app_db: Path, url: str, backup: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything(app_db)
+
+    def pieces(_: Backup) -> Iterator[bytes]:
+        yield b"the beginning"
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Backup, "pieces", pieces)
+    words = f"can't be unpacked in {re.escape(str(app_db.parent))}, and nothing was changed: {os.strerror(number)}"
+    with pytest.raises(BackupError, match=words):
+        await restored(backup, url)
+    assert everything(app_db) == before

@@ -103,7 +103,8 @@ def test_one_from_a_time_to_come_is_not_taken_for_the_newest() -> None:
     assert "b001 had 100: less than" in (decide([wrong, *found], Rules(days=7), NOW).doubt or "")
     old = [Kept(f"old{age}", NOW - age * DAY, 100, verified=age == 90) for age in (50, 60, 90)]
     decision = decide([wrong, *old], Rules(days=7, weekly=2), NOW)
-    assert why(decision) == {"wrong": "daily", "old50": "the newest", "old60": "weekly", "old90": "the last verified one"}
+    stay = {"old50": "the newest", "old60": "weekly", "old90": "the last verified one"}
+    assert why(decision) == {"wrong": "daily", **stay}
 
 
 def test_where_the_clock_was_set_back_all_stay() -> None:
@@ -123,6 +124,16 @@ def test_the_newest_is_compared_with_the_last_one_that_was_good_and_counted() ->
     found[1] = Kept("failed", found[1].taken_at, 10, failed=True)
     found[2] = Kept("not read", found[2].taken_at)
     assert "and b003 had 100" in (decide(found, Rules(days=7), NOW).doubt or "")
+
+
+def test_where_all_of_a_month_have_failed_one_stays_and_does_not_count() -> None:
+    """A check fails in one place, and by its name the backup is known in the other, where it may be sound."""
+    failed = [Kept(f"feb{day}", datetime(2026, 2, day, tzinfo=UTC), 1, failed=True) for day in (3, 1)]
+    sound = [Kept("jan", NOW - 70 * DAY, 1, True), Kept("dec", NOW - 100 * DAY, 1, True)]
+    found = [*daily(1), *failed, *sound]
+    kept = {"b000": "the newest", "feb3": "monthly", "jan": "monthly", "dec": "monthly"}
+    assert why(decide(found, Rules(days=1, monthly=3), NOW)) == kept
+    assert decide(found, Rules(days=1, monthly=1), NOW).going == ["dec", "jan", "feb1", "feb3"]
 
 
 def test_one_that_has_failed_is_not_the_one_kept_of_its_week() -> None:

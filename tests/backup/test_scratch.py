@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -9,13 +10,16 @@ from sqlalchemy import make_url
 
 from service.backup import create_backup
 from service.backup.count import Counted, Report
-from service.backup.reader import LocalFile
+from service.backup.reader import Backup, LocalFile
 from service.backup.scratch import restore_into_scratch
 from service.errors import BackupError
 from service.testing.postgres import PostgresServer
-from tests.backup.contents import connected, execute, make_sqlite
+from tests.backup.contents import connected, execute, make_sqlite, until
 from tests.backup.restores import CHANGES, ROWS, SCHEMA, TRIGGERS, damage, everything
 
+SESSIONS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'batch/restore' AND datname = current_database()"
+)
 SCHEMAS = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'batch%'"
 
 
@@ -114,20 +118,34 @@ async def test_the_applications_own_database_is_no_place_for_a_drill(database: s
         await tried(backup, database, database)
 
 
-async def test_a_cancel_leaves_nothing(database: str, backup: Path) -> None:
-    begun, loop = asyncio.Event(), asyncio.get_running_loop()
+async def test_a_cancel_in_the_middle_ends_the_servers_work_too(database: str, backup: Path) -> None:
+    begun, loop, goes_on = asyncio.Event(), asyncio.get_running_loop(), threading.Event()
 
     class Slow(LocalFile):
         def read(self, offset: int, length: int) -> bytes:
-            loop.call_soon_threadsafe(begun.set)
+            if offset == first.offset:
+                loop.call_soon_threadsafe(begun.set)
+                goes_on.wait()
             return super().read(offset, length)
 
+    async def works() -> bool:
+        async with connected(database) as connection:
+            return bool(await connection.fetchval(SESSIONS))
+
+    async def has_ended() -> bool:
+        return not await works()
+
+    with LocalFile(backup) as source:
+        first = next(member for member in Backup.open(source).members if member.rows)
     with Slow(backup) as source:
         trying = asyncio.create_task(restore_into_scratch(source, database))
         await begun.wait()
+        assert await works()
         trying.cancel()
+        goes_on.set()
         with pytest.raises(asyncio.CancelledError):
             await trying
+    await until(has_ended)
     async with connected(database) as connection:
         assert await connection.fetchval(SCHEMAS) == 0
 
@@ -181,3 +199,18 @@ async def test_postgresql_is_tried_in_the_drills_database_where_the_application_
     backup: Path, drill: str, tmp_path: Path
 ) -> None:
     assert (await tried(backup, f"sqlite+aiosqlite:///{tmp_path}/app.db", drill)).rows == 11
+
+
+async def test_a_key_over_periods_is_not_checked_and_that_is_said(database: str, tmp_path: Path) -> None:
+    async with connected(database) as connection:
+        if connection.get_server_version().major < 18:
+            pytest.skip("PostgreSQL 18 has them")
+    await execute(
+        database,
+        "CREATE EXTENSION btree_gist",
+        "CREATE TABLE a (id int, days daterange, PRIMARY KEY (id, days WITHOUT OVERLAPS))",
+        "CREATE TABLE b (id int, days daterange, FOREIGN KEY (id, PERIOD days) REFERENCES a (id, PERIOD days))",
+        "INSERT INTO a VALUES (1, '[2026-01-01,2027-01-01)'); INSERT INTO b VALUES (1, '[2026-02-01,2026-03-01)')",
+    )
+    report = await tried(await create_backup(tmp_path / "backups"), database)
+    assert report.notes == ("the foreign key b_id_days_fkey of public.b was not checked",)

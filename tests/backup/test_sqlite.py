@@ -156,6 +156,40 @@ async def test_a_damaged_database_is_an_error(app_db: Path, tmp_path: Path, offs
     assert list((tmp_path / "backups").iterdir()) == []
 
 
+async def test_an_index_that_lacks_rows_is_an_error_for_no_restore_would_take_it(app_db: Path, tmp_path: Path) -> None:
+    make_sqlite(app_db)
+    with closing(sqlite3.connect(app_db, isolation_level=None)) as connection:
+        connection.execute("CREATE INDEX emails ON users (email)")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = 'CREATE INDEX emails ON users (id)' WHERE name = 'emails'")
+    with pytest.raises(BackupError, match=r"is damaged, so it was not backed up: row 1 .* index emails\. .* REINDEX"):
+        await create_backup(tmp_path / "backups")
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+async def test_what_needs_a_function_or_a_collation_of_the_applications_is_backed_up_unchecked(
+    app_db: Path, tmp_path: Path
+) -> None:
+    make_sqlite(app_db)
+    with closing(sqlite3.connect(app_db)) as connection:
+        connection.create_function("regexp", 2, lambda pattern, value: True, deterministic=True)
+        connection.create_collation("backwards", lambda a, b: (a < b) - (a > b))
+        connection.executescript(
+            "CREATE TABLE checked (v CHECK (v REGEXP 'x')); INSERT INTO checked VALUES ('x');"
+            "CREATE TABLE sorted (v TEXT PRIMARY KEY COLLATE backwards); INSERT INTO sorted VALUES ('a'), ('b');"
+        )
+    with LocalFile(await create_backup(tmp_path / "backups")) as file:
+        assert [(str(t), t.rows) for t in Backup.open(file).tables if t.rows] == [
+            ("checked", 1), ("sorted", 2), ("users", 1)
+        ]  # fmt: skip
+    with closing(sqlite3.connect(app_db, isolation_level=None)) as connection:
+        connection.execute("CREATE INDEX emails ON users (email)")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = 'CREATE INDEX emails ON users (id)' WHERE name = 'emails'")
+    with pytest.raises(BackupError, match=r"is damaged, so it was not backed up: row 1 .* index emails"):
+        await create_backup(tmp_path / "backups")
+
+
 @pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///file:app.db?uri=true"])
 async def test_what_is_not_a_file_is_an_error(use_database: Callable[[str], None], tmp_path: Path, url: str) -> None:
     use_database(url)
@@ -257,7 +291,7 @@ async def test_an_authors_table_beside_the_ledger_may_have_a_name_like_those_of_
 
 
 def test_each_table_of_the_ledger_is_known_by_its_name() -> None:
-    assert selection.LEDGERS == {*ledger.tables, selection.LEDGERS_MARK}
+    assert {*ledger.tables, selection.LEDGERS_MARK} == selection.LEDGERS
 
 
 async def test_the_ledger_is_in_the_backup_where_it_is_asked_for(

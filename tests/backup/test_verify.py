@@ -169,7 +169,11 @@ def test_members_that_are_not_where_they_were_are_found_though_gzip_finds_nothin
 def test_a_backup_without_its_end_is_told_from_a_file_that_never_was_one(backup: Path) -> None:
     backup.write_bytes(backup.read_bytes()[:-1])
     refused(backup, r"is damaged: it does not end with a trailer")
-    for foreign in (gzip.compress(b"CREATE TABLE"), b"", b"PK\x03\x04", b"\x1f\x8b", bytes(100_000)):
+    latin = tarfile.TarInfo("Größe").tobuf(tarfile.GNU_FORMAT, "latin-1") + bytes(1024)
+    for foreign in (
+        *(gzip.compress(content) for content in (b"CREATE TABLE", latin, tar_file("x", b"y"), b"")),
+        *(b"", b"PK\x03\x04", b"\x1f\x8b", bytes(100_000)),
+    ):
         backup.write_bytes(foreign)
         refused(backup, r"is not a backup of this service$")
         with pytest.raises(BackupError, match="is not a backup of this service"):
@@ -301,6 +305,7 @@ def test_a_header_that_the_manifest_does_not_repeat_is_refused(path: Path) -> No
         {"header": []},
         {"tables": [{**TABLE, "rows": -1}]},
         {"tables": [{**TABLE, "rows": 1.5}]},
+        {"tables": [{**TABLE, "folder": None, "types": []}]},
         {"sequences": [{"schema": "public", "name": "s", "last_value": "1; DROP", "is_called": True}]},
         {"members": [{"name": 1, "offset": True, "packed": 2, "sha256": None, "bytes": 1e9, "rows": "2"}]},
     ],
