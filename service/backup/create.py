@@ -58,12 +58,17 @@ def _order(settings: Settings) -> tuple[Order, bool]:
     order = Order(
         kind=kind,
         database=url.database or "",
-        shown=url.set(query={}).render_as_string(hide_password=True),
+        shown=shown(url),
         started=clock.now(),
         selection=Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER),
         arguments=connect_arguments(url) if kind == POSTGRESQL else {},
     )
     return order, settings.BACKUP_PROCESS and bool(sys.executable)
+
+
+def shown(url: URL) -> str:
+    """A database's address for people, without a password."""
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def connect_arguments(url: URL) -> dict[str, object]:

@@ -11,10 +11,10 @@ from sqlalchemy.engine import URL, make_url
 
 from service import clock
 from service.backup import diff_postgresql, diff_sqlite
-from service.backup.create import connect_arguments
+from service.backup.create import connect_arguments, shown
 from service.backup.diff_postgresql import Database
 from service.backup.difference import Difference, Side, Table
-from service.backup.format import POSTGRESQL, SQLITE
+from service.backup.format import POSTGRESQL, SQLITE, WORDS
 from service.backup.reader import Backup
 from service.backup.selection import Selection
 from service.backup.storage import Places
@@ -23,7 +23,6 @@ from service.backup.threads import Stop, in_thread
 from service.config import Settings
 from service.errors import BackupError
 
-WORDS = {POSTGRESQL: "PostgreSQL", SQLITE: "SQLite"}
 FILES = ("before.sqlite3", "after.sqlite3")
 
 
@@ -63,11 +62,11 @@ def _opened(settings: Settings, name: str) -> Iterator[Backup]:
 
 def _with_database(old: Backup, settings: Settings, stop: Stop) -> Difference:
     url = make_url(settings.DATABASE_URL)
-    shown = url.set(query={}).render_as_string(hide_password=True)
-    _refuse_another_kind(old, url.get_backend_name(), f"the database {shown} (DATABASE_URL)")
+    name = shown(url)
+    _refuse_another_kind(old, url.get_backend_name(), f"the database {name} (DATABASE_URL)")
     if old.header.kind == POSTGRESQL:
         selection = Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER)
-        database = Database(url.database or "", shown, connect_arguments(url), selection)
+        database = Database(url.database or "", name, connect_arguments(url), selection)
         return diff_postgresql.with_database(old, _side(old), database, stop)
     return _with_file(old, url, stop)
 

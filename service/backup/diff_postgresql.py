@@ -19,9 +19,8 @@ from service.backup.difference import Difference, Pair, Side, Table, pairs
 from service.backup.format import POSTGRESQL
 from service.backup.reader import Backup, SavedTable
 from service.backup.relations import Relation
-from service.backup.selection import Selection, is_ledgers
+from service.backup.selection import Selection, is_ledgers, quoted
 from service.backup.tally import Counts, Keyed, Keyless, Pace, Tally, cut, lines
-from service.backup.target import quoted
 from service.backup.threads import Stop, in_own_loop
 from service.errors import BackupError
 

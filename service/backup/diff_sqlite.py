@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from service.backup.difference import Difference, Pair, Side, Table, pairs
-from service.backup.sqlite_tables import quoted
+from service.backup.selection import quoted
 from service.backup.tally import AFTER, BEFORE, Counts, Keyless
 from service.backup.threads import Stop
 from service.errors import BackupError

@@ -28,6 +28,8 @@ COPY = re.compile(r"(data/[0-9]{4,}-[^/]+)/([0-9]{4,})\.copy")
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 POSTGRESQL, SQLITE = "postgresql", "sqlite"
+WORDS = {POSTGRESQL: "PostgreSQL", SQLITE: "SQLite"}
+"""The kinds of databases, for people."""
 PACKAGE = "batch-system"
 
 

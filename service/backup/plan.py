@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 
+from service.backup.create import shown
+from service.backup.format import WORDS
 from service.backup.reader import Backup, SavedTable
 from service.backup.selection import LEDGERS_MARK, is_ledgers
 from service.backup.target import Relation, Target
 from service.errors import BackupError
 
-KINDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 ABOUT_FILES = "batch_backups"
 """It tells of files outside of the database, which no restore brings back."""
 ONTO_ITS_OWN = {
@@ -58,17 +59,12 @@ class Plan:
             )
 
 
-def shown(url: URL | str) -> str:
-    """A database's address for people, without a password."""
-    return make_url(url).set(query={}).render_as_string(hide_password=True)
-
-
 def refuse_other_kind(backup: Backup, url: URL) -> None:
     kind = url.get_backend_name()
     if backup.header.kind != kind:
         raise BackupError(
-            f"the backup {backup.source.name} is one of {KINDS[backup.header.kind]}, and {shown(url)} is "
-            f"{KINDS.get(kind, kind)}: a backup can only be restored into the kind of database that it was made of"
+            f"the backup {backup.source.name} is one of {WORDS[backup.header.kind]}, and {shown(url)} is "
+            f"{WORDS.get(kind, kind)}: a backup can only be restored into the kind of database that it was made of"
         )
 
 

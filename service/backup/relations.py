@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from service.backup.selection import LEDGERS_MARK, Selection, is_ledgers
+from service.backup.selection import LEDGERS_MARK, Selection, is_ledgers, quoted
 from service.errors import BackupError
 
 # For a partition the tables above it, for an identity's or serial's sequence the table that owns it.
@@ -147,7 +147,3 @@ def _refuse_those(chosen: list[Relation], condition: Callable[[Relation], bool],
     if refused:
         more = f" (as are {len(refused) - 1} more: {', '.join(refused[1:4])})" if refused[1:] else ""
         raise BackupError(f"the table {refused[0]} {reason}{more}.")
-
-
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

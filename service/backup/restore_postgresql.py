@@ -17,13 +17,14 @@ from service import clock
 from service.backup import plan as plans
 from service.backup import server, target
 from service.backup.count import Report, compared
+from service.backup.create import shown
 from service.backup.loading import load
 from service.backup.plan import Plan
 from service.backup.progress import Meter
 from service.backup.reader import Backup, SavedSequence
-from service.backup.selection import is_ledgers
+from service.backup.selection import is_ledgers, quoted
 from service.backup.server import Still
-from service.backup.target import Counter, Key, Relation, Target, quoted
+from service.backup.target import Counter, Key, Relation, Target
 from service.backup.threads import Stop, in_own_loop
 from service.errors import BackupError
 
@@ -67,7 +68,7 @@ async def _restore(backup: Backup, url: URL, meter: Meter, dry_run: bool, still:
         else:
             await server.commit(connection, url, transaction, number)
     took = clock.monotonic() - started
-    return Report(backup.source.name, plans.shown(url), counted, took, dry_run, work.plan.notes)
+    return Report(backup.source.name, shown(url), counted, took, dry_run, work.plan.notes)
 
 
 async def _roll_back(connection: Any, transaction: Any) -> None:

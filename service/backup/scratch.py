@@ -12,9 +12,8 @@ from sqlalchemy.engine import URL, make_url
 from service import clock
 from service.backup import scratch_postgresql
 from service.backup.count import Report, compared
-from service.backup.format import SQLITE
+from service.backup.format import SQLITE, WORDS
 from service.backup.plainfile import unpacked
-from service.backup.plan import KINDS
 from service.backup.progress import Meter, Progress
 from service.backup.reader import Backup, Source
 from service.backup.threads import Stop, in_thread
@@ -55,7 +54,7 @@ def refuse_unfit(backup: Backup, application: URL, drill: URL | None) -> None:
     if kind != backup.header.kind:
         raise BackupError(
             f"the backup {backup.source.name} is one of PostgreSQL, and can't be tried out on "
-            f"{KINDS.get(kind, kind)}: set RESTORE_DRILL_URL to an empty PostgreSQL database"
+            f"{WORDS.get(kind, kind)}: set RESTORE_DRILL_URL to an empty PostgreSQL database"
         )
     if drill is not None and _place(drill) == _place(application):
         raise BackupError(

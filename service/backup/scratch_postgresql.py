@@ -11,16 +11,17 @@ import asyncpg
 from sqlalchemy.engine import URL
 
 from service import clock
-from service.backup import plan as plans
 from service.backup import server, target
 from service.backup.count import Report, compared
+from service.backup.create import shown
 from service.backup.format import POSTGRESQL
 from service.backup.loading import load
 from service.backup.plan import other_revisions, shape_problems
 from service.backup.progress import Meter
 from service.backup.reader import Backup, SavedTable
 from service.backup.restore_postgresql import revisions
-from service.backup.target import Key, Relation, Target, quoted
+from service.backup.selection import quoted
+from service.backup.target import Key, Relation, Target
 from service.backup.threads import Stop, in_own_loop
 from service.errors import BackupError, DamagedBackup
 
@@ -49,7 +50,7 @@ async def _restore(backup: Backup, application: URL, drill: URL | None, meter: M
             if not connection.is_closed():
                 await transaction.rollback()
     counted = compared(backup.source.name, backup.tables, {}, rows)
-    where = f"a scratch schema in {plans.shown(place)}, which was rolled back"
+    where = f"a scratch schema in {shown(place)}, which was rolled back"
     return Report(backup.source.name, where, counted, clock.monotonic() - started, True, tuple(made.notes))
 
 
@@ -59,7 +60,7 @@ async def _schema(connection: Any, place: URL) -> str:
         await connection.execute(f"CREATE SCHEMA {name}")
     except asyncpg.InsufficientPrivilegeError as error:
         raise BackupError(
-            f"the role may not make a schema in {plans.shown(place)}: GRANT CREATE ON DATABASE … TO it, or set "
+            f"the role may not make a schema in {shown(place)}: GRANT CREATE ON DATABASE … TO it, or set "
             "RESTORE_DRILL_URL to an empty database where it may"
         ) from error
     return name

@@ -55,3 +55,8 @@ def _patterns(text: str) -> tuple[str, ...]:
 
 def _matches(patterns: Iterable[str], names: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def quoted(*names: str) -> str:
+    """As SQL, on both databases: a column, a table, or a schema and a table."""
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)

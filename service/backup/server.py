@@ -12,8 +12,7 @@ from sqlalchemy.engine import URL
 
 from service import clock
 from service.backup import snapshot
-from service.backup.create import connect_arguments
-from service.backup.plan import shown
+from service.backup.create import connect_arguments, shown
 from service.errors import BackupError
 
 LOCK_SECONDS = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from service.backup.selection import LEDGERS_MARK, Selection, is_ledgers
+from service.backup.selection import LEDGERS_MARK, Selection, is_ledgers, quoted
 
 ORDINARY, VIRTUAL = "table", "virtual"
 PLAIN_COLUMN = 0
@@ -111,7 +111,3 @@ def _checked(connection: sqlite3.Connection, how: str) -> str | None:
             return None
         raise
     return str(result.splitlines()[-1])
-
-
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

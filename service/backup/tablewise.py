@@ -13,8 +13,8 @@ from service.backup.plainfile import CHECK_EVERY_INSTRUCTIONS, LISTEN_SECONDS, P
 from service.backup.plan import Plan
 from service.backup.progress import Meter
 from service.backup.reader import SavedTable
+from service.backup.selection import quoted
 from service.backup.server import Still
-from service.backup.sqlite_tables import quoted
 from service.backup.threads import Stop
 from service.errors import BackupError
 

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from service.backup.selection import quoted
+
 RELATIONS = """
 SELECT c.oid AS id, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, c.relforcerowsecurity AS is_forced,
     pg_catalog.row_security_active(c.oid) AS is_hidden,
@@ -53,11 +55,6 @@ LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.
 """
 
 LARGE_OBJECTS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
-
-
-def quoted(*names: str) -> str:
-    """As SQL."""
-    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
 
 
 @dataclass(frozen=True)

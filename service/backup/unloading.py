@@ -18,7 +18,8 @@ from service.backup import snapshot
 from service.backup.archive import Archive
 from service.backup.format import PIECE_BYTES
 from service.backup.progress import Meter
-from service.backup.relations import Relation, quoted
+from service.backup.relations import Relation
+from service.backup.selection import quoted
 from service.backup.snapshot import Size
 from service.errors import BackupError
 

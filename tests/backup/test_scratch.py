@@ -202,9 +202,6 @@ async def test_postgresql_is_tried_in_the_drills_database_where_the_application_
 
 
 async def test_a_key_over_periods_is_not_checked_and_that_is_said(database: str, tmp_path: Path) -> None:
-    async with connected(database) as connection:
-        if connection.get_server_version().major < 18:
-            pytest.skip("PostgreSQL 18 has them")
     await execute(
         database,
         "CREATE EXTENSION btree_gist",
