@@ -25,7 +25,8 @@ COMMAND = (
     str(Path(__file__).parents[2]),
 )
 """As `-m service.backup.worker`, wherever this package was imported from."""
-KILL_AFTER_SECONDS = 10.0
+KILL_AFTER_SECONDS = 1.0
+"""Less than a drain leaves to what it has cancelled: the file is then removed here."""
 
 
 class CannotStart(Exception):

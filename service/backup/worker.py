@@ -67,7 +67,7 @@ def main() -> None:
     except BackupError as error:
         _say(error=error.message)
     except Stopped:
-        pass
+        remove_unfinished(partial)  # that process may end before it comes to it
     finally:
         if os.getppid() != ordered_by:  # else the file is for that process to remove
             remove_unfinished(partial)
