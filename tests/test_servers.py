@@ -34,7 +34,7 @@ class Long(BaseTask):
     async def run(self): await asyncio.sleep(60)
 """
 
-DRAIN_SECONDS = 1.0
+DRAIN_SECONDS = 3.0
 
 
 def documented() -> list[str]:
@@ -78,12 +78,6 @@ class Server:
         while not condition():
             assert time.monotonic() < give_up_at, self.running.stdout + self.running.stderr
             time.sleep(0.02)
-
-    def check_ticks(self) -> None:
-        """All have ended, but for one that was claimed in the second of the signal: it is handed on."""
-        ticks = self.states("tick")
-        assert ticks.count("succeeded") >= len(ticks) - 1 > 0
-        assert set(ticks) <= {"succeeded", "interrupted"}
 
     def wait_until_busy(self) -> None:
         """Ready, with all its workers, in the midst of a run that will not end by itself."""
@@ -148,7 +142,7 @@ def test_each_slot_has_one_run_and_all_workers_drain(
     assert [pid for pid in server.pids() if is_alive(pid)] == []
     assert server.states("long").count("interrupted") == 1
     assert set(server.states("long")) <= {"interrupted", "skipped"}
-    server.check_ticks()
+    assert set(server.states("tick")) == {"succeeded"}
     assert server.select("SELECT pid FROM batch_nodes WHERE stopped_at IS NULL") == []
     assert "Traceback" not in server.running.stdout + server.running.stderr
     slots = server.select("SELECT task, count(*), count(DISTINCT slot) FROM batch_runs GROUP BY task")
@@ -165,7 +159,7 @@ def test_a_worker_that_gets_a_signal_of_its_own_drains_also_where_the_server_doe
         os.kill(pid, signal.SIGTERM)
         server.until(lambda: not is_alive(pid), DRAIN_SECONDS + 8)
         assert server.states("long").count("interrupted") == 1
-        server.check_ticks()
+        assert set(server.states("tick")) == {"succeeded"}
 
 
 def test_a_server_whose_service_can_not_start_ends_and_says_why(tmp_path: Path) -> None:
