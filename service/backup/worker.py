@@ -69,7 +69,7 @@ def main() -> None:
     except Stopped:
         remove_unfinished(partial)  # that process may end before it comes to it
     finally:
-        if os.getppid() != ordered_by:  # else the file is for that process to remove
+        if os.getppid() != ordered_by:  # else what an error leaves is for that process to remove
             remove_unfinished(partial)
 
 
