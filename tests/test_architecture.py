@@ -40,7 +40,7 @@ ONLY = {
     "sentry_sdk": "service.sentry",
     "obstore": "service.backup.objects",
     "typer": "service.cli",
-    "alembic": "service.database.migrate",
+    "alembic": "service.database.alembic_history",
 }
 """Libraries that one module or package knows. (apscheduler has a rule of its own: its types are in annotations.)"""
 
