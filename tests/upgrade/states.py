@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
+
+from service.backup.folder import taken_at
 
 HERE = Path(__file__).parent
 TASKS = HERE / "tasks"
@@ -37,6 +40,12 @@ async def load_postgresql(name: str, url: str) -> None:
 def backups(name: str, kind: str) -> list[Path]:
     """The two that were made, the older one first. It was pinned, and verified by a restore."""
     return sorted((STATES / name / f"{kind}_backups").iterdir())
+
+
+def recorded_at(name: str) -> datetime:
+    """A minute after the last thing that happened in a state: tests take it over at that instant, whenever they run."""
+    taken = [taken_at(path) for path in (STATES / name).glob("*_backups/*")]
+    return max(at for at in taken if at is not None) + timedelta(minutes=1)
 
 
 def _unpack(packed: Path, to: Path) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from service import config, logs
+from service import clock, config, logs
 from service.batch.loader import load_tasks
 from service.config import get_settings
 from service.host import BatchService
@@ -80,7 +80,8 @@ async def state(
     monkeypatch.setenv("BACKUP_DIR", str(states.STATES / name / f"{request.param}_backups"))
     config.forget_settings()
     logs.set_up("INFO")
-    yield State(name, request.param, urls)
+    with clock.moved(states.recorded_at(name)):
+        yield State(name, request.param, urls)
     if request.param == "postgresql":
         await server.drop_database(url)
 
