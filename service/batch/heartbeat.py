@@ -201,8 +201,7 @@ class Heartbeat:
             await nodes.end_connections(connection, silent)
             done = await rescue(connection, dead, await slots.now_of(connection))
         for node in done:
-            if presence.is_gone(self._folder, node):
-                presence.forget(self._folder, node)
+            presence.forget(self._folder, node)
         if done:
             self._call(self._on_rescue)
 

@@ -226,8 +226,7 @@ async def test_others_are_looked_at_between_the_beats_too(ledger: Database) -> N
     heart.start(on_loss=lambda: None, on_rescue=rescued.set)
     await until(lambda: rows(ledger, tables.nodes, id=own, beats=1))
     assert not rescued.is_set()
-    process.end()
-    (presence.folder_of(url) / node).touch()
+    process._let_go()
     await asyncio.wait_for(rescued.wait(), 10)
     await asyncio.to_thread(heart.stop)
     assert (await rows(ledger, tables.nodes, id=own))[0]["beats"] == 1
