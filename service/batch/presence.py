@@ -1,8 +1,8 @@
 """A locked file for each node of this machine. The kernel drops the lock with the process, however that ends.
 
 The folder may be one that every user of the machine writes to. So no folder of ours is in it, whose name somebody could
-take first: each file has a name that nobody knows beforehand. Only a regular file of this user that names its node inside
-counts, so that one which was put there, linked or renamed proves nothing.
+take first: each file has a name that nobody knows beforehand. Only a regular file of this user that names its node
+inside counts, so that one which was put there, linked or renamed proves nothing.
 """
 
 from __future__ import annotations
