@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from service import TaskRegistry, config, host, logs
+from service import TaskRegistry, config, logs
 from service.database.engine import Database
 from service.database.session import use_application_database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
@@ -39,14 +39,6 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     TaskRegistry.clear()
     config.forget_settings()
     logs.flush()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def no_collection_at_each_start() -> Iterator[None]:
-    """With the modules of all tests in memory it takes a third of a second; services in processes do collect."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "_collect_garbage_less_often", lambda stack: None)
-        yield
 
 
 @pytest.fixture(scope="session")
