@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
+from sqlalchemy.exc import DBAPIError
 
 from service import clock, config, logs
 from service.batch import claims, news, nodes, presence, tables
@@ -170,6 +171,34 @@ async def test_a_lock_that_a_frozen_node_holds_delays_no_heartbeat(postgres_data
         await frozen.invalidate()
         await theirs.dispose()
         await ledger.dispose()
+
+
+async def test_the_connections_of_a_node_that_has_beaten_since_it_was_found_silent_stay(postgres_database: str) -> None:
+    await migrated(postgres_database, LEDGER_HISTORY)
+    ledger = Database(postgres_database, setting="LEDGER_URL")
+    back, frozen, own = [await put_node(ledger) for _ in range(3)]
+    run = await put_run(ledger, frozen)
+    theirs = {
+        node: Database(postgres_database, setting="LEDGER_URL", pool_size=1, client=f"batch/{node}")
+        for node in (back, frozen)
+    }
+    heart = Heartbeat(postgres_database, own, Lease(30), beat_seconds=5, lease_seconds=30)
+    heart._lag.loop, heart._on_rescue = asyncio.get_running_loop(), lambda: None
+    try:
+        async with theirs[back].engine.connect() as working, theirs[frozen].engine.connect() as stopped:
+            async with ledger.engine.begin() as connection:
+                await nodes.beat(connection, back, 0.0)
+            await working.execute(select(1))
+            await nodes.beat(stopped, frozen, 0.0)  # and nothing more comes of it
+            await heart._take_over(ledger, {back: 0, frozen: 0}, {back, frozen})
+            with pytest.raises(DBAPIError):
+                await stopped.execute(select(1))
+            await stopped.invalidate()
+            assert (await working.execute(select(1))).scalar() == 1
+        assert (await rows(ledger, id=run))[0]["state"] == "interrupted"
+    finally:
+        for database in (*theirs.values(), ledger):
+            await database.dispose()
 
 
 async def test_a_lost_run_that_may_not_run_again_has_failed(ledger: Database) -> None:
