@@ -30,7 +30,7 @@ from service.config import Settings
 from service.database import troubles
 from service.database.engine import Database
 from service.database.migrate import History, migrate
-from service.database.session import use_application_database
+from service.database.session import leave_application_database, use_application_database
 from service.errors import DatabaseError, InvalidSetting
 from service.logs import get_logger
 
@@ -117,7 +117,7 @@ class BatchService:
         stack.push_async_callback(self.ledger.dispose)
         stack.push_async_callback(self.application.dispose)
         use_application_database(self.application, partial(fence.guard, idle_seconds=self._settings.LEASE_SECONDS))
-        stack.callback(use_application_database, None)
+        stack.callback(leave_application_database, self.application)
         self.folder = TasksFolder(self._settings.TASKS_DIR)
         self.tasks = self.folder.load()
 

@@ -11,7 +11,7 @@ import pytest
 
 from service import TaskRegistry, config, logs
 from service.database.engine import Database
-from service.database.session import use_application_database
+from service.database.session import leave_application_database, use_application_database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer, start_server
@@ -107,5 +107,5 @@ async def application(database_url: str) -> AsyncIterator[Database]:
     database = Database(database_url, setting="DATABASE_URL")
     use_application_database(database)
     yield database
-    use_application_database(None)
+    leave_application_database(database)
     await database.dispose()
