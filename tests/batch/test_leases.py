@@ -455,3 +455,31 @@ async def test_what_was_claimed_across_a_loss_of_the_lease_is_not_begun(
     await engine.settle()
     assert [attempt["outcome"] for attempt in await rows(ledger, tables.attempts)] == ["interrupted", "succeeded"]
     assert calls == [2]
+
+
+async def test_what_was_claimed_while_the_drain_began_is_handed_on_before_its_body_begins(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    async def run(self: object) -> None:
+        calls.append(current_run().id)
+
+    task = make_task("made", "* * * * *", run)
+    await fire(ledger, await know(ledger, task), clock.now() + timedelta(minutes=1))
+    stopping = LocalEngine(ledger, {"made": task}, new_id())
+    take = claims.take
+
+    async def just_before_the_signal(*args: Any) -> Any:
+        claimed = await take(*args)
+        stopping.begin_drain()
+        return claimed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "take", just_before_the_signal)
+        await stopping.settle()
+    [run_row] = await rows(ledger)
+    assert (calls, run_row["state"], run_row["reason"]) == ([], "interrupted", "the service stopped")
+    await LocalEngine(ledger, {"made": task}, new_id()).settle()
+    [run_row] = await rows(ledger)
+    assert (calls, run_row["state"], run_row["attempt"]) == ([run_row["id"]], "succeeded", 1)
