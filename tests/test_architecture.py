@@ -23,7 +23,7 @@ import service
 ROOT = Path(__file__).parent.parent
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("web", "cli", "listing", "console", "server", "reload", "testing", "__main__"), 3),
+    **dict.fromkeys(("web", "cli", "listing", "console", "server", "connections", "reload", "testing", "__main__"), 3),
     **dict.fromkeys(("app", "host", "stopping", "sentry", "details", "following", "managing", "restoring"), 3),
     **dict.fromkeys(("keeping", "copying", "finding", "discarding"), 3),
     **dict.fromkeys(("batch", "backup", "application"), 2),
