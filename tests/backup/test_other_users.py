@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import tempfile
@@ -17,8 +18,10 @@ import pytest
 from service import clock
 from service.backup import create_backup_sync
 from service.backup.reader import LocalFile
+from service.backup.scratch import restore_into_scratch
 from service.backup.storage import Folder, nothing
 from service.backup.threads import Stop
+from service.backup.verify import verify
 from tests.backup.contents import make_sqlite
 from tests.users import ARE_TWO, OTHER, OWN, WHO, shared_folder, user
 
@@ -122,6 +125,19 @@ squat = pytest.mark.parametrize("kind", SQUATS)
 
 
 @squat
+def test_a_backup_is_made_whatever_another_user_has_put_where_it_is_written(shared: Shared, kind: str) -> None:
+    first, *later = [names_at(NOON + timedelta(seconds=second)) for second in range(3)]
+    shared.squat(kind, *first, *(name for names in later for name in names if ".copy" in name))
+    before = shared.seen()
+    with user(OWN), shared.nothing_waits():
+        made = create_backup_sync(shared.folder)
+        with LocalFile(made) as file:
+            verify(file, Stop())
+    assert (stat.S_IMODE(made.stat().st_mode), made.stat().st_uid) == (0o600, OWN)
+    shared.assert_untouched(before, but=made)
+
+
+@squat
 def test_what_looks_abandoned_and_is_another_user_s_stays_and_stops_no_backup(shared: Shared, kind: str) -> None:
     shared.squat(kind, *ABANDONED, at=LONG_AGO)
     before = shared.seen()
@@ -141,3 +157,13 @@ def test_a_copy_is_made_beside_what_looks_abandoned_and_is_another_user_s(shared
     copy = (shared.folder / made.name).stat()
     assert (stat.S_IMODE(copy.st_mode), copy.st_uid, copy.st_size) == (0o600, OWN, made.stat().st_size)
     shared.assert_untouched(before, but=made)
+
+
+@squat
+def test_a_backup_is_tried_out_beside_what_another_user_has_put_there(shared: Shared, kind: str) -> None:
+    names = [f".20260329_120000_{os.getpid() + number}.restore" for number in range(1, 3)]
+    shared.squat(kind, *names, ".restore_20260218_120000_abcdefgh", at=LONG_AGO)
+    before = shared.seen()
+    with user(OWN), shared.nothing_waits(), LocalFile(create_backup_sync(shared.folder / "own")) as file:
+        assert asyncio.run(restore_into_scratch(file, f"sqlite+aiosqlite:///{shared.folder}/app.db")).rows
+    shared.assert_untouched(before)
