@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -98,9 +99,8 @@ def copy_beside(partial: Path) -> Path:
 
 def remove_unfinished(partial: Path) -> None:
     """With the copy, and what SQLite may have beside that."""
-    partial.unlink(missing_ok=True)
-    for path in partial.parent.glob(f"{copy_beside(partial).name}*"):
-        path.unlink(missing_ok=True)
+    for path in (partial, *partial.parent.glob(f"{copy_beside(partial).name}*")):
+        _remove_own(path)
 
 
 def _place(folder: Path, at: datetime) -> Place:
@@ -110,12 +110,18 @@ def _place(folder: Path, at: datetime) -> Place:
 
 def remove_abandoned(folder: Path, now: datetime) -> None:
     """Remove what a process that was killed left behind: nothing has been written to it for a day."""
-    limit = (now - ABANDONED_AFTER).timestamp()
     for pattern in (".backup_*.partial", ".backup_*.copy*"):
         for path in folder.glob(pattern):
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime < limit:
-                    path.unlink()
+            _remove_own(path, before=now - ABANDONED_AFTER)
+
+
+def _remove_own(path: Path, before: datetime | None = None) -> None:
+    """Only a file of this user: in a folder that others write to too, anything may have such a name."""
+    with suppress(OSError):
+        found = path.lstat()
+        is_own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        if is_own and (before is None or found.st_mtime < before.timestamp()):
+            path.unlink()
 
 
 def _sync(folder: Path) -> None:
