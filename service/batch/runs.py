@@ -57,6 +57,8 @@ class Claimed:
     fence: int
     created_at: datetime
     attempt_started_at: datetime
+    attempts_before: int = 0
+    """Attempts up to a person's last retry: those that its task allows count from there."""
 
 
 def claimed_from(new: NewRun) -> Claimed:
