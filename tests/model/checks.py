@@ -19,7 +19,21 @@ FOLLOWS = {
     **{state: {"queued"} for state in FINAL},
 }
 
-ALWAYS = ("state", "attempt", "fence", "node", "origin", "slot", "catch_up", "created_at", "started_at", "key")
+ALWAYS = (
+    "state",
+    "attempt",
+    "attempts_before",
+    "losses",
+    "count",
+    "fence",
+    "node",
+    "origin",
+    "slot",
+    "catch_up",
+    "created_at",
+    "started_at",
+    "key",
+)
 WHILE_ACTIVE = ("due_at", "rank")
 
 

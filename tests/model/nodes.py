@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import claims, nodes, rescue
+from service.batch import claims, nodes, rescue, runs
 from service.batch.firing import Room
 from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
 
@@ -80,6 +80,16 @@ class Nodes(Machine):
     def finish_all(self, which: str, hows: list[str]) -> None:
         """All that a node holds ends, and is written in one group."""
         self._finish_all(which, hows)
+
+    @precondition(lambda self: bool(self.held))
+    @does(number=NUMBER, count=st.sampled_from([1, 2, 3, 4, 5]))
+    def say_how_far_it_is(self, number: int, count: int) -> None:
+        """A node writes how many items one of its attempts has counted."""
+        _, claimed = self.held[number % len(self.held)]
+        if (run := self._of(claimed)) is not None:
+            self.model.say(run, claimed.fence, count)
+        told = {"count": count, "total": None, "count_before": 0, "message": None, "progress_at": clock.now()}
+        self.world.write(runs.mirror_progress, [{"id": claimed.id, "fence": claimed.fence, "rate": None, **told}])
 
     # Living and dying
 

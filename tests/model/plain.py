@@ -66,6 +66,11 @@ class Run:
     state: str = "queued"
     reason: str | Blamed | None = None
     attempt: int = 0
+    attempts_before: int = 0
+    losses: int = 0
+    count: int | None = None
+    has_said: bool = False
+    most_at_a_loss: int = 0
     fence: int = 0
     node: str | None = None
     started_at: datetime | None = None
@@ -255,6 +260,7 @@ class Model:
         run.state, run.node, run.reason = "running", node, None
         run.started_at = run.started_at or self.now
         run.attempt_started_at = self.now
+        run.has_said = False
 
     def _ask_to_end(self, run: Run, reason: str | Blamed) -> None:
         if run.state == "running":
@@ -319,7 +325,7 @@ class Model:
             return Ending("succeeded", "succeeded")
         if how == "interrupted":
             return self.left(run, "the service stopped")
-        if number < run.task.policy.attempts:
+        if number - run.attempts_before < run.task.policy.attempts:
             return Ending("retrying", how, "ValueError: no", wait=30)
         return Ending("failed", how, "ValueError: no")
 
@@ -365,6 +371,7 @@ class Model:
         self.happened[f"again after {run.state}"] += 1
         run.state, run.rank, run.catch_up, run.due_at = "queued", rank, True, self.now
         run.reason = run.started_at = run.finished_at = run.cancel = None
+        run.attempts_before, run.losses, run.most_at_a_loss = run.attempt, 0, 0
         return True
 
     # Nodes
@@ -387,6 +394,7 @@ class Model:
         self.happened["living node left alone"] += len(dead) - len(gone)
         for run in self.runs:
             if run.state == "running" and run.node in gone:
+                self._count_the_loss(run)
                 self.finish(run, run.fence, run.attempt, self._lost(run))
         for node in gone:
             self.nodes[node].is_stopped = True
@@ -396,10 +404,22 @@ class Model:
         if not run.task.policy.rerun:
             self.happened["lost for good"] += 1
             return Ending("failed", "lost", LOST)
-        if [outcome for _, outcome in run.ended.values()].count("lost") >= 2:
+        if run.losses >= 3:
             self.happened["poison"] += 1
-            return Ending("failed", "lost", f"poison: {LOST} 3 times")
+            return Ending("failed", "lost", f"poison: {LOST}, 3 times without progress")
         return Ending("interrupted", "lost", LOST)
+
+    def say(self, run: Run, fence: int, count: int) -> None:
+        """A node writes how many items an attempt has counted, from zero on."""
+        if run.state == "running" and run.fence == fence:
+            run.count, run.has_said = count, True
+
+    def _count_the_loss(self, run: Run) -> None:
+        if run.has_said and (run.count or 0) > run.most_at_a_loss:
+            self.happened["got on before it was lost"] += run.losses > 0
+            run.losses = 0
+        run.losses += 1
+        run.most_at_a_loss = max(run.most_at_a_loss, run.count or 0)
 
     def leave(self, node: str, reason: str) -> None:
         """It stops in order, or comes back: what it still holds is interrupted."""

@@ -45,6 +45,7 @@ HAPPENS = (
         "cancelled instead of going on",
         "lost for good",
         "poison",
+        "got on before it was lost",
         "left behind",
         "backfilled",
         "pruned",

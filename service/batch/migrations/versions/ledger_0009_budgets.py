@@ -1,4 +1,4 @@
-"""What a run may still use up: attempts since a person retried it, losses since it got on. And which runs are pruned."""
+"""What a run has used up: attempts since a person retried it, losses since it got on. And which runs are pruned."""
 
 import sqlalchemy as sa
 from alembic import op
