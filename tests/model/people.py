@@ -72,7 +72,8 @@ class People(Machine):
             return
         note(f"# {run} is {run.state}")
         self.by_a_person = True
-        expected = self.model.reopen(run, plain.BY_HAND, plain.FINAL if anew else ("failed", "skipped", "cancelled"))
+        states = plain.FINAL if anew else ("failed", "skipped", "cancelled")
+        expected = self.model.reopen(run, plain.BY_HAND, states, anew)
         assert (self._begin_anew(run) if anew else self._retry(run)) == expected
 
     def _retry(self, run: Run) -> bool:

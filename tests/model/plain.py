@@ -364,14 +364,15 @@ class Model:
             self._ask_to_end(run, reason)
         return run.state
 
-    def reopen(self, run: Run, rank: int, states: Sequence[str]) -> bool:
-        """A person wants it to go on. False: it is in none of these states."""
+    def reopen(self, run: Run, rank: int, states: Sequence[str], anew: bool = False) -> bool:
+        """A person wants it to go on; `anew`: from the beginning. False: it is in none of these states."""
         if run.state not in states:
             return False
         self.happened[f"again after {run.state}"] += 1
         run.state, run.rank, run.catch_up, run.due_at = "queued", rank, True, self.now
         run.reason = run.started_at = run.finished_at = run.cancel = None
         run.attempts_before, run.losses, run.most_at_a_loss = run.attempt, 0, 0
+        run.count = None if anew else run.count
         return True
 
     # Nodes
@@ -447,7 +448,7 @@ class Model:
                 self._new(task, slot, "backfill", CAUGHT_UP)
                 self.happened["backfilled"] += 1
             elif redo:
-                self.reopen(run, CAUGHT_UP, FINAL)
+                self.reopen(run, CAUGHT_UP, FINAL, anew=True)
 
     def pause(self, task: Task, by: str, is_loaded: bool) -> None:
         """Who has not loaded the task can't fire what is due: it is missed."""
