@@ -333,9 +333,13 @@ async def test_the_service_prunes_by_itself_and_survives_what_goes_wrong(
 ) -> None:
     monkeypatch.setattr("service.batch.upkeep.EVERY_SECONDS", 0.02)
     caplog.set_level(logging.INFO, "service.batch")
-    await known(ledger)
-    await insert(ledger, over(OLD), over(YOUNG))
-    upkeep = Upkeep(pruner(ledger), first=0)
+    await known(ledger, "tick", "gone")
+    async with ledger.engine.begin() as connection:
+        removed = update(tables.tasks).where(tables.tasks.c.name == "gone")
+        await connection.execute(removed.values(removed_at=NOW - 2 * DAY))
+    orphan = new("gone", created_at=OLD, due_at=OLD)
+    await insert(ledger, over(OLD), over(YOUNG), orphan)
+    upkeep = Upkeep(ledger, pruner(ledger), first=0)
     failures = iter([OSError("the disk is full"), ValueError("a mistake of ours")])
     prune = Pruner.prune
 
@@ -349,7 +353,9 @@ async def test_the_service_prunes_by_itself_and_survives_what_goes_wrong(
     await until(lambda: asyncio.sleep(0.01, "pruned 1 runs" in caplog.text))
     assert upkeep.is_alive and "the disk is full" in caplog.text and "a mistake of ours" in caplog.text
     await upkeep.stop()
-    assert len(await left(ledger)) == 1
+    assert {run["id"]: run["state"] for run in await rows(ledger, task="gone")} == {orphan.id: "failed"}
+    assert "1 runs of task gone have failed: no service has had this task for 24 h" in caplog.text
+    assert len(await rows(ledger, task="tick")) == 1
 
 
 async def test_a_ledger_with_nothing_old_is_asked_a_handful_of_questions(ledger: Database) -> None:
