@@ -112,6 +112,7 @@ class Task:
     accounted_from: datetime
     paused_by: str | None = None
     paused_at: datetime | None = None
+    removed_at: datetime | None = None
     runs: list[Run] = field(default_factory=list)
     missed: dict[datetime, str] = field(default_factory=dict)
 
@@ -174,7 +175,8 @@ class Model:
 
     def fire(self, names: Collection[str], node: str, room: int) -> None:
         """`room`: so many of the new runs the node may start at once."""
-        for task in sorted((self.tasks[name] for name in names), key=lambda task: task.place):
+        there = [self.tasks[name] for name in names if self.tasks[name].removed_at is None]
+        for task in sorted(there, key=lambda task: task.place):
             due = list(slots(task.spans[-1].period, task.handled, self.now))
             if task.paused_by is not None:
                 self._miss(task, due, f"paused by {task.paused_by}")
@@ -456,7 +458,7 @@ class Model:
             return
         if is_loaded:
             self.fire([task.name], "", 0)
-        else:
+        elif task.removed_at is None:
             due = slots(task.spans[-1].period, task.handled, self.now)
             self._miss(task, due, f"not handled yet when it was paused by {by}")
         task.paused_by, task.paused_at = by, self.now
@@ -476,6 +478,31 @@ class Model:
             task.runs = [run for run in task.runs if run not in gone]
         self.happened["pruned"] += len(gone)
         return gone
+
+    def remove(self, task: Task) -> None:
+        """No service has it any more: its schedule ends."""
+        due = slots(task.spans[-1].period, task.handled, self.now)
+        self._miss(task, due, "its file is gone")
+        task.spans[-1] = task.spans[-1]._replace(until=self.now)
+        task.removed_at = self.now
+        self.happened["removed"] += 1
+
+    def restore(self, task: Task) -> None:
+        """A service has it again: its schedule counts from now on."""
+        task.removed_at, task.handled, task.place = None, self.now, next(self._numbers)
+        task.spans.append(Span(task.spans[-1].period, self.now))
+
+    def fail_orphans(self, grace: timedelta) -> Counter[str]:
+        """What has waited for so long for a task that was removed as long ago."""
+        failed: Counter[str] = Counter()
+        before = self.now - grace
+        for run in self.runs:
+            removed_at = run.task.removed_at
+            if removed_at is not None and removed_at < before and run.state in WAITING and run.due_at < before:
+                run.state, run.reason, run.finished_at = "failed", "no service has had this task for 24 h", self.now
+                failed[run.task.name] += 1
+        self.happened["failed as an orphan"] += failed.total()
+        return failed
 
     def set_period(self, task: Task, period: int) -> None:
         """A deployment with another schedule: it counts from now on."""
