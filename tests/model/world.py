@@ -91,6 +91,7 @@ class World:
     def clear(self) -> None:
         """Quicker than a new file or a new database, and than TRUNCATE."""
         self.write(_clear)
+        self.in_wrong_order.clear()  # nobody else is there
 
     def look(self) -> Snapshot:
         snapshot: Snapshot = self.read(_look)
