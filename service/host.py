@@ -156,7 +156,7 @@ class BatchService:
         await self.schedules.follow()
         self._hearers.append(self.schedules.hear)
         keep = Keep(self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK)
-        upkeep = Upkeep(Pruner(self.ledger, self.application, keep))
+        upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
         for part in (self.dispatcher, self.schedules, upkeep):
             part.start()
             self._firing.append(part)

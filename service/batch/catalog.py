@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -43,7 +43,7 @@ async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], 
     listed = ", ".join(names)
     statement = text(
         f"INSERT INTO batch_tasks ({listed}) SELECT {listed} FROM {rows.source([tasks.c[n] for n in names], kind)} "
-        f"WHERE true ON CONFLICT (name) DO UPDATE SET {kept}, removed_at = NULL"
+        f"WHERE true ORDER BY name ON CONFLICT (name) DO UPDATE SET {kept}, removed_at = NULL"
     )
     await connection.execute(statement, {"rows": rows.encode(found, kind)})
 
@@ -155,11 +155,11 @@ async def served_from(connection: AsyncConnection) -> dict[str, str]:
 
 
 async def remove_gone(
-    connection: AsyncConnection, names: Iterable[str], live: Callable[[AsyncConnection], Awaitable[set[str]]]
+    connection: AsyncConnection, names: Collection[str], live: Callable[[AsyncConnection], Awaitable[set[str]]]
 ) -> list[str]:
     """Close the schedules of those of these tasks that no live node has; their history stays. Returns their names."""
     locked = await slots.lock(connection, names, wait=True)
-    gone = sorted(set(names) - await live(connection))  # a node may have joined before the rows were locked
+    gone = sorted(set(names) - await live(connection))  # whoever joins from now on waits for these tasks' rows
     now = await slots.now_of(connection)
     for row in locked:
         if row.task in gone:

@@ -207,7 +207,7 @@ class Attempt:
 
     def _failed(self, error: BaseException, outcome: str = "failed", reason: str | None = None) -> Ending:
         retry = self.task.policies.retry
-        number = self.claimed.attempt
+        number = self.claimed.attempt - self.claimed.attempts_before
         is_for_later = isinstance(error, (*retry.on, RetryAfter)) and not isinstance(error, InvalidParameters)
         wait = retry.seconds_before(number + 1, seconds_asked(error))
         error = _readable(_below_us(error))

@@ -57,6 +57,8 @@ class Claimed:
     fence: int
     created_at: datetime
     attempt_started_at: datetime
+    attempts_before: int = 0
+    """Attempts up to a person's last retry: those that its task allows count from there."""
 
 
 def claimed_from(new: NewRun) -> Claimed:
@@ -109,6 +111,13 @@ class Active:
     origin: str
     catch_up: bool
     lane: int
+
+
+def locked_by_id(wanted: str, kind: str) -> str:
+    """A condition on batch_runs, for an UPDATE or a DELETE of several: locks them by id, so that two never deadlock."""
+    if kind != "postgresql":
+        return wanted
+    return f"batch_runs.id = ANY(ARRAY(SELECT id FROM batch_runs WHERE {wanted} ORDER BY id FOR UPDATE))"
 
 
 async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]:
@@ -175,7 +184,8 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
         f"FROM {rows.source([*(runs.c[n] for n in FINISH_COLUMNS), tables.attempts.c.ended_at], kind)} "
         f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {_running(kind)} RETURNING batch_runs.id"
     )
-    encoded = rows.encode(map(_finish_row, outcomes), kind)
+    by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # as who cancels several, so that two seldom deadlock
+    encoded = rows.encode(map(_finish_row, by_id), kind)
     written = set((await connection.execute(statement.columns(runs.c.id), {"rows": encoded})).scalars())
     ended = [_attempt_row(outcome) for outcome in outcomes if outcome.id in written]
     await rows.insert(connection, tables.attempts, ended, "(run, fence)")

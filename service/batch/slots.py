@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -84,11 +84,27 @@ async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]
     return {row.task: OpenSchedule(*row) for row in await connection.execute(_open())}
 
 
-async def lock(connection: AsyncConnection, names: Iterable[str], wait: bool = False) -> list[OpenSchedule]:
-    """Lock and return the open schedules of these tasks, in the order of their ids, so that nobody deadlocks.
+async def lock_tasks(connection: AsyncConnection, names: Iterable[str] | None = None) -> None:
+    """Lock these tasks, or all. On PostgreSQL: SQLite has one writer, which holds all.
 
-    Without `wait` those that another node holds right now are left out. SQLite has one writer, which holds all.
+    Whoever locks several rows takes tasks by their names, then schedules by their ids, then runs by theirs, so that
+    nobody deadlocks. `catalog.record_tasks` locks tasks in this order too.
     """
+    if (kind := connection.dialect.name) != "postgresql":
+        return
+    statement = select(tasks.c.name).order_by(tasks.c.name).with_for_update()
+    if names is not None:
+        statement = statement.where(tasks.c.name.in_(rows.among(tasks.c.name, names, kind)))
+    await connection.execute(statement)
+
+
+async def lock(connection: AsyncConnection, names: Collection[str], wait: bool = False) -> list[OpenSchedule]:
+    """Lock and return the open schedules of these tasks. Without `wait` those that another node holds are left out.
+
+    With it their tasks are locked first (see `lock_tasks`); who does not wait may hold none of them.
+    """
+    if wait:
+        await lock_tasks(connection, names)
     named = schedules.c.task.in_(rows.among(schedules.c.task, names, connection.dialect.name))
     statement = _open().where(named).order_by(schedules.c.id).with_for_update(of=schedules, skip_locked=not wait)
     return [OpenSchedule(*row) for row in await connection.execute(statement)]

@@ -114,13 +114,12 @@ runs = Table(
     Column("exclusive", String(120)),
     Column("lane", SmallInteger, nullable=False, server_default="1"),
     Column("due_at", UtcDateTime, nullable=False),
-    Column("attempt", Integer, nullable=False, server_default="0"),
+    # `attempts_before`: up to a person's last retry. `losses` of its node, since `count` went beyond `count_lost`.
+    *(Column(name, Integer, nullable=False, server_default="0") for name in ("attempt", "attempts_before", "losses")),
     Column("node", Id),
     Column("fence", BigInteger, nullable=False, server_default="0"),
-    Column("count", BigInteger),
-    Column("total", BigInteger),
     # Of the attempt that is going on: what was done before it, what it says, items a second, since when `count` stands.
-    Column("count_before", BigInteger),
+    *(Column(name, BigInteger) for name in ("count", "total", "count_before", "count_lost")),
     Column("message", Text),
     Column("rate", Float),
     Column("progress_at", UtcDateTime),
@@ -128,9 +127,7 @@ runs = Table(
     Column("key", String(200)),
     Column("parent", Id),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("started_at", UtcDateTime),
-    Column("attempt_started_at", UtcDateTime),
-    Column("finished_at", UtcDateTime),
+    *(Column(f"{what}_at", UtcDateTime) for what in ("started", "attempt_started", "finished")),
     # Somebody wants it cancelled; its node sees that, see news.py.
     Column("cancel_at", UtcDateTime),
     Column("cancel_by", Text),
@@ -248,6 +245,9 @@ log = Table(
     Column("block", LargeBinary, nullable=False),
     PrimaryKeyConstraint("run", "fence", "first_line"),
 )
+
+# Runs that were deleted while something of them may still be there: logs, or rows in the application's database.
+pruned = Table("batch_pruned", ledger, Column("run", Id, primary_key=True))
 
 backups = Table(
     "batch_backups",

@@ -18,6 +18,7 @@ from service import clock, logs
 from service.batch import catalog, fence, nodes, runs, slots, starting, tables
 from service.batch.engines.local import LocalEngine
 from service.batch.firing import fire
+from service.batch.journal import progress_of
 from service.batch.node import package_version
 from service.batch.registry import Task
 from service.batch.rescue import rescue
@@ -140,7 +141,7 @@ class DrivenService:
                 await self._engine.settle()
         except TimeoutError:
             if self._recorder.kill is not None and self._recorder.kill.is_done:
-                self._die(self._recorder.kill)
+                await self._die(self._recorder.kill)
                 return
             names = ", ".join(sorted({attempt.task.name for attempt in self._engine.attempts}))
             raise TimeoutError(f"still running after batch.patience, which is {self._patience:g} s: {names}") from None
@@ -149,9 +150,15 @@ class DrivenService:
         if not self._time.expired():
             self._time.reschedule(0)
 
-    def _die(self, kill: Kill) -> None:
-        """Nothing is written any more: how the attempts end here stays in this process."""
+    async def _die(self, kill: Kill) -> None:
+        """How the attempts end here stays in this process. Only how far they were is written.
+
+        A service does that twice a second. Whether a run got on decides what becomes of it at the third loss, and that
+        must not depend on how fast the test is.
+        """
         self.is_dead = True
+        async with self._ledger.engine.begin() as connection:
+            await runs.mirror_progress(connection, progress_of(self._engine.attempts))
         for attempt in self._engine.attempts:
             attempt.give_up(f"the test killed it after chunk {kill.chunks}")
         kill.bury()

@@ -14,12 +14,13 @@ from sqlalchemy.exc import DBAPIError
 
 from service import clock, config, logs
 from service.batch import claims, news, nodes, presence, tables
+from service.batch.again import retry
 from service.batch.context import current_run
 from service.batch.engines.local import LocalEngine
 from service.batch.heartbeat import Heartbeat
 from service.batch.lease import Lease, Observer
 from service.batch.rescue import rescue
-from service.batch.runs import Claimed
+from service.batch.runs import Claimed, mirror_progress
 from service.batch.slots import now_of
 from service.batch.tables import new_id
 from service.config import get_settings
@@ -211,6 +212,52 @@ async def test_a_lost_run_that_may_not_run_again_has_failed(ledger: Database) ->
     assert failed["finished_at"] is not None
     assert (await rows(ledger, id=often))[0]["state"] == "interrupted"
     assert {row["outcome"] for row in await rows(ledger, tables.attempts)} == {"lost"}
+
+
+NOTHING = None
+LOSSES = {
+    "says nothing": ([NOTHING] * 3, True),
+    "commits chunks in each attempt": ([(100, 0), (200, 100), (300, 200), (400, 300)], False),
+    "commits chunks of other loops, which are fewer": ([(5005, 0), (3008, 5), (2005, 8), (1004, 9)], False),
+    "finds its place and commits nothing": ([(100, 0), (100, 100), (100, 100)], True),
+    "counts from the beginning and ends where it ended before": ([(500, 0), (500, 0), (480, 0)], True),
+    "counts by itself and gets further each time": ([(100, 0), (200, 0), (300, 0), (400, 0)], False),
+    "gets on in its third attempt only": ([NOTHING, NOTHING, (10, 0), NOTHING, NOTHING], True),
+}
+
+
+@pytest.mark.parametrize(("attempts", "is_poison"), LOSSES.values(), ids=LOSSES)
+async def test_a_run_is_poison_when_it_was_lost_three_times_without_getting_on(
+    ledger: Database, attempts: list[tuple[int, int] | None], is_poison: bool
+) -> None:
+    """`attempts`: what each had counted when its node was lost, and how much of that earlier ones had done."""
+    run = await put_run(ledger, await put_node(ledger))
+    with clock.moved(clock.now()):
+        states = [await lose(ledger, run, progress) for progress in attempts]
+        assert states == ["interrupted"] * (len(attempts) - 1) + ["failed" if is_poison else "interrupted"]
+        if is_poison:
+            (found,) = await rows(ledger)
+            assert found["reason"] == "poison: the node was lost while it ran, 3 times without progress"
+            async with ledger.engine.begin() as connection:
+                await retry(connection, run, "ann")
+            assert [await lose(ledger, run, NOTHING) for _ in range(3)] == ["interrupted", "interrupted", "failed"]
+
+
+async def lose(ledger: Database, run: str, progress: tuple[int, int] | None) -> str:
+    """A node takes the run, writes this progress and is lost. Returns the state that follows."""
+    node = await put_node(ledger)
+    clock.advance(timedelta(seconds=1))
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).where(tables.runs.c.state == "running").values(state="queued"))
+        (claimed,) = await claims.claim(connection, [run], node, clock.now())
+    clock.advance(timedelta(seconds=1))
+    if progress is not None:
+        count, before = progress
+        told = {"count": count, "count_before": before, "total": None, "message": None, "progress_at": clock.now()}
+        async with ledger.engine.begin() as connection:
+            await mirror_progress(connection, [{"id": run, "fence": claimed.fence, "rate": None, **told}])
+    await rescue_now(ledger, {node: 0})
+    return str((await rows(ledger, id=run))[0]["state"])
 
 
 async def test_an_attempt_that_may_not_run_again_fails_when_the_service_stops_once_it_has_begun() -> None:
