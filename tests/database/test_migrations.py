@@ -60,7 +60,7 @@ async def test_several_processes_may_migrate_at_once(database_url: str) -> None:
 async def test_a_newer_database_is_refused_and_both_revisions_are_named(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
         await connection.execute(text("UPDATE batch_alembic_version SET version_num = 'ledger_9999'"))
-    with pytest.raises(DatabaseTooNew, match=r"ledger_9999.*up to ledger_0006"):
+    with pytest.raises(DatabaseTooNew, match=r"ledger_9999.*up to ledger_0007"):
         await migrate(ledger, LEDGER_HISTORY)
 
 
@@ -81,7 +81,17 @@ async def test_an_sqlite_file_that_cannot_be_opened_is_named() -> None:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
-    ("index", "predicate"), [("ix_batch_runs_due_at", "CLAIMABLE_SQL"), ("ix_batch_runs_active", "ACTIVE_SQL")]
+    ("index", "predicate"),
+    [
+        ("ix_batch_runs_waiting", "WAITING_SQL"),
+        ("ix_batch_runs_queue", "WAITING_SQL"),
+        ("ix_batch_runs_retry_due", "RETRYING_SQL"),
+        ("ix_batch_runs_retrying", "RETRYING_SQL"),
+        ("ix_batch_runs_retry_queue", "RETRYING_SQL"),
+        ("ix_batch_runs_in_the_way", "IN_THE_WAY_SQL"),
+        ("ix_batch_runs_running", "RUNNING_SQL"),
+        ("ix_batch_runs_cancel", "ASKED_SQL"),
+    ],
 )
 async def test_the_queries_name_the_states_as_the_migrated_indexes_do(
     database_url: str, index: str, predicate: str
