@@ -106,14 +106,15 @@ async def _pending(connection: AsyncConnection, names: Iterable[str]) -> Counter
     """How many on-time runs of each queue have begun and will go on: retrying ones, and interrupted ones."""
     kind = connection.dialect.name
     begun = (
-        f"SELECT count(*) FROM batch_runs q WHERE q.task = v.task AND q.exclusive = v.task AND q.rank <= {Rank.ON_TIME} "
-        "AND q.state <> 'queued' AND q.origin = 'schedule' AND NOT q.catch_up AND "
+        "SELECT count(*) FROM batch_runs q WHERE q.task = v.task AND q.exclusive = v.task "
+        f"AND q.rank <= {Rank.ON_TIME} AND q.state <> 'queued' AND q.origin = 'schedule' AND NOT q.catch_up AND "
     )
     statement = text(
-        f"SELECT v.task, ({begun}{WAITING_SQL}) + ({begun}{RETRYING_SQL}) FROM {rows.source([runs.c.task], kind)}"
+        f"SELECT v.task, ({begun}{WAITING_SQL}) + ({begun}{RETRYING_SQL}) AS number "
+        f"FROM {rows.source([runs.c.task], kind)}"
     )
     parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
-    return Counter({name: number for name, number in await connection.execute(statement, parameter)})
+    return Counter({row.task: row.number for row in await connection.execute(statement, parameter)})
 
 
 async def _first(

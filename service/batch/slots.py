@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, func, literal, select, text, update
+from sqlalchemy import Column, ColumnElement, Select, case, func, literal, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
@@ -60,6 +60,12 @@ def _open() -> Select[Any]:
     )
 
 
+def among(column: Column[Any], values: Iterable[Any], kind: str) -> ColumnElement[bool]:
+    """`column` is one of `values`, in the form by which PostgreSQL looks into the index, however few rows there are."""
+    listed = rows.among(column, values, kind)
+    return column == func.any(func.array(listed.scalar_subquery())) if kind == "postgresql" else column.in_(listed)
+
+
 async def now_of(connection: AsyncConnection) -> datetime:
     """The database's own time; a test's moved clock where there is one. SQLite's is this machine's."""
     if (told := told_now(connection)) is not None:
@@ -89,19 +95,20 @@ async def lock(connection: AsyncConnection, names: Iterable[str], wait: bool = F
 
     Without `wait` those that another node holds right now are left out. SQLite has one writer, which holds all.
     """
-    named = schedules.c.task.in_(rows.among(schedules.c.task, names, connection.dialect.name))
+    named = among(schedules.c.task, names, connection.dialect.name)
     statement = _open().where(named).order_by(schedules.c.id).with_for_update(of=schedules, skip_locked=not wait)
     return [OpenSchedule(*row) for row in await connection.execute(statement)]
 
 
-async def still_open(connection: AsyncConnection, names: set[str]) -> set[str]:
-    """Those of these tasks that have an open schedule, locked or not."""
-    return names & (await open_schedules(connection)).keys()
+async def still_open(connection: AsyncConnection, names: Iterable[str]) -> dict[str, OpenSchedule]:
+    """The open schedules of these tasks, locked or not."""
+    named = among(schedules.c.task, names, connection.dialect.name)
+    return {row.task: OpenSchedule(*row) for row in await connection.execute(_open().where(named))}
 
 
 async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: datetime) -> None:
     """Set `fired_until` of these schedules (by id), which this transaction has locked."""
-    named = schedules.c.id.in_(rows.among(schedules.c.id, ids, connection.dialect.name))
+    named = among(schedules.c.id, ids, connection.dialect.name)
     await connection.execute(update(schedules).where(named, schedules.c.fired_until < until).values(fired_until=until))
 
 

@@ -50,7 +50,7 @@ def _is_one_of(states: Iterable[RunState], state: str = "state") -> str:
 # the index on all states instead, and read the runs of all tasks.
 _STATE = "(state || '')"
 WAITING_SQL = _is_one_of((RunState.QUEUED, RunState.INTERRUPTED), _STATE)
-"""What may start now, whatever its `due_at` says: that is by a clock that may have been ahead, or was set back since."""
+"""What may start now, whatever its `due_at` says: its maker's clock may have been ahead."""
 RETRYING_SQL = f"{_STATE} = 'retrying'"
 """What may start once its `due_at` has come."""
 RUNNING_SQL = "state = 'running'"
