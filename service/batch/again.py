@@ -61,13 +61,14 @@ async def reopen(
     It counts as caught up from now on, so that it does not stand in the way of a slot that is on time.
     """
     kind = connection.dialect.name
-    final = ", ".join(f"'{state}'" for state in states)
+    final = ", ".join(f"'{state}'" for state in states)  # by the index on states SQLite would read all of them
     forgotten = "".join(f"{name} = NULL, " for name in runs.PROGRESS_COLUMNS) if anew else ""
     statement = text(
         "UPDATE batch_runs SET state = 'queued', rank = :rank, catch_up = true, due_at = :now, requested_by = :by, "
         "reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, "
         f"{forgotten}cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL "
-        f"WHERE id IN (SELECT v.id FROM {rows.source([runs_table.c.id], kind)}) AND state IN ({final}) RETURNING id"
+        f"WHERE id IN (SELECT v.id FROM {rows.source([runs_table.c.id], kind)}) AND (state || '') IN ({final}) "
+        "RETURNING id"
     ).bindparams(bindparam("now", type_=runs_table.c.due_at.type), bindparam("by", type_=Text()))
     values = {"rows": rows.encode([{"id": i} for i in ids], kind), "rank": rank, "by": by}
     found = await connection.execute(

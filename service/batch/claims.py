@@ -16,7 +16,7 @@ from service.batch.firing import Room
 from service.batch.lanes import CANDIDATE_COLUMNS, Candidate, Rule
 from service.batch.registry import Task
 from service.batch.runs import Claimed
-from service.batch.tables import CLAIMABLE_SQL, RUNNING_SQL, runs
+from service.batch.tables import CLAIMABLE_SQL, HELD_SQL, RUNNING_SQL, runs
 
 CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
 
@@ -168,12 +168,11 @@ def _claimed(kind: str, several: bool) -> str:
     if not several:
         return f"1 WHERE {wanted}"
     source = rows.source([runs.c.id, runs.c.lane], kind)
-    # The + keeps SQLite from driving the join by the index on state, which is quadratic.
-    still = wanted if kind == "postgresql" else f"+batch_runs.{CLAIMABLE_SQL}"
+    still = wanted if kind == "postgresql" else CLAIMABLE_SQL
     return f"v.lane FROM {source} WHERE batch_runs.id = v.id AND {still}"
 
 
 async def held_by(connection: AsyncConnection, node: str) -> list[Claimed]:
     """What the ledger says this node is running: after a COMMIT whose reply was lost, more than the node knows of."""
-    statement = select(*CLAIMED_COLUMNS).where(runs.c.node == node, text(RUNNING_SQL))
+    statement = select(*CLAIMED_COLUMNS).where(runs.c.node == node, text(HELD_SQL))
     return [Claimed(*row) for row in await connection.execute(statement)]

@@ -64,8 +64,11 @@ def rules(tasks: Iterable[Task]) -> dict[str, Rule]:
 async def free(connection: AsyncConnection, lanes: Mapping[str, int]) -> dict[str, list[int]]:
     """The lanes of these queues that a run may take now. Fewer than are empty where more lanes were allowed before."""
     kind = connection.dialect.name
-    wanted = f"SELECT v.task FROM {rows.source([runs.c.task], kind)}"
-    statement = text(f"SELECT exclusive, lane FROM batch_runs WHERE exclusive IN ({wanted}) AND {RUNNING_SQL}")
+    # CROSS has SQLite begin with the names, and not with all that is running.
+    statement = text(
+        f"SELECT x.exclusive, x.lane FROM {rows.source([runs.c.task], kind)} CROSS JOIN batch_runs x "
+        f"WHERE x.exclusive = v.task AND x.{RUNNING_SQL}"
+    )
     parameter = {"rows": rows.encode([{"task": name} for name in lanes], kind)}
     taken: dict[str, set[int]] = {name: set() for name in lanes}
     for name, lane in await connection.execute(statement, parameter):
@@ -105,9 +108,11 @@ async def candidates(
 async def _pending(connection: AsyncConnection, names: Iterable[str]) -> Counter[str]:
     """How many on-time runs of each queue have begun and will go on: retrying ones, and interrupted ones."""
     kind = connection.dialect.name
+    # The bare column would have PostgreSQL take the index on slots, and read all that the task has ever had.
     begun = (
         "SELECT count(*) FROM batch_runs q WHERE q.task = v.task AND q.exclusive = v.task "
-        f"AND q.rank <= {Rank.ON_TIME} AND q.state <> 'queued' AND q.origin = 'schedule' AND NOT q.catch_up AND "
+        f"AND q.rank <= {Rank.ON_TIME} AND q.state <> 'queued' AND (q.origin || '') = 'schedule' "
+        "AND NOT q.catch_up AND "
     )
     statement = text(
         f"SELECT v.task, ({begun}{WAITING_SQL}) + ({begun}{RETRYING_SQL}) AS number "

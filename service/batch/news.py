@@ -15,7 +15,6 @@ from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
     Select,
-    TextualSelect,
     bindparam,
     case,
     cast,
@@ -27,16 +26,24 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import slots
+from service.batch import queues, slots
 from service.batch.cancel import Asked
 from service.batch.claims import is_any_due
 from service.batch.nodes import Seen
-from service.batch.tables import ASKED_SQL, RUNNING_SQL, catalog, nodes, runs, tasks
+from service.batch.tables import HELD_SQL, catalog, nodes, runs, tasks
 
 LOOK_SECONDS = 1.0
 """How often a node looks, at least: so much later than it could it sees a death, or hears of a cancel."""
 
 State = tuple[int, frozenset[str]]
+
+_NEXT_HOLDER = f"SELECT r.node FROM batch_runs r WHERE {HELD_SQL} AND r.node {{}} ORDER BY r.node LIMIT 1"
+HOLDERS = (
+    f"WITH RECURSIVE h(node) AS (SELECT * FROM ({_NEXT_HOLDER.format('IS NOT NULL')}) AS least UNION ALL "
+    f"SELECT ({_NEXT_HOLDER.format('> h.node')}) FROM h WHERE h.node IS NOT NULL) "
+    "SELECT h.node FROM h WHERE h.node IS NOT NULL"
+)
+"""The nodes that hold runs, however many these are: from one to the next, in the index."""
 
 
 @dataclass
@@ -62,7 +69,8 @@ async def read(connection: AsyncConnection, node: str, fires: bool = True) -> Ne
     """What there is for this node. One statement, which locks nothing."""
     now = slots.told_now(connection)
     parameters = {"node": node} | ({"now": now} if now is not None else {})
-    first, *found = (await connection.execute(_statement(now is not None, fires), parameters)).all()
+    statement = _statement(connection.dialect.name, now is not None, fires)
+    first, *found = (await connection.execute(statement, parameters)).all()
     news = News(first.at, first.words is not None, first.number)
     for row in found:
         if row.kind in ("node", "worker"):
@@ -73,7 +81,7 @@ async def read(connection: AsyncConnection, node: str, fires: bool = True) -> Ne
 
 
 @cache
-def _statement(is_told_the_time: bool, fires: bool = True) -> CompoundSelect[Any]:
+def _statement(kind: str, is_told_the_time: bool, fires: bool) -> CompoundSelect[Any]:
     """Rows of one shape, the first of which is about the whole ledger. Putting it together takes as long as asking."""
     instant = nodes.c.stopped_at.type
     now = bindparam("now", type_=instant) if is_told_the_time else func.statement_timestamp(type_=instant)
@@ -88,13 +96,13 @@ def _statement(is_told_the_time: bool, fires: bool = True) -> CompoundSelect[Any
     )
     requests = select(
         literal("request"), runs.c.id, runs.c.fence, runs.c.cancel_reason, _none(nodes.c.stopped_at)
-    ).where(text(ASKED_SQL), runs.c.node == node)
+    ).where(runs.c.cancel_reason.is_not(None), text(HELD_SQL), runs.c.node == node)
     held = (
         select(literal("pause"), runs.c.id, runs.c.fence, "paused by " + tasks.c.paused_by, _none(nodes.c.stopped_at))
         .select_from(runs.join(tasks, tasks.c.name == runs.c.task))
-        .where(tasks.c.paused_at >= runs.c.created_at, text(RUNNING_SQL), runs.c.node == node)
+        .where(tasks.c.paused_at >= runs.c.created_at, text(HELD_SQL), runs.c.node == node)
     )
-    others = [_living(node), _holding(node)] if fires else []
+    others = [_living(node), _holding(node, kind)] if fires else []
     return ledger.union_all(requests, held, *others)
 
 
@@ -103,26 +111,11 @@ def _living(node: ColumnElement[str]) -> Select[Any]:
     return select(_kind(), nodes.c.id, nodes.c.beats, _none(tasks.c.name), _none(nodes.c.stopped_at)).where(*alive)
 
 
-def _holding(node: ColumnElement[str]) -> Select[Any]:
+def _holding(node: ColumnElement[str], kind: str) -> Select[Any]:
     """Those that are marked as stopped, and hold runs. Of all that hold some there is one look for each node."""
-    holders = _holders().subquery("holders")
+    holds = text(queues.among("batch_nodes.id", HOLDERS, kind))
     stopped = (nodes.c.stopped_at.is_not(None), nodes.c.id != node)
-    return (
-        select(_kind(), nodes.c.id, nodes.c.beats, _none(tasks.c.name), nodes.c.stopped_at)
-        .select_from(holders.join(nodes, nodes.c.id == holders.c.node))
-        .where(*stopped)
-    )
-
-
-def _holders() -> TextualSelect:
-    """The nodes that hold running runs, however many: from one to the next, in the index."""
-    next_one = f"SELECT r.node FROM batch_runs r WHERE r.{RUNNING_SQL}"
-    order = "ORDER BY r.node LIMIT 1"
-    return text(
-        f"WITH RECURSIVE h(node) AS (SELECT * FROM ({next_one} {order}) AS least UNION ALL "
-        f"SELECT ({next_one} AND r.node > h.node {order}) FROM h WHERE h.node IS NOT NULL) "
-        "SELECT h.node FROM h WHERE h.node IS NOT NULL"
-    ).columns(runs.c.node)
+    return select(_kind(), nodes.c.id, nodes.c.beats, _none(tasks.c.name), nodes.c.stopped_at).where(holds, *stopped)
 
 
 def _kind() -> ColumnElement[str]:

@@ -37,8 +37,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch import rows, slots
 from service.batch.planning import INSTANT
-from service.batch.states import FINAL, Origin, RunState
-from service.batch.tables import attempts, checkpoints, log, missed, nodes, once, quarantine, runs, schedules, tasks
+from service.batch.states import FINAL, Origin
+from service.batch.tables import (
+    HELD_SQL,
+    attempts,
+    checkpoints,
+    log,
+    missed,
+    nodes,
+    once,
+    quarantine,
+    runs,
+    schedules,
+    tasks,
+)
 from service.database.engine import Database
 
 BATCH = 100
@@ -220,7 +232,7 @@ class Pruner:
 
 def _is_gone(now: datetime) -> ColumnElement[bool]:
     """Stopped for long. One that a run is still running on stays: it is how that run will be found and resumed."""
-    held = select(runs.c.id).where(runs.c.node == nodes.c.id, runs.c.state == RunState.RUNNING)
+    held = select(runs.c.id).where(runs.c.node == nodes.c.id, text(HELD_SQL))
     return and_(nodes.c.stopped_at < now - NODE_AGE, ~held.exists())
 
 

@@ -25,11 +25,10 @@ def names(condition: str, until_found: bool = False) -> str:
 
     `condition`: WAITS or RETRIES. `until_found`: no more than the first of these tasks.
     """
-    fresh = f"SELECT 1 FROM batch_runs y WHERE y.task = w.task AND {condition} AND y.created_at > t.paused_at"
-    held = (
-        "EXISTS (SELECT 1 FROM batch_tasks t WHERE t.name = w.task AND t.paused_at IS NOT NULL "
-        f"AND NOT EXISTS ({fresh}))"
-    )
+    # No EXISTS, which PostgreSQL would make a join with all paused tasks.
+    paused_at = "SELECT t.paused_at FROM batch_tasks t WHERE t.name = w.task"
+    newest = f"SELECT max(y.created_at) FROM batch_runs y WHERE y.task = w.task AND {condition}"
+    held = f"coalesce(({paused_at}) >= ({newest}), false)"
     following = f"SELECT min(r.task) FROM batch_runs r WHERE {condition} AND r.task > w.task"
     goes_on = f" AND {held}" if until_found else ""
     return (

@@ -11,7 +11,7 @@ from sqlalchemy import Column, ColumnElement, Select, case, func, literal, selec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import rows, tables
+from service.batch import queues, rows, tables
 from service.batch.planning import Range
 from service.batch.schedule import Schedule, schedule
 from service.batch.tables import missed, new_id, schedules, tasks
@@ -45,19 +45,16 @@ class OpenSchedule:
 
 
 def _open() -> Select[Any]:
-    return (
-        select(
-            schedules.c.id,
-            schedules.c.task,
-            schedules.c.cron,
-            schedules.c.timezone,
-            schedules.c.fired_until,
-            tasks.c.paused_by,
-            schedules.c.valid_from,
-        )
-        .join(tasks, tasks.c.name == schedules.c.task)
-        .where(schedules.c.valid_until.is_(None))
-    )
+    paused_by = select(tasks.c.paused_by).where(tasks.c.name == schedules.c.task).scalar_subquery()
+    return select(
+        schedules.c.id,
+        schedules.c.task,
+        schedules.c.cron,
+        schedules.c.timezone,
+        schedules.c.fired_until,
+        paused_by.label("paused_by"),
+        schedules.c.valid_from,
+    ).where(schedules.c.valid_until.is_(None))
 
 
 def among(column: Column[Any], values: Iterable[Any], kind: str) -> ColumnElement[bool]:
@@ -153,7 +150,7 @@ async def _newest_missed(connection: AsyncConnection, names: list[str]) -> dict[
     newest = "SELECT x.id FROM batch_missed x WHERE x.task = v.task ORDER BY x.last_slot DESC LIMIT 1"
     statement = text(
         "SELECT m.id, m.task, m.reason, m.last_slot FROM batch_missed m "
-        f"WHERE m.id IN (SELECT ({newest}) FROM {rows.source([missed.c.task], kind)})"
+        f"WHERE {queues.among('m.id', f'SELECT ({newest}) FROM {rows.source([missed.c.task], kind)}', kind)}"
     ).columns(*columns)
     parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
     return {row.task: row for row in await connection.execute(statement, parameter)}

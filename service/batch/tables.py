@@ -53,12 +53,14 @@ WAITING_SQL = _is_one_of((RunState.QUEUED, RunState.INTERRUPTED), _STATE)
 """What may start now, whatever its `due_at` says: its maker's clock may have been ahead."""
 RETRYING_SQL = f"{_STATE} = 'retrying'"
 """What may start once its `due_at` has come."""
+HELD_SQL = f"{_STATE} = 'running'"
+"""What some node holds; to find it by that."""
 RUNNING_SQL = "state = 'running'"
-CLAIMABLE_SQL = _is_one_of(CLAIMABLE)
+"""The same; to find it by its queue."""
+CLAIMABLE_SQL = _is_one_of(CLAIMABLE, _STATE)
 ACTIVE_SQL = _is_one_of(ACTIVE)
 IN_THE_WAY_SQL = f"{_is_one_of(ACTIVE, _STATE)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
 """What the next slot of a task may have to respect: all that runs, and what was on time. Not what waits behind them."""
-ASKED_SQL = f"cancel_reason IS NOT NULL AND {RUNNING_SQL}"
 
 
 def not_held(run: str) -> str:
@@ -150,9 +152,8 @@ runs = Table(
     Index("uq_batch_runs_task_slot", "task", "slot", unique=True, **where("origin <> 'manual'")),
     Index("uq_batch_runs_task_key", "task", "key", unique=True, **where("key IS NOT NULL")),
     Index("uq_batch_runs_exclusive", "exclusive", "lane", unique=True, **where(RUNNING_SQL)),
-    Index("ix_batch_runs_running", "node", **where(RUNNING_SQL)),
+    Index("ix_batch_runs_held", "node", **where(HELD_SQL)),
     Index("ix_batch_runs_in_the_way", "task", **where(IN_THE_WAY_SQL)),
-    Index("ix_batch_runs_cancel", "cancel_at", **where(ASKED_SQL)),
     # Which tasks have something to start, and in which order; for what waits and for what is retried later.
     Index("ix_batch_runs_waiting", "task", "created_at", **where(WAITING_SQL)),
     Index("ix_batch_runs_queue", "task", "exclusive", "rank", "due_at", "id", **where(WAITING_SQL)),

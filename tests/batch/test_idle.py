@@ -11,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text, update
+from sqlalchemy import event, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import TaskRegistry, clock, config, logs
-from service.batch import cancel, catalog, claims, heartbeat, news, nodes, presence, rows, schedules, tables
+from service.batch import cancel, catalog, claims, heartbeat, news, nodes, presence, schedules, tables
 from service.batch.engines import local
 from service.batch.engines.local import LocalEngine
 from service.batch.heartbeat import Heartbeat
@@ -214,25 +214,6 @@ async def test_an_engine_in_doubt_looks_again_by_itself(ledger: Database, monkey
     assert (run["fence"], lost.is_set()) == (1, True)
     await engine.drain(0)
     await engine.stop()
-
-
-async def test_a_look_reads_no_run_that_is_over(ledger: Database) -> None:
-    over = [vars_of(new(state="succeeded", finished_at=START, node=NODE)) for _ in range(5_000)]
-    async with ledger.engine.begin() as connection:
-        await rows.insert(connection, tables.runs, over)
-        if ledger.kind == "postgresql":
-            await connection.execute(text("ANALYZE"))
-    async with ledger.reader.connect() as connection:
-        statement = news._statement(True).params(now=START, node=NODE)
-        given = str(statement.compile(connection.sync_engine, compile_kwargs={"literal_binds": True}))
-        prefix = "EXPLAIN " if ledger.kind == "postgresql" else "EXPLAIN QUERY PLAN "
-        plan = [str(row[-1]) for row in await connection.exec_driver_sql(prefix + given)]
-    of_runs = [line for line in plan if "batch_runs" in line and "Filter:" not in line]
-    assert of_runs and all("ix_batch_runs" in line and "SCAN" not in line for line in of_runs), plan
-
-
-def vars_of(run: Any) -> dict[str, Any]:
-    return {name: getattr(run, name) for name in run.__dataclass_fields__}
 
 
 # What it hears.

@@ -32,10 +32,10 @@ def upgrade() -> None:
     )
     op.add_column("batch_nodes", sa.Column("fires", sa.Boolean(), nullable=False, server_default=sa.text("true")))
     op.create_index("ix_batch_nodes_live", "batch_nodes", ["id", "fires"], unique=False, **where("stopped_at IS NULL"))
-    for name in ("due_at", "queue", "active"):
+    for name in ("due_at", "queue", "active", "cancel"):
         op.drop_index(f"ix_batch_runs_{name}", "batch_runs")
     for name, columns, condition in (
-        ("running", ["node"], "state = 'running'"),
+        ("held", ["node"], "(state || '') = 'running'"),
         ("in_the_way", ["task"], IN_THE_WAY),
         ("waiting", ["task", "created_at"], WAITING),
         ("queue", QUEUE, WAITING),
