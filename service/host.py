@@ -56,7 +56,13 @@ class BatchService:
         self._settings = settings
         self._fires = fires
         self._hearers: list[Callable[[News], None]] = []
-        self.node = Node(settings.ledger_url, settings.HEARTBEAT_SECONDS, settings.LEASE_SECONDS, settings.POLL_SECONDS)
+        self.node = Node(
+            settings.ledger_url,
+            settings.HEARTBEAT_SECONDS,
+            settings.LEASE_SECONDS,
+            settings.POLL_SECONDS,
+            fires=fires,
+        )
         self.stopping = asyncio.Event()
         """Set when the service begins to stop. Streams wait for it: a server waits for them."""
         self._drain: asyncio.Task[None] | None = None

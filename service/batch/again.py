@@ -61,9 +61,9 @@ async def reopen(
     They count as caught up from now on, so that they don't stand in the way of a slot that is on time.
     """
     kind = connection.dialect.name
-    final = ", ".join(f"'{state}'" for state in states)
+    final = ", ".join(f"'{state}'" for state in states)  # by the index on states SQLite would read all of them
     forgotten = "".join(f"{name} = NULL, " for name in runs.PROGRESS_COLUMNS) if anew else ""
-    wanted = f"id IN (SELECT v.id FROM {rows.source([runs_table.c.id], kind)}) AND state IN ({final})"
+    wanted = f"id IN (SELECT v.id FROM {rows.source([runs_table.c.id], kind)}) AND (state || '') IN ({final})"
     statement = text(
         "UPDATE batch_runs SET state = 'queued', rank = :rank, catch_up = true, due_at = :now, requested_by = :by, "
         "reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, "

@@ -48,6 +48,18 @@ async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], 
     await connection.execute(statement, {"rows": rows.encode(found, kind)})
 
 
+async def changed(connection: AsyncConnection) -> None:
+    """Have the other nodes read tasks and schedules again.
+
+    Call it as the last statement that locks something: until the commit nobody else gets past it.
+    """
+    raised = text(
+        "INSERT INTO batch_catalog (id, version) VALUES (1, 1) "
+        "ON CONFLICT (id) DO UPDATE SET version = batch_catalog.version + 1"
+    )
+    await connection.execute(raised)
+
+
 async def set_schedules(
     connection: AsyncConnection, wanted: Mapping[str, Schedule | None], loaded: Mapping[str, Task], node: str
 ) -> None:
@@ -59,6 +71,7 @@ async def set_schedules(
     unopened = wanted.keys() - (opened.keys() - ending.keys())
     new = {name: schedule for name, schedule in wanted.items() if name in unopened and schedule is not None}
     await slots.open_new(connection, new, node, now)
+    await changed(connection)
 
 
 async def _bring_up(
@@ -101,6 +114,7 @@ async def pause(
         for row in opened:
             await _miss(connection, row, now, f"not handled yet when it was paused by {by}")
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=now, paused_by=by))
+    await changed(connection)
     return None
 
 
@@ -117,6 +131,7 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
     for row in opened:
         await _miss(connection, row, now, f"paused by {before.by}")
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=None, paused_by=None))
+    await changed(connection)
     return before
 
 
@@ -167,4 +182,5 @@ async def remove_gone(
             await slots.close(connection, [row.id], now)
     named = tasks.c.name.in_(rows.among(tasks.c.name, gone, connection.dialect.name))
     await connection.execute(update(tasks).where(named).values(removed_at=now))
+    await changed(connection)
     return gone

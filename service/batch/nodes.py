@@ -20,6 +20,7 @@ class Seen:
     id: str
     beats: int
     is_stopped: bool
+    fires: bool = True
 
 
 async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
@@ -38,8 +39,9 @@ async def beat(connection: AsyncConnection, node: str, loop_lag: float) -> bool:
 
 
 async def live_tasks(connection: AsyncConnection) -> set[str]:
-    """The names of the tasks that some live node has loaded. Each node's heartbeat marks the dead as stopped."""
-    found = (await connection.execute(select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None)))).scalars()
+    """The names of the tasks that some live service has loaded. Each one's heartbeat marks the dead as stopped."""
+    serving = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.fires)
+    found = (await connection.execute(serving)).scalars()
     return {name for names in found for name in names}
 
 

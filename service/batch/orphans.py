@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from datetime import datetime, timedelta
+from itertools import product
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, select, text, update
+from sqlalchemy import Select, or_, select, text, update
 
 from service.batch import slots
 from service.batch.states import RunState
-from service.batch.tables import ACTIVE_SQL, CLAIMABLE_SQL, runs, tasks
+from service.batch.tables import RETRYING_SQL, WAITING_SQL, runs, tasks
 from service.database.engine import Database
 
 GRACE = timedelta(hours=24)
 REASON = "no service has had this task for 24 h"
 
+WAITS = (WAITING_SQL, RETRYING_SQL)
+"""Each has an index that begins with the task."""
 BATCH = 100
 """Runs that fail in one transaction, at most."""
 PAUSE_SECONDS = 0.05
@@ -27,24 +31,23 @@ async def fail_orphans(ledger: Database) -> Counter[str]:
     counts: Counter[str] = Counter()
     async with ledger.reader.connect() as connection:
         before = await slots.now_of(connection) - GRACE
-        # Not by EXISTS: PostgreSQL would make a join of that, and may read what waits for all other tasks.
-        one = select(runs.c.id).where(runs.c.task == tasks.c.name, _waits(before)).limit(1).scalar_subquery()
-        found = await connection.execute(select(tasks.c.name).where(tasks.c.removed_at < before, one.is_not(None)))
-        names = sorted(found.scalars())
-    for name in names:
-        went = BATCH
-        while went == BATCH:
-            went = await _fail_some(ledger, name, before)
-            counts[name] += went
+        has_some = or_(*(_some(tasks.c.name, waits, before).limit(1).scalar_subquery().is_not(None) for waits in WAITS))
+        removed = await connection.execute(select(tasks.c.name).where(tasks.c.removed_at < before, has_some))
+        names = sorted(removed.scalars())
+    for name, waits in product(names, WAITS):
+        failed = BATCH
+        while failed == BATCH:
+            failed = await _fail_some(ledger, name, waits, before)
+            counts[name] += failed
             await asyncio.sleep(PAUSE_SECONDS)
     return +counts
 
 
-async def _fail_some(ledger: Database, task: str, before: datetime) -> int:
+async def _fail_some(ledger: Database, task: str, waits: str, before: datetime) -> int:
     """The task's row is locked: a node that loads the task comes before this, or its runs have failed by then."""
     removed = select(tasks.c.name).where(tasks.c.name == task, tasks.c.removed_at < before)
-    some = select(runs.c.id).where(runs.c.task == task, _waits(before)).order_by(runs.c.id).limit(BATCH)
-    failing = update(runs).where(runs.c.id.in_(some), text(CLAIMABLE_SQL))
+    some = _some(task, waits, before).order_by(runs.c.id).limit(BATCH)
+    failing = update(runs).where(runs.c.id.in_(some), text(waits))
     async with ledger.engine.begin() as connection:
         if (await connection.execute(removed.with_for_update())).first() is None:
             return 0
@@ -52,6 +55,6 @@ async def _fail_some(ledger: Database, task: str, before: datetime) -> int:
         return (await connection.execute(failing.values(values))).rowcount
 
 
-def _waits(before: datetime) -> ColumnElement[bool]:
-    """Since before then; a person may have retried it after the task was removed. By the index on active runs."""
-    return and_(text(ACTIVE_SQL), text(CLAIMABLE_SQL), runs.c.due_at < before)
+def _some(task: Any, waits: str, before: datetime) -> Select[Any]:
+    """Runs of a task that have waited since before then: a person may have retried one after the task was removed."""
+    return select(runs.c.id).where(runs.c.task == task, text(waits), runs.c.due_at < before)

@@ -44,8 +44,9 @@ from service import clock
 from service.batch import rows, slots
 from service.batch.planning import INSTANT
 from service.batch.runs import locked_by_id
-from service.batch.states import FINAL, Origin, RunState
+from service.batch.states import FINAL, Origin
 from service.batch.tables import (
+    HELD_SQL,
     attempts,
     checkpoints,
     log,
@@ -62,7 +63,6 @@ from service.database.engine import Database
 
 BATCH = 100
 """Runs deleted in one transaction, at most: some milliseconds."""
-
 BLOCKS = 1_000
 """Blocks of log lines deleted in one transaction, at most."""
 
@@ -262,7 +262,7 @@ def _delete_over(kind: str) -> TextualSelect:
 
 def _is_gone(now: datetime) -> ColumnElement[bool]:
     """Stopped for long. One that a run is still running on stays: it is how that run will be found and resumed."""
-    held = select(runs.c.id).where(runs.c.node == nodes.c.id, runs.c.state == RunState.RUNNING)
+    held = select(runs.c.id).where(runs.c.node == nodes.c.id, text(HELD_SQL))
     return and_(nodes.c.stopped_at < now - NODE_AGE, ~held.exists())
 
 

@@ -14,7 +14,7 @@ from service.batch import rows, runs
 from service.batch.policies import not_run_again
 from service.batch.runs import Outcome
 from service.batch.states import Rank, RunState
-from service.batch.tables import nodes, tasks
+from service.batch.tables import HELD_SQL, nodes, tasks
 from service.batch.tables import runs as runs_table
 from service.logs import get_logger
 
@@ -56,7 +56,7 @@ async def leave_nothing_running(connection: AsyncConnection, node: str, now: dat
 
 
 async def _running_on(connection: AsyncConnection, of: list[str]) -> list[dict[str, Any]]:
-    running = select(runs_table).where(runs_table.c.node.in_(of), runs_table.c.state == RunState.RUNNING)
+    running = select(runs_table).where(runs_table.c.node.in_(of), text(HELD_SQL))
     found = await connection.execute(running.order_by(runs_table.c.id).with_for_update(skip_locked=True))
     return [dict(row) for row in found.mappings()]
 

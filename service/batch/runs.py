@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import Select, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import rows, tables
+from service.batch import queues, rows, tables
 from service.batch.states import RunState
-from service.batch.tables import ACTIVE_SQL, runs
+from service.batch.tables import IN_THE_WAY_SQL, runs
 
 
 @dataclass
@@ -143,9 +143,8 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     kind = connection.dialect.name
     columns = [runs.c[name] for name in Active.__dataclass_fields__]
     listed = ", ".join(c.name for c in columns)
-    counts = "(state = 'running' OR (origin = 'schedule' AND NOT catch_up))"
-    wanted = f"SELECT v.task FROM {rows.source([runs.c.task], kind)}"
-    statement = text(f"SELECT {listed} FROM batch_runs WHERE task IN ({wanted}) AND {ACTIVE_SQL} AND {counts}")
+    named = queues.among("task", f"SELECT v.task FROM {rows.source([runs.c.task], kind)}", kind)
+    statement = text(f"SELECT {listed} FROM batch_runs WHERE {named} AND {IN_THE_WAY_SQL}")
     parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
     found: dict[str, list[Active]] = {}
     for row in await connection.execute(statement.columns(*columns), parameter):
