@@ -26,7 +26,8 @@ from service.batch.retryafter import seconds_asked
 from service.batch.runs import Claimed
 from service.batch.states import Origin, RunState
 from service.batch.threads import Threads
-from service.database.session import home_loop
+from service.database.session import bind_to_service
+from service.database.sync import home_loop
 from service.database.writers import session_owner
 from service.errors import Interrupted, InvalidParameters, RetryAfter
 from service.logs import get_logger, run_log
@@ -157,6 +158,7 @@ class Attempt:
         run_log.set(self.run)
         session_owner.set(self.run)
         home_loop.set(asyncio.get_running_loop())
+        bind_to_service()
         try:
             if self._take_over is not None:
                 await self._take_over(self.run)

@@ -17,9 +17,6 @@ from service.database.engine import Database
 Loop = asyncio.AbstractEventLoop
 Prepare = Callable[[Database], None]
 
-home_loop: ContextVar[Loop | None] = ContextVar("home_loop", default=None)
-"""The event loop of the run that this code belongs to, for its threads."""
-
 
 class _Origin(NamedTuple):
     """What a database is made from where there is no service's: its URL, and what is done to it first."""
@@ -29,11 +26,10 @@ class _Origin(NamedTuple):
 
 
 # Connections belong to an event loop, so each loop has its own: those of the services on it, or one that is made.
-_services: WeakKeyDictionary[Loop, dict[Database, None]] = WeakKeyDictionary()
+_services: WeakKeyDictionary[Loop, dict[Database, Prepare | None]] = WeakKeyDictionary()
 _made: WeakKeyDictionary[Loop, tuple[_Origin, Database]] = WeakKeyDictionary()
 
-# Of the last service on a loop, whose runs may open databases on others, in threads, and go on after its end.
-_origins: WeakKeyDictionary[Loop, _Origin] = WeakKeyDictionary()
+_origin: ContextVar[_Origin | None] = ContextVar("origin", default=None)
 
 
 @asynccontextmanager
@@ -53,9 +49,7 @@ def application_database() -> Database:
     loop = asyncio.get_running_loop()
     if services := _services.get(loop):
         return next(reversed(services))
-    home = home_loop.get()
-    origin = _origins.get(home) if home is not None else None
-    origin = origin or _Origin(get_settings().DATABASE_URL, None)
+    origin = _origin.get() or _Origin(get_settings().DATABASE_URL, None)
     known, database = _made.get(loop, (None, None))
     if database is None or known != origin:
         database = Database(origin.url, setting="DATABASE_URL", pooled=False)
@@ -68,16 +62,22 @@ def application_database() -> Database:
 def use_application_database(database: Database, prepare: Prepare | None = None) -> None:
     """Make `get_db()` on this event loop use a service's database, until `leave_application_database`.
 
-    `prepare` is called with it, and with each one that a run of this loop needs elsewhere: in a thread with an event
-    loop of its own, or after the service's end.
+    `prepare` is called with it, and with each one that a run needs elsewhere, which `bind_to_service` says.
     """
     loop = asyncio.get_running_loop()
     if prepare is not None:
         prepare(database)
-    _services.setdefault(loop, {})[database] = None
-    _origins[loop] = _Origin(database.url.render_as_string(hide_password=False), prepare)
+    _services.setdefault(loop, {})[database] = prepare
 
 
 def leave_application_database(database: Database) -> None:
     """The service of this loop that used it has ended; another one on this loop keeps its own."""
     del _services[asyncio.get_running_loop()][database]
+
+
+def bind_to_service() -> None:
+    """What this context opens where no service is, it opens as this loop's service does: in a thread with an event loop
+    of its own, and here after the service's end."""
+    if services := _services.get(asyncio.get_running_loop()):
+        database, prepare = next(reversed(services.items()))
+        _origin.set(_Origin(database.url.render_as_string(hide_password=False), prepare))

@@ -34,10 +34,11 @@ from service.database.engine import Database
 from service.database.migrate import migrate
 from service.database.session import (
     application_database,
-    home_loop,
+    bind_to_service,
     leave_application_database,
     use_application_database,
 )
+from service.database.sync import home_loop
 from service.errors import LeaseLost
 from service.host import APPLICATION_HISTORY
 from tests.batch.attempts import SLOT
@@ -75,7 +76,7 @@ class Holder:
     async def does(self, work: Work) -> Any:
         own = contextvars.copy_context()
         own.run(context.enter, self.run)
-        own.run(home_loop.set, asyncio.get_running_loop())
+        own.run(bind_to_service)
 
         async def body() -> Any:
             return await work()
@@ -146,6 +147,7 @@ def add(db: Session) -> None:
 
 
 async def in_a_thread() -> None:
+    home_loop.set(asyncio.get_running_loop())
     await asyncio.to_thread(call_db, add)
 
 
