@@ -141,7 +141,7 @@ async def plan_of(settings: Settings, wanted: Wanted) -> Plan:
 
 def _lacks_known_tables(plan: Plan) -> bool:
     """Whether the backup needs tables that the database lacks, as it lacks all, and that our migrations make."""
-    known = {script.revision for script in APPLICATION_HISTORY.scripts().walk_revisions()}
+    known = APPLICATION_HISTORY.revisions
     return plan.is_new and bool(plan.problems) and plan.revision in known
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from service import TaskRegistry, config, host, logs
+from service import TaskRegistry, config, logs
 from service.database.engine import Database
-from service.database.session import use_application_database
+from service.database.session import leave_application_database, use_application_database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer, start_server
@@ -39,14 +39,6 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     TaskRegistry.clear()
     config.forget_settings()
     logs.flush()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def no_collection_at_each_start() -> Iterator[None]:
-    """With the modules of all tests in memory it takes a third of a second; services in processes do collect."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "_collect_garbage_less_often", lambda stack: None)
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -115,5 +107,5 @@ async def application(database_url: str) -> AsyncIterator[Database]:
     database = Database(database_url, setting="DATABASE_URL")
     use_application_database(database)
     yield database
-    use_application_database(None)
+    leave_application_database(database)
     await database.dispose()

@@ -198,11 +198,12 @@ class Heartbeat:
 
     async def _take_over(self, database: Database, dead: Mapping[str, int], silent: set[str]) -> None:
         async with database.engine.begin() as connection:
-            await nodes.end_connections(connection, silent)
+            if silent:
+                seen = {node: dead[node] for node in silent}
+                await nodes.end_connections(connection, await nodes.still_as_seen(connection, seen))
             done = await rescue(connection, dead, await slots.now_of(connection))
         for node in done:
-            if presence.is_gone(self._folder, node):
-                presence.forget(self._folder, node)
+            presence.forget(self._folder, node)
         if done:
             self._call(self._on_rescue)
 

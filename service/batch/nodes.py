@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,16 @@ async def live_tasks(connection: AsyncConnection) -> set[str]:
 async def record_loaded(connection: AsyncConnection, node: str, tasks: Iterable[str]) -> None:
     """Say which tasks a node has loaded by now."""
     await connection.execute(update(nodes).where(nodes.c.id == node).values(tasks=sorted(tasks)))
+
+
+async def still_as_seen(connection: AsyncConnection, beats: Mapping[str, int]) -> set[str]:
+    """Those of these nodes whose counters are still the ones that were seen.
+
+    They can't beat until this transaction is over, but for one that is in the midst of it, or was stopped there.
+    """
+    found = select(nodes.c.id, nodes.c.beats).where(nodes.c.id.in_(beats)).order_by(nodes.c.id)
+    await connection.execute(found.with_for_update(skip_locked=True))
+    return {node for node, count in await connection.execute(found) if count == beats[node]}
 
 
 async def end_connections(connection: AsyncConnection, of: Iterable[str]) -> None:

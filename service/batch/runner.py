@@ -26,7 +26,7 @@ from service.batch.retryafter import seconds_asked
 from service.batch.runs import Claimed
 from service.batch.states import Origin, RunState
 from service.batch.threads import Threads
-from service.database.sync import home_loop
+from service.database.session import home_loop
 from service.database.writers import session_owner
 from service.errors import Interrupted, InvalidParameters, RetryAfter
 from service.logs import get_logger, run_log

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
-from service.database.session import get_db
+from service.database.session import get_db, home_loop
 from service.database.writers import caller, session_place
 from service.errors import BatchError
 
 T = TypeVar("T")
-
-home_loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("home_loop", default=None)
-"""The event loop of the run that this code belongs to, for its threads."""
 
 
 def call_db(work: Callable[[Session], T], readonly: bool = False) -> T:

@@ -25,7 +25,7 @@ from service.batch.states import FINAL
 from service.batch.tables import CLAIMABLE_SQL, new_id
 from service.config import get_settings
 from service.database.engine import Database
-from service.database.session import use_application_database
+from service.database.session import leave_application_database, use_application_database
 from service.errors import BatchError
 from service.testing.failures import Failures
 from service.testing.instances import prepared
@@ -67,7 +67,7 @@ class DrivenService:
             application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pool_size=5)
             stack.push_async_callback(application.dispose)
             use_application_database(application, partial(fence.guard, idle_seconds=settings.LEASE_SECONDS))
-            stack.callback(use_application_database, None)
+            stack.callback(leave_application_database, application)
             stack.enter_context(logs.keep_run_lines())
             tasks = prepared(prepared(self._tasks, self._failures.prepare), self._recorder.prepare)
             self._engine = LocalEngine(self._ledger, tasks, self.node)

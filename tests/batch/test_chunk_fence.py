@@ -20,7 +20,7 @@ from service.batch.chunking.checkpoints import Overtaken, Place
 from service.batch.tables import checkpoints as table
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.database.session import application_database, use_application_database
+from service.database.session import application_database, leave_application_database, use_application_database
 from service.errors import LeaseLost
 from service.host import APPLICATION_HISTORY
 from tests.batch.test_chunks import Attempt, task
@@ -40,7 +40,7 @@ async def postgres_application(postgres_database: str) -> AsyncIterator[Database
     await migrate(database, APPLICATION_HISTORY)
     use_application_database(database, partial(fence.guard, idle_seconds=30))
     yield database
-    use_application_database(None)
+    leave_application_database(database)
     await database.dispose()
 
 

@@ -299,6 +299,32 @@ async def test_a_transaction_that_was_open_beside_it_is_rolled_back_and_holds_no
     assert await emails() == ["ada@example.com"]
 
 
+@pytest.mark.parametrize("batch_database", ["postgresql"])  # whose old rows an open snapshot keeps from being removed
+async def test_a_read_only_transaction_that_was_open_beside_it_is_ended_too(batch: Batch) -> None:
+    class Reading(BaseTask):
+        name, schedule = "reading", None
+
+        async def run(self) -> None:
+            self._has_read = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read())
+                await self._has_read.wait()
+                async for chunk in self.chunks([1], size=1):
+                    async with chunk:
+                        pass
+
+        async def _read(self) -> None:
+            async with get_db(readonly=True) as db:
+                await db.execute(select(User))
+                self._has_read.set()
+                await asyncio.Event().wait()
+
+    await batch.run(Reading, kill_after_chunk=1)
+    async with asyncio.timeout(10):
+        while await transactions():
+            await asyncio.sleep(0.05)  # PostgreSQL takes its time to notice
+
+
 async def transactions() -> int:
     """That anybody else has open in this database."""
     others = text(
