@@ -133,9 +133,14 @@ def _brief(source: Source, name: str) -> Facts:
     return Facts(name, at, header.kind, header.database, header.revision, source.size)
 
 
+def _pinned(seen: Sequence[Seen], rows: dict[Key, Row]) -> frozenset[str]:
+    """What is pinned in one of the places, or by an older version in the ledger, is pinned in all of them."""
+    return frozenset(row["name"] for row in rows.values() if row["pinned_at"]).union(*(one.pinned for one in seen))
+
+
 def decided(seen: Sequence[Seen], rows: dict[Key, Row], settings: Settings) -> list[Decision]:
-    """What is to become of the backups in each place. What is pinned in one of them is pinned in all."""
-    pinned = frozenset(row["name"] for row in rows.values() if row["pinned_at"]).union(*(one.pinned for one in seen))
+    """What is to become of the backups in each place."""
+    pinned = _pinned(seen, rows)
     rules = Rules(
         days=settings.BACKUP_RETENTION_DAYS,
         last=settings.BACKUP_KEEP_LAST,
@@ -157,12 +162,13 @@ def _kept(name: str, row: Row | None, is_pinned: bool) -> Kept:
 
 def _rows(seen: list[Seen], rows: dict[Key, Row], settings: Settings) -> list[Row]:
     """For people: `check`, `kept` and `where` are words."""
-    found = []
+    found, pinned = [], _pinned(seen, rows)
     for one, decision in zip(seen, decided(seen, rows, settings), strict=True):
         for verdict in decision.verdicts:
             size = one.sizes[verdict.name]
             row = rows.get((one.place, verdict.name), records.UNKNOWN)
-            found.append(_row(one, verdict, row if row["size"] == size else records.UNKNOWN))
+            row = row if row["size"] == size else records.UNKNOWN
+            found.append({**_row(one, verdict, row), "pinned": verdict.name in pinned})
     return sorted(found, key=lambda row: str(row["name"]), reverse=True)
 
 
@@ -176,7 +182,6 @@ def _row(seen: Seen, verdict: Verdict, row: Row) -> Row:
         "size": seen.sizes[verdict.name],
         "check": CHECKS.get(state, state),
         "kept": verdict.why,
-        "pinned": verdict.name in seen.pinned,
         "where": "folder" if seen.place == FOLDER else "elsewhere",
     }
 

@@ -68,12 +68,16 @@ class Done:
 
 
 async def recorded(
-    settings: Settings, work: Callable[[AsyncConnection], Awaitable[T]], *, reads: bool = False
+    settings: Settings,
+    work: Callable[[AsyncConnection], Awaitable[T]],
+    *,
+    reads: bool = False,
+    migrates: bool = True,
 ) -> T | None:
     """One transaction in the ledger; None where there is none yet. Raises DatabaseError.
 
-    Before a transaction that writes an older ledger is migrated. `reads`: it only reads, so it waits for no lock and
-    migrates nothing.
+    An older ledger is migrated before; with `migrates=False` it is an error, and nothing is changed. `reads`: it waits
+    for no lock, and migrates nothing either.
     """
     database = Database(settings.ledger_url, setting="LEDGER_URL", pool_size=1)
     if _is_to_come(database):
@@ -84,6 +88,8 @@ async def recorded(
             if not await connection.run_sync(lambda sync: inspect(sync).has_table("batch_runs")):
                 return None
             is_older = not await connection.run_sync(_has_places)
+        if is_older and not migrates:
+            raise DatabaseError("the ledger is at an older migration than this code; `batch serve` migrates it")
         if is_older and not reads:
             from service.database.migrate import migrate
             from service.host import LEDGER_HISTORY  # which imports all of a service
@@ -106,19 +112,14 @@ def _has_places(connection: Connection) -> bool:
 async def asked(settings: Settings, query: Callable[[AsyncConnection], Awaitable[T]]) -> T | None:
     """Reads what the ledger knows of backups; None where there is none yet. Raises DatabaseError, also where the
     ledger is older than this code, so that its table looks otherwise."""
-
-    async def read(connection: AsyncConnection) -> T:
-        if not await connection.run_sync(_has_places):
-            raise DatabaseError("the ledger is at an older migration than this code; `batch serve` migrates it")
-        return await query(connection)
-
-    return await recorded(settings, read, reads=True)
+    return await recorded(settings, query, reads=True, migrates=False)
 
 
 async def noted(settings: Settings, name: str, write: Callable[[AsyncConnection], Awaitable[None]]) -> None:
-    """As `recorded`; but where the ledger is away that is only told, for the work on the backup itself is done."""
+    """As `recorded`; but where the ledger is away, or older than this code, that is only told: the work on the backup
+    itself is done, and a restore may be about to bring back the ledger as it is."""
     try:
-        await recorded(settings, write)
+        await recorded(settings, write, migrates=False)
     except DatabaseError as error:
         logger.warning(f"The ledger has not heard what was done with {name}: {error.message}")
 

@@ -19,7 +19,7 @@ from service.database.engine import Database
 from service.database.types import UtcDateTime
 from service.errors import DatabaseError
 from service.host import LEDGER_HISTORY
-from service.keeping import known, recorded
+from service.keeping import known, noted, recorded
 from tests.databases import migrated
 
 AT = datetime(2026, 3, 29, 12, 0, 0, tzinfo=UTC)
@@ -174,6 +174,18 @@ async def test_who_only_reads_migrates_nothing_and_says_that_the_ledger_is_older
         version = await connection.execute(text("SELECT version_num FROM batch_alembic_version"))
         assert version.scalar_one() == "ledger_0006"
     await database.dispose()
+
+
+async def test_what_is_only_noted_migrates_nothing_either(old_ledger: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A restore backs up what is there, and may then bring back the tables of the ledger at their own migration."""
+
+    async def write(connection: AsyncConnection) -> None:
+        await records.record(connection, facts(), FOLDER, AT)
+
+    await noted(get_settings(), NAME, write)
+    assert f"The ledger has not heard what was done with {NAME}: the ledger is at an older migration" in caplog.text
+    with pytest.raises(DatabaseError):
+        await known(get_settings())
 
 
 async def test_where_no_ledger_is_yet_nothing_is_made_and_nothing_written(
