@@ -29,8 +29,6 @@ from service.pinning import written_out
 Key = tuple[str, str]
 """A place and a name."""
 READERS = 8
-MANIFEST_READERS = 2
-"""Fewer, for a manifest takes more memory than the first bytes of a file."""
 CHECKS = {"restored": "restored", "checksums": "checksums only"}
 
 
@@ -84,7 +82,7 @@ async def adopted(settings: Settings, storages: Sequence[Storage], seen: Sequenc
 
 
 def _all_facts(storage: Storage, sizes: dict[str, int], _: object) -> dict[str, Row]:
-    return _read_all(storage, sizes, facts_of, MANIFEST_READERS)
+    return _read_all(storage, sizes, facts_of)
 
 
 async def _record(connection: AsyncConnection, found: dict[Key, Row], at: datetime) -> bool:
@@ -104,10 +102,8 @@ def _is_unread(row: Row) -> bool:
     return row["failed_check"] is not None and row["failed_at"] is None
 
 
-def _read_all(
-    storage: Storage, sizes: dict[str, int], read: Callable[[Source, str], Facts], at_once: int = READERS
-) -> dict[str, Row]:
-    with ThreadPoolExecutor(at_once) as readers:
+def _read_all(storage: Storage, sizes: dict[str, int], read: Callable[[Source, str], Facts]) -> dict[str, Row]:
+    with ThreadPoolExecutor(READERS) as readers:
         rows = readers.map(partial(_read, storage, read), sizes, sizes.values())
         return dict(zip(sizes, rows, strict=True))
 
