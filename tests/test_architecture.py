@@ -25,10 +25,10 @@ ROOT = Path(__file__).parent.parent
 LAYERS: dict[str, int] = {
     **dict.fromkeys(("web", "cli", "listing", "console", "server", "connections", "reload", "testing", "__main__"), 3),
     **dict.fromkeys(("app", "host", "stopping", "sentry", "details", "following", "managing", "restoring"), 3),
-    **dict.fromkeys(("keeping", "copying", "finding", "discarding"), 3),
+    **dict.fromkeys(("keeping", "copying", "finding", "discarding", "pinning"), 3),
     **dict.fromkeys(("batch", "backup", "application"), 2),
     "database": 1,
-    **dict.fromkeys(("config", "clock", "errors", "logs", "loglines"), 0),
+    **dict.fromkeys(("config", "placeurl", "clock", "errors", "logs", "loglines"), 0),
 }
 """Imports point down. Within a part, and within the first and the last layer, they may point sideways."""
 

@@ -20,6 +20,8 @@ from service.errors import BackupError
 
 STAMP = "%Y%m%d_%H%M%S"
 NAME = re.compile(r"backup_([0-9]{8}_[0-9]{6})\.backup\.gz")
+PIN = ".pin"
+"""What the name of the small file ends with that pins the backup beside it."""
 ABANDONED_AFTER = timedelta(days=1)
 
 _LARGER = "Free some space there, or set BACKUP_DIR to a folder on a larger disk."
@@ -30,6 +32,8 @@ _ADVICE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _WRITABLE),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), _NO_FOLDER),
 }
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems say that don't know hard links: FAT, and some that are mounted from elsewhere."""
 
 
 @contextmanager
@@ -73,10 +77,18 @@ class Place:
         return True
 
     def publish(self) -> Path:
-        self.partial.rename(self.final)
-        self.published = True
-        _sync(self.final.parent)
-        return self.final
+        """Where somebody has copied a file of that name into the folder meanwhile, the next free name is taken."""
+        at = taken_at(self.final)
+        assert at is not None
+        while True:
+            try:
+                publish(self.partial, self.final)
+            except FileExistsError:
+                at += timedelta(seconds=1)
+                self.final = _place(self.final.parent, at).final
+                continue
+            self.published = True
+            return self.final
 
 
 @contextmanager
@@ -124,8 +136,28 @@ def _remove_own(path: Path, before: datetime | None = None) -> None:
             path.unlink()
 
 
-def _sync(folder: Path) -> None:
-    """Make a rename in this folder outlive a power cut."""
+def publish(partial: Path, final: Path) -> None:
+    """Give a whole file its name, which then outlives a power cut. Raises FileExistsError where that is taken.
+
+    A link never writes over a file, as a rename does. Where there are no links an empty file takes the name first.
+    """
+    try:
+        os.link(partial, final)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(final, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            partial.rename(final)
+        except OSError:
+            final.unlink()
+            raise
+    partial.unlink(missing_ok=True)
+    sync(final.parent)
+
+
+def sync(folder: Path) -> None:
+    """Make a change of names in this folder outlive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

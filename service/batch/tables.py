@@ -237,13 +237,13 @@ backups = Table(
     "batch_backups",
     ledger,
     Column("name", String(100), primary_key=True),
+    Column("place", Text, primary_key=True),
     Column("taken_at", UtcDateTime, nullable=False),
     *(Column(name, BigInteger) for name in ("size", "rows", "tables")),
     Column("taken_by_run", Id),
-    Column("local", Boolean, nullable=False),
-    *(Column(f"{done}_at", UtcDateTime) for done in ("uploaded", "verified", "failed", "restored", "pinned")),
-    *(Column(n, Text) for n in ("kind", "database", "revision", "url", "verified_how", "failed_check", "pinned_by")),
-    Column("created_at", UtcDateTime, nullable=False),
+    *(Column(f"{done}_at", UtcDateTime) for done in ("verified", "failed", "restored", "pinned")),
+    *(Column(n, Text) for n in ("kind", "database", "revision", "verified_how", "failed_check", "pinned_by")),
+    *(Column("manifest", String(64)), Column("created_at", UtcDateTime, nullable=False)),
 )
 
 checkpoints = Table(

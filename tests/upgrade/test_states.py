@@ -119,7 +119,7 @@ async def _is(found: Any, expected: dict[str, str]) -> bool:
 def test_what_commands_tell_of_it_is_complete(state: State, batch: Batch) -> None:
     assert batch("run", "sort").code == 0
     backups = batch("backup", "list", "--json").json
-    assert [(bool(row["pinned_at"]), row["check"]) for row in backups] == [
+    assert [(row["pinned"], row["check"]) for row in backups] == [
         (False, "checksums only"),
         (True, "restored"),
     ]
