@@ -182,5 +182,6 @@ async def remove_gone(
             await slots.close(connection, [row.id], now)
     named = tasks.c.name.in_(rows.among(tasks.c.name, gone, connection.dialect.name))
     await connection.execute(update(tasks).where(named).values(removed_at=now))
-    await changed(connection)
+    if gone:
+        await changed(connection)
     return gone

@@ -691,9 +691,12 @@ async def test_a_loop_that_has_ended_knows_its_total_without_a_count(world: Data
     attempt = Attempt()
 
     async def body() -> None:
-        async for chunk in task.chunks(iter(range(25)), size=10, total=True):
+        loop = task.chunks(iter(range(25)), size=10, total=True)
+        async for chunk in loop:
             async with chunk:
                 assert (said := attempt.run.meter.latest()) is None or said.total is None
+
+        assert [chunk async for chunk in loop] == []  # asked once more, it counts no more
 
     await attempt.does(body)
     last = attempt.run.meter.latest()

@@ -142,7 +142,7 @@ class Chunks(Generic[T]):
 
     async def _finish(self) -> None:
         """A loop that had nothing to do leaves no row: it costs nothing, and is the same when it is asked again."""
-        if self.run is None:
+        if self.run is None or (self._has_ended and self.place.is_finished):
             return
         if self.place.chunks and not self.place.is_finished:
             finished = replace(self.place, is_finished=True)
