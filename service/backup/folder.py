@@ -7,8 +7,11 @@ whoever creates it afterwards finds the finished backup: so two processes never 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -91,16 +94,31 @@ def reserve(folder: Path, at: datetime) -> Iterator[Place]:
             remove_unfinished(place.partial)
 
 
+def create(path: Path) -> int:
+    """A new file for this user alone, as a descriptor. Raises FileExistsError, also where a link stands."""
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR, 0o600)
+
+
 def copy_beside(partial: Path) -> Path:
-    """Where a copy of SQLite's database lies while the backup is made of it."""
-    return partial.with_suffix(".copy")
+    """A new file for the copy of SQLite's database of which the backup is made. Nobody can guess its name."""
+    path = partial.with_suffix(f".copy.{secrets.token_hex(8)}")
+    os.close(create(path))
+    return path
 
 
 def remove_unfinished(partial: Path) -> None:
     """With the copy, and what SQLite may have beside that."""
     partial.unlink(missing_ok=True)
-    for path in partial.parent.glob(f"{copy_beside(partial).name}*"):
-        path.unlink(missing_ok=True)
+    for path in partial.parent.glob(f"{partial.stem}.copy*"):
+        _remove_own(path)
+
+
+def _remove_own(path: Path, before: float = math.inf) -> None:
+    """A file of this user's that was last written before this instant. Nothing else that has such a name."""
+    with suppress(OSError):
+        facts = path.lstat()
+        if stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid() and facts.st_mtime < before:
+            path.unlink()
 
 
 def _place(folder: Path, at: datetime) -> Place:
@@ -113,9 +131,7 @@ def remove_abandoned(folder: Path, now: datetime) -> None:
     limit = (now - ABANDONED_AFTER).timestamp()
     for pattern in (".backup_*.partial", ".backup_*.copy*"):
         for path in folder.glob(pattern):
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime < limit:
-                    path.unlink()
+            _remove_own(path, before=limit)
 
 
 def _sync(folder: Path) -> None:
