@@ -74,8 +74,8 @@ class Work:
         live = {table.name for table in self.live.structure.tables}
         return [
             table.name
-            for table in self.structure.tables
-            if table.owner is None and table.name not in restored and (table.name in live) == (schema == LIVE)
+            for table in self.structure.with_rows()
+            if table.name not in restored and (table.name in live) == (schema == LIVE)
         ]
 
 
@@ -194,8 +194,8 @@ def _notes(
     if made.path:
         yield f"tables that are missing are made as of migration {', '.join(made.revisions.values())}"
     names = {table.name for table in restored}
-    for table in live.structure.tables:
-        if table.owner is None and table.name not in names and table.name not in live.revisions:
+    for table in live.structure.with_rows():
+        if table.name not in names and table.name not in live.revisions:
             yield f"{table.name} is not in the backup and stays as it is"
     for name in _left_out(backup):
         if live.structure.tables and structure.table(name) is None:

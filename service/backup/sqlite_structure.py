@@ -89,6 +89,10 @@ class Structure:
             table for table in self.tables if table.owner == name or (table.name == name and table.kind == ORDINARY)
         ]
 
+    def with_rows(self) -> list[Table]:
+        """Without the tables that are parts of others, and without those that only show the rows of others."""
+        return [table for table in self.tables if table.owner is None and self.parts(table.name)]
+
     def created(self, *kinds: str) -> Iterator[Object]:
         """Those of these kinds, in the order in which they can be made. Virtual tables make their own themselves."""
         shadows = {table.name for table in self.tables if table.kind == SHADOW}
