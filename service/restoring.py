@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
@@ -37,6 +38,7 @@ from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.keeping import Tell, create, facts_of, nobody, noted, place_of, record_failure, recorded, refuse_changed
 
 MOST_NAMED = 5
+HISTORIES = (APPLICATION_HISTORY, LEDGER_HISTORY)
 
 
 @dataclass(frozen=True)
@@ -130,17 +132,22 @@ async def plan_of(settings: Settings, wanted: Wanted) -> Plan:
     source = await in_thread(lambda _: find(wanted.backup))
     try:
         await _own_facts(settings, source, wanted)
-        plan = await planned(source, settings.DATABASE_URL)
+        plan = await planned(source, settings.DATABASE_URL, histories=HISTORIES)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
-    if wanted.dry_run or not _lacks_known_tables(plan):
+    if wanted.dry_run or not _lacks_known_tables(settings, plan):
         return plan
     made = f"the database is empty: the tables of migration {plan.revision} are made first"
     return replace(plan, problems=(), notes=(made,))
 
 
-def _lacks_known_tables(plan: Plan) -> bool:
-    """Whether the backup needs tables that the database lacks, as it lacks all, and that our migrations make."""
+def _lacks_known_tables(settings: Settings, plan: Plan) -> bool:
+    """Whether the backup needs tables that the database lacks, as it lacks all, and that our migrations make.
+
+    A restore into SQLite makes them itself, in the new file.
+    """
+    if make_url(settings.DATABASE_URL).get_backend_name() == "sqlite":
+        return False
     known = APPLICATION_HISTORY.revisions
     return plan.is_new and bool(plan.problems) and plan.revision in known
 
@@ -176,10 +183,10 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
     source = await in_thread(lambda _: find(wanted.backup))
     try:
         facts = await _own_facts(settings, source, wanted)
-        plan = await planned(source, settings.DATABASE_URL)
+        plan = await planned(source, settings.DATABASE_URL, histories=HISTORIES)
         found = await activity(settings)
         found.refuse(wanted.force, plan)
-        if not wanted.dry_run and _lacks_known_tables(plan):
+        if not wanted.dry_run and _lacks_known_tables(settings, plan):
             await _make_tables(settings, await in_thread(lambda _: Backup.open(source)))
         else:
             plan.refuse()
@@ -192,6 +199,8 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
                 dry_run=wanted.dry_run,
                 still=still,
                 on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
+                folder=settings.BACKUP_DIR,
+                histories=HISTORIES,
             )
         if facts and not wanted.dry_run:
             await _record(settings, source, facts, was_real=True, is_sound=not wanted.changed)
@@ -247,6 +256,8 @@ async def check_by_restoring(settings: Settings, backup: str, tell: Tell = nobod
             settings.DATABASE_URL,
             drill_url=settings.RESTORE_DRILL_URL,
             on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
+            folder=settings.BACKUP_DIR,
+            histories=HISTORIES,
         )
         if facts:
             await _record(settings, source, facts, was_real=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -104,14 +105,22 @@ def reserve(folder: Path, at: datetime) -> Iterator[Place]:
             remove_unfinished(place.partial)
 
 
+def create(path: Path) -> int:
+    """A new file for this user alone, as a descriptor. Raises FileExistsError, also where a link stands."""
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR, 0o600)
+
+
 def copy_beside(partial: Path) -> Path:
-    """Where a copy of SQLite's database lies while the backup is made of it."""
-    return partial.with_suffix(".copy")
+    """A new file for the copy of SQLite's database of which the backup is made. Nobody can guess its name."""
+    path = partial.with_suffix(f".copy.{secrets.token_hex(8)}")
+    os.close(create(path))
+    return path
 
 
 def remove_unfinished(partial: Path) -> None:
     """With the copy, and what SQLite may have beside that."""
-    for path in (partial, *partial.parent.glob(f"{copy_beside(partial).name}*")):
+    partial.unlink(missing_ok=True)
+    for path in partial.parent.glob(f"{partial.stem}.copy*"):
         _remove_own(path)
 
 

@@ -29,8 +29,7 @@ KIND_NAMES = {"p": "a partitioned table", "f": "a foreign table", "m": "a materi
 class Plan:
     """`rows`: how many each of the tables has now, by its name, where this role may see them.
 
-    `is_whole`: SQLite's file is replaced as a whole. `is_new`: nothing is there yet. `holds_ledger`: the ledger's are
-    among them.
+    `is_new`: nothing is there yet. `holds_ledger`: the ledger's are among them.
     """
 
     backup: str
@@ -41,7 +40,6 @@ class Plan:
     rows: Mapping[str, int]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
-    is_whole: bool = False
     is_new: bool = False
     holds_ledger: bool = False
 

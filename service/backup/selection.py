@@ -21,6 +21,7 @@ LEDGERS = frozenset(
         "log",
         "missed",
         "nodes",
+        "pruned",
         "runs",
         "schedules",
         "tasks",
