@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.backup.count import Report
-from service.backup.plan import Plan, has_ledger, revision_of
+from service.backup.migrated import make_migrated_tables, needed
+from service.backup.plan import Plan
 from service.backup.reader import Backup, LocalFile, Source
 from service.backup.restore import planned
 from service.backup.restore import restore as restore_backup
@@ -30,12 +31,11 @@ from service.batch.records import Facts
 from service.batch.states import ACTIVE
 from service.batch.tables import nodes, runs
 from service.config import Settings
-from service.database.engine import Database
-from service.database.migrate import migrate
 from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.keeping import Tell, create, facts_of, nobody, noted, own_name, record_failure, recorded
 
+HISTORIES = (APPLICATION_HISTORY, LEDGER_HISTORY)
 MOST_NAMED = 5
 
 
@@ -127,33 +127,20 @@ async def plan_of(settings: Settings, wanted: Wanted) -> Plan:
     """What would be done, and what is in the way. Raises BackupError where there is no such backup."""
     source = await in_thread(lambda _: find(wanted.backup))
     try:
-        plan = await planned(source, settings.DATABASE_URL)
+        plan = await planned(source, settings.DATABASE_URL, HISTORIES)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
-    if wanted.dry_run or not _lacks_known_tables(plan):
+    if wanted.dry_run or not _lacks_known_tables(settings, plan):
         return plan
     made = f"the database is empty: the tables of migration {plan.revision} are made first"
     return replace(plan, problems=(), notes=(made,))
 
 
-def _lacks_known_tables(plan: Plan) -> bool:
-    """Whether the backup needs tables that the database lacks, as it lacks all, and that our migrations make."""
-    known = {script.revision for script in APPLICATION_HISTORY.scripts().walk_revisions()}
-    return plan.is_new and bool(plan.problems) and plan.revision in known
-
-
-async def _make_tables(settings: Settings, backup: Backup) -> None:
-    """The tables that a backup needs, as they were then. The present code upgrades them when it starts."""
-    wanted = [(APPLICATION_HISTORY, settings.DATABASE_URL, "DATABASE_URL")]
-    if has_ledger(backup):
-        wanted.append((LEDGER_HISTORY, settings.DATABASE_URL, "DATABASE_URL"))
-    for history, url, setting in wanted:
-        revision = revision_of(backup, history.version_table)
-        database = Database(url, setting=setting, pooled=False)
-        try:
-            await migrate(database, history, revision)
-        finally:
-            await database.dispose()
+def _lacks_known_tables(settings: Settings, plan: Plan) -> bool:
+    """SQLite: whether the backup needs tables that our migrations make, and there is no table at all."""
+    is_known = plan.revision is not None and APPLICATION_HISTORY.knows(plan.revision)
+    is_file = settings.DATABASE_URL.startswith("sqlite")
+    return is_file and plan.is_new and bool(plan.problems) and is_known
 
 
 async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Restored:
@@ -173,11 +160,12 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
     source = await in_thread(lambda _: find(wanted.backup))
     try:
         facts = await _own_facts(settings, source)
-        plan = await planned(source, settings.DATABASE_URL)
+        plan = await planned(source, settings.DATABASE_URL, HISTORIES)
         found = await activity(settings)
         found.refuse(wanted.force, plan)
-        if not wanted.dry_run and _lacks_known_tables(plan):
-            await _make_tables(settings, await in_thread(lambda _: Backup.open(source)))
+        if not wanted.dry_run and _lacks_known_tables(settings, plan):
+            backup = await in_thread(lambda _: Backup.open(source))
+            await make_migrated_tables(settings.DATABASE_URL, needed(backup, HISTORIES))
         else:
             plan.refuse()
         safety = await _safety(settings, plan, tell) if wanted.safety and not wanted.dry_run else None
@@ -186,6 +174,7 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
             report = await restore_backup(
                 source,
                 settings.DATABASE_URL,
+                HISTORIES,
                 dry_run=wanted.dry_run,
                 still=still,
                 on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
@@ -243,6 +232,7 @@ async def check_by_restoring(settings: Settings, backup: str, tell: Tell = nobod
             source,
             settings.DATABASE_URL,
             drill_url=settings.RESTORE_DRILL_URL,
+            histories=HISTORIES,
             on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
         )
         if facts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from sqlalchemy.engine import URL, make_url
@@ -16,18 +16,19 @@ from service.backup.progress import Meter, Progress
 from service.backup.reader import Backup, Source
 from service.backup.server import Still
 from service.backup.threads import in_thread
+from service.database.migrate import History
 from service.errors import BackupError
 
 KINDS: dict[str, ModuleType] = {"sqlite+aiosqlite": restore_sqlite, "postgresql+asyncpg": restore_postgresql}
 
 
-async def planned(source: Source, url: str) -> Plan:
+async def planned(source: Source, url: str, histories: Sequence[History] = ()) -> Plan:
     """What `restore` would do to the database, and what is in the way. Nothing is changed. Raises BackupError."""
     target = make_url(url)
 
     def work(stop: object) -> Plan:
         backup, kind = _opened(source, target)
-        found: Plan = kind.plan(backup, target, stop)
+        found: Plan = kind.plan(backup, target, stop, histories)
         return found
 
     return await in_thread(work)
@@ -36,6 +37,7 @@ async def planned(source: Source, url: str) -> Plan:
 async def restore(
     source: Source,
     url: str,
+    histories: Sequence[History] = (),
     *,
     dry_run: bool = False,
     still: Still | None = None,
@@ -43,6 +45,7 @@ async def restore(
 ) -> Report:
     """Restore a backup into this database; `dry_run`: do it, and roll it back.
 
+    `histories` are the migrations that make the tables where the database has none yet.
     `still` is awaited once nobody else can write to the tables any more, on another event loop, and prevents the
     restore by raising. Raises BackupError, which says why; then, when cancelled and when the process is killed,
     everything in the database is as it was. (A cancel that comes while it commits may find it done.) `on_progress` is
@@ -56,7 +59,7 @@ async def restore(
 
     def work(stop: object) -> Report:
         backup, kind = _opened(source, target)
-        done: Report = kind.run(backup, target, Meter(tell), stop, dry_run=dry_run, still=still)
+        done: Report = kind.run(backup, target, Meter(tell), stop, histories, dry_run=dry_run, still=still)
         return done
 
     return await in_thread(work)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -24,12 +25,13 @@ from service.backup.reader import Backup, SavedTable
 from service.backup.server import Still
 from service.backup.tablewise import replace_tables
 from service.backup.threads import Stop
+from service.database.migrate import History
 from service.errors import BackupError
 
 STEP_PAGES = 5000
 
 
-def plan(backup: Backup, url: URL, stop: Stop) -> Plan:
+def plan(backup: Backup, url: URL, stop: Stop, histories: Sequence[History]) -> Plan:
     path = file_of(url)
     with explained(path, stop):
         return _plan(backup, url, path)
@@ -107,7 +109,16 @@ def _table_problems(table: SavedTable, present: dict[str, dict[str, str]], neede
     return plans.column_problems(table, present[table.name]) + more
 
 
-def run(backup: Backup, url: URL, meter: Meter, stop: Stop, *, dry_run: bool, still: Still | None) -> Report:
+def run(
+    backup: Backup,
+    url: URL,
+    meter: Meter,
+    stop: Stop,
+    histories: Sequence[History],
+    *,
+    dry_run: bool,
+    still: Still | None,
+) -> Report:
     started, path = clock.monotonic(), file_of(url)
     with unpacked(backup, path.parent, meter, stop) as saved, explained(path, stop):
         made = _plan(backup, url, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
@@ -17,6 +17,7 @@ from service.backup.plainfile import unpacked
 from service.backup.progress import Meter, Progress
 from service.backup.reader import Backup, Source
 from service.backup.threads import Stop, in_thread
+from service.database.migrate import History
 from service.errors import BackupError
 
 
@@ -25,13 +26,15 @@ async def restore_into_scratch(
     url: str,
     *,
     drill_url: str | None = None,
+    histories: Sequence[History] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Load every row of a backup where nobody sees it, compare the counts with the manifest, and leave nothing there.
 
     SQLite: in a file beside the database, which SQLite checks as a whole. PostgreSQL: in tables made for it, in one
     transaction that is rolled back, so that not even `kill -9` leaves any; in the database of `drill_url`, or else in
-    that of `url`, whose present tables say what the new ones look like. Raises BackupError.
+    that of `url`. `histories` are the migrations that make them; what they don't make looks like the table of the same
+    name that is there. Raises BackupError, also where a table of the backup could not be tried.
     """
     application, drill, loop = make_url(url), make_url(drill_url) if drill_url else None, asyncio.get_running_loop()
 
@@ -44,7 +47,7 @@ async def restore_into_scratch(
         if backup.header.kind == SQLITE:
             return _into_a_file(backup, application, Meter(tell), stop)
         refuse_unfit(backup, application, drill)
-        return scratch_postgresql.run(backup, application, drill, Meter(tell), stop)
+        return scratch_postgresql.run(backup, drill or application, Meter(tell), stop, histories)
 
     return await in_thread(work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.database.engine import Database
 from service.errors import DatabaseTooNew
@@ -32,6 +34,15 @@ class History:
         config.set_main_option("path_separator", "os")
         return ScriptDirectory.from_config(config)
 
+    def knows(self, revision: str) -> bool:
+        """Whether it has a revision of exactly this name: alembic itself takes `head`, `+1` and beginnings too."""
+        return any(script.revision == revision for script in self.scripts().walk_revisions())
+
+    @property
+    def lock(self) -> int:
+        """The number of PostgreSQL's advisory lock of whoever migrates."""
+        return zlib.crc32(self.version_table.encode())
+
 
 async def migrate(database: Database, history: History, to: str = "head") -> None:
     """Bring `database` up to the newest revision of `history`, or to this one.
@@ -42,11 +53,18 @@ async def migrate(database: Database, history: History, to: str = "head") -> Non
     try:
         async with database.engine.begin() as connection:
             if database.kind == "postgresql":
-                lock = zlib.crc32(history.version_table.encode())
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": history.lock})
             await connection.run_sync(_upgrade, history, database, to)
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
+
+
+async def make_tables(connection: AsyncConnection, history: History, revision: str, schema: str | None = None) -> None:
+    """Make the tables of this revision where there are none, in the transaction of this connection.
+
+    `schema`: of PostgreSQL, the first of the search path; only there it is looked whether they are there already.
+    """
+    await connection.run_sync(_run, history, lambda scripts, now: scripts._upgrade_revs(revision, now), schema)
 
 
 def refuse_newer(connection: Connection, history: History, database: Database) -> None:
@@ -56,14 +74,19 @@ def refuse_newer(connection: Connection, history: History, database: Database) -
 
 
 def _upgrade(connection: Connection, history: History, database: Database, to: str) -> None:
-    scripts = history.scripts()
-
-    def steps(revision: Any, _: Any) -> Any:
+    def steps(scripts: ScriptDirectory, revision: Any) -> Any:
         _refuse_newer(scripts, revision, database)
         return scripts._upgrade_revs(to, revision)
 
-    with EnvironmentContext(Config(), scripts, fn=steps) as environment:
-        environment.configure(connection=connection, version_table=history.version_table)
+    _run(connection, history, steps)
+
+
+def _run(
+    connection: Connection, history: History, steps: Callable[[ScriptDirectory, Any], Any], schema: str | None = None
+) -> None:
+    scripts = history.scripts()
+    with EnvironmentContext(Config(), scripts, fn=lambda revision, _: steps(scripts, revision)) as environment:
+        environment.configure(connection=connection, version_table=history.version_table, version_table_schema=schema)
         with environment.begin_transaction():
             environment.run_migrations()
 
