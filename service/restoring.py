@@ -127,13 +127,23 @@ async def plan_of(settings: Settings, wanted: Wanted) -> Plan:
     """What would be done, and what is in the way. Raises BackupError where there is no such backup."""
     source = await in_thread(lambda _: find(wanted.backup))
     try:
-        plan = await planned(source, settings.DATABASE_URL, HISTORIES)
+        _, plan = await _planned(settings, source)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
     if wanted.dry_run or not _lacks_known_tables(settings, plan):
         return plan
     made = f"the database is empty: the tables of migration {plan.revision} are made first"
     return replace(plan, problems=(), notes=(made,))
+
+
+async def _planned(settings: Settings, source: Source) -> tuple[str, Plan]:
+    """The database's URL, and what would be done. In an empty one the application has to own what is made."""
+    _, url = settings.backup_database
+    plan = await planned(source, url, HISTORIES)
+    if plan.is_new and url != settings.DATABASE_URL:
+        url = settings.DATABASE_URL
+        plan = await planned(source, url, HISTORIES)
+    return url, plan
 
 
 def _lacks_known_tables(settings: Settings, plan: Plan) -> bool:
@@ -160,12 +170,12 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
     source = await in_thread(lambda _: find(wanted.backup))
     try:
         facts = await _own_facts(settings, source)
-        plan = await planned(source, settings.DATABASE_URL, HISTORIES)
+        url, plan = await _planned(settings, source)
         found = await activity(settings)
         found.refuse(wanted.force, plan)
         if not wanted.dry_run and _lacks_known_tables(settings, plan):
             backup = await in_thread(lambda _: Backup.open(source))
-            await make_migrated_tables(settings.DATABASE_URL, needed(backup, HISTORIES))
+            await make_migrated_tables(url, needed(backup, HISTORIES))
         else:
             plan.refuse()
         safety = await _safety(settings, plan, tell) if wanted.safety and not wanted.dry_run else None
@@ -173,7 +183,7 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
         with _saying_where(safety):
             report = await restore_backup(
                 source,
-                settings.DATABASE_URL,
+                url,
                 HISTORIES,
                 dry_run=wanted.dry_run,
                 still=still,
@@ -230,7 +240,7 @@ async def check_by_restoring(settings: Settings, backup: str, tell: Tell = nobod
         facts = await _own_facts(settings, source)
         report = await restore_into_scratch(
             source,
-            settings.DATABASE_URL,
+            settings.backup_database[1],
             drill_url=settings.RESTORE_DRILL_URL,
             histories=HISTORIES,
             on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
