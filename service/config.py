@@ -114,6 +114,9 @@ class Settings(BaseSettings):
     )
     BACKUP_DIR: Path = Field(Path("backups"), description="Folder that BackupTask writes to.")
     BACKUP_URL: PlaceUrl | None = Field(None, description="Where backups are copied to. Empty: nowhere.")
+    BACKUP_DATABASE_URL: DatabaseUrl | None = Field(
+        None, description="The same PostgreSQL database, as the role that backs up and restores. Empty: DATABASE_URL."
+    )
     BACKUP_INCLUDE: str = Field("", description="Tables to back up, as patterns. Empty: all of the application's.")
     BACKUP_EXCLUDE: str = Field("", description="Tables to leave out, as patterns.")
     BACKUP_LEDGER: bool = Field(False, description="Whether the ledger's tables are backed up too.")
@@ -135,6 +138,17 @@ class Settings(BaseSettings):
                 f"LEASE_SECONDS ({self.LEASE_SECONDS:g}) must be at least three times HEARTBEAT_SECONDS "
                 f"({self.HEARTBEAT_SECONDS:g}): one heartbeat may fail, and a node gives up its runs a sixth of the "
                 "lease before it ends"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_postgresql_has_roles(self) -> Self:
+        url = self.BACKUP_DATABASE_URL or self.DATABASE_URL
+        kinds = {make_url(one).get_backend_name() for one in (url, self.DATABASE_URL)}
+        if url != self.DATABASE_URL and kinds != {"postgresql"}:
+            raise ValueError(
+                "BACKUP_DATABASE_URL is for another role of the PostgreSQL database that DATABASE_URL names: both have "
+                "to be postgresql://, or leave it empty"
             )
         return self
 
@@ -162,6 +176,13 @@ class Settings(BaseSettings):
             return self.DATABASE_URL
         folder = os.path.dirname(url.database or "") if url.get_backend_name() == "sqlite" else ""
         return f"sqlite+aiosqlite:///{os.path.join(folder or '.', 'ledger.db')}"
+
+    @property
+    def backup_database(self) -> tuple[str, str]:
+        """The database to back up and restore: the setting that names it, and its URL."""
+        if self.BACKUP_DATABASE_URL:
+            return "BACKUP_DATABASE_URL", self.BACKUP_DATABASE_URL
+        return "DATABASE_URL", self.DATABASE_URL
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Without what may be secret, for it ends up in logs and in the diffs of failed tests."""

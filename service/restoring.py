@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.backup.count import Report
-from service.backup.plan import Plan, has_ledger, revision_of
+from service.backup.plan import Plan
 from service.backup.reader import Backup, LocalFile, Source
 from service.backup.restore import planned
 from service.backup.restore import restore as restore_backup
@@ -31,14 +30,12 @@ from service.batch.records import Facts
 from service.batch.states import ACTIVE
 from service.batch.tables import nodes, runs
 from service.config import Settings
-from service.database.engine import Database
-from service.database.migrate import migrate
 from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.keeping import Tell, create, facts_of, nobody, noted, place_of, record_failure, recorded, refuse_changed
 
-MOST_NAMED = 5
 HISTORIES = (APPLICATION_HISTORY, LEDGER_HISTORY)
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -132,38 +129,20 @@ async def plan_of(settings: Settings, wanted: Wanted) -> Plan:
     source = await in_thread(lambda _: find(wanted.backup))
     try:
         await _own_facts(settings, source, wanted)
-        plan = await planned(source, settings.DATABASE_URL, histories=HISTORIES)
+        _, plan = await _planned(settings, source)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
-    if wanted.dry_run or not _lacks_known_tables(settings, plan):
-        return plan
-    made = f"the database is empty: the tables of migration {plan.revision} are made first"
-    return replace(plan, problems=(), notes=(made,))
+    return plan
 
 
-def _lacks_known_tables(settings: Settings, plan: Plan) -> bool:
-    """Whether the backup needs tables that the database lacks, as it lacks all, and that our migrations make.
-
-    A restore into SQLite makes them itself, in the new file.
-    """
-    if make_url(settings.DATABASE_URL).get_backend_name() == "sqlite":
-        return False
-    known = APPLICATION_HISTORY.revisions
-    return plan.is_new and bool(plan.problems) and plan.revision in known
-
-
-async def _make_tables(settings: Settings, backup: Backup) -> None:
-    """The tables that a backup needs, as they were then. The present code upgrades them when it starts."""
-    wanted = [(APPLICATION_HISTORY, settings.DATABASE_URL, "DATABASE_URL")]
-    if has_ledger(backup):
-        wanted.append((LEDGER_HISTORY, settings.DATABASE_URL, "DATABASE_URL"))
-    for history, url, setting in wanted:
-        revision = revision_of(backup, history.version_table)
-        database = Database(url, setting=setting, pooled=False)
-        try:
-            await migrate(database, history, revision)
-        finally:
-            await database.dispose()
+async def _planned(settings: Settings, source: Source) -> tuple[str, Plan]:
+    """The database's URL, and what would be done. In an empty one the application has to own what is made."""
+    _, url = settings.backup_database
+    plan = await planned(source, url, histories=HISTORIES)
+    if plan.is_new and url != settings.DATABASE_URL:
+        url = settings.DATABASE_URL
+        plan = await planned(source, url, histories=HISTORIES)
+    return url, plan
 
 
 async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Restored:
@@ -183,19 +162,16 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
     source = await in_thread(lambda _: find(wanted.backup))
     try:
         facts = await _own_facts(settings, source, wanted)
-        plan = await planned(source, settings.DATABASE_URL, histories=HISTORIES)
+        url, plan = await _planned(settings, source)
         found = await activity(settings)
         found.refuse(wanted.force, plan)
-        if not wanted.dry_run and _lacks_known_tables(settings, plan):
-            await _make_tables(settings, await in_thread(lambda _: Backup.open(source)))
-        else:
-            plan.refuse()
+        plan.refuse()
         safety = await _safety(settings, plan, tell) if wanted.safety and not wanted.dry_run else None
         since = found.at if safety else None
         with _saying_where(safety):
             report = await restore_backup(
                 source,
-                settings.DATABASE_URL,
+                url,
                 dry_run=wanted.dry_run,
                 still=still,
                 on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
@@ -253,7 +229,7 @@ async def check_by_restoring(settings: Settings, backup: str, tell: Tell = nobod
         facts = await _own_facts(settings, source)
         report = await restore_into_scratch(
             source,
-            settings.DATABASE_URL,
+            settings.backup_database[1],
             drill_url=settings.RESTORE_DRILL_URL,
             on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
             folder=settings.BACKUP_DIR,

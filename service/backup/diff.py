@@ -64,12 +64,13 @@ def _opened(settings: Settings, name: str) -> Iterator[Backup]:
 
 
 def _with_database(old: Backup, settings: Settings, stop: Stop) -> Difference:
-    url = make_url(settings.DATABASE_URL)
+    setting, text = settings.backup_database
+    url = make_url(text)
     name = shown(url)
-    _refuse_another_kind(old, url.get_backend_name(), f"the database {name} (DATABASE_URL)")
+    _refuse_another_kind(old, url.get_backend_name(), f"the database {name} ({setting})")
     if old.header.kind == POSTGRESQL:
         selection = Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER)
-        database = Database(url.database or "", name, connect_arguments(url), selection)
+        database = Database(url.database or "", name, setting, connect_arguments(url), selection)
         return diff_postgresql.with_database(old, _side(old), database, stop)
     return _with_file(old, url, stop)
 

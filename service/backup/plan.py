@@ -101,11 +101,6 @@ def has_ledger(backup: Backup) -> bool:
     )
 
 
-def revision_of(backup: Backup, version_table: str) -> str:
-    """What the table of this name, in whichever schema, says in the backup."""
-    return next(revision for table, revision in backup.header.revisions.items() if _name(table) == version_table)
-
-
 def _name(table: str) -> str:
     return table.rpartition(".")[2]
 
@@ -124,16 +119,20 @@ def for_postgresql(
         problems += _key_problems(target, there) + _sequence_problems(backup, target)
     if target.has_large_objects:
         problems.append("the database holds large objects, which backups can't contain: use pg_restore")
-    is_new = not any(one.kind in "rp" and not is_ledgers(one.name) for one in target.relations.values())
     notes = _notes(backup, target, there)
     header = backup.header
     return Plan(
         *(backup.source.name, shown(url), header.taken_at, header.revision, tables, rows),
         tuple(problems),
         tuple(notes),
-        is_new=is_new,
+        is_new=is_new(target),
         holds_ledger=has_ledger(backup),
     )
+
+
+def is_new(target: Target) -> bool:
+    """Whether the application has no table there yet."""
+    return not any(one.kind in "rp" and not is_ledgers(one.name) for one in target.relations.values())
 
 
 def _table_problems(table: SavedTable, relation: Relation | None) -> list[str]:

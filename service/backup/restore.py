@@ -32,7 +32,7 @@ async def planned(source: Source, url: str, *, histories: Sequence[History] = ()
         backup, kind = _opened(source, target)
         if kind is restore_sqlite:
             return restore_sqlite.plan(backup, target, stop, histories=histories)
-        return restore_postgresql.plan(backup, target, stop)
+        return restore_postgresql.plan(backup, target, stop, histories)
 
     return await in_thread(work)
 
@@ -49,8 +49,8 @@ async def restore(
 ) -> Report:
     """Restore a backup into this database; `dry_run`: do it, and roll it back.
 
-    SQLite: `folder` has room for twice the data (that of temporary files otherwise), and tables that are missing are
-    made by `histories`, at the backup's revision.
+    `histories` are the migrations that make the tables which the database lacks, at the backup's revision. SQLite:
+    `folder` has room for twice the data (that of temporary files otherwise).
 
     `still` is awaited once nobody else can write to the tables any more, on another event loop, and prevents the
     restore by raising. Raises BackupError, which says why; then, when cancelled and when the process is killed,
@@ -74,7 +74,7 @@ async def restore(
                 folder=folder or Path(tempfile.gettempdir()),
                 histories=histories,
             )
-        return restore_postgresql.run(backup, target, meter, stop, dry_run=dry_run, still=still)
+        return restore_postgresql.run(backup, target, meter, stop, histories, dry_run=dry_run, still=still)
 
     return await in_thread(work)
 

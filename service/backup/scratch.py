@@ -30,10 +30,10 @@ async def restore_into_scratch(
 ) -> Report:
     """Load every row of a backup where nobody sees it, compare the counts with the manifest, and leave nothing there.
 
-    SQLite: by the same restore into an empty file in `folder`; tables are made as in the application's file or by
-    `histories`. PostgreSQL: in tables made for it, in one
-    transaction that is rolled back, so that not even `kill -9` leaves any; in the database of `drill_url`, or else in
-    that of `url`, whose present tables say what the new ones look like. Raises BackupError.
+    SQLite: by the same restore into an empty file in `folder`; tables are made as in the application's file, or by
+    `histories`. PostgreSQL: in a schema made for it, in one transaction that is rolled back, so that not even `kill -9`
+    leaves any of it; in the database of `drill_url`, or else in that of `url`. There `histories` make the tables, and
+    what they don't make is made like the table of its name. Raises BackupError, also where a table could not be tried.
     """
     application, drill, loop = make_url(url), make_url(drill_url) if drill_url else None, asyncio.get_running_loop()
 
@@ -47,7 +47,7 @@ async def restore_into_scratch(
             place = folder or Path(tempfile.gettempdir())
             return restore_sqlite.try_out(backup, application, Meter(tell), stop, folder=place, histories=histories)
         refuse_unfit(backup, application, drill)
-        return scratch_postgresql.run(backup, application, drill, Meter(tell), stop)
+        return scratch_postgresql.run(backup, drill or application, Meter(tell), stop, histories)
 
     return await in_thread(work)
 
@@ -61,7 +61,7 @@ def refuse_unfit(backup: Backup, application: URL, drill: URL | None) -> None:
         )
     if drill is not None and _place(drill) == _place(application):
         raise BackupError(
-            "RESTORE_DRILL_URL is the application's own database (DATABASE_URL): name another one, or leave it empty; "
+            "RESTORE_DRILL_URL is the application's own database: name another one, or leave it empty; "
             "then a scratch schema is used there"
         )
 

@@ -19,14 +19,17 @@ def script_directory(folder: Path) -> ScriptDirectory:
     return ScriptDirectory.from_config(config)
 
 
-def upgrade(connection: Connection, folder: Path, version_table: str, to: str) -> None:
-    """Execute the migrations that the database lacks, up to the revision `to` or to `head`."""
+def upgrade(connection: Connection, folder: Path, version_table: str, to: str, schema: str | None = None) -> None:
+    """Execute the migrations that the database lacks, up to the revision `to` or to `head`.
+
+    `schema`: of PostgreSQL, where the version table is; else it is looked for by the search path.
+    """
     scripts = script_directory(folder)
 
     def steps(revision: Any, _: Any) -> Any:
         return scripts._upgrade_revs(to, revision)
 
     with EnvironmentContext(Config(), scripts, fn=steps) as environment:
-        environment.configure(connection=connection, version_table=version_table)
+        environment.configure(connection=connection, version_table=version_table, version_table_schema=schema)
         with environment.begin_transaction():
             environment.run_migrations()

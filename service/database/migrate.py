@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.database.engine import Database
 from service.errors import DatabaseTooNew
@@ -26,6 +27,15 @@ class History:
         files = sorted((self.folder / "versions").glob("*_[0-9]*_*.py"))
         return ["_".join(file.stem.split("_")[:2]) for file in files]
 
+    def knows(self, revision: str) -> bool:
+        """Whether it has a revision of exactly this name: alembic itself takes `head`, `+1` and beginnings too."""
+        return revision in self.revisions
+
+    @property
+    def lock(self) -> int:
+        """The number of PostgreSQL's advisory lock of whoever migrates."""
+        return zlib.crc32(self.version_table.encode())
+
 
 async def migrate(database: Database, history: History, to: str = "head") -> None:
     """Bring `database` up to the newest revision of `history`, or to this one.
@@ -39,11 +49,20 @@ async def migrate(database: Database, history: History, to: str = "head") -> Non
                 return
         async with database.engine.begin() as connection:
             if database.kind == "postgresql":
-                lock = zlib.crc32(history.version_table.encode())
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": history.lock})
             await connection.run_sync(_upgrade, history, database, to)
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
+
+
+async def make_tables(connection: AsyncConnection, history: History, revision: str, schema: str | None = None) -> None:
+    """Make the tables of this revision where there are none, in the transaction of this connection.
+
+    `schema`: of PostgreSQL, the first of the search path; only there it is looked whether they are there already.
+    """
+    from service.database.alembic_history import upgrade
+
+    await connection.run_sync(upgrade, history.folder, history.version_table, revision, schema)
 
 
 def refuse_newer(connection: Connection, history: History, database: Database) -> None:

@@ -28,8 +28,8 @@ SETTINGS = {
     "TASKS_DIR": str(states.TASKS),
     "BACKUP_LEDGER": "true",
     "POLL_SECONDS": "0.05",
-    "HEARTBEAT_SECONDS": "0.2",
-    "LEASE_SECONDS": "1",
+    "HEARTBEAT_SECONDS": "0.5",
+    "LEASE_SECONDS": "3",
 }
 each_state = pytest.mark.parametrize("name", states.NAMES)
 
