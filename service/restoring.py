@@ -148,9 +148,8 @@ async def _planned(settings: Settings, source: Source) -> tuple[str, Plan]:
 
 def _lacks_known_tables(settings: Settings, plan: Plan) -> bool:
     """SQLite: whether the backup needs tables that our migrations make, and there is no table at all."""
-    is_known = plan.revision is not None and APPLICATION_HISTORY.knows(plan.revision)
     is_file = settings.DATABASE_URL.startswith("sqlite")
-    return is_file and plan.is_new and bool(plan.problems) and is_known
+    return is_file and plan.is_new and bool(plan.problems) and plan.revision in APPLICATION_HISTORY.known()
 
 
 async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Restored:

@@ -61,7 +61,7 @@ def refuse_unfit(backup: Backup, application: URL, drill: URL | None) -> None:
         )
     if drill is not None and _place(drill) == _place(application):
         raise BackupError(
-            "RESTORE_DRILL_URL is the application's own database : name another one, or leave it empty; "
+            "RESTORE_DRILL_URL is the application's own database: name another one, or leave it empty; "
             "then a scratch schema is used there"
         )
 

@@ -34,9 +34,9 @@ class History:
         config.set_main_option("path_separator", "os")
         return ScriptDirectory.from_config(config)
 
-    def knows(self, revision: str) -> bool:
-        """Whether it has a revision of exactly this name: alembic itself takes `head`, `+1` and beginnings too."""
-        return any(script.revision == revision for script in self.scripts().walk_revisions())
+    def known(self) -> set[str]:
+        """Its revisions by their whole names: alembic itself takes `head`, `+1` and beginnings of names too."""
+        return {script.revision for script in self.scripts().walk_revisions()}
 
     @property
     def lock(self) -> int:
