@@ -39,8 +39,9 @@ def needed(backup: Backup, histories: Iterable[History]) -> list[Needed]:
     for history in histories:
         if history.version_table == LEDGERS_MARK and not has_ledger(backup):
             continue
+        known = history.revisions
         for table, revision in backup.header.revisions.items():
-            if table.rpartition(".")[2] == history.version_table and history.knows(revision):
+            if table.rpartition(".")[2] == history.version_table and revision in known:
                 found.append(Needed(history, revision, table))
                 break
     return found

@@ -22,6 +22,8 @@ ONTO_ITS_OWN = {
     "postgresql": "Let the code of that time make an empty database (`batch serve`), restore it into that",
 }
 """There is no way down to an older revision, so the way leads up from there."""
+MOST_NAMED = 50
+"""So many problems are told: a hostile file may have a million tables."""
 KIND_NAMES = {"p": "a partitioned table", "f": "a foreign table", "m": "a materialized view", "v": "a view"}
 
 
@@ -49,11 +51,12 @@ class Plan:
         return self.database.rpartition("/")[2]
 
     def refuse(self) -> None:
-        """Raises BackupError with all that is in the way."""
+        """Raises BackupError with what is in the way: all of it, unless that is very much."""
         if self.problems:
+            more = len(self.problems) - MOST_NAMED
             raise BackupError(
                 f"the backup {self.backup} can't be restored into {self.database}, and nothing was changed: "
-                + "; ".join(self.problems)
+                + "; ".join([*self.problems[:MOST_NAMED], *([f"and {more:,} more"] if more > 0 else [])])
             )
 
 

@@ -64,8 +64,9 @@ async def _restore(backup: Backup, place: URL, meter: Meter, histories: Sequence
 
 def _read_others(backup: Backup, loaded: Sequence[SavedTable]) -> None:
     """What is never restored (at which migration the tables were) is only compared with its checksums."""
+    names = set(map(str, loaded))
     for table in backup.tables:
-        if table not in loaded:
+        if str(table) not in names:
             for _ in backup.parts(table):
                 pass
 
@@ -195,7 +196,7 @@ class _Scratch:
         """Raises BackupError where there are tables that the backup can't be loaded into."""
         lacking = [str(table) for table in self.tables if self.target.find(table.schema, table.name) is None]
         if lacking:
-            more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
+            more = f" and {len(lacking) - MOST_NAMED:,} more" if len(lacking) > MOST_NAMED else ""
             raise BackupError(
                 f"the backup {self.backup.source.name} can't be tried out as a whole, so nothing is said about it: "
                 f"there is no table for the rows of {', '.join(lacking[:MOST_NAMED])}{more}. Neither the migrations "

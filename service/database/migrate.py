@@ -23,13 +23,12 @@ class History:
 
     @property
     def revisions(self) -> list[str]:
-        """Oldest first. A file's name begins with its revision: app_0002_checkpoints.py has `app_0002`."""
+        """Oldest first, by their whole names: Alembic itself also takes `head`, `+1` and the beginning of a name.
+
+        The name of a migration's file begins with its revision: app_0002_checkpoints.py has `app_0002`.
+        """
         files = sorted((self.folder / "versions").glob("*_[0-9]*_*.py"))
         return ["_".join(file.stem.split("_")[:2]) for file in files]
-
-    def knows(self, revision: str) -> bool:
-        """Whether it has a revision of exactly this name: alembic itself takes `head`, `+1` and beginnings too."""
-        return revision in self.revisions
 
     @property
     def lock(self) -> int:

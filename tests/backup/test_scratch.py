@@ -20,7 +20,18 @@ from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.restoring import HISTORIES
 from service.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, make_sqlite, manifest, until
-from tests.backup.restores import CHANGES, ROWS, SCHEMA, TRIGGERS, damage, everything, restored, rewrite
+from tests.backup.restores import (
+    CHANGES,
+    HANGING,
+    ROWS,
+    SCHEMA,
+    TRIGGERS,
+    damage,
+    everything,
+    killed_in_the_middle,
+    restored,
+    rewrite,
+)
 from tests.databases import migrated
 
 SESSIONS = (
@@ -181,6 +192,20 @@ async def test_names_of_a_file_are_only_compared(database: str, tmp_path: Path) 
     assert await everything(database) == before
 
 
+async def test_what_is_in_the_way_is_told_in_one_message_of_bounded_length(database: str, tmp_path: Path) -> None:
+    await execute(database, "CREATE TABLE t AS SELECT 1 AS id")
+    path = await create_backup(tmp_path / "backups")
+
+    def change(said: Any) -> None:
+        said["tables"] += [{**said["tables"][0], "name": f"t{n}", "folder": None} for n in range(20_000)]
+
+    rewrite(path, change)
+    for doing in (tried(path, database, histories=HISTORIES), restored(path, database, histories=HISTORIES)):
+        with pytest.raises(BackupError, match=r"and 19,9\d\d more") as caught:
+            await doing
+        assert len(caught.value.message) < 5_000
+
+
 async def test_a_role_that_may_make_no_schema_is_told_what_to_do(database: str, backup: Path) -> None:
     await execute(database, "CREATE ROLE batch_poor LOGIN")
     try:
@@ -228,6 +253,21 @@ async def test_a_cancel_in_the_middle_ends_the_servers_work_too(database: str, b
     await until(has_ended)
     async with connected(database) as connection:
         assert await connection.fetchval(SCHEMAS) == 0
+
+
+async def test_kill_9_in_the_middle_leaves_nothing(database: str, backup: Path) -> None:
+    before = await everything(database)
+    names = ("service.backup.restore import restore", "service.backup.scratch import restore_into_scratch as restore")
+    await killed_in_the_middle(backup, database, HANGING.replace(*names))
+
+    async def has_ended() -> bool:
+        async with connected(database) as connection:
+            return not await connection.fetchval(SESSIONS)
+
+    await until(has_ended)
+    async with connected(database) as connection:
+        assert await connection.fetchval(SCHEMAS) == 0
+    assert await everything(database) == before
 
 
 async def test_sqlite_is_tried_in_a_file_that_goes_again(
@@ -370,7 +410,9 @@ async def test_migrations_that_change_present_tables_are_rolled_back(
     assert (await tried(path, database, drill, histories=[own_history])).rows == 0
     with (own_history.folder / "versions/own_1_moods.py").open("a") as file:
         file.write('    op.execute("ALTER TABLE missing ADD x int")\n')
-    with pytest.raises(BackupError, match=r"the tables of migration own_1 can't be made.* relation \"missing\" does not"):
+    with pytest.raises(
+        BackupError, match=r"the tables of migration own_1 can't be made.* relation \"missing\" does not"
+    ):
         await tried(path, database, histories=[own_history])
     async with connected(database) as connection:
         assert await connection.fetchval(SCHEMAS) == 0
