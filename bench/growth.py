@@ -13,8 +13,8 @@ Five things are timed, by the functions that a service and `batch runs` call, ea
 Each of them on ledgers that differ in one thing from the first, in which there are ten tasks, a node, and no other run:
 so many other runs (a quarter each is over, queued for tasks that this node has not loaded, queued for paused tasks, and
 retried tomorrow; half of them are in a queue, half may run at once), so many tasks, all loaded by this node, and so
-many nodes. The ledgers take turns, so that whatever the machine does meanwhile meets all. The figures are lower quartiles: what
-else it does makes some of them longer, and none shorter.
+many nodes. The ledgers take turns, so that whatever the machine does meanwhile meets all. The figures are lower
+quartiles: what else it does makes some of them longer, and none shorter.
 
 After that a run has gone through 4,900 loops of one chunk, each with a name of its own, as inner loops have. The next
 hundred take turns with the first hundred of another run.
