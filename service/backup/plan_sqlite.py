@@ -15,7 +15,7 @@ from pathlib import Path
 from service.backup import plan as plans
 from service.backup import sqlite_tables
 from service.backup.newfile import LIVE, file_settings
-from service.backup.plainfile import opened
+from service.backup.plainfile import BY_HAND, opened
 from service.backup.plan import Plan
 from service.backup.reader import Backup, SavedTable
 from service.backup.selection import LEDGERS_MARK, is_ledgers
@@ -26,10 +26,6 @@ from service.database.migrate import History, migrate
 MADE_FILE = "made.sqlite3"
 A_TEMPORARY_FILE = "a temporary file"
 MOST_NAMED = 5
-BY_HAND = (
-    "Who trusts the backup can take the whole database out of it, while nobody uses the file: "
-    "tar xzOf FILE database.sqlite3 > app.db"
-)
 
 
 @dataclass(frozen=True)
