@@ -35,7 +35,7 @@ from service.database.engine import Database
 from service.database.migrate import migrate
 from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
-from service.keeping import Tell, create, facts_of, nobody, noted, own_name, record_failure, recorded
+from service.keeping import Tell, create, facts_of, nobody, noted, place_of, record_failure, recorded, refuse_changed
 
 MOST_NAMED = 5
 HISTORIES = (APPLICATION_HISTORY, LEDGER_HISTORY)
@@ -43,12 +43,14 @@ HISTORIES = (APPLICATION_HISTORY, LEDGER_HISTORY)
 
 @dataclass(frozen=True)
 class Wanted:
-    """A restore as a person asks for it. `force`: also beneath other nodes. `safety`: back up first what is there."""
+    """A restore as a person asks for it. `force`: also beneath other nodes. `safety`: back up first what is there.
+    `changed`: also a backup that is not as we made it."""
 
     backup: str
     dry_run: bool = False
     force: bool = False
     safety: bool = True
+    changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ async def plan_of(settings: Settings, wanted: Wanted) -> Plan:
     """What would be done, and what is in the way. Raises BackupError where there is no such backup."""
     source = await in_thread(lambda _: find(wanted.backup))
     try:
+        await _own_facts(settings, source, wanted)
         plan = await planned(source, settings.DATABASE_URL, histories=HISTORIES)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
@@ -145,7 +148,7 @@ def _lacks_known_tables(settings: Settings, plan: Plan) -> bool:
     """
     if make_url(settings.DATABASE_URL).get_backend_name() == "sqlite":
         return False
-    known = {script.revision for script in APPLICATION_HISTORY.scripts().walk_revisions()}
+    known = APPLICATION_HISTORY.revisions
     return plan.is_new and bool(plan.problems) and plan.revision in known
 
 
@@ -179,7 +182,7 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
     await still()
     source = await in_thread(lambda _: find(wanted.backup))
     try:
-        facts = await _own_facts(settings, source)
+        facts = await _own_facts(settings, source, wanted)
         plan = await planned(source, settings.DATABASE_URL, histories=HISTORIES)
         found = await activity(settings)
         found.refuse(wanted.force, plan)
@@ -200,7 +203,7 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
                 histories=HISTORIES,
             )
         if facts and not wanted.dry_run:
-            await _record(settings, source, facts, was_real=True)
+            await _record(settings, source, facts, was_real=True, is_sound=not wanted.changed)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
     return Restored(report, safety)
@@ -266,20 +269,27 @@ async def check_by_restoring(settings: Settings, backup: str, tell: Tell = nobod
     return report
 
 
-async def _own_facts(settings: Settings, source: Source) -> Facts | None:
-    """None: it is somebody else's file, of which nothing is recorded."""
-    name = own_name(settings, source.name)
-    return await in_thread(lambda _: facts_of(source, name)) if name else None
+async def _own_facts(settings: Settings, source: Source, wanted: Wanted | None = None) -> Facts | None:
+    """None: it is somebody else's file, of which nothing is recorded. Raises DamagedBackup where it was changed since
+    we made it, unless that is `wanted`."""
+    if place_of(settings, source.name) is None:
+        return None
+    facts = await in_thread(lambda _: facts_of(source, Path(source.name).name))
+    if wanted is None or not wanted.changed:
+        await refuse_changed(settings, source, facts, " (--changed restores it all the same)" if wanted else "")
+    return facts
 
 
-async def _record(settings: Settings, source: Source, facts: Facts, *, was_real: bool) -> None:
+async def _record(settings: Settings, source: Source, facts: Facts, *, was_real: bool, is_sound: bool = True) -> None:
     """That the backup loads, and whether it was into the application's database. What was done is done without it."""
-    is_local = "://" not in source.name
+    place = place_of(settings, source.name)
+    assert place is not None
 
     async def write(connection: AsyncConnection) -> None:
-        await records.record(connection, facts, clock.now(), local=is_local, url=None if is_local else source.name)
-        await records.verified(connection, facts.name, records.RESTORED, clock.now())
+        await records.record(connection, facts, place, clock.now())
+        if is_sound:
+            await records.verified(connection, facts.name, place, records.RESTORED, clock.now())
         if was_real:
-            await records.restored(connection, facts.name, clock.now())
+            await records.restored(connection, facts.name, place, clock.now())
 
     await noted(settings, facts.name, write)

@@ -259,7 +259,7 @@ async def test_an_empty_postgresql_gets_the_tables_of_that_time_and_is_upgraded_
         await asyncio.to_thread(work)
         assert await emails(new) == ["a@x", "b@x"]
         async with connected(new) as connection:
-            head = APPLICATION_HISTORY.scripts().get_current_head()
+            head = APPLICATION_HISTORY.revisions[-1]
             assert await connection.fetchval("SELECT version_num FROM alembic_version") == head
     finally:
         await postgres_server.drop_database(new)

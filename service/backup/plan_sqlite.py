@@ -112,7 +112,8 @@ def _structure(backup: Backup, live: Live, histories: Sequence[History], folder:
     known = {
         history: backup.header.revisions[history.version_table]
         for history in histories
-        if _knows(history, backup) and (history.version_table != LEDGERS_MARK or plans.has_ledger(backup))
+        if backup.header.revisions.get(history.version_table) in history.revisions
+        and (history.version_table != LEDGERS_MARK or plans.has_ledger(backup))
     }
     if not known:
         return live.structure, Made()
@@ -121,11 +122,6 @@ def _structure(backup: Backup, live: Live, histories: Sequence[History], folder:
     with closing(opened(path, "mode=rw")) as connection:
         structure = live.structure.with_missing(Structure.of(connection))
     return structure, Made(path, {history.version_table: revision for history, revision in known.items()})
-
-
-def _knows(history: History, backup: Backup) -> bool:
-    revision = backup.header.revisions.get(history.version_table)
-    return revision in {script.revision for script in history.scripts().walk_revisions()}
 
 
 async def _migrate(path: Path, revisions: Mapping[History, str]) -> None:

@@ -83,6 +83,8 @@ class Backup:
     members: tuple[Member, ...]
     _frames: dict[int, tuple[int | None, int]]
     """By offset: the size of the tar's file whose header stands before this member, and the padding after it."""
+    manifest_sha256: str
+    """Of the manifest as it is packed. It has the hash of each member: two backups with the same one are the same."""
 
     @classmethod
     def open(cls, source: Source) -> Self:
@@ -101,7 +103,7 @@ class Backup:
             raise damaged(source, f"its manifest is not one that this service writes ({error})") from error
         if by_folder:
             raise damaged(source, f"it holds rows of no table of its manifest: {next(iter(by_folder))}")
-        return cls(source, header, tables, sequences, left_out, members, frames)
+        return cls(source, header, tables, sequences, left_out, members, frames, trailer.sha256.hex())
 
     def parts(self, table: SavedTable) -> Iterator[bytes]:
         """The table's rows as COPY wrote them, some whole rows at a time, in the order of the table's pages."""

@@ -110,6 +110,20 @@ def test_a_partial_file_that_another_process_made_after_publishing_is_not_remove
     assert place.partial.exists()
 
 
+def test_a_backup_whose_name_was_taken_while_it_was_made_gets_the_next_one(tmp_path: Path) -> None:
+    """Somebody has copied a file of that name into the folder."""
+    with reserve(tmp_path, NOON) as place:
+        place.partial.write_text("new")
+        for second in (0, 1):
+            (tmp_path / f"backup_20260329_12000{second}.backup.gz").write_text("copied")
+        assert place.publish().name == "backup_20260329_120002.backup.gz"
+    assert {path.name[-12:]: path.read_text() for path in tmp_path.glob("*.gz")} == {
+        "00.backup.gz": "copied",
+        "01.backup.gz": "copied",
+        "02.backup.gz": "new",
+    }
+
+
 async def test_a_name_that_is_taken_is_never_written_to(app_db: Path, old_backup: Path) -> None:
     make_sqlite(app_db)
     with clock.moved(datetime(2020, 1, 1, tzinfo=UTC)):

@@ -385,7 +385,7 @@ async def test_the_ledger_goes_round_and_what_tells_of_files_stays(
     await execute(empty, row, "CREATE TABLE mine (id int)")
     before = await everything(empty)
     path = await create_backup(tmp_path / "backups")
-    known = "INSERT INTO batch_backups (name, taken_at, local, created_at) VALUES ('b', now(), true, now())"
+    known = "INSERT INTO batch_backups (name, place, taken_at, created_at) VALUES ('b', 'folder', now(), now())"
     await execute(empty, row, known)
     report = await restored(path, empty)
     after = await everything(empty)

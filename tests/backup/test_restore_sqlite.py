@@ -382,7 +382,7 @@ async def test_the_ledger_in_the_same_file_goes_round_and_what_tells_of_files_st
     row = "INSERT INTO batch_missed VALUES (hex(randomblob(16)), 't', 0, 0, 3, 'down', 0);"
     execute(app_db, row)
     before, backup = everything(app_db), await create_backup(tmp_path / "backups")
-    execute(app_db, row + "INSERT INTO batch_backups (name, taken_at, local, created_at) VALUES ('b', 0, true, 0)")
+    execute(app_db, row + "INSERT INTO batch_backups (name, place, taken_at, created_at) VALUES ('b', 'folder', 0, 0)")
     with LocalFile(backup) as source:
         assert (await planned(source, url)).holds_ledger
     report = await restored(backup, url)
