@@ -119,8 +119,7 @@ def copy_beside(partial: Path) -> Path:
 
 def remove_unfinished(partial: Path) -> None:
     """With the copy, and what SQLite may have beside that."""
-    partial.unlink(missing_ok=True)
-    for path in partial.parent.glob(f"{partial.stem}.copy*"):
+    for path in (partial, *partial.parent.glob(f"{partial.stem}.copy*")):
         _remove_own(path)
 
 

@@ -37,9 +37,14 @@ LARGEST_VALUE = 64 * 1024 * 1024
 """A value of a file from outside may be so large, or as large as the packed file: what is small takes little memory."""
 LARGEST_STATEMENT = 4 * 1024 * 1024
 
+BY_HAND = (
+    "Who trusts the backup can take the whole database out of it, while nobody uses the file: "
+    "tar xzOf FILE database.sqlite3 > app.db"
+)
+
 _ROWS = {
     sqlite3.SQLITE_CONSTRAINT: "The table refuses a row of the backup: its constraints are others by now.",
-    sqlite3.SQLITE_TOOBIG: "A value is larger than the bounds for files from outside allow.",
+    sqlite3.SQLITE_TOOBIG: f"A value is larger than may come from outside. {BY_HAND}",
     **dict.fromkeys((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB), "The file is damaged: use another backup."),
 }
 _ADVICE = {

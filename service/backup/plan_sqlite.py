@@ -15,7 +15,7 @@ from pathlib import Path
 from service.backup import plan as plans
 from service.backup import sqlite_tables
 from service.backup.newfile import LIVE, file_settings
-from service.backup.plainfile import opened
+from service.backup.plainfile import BY_HAND, opened
 from service.backup.plan import Plan
 from service.backup.reader import Backup, SavedTable
 from service.backup.selection import LEDGERS_MARK, is_ledgers
@@ -26,10 +26,6 @@ from service.database.migrate import History, migrate
 MADE_FILE = "made.sqlite3"
 A_TEMPORARY_FILE = "a temporary file"
 MOST_NAMED = 5
-BY_HAND = (
-    "Who trusts the backup can take the whole database out of it, while nobody uses the file: "
-    "tar xzOf FILE database.sqlite3 > app.db"
-)
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,8 @@ def _structure(backup: Backup, live: Live, histories: Sequence[History], folder:
     known = {
         history: backup.header.revisions[history.version_table]
         for history in histories
-        if _knows(history, backup) and (history.version_table != LEDGERS_MARK or plans.has_ledger(backup))
+        if backup.header.revisions.get(history.version_table) in history.revisions
+        and (history.version_table != LEDGERS_MARK or plans.has_ledger(backup))
     }
     if not known:
         return live.structure, Made()
@@ -125,11 +122,6 @@ def _structure(backup: Backup, live: Live, histories: Sequence[History], folder:
     with closing(opened(path, "mode=rw")) as connection:
         structure = live.structure.with_missing(Structure.of(connection))
     return structure, Made(path, {history.version_table: revision for history, revision in known.items()})
-
-
-def _knows(history: History, backup: Backup) -> bool:
-    revision = backup.header.revisions.get(history.version_table)
-    return revision in history.revisions
 
 
 async def _migrate(path: Path, revisions: Mapping[History, str]) -> None:

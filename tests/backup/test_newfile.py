@@ -227,8 +227,10 @@ async def test_on_an_empty_machine_the_migrations_make_what_the_backup_leaves_ou
     ours: Path, tmp_path: Path, exclude: Callable[[str], None]
 ) -> None:
     exclude("sessions")
+    execute(ours, "PRAGMA journal_mode = DELETE; PRAGMA page_size = 1024; VACUUM; PRAGMA user_version = 3")
     schema = "SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2"
-    before = asked(ours, schema, "SELECT * FROM users", "SELECT * FROM alembic_version")
+    facts = (schema, "SELECT * FROM users", "SELECT * FROM alembic_version", "PRAGMA page_size", "PRAGMA user_version")
+    before = asked(ours, *facts)
     backup = await create_backup(tmp_path / "backups")
     lost(ours)
     with LocalFile(backup) as source:
@@ -238,7 +240,7 @@ async def test_on_an_empty_machine_the_migrations_make_what_the_backup_leaves_ou
     dry = await restored(backup, url_of(ours), histories=HISTORIES, dry_run=True)
     assert not ours.exists()
     report = await restored(backup, url_of(ours), histories=HISTORIES)
-    assert asked(ours, schema, "SELECT * FROM users", "SELECT * FROM alembic_version") == before
+    assert asked(ours, *facts) == before
     assert asked(ours, "SELECT count(*) FROM sessions") == [[(0,)]]
     assert report.tables == dry.tables and report.rows == 1
     assert stat.S_IMODE(ours.stat().st_mode) == 0o600
