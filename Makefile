@@ -19,7 +19,7 @@ INTO = --quiet --disable-pip-version-check --no-compile
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev tools hooks test faults check bench format lock clean
+.PHONY: help install serve dev tools hooks test faults nightly types check bench format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -35,15 +35,24 @@ dev: install ## the same, and start it anew when a file of tasks/ or service/ ch
 tools: $(DEV) ## what the targets below need, in .venv
 
 # Hundreds of processes are started: where none of them may keep its bytecode, each compiles all libraries anew.
-test: tools ## every test, four at a time, for much of it waits; ARGS are passed on
-	PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: tools ## the tests, four at a time, for much of it waits; ARGS are passed on
+	PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not types and not nightly" $(ARGS)
 
 faults: tools ## the fault suite's long form, half an hour; FAULT_COUNT and FAULT_SEED change its plan
-	FAULT_COUNT=$${FAULT_COUNT:-300} .venv/bin/pytest -s tests/faults
+	FAULT_COUNT=$${FAULT_COUNT:-300} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} .venv/bin/pytest -s tests/faults
 	OUTAGE_SECONDS=30 .venv/bin/pytest tests/test_outages.py
 	WRITER_SECONDS=61 .venv/bin/pytest tests/database/test_long_writer.py
 
-check: tools ## lint, formatting, types
+nightly: tools ## what takes too long for `test`, about an hour: an installation from nothing, and many more random cases
+	.venv/bin/pytest -m nightly
+	CRON_CASES=20000 BACKUP_EXAMPLES=2000 CHUNK_EXAMPLES=200 MODEL_EXAMPLES=200 .venv/bin/pytest \
+		tests/batch/test_schedule_zones.py tests/backup/test_verify.py tests/batch/test_chunk_keys.py tests/model
+	CHUNK_KILLS=100 .venv/bin/pytest -s tests/test_chunks.py tests/test_chunk_faults.py -k "killed or cut"
+
+types: tools ## the type checkers over what authors write
+	.venv/bin/pytest -m types
+
+check: tools types ## lint, formatting, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict service tasks examples

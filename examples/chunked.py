@@ -29,7 +29,7 @@ class ChunkedTask(BaseTask):
 
     async def run(self, slot: datetime, size: int = 100) -> int:
         old = select(Session).where(Session.created_at < slot - LONGEST, Session.expires_at > slot)
-        loop = self.chunks(old, key=Session.session_id, size=size)
+        loop = self.chunks(old, key=Session.session_id, size=size, total=True)
         async for chunk in loop:
             async with chunk as (db, sessions):
                 for session in sessions:

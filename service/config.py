@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from service.errors import InvalidSetting
+from service.placeurl import place_url, refuse_one_place
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -58,21 +59,8 @@ def _for_ledger(url: str) -> str:
     return url
 
 
-def _place_url(url: str) -> str:
-    """A folder of backups elsewhere. What may be a password is told nowhere, so neither is the value."""
-    scheme, found, rest = url.partition("://")
-    if not found or scheme not in ("s3", "file") or not rest.strip("/"):
-        raise ValueError("not a place for backups; allowed: s3://bucket/prefix or file:///folder")
-    if scheme == "s3" and any(mark in rest for mark in "@?#"):
-        raise ValueError(
-            "only a bucket and a prefix may stand in s3://bucket/prefix; keys, the endpoint and the region are read "
-            "from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_REGION"
-        )
-    return url.rstrip("/")
-
-
 DatabaseUrl = Annotated[str, AfterValidator(async_url)]
-PlaceUrl = Annotated[str, AfterValidator(_place_url)]
+PlaceUrl = Annotated[str, AfterValidator(place_url)]
 LedgerUrl = Annotated[DatabaseUrl, AfterValidator(_for_ledger)]
 
 
@@ -117,6 +105,7 @@ class Settings(BaseSettings):
     KEEP_RUNS_PER_TASK: int = Field(100, ge=1, le=100_000, description="So many runs of each task stay in any case.")
 
     BACKUP_CRON: str = Field("0 2 * * *", description="When BackupTask runs (UTC).")
+    BACKUP_KEEP_LAST: int = Field(7, ge=1, le=100_000, description="So many of the newest backups stay in any case.")
     BACKUP_RETENTION_DAYS: int = Field(7, ge=1, le=36_500, description="Backups older than this many days are deleted.")
     BACKUP_KEEP_WEEKLY: int = Field(0, ge=0, le=5_200, description="The newest of each week is kept, for so many.")
     BACKUP_KEEP_MONTHLY: int = Field(0, ge=0, le=1_200, description="The newest of each month is kept, for so many.")
@@ -125,6 +114,9 @@ class Settings(BaseSettings):
     )
     BACKUP_DIR: Path = Field(Path("backups"), description="Folder that BackupTask writes to.")
     BACKUP_URL: PlaceUrl | None = Field(None, description="Where backups are copied to. Empty: nowhere.")
+    BACKUP_DATABASE_URL: DatabaseUrl | None = Field(
+        None, description="The same PostgreSQL database, as the role that backs up and restores. Empty: DATABASE_URL."
+    )
     BACKUP_INCLUDE: str = Field("", description="Tables to back up, as patterns. Empty: all of the application's.")
     BACKUP_EXCLUDE: str = Field("", description="Tables to leave out, as patterns.")
     BACKUP_LEDGER: bool = Field(False, description="Whether the ledger's tables are backed up too.")
@@ -150,12 +142,29 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _only_postgresql_has_roles(self) -> Self:
+        url = self.BACKUP_DATABASE_URL or self.DATABASE_URL
+        kinds = {make_url(one).get_backend_name() for one in (url, self.DATABASE_URL)}
+        if url != self.DATABASE_URL and kinds != {"postgresql"}:
+            raise ValueError(
+                "BACKUP_DATABASE_URL is for another role of the PostgreSQL database that DATABASE_URL names: both have "
+                "to be postgresql://, or leave it empty"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _hiccups_end_nothing(self) -> Self:
         if 0 < self.MAX_LOOP_BLOCK < SHORTEST_BLOCK:
             raise ValueError(
                 f"MAX_LOOP_BLOCK ({self.MAX_LOOP_BLOCK:g}) must be 0 (never) or at least {SHORTEST_BLOCK:g}: every "
                 "loop is blocked for a moment now and then"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _copies_are_elsewhere(self) -> Self:
+        if self.BACKUP_URL:
+            refuse_one_place(self.BACKUP_DIR, self.BACKUP_URL)
         return self
 
     @property
@@ -167,6 +176,13 @@ class Settings(BaseSettings):
             return self.DATABASE_URL
         folder = os.path.dirname(url.database or "") if url.get_backend_name() == "sqlite" else ""
         return f"sqlite+aiosqlite:///{os.path.join(folder or '.', 'ledger.db')}"
+
+    @property
+    def backup_database(self) -> tuple[str, str]:
+        """The database to back up and restore: the setting that names it, and its URL."""
+        if self.BACKUP_DATABASE_URL:
+            return "BACKUP_DATABASE_URL", self.BACKUP_DATABASE_URL
+        return "DATABASE_URL", self.DATABASE_URL
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Without what may be secret, for it ends up in logs and in the diffs of failed tests."""

@@ -6,23 +6,20 @@ Each is deleted by itself, and the ledger hears of it afterwards: a kill in the 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from service import clock
-from service.backup.folder import taken_at
-from service.backup.retention import Decision, Kept, Rules, decide
-from service.backup.storage import Places, Storage, backups
-from service.backup.threads import in_thread
+from service.backup import pins
+from service.backup.pins import Seen
+from service.backup.retention import Decision, ahead_named
+from service.backup.storage import Places, Storage
+from service.backup.threads import Stop, in_thread
 from service.batch import records
-from service.batch.records import Row
 from service.config import Settings
-from service.errors import DamagedBackup
-from service.keeping import facts_of, known, recorded
-
-MOST_READ = 5
-"""So many of the newest files are read for their rows, where the ledger does not know them."""
+from service.finding import adopted, decided
+from service.keeping import recorded
+from service.pinning import written_out
 
 
 @dataclass(frozen=True)
@@ -30,80 +27,59 @@ class Plan:
     """What is to become of the backups in one place."""
 
     storage: Storage
-    is_local: bool
+    seen: Seen
     decision: Decision
 
 
 async def plans(settings: Settings) -> list[Plan]:
-    """A plan for BACKUP_DIR, and one for BACKUP_URL. Raises BackupError, and DatabaseError where pins can't be read."""
-    places = Places.of(settings)
-    rows = await known(settings)
-    elsewhere = await in_thread(lambda _: places.elsewhere())
-    here = await _plan(places.folder, True, rows, settings)
-    return [here, *([await _plan(elsewhere, False, rows, settings)] if elsewhere else [])]
+    """A plan for BACKUP_DIR, and one for BACKUP_URL. Raises BackupError, and DatabaseError where the ledger is away.
+
+    By then each backup in these places is known to the ledger, if there is one, and each pin stands beside its file.
+    """
+    storages = await in_thread(lambda _: Places.of(settings).all())
+    seen = await in_thread(lambda _: [pins.look(storage) for storage in storages])
+    seen = await written_out(settings, storages, seen)
+    rows = await adopted(settings, storages, seen)
+    decisions = decided(seen, rows, settings)
+    return [Plan(*of_a_place) for of_a_place in zip(storages, seen, decisions, strict=True)]
 
 
-async def _plan(storage: Storage, is_local: bool, rows: dict[str, Row], settings: Settings) -> Plan:
-    kept = await in_thread(lambda _: _kept(storage, rows))
-    return Plan(storage, is_local, decide(kept, rules(settings), clock.now()))
-
-
-def rules(settings: Settings) -> Rules:
-    return Rules(
-        settings.BACKUP_RETENTION_DAYS,
-        settings.BACKUP_KEEP_WEEKLY,
-        settings.BACKUP_KEEP_MONTHLY,
-        settings.BACKUP_LEAST_SHARE,
-    )
-
-
-def _kept(storage: Storage, rows: dict[str, Row]) -> list[Kept]:
-    """The newest ones are read where the ledger does not know their rows, until two are there to be compared."""
-    kept = []
-    counted = read = 0
-    for name, size in sorted(backups(storage.listed()).items(), reverse=True):
-        one = of_row(name, trusted(rows.get(name), size))
-        if one.rows is None and not one.failed and counted < 2 and read < MOST_READ:
-            one = _read(storage, one)
-            read += 1
-        counted += one.rows is not None and not one.failed
-        kept.append(one)
-    return kept
-
-
-def trusted(row: Row | None, size: int) -> Row | None:
-    """What is known of a file that is as large as it was then. Of another one only whether the name is pinned."""
-    if row is None or row["size"] == size:
-        return row
-    return {**records.UNKNOWN, "pinned_at": row["pinned_at"], "pinned_by": row["pinned_by"]}
-
-
-def of_row(name: str, row: Row | None) -> Kept:
-    at = taken_at(Path(name))
-    assert at is not None
-    if row is None:
-        return Kept(name, at)
-    is_verified, is_failed = row["verified_at"] is not None, row["failed_at"] is not None
-    return Kept(name, at, row["rows"], is_verified, is_failed, row["pinned_at"] is not None)
-
-
-def _read(storage: Storage, one: Kept) -> Kept:
-    """With the rows that its manifest counts. One that can't be read has failed."""
-    try:
-        with storage.open(one.name) as source:
-            rows = facts_of(source, one.name).rows
-    except DamagedBackup:
-        return replace(one, verified=False, failed=True)
-    return replace(one, rows=rows)
-
-
-async def prune(settings: Settings, planned: list[Plan]) -> AsyncIterator[str]:
-    """Delete what the plans let go, and yield where each was that is gone. Who is pinned meanwhile stays."""
+def warnings(planned: list[Plan], *, is_meant: bool = False) -> list[str]:
+    """What a person should look at: why nothing is deleted, and which names a wrong clock has given."""
+    found = []
     for plan in planned:
-        for name in plan.decision.going:
-            row = await recorded(settings, partial(records.get, name=name))
-            if row is not None and row["pinned_at"] is not None:
-                continue
-            await in_thread(lambda _, plan=plan, name=name: plan.storage.delete(name))  # type: ignore[misc]
-            await recorded(settings, partial(records.gone, name=name, local=plan.is_local))
-            yield f"{plan.storage.name}/{name}"
+        if plan.decision.doubt:
+            found.append(f"No old backup is deleted in {plan.storage.name}: {plan.decision.doubt}")
+        if plan.decision.too_many and not is_meant:
+            found.append(
+                f"No old backup is deleted in {plan.storage.name}: {plan.decision.too_many}, more than half. Look at "
+                "`batch backup prune --dry-run` and the settings BACKUP_…; `batch backup prune --yes` deletes them"
+            )
+        if plan.decision.ahead:
+            found.append(f"{ahead_named(plan.decision.ahead)} in {plan.storage.name}: not taken for the newest")
+    return found
+
+
+async def prune(settings: Settings, planned: list[Plan], *, is_meant: bool = False) -> AsyncIterator[str]:
+    """Delete what the plans let go, and yield where each was that is gone. What is pinned meanwhile stays.
+
+    Where more than half would go at once nothing does, unless a person says that it is meant.
+    """
+    for plan in planned:
+        storage = plan.storage
+        for name in () if plan.decision.too_many and not is_meant else plan.decision.going:
+            if await in_thread(partial(_deleted, storage, name)):
+                await recorded(settings, partial(records.gone, name=name, place=storage.place))
+                yield f"{storage.name}/{name}"
+        await in_thread(partial(_swept, plan))
+
+
+def _deleted(storage: Storage, name: str, _: Stop) -> bool:
+    if pins.is_pinned(storage, name):
+        return False
+    storage.delete(name)
+    return True
+
+
+def _swept(plan: Plan, _: Stop) -> None:
+    pins.remove_orphans(plan.storage, plan.seen.orphans, clock.now())

@@ -2,56 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
+from service.backup import pins
 from service.backup.folder import taken_at
+from service.backup.pins import Pin, Seen
 from service.backup.reader import Backup, LocalFile, SavedTable, Source, first_header
-from service.backup.retention import decide
+from service.backup.retention import Decision, Kept, Rules, Verdict, decide
 from service.backup.source import Fetched
-from service.backup.storage import Places, Storage, backups, find
+from service.backup.storage import FOLDER, Places, Storage, find
 from service.backup.threads import in_thread
 from service.batch import records
 from service.batch.records import Facts, Row
 from service.config import Settings
-from service.discarding import of_row, rules
 from service.errors import BackupError, DamagedBackup, DatabaseError
-from service.keeping import facts_of, known, own_name, recorded
+from service.keeping import CHANGED, asked, facts_of, known, place_of, recorded
+from service.pinning import written_out
 
+Key = tuple[str, str]
+"""A place and a name."""
 READERS = 8
 CHECKS = {"restored": "restored", "checksums": "checksums only"}
 
 
 async def listed(settings: Settings, warn: Callable[[str], None]) -> list[Row]:
-    """All backups, the newest first. `warn` is told what could not be asked; the rest is listed all the same.
+    """All backups of each place, the newest first. `warn` is told what could not be asked; the rest is listed all the
+    same, and nothing is changed.
 
     Of files that the ledger does not know the first bytes are read, which don't tell the rows; of those elsewhere none.
     """
     places = Places.of(settings)
-    here = backups(await in_thread(lambda _: places.folder.listed()))
+    seen = [await in_thread(lambda _: pins.look(places.folder))]
     try:
         rows = await known(settings)
     except DatabaseError as error:
         warn(f"what the ledger knows of backups is not shown: {error.message}")
         rows = {}
-    there = {name: row["size"] for name, row in rows.items() if row["uploaded_at"]}
     try:
         if (elsewhere := await in_thread(lambda _: places.elsewhere())) is not None:
-            there = backups(await in_thread(lambda _: elsewhere.listed()))
+            seen.append(await in_thread(lambda _: pins.look(elsewhere)))
     except BackupError as error:
         warn(f"what is elsewhere is shown as the ledger knows it: {error.message}")
-    unknown = {name: size for name, size in here.items() if name not in rows or rows[name]["size"] != size}
-    read = await in_thread(lambda _: _read_all(places.folder, unknown, _brief))
-    for name, row in read.items():
-        pin = rows.get(name, records.UNKNOWN)
-        rows[name] = {**row, "pinned_at": pin["pinned_at"], "pinned_by": pin["pinned_by"]}
-    return _rows(here, there, rows, settings)
+        seen.append(_remembered(rows, places.url or ""))
+    read = await in_thread(lambda _: _read_all(places.folder, _unknown(seen[0], rows), _brief))
+    return _rows(seen, rows | {(FOLDER, name): row for name, row in read.items()}, settings)
+
+
+def _remembered(rows: dict[Key, Row], url: str) -> Seen:
+    return Seen(url, {name: row["size"] or 0 for (place, name), row in rows.items() if place == url}, frozenset())
+
+
+def _unknown(seen: Seen, rows: dict[Key, Row]) -> dict[str, int]:
+    """The backups of a place that the ledger does not know, or knows as files of another size."""
+    return {n: size for n, size in seen.sizes.items() if rows.get((seen.place, n), records.UNKNOWN)["size"] != size}
+
+
+async def adopted(settings: Settings, storages: Sequence[Storage], seen: Sequence[Seen]) -> dict[Key, Row]:
+    """What is known of the backups in these places, once the manifests of all that the ledger did not know are read.
+
+    Without a ledger it is what they say. Of one that can't be read nothing is recorded: it may be sound.
+    """
+    rows, began = await known(settings), clock.now()
+    found: dict[Key, Row] = {}
+    for storage, one in zip(storages, seen, strict=True):
+        read = await in_thread(partial(_all_facts, storage, _unknown(one, rows)))
+        found |= {(one.place, name): row for name, row in read.items()}
+    is_recorded = await recorded(settings, lambda connection: _record(connection, found, began)) if found else None
+    if is_recorded:
+        unread = {key: row for key, row in found.items() if _is_unread(row)}
+        return await known(settings) | unread
+    return rows | found
+
+
+def _all_facts(storage: Storage, sizes: dict[str, int], _: object) -> dict[str, Row]:
+    return _read_all(storage, sizes, facts_of)
+
+
+async def _record(connection: AsyncConnection, found: dict[Key, Row], at: datetime) -> bool:
+    for (place, name), row in found.items():
+        if _is_unread(row):
+            continue
+        await records.record(connection, Facts(**{key: row[key] for key in records.FACTS}), place, at)
+        made = await records.manifests(connection, name)
+        if row["failed_at"]:
+            await records.failed(connection, name, place, row["failed_check"], at)
+        elif made and row["manifest"] not in made:
+            await records.failed(connection, name, place, f"it was changed since it was made: {CHANGED}", at)
+    return True
+
+
+def _is_unread(row: Row) -> bool:
+    return row["failed_check"] is not None and row["failed_at"] is None
 
 
 def _read_all(storage: Storage, sizes: dict[str, int], read: Callable[[Source, str], Facts]) -> dict[str, Row]:
@@ -85,59 +135,78 @@ def _brief(source: Source, name: str) -> Facts:
     return Facts(name, at, header.kind, header.database, header.revision, source.size)
 
 
-def _rows(here: dict[str, int], there: Mapping[str, int | None], rows: dict[str, Row], settings: Settings) -> list[Row]:
+def _pinned(seen: Sequence[Seen], rows: dict[Key, Row]) -> frozenset[str]:
+    """What is pinned in one of the places, or by an older version in the ledger, is pinned in all of them."""
+    return frozenset(row["name"] for row in rows.values() if row["pinned_at"]).union(*(one.pinned for one in seen))
+
+
+def decided(seen: Sequence[Seen], rows: dict[Key, Row], settings: Settings) -> list[Decision]:
+    """What is to become of the backups in each place."""
+    pinned = _pinned(seen, rows)
+    rules = Rules(
+        days=settings.BACKUP_RETENTION_DAYS,
+        last=settings.BACKUP_KEEP_LAST,
+        weekly=settings.BACKUP_KEEP_WEEKLY,
+        monthly=settings.BACKUP_KEEP_MONTHLY,
+        least_share=settings.BACKUP_LEAST_SHARE,
+    )
+    return [
+        decide((_kept(n, rows.get((one.place, n)), n in pinned) for n in one.sizes), rules, clock.now()) for one in seen
+    ]
+
+
+def _kept(name: str, row: Row | None, is_pinned: bool) -> Kept:
+    at, row = taken_at(Path(name)), row or records.UNKNOWN
+    assert at is not None
+    checked = row["verified_at"] is not None, row["failed_at"] is not None
+    return Kept(name, at, row["rows"], *checked, pinned=is_pinned, unread=_is_unread(row))
+
+
+def _rows(seen: list[Seen], rows: dict[Key, Row], settings: Settings) -> list[Row]:
     """For people: `check`, `kept` and `where` are words."""
-    names = sorted({*here, *there}, reverse=True)
-    decision = decide([of_row(name, rows.get(name)) for name in names], rules(settings), clock.now())
-    verdicts = {verdict.name: verdict for verdict in decision.verdicts}
-    return [_row(name, here, there, rows.get(name), verdicts[name].why) for name in names]
+    found, pinned = [], _pinned(seen, rows)
+    for one, decision in zip(seen, decided(seen, rows, settings), strict=True):
+        for verdict in decision.verdicts:
+            size = one.sizes[verdict.name]
+            row = rows.get((one.place, verdict.name), records.UNKNOWN)
+            row = row if row["size"] == size else records.UNKNOWN
+            found.append({**_row(one, verdict, row), "pinned": verdict.name in pinned})
+    return sorted(found, key=lambda row: str(row["name"]), reverse=True)
 
 
-def _row(name: str, here: dict[str, int], there: Mapping[str, int | None], row: Row | None, why: str) -> Row:
-    known_of = row or {**records.UNKNOWN, "taken_at": taken_at(Path(name))}
-    state = records.state(known_of)
-    if known_of["failed_check"] and not known_of["failed_at"]:
-        state = "not readable"
-    where = [place for place, names in (("folder", here), ("elsewhere", there)) if name in names]
+def _row(seen: Seen, verdict: Verdict, row: Row) -> Row:
+    state = "not readable" if _is_unread(row) else records.state(row)
     return {
-        **known_of,
-        "name": name,
-        "size": here.get(name, there.get(name)),
+        **{key: value for key, value in row.items() if not key.startswith("pinned")},
+        "name": verdict.name,
+        "place": seen.place,
+        "taken_at": taken_at(Path(verdict.name)),
+        "size": seen.sizes[verdict.name],
         "check": CHECKS.get(state, state),
-        "kept": why,
-        "where": ", ".join(where),
+        "kept": verdict.why,
+        "where": "folder" if seen.place == FOLDER else "elsewhere",
     }
 
 
 async def rescan(settings: Settings) -> int:
     """Read every backup's manifest, in both places, and write the ledger's rows anew; returns how many there are.
 
-    Rows that are there keep what was done (verified, pinned); those whose file is in no place go, but for pinned ones.
-    Raises BackupError where a place can't be looked at, and before anything is dropped.
+    Rows that are there keep what was done, unless the file is another one; those whose file is gone go. Raises
+    BackupError where a place can't be looked at, and before anything is dropped.
     """
     began = clock.now()
-    places = Places.of(settings)
-    elsewhere = await in_thread(lambda _: places.elsewhere())
-    here = backups(await in_thread(lambda _: places.folder.listed()))
-    there = backups(await in_thread(lambda _: elsewhere.listed())) if elsewhere else {}
-    far = {name: size for name, size in there.items() if name not in here}
-    found = await in_thread(lambda _: _read_all(places.folder, here, facts_of))
-    if elsewhere:
-        found |= await in_thread(lambda _: _read_all(elsewhere, far, facts_of))
-    names = tuple(Facts.__dataclass_fields__)
+    storages = await in_thread(lambda _: Places.of(settings).all())
+    seen = await in_thread(lambda _: [pins.look(storage) for storage in storages])
+    await written_out(settings, storages, seen)
+    found: dict[Key, Row] = {}
+    for storage, one in zip(storages, seen, strict=True):
+        read = await in_thread(partial(_all_facts, storage, one.sizes))
+        found |= {(one.place, name): row for name, row in read.items()}
 
-    async def write(connection: Any) -> bool:
-        for name, row in found.items():
-            facts = Facts(**{key: row[key] for key in names})
-            url = f"{settings.BACKUP_URL}/{name}" if name in there else None
-            await records.record(connection, facts, began, local=name in here, url=url)
-            if name not in here:
-                await records.gone(connection, name, local=True)
-            if elsewhere and name not in there:
-                await records.gone(connection, name, local=False)
-            if row["failed_at"]:
-                await records.failed(connection, name, row["failed_check"], began)
-        await records.keep_only(connection, list(found), began)
+    async def write(connection: AsyncConnection) -> bool:
+        await _record(connection, found, began)
+        for one in seen:
+            await records.keep_only(connection, one.place, list(one.sizes), began)
         return True
 
     if await recorded(settings, write) is None:
@@ -153,11 +222,13 @@ async def shown(settings: Settings, text: str, warn: Callable[[str], None]) -> t
             return source.name, Backup.open(source)
 
     source, backup = await in_thread(work)
-    header, name = backup.header, own_name(settings, source)
+    header, name, place = backup.header, Path(source).name, place_of(settings, source)
     row: Row | None = None
+    pin: Pin | None = None
     try:
-        if name:
-            row = await recorded(settings, partial(records.get, name=name))
+        if place is not None:
+            pin = await in_thread(lambda _: _pin(settings, place, name))
+            row = await asked(settings, partial(records.get, name=name, place=place))
     except DatabaseError as error:
         warn(f"what the ledger knows of it is not shown: {error.message}")
     row = row or records.UNKNOWN
@@ -174,11 +245,14 @@ async def shown(settings: Settings, text: str, warn: Callable[[str], None]) -> t
         "check": CHECKS.get(state, state),
         "checked": row["verified_at"] or row["failed_at"],
         "wrong": row["failed_check"],
-        "uploaded": row["uploaded_at"],
-        "to": row["url"],
         "restored": row["restored_at"],
-        "pinned": row["pinned_at"],
-        "pinned by": row["pinned_by"],
+        "pinned": (pin.at or "yes") if pin else row["pinned_at"],
+        "pinned by": pin.by if pin else row["pinned_by"],
         "left out": list(backup.left_out),
     }
     return about, list(backup.tables)
+
+
+def _pin(settings: Settings, place: str, name: str) -> Pin | None:
+    (storage,) = (one for one in Places.of(settings).all() if one.place == place)
+    return pins.read(storage, name) if pins.is_pinned(storage, name) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -31,7 +30,7 @@ from service.config import Settings
 from service.database import troubles
 from service.database.engine import Database
 from service.database.migrate import History, migrate
-from service.database.session import use_application_database
+from service.database.session import leave_application_database, use_application_database
 from service.errors import DatabaseError, InvalidSetting
 from service.logs import get_logger
 
@@ -57,7 +56,13 @@ class BatchService:
         self._settings = settings
         self._fires = fires
         self._hearers: list[Callable[[News], None]] = []
-        self.node = Node(settings.ledger_url, settings.HEARTBEAT_SECONDS, settings.LEASE_SECONDS, settings.POLL_SECONDS)
+        self.node = Node(
+            settings.ledger_url,
+            settings.HEARTBEAT_SECONDS,
+            settings.LEASE_SECONDS,
+            settings.POLL_SECONDS,
+            fires=fires,
+        )
         self.stopping = asyncio.Event()
         """Set when the service begins to stop. Streams wait for it: a server waits for them."""
         self._drain: asyncio.Task[None] | None = None
@@ -78,7 +83,6 @@ class BatchService:
                     await self._fire(stack)
             except DBAPIError as error:
                 raise self.ledger.unreachable(error) from error
-            _collect_garbage_less_often(stack)
             self._stack = stack.pop_all()
 
     def drain(self) -> asyncio.Task[None]:
@@ -119,7 +123,7 @@ class BatchService:
         stack.push_async_callback(self.ledger.dispose)
         stack.push_async_callback(self.application.dispose)
         use_application_database(self.application, partial(fence.guard, idle_seconds=self._settings.LEASE_SECONDS))
-        stack.callback(use_application_database, None)
+        stack.callback(leave_application_database, self.application)
         self.folder = TasksFolder(self._settings.TASKS_DIR)
         self.tasks = self.folder.load()
 
@@ -158,7 +162,7 @@ class BatchService:
         await self.schedules.follow()
         self._hearers.append(self.schedules.hear)
         keep = Keep(self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK)
-        upkeep = Upkeep(Pruner(self.ledger, self.application, keep))
+        upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
         for part in (self.dispatcher, self.schedules, upkeep):
             part.start()
             self._firing.append(part)
@@ -235,15 +239,6 @@ async def _trouble_with(database: Database) -> str | None:
     except (DBAPIError, DatabaseError, OSError) as error:
         return f"the database does not answer ({troubles.advice_on(error) or type(error).__name__})"
     return None
-
-
-def _collect_garbage_less_often(stack: AsyncExitStack) -> None:
-    """A full collection in a burst of 10,000 runs stops the loop for a third of a second (measured)."""
-    stack.callback(gc.set_threshold, *gc.get_threshold())
-    stack.callback(gc.unfreeze)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
 
 
 async def open_databases(settings: Settings, client: str = "batch") -> tuple[Database, Database]:

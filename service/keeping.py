@@ -1,4 +1,4 @@
-"""What BackupTask and `batch backup …` do with backups: make, check and pin them, and record it in the ledger.
+"""What BackupTask and `batch backup …` do with backups: make and check them, and record it in the ledger.
 
 Everything works without a ledger too, on a machine where none is yet: then nothing is recorded.
 """
@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import inspect
+from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,7 +20,7 @@ from service.backup.create import create_backup
 from service.backup.folder import taken_at
 from service.backup.progress import Progress
 from service.backup.reader import Backup, LocalFile, Source
-from service.backup.storage import find
+from service.backup.storage import FOLDER, find
 from service.backup.threads import Stop, in_thread
 from service.backup.verify import verify
 from service.batch import records
@@ -29,8 +29,9 @@ from service.batch.records import CHECKSUMS, Facts, Row
 from service.batch.tables import backups as table
 from service.config import Settings
 from service.database.engine import Database
-from service.errors import BackupError, DamagedBackup, DatabaseError
+from service.errors import DamagedBackup, DatabaseError
 from service.logs import get_logger
+from service.placeurl import FILE, folder_of
 
 T = TypeVar("T")
 Tell = Callable[[int, int, str], None]
@@ -39,6 +40,7 @@ Tell = Callable[[int, int, str], None]
 logger = get_logger(__name__)
 
 MEGABYTE = 1_000_000
+CHANGED = "its manifest is not the one that the ledger has noted. Use another backup, and look at who can write there"
 
 
 def nobody(done: int, total: int, what: str) -> None:
@@ -66,38 +68,58 @@ class Done:
 
 
 async def recorded(
-    settings: Settings, write: Callable[[AsyncConnection], Awaitable[T]], *, reads: bool = False
+    settings: Settings,
+    work: Callable[[AsyncConnection], Awaitable[T]],
+    *,
+    reads: bool = False,
+    migrates: bool = True,
 ) -> T | None:
     """One transaction in the ledger; None where there is none yet. Raises DatabaseError.
 
-    `reads`: it only reads, and on SQLite does not wait for the write lock.
+    An older ledger is migrated before; with `migrates=False` it is an error, and nothing is changed. `reads`: it waits
+    for no lock, and migrates nothing either.
     """
-    database = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
+    database = Database(settings.ledger_url, setting="LEDGER_URL", pool_size=1)
     if _is_to_come(database):
         return None
     try:
         await database.check()
         async with database.reader.connect() as connection:
-            tables = set(await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
-        if "batch_runs" not in tables:
-            return None
-        if table.name not in tables:
+            if not await connection.run_sync(lambda sync: inspect(sync).has_table("batch_runs")):
+                return None
+            is_older = not await connection.run_sync(_has_places)
+        if is_older and not migrates:
+            raise DatabaseError("the ledger is at an older migration than this code; `batch serve` migrates it")
+        if is_older and not reads:
             from service.database.migrate import migrate
             from service.host import LEDGER_HISTORY  # which imports all of a service
 
             await migrate(database, LEDGER_HISTORY)
         async with (database.reader if reads else database.engine).begin() as connection:
-            return await write(connection)
+            return await work(connection)
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
     finally:
         await database.dispose()
 
 
+def _has_places(connection: Connection) -> bool:
+    """Whether the ledger has its table of backups as this code knows it."""
+    tables = inspect(connection)
+    return tables.has_table(table.name) and "place" in {column["name"] for column in tables.get_columns(table.name)}
+
+
+async def asked(settings: Settings, query: Callable[[AsyncConnection], Awaitable[T]]) -> T | None:
+    """Reads what the ledger knows of backups; None where there is none yet. Raises DatabaseError, also where the
+    ledger is older than this code, so that its table looks otherwise."""
+    return await recorded(settings, query, reads=True, migrates=False)
+
+
 async def noted(settings: Settings, name: str, write: Callable[[AsyncConnection], Awaitable[None]]) -> None:
-    """As `recorded`; but where the ledger is away that is only told, for the work on the backup itself is done."""
+    """As `recorded`; but where the ledger is away, or older than this code, that is only told: the work on the backup
+    itself is done, and a restore may be about to bring back the ledger as it is."""
     try:
-        await recorded(settings, write)
+        await recorded(settings, write, migrates=False)
     except DatabaseError as error:
         logger.warning(f"The ledger has not heard what was done with {name}: {error.message}")
 
@@ -106,9 +128,9 @@ def _is_to_come(database: Database) -> bool:
     return database.kind == "sqlite" and not Path(database.url.database or "").exists()
 
 
-async def known(settings: Settings) -> dict[str, Row]:
-    """What the ledger knows of backups, by name. Raises DatabaseError."""
-    return {row["name"]: row for row in await recorded(settings, records.listed) or ()}
+async def known(settings: Settings) -> dict[tuple[str, str], Row]:
+    """What the ledger knows of backups, by place and name. Raises DatabaseError."""
+    return {(row["place"], row["name"]): row for row in await asked(settings, records.listed) or ()}
 
 
 async def create(settings: Settings, tell: Tell = nobody) -> Done:
@@ -124,8 +146,8 @@ async def create(settings: Settings, tell: Tell = nobody) -> Done:
     facts = replace(facts, taken_by_run=run.id if run else None)
 
     async def write(connection: AsyncConnection) -> None:
-        await records.record(connection, facts, clock.now())
-        await records.verified(connection, facts.name, CHECKSUMS, clock.now())
+        await records.record(connection, facts, FOLDER, clock.now(), is_new=True)
+        await records.verified(connection, facts.name, FOLDER, CHECKSUMS, clock.now())
 
     await noted(settings, facts.name, write)
     return Done(str(path), facts)
@@ -136,92 +158,68 @@ async def check(settings: Settings, text: str, tell: Tell = nobody) -> Done:
     source = await in_thread(lambda _: find(text))
     try:
         facts = await in_thread(lambda stop: _checked(source, stop, tell))
+        place = place_of(settings, source.name)
+        if place is not None:
+            await refuse_changed(settings, source, facts)
     except DamagedBackup as error:
         await record_failure(settings, source, error.message)
         raise
     finally:
         source.__exit__(None, None, None)
-    if own_name(settings, source.name):
-        await noted(settings, facts.name, partial(_record_check, source=source, facts=facts))
+    if place is not None:
+        await record_check(settings, facts, place)
     return Done(source.name, facts)
 
 
-async def _record_check(connection: AsyncConnection, source: Source, facts: Facts) -> None:
-    await _record(connection, source, facts)
-    await records.verified(connection, facts.name, CHECKSUMS, clock.now())
+async def refuse_changed(settings: Settings, source: Source, facts: Facts, hint: str = "") -> None:
+    """Raises DamagedBackup where a backup of ours is not the one that we made, though all its checksums fit.
+
+    They have no key: who can write the file can write them too, but not the ledger. `hint`: how to use it nevertheless.
+    """
+    try:
+        made = await asked(settings, partial(records.manifests, name=facts.name))
+    except DatabaseError as error:
+        logger.warning(f"Whether {facts.name} is as it was made is not known: {error.message}")
+        return
+    if made and facts.manifest not in made:
+        raise DamagedBackup(f"the backup {source.name} was changed since it was made: {CHANGED}{hint}")
+
+
+async def record_check(settings: Settings, facts: Facts, place: str) -> None:
+    """Every byte of the file in this place is as its checksums say."""
+
+    async def write(connection: AsyncConnection) -> None:
+        await records.record(connection, facts, place, clock.now())
+        await records.verified(connection, facts.name, place, CHECKSUMS, clock.now())
+
+    await noted(settings, facts.name, write)
 
 
 async def record_failure(settings: Settings, source: Source, why: str) -> None:
     """A backup of ours is not good. Of somebody else's file nothing is recorded."""
-    name = own_name(settings, source.name)
-    at = taken_at(Path(name)) if name else None
-    if name is None or at is None:
+    place, path = place_of(settings, source.name), Path(source.name)
+    at = taken_at(path)
+    if place is None or at is None:
         return
 
     async def write(connection: AsyncConnection) -> None:
-        await _record(connection, source, Facts(name, at, size=source.size))
-        await records.failed(connection, name, why, clock.now())
+        await records.record(connection, Facts(path.name, at, size=source.size), place, clock.now())
+        await records.failed(connection, path.name, place, why, clock.now())
 
-    await noted(settings, name, write)
-
-
-async def _record(connection: AsyncConnection, source: Source, facts: Facts) -> None:
-    url = source.name if "://" in source.name else None
-    await records.record(connection, facts, clock.now(), local=url is None, url=url)
+    await noted(settings, path.name, write)
 
 
-def own_name(settings: Settings, source: str) -> str | None:
-    """The name of a backup in one of our places: what the ledger may know. None: it is somebody else's file."""
-    path = Path(source)
+def place_of(settings: Settings, source: str) -> str | None:
+    """In which of our places a backup is, as the ledger calls it. None: it is somebody else's file."""
+    path, url = Path(source), settings.BACKUP_URL
     if taken_at(path) is None:
         return None
     if "://" in source:
-        return path.name if source == f"{settings.BACKUP_URL}/{path.name}" else None
-    folders = [settings.BACKUP_DIR, *_folder_of(settings.BACKUP_URL)]
-    return path.name if path.resolve().parent in [folder.resolve() for folder in folders] else None
-
-
-def _folder_of(url: str | None) -> list[Path]:
-    return [Path(url.removeprefix("file://"))] if url and url.startswith("file://") else []
-
-
-async def pin(settings: Settings, text: str, by: str) -> tuple[str, bool]:
-    """Keep a backup for ever; returns its name, and whether it was not pinned yet. Raises BackupError."""
-    name, facts = await _named(settings, text)
-
-    async def write(connection: AsyncConnection) -> bool:
-        await records.record(connection, facts, clock.now(), local=False)
-        return await records.pin(connection, name, by, clock.now())
-
-    return name, await _in_ledger(settings, write)
-
-
-async def unpin(settings: Settings, text: str) -> tuple[str, bool]:
-    """Let a backup be pruned again; returns its name, and whether it was pinned. Raises BackupError.
-
-    By its bare name also one that is damaged, or gone.
-    """
-    is_name = Path(text).name == text and taken_at(Path(text)) is not None
-    name = text if is_name else (await _named(settings, text))[0]
-    return name, await _in_ledger(settings, lambda connection: records.unpin(connection, name))
-
-
-async def _named(settings: Settings, text: str) -> tuple[str, Facts]:
-    def work(_: Stop) -> tuple[str, Facts]:
-        with find(text) as source:
-            return source.name, facts_of(source, Path(source.name).name)
-
-    source, facts = await in_thread(work)
-    if own_name(settings, source) is None:
-        raise BackupError(f"{source} is neither in BACKUP_DIR nor at BACKUP_URL, where nothing else is ever pruned")
-    return facts.name, facts
-
-
-async def _in_ledger(settings: Settings, write: Callable[[AsyncConnection], Awaitable[bool]]) -> bool:
-    done = await recorded(settings, write)
-    if done is None:
-        raise BackupError("pins are kept in the ledger, and there is none yet: `batch serve` or `batch run` makes it")
-    return done
+        return url if source == f"{url}/{path.name}" else None
+    folder = path.resolve().parent
+    if folder == settings.BACKUP_DIR.resolve():
+        return FOLDER
+    return url if url and url.startswith(FILE) and folder == folder_of(url).resolve() else None
 
 
 def _facts(path: Path) -> Facts:
@@ -247,4 +245,14 @@ def facts_of(source: Source, name: str) -> Facts:
     header = backup.header
     rows = sum(one.rows for one in backup.tables)
     at = taken_at(Path(name)) or header.taken_at
-    return Facts(name, at, header.kind, header.database, header.revision, source.size, rows, len(backup.tables))
+    return Facts(
+        name,
+        at,
+        header.kind,
+        header.database,
+        header.revision,
+        source.size,
+        rows,
+        len(backup.tables),
+        manifest=backup.manifest_sha256,
+    )

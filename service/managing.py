@@ -200,7 +200,7 @@ async def is_served(settings: Settings, task: str) -> bool:
     """Whether a service that has the task was seen within a lease."""
     async with writing(settings) as ledger, ledger.engine.connect() as connection:
         since = await slots.now_of(connection) - timedelta(seconds=settings.LEASE_SECONDS)
-        living = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.seen_at >= since)
+        living = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.seen_at >= since)
         return any(task in names for names in (await connection.execute(living)).scalars())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.backup.count import Report
-from service.backup.plan import Plan, has_ledger, revision_of
+from service.backup.plan import Plan
 from service.backup.reader import Backup, LocalFile, Source
 from service.backup.restore import planned
 from service.backup.restore import restore as restore_backup
@@ -30,23 +30,24 @@ from service.batch.records import Facts
 from service.batch.states import ACTIVE
 from service.batch.tables import nodes, runs
 from service.config import Settings
-from service.database.engine import Database
-from service.database.migrate import migrate
 from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
-from service.keeping import Tell, create, facts_of, nobody, noted, own_name, record_failure, recorded
+from service.keeping import Tell, create, facts_of, nobody, noted, place_of, record_failure, recorded, refuse_changed
 
+HISTORIES = (APPLICATION_HISTORY, LEDGER_HISTORY)
 MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A restore as a person asks for it. `force`: also beneath other nodes. `safety`: back up first what is there."""
+    """A restore as a person asks for it. `force`: also beneath other nodes. `safety`: back up first what is there.
+    `changed`: also a backup that is not as we made it."""
 
     backup: str
     dry_run: bool = False
     force: bool = False
     safety: bool = True
+    changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,33 +128,21 @@ async def plan_of(settings: Settings, wanted: Wanted) -> Plan:
     """What would be done, and what is in the way. Raises BackupError where there is no such backup."""
     source = await in_thread(lambda _: find(wanted.backup))
     try:
-        plan = await planned(source, settings.DATABASE_URL)
+        await _own_facts(settings, source, wanted)
+        _, plan = await _planned(settings, source)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
-    if wanted.dry_run or not _lacks_known_tables(plan):
-        return plan
-    made = f"the database is empty: the tables of migration {plan.revision} are made first"
-    return replace(plan, problems=(), notes=(made,))
+    return plan
 
 
-def _lacks_known_tables(plan: Plan) -> bool:
-    """Whether the backup needs tables that the database lacks, as it lacks all, and that our migrations make."""
-    known = {script.revision for script in APPLICATION_HISTORY.scripts().walk_revisions()}
-    return plan.is_new and bool(plan.problems) and plan.revision in known
-
-
-async def _make_tables(settings: Settings, backup: Backup) -> None:
-    """The tables that a backup needs, as they were then. The present code upgrades them when it starts."""
-    wanted = [(APPLICATION_HISTORY, settings.DATABASE_URL, "DATABASE_URL")]
-    if has_ledger(backup):
-        wanted.append((LEDGER_HISTORY, settings.DATABASE_URL, "DATABASE_URL"))
-    for history, url, setting in wanted:
-        revision = revision_of(backup, history.version_table)
-        database = Database(url, setting=setting, pooled=False)
-        try:
-            await migrate(database, history, revision)
-        finally:
-            await database.dispose()
+async def _planned(settings: Settings, source: Source) -> tuple[str, Plan]:
+    """The database's URL, and what would be done. In an empty one the application has to own what is made."""
+    _, url = settings.backup_database
+    plan = await planned(source, url, histories=HISTORIES)
+    if plan.is_new and url != settings.DATABASE_URL:
+        url = settings.DATABASE_URL
+        plan = await planned(source, url, histories=HISTORIES)
+    return url, plan
 
 
 async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Restored:
@@ -172,26 +161,25 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
     await still()
     source = await in_thread(lambda _: find(wanted.backup))
     try:
-        facts = await _own_facts(settings, source)
-        plan = await planned(source, settings.DATABASE_URL)
+        facts = await _own_facts(settings, source, wanted)
+        url, plan = await _planned(settings, source)
         found = await activity(settings)
         found.refuse(wanted.force, plan)
-        if not wanted.dry_run and _lacks_known_tables(plan):
-            await _make_tables(settings, await in_thread(lambda _: Backup.open(source)))
-        else:
-            plan.refuse()
+        plan.refuse()
         safety = await _safety(settings, plan, tell) if wanted.safety and not wanted.dry_run else None
         since = found.at if safety else None
         with _saying_where(safety):
             report = await restore_backup(
                 source,
-                settings.DATABASE_URL,
+                url,
                 dry_run=wanted.dry_run,
                 still=still,
                 on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
+                folder=settings.BACKUP_DIR,
+                histories=HISTORIES,
             )
         if facts and not wanted.dry_run:
-            await _record(settings, source, facts, was_real=True)
+            await _record(settings, source, facts, was_real=True, is_sound=not wanted.changed)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
     return Restored(report, safety)
@@ -241,9 +229,11 @@ async def check_by_restoring(settings: Settings, backup: str, tell: Tell = nobod
         facts = await _own_facts(settings, source)
         report = await restore_into_scratch(
             source,
-            settings.DATABASE_URL,
+            settings.backup_database[1],
             drill_url=settings.RESTORE_DRILL_URL,
             on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
+            folder=settings.BACKUP_DIR,
+            histories=HISTORIES,
         )
         if facts:
             await _record(settings, source, facts, was_real=False)
@@ -255,20 +245,27 @@ async def check_by_restoring(settings: Settings, backup: str, tell: Tell = nobod
     return report
 
 
-async def _own_facts(settings: Settings, source: Source) -> Facts | None:
-    """None: it is somebody else's file, of which nothing is recorded."""
-    name = own_name(settings, source.name)
-    return await in_thread(lambda _: facts_of(source, name)) if name else None
+async def _own_facts(settings: Settings, source: Source, wanted: Wanted | None = None) -> Facts | None:
+    """None: it is somebody else's file, of which nothing is recorded. Raises DamagedBackup where it was changed since
+    we made it, unless that is `wanted`."""
+    if place_of(settings, source.name) is None:
+        return None
+    facts = await in_thread(lambda _: facts_of(source, Path(source.name).name))
+    if wanted is None or not wanted.changed:
+        await refuse_changed(settings, source, facts, " (--changed restores it all the same)" if wanted else "")
+    return facts
 
 
-async def _record(settings: Settings, source: Source, facts: Facts, *, was_real: bool) -> None:
+async def _record(settings: Settings, source: Source, facts: Facts, *, was_real: bool, is_sound: bool = True) -> None:
     """That the backup loads, and whether it was into the application's database. What was done is done without it."""
-    is_local = "://" not in source.name
+    place = place_of(settings, source.name)
+    assert place is not None
 
     async def write(connection: AsyncConnection) -> None:
-        await records.record(connection, facts, clock.now(), local=is_local, url=None if is_local else source.name)
-        await records.verified(connection, facts.name, records.RESTORED, clock.now())
+        await records.record(connection, facts, place, clock.now())
+        if is_sound:
+            await records.verified(connection, facts.name, place, records.RESTORED, clock.now())
         if was_real:
-            await records.restored(connection, facts.name, clock.now())
+            await records.restored(connection, facts.name, place, clock.now())
 
     await noted(settings, facts.name, write)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service import BaseTask, TaskRegistry, get_logger, get_settings
 from service.copying import upload, waiting
-from service.discarding import plans, prune
+from service.discarding import plans, prune, warnings
 from service.keeping import create, on_the_run
 
 logger = get_logger(__name__)
@@ -24,11 +24,11 @@ class BackupTask(BaseTask):
         logger.info(f"Backup created: {made.path}")
         if settings.BACKUP_URL:
             for name in dict.fromkeys([made.facts.name, *await waiting(settings)]):
-                copied = await upload(settings, name, tell)
+                copied = await upload(settings, name, tell, is_checked=name == made.facts.name)
                 logger.info(f"Backup uploaded: {copied.url}")
         planned = await plans(settings)
-        for doubt in {plan.decision.doubt for plan in planned if plan.decision.doubt}:
-            logger.warning(f"No old backup is deleted: {doubt}")
+        for warning in warnings(planned):
+            logger.warning(warning)
         async for old in prune(settings, planned):
             logger.info(f"Deleted old backup: {old}")
 

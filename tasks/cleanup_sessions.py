@@ -14,7 +14,7 @@ class CleanupSessionsTask(BaseTask):
     schedule = "0 * * * *"
 
     async def run(self) -> None:
-        expired = self.chunks(SessionService.expired(), key=SessionService.ORDER, size=200, pause=0.02)
+        expired = self.chunks(SessionService.expired(), key=SessionService.ORDER, size=200, pause=0.02, total=True)
         async for chunk in expired:
             async with chunk as (db, sessions):
                 await SessionService(db).delete_expired([session_id for _, session_id in sessions])

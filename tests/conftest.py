@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,19 +11,41 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from service import TaskRegistry, config, host, logs
+from service import TaskRegistry, config, logs
 from service.database.engine import Database
-from service.database.session import use_application_database
+from service.database.session import leave_application_database, use_application_database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+from service.testing import postgres
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer, start_server
 from tests.databases import PostgresDatabases, SQLiteFiles
 
 KINDS = ("sqlite", "postgresql")
+KEPT_CLUSTER = "TESTS_KEPT_CLUSTER"
+"""The environment variable by which the workers of one run learn the folder that the first process has made."""
+SLOWEST = (
+    *("test_serve", "test_docs_pages", "test_chunks", "test_reload", "test_cli_tasks", "faults/test_faults"),
+    *("test_cli_account", "test_servers", "testing/test_plugin", "test_host", "test_outages", "test_rescue"),
+    *("model/test_model", "test_fence", "test_replicas", "test_clocks", "test_rolling", "test_chunk_faults"),
+)
 pytest_plugins = ["pytester"]
 
 hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("here")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All servers of all workers begin with one copy of the files that `initdb` makes."""
+    if KEPT_CLUSTER not in os.environ:
+        os.environ[KEPT_CLUSTER] = tempfile.mkdtemp(prefix="batch-pg-files-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(KEPT_CLUSTER)))
+    postgres.kept_cluster = Path(os.environ[KEPT_CLUSTER])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin first, so that no worker begins one of them when the others are done."""
+    order = {f"tests/{file}.py": number for number, file in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.location[0], len(order)))
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +63,6 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     TaskRegistry.clear()
     config.forget_settings()
     logs.flush()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def no_collection_at_each_start() -> Iterator[None]:
-    """With the modules of all tests in memory it takes a third of a second; services in processes do collect."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "_collect_garbage_less_often", lambda stack: None)
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -115,5 +131,5 @@ async def application(database_url: str) -> AsyncIterator[Database]:
     database = Database(database_url, setting="DATABASE_URL")
     use_application_database(database)
     yield database
-    use_application_database(None)
+    leave_application_database(database)
     await database.dispose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import signal
@@ -182,6 +183,12 @@ async def test_the_service_stops_when_the_application_fails_after_its_start() ->
         async with lifespan(app):
             raise ZeroDivisionError
     assert app.state.batch.is_stopping and not app.state.scheduler.running
+
+
+async def test_how_the_process_collects_garbage_stays_the_applications_own() -> None:
+    before = gc.get_threshold(), gc.get_freeze_count()
+    async with started(Starlette(lifespan=lifespan)):
+        assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
 # The logging.

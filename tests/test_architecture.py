@@ -23,12 +23,12 @@ import service
 ROOT = Path(__file__).parent.parent
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("web", "cli", "listing", "console", "server", "reload", "testing", "__main__"), 3),
+    **dict.fromkeys(("web", "cli", "listing", "console", "server", "connections", "reload", "testing", "__main__"), 3),
     **dict.fromkeys(("app", "host", "stopping", "sentry", "details", "following", "managing", "restoring"), 3),
-    **dict.fromkeys(("keeping", "copying", "finding", "discarding"), 3),
+    **dict.fromkeys(("keeping", "copying", "finding", "discarding", "pinning"), 3),
     **dict.fromkeys(("batch", "backup", "application"), 2),
     "database": 1,
-    **dict.fromkeys(("config", "clock", "errors", "logs", "loglines"), 0),
+    **dict.fromkeys(("config", "placeurl", "clock", "errors", "logs", "loglines"), 0),
 }
 """Imports point down. Within a part, and within the first and the last layer, they may point sideways."""
 
@@ -40,7 +40,7 @@ ONLY = {
     "sentry_sdk": "service.sentry",
     "obstore": "service.backup.objects",
     "typer": "service.cli",
-    "alembic": "service.database.migrate",
+    "alembic": "service.database.alembic_history",
 }
 """Libraries that one module or package knows. (apscheduler has a rule of its own: its types are in annotations.)"""
 

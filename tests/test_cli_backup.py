@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,9 +21,11 @@ from service.cli import backups
 from service.cli.examples import EXAMPLES
 from service.config import forget_settings, get_settings
 from service.copying import upload, waiting
+from service.database import engine
 from service.discarding import plans, prune
 from service.errors import BackupError
-from service.keeping import check, known, pin
+from service.keeping import check, known
+from service.pinning import pin
 from tests.backup.contents import make_archive, make_sqlite
 from tests.backup.s3 import SECRET, Bucket, bucket, refusing, s3_server
 from tests.commands import Batch, in_this_process, refuses
@@ -29,8 +33,8 @@ from tests.docs_blocks import read
 
 __all__ = ["bucket", "s3_server"]
 
-OLD, NEW = "backup_20261124_020000.backup.gz", "backup_20261125_020000.backup.gz"
-NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
+OLD, NEW = "backup_20251124_020000.backup.gz", "backup_20251125_020000.backup.gz"
+NOW = datetime(2025, 11, 25, 12, 0, 0, tzinfo=UTC)
 
 batch = pytest.fixture(in_this_process)
 
@@ -61,6 +65,14 @@ def ledger(batch: Batch, tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
+@pytest.fixture
+def keeping_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As little as can be kept: what is older than a day goes, but for the newest."""
+    monkeypatch.setenv("BACKUP_KEEP_LAST", "1")
+    monkeypatch.setenv("BACKUP_RETENTION_DAYS", "1")
+    forget_settings()
+
+
 def damage(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 1
@@ -84,14 +96,18 @@ def test_a_backup_is_made_checked_listed_and_shown(batch: Batch, tmp_path: Path,
     }
 
 
-def test_without_a_ledger_all_but_pins_work(batch: Batch, folder: Path, tmp_path: Path) -> None:
+def test_without_a_ledger_all_but_a_rescan_works(batch: Batch, folder: Path, tmp_path: Path) -> None:
     make_sqlite(tmp_path / "app.db")
     assert batch("backup", "create").code == 0
     rows = batch("backup", "list", "--json").json
     assert [(row["check"], row["rows"]) for row in rows[1:]] == [("not verified", None)] * 2
     for words in (("show", OLD), ("verify", OLD), ("prune", "--dry-run"), ("prune",)):
         assert batch("backup", *words).code == 0
-    refuses(batch("backup", "pin", OLD), "pins are kept in the ledger", "`batch serve` or `batch run` makes it")
+    assert batch("backup", "pin", OLD).out == f"{OLD} is pinned\n"
+    with clock.moved(NOW + timedelta(days=900)):
+        batch("backup", "prune", BACKUP_KEEP_LAST="1", BACKUP_RETENTION_DAYS="1", BACKUP_LEAST_SHARE="0")
+    assert (folder / OLD).exists() and not (folder / NEW).exists()
+    assert batch("backup", "unpin", OLD).out == f"{OLD} is not pinned any more\n"
     refuses(batch("backup", "list", "--rescan"), "there is no ledger yet")
     assert not (tmp_path / "ledger.db").exists()
 
@@ -104,7 +120,7 @@ def test_the_list_says_how_each_was_checked_and_why_it_is_kept(batch: Batch, fol
     batch("backup", "pin", OLD)
     refuses(batch("backup", "verify", broken), broken, "is damaged")
     with clock.moved(NOW):
-        listed = batch("backup", "list", BACKUP_KEEP_WEEKLY="9")
+        listed = batch("backup", "list", BACKUP_KEEP_WEEKLY="9", BACKUP_KEEP_LAST="1", BACKUP_RETENTION_DAYS="1")
     lines = [line.split("  ") for line in listed.out.splitlines()]
     table = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     assert table[0] == ["backup", "check", "size", "rows", "kept", "where"]
@@ -112,7 +128,7 @@ def test_the_list_says_how_each_was_checked_and_why_it_is_kept(batch: Batch, fol
         (NEW, "not verified", "the newest"),
         (OLD, "checksums only", "pinned"),
         ("backup_20200105_020000.backup.gz", "not verified", "weekly"),
-        (broken, "failed", "older than 7 days"),
+        (broken, "failed", "older than 1 day"),
     ]
     (row,) = [row for row in batch("backup", "list", "--json").json if row["name"] == broken]
     assert "is damaged" in row["failed_check"]
@@ -122,30 +138,19 @@ def test_a_rescan_keeps_pins_adds_what_is_new_and_drops_what_is_gone(batch: Batc
     batch("backup", "pin", OLD)
     batch("backup", "verify", NEW)
     (folder / NEW).unlink()
-    make_archive(folder / (moved := "backup_20261123_020000.backup.gz"))
+    make_archive(folder / (moved := "backup_20251123_020000.backup.gz"))
     rows = batch("backup", "list", "--rescan", "--json").json
-    assert [(row["name"], row["pinned_at"] is not None, row["local"]) for row in rows] == [
-        (OLD, True, True),
-        (moved, False, True),
+    assert [(row["name"], row["pinned"], row["where"]) for row in rows] == [
+        (OLD, True, "folder"),
+        (moved, False, "folder"),
     ]
-    assert asyncio.run(known(get_settings())).keys() == {OLD, moved}
-
-
-def test_a_rescan_that_finds_the_folder_empty_forgets_no_pin(batch: Batch, folder: Path, ledger: Path) -> None:
-    """It is not mounted, or the command was given in another working directory."""
-    batch("backup", "pin", OLD)
-    folder.rename("unmounted")
-    assert batch("backup", "list", "--rescan", "--json").json == []
-    Path("unmounted").rename(folder)
-    with clock.moved(NOW + timedelta(days=900)):
-        assert batch("backup", "prune").code == 0
-    assert (folder / OLD).exists()
+    assert asyncio.run(known(get_settings())).keys() == {("folder", OLD), ("folder", moved)}
 
 
 def test_a_file_that_is_none_of_ours_but_for_its_name_is_listed_and_spares_the_others(
     batch: Batch, folder: Path, ledger: Path
 ) -> None:
-    (folder / "backup_20261126_020000.backup.gz").write_bytes(b"of somebody else")
+    (folder / "backup_20251126_020000.backup.gz").write_bytes(b"of somebody else")
     damage(folder / OLD)
     with (folder / OLD).open("r+b") as file:
         file.truncate(900)
@@ -173,7 +178,12 @@ def test_a_backup_goes_to_the_bucket_and_comes_back(batch: Batch, folder: Path, 
     data = (folder / NEW).read_bytes()
     up = batch("backup", "upload")
     assert up.code == 0 and f"{bucket.url}/{NEW}: 6 rows of 2 tables" in up.out
-    assert [row["where"] for row in batch("backup", "list", "--json").json] == ["folder, elsewhere", "folder"]
+    rows = batch("backup", "list", "--json").json
+    assert [(row["name"], row["where"], row["check"]) for row in rows] == [
+        (NEW, "folder", "checksums only"),
+        (NEW, "elsewhere", "checksums only"),
+        (OLD, "folder", "not verified"),
+    ]
     (folder / NEW).unlink()
     assert f"{bucket.url}/{NEW}" in batch("backup", "verify", NEW).out
     assert batch("backup", "download").code == 0
@@ -245,7 +255,7 @@ def test_a_store_that_refuses_the_keys_is_one_line_without_them(
 
 
 def test_a_prune_says_of_each_why_it_stays_or_goes_in_both_places(
-    batch: Batch, folder: Path, ledger: Path, bucket: Bucket
+    batch: Batch, folder: Path, ledger: Path, bucket: Bucket, keeping_one: None
 ) -> None:
     (folder / "notes.txt").touch()
     for name in (OLD, NEW):
@@ -256,9 +266,9 @@ def test_a_prune_says_of_each_why_it_stays_or_goes_in_both_places(
         told = batch("backup", "prune", "--json").json
     assert [(row["backup"], row["where"], row["then"], row["why"]) for row in told] == [
         (NEW, "folder", "stays", "the newest"),
-        (OLD, "folder", "deleted", "older than 7 days"),
+        (OLD, "folder", "deleted", "older than 1 day"),
         (NEW, "elsewhere", "stays", "the newest"),
-        (OLD, "elsewhere", "deleted", "older than 7 days"),
+        (OLD, "elsewhere", "deleted", "older than 1 day"),
     ]
     assert dry == [{**row, "then": row["then"].replace("deleted", "would go")} for row in told]
     assert {path.name for path in folder.iterdir()} == {NEW, "notes.txt"} and bucket.keys() == [f"shop/db/{NEW}"]
@@ -272,7 +282,7 @@ def test_a_prune_deletes_nothing_when_the_newest_cannot_be_read(batch: Batch, fo
         file.truncate(100)
     with clock.moved(NOW + timedelta(days=900)):
         done = batch("backup", "prune", "--json")
-    assert f"nothing is deleted: {NEW} has failed its check" in done.err
+    assert f"No old backup is deleted in backups: {NEW} has failed its check" in done.err
     assert {row["then"] for row in done.json} == {"stays"} and (folder / OLD).exists()
     assert [row["check"] for row in batch("backup", "list", "--json").json] == ["failed", "checksums only"]
 
@@ -295,7 +305,7 @@ def test_the_work_is_done_and_told_also_while_the_ledger_is_away(
     assert "The ledger has not heard what was done with backup_" in done.err and "hunter2" not in done.err
 
 
-def test_a_pin_holds_until_it_is_taken_off(batch: Batch, folder: Path, ledger: Path) -> None:
+def test_a_pin_holds_until_it_is_taken_off(batch: Batch, folder: Path, ledger: Path, keeping_one: None) -> None:
     assert batch("backup", "pin", OLD).out == f"{OLD} is pinned\n"
     assert batch("backup", "pin", OLD).out == f"{OLD} was pinned already\n"
     with clock.moved(NOW + timedelta(days=900)):
@@ -316,7 +326,9 @@ def test_a_pin_can_be_taken_off_what_is_damaged_or_gone(batch: Batch, folder: Pa
         assert batch("backup", "unpin", name).out == f"{name} is not pinned any more\n"
 
 
-async def test_what_is_pinned_between_the_look_and_the_prune_stays(batch: Batch, folder: Path, ledger: Path) -> None:
+async def test_what_is_pinned_between_the_look_and_the_prune_stays(
+    batch: Batch, folder: Path, ledger: Path, keeping_one: None
+) -> None:
     settings = get_settings()
     with clock.moved(NOW + timedelta(days=900)):
         planned = await plans(settings)
@@ -324,6 +336,77 @@ async def test_what_is_pinned_between_the_look_and_the_prune_stays(batch: Batch,
         await pin(settings, OLD, "somebody else")
         assert [one async for one in prune(settings, planned)] == []
     assert (folder / OLD).exists()
+
+
+def test_a_check_of_the_copy_says_nothing_of_the_file_in_the_folder(
+    batch: Batch, folder: Path, ledger: Path, bucket: Bucket
+) -> None:
+    """And the other way round."""
+    assert batch("backup", "upload", NEW).code == 0
+    damage(folder / NEW)
+    assert batch("backup", "verify", NEW).code == 2
+    assert batch("backup", "verify", f"{bucket.url}/{NEW}").code == 0
+    rows = batch("backup", "list", "--json").json
+    assert [(row["where"], row["check"]) for row in rows if row["name"] == NEW] == [
+        ("folder", "failed"),
+        ("elsewhere", "checksums only"),
+    ]
+    assert batch("backup", "show", f"{bucket.url}/{NEW}", "--json").json["check"] == "checksums only"
+
+
+def changed(path: Path, tmp_path: Path) -> None:
+    """Another backup in its place, whose checksums all fit, as somebody makes it who can write there."""
+    path.unlink()
+    make_archive(tmp_path / "other.gz", tables=3).rename(path)
+
+
+@pytest.mark.parametrize("where", ["folder", "elsewhere"])
+def test_what_was_changed_since_we_made_it_is_told_though_its_checksums_fit(
+    batch: Batch, tmp_path: Path, ledger: Path, where: str
+) -> None:
+    """Whoever can write the place can write the checksums too, but not the ledger."""
+    far = tmp_path / "mount"
+    name = batch("backup", "create", "--json", BACKUP_URL=f"file://{far}").json["name"]
+    assert batch("backup", "upload", name).code == 0
+    path = (tmp_path / "backups" if where == "folder" else far) / name
+    changed(path, tmp_path)
+    words = (str(path), "was changed since it was made", "look at who can write there")
+    refuses(batch("backup", "verify", str(path)), *words)
+    refuses(batch("backup", "verify", "--restore", str(path)), *words)
+    refuses(batch("backup", "restore", str(path), "--dry-run"), *words, "--changed")
+    if where == "elsewhere":
+        (tmp_path / "backups" / name).unlink()
+        refuses(batch("backup", "download", name), *words)
+    told = batch("backup", "restore", str(path), "--dry-run", "--changed")
+    assert "was changed" not in told.err and "is one of PostgreSQL" in told.err, "the next thing that is in the way"
+
+
+def test_a_rescan_finds_what_was_changed_since_we_made_it(batch: Batch, tmp_path: Path, ledger: Path) -> None:
+    name = batch("backup", "create", "--json").json["name"]
+    changed(tmp_path / "backups" / name, tmp_path)
+    (row,) = batch("backup", "list", "--rescan", "--json").json
+    assert row["check"] == "failed" and row["failed_check"].startswith("it was changed since it was made: ")
+    make_archive(tmp_path / "backups" / OLD)
+    assert [row["check"] for row in batch("backup", "list", "--rescan", "--json").json] == ["failed", "not verified"]
+
+
+def test_a_list_waits_for_nobody_and_migrates_nothing(
+    batch: Batch, folder: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BUSY_GIVE_UP_SECONDS", 0.2)
+    batch("backup", "verify", OLD)
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for words in (("list",), ("list", "--json"), ("show", OLD)):
+            done = batch("backup", *words)
+            assert (done.code, done.err) == (0, "") and "checksums only" in done.out
+        other.execute("DROP TABLE batch_backups")
+        other.execute("UPDATE batch_alembic_version SET version_num = 'ledger_0005'")
+        other.execute("COMMIT")
+        for words in (("list",), ("show", OLD)):
+            done = batch("backup", *words)
+            assert done.code == 0 and "is not shown: the ledger is at an older migration than this code" in done.err
+        assert other.execute("SELECT version_num FROM batch_alembic_version").fetchone() == ("ledger_0005",)
 
 
 async def test_only_verified_and_young_ones_wait_for_their_copy(

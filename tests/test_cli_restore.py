@@ -249,7 +249,8 @@ async def test_an_empty_postgresql_gets_the_tables_of_that_time_and_is_upgraded_
     def work() -> None:
         assert batch("backup", "create", DATABASE_URL=postgres_database).code == 0
         settings = {"DATABASE_URL": new}
-        refuses(batch("backup", "restore", "latest", "--dry-run", **settings), "has none of its tables")
+        done = batch("backup", "restore", "latest", "--dry-run", "--json", **settings)
+        assert (done.code, done.json["rows"]) == (0, 1), done
         done = batch("backup", "restore", "latest", "--yes", **settings)
         assert done.code == 0, done.err
         assert "the database is empty: the tables of migration app_0002 are made first" in done.out
@@ -259,8 +260,30 @@ async def test_an_empty_postgresql_gets_the_tables_of_that_time_and_is_upgraded_
         await asyncio.to_thread(work)
         assert await emails(new) == ["a@x", "b@x"]
         async with connected(new) as connection:
-            head = APPLICATION_HISTORY.scripts().get_current_head()
+            head = APPLICATION_HISTORY.revisions[-1]
             assert await connection.fetchval("SELECT version_num FROM alembic_version") == head
+    finally:
+        await postgres_server.drop_database(new)
+
+
+async def test_what_fails_into_an_empty_postgresql_leaves_it_empty(
+    postgres_database: str, postgres_server: PostgresServer, batch: Batch
+) -> None:
+    await migrated(postgres_database, APPLICATION_HISTORY)
+    await execute(postgres_database, "CREATE TABLE mine AS SELECT 1 AS id")
+    new = await postgres_server.create_database()
+
+    def work() -> None:
+        assert batch("backup", "create", DATABASE_URL=postgres_database).code == 0
+        for options in (["--yes"], ["--dry-run"]):
+            done = batch("backup", "restore", "latest", *options, DATABASE_URL=new)
+            refuses(done, "nothing was changed: the table public.mine is missing in the database")
+            assert "are made first" not in done.out
+
+    try:
+        await asyncio.to_thread(work)
+        async with connected(new) as connection:
+            assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
     finally:
         await postgres_server.drop_database(new)
 
@@ -387,11 +410,10 @@ async def test_a_ledger_beside_no_tables_is_backed_up_before_it_is_replaced(
         await postgres_server.drop_database(new)
 
 
-async def test_what_a_restore_into_scratch_could_not_check_is_said(postgres_database: str, batch: Batch) -> None:
+async def test_of_what_could_not_be_loaded_nothing_is_said(postgres_database: str, batch: Batch) -> None:
     settings = {"DATABASE_URL": postgres_database}
     await execute(postgres_database, "CREATE TABLE t AS SELECT 1 AS id")
     assert (await asyncio.to_thread(batch, "backup", "create", **settings)).code == 0
     await execute(postgres_database, "ALTER TABLE t ALTER id TYPE bigint")
     done = await asyncio.to_thread(batch, "backup", "verify", "--restore", **settings)
-    assert done.code == 0 and "verified (restored)" in done.out
-    assert "public.t looks otherwise in the database now" in done.err
+    refuses(done, "the column id of public.t has the type bigint, but integer in the backup")

@@ -240,7 +240,9 @@ def test_a_written_test_fails_when_its_task_does(written: Path) -> None:
     [
         ["ruff", "check", "--no-cache", "--select", "E,F,W,I,N,UP,B,PT,RUF,ANN,ASYNC"],
         ["ruff", "format", "--no-cache", "--check"],
-        ["mypy", "--strict", "--cache-dir=/dev/null", "--explicit-package-bases"],
+        pytest.param(
+            ["mypy", "--strict", "--cache-dir=/dev/null", "--explicit-package-bases"], marks=pytest.mark.types
+        ),
     ],
     ids=" ".join,
 )

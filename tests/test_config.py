@@ -118,7 +118,7 @@ def test_all_wrong_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -
         "sqlite+pysqlite:///sekret.db",
     ],
 )
-@pytest.mark.parametrize("name", ["DATABASE_URL", "LEDGER_URL"])
+@pytest.mark.parametrize("name", ["DATABASE_URL", "LEDGER_URL", "BACKUP_DATABASE_URL"])
 def test_a_wrong_database_url_is_named_without_its_password(
     monkeypatch: pytest.MonkeyPatch, name: str, url: str
 ) -> None:
@@ -209,6 +209,17 @@ def test_a_limit_that_every_hiccup_of_the_loop_would_reach_is_refused(monkeypatc
         monkeypatch.setenv("MAX_LOOP_BLOCK", allowed)
         forget_settings()
         assert float(allowed) == get_settings().MAX_LOOP_BLOCK
+
+
+def test_another_role_for_backups_needs_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKUP_DATABASE_URL", "postgresql://bob:hunter2@db/shop")
+    with pytest.raises(InvalidSetting, match=r"BACKUP_DATABASE_URL is for another role .* both have to be") as caught:
+        get_settings()
+    assert "hunter2" not in str(caught.value)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://shop@db/shop")
+    forget_settings()
+    assert get_settings().backup_database == ("BACKUP_DATABASE_URL", "postgresql+asyncpg://bob:hunter2@db/shop")
+    assert "hunter2" not in repr(get_settings())
 
 
 def test_libpqs_name_for_encryption_becomes_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,16 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import make_url
 
+from service.backup import create_backup
 from service.batch import watchdog
 from service.batch.engines import local
-from service.config import Settings, async_url
+from service.config import Settings, async_url, get_settings
+from service.restoring import HISTORIES, Wanted, check_by_restoring, restore
+from service.testing.postgres import PostgresServer
 from service.web import api
+from tests.databases import migrated
 
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "docs/deployment"
@@ -196,6 +201,32 @@ def test_only_a_container_listens_on_every_address_and_is_published_to_few() -> 
 
 
 # Each file.
+
+
+async def test_the_role_of_the_compose_file_is_an_ordinary_one_and_has_what_the_service_needs(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mounted,) = compose()["services"]["database"]["configs"]
+    script = (FILES / compose()["configs"][mounted["source"]]["file"]).read_text()
+    assert mounted["target"].startswith("/docker-entrypoint-initdb.d/")
+    made, ours = make_url(compose()["services"]["batch"]["environment"]["DATABASE_URL"].replace(":?", "")), "batch_ours"
+    assert (made.username, made.database) == ("batch", "batch") and "ALTER ROLE postgres PASSWORD NULL" in script
+    statements = re.findall(r"^CREATE .*;$", script, re.MULTILINE)
+    for statement in statements:
+        await postgres_server._execute(re.sub(r"\bbatch\b", ours, statement.replace(":'password'", "'secret'")))
+    url = make_url(postgres_server.url).set(username=ours, password="secret", database=ours)
+    monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    try:
+        settings = get_settings()
+        for history in HISTORIES:
+            await migrated(settings.DATABASE_URL, history)
+        path = str(await create_backup(settings.BACKUP_DIR))
+        assert len((await check_by_restoring(settings, path)).tables) == 5
+        assert len((await restore(settings, Wanted(path))).report.tables) == 5
+    finally:
+        await postgres_server.drop_database(str(url))
+        await postgres_server._execute(f"DROP ROLE {ours}")
 
 
 def test_the_unit_stops_the_service_alone_and_starts_it_again_for_ever() -> None:

@@ -110,7 +110,8 @@ async def test_what_was_killed_on_another_machine_is_resumed_within_a_lease_and_
     held = await first_run(ledger, tmp_path)
     two_machines("b")
     folder = presence.folder_of(ledger.url.render_as_string(hide_password=False))
-    (folder / held["node"]).unlink(missing_ok=True)  # beside an SQLite file the nodes of one machine see each other
+    # Beside an SQLite file the nodes of one machine see each other.
+    presence.file_of(folder, held["node"]).unlink(missing_ok=True)
     a.process.kill()
     killed_at = time.monotonic()
     (done,) = await until(lambda: rows(ledger, id=held["id"], state="succeeded"), LEASE + 5)

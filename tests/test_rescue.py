@@ -160,7 +160,7 @@ async def test_a_run_that_is_lost_for_the_third_time_has_failed(ledger: Database
             assert await rescue(connection, await gone(connection, ledger), now) == [node]
         (found,) = await rows(ledger)
         assert found["state"] == ("failed" if loss == MOST_LOSSES - 1 else "interrupted")
-    assert found["reason"] == "poison: the node was lost while it ran 3 times"
+    assert found["reason"] == "poison: the node was lost while it ran, 3 times without progress"
     assert len(await rows(ledger, tables.attempts)) == 3
 
 

@@ -49,6 +49,17 @@ class Long(BaseTask):
             await asyncio.sleep(60)
 """
 
+COLLECTS = """
+import gc, json, os, pathlib
+from service import BaseTask
+
+class Collects(BaseTask):
+    name, schedule = "collects", "* * * * * *"
+    def run(self):
+        pathlib.Path("told").write_text(json.dumps([gc.get_threshold()[0], gc.get_freeze_count() > 10_000]))
+        os.replace("told", "collects")
+"""
+
 HANGS = """
 import time
 from service import BaseTask
@@ -221,6 +232,15 @@ def test_the_jobs_of_a_real_service_are_listed_over_http(shared: Service) -> Non
     assert set(jobs) == {"tick", "by_hand"}
     assert jobs["by_hand"]["next_run_time"] is None
     assert before < datetime.fromisoformat(jobs["tick"]["next_run_time"]) < before + timedelta(seconds=5)
+
+
+def test_our_own_process_collects_garbage_less_often(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, collects=COLLECTS)
+    with service(folder) as running:
+        while not (folder / "collects").exists():
+            time.sleep(0.02)
+        running.stop()
+    assert json.loads((folder / "collects").read_text()) == [10_000, True]
 
 
 async def test_a_second_service_on_the_same_files_is_fine_and_up_in_three_seconds(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def until(found: Callable[[], Any], seconds: float) -> Any:
     return result
 
 
+@pytest.mark.nightly  # it installs everything anew; `.ci/run` on a clean clone does that too
 def test_a_stranger_s_path(clone: Clone) -> None:
     """All that the README says, in its order; its task is dropped in while the service runs."""
     clone.run("make install")

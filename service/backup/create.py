@@ -51,9 +51,10 @@ def create_backup_sync(output_dir: Path) -> Path:
 
 
 def _order(settings: Settings) -> tuple[Order, bool]:
-    url = make_url(settings.DATABASE_URL)
+    setting, text = settings.backup_database
+    url = make_url(text)
     if url.drivername not in KINDS:
-        raise BackupError(f"can't back up {url.drivername}: DATABASE_URL must be one of {', '.join(KINDS)}")
+        raise BackupError(f"can't back up {url.drivername}: {setting} must be one of {', '.join(KINDS)}")
     kind = KINDS[url.drivername]
     order = Order(
         kind=kind,
@@ -62,6 +63,7 @@ def _order(settings: Settings) -> tuple[Order, bool]:
         started=clock.now(),
         selection=Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER),
         arguments=connect_arguments(url) if kind == POSTGRESQL else {},
+        setting=setting,
     )
     return order, settings.BACKUP_PROCESS and bool(sys.executable)
 

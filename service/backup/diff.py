@@ -15,6 +15,8 @@ from service.backup.create import connect_arguments, shown
 from service.backup.diff_postgresql import Database
 from service.backup.difference import Difference, Side, Table
 from service.backup.format import POSTGRESQL, SQLITE, WORDS
+from service.backup.plainfile import unpack
+from service.backup.progress import Meter
 from service.backup.reader import Backup
 from service.backup.selection import Selection
 from service.backup.storage import Places
@@ -46,7 +48,8 @@ def _diff(settings: Settings, before: str, after: str | None, stop: Stop) -> Dif
         folder = stack.enter_context(_folder())
         files = [_extracted(backup, folder / name, stop) for backup, name in zip((old, new), FILES, strict=True)]
         ours, theirs = (diff_sqlite.uri(file, is_ours=True) for file in files)
-        with diff_sqlite.attached(ours, theirs, stop) as connection:
+        packed = max(old.source.size, new.source.size)
+        with diff_sqlite.attached(ours, theirs, stop, packed) as connection:
             sides = (
                 _side(old, diff_sqlite.tables(connection, BEFORE)),
                 _side(new, diff_sqlite.tables(connection, AFTER)),
@@ -61,12 +64,13 @@ def _opened(settings: Settings, name: str) -> Iterator[Backup]:
 
 
 def _with_database(old: Backup, settings: Settings, stop: Stop) -> Difference:
-    url = make_url(settings.DATABASE_URL)
+    setting, text = settings.backup_database
+    url = make_url(text)
     name = shown(url)
-    _refuse_another_kind(old, url.get_backend_name(), f"the database {name} (DATABASE_URL)")
+    _refuse_another_kind(old, url.get_backend_name(), f"the database {name} ({setting})")
     if old.header.kind == POSTGRESQL:
         selection = Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER)
-        database = Database(url.database or "", name, connect_arguments(url), selection)
+        database = Database(url.database or "", name, setting, connect_arguments(url), selection)
         return diff_postgresql.with_database(old, _side(old), database, stop)
     return _with_file(old, url, stop)
 
@@ -77,7 +81,7 @@ def _with_file(old: Backup, url: URL, stop: Stop) -> Difference:
         raise BackupError(f"there is no database at {path.absolute()}: look at DATABASE_URL")
     with _folder() as folder:
         ours = diff_sqlite.uri(_extracted(old, folder / FILES[BEFORE], stop), is_ours=True)
-        with diff_sqlite.attached(ours, diff_sqlite.uri(path, is_ours=False), stop) as connection:
+        with diff_sqlite.attached(ours, diff_sqlite.uri(path, is_ours=False), stop, old.source.size) as connection:
             revisions = diff_sqlite.revisions(connection, AFTER)
             after = Side(
                 name=f"the database {path.absolute()}",
@@ -129,8 +133,5 @@ def _folder() -> Iterator[Path]:
 
 def _extracted(backup: Backup, file: Path, stop: Stop) -> Path:
     """The database in a SQLite backup, as a file for as long as it is needed."""
-    with file.open("wb") as writing:
-        for piece in backup.pieces():
-            stop.check()
-            writing.write(piece)
+    unpack(backup, file, Meter(None), stop)
     return file

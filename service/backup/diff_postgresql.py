@@ -29,10 +29,14 @@ PART_BYTES = 512 * 1024
 
 @dataclass(frozen=True)
 class Database:
-    """The application's. `arguments` are the connection's, with the password; `shown` is for messages, without it."""
+    """The application's. `arguments` are the connection's, with the password; `shown` is for messages, without it.
+
+    `setting` names it.
+    """
 
     name: str
     shown: str
+    setting: str
     arguments: dict[str, Any]
     selection: Selection
 
@@ -71,14 +75,14 @@ def between(old: Backup, new: Backup, before: Side, after: Side, stop: Stop) -> 
 
 
 def with_database(old: Backup, before: Side, database: Database, stop: Stop) -> Difference:
-    with _explained(database.shown):
+    with _explained(database):
         return in_own_loop(_with_database(old, before, database, stop), stop)
 
 
 async def _with_database(old: Backup, before: Side, database: Database, stop: Stop) -> Difference:
     has_ledger = any(is_ledgers(table.name) for table in old.tables)
     selection = Selection(database.selection.include, database.selection.exclude, ledger=has_ledger)
-    async with snapshot.connected(database.arguments) as connection:
+    async with snapshot.connected(database.arguments, setting=database.setting) as connection:
         contents = await snapshot.take(connection, selection)
         facts = await snapshot.facts(connection, contents)
         after = Side(
@@ -163,16 +167,16 @@ def _tallied(pair: Pair, stop: Stop) -> Iterator[Tally]:
 
 
 @contextmanager
-def _explained(shown: str) -> Iterator[None]:
+def _explained(database: Database) -> Iterator[None]:
     try:
         yield
     except asyncpg.LockNotAvailableError as error:
         raise BackupError(
-            f"the database {shown} could not be compared: something holds a table, a migration perhaps. Try again when "
-            "it is over."
+            f"the database {database.shown} could not be compared: something holds a table, a migration perhaps. Try "
+            "again when it is over."
         ) from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
         raise BackupError(
-            f"the database {shown} could not be compared: {cause}. Look at DATABASE_URL and the server."
+            f"the database {database.shown} could not be compared: {cause}. Look at {database.setting} and the server."
         ) from error

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from service.backup.difference import Difference, Pair, Side, Table, pairs
+from service.backup.plainfile import guard
 from service.backup.selection import quoted
 from service.backup.tally import AFTER, BEFORE, Counts, Keyless
 from service.backup.threads import Stop
@@ -27,9 +28,13 @@ SCHEMAS = ("main", "newer")
 
 
 @contextmanager
-def attached(before: str, after: str, stop: Stop) -> Iterator[sqlite3.Connection]:
-    """A connection with both databases, given as URIs; both show one instant until it is closed."""
+def attached(before: str, after: str, stop: Stop, packed: int = 0) -> Iterator[sqlite3.Connection]:
+    """A connection with both databases, given as URIs; both show one instant until it is closed.
+
+    `packed`: the bytes of the (larger) backup, of whose file nothing is believed.
+    """
     with explained("the databases", stop), closing(_connected(before)) as connection:
+        guard(connection, packed)
         connection.execute(f"ATTACH ? AS {SCHEMAS[AFTER]}", (after,))
         connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
         for schema in SCHEMAS:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from service.errors import BackupError
 
 STAMP = "%Y%m%d_%H%M%S"
 NAME = re.compile(r"backup_([0-9]{8}_[0-9]{6})\.backup\.gz")
+PIN = ".pin"
+"""What the name of the small file ends with that pins the backup beside it."""
 ABANDONED_AFTER = timedelta(days=1)
 
 _LARGER = "Free some space there, or set BACKUP_DIR to a folder on a larger disk."
@@ -29,6 +33,8 @@ _ADVICE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _WRITABLE),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), _NO_FOLDER),
 }
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems say that don't know hard links: FAT, and some that are mounted from elsewhere."""
 
 
 @contextmanager
@@ -72,10 +78,18 @@ class Place:
         return True
 
     def publish(self) -> Path:
-        self.partial.rename(self.final)
-        self.published = True
-        _sync(self.final.parent)
-        return self.final
+        """Where somebody has copied a file of that name into the folder meanwhile, the next free name is taken."""
+        at = taken_at(self.final)
+        assert at is not None
+        while True:
+            try:
+                publish(self.partial, self.final)
+            except FileExistsError:
+                at += timedelta(seconds=1)
+                self.final = _place(self.final.parent, at).final
+                continue
+            self.published = True
+            return self.final
 
 
 @contextmanager
@@ -91,16 +105,22 @@ def reserve(folder: Path, at: datetime) -> Iterator[Place]:
             remove_unfinished(place.partial)
 
 
+def create(path: Path) -> int:
+    """A new file for this user alone, as a descriptor. Raises FileExistsError, also where a link stands."""
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR, 0o600)
+
+
 def copy_beside(partial: Path) -> Path:
-    """Where a copy of SQLite's database lies while the backup is made of it."""
-    return partial.with_suffix(".copy")
+    """A new file for the copy of SQLite's database of which the backup is made. Nobody can guess its name."""
+    path = partial.with_suffix(f".copy.{secrets.token_hex(8)}")
+    os.close(create(path))
+    return path
 
 
 def remove_unfinished(partial: Path) -> None:
     """With the copy, and what SQLite may have beside that."""
-    partial.unlink(missing_ok=True)
-    for path in partial.parent.glob(f"{copy_beside(partial).name}*"):
-        path.unlink(missing_ok=True)
+    for path in (partial, *partial.parent.glob(f"{partial.stem}.copy*")):
+        _remove_own(path)
 
 
 def _place(folder: Path, at: datetime) -> Place:
@@ -110,16 +130,42 @@ def _place(folder: Path, at: datetime) -> Place:
 
 def remove_abandoned(folder: Path, now: datetime) -> None:
     """Remove what a process that was killed left behind: nothing has been written to it for a day."""
-    limit = (now - ABANDONED_AFTER).timestamp()
     for pattern in (".backup_*.partial", ".backup_*.copy*"):
         for path in folder.glob(pattern):
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime < limit:
-                    path.unlink()
+            _remove_own(path, before=now - ABANDONED_AFTER)
 
 
-def _sync(folder: Path) -> None:
-    """Make a rename in this folder outlive a power cut."""
+def _remove_own(path: Path, before: datetime | None = None) -> None:
+    """Only a file of this user: in a folder that others write to too, anything may have such a name."""
+    with suppress(OSError):
+        found = path.lstat()
+        is_own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        if is_own and (before is None or found.st_mtime < before.timestamp()):
+            path.unlink()
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a whole file its name, which then outlives a power cut. Raises FileExistsError where that is taken.
+
+    A link never writes over a file, as a rename does. Where there are no links an empty file takes the name first.
+    """
+    try:
+        os.link(partial, final)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(final, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            partial.rename(final)
+        except OSError:
+            final.unlink()
+            raise
+    partial.unlink(missing_ok=True)
+    sync(final.parent)
+
+
+def sync(folder: Path) -> None:
+    """Make a change of names in this folder outlive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

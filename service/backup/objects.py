@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -18,9 +18,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from service import clock
 from service.backup.digest import sha256
-from service.backup.leftovers import end_abandoned
 from service.backup.reader import Source
 from service.backup.threads import Stop
 from service.errors import BackupError
@@ -64,8 +62,7 @@ class Objects:
 
     def __init__(self, url: str, settings: Mapping[str, str]) -> None:
         """`settings`: those of VARIABLES that are set. Raises BackupError."""
-        self.name = url.rstrip("/")
-        self._settings = settings
+        self.name = self.place = url.rstrip("/")
         bucket, _, prefix = self.name.removeprefix("s3://").partition("/")
         config = cast("S3Config", {name.lower(): value for name, value in settings.items()})
         client: ClientConfig = {**TIMEOUTS, "allow_http": _is_plain(settings)}
@@ -80,12 +77,32 @@ class Objects:
             found = obstore.list_with_delimiter(self._store)["objects"]
             return {str(one["path"]).rsplit("/", 1)[-1]: int(one["size"]) for one in found}
 
+    def has(self, name: str) -> bool:
+        return self.changed_at(name) is not None
+
+    def changed_at(self, name: str) -> datetime | None:
+        with self._explained(name):
+            try:
+                return obstore.head(self._store, name)["last_modified"].astimezone(UTC)
+            except FileNotFoundError:
+                return None
+
     def open(self, name: str) -> Object:
         return Object(self._store, name, f"{self.name}/{name}")
 
+    def read(self, name: str, most: int) -> bytes:
+        with self.open(name) as file:
+            return file.read(0, most)
+
+    def write(self, name: str, data: bytes) -> bool:
+        if self.has(name):
+            return False
+        with self._explained(name):
+            obstore.put(self._store, name, data, use_multipart=False)
+        return True
+
     def put(self, source: Source, name: str, stop: Stop, tell: Callable[[int], None]) -> None:
         """Upload a backup, and compare what the store has then. `tell` is called with the bytes that are read."""
-        end_abandoned(self.name, self._settings, clock.now())
         sent = _Sent(source, stop, tell)
         with self._explained(name):
             if source.size <= sent.part:

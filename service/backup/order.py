@@ -14,7 +14,10 @@ from service.backup.selection import Selection
 
 @dataclass(frozen=True)
 class Order:
-    """`arguments` are the connection's: they may hold a password. `shown` is the database for messages, without it."""
+    """`arguments` are the connection's: they may hold a password. `shown` is the database for messages, without it.
+
+    `setting` names the database.
+    """
 
     kind: str
     database: str
@@ -22,6 +25,7 @@ class Order:
     started: datetime
     selection: Selection
     arguments: dict[str, Any] = field(default_factory=dict, repr=False)
+    setting: str = "DATABASE_URL"
 
     def as_json(self, partial: Path) -> bytes:
         """One line, with the file to write and the process that orders it."""

@@ -22,6 +22,8 @@ ONTO_ITS_OWN = {
     "postgresql": "Let the code of that time make an empty database (`batch serve`), restore it into that",
 }
 """There is no way down to an older revision, so the way leads up from there."""
+MOST_NAMED = 50
+"""So many problems are told: a hostile file may have a million tables."""
 KIND_NAMES = {"p": "a partitioned table", "f": "a foreign table", "m": "a materialized view", "v": "a view"}
 
 
@@ -29,8 +31,7 @@ KIND_NAMES = {"p": "a partitioned table", "f": "a foreign table", "m": "a materi
 class Plan:
     """`rows`: how many each of the tables has now, by its name, where this role may see them.
 
-    `is_whole`: SQLite's file is replaced as a whole. `is_new`: nothing is there yet. `holds_ledger`: the ledger's are
-    among them.
+    `is_new`: nothing is there yet. `holds_ledger`: the ledger's are among them.
     """
 
     backup: str
@@ -41,7 +42,6 @@ class Plan:
     rows: Mapping[str, int]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
-    is_whole: bool = False
     is_new: bool = False
     holds_ledger: bool = False
 
@@ -51,11 +51,12 @@ class Plan:
         return self.database.rpartition("/")[2]
 
     def refuse(self) -> None:
-        """Raises BackupError with all that is in the way."""
+        """Raises BackupError with what is in the way: all of it, unless that is very much."""
         if self.problems:
+            more = len(self.problems) - MOST_NAMED
             raise BackupError(
                 f"the backup {self.backup} can't be restored into {self.database}, and nothing was changed: "
-                + "; ".join(self.problems)
+                + "; ".join([*self.problems[:MOST_NAMED], *([f"and {more:,} more"] if more > 0 else [])])
             )
 
 
@@ -103,11 +104,6 @@ def has_ledger(backup: Backup) -> bool:
     )
 
 
-def revision_of(backup: Backup, version_table: str) -> str:
-    """What the table of this name, in whichever schema, says in the backup."""
-    return next(revision for table, revision in backup.header.revisions.items() if _name(table) == version_table)
-
-
 def _name(table: str) -> str:
     return table.rpartition(".")[2]
 
@@ -126,16 +122,20 @@ def for_postgresql(
         problems += _key_problems(target, there) + _sequence_problems(backup, target)
     if target.has_large_objects:
         problems.append("the database holds large objects, which backups can't contain: use pg_restore")
-    is_new = not any(one.kind in "rp" and not is_ledgers(one.name) for one in target.relations.values())
     notes = _notes(backup, target, there)
     header = backup.header
     return Plan(
         *(backup.source.name, shown(url), header.taken_at, header.revision, tables, rows),
         tuple(problems),
         tuple(notes),
-        is_new=is_new,
+        is_new=is_new(target),
         holds_ledger=has_ledger(backup),
     )
+
+
+def is_new(target: Target) -> bool:
+    """Whether the application has no table there yet."""
+    return not any(one.kind in "rp" and not is_ledgers(one.name) for one in target.relations.values())
 
 
 def _table_problems(table: SavedTable, relation: Relation | None) -> list[str]:

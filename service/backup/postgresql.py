@@ -23,7 +23,8 @@ from service.errors import BackupError
 
 _ADVICE = {
     asyncpg.InsufficientPrivilegeError: (
-        "A backup needs a role that may read every row: the owner, or one with pg_read_all_data and BYPASSRLS."
+        "A backup needs a role that may read every row: the owner, or one with pg_read_all_data and BYPASSRLS "
+        "(BACKUP_DATABASE_URL)."
     ),
     asyncpg.OutOfMemoryError: "It has many tables: raise the server's max_locks_per_transaction.",
     asyncpg.LockNotAvailableError: "Something holds a table, a migration perhaps: back up when it is over.",
@@ -31,15 +32,15 @@ _ADVICE = {
 
 
 def write(order: Order, archive: Archive, meter: Meter, stop: Stop) -> None:
-    with _explained(order.shown):
+    with _explained(order):
         in_own_loop(_write(order, archive, meter), stop)
 
 
 async def _write(order: Order, archive: Archive, meter: Meter) -> None:
-    async with snapshot.connected(order.arguments) as connection:
+    async with snapshot.connected(order.arguments, setting=order.setting) as connection:
         contents = await snapshot.take(connection, order.selection)
         if not contents.tables:
-            raise BackupError(f"there is no table in the database {order.shown}: look at DATABASE_URL")
+            raise BackupError(f"there is no table in the database {order.shown}: look at {order.setting}")
         facts = await snapshot.facts(connection, contents)
         archive.add_header(POSTGRESQL, database=order.database, tool=tool(), **facts)
         sizes = await snapshot.sizes(connection, contents.tables)
@@ -57,11 +58,11 @@ async def _write(order: Order, archive: Archive, meter: Meter) -> None:
 
 
 @contextmanager
-def _explained(shown: str) -> Iterator[None]:
+def _explained(order: Order) -> Iterator[None]:
     """The one place where an error of the server or of the network becomes ours. (Files' errors are ours by then.)"""
     try:
         yield
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
-        advice = _ADVICE.get(type(error), "Look at DATABASE_URL and the server.")
-        raise BackupError(f"the database {shown} could not be backed up: {cause}. {advice}") from error
+        advice = _ADVICE.get(type(error), f"Look at {order.setting} and the server.")
+        raise BackupError(f"the database {order.shown} could not be backed up: {cause}. {advice}") from error

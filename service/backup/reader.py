@@ -44,7 +44,6 @@ LARGEST_HEADER = 4 * 1024 * 1024
 """The header is looked for in so many bytes of the file, and if that is not all of it, in so many."""
 
 Name = tuple[str | None, str]
-SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,8 @@ class Backup:
     padding after it."""
     _by_table: dict[Name, tuple[Member, ...]]
     """PostgreSQL: those with the rows of a table, by its schema and name, in the table's order."""
+    manifest_sha256: str
+    """Of the manifest as it is packed. It has the hash of each member: two backups with the same one are the same."""
 
     @classmethod
     def open(cls, source: Source) -> Self:
@@ -73,9 +74,17 @@ class Backup:
             by_table = _by_table(manifest)
         except ValueError as error:
             raise damaged(source, f"its manifest is not one that this service writes ({error})") from error
-        tables = tuple(table for table, _ in manifest.tables)
-        header, members = manifest.header, manifest.members
-        return cls(source, header, tables, manifest.sequences, manifest.left_out, members, frames, by_table)
+        return cls(
+            source=source,
+            header=manifest.header,
+            tables=tuple(table for table, _ in manifest.tables),
+            sequences=manifest.sequences,
+            left_out=manifest.left_out,
+            members=manifest.members,
+            _frames=frames,
+            _by_table=by_table,
+            manifest_sha256=trailer.sha256.hex(),
+        )
 
     def parts(self, table: SavedTable) -> Iterator[bytes]:
         """PostgreSQL: the table's rows as COPY wrote them, in the table's order. A large row goes over several."""
@@ -86,13 +95,9 @@ class Backup:
 
     def pieces(self) -> Iterator[bytes]:
         """SQLite: the database file, from its first byte to its last."""
-        found = [member for member in self.members if member.name == DATABASE]
-        size = sum(member.bytes for member in found)
-        for number, member in enumerate(found):
-            piece = self.content(member)
-            if number == 0 and not _is_sqlite(piece, size):
-                raise damaged(self.source, f"{DATABASE} is no database of SQLite's")
-            yield piece
+        for member in self.members:
+            if member.name == DATABASE:
+                yield self.content(member)
 
     def content(self, member: Member) -> bytes:
         """What this member holds of the tar's file, once every byte of it was compared with the manifest."""
@@ -233,11 +238,3 @@ def _by_table(manifest: Manifest) -> dict[Name, tuple[Member, ...]]:
 def _number(member: Member) -> int:
     """Of the part. A part's pieces have the same one, and stay as they are in the file."""
     return int(member.name.rpartition("/")[2].removesuffix(".copy"))
-
-
-def _is_sqlite(start: bytes, size: int) -> bool:
-    """Whether a file of this size may begin so: by its magic bytes, and by a whole number of pages."""
-    page = int.from_bytes(start[16:18], "big")
-    page = 65536 if page == 1 else page
-    is_power = page >= 512 and page & (page - 1) == 0
-    return start.startswith(SQLITE_MAGIC) and is_power and size % page == 0

@@ -132,13 +132,14 @@ def _refuse(chosen: list[Relation]) -> None:
     _refuse_those(
         chosen,
         lambda one: not one.may_be_read,
-        "may not be read by this role. A backup needs the owner, or a role with pg_read_all_data and BYPASSRLS",
+        "may not be read by this role. A backup needs the owner, or a role with pg_read_all_data and BYPASSRLS "
+        "(BACKUP_DATABASE_URL)",
     )
     _refuse_those(
         chosen,
         lambda one: one.has_row_security,
         "has row-level security, which hides rows from this role. "
-        "A backup needs a role with BYPASSRLS, or the owner where it is not forced",
+        "A backup needs a role with BYPASSRLS (BACKUP_DATABASE_URL), or the owner where it is not forced",
     )
 
 

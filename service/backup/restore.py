@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 
 from sqlalchemy.engine import URL, make_url
@@ -15,20 +17,22 @@ from service.backup.plan import Plan
 from service.backup.progress import Meter, Progress
 from service.backup.reader import Backup, Source
 from service.backup.server import Still
-from service.backup.threads import in_thread
+from service.backup.threads import Stop, in_thread
+from service.database.migrate import History
 from service.errors import BackupError
 
 KINDS: dict[str, ModuleType] = {"sqlite+aiosqlite": restore_sqlite, "postgresql+asyncpg": restore_postgresql}
 
 
-async def planned(source: Source, url: str) -> Plan:
+async def planned(source: Source, url: str, *, histories: Sequence[History] = ()) -> Plan:
     """What `restore` would do to the database, and what is in the way. Nothing is changed. Raises BackupError."""
     target = make_url(url)
 
-    def work(stop: object) -> Plan:
+    def work(stop: Stop) -> Plan:
         backup, kind = _opened(source, target)
-        found: Plan = kind.plan(backup, target, stop)
-        return found
+        if kind is restore_sqlite:
+            return restore_sqlite.plan(backup, target, stop, histories=histories)
+        return restore_postgresql.plan(backup, target, stop, histories)
 
     return await in_thread(work)
 
@@ -40,8 +44,13 @@ async def restore(
     dry_run: bool = False,
     still: Still | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    folder: Path | None = None,
+    histories: Sequence[History] = (),
 ) -> Report:
     """Restore a backup into this database; `dry_run`: do it, and roll it back.
+
+    `histories` are the migrations that make the tables which the database lacks, at the backup's revision. SQLite:
+    `folder` has room for twice the data (that of temporary files otherwise).
 
     `still` is awaited once nobody else can write to the tables any more, on another event loop, and prevents the
     restore by raising. Raises BackupError, which says why; then, when cancelled and when the process is killed,
@@ -54,10 +63,18 @@ async def restore(
         if on_progress:
             loop.call_soon_threadsafe(on_progress, progress)
 
-    def work(stop: object) -> Report:
+    def work(stop: Stop) -> Report:
         backup, kind = _opened(source, target)
-        done: Report = kind.run(backup, target, Meter(tell), stop, dry_run=dry_run, still=still)
-        return done
+        meter = Meter(tell)
+        if kind is restore_sqlite:
+            return restore_sqlite.run(
+                *(backup, target, meter, stop),
+                dry_run=dry_run,
+                still=still,
+                folder=folder or Path(tempfile.gettempdir()),
+                histories=histories,
+            )
+        return restore_postgresql.run(backup, target, meter, stop, histories, dry_run=dry_run, still=still)
 
     return await in_thread(work)
 

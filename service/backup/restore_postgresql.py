@@ -7,15 +7,15 @@ cancel leave everything as it was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import asyncpg
 from sqlalchemy.engine import URL
 
 from service import clock
+from service.backup import migrated, server, target
 from service.backup import plan as plans
-from service.backup import server, target
 from service.backup.count import Report, compared
 from service.backup.create import shown
 from service.backup.loading import load
@@ -26,38 +26,66 @@ from service.backup.selection import is_ledgers, quoted
 from service.backup.server import Still
 from service.backup.target import Counter, Key, Relation, Target
 from service.backup.threads import Stop, in_own_loop
-from service.errors import BackupError
+from service.database.migrate import History
+from service.errors import BackupError, DamagedBackup
 
 INTEGERS = ("smallint", "integer", "bigint")
 ENABLE = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
 
 
-def plan(backup: Backup, url: URL, stop: Stop) -> Plan:
+def plan(backup: Backup, url: URL, stop: Stop, histories: Sequence[History]) -> Plan:
     with server.explained(url):
-        return in_own_loop(_look(backup, url), stop)
+        return in_own_loop(_look(backup, url, histories), stop)
 
 
-async def _look(backup: Backup, url: URL) -> Plan:
-    async with server.connected(url) as connection, connection.transaction(readonly=True):
-        found = await target.look(connection)
-        tables = [found.find(table.schema, table.name) for table in plans.restored(backup)]
-        seen = [one for one in tables if one and one.kind == "r" and one.is_owned and not one.is_hidden]
-        rows = await count(connection, seen)
+async def _look(backup: Backup, url: URL, histories: Sequence[History]) -> Plan:
+    async with server.connected(url) as connection:
+        transaction = connection.transaction(isolation="read_committed")
+        await transaction.start()
+        try:
+            return await _planned(connection, backup, url, histories)
+        finally:
+            await _roll_back(connection, transaction)
+
+
+async def _planned(connection: Any, backup: Backup, url: URL, histories: Sequence[History]) -> Plan:
+    """Where the tables have to be made first, they are: so all that is in the way is known before it is begun."""
+    found = await target.look(connection)
+    tables = [found.find(table.schema, table.name) for table in plans.restored(backup)]
+    seen = [one for one in tables if one and one.kind == "r" and one.is_owned and not one.is_hidden]
+    rows = await count(connection, seen)
+    if not await migrated.make_missing(connection, backup, histories):
         return plans.for_postgresql(backup, url, found, await revisions(connection, found), rows)
+    made = await target.look(connection)
+    plan = plans.for_postgresql(backup, url, made, await revisions(connection, made), rows)
+    note = f"the database is empty: the tables of migration {backup.header.revision} are made first"
+    return replace(plan, notes=(note, *plan.notes), is_new=True)
 
 
-def run(backup: Backup, url: URL, meter: Meter, stop: Stop, *, dry_run: bool, still: Still | None) -> Report:
+def run(
+    backup: Backup,
+    url: URL,
+    meter: Meter,
+    stop: Stop,
+    histories: Sequence[History],
+    *,
+    dry_run: bool,
+    still: Still | None,
+) -> Report:
     with server.explained(url):
-        return in_own_loop(_restore(backup, url, meter, dry_run, still), stop)
+        return in_own_loop(_restore(backup, url, meter, histories, dry_run, still), stop)
 
 
-async def _restore(backup: Backup, url: URL, meter: Meter, dry_run: bool, still: Still | None) -> Report:
+async def _restore(
+    backup: Backup, url: URL, meter: Meter, histories: Sequence[History], dry_run: bool, still: Still | None
+) -> Report:
     started = clock.monotonic()
     async with server.connected(url) as connection:
         transaction = connection.transaction(isolation="read_committed")  # what others commit meanwhile is seen
         await transaction.start()
         try:
             number = await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text")
+            await migrated.make_missing(connection, backup, histories)
             work = await _locked(connection, backup, url, still)
             counted = compared(backup.source.name, work.plan.tables, *await work.replace(backup, meter))
         except BaseException:
@@ -94,7 +122,7 @@ async def count(connection: Any, relations: Iterable[Relation]) -> dict[str, int
     }
 
 
-async def _locked(connection: Any, backup: Backup, url: URL, still: Still | None) -> _Work:
+async def _locked(connection: Any, backup: Backup, url: URL, still: Still | None) -> Work:
     """The work, with all its tables locked. The ledger's come last: `still` may have to read them."""
     tables = plans.restored(backup)
     seen = await target.look(connection)
@@ -110,16 +138,21 @@ async def _locked(connection: Any, backup: Backup, url: URL, still: Still | None
     found = await target.look(connection)
     made = plans.for_postgresql(backup, url, found, await revisions(connection, found), {})
     made.refuse()
-    by_name = {str(table): found.find(table.schema, table.name) for table in tables}
-    return _Work(connection, made, found, [relation for relation in by_name.values() if relation is not None])
+    return Work.of(connection, made, found)
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     connection: Any
     plan: Plan
     target: Target
     relations: Sequence[Relation]
+
+    @classmethod
+    def of(cls, connection: Any, plan: Plan, found: Target) -> Self:
+        """`plan` has no problems, so all of its tables are there."""
+        relations = [found.find(table.schema, table.name) for table in plan.tables]
+        return cls(connection, plan, found, [relation for relation in relations if relation is not None])
 
     async def replace(self, backup: Backup, meter: Meter) -> tuple[dict[str, int], dict[str, int]]:
         """The rows of each table before and after."""
@@ -131,7 +164,7 @@ class _Work:
         meter.begin("restoring", sum(table.bytes for table in self.plan.tables))
         after = {}
         for table, relation in zip(self.plan.tables, self.relations, strict=True):
-            after[str(table)] = await load(self.connection, backup, table, (relation.schema, relation.name), meter)
+            after[str(table)] = await load(self.connection, backup, table, (relation.place, relation.name), meter)
         await self._execute("SET CONSTRAINTS ALL IMMEDIATE")
         for sequence in backup.sequences:
             await self._set(sequence)
@@ -158,6 +191,12 @@ class _Work:
         try:
             await self._execute(f"ALTER TABLE {holder} ADD CONSTRAINT {quoted(key.name)} {key.text}")
         except asyncpg.ForeignKeyViolationError as error:
+            if {key.holder, key.referred} <= self.target.with_parents(self.relations):
+                raise DamagedBackup(
+                    f"rows of {self.target.relations[key.holder]} in the backup {self.plan.backup} refer to rows of "
+                    f"{self.target.relations[key.referred]} that are not in it: {server.cause_of(error)}. Nothing was "
+                    "changed"
+                ) from error
             raise BackupError(
                 f"after the restore, rows of {self.target.relations[key.holder]} would refer to rows that are not "
                 f"there, so nothing was changed: {server.cause_of(error)}"

@@ -1,38 +1,51 @@
-"""SQLite: the file of a backup in place of the present one, or its tables in place of those of the same names.
+"""SQLite: a new file with all tables, filled with the rows of a backup, and swapped in for the live one.
 
-The backup's file is made beside the target and checked. Then SQLite's own backup writes it into the live file, in one
-transaction: readers go on with what they see, and a process that is killed on the way leaves the old rows.
+Tables are made of the live file's own text and of our migrations, never of the backup's. What is not restored stays:
+its rows are copied when nobody else can write any more. SQLite's own backup then writes the new file into the live one,
+in one transaction: readers go on with what they see, and a process that is killed on the way leaves the old rows.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
-from contextlib import closing, suppress
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy.engine import URL
 
 from service import clock
-from service.backup import plan as plans
-from service.backup import sqlite_tables
-from service.backup.count import Report, compared
-from service.backup.plainfile import LISTEN_SECONDS, Patience, explained, opened, unpacked
+from service.backup import plan_sqlite
+from service.backup.count import Counted, Report, compared
+from service.backup.folder import create
+from service.backup.newfile import LIVE, MADE, NewFile, file_settings
+from service.backup.plainfile import LISTEN_SECONDS, Patience, explained, guard, opened, unpack, workplace
 from service.backup.plan import Plan
+from service.backup.plan_sqlite import A_TEMPORARY_FILE, Work
 from service.backup.progress import Meter
-from service.backup.reader import Backup, SavedTable
+from service.backup.reader import Backup
 from service.backup.server import Still
-from service.backup.tablewise import replace_tables
+from service.backup.sqlite_structure import Structure
 from service.backup.threads import Stop
+from service.database.migrate import History
 from service.errors import BackupError
 
 STEP_PAGES = 5000
+COPIES = 2
+"""So often do the rows lie in the folder for a while: in the backup's file, and in the new one."""
 
 
-def plan(backup: Backup, url: URL, stop: Stop) -> Plan:
+class _RolledBack(Exception):
+    """A dry run has come to where it would commit."""
+
+
+def plan(backup: Backup, url: URL, stop: Stop, *, histories: Sequence[History] = ()) -> Plan:
     path = file_of(url)
-    with explained(path, stop):
-        return _plan(backup, url, path)
+    with explained(path, stop), tempfile.TemporaryDirectory(prefix="batch-restore-") as folder:
+        return plan_sqlite.for_live(backup, path, histories, Path(folder)).plan
 
 
 def file_of(url: URL) -> Path:
@@ -45,116 +58,152 @@ def file_of(url: URL) -> Path:
     return path
 
 
-def _plan(backup: Backup, url: URL, path: Path) -> Plan:
-    present: dict[str, dict[str, str]] = {}
-    revisions: dict[str, str] = {}
-    rows: dict[str, int] = {}
-    if path.is_file():
-        with closing(opened(path, "mode=rw")) as connection:
-            described = sqlite_tables.described(connection)
-            revisions = sqlite_tables.revisions(connection)
-            needed = {str(table["name"]): _needed(connection, str(table["name"])) for table in described}
-        rows = {str(table["name"]): int(table["rows"]) for table in described}
-        present = {str(t["name"]): dict(zip(t["columns"], t["types"], strict=True)) for t in described}
-    saved = {table.name for table in backup.tables}
-    holds_ledger = plans.has_ledger(backup)
-    has_kept = holds_ledger and plans.ABOUT_FILES in present
-    is_whole = not present or (not backup.left_out and present.keys() <= saved and not has_kept)
-    tables = backup.tables if is_whole else plans.restored(backup)
-    if not present:
-        problems = _problems_of_a_part(backup)
-    else:
-        problems = plans.other_revisions(backup, revisions)
-        if not is_whole:
-            problems += [line for table in tables for line in _table_problems(table, present, needed)]
-    kept = [] if is_whole else sorted(present.keys() - {table.name for table in tables} - revisions.keys())
-    notes = [f"{name} is not in the backup and stays as it is" for name in kept]
-    header = backup.header
-    return Plan(
-        *(backup.source.name, str(path.absolute()), header.taken_at, header.revision, tables, rows),
-        tuple(problems),
-        tuple(notes),
-        is_whole,
-        not present,
-        holds_ledger,
-    )
-
-
-def _problems_of_a_part(backup: Backup) -> list[str]:
-    """Into an empty file goes only what says at which migration it is."""
-    missing = sorted(backup.header.revisions.keys() - {table.name for table in backup.tables})
-    if not backup.left_out or not missing:
-        return []
-    return [
-        "the database has no table, and the backup holds only a part of them: let the service make them "
-        "(`batch serve`), then restore"
-    ]
-
-
-def _needed(connection: sqlite3.Connection, table: str) -> list[str]:
-    """The columns that a row must give a value."""
-    found = connection.execute(
-        'SELECT name FROM pragma_table_xinfo(?) WHERE "notnull" AND dflt_value IS NULL AND hidden = 0 AND NOT pk',
-        (table,),
-    )
-    return [name for (name,) in found]
-
-
-def _table_problems(table: SavedTable, present: dict[str, dict[str, str]], needed: dict[str, list[str]]) -> list[str]:
-    if table.name not in present:
-        return [f"the table {table} is missing in the database"]
-    more = [plans.needed_problem(name, table) for name in needed[table.name] if name not in table.columns]
-    return plans.column_problems(table, present[table.name]) + more
-
-
-def run(backup: Backup, url: URL, meter: Meter, stop: Stop, *, dry_run: bool, still: Still | None) -> Report:
+def run(
+    backup: Backup,
+    url: URL,
+    meter: Meter,
+    stop: Stop,
+    *,
+    dry_run: bool,
+    still: Still | None,
+    folder: Path,
+    histories: Sequence[History] = (),
+) -> Report:
+    """`folder`: where there is room for twice the data, on whichever disk."""
     started, path = clock.monotonic(), file_of(url)
-    with unpacked(backup, path.parent, meter, stop) as saved, explained(path, stop):
-        made = _plan(backup, url, path)
-        made.refuse()
-        if made.is_whole:
-            _fit(saved, path)
-            after = {table.name: table.rows for table in made.tables}  # as the check of the file has counted
-            counted = compared(made.backup, made.tables, made.rows, after)
-            if not dry_run:
-                _replace(saved, path, meter, stop, still)
-        else:
-            counted = replace_tables(saved, path, made, meter, stop, dry_run=dry_run, still=still)
+    with workplace(folder) as place, explained(path, stop):
+        work = plan_sqlite.for_live(backup, path, histories, place)
+        work.plan.refuse()
+        with _filled(backup, work, place, meter, stop) as (new, counted):
+            if dry_run and not path.exists():
+                new.make_views_and_triggers()
+            else:
+                _Swap(new, work, path, meter, stop, still, dry_run).carry_out()
+    made = work.plan
     return Report(made.backup, made.database, counted, clock.monotonic() - started, dry_run, made.notes)
 
 
-def _fit(saved: Path, path: Path) -> None:
-    """Give the file the page size of the one that it goes into: SQLite can't change that of a file in WAL mode."""
-    if not path.is_file():
-        return
-    with closing(opened(path, "mode=rw")) as live, closing(opened(saved, "mode=rw")) as connection:
-        (wanted,), (present,) = (c.execute("PRAGMA page_size").fetchone() for c in (live, connection))
-        if wanted != present:
-            connection.execute(f"PRAGMA page_size = {wanted}")
-            connection.execute("VACUUM")
+def try_out(
+    backup: Backup, application: URL, meter: Meter, stop: Stop, *, folder: Path, histories: Sequence[History] = ()
+) -> Report:
+    """The same restore into an empty file, which is removed: only the swap is missing. Raises BackupError."""
+    started = clock.monotonic()
+    is_sqlite = application.get_backend_name() == "sqlite"
+    live = Path(application.database) if is_sqlite and application.database else None
+    with workplace(folder) as place, explained(place, stop):
+        work = plan_sqlite.for_drill(backup, live, histories, place)
+        work.plan.refuse()
+        with _filled(backup, work, place, meter, stop) as (new, counted):
+            new.make_views_and_triggers()
+    return Report(backup.source.name, A_TEMPORARY_FILE, counted, clock.monotonic() - started, dry_run=True)
 
 
-def _replace(saved: Path, path: Path, meter: Meter, stop: Stop, still: Still | None) -> None:
-    meter.begin("restoring", saved.stat().st_size)
-    left, asked, patience = 0, still is None, Patience(path, stop)
-    with closing(opened(saved, "mode=ro")) as source, closing(opened(path, "mode=rwc", LISTEN_SECONDS)) as live:
-        (page_size,), (pages,) = (source.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "page_count"))
+@contextmanager
+def _filled(
+    backup: Backup, work: Work, place: Path, meter: Meter, stop: Stop
+) -> Iterator[tuple[NewFile, tuple[Counted, ...]]]:
+    """A new file with all tables, and with all rows but those that are kept of the live file."""
+    saved = place / "saved.sqlite3"
+    unpack(backup, saved, meter, stop, COPIES)
+    with NewFile(place / "new.sqlite3", backup, work.structure, stop) as new:
+        new.make_tables(work.live.settings or _settings_of(saved, backup))
+        rows = new.fill(saved, work.plan.tables, meter)
+        counted = compared(backup.source.name, work.plan.tables, work.plan.rows, rows)
+        if work.made:
+            new.keep(MADE, work.made, work.kept(MADE))
+        yield new, counted
 
-        def step(status: int, remaining: int, _: int) -> None:
-            nonlocal left, asked
-            if status == sqlite3.SQLITE_DONE:  # it has committed
-                return
-            stop.check()
-            if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                patience.again()
-                return
-            if not asked and still is not None:  # from the first step on nobody else can write
-                asked = True
-                asyncio.run(still())
-            meter.add((left - remaining) * page_size if left else 0)
-            left = remaining
 
-        # The last step commits, so there are at least two.
-        source.backup(live, pages=max(1, min(STEP_PAGES, pages - 1)), progress=step)
-        with suppress(sqlite3.Error):  # the rows are there, whatever becomes of this
-            live.execute("PRAGMA wal_checkpoint(PASSIVE)")
+def _settings_of(saved: Path, backup: Backup) -> dict[str, int | str]:
+    with closing(opened(saved, "immutable=1")) as connection:
+        guard(connection, backup.source.size)
+        return file_settings(connection)
+
+
+class _Swap:
+    """The new file's pages over those of the live one, once what is kept was taken from there."""
+
+    def __init__(
+        self, new: NewFile, work: Work, path: Path, meter: Meter, stop: Stop, still: Still | None, dry_run: bool
+    ) -> None:
+        self._new = new
+        self._work = work
+        self._path = path
+        self._meter = meter
+        self._stop = stop
+        self._still = still
+        self._dry_run = dry_run
+        self._patience = Patience(path, stop)
+        self._is_locked = False
+        self._left = 0
+        self._page_size, self._pages = (
+            int(new.connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_size", "page_count")
+        )
+
+    def carry_out(self) -> None:
+        self._meter.begin("restoring", self._pages * self._page_size)
+        with suppress(FileExistsError):
+            os.close(create(self._path.resolve()))
+        with closing(opened(self._path, "mode=rw", LISTEN_SECONDS)) as live, suppress(_RolledBack):
+            self._let_readers_go_on(live)
+            # The last step commits, so there are at least two.
+            pages = max(1, min(STEP_PAGES, self._pages - 1))
+            self._new.connection.backup(live, pages=pages, progress=self._step)
+            with suppress(sqlite3.Error):  # the rows are there, whatever becomes of this
+                live.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _let_readers_go_on(self, live: sqlite3.Connection) -> None:
+        """As get_db() does too. What is kept is read while the live file is locked for writers."""
+        live.execute(f"PRAGMA page_size = {self._page_size}")  # of a file that is empty as yet
+        while True:
+            try:
+                (mode,) = live.execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise
+                self._patience.again()
+                continue
+            if mode != "wal":
+                raise BackupError(
+                    f"nothing was restored into {self._path.absolute()}: its disk does not allow SQLite's WAL mode, "
+                    "which the service needs. Move the database to a local disk"
+                )
+            return
+
+    def _step(self, status: int, remaining: int, _: int) -> None:
+        if status == sqlite3.SQLITE_DONE:  # it has committed
+            return
+        self._stop.check()
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            self._patience.again()
+            return
+        if not self._is_locked:  # from the first step on nobody else can write
+            self._is_locked = True
+            self._complete()
+        self._meter.add(max(self._left - remaining, 0) * self._page_size)
+        self._left = remaining
+
+    def _complete(self) -> None:
+        if self._still is not None:
+            asyncio.run(self._still())
+        self._refuse_others_tables()
+        if self._work.live.structure.tables:
+            self._new.keep(LIVE, self._path, self._work.kept(LIVE))
+            restored = [table.name for table in self._work.plan.tables]
+            if set(self._work.kept(LIVE)) - self._work.live.revisions.keys():  # it may refer to numbers that were given
+                for name in restored:
+                    self._new.go_on_behind(LIVE, name)
+            self._new.refuse_orphans(restored)
+        self._new.make_views_and_triggers()
+        if self._dry_run:
+            raise _RolledBack
+
+    def _refuse_others_tables(self) -> None:
+        """The new file's tables are those that were there when it was begun."""
+        with closing(opened(self._path, "mode=rw")) as connection:
+            structure = Structure.of(connection)
+        if structure.objects != self._work.live.structure.objects:
+            raise BackupError(
+                f"nothing was restored into {self._path.absolute()}: somebody has changed its tables meanwhile. End "
+                "other programs that use it, and try again"
+            )

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
 
-from service import clock
-from service.backup import scratch_postgresql
-from service.backup.count import Report, compared
+from service.backup import restore_sqlite, scratch_postgresql
+from service.backup.count import Report
 from service.backup.format import SQLITE, WORDS
-from service.backup.plainfile import unpacked
 from service.backup.progress import Meter, Progress
 from service.backup.reader import Backup, Source
 from service.backup.threads import Stop, in_thread
+from service.database.migrate import History
 from service.errors import BackupError
 
 
@@ -26,12 +25,15 @@ async def restore_into_scratch(
     *,
     drill_url: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    folder: Path | None = None,
+    histories: Sequence[History] = (),
 ) -> Report:
     """Load every row of a backup where nobody sees it, compare the counts with the manifest, and leave nothing there.
 
-    SQLite: in a file beside the database, which SQLite checks as a whole. PostgreSQL: in tables made for it, in one
-    transaction that is rolled back, so that not even `kill -9` leaves any; in the database of `drill_url`, or else in
-    that of `url`, whose present tables say what the new ones look like. Raises BackupError.
+    SQLite: by the same restore into an empty file in `folder`; tables are made as in the application's file, or by
+    `histories`. PostgreSQL: in a schema made for it, in one transaction that is rolled back, so that not even `kill -9`
+    leaves any of it; in the database of `drill_url`, or else in that of `url`. There `histories` make the tables, and
+    what they don't make is made like the table of its name. Raises BackupError, also where a table could not be tried.
     """
     application, drill, loop = make_url(url), make_url(drill_url) if drill_url else None, asyncio.get_running_loop()
 
@@ -42,9 +44,10 @@ async def restore_into_scratch(
     def work(stop: Stop) -> Report:
         backup = Backup.open(source)
         if backup.header.kind == SQLITE:
-            return _into_a_file(backup, application, Meter(tell), stop)
+            place = folder or Path(tempfile.gettempdir())
+            return restore_sqlite.try_out(backup, application, Meter(tell), stop, folder=place, histories=histories)
         refuse_unfit(backup, application, drill)
-        return scratch_postgresql.run(backup, application, drill, Meter(tell), stop)
+        return scratch_postgresql.run(backup, drill or application, Meter(tell), stop, histories)
 
     return await in_thread(work)
 
@@ -58,20 +61,10 @@ def refuse_unfit(backup: Backup, application: URL, drill: URL | None) -> None:
         )
     if drill is not None and _place(drill) == _place(application):
         raise BackupError(
-            "RESTORE_DRILL_URL is the application's own database (DATABASE_URL): name another one, or leave it empty; "
+            "RESTORE_DRILL_URL is the application's own database: name another one, or leave it empty; "
             "then a scratch schema is used there"
         )
 
 
 def _place(url: URL) -> tuple[object, ...]:
     return url.host or url.query.get("host"), url.port or 5432, url.database
-
-
-def _into_a_file(backup: Backup, application: URL, meter: Meter, stop: Stop) -> Report:
-    started = clock.monotonic()
-    beside = Path(application.database or "").parent
-    is_there = application.get_backend_name() == "sqlite" and beside.is_dir()
-    with unpacked(backup, beside if is_there else Path(tempfile.gettempdir()), meter, stop):
-        rows = {str(table): table.rows for table in backup.tables}  # as the check of the file has counted
-    counted = compared(backup.source.name, backup.tables, {}, rows)
-    return Report(backup.source.name, "a temporary file", counted, clock.monotonic() - started, dry_run=True)

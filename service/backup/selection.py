@@ -13,7 +13,19 @@ from service.errors import BackupError
 LEDGERS_MARK = "batch_alembic_version"
 LEDGERS = frozenset(
     f"batch_{name}"
-    for name in ("alembic_version", "attempts", "backups", "log", "missed", "nodes", "runs", "schedules", "tasks")
+    for name in (
+        "alembic_version",
+        "attempts",
+        "backups",
+        "catalog",
+        "log",
+        "missed",
+        "nodes",
+        "pruned",
+        "runs",
+        "schedules",
+        "tasks",
+    )
 )
 """All of the ledger's tables. Not whatever begins with `batch_`: so may an author's own, which must not be missing."""
 

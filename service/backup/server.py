@@ -43,7 +43,7 @@ ORDER BY a.xact_start NULLS LAST, a.pid LIMIT 1
 
 @asynccontextmanager
 async def connected(url: URL) -> AsyncIterator[Any]:
-    async with snapshot.connected(connect_arguments(url), SETTINGS) as connection:
+    async with snapshot.connected(connect_arguments(url), SETTINGS, f"the URL of {shown(url)}") as connection:
         yield connection
 
 

@@ -42,13 +42,18 @@ NO_TIME_LIMIT = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings
 
 
 @asynccontextmanager
-async def connected(arguments: dict[str, Any], settings: dict[str, str] = SETTINGS) -> AsyncIterator[Any]:
-    """A connection with these settings from its start, whatever the role's and the database's are."""
+async def connected(
+    arguments: dict[str, Any], settings: dict[str, str] = SETTINGS, setting: str = "DATABASE_URL"
+) -> AsyncIterator[Any]:
+    """A connection with these settings from its start, whatever the role's and the database's are.
+
+    `setting`: where the database's URL stands, for an error.
+    """
     arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments}
     try:
         connection = await asyncpg.connect(**arguments, server_settings=settings)
     except (TypeError, ValueError) as error:
-        raise BackupError(f"DATABASE_URL has an option that the driver does not take: {error}") from error
+        raise BackupError(f"{setting} has an option that the driver does not take: {error}") from error
     try:
         await connection.fetch(NO_TIME_LIMIT)
         yield connection

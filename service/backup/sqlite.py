@@ -6,7 +6,6 @@ as it is needed, so the folder needs room for both.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +71,6 @@ def _copy(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A copy of the database in a file that is removed afterwards, and what there is in it."""
     try:
-        os.close(os.open(copy, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
         with _explained(source, copy.parent, stop):
             _copy_pages(source, copy, meter, stop)
             facts = _choose(copy, selection, stop)

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from service import clock
 from service.backup.digest import PIECE_BYTES
-from service.backup.folder import explained, remove_abandoned, taken_at
+from service.backup.folder import PIN, explained, publish, remove_abandoned, sync, taken_at
 from service.backup.reader import LocalFile, Source
+from service.backup.retention import ahead_named, is_ahead, latest_of
 from service.backup.threads import Stop
 from service.backup.verify import verify
 from service.config import Settings, get_settings
 from service.errors import BackupError, brief
+from service.logs import get_logger
+from service.placeurl import FILE, folder_of, refuse_one_place
 
 if TYPE_CHECKING:
     from service.backup.objects import Object
 
+logger = get_logger(__name__)
+
 LATEST = "latest"
+FOLDER = "folder"
+"""BACKUP_DIR as a place. The other one is called by its URL."""
 
 
 def nothing(_: int) -> None:
@@ -30,14 +39,26 @@ def nothing(_: int) -> None:
 
 
 class Storage(Protocol):
-    """A place of backups. `name`: as people know it, without credentials."""
+    """A place of backups. `name`: as people know it, without credentials; `place`: as the ledger does."""
 
     name: str
+    place: str
 
     def listed(self) -> dict[str, int]:
         """The size of each file by its name, others than backups too."""
 
+    def has(self, name: str) -> bool: ...
+
     def open(self, name: str) -> LocalFile | Object: ...
+
+    def read(self, name: str, most: int) -> bytes:
+        """So many bytes of a small file; none of what is no file."""
+
+    def write(self, name: str, data: bytes) -> bool:
+        """A small file. False: there is one of that name, which stays as it is."""
+
+    def changed_at(self, name: str) -> datetime | None:
+        """When it was written, by the place's clock; None where it is gone."""
 
     def put(self, source: Source, name: str, stop: Stop, tell: Callable[[int], None]) -> None:
         """Copy a backup there. It has its name only when it is whole and was compared."""
@@ -48,9 +69,10 @@ class Storage(Protocol):
 class Folder:
     """Backups in a folder of this machine."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, place: str = FOLDER) -> None:
         self.path = path
         self.name = str(path)
+        self.place = place
 
     def listed(self) -> dict[str, int]:
         """Nothing where the folder is missing."""
@@ -62,8 +84,39 @@ class Folder:
         except OSError as error:
             raise BackupError(f"the folder {self.path} can't be read: {error.strerror}") from error
 
+    def has(self, name: str) -> bool:
+        return os.path.lexists(self.path / name)
+
     def open(self, name: str) -> LocalFile:
         return LocalFile(self.path / name, follow=False)
+
+    def read(self, name: str, most: int) -> bytes:
+        try:
+            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(descriptor, "rb") as file:
+                return file.read(most) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+        except OSError:
+            return b""
+
+    def write(self, name: str, data: bytes) -> bool:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            sync(self.path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise BackupError(f"{self.path / name} can't be written: {error.strerror or error}.") from error
+        return True
+
+    def changed_at(self, name: str) -> datetime | None:
+        with suppress(OSError):
+            return datetime.fromtimestamp((self.path / name).lstat().st_mtime, UTC)
+        return None
 
     def put(self, source: Source, name: str, stop: Stop, tell: Callable[[int], None]) -> None:
         final = self.path / name
@@ -71,14 +124,16 @@ class Folder:
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             remove_abandoned(self.path, clock.now())
-            if final.exists():
+            if self.has(name):
                 raise BackupError(f"{final} is there already")
             try:
                 _copy(source, partial, stop, tell)
                 with LocalFile(partial) as copied:
                     copied.name = source.name  # in messages: the partial file will be gone
                     verify(copied, stop)
-                partial.rename(final)
+                publish(partial, final)
+            except FileExistsError:
+                raise BackupError(f"{final} is there already") from None
             finally:
                 partial.unlink(missing_ok=True)
 
@@ -96,6 +151,8 @@ def _sizes(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, int]]:
         with suppress(FileNotFoundError):  # another process has just renamed or deleted it
             if entry.is_file(follow_symlinks=False):
                 yield entry.name, entry.stat(follow_symlinks=False).st_size
+            elif entry.name.endswith(PIN):  # whatever it is, it pins
+                yield entry.name, 0
 
 
 def _copy(source: Source, to: Path, stop: Stop, tell: Callable[[int], None]) -> None:
@@ -110,8 +167,11 @@ def _copy(source: Source, to: Path, stop: Stop, tell: Callable[[int], None]) -> 
 
 def at(url: str, settings: Settings) -> Storage:
     """The place that a URL names. Raises BackupError."""
-    if url.startswith("file://"):
-        return Folder(Path(url.removeprefix("file://")))
+    if url.startswith(FILE):
+        try:
+            return Folder(folder_of(url), place=url)
+        except ValueError as error:
+            raise BackupError(f"the address {url} is {error}") from None
     if not url.startswith("s3://"):
         raise BackupError(
             f"there are no backups at {url.split('://')[0]}://…; allowed: s3://bucket/prefix, file:///folder"
@@ -136,25 +196,51 @@ class Places:
         return cls(Folder(settings.BACKUP_DIR), settings.BACKUP_URL, settings)
 
     def elsewhere(self) -> Storage | None:
-        """None where BACKUP_URL is empty. Raises BackupError."""
-        return at(self.url, self.settings) if self.url else None
+        """None where BACKUP_URL is empty. Raises BackupError, and InvalidSetting where it is BACKUP_DIR."""
+        if self.url is None:
+            return None
+        refuse_one_place(self.folder.path, self.url)
+        return at(self.url, self.settings)
+
+    def all(self) -> list[Storage]:
+        """The folder first. Raises as `elsewhere` does."""
+        elsewhere = self.elsewhere()
+        return [self.folder, *([elsewhere] if elsewhere else [])]
 
     def find(self, text: str) -> LocalFile | Object:
         """The backup that a path, a name, `latest` or an address means. Raises BackupError."""
         if "://" in text:
-            return self._addressed(text)
-        if os.sep in text or (text != LATEST and os.path.isfile(text)):
+            storage, name = self.addressed(text)
+            return storage.open(name)
+        if text == LATEST:
+            return self._latest()
+        if os.sep in text or os.path.isfile(text):
             return LocalFile(Path(text))
         found = backups(self.folder.listed())
-        if text in found or (text == LATEST and found):
-            return self.folder.open(text if text in found else max(found))
-        if (elsewhere := self.elsewhere()) is not None:
-            there = backups(elsewhere.listed())
-            if text in there or (text == LATEST and there):
-                return elsewhere.open(text if text in there else max(there))
-        raise BackupError(self._unknown(text, found))
+        if text in found:
+            return self.folder.open(text)
+        if (elsewhere := self.elsewhere()) is not None and text in backups(elsewhere.listed()):
+            return elsewhere.open(text)
+        near = f"; the newest there is {newest_here}" if (newest_here := latest_of(found, clock.now())) else ""
+        raise BackupError(
+            f"there is no backup {brief(text)} in {self._where()}{near}. Allowed: a path, a name, latest, "
+            "s3://bucket/prefix/name"
+        )
 
-    def _addressed(self, text: str) -> LocalFile | Object:
+    def _latest(self) -> LocalFile | Object:
+        """The newest of both places: a place that can't be looked at may have a newer one than the other."""
+        try:
+            found = newest(self.all(), clock.now())
+        except BackupError as error:
+            why = error.message.rstrip(".")
+            raise BackupError(f"{why}. So which backup is the latest is not known: give its name") from error
+        if found is None:
+            raise BackupError(f"there is no backup in {self._where()}")
+        storage, name = found
+        return storage.open(name)
+
+    def addressed(self, text: str) -> tuple[Storage, str]:
+        """The place and the name that an address means. Raises BackupError."""
         if text.startswith("s3://") and any(mark in text for mark in "@?#"):
             raise BackupError(
                 "only a bucket, a prefix and a name may stand in s3://bucket/prefix/name; keys are read from "
@@ -162,25 +248,35 @@ class Places:
             )
         url, _, name = text.rpartition("/")
         storage = at(url, self.settings)
-        if name == LATEST:
-            there = backups(storage.listed())
-            if not there:
-                raise BackupError(f"there is no backup in {storage.name}")
-            name = max(there)
-        return storage.open(name)
+        if name != LATEST:
+            return storage, name
+        if (found := newest([storage], clock.now())) is None:
+            raise BackupError(f"there is no backup in {storage.name}")
+        return found
 
-    def _unknown(self, text: str, found: dict[str, Any]) -> str:
-        where = f"{self.folder.name} (BACKUP_DIR)" + (f" or {self.url} (BACKUP_URL)" if self.url else "")
-        if text == LATEST:
-            return f"there is no backup in {where}"
-        near = f"; the newest there is {max(found)}" if found else ""
-        return f"there is no backup {brief(text)} in {where}{near}. Allowed: a path, a name, latest, s3://bucket/prefix/name"
+    def _where(self) -> str:
+        return f"{self.folder.name} (BACKUP_DIR)" + (f" or {self.url} (BACKUP_URL)" if self.url else "")
+
+
+def newest(storages: Iterable[Storage], now: datetime) -> tuple[Storage, str] | None:
+    """Where the latest backup is, and its name. None: there is none, or only such as are of a time to come."""
+    found: list[tuple[str, Storage]] = []
+    for storage in storages:
+        names = backups(storage.listed())
+        if name := latest_of(names, now):
+            found.append((name, storage))
+        if ahead := [one for one in names if is_ahead(one, now)]:
+            logger.warning(f"{ahead_named(ahead)} in {storage.name}: not taken for the latest")
+    if not found:
+        return None
+    name, storage = max(found, key=lambda one: one[0])  # the first of them, where both have it
+    return storage, name
 
 
 def find(text: str) -> LocalFile | Object:
     """The backup that a path, a name, `latest` or an address means, to be closed by a `with`. Raises BackupError.
 
-    Threads call it. `latest` is the newest of the folder's, and of those at BACKUP_URL where the folder has none.
+    Threads call it. `latest` is the newest of the folder's and of those at BACKUP_URL.
     """
     return Places.of(get_settings()).find(text)
 

@@ -29,14 +29,8 @@ WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER 
 
 # Those that a partition has from its parent come and go with the parent's.
 KEYS = """
-SELECT k.conname AS name, k.conrelid AS holder, k.confrelid AS referred, pg_catalog.pg_get_constraintdef(k.oid) AS text,
-    pg_catalog.obj_description(k.oid, 'pg_constraint') AS comment, k.convalidated AS is_valid, ARRAY(
-        SELECT a.attname::text FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS c (number, place)
-        JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = c.number ORDER BY c.place
-    ) AS columns, ARRAY(
-        SELECT a.attname::text FROM pg_catalog.unnest(k.confkey) WITH ORDINALITY AS c (number, place)
-        JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = c.number ORDER BY c.place
-    ) AS referred_columns
+SELECT k.oid AS id, k.conname AS name, k.conrelid AS holder, k.confrelid AS referred,
+    pg_catalog.pg_get_constraintdef(k.oid) AS text, pg_catalog.obj_description(k.oid, 'pg_constraint') AS comment
 FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0 ORDER BY k.conrelid, k.conname
 """
 
@@ -69,10 +63,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Relation:
-    """`parent`: of a partition. `is_forced`: row security holds for the owner too; `is_hidden`: for this role."""
+    """`parent`: of a partition. `is_forced`: row security holds for the owner too; `is_hidden`: for this role.
+
+    `place` is the schema that it is in. It differs from `schema` where it stands for a relation of that one.
+    """
 
     id: int
     schema: str
+    place: str
     name: str
     kind: str
     is_forced: bool
@@ -84,7 +82,7 @@ class Relation:
 
     @property
     def sql(self) -> str:
-        return quoted(self.schema, self.name)
+        return quoted(self.place, self.name)
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
@@ -94,14 +92,12 @@ class Relation:
 class Key:
     """A foreign key; `holder` has it, and refers to `referred`."""
 
+    id: int
     name: str
     holder: int
     referred: int
     text: str
     comment: str | None
-    is_valid: bool
-    columns: tuple[str, ...]
-    referred_columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -162,15 +158,11 @@ async def look(connection: Any) -> Target:
         facts = dict(row)
         columns[facts.pop("relation")].append(Column(**facts))
     found = Target(
-        {row["id"]: Relation(**row, columns=tuple(columns[row["id"]])) for row in relations},
-        tuple(Key(**{**row, **_lists(row)}) for row in await connection.fetch(KEYS)),
+        {row["id"]: Relation(**row, place=row["schema"], columns=tuple(columns[row["id"]])) for row in relations},
+        tuple(Key(**row) for row in await connection.fetch(KEYS)),
         tuple(Trigger(**row) for row in await connection.fetch(TRIGGERS)),
         {row["id"]: Counter(**row) for row in await connection.fetch(SEQUENCES)},
         await connection.fetchval(LARGE_OBJECTS),
     )
     await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", before)
     return found
-
-
-def _lists(row: Any) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(row[name]) for name in ("columns", "referred_columns")}

@@ -73,7 +73,9 @@ class _Span:
 
 
 async def _tasks_of_running_nodes(connection: AsyncConnection, since: datetime) -> set[str]:
-    is_running = and_(nodes.c.stopped_at.is_(None), nodes.c.draining.is_(False), nodes.c.seen_at >= since)
+    is_running = and_(
+        nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.draining.is_(False), nodes.c.seen_at >= since
+    )
     found = await connection.execute(select(nodes.c.tasks).where(is_running))
     return {name for names in found.scalars() for name in names}
 

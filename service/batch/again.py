@@ -57,17 +57,19 @@ async def reopen(
 ) -> set[str]:
     """Queue those of these runs that are in one of these final states; their fences go on rising. Returns their ids.
 
-    `anew`: how far they were is forgotten.
-    It counts as caught up from now on, so that it does not stand in the way of a slot that is on time.
+    `anew`: how far they were is forgotten. Attempts and losses are counted anew, against what their tasks allow.
+    They count as caught up from now on, so that they don't stand in the way of a slot that is on time.
     """
     kind = connection.dialect.name
-    final = ", ".join(f"'{state}'" for state in states)
+    final = ", ".join(f"'{state}'" for state in states)  # by the index on states SQLite would read all of them
     forgotten = "".join(f"{name} = NULL, " for name in runs.PROGRESS_COLUMNS) if anew else ""
+    wanted = f"id IN (SELECT v.id FROM {rows.source([runs_table.c.id], kind)}) AND (state || '') IN ({final})"
     statement = text(
         "UPDATE batch_runs SET state = 'queued', rank = :rank, catch_up = true, due_at = :now, requested_by = :by, "
         "reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, "
+        "attempts_before = attempt, losses = 0, count_lost = NULL, "
         f"{forgotten}cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL "
-        f"WHERE id IN (SELECT v.id FROM {rows.source([runs_table.c.id], kind)}) AND state IN ({final}) RETURNING id"
+        f"WHERE {runs.locked_by_id(wanted, kind)} RETURNING id"
     ).bindparams(bindparam("now", type_=runs_table.c.due_at.type), bindparam("by", type_=Text()))
     values = {"rows": rows.encode([{"id": i} for i in ids], kind), "rank": rank, "by": by}
     found = await connection.execute(

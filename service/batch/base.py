@@ -93,6 +93,7 @@ class BaseTask(ABC):
         stop: Any = ...,
         pause: float = ...,
         retry_chunk: bool = ...,
+        total: bool = ...,
     ) -> Chunks[T]: ...
     @overload
     def chunks(
@@ -106,6 +107,7 @@ class BaseTask(ABC):
         stop: Any = ...,
         pause: float = ...,
         retry_chunk: bool = ...,
+        total: bool = ...,
     ) -> Chunks[Row[*tuple[Any, ...]]]: ...
     @overload
     def chunks(
@@ -116,6 +118,7 @@ class BaseTask(ABC):
         name: str | None = ...,
         pause: float = ...,
         retry_chunk: bool = ...,
+        total: bool = ...,
         file: File | None = ...,
     ) -> Chunks[T]: ...
     def chunks(
@@ -129,6 +132,7 @@ class BaseTask(ABC):
         stop: Any = None,
         pause: float = 0,
         retry_chunk: bool = False,
+        total: bool = False,
         file: File | None = None,
     ) -> Chunks[Any]:
         """Long work in transactions of `size` items; a later attempt goes on behind the last one that was committed.
@@ -147,11 +151,13 @@ class BaseTask(ABC):
             pause: Seconds between two chunks.
             retry_chunk: Hand a chunk out again, up to five times, when the database refused it for a reason that passes
                 (a deadlock, a serialization failure, a lost connection). Only for bodies that touch nothing else.
+            total: Count the items when the loop begins, so that it is known which share is done, and when the rest will
+                be. That is a COUNT(*) beside the work, in each attempt.
             file: The file that an iterable reads, such as csv.reader(file): a later attempt refuses a changed one.
 
         Raises ChunkError for what would lose or double items.
         """
-        return chunks(source, size, name, pause, retry_chunk, file, key=key, start=start, stop=stop)
+        return chunks(source, size, name, pause, retry_chunk, total, file, key=key, start=start, stop=stop)
 
     def step(self, name: str) -> Step:
         """A part of a run that is not repeated once it is done, in whatever attempt.

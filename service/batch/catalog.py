@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -43,9 +43,21 @@ async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], 
     listed = ", ".join(names)
     statement = text(
         f"INSERT INTO batch_tasks ({listed}) SELECT {listed} FROM {rows.source([tasks.c[n] for n in names], kind)} "
-        f"WHERE true ON CONFLICT (name) DO UPDATE SET {kept}, removed_at = NULL"
+        f"WHERE true ORDER BY name ON CONFLICT (name) DO UPDATE SET {kept}, removed_at = NULL"
     )
     await connection.execute(statement, {"rows": rows.encode(found, kind)})
+
+
+async def changed(connection: AsyncConnection) -> None:
+    """Have the other nodes read tasks and schedules again.
+
+    Call it as the last statement that locks something: until the commit nobody else gets past it.
+    """
+    raised = text(
+        "INSERT INTO batch_catalog (id, version) VALUES (1, 1) "
+        "ON CONFLICT (id) DO UPDATE SET version = batch_catalog.version + 1"
+    )
+    await connection.execute(raised)
 
 
 async def set_schedules(
@@ -59,6 +71,7 @@ async def set_schedules(
     unopened = wanted.keys() - (opened.keys() - ending.keys())
     new = {name: schedule for name, schedule in wanted.items() if name in unopened and schedule is not None}
     await slots.open_new(connection, new, node, now)
+    await changed(connection)
 
 
 async def _bring_up(
@@ -101,6 +114,7 @@ async def pause(
         for row in opened:
             await _miss(connection, row, now, f"not handled yet when it was paused by {by}")
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=now, paused_by=by))
+    await changed(connection)
     return None
 
 
@@ -117,6 +131,7 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
     for row in opened:
         await _miss(connection, row, now, f"paused by {before.by}")
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=None, paused_by=None))
+    await changed(connection)
     return before
 
 
@@ -155,11 +170,11 @@ async def served_from(connection: AsyncConnection) -> dict[str, str]:
 
 
 async def remove_gone(
-    connection: AsyncConnection, names: Iterable[str], live: Callable[[AsyncConnection], Awaitable[set[str]]]
+    connection: AsyncConnection, names: Collection[str], live: Callable[[AsyncConnection], Awaitable[set[str]]]
 ) -> list[str]:
     """Close the schedules of those of these tasks that no live node has; their history stays. Returns their names."""
     locked = await slots.lock(connection, names, wait=True)
-    gone = sorted(set(names) - await live(connection))  # a node may have joined before the rows were locked
+    gone = sorted(set(names) - await live(connection))  # whoever joins from now on waits for these tasks' rows
     now = await slots.now_of(connection)
     for row in locked:
         if row.task in gone:
@@ -167,4 +182,6 @@ async def remove_gone(
             await slots.close(connection, [row.id], now)
     named = tasks.c.name.in_(rows.among(tasks.c.name, gone, connection.dialect.name))
     await connection.execute(update(tasks).where(named).values(removed_at=now))
+    if gone:
+        await changed(connection)
     return gone

@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
-from sqlalchemy import ColumnElement, Integer, bindparam, literal, or_, select, text
+from sqlalchemy import ColumnElement, Integer, and_, bindparam, literal, or_, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TextualSelect
 
-from service.batch import lanes, rows, slots
+from service.batch import lanes, queues, rows, slots
 from service.batch.firing import Room
 from service.batch.lanes import CANDIDATE_COLUMNS, Candidate, Rule
 from service.batch.registry import Task
 from service.batch.runs import Claimed
-from service.batch.states import CLAIMABLE, RunState
-from service.batch.tables import CLAIMABLE_SQL, DUE_SQL, not_held, runs
+from service.batch.tables import CLAIMABLE_SQL, HELD_SQL, RUNNING_SQL, runs
 
 CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
 
 
-async def now_if_due(connection: AsyncConnection) -> datetime | None:
-    """The database's time if some run may be claimed at it, else None."""
-    now = slots.moment(connection)
-    return (await connection.execute(select(now).where(is_any_due(now)))).scalar()
-
-
 def is_any_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
-    """Whether some run may be claimed at `now`; one look into an index for each of the two ways (see DUE_SQL)."""
-    is_free = text(not_held("batch_runs"))
-    due = select(literal(1)).select_from(runs).where(text(CLAIMABLE_SQL), runs.c.due_at <= now, is_free)
-    waiting = (
-        select(literal(1)).select_from(runs).where(runs.c.state.in_(set(CLAIMABLE) - {RunState.RETRYING}), is_free)
+    """Whether some run may be claimed at `now`. True also where a pause holds all retries that are due, but not others:
+    telling these apart would cost a look at each.
+    """
+    retry_due = select(literal(1)).select_from(runs).where(text(queues.RETRIES), runs.c.due_at <= now).exists()
+    waits, retries = (
+        text(f"EXISTS ({queues.names(those, until_found=True)})") for those in (queues.WAITS, queues.RETRIES)
     )
-    return or_(due.exists(), waiting.exists())
+    return or_(waits, and_(retry_due, retries))
+
+
+@dataclass(frozen=True)
+class Due:
+    """What may start at `now`, the database's time: of which tasks. `retries`: retries are among it."""
+
+    now: datetime
+    names: frozenset[str]
+    retries: bool
+
+
+async def due(connection: AsyncConnection) -> Due:
+    """One look at the indexes for each task that has something to start."""
+    now = slots.moment(connection)
+    is_retry_due = select(literal(1)).select_from(runs).where(text(queues.RETRIES), runs.c.due_at <= now).exists()
+    once = select(now.label("at"), is_retry_due.label("retries")).subquery("once")
+    waits = text(queues.names(queues.WAITS)).columns(runs.c.task).subquery("waiting")
+    statement = select(once.c.at, once.c.retries, waits.c.task).select_from(once.join(waits, true(), isouter=True))
+    found = (await connection.execute(statement)).all()
+    names = {row.task for row in found if row.task is not None}
+    if found[0].retries:
+        names |= set((await connection.execute(text(queues.names(queues.RETRIES)))).scalars())
+    return Due(found[0].at, frozenset(names), found[0].retries)
 
 
 async def take(
@@ -50,16 +70,20 @@ async def take(
 async def startable(
     connection: AsyncConnection, tasks: Mapping[str, Task], room: Room, locks: bool = False
 ) -> tuple[datetime | None, list[Candidate]]:
-    """The database's time, if something is due at it, and what of these tasks may start then.
+    """The database's time, if something of these tasks is due at it, and what of them may start then.
 
     `locks`: what is in no queue is locked, and what others have locked is left out. So nodes that claim at the same
     moment find different runs; they would find the same ones, and all but one of them nothing.
     """
-    now = await now_if_due(connection) if room.runs > 0 else None
-    if now is None:
+    if room.runs < 1:
         return None, []
-    names = [task.name for task in tasks.values() if task.on_loop or room.threads > 0]
-    return now, await heads(connection, names, now, room.runs, lanes.rules(tasks.values()), locks)
+    found = await due(connection)
+    wanted = [tasks[name] for name in sorted(found.names & tasks.keys())]
+    names = [task.name for task in wanted if task.on_loop or room.threads > 0]
+    if not names:
+        return None, []
+    rules = lanes.rules(wanted)
+    return found.now, await heads(connection, names, found.now, room.runs, rules, locks, found.retries)
 
 
 async def heads(
@@ -69,56 +93,49 @@ async def heads(
     limit: int,
     rules: Mapping[str, Rule] | None = None,
     locks: bool = False,
+    retries: bool = True,
 ) -> list[Candidate]:
     """The first `limit` runs of these tasks that may start now: one of each `exclusive` that is free.
 
     One probe of the queue's index for each task, so that a backlog of one costs nothing and hides nobody. A run keeps
     the `exclusive` that it was made with, whatever the task's overlap policy is now. Of the tasks in `rules` there may
-    be several, or none.
+    be several, or none. `retries`: whether some are due.
     """
     ruled = {name: rules[name] for name in names if name in rules} if rules else {}
-    found = await _plain_heads(connection, names, ruled.keys(), now, limit, locks)
-    if not ruled:
-        return found
-    found += await lanes.candidates(connection, ruled, now, limit)
-    return sorted(found, key=lambda one: one.place)[:limit]
-
-
-async def _plain_heads(
-    connection: AsyncConnection, names: Collection[str], ruled: Collection[str], now: datetime, limit: int, locks: bool
-) -> list[Candidate]:
-    """One of each queue but those in `ruled`, and those of all these tasks that are in no queue."""
     kind = connection.dialect.name
+    statement = _plain_heads(kind, locks, retries)
+    listed = [{"task": name, "exclusive": None if name in ruled else name} for name in names]
+    parameters = {"rows": rows.encode(listed, kind), "most": limit, "each": _share(limit, len(names))}
+    found = await connection.execute(statement, parameters | ({"now": now} if retries else {}))
+    plain = [Candidate(*row) for row in found]
+    if not ruled:
+        return plain
+    plain += await lanes.candidates(connection, ruled, now, limit, retries)
+    return sorted(plain, key=lambda one: one.place)[:limit]
+
+
+@cache
+def _plain_heads(kind: str, locks: bool, retries: bool) -> TextualSelect:
+    """One of each queue, but of those of tasks with rules, and those of all these tasks that are in no queue."""
     wanted = rows.source([runs.c.task, runs.c.exclusive], kind)
-    due = f"{CLAIMABLE_SQL} AND {DUE_SQL}"
-    first = (
-        f"SELECT id FROM batch_runs q WHERE q.exclusive = v.exclusive AND {due} AND {not_held('q')} "
-        "ORDER BY q.rank, q.due_at, q.id LIMIT 1"
-    )
+    taken = f"SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND x.{RUNNING_SQL}"
     lock = " FOR UPDATE SKIP LOCKED" if locks and kind == "postgresql" else ""
-    taken = "SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND x.state = 'running'"
-    unbound = (
-        f"SELECT id FROM batch_runs f WHERE f.exclusive IS NULL AND {due} AND {not_held('f')} "
-        f"AND {_filter('f.task', f'SELECT v.task FROM {wanted}', kind)} "
-        f"ORDER BY f.exclusive, f.rank, f.due_at, f.id LIMIT :most{lock}"
-    )
+    head = queues.first("exclusive = v.task", "1", retries)
+    unbound = queues.first("exclusive IS NULL", ":each", retries, lock=lock)
     candidates = (
-        f"SELECT ({first}) FROM {wanted} WHERE NOT EXISTS ({taken}) UNION ALL SELECT id FROM ({unbound}) AS unbound"
+        f"SELECT ({head}) FROM {wanted} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({taken}) "
+        f"UNION ALL SELECT u.id FROM {wanted} JOIN batch_runs u ON {queues.among('u.id', unbound, kind)}"
     )
-    chosen = f"r.id = ANY(ARRAY({candidates}))" if kind == "postgresql" else f"r.id IN ({candidates})"
     statement = text(
-        f"SELECT {', '.join(f'r.{c.name}' for c in CANDIDATE_COLUMNS)} FROM batch_runs r WHERE {chosen} "
-        "ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
-    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("most", type_=Integer()))
-    queues = [{"task": name, "exclusive": None if name in ruled else name} for name in names]
-    parameters = {"rows": rows.encode(queues, kind), "now": now, "most": limit}
-    found = await connection.execute(statement.columns(*CANDIDATE_COLUMNS), parameters)
-    return [Candidate(*row) for row in found]
+        f"SELECT {', '.join(f'r.{c.name}' for c in CANDIDATE_COLUMNS)} FROM batch_runs r "
+        f"WHERE {queues.among('r.id', candidates, kind)} ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
+    ).bindparams(*queues.parameters(retries), bindparam("most", type_=Integer()), bindparam("each", type_=Integer()))
+    return statement.columns(*CANDIDATE_COLUMNS)
 
 
-def _filter(column: str, values: str, kind: str) -> str:
-    """`column IN (values)`, but not for a plan to begin with: the index has the order, and the LIMIT ends it."""
-    return f"({column} || '') = ANY(ARRAY({values}))" if kind == "postgresql" else f"+{column} IN ({values})"
+def _share(limit: int, tasks: int) -> int:
+    """How many runs of one task are looked at: all that there is room for, or four times its part of that."""
+    return max(1, min(limit, -(-4 * limit // max(1, tasks))))
 
 
 async def claim(
@@ -151,12 +168,11 @@ def _claimed(kind: str, several: bool) -> str:
     if not several:
         return f"1 WHERE {wanted}"
     source = rows.source([runs.c.id, runs.c.lane], kind)
-    # The + keeps SQLite from driving the join by the index on state, which is quadratic.
-    still = wanted if kind == "postgresql" else f"+batch_runs.{CLAIMABLE_SQL}"
+    still = wanted if kind == "postgresql" else CLAIMABLE_SQL
     return f"v.lane FROM {source} WHERE batch_runs.id = v.id AND {still}"
 
 
 async def held_by(connection: AsyncConnection, node: str) -> list[Claimed]:
     """What the ledger says this node is running: after a COMMIT whose reply was lost, more than the node knows of."""
-    statement = select(*CLAIMED_COLUMNS).where(runs.c.node == node, runs.c.state == "running")
+    statement = select(*CLAIMED_COLUMNS).where(runs.c.node == node, text(HELD_SQL))
     return [Claimed(*row) for row in await connection.execute(statement)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid5
-from weakref import WeakSet, ref
+from weakref import WeakKeyDictionary, WeakSet
 
 from pydantic_core import PydanticSerializationError, to_json
 from sqlalchemy import inspect
@@ -46,8 +46,8 @@ class CurrentRun:
     `slot` is aware, in the task's zone; a manual run's is the instant asked for, or that of `--slot`.
     `attempt` counts from 1. `will_retry`: this one has failed, and another follows. `fence` is the number under which
     it may commit; `is_sealed`: it may no more. `holds_lease`: whether its node may work on it right now; `is_lost`: it
-    wanted to write when that was over. `transactions`: where it wrote, by `id(connection)`; `passed`: those that
-    have executed the fence statement already.
+    wanted to write when that was over. `transactions`: the connections that it has used, each with its event loop;
+    `passed`: the transactions that have executed the fence statement already.
     """
 
     id: str
@@ -61,8 +61,8 @@ class CurrentRun:
     is_sealed: bool = field(default=False, init=False)
     is_lost: bool = field(default=False, init=False)
     holds_lease: Callable[[], bool] = field(default_factory=lambda: for_ever, init=False, repr=False)
-    transactions: dict[int, tuple[ref[Any], asyncio.AbstractEventLoop]] = field(
-        default_factory=dict, init=False, repr=False
+    transactions: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
     )
     passed: WeakSet[Any] = field(default_factory=WeakSet, init=False, repr=False)
     loops: Loops = field(default_factory=Loops, init=False, repr=False)

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from service.batch import firing
 from service.batch.background import Background
 from service.batch.engines.local import LocalEngine
-from service.batch.firing import Fired, Room
+from service.batch.firing import Fired, Plans, Room
 from service.batch.registry import Task
 from service.database.engine import Database
 from service.errors import DatabaseError
@@ -35,6 +35,7 @@ class Dispatcher(Background):
         self._due: set[str] = set()
         self._wake = asyncio.Event()
         self._pause = 0.1
+        self._ahead: Plans = {}
 
     def notify(self, name: str) -> None:
         """A slot of this task is due. Returns at once, never raises."""
@@ -66,6 +67,7 @@ class Dispatcher(Background):
                 losses = self._engine.losses
                 fired = await self._fire(names)
                 self._engine.launch(fired.claimed, losses)
+            self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
         except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
             known = isinstance(error, DBAPIError | DatabaseError | OSError)
             cause = self._database.why(error) if known else str(error).split("\n")[0]
@@ -93,7 +95,7 @@ class Dispatcher(Background):
 
     async def _try_to_fire(self, names: Collection[str], room: Room) -> Fired:
         async with self._database.engine.begin() as connection:
-            return await firing.fire(connection, names, self._tasks, self._node, room)
+            return await firing.fire(connection, names, self._tasks, self._node, room, ahead=self._ahead)
 
     def _later(self, seconds: float, name: str) -> None:
         asyncio.get_running_loop().call_later(seconds, self.notify, name)

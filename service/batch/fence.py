@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import weakref
 from typing import Any
 
 from sqlalchemy import BigInteger, TextClause, bindparam, event, select, text
@@ -105,11 +104,14 @@ def seal(run: CurrentRun) -> None:
     """
     run.is_sealed = True
     here = asyncio.get_running_loop()
-    for found, loop in list(run.transactions.values()):
-        connection = found()
-        if connection is not None and loop is here:
+    for reference in run.transactions.keyrefs():  # in one step: a thread of the run may begin one meanwhile
+        connection = reference()
+        if connection is None:
+            continue
+        loop = run.transactions[connection]
+        if loop is here:
             _cut(connection)
-        elif connection is not None:  # a thread of the run has a loop of its own
+        else:  # a thread of the run has a loop of its own
             with contextlib.suppress(RuntimeError):  # that one is closed
                 loop.call_soon_threadsafe(_cut, connection)
 
@@ -142,17 +144,19 @@ def pass_with(connection: Connection, run: CurrentRun, statement: TextClause, va
 
 def _at_begin(idle_ms: int, connection: Connection) -> None:
     run = context.current_run_if_any()
-    if run is None or not _is_fenceable(connection):
+    if run is None or _is_autocommit(connection):
+        return
+    run.transactions[connection] = asyncio.get_running_loop()
+    if _is_read_only(connection):
         return
     _refuse_lost(run)
-    run.transactions[id(connection)] = weakref.ref(connection), asyncio.get_running_loop()
     if run.is_fenced and connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}")
 
 
 def _at_commit(connection: Connection) -> None:
     run = context.current_run_if_any()
-    if run is None or not _is_fenceable(connection):
+    if run is None or _is_autocommit(connection) or _is_read_only(connection):
         return
     try:
         _refuse_lost(run)
@@ -165,10 +169,14 @@ def _at_commit(connection: Connection) -> None:
         raise
 
 
-def _is_fenceable(connection: Connection) -> bool:
-    """Not where nothing is written, nor where nothing is left to be refused when it comes to the commit."""
-    options = connection.get_execution_options()
-    return not options.get("postgresql_readonly") and options.get("isolation_level") != "AUTOCOMMIT"
+def _is_read_only(connection: Connection) -> bool:
+    """Its commit needs no fence, but while it is open it keeps PostgreSQL from removing old rows."""
+    return bool(connection.get_execution_options().get("postgresql_readonly"))
+
+
+def _is_autocommit(connection: Connection) -> bool:
+    """Nothing is left to be refused when it comes to the commit."""
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
 
 
 def _refuse_lost(run: CurrentRun) -> None:

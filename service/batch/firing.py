@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import runs, slots
+from service.batch import planning, runs, slots
 from service.batch.cancel import request_cancel
 from service.batch.offload import offload
 from service.batch.overlap import Overlap
-from service.batch.planning import ON_TIME, Plan, plan, plan_none
+from service.batch.planning import Plan, is_behind, plan, plan_none
 from service.batch.policies import Missed
 from service.batch.registry import Task
 from service.batch.runs import Active, Claimed, NewRun
+from service.batch.schedule import schedule
 from service.batch.slots import OpenSchedule
 from service.batch.states import Origin, Rank, RunState
 from service.batch.tables import new_id
 
 BUSY_AGAIN = timedelta(milliseconds=100)
 
+LEAST_SHARE = 100
+"""Of the budget of a transaction: so many missed slots of a schedule at least, or of fewer schedules."""
+
+Key = tuple[str, str, datetime, str | None, Missed]
+Plans = Mapping[Key, Plan]
+"""What was planned for schedules that are behind, by all that it depends on: the cursor above all."""
+
 
 @dataclass
 class Fired:
-    """What one firing did. `again`: tasks whose slots are not all handled yet, and when to look at them."""
+    """What one firing did. `again`: tasks whose slots are not all handled yet, and when to look at them.
+
+    `behind`: schedules with missed slots that are to be planned first (see `plan_ahead`).
+    """
 
     now: datetime
+    behind: list[OpenSchedule] = field(default_factory=list)
     claimed: list[Claimed] = field(default_factory=list)
     queued: int = 0
     again: dict[str, datetime] = field(default_factory=dict)
@@ -57,21 +69,24 @@ async def fire(
     node: str,
     room: Room,
     now: datetime | None = None,
+    ahead: Plans | None = None,
 ) -> Fired:
     """Handle every slot of these tasks that is due at `now` (the database's time), in the caller's transaction.
 
     Runs for which this node has room are inserted as running, and returned as claimed. A schedule that another node
-    is firing right now is left to it, and looked at again.
+    is firing right now is left to it, and looked at again. `ahead`: what was planned for those that are behind; where
+    their cursors have moved since, or nothing was planned, they are left out. None: all is planned here.
     """
     opened = await slots.lock(connection, [name for name in names if name in tasks])
     now = now or await slots.now_of(connection)
-    plans = await _plan_all([row for row in opened if row.is_usable], tasks, now)
     fired = Fired(now)
+    due = _due([row for row in opened if row.is_usable], tasks, now, ahead, fired)
+    plans = await _plan_all(due, tasks, now, ahead)
     missing = set(names) & tasks.keys() - {row.task for row in opened}
     busy = await slots.still_open(connection, missing) if missing else set()
-    fired.again = dict.fromkeys(busy, now + BUSY_AGAIN)
-    due = [row.task for row, made in plans if made.on_time]
-    active = await runs.active(connection, due) if due else {}
+    fired.again |= dict.fromkeys(busy, now + BUSY_AGAIN)
+    bounded = [row.task for row, made in plans if made.on_time and tasks[row.task].exclusive is not None]
+    active = await runs.active(connection, bounded) if bounded else {}
     new: list[NewRun] = []
     replaced: list[tuple[Active, str]] = []
     for row, made in plans:
@@ -101,34 +116,69 @@ async def _move_cursors(connection: AsyncConnection, plans: list[tuple[OpenSched
         await slots.move_cursors(connection, ids, at)
 
 
+def _due(
+    opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime, ahead: Plans | None, fired: Fired
+) -> list[OpenSchedule]:
+    """Those that are handled now. The others are noted in `fired`."""
+    if ahead is None:
+        return opened
+    handled = []
+    for row in opened:
+        if is_behind(row.schedule, row.fired_until, now) and _key(row, tasks) not in ahead:
+            fired.behind.append(row)
+            fired.again[row.task] = now
+        else:
+            handled.append(row)
+    return handled
+
+
+async def plan_ahead(behind: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime) -> Plans:
+    """Plan for schedules that are behind, as far as the budget of a transaction goes; those furthest behind first.
+
+    While no transaction is open: counting what was missed takes long, and SQLite has one writer.
+    """
+    numbers = Counter(_key(row, tasks) for row in sorted(behind, key=lambda row: row.fired_until))
+    share = max(LEAST_SHARE, planning.BUDGET // max(1, len(behind)))
+
+    def plan_them() -> Plans:
+        plans: dict[Key, Plan] = {}
+        left = planning.BUDGET
+        for key, number in numbers.items():
+            if plans and left < number * share:
+                break
+            plans[key] = _plan(key, now, max(1, min(share, left // number)))
+            left -= number * max(LEAST_SHARE, len(plans[key].catch_up))
+        return plans
+
+    return await offload(plan_them)
+
+
 async def _plan_all(
-    opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime
+    opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime, ahead: Plans | None
 ) -> list[tuple[OpenSchedule, Plan]]:
-    known: dict[Any, Plan] = {}
+    known = dict(ahead or {})
+    behind = sum(is_behind(row.schedule, row.fired_until, now) for row in opened) if ahead is None else 0
+    budget = max(1, planning.BUDGET // max(1, behind))
 
     def plan_all() -> list[tuple[OpenSchedule, Plan]]:
-        return [(row, _plan(row, tasks[row.task].policies.missed, now, known)) for row in opened]
+        for row in opened:
+            key = _key(row, tasks)
+            if key not in known:  # many tasks have the same schedule and cursor, and so the same plan
+                known[key] = _plan(key, now, budget)
+        return [(row, known[_key(row, tasks)]) for row in opened]
 
-    if any(_is_behind(row, now) for row in opened):
-        return await offload(plan_all)
-    return plan_all()
-
-
-def _is_behind(row: OpenSchedule, now: datetime) -> bool:
-    """The slots of a downtime may be many, and take long to count."""
-    first = row.schedule.next(row.fired_until)
-    return first is not None and first <= now - ON_TIME
+    return await offload(plan_all) if behind else plan_all()
 
 
-def _plan(row: OpenSchedule, policy: Missed, now: datetime, known: dict[Any, Plan]) -> Plan:
-    """Many tasks have the same schedule and cursor, and so the same plan."""
-    key = (row.cron, row.timezone, row.fired_until, row.paused_by, policy)
-    if key not in known:
-        if row.paused_by is not None:
-            known[key] = plan_none(row.schedule, row.fired_until, now, f"paused by {row.paused_by}")
-        else:
-            known[key] = plan(row.schedule, row.fired_until, now, policy)
-    return known[key]
+def _key(row: OpenSchedule, tasks: Mapping[str, Task]) -> Key:
+    return row.cron, row.timezone, row.fired_until, row.paused_by, tasks[row.task].policies.missed
+
+
+def _plan(key: Key, now: datetime, budget: int) -> Plan:
+    cron, timezone, fired_until, paused_by, policy = key
+    if paused_by is not None:
+        return plan_none(schedule(cron, timezone), fired_until, now, f"paused by {paused_by}")
+    return plan(schedule(cron, timezone), fired_until, now, policy, budget)
 
 
 def _runs_of(task: Task, made: Plan, overlap: Overlap, node: str, room: Room, now: datetime) -> list[NewRun]:

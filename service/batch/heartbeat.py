@@ -45,8 +45,13 @@ class Heartbeat:
         beat_seconds: float,
         lease_seconds: float,
         poll_seconds: float = LOOK_SECONDS,
+        fires: bool = True,
     ) -> None:
-        """`poll_seconds`: how often it says that runs may start. Other news are read every second at least."""
+        """`poll_seconds`: how often it says that runs may start. Other news are read every second at least.
+
+        `fires=False`: it watches no other node.
+        """
+        self._fires = fires
         self._url = url
         self._folder = presence.folder_of(url)
         self._node = node
@@ -151,7 +156,7 @@ class Heartbeat:
         self._beat_at = sent_at + self._beat_seconds
         async with database.engine.begin() as connection:
             is_alive = await nodes.beat(connection, self._node, self._lag.take())
-            found = await news.read(connection, self._node)
+            found = await news.read(connection, self._node, self._fires)
         if not is_alive:
             sent_at = await self._come_back(database)
         self._lease.renew(sent_at)
@@ -178,7 +183,7 @@ class Heartbeat:
 
     async def _look(self, database: Database) -> News:
         async with database.reader.connect() as connection:
-            return await news.read(connection, self._node)
+            return await news.read(connection, self._node, self._fires)
 
     def _is_to_poll(self) -> bool:
         """With each look, or about once in `poll_seconds` where those are more."""
@@ -198,11 +203,12 @@ class Heartbeat:
 
     async def _take_over(self, database: Database, dead: Mapping[str, int], silent: set[str]) -> None:
         async with database.engine.begin() as connection:
-            await nodes.end_connections(connection, silent)
+            if silent:
+                seen = {node: dead[node] for node in silent}
+                await nodes.end_connections(connection, await nodes.still_as_seen(connection, seen))
             done = await rescue(connection, dead, await slots.now_of(connection))
         for node in done:
-            if presence.is_gone(self._folder, node):
-                presence.forget(self._folder, node)
+            presence.forget(self._folder, node)
         if done:
             self._call(self._on_rescue)
 

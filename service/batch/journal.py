@@ -116,12 +116,17 @@ class Journal:
         if clock.monotonic() < self._progress_at + PROGRESS_SECONDS:
             return []
         self._progress_at = clock.monotonic()
-        made = [(attempt, attempt.run.meter.take()) for attempt in attempts]
-        return [
-            {"id": attempt.claimed.id, "fence": attempt.claimed.fence, "rate": new.rate, **_progress(attempt, new)}
-            for attempt, new in made
-            if new is not None
-        ]
+        return progress_of(attempts)
+
+
+def progress_of(attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
+    """What `runs.mirror_progress` has to be told of these attempts since it was told last."""
+    made = [(attempt, attempt.run.meter.take()) for attempt in attempts]
+    return [
+        {"id": attempt.claimed.id, "fence": attempt.claimed.fence, "rate": new.rate, **_progress(attempt, new)}
+        for attempt, new in made
+        if new is not None
+    ]
 
 
 def _blocks(attempt: Attempt) -> list[Block]:

@@ -16,10 +16,10 @@ from typing import Any
 from sqlalchemy import Boolean, Column, Integer, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import rows
+from service.batch import queues, rows
 from service.batch.registry import Task
 from service.batch.states import Rank, RunState
-from service.batch.tables import CLAIMABLE_SQL, DUE_SQL, not_held, runs
+from service.batch.tables import RETRYING_SQL, RUNNING_SQL, WAITING_SQL, runs
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,11 @@ def rules(tasks: Iterable[Task]) -> dict[str, Rule]:
 async def free(connection: AsyncConnection, lanes: Mapping[str, int]) -> dict[str, list[int]]:
     """The lanes of these queues that a run may take now. Fewer than are empty where more lanes were allowed before."""
     kind = connection.dialect.name
-    wanted = f"SELECT v.task FROM {rows.source([runs.c.task], kind)}"
-    statement = text(f"SELECT exclusive, lane FROM batch_runs WHERE exclusive IN ({wanted}) AND state = 'running'")
+    # CROSS has SQLite begin with the names, and not with all that is running.
+    statement = text(
+        f"SELECT x.exclusive, x.lane FROM {rows.source([runs.c.task], kind)} CROSS JOIN batch_runs x "
+        f"WHERE x.exclusive = v.task AND x.{RUNNING_SQL}"
+    )
     parameter = {"rows": rows.encode([{"task": name} for name in lanes], kind)}
     taken: dict[str, set[int]] = {name: set() for name in lanes}
     for name, lane in await connection.execute(statement, parameter):
@@ -80,7 +83,7 @@ def empty(lanes: int, taken: set[int]) -> list[int]:
 
 
 async def candidates(
-    connection: AsyncConnection, rules: Mapping[str, Rule], now: datetime, limit: int
+    connection: AsyncConnection, rules: Mapping[str, Rule], now: datetime, limit: int, retries: bool = True
 ) -> list[Candidate]:
     """Of each queue the first runs that may start now, as many as its rule lets, each with its lane."""
     lanes = await free(connection, {name: rule.lanes for name, rule in rules.items()})
@@ -91,7 +94,8 @@ async def candidates(
         waiting = {name: number - pending[name] for name, number in waiting.items()}
     most = min(limit, max(map(len, lanes.values()), default=0))
     chosen = []
-    for one in await _first(connection, lanes, {n for n, number in waiting.items() if number < 1}, now, most):
+    blocked = {name for name, number in waiting.items() if number < 1}
+    for one in await _first(connection, lanes, blocked, now, most, retries):
         if one.task in waiting and (one.state, one.rank) == (RunState.QUEUED, Rank.ON_TIME):
             if waiting[one.task] < 1:
                 continue
@@ -104,33 +108,34 @@ async def candidates(
 async def _pending(connection: AsyncConnection, names: Iterable[str]) -> Counter[str]:
     """How many on-time runs of each queue have begun and will go on: retrying ones, and interrupted ones."""
     kind = connection.dialect.name
-    wanted = f"SELECT v.task FROM {rows.source([runs.c.task], kind)}"
+    # The bare column would have PostgreSQL take the index on slots, and read all that the task has ever had.
+    begun = (
+        "SELECT count(*) FROM batch_runs q WHERE q.task = v.task AND q.exclusive = v.task "
+        f"AND q.rank <= {Rank.ON_TIME} AND q.state <> 'queued' AND (q.origin || '') = 'schedule' "
+        "AND NOT q.catch_up AND "
+    )
     statement = text(
-        f"SELECT exclusive FROM batch_runs WHERE exclusive IN ({wanted}) AND {CLAIMABLE_SQL} "
-        f"AND rank <= {Rank.ON_TIME} AND state <> 'queued' AND origin = 'schedule' AND NOT catch_up"
+        f"SELECT v.task, ({begun}{WAITING_SQL}) + ({begun}{RETRYING_SQL}) AS number "
+        f"FROM {rows.source([runs.c.task], kind)}"
     )
     parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
-    return Counter((await connection.execute(statement, parameter)).scalars())
+    return Counter({row.task: row.number for row in await connection.execute(statement, parameter)})
 
 
 async def _first(
-    connection: AsyncConnection, names: Iterable[str], blocked: set[str], now: datetime, most: int
+    connection: AsyncConnection, names: Iterable[str], blocked: set[str], now: datetime, most: int, retries: bool
 ) -> list[Candidate]:
     """The first `most` of each queue that are due; without the slots that wait, where the queue is blocked for them."""
     if most < 1:
         return []
     kind = connection.dialect.name
     may_start = f"(v.blocked IS NULL OR q.state <> 'queued' OR q.rank <> {Rank.ON_TIME})"
-    first = (
-        f"SELECT q.id FROM batch_runs q WHERE q.exclusive = v.task AND {CLAIMABLE_SQL} AND {DUE_SQL} "
-        f"AND {not_held('q')} AND {may_start} ORDER BY q.rank, q.due_at, q.id LIMIT :most"
-    )
-    chosen = f"r.id = ANY(ARRAY({first}))" if kind == "postgresql" else f"r.id IN ({first})"
+    first = queues.first("exclusive = v.task", ":most", retries, also=may_start)
     statement = text(
         f"SELECT {', '.join(f'r.{c.name}' for c in CANDIDATE_COLUMNS)} "
-        f"FROM {rows.source([runs.c.task, _BLOCKED], kind)} JOIN batch_runs r ON {chosen} "
+        f"FROM {rows.source([runs.c.task, _BLOCKED], kind)} JOIN batch_runs r ON {queues.among('r.id', first, kind)} "
         "ORDER BY r.priority DESC, r.rank, r.due_at, r.id"
-    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("most", type_=Integer()))
+    ).bindparams(*queues.parameters(retries), bindparam("most", type_=Integer()))
     encoded = rows.encode([{"task": name, "blocked": name in blocked or None} for name in names], kind)
-    found = await connection.execute(statement.columns(*CANDIDATE_COLUMNS), {"rows": encoded, "now": now, "most": most})
-    return [Candidate(*row) for row in found]
+    parameters = {"rows": encoded, "most": most} | ({"now": now} if retries else {})
+    return [Candidate(*row) for row in await connection.execute(statement.columns(*CANDIDATE_COLUMNS), parameters)]

@@ -35,7 +35,10 @@ class Loops:
         self.on_commit: Callable[[str, int, list[Any]], None] | None = None
         self._names: set[str] = set()
         self._unnamed = 0
-        self._known: dict[str, Loop] = {}
+        self._known: dict[str, tuple[int, int | None]] = {}
+        """How far each loop is that has not ended, and its total."""
+        self._done = self._total = self._without_total = 0
+        """Of all, those too that have ended; the last: how many loops have no total."""
         self._unnamed_at: dict[str, int] = {}
         self._owed: dict[str, BaseException] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -85,12 +88,23 @@ class Loops:
 
     def advanced(self, loop: Loop) -> tuple[int, int | None]:
         """Items done, and in all as far as that is known, by all loops of this attempt together."""
-        self._known[loop.name] = loop
-        totals = [one.total for one in self._known.values()]
-        total = None if any(one is None for one in totals) else sum(one or 0 for one in totals)
-        done = sum(one.done for one in self._known.values())
-        self.before = done - self._here
-        return done, total
+        self._add(self._known.get(loop.name), -1)
+        self._known[loop.name] = loop.done, loop.total
+        self._add(self._known[loop.name], 1)
+        self.before = self._done - self._here
+        return self._done, self._total if not self._without_total else None
+
+    def _add(self, one: tuple[int, int | None] | None, sign: int) -> None:
+        if one is not None:
+            done, total = one
+            self._done += sign * done
+            self._total += sign * (total or 0)
+            self._without_total += sign * (total is None)
+
+    def ended(self, loop: Loop) -> None:
+        """It hands out no more chunks. There may be thousands of them, one after another: nothing is kept of it."""
+        self._known.pop(loop.name, None)
+        self._unnamed_at.pop(loop.name, None)
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.Task(work, loop=asyncio.get_running_loop())  # no task factory: it is no part of the run's work

@@ -24,13 +24,21 @@ from service.batch.tables import nodes as nodes_table
 
 
 class Node:
-    """One running process of the service."""
+    """One running process of the service. `fires=False`: it runs what it is handed, and nobody else's work is its."""
 
-    def __init__(self, url: str, beat_seconds: float, lease_seconds: float, poll_seconds: float = LOOK_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        beat_seconds: float,
+        lease_seconds: float,
+        poll_seconds: float = LOOK_SECONDS,
+        fires: bool = True,
+    ) -> None:
         self.id = new_id()
+        self._fires = fires
         self.lease = Lease(lease_seconds)
         self._folder = presence.folder_of(url)
-        self._heartbeat = Heartbeat(url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds)
+        self._heartbeat = Heartbeat(url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, fires)
 
     async def register(self, connection: AsyncConnection, tasks: Iterable[str], now: datetime) -> None:
         self._presence = await offload(presence.Presence, self._folder, self.id)
@@ -42,7 +50,8 @@ class Node:
             "started_at": now,
             "seen_at": now,
             "draining": False,
-            "tasks": sorted(tasks),
+            "tasks": sorted(tasks) if self._fires else [],
+            "fires": self._fires,
         }
         self.lease.renew(clock.boottime())
         await nodes.register(connection, row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ class Seen:
     id: str
     beats: int
     is_stopped: bool
+    fires: bool = True
 
 
 async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
@@ -38,14 +39,25 @@ async def beat(connection: AsyncConnection, node: str, loop_lag: float) -> bool:
 
 
 async def live_tasks(connection: AsyncConnection) -> set[str]:
-    """The names of the tasks that some live node has loaded. Each node's heartbeat marks the dead as stopped."""
-    found = (await connection.execute(select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None)))).scalars()
+    """The names of the tasks that some live service has loaded. Each one's heartbeat marks the dead as stopped."""
+    serving = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.fires)
+    found = (await connection.execute(serving)).scalars()
     return {name for names in found for name in names}
 
 
 async def record_loaded(connection: AsyncConnection, node: str, tasks: Iterable[str]) -> None:
     """Say which tasks a node has loaded by now."""
     await connection.execute(update(nodes).where(nodes.c.id == node).values(tasks=sorted(tasks)))
+
+
+async def still_as_seen(connection: AsyncConnection, beats: Mapping[str, int]) -> set[str]:
+    """Those of these nodes whose counters are still the ones that were seen.
+
+    They can't beat until this transaction is over, but for one that is in the midst of it, or was stopped there.
+    """
+    found = select(nodes.c.id, nodes.c.beats).where(nodes.c.id.in_(beats)).order_by(nodes.c.id)
+    await connection.execute(found.with_for_update(skip_locked=True))
+    return {node for node, count in await connection.execute(found) if count == beats[node]}
 
 
 async def end_connections(connection: AsyncConnection, of: Iterable[str]) -> None:

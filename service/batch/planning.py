@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 
+from service.batch.counting import count
 from service.batch.policies import Missed
 from service.batch.schedule import Schedule
 
@@ -14,7 +15,7 @@ ON_TIME = timedelta(minutes=1)
 """A slot at most this late is simply late; an older one was missed."""
 
 BUDGET = 5_000
-"""Slots handled in one transaction for one schedule; the rest follows in the next ones."""
+"""Missed slots that one transaction lets run, of all its schedules together; the rest follows in the next ones."""
 
 INSTANT = timedelta(microseconds=1)
 
@@ -40,51 +41,46 @@ class Plan:
     is_complete: bool = True
 
 
-def plan(
-    schedule: Schedule,
-    fired_until: datetime,
-    now: datetime,
-    policy: Missed,
-) -> Plan:
-    """Decide about every slot in (fired_until, now]."""
+def plan(schedule: Schedule, fired_until: datetime, now: datetime, policy: Missed, budget: int | None = None) -> Plan:
+    """Decide about every slot in (fired_until, now]. At most `budget` missed ones run; None: BUDGET."""
     if now <= fired_until:
         return Plan(fired_until)
-    first = schedule.next(fired_until)
-    if first is None or first > now - ON_TIME:
-        return Plan(now, on_time=list(schedule.between(fired_until, now)))
     late_until = now - ON_TIME
-    kept = _kept(schedule, fired_until, late_until, now, policy)
-    missed = _missed(schedule, fired_until, kept[0] - INSTANT if kept else late_until, "the service was down")
-    if missed is not None and not missed.is_complete:
-        return missed
-    return _with_kept(schedule, kept, late_until, now, missed.missed if missed else None)
+    if not is_behind(schedule, fired_until, now):
+        return Plan(now, on_time=list(schedule.between(fired_until, now)))
+    budget = BUDGET if budget is None else budget
+    after = _after_the_missed(schedule, fired_until, late_until, now, policy)
+    missed = _missed(schedule, fired_until, after, "the service was down")
+    kept = list(islice(schedule.between(after, late_until), budget + 1))
+    if len(kept) > budget:
+        kept = kept[:budget]
+        return Plan(kept[-1], catch_up=kept, missed=missed, is_complete=False)
+    return Plan(now, on_time=list(schedule.between(late_until, now)), catch_up=kept, missed=missed)
 
 
 def plan_none(schedule: Schedule, fired_until: datetime, now: datetime, reason: str) -> Plan:
     """No slot in (fired_until, now] runs, for this reason: the task is paused, or its file is gone."""
     if now <= fired_until:
         return Plan(fired_until)
-    return _missed(schedule, fired_until, now, reason) or Plan(now)
+    return Plan(now, missed=_missed(schedule, fired_until, now, reason))
 
 
-def _with_kept(
-    schedule: Schedule, kept: list[datetime], late_until: datetime, now: datetime, missed: Range | None
-) -> Plan:
-    if len(kept) > BUDGET:
-        kept = kept[:BUDGET]
-        return Plan(kept[-1], catch_up=kept, missed=missed, is_complete=False)
-    return Plan(now, on_time=list(schedule.between(late_until, now)), catch_up=kept, missed=missed)
+def is_behind(schedule: Schedule, fired_until: datetime, now: datetime) -> bool:
+    """Whether a slot was missed: there may be many, and that takes long."""
+    first = schedule.next(fired_until)
+    return first is not None and first <= now - ON_TIME
 
 
-def _kept(
+def _after_the_missed(
     schedule: Schedule, fired_until: datetime, late_until: datetime, now: datetime, policy: Missed
-) -> list[datetime]:
-    """The missed slots that the policy lets run, oldest first; at most one more than the budget."""
-    after = max(fired_until, now - policy.max_age)
-    if policy.policy == "all" and policy.max_count is None:
-        return list(islice(schedule.between(after, late_until), BUDGET + 1))
-    most = {"skip": 0, "once": 1, "all": policy.max_count or 0}[policy.policy]
-    return list(islice(_backwards(schedule, late_until, after), most))[::-1]
+) -> datetime:
+    """Up to where no missed slot runs; the policy lets each of those after it run, up to `late_until`."""
+    after = min(max(fired_until, now - policy.max_age), late_until)
+    most = {"skip": 0, "once": 1, "all": policy.max_count}[policy.policy]
+    if most is None or count(schedule, after, late_until) <= most:
+        return after
+    newest = list(islice(_backwards(schedule, late_until, after), most))
+    return newest[-1] - INSTANT if newest else late_until
 
 
 def _backwards(schedule: Schedule, from_: datetime, after: datetime) -> Iterator[datetime]:
@@ -94,12 +90,9 @@ def _backwards(schedule: Schedule, from_: datetime, after: datetime) -> Iterator
         slot = schedule.previous(slot)
 
 
-def _missed(schedule: Schedule, after: datetime, until: datetime, reason: str) -> Plan | None:
-    """The range of all slots in (after, until], as far as the budget goes; None when there are none."""
-    slots = list(islice(schedule.between(after, until), BUDGET + 1))
-    if not slots:
+def _missed(schedule: Schedule, after: datetime, until: datetime, reason: str) -> Range | None:
+    """The range of all slots in (after, until]; None when there are none."""
+    first, last = schedule.next(after), schedule.previous(until + INSTANT)
+    if first is None or last is None or first > until:
         return None
-    is_complete = len(slots) <= BUDGET
-    slots = slots[:BUDGET]
-    found = Range(slots[0], slots[-1], len(slots), reason)
-    return Plan(until if is_complete else slots[-1], missed=found, is_complete=is_complete)
+    return Range(first, last, count(schedule, after, until), reason)

@@ -2,6 +2,10 @@
 
 Two nodes that do it at once do no harm: each row is deleted once. `batch account` stays true: before a slot's run goes,
 the account of its task begins later (`batch_tasks.accounted_from`).
+
+No transaction spans the ledger and the application's database. So a run goes first, in one statement that says that it
+is over, and what belongs to it afterwards: whoever retries it meanwhile finds a run with its place, or none. Until all
+of it has gone the run's id stands in `batch_pruned`, where a later pruning takes it up after a crash.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from sqlalchemy import (
     Table,
     Update,
     and_,
+    bindparam,
     case,
     delete,
     func,
@@ -33,17 +38,31 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TextualSelect
 
 from service import clock
 from service.batch import rows, slots
 from service.batch.planning import INSTANT
-from service.batch.states import FINAL, Origin, RunState
-from service.batch.tables import attempts, checkpoints, log, missed, nodes, once, quarantine, runs, schedules, tasks
+from service.batch.runs import locked_by_id
+from service.batch.states import FINAL, Origin
+from service.batch.tables import (
+    HELD_SQL,
+    attempts,
+    checkpoints,
+    log,
+    missed,
+    nodes,
+    once,
+    pruned,
+    quarantine,
+    runs,
+    schedules,
+    tasks,
+)
 from service.database.engine import Database
 
 BATCH = 100
 """Runs deleted in one transaction, at most: some milliseconds."""
-
 BLOCKS = 1_000
 """Blocks of log lines deleted in one transaction, at most."""
 
@@ -94,10 +113,12 @@ class Pruner:
         """Delete what is old. Returns how many rows went, by what they are: runs, missed ranges, schedules, nodes."""
         counts: Counter[str] = Counter()
         now, before = await self._instants()
-        async for ids in self._old_runs(before):
-            await self._clear_beside(ids)
-            await self._delete_logs(ids)
-            counts["runs"] += await self._delete_runs(ids, before)
+        while left := await self._left():
+            await self._clear(left)
+        async for task, ids in self._old_runs(before):
+            gone = await self._delete_runs(task, ids, before)
+            await self._clear(gone)
+            counts["runs"] += len(gone)
             await asyncio.sleep(self._pause)
         counts += await self._delete_rest(before, now)
         return counts
@@ -118,7 +139,13 @@ class Pruner:
             now = await slots.now_of(connection)
         return now, now - timedelta(days=self._keep.days)
 
-    async def _old_runs(self, before: datetime) -> AsyncIterator[list[str]]:
+    async def _left(self) -> Sequence[str]:
+        """Runs that are gone, some of them, but perhaps not all that belongs to them."""
+        async with self._ledger.reader.connect() as connection:
+            return (await connection.execute(select(pruned.c.run).limit(self._runs.size))).scalars().all()
+
+    async def _old_runs(self, before: datetime) -> AsyncIterator[tuple[str, list[str]]]:
+        """Page by page, each of one task: its name, and the ids."""
         async with self._ledger.reader.connect() as connection:
             oldest = await self._oldest_kept(connection, before)
         for task, kept in oldest.items():
@@ -130,7 +157,7 @@ class Pruner:
                     batch = (await connection.execute(following.limit(self._runs.size))).all()
                 if not batch:
                     break
-                yield [row.id for row in batch]
+                yield task, [row.id for row in batch]
                 following = page.where(_is_after(batch[-1].created_at, batch[-1].id))
 
     async def _oldest_kept(self, connection: AsyncConnection, before: datetime) -> dict[str, Row[Any]]:
@@ -139,20 +166,26 @@ class Pruner:
         if oldest is None or oldest >= before:
             return {}
         names = (await connection.execute(select(tasks.c.name).order_by(tasks.c.name))).scalars().all()
-        found = {}
-        for name in names:
-            row = (await connection.execute(self._kept(name))).first()
-            if row is not None:
-                found[name] = row
-        return found
+        oldest_kept = {name: (await connection.execute(self._kept(name))).first() for name in names}
+        return {name: row for name, row in oldest_kept.items() if row is not None}
 
     def _kept(self, task: str) -> Select[Any]:
         newest = select(runs.c.created_at, runs.c.id).where(runs.c.task == task)
         ordered = newest.order_by(runs.c.created_at.desc(), runs.c.id.desc())
         return ordered.offset(max(0, self._keep.per_task - 1)).limit(1)
 
+    async def _clear(self, gone: Sequence[str]) -> None:
+        """Delete what belonged to these runs, and then forget them."""
+        if not gone:
+            return
+        await self._clear_beside(gone)
+        await self._delete_logs(gone)
+        theirs = pruned.c.run.in_(rows.among(pruned.c.run, gone, self._ledger.kind))
+        async with self._ledger.engine.begin() as connection:
+            await connection.execute(delete(pruned).where(theirs))
+
     async def _clear_beside(self, ids: Sequence[str]) -> None:
-        """First, so that nothing is left there whose run is gone. The authors' database is written only if need be."""
+        """The authors' database is written only if need be."""
         for table in (checkpoints, once, quarantine):
             theirs = table.c.run.in_(rows.among(table.c.run, ids, self._application.kind))
             async with self._application.reader.connect() as reading:
@@ -173,24 +206,20 @@ class Pruner:
                 went = (await connection.execute(delete(log).where(key.in_(blocks.limit(size))))).rowcount
             await asyncio.sleep(self._pause)
 
-    async def _delete_runs(self, ids: Sequence[str], before: datetime) -> int:
-        """Those that are still over: a person may have given one a new attempt meanwhile."""
-        named = runs.c.id.in_(rows.among(runs.c.id, ids, self._ledger.kind))
-        # By the index on state SQLite would look at every run that is over, for each batch.
-        is_over = and_(runs.c.state.concat("").in_(FINAL), runs.c.finished_at < before)
-        gone = delete(runs).where(named, is_over).returning(runs.c.id, runs.c.task, runs.c.slot, runs.c.origin)
+    async def _delete_runs(self, task: str, ids: Sequence[str], before: datetime) -> list[str]:
+        """Those of these runs of a task that are still over: a person may have given one a new attempt meanwhile."""
+        kind = self._ledger.kind
+        wanted = {"rows": rows.encode([{"id": i} for i in ids], kind), "before": before}
         async with self._runs.transaction(self._ledger) as connection:
-            went = (await connection.execute(gone)).all()
-            theirs = attempts.c.run.in_(rows.among(attempts.c.run, [row.id for row in went], self._ledger.kind))
-            await connection.execute(delete(attempts).where(theirs))
-            newest: dict[str, datetime] = {}
-            for row in went:
-                if row.origin != Origin.MANUAL:
-                    newest[row.task] = max(row.slot, newest.get(row.task, row.slot))
-            for task, slot in newest.items():
-                later = update(tasks).where(tasks.c.name == task, tasks.c.accounted_from <= slot)
-                await connection.execute(later.values(accounted_from=slot + INSTANT))
-        return len(went)
+            await slots.lock_tasks(connection, [task])
+            went = (await connection.execute(_delete_over(kind), wanted)).all()
+            gone = [row.id for row in went]
+            await connection.execute(delete(attempts).where(attempts.c.run.in_(rows.among(attempts.c.run, gone, kind))))
+            await rows.insert(connection, pruned, [{"run": i} for i in gone])
+            if newest := max((row.slot for row in went if row.origin != Origin.MANUAL), default=None):
+                later = update(tasks).where(tasks.c.name == task, tasks.c.accounted_from <= newest)
+                await connection.execute(later.values(accounted_from=newest + INSTANT))
+        return gone
 
     async def _delete_rest(self, before: datetime, now: datetime) -> Counter[str]:
         """Missed ranges and schedules that no account needs any more, and nodes that stopped."""
@@ -199,6 +228,7 @@ class Pruner:
         if not any([await self._is_there(at.table, at < before) for at in ends.values()]):
             return counts
         async with self._ledger.engine.begin() as connection:
+            await slots.lock_tasks(connection)
             await connection.execute(_accounts_begin_later(before))
         for what, at in ends.items():
             counts[what] = await self._delete(at.table, and_(at < before, _is_before_the_account(at)))
@@ -207,9 +237,9 @@ class Pruner:
     async def _delete(self, table: Table, is_old: ColumnElement[bool]) -> int:
         total = 0
         while await self._is_there(table, is_old):
-            some = select(table.c.id).where(is_old).limit(BATCH)
+            some = delete(table).where(table.c.id.in_(select(table.c.id).where(is_old).limit(BATCH)))
             async with self._ledger.engine.begin() as connection:
-                total += (await connection.execute(delete(table).where(table.c.id.in_(some)))).rowcount
+                total += (await connection.execute(some.where(is_old))).rowcount  # it may have changed meanwhile
             await asyncio.sleep(self._pause)
         return total
 
@@ -218,9 +248,21 @@ class Pruner:
             return (await connection.execute(select(table.c.id).where(is_old).limit(1))).first() is not None
 
 
+def _delete_over(kind: str) -> TextualSelect:
+    """Deletes those of the runs in :rows that have ended before :before, and returns them."""
+    named = f"id IN (SELECT v.id FROM {rows.source([runs.c.id], kind)})"
+    # By the index on state SQLite would look at every run that is over, for each batch.
+    is_over = f"state || '' IN ({', '.join(repr(str(state)) for state in FINAL)}) AND finished_at < :before"
+    statement = (
+        f"DELETE FROM batch_runs WHERE {locked_by_id(f'{named} AND {is_over}', kind)} RETURNING id, slot, origin"
+    )
+    typed = text(statement).bindparams(bindparam("before", type_=runs.c.finished_at.type))
+    return typed.columns(runs.c.id, runs.c.slot, runs.c.origin)
+
+
 def _is_gone(now: datetime) -> ColumnElement[bool]:
     """Stopped for long. One that a run is still running on stays: it is how that run will be found and resumed."""
-    held = select(runs.c.id).where(runs.c.node == nodes.c.id, runs.c.state == RunState.RUNNING)
+    held = select(runs.c.id).where(runs.c.node == nodes.c.id, text(HELD_SQL))
     return and_(nodes.c.stopped_at < now - NODE_AGE, ~held.exists())
 
 

@@ -26,6 +26,7 @@ from service.batch.retryafter import seconds_asked
 from service.batch.runs import Claimed
 from service.batch.states import Origin, RunState
 from service.batch.threads import Threads
+from service.database.session import bind_to_service
 from service.database.sync import home_loop
 from service.database.writers import session_owner
 from service.errors import Interrupted, InvalidParameters, RetryAfter
@@ -157,6 +158,7 @@ class Attempt:
         run_log.set(self.run)
         session_owner.set(self.run)
         home_loop.set(asyncio.get_running_loop())
+        bind_to_service()
         try:
             if self._take_over is not None:
                 await self._take_over(self.run)
@@ -207,7 +209,7 @@ class Attempt:
 
     def _failed(self, error: BaseException, outcome: str = "failed", reason: str | None = None) -> Ending:
         retry = self.task.policies.retry
-        number = self.claimed.attempt
+        number = self.claimed.attempt - self.claimed.attempts_before
         is_for_later = isinstance(error, (*retry.on, RetryAfter)) and not isinstance(error, InvalidParameters)
         wait = retry.seconds_before(number + 1, seconds_asked(error))
         error = _readable(_below_us(error))

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import Select, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import rows, tables
+from service.batch import queues, rows, tables
 from service.batch.states import RunState
-from service.batch.tables import ACTIVE_SQL, runs
+from service.batch.tables import IN_THE_WAY_SQL, runs
 
 
 @dataclass
@@ -57,6 +57,8 @@ class Claimed:
     fence: int
     created_at: datetime
     attempt_started_at: datetime
+    attempts_before: int = 0
+    """Attempts up to a person's last retry: those that its task allows count from there."""
 
 
 def claimed_from(new: NewRun) -> Claimed:
@@ -111,6 +113,13 @@ class Active:
     lane: int
 
 
+def locked_by_id(wanted: str, kind: str) -> str:
+    """A condition on batch_runs, for an UPDATE or a DELETE of several: locks them by id, so that two never deadlock."""
+    if kind != "postgresql":
+        return wanted
+    return f"batch_runs.id = ANY(ARRAY(SELECT id FROM batch_runs WHERE {wanted} ORDER BY id FOR UPDATE))"
+
+
 async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]:
     """Insert runs; a slot that has its run already is left alone. Returns the ids that went in."""
     conflict = "(task, slot) WHERE origin <> 'manual'"
@@ -134,9 +143,8 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     kind = connection.dialect.name
     columns = [runs.c[name] for name in Active.__dataclass_fields__]
     listed = ", ".join(c.name for c in columns)
-    counts = "(state = 'running' OR (origin = 'schedule' AND NOT catch_up))"
-    wanted = f"SELECT v.task FROM {rows.source([runs.c.task], kind)}"
-    statement = text(f"SELECT {listed} FROM batch_runs WHERE task IN ({wanted}) AND {ACTIVE_SQL} AND {counts}")
+    named = queues.among("task", f"SELECT v.task FROM {rows.source([runs.c.task], kind)}", kind)
+    statement = text(f"SELECT {listed} FROM batch_runs WHERE {named} AND {IN_THE_WAY_SQL}")
     parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
     found: dict[str, list[Active]] = {}
     for row in await connection.execute(statement.columns(*columns), parameter):
@@ -175,7 +183,8 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
         f"FROM {rows.source([*(runs.c[n] for n in FINISH_COLUMNS), tables.attempts.c.ended_at], kind)} "
         f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {_running(kind)} RETURNING batch_runs.id"
     )
-    encoded = rows.encode(map(_finish_row, outcomes), kind)
+    by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # as who cancels several, so that two seldom deadlock
+    encoded = rows.encode(map(_finish_row, by_id), kind)
     written = set((await connection.execute(statement.columns(runs.c.id), {"rows": encoded})).scalars())
     ended = [_attempt_row(outcome) for outcome in outcomes if outcome.id in written]
     await rows.insert(connection, tables.attempts, ended, "(run, fence)")

@@ -98,6 +98,11 @@ class Schedule:
         return tuple(self._parsed.parts)
 
     @property
+    def times_of_day(self) -> tuple[int, int, int]:
+        """How many hours of a day it names, minutes of each, and seconds of each of these."""
+        return len(self._parsed.hours), len(self._parsed.minutes), len(self._parsed.seconds)
+
+    @property
     def follows_real_time(self) -> bool:
         """Whether it asks for a rhythm, which a clock change does not move; else it names fixed times."""
         return self._follows_real_time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -61,6 +61,7 @@ class Schedules(Background):
         self._started_at = clock.boottime()
         self._news: News | None = None
         self._state: State | None = None
+        self._next: dict[str, datetime] = {}
         self._next_at = NEVER
         self._read_at = NEVER
         self._is_unsettled = True
@@ -83,6 +84,8 @@ class Schedules(Background):
                 await self._read_own()
                 if self._is_outdated():
                     await self._read_ledger()
+                elif self._news is not None and self._news.now >= self._next_at:
+                    await self._follow_due(self._news.now)
             except (DBAPIError, DatabaseError, OSError) as error:
                 self._tell("ledger", f"schedules can't be read from the ledger: {self._database.why(error)}")
             except Exception:  # the background loop's boundary: what is due must go on firing
@@ -110,12 +113,12 @@ class Schedules(Background):
             self._is_unsettled = True
 
     def _is_outdated(self) -> bool:
-        """Whether the ledger says something else than when it was last read, or the first slot known then has come."""
+        """Whether the ledger says something else than when it was last read."""
         news = self._news
         if self._is_unsettled or news is None:
             return self._is_unsettled
         was_set_back = news.now < self._read_at - AHEAD
-        return was_set_back or news.state != self._state or news.now >= self._next_at
+        return was_set_back or news.state != self._state
 
     async def _read_ledger(self) -> None:
         state = self._news.state if self._news is not None else None
@@ -162,9 +165,20 @@ class Schedules(Background):
             others = {name for name, is_removed in known.items() if not is_removed} - self._tasks.keys()
             gone = sorted(others - await self._live(connection)) if others else []
         self._read_at = now
-        following = [self._follow_one(name, opened.get(name), now) for name in self._tasks]
-        self._next_at = min((at for at in following if at is not None), default=NEVER)
+        self._follow_these(self._tasks, opened, now)
         return gone, {name for name in self._tasks if known.get(name, False)}
+
+    async def _follow_due(self, now: datetime) -> None:
+        """Have those fired whose first slot has come by the ledger's time: this node's clock may be behind."""
+        names = [name for name, at in self._next.items() if at <= now]
+        async with self._database.reader.connect() as connection:
+            opened = await slots.still_open(connection, names)
+        self._follow_these(names, opened, now)
+
+    def _follow_these(self, names: Iterable[str], opened: Mapping[str, OpenSchedule], now: datetime) -> None:
+        for name in names:
+            self._next[name] = self._follow_one(name, opened.get(name), now) or NEVER
+        self._next_at = min(self._next.values(), default=NEVER)
 
     def _follow_one(self, name: str, row: OpenSchedule | None, now: datetime) -> datetime | None:
         """Returns the first slot that is not handled."""

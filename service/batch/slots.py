@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, func, literal, select, text, update
+from sqlalchemy import Column, ColumnElement, Select, case, func, literal, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import rows, tables
+from service.batch import queues, rows, tables
 from service.batch.planning import Range
 from service.batch.schedule import Schedule, schedule
 from service.batch.tables import missed, new_id, schedules, tasks
@@ -45,19 +45,22 @@ class OpenSchedule:
 
 
 def _open() -> Select[Any]:
-    return (
-        select(
-            schedules.c.id,
-            schedules.c.task,
-            schedules.c.cron,
-            schedules.c.timezone,
-            schedules.c.fired_until,
-            tasks.c.paused_by,
-            schedules.c.valid_from,
-        )
-        .join(tasks, tasks.c.name == schedules.c.task)
-        .where(schedules.c.valid_until.is_(None))
-    )
+    paused_by = select(tasks.c.paused_by).where(tasks.c.name == schedules.c.task).scalar_subquery()
+    return select(
+        schedules.c.id,
+        schedules.c.task,
+        schedules.c.cron,
+        schedules.c.timezone,
+        schedules.c.fired_until,
+        paused_by.label("paused_by"),
+        schedules.c.valid_from,
+    ).where(schedules.c.valid_until.is_(None))
+
+
+def among(column: Column[Any], values: Iterable[Any], kind: str) -> ColumnElement[bool]:
+    """`column` is one of `values`, in the form by which PostgreSQL looks into the index, however few rows there are."""
+    listed = rows.among(column, values, kind)
+    return column == func.any(func.array(listed.scalar_subquery())) if kind == "postgresql" else column.in_(listed)
 
 
 async def now_of(connection: AsyncConnection) -> datetime:
@@ -84,24 +87,41 @@ async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]
     return {row.task: OpenSchedule(*row) for row in await connection.execute(_open())}
 
 
-async def lock(connection: AsyncConnection, names: Iterable[str], wait: bool = False) -> list[OpenSchedule]:
-    """Lock and return the open schedules of these tasks, in the order of their ids, so that nobody deadlocks.
+async def lock_tasks(connection: AsyncConnection, names: Iterable[str] | None = None) -> None:
+    """Lock these tasks, or all. On PostgreSQL: SQLite has one writer, which holds all.
 
-    Without `wait` those that another node holds right now are left out. SQLite has one writer, which holds all.
+    Whoever locks several rows takes tasks by their names, then schedules by their ids, then runs by theirs, so that
+    nobody deadlocks. `catalog.record_tasks` locks tasks in this order too.
     """
-    named = schedules.c.task.in_(rows.among(schedules.c.task, names, connection.dialect.name))
+    if (kind := connection.dialect.name) != "postgresql":
+        return
+    statement = select(tasks.c.name).order_by(tasks.c.name).with_for_update()
+    if names is not None:
+        statement = statement.where(among(tasks.c.name, names, kind))
+    await connection.execute(statement)
+
+
+async def lock(connection: AsyncConnection, names: Collection[str], wait: bool = False) -> list[OpenSchedule]:
+    """Lock and return the open schedules of these tasks. Without `wait` those that another node holds are left out.
+
+    With it their tasks are locked first (see `lock_tasks`); who does not wait may hold none of them.
+    """
+    if wait:
+        await lock_tasks(connection, names)
+    named = among(schedules.c.task, names, connection.dialect.name)
     statement = _open().where(named).order_by(schedules.c.id).with_for_update(of=schedules, skip_locked=not wait)
     return [OpenSchedule(*row) for row in await connection.execute(statement)]
 
 
-async def still_open(connection: AsyncConnection, names: set[str]) -> set[str]:
-    """Those of these tasks that have an open schedule, locked or not."""
-    return names & (await open_schedules(connection)).keys()
+async def still_open(connection: AsyncConnection, names: Iterable[str]) -> dict[str, OpenSchedule]:
+    """The open schedules of these tasks, locked or not."""
+    named = among(schedules.c.task, names, connection.dialect.name)
+    return {row.task: OpenSchedule(*row) for row in await connection.execute(_open().where(named))}
 
 
 async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: datetime) -> None:
     """Set `fired_until` of these schedules (by id), which this transaction has locked."""
-    named = schedules.c.id.in_(rows.among(schedules.c.id, ids, connection.dialect.name))
+    named = among(schedules.c.id, ids, connection.dialect.name)
     await connection.execute(update(schedules).where(named, schedules.c.fired_until < until).values(fired_until=until))
 
 
@@ -146,7 +166,7 @@ async def _newest_missed(connection: AsyncConnection, names: list[str]) -> dict[
     newest = "SELECT x.id FROM batch_missed x WHERE x.task = v.task ORDER BY x.last_slot DESC LIMIT 1"
     statement = text(
         "SELECT m.id, m.task, m.reason, m.last_slot FROM batch_missed m "
-        f"WHERE m.id IN (SELECT ({newest}) FROM {rows.source([missed.c.task], kind)})"
+        f"WHERE {queues.among('m.id', f'SELECT ({newest}) FROM {rows.source([missed.c.task], kind)}', kind)}"
     ).columns(*columns)
     parameter = {"rows": rows.encode([{"task": name} for name in names], kind)}
     return {row.task: row for row in await connection.execute(statement, parameter)}
@@ -171,13 +191,13 @@ async def open_new(connection: AsyncConnection, wanted: Mapping[str, Schedule], 
         for task, schedule in wanted.items()
     ]
     await rows.insert(connection, schedules, new, "(task) WHERE valid_until IS NULL")
-    named = tasks.c.name.in_(rows.among(tasks.c.name, wanted, connection.dialect.name))
+    named = among(tasks.c.name, wanted, connection.dialect.name)
     await connection.execute(update(tasks).where(named, tasks.c.accounted_from.is_(None)).values(accounted_from=now))
 
 
 async def _ends_after(connection: AsyncConnection, names: Iterable[str], now: datetime) -> dict[str, datetime]:
     """When the last schedule of these tasks ended, for those where that is after `now`."""
-    named = schedules.c.task.in_(rows.among(schedules.c.task, names, connection.dialect.name))
+    named = among(schedules.c.task, names, connection.dialect.name)
     last = select(schedules.c.task, func.max(schedules.c.valid_until).label("at"))
     ended = last.where(named, schedules.c.valid_until > now).group_by(schedules.c.task)
     return {row.task: row.at for row in await connection.execute(ended)}
@@ -188,7 +208,7 @@ async def close(connection: AsyncConnection, ids: Iterable[str], now: datetime) 
 
     Or further, if a clock was ahead: then they end where their cursors are.
     """
-    named = schedules.c.id.in_(rows.among(schedules.c.id, ids, connection.dialect.name))
+    named = among(schedules.c.id, ids, connection.dialect.name)
     end = case(
         (schedules.c.fired_until > now, schedules.c.fired_until), else_=literal(now, schedules.c.fired_until.type)
     )

@@ -22,11 +22,11 @@ FINAL = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.SKIPP
 
 # Only a person leads out of a final state: `batch retry`, and `batch backfill --again`.
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
-    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED}),
+    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
     RunState.RUNNING: frozenset(
         {RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING, RunState.INTERRUPTED, RunState.CANCELLED}
     ),
-    RunState.RETRYING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
+    RunState.RETRYING: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
     RunState.INTERRUPTED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
     RunState.SUCCEEDED: frozenset({RunState.QUEUED}),
     RunState.FAILED: frozenset({RunState.QUEUED}),

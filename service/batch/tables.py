@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -25,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from service import clock
-from service.batch.states import ACTIVE, CLAIMABLE
+from service.batch.states import ACTIVE, CLAIMABLE, RunState
 from service.database.types import UtcDateTime
 
 Id = String(36).with_variant(UUID(as_uuid=False), "postgresql")
@@ -34,22 +36,39 @@ Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresq
 ledger = MetaData()
 companions = MetaData()
 
-# To the letter as in the partial indexes, or SQLite does not see that they serve.
-CLAIMABLE_SQL = f"state IN ({', '.join(repr(str(state)) for state in CLAIMABLE)})"
-DUE_SQL = "(due_at <= :now OR state <> 'retrying')"
-"""Of what is claimable: only a retry waits. For any other run `due_at` says since when it could start, by a clock that
-may have been ahead, or was set back since."""
+
+def where(condition: str) -> dict[str, Any]:
+    """Of a partial index on both databases."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+def _is_one_of(states: Iterable[RunState], state: str = "state") -> str:
+    return f"{state} IN ({', '.join(repr(str(one)) for one in states)})"
+
+
+# A query is served by a partial index whose condition it repeats to the letter. With the bare column, SQLite would take
+# the index on all states instead, and read the runs of all tasks.
+_STATE = "(state || '')"
+WAITING_SQL = _is_one_of((RunState.QUEUED, RunState.INTERRUPTED), _STATE)
+"""What may start now, whatever its `due_at` says: its maker's clock may have been ahead."""
+RETRYING_SQL = f"{_STATE} = 'retrying'"
+"""What may start once its `due_at` has come."""
+HELD_SQL = f"{_STATE} = 'running'"
+"""What some node holds; to find it by that."""
+RUNNING_SQL = "state = 'running'"
+"""The same; to find it by its queue."""
+CLAIMABLE_SQL = _is_one_of(CLAIMABLE, _STATE)
+ACTIVE_SQL = _is_one_of(ACTIVE)
+IN_THE_WAY_SQL = f"{_is_one_of(ACTIVE, _STATE)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
+"""What the next slot of a task may have to respect: all that runs, and what was on time. Not what waits behind them."""
 
 
 def not_held(run: str) -> str:
-    """Of what is claimable: a pause holds the runs of its task that there were when it began.
+    """Of what may start: a pause holds the runs of its task that there were when it began.
 
     `run`: the alias of batch_runs. No join, which would have a plan of its own: the queue's index has the order.
     """
     return f"coalesce({run}.created_at > (SELECT t.paused_at FROM batch_tasks t WHERE t.name = {run}.task), true)"
-
-
-ACTIVE_SQL = f"state IN ({', '.join(repr(str(state)) for state in ACTIVE)})"
 
 
 def new_id() -> str:
@@ -86,13 +105,7 @@ schedules = Table(
     Column("valid_until", UtcDateTime),
     Column("node", Id, nullable=False),
     Column("fired_until", UtcDateTime, nullable=False),
-    Index(
-        "uq_batch_schedules_open",
-        "task",
-        unique=True,
-        sqlite_where=text("valid_until IS NULL"),
-        postgresql_where=text("valid_until IS NULL"),
-    ),
+    Index("uq_batch_schedules_open", "task", unique=True, **where("valid_until IS NULL")),
     Index("ix_batch_schedules_task", "task", "valid_from"),
     postgresql_with={"fillfactor": 50},  # room beside each row for its next cursor
 )
@@ -114,13 +127,12 @@ runs = Table(
     Column("exclusive", String(120)),
     Column("lane", SmallInteger, nullable=False, server_default="1"),
     Column("due_at", UtcDateTime, nullable=False),
-    Column("attempt", Integer, nullable=False, server_default="0"),
+    # `attempts_before`: up to a person's last retry. `losses` of its node, since `count` went beyond `count_lost`.
+    *(Column(name, Integer, nullable=False, server_default="0") for name in ("attempt", "attempts_before", "losses")),
     Column("node", Id),
     Column("fence", BigInteger, nullable=False, server_default="0"),
-    Column("count", BigInteger),
-    Column("total", BigInteger),
     # Of the attempt that is going on: what was done before it, what it says, items a second, since when `count` stands.
-    Column("count_before", BigInteger),
+    *(Column(name, BigInteger) for name in ("count", "total", "count_before", "count_lost")),
     Column("message", Text),
     Column("rate", Float),
     Column("progress_at", UtcDateTime),
@@ -128,65 +140,23 @@ runs = Table(
     Column("key", String(200)),
     Column("parent", Id),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("started_at", UtcDateTime),
-    Column("attempt_started_at", UtcDateTime),
-    Column("finished_at", UtcDateTime),
+    *(Column(f"{what}_at", UtcDateTime) for what in ("started", "attempt_started", "finished")),
     # Somebody wants it cancelled; its node sees that, see news.py.
     Column("cancel_at", UtcDateTime),
     Column("cancel_by", Text),
     Column("cancel_reason", Text),
     # A manual run may be made for an instant that is a slot, as often as a person likes.
-    Index(
-        "uq_batch_runs_task_slot",
-        "task",
-        "slot",
-        unique=True,
-        sqlite_where=text("origin <> 'manual'"),
-        postgresql_where=text("origin <> 'manual'"),
-    ),
-    Index(
-        "uq_batch_runs_task_key",
-        "task",
-        "key",
-        unique=True,
-        sqlite_where=text("key IS NOT NULL"),
-        postgresql_where=text("key IS NOT NULL"),
-    ),
-    Index(
-        "uq_batch_runs_exclusive",
-        "exclusive",
-        "lane",
-        unique=True,
-        sqlite_where=text("state = 'running'"),
-        postgresql_where=text("state = 'running'"),
-    ),
-    Index(
-        "ix_batch_runs_due_at",
-        "due_at",
-        sqlite_where=text(CLAIMABLE_SQL),
-        postgresql_where=text(CLAIMABLE_SQL),
-    ),
-    Index(
-        "ix_batch_runs_queue",
-        "exclusive",
-        "rank",
-        "due_at",
-        "id",
-        sqlite_where=text(CLAIMABLE_SQL),
-        postgresql_where=text(CLAIMABLE_SQL),
-    ),
-    Index(
-        "ix_batch_runs_active",
-        "task",
-        sqlite_where=text(ACTIVE_SQL),
-        postgresql_where=text(ACTIVE_SQL),
-    ),
-    Index(
-        "ix_batch_runs_cancel",
-        "cancel_at",
-        sqlite_where=text("cancel_reason IS NOT NULL AND state = 'running'"),
-        postgresql_where=text("cancel_reason IS NOT NULL AND state = 'running'"),
-    ),
+    Index("uq_batch_runs_task_slot", "task", "slot", unique=True, **where("origin <> 'manual'")),
+    Index("uq_batch_runs_task_key", "task", "key", unique=True, **where("key IS NOT NULL")),
+    Index("uq_batch_runs_exclusive", "exclusive", "lane", unique=True, **where(RUNNING_SQL)),
+    Index("ix_batch_runs_held", "node", **where(HELD_SQL)),
+    Index("ix_batch_runs_in_the_way", "task", **where(IN_THE_WAY_SQL)),
+    # Which tasks have something to start, and in which order; for what waits and for what is retried later.
+    Index("ix_batch_runs_waiting", "task", "created_at", **where(WAITING_SQL)),
+    Index("ix_batch_runs_queue", "task", "exclusive", "rank", "due_at", "id", **where(WAITING_SQL)),
+    Index("ix_batch_runs_retry_due", "due_at", **where(RETRYING_SQL)),
+    Index("ix_batch_runs_retrying", "task", "created_at", **where(RETRYING_SQL)),
+    Index("ix_batch_runs_retry_queue", "task", "exclusive", "rank", "due_at", "id", **where(RETRYING_SQL)),
     Index("ix_batch_runs_task_created", "task", "created_at", "id"),
     Index("ix_batch_runs_state_created", "state", "created_at", "id"),
     Index("ix_batch_runs_created", "created_at", "id"),
@@ -235,6 +205,17 @@ nodes = Table(
     Column("loop_lag", Float, nullable=False, server_default="0"),
     Column("tasks", Json, nullable=False),
     Column("stopped_at", UtcDateTime),
+    # False for a process that runs what it was handed and ends, such as `batch run`: it is no service.
+    Column("fires", Boolean, nullable=False, server_default=text("true")),
+    Index("ix_batch_nodes_live", "id", "fires", **where("stopped_at IS NULL")),
+)
+
+# One row, whose version rises with each change of tasks or schedules that others have to follow.
+catalog = Table(
+    "batch_catalog",
+    ledger,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
 )
 
 log = Table(
@@ -249,17 +230,20 @@ log = Table(
     PrimaryKeyConstraint("run", "fence", "first_line"),
 )
 
+# Runs that were deleted while something of them may still be there: logs, or rows in the application's database.
+pruned = Table("batch_pruned", ledger, Column("run", Id, primary_key=True))
+
 backups = Table(
     "batch_backups",
     ledger,
     Column("name", String(100), primary_key=True),
+    Column("place", Text, primary_key=True),
     Column("taken_at", UtcDateTime, nullable=False),
     *(Column(name, BigInteger) for name in ("size", "rows", "tables")),
     Column("taken_by_run", Id),
-    Column("local", Boolean, nullable=False),
-    *(Column(f"{done}_at", UtcDateTime) for done in ("uploaded", "verified", "failed", "restored", "pinned")),
-    *(Column(n, Text) for n in ("kind", "database", "revision", "url", "verified_how", "failed_check", "pinned_by")),
-    Column("created_at", UtcDateTime, nullable=False),
+    *(Column(f"{done}_at", UtcDateTime) for done in ("verified", "failed", "restored", "pinned")),
+    *(Column(n, Text) for n in ("kind", "database", "revision", "verified_how", "failed_check", "pinned_by")),
+    *(Column("manifest", String(64)), Column("created_at", UtcDateTime, nullable=False)),
 )
 
 checkpoints = Table(

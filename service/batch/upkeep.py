@@ -1,4 +1,4 @@
-"""Upkeep: prunes the ledger once an hour, while the service runs."""
+"""Upkeep: once an hour, while the service runs, the ledger is pruned, and runs fail that nobody would ever take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import asyncio
 from sqlalchemy.exc import DBAPIError
 
 from service.batch.background import Background
+from service.batch.orphans import REASON, fail_orphans
 from service.batch.pruning import Pruner
+from service.database.engine import Database
 from service.errors import DatabaseError
 from service.logs import get_logger
 
@@ -20,7 +22,8 @@ EVERY_SECONDS = 3600.0
 
 
 class Upkeep(Background):
-    def __init__(self, pruner: Pruner, first: float = FIRST_SECONDS) -> None:
+    def __init__(self, ledger: Database, pruner: Pruner, first: float = FIRST_SECONDS) -> None:
+        self._ledger = ledger
         self._pruner = pruner
         self._first = first
 
@@ -28,11 +31,13 @@ class Upkeep(Background):
         await asyncio.sleep(self._first)
         while True:
             try:
+                for task, number in (await fail_orphans(self._ledger)).items():
+                    logger.error(f"{number:,} runs of task {task} have failed: {REASON}")
                 went = +await self._pruner.prune()
                 if went:
                     logger.info("pruned " + ", ".join(f"{number:,} {what}" for what, number in went.items()))
             except (DBAPIError, DatabaseError, OSError) as error:
-                logger.warning(f"pruning stopped, and goes on in an hour: {str(error).splitlines()[0]}")
+                logger.warning(f"the upkeep stopped, and goes on in an hour: {str(error).splitlines()[0]}")
             except Exception:  # the background loop's boundary
-                logger.exception("pruning failed")
+                logger.exception("the upkeep failed")
             await asyncio.sleep(EVERY_SECONDS)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.options import AsJson, first_of, user, wait_for, within
-from service.errors import BackupError, brief
+from service.errors import brief
 
 if TYPE_CHECKING:
     from service.config import Settings
@@ -50,7 +50,7 @@ def list_(
     """List the backups in BACKUP_DIR and at BACKUP_URL, the newest first.
 
     `restored` is proven to load; of `checksums only` every byte is as it was written. --rescan keeps what was done with
-    a backup (verified, pinned), and forgets those whose files are gone, but no pin.
+    a backup, forgets those whose files are gone, and finds those that were changed since they were made.
     """
     from service import console, finding
     from service.cli.meter import size
@@ -95,7 +95,7 @@ def show(file: File, as_json: AsJson = False) -> None:
         left_out = within(about["left out"], lambda name: [name])
         console.show_json({**about, "left out": left_out, "tables": told, "more tables": len(tables) - len(told)})
         return
-    about = {name: brief(value, LONGEST_SHOWN) if isinstance(value, str) else value for name, value in about.items()}
+    about |= {name: about[name] and brief(about[name], LONGEST_SHOWN) for name in ("of", "migration", "made by")}
     left_out = first_of([brief(name, LONGEST_SHOWN) for name in about["left out"]], MOST_NAMED)
     console.show_values({**about, "size": size(about["size"]), "rows": _number(about["rows"]), "left out": left_out})
     console.heading("tables")
@@ -137,20 +137,11 @@ async def _checked(file: str, restore: bool, tell: Tell) -> Done:
 
 def upload(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
     """Copy a backup of BACKUP_DIR to BACKUP_URL, and compare what arrived. It is verified first."""
+    from service import copying
 
     with _metered("upload") as tell:
-        done = _waited(_checked_and_uploaded(file, tell))
+        done = _waited(copying.upload(_settings(), file, tell))
     _tell_done(done, as_json, f"{done.url}: {_counts(done)}, compared with {done.path}")
-
-
-async def _checked_and_uploaded(file: str, tell: Tell) -> Done:
-    from service import copying, keeping
-
-    settings = _settings()
-    done = await keeping.check(settings, file, tell)
-    if keeping.own_name(settings, done.path) is None:
-        raise BackupError(f"{done.path} is not in BACKUP_DIR: move it there first")
-    return await copying.upload(settings, done.facts.name, tell)
 
 
 def download(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
@@ -164,22 +155,23 @@ def download(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
 
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would stay, and why.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Also where more than half of a place's backups go.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete old backups in BACKUP_DIR and at BACKUP_URL, as the task `backup` does after each new one.
 
-    What is younger than BACKUP_RETENTION_DAYS stays, and the newest of so many weeks and months (BACKUP_KEEP_WEEKLY,
-    BACKUP_KEEP_MONTHLY), what is pinned, and the last verified one. When the newest has failed its check, or has far
-    fewer rows than the last one, nothing goes.
+    The newest BACKUP_KEEP_LAST stay, what is younger than BACKUP_RETENTION_DAYS, the newest of so many weeks and months
+    (BACKUP_KEEP_WEEKLY, BACKUP_KEEP_MONTHLY), what is pinned, and the last verified one. When the newest has failed its
+    check, or has far fewer rows than the last one, nothing goes; and without --yes nothing where more than half would.
     """
     from service import console, discarding
 
     settings = _settings()
     plans = _waited(discarding.plans(settings))
-    for doubt in dict.fromkeys(plan.decision.doubt for plan in plans if plan.decision.doubt):
-        _warn(f"nothing is deleted: {doubt}")
-    gone = set() if dry_run else _waited(_pruned(settings, plans))
-    rows = [row for plan in plans for row in _verdicts(plan, gone, dry_run)]
+    for warning in discarding.warnings(plans, is_meant=yes):
+        _warn(warning)
+    gone = set() if dry_run else _waited(_pruned(settings, plans, yes))
+    rows = [row for plan in plans for row in _verdicts(plan, gone, dry_run, yes)]
     if as_json:
         console.show_json(rows)
     elif rows:
@@ -188,36 +180,39 @@ def prune(
         print(f"there is no backup in {settings.BACKUP_DIR}")
 
 
-async def _pruned(settings: Settings, plans: list[Plan]) -> set[str]:
+async def _pruned(settings: Settings, plans: list[Plan], yes: bool) -> set[str]:
     from service import discarding
 
-    return {one async for one in discarding.prune(settings, plans)}
+    return {one async for one in discarding.prune(settings, plans, is_meant=yes)}
 
 
-def _verdicts(plan: Plan, gone: set[str], dry_run: bool) -> list[dict[str, Any]]:
-    where = "folder" if plan.is_local else "elsewhere"
+def _verdicts(plan: Plan, gone: set[str], dry_run: bool, yes: bool) -> list[dict[str, Any]]:
+    from service.backup.storage import FOLDER
+
+    where = "folder" if plan.storage.place == FOLDER else "elsewhere"
+    is_held = plan.decision.too_many and not yes
     rows = []
     for one in plan.decision.verdicts:
-        goes = not one.stays and (dry_run or f"{plan.storage.name}/{one.name}" in gone)
+        goes = not one.stays and not is_held and (dry_run or f"{plan.storage.name}/{one.name}" in gone)
         then = ("would go" if dry_run else "deleted") if goes else "stays"
-        why = "pinned meanwhile" if not goes and not one.stays else one.why
+        why = ("more than half would go" if is_held else "pinned meanwhile") if not goes and not one.stays else one.why
         rows.append({"backup": one.name, "where": where, "then": then, "why": why})
     return rows
 
 
 def pin(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
-    """Keep a backup until it is unpinned, however old. The ledger knows of it, and its file does not."""
-    from service import keeping
+    """Keep a backup until it is unpinned, however old. The pin is a small file beside it, in each place where it is."""
+    from service import pinning
 
-    name, is_new = _waited(keeping.pin(_settings(), file, user()))
+    name, is_new = _waited(pinning.pin(_settings(), file, user()))
     _tell(f"{name} is pinned" if is_new else f"{name} was pinned already", as_json, {"backup": name, "changed": is_new})
 
 
 def unpin(file: File, as_json: AsJson = False) -> None:
     """Let a backup be deleted again when it is old."""
-    from service import keeping
+    from service import pinning
 
-    name, was = _waited(keeping.unpin(_settings(), file))
+    name, was = _waited(pinning.unpin(_settings(), file))
     _tell(
         f"{name} is not pinned any more" if was else f"{name} was not pinned", as_json, {"backup": name, "changed": was}
     )

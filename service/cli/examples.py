@@ -118,6 +118,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "backup prune": {
         "batch backup prune --dry-run": "what would go, and why the rest stays",
         "batch backup prune": "now, and not after the next backup",
+        "batch backup prune --yes": "also more than half of them, where a setting was made smaller",
     },
     "backup pin": {"batch backup pin latest": "before a risky change"},
     "backup unpin": {"batch backup unpin backup_20261125_020000.backup.gz": "when it is not needed any more"},

@@ -22,6 +22,10 @@ def restore(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Also while a service runs, if it is idle.")] = False,
     no_safety: Annotated[bool, typer.Option("--no-safety", help="Make no backup of what is there before.")] = False,
+    changed: Annotated[
+        bool,
+        typer.Option("--changed", help="Also a backup that was changed since it was made, as the ledger knows it."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Put a backup's rows in place of those that the application's database has now.
@@ -36,7 +40,7 @@ def restore(
     from service.config import get_settings
 
     logs.set_up("WARNING")
-    settings, wanted = get_settings(), restoring.Wanted(file, dry_run, force, not no_safety)
+    settings, wanted = get_settings(), restoring.Wanted(file, dry_run, force, not no_safety, changed)
     found = wait_for(restoring.activity(settings))
     found.refuse(force)
     plan = wait_for(restoring.plan_of(settings, wanted))

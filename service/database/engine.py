@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -153,8 +155,10 @@ class _SqliteConnection(sqlite3.Connection):
             super().close()
 
 
-async def _open_sqlite(*args: Any, **options: Any) -> aiosqlite.Connection:
-    connection = aiosqlite.connect(*args, **options)
+async def _open_sqlite(name: str, **options: Any) -> aiosqlite.Connection:
+    if not options.get("uri") and name != ":memory:":
+        _make_private(name)
+    connection = aiosqlite.connect(name, **options)
     connection._thread.daemon = True
     try:
         return await connection
@@ -162,6 +166,12 @@ async def _open_sqlite(*args: Any, **options: Any) -> aiosqlite.Connection:
         # aiosqlite's thread answers once more, and by then the event loop may be closed.
         await asyncio.to_thread(connection._thread.join)
         raise
+
+
+def _make_private(name: str) -> None:
+    """A database that we make is for this user alone. SQLite gives its rights to the files beside it."""
+    with suppress(OSError):  # it is there already; or SQLite says what is wrong
+        os.close(os.open(os.path.realpath(name), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _execute(connection: Any, statement: str) -> Any:

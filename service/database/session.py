@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,12 +14,22 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.config import get_settings
 from service.database.engine import Database
 
-# Connections belong to an event loop, so each loop has its own: a service's, or one made from the setting.
-_services: WeakKeyDictionary[asyncio.AbstractEventLoop, Database] = WeakKeyDictionary()
-_made: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[str, Database]] = WeakKeyDictionary()
-
+Loop = asyncio.AbstractEventLoop
 Prepare = Callable[[Database], None]
-_prepare: Prepare | None = None
+
+
+class _Origin(NamedTuple):
+    """What a database is made from where there is no service's: its URL, and what is done to it first."""
+
+    url: str
+    prepare: Prepare | None
+
+
+# Connections belong to an event loop, so each loop has its own: those of the services on it, or one that is made.
+_services: WeakKeyDictionary[Loop, dict[Database, Prepare | None]] = WeakKeyDictionary()
+_made: WeakKeyDictionary[Loop, tuple[_Origin, Database]] = WeakKeyDictionary()
+
+_origin: ContextVar[_Origin | None] = ContextVar("origin", default=None)
 
 
 @asynccontextmanager
@@ -35,29 +47,37 @@ async def get_db(readonly: bool = False) -> AsyncIterator[AsyncSession]:
 def application_database() -> Database:
     """The application's database on this event loop; outside a service it keeps no connection between uses."""
     loop = asyncio.get_running_loop()
-    if (own := _services.get(loop)) is not None:
-        return own
-    url = get_settings().DATABASE_URL
+    if services := _services.get(loop):
+        return next(reversed(services))
+    origin = _origin.get() or _Origin(get_settings().DATABASE_URL, None)
     known, database = _made.get(loop, (None, None))
-    if database is None or known != url:
-        database = Database(url, setting="DATABASE_URL", pooled=False)
-        if _prepare is not None:
-            _prepare(database)
-        _made[loop] = url, database
+    if database is None or known != origin:
+        database = Database(origin.url, setting="DATABASE_URL", pooled=False)
+        if origin.prepare is not None:
+            origin.prepare(database)
+        _made[loop] = origin, database
     return database
 
 
-def use_application_database(database: Database | None, prepare: Prepare | None = None) -> None:
-    """Make `get_db()` on this event loop use this database; None: back to one made from the settings.
+def use_application_database(database: Database, prepare: Prepare | None = None) -> None:
+    """Make `get_db()` on this event loop use a service's database, until `leave_application_database`.
 
-    `prepare` is called with it, and with those that are made for other loops of this process from now on.
+    `prepare` is called with it, and with each one that a run needs elsewhere, which `bind_to_service` says.
     """
-    global _prepare
     loop = asyncio.get_running_loop()
-    _prepare = prepare
-    if database is None:
-        _services.pop(loop, None)
-        return
     if prepare is not None:
         prepare(database)
-    _services[loop] = database
+    _services.setdefault(loop, {})[database] = prepare
+
+
+def leave_application_database(database: Database) -> None:
+    """The service of this loop that used it has ended; another one on this loop keeps its own."""
+    del _services[asyncio.get_running_loop()][database]
+
+
+def bind_to_service() -> None:
+    """What this context opens where no service is, it opens as this loop's service does: in a thread with an event loop
+    of its own, and here after the service's end."""
+    if services := _services.get(asyncio.get_running_loop()):
+        database, prepare = next(reversed(services.items()))
+        _origin.set(_Origin(database.url.render_as_string(hide_password=False), prepare))

@@ -58,8 +58,9 @@ def batch(
 ) -> Iterator[Batch]:
     """The tasks of TASKS_DIR on empty databases, with a clock that stands still at 2026-01-01 00:00 UTC.
 
-    For the time of the test the settings DATABASE_URL, LEDGER_URL and BACKUP_DIR are its own, and `get_db()` opens its
-    database. It works on the event loop of whoever calls it, and holds nothing open between two calls.
+    For the time of the test the settings DATABASE_URL, LEDGER_URL, BACKUP_DATABASE_URL and BACKUP_DIR are its own, and
+    `get_db()` opens its database. It works on the event loop of whoever calls it, and holds nothing open between two
+    calls.
     """
     from service import clock
     from service.batch.registry import TaskRegistry
@@ -69,6 +70,7 @@ def batch(
     application, ledger = request.getfixturevalue(f"batch_{batch_database}")
     monkeypatch.setenv("DATABASE_URL", application)
     monkeypatch.setenv("LEDGER_URL", ledger)
+    monkeypatch.setenv("BACKUP_DATABASE_URL", application)
     monkeypatch.setenv("BACKUP_DIR", str(tmp_path / "backups"))
     forget_settings()
     with clock.moved(START), TaskRegistry.restored():

@@ -18,6 +18,7 @@ from service import clock, logs
 from service.batch import catalog, fence, nodes, runs, slots, starting, tables
 from service.batch.engines.local import LocalEngine
 from service.batch.firing import fire
+from service.batch.journal import progress_of
 from service.batch.node import package_version
 from service.batch.registry import Task
 from service.batch.rescue import rescue
@@ -25,7 +26,7 @@ from service.batch.states import FINAL
 from service.batch.tables import CLAIMABLE_SQL, new_id
 from service.config import get_settings
 from service.database.engine import Database
-from service.database.session import use_application_database
+from service.database.session import leave_application_database, use_application_database
 from service.errors import BatchError
 from service.testing.failures import Failures
 from service.testing.instances import prepared
@@ -67,7 +68,7 @@ class DrivenService:
             application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pool_size=5)
             stack.push_async_callback(application.dispose)
             use_application_database(application, partial(fence.guard, idle_seconds=settings.LEASE_SECONDS))
-            stack.callback(use_application_database, None)
+            stack.callback(leave_application_database, application)
             stack.enter_context(logs.keep_run_lines())
             tasks = prepared(prepared(self._tasks, self._failures.prepare), self._recorder.prepare)
             self._engine = LocalEngine(self._ledger, tasks, self.node)
@@ -140,7 +141,7 @@ class DrivenService:
                 await self._engine.settle()
         except TimeoutError:
             if self._recorder.kill is not None and self._recorder.kill.is_done:
-                self._die(self._recorder.kill)
+                await self._die(self._recorder.kill)
                 return
             names = ", ".join(sorted({attempt.task.name for attempt in self._engine.attempts}))
             raise TimeoutError(f"still running after batch.patience, which is {self._patience:g} s: {names}") from None
@@ -149,9 +150,15 @@ class DrivenService:
         if not self._time.expired():
             self._time.reschedule(0)
 
-    def _die(self, kill: Kill) -> None:
-        """Nothing is written any more: how the attempts end here stays in this process."""
+    async def _die(self, kill: Kill) -> None:
+        """How the attempts end here stays in this process. Only how far they were is written.
+
+        A service does that twice a second. Whether a run got on decides what becomes of it at the third loss, and that
+        must not depend on how fast the test is.
+        """
         self.is_dead = True
+        async with self._ledger.engine.begin() as connection:
+            await runs.mirror_progress(connection, progress_of(self._engine.attempts))
         for attempt in self._engine.attempts:
             attempt.give_up(f"the test killed it after chunk {kill.chunks}")
         kill.bury()

@@ -6,6 +6,7 @@ guard reads the end of its input, stops the server and removes its directory.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shlex
@@ -42,6 +43,13 @@ FAST = """
 fsync = off
 full_page_writes = off
 """
+
+
+INITDB = "initdb -o " + shlex.quote("--no-sync -E UTF8 --locale=C.UTF-8 -A trust -U postgres")
+
+kept_cluster: Path | None = None
+"""A folder for the files that `initdb` makes: the first server makes them there, and the others copy them. A suite of
+tests that starts several servers sets it, and removes the folder at its end. None: each server makes its own files."""
 
 
 class PostgresServer:
@@ -92,7 +100,7 @@ class OwnServer(PostgresServer):
         super().__init__(f"postgresql+asyncpg://postgres@/postgres?host={self.directory}&port=5432")
         self._guard = _start_guard(binaries, self.directory)
         try:
-            self._pg_ctl("initdb -o " + shlex.quote("--no-sync -E UTF8 --locale=C.UTF-8 -A trust -U postgres"))
+            self._make_cluster()
             with (self.directory / "data/postgresql.conf").open("a") as settings:
                 settings.write(SETTINGS.format(directory=self.directory) + FAST * fast)
             self.start()
@@ -110,6 +118,19 @@ class OwnServer(PostgresServer):
         """Stop the server and remove its directory."""
         if self._guard.poll() is None:
             self._guard.communicate()
+
+    def _make_cluster(self) -> None:
+        if kept_cluster is None:
+            self._pg_ctl(INITDB)
+            return
+        own, kept = self.directory / "data", kept_cluster / "data"
+        with (kept_cluster / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept.exists():
+                self._pg_ctl(INITDB)
+                subprocess.run(["cp", "-a", own, kept], check=True)
+                return
+        subprocess.run(["cp", "-a", kept, own], check=True)
 
     def _pg_ctl(self, command: str) -> None:
         assert self._guard.stdin and self._guard.stdout

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import hashlib
+import json
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from service.backup.count import Report
+from service.backup.format import TAR_END, Trailer, padding
 from service.backup.reader import Backup, LocalFile
 from service.backup.restore import restore as restore_source
-from tests.backup.contents import connected
+from tests.backup.contents import connected, manifest
 
 SCHEMA = """
 CREATE SCHEMA "Größe.x";
@@ -124,6 +129,21 @@ def damage(path: Path, which: Callable[[str], bool]) -> None:
         (byte,) = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([byte ^ 0xFF]))
+
+
+def rewrite(path: Path, change: Callable[[Any], None]) -> None:
+    """Let the manifest say something else, with the checksums that belong to it."""
+    said = manifest(path)
+    change(said)
+    data = json.dumps(said).encode()
+    info = tarfile.TarInfo("manifest.json")
+    info.size = len(data)
+    with path.open("r+b") as file:
+        file.seek(said["members"][-1]["offset"] + said["members"][-1]["packed"])
+        last = gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + data + padding(len(data)) + TAR_END, 1, mtime=0)
+        trailer = Trailer(file.tell(), len(last), hashlib.sha256(last).digest())
+        file.write(last + trailer.pack())
+        file.truncate()
 
 
 HANGING = """

@@ -233,7 +233,7 @@ async def test_a_process_that_is_killed_leaves_no_copy_of_a_sqlite_database(app_
     backup = asyncio.create_task(create_backup(tmp_path / "backups"))
 
     async def it_copies() -> bool:
-        return any(path.stat().st_size for path in (tmp_path / "backups").glob(".backup_*.copy"))
+        return any(path.stat().st_size for path in (tmp_path / "backups").glob(".backup_*.copy.*"))
 
     await until(it_copies)
     os.kill(workers()[0], signal.SIGKILL)

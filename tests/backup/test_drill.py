@@ -41,7 +41,8 @@ async def test_the_latest_backup_is_restored_and_that_is_recorded(url: str, capl
     (row,) = (await known(get_settings())).values()
     assert records.state(row) == "restored" and row["restored_at"] is None, "nothing of the application's was restored"
     assert row["verified_at"] <= clock.now()
-    assert told["backup"] == f"backups/{row['name']}" and told["tables"] == row["tables"]
+    versions = 0 if url.startswith("sqlite") else 1  # what says at which migration a database is, is never restored
+    assert told["backup"] == f"backups/{row['name']}" and told["tables"] == row["tables"] - versions
     assert "a temporary file" in caplog.text or "a scratch schema in postgresql" in caplog.text
 
 
@@ -76,7 +77,8 @@ async def test_it_runs_in_the_database_of_its_own_setting(
         monkeypatch.setenv("BACKUP_PROCESS", "0")
         monkeypatch.setenv("RESTORE_DRILL_URL", drill)
         use_database(postgres_database)
-        await execute(postgres_database, "CREATE TABLE t AS SELECT 1 AS id")
+        await migrated(postgres_database, APPLICATION_HISTORY)
+        await execute(postgres_database, "INSERT INTO users (email, created_at) VALUES ('a@example.org', now())")
         await create_backup(get_settings().BACKUP_DIR)
         with caplog.at_level("INFO"):
             assert (await RestoreDrillTask().run())["rows"] == 1

@@ -110,6 +110,20 @@ def test_a_partial_file_that_another_process_made_after_publishing_is_not_remove
     assert place.partial.exists()
 
 
+def test_a_backup_whose_name_was_taken_while_it_was_made_gets_the_next_one(tmp_path: Path) -> None:
+    """Somebody has copied a file of that name into the folder."""
+    with reserve(tmp_path, NOON) as place:
+        place.partial.write_text("new")
+        for second in (0, 1):
+            (tmp_path / f"backup_20260329_12000{second}.backup.gz").write_text("copied")
+        assert place.publish().name == "backup_20260329_120002.backup.gz"
+    assert {path.name[-12:]: path.read_text() for path in tmp_path.glob("*.gz")} == {
+        "00.backup.gz": "copied",
+        "01.backup.gz": "copied",
+        "02.backup.gz": "new",
+    }
+
+
 async def test_a_name_that_is_taken_is_never_written_to(app_db: Path, old_backup: Path) -> None:
     make_sqlite(app_db)
     with clock.moved(datetime(2020, 1, 1, tzinfo=UTC)):
@@ -186,7 +200,7 @@ async def test_a_cancel_leaves_nothing(app_db: Path, old_backup: Path, phase: st
     backup = asyncio.create_task(create_backup(old_backup))
 
     async def it_is_writing() -> bool:
-        return any(path.stat().st_size for path in old_backup.glob(f".backup_*.{phase}"))
+        return any(path.stat().st_size for path in old_backup.glob(f".backup_*.{phase}*"))
 
     await until(it_is_writing)
     backup.cancel()
@@ -207,6 +221,32 @@ async def test_what_a_killed_process_left_is_removed_a_day_later(app_db: Path, o
         os.utime(path, (a_day_ago, a_day_ago))
     await create_backup(old_backup)
     assert not any(path.exists() for path in left)
+
+
+async def test_links_and_files_of_others_are_neither_written_through_nor_removed(
+    app_db: Path, old_backup: Path, tmp_path: Path
+) -> None:
+    """Somebody else who may write into the folder knows what a backup is called that is to come."""
+    make_sqlite(app_db)
+    precious = tmp_path / "precious"
+    precious.write_text("of somebody else")
+    soon = [(clock.now() + timedelta(seconds=n)).strftime("%Y%m%d_%H%M%S") for n in range(60)]
+    links = [old_backup / f".backup_{stamp}.copy" for stamp in soon]
+    links += [old_backup / ".backup_20260301_120000.partial", old_backup / ".backup_20260301_120000.copy"]
+    for link in links:
+        link.symlink_to(precious)
+    others = [old_backup / ".backup_20260302_120000.copy", old_backup / ".backup_20260303_120000.partial"]
+    others[0].mkdir()
+    others[1].touch()
+    if os.geteuid() == 0:  # only then can a file belong to another user
+        os.chown(others[1], 65534, 65534)
+    else:
+        others.pop()
+    for path in (precious, *others):
+        os.utime(path, (0, 0))
+    await create_backup(old_backup)
+    assert precious.read_text() == "of somebody else"
+    assert all(path.is_symlink() for path in links) and all(path.exists() for path in others)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from service import clock
-from service.backup import leftovers, objects
+from service.backup import objects
 from service.backup.objects import Objects
 from service.backup.reader import LocalFile
 from service.backup.storage import nothing
@@ -131,8 +130,7 @@ UPLOAD = """
 import os
 import sys
 from pathlib import Path
-from service import clock
-from service.backup import leftovers, objects
+from service.backup import objects
 from service.backup.reader import LocalFile
 from service.backup.threads import Stop
 objects.PART_BYTES = 5 * 1024 * 1024
@@ -160,57 +158,6 @@ def test_an_upload_that_is_killed_leaves_no_object_and_the_next_one_is_whole(buc
     assert bucket.keys() == [] and bucket.uploads() == [f"shop/db/{NAME}"]
     put(store(bucket), large)
     assert bucket.keys() == [f"shop/db/{NAME}"]
-
-
-BEGUN = datetime(2010, 11, 10, 20, 48, 33, tzinfo=UTC)
-"""When every upload was begun, if one asks moto."""
-
-
-def begun(bucket: Bucket, *keys: str) -> None:
-    for key in keys:
-        upload = bucket.client.create_multipart_upload(Bucket=bucket.name, Key=key)["UploadId"]
-        bucket.client.upload_part(Bucket=bucket.name, Key=key, UploadId=upload, PartNumber=1, Body=b"x")
-
-
-def test_the_next_upload_ends_what_killed_ones_left_a_day_ago(bucket: Bucket, tmp_path: Path) -> None:
-    (tmp_path / NAME).write_bytes(b"small")
-    others = [f"shop/db/backup_1/{NAME}", f"shop/{NAME}", "shop/db/backup_of_the_cat", f"shop/db2/{NAME}"]
-    begun(bucket, f"shop/db/{NAME}", "shop/db/backup_20261124_020000.backup.gz", *others)
-    with clock.moved(BEGUN + timedelta(hours=23)):
-        put(store(bucket), tmp_path / NAME)
-    assert len(bucket.uploads()) == 6
-    with clock.moved(BEGUN + timedelta(hours=25)):
-        assert leftovers.end_abandoned(bucket.url, {}, clock.now()) == 0
-        put(store(bucket), tmp_path / NAME)
-    assert sorted(bucket.uploads()) == sorted(others)
-
-
-def test_a_store_that_does_not_list_uploads_takes_backups_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    with refusing(403, "AccessDenied") as port, caplog.at_level("INFO"):
-        settings = keys(f"http://127.0.0.1:{port}")
-        assert leftovers.end_abandoned("s3://bucket/shop", settings, clock.now()) == 0
-    assert "what killed uploads have left in s3://bucket/shop could not be looked for" in caplog.text
-    assert SECRET not in caplog.text
-
-
-@pytest.mark.parametrize("begun", ["2010-11-10T20:48:33", "yesterday", ""])
-def test_a_store_that_tells_times_in_its_own_way_takes_backups_all_the_same(
-    begun: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = f"<Upload><Key>shop/{NAME}</Key><UploadId>1</UploadId><Initiated>{begun}</Initiated></Upload>"
-    monkeypatch.setattr(leftovers._Store, "_answer", lambda *asked: told)
-    assert leftovers.end_abandoned("s3://bucket/shop", keys("http://127.0.0.1:1"), clock.now()) == 0
-
-
-def test_the_signature_is_the_one_that_amazon_publishes_for_its_example() -> None:
-    """GET ?lifecycle of examplebucket, from the documentation of Signature Version 4."""
-    settings = {
-        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
-        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
-    }
-    asked = leftovers._Store("s3://examplebucket", settings, datetime(2013, 5, 24, tzinfo=UTC))
-    signed = asked._signed("GET", "/", "lifecycle=", "examplebucket.s3.amazonaws.com")
-    assert signed["authorization"].endswith("fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543")
 
 
 @pytest.mark.parametrize(

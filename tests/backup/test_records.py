@@ -7,19 +7,25 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.backup.storage import FOLDER
 from service.batch import records
 from service.batch.records import CHECKSUMS, RESTORED, Facts, Row
 from service.batch.tables import new_id
 from service.config import forget_settings, get_settings
 from service.database.engine import Database
-from service.keeping import known, recorded
+from service.database.types import UtcDateTime
+from service.errors import DatabaseError
+from service.host import LEDGER_HISTORY
+from service.keeping import known, noted, recorded
+from tests.databases import migrated
 
 AT = datetime(2026, 3, 29, 12, 0, 0, tzinfo=UTC)
 LATER = AT + timedelta(hours=1)
 NAME = "backup_20260329_120000.backup.gz"
+FAR = "s3://b/p"
 
 
 def facts(name: str = NAME, **more: object) -> Facts:
@@ -27,8 +33,8 @@ def facts(name: str = NAME, **more: object) -> Facts:
     return Facts(name, AT, **{**given, "rows": 3_000_000_000, "tables": 4, **more})  # type: ignore[arg-type]
 
 
-async def row_of(connection: AsyncConnection, name: str = NAME) -> Row:
-    row = await records.get(connection, name)
+async def row_of(connection: AsyncConnection, name: str = NAME, place: str = FOLDER) -> Row:
+    row = await records.get(connection, name, place)
     assert row is not None
     return row
 
@@ -36,90 +42,150 @@ async def row_of(connection: AsyncConnection, name: str = NAME) -> Row:
 async def test_the_file_s_facts_are_written_anew_and_what_was_done_stays(ledger: Database) -> None:
     run = new_id()
     async with ledger.engine.begin() as connection:
-        await records.record(connection, facts(taken_by_run=run), AT)
-        assert await records.verified(connection, NAME, CHECKSUMS, AT)
-        assert await records.pin(connection, NAME, "bob", AT)
-        await records.record(connection, facts(size=6, rows=None), LATER, local=False, url="s3://b/p")
+        await records.record(connection, facts(taken_by_run=run), FOLDER, AT)
+        assert await records.verified(connection, NAME, FOLDER, CHECKSUMS, AT)
+        await records.record(connection, facts(rows=None, revision="app_0005"), FOLDER, LATER)
         row = await row_of(connection)
-    assert (row["size"], row["rows"], row["taken_by_run"], row["created_at"]) == (6, 3_000_000_000, run, AT)
-    assert (row["verified_at"], row["verified_how"], row["pinned_by"]) == (AT, CHECKSUMS, "bob")
-    assert (row["local"], row["url"], row["uploaded_at"]) == (True, "s3://b/p", LATER)
+    assert (row["revision"], row["rows"], row["taken_by_run"]) == ("app_0005", 3_000_000_000, run)
+    assert (row["verified_at"], row["verified_how"], row["created_at"]) == (AT, CHECKSUMS, AT)
+
+
+async def test_a_file_of_another_size_is_another_file_and_was_never_checked(ledger: Database) -> None:
+    async with ledger.engine.begin() as connection:
+        await records.record(connection, facts(), FOLDER, AT)
+        await records.verified(connection, NAME, FOLDER, RESTORED, AT)
+        await records.restored(connection, NAME, FOLDER, AT)
+        await records.record(connection, facts(size=6), FOLDER, LATER)
+        row = await row_of(connection)
+    assert records.state(row) == "not verified" and (row["verified_at"], row["restored_at"]) == (None, None)
+
+
+async def test_what_is_known_of_a_backup_in_one_place_is_not_known_of_its_copy(ledger: Database) -> None:
+    async with ledger.engine.begin() as connection:
+        for place in (FOLDER, FAR):
+            await records.record(connection, facts(), place, AT)
+        await records.failed(connection, NAME, FOLDER, "a byte", AT)
+        await records.verified(connection, NAME, FAR, RESTORED, AT)
+        rows = await records.listed(connection)
+        assert [(row["place"], records.state(row)) for row in rows] == [(FOLDER, "failed"), (FAR, "restored")]
+        await records.gone(connection, NAME, FOLDER)
+        assert [row["place"] for row in await records.listed(connection)] == [FAR]
+
+
+async def test_what_its_manifest_hashed_to_when_it_was_made_is_known_wherever_it_is_copied(ledger: Database) -> None:
+    async with ledger.engine.begin() as connection:
+        await records.record(connection, facts(manifest="made"), FOLDER, AT, is_new=True)
+        await records.record(connection, facts(manifest="read later"), FOLDER, AT)
+        await records.record(connection, facts(manifest="of the copy"), FAR, AT)
+        await records.record(connection, facts("found", manifest="found"), FAR, AT)
+        await records.gone(connection, NAME, FOLDER)
+        assert await records.manifests(connection, NAME) == ["made"]
+        assert await records.manifests(connection, "found") == []
 
 
 async def test_a_restored_one_stays_restored_until_a_check_fails(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
-        await records.record(connection, facts(), AT)
+        await records.record(connection, facts(), FOLDER, AT)
         states = [records.state(await row_of(connection))]
         for how in (CHECKSUMS, RESTORED, CHECKSUMS):
-            await records.verified(connection, NAME, how, AT)
+            await records.verified(connection, NAME, FOLDER, how, AT)
             states.append(records.state(await row_of(connection)))
-        await records.failed(connection, NAME, "a byte", LATER)
+        await records.failed(connection, NAME, FOLDER, "a byte", LATER)
         row = await row_of(connection)
         assert (row["failed_check"], row["failed_at"], row["verified_at"]) == ("a byte", LATER, None)
         states.append(records.state(row))
-        await records.verified(connection, NAME, CHECKSUMS, LATER)
+        await records.verified(connection, NAME, FOLDER, CHECKSUMS, LATER)
         states.append(records.state(await row_of(connection)))
     assert states == ["not verified", CHECKSUMS, RESTORED, RESTORED, "failed", CHECKSUMS]
-
-
-async def test_of_two_who_pin_at_once_one_is_the_first(ledger: Database) -> None:
-    async with ledger.engine.begin() as connection:
-        await records.record(connection, facts(), AT)
-
-    async def pin(by: str) -> bool:
-        async with ledger.engine.begin() as connection:
-            return await records.pin(connection, NAME, by, AT)
-
-    assert sorted(await asyncio.gather(pin("ann"), pin("bob"))) == [False, True]
-    async with ledger.engine.begin() as connection:
-        assert await records.unpin(connection, NAME) and not await records.unpin(connection, NAME)
-        assert (await row_of(connection))["pinned_by"] is None
 
 
 async def test_many_may_record_one_backup_at_once(ledger: Database) -> None:
     async def record(size: int) -> None:
         async with ledger.engine.begin() as connection:
-            await records.record(connection, facts(size=size), AT)
+            await records.record(connection, facts(size=size), FOLDER, AT)
 
     await asyncio.gather(*(record(size) for size in range(5)))
     async with ledger.engine.connect() as connection:
         assert len(await records.listed(connection)) == 1
 
 
-async def test_a_row_goes_when_its_file_is_in_no_place_any_more(ledger: Database) -> None:
-    async with ledger.engine.begin() as connection:
-        await records.record(connection, facts(), AT)
-        await records.uploaded(connection, NAME, "s3://b/p", AT)
-        await records.gone(connection, NAME, local=True)
-        row = await row_of(connection)
-        assert (row["local"], row["url"]) == (False, "s3://b/p")
-        await records.gone(connection, NAME, local=False)
-        assert await records.get(connection, NAME) is None
-        assert not await records.restored(connection, NAME, AT)
-
-
-async def test_a_rescan_drops_the_others_but_none_that_is_newer_than_its_look(ledger: Database) -> None:
+async def test_a_rescan_drops_the_others_of_its_place_but_none_that_is_newer_than_its_look(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
         for name, at in (("kept", AT), ("lost", AT), ("new", LATER)):
-            await records.record(connection, facts(name), at)
-        await records.record(connection, facts("pinned"), AT)
-        await records.pin(connection, "pinned", "bob", AT)
-        assert await records.keep_only(connection, ["kept"], LATER) == 1
-        assert {row["name"] for row in await records.listed(connection)} == {"kept", "new", "pinned"}
+            await records.record(connection, facts(name), FOLDER, at)
+        await records.record(connection, facts("lost"), FAR, AT)
+        assert await records.keep_only(connection, FOLDER, ["kept"], LATER) == 1
+        found = {(row["name"], row["place"]) for row in await records.listed(connection)}
+        assert found == {("kept", FOLDER), ("new", FOLDER), ("lost", FAR)}
 
 
-async def test_a_ledger_that_is_one_version_behind_is_migrated_before_it_is_written(
-    ledger_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    database = Database(ledger_url, setting="LEDGER_URL", pooled=False)
+OLD_ROWS = [
+    # name, local, url, pinned_by
+    ("here", True, None, None),
+    ("both", True, "s3://b/p/both", "ann"),
+    ("there", False, "s3://b/p/there", None),
+    ("mounted", False, "/mnt/other/mounted", "bob"),
+    ("nowhere", False, None, "cid"),
+]
+
+
+@pytest.fixture
+async def old_ledger(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As the version before left it: a row spoke of all places."""
+    await migrated(database_url, LEDGER_HISTORY, "ledger_0006")
+    database = Database(database_url, setting="LEDGER_URL", pooled=False)
+    statement = text(
+        "INSERT INTO batch_backups (name, taken_at, rows, local, url, uploaded_at, verified_at, verified_how, "
+        "pinned_at, pinned_by, created_at) VALUES (:name, :at, 7, :local, :url, :uploaded, :at, 'restored', "
+        ":pinned, :pinned_by, :at)"
+    ).bindparams(*(bindparam(name, type_=UtcDateTime()) for name in ("at", "uploaded", "pinned")))
     async with database.engine.begin() as connection:
-        await connection.execute(text("DROP TABLE batch_backups"))
-        await connection.execute(text("UPDATE batch_alembic_version SET version_num = 'ledger_0005'"))
+        for name, local, url, by in OLD_ROWS:
+            given = {"name": name, "local": local, "url": url, "pinned_by": by, "at": AT}
+            await connection.execute(
+                statement, {**given, "uploaded": LATER if url else None, "pinned": AT if by else None}
+            )
     await database.dispose()
-    monkeypatch.setenv("LEDGER_URL", ledger_url)
+    monkeypatch.setenv("LEDGER_URL", database_url)
     forget_settings()
-    await recorded(get_settings(), lambda connection: records.record(connection, facts(), AT))
-    assert list(await known(get_settings())) == [NAME]
+    return database_url
+
+
+async def test_an_older_ledger_is_taken_over_place_by_place(old_ledger: str) -> None:
+    await recorded(get_settings(), lambda connection: records.record(connection, facts(), FOLDER, AT))
+    rows = await known(get_settings())
+    assert rows.pop((FOLDER, NAME))["rows"] == 3_000_000_000
+    assert {key: (row["verified_how"], row["pinned_by"], row["created_at"]) for key, row in rows.items()} == {
+        (FOLDER, "here"): ("restored", None, AT),
+        (FOLDER, "both"): ("restored", "ann", AT),
+        ("s3://b/p", "both"): (None, "ann", LATER),
+        ("s3://b/p", "there"): ("restored", None, LATER),
+        ("file:///mnt/other", "mounted"): ("restored", "bob", LATER),
+        (FOLDER, "nowhere"): ("restored", "cid", AT),
+    }
+    assert {row["rows"] for row in rows.values()} == {7} and {row["taken_at"] for row in rows.values()} == {AT}
+
+
+async def test_who_only_reads_migrates_nothing_and_says_that_the_ledger_is_older(old_ledger: str) -> None:
+    with pytest.raises(DatabaseError, match="the ledger is at an older migration than this code; `batch serve` migr"):
+        await known(get_settings())
+    database = Database(old_ledger, setting="LEDGER_URL", pooled=False)
+    async with database.reader.connect() as connection:
+        version = await connection.execute(text("SELECT version_num FROM batch_alembic_version"))
+        assert version.scalar_one() == "ledger_0006"
+    await database.dispose()
+
+
+async def test_what_is_only_noted_migrates_nothing_either(old_ledger: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A restore backs up what is there, and may then bring back the tables of the ledger at their own migration."""
+
+    async def write(connection: AsyncConnection) -> None:
+        await records.record(connection, facts(), FOLDER, AT)
+
+    await noted(get_settings(), NAME, write)
+    assert f"The ledger has not heard what was done with {NAME}: the ledger is at an older migration" in caplog.text
+    with pytest.raises(DatabaseError):
+        await known(get_settings())
 
 
 async def test_where_no_ledger_is_yet_nothing_is_made_and_nothing_written(
@@ -127,5 +193,5 @@ async def test_where_no_ledger_is_yet_nothing_is_made_and_nothing_written(
 ) -> None:
     monkeypatch.setenv("LEDGER_URL", database_url)
     forget_settings()
-    assert await recorded(get_settings(), lambda connection: records.record(connection, facts(), AT)) is None
+    assert await recorded(get_settings(), lambda connection: records.record(connection, facts(), FOLDER, AT)) is None
     assert await known(get_settings()) == {} and list(tmp_path.glob("*.db")) == []

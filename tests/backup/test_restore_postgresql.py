@@ -346,6 +346,17 @@ async def test_writers_wait_and_then_find_the_restored_rows(empty: str, tmp_path
         assert await connection.fetchval("SELECT n FROM t") == 2
 
 
+async def test_an_older_snapshot_finds_no_rows_as_the_documents_say(empty: str, tmp_path: Path) -> None:
+    await execute(empty, "CREATE TABLE t AS SELECT 1 AS n")
+    path = await create_backup(tmp_path / "backups")
+    async with connected(empty) as connection:
+        for isolation, rows in (("repeatable_read", 0), ("read_committed", 1)):
+            async with connection.transaction(isolation=isolation):
+                await connection.fetchval("SELECT count(*) FROM pg_class")
+                await restored(path, empty)
+                assert await connection.fetchval("SELECT count(*) FROM t") == rows
+
+
 async def test_a_commit_whose_answer_is_lost_is_looked_up(
     empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,7 +396,7 @@ async def test_the_ledger_goes_round_and_what_tells_of_files_stays(
     await execute(empty, row, "CREATE TABLE mine (id int)")
     before = await everything(empty)
     path = await create_backup(tmp_path / "backups")
-    known = "INSERT INTO batch_backups (name, taken_at, local, created_at) VALUES ('b', now(), true, now())"
+    known = "INSERT INTO batch_backups (name, place, taken_at, created_at) VALUES ('b', 'folder', now(), now())"
     await execute(empty, row, known)
     report = await restored(path, empty)
     after = await everything(empty)

@@ -23,7 +23,7 @@ def why(decision: Decision) -> dict[str, str]:
 
 def test_what_is_older_than_the_days_goes_the_oldest_first() -> None:
     decision = decide(daily(10), Rules(days=7), NOW)
-    assert decision.going == ["b009", "b008"] and decision.doubt is None
+    assert decision.going == ["b009", "b008"] and decision.doubt is None and decision.too_many is None
     assert why(decision) == {"b000": "the newest", **{f"b00{age}": "daily" for age in range(1, 8)}}
     assert {verdict.why for verdict in decision.verdicts if not verdict.stays} == {"older than 7 days"}
 
@@ -39,20 +39,22 @@ def test_the_newest_of_each_week_and_month_stays_for_so_many() -> None:
 
 
 def test_weeks_without_a_backup_do_not_count() -> None:
-    old = [Kept(f"old{age}", NOW - age * DAY, 100, True) for age in (100, 101, 200)]
+    old = [Kept(f"old{age}", NOW - age * DAY, 100, True) for age in (99, 100, 101, 200)]
     decision = decide([*daily(1), *old], Rules(days=1, weekly=3), NOW)
-    assert why(decision) == {"b000": "the newest", "old100": "weekly", "old200": "weekly"}
+    assert why(decision) == {"b000": "the newest", "old99": "daily", "old200": "weekly"}
 
 
 def test_a_week_is_that_of_the_iso_calendar_at_the_turn_of_the_year() -> None:
     """2025-12-29 to 2026-01-04 are one week, and two months."""
     found = [
+        Kept("new", NOW, 1, True),
+        Kept("feb", datetime(2026, 2, 4, tzinfo=UTC), 1, True),
         Kept("jan", datetime(2026, 1, 4, tzinfo=UTC), 1, True),
         Kept("dec", datetime(2025, 12, 29, tzinfo=UTC), 1, True),
         Kept("before", datetime(2025, 12, 28, tzinfo=UTC), 1, True),
     ]
-    assert list(why(decide(found, Rules(days=1, weekly=9), NOW))) == ["jan", "before"]
-    assert list(why(decide(found, Rules(days=1, monthly=9), NOW))) == ["jan", "dec"]
+    assert list(why(decide(found, Rules(days=1, weekly=9), NOW))) == ["new", "feb", "jan", "before"]
+    assert list(why(decide(found, Rules(days=1, monthly=9), NOW))) == ["new", "feb", "jan", "dec"]
 
 
 def test_a_pinned_one_stays_however_old() -> None:
@@ -69,9 +71,46 @@ def test_the_last_verified_one_stays_when_the_newer_ones_are_not() -> None:
 
 
 def test_the_newest_stays_when_nothing_was_made_for_long() -> None:
-    old = [Kept(f"b{age}", NOW - age * DAY, 100) for age in (50, 60)]
-    assert decide(old, Rules(days=7), NOW).going == ["b60"]
+    old = [Kept(f"b{age}", NOW - age * DAY, 100) for age in (50, 60, 70)]
+    assert decide(old, Rules(days=1), NOW).going == ["b70", "b60"]
     assert decide([], Rules(days=7), NOW) == Decision((), None)
+
+
+def test_so_many_of_the_newest_stay_however_old_and_what_failed_does_not_count() -> None:
+    hourly = [Kept(f"b{age:02}", NOW - age * DAY * 3, 1, True, failed=age == 2) for age in range(12)]
+    kept = why(decide(hourly, Rules(days=1, last=5), NOW))
+    assert list(kept) == ["b00", "b01", "b02", "b03", "b04", "b05"] and kept["b05"] == "of the last 5"
+
+
+@pytest.mark.parametrize("silence", [1, 8, 400, 9000])
+def test_after_a_silence_or_a_jump_of_the_clock_no_more_goes_than_the_next_day(silence: int) -> None:
+    """Whoever sees the last backups at a much later time can't know whether it is one."""
+    before = [Kept(f"b{age:03}", NOW - (age + silence) * DAY, 100, True) for age in range(8)]
+    assert decide([Kept("new", NOW, 100, True), *before], Rules(days=7), NOW).going == ["b007"]
+
+
+def test_a_clock_that_stays_wrong_takes_one_old_backup_for_each_new_one() -> None:
+    found = daily(8)
+    for days in range(400, 404):
+        now = NOW + days * DAY
+        found = [Kept(f"wrong{days}", now, 100, True), *found]
+        decision = decide(found, Rules(days=7), now)
+        assert len(decision.going) == 1
+        found = [one for one in found if one.name not in decision.going]
+    back = decide([Kept("right", NOW + DAY, 100, True), *found], Rules(days=7), NOW + DAY)
+    assert back.going == [] and back.ahead == ("wrong403", "wrong402", "wrong401", "wrong400")
+
+
+def test_where_more_than_half_would_go_a_person_has_to_say_so() -> None:
+    assert decide(daily(16), Rules(days=7), NOW).too_many is None
+    assert decide(daily(17), Rules(days=7), NOW).too_many == "9 of 17 would go at once"
+
+
+def test_what_cannot_be_read_stays_and_as_the_newest_lets_nothing_go() -> None:
+    unread = Kept("old", NOW - 900 * DAY, unread=True)
+    assert why(decide([*daily(3), unread], Rules(days=7), NOW))["old"] == "can't be read"
+    decision = decide([Kept("new", NOW, unread=True), *daily(20)[1:]], Rules(days=7), NOW)
+    assert decision.going == [] and decision.doubt == "new can't be read"
 
 
 @pytest.mark.parametrize(
@@ -102,9 +141,9 @@ def test_one_from_a_time_to_come_is_not_taken_for_the_newest() -> None:
     found = [Kept("new", NOW, 10, True), *daily(20)[1:]]
     assert "b001 had 100: less than" in (decide([wrong, *found], Rules(days=7), NOW).doubt or "")
     old = [Kept(f"old{age}", NOW - age * DAY, 100, verified=age == 90) for age in (50, 60, 90)]
-    decision = decide([wrong, *old], Rules(days=7, weekly=2), NOW)
+    decision = decide([wrong, *old], Rules(days=1, weekly=2), NOW)
     stay = {"old50": "the newest", "old60": "weekly", "old90": "the last verified one"}
-    assert why(decision) == {"wrong": "daily", **stay}
+    assert why(decision) == {"wrong": "of a time to come", **stay} and decision.ahead == ("wrong",)
 
 
 def test_where_the_clock_was_set_back_all_stay() -> None:
@@ -130,13 +169,13 @@ def test_where_all_of_a_month_have_failed_one_stays_and_does_not_count() -> None
     """A check fails in one place, and by its name the backup is known in the other, where it may be sound."""
     failed = [Kept(f"feb{day}", datetime(2026, 2, day, tzinfo=UTC), 1, failed=True) for day in (3, 1)]
     sound = [Kept("jan", NOW - 70 * DAY, 1, True), Kept("dec", NOW - 100 * DAY, 1, True)]
-    found = [*daily(1), *failed, *sound]
-    kept = {"b000": "the newest", "feb3": "monthly", "jan": "monthly", "dec": "monthly"}
+    found = [*daily(2), *failed, *sound]
+    kept = {"b000": "the newest", "b001": "daily", "feb3": "monthly", "jan": "monthly", "dec": "monthly"}
     assert why(decide(found, Rules(days=1, monthly=3), NOW)) == kept
     assert decide(found, Rules(days=1, monthly=1), NOW).going == ["dec", "jan", "feb1", "feb3"]
 
 
 def test_one_that_has_failed_is_not_the_one_kept_of_its_week() -> None:
-    found = [*daily(1), *(Kept(name, NOW - age * DAY, 1, True) for name, age in (("bad", 30), ("good", 31)))]
-    found[1] = Kept("bad", found[1].taken_at, 1, failed=True)
-    assert why(decide(found, Rules(days=7, weekly=9), NOW)) == {"b000": "the newest", "good": "weekly"}
+    found = [*daily(2), *(Kept(name, NOW - age * DAY, 1, True) for name, age in (("bad", 30), ("good", 31)))]
+    found[2] = Kept("bad", found[2].taken_at, 1, failed=True)
+    assert why(decide(found, Rules(days=1, weekly=9), NOW)) == {"b000": "the newest", "b001": "daily", "good": "weekly"}

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url
@@ -12,10 +14,25 @@ from service.backup import create_backup
 from service.backup.count import Counted, Report
 from service.backup.reader import Backup, LocalFile
 from service.backup.scratch import restore_into_scratch
-from service.errors import BackupError
+from service.database.migrate import History
+from service.errors import BackupError, DamagedBackup
+from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+from service.restoring import HISTORIES
 from service.testing.postgres import PostgresServer
-from tests.backup.contents import connected, execute, make_sqlite, until
-from tests.backup.restores import CHANGES, ROWS, SCHEMA, TRIGGERS, damage, everything
+from tests.backup.contents import connected, execute, make_sqlite, manifest, until
+from tests.backup.restores import (
+    CHANGES,
+    HANGING,
+    ROWS,
+    SCHEMA,
+    TRIGGERS,
+    damage,
+    everything,
+    killed_in_the_middle,
+    restored,
+    rewrite,
+)
+from tests.databases import migrated
 
 SESSIONS = (
     "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'batch/restore' AND datname = current_database()"
@@ -44,9 +61,9 @@ async def drill(postgres_server: PostgresServer) -> AsyncIterator[str]:
     await postgres_server.drop_database(url)
 
 
-async def tried(path: Path, url: str, drill: str | None = None) -> Report:
+async def tried(path: Path, url: str, drill: str | None = None, histories: Sequence[History] = ()) -> Report:
     with LocalFile(path) as source:
-        return await restore_into_scratch(source, url, drill_url=drill)
+        return await restore_into_scratch(source, url, drill_url=drill, histories=histories)
 
 
 async def test_every_row_is_loaded_beside_the_application_and_nothing_stays(database: str, backup: Path) -> None:
@@ -55,24 +72,43 @@ async def test_every_row_is_loaded_beside_the_application_and_nothing_stays(data
     report = await tried(backup, database)
     assert {Counted("public.authors", None, 2), Counted("Größe.x.Zeilen", None, 2)} <= set(report.tables)
     assert report.rows == 11 and "a scratch schema in postgresql" in report.where
-    assert "the foreign key" in " ".join(report.notes) and "Zeilen" in " ".join(report.notes), "to a partitioned table"
+    assert report.notes == ("the foreign key Zeilen_Tag_Teil_fkey of Größe.x.Zeilen was not checked",), "partitioned"
     assert await everything(database) == before
     async with connected(database) as connection:
         assert await connection.fetchval(SCHEMAS) == 0
 
 
-async def test_in_a_database_of_its_own_the_types_that_it_lacks_are_text(
+async def test_what_no_migration_makes_is_like_the_tables_of_the_drills_database(
     database: str, backup: Path, drill: str
 ) -> None:
+    with pytest.raises(BackupError, match=r"no table for the rows of Größe.x.Zeilen, public.authors, .* and 3 more. "):
+        await tried(backup, database, drill)
+    await execute(drill, SCHEMA)
+    before = await everything(drill)
     assert (await tried(backup, database, drill)).rows == 11
-    assert await everything(drill) == {**await everything(drill), "rows": {}, "sequences": {}}
+    assert await everything(drill) == before
 
 
-async def test_a_table_that_has_changed_since_is_tried_as_it_was(database: str, backup: Path) -> None:
-    await execute(database, "DROP TABLE nothing", "ALTER TABLE strays DROP author")
-    report = await tried(backup, database)
-    assert report.rows == 11
-    assert "public.strays looks otherwise in the database now: only types and primary key were checked" in report.notes
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("DROP TABLE nothing", "no table for the rows of public.nothing. Neither the migrations here make one, nor"),
+        ("ALTER TABLE strays DROP author", "the column author of public.strays is missing"),
+        ("ALTER TABLE strays ALTER id TYPE text", "id of public.strays has the type text, but integer in the backup"),
+        (
+            "DELETE FROM strays; ALTER TABLE strays ADD more int NOT NULL",
+            "the column more of public.strays is not in the backup",
+        ),
+        ("DROP SEQUENCE books_id_seq CASCADE", "the sequence public.books_id_seq is missing"),
+    ],
+)
+async def test_nothing_is_said_of_a_backup_that_could_not_be_loaded_as_a_whole(
+    database: str, backup: Path, change: str, why: str
+) -> None:
+    await execute(database, change)
+    with pytest.raises(BackupError) as caught:
+        await tried(backup, database)
+    assert why in caught.value.message and not isinstance(caught.value, DamagedBackup), "it may be good"
 
 
 @pytest.mark.parametrize("is_beside", [True, False])
@@ -81,8 +117,9 @@ async def test_rows_that_refer_to_nothing_are_found(database: str, drill: str, t
     await execute(database, "CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE b (a int)", "INSERT INTO b VALUES (1)")
     path = await create_backup(tmp_path / "backups")
     await execute(database, "INSERT INTO a VALUES (1)", "ALTER TABLE b ADD FOREIGN KEY (a) REFERENCES a")
+    await execute(drill, "CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE b (a int REFERENCES a)")
     with pytest.raises(
-        BackupError, match=r"rows of public.b in the backup refer to rows of public.a that are not in it"
+        DamagedBackup, match=r"rows of public.b in the backup .* refer to rows of public.a that are not"
     ):
         await tried(path, database, None if is_beside else drill)
 
@@ -99,6 +136,74 @@ async def test_damage_is_found(database: str, backup: Path) -> None:
     damage(backup, lambda name: name.startswith("data/"))
     with pytest.raises(BackupError, match="is damaged"):
         await tried(backup, database)
+
+
+async def test_text_of_a_file_is_never_run_as_sql(database: str, drill: str, tmp_path: Path) -> None:
+    """A type that the server would read as `integer` and a comment, behind which another column's name goes on."""
+    await execute(database, "CREATE TABLE t AS SELECT 1 AS id, 2 AS other")
+    path = await create_backup(tmp_path / "backups")
+    begun = "\n); COMMIT; CREATE TABLE stolen AS SELECT 1 AS id --"
+
+    def change(said: Any) -> None:
+        (table,) = said["tables"]
+        table["types"], table["columns"] = ["integer --", "integer"], ["id", begun]
+
+    rewrite(path, change)
+    for place in (None, drill):
+        with pytest.raises(BackupError):
+            await tried(path, database, place)
+    for url in (database, drill):
+        async with connected(url) as connection:
+            assert await connection.fetchval("SELECT to_regclass('stolen') IS NULL")
+            assert await connection.fetchval(SCHEMAS) == 0
+
+
+async def test_names_of_a_file_are_only_compared(database: str, tmp_path: Path) -> None:
+    """Of schemas, tables, columns, types, sequences and revisions; and what is no value for a sequence."""
+    await execute(database, "CREATE TABLE t (id serial PRIMARY KEY)", "INSERT INTO t VALUES (1)")
+    original = await create_backup(tmp_path / "backups")
+    before, text = await everything(database), 'x"; DROP TABLE t --\n\0\ud800'
+
+    def changes(said: Any) -> list[tuple[Any, str, Any]]:
+        (table,), (sequence,), header = said["tables"], said["sequences"], said["header"]
+        return [
+            *((table, name, text) for name in ("schema", "name")),
+            *((table, name, [text]) for name in ("columns", "types")),
+            *((sequence, name, text) for name in ("schema", "name")),
+            (sequence, "last_value", 10**30),
+            (said, "tables", [table, table]),
+            (header, "revisions", {text: text}),
+            (header, "revisions", {"public.alembic_version": "head"}),
+            (header, "revisions", {f"{text}.alembic_version": f"app_0001{text}"}),
+        ]
+
+    for number in range(len(changes(manifest(original)))):
+
+        def change(said: Any, number: int = number) -> None:
+            place, name, value = changes(said)[number]
+            place[name] = value
+
+        path = Path(shutil.copy(original, tmp_path / "copy.backup.gz"))
+        rewrite(path, change)
+        with pytest.raises(BackupError):
+            await tried(path, database, histories=HISTORIES)
+        with pytest.raises(BackupError):
+            await restored(path, database, histories=HISTORIES)
+    assert await everything(database) == before
+
+
+async def test_what_is_in_the_way_is_told_in_one_message_of_bounded_length(database: str, tmp_path: Path) -> None:
+    await execute(database, "CREATE TABLE t AS SELECT 1 AS id")
+    path = await create_backup(tmp_path / "backups")
+
+    def change(said: Any) -> None:
+        said["tables"] += [{**said["tables"][0], "name": f"t{n}", "folder": None} for n in range(20_000)]
+
+    rewrite(path, change)
+    for doing in (tried(path, database, histories=HISTORIES), restored(path, database, histories=HISTORIES)):
+        with pytest.raises(BackupError, match=r"and 19,9\d\d more") as caught:
+            await doing
+        assert len(caught.value.message) < 5_000
 
 
 async def test_a_role_that_may_make_no_schema_is_told_what_to_do(database: str, backup: Path) -> None:
@@ -150,6 +255,21 @@ async def test_a_cancel_in_the_middle_ends_the_servers_work_too(database: str, b
         assert await connection.fetchval(SCHEMAS) == 0
 
 
+async def test_kill_9_in_the_middle_leaves_nothing(database: str, backup: Path) -> None:
+    before = await everything(database)
+    names = ("service.backup.restore import restore", "service.backup.scratch import restore_into_scratch as restore")
+    await killed_in_the_middle(backup, database, HANGING.replace(*names))
+
+    async def has_ended() -> bool:
+        async with connected(database) as connection:
+            return not await connection.fetchval(SESSIONS)
+
+    await until(has_ended)
+    async with connected(database) as connection:
+        assert await connection.fetchval(SCHEMAS) == 0
+    assert await everything(database) == before
+
+
 async def test_sqlite_is_tried_in_a_file_that_goes_again(
     app_db: Path, tmp_path: Path, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,40 +288,23 @@ async def test_sqlite_is_tried_in_a_file_that_goes_again(
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-async def test_rows_of_an_older_migration_are_not_held_against_the_present_tables(
-    database: str, drill: str, tmp_path: Path
-) -> None:
-    await execute(
-        database,
-        "CREATE TABLE alembic_version AS SELECT 'old'::text AS version_num",
-        "CREATE TABLE t AS SELECT 1 AS id",
-    )
+async def test_tables_of_another_migration_are_no_place_for_the_rows(database: str, tmp_path: Path) -> None:
+    version = "CREATE TABLE alembic_version AS SELECT 'old'::text AS version_num"
+    await execute(database, version, "CREATE TABLE t AS SELECT 1 AS id")
     path = await create_backup(tmp_path / "backups")
-    await execute(
-        database,
-        "UPDATE alembic_version SET version_num = 'new'",
-        "DELETE FROM t; ALTER TABLE t ADD CHECK (id > 1), ADD more int NOT NULL",
-        "CREATE TABLE a (id int PRIMARY KEY); ALTER TABLE t ADD FOREIGN KEY (id) REFERENCES a",
-    )
-    for place in (None, drill):
-        report = await tried(path, database, place)
-        assert report.rows == 2 and "is at another migration" in " ".join(report.notes)
-
-
-async def test_a_new_column_that_needs_a_value_is_no_damage(database: str, tmp_path: Path) -> None:
-    await execute(database, "CREATE TABLE t AS SELECT 1 AS id")
-    path = await create_backup(tmp_path / "backups")
-    await execute(database, "DELETE FROM t; ALTER TABLE t ADD more int NOT NULL")
-    assert "public.t looks otherwise" in " ".join((await tried(path, database)).notes)
+    await execute(database, "UPDATE alembic_version SET version_num = 'new'")
+    with pytest.raises(BackupError, match=r"another migration revision .* the backup has old, the database new"):
+        await tried(path, database)
 
 
 async def test_postgresql_is_tried_in_the_drills_database_where_the_application_is_on_sqlite_by_now(
     backup: Path, drill: str, tmp_path: Path
 ) -> None:
+    await execute(drill, SCHEMA)
     assert (await tried(backup, f"sqlite+aiosqlite:///{tmp_path}/app.db", drill)).rows == 11
 
 
-async def test_a_key_over_periods_is_not_checked_and_that_is_said(database: str, tmp_path: Path) -> None:
+async def test_a_key_over_periods_is_checked_too(database: str, tmp_path: Path) -> None:
     await execute(
         database,
         "CREATE EXTENSION btree_gist",
@@ -209,5 +312,107 @@ async def test_a_key_over_periods_is_not_checked_and_that_is_said(database: str,
         "CREATE TABLE b (id int, days daterange, FOREIGN KEY (id, PERIOD days) REFERENCES a (id, PERIOD days))",
         "INSERT INTO a VALUES (1, '[2026-01-01,2027-01-01)'); INSERT INTO b VALUES (1, '[2026-02-01,2026-03-01)')",
     )
-    report = await tried(await create_backup(tmp_path / "backups"), database)
-    assert report.notes == ("the foreign key b_id_days_fkey of public.b was not checked",)
+    path = await create_backup(tmp_path / "backups")
+    assert (await tried(path, database)).notes == ()
+    await execute(database, "DELETE FROM b; ALTER TABLE b DROP CONSTRAINT b_id_days_fkey; UPDATE a SET id = 2")
+    await execute(database, "INSERT INTO b VALUES (1, '[2026-02-01,2026-03-01)')")
+    path = await create_backup(tmp_path / "backups")
+    await execute(database, "DELETE FROM b; ALTER TABLE b ADD FOREIGN KEY (id, PERIOD days) REFERENCES a")
+    with pytest.raises(DamagedBackup, match=r"rows of public.b in the backup .* refer to rows of public.a"):
+        await tried(path, database)
+
+
+async def test_the_tables_of_migrations_are_made_as_they_were_at_the_backups_revision(
+    database: str, drill: str, tmp_path: Path, settings: Callable[..., None]
+) -> None:
+    """Whatever the present ones look like; an author's own table beside them is like the present one."""
+    await migrated(database, APPLICATION_HISTORY, "app_0002")
+    await migrated(database, LEDGER_HISTORY)
+    await execute(
+        database,
+        "INSERT INTO users (email, created_at) VALUES ('a@example.org', now())",
+        "CREATE TABLE mine (id serial PRIMARY KEY, joined int REFERENCES users); INSERT INTO mine (joined) VALUES (1)",
+    )
+    settings(BACKUP_LEDGER="1")
+    path = await create_backup(tmp_path / "backups")
+    await migrated(database, APPLICATION_HISTORY)
+    await execute(database, "ALTER TABLE batch_once DROP at; DELETE FROM mine; DELETE FROM users")
+    before = await everything(database)
+    report = await tried(path, database, histories=HISTORIES)
+    assert {Counted("public.users", None, 1), Counted("public.mine", None, 1)} <= set(report.tables)
+    assert "public.batch_runs" in {one.table for one in report.tables} and report.notes == ()
+    assert await everything(database) == before
+    with pytest.raises(BackupError, match=r"no table for the rows of public.mine. "):
+        await tried(path, database, drill, histories=HISTORIES)
+    await execute(database, "ALTER TABLE mine ADD CHECK (id > 1)")
+    with pytest.raises(DamagedBackup, match=r"the rows of public.mine in the backup .* can't be loaded"):
+        await tried(path, database, histories=HISTORIES)
+
+
+async def test_keys_to_tables_that_the_backup_leaves_out_are_not_checked_and_that_is_said(
+    database: str, drill: str, tmp_path: Path, settings: Callable[..., None]
+) -> None:
+    await migrated(database, APPLICATION_HISTORY)
+    await execute(
+        database,
+        "INSERT INTO users (email, created_at) VALUES ('a@example.org', now())",
+        "INSERT INTO sessions VALUES ('s', 1, now(), now())",
+    )
+    settings(BACKUP_EXCLUDE="users")
+    path = await create_backup(tmp_path / "backups")
+    report = await tried(path, database, drill, histories=HISTORIES)
+    assert report.notes == ("the foreign key sessions_user_id_fkey of public.sessions was not checked",)
+
+
+MIGRATION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "own_1", None, None, None
+
+def upgrade():
+    mood = sa.Column("mood", sa.Enum("fine", name="mood"))
+    op.create_table("moods", sa.Column("id", sa.Integer(), primary_key=True), mood)
+"""
+
+
+@pytest.fixture
+def own_history(tmp_path: Path) -> History:
+    """An author's own migration, with a type that it makes."""
+    folder = tmp_path / "migrations"
+    (folder / "versions").mkdir(parents=True)
+    (folder / "versions/own_1_moods.py").write_text(MIGRATION)
+    return History(folder, "alembic_version")
+
+
+async def test_types_that_migrations_make_are_those_of_the_backup(
+    database: str, drill: str, tmp_path: Path, own_history: History
+) -> None:
+    await migrated(database, own_history)
+    await execute(database, "INSERT INTO moods VALUES (1, 'fine')")
+    path = await create_backup(tmp_path / "backups")
+    for place in (None, drill):
+        assert (await tried(path, database, place, histories=[own_history])).rows == 1
+
+
+async def test_migrations_that_change_present_tables_are_rolled_back(
+    database: str, drill: str, tmp_path: Path, own_history: History
+) -> None:
+    """They name a schema, so that they reach past the scratch one."""
+    await migrated(database, own_history)
+    path = await create_backup(tmp_path / "backups")
+    with (own_history.folder / "versions/own_1_moods.py").open("a") as file:
+        file.write('    op.execute("CREATE TABLE IF NOT EXISTS public.more (id int)")\n')
+        file.write('    op.execute("ALTER TABLE public.more ADD x int")\n')
+    await execute(database, "CREATE TABLE more (id int)")
+    with pytest.raises(BackupError, match=r"the migrations up to own_1 change public\.more.* set RESTORE_DRILL_URL"):
+        await tried(path, database, histories=[own_history])
+    assert (await tried(path, database, drill, histories=[own_history])).rows == 0
+    with (own_history.folder / "versions/own_1_moods.py").open("a") as file:
+        file.write('    op.execute("ALTER TABLE missing ADD x int")\n')
+    with pytest.raises(
+        BackupError, match=r"the tables of migration own_1 can't be made.* relation \"missing\" does not"
+    ):
+        await tried(path, database, histories=[own_history])
+    async with connected(database) as connection:
+        assert await connection.fetchval(SCHEMAS) == 0

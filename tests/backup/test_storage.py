@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
+from service import clock
 from service.backup.folder import NAME as OURS
 from service.backup.reader import Backup, LocalFile
-from service.backup.storage import Folder, backups, find, nothing
+from service.backup.storage import Folder, Places, backups, find, nothing
 from service.backup.threads import Stop, Stopped
-from service.config import forget_settings
+from service.config import forget_settings, get_settings
 from service.errors import BackupError, InvalidSetting
 from tests.backup.contents import make_archive
-from tests.backup.s3 import Bucket, bucket, s3_server
+from tests.backup.s3 import Bucket, bucket, refusing, s3_server
 
 __all__ = ["bucket", "s3_server"]
 
-OLD, NEW, FAR = (f"backup_202611{day}_020000.backup.gz" for day in (24, 25, 26))
+OLD, NEW, FAR = (f"backup_202511{day}_020000.backup.gz" for day in (24, 25, 26))
 
 
 @pytest.fixture
@@ -89,13 +94,73 @@ def test_the_bucket_is_looked_at_where_the_folder_has_no_such_backup(bucket: Buc
     bucket.put(f"shop/db/{FAR}", (folder / NEW).read_bytes())
     bucket.put(f"shop/db/{OLD}", b"")
     bucket.put("shop/db/notes.txt", b"")
-    assert found("latest") == f"backups/{NEW}" and found(OLD) == f"backups/{OLD}"
+    assert found(OLD) == f"backups/{OLD}"
     assert found(FAR) == found(f"{bucket.url}/latest") == found(f"{bucket.url}/{FAR}") == f"{bucket.url}/{FAR}"
-    for path in folder.iterdir():
-        path.unlink()
-    assert found("latest") == f"{bucket.url}/{FAR}"
-    with find("latest") as source:
+    with find(FAR) as source:
         assert sum(table.rows for table in Backup.open(source).tables) == 6
+
+
+def test_the_latest_is_the_newest_of_both_places(bucket: Bucket, folder: Path) -> None:
+    bucket.put(f"shop/db/{FAR}", (folder / NEW).read_bytes())
+    assert found("latest") == f"{bucket.url}/{FAR}"
+    make_archive(folder / FAR)
+    assert found("latest") == f"backups/{FAR}", "where both have it, the one that is near"
+
+
+def test_what_is_named_after_a_time_to_come_is_not_the_latest_and_is_named(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_two_days, in_half_an_hour = "backup_20251127_020000.backup.gz", "backup_20251125_123000.backup.gz"
+    with clock.moved(datetime(2025, 11, 25, 12, tzinfo=UTC)):
+        make_archive(folder / "backup_20300101_000000.backup.gz")
+        make_archive(folder / in_two_days)
+        assert found("latest") == found(f"file://{folder}/latest").removeprefix(f"{folder.parent}/") == f"backups/{NEW}"
+        told = "backup_20251127_020000.backup.gz, backup_20300101_000000.backup.gz are of a time to come"
+        assert told in caplog.text
+        make_archive(folder / in_half_an_hour)
+        assert found("latest") == f"backups/{in_half_an_hour}", "clocks differ by so much"
+
+
+def test_where_one_place_cannot_be_looked_at_no_backup_is_called_the_latest(bucket: Bucket, folder: Path) -> None:
+    with refusing(403, "AccessDenied") as port, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        told = refused("latest")
+        assert "may not do that" in told and told.endswith("So which backup is the latest is not known: give its name")
+        assert found(NEW) == f"backups/{NEW}"
+
+
+@pytest.mark.parametrize("name", ["m%20t", "m%C3%A4%3F%23", "100%"])
+def test_a_file_url_is_decoded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (mount := tmp_path / unquote(name)).mkdir()
+    make_archive(mount / FAR)
+    monkeypatch.setenv("BACKUP_URL", f"file://{tmp_path}/{name}")
+    assert found(FAR) == found(f"file://{tmp_path}/{name}/{FAR}") == f"{mount}/{FAR}"
+
+
+@pytest.mark.parametrize("url", ["file://backups", "file://host/mnt", "file:///a?b", "file:///a#b", "file:///a%00b"])
+def test_an_address_that_is_no_whole_path_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("BACKUP_URL", url)
+    forget_settings()
+    with pytest.raises(InvalidSetting, match=r"^setting BACKUP_URL: not the address of a folder: .*allowed: file:///"):
+        get_settings()
+    monkeypatch.delenv("BACKUP_URL")
+    assert "not the address of a folder" in refused(f"{url}/{FAR}")
+
+
+def test_the_other_place_is_not_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "backups").mkdir()
+    (tmp_path / "link").symlink_to("backups")
+    for same in ("backups", "link", "backups/../backups/", "b%61ckups"):
+        monkeypatch.setenv("BACKUP_URL", f"file://{tmp_path}/{same}")
+        forget_settings()
+        with pytest.raises(InvalidSetting, match=r"setting BACKUP_URL: it is the folder of BACKUP_DIR \(backups\)"):
+            get_settings()
+    monkeypatch.setenv("BACKUP_URL", f"file://{tmp_path}/other")
+    forget_settings()
+    settings = get_settings()
+    (tmp_path / "other").symlink_to("backups")
+    with pytest.raises(InvalidSetting, match="it is the folder of BACKUP_DIR"):
+        Places.of(settings).all()
 
 
 def test_a_file_url_is_a_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +176,7 @@ def test_without_the_library_the_extra_is_named(folder: Path, monkeypatch: pytes
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "obstore", None)
     assert refused(FAR).endswith("pip install 'batch-system[s3]'")
-    assert found("latest") == f"backups/{NEW}"
+    assert found(NEW) == f"backups/{NEW}"
 
 
 def test_the_env_file_may_hold_the_keys(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +218,47 @@ def test_a_copy_has_its_name_only_when_it_is_whole(folder: Path, tmp_path: Path)
     assert seen and all(OURS.fullmatch(name) is None for names in seen for name in names)
     copy = tmp_path / "copies" / FAR
     assert copy.read_bytes() == (folder / NEW).read_bytes() and copy.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copy_never_writes_over_a_file_that_came_meanwhile(folder: Path, tmp_path: Path) -> None:
+    target = Folder(tmp_path / "copies")
+
+    def somebody_else(_: int) -> None:
+        (tmp_path / "copies" / FAR).write_bytes(b"another backup")
+
+    with LocalFile(folder / NEW) as source, pytest.raises(BackupError, match=f"{FAR} is there already"):
+        target.put(source, FAR, Stop(), somebody_else)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copies").iterdir()} == {FAR: b"another backup"}
+
+
+@pytest.mark.parametrize("knows_links", [True, False])
+def test_a_copy_outlives_a_power_cut_once_it_has_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows_links: bool
+) -> None:
+    """Its folder is synced after the name is there, and a file system without links never writes over a file either."""
+    events: list[str] = []
+    target, fsync = Folder(tmp_path / "copies"), os.fsync
+
+    def synced(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            events.append(f"folder synced with {FAR in target.listed()}")
+        fsync(descriptor)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    if not knows_links:
+        monkeypatch.setattr(os, "link", refuse)
+    with LocalFile(folder / NEW) as source:
+        target.put(source, FAR, Stop(), nothing)
+        assert events == ["folder synced with True"] and list(target.listed()) == [FAR]
+        with pytest.raises(BackupError, match=f"{FAR} is there already"):
+            target.put(source, FAR, Stop(), nothing)
+        target.delete(FAR)
+        with pytest.raises(BackupError, match=f"{FAR} is there already"):
+            target.put(source, FAR, Stop(), lambda _: (target.path / FAR).touch())
+    assert target.listed() == {FAR: 0}
 
 
 def test_a_copy_that_is_stopped_or_not_sound_leaves_nothing(folder: Path, tmp_path: Path) -> None:

@@ -46,12 +46,20 @@ def folder(app_db: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def keeping_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As little as can be kept: what is older than a day goes, but for the newest."""
+    monkeypatch.setenv("BACKUP_KEEP_LAST", "1")
+    monkeypatch.setenv("BACKUP_RETENTION_DAYS", "1")
+    forget_settings()
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
 async def test_old_backups_are_deleted_after_a_new_one_is_complete(
-    app_db: Path, folder: Path, caplog: pytest.LogCaptureFixture
+    app_db: Path, folder: Path, keeping_one: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_sqlite(app_db)
     with clock.moved(NOW), caplog.at_level("INFO"):
@@ -85,7 +93,7 @@ async def test_the_settings_say_where_to_and_for_how_long(
 
 
 async def test_the_bucket_gets_a_copy_and_keeps_by_the_same_rules(
-    app_db: Path, folder: Path, bucket: Bucket, caplog: pytest.LogCaptureFixture
+    app_db: Path, folder: Path, bucket: Bucket, keeping_one: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_sqlite(app_db)
     for name in (OLD, YOUNG, "notes.txt", "deeper/" + OLD):
@@ -126,10 +134,13 @@ def test_a_run_records_its_backup_and_the_next_one_uploads_what_an_outage_left(
     done = batch("run", "backup", AWS_ENDPOINT_URL=bucket.settings["AWS_ENDPOINT_URL"])
     assert done.code == 0, done.err
     rows = list(asyncio.run(known(get_settings())).values())
-    assert len(rows) == 2 and sorted(bucket.keys()) == sorted(f"shop/db/{row['name']}" for row in rows)
-    assert {row["verified_how"] for row in rows} == {"checksums"} and all(row["uploaded_at"] for row in rows)
+    near, far = ([row for row in rows if row["place"] == place] for place in ("folder", bucket.url))
+    assert len(far) == 2 and sorted(bucket.keys()) == sorted(f"shop/db/{row['name']}" for row in far)
+    assert {row["verified_how"] for row in rows} == {"checksums"} and {row["name"] for row in near} == {
+        row["name"] for row in far
+    }
     run_ids = [run["id"] for run in batch("runs", "--json").json]
-    assert [row["taken_by_run"] for row in rows] == run_ids
+    assert [row["taken_by_run"] for row in near] == run_ids
 
 
 async def test_a_much_smaller_backup_deletes_nothing_and_says_why(
@@ -140,7 +151,7 @@ async def test_a_much_smaller_backup_deletes_nothing_and_says_why(
     with clock.moved(NOW), caplog.at_level("WARNING"):
         await BackupTask().run()
     assert OLD in names(folder)
-    assert "No old backup is deleted: backup_20260329_120000.backup.gz has" in caplog.text
+    assert "No old backup is deleted in backups: backup_20260329_120000.backup.gz has" in caplog.text
     assert "(BACKUP_LEAST_SHARE)" in caplog.text
 
 
@@ -193,7 +204,7 @@ def delete(self, name, unlink=Folder.delete):
 
 async def prune():
     settings = get_settings()
-    async for _ in discarding.prune(settings, await discarding.plans(settings)):
+    async for _ in discarding.prune(settings, await discarding.plans(settings), is_meant=True):
         pass
 
 Folder.delete = delete
@@ -202,7 +213,7 @@ asyncio.run(prune())
 
 
 def test_a_prune_that_is_killed_has_deleted_whole_files_and_the_next_goes_on(
-    app_db: Path, batch: Batch, tmp_path: Path
+    app_db: Path, batch: Batch, tmp_path: Path, keeping_one: None
 ) -> None:
     made = [f"backup_202001{day:02}_000000.backup.gz" for day in range(1, 11)]
     (tmp_path / "backups").mkdir()
@@ -211,6 +222,9 @@ def test_a_prune_that_is_killed_has_deleted_whole_files_and_the_next_goes_on(
     killed = subprocess.run([sys.executable, "-c", PRUNE], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert names(tmp_path / "backups") == set(made[3:])
-    done = batch("backup", "prune", "--json")
+    refused = batch("backup", "prune", "--json")
+    assert "6 of 7 would go at once, more than half" in refused.err and names(tmp_path / "backups") == set(made[3:])
+    assert {row["why"] for row in refused.json} == {"the newest", "more than half would go"}
+    done = batch("backup", "prune", "--yes", "--json")
     assert [row["backup"] for row in done.json if row["then"] == "deleted"] == made[3:-1][::-1]
     assert names(tmp_path / "backups") == {made[-1]}

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import insert as insert_into
 from sqlalchemy import update
 
-from service import clock, current_run
+from service import Retry, clock, current_run
 from service.batch import again, cancel, claims, news, runner, runs, tables
 from service.batch.again import retry
 from service.batch.cancel import Asked
@@ -316,3 +316,39 @@ async def test_what_is_not_over_does_not_begin_again(ledger: Database, applicati
         await again.retry_from_the_beginning(ledger, application, run.id, "ann")
     with pytest.raises(UnknownRun):
         await again.retry_from_the_beginning(ledger, application, new_id(), "ann")
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("anew", [False, True])
+async def test_a_run_that_used_up_its_attempts_has_all_of_them_again_after_a_retry(
+    ledger: Database, application: Database, anew: bool
+) -> None:
+    async def run(self: object) -> None:
+        raise ConnectionError("not yet")
+
+    loaded = await know(ledger, make_task("t", None, run=run, retry=Retry(attempts=3, wait=60, factor=2, jitter=0)))
+    engine = LocalEngine(ledger, loaded, NODE)
+    with clock.moved(NOW):
+        await insert(ledger, new())
+        assert await waits_until_over(ledger, engine) == [60, 120]
+        for budget in (2, 3):
+            failed = await only(ledger)
+            assert (failed["state"], failed["attempt"]) == ("failed", 3 * (budget - 1))
+            if anew:
+                await again.retry_from_the_beginning(ledger, application, failed["id"], "ann")
+            else:
+                async with ledger.engine.begin() as connection:
+                    await retry(connection, failed["id"], "ann")
+            assert await waits_until_over(ledger, engine) == [60, 120]
+    assert [row["number"] for row in await rows(ledger, tables.attempts)] == list(range(1, 10))
+
+
+async def waits_until_over(ledger: Database, engine: LocalEngine) -> list[float]:
+    """The seconds that its only run waits between its attempts, until it is over."""
+    waits = []
+    await engine.settle()
+    while (run := await only(ledger))["state"] == "retrying":
+        waits.append((run["due_at"] - clock.now()).total_seconds())
+        clock.advance(run["due_at"] - clock.now())
+        await engine.settle()
+    return waits

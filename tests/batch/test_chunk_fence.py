@@ -20,7 +20,7 @@ from service.batch.chunking.checkpoints import Overtaken, Place
 from service.batch.tables import checkpoints as table
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.database.session import application_database, use_application_database
+from service.database.session import application_database, leave_application_database, use_application_database
 from service.errors import LeaseLost
 from service.host import APPLICATION_HISTORY
 from tests.batch.test_chunks import Attempt, task
@@ -40,7 +40,7 @@ async def postgres_application(postgres_database: str) -> AsyncIterator[Database
     await migrate(database, APPLICATION_HISTORY)
     use_application_database(database, partial(fence.guard, idle_seconds=30))
     yield database
-    use_application_database(None)
+    leave_application_database(database)
     await database.dispose()
 
 
@@ -113,18 +113,28 @@ async def test_a_chunk_of_an_older_holder_is_refused(fenced: Database, has_gone_
     assert await stored() == ([*(["new1", "new2"] if has_gone_on else []), "z"], {"": (2, None), **place})
 
 
-async def test_a_place_that_has_moved_under_the_same_holder_is_overtaken(fenced: Database) -> None:
+@pytest.mark.parametrize("items", [0, 1])
+@pytest.mark.parametrize("is_fenced", [True, False])
+async def test_a_chunk_that_was_committed_without_a_reply_is_overtaken_also_where_it_held_no_item(
+    fenced: Database, items: int, is_fenced: bool
+) -> None:
+    """The COMMIT goes through after somebody has looked, and found the place where it was before."""
     attempt = Attempt()
+    attempt.run.is_fenced = is_fenced
+    places = [Place(), Place("a", 3, 1), Place("b", 3 + items, 2)]
 
-    async def again() -> None:
+    async def commit(chunk: int, email: str) -> None:
         async with get_db() as db:
-            db.add(User(email="twice"))
-            await checkpoints.write(db, attempt.run, NAME, Place(), Place([1], 1, 1))
+            db.add(User(email=email))
+            await checkpoints.write(db, attempt.run, NAME, places[chunk - 1], places[chunk])
+            await db.commit()
 
-    await attempt.does(loop)
+    await attempt.does(partial(commit, 1, "one"))
+    await attempt.does(partial(commit, 2, "two"))
     with pytest.raises(Overtaken):
-        await attempt.does(again)
-    assert await stored() == (["a1", "a2"], {"": (1, None), NAME: (1, 2)})
+        await attempt.does(partial(commit, 2, "twice"))
+    fence_row = {"": (1, None)} if is_fenced else {}
+    assert await stored() == (["one", "two"], {NAME: (1, 3 + items), **fence_row})
 
 
 async def test_a_lease_that_ends_within_the_statement_refuses_the_commit(fenced: Database) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import chain
@@ -661,7 +663,7 @@ async def test_progress_counts_what_was_committed_and_all_there_is(world: Databa
 
     async def body() -> list[Any]:
         made = []
-        async for chunk in task.chunks(select(Item), key=Item.id, size=10):
+        async for chunk in task.chunks(select(Item), key=Item.id, size=10, total=True):
             async with chunk as (_, _items):
                 await until_counted()
             made.append(attempt.run.meter.latest())
@@ -670,6 +672,60 @@ async def test_progress_counts_what_was_committed_and_all_there_is(world: Databa
     made = await attempt.does(body)
     assert (made[-1].done, made[-1].total) == (25, 25)
     assert [one.done for one in made] == [10, 20, 25]
+
+
+async def test_rows_are_counted_only_where_that_was_asked_for(world: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt, counts = Attempt(), []
+
+    async def count(*_: Any) -> int:
+        counts.append(1)
+        return 25
+
+    monkeypatch.setattr(Pages, "count", count)
+    await attempt.does(whole)
+    last = attempt.run.meter.latest()
+    assert (counts, last and last.done, last and last.total) == ([], 25, None)
+
+
+async def test_a_loop_that_has_ended_knows_its_total_without_a_count(world: Database) -> None:
+    attempt = Attempt()
+
+    async def body() -> None:
+        loop = task.chunks(iter(range(25)), size=10, total=True)
+        async for chunk in loop:
+            async with chunk:
+                assert (said := attempt.run.meter.latest()) is None or said.total is None
+
+        assert [chunk async for chunk in loop] == []  # asked once more, it counts no more
+
+    await attempt.does(body)
+    last = attempt.run.meter.latest()
+    assert last is not None and (last.done, last.total) == (25, 25)
+
+
+async def test_nothing_is_kept_of_inner_loops_that_have_ended_but_how_much_they_did(world: Database) -> None:
+    attempt, alive = Attempt(), weakref.WeakSet[Any]()
+
+    async def body() -> tuple[int, int]:
+        most = 0
+        async for chunk in task.chunks(range(40), size=1, name="outer"):
+            async with chunk as (_, (outer,)):
+                pass
+            inner = task.chunks([object() for _ in range(3)], size=2, name=f"inner-{outer}")
+            alive.add(inner)
+            async for part in inner:
+                async with part:
+                    most = max(most, len(alive))
+            del inner, part
+        return most, len(attempt.run.loops._known)
+
+    gc.disable()
+    try:
+        assert await attempt.does(body) == (1, 0)
+    finally:
+        gc.enable()
+    last = attempt.run.meter.latest()
+    assert last is not None and last.done == 40 + 40 * 3
 
 
 async def test_the_total_is_right_also_where_rows_go_while_they_are_counted(
@@ -683,7 +739,7 @@ async def test_the_total_is_right_also_where_rows_go_while_they_are_counted(
         return await count(self, *given)
 
     async def body() -> int | None:
-        loop = task.chunks(select(Item), key=Item.id, size=10)
+        loop = task.chunks(select(Item), key=Item.id, size=10, total=True)
         async for chunk in loop:
             if chunk.number == 2:
                 await is_counting.wait()

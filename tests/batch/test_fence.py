@@ -32,7 +32,12 @@ from service.batch.threads import Threads
 from service.database import engine
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.database.session import application_database, use_application_database
+from service.database.session import (
+    application_database,
+    bind_to_service,
+    leave_application_database,
+    use_application_database,
+)
 from service.database.sync import home_loop
 from service.errors import LeaseLost
 from service.host import APPLICATION_HISTORY
@@ -57,7 +62,7 @@ async def postgres_application(postgres_database: str) -> AsyncIterator[Database
     await migrate(database, APPLICATION_HISTORY)
     use_application_database(database, partial(fence.guard, idle_seconds=LEASE))
     yield database
-    use_application_database(None)
+    leave_application_database(database)
     await database.dispose()
 
 
@@ -71,6 +76,7 @@ class Holder:
     async def does(self, work: Work) -> Any:
         own = contextvars.copy_context()
         own.run(context.enter, self.run)
+        own.run(bind_to_service)
 
         async def body() -> Any:
             return await work()
@@ -333,8 +339,7 @@ async def test_a_task_that_is_not_fenced_needs_no_table_for_it(fenced: Database)
         await Holder(1).does(with_statement_only)
 
 
-async def test_a_thread_s_own_event_loop_is_fenced_too(fenced: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", fenced.url.render_as_string(hide_password=False))
+async def test_a_thread_s_own_event_loop_is_fenced_too(fenced: Database) -> None:
     old = Holder(1)
     await Holder(2, old.run.id).takes_over()
 
@@ -389,7 +394,7 @@ async def test_postgresql_ends_a_transaction_of_a_run_that_idles(postgres_databa
     assert [await Holder(1).does(setting), await setting()] == ["200ms", "0"]
     with pytest.raises(DBAPIError, match=r"closed|idle-in-transaction"):
         await Holder(1).does(idles)
-    use_application_database(None)
+    leave_application_database(database)
     await database.dispose()
 
 
@@ -438,7 +443,7 @@ async def test_taking_over_waits_for_a_stopped_process_that_has_sqlite_s_lock(
     await asyncio.wait_for(taking, 5)
     assert await fences(database) == {new.run.id: 2}
     stopped.close()
-    use_application_database(None)
+    leave_application_database(database)
     await database.dispose()
 
 
@@ -460,7 +465,7 @@ async def test_a_run_that_is_resumed_waits_for_an_application_database_that_is_a
     attempt.interrupt("the service stopped")
     await engine.settle()
     assert "made was interrupted: the service stopped" in caplog.text
-    use_application_database(None)
+    leave_application_database(away)
     await away.dispose()
 
 

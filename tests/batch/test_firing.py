@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import TaskRegistry, clock
-from service.batch import catalog, claims, slots, tables
-from service.batch.firing import Room
+from service.batch import catalog, claims, firing, planning, slots, tables
+from service.batch.firing import Plans, Room
 from service.batch.policies import Missed
 from service.batch.registry import Task
 from service.batch.tables import new_id
@@ -292,3 +294,86 @@ async def test_a_schedule_that_cannot_be_read_any_more_holds_up_no_other_and_is_
         await know(ledger, *loaded.values())
     await fire(ledger, loaded, minutes(1.6))
     assert len(await rows(ledger, task="bad")) == 1
+
+
+# After a downtime of many schedules
+
+
+async def test_what_was_missed_is_planned_while_no_transaction_is_open_and_holds_up_no_slot_of_today(
+    ledger: Database,
+) -> None:
+    old = [make_task(f"old{minute}", f"{minute} * * * *", missed=Missed("once")) for minute in range(3)]
+    loaded = await know(ledger, *old, make_task("today", "* * * * *"))
+    async with ledger.engine.begin() as connection:
+        opened = await slots.lock(connection, ["today"])
+        await slots.move_cursors(connection, [opened[0].id], minutes(20 * 1440))
+    now = minutes(20 * 1440 + 1)
+    async with ledger.engine.begin() as connection:
+        fired = await firing.fire(connection, loaded, loaded, NODE, Room(0, 0), now, ahead={})
+    assert [run["task"] for run in await rows(ledger)] == ["today"]
+    assert {row.task for row in fired.behind} == {"old0", "old1", "old2"} == fired.again.keys()
+    ahead = await firing.plan_ahead(fired.behind, loaded, now)
+    async with ledger.engine.begin() as connection:
+        fired = await firing.fire(connection, fired.again, loaded, NODE, Room(0, 0), now, ahead=ahead)
+    assert (fired.behind, fired.again) == ([], {})
+    missed = await rows(ledger, tables.missed)
+    assert [row["count"] for row in missed] == [479, 479, 479]
+    assert len(await rows(ledger, catch_up=True)) == 3
+
+
+async def test_a_plan_for_a_cursor_that_has_moved_since_is_dropped(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("tick", missed=Missed("all")))
+    async with ledger.engine.begin() as connection:
+        fired = await firing.fire(connection, loaded, loaded, NODE, Room(0, 0), minutes(30), ahead={})
+    ahead = await firing.plan_ahead(fired.behind, loaded, minutes(30))
+    async with ledger.engine.begin() as connection:
+        opened = await slots.lock(connection, ["tick"])
+        await slots.move_cursors(connection, [opened[0].id], minutes(10))
+    async with ledger.engine.begin() as connection:
+        fired = await firing.fire(connection, loaded, loaded, NODE, Room(0, 0), minutes(30), ahead=ahead)
+    assert [row.fired_until for row in fired.behind] == [minutes(10)]
+    assert await rows(ledger) == []
+
+
+@pytest.mark.parametrize("schedules", [3, 12])
+async def test_a_transaction_catches_up_with_a_bounded_number_of_slots_of_all_schedules_and_nothing_is_lost_or_doubled(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch, schedules: int
+) -> None:
+    monkeypatch.setattr(planning, "BUDGET", 20)
+    monkeypatch.setattr(firing, "LEAST_SHARE", 4)
+    policy = Missed("all", max_age=timedelta(days=30))
+    loaded = await know(ledger, *[make_task(f"t{n}", f"{n}-59 * * * *", missed=policy) for n in range(schedules)])
+    now, again, turns = minutes(21), set(loaded), 0
+    ahead: Plans = {}
+    advanced = set()
+    while again:
+        before = len(await rows(ledger, catch_up=True))
+        async with ledger.engine.begin() as connection:
+            fired = await firing.fire(connection, again, loaded, NODE, Room(0, 0), now, ahead=ahead)
+        made = await rows(ledger, catch_up=True)
+        assert len(made) - before <= 20
+        if turns in (1, 2):
+            advanced |= {run["task"] for run in made}
+        ahead = await firing.plan_ahead(fired.behind, loaded, now)
+        again = {name for name, at in fired.again.items() if at <= now}
+        turns += 1
+    assert len(advanced) == min(schedules, 10)
+    for task in loaded.values():
+        due = list(task.schedule.between(START, now))
+        assert sorted(run["slot"] for run in await rows(ledger, task=task.name)) == due
+
+
+async def test_a_firing_looks_for_runs_in_the_way_of_those_tasks_only_where_some_may_be(ledger: Database) -> None:
+    loaded = await know(ledger, make_task("free", overlap="allow"), make_task("plain"))
+    statements: list[str] = []
+
+    def keep(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(ledger.engine.sync_engine, "before_cursor_execute", keep)
+    await fire(ledger, {"free": loaded["free"]}, minutes(1))
+    without = [one for one in statements if "FROM batch_runs" in one]
+    await fire(ledger, {"plain": loaded["plain"]}, minutes(1))
+    event.remove(ledger.engine.sync_engine, "before_cursor_execute", keep)
+    assert without == []
+    assert any("FROM batch_runs" in one for one in statements)

@@ -11,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text, update
+from sqlalchemy import event, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import TaskRegistry, clock, config, logs
-from service.batch import cancel, catalog, claims, heartbeat, news, nodes, presence, rows, schedules, tables
+from service import TaskRegistry, clock, config, logs, managing
+from service.batch import accounting, cancel, catalog, claims, heartbeat, news, nodes, presence, schedules, tables
 from service.batch.engines import local
 from service.batch.engines.local import LocalEngine
 from service.batch.heartbeat import Heartbeat
@@ -70,7 +70,7 @@ class Asked:
     @property
     def others(self) -> list[str]:
         """All but looks and beats."""
-        return [one for one in self.statements if "UNION ALL" not in one and not one.startswith("UPDATE batch_nodes")]
+        return [one for one in self.statements if " AS kind" not in one and not one.startswith("UPDATE batch_nodes")]
 
 
 @pytest.fixture
@@ -216,25 +216,6 @@ async def test_an_engine_in_doubt_looks_again_by_itself(ledger: Database, monkey
     await engine.stop()
 
 
-async def test_a_look_reads_no_run_that_is_over(ledger: Database) -> None:
-    over = [vars_of(new(state="succeeded", finished_at=START, node=NODE)) for _ in range(5_000)]
-    async with ledger.engine.begin() as connection:
-        await rows.insert(connection, tables.runs, over)
-        if ledger.kind == "postgresql":
-            await connection.execute(text("ANALYZE"))
-    async with ledger.reader.connect() as connection:
-        statement = news._statement(True).params(now=START, node=NODE)
-        given = str(statement.compile(connection.sync_engine, compile_kwargs={"literal_binds": True}))
-        prefix = "EXPLAIN " if ledger.kind == "postgresql" else "EXPLAIN QUERY PLAN "
-        plan = [str(row[-1]) for row in await connection.exec_driver_sql(prefix + given)]
-    of_runs = [line for line in plan if "batch_runs" in line and "Filter:" not in line]
-    assert of_runs and all("ix_batch_runs" in line and "SCAN" not in line for line in of_runs), plan
-
-
-def vars_of(run: Any) -> dict[str, Any]:
-    return {name: getattr(run, name) for name in run.__dataclass_fields__}
-
-
 # What it hears.
 
 
@@ -289,6 +270,10 @@ async def test_news_differ_once_schedules_or_tasks_or_nodes_have_changed(ledger:
     async def nobody(_: AsyncConnection) -> set[str]:
         return set()
 
+    async def restore(connection: AsyncConnection) -> None:
+        await catalog.record_tasks(connection, {"manual": manual}, START)
+        await catalog.set_schedules(connection, {"manual": None}, {"manual": manual}, NODE)
+
     assert not await differ_after(lambda c: nodes.beat(c, node, 0.0))
     assert not await differ_after(lambda c: c.execute(update(tables.schedules).values(fired_until=START)))
     assert await differ_after(lambda c: catalog.pause(c, "tick", "ann", {"tick": tick}))
@@ -296,8 +281,82 @@ async def test_news_differ_once_schedules_or_tasks_or_nodes_have_changed(ledger:
     assert await differ_after(lambda c: catalog.set_schedules(c, {"tick": other.schedule}, {"tick": tick}, NODE))
     assert await differ_after(lambda c: catalog.set_schedules(c, {"tick": None}, {"tick": tick}, NODE))
     assert await differ_after(lambda c: catalog.remove_gone(c, ["manual"], nobody))
-    assert await differ_after(lambda c: catalog.record_tasks(c, {"manual": manual}, START))
+    assert await differ_after(restore)
     assert await differ_after(lambda c: c.execute(update(tables.nodes).values(stopped_at=START)))
+
+
+async def test_a_firing_changes_nothing_that_other_nodes_have_to_read(ledger: Database) -> None:
+    loaded = await know(ledger, *(make_task(f"t{n}") for n in range(5)))
+    before = (await read(ledger)).state
+    for minute in range(1, 4):
+        await ledger_world.fire(ledger, loaded, clock.now() + minute * MINUTE)
+        assert (await read(ledger)).state == before
+
+
+async def test_the_version_of_the_catalog_is_the_last_that_a_change_locks(ledger: Database, asked: Asked) -> None:
+    """It is one row for all: whoever locked it first and something else after it would wait in a circle with others."""
+    tick = make_task("tick")
+    loaded = await know(ledger, tick)
+
+    async def nobody(_: AsyncConnection) -> set[str]:
+        return set()
+
+    changes: list[Callable[[AsyncConnection], Awaitable[Any]]] = [
+        lambda c: catalog.pause(c, "tick", "ann", loaded),
+        lambda c: catalog.resume(c, "tick"),
+        lambda c: catalog.set_schedules(c, {"tick": None}, loaded, NODE),
+        lambda c: catalog.set_schedules(c, {"tick": tick.schedule}, loaded, NODE),
+        lambda c: catalog.remove_gone(c, ["tick"], nobody),
+    ]
+    for change in changes:
+        asked.clear()
+        async with ledger.engine.begin() as connection:
+            await change(connection)
+        of_the_catalog = [one.startswith("INSERT INTO batch_catalog") for one in asked.statements]
+        assert (of_the_catalog[-1], sum(of_the_catalog)) == (True, 1)
+
+
+async def test_a_process_that_runs_what_it_was_handed_is_no_service_and_watches_nobody(
+    ledger: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick = make_task("tick")
+    await know(ledger, tick)
+    for name, value in {"LEDGER_URL": ledger_url, "DRAIN_SECONDS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    config.forget_settings()
+    other = await put_node(ledger)
+    before = (await read(ledger)).state
+    service = BatchService(get_settings(), fires=False)
+    await service.start()
+    (row,) = await ledger_world.rows(ledger, tables.nodes, id=service.node.id)
+    assert (row["fires"], row["tasks"], row["stopped_at"]) == (False, [], None)
+    own = await read(ledger)
+    assert {one.id: one.fires for one in own.others} == {other: True, service.node.id: False}
+    assert own.state == before  # nobody reads the schedules again because of it
+    async with ledger.reader.connect() as connection:
+        assert (await news.read(connection, service.node.id, fires=False)).others == []
+        assert await nodes.live_tasks(connection) == {"theirs"}
+        assert await accounting._tasks_of_running_nodes(connection, START) == {"theirs"}
+    assert not await managing.is_served(get_settings(), "tick")
+    await service.stop()
+
+
+async def test_only_the_schedules_whose_slot_has_come_are_read_again(
+    start: Any, ledger: Database, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with clock.moved(START):
+        make_task("tick")
+        for number in range(5):
+            make_task(f"yearly{number}", "0 0 1 1 *")
+        services = await start()
+        asked.clear()
+        clock.advance(MINUTE)
+        await services.second()
+        await until(lambda: ledger_world.rows(ledger, state="succeeded"))
+        await until(lambda: asyncio.sleep(0, services.all[0].schedules._next_at > clock.now()))
+        assert services.all[0].schedules._next["tick"] == START + 1.5 * MINUTE
+    whole = [one for one in asked.others if "FROM batch_schedules" in one and "v." not in one]
+    assert whole == []
 
 
 async def test_runs_that_may_start_are_told_of_once_in_poll_seconds_and_the_rest_each_second(

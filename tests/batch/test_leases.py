@@ -9,16 +9,18 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
+from sqlalchemy.exc import DBAPIError
 
 from service import clock, config, logs
 from service.batch import claims, news, nodes, presence, tables
+from service.batch.again import retry
 from service.batch.context import current_run
 from service.batch.engines.local import LocalEngine
 from service.batch.heartbeat import Heartbeat
 from service.batch.lease import Lease, Observer
 from service.batch.rescue import rescue
-from service.batch.runs import Claimed
+from service.batch.runs import Claimed, mirror_progress
 from service.batch.slots import now_of
 from service.batch.tables import new_id
 from service.config import get_settings
@@ -172,6 +174,34 @@ async def test_a_lock_that_a_frozen_node_holds_delays_no_heartbeat(postgres_data
         await ledger.dispose()
 
 
+async def test_the_connections_of_a_node_that_has_beaten_since_it_was_found_silent_stay(postgres_database: str) -> None:
+    await migrated(postgres_database, LEDGER_HISTORY)
+    ledger = Database(postgres_database, setting="LEDGER_URL")
+    back, frozen, own = [await put_node(ledger) for _ in range(3)]
+    run = await put_run(ledger, frozen)
+    theirs = {
+        node: Database(postgres_database, setting="LEDGER_URL", pool_size=1, client=f"batch/{node}")
+        for node in (back, frozen)
+    }
+    heart = Heartbeat(postgres_database, own, Lease(30), beat_seconds=5, lease_seconds=30)
+    heart._lag.loop, heart._on_rescue = asyncio.get_running_loop(), lambda: None
+    try:
+        async with theirs[back].engine.connect() as working, theirs[frozen].engine.connect() as stopped:
+            async with ledger.engine.begin() as connection:
+                await nodes.beat(connection, back, 0.0)
+            await working.execute(select(1))
+            await nodes.beat(stopped, frozen, 0.0)  # and nothing more comes of it
+            await heart._take_over(ledger, {back: 0, frozen: 0}, {back, frozen})
+            with pytest.raises(DBAPIError):
+                await stopped.execute(select(1))
+            await stopped.invalidate()
+            assert (await working.execute(select(1))).scalar() == 1
+        assert (await rows(ledger, id=run))[0]["state"] == "interrupted"
+    finally:
+        for database in (*theirs.values(), ledger):
+            await database.dispose()
+
+
 async def test_a_lost_run_that_may_not_run_again_has_failed(ledger: Database) -> None:
     await know(ledger, make_task("once", rerun=False), make_task("often"))
     node = await put_node(ledger)
@@ -182,6 +212,52 @@ async def test_a_lost_run_that_may_not_run_again_has_failed(ledger: Database) ->
     assert failed["finished_at"] is not None
     assert (await rows(ledger, id=often))[0]["state"] == "interrupted"
     assert {row["outcome"] for row in await rows(ledger, tables.attempts)} == {"lost"}
+
+
+NOTHING = None
+LOSSES = {
+    "says nothing": ([NOTHING] * 3, True),
+    "commits chunks in each attempt": ([(100, 0), (200, 100), (300, 200), (400, 300)], False),
+    "commits chunks of other loops, which are fewer": ([(5005, 0), (3008, 5), (2005, 8), (1004, 9)], False),
+    "finds its place and commits nothing": ([(100, 0), (100, 100), (100, 100)], True),
+    "counts from the beginning and ends where it ended before": ([(500, 0), (500, 0), (480, 0)], True),
+    "counts by itself and gets further each time": ([(100, 0), (200, 0), (300, 0), (400, 0)], False),
+    "gets on in its third attempt only": ([NOTHING, NOTHING, (10, 0), NOTHING, NOTHING], True),
+}
+
+
+@pytest.mark.parametrize(("attempts", "is_poison"), LOSSES.values(), ids=LOSSES)
+async def test_a_run_is_poison_when_it_was_lost_three_times_without_getting_on(
+    ledger: Database, attempts: list[tuple[int, int] | None], is_poison: bool
+) -> None:
+    """`attempts`: what each had counted when its node was lost, and how much of that earlier ones had done."""
+    run = await put_run(ledger, await put_node(ledger))
+    with clock.moved(clock.now()):
+        states = [await lose(ledger, run, progress) for progress in attempts]
+        assert states == ["interrupted"] * (len(attempts) - 1) + ["failed" if is_poison else "interrupted"]
+        if is_poison:
+            (found,) = await rows(ledger)
+            assert found["reason"] == "poison: the node was lost while it ran, 3 times without progress"
+            async with ledger.engine.begin() as connection:
+                await retry(connection, run, "ann")
+            assert [await lose(ledger, run, NOTHING) for _ in range(3)] == ["interrupted", "interrupted", "failed"]
+
+
+async def lose(ledger: Database, run: str, progress: tuple[int, int] | None) -> str:
+    """A node takes the run, writes this progress and is lost. Returns the state that follows."""
+    node = await put_node(ledger)
+    clock.advance(timedelta(seconds=1))
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).where(tables.runs.c.state == "running").values(state="queued"))
+        (claimed,) = await claims.claim(connection, [run], node, clock.now())
+    clock.advance(timedelta(seconds=1))
+    if progress is not None:
+        count, before = progress
+        told = {"count": count, "count_before": before, "total": None, "message": None, "progress_at": clock.now()}
+        async with ledger.engine.begin() as connection:
+            await mirror_progress(connection, [{"id": run, "fence": claimed.fence, "rate": None, **told}])
+    await rescue_now(ledger, {node: 0})
+    return str((await rows(ledger, id=run))[0]["state"])
 
 
 async def test_an_attempt_that_may_not_run_again_fails_when_the_service_stops_once_it_has_begun() -> None:
@@ -226,8 +302,7 @@ async def test_others_are_looked_at_between_the_beats_too(ledger: Database) -> N
     heart.start(on_loss=lambda: None, on_rescue=rescued.set)
     await until(lambda: rows(ledger, tables.nodes, id=own, beats=1))
     assert not rescued.is_set()
-    process.end()
-    (presence.folder_of(url) / node).touch()
+    process._let_go()
     await asyncio.wait_for(rescued.wait(), 10)
     await asyncio.to_thread(heart.stop)
     assert (await rows(ledger, tables.nodes, id=own))[0]["beats"] == 1
@@ -427,3 +502,31 @@ async def test_what_was_claimed_across_a_loss_of_the_lease_is_not_begun(
     await engine.settle()
     assert [attempt["outcome"] for attempt in await rows(ledger, tables.attempts)] == ["interrupted", "succeeded"]
     assert calls == [2]
+
+
+async def test_what_was_claimed_while_the_drain_began_is_handed_on_before_its_body_begins(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    async def run(self: object) -> None:
+        calls.append(current_run().id)
+
+    task = make_task("made", "* * * * *", run)
+    await fire(ledger, await know(ledger, task), clock.now() + timedelta(minutes=1))
+    stopping = LocalEngine(ledger, {"made": task}, new_id())
+    take = claims.take
+
+    async def just_before_the_signal(*args: Any) -> Any:
+        claimed = await take(*args)
+        stopping.begin_drain()
+        return claimed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "take", just_before_the_signal)
+        await stopping.settle()
+    [run_row] = await rows(ledger)
+    assert (calls, run_row["state"], run_row["reason"]) == ([], "interrupted", "the service stopped")
+    await LocalEngine(ledger, {"made": task}, new_id()).settle()
+    [run_row] = await rows(ledger)
+    assert (calls, run_row["state"], run_row["attempt"]) == ([run_row["id"]], "succeeded", 1)

@@ -101,11 +101,27 @@ def test_all_with_a_count_runs_the_newest_of_them() -> None:
     assert made.missed.count == 2
 
 
-def test_a_long_downtime_is_worked_off_in_bounded_steps() -> None:
-    plans = to_the_end(SECONDLY, NOW - timedelta(hours=5), NOW, Missed("skip"))
-    assert all(p.missed is not None and p.missed.count <= BUDGET for p in plans)
-    assert sum(p.missed.count for p in plans if p.missed) == 5 * 3600 - 60
+def test_a_long_catch_up_is_worked_off_in_bounded_steps() -> None:
+    plans = to_the_end(SECONDLY, NOW - timedelta(hours=5), NOW, Missed("all"))
+    assert all(len(p.catch_up) <= BUDGET for p in plans)
+    assert sum(len(p.catch_up) for p in plans) == 5 * 3600 - 60
     assert [len(p.on_time) for p in plans] == [0] * (len(plans) - 1) + [60]
+
+
+def test_what_does_not_run_is_one_range_however_long_the_downtime_was() -> None:
+    (made,) = to_the_end(SECONDLY, NOW - 30 * DAYS, NOW, Missed("skip"))
+    assert made.missed is not None
+    assert (made.missed.count, len(made.on_time)) == (30 * 86_400 - 60, 60)
+
+
+def test_a_plan_lets_no_more_missed_slots_run_than_its_budget_and_those_too_old_stand_in_the_first() -> None:
+    policy = Missed("all", max_age=timedelta(hours=3, minutes=30))
+    first = plan(HOURLY, hours_ago(6), NOW, policy, budget=2)
+    assert (first.catch_up, first.on_time, first.is_complete) == ([at(9), at(10)], [], False)
+    assert first.missed is not None
+    assert (first.missed.first, first.missed.last) == (at(7), at(8))
+    second = plan(HOURLY, first.fired_until, NOW, policy, budget=2)
+    assert (second.catch_up, second.missed, second.is_complete) == ([at(11)], None, True)
 
 
 def test_a_paused_schedule_runs_nothing_not_even_on_time() -> None:

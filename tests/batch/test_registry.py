@@ -294,6 +294,7 @@ async def main() -> int:
 """
 
 
+@pytest.mark.types
 def test_authors_code_passes_mypy_strict(tmp_path: Path) -> None:
     (tmp_path / "author.py").write_text(AUTHOR)
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", ROOT / ".mypy_cache"]

@@ -45,7 +45,8 @@ async def insert(ledger: Database, *many: NewRun) -> set[str]:
 
 async def claim(ledger: Database, *names: str, limit: int = 10, node: str = NODE) -> list[Claimed]:
     async with ledger.engine.begin() as connection:
-        heads = await claims.heads(connection, names, NOW, limit)
+        due = (await claims.due(connection)).names
+        heads = await claims.heads(connection, [name for name in names if name in due], NOW, limit)
         return await claims.claim(connection, [head.id for head in heads], node, NOW)
 
 
@@ -114,7 +115,7 @@ async def test_what_is_no_retry_may_start_whatever_the_clock_of_its_maker_said(
     await insert(ledger, new(state=state, due_at=NOW + timedelta(hours=1)))
     async with ledger.engine.connect() as connection:
         with clock.moved(NOW):
-            assert await claims.now_if_due(connection) == NOW
+            assert (await claims.due(connection)).names == {"t"}
             assert (await news.read(connection, NODE)).is_claimable
     assert len(await claim(ledger, "t")) == 1
 
@@ -124,12 +125,11 @@ async def test_a_retry_that_is_not_due_yet_waits(ledger: Database) -> None:
     assert await claim(ledger, "t") == []
     async with ledger.engine.connect() as connection:
         with clock.moved(NOW):
-            assert await claims.now_if_due(connection) is None
+            assert await claims.due(connection) == claims.Due(NOW, frozenset(), retries=False)
         with clock.moved(NOW + timedelta(seconds=1)):
-            assert await claims.now_if_due(connection) == NOW + timedelta(seconds=1)
-        real = await claims.now_if_due(connection)
-        assert real is not None
-        assert abs(real - clock.now()) < timedelta(seconds=5)
+            later = NOW + timedelta(seconds=1)
+            assert await claims.due(connection) == claims.Due(later, frozenset({"t"}), retries=True)
+        assert abs((await claims.due(connection)).now - clock.now()) < timedelta(seconds=5)
 
 
 async def test_claiming_raises_the_fence_and_counts_the_attempt(ledger: Database) -> None:

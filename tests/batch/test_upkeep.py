@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -149,20 +150,77 @@ async def test_a_long_log_goes_in_several_steps(ledger: Database, monkeypatch: p
     assert await rows(ledger, tables.log) == []
 
 
-async def test_a_run_that_is_retried_in_between_stays(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def put_beside(ledger: Database, application: Database, *ids: str) -> None:
+    """What hangs on these runs: an attempt and a block of log lines; a place, a key and an item that was set aside."""
+    ended = {"fence": 1, "number": 1, "started_at": OLD, "ended_at": OLD, "outcome": "failed"}
+    async with ledger.engine.begin() as connection:
+        await connection.execute(insert_into(tables.attempts), [{"run": run, **ended} for run in ids])
+        line = [LogLine("at", "info", "x", "line")]
+        await logbook.write(connection, logbook.pack([Block(run, 1, 1, 0, line) for run in ids]))
+    item = {"task": "tick", "item": "7", "error": {}, "times": 1, "at": OLD}
+    async with application.engine.begin() as connection:
+        made = [{"run": run, "name": "users", "fence": 1, "count": 700} for run in ids]
+        await connection.execute(insert_into(tables.checkpoints), made)
+        await connection.execute(insert_into(tables.once), [{"key": run, "run": run, "at": OLD} for run in ids])
+        await connection.execute(insert_into(tables.quarantine), [{"id": new_id(), "run": r, **item} for r in ids])
+
+
+BESIDE = ("batch_attempts", "batch_log", "batch_checkpoints", "batch_once", "batch_quarantine")
+
+
+async def left_beside(ledger: Database, application: Database) -> dict[str, set[str]]:
+    """The runs that something hangs on, by table."""
+    both = [(ledger, tables.attempts), (ledger, tables.log)]
+    both += [(application, table) for table in (tables.checkpoints, tables.once, tables.quarantine)]
+    return {table.name: {row["run"] for row in await rows(database, table)} for database, table in both}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_a_run_that_is_retried_while_it_is_pruned_keeps_its_place(
+    ledger: Database, application: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await known(ledger)
-    old, other = (over(OLD, state=RunState.FAILED) for _ in range(2))
-    await insert(ledger, old, other, over(YOUNG))
-    clear = Pruner._delete_logs
+    retried, other = (over(OLD, state=RunState.FAILED) for _ in range(2))
+    await insert(ledger, retried, other, over(YOUNG))
+    await put_beside(ledger, application, retried.id, other.id)
+    pages = Pruner._old_runs
 
-    async def clear_and_retry(self: Pruner, ids: list[str]) -> None:
-        await clear(self, ids)
-        async with ledger.engine.begin() as connection:
-            await retry(connection, old.id, "ann")
+    async def read_and_retry(self: Pruner, before: datetime) -> AsyncIterator[Any]:
+        async for page in pages(self, before):
+            async with ledger.engine.begin() as connection:
+                await retry(connection, retried.id, "ann")
+            yield page
 
-    monkeypatch.setattr(Pruner, "_delete_logs", clear_and_retry)
-    assert await pruner(ledger).prune() == Counter(runs=1)
-    assert old.id in await left(ledger) and other.id not in await left(ledger)
+    monkeypatch.setattr(Pruner, "_old_runs", read_and_retry)
+    assert await pruner(ledger, application).prune() == Counter(runs=1)
+    assert retried.id in await left(ledger) and other.id not in await left(ledger)
+    assert await left_beside(ledger, application) == {table: {retried.id} for table in BESIDE}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("step", ["_clear_beside", "_delete_logs"])
+async def test_what_a_crash_left_of_a_pruned_run_goes_with_the_next_pruning(
+    ledger: Database, application: Database, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """No transaction spans both databases: between them a run that is there has its place, and one that is gone leaves
+    only what nobody asks for."""
+    await known(ledger)
+    old, young = over(OLD), over(YOUNG)
+    await insert(ledger, old, young)
+    await put_beside(ledger, application, old.id, young.id)
+
+    async def dies(*_: Any) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pruner, step, dies)
+        with pytest.raises(asyncio.CancelledError):
+            await pruner(ledger, application).prune()
+    assert await left(ledger) == {young.id}
+    assert old.id in (await left_beside(ledger, application))["batch_log"]
+    assert +await pruner(ledger, application).prune() == Counter()
+    assert await left_beside(ledger, application) == {table: {young.id} for table in BESIDE}
+    assert await rows(ledger, tables.pruned) == []
 
 
 async def test_two_that_prune_at_once_do_no_harm(ledger: Database) -> None:
@@ -275,9 +333,13 @@ async def test_the_service_prunes_by_itself_and_survives_what_goes_wrong(
 ) -> None:
     monkeypatch.setattr("service.batch.upkeep.EVERY_SECONDS", 0.02)
     caplog.set_level(logging.INFO, "service.batch")
-    await known(ledger)
-    await insert(ledger, over(OLD), over(YOUNG))
-    upkeep = Upkeep(pruner(ledger), first=0)
+    await known(ledger, "tick", "gone")
+    async with ledger.engine.begin() as connection:
+        removed = update(tables.tasks).where(tables.tasks.c.name == "gone")
+        await connection.execute(removed.values(removed_at=NOW - 2 * DAY))
+    orphan = new("gone", created_at=OLD, due_at=OLD)
+    await insert(ledger, over(OLD), over(YOUNG), orphan)
+    upkeep = Upkeep(ledger, pruner(ledger), first=0)
     failures = iter([OSError("the disk is full"), ValueError("a mistake of ours")])
     prune = Pruner.prune
 
@@ -291,7 +353,9 @@ async def test_the_service_prunes_by_itself_and_survives_what_goes_wrong(
     await until(lambda: asyncio.sleep(0.01, "pruned 1 runs" in caplog.text))
     assert upkeep.is_alive and "the disk is full" in caplog.text and "a mistake of ours" in caplog.text
     await upkeep.stop()
-    assert len(await left(ledger)) == 1
+    assert {run["id"]: run["state"] for run in await rows(ledger, task="gone")} == {orphan.id: "failed"}
+    assert "1 runs of task gone have failed: no service has had this task for 24 h" in caplog.text
+    assert len(await rows(ledger, task="tick")) == 1
 
 
 async def test_a_ledger_with_nothing_old_is_asked_a_handful_of_questions(ledger: Database) -> None:
@@ -318,14 +382,14 @@ async def test_a_batch_gets_smaller_while_transactions_take_long_and_grows_again
     await insert(ledger, *[over(OLD - n * HOUR) for n in range(40)], over(YOUNG))
     monkeypatch.setattr(pruning, "BATCH", 8)
     sizes: list[int] = []
-    clear = Pruner._clear_beside
+    delete_runs = Pruner._delete_runs
 
-    async def note(self: Pruner, ids: list[str]) -> None:
+    async def note(self: Pruner, task: str, ids: list[str], before: datetime) -> list[str]:
         monkeypatch.setattr(pruning, "LONG_SECONDS", 0 if len(sizes) < 5 else 60)
         sizes.append(len(ids))
-        await clear(self, ids)
+        return await delete_runs(self, task, ids, before)
 
-    monkeypatch.setattr(Pruner, "_clear_beside", note)
+    monkeypatch.setattr(Pruner, "_delete_runs", note)
     assert (await pruner(ledger).prune())["runs"] == 40
     assert sizes == [8, 4, 2, 1, 1, 1, 2, 4, 8, 8, 1]
 

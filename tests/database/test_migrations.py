@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -11,8 +13,9 @@ from sqlalchemy import Connection, MetaData, text
 
 from service.application.models import Base
 from service.batch import tables
+from service.database.alembic_history import script_directory
 from service.database.engine import Database
-from service.database.migrate import migrate
+from service.database.migrate import History, migrate
 from service.errors import DatabaseTooNew, DatabaseUnreachable
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 
@@ -30,6 +33,35 @@ async def test_the_ledgers_migrations_end_in_the_declared_tables(ledger: Databas
 async def test_the_applications_migrations_end_in_the_declared_tables(application: Database) -> None:
     async with application.engine.connect() as connection:
         assert await connection.run_sync(differences, [Base.metadata, tables.companions], "alembic_version") == []
+
+
+@pytest.mark.parametrize("history", [APPLICATION_HISTORY, LEDGER_HISTORY], ids=lambda history: history.version_table)
+def test_the_files_of_the_migrations_are_named_by_their_revisions_in_their_order(history: History) -> None:
+    scripts = script_directory(history.folder)
+    assert history.revisions == [script.revision for script in scripts.walk_revisions()][::-1]
+    assert history.revisions[-1] == scripts.get_current_head()
+
+
+MIGRATE = """
+import asyncio, sys
+from service.database.engine import Database
+from service.database.migrate import History, migrate
+from service.host import LEDGER_HISTORY
+
+async def main():
+    database = Database(sys.argv[1], setting="LEDGER_URL", pooled=False)
+    await migrate(database, LEDGER_HISTORY)
+    await database.dispose()
+
+asyncio.run(main())
+print("alembic" in sys.modules, "mako" in sys.modules)
+"""
+
+
+def test_alembic_is_not_imported_where_no_migration_is_executed(ledger_url: str) -> None:
+    """It takes a good part of the time in which a command starts."""
+    command = [sys.executable, "-c", MIGRATE, ledger_url]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False False\n"
 
 
 async def test_a_missing_index_would_be_seen(ledger: Database) -> None:
@@ -60,7 +92,7 @@ async def test_several_processes_may_migrate_at_once(database_url: str) -> None:
 async def test_a_newer_database_is_refused_and_both_revisions_are_named(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
         await connection.execute(text("UPDATE batch_alembic_version SET version_num = 'ledger_9999'"))
-    with pytest.raises(DatabaseTooNew, match=r"ledger_9999.*up to ledger_0006"):
+    with pytest.raises(DatabaseTooNew, match=f"ledger_9999.*up to {LEDGER_HISTORY.revisions[-1]}"):
         await migrate(ledger, LEDGER_HISTORY)
 
 
@@ -81,7 +113,17 @@ async def test_an_sqlite_file_that_cannot_be_opened_is_named() -> None:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
-    ("index", "predicate"), [("ix_batch_runs_due_at", "CLAIMABLE_SQL"), ("ix_batch_runs_active", "ACTIVE_SQL")]
+    ("index", "predicate"),
+    [
+        ("ix_batch_runs_waiting", "WAITING_SQL"),
+        ("ix_batch_runs_queue", "WAITING_SQL"),
+        ("ix_batch_runs_retry_due", "RETRYING_SQL"),
+        ("ix_batch_runs_retrying", "RETRYING_SQL"),
+        ("ix_batch_runs_retry_queue", "RETRYING_SQL"),
+        ("ix_batch_runs_in_the_way", "IN_THE_WAY_SQL"),
+        ("ix_batch_runs_held", "HELD_SQL"),
+        ("uq_batch_runs_exclusive", "RUNNING_SQL"),
+    ],
 )
 async def test_the_queries_name_the_states_as_the_migrated_indexes_do(
     database_url: str, index: str, predicate: str

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from service import get_db
 from service.database import engine
 from service.database.engine import Database
-from service.database.session import use_application_database
+from service.database.session import leave_application_database, use_application_database
 from service.database.writers import session_owner
 from service.errors import DatabaseBusy, SecondWriter
 
@@ -28,7 +28,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
         await connection.execute(text("INSERT INTO counter VALUES (0)"))
     use_application_database(database)
     yield database
-    use_application_database(None)
+    leave_application_database(database)
     await database.dispose()
 
 

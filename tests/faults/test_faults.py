@@ -1,14 +1,13 @@
 """Services that are killed, frozen, stopped and cut off at random: each slot is accounted for all the same.
 
 FAULT_COUNT, FAULT_SEED and FAULT_KINDS (names of faults, with commas) change the plan: `make faults` runs the long
-form. About 30 s for each database when the machine is quiet.
+form, each time with another seed. About 30 s for each database when the machine is quiet.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +22,7 @@ from tests.faults.world import World
 
 COUNT = int(os.environ.get("FAULT_COUNT", "5"))
 KINDS = os.environ.get("FAULT_KINDS", "")
-SEED = int(os.environ.get("FAULT_SEED") or secrets.randbelow(1_000_000))
+SEED = int(os.environ.get("FAULT_SEED", "2611"))
 AGAIN = f"FAULT_SEED={SEED} FAULT_COUNT={COUNT} FAULT_KINDS={KINDS} .venv/bin/pytest -s tests/faults/test_faults.py"
 
 

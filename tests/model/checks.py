@@ -12,14 +12,28 @@ from tests.model.world import Row, Snapshot
 
 # From docs/runs.md. Only a person leads out of a final state.
 FOLLOWS = {
-    "queued": {"running", "cancelled"},
+    "queued": {"running", "cancelled", "failed"},
     "running": {"succeeded", "failed", "retrying", "interrupted", "cancelled"},
-    "retrying": {"running", "cancelled"},
+    "retrying": {"running", "cancelled", "failed"},
     "interrupted": {"running", "cancelled", "failed"},
     **{state: {"queued"} for state in FINAL},
 }
 
-ALWAYS = ("state", "attempt", "fence", "node", "origin", "slot", "catch_up", "created_at", "started_at", "key")
+ALWAYS = (
+    "state",
+    "attempt",
+    "attempts_before",
+    "losses",
+    "count",
+    "fence",
+    "node",
+    "origin",
+    "slot",
+    "catch_up",
+    "created_at",
+    "started_at",
+    "key",
+)
 WHILE_ACTIVE = ("due_at", "rank")
 
 
@@ -171,6 +185,8 @@ def _wrong_nodes(model: Model, now: Snapshot) -> Iterator[str]:
     if found != expected:
         yield f"nodes: the ledger has {found}, the model {expected}"
     for name, task in model.tasks.items():
+        if now.tasks[name]["removed_at"] != task.removed_at:
+            yield f"{name}: removed at {now.tasks[name]['removed_at']}, and should be at {task.removed_at}"
         if now.tasks[name]["paused_by"] != task.paused_by:
             yield f"{name}: paused by {now.tasks[name]['paused_by']}, and should be by {task.paused_by}"
 

@@ -167,6 +167,7 @@ class Machine(RuleBasedStateMachine):
 
     def compare(self) -> None:
         now = self.world.look()
+        assert self.world.in_wrong_order == []
         check(self.model, self.before, now, self.by_a_person)
         for which, process in self.processes.items():
             held = {

@@ -8,8 +8,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import claims, nodes, rescue
+from service.batch import claims, nodes, rescue, runs
 from service.batch.firing import Room
+from service.batch.runs import Claimed
 from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
 
 
@@ -81,6 +82,18 @@ class Nodes(Machine):
         """All that a node holds ends, and is written in one group."""
         self._finish_all(which, hows)
 
+    @precondition(lambda self: bool(self.held))
+    @does(number=NUMBER, count=st.sampled_from([1, 2, 3, 4, 5]))
+    def say_how_far_it_is(self, number: int, count: int) -> None:
+        """A node writes how many items one of its attempts has counted."""
+        self._say(self.held[number % len(self.held)][1], count)
+
+    def _say(self, claimed: Claimed, count: int) -> None:
+        if (run := self._of(claimed)) is not None:
+            self.model.say(run, claimed.fence, count)
+        told = {"count": count, "total": None, "count_before": 0, "message": None, "progress_at": clock.now()}
+        self.world.write(runs.mirror_progress, [{"id": claimed.id, "fence": claimed.fence, "rate": None, **told}])
+
     # Living and dying
 
     @does(which=WHICH)
@@ -124,9 +137,25 @@ class Nodes(Machine):
         """A process ends without a word, and another one starts. `noticed`: the other node takes over what it ran."""
         self._join(which, self.processes[which].tasks)
         if noticed:
-            self._look(self.processes[OTHER[which]])
-            self._rescue(self.processes[OTHER[which]])
-            self._claim(OTHER[which], MANY)
+            self._inherit(OTHER[which])
+
+    def _inherit(self, which: str) -> None:
+        """A node takes over what the others ran."""
+        self._look(self.processes[which])
+        self._rescue(self.processes[which])
+        self._claim(which, MANY)
+
+    @does(which=WHICH, counts=st.lists(st.sampled_from([None, 1, 2]), min_size=2, max_size=4))
+    def crash_again_and_again(self, which: str, counts: list[int | None]) -> None:
+        """What a node runs goes from process to process, each of which dies; some of them have written progress."""
+        for count in counts:
+            process = self.processes[which]
+            for claimed in process.held.values() if count is not None else ():
+                self._say(claimed, count or 0)
+            self._join(which, process.tasks)
+            which = OTHER[which]
+            self._inherit(which)
+            self.compare()
 
     @does(which=WHICH, how=st.sampled_from(ENDS))
     def freeze(self, which: str, how: str) -> None:

@@ -8,9 +8,10 @@ from datetime import timedelta
 from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import again, cancel, catalog, news, starting
+from service.batch import again, cancel, catalog, news, orphans, starting
 from service.batch.backfill import Backfill, interval_of
 from service.batch.planning import INSTANT
 from service.batch.pruning import Keep, Pruner
@@ -31,7 +32,7 @@ class People(Machine):
         among = [run for run in self.model.runs if run.state in states]
         return among[number % len(among)] if among else None
 
-    @does(number=NUMBER, states=st.sampled_from([ACTIVE, ACTIVE, ("running",), plain.FINAL]))
+    @does(number=NUMBER, states=st.sampled_from([ACTIVE, ACTIVE, ("running",), ("running",), plain.FINAL]))
     def cancel(self, number: int, states: Sequence[str]) -> None:
         """A person cancels a run."""
         if (run := self._pick(number, states)) is None:
@@ -72,7 +73,8 @@ class People(Machine):
             return
         note(f"# {run} is {run.state}")
         self.by_a_person = True
-        expected = self.model.reopen(run, plain.BY_HAND, plain.FINAL if anew else ("failed", "skipped", "cancelled"))
+        states = plain.FINAL if anew else ("failed", "skipped", "cancelled")
+        expected = self.model.reopen(run, plain.BY_HAND, states, anew)
         assert (self._begin_anew(run) if anew else self._retry(run)) == expected
 
     def _retry(self, run: Run) -> bool:
@@ -95,6 +97,8 @@ class People(Machine):
     def start(self, number: int, key: str | None) -> None:
         """Code starts a run; of one key once."""
         task = self._task(number)
+        if task.removed_at is not None:
+            return  # it is refused
         run = self.model.start(task, key)
         id_ = self.world.write(starting.enqueue, self.tasks[task.name], None, None, "ann", key)
         assert run.id in ("", id_)
@@ -104,6 +108,8 @@ class People(Machine):
     def backfill(self, number: int, minutes: int, redo: bool) -> None:
         """A person wants runs for the last minutes. `redo`: those that are over go again."""
         task = self._task(number)
+        if task.removed_at is not None:
+            return  # it has no schedule
         since = clock.now() - timedelta(minutes=minutes)
         self.by_a_person = redo
         self.model.backfill(task, since, redo)
@@ -127,9 +133,39 @@ class People(Machine):
     def deploy(self, number: int, period: int) -> None:
         """A has another schedule for a task, and puts it into force."""
         task = self._task(number)
+        if task.removed_at is not None:
+            return
         self.model.set_period(task, period)
         wanted = {task.name: schedule(CRON[period], "UTC")}
         self.world.write(catalog.set_schedules, wanted, self.tasks, self.processes["A"].id)
+
+    @does(number=NUMBER)
+    def remove_or_restore(self, number: int) -> None:
+        """The file of a task is gone, or back in A."""
+        task = self._task(number)
+        if task.removed_at is None:
+            self._remove(task)
+            return
+        self.model.restore(task)
+        period = task.spans[-1].period
+        self.world.write(catalog.record_tasks, {task.name: self.tasks[task.name]}, clock.now())
+        wanted = {task.name: schedule(CRON[period], "UTC")}
+        self.world.write(catalog.set_schedules, wanted, self.tasks, self.processes["A"].id)
+
+    def _remove(self, task: plain.Task) -> None:
+        self.model.remove(task)
+        assert self.world.write(catalog.remove_gone, [task.name], _nobody) == [task.name]
+
+    @precondition(lambda self: any(run.state in plain.WAITING for run in self.model.runs))
+    @does(number=NUMBER)
+    def fail_orphans(self, number: int) -> None:
+        """A service sees to what has waited for long for tasks that are gone, as that of a run that waits."""
+        run = self._pick(number, plain.WAITING)
+        if run is not None and run.task.removed_at is None:
+            self._remove(run.task)
+            self.compare()
+        self.model.now = clock.advance(orphans.GRACE + timedelta(seconds=1))
+        assert self.world.run(orphans.fail_orphans(self.world.ledger)) == +self.model.fail_orphans(orphans.GRACE)
 
     @does(minutes=st.sampled_from([1, 3]), per_task=st.sampled_from([1, 3]))
     def prune(self, minutes: int, per_task: int) -> None:
@@ -150,3 +186,8 @@ class People(Machine):
     def account(self) -> None:
         """The account says of every slot what the model says."""
         self._account()
+
+
+async def _nobody(_: AsyncConnection) -> set[str]:
+    """The tasks that some live node has."""
+    return set()

@@ -66,6 +66,11 @@ class Run:
     state: str = "queued"
     reason: str | Blamed | None = None
     attempt: int = 0
+    attempts_before: int = 0
+    losses: int = 0
+    count: int | None = None
+    has_said: bool = False
+    most_at_a_loss: int = 0
     fence: int = 0
     node: str | None = None
     started_at: datetime | None = None
@@ -107,6 +112,7 @@ class Task:
     accounted_from: datetime
     paused_by: str | None = None
     paused_at: datetime | None = None
+    removed_at: datetime | None = None
     runs: list[Run] = field(default_factory=list)
     missed: dict[datetime, str] = field(default_factory=dict)
 
@@ -169,7 +175,8 @@ class Model:
 
     def fire(self, names: Collection[str], node: str, room: int) -> None:
         """`room`: so many of the new runs the node may start at once."""
-        for task in sorted((self.tasks[name] for name in names), key=lambda task: task.place):
+        there = [self.tasks[name] for name in names if self.tasks[name].removed_at is None]
+        for task in sorted(there, key=lambda task: task.place):
             due = list(slots(task.spans[-1].period, task.handled, self.now))
             if task.paused_by is not None:
                 self._miss(task, due, f"paused by {task.paused_by}")
@@ -255,6 +262,7 @@ class Model:
         run.state, run.node, run.reason = "running", node, None
         run.started_at = run.started_at or self.now
         run.attempt_started_at = self.now
+        run.has_said = False
 
     def _ask_to_end(self, run: Run, reason: str | Blamed) -> None:
         if run.state == "running":
@@ -319,7 +327,7 @@ class Model:
             return Ending("succeeded", "succeeded")
         if how == "interrupted":
             return self.left(run, "the service stopped")
-        if number < run.task.policy.attempts:
+        if number - run.attempts_before < run.task.policy.attempts:
             return Ending("retrying", how, "ValueError: no", wait=30)
         return Ending("failed", how, "ValueError: no")
 
@@ -358,13 +366,15 @@ class Model:
             self._ask_to_end(run, reason)
         return run.state
 
-    def reopen(self, run: Run, rank: int, states: Sequence[str]) -> bool:
-        """A person wants it to go on. False: it is in none of these states."""
+    def reopen(self, run: Run, rank: int, states: Sequence[str], anew: bool = False) -> bool:
+        """A person wants it to go on; `anew`: from the beginning. False: it is in none of these states."""
         if run.state not in states:
             return False
         self.happened[f"again after {run.state}"] += 1
         run.state, run.rank, run.catch_up, run.due_at = "queued", rank, True, self.now
         run.reason = run.started_at = run.finished_at = run.cancel = None
+        run.attempts_before, run.losses, run.most_at_a_loss = run.attempt, 0, 0
+        run.count = None if anew else run.count
         return True
 
     # Nodes
@@ -387,6 +397,7 @@ class Model:
         self.happened["living node left alone"] += len(dead) - len(gone)
         for run in self.runs:
             if run.state == "running" and run.node in gone:
+                self._count_the_loss(run)
                 self.finish(run, run.fence, run.attempt, self._lost(run))
         for node in gone:
             self.nodes[node].is_stopped = True
@@ -396,10 +407,22 @@ class Model:
         if not run.task.policy.rerun:
             self.happened["lost for good"] += 1
             return Ending("failed", "lost", LOST)
-        if [outcome for _, outcome in run.ended.values()].count("lost") >= 2:
+        if run.losses >= 3:
             self.happened["poison"] += 1
-            return Ending("failed", "lost", f"poison: {LOST} 3 times")
+            return Ending("failed", "lost", f"poison: {LOST}, 3 times without progress")
         return Ending("interrupted", "lost", LOST)
+
+    def say(self, run: Run, fence: int, count: int) -> None:
+        """A node writes how many items an attempt has counted, from zero on."""
+        if run.state == "running" and run.fence == fence:
+            run.count, run.has_said = count, True
+
+    def _count_the_loss(self, run: Run) -> None:
+        if run.has_said and (run.count or 0) > run.most_at_a_loss:
+            self.happened["got on before it was lost"] += run.losses > 0
+            run.losses = 0
+        run.losses += 1
+        run.most_at_a_loss = max(run.most_at_a_loss, run.count or 0)
 
     def leave(self, node: str, reason: str) -> None:
         """It stops in order, or comes back: what it still holds is interrupted."""
@@ -427,7 +450,7 @@ class Model:
                 self._new(task, slot, "backfill", CAUGHT_UP)
                 self.happened["backfilled"] += 1
             elif redo:
-                self.reopen(run, CAUGHT_UP, FINAL)
+                self.reopen(run, CAUGHT_UP, FINAL, anew=True)
 
     def pause(self, task: Task, by: str, is_loaded: bool) -> None:
         """Who has not loaded the task can't fire what is due: it is missed."""
@@ -435,7 +458,7 @@ class Model:
             return
         if is_loaded:
             self.fire([task.name], "", 0)
-        else:
+        elif task.removed_at is None:
             due = slots(task.spans[-1].period, task.handled, self.now)
             self._miss(task, due, f"not handled yet when it was paused by {by}")
         task.paused_by, task.paused_at = by, self.now
@@ -455,6 +478,31 @@ class Model:
             task.runs = [run for run in task.runs if run not in gone]
         self.happened["pruned"] += len(gone)
         return gone
+
+    def remove(self, task: Task) -> None:
+        """No service has it any more: its schedule ends."""
+        due = slots(task.spans[-1].period, task.handled, self.now)
+        self._miss(task, due, "its file is gone")
+        task.spans[-1] = task.spans[-1]._replace(until=self.now)
+        task.removed_at = self.now
+        self.happened["removed"] += 1
+
+    def restore(self, task: Task) -> None:
+        """A service has it again: its schedule counts from now on."""
+        task.removed_at, task.handled, task.place = None, self.now, next(self._numbers)
+        task.spans.append(Span(task.spans[-1].period, self.now))
+
+    def fail_orphans(self, grace: timedelta) -> Counter[str]:
+        """What has waited for so long for a task that was removed as long ago."""
+        failed: Counter[str] = Counter()
+        before = self.now - grace
+        for run in self.runs:
+            removed_at = run.task.removed_at
+            if removed_at is not None and removed_at < before and run.state in WAITING and run.due_at < before:
+                run.state, run.reason, run.finished_at = "failed", "no service has had this task for 24 h", self.now
+                failed[run.task.name] += 1
+        self.happened["failed as an orphan"] += failed.total()
+        return failed
 
     def set_period(self, task: Task, period: int) -> None:
         """A deployment with another schedule: it counts from now on."""

@@ -9,13 +9,14 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from service.batch import planning
+from service.batch import orphans, planning
 from service.testing.postgres import PostgresServer
 from tests.conftest import KINDS
 from tests.model.beside import Beside
@@ -45,6 +46,9 @@ HAPPENS = (
         "cancelled instead of going on",
         "lost for good",
         "poison",
+        "got on before it was lost",
+        "removed",
+        "failed as an orphan",
         "left behind",
         "backfilled",
         "pruned",
@@ -63,6 +67,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, postgres_server: Postg
 
 def test_the_ledger_does_what_a_plain_model_of_it_does(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("service.batch"), "disabled", True)
+    monkeypatch.setattr(orphans, "GRACE", timedelta(seconds=60))
     monkeypatch.setattr(planning, "BUDGET", 3)  # so that a downtime takes several transactions
     happened: Counter[str] = Counter()
     parts: tuple[type[Machine], ...] = (Nodes, People) if world.ledger.kind == "sqlite" else (Nodes, People, Beside)

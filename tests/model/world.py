@@ -16,6 +16,7 @@ from service.database.engine import Database
 from service.database.migrate import migrate
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.testing.postgres import PostgresServer
+from tests.batch.lock_order import watch
 
 Row = dict[str, Any]
 Write = Callable[[AsyncConnection], Awaitable[Any]]
@@ -42,6 +43,8 @@ class World:
         if server is not None:
             self._url = self.run(server.create_database())
         self.ledger = Database(self._url, setting="LEDGER_URL")
+        self.in_wrong_order = watch(self.ledger) if server is not None else []
+        """Statements that could deadlock with others."""
         self.application = Database(f"sqlite+aiosqlite:///{folder}/app.db", setting="DATABASE_URL")
         self.run(migrate(self.ledger, LEDGER_HISTORY))
         self.run(migrate(self.application, APPLICATION_HISTORY))
@@ -88,6 +91,7 @@ class World:
     def clear(self) -> None:
         """Quicker than a new file or a new database, and than TRUNCATE."""
         self.write(_clear)
+        self.in_wrong_order.clear()  # nobody else is there
 
     def look(self) -> Snapshot:
         snapshot: Snapshot = self.read(_look)

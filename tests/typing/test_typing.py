@@ -19,6 +19,8 @@ import service
 from tests.processes import BATCH, ROOT, environment
 from tests.test_docs import readme
 
+pytestmark = pytest.mark.types
+
 AUTHORS = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
 """They have the package from where it is installed, and not from beside them."""
 HERE = Path(__file__).parent

@@ -31,13 +31,16 @@ class Overtaken(ChunkError):
 
 
 def _upsert(rows: str) -> TextClause:
-    """Of two commits about one place only the first goes through: `count` is compared, and swapped."""
+    """Of two commits about one place only the first goes through: the number of chunks is compared, and swapped.
+
+    It rises with each of them. `count` does not: a page may be empty.
+    """
     return text(
         f"INSERT INTO batch_checkpoints (run, name, fence, cursor, count, finished, at) VALUES {rows} "
         "ON CONFLICT (run, name) DO UPDATE SET fence = excluded.fence, cursor = excluded.cursor, "
         "count = excluded.count, finished = excluded.finished, at = excluded.at "
         "WHERE CASE WHEN batch_checkpoints.name = '' THEN batch_checkpoints.fence <= excluded.fence "
-        "ELSE batch_checkpoints.count = :before END"
+        "ELSE CAST(batch_checkpoints.cursor ->> 'chunks' AS BIGINT) = :before END"
     ).bindparams(
         bindparam("run", type_=checkpoints.c.run.type),
         bindparam("name", type_=checkpoints.c.name.type),
@@ -77,7 +80,7 @@ async def write(db: AsyncSession, run: CurrentRun, name: str, before: Place, aft
         "cursor": {"after": after.cursor, "chunks": after.chunks},
         "count": after.count,
         "finished": after.is_finished,
-        "before": before.count,
+        "before": before.chunks,
     }
     if not await db.run_sync(_write, run, values):
         raise Overtaken(f"{run.task}: chunk {after.chunks} of {name!r} has been committed already, and is not again")

@@ -52,6 +52,7 @@ class ItemTask(BaseTask):
         key: The columns that tell the rows apart, as in `chunks()`; default: the primary key of the selected class.
         size: Items in one transaction.
         concurrency: How many `fetch()` calls wait at the same time.
+        total: Count the items when a run begins, as in `chunks()`.
         skip: A Skip(…): which errors set an item aside; None: an item that fails, fails the run.
         item_retry: How often one item is tried, and for which errors, before it counts as failed. `fetch()` waits
             between, as `Retry-After` says too; `save()`, whose transaction is open, does not.
@@ -60,6 +61,7 @@ class ItemTask(BaseTask):
     key: ClassVar[Any] = None
     size: ClassVar[int] = 100
     concurrency: ClassVar[int] = 1
+    total: ClassVar[bool] = False
     skip: ClassVar[Skip | None] = None
     item_retry: ClassVar[Retry] = Retry(attempts=3, wait=1.0, on=(ConnectionError, TimeoutError))
 
@@ -79,7 +81,7 @@ class ItemTask(BaseTask):
         """`redrive`: the id of a run, of which the items that were set aside are done again; `items`: only these."""
         work = _Work(self)
         await work.begin(redrive, items)
-        chunks: Chunks[Any] = Chunks(work, name=None, pause=0, retry_chunk=True)
+        chunks: Chunks[Any] = Chunks(work, name=None, pause=0, retry_chunk=True, total=self.total)
         async for chunk in chunks:
             async with chunk as (db, found):
                 for item in found:

@@ -40,7 +40,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
 class Chunks(Generic[T]):
     """`async for chunk in self.chunks(…)`: hands out chunks until nothing lies behind the last committed one."""
 
-    def __init__(self, source: Source[T], name: str | None, pause: float, retry_chunk: bool) -> None:
+    def __init__(self, source: Source[T], name: str | None, pause: float, retry_chunk: bool, total: bool) -> None:
         self.source = source
         self.database = _database()
         self.run = context.current_run_if_any()
@@ -51,12 +51,13 @@ class Chunks(Generic[T]):
         self.name = self.run.loops.name("chunks", name) if self.run is not None else name or ""
         self.place = Place()
         self.total: int | None = None
+        self._wants_total = total
         self._pause = pause
         self._retries = retry_chunk and self.run is not None
         self._chunk: Chunk[T] | None = None
         self._is_known = self.run is None
         self._failures = 0
-        self._expects_more = False
+        self._expects_more = self._has_ended = False
 
     @property
     def done(self) -> int:
@@ -76,7 +77,7 @@ class Chunks(Generic[T]):
         await self._before_next()
         if not self._is_known:
             await self._look_up()
-        if self._chunk is None and self.run is not None:
+        if self._chunk is None and self._wants_total and self.run is not None and self.total is None:
             self.run.loops.in_background(self._count(self.run))
         if self.place.is_finished or not (self._expects_more or await self._has_more()):
             await self._finish()
@@ -132,21 +133,27 @@ class Chunks(Generic[T]):
                     await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
                 place = await checkpoints.read(connection, run, self.name)
                 behind = await self.source.count(connection, place.cursor)
-            self.total = None if behind is None else place.count + behind
-            self._tell()
+            if not self._has_ended and behind is not None:
+                self.total = place.count + behind
+                self._tell()
 
     async def _has_more(self) -> bool:
         return await self.source.has_more(self.database, self.place.cursor)
 
     async def _finish(self) -> None:
         """A loop that had nothing to do leaves no row: it costs nothing, and is the same when it is asked again."""
-        if self.run is None or self.place.is_finished or not self.place.chunks:
+        if self.run is None or (self._has_ended and self.place.is_finished):
             return
-        finished = replace(self.place, is_finished=True)
-        async with self.database.session() as db:
-            await checkpoints.write(db, self.run, self.name, self.place, finished)
-            await db.commit()
-        self.place = finished
+        if self.place.chunks and not self.place.is_finished:
+            finished = replace(self.place, is_finished=True)
+            async with self.database.session() as db:
+                await checkpoints.write(db, self.run, self.name, self.place, finished)
+                await db.commit()
+            self.place = finished
+        self._chunk, self._has_ended = None, True  # nothing keeps it alive but the author's own hands
+        self.total = self.done if self._wants_total else None
+        self._tell()
+        self.run.loops.ended(self)
 
     def committed(self, place: Place, page: Page[T]) -> None:
         self.place = place
@@ -168,12 +175,19 @@ class Chunks(Generic[T]):
 
 
 def chunks(
-    source: Any, size: int, name: str | None, pause: float, retry_chunk: bool, file: File | None = None, **order: Any
+    source: Any,
+    size: int,
+    name: str | None,
+    pause: float,
+    retry_chunk: bool,
+    total: bool = False,
+    file: File | None = None,
+    **order: Any,
 ) -> Chunks[Any]:
     """BaseTask.chunks() says what they are. Raises ChunkError."""
     if not (isinstance(size, int) and size > 0):
         raise ChunkError(f"size={size!r}; allowed: an int from 1")
-    return Chunks(_source(source, size, file, order), name, pause, retry_chunk)
+    return Chunks(_source(source, size, file, order), name, pause, retry_chunk, total)
 
 
 def _source(source: Any, size: int, file: File | None, order: dict[str, Any]) -> Source[Any]:

@@ -163,11 +163,9 @@ class LocalEngine(Background):
             await over.wait()
 
     async def _is_idle_within(self, seconds: float) -> bool:
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+        return self._idle.is_set()
 
     def _ended(self, attempt: Attempt, ending: Ending) -> None:
         """Its row stays `running`, and takes up room, until the ending is written."""
@@ -211,21 +209,24 @@ class LocalEngine(Background):
     async def _turn(self, is_woken: bool = True) -> None:
         """Write a group, and claim what there is room for, in one transaction."""
         entry = self._journal.take(self._attempts.values())
+        # Decided once: a look for lost claims without `claiming` would find what others here are about to launch.
+        in_doubt, self.is_in_doubt = self.is_in_doubt, False
         try:
-            if self.is_in_doubt:
+            if in_doubt:
                 async with self.claiming:
-                    await self._write_group(entry)
+                    await self._write_group(entry, in_doubt=True)
             elif entry or (is_woken and self.room.runs > 0 and await self._has_claimable()):
                 await self._write_group(entry)
         except BaseException:
             self._journal.put_back(entry)
+            self.is_in_doubt |= in_doubt
             raise
         if self._journal.waiting:
             self.wake()
 
-    async def _write_group(self, entry: Entry) -> None:
+    async def _write_group(self, entry: Entry, in_doubt: bool = False) -> None:
         try:
-            await self._write(entry)
+            await self._write(entry, in_doubt=in_doubt)
         except DBAPIError as error:
             if not journal.is_refused(error):
                 raise
@@ -233,6 +234,7 @@ class LocalEngine(Background):
             logger.warning(
                 f"nothing is claimed in this turn, another node may have been first: {str(error).splitlines()[0]}"
             )
+            self.is_in_doubt |= in_doubt
             try:
                 await self._write(entry, claim=False)
             except DBAPIError as again:
@@ -256,8 +258,7 @@ class LocalEngine(Background):
         async with self._database.reader.connect() as connection:
             return bool((await claims.startable(connection, self._tasks, self.room))[1])
 
-    async def _write(self, entry: Entry, claim: bool = True) -> None:
-        in_doubt = self.is_in_doubt and claim
+    async def _write(self, entry: Entry, claim: bool = True, in_doubt: bool = False) -> None:
         await entry.prepare()
         async with self._database.engine.begin() as connection:
             bounced = await entry.write(connection)
@@ -267,7 +268,6 @@ class LocalEngine(Background):
                 held = await claims.held_by(connection, self._node)
                 known = {(attempt.claimed.id, attempt.claimed.fence) for attempt in self._attempts.values()}
                 claimed += [one for one in held if (one.id, one.fence) not in known and one not in claimed]
-        self.is_in_doubt = self.is_in_doubt and not in_doubt
         self._written(entry.outcomes, bounced)
         self.launch(claimed, losses)
 

@@ -1,0 +1,103 @@
+"""Backups and restores by another role than the application's: BACKUP_DATABASE_URL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from service.backup import create_backup
+from service.backup.diff import diff
+from service.config import get_settings
+from service.errors import BackupError
+from service.host import APPLICATION_HISTORY
+from service.restoring import Wanted, check_by_restoring, restore
+from service.testing.postgres import PostgresServer
+from tests.backup.contents import connected, execute
+from tests.databases import migrated
+
+APPLICATION, BACKUPS = "batch_application", "batch_backups_role"
+OWNERS = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
+
+
+def as_role(url: str, name: str) -> str:
+    return make_url(url).set(username=name, password="hunter2").render_as_string(hide_password=False)
+
+
+@pytest.fixture
+async def empty(postgres_server: PostgresServer) -> AsyncIterator[str]:
+    url = await postgres_server.create_database()
+    yield url
+    await postgres_server.drop_database(url)
+
+
+@pytest.fixture
+async def application(
+    postgres_database: str, empty: str, settings: Callable[..., None], postgres_server: PostgresServer
+) -> AsyncIterator[str]:
+    """The URL of an ordinary role, which owns the tables of two databases, but is not shown all rows of one table."""
+    await execute(
+        postgres_database,
+        f"CREATE ROLE {APPLICATION} LOGIN",
+        f"CREATE ROLE {BACKUPS} LOGIN BYPASSRLS IN ROLE {APPLICATION}, pg_read_all_data",
+    )
+    for url in (postgres_database, empty):
+        await execute(url, f'ALTER DATABASE "{make_url(url).database}" OWNER TO {APPLICATION}')
+    url = as_role(postgres_database, APPLICATION)
+    await migrated(url, APPLICATION_HISTORY)
+    await execute(
+        url,
+        "INSERT INTO users (email, created_at) VALUES ('a@example.org', now()), ('b@example.org', now())",
+        "ALTER TABLE users ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+        "CREATE POLICY few ON users USING (id < 2) WITH CHECK (true)",
+    )
+    settings(DATABASE_URL=url, BACKUP_DATABASE_URL=as_role(postgres_database, BACKUPS))
+    yield url
+    for name in (postgres_database, empty):
+        await postgres_server.drop_database(name)
+    await postgres_server._execute(f"DROP ROLE {BACKUPS}")
+    await postgres_server._execute(f"DROP ROLE {APPLICATION}")
+
+
+async def test_it_backs_up_compares_tries_out_and_restores_what_the_application_may_not_read(
+    application: str, postgres_database: str, settings: Callable[..., None], tmp_path: Path
+) -> None:
+    other = get_settings().BACKUP_DATABASE_URL
+    settings(BACKUP_DATABASE_URL="")
+    with pytest.raises(BackupError, match=r"row-level security.* BYPASSRLS \(BACKUP_DATABASE_URL\)"):
+        await create_backup(tmp_path / "backups")
+    settings(BACKUP_DATABASE_URL=str(other))
+    path = str(await create_backup(tmp_path / "backups"))
+    assert (await check_by_restoring(get_settings(), path)).rows == 2
+    await execute(postgres_database, "DELETE FROM users WHERE id = 2")
+    (users,) = [one for one in (await diff(get_settings(), path)).tables if one.table == "users"]
+    assert users.removed == 1
+    assert (await restore(get_settings(), Wanted(path, safety=False))).report.rows == 2
+    async with connected(postgres_database) as connection:
+        assert await connection.fetchval("SELECT count(*) FROM users") == 2
+        assert [row["tableowner"] for row in await connection.fetch(OWNERS)] == [APPLICATION]
+
+
+async def test_into_an_empty_database_it_restores_as_the_application_which_owns_the_tables_then(
+    application: str, empty: str, settings: Callable[..., None], tmp_path: Path
+) -> None:
+    path = str(await create_backup(tmp_path / "backups"))
+    settings(DATABASE_URL=as_role(empty, APPLICATION), BACKUP_DATABASE_URL=as_role(empty, BACKUPS))
+    assert (await restore(get_settings(), Wanted(path))).report.rows == 2
+    async with connected(empty) as connection:
+        assert [row["tableowner"] for row in await connection.fetch(OWNERS)] == [APPLICATION]
+
+
+async def test_an_error_names_its_setting_and_no_password(
+    application: str, settings: Callable[..., None], tmp_path: Path
+) -> None:
+    path = str(await create_backup(tmp_path / "backups"))
+    wrong = make_url(application).set(username="nobody_at_all", password="hunter2")
+    settings(BACKUP_DATABASE_URL=wrong.render_as_string(hide_password=False))
+    with pytest.raises(BackupError, match="Look at BACKUP_DATABASE_URL and the server") as caught:
+        await create_backup(tmp_path / "backups")
+    with pytest.raises(BackupError, match="nobody_at_all") as again:
+        await restore(get_settings(), Wanted(path))
+    assert "hunter2" not in caught.value.message + again.value.message

@@ -1,0 +1,264 @@
+"""Pins: small files beside the backups, in each place, that no prune passes by."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from service import clock
+from service.backup import pins
+from service.backup.objects import Objects
+from service.backup.pins import Pin
+from service.backup.storage import FOLDER, Folder, Places
+from service.batch import records
+from service.batch.records import Facts
+from service.config import forget_settings, get_settings
+from service.copying import download, upload
+from service.discarding import plans, prune
+from service.errors import BackupError, DatabaseError
+from service.finding import shown
+from service.keeping import known, recorded
+from service.pinning import pin, unpin
+from tests.backup.contents import HEADER, forge, make_archive
+from tests.backup.s3 import Bucket, bucket, refusing, s3_server
+
+__all__ = ["bucket", "s3_server"]
+
+OLD, NEW = "backup_20251101_020000.backup.gz", "backup_20251125_020000.backup.gz"
+NOW = datetime(2025, 11, 26, 2, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, settings: Callable[..., None]) -> Path:
+    """Two backups, of which the older one is old enough to go."""
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    make_archive(folder / OLD)
+    make_archive(folder / NEW)
+    settings(BACKUP_KEEP_LAST="1", BACKUP_RETENTION_DAYS="1")
+    return folder
+
+
+@pytest.fixture
+def in_ledger(ledger_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty ledger of each kind, in a place of its own."""
+    monkeypatch.setenv("LEDGER_URL", ledger_url)
+    forget_settings()
+    return ledger_url
+
+
+async def pruned() -> list[str]:
+    settings = get_settings()
+    with clock.moved(NOW):
+        return [one async for one in prune(settings, await plans(settings))]
+
+
+def pins_in(bucket: Bucket) -> set[str]:
+    return {Path(key).name for key in bucket.keys() if key.endswith(".pin")}  # noqa: SIM118, it is no dict
+
+
+async def pinned_by_an_older_version(*places: str) -> None:
+    async def write(connection: records.AsyncConnection) -> None:
+        for place in places:
+            await records.record(connection, Facts(OLD, NOW, size=1), place, NOW)
+            await records._change(connection, OLD, place, pinned_at=NOW, pinned_by="ann")
+
+    await recorded(get_settings(), write)
+
+
+async def test_a_pin_stands_beside_the_file_in_each_place_and_goes_from_each(folder: Path, bucket: Bucket) -> None:
+    await upload(get_settings(), OLD)
+    with clock.moved(NOW):
+        assert await pin(get_settings(), OLD, "ann") == (OLD, True)
+        assert await pin(get_settings(), OLD, "bob") == (OLD, False)
+    told = json.loads((folder / f"{OLD}.pin").read_text())
+    assert told == {"by": "ann", "at": "2025-11-26T02:00:00+00:00"} and pins_in(bucket) == {f"{OLD}.pin"}
+    assert (folder / f"{OLD}.pin").stat().st_mode & 0o777 == 0o600
+    assert await pruned() == []
+    assert await unpin(get_settings(), OLD) == (OLD, True)
+    assert not list(folder.glob("*.pin")) and pins_in(bucket) == set()
+    assert await pruned() == [f"backups/{OLD}"]
+
+
+async def test_a_pin_goes_with_its_backup_and_before_it(
+    folder: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a prune on another machine finds no copy without its pin."""
+    settings = get_settings()
+    pins.put(Folder(folder), OLD, Pin("ann", NOW))
+    put, there = Objects.put, []
+    monkeypatch.setattr(Objects, "put", lambda *given: (there.extend(bucket.keys()), put(*given)))
+    await upload(settings, OLD)
+    assert there == [f"shop/db/{OLD}.pin"]
+    shutil.rmtree(folder)
+    await download(settings, OLD)
+    assert pins.read(Folder(folder), OLD) == Pin("ann", NOW)
+
+
+async def test_a_place_that_is_away_is_told_and_the_other_one_is_pinned(folder: Path, bucket: Bucket) -> None:
+    await upload(get_settings(), OLD)
+    with refusing(403, "AccessDenied") as port, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        forget_settings()
+        with pytest.raises(BackupError, match=rf"{OLD} is pinned in one place only: .*refuses the keys.*do it again"):
+            await pin(get_settings(), OLD, "ann")
+        with pytest.raises(BackupError, match=rf"{OLD} is unpinned in one place only: .*refuses the keys"):
+            await unpin(get_settings(), OLD)
+    forget_settings()
+    pins.put(Folder(folder), OLD, Pin())
+    assert await pruned() == [], "what is pinned in one place is pinned in both"
+
+
+async def test_a_pin_that_comes_at_the_last_moment_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the places and the deletion."""
+    settings = get_settings()
+    with clock.moved(NOW):
+        planned = await plans(settings)
+        assert [plan.decision.going for plan in planned] == [[OLD]]
+        pins.put(Folder(folder), OLD, Pin("ann", NOW))
+        assert [one async for one in prune(settings, planned)] == [] and (folder / OLD).exists()
+
+
+async def test_a_backup_that_is_deleted_while_it_is_pinned_is_not_called_pinned(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Folder.write
+
+    def and_it_goes(self: Folder, name: str, data: bytes) -> bool:
+        (self.path / OLD).unlink()
+        return write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", and_it_goes)
+    with pytest.raises(BackupError, match=f"{OLD} is not pinned: backups/{OLD} was deleted meanwhile"):
+        await pin(get_settings(), OLD, "ann")
+
+
+HOSTILE = [
+    b"",
+    b"{",
+    b"[" * 4096,
+    b'{"by": 1, "at": 2}',
+    b'{"by": null, "at": "yesterday"}',
+    b'{"by": ["x"], "at": "0001-01-01T00:00:00+14:00"}',
+    b'{"by": "' + b"x" * 10_000_000 + b'"}',
+    b"\xff\x00" * 100,
+]
+
+
+@pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
+async def test_whatever_a_pin_holds_it_pins_and_is_only_shown(folder: Path, content: bytes) -> None:
+    (folder / f"{OLD}.pin").write_bytes(content)
+    assert pins.read(Folder(folder), OLD) == Pin()
+    about, _ = await shown(get_settings(), OLD, print)
+    assert about["pinned"] == "yes" and about["pinned by"] is None
+    assert await pruned() == []
+
+
+async def test_of_a_name_only_what_can_be_printed_is_shown(folder: Path) -> None:
+    by = "\x1b[2Jann\u202e\ud800" + "x" * 200
+    (folder / f"{OLD}.pin").write_text(json.dumps({"by": by, "at": "2025-11-26T02:00:00+00:00"}))
+    about, _ = await shown(get_settings(), OLD, print)
+    assert about["pinned by"] == "?[2Jann??" + "x" * 91 and about["pinned"] == NOW
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path), lambda path: os.symlink("no", path)]
+)
+async def test_whatever_kind_of_file_a_pin_is_it_pins(folder: Path, make: Callable[[Path], None]) -> None:
+    make(folder / f"{OLD}.pin")
+    assert await pruned() == []
+    assert pins.read(Folder(folder), OLD) == Pin()
+
+
+async def test_in_a_bucket_too_so_much_of_a_pin_is_read_and_no_more(folder: Path, bucket: Bucket) -> None:
+    await upload(get_settings(), OLD)
+    bucket.put(f"shop/db/{OLD}.pin", b"[" * 10_000)
+    _, elsewhere = Places.of(get_settings()).all()
+    assert len(elsewhere.read(f"{OLD}.pin", 4097)) == 4097 and pins.read(elsewhere, OLD) == Pin()
+    assert await pruned() == []
+
+
+async def test_a_pin_whose_backup_is_gone_is_removed_a_day_later(folder: Path, bucket: Bucket) -> None:
+    lost, others = "backup_20250101_000000.backup.gz.pin", "notes.pin"
+    for name in (lost, others):
+        (folder / name).touch()
+        bucket.put(f"shop/db/{name}", b"")
+    for age, left in ((timedelta(hours=23), {lost, others}), (timedelta(hours=25), {others})):
+        with clock.moved(datetime.now(UTC) + age):
+            async for _ in prune(get_settings(), await plans(get_settings())):
+                pass
+        assert {path.name for path in folder.glob("*.pin")} == left
+        assert pins_in(bucket) == left
+
+
+async def test_pins_of_an_older_ledger_are_written_beside_their_files_once(in_ledger: str, folder: Path) -> None:
+    await pinned_by_an_older_version(FOLDER)
+    assert await pruned() == []
+    assert pins.read(Folder(folder), OLD) == Pin("ann", NOW)
+    assert (await known(get_settings()))[FOLDER, OLD]["pinned_at"] is None
+    (folder / f"{OLD}.pin").unlink()
+    assert await pruned() == [f"backups/{OLD}"]
+
+
+async def test_pins_of_an_older_ledger_wait_for_a_place_that_is_away(
+    in_ledger: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other place is not set for a while. The row of the folder was all that the older version knew."""
+    (tmp_path / "other").mkdir()
+    make_archive(tmp_path / "other" / OLD)
+    make_archive(tmp_path / "other" / NEW)
+    (folder / OLD).unlink()
+    await pinned_by_an_older_version(FOLDER)
+    assert await pruned() == [] and not list(tmp_path.glob("*/*.pin"))
+    monkeypatch.setenv("BACKUP_URL", f"file://{tmp_path}/other")
+    forget_settings()
+    assert await pruned() == []
+    assert pins.read(Folder(tmp_path / "other"), OLD) == Pin("ann", NOW)
+    await unpin(get_settings(), OLD)
+    assert await pruned() == [f"{tmp_path}/other/{OLD}"]
+
+
+async def test_a_ledger_that_is_away_may_know_pins_so_nothing_is_unpinned_or_deleted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins.put(Folder(folder), OLD, Pin())
+    monkeypatch.setenv("LEDGER_URL", "postgresql://bob@127.0.0.1:1/ledger")
+    forget_settings()
+    for work in (unpin(get_settings(), OLD), pruned()):
+        with pytest.raises(DatabaseError):
+            await work
+    assert pins.is_pinned(Folder(folder), OLD) and (folder / OLD).exists()
+
+
+async def test_a_place_that_the_ledger_does_not_know_is_read_and_recorded_before_anything_is_deleted(
+    in_ledger: str, folder: Path
+) -> None:
+    broken = "backup_20251110_020000.backup.gz"
+    (folder / broken).write_bytes((folder / NEW).read_bytes()[:-1])
+    settings = get_settings()
+    with clock.moved(NOW):
+        planned = await plans(settings)
+        known_of = await known(settings)
+        assert {name: (row["rows"], records.state(row)) for (_, name), row in known_of.items()} == {
+            NEW: (6, "not verified"),
+            OLD: (6, "not verified"),
+            broken: (None, "failed"),
+        }
+        assert planned[0].decision.too_many == "2 of 3 would go at once"
+        assert [one async for one in prune(settings, planned)] == []
+
+
+async def test_what_cannot_be_judged_stays_and_is_not_recorded(in_ledger: str, folder: Path) -> None:
+    """A newer version has made it, and this one was put back."""
+    header = {**HEADER, "format": 2, "kind": "postgresql", "taken_at": "2025-11-01T02:00:00+00:00"}
+    forge(folder / OLD, [("header.json", json.dumps(header).encode())])
+    with clock.moved(NOW):
+        (plan,) = await plans(get_settings())
+    assert {one.name: one.why for one in plan.decision.verdicts} == {NEW: "the newest", OLD: "can't be read"}
+    assert (FOLDER, OLD) not in await known(get_settings())

@@ -1,0 +1,59 @@
+"""Slots are counted in whole days, hours and minutes, and the number is that of going through each."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.batch.counting import count
+from service.batch.schedule import Schedule, schedule
+
+CRONS = (
+    *("* * * * *", "*/7 3-9 * * *", "0 * * * *", "30 2 * * *", "0 0 * * *", "59 23 * * *", "15 3 * * 1"),
+    *("*/20 * * * * *", "5,50 1-59/2 * * * *", "0 2 1 * *", "0 12 29 2 *", "* 0-2 * 3,10 *", "0 0 L * *"),
+)
+ZONES = (
+    *("UTC", "Europe/Berlin", "America/New_York", "America/Santiago", "Australia/Lord_Howe", "Asia/Kathmandu"),
+    *("Africa/Casablanca", "Pacific/Apia"),
+)
+MOMENTS = (
+    *("2026-03-28", "2026-10-24", "2026-03-07", "2026-10-31", "2026-04-04", "2026-09-05", "2026-02-14"),
+    *("2011-12-29", "2024-02-27"),
+)
+
+
+@given(
+    st.sampled_from(CRONS),
+    st.sampled_from(ZONES),
+    st.sampled_from(MOMENTS),
+    st.integers(-200_000, 200_000),
+    st.integers(0, 300_000),
+    st.integers(0, 999_999),
+)
+def test_the_number_is_that_of_going_through_each(
+    cron: str, zone: str, moment: str, shift: int, length: int, part: int
+) -> None:
+    timetable = schedule(cron, zone)
+    after = datetime.fromisoformat(moment).replace(tzinfo=UTC) + timedelta(seconds=shift, microseconds=part)
+    until = after + timedelta(seconds=length)
+    assert count(timetable, after, until) == len(list(timetable.between(after, until)))
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_ten_years_of_seconds_take_some_thousand_steps(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    following = Schedule.next
+
+    def counted(self: Schedule, after: datetime) -> datetime | None:
+        nonlocal steps
+        steps += 1
+        return following(self, after)
+
+    monkeypatch.setattr(Schedule, "next", counted)
+    after = datetime(2020, 1, 1, 5, 17, 3, tzinfo=UTC)
+    until = datetime(2030, 1, 1, tzinfo=UTC) if zone == "UTC" else datetime(2020, 3, 1, tzinfo=UTC)
+    assert count(schedule("* * * * * *", zone), after, until) == (until - after).total_seconds()
+    assert steps < 5_000

@@ -1,0 +1,78 @@
+"""The local engine beside others of its process that claim: what each of them started is started once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from service import clock
+from service.batch import runs
+from service.batch.engines.local import LocalEngine
+from service.batch.registry import Task
+from service.batch.states import RunState
+from service.database.engine import Database
+from tests.batch.ledger_world import NODE, know, make_task, rows
+from tests.batch.test_runs import new
+
+
+class Counted:
+    """A task that counts how often its body begins, and an engine that has it."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.may_end = asyncio.Event()
+
+        async def run(_: object) -> None:
+            self.begun += 1
+            await self.may_end.wait()
+
+        self.task: Task = make_task("t", None, run=run)
+
+
+async def commit_a_claim(ledger: Database) -> runs.Claimed:
+    """What a firing does for its node before it launches: the run is in the ledger as running."""
+    at = clock.now()
+    started = {"node": NODE, "fence": 1, "attempt": 1, "started_at": at, "attempt_started_at": at}
+    made = new(state=RunState.RUNNING, **started)
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [made])
+    return runs.claimed_from(made)
+
+
+@pytest.mark.parametrize("await_of_the_turn", ["_has_claimable", "_write"])
+async def test_a_doubt_that_comes_in_the_midst_of_a_turn_starts_nothing_twice(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch, await_of_the_turn: str
+) -> None:
+    """A look for lost claims must not see one that is about to be launched, so it holds `claiming`: all of it, or none.
+
+    Two firings, one after the other: the first one's COMMIT has no reply, the second one's is about to be launched.
+    """
+    counted = Counted()
+    engine = LocalEngine(ledger, await know(ledger, counted.task), NODE)
+    original = getattr(LocalEngine, await_of_the_turn)
+    is_there, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(self: LocalEngine, *args: object, **more: object) -> object:
+        is_there.set()
+        await may_go_on.wait()
+        return (await original(self, *args, **more)) or await_of_the_turn == "_has_claimable"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalEngine, await_of_the_turn, slowly)
+        if await_of_the_turn == "_write":
+            patch.setattr(LocalEngine, "_has_claimable", lambda _: asyncio.sleep(0, True))
+        turn = asyncio.create_task(engine._turn())
+        await is_there.wait()
+        engine.doubt()
+        async with engine.claiming:
+            claimed = await commit_a_claim(ledger)
+            may_go_on.set()
+            await turn
+            engine.launch([claimed], engine.losses)
+    is_in_doubt = engine.is_in_doubt
+    await asyncio.sleep(0)
+    counted.may_end.set()
+    await engine.settle()
+    assert (counted.begun, is_in_doubt, engine.is_in_doubt) == (1, True, False)
+    assert [row["state"] for row in await rows(ledger)] == ["succeeded"]

@@ -1,0 +1,151 @@
+"""Transactions that lock several rows do so in one order. On PostgreSQL: SQLite has one writer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock
+from service.batch import catalog, slots, tables
+from service.batch.pruning import Keep, Pruner
+from service.batch.schedule import schedule
+from service.batch.tables import new_id
+from service.database.engine import Database
+from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+from tests.batch.ledger_world import NODE, fire, know, make_task, until
+from tests.batch.lock_order import watch
+from tests.batch.test_runs import insert as insert_runs
+from tests.batch.test_upkeep import of_slot, over
+from tests.databases import migrated
+
+HOURLY, DAILY = schedule("0 * * * *", "UTC"), schedule("0 0 * * *", "UTC")
+OLD = clock.now().replace(minute=0, second=0, microsecond=0) - timedelta(days=100)
+Do = Callable[[AsyncConnection], Awaitable[object]]
+
+
+@pytest.fixture
+async def ledger(postgres_database: str) -> AsyncIterator[Database]:
+    """Both histories in one PostgreSQL database."""
+    for history in (LEDGER_HISTORY, APPLICATION_HISTORY):
+        await migrated(postgres_database, history)
+    database = Database(postgres_database, setting="LEDGER_URL")
+    yield database
+    await database.dispose()
+
+
+async def until_waiting(ledger: Database, number: int) -> None:
+    """Until so many transactions wait for a row that another one holds."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+
+    async def are_there() -> bool:
+        async with ledger.reader.connect() as connection:
+            return bool((await connection.execute(waiting)).scalar_one() == number)
+
+    await until(are_there)
+
+
+async def write(ledger: Database, do: Do) -> object:
+    async with ledger.engine.begin() as connection:
+        return await do(connection)
+
+
+async def nobody(_: AsyncConnection) -> set[str]:
+    return set()
+
+
+BESIDE: dict[str, Do] = {
+    "pause": lambda connection: catalog.pause(connection, "tick", "ann"),
+    "resume": lambda connection: catalog.resume(connection, "tick"),
+    "remove": lambda connection: catalog.remove_gone(connection, ["tick"], nobody),
+    "restore": lambda connection: catalog.set_schedules(connection, {"tick": HOURLY}, {}, NODE),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+async def test_a_task_that_is_taken_in_while_somebody_changes_it_deadlocks_nobody(ledger: Database, beside: Do) -> None:
+    """Whoever waits for the task's row must not hold its schedule's already."""
+    loaded = await know(ledger, make_task("tick", "0 * * * *"))
+    if beside is BESIDE["resume"]:
+        await write(ledger, BESIDE["pause"])
+    if beside is BESIDE["restore"]:
+        await write(ledger, lambda c: c.execute(update(tables.tasks).values(accounted_from=None)))
+        await write(ledger, lambda c: c.execute(update(tables.schedules).values(cron="5 * * * *")))
+    async with ledger.engine.begin() as taking_in:
+        await catalog.record_tasks(taking_in, loaded, clock.now())
+        changing = asyncio.create_task(write(ledger, beside))
+        await until_waiting(ledger, 1)
+        await catalog.set_schedules(taking_in, {"tick": DAILY}, loaded, NODE)
+    await changing
+
+
+async def make_old(connection: AsyncConnection) -> None:
+    """Something that pruning has to move the beginning of all accounts for."""
+    await connection.execute(update(tables.tasks).values(accounted_from=OLD))
+    row = {"task": "a", "first_slot": OLD, "last_slot": OLD, "count": 1, "reason": "it was down", "created_at": OLD}
+    await connection.execute(insert(tables.missed).values(id=new_id(), **row))
+
+
+async def prune(ledger: Database) -> object:
+    return await Pruner(ledger, ledger, Keep(90, 1), pause=0).prune()
+
+
+def recording(*names: str) -> Callable[[Database], Awaitable[object]]:
+    async def record(ledger: Database) -> object:
+        loaded = {name: make_task(name, None) for name in names}
+        return await write(ledger, lambda c: catalog.record_tasks(c, loaded, clock.now()))
+
+    return record
+
+
+@pytest.mark.parametrize("first", [recording("z", "m", "a"), prune], ids=["record", "prune"])
+async def test_two_that_lock_several_tasks_deadlock_neither(
+    ledger: Database, first: Callable[[Database], Awaitable[object]]
+) -> None:
+    """Held up in their midst by a third one, each of them has locked what the other one comes to next."""
+    for name in ("z", "m", "n", "a"):  # so they lie in the table, too
+        await recording(name)(ledger)
+    await write(ledger, make_old)
+    async with ledger.engine.begin() as holding:
+        held = select(tables.tasks).where(tables.tasks.c.name.in_(["m", "n"])).with_for_update()
+        await holding.execute(held)
+        both = [asyncio.create_task(first(ledger))]
+        await until_waiting(ledger, 1)
+        both.append(asyncio.create_task(recording("a", "n", "z")(ledger)))
+        await until_waiting(ledger, 2)
+    await asyncio.gather(*both)
+
+
+async def test_each_transaction_on_tasks_locks_them_first_and_by_name(ledger: Database) -> None:
+    loaded = await know(ledger, *(make_task(name, "0 * * * *") for name in ("tick", "a", "b")))
+    await write(ledger, make_old)
+    wrong = watch(ledger)
+    await know(ledger, *loaded.values())
+    await insert_runs(ledger, *(of_slot(OLD - timedelta(hours=n)) for n in range(3)), over(clock.now()))
+    await prune(ledger)
+    await fire(ledger, loaded, clock.now() + timedelta(hours=2))
+    await write(ledger, lambda c: catalog.pause(c, "tick", "ann", loaded, NODE))
+    for do in (BESIDE["resume"], BESIDE["pause"], BESIDE["remove"]):
+        await write(ledger, do)
+    changed = dict.fromkeys(loaded, DAILY)
+    await write(ledger, lambda c: catalog.set_schedules(c, changed, loaded, NODE))
+    assert wrong == []
+
+
+async def test_an_order_that_can_deadlock_would_be_seen(ledger: Database) -> None:
+    wrong = watch(ledger)
+    await know(ledger, make_task("tick"), make_task("tock"))
+    async with ledger.engine.begin() as connection:
+        await slots.lock(connection, ["tick"])
+        await connection.execute(update(tables.tasks).where(tables.tasks.c.name == "tick").values(paused_by="ann"))
+    await write(ledger, lambda c: c.execute(update(tables.tasks).values(paused_by="ann")))
+    assert [one.partition(" locks ")[2] for one in wrong] == [
+        "batch_tasks after ['batch_schedules']",
+        "several rows of batch_tasks in no order",
+    ]

@@ -1,0 +1,159 @@
+"""Runs of a task that no service has any more."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text, update
+
+from service import clock
+from service.batch import catalog, claims, news, orphans, tables
+from service.batch.again import retry
+from service.batch.orphans import REASON, fail_orphans
+from service.batch.registry import Task
+from service.batch.runs import NewRun
+from service.batch.states import FINAL, Rank, RunState
+from service.database.engine import Database
+from tests.batch.ledger_world import NODE, know, make_task, rows
+from tests.batch.test_locks import until_waiting
+from tests.batch.test_runs import insert, new
+
+HOUR = timedelta(hours=1)
+LONG_AGO = clock.now() - 30 * HOUR
+WAITING = (RunState.QUEUED, RunState.RETRYING, RunState.INTERRUPTED)
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orphans, "PAUSE_SECONDS", 0)
+
+
+async def removed(ledger: Database, name: str = "gone", hours: float = 25) -> Task:
+    """A task that was removed so many hours ago."""
+    task = make_task(name, None)
+    await know(ledger, task)
+    async with ledger.engine.begin() as connection:
+        at = {"removed_at": clock.now() - hours * HOUR}
+        await connection.execute(update(tables.tasks).where(tables.tasks.c.name == name).values(at))
+    return task
+
+
+def waiting(task: str = "gone", **more: Any) -> NewRun:
+    return new(task, **{"created_at": LONG_AGO, "due_at": LONG_AGO, **more})
+
+
+async def states(ledger: Database) -> dict[str, str]:
+    return {run["id"]: run["state"] for run in await rows(ledger)}
+
+
+async def test_what_waits_for_a_task_that_was_removed_a_day_ago_has_failed(ledger: Database) -> None:
+    await removed(ledger)
+    made = [waiting(state=state) for state in WAITING]
+    await insert(ledger, *made)
+    assert await fail_orphans(ledger) == {"gone": 3}
+    for run in await rows(ledger):
+        assert (run["state"], run["reason"]) == ("failed", REASON)
+        assert clock.now() - run["finished_at"] < HOUR
+    async with ledger.reader.connect() as connection:
+        assert not (await news.read(connection, NODE)).is_claimable
+    assert await fail_orphans(ledger) == {}
+
+
+async def test_everything_else_stays_as_it_is(ledger: Database) -> None:
+    await removed(ledger)
+    await removed(ledger, "lately", hours=23)
+    await know(ledger, make_task("there", None))
+    over = [waiting(state=state, finished_at=LONG_AGO) for state in FINAL]
+    young = [waiting(due_at=clock.now() - HOUR), waiting(state=RunState.RETRYING, due_at=clock.now() + HOUR)]
+    running = waiting(state=RunState.RUNNING, node=NODE, fence=1, attempt_started_at=LONG_AGO)
+    await insert(ledger, *over, *young, running, waiting("lately"), waiting("there"))
+    before = await rows(ledger)
+    assert await fail_orphans(ledger) == {}
+    assert await rows(ledger) == before
+
+
+async def test_a_node_that_loads_the_task_at_that_moment_keeps_its_runs(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came after the look for such tasks, and before the first of their runs was changed."""
+    task = await removed(ledger)
+    await insert(ledger, waiting())
+    fail_some = orphans._fail_some
+
+    async def loaded_first(*given: Any) -> int:
+        async with ledger.engine.begin() as connection:
+            await catalog.record_tasks(connection, {"gone": task}, clock.now())
+        return await fail_some(*given)
+
+    monkeypatch.setattr(orphans, "_fail_some", loaded_first)
+    assert await fail_orphans(ledger) == {}
+    assert set((await states(ledger)).values()) == {"queued"}
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+async def test_a_node_that_is_about_to_commit_that_it_has_the_task_keeps_its_runs(ledger: Database) -> None:
+    task = await removed(ledger)
+    await insert(ledger, waiting())
+    async with ledger.engine.begin() as loading:
+        await catalog.record_tasks(loading, {"gone": task}, clock.now())
+        failing = asyncio.create_task(fail_orphans(ledger))
+        await until_waiting(ledger, 1)
+    assert await failing == {}
+    assert set((await states(ledger)).values()) == {"queued"}
+
+
+async def test_a_run_that_has_failed_so_may_be_retried_and_waits_for_its_task_as_long_again(ledger: Database) -> None:
+    await removed(ledger)
+    run = waiting()
+    await insert(ledger, run)
+    await fail_orphans(ledger)
+    async with ledger.engine.begin() as connection:
+        await retry(connection, run.id, "ann")
+    assert await fail_orphans(ledger) == {}
+    async with ledger.engine.begin() as connection:
+        (claimed,) = await claims.claim(connection, [run.id], NODE, clock.now())
+    assert (claimed.id, claimed.attempt) == (run.id, 1)
+
+
+async def test_many_fail_in_several_transactions(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orphans, "BATCH", 2)
+    await removed(ledger)
+    await removed(ledger, "other")
+    await insert(ledger, *(waiting(rank=Rank.CATCH_UP) for _ in range(5)), *(waiting("other") for _ in range(4)))
+    sizes: list[int] = []
+    fail_some = orphans._fail_some
+
+    async def note(*given: Any) -> int:
+        sizes.append(await fail_some(*given))
+        return sizes[-1]
+
+    monkeypatch.setattr(orphans, "_fail_some", note)
+    assert await fail_orphans(ledger) == {"gone": 5, "other": 4}
+    assert sizes == [2, 2, 1, 0, 2, 2, 0, 0]
+
+
+async def test_looking_for_them_costs_one_look_into_the_index_for_each_removed_task(ledger: Database) -> None:
+    """In a ledger with a history, of which PostgreSQL has its statistics."""
+    await removed(ledger)
+    history = {"state": RunState.SUCCEEDED, "finished_at": LONG_AGO}
+    made = [waiting(f"task-{n % 20}", **(history if n % 10 else {})) for n in range(3_000)]
+    await insert(ledger, waiting(), *made)
+    asked: list[tuple[str, Any]] = []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        if "batch_runs" in statement and statement.startswith("SELECT"):
+            asked.append((statement, parameters))
+
+    event.listen(ledger.reader.sync_engine, "before_cursor_execute", note)
+    await fail_orphans(ledger)
+    ((statement, parameters),) = asked
+    explain = "EXPLAIN QUERY PLAN" if ledger.kind == "sqlite" else "EXPLAIN"
+    async with ledger.engine.begin() as connection:
+        if ledger.kind == "postgresql":
+            await connection.execute(text("ANALYZE"))
+        plan = "\n".join(str(row) for row in await connection.exec_driver_sql(f"{explain} {statement}", parameters))
+    for index in ("ix_batch_runs_waiting", "ix_batch_runs_retry"):
+        assert index in plan, plan

@@ -1,0 +1,313 @@
+"""How the databases find what is asked all the time: by an index that knows the answer, never through all runs.
+
+The statements are those that the functions send, caught on their way; the ledger is one in which much stands that is
+none of theirs. What serves no plan here is an index too many.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event, insert, select, text, update
+
+from service import clock
+from service.application.models import User
+from service.batch import (
+    again,
+    cancel,
+    catalog,
+    claims,
+    firing,
+    history,
+    news,
+    nodes,
+    rescue,
+    runs,
+    slots,
+    starting,
+    tables,
+)
+from service.batch.chunking.checkpoints import PLACE_AND_FENCE
+from service.batch.chunking.paging import Pages
+from service.batch.firing import Room
+from service.batch.pruning import Keep, Pruner
+from service.batch.registry import Task
+from service.batch.runs import Outcome
+from service.batch.states import RunState
+from service.batch.tables import new_id
+from service.database.engine import Database
+from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+from tests.batch.crowd import crowd
+from tests.batch.ledger_world import NODE, know, make_task
+from tests.batch.test_runs import new
+from tests.conftest import KINDS
+
+RUNS = 20_000
+KEPT = 490
+"""Runs of a task: ten of each that has 500 in the past are pruned."""
+
+LARGE = {*(table.name for table in tables.ledger.tables.values()), "batch_checkpoints", "batch_once", "users"}
+LARGE -= {"batch_catalog", "batch_backups"}
+
+ONCE_AN_HOUR = {"prune"}
+"""What may read through other tables than that of the runs."""
+
+IN_ORDER = {"list": r"USING INDEX ix_batch_runs", "look": r"USING INDEX ix_batch_nodes_live$"}
+"""Where an index is gone through: a list stops after a page, and of the nodes only those stand in it that live."""
+
+PLANS = {
+    "fire": {"uq_batch_schedules_open", "ix_batch_runs_in_the_way", "ix_batch_missed_task"},
+    "claim": {
+        *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_retry_due", "ix_batch_runs_retry_queue"),
+        "uq_batch_runs_exclusive",
+    },
+    "claim retries": {
+        *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_retry_due", "ix_batch_runs_retry_queue"),
+        *("ix_batch_runs_retrying", "uq_batch_runs_exclusive"),
+    },
+    "look": {
+        *("ix_batch_runs_waiting", "ix_batch_runs_retry_due", "ix_batch_runs_retrying", "ix_batch_runs_held"),
+        "ix_batch_nodes_live",
+    },
+    "beat": set(),
+    "hold": {"ix_batch_runs_held"},
+    "write": set(),
+    "rescue": {"ix_batch_runs_held"},
+    "retry": set(),
+    "cancel": set(),
+    "start": set(),
+    "chunk": set(),
+    "list": {"ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_state_created"},
+    "show": {"ix_batch_runs_task_created", "ix_batch_missed_task"},
+    "prune": {"ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_held"},
+    "pause": {"uq_batch_schedules_open"},
+    "schedules of a task": {"ix_batch_schedules_task"},
+}
+"""The indexes of ours by which each finds runs, beside the primary keys, and no others."""
+
+HARMLESS = {"uq_batch_runs_task_slot", "uq_batch_runs_task_key", "uq_batch_runs_exclusive", "ix_batch_nodes_live"}
+HARMLESS |= {"ix_batch_missed_task"}
+"""PostgreSQL names what an insert looks into; and it may take a small unique index where one row is meant."""
+
+
+class Plans:
+    """What was sent in the name of each of these, and how the database would find it."""
+
+    def __init__(self, *databases: Database) -> None:
+        self.sent: dict[str, dict[str, tuple[Database, Any]]] = {}
+        self._name = ""
+        for database in databases:
+            for engine in {database.engine.sync_engine, database.reader.sync_engine}:
+                event.listen(engine, "before_cursor_execute", self._keeper(database))
+
+    def _keeper(self, database: Database) -> Any:
+        def keep(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+            if self._name and statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
+                self.sent.setdefault(self._name, {}).setdefault(statement, (database, parameters))
+
+        return keep
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        self._name = name
+        yield
+        self._name = ""
+
+    async def read(self) -> dict[str, list[tuple[str, list[str]]]]:
+        """By name, each statement with the lines of its plan."""
+        found: dict[str, list[tuple[str, list[str]]]] = {}
+        for name, statements in self.sent.items():
+            for statement, (database, parameters) in statements.items():
+                prefix = "EXPLAIN (COSTS OFF) " if database.kind == "postgresql" else "EXPLAIN QUERY PLAN "
+                async with database.engine.connect() as connection:
+                    lines = await connection.exec_driver_sql(prefix + statement, parameters)
+                    found.setdefault(name, []).append((statement, [str(row[-1]) for row in lines]))
+        return found
+
+
+@pytest.fixture(scope="module", params=KINDS)
+async def plans(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[dict[str, list[tuple[str, list[str]]]]]:
+    databases, folder = request.getfixturevalue(f"{request.param}_databases"), tmp_path_factory.mktemp("plans")
+    urls = [
+        await databases.make(folder / f"{n}.db", history)
+        for n, history in enumerate((LEDGER_HISTORY, APPLICATION_HISTORY))
+    ]
+    ledger, application = (Database(url, setting="LEDGER_URL") for url in urls)
+    kept = Plans(ledger, application)
+    await _send_what_a_service_sends(kept, ledger, application)
+    await _send_what_people_send(kept, ledger)
+    yield await kept.read()
+    for database, url in zip((ledger, application), urls, strict=True):
+        await database.dispose()
+        await databases.drop(url)
+
+
+async def _send_what_a_service_sends(plans: Plans, ledger: Database, application: Database) -> None:
+    loaded = await _fill(ledger, application)
+    async with ledger.engine.begin() as connection:
+        with plans.of("fire"):
+            await firing.fire(connection, [*loaded, "many-1"], loaded, NODE, Room(1, 1))
+            await slots.still_open(connection, ["many-1"])
+        with plans.of("claim"):
+            await claims.take(connection, loaded, NODE, Room(3, 3))
+    late = [new(name, state="retrying", exclusive=task.exclusive) for name, task in loaded.items()]
+    dead = new("plain.dead", state="running", node=await _node(ledger), attempt=1, attempt_started_at=clock.now())
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [*late, dead])
+        with plans.of("claim retries"):
+            claimed, _ = await claims.take(connection, loaded, NODE, Room(9, 9))
+        assert claimed
+        with plans.of("look"):
+            await news.read(connection, NODE)
+            await news.read(connection, NODE, fires=False)
+        with plans.of("beat"):
+            await nodes.beat(connection, NODE, 0.0)
+        with plans.of("hold"):
+            held = await claims.held_by(connection, NODE)
+        with plans.of("write"):
+            one = held[0]
+            progress = {"count": 1, "total": None, "count_before": 0, "message": "", "progress_at": None, "rate": 1.0}
+            await runs.mirror_progress(connection, [{"id": one.id, "fence": one.fence, **progress}])
+            ends = (one.id, one.fence, RunState.FAILED, "failed", 1, NODE, one.task, one.attempt_started_at)
+            assert await runs.finish(connection, [Outcome(*ends, ended_at=clock.now())]) == []
+        with plans.of("rescue"):
+            assert await rescue.rescue(connection, {str(dead.node): 0}, clock.now())
+        with plans.of("retry"):
+            await again.retry(connection, one.id, "ann")
+    with plans.of("prune"):
+        went = await Pruner(ledger, application, Keep(1, KEPT), pause=0).prune()
+    assert went["runs"] == 100
+    await _send_what_a_chunk_sends(plans, application)
+
+
+async def _send_what_a_chunk_sends(plans: Plans, application: Database) -> None:
+    pages: Pages[User] = Pages(select(User), User.id, 10)
+    async with application.session() as db:
+        first = await pages.load(db, None)
+        with plans.of("chunk"):
+            await pages.load(db, first.cursor)
+            values = {"run": new_id(), "name": "chunks:1", "fence": 1, "cursor": {}, "count": 1, "before": 0}
+            await db.execute(PLACE_AND_FENCE, {**values, "finished": False, "at": clock.now()})
+        await db.commit()
+
+
+async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
+    async with ledger.engine.begin() as connection:
+        with plans.of("list"):
+            at = clock.now()
+            for given in ({}, {"task": "over-1"}, {"state": "failed"}, {"since": at}, {"before": (at, new_id())}):
+                await connection.execute(runs.listing(limit=10, **given))
+        with plans.of("show"):
+            run = await history.latest(connection, "over-1")
+            assert run is not None
+            await runs.get(connection, run)
+            await history.begin_with(connection, "0000", 2)
+            await history.attempts_of(connection, run)
+            await history.missed_of(connection, "over-1", 3)
+        with plans.of("cancel"):
+            await cancel.request_cancel(connection, run, "cancelled by ann", "ann")
+        with plans.of("start"):
+            await starting.enqueue(connection, make_task("many-2", None), None, None, "ann", key="a")
+            await starting.enqueue(connection, make_task("many-3", None), None, None, "ann", key="a")
+        with plans.of("pause"):
+            await catalog.pause(connection, "many-4", "ann")
+            await catalog.resume(connection, "many-4")
+        with plans.of("schedules of a task"):
+            await slots.history(connection, "many-5")
+
+
+async def _node(ledger: Database) -> str:
+    row = {"id": new_id(), "host": "elsewhere", "pid": 1, "version": "1", "draining": False, "tasks": []}
+    async with ledger.engine.begin() as connection:
+        await connection.execute(tables.nodes.insert().values(**row, started_at=clock.now(), seen_at=clock.now()))
+    return str(row["id"])
+
+
+async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
+    """Much of others; of this node four tasks with a slot that is due and one that was missed, and one run of each."""
+    ruled = {"free": "allow", "waits": "wait"}
+    loaded = await know(
+        ledger,
+        make_task("plain", "* * * * *"),
+        *(make_task(name, "* * * * *", overlap=overlap) for name, overlap in ruled.items()),
+        make_task("lanes", "* * * * *", max_running=2),
+    )
+    await crowd(ledger, RUNS, tasks=2_000, nodes=20, analyze=False)
+    ended = {"host": "here", "pid": 1, "version": "1", "draining": True, "tasks": [], "fires": False}
+    now, later = clock.now(), timedelta(minutes=5)
+    stopped = [{"id": new_id(), **ended, "started_at": now, "seen_at": now, "stopped_at": now} for _ in range(3_000)]
+    gaps = {"count": 1, "reason": "the service was down", "created_at": now}
+    gaps |= {"first_slot": now, "last_slot": now}
+    missed = [{"id": new_id(), "task": f"over-{n % 10}", **gaps} for n in range(len(stopped))]
+    held = {"state": "running", "attempt": 1, "attempt_started_at": now, "exclusive": None}
+    running = [new(f"many-{n}", node=stopped[n % 50]["id"], **held) for n in range(len(stopped))]
+    async with ledger.engine.begin() as connection:
+        await connection.execute(tables.nodes.insert(), stopped)
+        await connection.execute(tables.missed.insert(), missed)
+        await connection.execute(
+            update(tables.schedules).where(tables.schedules.c.task.in_(loaded)).values(fired_until=now - later)
+        )
+        await runs.insert(connection, running)
+        await runs.insert(connection, [new(name, exclusive=task.exclusive) for name, task in loaded.items()])
+    async with application.engine.begin() as connection:
+        fences = [{"run": new_id(), "name": "", "fence": 1} for _ in stopped]
+        await connection.execute(tables.checkpoints.insert(), fences)
+        await connection.execute(tables.once.insert(), [{"key": new_id(), "run": new_id(), "at": now} for _ in stopped])
+        await connection.execute(insert(User), [{"email": f"{n}@example.org"} for n in range(len(stopped))])
+    for database in (ledger, application):
+        if database.kind == "postgresql":
+            async with database.engine.begin() as connection:
+                await connection.execute(text("ANALYZE"))
+    return loaded
+
+
+Found = dict[str, list[tuple[str, list[str]]]]
+
+
+def used(plans: Found, name: str) -> set[str]:
+    """The indexes by which these statements find what they look for."""
+    lines = "\n".join(line for _, plan in plans[name] for line in plan)
+    return set(re.findall(r"\b((?:ix|uq)_batch_\w+)", lines)) - {"ix_batch_once_run"}
+
+
+def scanned(name: str, statement: str, plan: list[str]) -> list[str]:
+    """The lines in which a large table is read through: PostgreSQL names the table, SQLite its alias."""
+    large = {"batch_runs"} if name in ONCE_AN_HOUR else LARGE
+    aliases = re.findall(rf"\b(?:{'|'.join(large)})(?: AS)? ([a-z]\w*)", statement)
+    through = [(line, re.search(r"Seq Scan on (\w+)|^SCAN (\w+)", line)) for line in plan]
+    lines = [line for line, found in through if found and (found[1] or found[2]) in {*large, *aliases}]
+    return [line for line in lines if name not in IN_ORDER or not re.search(IN_ORDER[name], line)]
+
+
+def test_no_statement_reads_a_large_table_through(plans: Found) -> None:
+    wrong = [
+        f"{name}: {statement}: {line}"
+        for name, statements in plans.items()
+        for statement, plan in statements
+        for line in scanned(name, statement, plan)
+    ]
+    assert wrong == []
+
+
+def test_a_scan_would_be_seen() -> None:
+    statement = "SELECT q.id FROM batch_runs q, batch_tasks"
+    wrong = ["SCAN q", "  ->  Seq Scan on batch_tasks t"]
+    assert scanned("fire", statement, [*wrong, "SEARCH q USING INDEX x", "SCAN json_each"]) == wrong
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_runs_are_found_by_the_indexes_that_are_for_it(plans: Found, name: str) -> None:
+    assert PLANS[name] <= used(plans, name) <= PLANS[name] | HARMLESS
+
+
+def test_every_index_serves_a_statement(plans: Found) -> None:
+    serving = {index for name in plans for index in used(plans, name)}
+    indexes = {index for table in tables.ledger.tables.values() for index in table.indexes}
+    assert {str(index.name) for index in indexes if not index.unique} - serving == set()

@@ -1,0 +1,178 @@
+"""The locked files of nodes, in a folder that other users of the machine write to."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from service import clock
+from service.batch import presence
+from service.batch.presence import Presence, file_of, is_gone
+from service.batch.tables import new_id
+from tests.users import ARE_TWO, OTHER, OWN, WHO, shared_folder, user
+
+POSTGRESQL = "postgresql+asyncpg://somewhere/ledger"
+LONG_AGO = 40 * 86_400
+
+Put = Callable[[Path], None]
+
+
+@pytest.fixture(params=[WHO])
+def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files, which all users share."""
+    with shared_folder() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+
+
+def aged(*paths: Path) -> None:
+    at = clock.now().timestamp() - LONG_AGO
+    for path in paths:
+        os.utime(path, (at, at), follow_symlinks=False)
+
+
+def dead_file(folder: Path) -> Path:
+    """What a process of this user has left that was killed."""
+    node = new_id()
+    Presence(folder, node)._let_go()
+    assert is_gone(folder, node)
+    return file_of(folder, node)
+
+
+def node_of(path: Path) -> str:
+    return path.name.removeprefix(presence.PREFIX)
+
+
+SQUATS: dict[str, Put] = {
+    "folder": lambda path: path.mkdir(mode=0o755),
+    "link to a folder": lambda path: path.symlink_to(path.parent / "elsewhere", target_is_directory=True),
+    "link to nothing": lambda path: path.symlink_to(path.parent / "nothing"),
+    "file": lambda path: path.write_text("mine"),
+    "FIFO": lambda path: os.mkfifo(path, 0o666),
+}
+
+
+@pytest.mark.parametrize("squat", SQUATS)
+def test_a_name_that_another_user_has_taken_keeps_no_node_from_its_file_and_deletes_nothing(
+    shared: Path, squat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with user(OWN):
+        (shared / "elsewhere").mkdir(mode=0o755)
+        (shared / "elsewhere" / new_id()).touch(mode=0o600)
+        aged(*(shared / "elsewhere").iterdir())
+    with user(OTHER):
+        SQUATS[squat](shared / f"batch-nodes-{OWN}")
+    before = sorted(shared.rglob("*"))
+    node = new_id()
+    with user(OWN), caplog.at_level(logging.WARNING, "service.batch"):
+        own = Presence(presence.folder_of(POSTGRESQL), node)
+        assert not is_gone(presence.folder_of(POSTGRESQL), node)
+        own._let_go()
+        assert is_gone(presence.folder_of(POSTGRESQL), node)
+        presence.forget(presence.folder_of(POSTGRESQL), node)
+    assert sorted(shared.rglob("*")) == before
+    assert caplog.messages == []
+
+
+def test_only_a_file_that_names_its_node_proves_that_the_node_is_dead(shared: Path) -> None:
+    """What somebody links or renames, where the folder lets him, would have a living node's runs done twice."""
+    with user(OWN):
+        dead = dead_file(shared)
+        renamed, linked, pointed = (file_of(shared, new_id()) for _ in range(3))
+        os.link(dead, linked)
+        pointed.symlink_to(dead)
+        os.rename(dead_file(shared), renamed)
+        for path in (renamed, linked, pointed):
+            assert not is_gone(shared, node_of(path))
+            presence.forget(shared, node_of(path))
+            assert path.is_symlink() or path.exists()
+        assert is_gone(shared, node_of(dead))
+
+
+HOSTILE: dict[str, Put] = {
+    "a file that names it": lambda path: path.write_text(node_of(path)) and None,
+    "a file of other bytes": lambda path: path.write_bytes(b"\xff" * 100) and None,
+    "a FIFO": lambda path: os.mkfifo(path, 0o666),
+    "a folder": lambda path: path.mkdir(),
+    "a link to somebody's file": lambda path: path.symlink_to(path.parent / "somebody's"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_another_user_puts_under_a_name_like_ours_is_no_dead_node_and_stays(shared: Path, what: str) -> None:
+    path = file_of(shared, new_id())
+    with user(OWN):
+        (shared / "somebody's").write_text(node_of(path))
+        aged(shared / "somebody's")
+    with user(OTHER):
+        HOSTILE[what](path)
+        aged(path)
+    before = sorted(shared.iterdir())
+    with user(OWN):
+        if ARE_TWO or what != "a file that names it":  # one user's file that names a node is that node's
+            assert not is_gone(shared, node_of(path))
+            Presence(shared, new_id()).end()
+    assert sorted(shared.iterdir()) == before
+
+
+@pytest.mark.parametrize("node", ["", "../elsewhere", "a\0b", "x" * 300, "0" * 36])
+def test_an_id_that_is_none_names_no_file(shared: Path, node: str) -> None:
+    assert not is_gone(shared, node)
+    presence.forget(shared, node)
+
+
+def test_what_dead_processes_left_long_ago_is_removed_and_nothing_else(shared: Path) -> None:
+    with user(OWN):
+        old, young = dead_file(shared), dead_file(shared)
+        aged(old)
+        living = Presence(shared, node := new_id())
+        aged(file_of(shared, node))
+        Presence(shared, new_id()).end()
+        assert not old.exists() and young.exists() and file_of(shared, node).exists()
+        living.end()
+
+
+@pytest.mark.parametrize("way", ["no folder", "taken name", "no locks", "closed folder"])
+def test_a_node_that_can_have_no_locked_file_lives_by_its_lease_alone(
+    shared: Path, way: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, folder = new_id(), shared / "folder"
+    with user(OTHER):
+        if way != "no folder":
+            folder.mkdir()
+        folder.chmod(0o777) if way in ("taken name", "no locks") else None
+        if way == "taken name":
+            file_of(folder, node).write_text(node)
+        if way == "closed folder":
+            folder.chmod(0o555)
+    if way == "no locks":
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    with user(OWN), caplog.at_level(logging.WARNING, "service.batch"):
+        own = Presence(folder, node)
+    assert f"can't have a locked file in the folder {folder}" in caplog.text and "lease" in caplog.text
+    own.end()
+    left = list(folder.iterdir()) if folder.exists() else []
+    assert left == ([file_of(folder, node)] if way == "taken name" else [])
+
+
+def no_locks(file: int, operation: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def test_without_any_folder_for_temporary_files_a_node_starts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    Presence(presence.folder_of(POSTGRESQL), new_id()).end()
+
+
+def test_the_nodes_of_an_sqlite_ledger_have_their_files_beside_it(tmp_path: Path) -> None:
+    assert presence.folder_of(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") == tmp_path

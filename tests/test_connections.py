@@ -1,0 +1,269 @@
+"""Connections without a request: they end, and leave room for others, and file descriptors for runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service.connections import MOST_CONNECTIONS, Connections, share_of
+from tests.processes import SERVE, environment, service
+
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+OPENING = """
+import os
+from service import BaseTask, current_run
+
+class Opening(BaseTask):
+    name, schedule = "opening", "* * * * * *"
+
+    def run(self) -> None:
+        open("begun", "w").close()
+        most = 0
+        while not current_run().cancelled and not os.path.exists("enough"):
+            files = [open(os.devnull) for _ in range(20)]
+            most = max(most, len(os.listdir("/proc/self/fd")))
+            for file in files:
+                file.close()
+        with open("opened", "w") as file:
+            file.write(f"at most {most}")
+"""
+
+
+def test_half_open_connections_take_no_file_from_a_run_and_keep_nobody_from_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "tasks/opening.py").write_text(OPENING)
+    command = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh", *SERVE]
+    with service(tmp_path, command) as running, ExitStack() as stack:
+        port = int(running.url.rpartition(":")[2])
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        for number in range(400):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            if number % 2:
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
+            if number % 100 == 99:
+                assert running.get("/healthz").status_code == 200
+        (tmp_path / "enough").touch()
+        running.stop()
+        assert "more than 64 HTTP connections at a time" in running.stderr
+        assert "Too many open files" not in running.stderr
+        assert re.fullmatch(r"at most \d+", (tmp_path / "opened").read_text()), running.stderr
+
+
+def limits_after_a_raise(hard: int) -> list[int]:
+    """The soft limit and what `raise_file_limit` has returned, in a process that began with 100 files of `hard`."""
+    code = (
+        "import resource; from service.connections import raise_file_limit; "
+        "print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    command = ["sh", "-c", f'ulimit -n {hard} && ulimit -S -n 100 && exec "$@"', "sh", sys.executable, "-c", code]
+    told = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+    return [int(number) for number in told.split()]
+
+
+def test_a_process_that_serves_allows_itself_as_many_files_as_it_may() -> None:
+    assert limits_after_a_raise(hard=300) == [300, 300]
+
+
+@pytest.mark.parametrize(("files", "connections"), [(10**9, MOST_CONNECTIONS), (1024, 256), (256, 64), (3, 1)])
+def test_connections_have_a_quarter_of_the_files(files: int, connections: int) -> None:
+    assert share_of(files) == connections
+
+
+class App:
+    """Answers with the length of the body. `/stream`: half of it, and the rest when told to; `/early`: before it."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        body, more = b"", scope["path"] != "/early"
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        if scope["path"] == "/stream":
+            await send({"type": "http.response.body", "body": b"so", "more_body": True})
+            await self.may_end.wait()
+        text = b"me" if scope["path"] == "/stream" else b"%4d" % len(body)
+        await send({"type": "http.response.body", "body": text})
+
+
+class Site:
+    """A server of `App` on a port, with its connections limited."""
+
+    def __init__(self, protocol: type[asyncio.Protocol]) -> None:
+        self.app = App()
+        self.connections = Connections(limit=4, request_seconds=0.1)
+        config = uvicorn.Config(self.app, http=self.connections.protocol(protocol), ws="none", log_config=None)
+        config.load()
+        state = ServerState()
+        self._make: Any = lambda: config.http_protocol_class(config=config, server_state=state, app_state={})
+
+    async def open(self) -> None:
+        self._server = await asyncio.get_running_loop().create_server(self._make, "127.0.0.1", 0)
+        self._port = self._server.sockets[0].getsockname()[1]
+        self._clients: list[Client] = []
+
+    async def close(self) -> None:
+        for _, writer in self._clients:
+            writer.close()
+        self._server.close()
+        await until(lambda: not self.connections._open)
+
+    async def client(self, first: bytes = b"") -> Client:
+        """A client that the server knows of, and that has sent this."""
+        before = set(self.connections._open)
+        client = await self.stranger()
+        await until(lambda: self.connections._open != before)
+        client[1].write(first)
+        return client
+
+    async def stranger(self) -> Client:
+        """A client that the server may not let in."""
+        client = await asyncio.open_connection("127.0.0.1", self._port)
+        self._clients.append(client)
+        return client
+
+    async def outlast_the_patience(self) -> None:
+        """Until a connection that comes now and says nothing was ended. What was waited for earlier has ended too."""
+        await ended(await self.client())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def ended(client: Client) -> bytes:
+    """What the server still sent before it ended the connection."""
+    async with asyncio.timeout(10):
+        try:
+            return await client[0].read()
+        except ConnectionResetError:
+            return b""
+
+
+async def answer(client: Client) -> bytes:
+    async with asyncio.timeout(10):
+        head = await client[0].readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        return await client[0].readexactly(4)
+
+
+@pytest.fixture(params=[HttpToolsProtocol, H11Protocol], ids=["httptools", "h11"])
+async def site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+    site = Site(request.param)
+    await site.open()
+    yield site
+    await site.close()
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+BODY = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n"
+
+
+@pytest.mark.parametrize("first", [b"", b"G", REQUEST[:-2]], ids=["nothing", "a byte", "half of the headers"])
+async def test_a_connection_whose_first_request_does_not_come_is_ended(site: Site, first: bytes) -> None:
+    assert await ended(await site.client(first)) == b""
+
+
+async def test_a_byte_now_and_then_does_not_keep_a_connection(site: Site) -> None:
+    reader, writer = await site.client()
+    dripping = asyncio.create_task(drip(writer))
+    assert await ended((reader, writer)) == b""
+    dripping.cancel()
+
+
+async def drip(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"GET / HTTP/1.1\r\nLong: ")
+    while True:
+        await asyncio.sleep(0.01)
+        writer.write(b"x")
+
+
+async def test_a_further_request_that_does_not_come_whole_ends_its_connection(site: Site) -> None:
+    client = await site.client(REQUEST)
+    assert await answer(client) == b"   0"
+    client[1].write(REQUEST[:-2])
+    assert await ended(client) == b""
+
+
+async def test_slow_bodies_streams_and_idle_clients_are_left_alone(site: Site) -> None:
+    slow, stream = await site.client(BODY), await site.client(REQUEST.replace(b"/", b"/stream", 1))
+    idle = await site.client(REQUEST)
+    assert await answer(idle) == b"   0"
+    await site.outlast_the_patience()
+    slow[1].write(b"x")
+    await site.outlast_the_patience()
+    slow[1].write(b"x")
+    idle[1].write(REQUEST)
+    site.app.may_end.set()
+    assert [await answer(client) for client in (slow, stream, idle)] == [b"   2", b"some", b"   0"]
+
+
+async def test_beyond_the_limit_the_connection_that_is_idle_for_longest_gives_way(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.connections.request_seconds = 60
+    slow = await site.client(BODY)
+    kept = await site.client(BODY)
+    first, second = await site.client(), await site.client()
+    kept[1].write(b"xx")
+    assert await answer(kept) == b"   2"  # it is idle from here on, and the other two were before
+    for waiting in (first, second, kept):
+        newest = await site.client(REQUEST)
+        assert await answer(newest) == b"   0"
+        assert await ended(waiting) == b""
+    slow[1].write(b"xx")
+    assert await answer(slow) == b"   2"
+    assert caplog.text.count("more than 4 HTTP connections at a time") == 1
+
+
+async def test_where_all_are_being_answered_the_newest_is_closed(site: Site) -> None:
+    busy = [await site.client(BODY) for _ in range(4)]
+    await until(lambda: not site.connections._idle)
+    assert await ended(await site.stranger()) == b""
+    for client in busy:
+        client[1].write(b"xx")
+        assert await answer(client) == b"   2"
+
+
+async def test_endless_headers_are_not_kept_in_memory(site: Site) -> None:
+    site.connections.request_seconds = 60
+    _, writer = await site.client(b"GET / HTTP/1.1\r\n")
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while site.connections._open and sent < 10_000_000:
+            writer.write(b"Name: value\r\n" * 100)
+            sent += 1300
+            await writer.drain()
+            await asyncio.sleep(0)
+    assert sent < 10_000_000
+
+
+async def test_the_rest_of_a_body_that_nobody_reads_is_thrown_away(site: Site) -> None:
+    head = b"POST /early HTTP/1.1\r\nHost: here\r\nContent-Length: 200000\r\n\r\n"
+    client = await site.client(head)
+    assert await answer(client) == b"   0"
+    for _ in range(20):
+        client[1].write(b"x" * 10_000)
+        await client[1].drain()
+    client[1].write(REQUEST)
+    assert await answer(client) == b"   0"

@@ -1,0 +1,104 @@
+"""The tasks of which the recorded states have runs. Whoever takes a state over loads them too."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Select, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service import BaseTask, ItemTask, Retry, Skip, TaskRegistry, get_db, get_logger, once
+from service.application.models import User
+
+logger = get_logger(__name__)
+
+ITEMS = 60
+
+
+class TickTask(BaseTask):
+    """Has runs of slots, and a range of slots that were missed."""
+
+    name, schedule = "tick", "0 * * * *"
+
+    async def run(self) -> str:
+        logger.info("tick, 日本語")
+        return "done"
+
+
+class _CopyTask(BaseTask):
+    """Adds a user for each item, in chunks. No two may have one address: an item that is done twice fails the run."""
+
+    schedule = None
+
+    async def run(self, pause: float = 0.0) -> int:
+        copied = 0
+        async for chunk in self.chunks(range(ITEMS), size=4, name="items"):
+            async with chunk as (db, items):
+                db.add_all(User(email=f"{self.name}{item:02}@example.com") for item in items)
+                copied += len(items)
+            await asyncio.sleep(pause)
+        return copied
+
+
+class MovesTask(_CopyTask):
+    name = "moves"
+
+
+class CopiesTask(_CopyTask):
+    name = "copies"
+
+
+class FlakyTask(BaseTask):
+    """Waits for its second attempt."""
+
+    name, schedule = "flaky", None
+    retry = Retry(attempts=2, wait=timedelta(days=1), max_wait=timedelta(days=1))
+
+    async def run(self) -> None:
+        raise RuntimeError("the flaky task fails")
+
+
+class BrokenTask(BaseTask):
+    name, schedule = "broken", None
+
+    async def run(self) -> None:
+        raise ValueError("the broken task always fails")
+
+
+class HeldTask(BaseTask):
+    """Waits in the queue while its task is paused."""
+
+    name, schedule = "held", None
+
+    async def run(self) -> str:
+        async with get_db() as db:
+            await once(db, "the held task has run")
+            await db.commit()
+        return "held no more"
+
+
+class SlowTask(BaseTask):
+    name, schedule = "slow", None
+
+    async def run(self) -> None:
+        await asyncio.sleep(3600)
+
+
+class SortTask(ItemTask):
+    """Sets one user aside."""
+
+    name, schedule = "sort", None
+    skip = Skip(limit=10)
+
+    def items(self) -> Select[Any]:
+        return select(User).where(User.id <= 3)
+
+    async def save(self, item: User, fetched: Any, db: AsyncSession) -> None:
+        if item.email == "bad@example.com":
+            raise ValueError("this user can't be sorted")
+
+
+for task in (TickTask, MovesTask, CopiesTask, FlakyTask, BrokenTask, HeldTask, SlowTask, SortTask):
+    TaskRegistry.register(task)

@@ -1,0 +1,159 @@
+"""Databases and backups that older code left are taken over: nothing in them is lost, and what had begun goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from service import clock, config, logs
+from service.batch.loader import load_tasks
+from service.config import get_settings
+from service.host import BatchService
+from service.testing.postgres import PostgresServer
+from tests.batch.ledger_world import until
+from tests.commands import Batch, in_this_process
+from tests.conftest import KINDS
+from tests.upgrade import states
+from tests.upgrade.tasks.recorded import ITEMS
+
+batch = pytest.fixture(in_this_process)
+SETTINGS = {
+    "TASKS_DIR": str(states.TASKS),
+    "BACKUP_LEDGER": "true",
+    "POLL_SECONDS": "0.05",
+    "HEARTBEAT_SECONDS": "0.5",
+    "LEASE_SECONDS": "3",
+}
+each_state = pytest.mark.parametrize("name", states.NAMES)
+
+
+class State:
+    """A recorded state on this machine, as `DATABASE_URL` and `LEDGER_URL`."""
+
+    def __init__(self, name: str, kind: str, urls: dict[str, str]) -> None:
+        self.name = name
+        self.kind = kind
+        self.urls = urls
+
+    async def select(self, setting: str, query: str) -> list[tuple[Any, ...]]:
+        engine = create_async_engine(self.urls[setting], poolclass=NullPool)
+        async with engine.connect() as connection:
+            rows = [tuple(row) for row in await connection.execute(text(query))]
+        await engine.dispose()
+        return rows
+
+    async def execute(self, *statements: str) -> None:
+        engine = create_async_engine(self.urls["DATABASE_URL"], poolclass=NullPool)
+        async with engine.begin() as connection:
+            for statement in statements:
+                await connection.execute(text(statement))
+        await engine.dispose()
+
+    async def runs(self, *tasks: str) -> dict[str, str]:
+        """The state of the newest run of each task."""
+        rows = await self.select("LEDGER_URL", "SELECT task, state FROM batch_runs ORDER BY created_at")
+        return {task: state for task, state in rows if not tasks or task in tasks}
+
+
+@pytest.fixture(params=KINDS)
+async def state(
+    request: pytest.FixtureRequest, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[State]:
+    if request.param == "sqlite":
+        states.unpack_sqlite(name, tmp_path)
+        files = {"DATABASE_URL": "app.db", "LEDGER_URL": "ledger.db"}
+        urls = {setting: f"sqlite+aiosqlite:///{tmp_path / file}" for setting, file in files.items()}
+    else:
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        url = await server.create_database()
+        await states.load_postgresql(name, url)
+        urls = {"DATABASE_URL": url, "LEDGER_URL": url}
+    for setting, value in {**urls, **SETTINGS}.items():
+        monkeypatch.setenv(setting, value)
+    monkeypatch.setenv("BACKUP_DIR", str(states.STATES / name / f"{request.param}_backups"))
+    config.forget_settings()
+    logs.set_up("INFO")
+    with clock.moved(states.recorded_at(name)):
+        yield State(name, request.param, urls)
+    if request.param == "postgresql":
+        await server.drop_database(url)
+
+
+@each_state
+async def test_a_service_goes_on_where_the_older_code_stopped(state: State, batch: Batch) -> None:
+    load_tasks(states.TASKS)
+    before = await state.select("LEDGER_URL", "SELECT id FROM batch_runs")
+    service = BatchService(get_settings())
+    await service.start()
+    try:
+        going_on = dict.fromkeys(("moves", "copies"), "succeeded")
+        await until(lambda: _is(state.runs("moves", "copies"), going_on))
+        assert await state.runs("held", "flaky", "broken", "slow", "sort") == {
+            "held": "queued",
+            "flaky": "retrying",
+            "broken": "failed",
+            "slow": "cancelled",
+            "sort": "succeeded",
+        }
+    finally:
+        await service.stop()
+    after = await state.select("LEDGER_URL", "SELECT id FROM batch_runs")
+    assert set(before) <= set(after)
+    copied = await state.select("DATABASE_URL", "SELECT email FROM users WHERE id > 3 ORDER BY email")
+    assert copied == [(f"{task}{item:02}@example.com",) for task in ("copies", "moves") for item in range(ITEMS)]
+    assert len(await state.select("DATABASE_URL", "SELECT item FROM batch_quarantine")) == 1
+
+
+async def _is(found: Any, expected: dict[str, str]) -> bool:
+    return bool(await found == expected)
+
+
+@each_state
+def test_what_commands_tell_of_it_is_complete(state: State, batch: Batch) -> None:
+    assert batch("run", "sort").code == 0
+    backups = batch("backup", "list", "--json").json
+    assert [(row["pinned"], row["check"]) for row in backups] == [
+        (False, "checksums only"),
+        (True, "restored"),
+    ]
+    assert batch("account", "--since", "1d").code == 0
+    [broken] = batch("runs", "--task", "broken", "--json").json
+    shown = batch("show", broken["id"]).out
+    assert "the broken task always fails" in shown
+    assert "failed: ValueError" in batch("logs", broken["id"]).out or "ValueError" in shown
+    assert batch("retry", broken["id"]).code == 0
+    assert batch("resume", "held").code == 0
+
+
+@each_state
+@pytest.mark.parametrize("place", ["the database it was made of", "an empty database"])
+def test_a_backup_that_older_code_made_is_verified_and_restored(
+    state: State, batch: Batch, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKUP_DIR", str(tmp_path / "backups"))
+    if place == "an empty database":
+        empty(state, tmp_path, monkeypatch)
+    for backup in states.backups(state.name, state.kind):
+        assert batch("backup", "verify", str(backup)).code == 0
+    restored = batch("backup", "restore", str(backup), "--yes")
+    assert restored.code == 0, restored.err
+    assert batch("run", "sort").code == 0  # which upgrades the database to the migrations of the present code
+    emails = asyncio.run(state.select("DATABASE_URL", "SELECT email FROM users WHERE id <= 3 ORDER BY id"))
+    assert emails == [("ada@example.com",), ("bad@example.com",), ("eve@example.com",)]
+
+
+def empty(state: State, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the settings name databases that have no tables, as on a new machine."""
+    if state.kind == "sqlite":
+        for setting, file in (("DATABASE_URL", "new.db"), ("LEDGER_URL", "new_ledger.db")):
+            state.urls[setting] = f"sqlite+aiosqlite:///{folder / file}"
+            monkeypatch.setenv(setting, state.urls[setting])
+    else:
+        asyncio.run(state.execute("DROP SCHEMA public CASCADE", "CREATE SCHEMA public"))
