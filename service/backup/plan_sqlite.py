@@ -22,6 +22,7 @@ from service.backup.selection import LEDGERS_MARK, is_ledgers
 from service.backup.sqlite_structure import Structure
 from service.database.engine import Database
 from service.database.migrate import History, migrate
+from service.errors import brief
 
 MADE_FILE = "made.sqlite3"
 A_TEMPORARY_FILE = "a temporary file"
@@ -163,7 +164,7 @@ def _missing(backup: Backup, names: Sequence[str]) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    tables = ("the table " if len(names) == 1 else "the tables ") + ", ".join(names[:MOST_NAMED]) + more
+    tables = ("the table " if len(names) == 1 else "the tables ") + ", ".join(map(brief, names[:MOST_NAMED])) + more
     is_or_are, it = ("is", "it") if len(names) == 1 else ("are", "them")
     return [
         f"{tables} {is_or_are} missing in the database, and in the migrations of this code at the backup's revision "
@@ -189,6 +190,8 @@ def _notes(
     for table in live.structure.with_rows():
         if table.name not in names and table.name not in live.revisions:
             yield f"{table.name} is not in the backup and stays as it is"
-    for name in _left_out(backup):
-        if live.structure.tables and structure.table(name) is None:
-            yield f"{name} is neither in the backup nor in the database: the application's own migration makes it"
+    missing = [name for name in _left_out(backup) if live.structure.tables and structure.table(name) is None]
+    for name in missing[:MOST_NAMED]:
+        yield f"{brief(name)} is neither in the backup nor in the database: the application's own migration makes it"
+    if len(missing) > MOST_NAMED:
+        yield f"and so are {len(missing) - MOST_NAMED:,} more tables"

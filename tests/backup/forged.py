@@ -22,6 +22,8 @@ from typing import Any
 
 from service.backup.format import TAR_END, Trailer, padding
 
+REVISION = "shop_0001"
+"""Of no migration of ours, so that no table is made by one."""
 AT = "2026-03-29T12:00:00+00:00"
 CANARY = "forged_canary"
 INJECTION = f'x"; CREATE TABLE {CANARY} (a int); DROP TABLE users; --'
@@ -246,6 +248,8 @@ def make_database(path: Path) -> Path:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT)")
         connection.executemany("INSERT INTO users VALUES (?, ?)", [(n, f"{n}@example.org") for n in range(3)])
+        connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        connection.execute("INSERT INTO alembic_version VALUES (?)", (REVISION,))
     return path
 
 
@@ -259,7 +263,7 @@ def _manifest(kind: str, database: Path) -> tuple[dict[str, Any], Files]:
     version_table = "alembic_version" if is_sqlite else "public.alembic_version"
     header = {
         "format": 1, "kind": kind, "taken_at": AT, "database": "app", "server_version": "18", "tool": "batch-system 1",
-        "revision": "app_0004", "revisions": {version_table: "app_0004"},
+        "revision": REVISION, "revisions": {version_table: REVISION},
     }  # fmt: skip
     sequence = {"schema": "public", "name": "users_id_seq", "last_value": 3, "is_called": True}
     manifest = {
