@@ -17,7 +17,7 @@ from service.backup.reader import LocalFile, Source
 from service.backup.threads import Stop
 from service.backup.verify import verify
 from service.config import Settings, get_settings
-from service.errors import BackupError
+from service.errors import BackupError, brief
 
 if TYPE_CHECKING:
     from service.backup.objects import Object
@@ -63,7 +63,7 @@ class Folder:
             raise BackupError(f"the folder {self.path} can't be read: {error.strerror}") from error
 
     def open(self, name: str) -> LocalFile:
-        return LocalFile(self.path / name)
+        return LocalFile(self.path / name, follow=False)
 
     def put(self, source: Source, name: str, stop: Stop, tell: Callable[[int], None]) -> None:
         final = self.path / name
@@ -94,8 +94,8 @@ class Folder:
 def _sizes(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, int]]:
     for entry in entries:
         with suppress(FileNotFoundError):  # another process has just renamed or deleted it
-            if entry.is_file():
-                yield entry.name, entry.stat().st_size
+            if entry.is_file(follow_symlinks=False):
+                yield entry.name, entry.stat(follow_symlinks=False).st_size
 
 
 def _copy(source: Source, to: Path, stop: Stop, tell: Callable[[int], None]) -> None:
@@ -143,7 +143,7 @@ class Places:
         """The backup that a path, a name, `latest` or an address means. Raises BackupError."""
         if "://" in text:
             return self._addressed(text)
-        if os.sep in text or (text != LATEST and Path(text).is_file()):
+        if os.sep in text or (text != LATEST and os.path.isfile(text)):
             return LocalFile(Path(text))
         found = backups(self.folder.listed())
         if text in found or (text == LATEST and found):
@@ -174,7 +174,7 @@ class Places:
         if text == LATEST:
             return f"there is no backup in {where}"
         near = f"; the newest there is {max(found)}" if found else ""
-        return f"there is no backup {text} in {where}{near}. Allowed: a path, a name, latest, s3://bucket/prefix/name"
+        return f"there is no backup {brief(text)} in {where}{near}. Allowed: a path, a name, latest, s3://bucket/prefix/name"
 
 
 def find(text: str) -> LocalFile | Object:
