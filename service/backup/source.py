@@ -42,11 +42,11 @@ class LocalFile:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW))
         except (OSError, ValueError) as error:
             raise BackupError(f"the backup {brief(self.name)} can't be read: {_cause(error)}") from error
-        self._file = os.fdopen(descriptor, "rb", buffering=0)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            self._file.close()
+            os.close(descriptor)
             raise DamagedBackup(f"{path} is no file, and so no backup of this service")
+        self._file = os.fdopen(descriptor, "rb", buffering=0)
         self.size = status.st_size
 
     def read(self, offset: int, length: int) -> bytes:
