@@ -28,6 +28,14 @@ from __future__ import annotations
 
 import datetime
 
+LONGEST_MESSAGE = 4_000
+"""Characters of what is said about something from outside."""
+
+
+def brief(text: str, most: int = 100) -> str:
+    """Text from outside, cut for people."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
 
 class BatchError(Exception):
     """The root of the tree; `message` is what a person reads."""
@@ -108,7 +116,10 @@ class LeaseLost(DatabaseError):
 
 
 class BackupError(BatchError):
-    pass
+    """A file from elsewhere may have names of any length, and any number of them: what is said is cut."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(brief(message, LONGEST_MESSAGE))
 
 
 class DamagedBackup(BackupError):

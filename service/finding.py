@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,8 +16,9 @@ from service import clock
 from service.backup import pins
 from service.backup.folder import taken_at
 from service.backup.pins import Pin, Seen
-from service.backup.reader import Backup, SavedTable, Source, first_header
+from service.backup.reader import Backup, LocalFile, SavedTable, Source, first_header
 from service.backup.retention import Decision, Kept, Rules, Verdict, decide
+from service.backup.source import Fetched
 from service.backup.storage import FOLDER, Places, Storage, find
 from service.backup.threads import in_thread
 from service.batch import records
@@ -103,17 +105,21 @@ def _is_unread(row: Row) -> bool:
 
 
 def _read_all(storage: Storage, sizes: dict[str, int], read: Callable[[Source, str], Facts]) -> dict[str, Row]:
+    """Several are waited for at once, and one is parsed: a manifest may take much memory."""
+    parsing = Lock()
     with ThreadPoolExecutor(READERS) as readers:
-        rows = readers.map(partial(_read, storage, read), sizes, sizes.values())
+        rows = readers.map(partial(_read, storage, read, parsing), sizes, sizes.values())
         return dict(zip(sizes, rows, strict=True))
 
 
-def _read(storage: Storage, read: Callable[[Source, str], Facts], name: str, size: int) -> Row:
+def _read(storage: Storage, read: Callable[[Source, str], Facts], parsing: Lock, name: str, size: int) -> Row:
     at = taken_at(Path(name))
     assert at is not None
     try:
         with storage.open(name) as source:
-            return {**records.UNKNOWN, **asdict(read(source, name))}
+            fetched = source if isinstance(source, LocalFile) else Fetched(source)
+            with parsing:
+                return {**records.UNKNOWN, **asdict(read(fetched, name))}
     except BackupError as error:  # what can't be read today may be sound
         failed_at = clock.now() if isinstance(error, DamagedBackup) else None
         facts = {"name": name, "taken_at": at, "size": size}

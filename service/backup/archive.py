@@ -19,12 +19,26 @@ from typing import Any, Self
 from isal import igzip_lib
 
 from service.backup.folder import explained
-from service.backup.format import FORMAT, HEADER, LARGEST_JSON, MANIFEST, PIECE_BYTES, TAR_END, Member, Trailer, padding
+from service.backup.format import (
+    FORMAT,
+    HEADER,
+    LARGEST_JSON,
+    LARGEST_MANIFEST,
+    MANIFEST,
+    MEMBER_JSON,
+    PIECE_BYTES,
+    TAR_END,
+    Member,
+    Trailer,
+    padding,
+)
+from service.backup.manifest import Manifest
 from service.errors import BackupError
 
 PACKERS = 2
 AHEAD = 4
 """So many pieces of one file wait to be packed: memory is bounded."""
+TOO_LARGE = "the database is larger than these backups can be: use pgBackRest, or exclude tables"
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ class Archive:
         self._end = 0
         self._lock = Lock()
         self._added = 0
-        self._packed: dict[int, tuple[_Piece, int, int | None, bytes, str]] = {}
+        self._packed: dict[int, tuple[_Piece, int, int | None, bytes, bytes]] = {}
         self._packers = ThreadPoolExecutor(PACKERS, thread_name_prefix="backup-pack")
 
     def __enter__(self) -> Self:
@@ -65,6 +79,15 @@ class Archive:
         taken_at = self.taken_at.isoformat(timespec="seconds")
         self._header = {"format": FORMAT, "kind": kind, "taken_at": taken_at, **facts}
         self._add_json(HEADER, self._header)
+
+    def refuse_too_large(self, size: int, **contents: Any) -> None:
+        """Raises BackupError where the manifest of so many bytes, in these tables, could not be read back."""
+        data = _json({"header": self._header, **contents, "members": []})
+        refuse_size(size, besides=len(data))
+        try:
+            Manifest.read(iter([data.decode()]), self.path.name)
+        except ValueError as error:
+            raise BackupError(f"the database has what these backups can't hold: {error}") from error
 
     def add_rows(self, name: str, rows: Sequence[bytes | bytearray]) -> list[Future[int]]:
         """A file of whole COPY rows; the futures give how many rows there are, when they are packed."""
@@ -89,11 +112,11 @@ class Archive:
         if len(self._members) != self._added:
             raise RuntimeError("an error of a piece was not asked for")
         rows = sum(table["rows"] for table in contents["tables"])
-        manifest = {"header": {**self._header, "rows": rows}, **contents, "members": list(map(asdict, self._members))}
-        data = _json(manifest)
-        if len(data) > LARGEST_JSON:
-            raise BackupError("the database is larger than these backups can be: use pgBackRest, or exclude tables")
+        members = [{**asdict(member), "sha256": member.sha256.hex()} for member in self._members]
+        data = _json({"header": {**self._header, "rows": rows}, **contents, "members": members})
         packed = _pack((self._tar_header(MANIFEST, len(data)), data, padding(len(data)), TAR_END))
+        if len(data) > LARGEST_JSON or len(packed) > LARGEST_MANIFEST:
+            raise BackupError(TOO_LARGE)
         trailer = Trailer(self._end, len(packed), hashlib.sha256(packed).digest())
         with explained(self.path.parent):
             self._file.write(packed)
@@ -128,14 +151,14 @@ class Archive:
         size = len(raw) - len(piece.before) - len(piece.after)
         rows = count_rows(raw) if piece.has_rows else None
         packed = _pack((raw,))
-        done = (piece, size, rows, packed, hashlib.sha256(packed).hexdigest())
+        done = (piece, size, rows, packed, hashlib.sha256(packed).digest())
         with self._lock, explained(self.path.parent):
             self._packed[number] = done
             while (ready := self._packed.pop(len(self._members), None)) is not None:
                 self._write(*ready)
         return rows or 0
 
-    def _write(self, piece: _Piece, size: int, rows: int | None, packed: bytes, sha256: str) -> None:
+    def _write(self, piece: _Piece, size: int, rows: int | None, packed: bytes, sha256: bytes) -> None:
         self._file.write(packed)
         self._members.append(Member(piece.name, self._end, len(packed), sha256, size, rows))
         self._end += len(packed)
@@ -146,6 +169,12 @@ class Archive:
         info.mode = 0o600
         info.mtime = int(self.taken_at.timestamp())
         return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def refuse_size(size: int, besides: int = 0) -> None:
+    """Raises BackupError where a manifest could not tell of so many bytes, and of what takes so much of it besides."""
+    if size // PIECE_BYTES * MEMBER_JSON + besides > LARGEST_JSON:
+        raise BackupError(TOO_LARGE)
 
 
 def _split(chunks: Sequence[bytes | bytearray]) -> Iterator[Sequence[memoryview]]:

@@ -17,12 +17,12 @@ from service import clock
 from service.backup import snapshot
 from service.backup.difference import Difference, Pair, Side, Table, pairs
 from service.backup.format import POSTGRESQL
-from service.backup.reader import Backup, SavedTable
+from service.backup.reader import Backup
 from service.backup.relations import Relation
 from service.backup.selection import Selection, is_ledgers, quoted
-from service.backup.tally import Counts, Keyed, Keyless, Pace, Tally, cut, lines
+from service.backup.tally import Counts, Keyed, Keyless, Pace, Tally, UnfitRow, cut, lines, whole_rows
 from service.backup.threads import Stop, in_own_loop
-from service.errors import BackupError
+from service.errors import BackupError, brief
 
 PART_BYTES = 512 * 1024
 
@@ -41,15 +41,34 @@ class Database:
     selection: Selection
 
 
+class _Saved:
+    """The rows of a backup's tables."""
+
+    def __init__(self, backup: Backup) -> None:
+        self._backup = backup
+        self._tables = {(table.schema, table.name): table for table in backup.tables}
+
+    def count(self, table: Table | None) -> int:
+        return self._tables[table.schema, table.name].rows if table else 0
+
+    def rows(self, table: Table | None, wanted: Iterable[str]) -> Iterator[list[bytes]]:
+        """Of each row the wanted columns."""
+        if table is None:
+            return
+        saved = self._tables[table.schema, table.name]
+        cut_rows = cut(saved.columns, tuple(wanted))
+        yield from map(cut_rows, whole_rows(self._backup.parts(saved)))
+
+
 def between(old: Backup, new: Backup, before: Side, after: Side, stop: Stop) -> Difference:
-    counted = []
+    counted, was, now = [], _Saved(old), _Saved(new)
     for pair in pairs(before, after):
-        if (known := _of_one_side(pair, _rows(old, pair.before), _rows(new, pair.after))) is not None:
+        if (known := _of_one_side(pair, was.count(pair.before), now.count(pair.after))) is not None:
             counted.append((pair, known))
             continue
-        with closing(_tally(pair, stop)) as tally:
-            pace = Pace(tally, _parts(old, pair.before, pair.shared), stop)
-            for rows in _parts(new, pair.after, pair.shared):
+        with _tallied(pair, stop) as tally:
+            pace = Pace(tally, was.rows(pair.before, pair.shared), stop)
+            for rows in now.rows(pair.after, pair.shared):
                 pace.after(rows)
             counted.append((pair, pace.end()))
     return Difference.of(before, after, counted)
@@ -76,7 +95,8 @@ async def _with_database(old: Backup, before: Side, database: Database, stop: St
             tables=tuple(map(_table, contents.tables)),
             left_out=frozenset(contents.left_out),
         )
-        counted = [(pair, await _count(connection, old, pair, stop)) for pair in pairs(before, after)]
+        was = _Saved(old)
+        counted = [(pair, await _count(connection, was, pair, stop)) for pair in pairs(before, after)]
     return Difference.of(before, after, counted)
 
 
@@ -84,14 +104,14 @@ def _table(relation: Relation) -> Table:
     return Table(relation.schema, relation.name, relation.names, relation.types, relation.key)
 
 
-async def _count(connection: Any, old: Backup, pair: Pair, stop: Stop) -> Counts:
+async def _count(connection: Any, was: _Saved, pair: Pair, stop: Stop) -> Counts:
     stop.check()
     rows = await _rows_now(connection, pair.after) if pair.before is None or not pair.shared else 0
-    if (known := _of_one_side(pair, _rows(old, pair.before), rows)) is not None:
+    if (known := _of_one_side(pair, was.count(pair.before), rows)) is not None:
         return known
     assert pair.after is not None
-    with closing(_tally(pair, stop)) as tally:
-        pace = Pace(tally, _parts(old, pair.before, pair.shared), stop)
+    with _tallied(pair, stop) as tally:
+        pace = Pace(tally, was.rows(pair.before, pair.shared), stop)
         gathered = _Gathered(pace)
         await connection.copy_from_table(
             pair.after.name, schema_name=pair.after.schema, columns=pair.shared, output=gathered.receive
@@ -136,24 +156,14 @@ def _of_one_side(pair: Pair, before: int, after: int) -> Counts | None:
     return None
 
 
-def _tally(pair: Pair, stop: Stop) -> Tally:
-    return Keyed([pair.shared.index(name) for name in pair.key], stop) if pair.key else Keyless()
-
-
-def _parts(backup: Backup, table: Table | None, wanted: Iterable[str]) -> Iterator[list[bytes]]:
-    if (saved := _saved(backup, table)) is not None:
-        cut_rows = cut(saved.columns, tuple(wanted))
-        for part in backup.parts(saved):
-            yield cut_rows(lines(part))
-
-
-def _rows(backup: Backup, table: Table | None) -> int:
-    saved = _saved(backup, table)
-    return saved.rows if saved else 0
-
-
-def _saved(backup: Backup, table: Table | None) -> SavedTable | None:
-    return next((one for one in backup.tables if table and (one.schema, one.name) == (table.schema, table.name)), None)
+@contextmanager
+def _tallied(pair: Pair, stop: Stop) -> Iterator[Tally]:
+    made = Keyed([pair.shared.index(name) for name in pair.key], stop) if pair.key else Keyless()
+    try:
+        with closing(made) as tally:
+            yield tally
+    except UnfitRow as error:
+        raise BackupError(f"{brief(pair.name)} can't be compared: {error}") from error
 
 
 @contextmanager

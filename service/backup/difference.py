@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Self
 
 from service.backup.tally import Counts
+from service.errors import brief
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Pair:
     @property
     def shared(self) -> tuple[str, ...]:
         """The columns that both have, in the order of the side before."""
-        return tuple(name for name in self._of_before() if name in self._of_after())
+        after = self._of_after()
+        return tuple(name for name in self._of_before() if name in after)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -74,19 +76,19 @@ class Pair:
     def changes(self) -> list[str]:
         """What is different about the table itself, a sentence each."""
         if self.before is None or self.after is None:
-            return [f"table {self.name} {'added' if self.before is None else 'removed'}"]
+            return [f"table {brief(self.name)} {'added' if self.before is None else 'removed'}"]
         was, now = self._of_before(), self._of_after()
-        said = [f"{self.name}: column {name} added, {now[name]}" for name in now if name not in was]
-        said += [f"{self.name}: column {name} removed" for name in was if name not in now]
+        said = [f"column {brief(name)} added, {brief(now[name])}" for name in now if name not in was]
+        said += [f"column {brief(name)} removed" for name in was if name not in now]
         said += [
-            f"{self.name}: column {name} was {was[name]}, is {now[name]}"
+            f"column {brief(name)} was {brief(was[name])}, is {brief(now[name])}"
             for name in self.shared
             if was[name] != now[name]
         ]
         if self.before.key != self.after.key:
-            old, new = (", ".join(key) or "none" for key in (self.before.key, self.after.key))
-            said.append(f"{self.name}: primary key was {old}, is {new}")
-        return said
+            old, new = (brief(", ".join(key)) or "none" for key in (self.before.key, self.after.key))
+            said.append(f"primary key was {old}, is {new}")
+        return [f"{brief(self.name)}: {sentence}" for sentence in said]
 
     def _of_before(self) -> dict[str, str]:
         return self.before.type_of if self.before else {}

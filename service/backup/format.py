@@ -12,18 +12,25 @@ import tarfile
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from service.errors import BackupError
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from service.errors import BackupError, brief
 
 FORMAT = 1
 PIECE_BYTES = 2 * 1024 * 1024
 """The content of one gzip member: so much when written, at most twice as much when read."""
 LARGEST_PIECE = 2 * PIECE_BYTES
 LARGEST_JSON = 64 * 1024 * 1024
+LARGEST_MANIFEST = 24 * 1024 * 1024
+"""The manifest's bytes, unpacked and packed."""
+MEMBER_JSON = 200
+"""About what the manifest says of each piece, in bytes."""
 
 HEADER, MANIFEST, DATABASE = "header.json", "manifest.json", "database.sqlite3"
-COPY = re.compile(r"(data/[0-9]{4,}-[^/]+)/([0-9]{4,})\.copy")
+FOLDER = r"data/[0-9]{4,12}-[A-Za-z0-9_.~%-]{1,60}"
+COPY = re.compile(rf"({FOLDER})/([0-9]{{4,12}})\.copy")
 """A part of a table's rows: its folder, and its number. The numbers are in the table's order, the file need not be."""
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -32,17 +39,59 @@ WORDS = {POSTGRESQL: "PostgreSQL", SQLITE: "SQLite"}
 """The kinds of databases, for people."""
 PACKAGE = "batch-system"
 
+LONGEST_TEXT = 10_000
+"""Characters of a name or a type. PostgreSQL's have 63 bytes, SQLite's may be longer."""
+LARGEST_NUMBER = 2**63 - 1
+YEARS = range(1970, 9000)
+MOST_REVISIONS = 50_000
+
+
+def _without_nul(text: str) -> str:
+    """No database has that in a name; all else, also an end of a line, may be there."""
+    if "\0" in text:
+        raise ValueError("a name can't have a NUL in it")
+    return text
+
+
+def _digest(value: Any) -> bytes:
+    if not isinstance(value, str) or re.fullmatch("[0-9a-f]{64}", value) is None:
+        raise ValueError("it is no SHA-256 in hexadecimal digits")
+    return bytes.fromhex(value)
+
+
+def _instant(value: Any) -> datetime:
+    try:
+        at = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError("it is no instant in ISO 8601") from None
+    if at.tzinfo is None or at.year not in YEARS:
+        raise ValueError(f"it is no instant with an offset between the years {YEARS.start} and {YEARS.stop}")
+    return at
+
+
+def _by_table(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > MOST_REVISIONS:
+        raise ValueError(f"it is no object with at most {MOST_REVISIONS:,} keys")
+    if not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in (*value, *value.values())):
+        raise ValueError(f"it has something else than names and revisions of at most {LONGEST_TEXT:,} characters")
+    return value
+
+
+Text = Annotated[str, Field(strict=True, max_length=LONGEST_TEXT), AfterValidator(_without_nul)]
+Number = Annotated[int, Field(strict=True, ge=0, le=LARGEST_NUMBER)]
+Digest = Annotated[bytes, BeforeValidator(_digest)]
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """A gzip member: `packed` bytes at `offset`, which hold `bytes` of the tar's file `name`, and end so many rows."""
 
-    name: str
-    offset: int
-    packed: int
-    sha256: str
-    bytes: int
-    rows: int | None
+    name: Annotated[str, Field(strict=True, max_length=100)]
+    offset: Number
+    packed: Number
+    sha256: Digest
+    bytes: Number
+    rows: Number | None
 
     @property
     def end(self) -> int:
@@ -53,33 +102,25 @@ class Member:
 class Header:
     """What somebody who lists backups wants to know. `rows` is known to the manifest only."""
 
-    format: int
-    kind: str
-    taken_at: datetime
-    database: str
-    server_version: str
-    revision: str | None
-    revisions: dict[str, str]
-    tool: str
-    rows: int | None = None
+    format: Annotated[int, Field(strict=True, ge=1)]
+    kind: Literal["postgresql", "sqlite"]
+    taken_at: Annotated[datetime, BeforeValidator(_instant)]
+    database: Text
+    server_version: Text
+    revision: Text | None
+    revisions: Annotated[dict[Text, Text], BeforeValidator(_by_table)]
+    tool: Text
+    rows: Number | None = None
 
-    @classmethod
-    def of(cls, facts: dict[str, Any], source: str) -> Self:
-        """Raises BackupError for a newer format, and ValueError, KeyError or TypeError for what is no header."""
-        if facts["format"] != FORMAT:
+    @staticmethod
+    def refuse_newer(facts: Any, source: str) -> None:
+        """Raises BackupError for a header of a later format, whatever else it has."""
+        found = facts.get("format") if isinstance(facts, dict) else None
+        if type(found) is int and found > FORMAT:
             raise BackupError(
-                f"the backup {source} was made by a newer version of this service: it has format {facts['format']}, "
+                f"the backup {source} was made by a newer version of this service: it has format {brief(str(found))}, "
                 f"and this version knows formats up to {FORMAT}. Use the newer version."
             )
-        taken_at = datetime.fromisoformat(facts["taken_at"])
-        if facts["kind"] not in (POSTGRESQL, SQLITE) or taken_at.tzinfo is None:
-            raise ValueError(f"a backup of {facts['kind']!r}, taken at {taken_at}")
-        revisions = {str(table): str(revision) for table, revision in facts["revisions"].items()}
-        names = ("format", "kind", "database", "server_version", "revision", "tool", "rows")
-        values: dict[str, Any] = {name: facts.get(name) for name in names}
-        if not all(isinstance(values[name], str) for name in ("database", "server_version", "tool")):
-            raise ValueError("a header without the names of database, server and tool")
-        return cls(taken_at=taken_at, revisions=revisions, **values)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from service.backup.format import POSTGRESQL, tool
 from service.backup.order import Order
 from service.backup.progress import Meter
 from service.backup.threads import Stop, in_own_loop
-from service.backup.unloading import unload
+from service.backup.unloading import described, unload
 from service.errors import BackupError
 
 _ADVICE = {
@@ -43,9 +43,16 @@ async def _write(order: Order, archive: Archive, meter: Meter) -> None:
             raise BackupError(f"there is no table in the database {order.shown}: look at {order.setting}")
         facts = await snapshot.facts(connection, contents)
         archive.add_header(POSTGRESQL, database=order.database, tool=tool(), **facts)
+        sizes = await snapshot.sizes(connection, contents.tables)
+        archive.refuse_too_large(
+            sum(size.bytes for size in sizes.values()),
+            tables=described(contents.tables),
+            sequences=await snapshot.values(connection, contents.sequences),
+            left_out=contents.left_out,
+        )
         async with snapshot.shared(connection, order.arguments, contents.tables) as second:
             connections = [one for one in (connection, second) if one is not None]
-            tables = await unload(connections, contents.tables, archive, meter)
+            tables = await unload(connections, contents.tables, sizes, archive, meter)
         sequences = await snapshot.values(connection, contents.sequences)
         archive.finish(tables=tables, sequences=sequences, left_out=contents.left_out)
 

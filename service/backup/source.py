@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from service.errors import BackupError
+from service.errors import BackupError, DamagedBackup, brief
+
+END_BYTES = 256 * 1024
 
 
 class Source(Protocol):
@@ -25,16 +29,25 @@ class Source(Protocol):
 
 
 class LocalFile:
-    """A backup on this machine's disk."""
+    """A backup on this machine's disk: a file, and nothing else that can be opened.
 
-    def __init__(self, path: Path) -> None:
+    `follow`: a link counts as what it leads to, which only a person may want who names it.
+    """
+
+    def __init__(self, path: Path, *, follow: bool = True) -> None:
         self.path = path
         self.name = str(path)
         try:
-            self._file = path.open("rb", buffering=0)
-            self.size = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
-            raise BackupError(f"the backup {path} can't be read: {error.strerror or error}") from error
+            # Without O_NONBLOCK a FIFO waits here for who writes into it.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW))
+        except (OSError, ValueError) as error:
+            raise BackupError(f"the backup {brief(self.name)} can't be read: {_cause(error)}") from error
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise DamagedBackup(f"{path} is no file, and so no backup of this service")
+        self._file = os.fdopen(descriptor, "rb", buffering=0)
+        self.size = status.st_size
 
     def read(self, offset: int, length: int) -> bytes:
         try:
@@ -50,3 +63,24 @@ class LocalFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+class Fetched:
+    """Another source, whose last bytes were read at once: of a small backup they hold the manifest."""
+
+    def __init__(self, source: Source) -> None:
+        self.name, self.size = source.name, source.size
+        self._source = source
+        self._start = max(source.size - END_BYTES, 0)
+        self._end = source.read(self._start, END_BYTES)
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset < self._start:
+            return self._source.read(offset, length)
+        return self._end[offset - self._start :][:length]
+
+
+def _cause(error: OSError | ValueError) -> str:
+    if isinstance(error, ValueError):
+        return "no file can have such a name"
+    return "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from service.backup import sqlite_tables
-from service.backup.archive import Archive
+from service.backup.archive import Archive, refuse_size
 from service.backup.folder import copy_beside
 from service.backup.format import DATABASE, PIECE_BYTES, SQLITE, tool
 from service.backup.order import Order
@@ -39,10 +39,12 @@ _ADVICE = {
 
 def write(order: Order, archive: Archive, meter: Meter, stop: Stop) -> None:
     source = file_of(order.database)
+    refuse_size(source.stat().st_size)
     with _copy(source, copy_beside(archive.path), order.selection, meter, stop) as (copy, facts):
         header = {"server_version": sqlite3.sqlite_version, "tool": tool(), **facts.pop("header")}
         archive.add_header(SQLITE, database=source.name, **header)
         size = copy.stat().st_size
+        archive.refuse_too_large(size, **facts, sequences=[])
         meter.begin("packing", size)
         with ThreadPoolExecutor(1, thread_name_prefix="backup-check") as beside:
             checked = beside.submit(_refuse_damage, source, copy, stop)

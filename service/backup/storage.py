@@ -20,7 +20,7 @@ from service.backup.retention import ahead_named, is_ahead, latest_of
 from service.backup.threads import Stop
 from service.backup.verify import verify
 from service.config import Settings, get_settings
-from service.errors import BackupError
+from service.errors import BackupError, brief
 from service.logs import get_logger
 from service.placeurl import FILE, folder_of, refuse_one_place
 
@@ -88,7 +88,7 @@ class Folder:
         return os.path.lexists(self.path / name)
 
     def open(self, name: str) -> LocalFile:
-        return LocalFile(self.path / name)
+        return LocalFile(self.path / name, follow=False)
 
     def read(self, name: str, most: int) -> bytes:
         try:
@@ -149,8 +149,8 @@ class Folder:
 def _sizes(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, int]]:
     for entry in entries:
         with suppress(FileNotFoundError):  # another process has just renamed or deleted it
-            if entry.is_file():
-                yield entry.name, entry.stat().st_size
+            if entry.is_file(follow_symlinks=False):
+                yield entry.name, entry.stat(follow_symlinks=False).st_size
             elif entry.name.endswith(PIN):  # whatever it is, it pins
                 yield entry.name, 0
 
@@ -214,7 +214,7 @@ class Places:
             return storage.open(name)
         if text == LATEST:
             return self._latest()
-        if os.sep in text or Path(text).is_file():
+        if os.sep in text or os.path.isfile(text):
             return LocalFile(Path(text))
         found = backups(self.folder.listed())
         if text in found:
@@ -223,7 +223,7 @@ class Places:
             return elsewhere.open(text)
         near = f"; the newest there is {newest_here}" if (newest_here := latest_of(found, clock.now())) else ""
         raise BackupError(
-            f"there is no backup {text} in {self._where()}{near}. Allowed: a path, a name, latest, "
+            f"there is no backup {brief(text)} in {self._where()}{near}. Allowed: a path, a name, latest, "
             "s3://bucket/prefix/name"
         )
 

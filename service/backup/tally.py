@@ -8,7 +8,7 @@ SQLite's. That file has no name, so it is gone with its process. At the end SQLi
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,6 +18,8 @@ from service.errors import BackupError
 
 BEFORE, AFTER = 0, 1
 WAITING_BYTES = 12 * 1024 * 1024
+LARGEST_ROW = 32 * 1024 * 1024
+"""Bytes of a row of a backup: the one thing that can't be compared in pieces."""
 ROW_OVERHEAD = 120
 """Bytes that Python needs for a row in a set, beside those of the row."""
 CACHE_KILOBYTES = 8_000
@@ -37,6 +39,10 @@ SELECT coalesce(sum(before = 0), 0), coalesce(sum(after = 0), 0), coalesce(sum(b
     SELECT sum(side = 0) AS before, sum(side = 1) AS after, min(row) = max(row) AS same FROM spilled GROUP BY key
 )
 """
+
+
+class UnfitRow(Exception):
+    """A row that can't be compared, and why."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,21 @@ class Pace:
         return True
 
 
+def whole_rows(parts: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The rows of parts that may end amidst one. Raises UnfitRow for one that is larger than LARGEST_ROW."""
+    begun = bytearray()
+    for part in parts:
+        end = part.rfind(b"\n") + 1
+        if end:
+            yield lines(bytes(begun + part[:end]))
+            begun.clear()
+        begun += part[end:]
+        if len(begun) > LARGEST_ROW:
+            raise UnfitRow(f"a row is larger than {LARGEST_ROW // 1024**2} MiB")
+    if begun:
+        yield [bytes(begun)]
+
+
 def lines(part: bytes) -> list[bytes]:
     """The rows of a part that holds whole ones. (Not splitlines(): a row may hold other ends of lines.)"""
     return part.removesuffix(b"\n").split(b"\n") if part else []
@@ -176,8 +197,7 @@ def _key_of(places: Sequence[int]) -> Callable[[bytes], bytes]:
     last = max(places) + 1
 
     def key_of(row: bytes) -> bytes:
-        values = row.split(b"\t", last)
-        return b"\t".join([values[place] for place in places])
+        return _chosen(row.split(b"\t", last), places)
 
     return key_of
 
@@ -189,10 +209,16 @@ def cut(columns: Sequence[str], wanted: Sequence[str]) -> Callable[[list[bytes]]
     places = [list(columns).index(name) for name in wanted]
 
     def cut_rows(rows: list[bytes]) -> list[bytes]:
-        split = [row.split(b"\t") for row in rows]
-        return [b"\t".join([values[place] for place in places]) for values in split]
+        return [_chosen(row.split(b"\t"), places) for row in rows]
 
     return cut_rows
+
+
+def _chosen(values: list[bytes], places: Sequence[int]) -> bytes:
+    try:
+        return b"\t".join([values[place] for place in places])
+    except IndexError:
+        raise UnfitRow("a row has fewer columns than the table") from None
 
 
 def _size(rows: Collection[bytes]) -> int:

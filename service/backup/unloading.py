@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from service.backup import snapshot
 from service.backup.archive import Archive
 from service.backup.format import PIECE_BYTES
 from service.backup.progress import Meter
@@ -79,11 +78,18 @@ class _Job:
         return f"SELECT {columns} FROM ONLY {self.table.table} WHERE ctid >= '({self.start},0)'{before}"  # noqa: S608 (quoted)
 
 
+def described(relations: list[Relation]) -> list[dict[str, Any]]:
+    """What the manifest says of each before any row was copied."""
+    return [_Table(relation, number).facts() for number, relation in enumerate(relations, 1)]
+
+
 async def unload(
-    connections: list[Any], relations: list[Relation], archive: Archive, meter: Meter
+    connections: list[Any], relations: list[Relation], sizes: Mapping[str, Size], archive: Archive, meter: Meter
 ) -> list[dict[str, Any]]:
-    """Each connection takes the largest table that is left. Returns what the manifest says of each, in their order."""
-    sizes = await snapshot.sizes(connections[0], relations)
+    """Each connection takes the largest table that is left. Returns what the manifest says of each, in their order.
+
+    `sizes`: by the tables' oids.
+    """
     meter.begin("copying", sum(size.bytes for size in sizes.values()))
     tables = [_Table(relation, number) for number, relation in enumerate(relations, 1)]
     can_split = len(connections) > 1 and connections[0].get_server_version().major >= RANGES_SINCE

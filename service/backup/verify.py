@@ -30,11 +30,12 @@ def verify(source: Source, stop: Stop, on_member: Callable[[Member], None] | Non
     That covers gzip's own headers and checksums, members that are missing, doubled or at another place, and what
     stands before, between and after them: the manifest has the place and the hash of each, the trailer the manifest's.
     """
+    header = first_header(source)  # before the manifest is in memory
     backup = Backup.open(source)
-    header = first_header(source)
     if header is None or replace(header, rows=backup.header.rows) != backup.header:
         raise damaged(source, "its header is not the one that its manifest repeats")
     _Reading(backup, stop, on_member).run()
+    next(backup.pieces(), None)  # whether a database of SQLite's begins as one
     rows = sum(table.rows for table in backup.tables)
     return Checked(rows, sum(member.bytes for member in backup.members), len(backup.members))
 

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.options import AsJson, user, wait_for
+from service.cli.options import AsJson, first_of, user, wait_for, within
+from service.errors import brief
 
 if TYPE_CHECKING:
     from service.config import Settings
     from service.discarding import Plan
     from service.keeping import Done, Tell
+
+MOST_SHOWN, MOST_NAMED, LONGEST_SHOWN = 1_000, 20, 200
+"""Tables in a list, names in a line, and characters of a name: a file from elsewhere may have any number."""
 
 File = Annotated[
     str,
@@ -63,7 +67,7 @@ def list_(
             "backup": row["name"],
             "size": size(row["size"]),
             "rows": _number(row["rows"]),
-            "migration": row["revision"],
+            "migration": row["revision"] and brief(row["revision"]),
             "check": row["check"],
             "kept": row["kept"],
             "where": row["where"],
@@ -86,14 +90,22 @@ def show(file: File, as_json: AsJson = False) -> None:
     if as_json:
         told = [
             {"table": str(table), "rows": table.rows, "bytes": table.bytes, "columns": table.columns, "key": table.key}
-            for table in tables
+            for table in within(tables, lambda table: [str(table), *table.columns, *table.key])
         ]
-        console.show_json({**about, "tables": told})
+        left_out = within(about["left out"], lambda name: [name])
+        console.show_json({**about, "left out": left_out, "tables": told, "more tables": len(tables) - len(told)})
         return
-    console.show_values({**about, "size": size(about["size"]), "rows": _number(about["rows"])})
+    about = {name: brief(value, LONGEST_SHOWN) if isinstance(value, str) else value for name, value in about.items()}
+    left_out = first_of([brief(name, LONGEST_SHOWN) for name in about["left out"]], MOST_NAMED)
+    console.show_values({**about, "size": size(about["size"]), "rows": _number(about["rows"]), "left out": left_out})
     console.heading("tables")
-    rows = [{"table": str(one), "rows": f"{one.rows:,}", "size": size(one.bytes or None)} for one in tables]
+    rows = [
+        {"table": brief(str(one), LONGEST_SHOWN), "rows": f"{one.rows:,}", "size": size(one.bytes or None)}
+        for one in tables[:MOST_SHOWN]
+    ]
     console.show(rows, ("table", "rows", "size"), False)
+    if len(tables) > MOST_SHOWN:
+        print(f"and {len(tables) - MOST_SHOWN:,} more tables")
 
 
 def verify(

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.backup import File
-from service.cli.options import AsJson, utc, wait_for
+from service.cli.backup import LONGEST_SHOWN, MOST_NAMED, MOST_SHOWN, File
+from service.cli.options import AsJson, first_of, utc, wait_for, within
+from service.errors import brief
 
 if TYPE_CHECKING:
     from service.backup.difference import Difference, Side, TableDifference
@@ -45,16 +46,19 @@ def _show(found: Difference) -> None:
     console.show_values({"before": _side(found.before), "after": _side(found.after), "migration": _migration(found)})
     if found.schema:
         console.heading("Schema")
-        for sentence in found.schema:
+        for sentence in first_of(found.schema, MOST_SHOWN):
             print(console.line(sentence))
     console.heading("Rows")
-    rows = [_row(table) for table in found.tables]
+    rows = [_row(table) for table in found.tables[:MOST_SHOWN]]
     widths = {name: max(map(len, (name, *(row[name] for row in rows)))) for name in FIGURES}
     padded = [{**row, **{name: row[name].rjust(widths[name]) for name in FIGURES}} for row in rows]
     console.show(padded, ("table", *FIGURES, "note"), as_json=False)
+    if len(found.tables) > MOST_SHOWN:
+        print(f"and {len(found.tables) - MOST_SHOWN:,} more tables")
     print(f"\n{_total(found)}")
     if found.left_out:
-        print(f"not compared, as one of the two leaves them out: {console.line(', '.join(found.left_out))}")
+        names = ", ".join(first_of([brief(name, LONGEST_SHOWN) for name in found.left_out], MOST_NAMED))
+        print(f"not compared, as one of the two leaves them out: {console.line(names)}")
 
 
 def _side(side: Side) -> str:
@@ -64,8 +68,8 @@ def _side(side: Side) -> str:
 def _migration(found: Difference) -> str | None:
     before, after = found.before.revision, found.after.revision
     if before == after:
-        return f"{before} on both sides" if before else None
-    return f"{before or 'none'} to {after or 'none'}"
+        return f"{brief(before)} on both sides" if before else None
+    return f"{brief(before or 'none')} to {brief(after or 'none')}"
 
 
 def _row(table: TableDifference) -> dict[str, Any]:
@@ -76,7 +80,11 @@ def _row(table: TableDifference) -> dict[str, Any]:
         _number(table.changed),
         _number(table.removed, "-"),
     )
-    return {"table": table.table, **dict(zip(FIGURES, figures, strict=True)), "note": _note(table)}
+    return {
+        "table": brief(table.table, LONGEST_SHOWN),
+        **dict(zip(FIGURES, figures, strict=True)),
+        "note": _note(table),
+    }
 
 
 def _note(table: TableDifference) -> str:
@@ -102,15 +110,17 @@ def _total(found: Difference) -> str:
 def _facts(found: Difference) -> dict[str, Any]:
     from dataclasses import asdict
 
+    tables = within(found.tables, lambda table: [table.table, *table.key, *table.schema])
     return {
         "before": _facts_of(found.before),
         "after": _facts_of(found.after),
-        "tables": [asdict(table) for table in found.tables],
+        "tables": [asdict(table) for table in tables],
+        "more tables": len(found.tables) - len(tables),
         "added": found.added,
         "changed": found.changed,
         "removed": found.removed,
-        "schema": found.schema,
-        "left_out": list(found.left_out),
+        "schema": within(found.schema, lambda sentence: [sentence]),
+        "left_out": within(found.left_out, lambda name: [name]),
     }
 
 

@@ -6,7 +6,7 @@ import asyncio
 import getpass
 import os
 import re
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -18,6 +18,9 @@ from service.cli import complete
 from service.errors import DatabaseError, InvalidParameters
 
 T = TypeVar("T")
+
+LARGEST_SHOWN, ITEM_CHARACTERS = 8_000_000, 100
+"""Characters of a list in JSON, and about those of an item beside its texts: what is read may have any number."""
 
 TaskName = Annotated[str, typer.Argument(help="The task's name.", autocompletion=complete.task_names)]
 OfTask = Annotated[str | None, typer.Option(help="Only of this task.", autocompletion=complete.task_names)]
@@ -47,6 +50,23 @@ def user() -> str:
         return getpass.getuser()
     except (KeyError, ImportError, OSError):  # a container's user without a name
         return f"user {os.getuid()}"
+
+
+def first_of(texts: Sequence[str], most: int) -> list[str]:
+    """The first of them, and how many more there are."""
+    more = len(texts) - most
+    return [*texts[:most], *([f"and {more:,} more"] if more > 0 else [])]
+
+
+def within(items: Sequence[T], texts: Callable[[T], Sequence[str]]) -> list[T]:
+    """As many of the first ones as have LARGEST_SHOWN characters, with all their texts."""
+    left, found = LARGEST_SHOWN, []
+    for item in items:
+        left -= sum(map(len, texts(item))) + ITEM_CHARACTERS
+        if left < 0:
+            break
+        found.append(item)
+    return found
 
 
 def utc(at: datetime) -> str:

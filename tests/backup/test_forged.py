@@ -1,0 +1,334 @@
+"""Forged backups: every command, and the tasks, on each. What is in a file from elsewhere is data, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url
+
+from service import clock
+from service.backup.diff import diff
+from service.backup.reader import Backup, LocalFile
+from service.backup.threads import Stop
+from service.backup.verify import verify
+from service.config import Settings, get_settings
+from service.copying import download, upload
+from service.discarding import plans, prune
+from service.errors import BackupError, DamagedBackup
+from service.finding import listed, rescan, shown
+from service.host import LEDGER_HISTORY
+from service.keeping import check, pin
+from service.restoring import Wanted, check_by_restoring, plan_of, restore
+from service.testing.postgres import PostgresServer
+from tests.backup import forged
+from tests.backup.contents import execute
+from tests.backup.forged import Forged
+from tests.backup.restores import everything
+from tests.commands import Batch, in_this_process
+from tests.databases import migrated, url_of
+
+KINDS = ("sqlite", "postgresql")
+LATEST = "backup_20260329_120000.backup.gz"
+FORGED = "backup_20260328_120000.backup.gz"
+NOW = datetime(2026, 3, 30, 13, tzinfo=UTC)
+LOUD = ("a statement", "an end of a line", "control characters")
+MOST_MEGABYTES = 300
+ALL = os.environ.get("FORGED") == "all"
+"""Takes all bombs, and each command on each file. Else each is opened, which all commands do first, and of those that
+are refused there every fourth goes through one of the commands."""
+SOME_BOMBS = (
+    *("60 MB of objects", "60 MB in one element", "60 MB of wide characters", "100 MB packed, of nothing"),
+    *("4 GB in pieces of one part", "2 GB of a database of zeros"),
+)
+
+batch = pytest.fixture(in_this_process)
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder of backups with a sound one, and the application's database, whose rows are those of the backups."""
+
+    kind: str
+    url: str
+    root: Path
+    database: Path
+    """A SQLite database: what is in the forged backups of that kind."""
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "backups"
+
+    async def contents(self) -> Any:
+        if self.kind == "postgresql":
+            return await everything(self.url)
+        return Path(make_url(self.url).database or "").read_bytes()
+
+    def files(self) -> dict[str, str]:
+        """Each file there is, with its hash; of the folder of backups only the names."""
+        found = {}
+        for path in self.root.rglob("*"):
+            is_read = path.is_file() and not path.is_symlink() and self.folder not in path.parents
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if is_read else ""
+            found[str(path.relative_to(self.root))] = content
+        return found
+
+
+@pytest.fixture(params=KINDS)
+async def world(
+    request: pytest.FixtureRequest, tmp_path: Path, settings: Callable[..., None], postgres_server: PostgresServer
+) -> Any:
+    kind = request.param
+    saved = forged.make_database(tmp_path / "saved.db")
+    (tmp_path / "backups").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    if kind == "sqlite":
+        url = url_of(forged.make_database(tmp_path / "app.db"))
+    else:
+        url = await postgres_server.create_database()
+        await execute(
+            url,
+            "CREATE TABLE users (id bigserial PRIMARY KEY, email varchar(255))",
+            "INSERT INTO users SELECT n, n || '@example.org' FROM generate_series(0, 2) AS n",
+            "SELECT setval('users_id_seq', 3)",
+            "CREATE TABLE alembic_version (version_num varchar(32))",
+            "INSERT INTO alembic_version VALUES ('app_0004')",
+        )
+    made = World(kind, url, tmp_path, saved)
+    forged.sound(made.folder / LATEST, kind, saved)
+    settings(
+        DATABASE_URL=url,
+        LEDGER_URL=url_of(tmp_path / "ledger.db"),
+        BACKUP_DIR=str(made.folder),
+        BACKUP_URL=f"file://{tmp_path}/elsewhere",
+    )
+    yield made
+    if kind == "postgresql":
+        await postgres_server.drop_database(url)
+
+
+def all_of(world: World) -> Iterator[Forged]:
+    yield from forged.field_by_value(world.kind, world.database)
+    yield from forged.shapes(world.kind, world.database)
+
+
+async def refused(what: str, work: Awaitable[Any]) -> str | None:
+    """Why; None where it was done. Any other error fails the test, and the name of the forged file says where."""
+    try:
+        await work
+    except BackupError as error:
+        if not 0 < len(error.message) < 4_100:
+            raise
+        return error.message
+    except Exception as error:
+        error.add_note(what)
+        raise
+    return None
+
+
+def warn(text: str) -> None:
+    assert text
+
+
+async def test_each_command_refuses_a_forged_backup_or_takes_it_for_data(world: World) -> None:
+    """Those that are refused are so by one sentence, before anything is written. What is in the others is not executed:
+    the database has the same rows, tables, keys and sequences afterwards, and nothing is left in any folder."""
+    before, files = await world.contents(), world.files()
+    sound, path = str(world.folder / LATEST), world.folder / FORGED
+    counts = {"opened": 0, "refused": 0}
+    for number, one in enumerate(all_of(world)):
+        one.write(path)
+        works = of_each_command(get_settings(), str(path), sound)
+        if not (ALL or is_whole(path)):
+            works = works[number // 4 % len(works) :][:1] if number % 4 == 0 else []
+        for work in works:
+            counts["refused" if await refused(one.what, work()) else "opened"] += 1
+        path.unlink()
+        assert world.files() == files, one.what
+    assert await world.contents() == before
+    assert min(counts.values()) > 200
+
+
+def of_each_command(settings: Settings, path: str, sound: str) -> list[Callable[[], Awaitable[Any]]]:
+    return [
+        lambda: shown(settings, path, warn),
+        lambda: check(settings, path),
+        lambda: diff(settings, path),
+        lambda: diff(settings, sound, path),
+        lambda: pin(settings, path, "ann"),
+        lambda: plan_of(settings, Wanted(path)),
+        lambda: restore(settings, Wanted(path, dry_run=True)),
+        lambda: check_by_restoring(settings, path),
+        lambda: restore(settings, Wanted(path, safety=False)),
+    ]
+
+
+async def test_forged_backups_are_listed_as_what_they_are_and_the_others_as_ever(
+    world: World, settings: Callable[..., None], postgres_server: PostgresServer
+) -> None:
+    """In a ledger of the same kind of database, whose text has no NUL and no half characters."""
+    url = await postgres_server.create_database() if world.kind == "postgresql" else url_of(world.root / "ledger.db")
+    await migrated(url, LEDGER_HISTORY)
+    settings(LEDGER_URL=url)
+    names = {}
+    for number, one in enumerate(all_of(world)):
+        name = f"backup_2025{number // 28 % 12 + 1:02}{number % 28 + 1:02}_{number // 336:06}.backup.gz"
+        one.write(world.folder / name)
+        names[name] = one.what
+    is_damaged = {name: isinstance(error_of(world.folder / name), DamagedBackup) for name in names}
+    for rows in (await listed(get_settings(), warn), await rescanned()):
+        found = {row["name"]: row for row in rows}
+        assert found.keys() == {*names, LATEST}
+        assert found[LATEST]["check"] == "not verified" and found[LATEST]["database"] == "app"
+    wrong = [names[name] for name, damaged in is_damaged.items() if (found[name]["check"] == "failed") != damaged]
+    assert not wrong
+    assert all(found[name]["failed_check"] for name, damaged in is_damaged.items() if damaged)
+    assert found[LATEST]["rows"] == 3
+
+
+async def rescanned() -> list[dict[str, Any]]:
+    await rescan(get_settings())
+    return await listed(get_settings(), warn)
+
+
+def error_of(path: Path) -> BackupError | None:
+    """With which opening the backup is refused."""
+    try:
+        with LocalFile(path) as source:
+            Backup.open(source)
+    except BackupError as error:
+        return error
+    return None
+
+
+def is_whole(path: Path) -> bool:
+    return error_of(path) is None
+
+
+async def test_the_tasks_and_copies_leave_forged_backups_where_they_are(world: World) -> None:
+    """A drill of the latest, retention with the forged one as the newest, and the ways to another place and back."""
+    before, files = await world.contents(), world.files()
+    settings, newest = get_settings(), world.folder / "backup_20260330_120000.backup.gz"
+    elsewhere = world.root / "elsewhere" / FORGED
+    for one in list(all_of(world))[::7]:
+        one.write(newest)
+        await refused(one.what, check_by_restoring(settings, "latest"))
+        with clock.moved(NOW):
+            planned = await plans(settings)
+            assert not [name async for name in prune(settings, planned)], one.what
+        assert planned[0].decision.doubt or is_whole(newest), one.what
+        copy = world.root / "elsewhere" / newest.name
+        await refused(one.what, upload(settings, newest.name))
+        assert not copy.exists() or is_whole(newest), one.what
+        copy.unlink(missing_ok=True)
+        newest.rename(elsewhere)
+        if not await refused(one.what, download(settings, FORGED)):
+            verified(world.folder / FORGED)
+            (world.folder / FORGED).unlink()
+        elsewhere.unlink()
+        assert world.files() == files, one.what
+    assert await world.contents() == before
+
+
+def verified(path: Path) -> None:
+    with LocalFile(path) as source:
+        verify(source, Stop())
+
+
+def test_what_is_printed_of_forged_backups_is_short_and_acts_in_no_terminal(world: World, batch: Batch) -> None:
+    """Of those that can be opened: their names may hold whatever a database's may."""
+    path, sound = world.folder / FORGED, str(world.folder / LATEST)
+    for one in all_of(world):
+        one.write(path)
+        if not (one.what.endswith(LOUD) or ":" not in one.what) or not is_whole(path):
+            continue
+        for words in (
+            ("show", str(path)), ("verify", str(path)), ("diff", str(path)), ("diff", sound, str(path)), ("list",),
+            ("restore", str(path), "--dry-run"),
+        ):  # fmt: skip
+            done = batch("backup", *words)
+            assert re.fullmatch(r"(batch: .+\n)?", done.err), (one.what, words, done.err)
+            assert done.code == (2 if done.err else 0), (one.what, words)
+            assert len(done.out) < 400_000 and len(done.err) < 4_100, (one.what, words)
+            assert all(char.isprintable() or char == "\n" for char in done.out + done.err), (one.what, words)
+
+
+async def test_what_is_no_file_is_no_backup_whatever_its_name_is(world: World, batch: Batch, tmp_path: Path) -> None:
+    """A FIFO must not be waited for, and a link in the folder leads to what whoever made it may not read."""
+    number = iter(range(20))
+    outside = forged.sound(tmp_path / "outside.gz", world.kind, world.database)
+    strange = forged.strange_files(world.folder, lambda: f"backup_20260330_1200{next(number):02}.backup.gz", outside)
+    assert [row["name"] for row in await listed(get_settings(), warn)] == [LATEST]
+    for path in strange:
+        for text in (path.name, str(path)):
+            follows = text == str(path) and path.is_symlink() and path.resolve() == outside
+            done = await refused(text, shown(get_settings(), text, warn))
+            assert (done is None) == follows, (text, done)
+            assert follows or "is no file" in str(done) or "can't be read" in str(done) or "no backup" in str(done)
+    assert [row["name"] for row in await listed(get_settings(), warn)] == [LATEST]
+
+
+def test_a_name_that_no_file_can_have_is_refused_by_what_is_wrong_with_it(world: World, batch: Batch) -> None:
+    for text in ("x" * 5_000, f"/tmp/{'x' * 5_000}", f"./{'y/' * 3_000}z", "s3://" + "b" * 5_000):
+        for command in ("show", "verify", "diff", "download"):
+            done = batch("backup", command, text)
+            assert done.code == 2 and re.fullmatch(r"batch: .+\n", done.err), (text[:20], command, done.err)
+            assert len(done.err) < 700 and "output" not in done.err, (text[:20], command, done.err)
+
+
+CHILD = """
+import json, os, resource, sys
+from service import cli, config
+for words in json.loads(sys.stdin.read()):
+    sys.argv = ["batch", "backup", *words]
+    config.forget_settings()
+    try:
+        cli.main()
+    except SystemExit as exited:
+        code = exited.code
+    sys.stdout.flush()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps([words, code, peak]), file=sys.stderr, flush=True)
+"""
+
+
+def test_a_small_file_takes_neither_memory_nor_the_disk_nor_the_screen(world: World) -> None:
+    """One process for each bomb does every command on it. FORGED=all prints the figures."""
+    path, sound = world.root / "forged" / FORGED, world.folder / LATEST
+    path.parent.mkdir()
+    for what, write in forged.bombs(world.kind, world.database).items():
+        if not ALL and what not in SOME_BOMBS:
+            continue
+        write(path)
+        os.link(path, world.folder / FORGED)
+        commands = (
+            ("list",), ("show", str(path)), ("show", str(path), "--json"), ("verify", str(path)), ("diff", str(path)),
+            ("diff", str(sound), str(path)), ("restore", str(path), "--dry-run"),
+            *((("diff", str(path), str(path)), ("verify", "--restore", str(path))) if ALL else ()),
+        )  # fmt: skip
+        files = world.files()
+        done = subprocess.run(
+            (sys.executable, "-c", CHILD), input=json.dumps(commands).encode(), capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, timeout=600,
+        )  # fmt: skip
+        assert world.files() == files, what
+        (world.folder / FORGED).unlink()
+        told = [line for line in done.stderr.decode().splitlines() if line.startswith("[")]
+        figures = [json.loads(line) for line in told]
+        assert len(figures) == len(commands), (what, done.stderr.decode()[-2_000:])
+        if ALL:
+            print(f"\n{world.kind}, {what}: {path.stat().st_size:,} bytes; printed {len(done.stdout):,}")
+            print("\n".join(f"  {peak:4} MB  {code}  {' '.join(words[:2])[:40]}" for words, code, peak in figures))
+        assert max(peak for _, _, peak in figures) < MOST_MEGABYTES, (what, figures)
+        assert len(done.stdout) < 10_000_000, what
+        assert len(done.stderr.splitlines()) - len(told) <= len(commands), (what, done.stderr.decode())
