@@ -28,7 +28,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("keeping", "copying", "finding", "discarding"), 3),
     **dict.fromkeys(("batch", "backup", "application"), 2),
     "database": 1,
-    **dict.fromkeys(("config", "clock", "errors", "logs", "loglines"), 0),
+    **dict.fromkeys(("config", "clock", "errors", "escaping", "failures", "logs", "logformat", "loglines"), 0),
 }
 """Imports point down. Within a part, and within the first and the last layer, they may point sideways."""
 
@@ -65,6 +65,8 @@ BROAD = {
     "service.batch.schedules": 1,  # a background loop
     "service.batch.upkeep": 1,  # a background loop
     "service.batch.threads": 1,  # the attempt, in a thread
+    "service.escaping": 1,  # authors' __repr__
+    "service.failures": 2,  # authors' __str__, and what else Python looks for in an exception
     "service.loglines": 2,  # authors' __str__
     "service.logs": 2,  # authors' __str__, and the loop that renders and writes lines
 }
