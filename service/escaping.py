@@ -34,14 +34,14 @@ def to_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
     return encoded if encoded.isprintable() else _NOT_PLAIN.sub(_in_json, encoded)
 
 
-def quoted(value: object) -> str:
+def quoted(value: object, longest: int = LONGEST_QUOTE) -> str:
     """As Python writes a value, for a message; of a long one the beginning, and how long it is. Never raises."""
-    if isinstance(value, str):
-        is_long = len(value) > LONGEST_QUOTE
-        return f"{value[:LONGEST_QUOTE]!r}… ({len(value):,} characters)" if is_long else repr(value)
+    if type(value) is str:
+        is_long = len(value) > longest
+        return f"{value[:longest]!r}… ({len(value):,} characters)" if is_long else repr(value)
     try:
-        return cut(line(repr(value)), LONGEST_QUOTE)
-    except Exception:  # noqa: BLE001 - it may be an author's, whose repr may raise anything
+        return cut(line(repr(value)), longest)
+    except (Exception, SystemExit):  # noqa: BLE001 - an author's __repr__ may raise anything
         return f"<{type(value).__name__} without a text>"
 
 

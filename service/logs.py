@@ -156,7 +156,7 @@ class _Queue(logging.handlers.QueueHandler):
 
     def _put(self, record: logging.LogRecord) -> None:
         size = loglines.size(record)
-        record.batch_size = size  # type: ignore[attr-defined]
+        record.batch_size = size
         self.queue.added += size
         super().enqueue(record)
 

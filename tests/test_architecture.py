@@ -66,7 +66,7 @@ BROAD = {
     "service.batch.upkeep": 1,  # a background loop
     "service.batch.threads": 1,  # the attempt, in a thread
     "service.escaping": 1,  # authors' __repr__
-    "service.failures": 2,  # authors' __str__, and what else Python looks for in an exception
+    "service.failures": 3,  # authors' __str__, and what else Python looks for in an exception
     "service.loglines": 2,  # authors' __str__
     "service.logs": 2,  # authors' __str__, and the loop that renders and writes lines
 }
@@ -335,6 +335,21 @@ def _flies_on(handler: ast.ExceptHandler) -> bool:
     return isinstance(last, ast.Raise) and last.exc is None
 
 
+PRINTERS = ("service.console", "service.testing.postgres")
+"""Where print() may stand. (What the tests' server gets is no terminal's.)"""
+
+
+def prints(modules: list[Module]) -> list[str]:
+    """Whatever is printed goes through console.py, which lets nothing in it act in a terminal."""
+    return [
+        f"{module.name}:{node.lineno} {ast.unparse(node)}"
+        for module in inside(modules)
+        if module.name not in PRINTERS
+        for node in _calls(module)
+        if ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write", "typer.echo", "typer.secho")
+    ]
+
+
 def left_for_later(modules: list[Module]) -> list[str]:
     marks = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
     return [
@@ -393,6 +408,8 @@ CASES: list[tuple[Rule, list[Module]]] = [
     (environment_reads, broken("service.clock", "import os\n" + 2 * "file = os.environ.get(OFFSET_FILE)\n")),
     (long_modules, broken(BATCH, "\n" * (MOST_LINES + 1))),
     (long_functions, broken(BATCH, "def f():\n" + "    x = 1\n" * (MOST_BODY_LINES + 1))),
+    (prints, broken("service.cli.runs", "print(name)")),
+    (prints, broken(BATCH, "import sys\nsys.stderr.write(name)")),
     (left_for_later, broken(BATCH, "x = 1  # TODO: better")),
     (left_for_later, broken(BATCH, '"""FIXME"""')),
     (vague_names, broken("service.batch.utils", "")),

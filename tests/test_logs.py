@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -22,6 +21,7 @@ from service import get_logger, logs
 from service.batch.context import MAX_WAITING_LINES, CurrentRun
 from service.batch.states import Origin
 from service.clock import now
+from tests.hostile import HOSTILE, SEEN, acts
 
 logger = get_logger("mine")
 
@@ -289,33 +289,6 @@ def test_a_process_ends_though_nobody_reads_its_stderr() -> None:
     finally:
         process.kill()
         process.communicate()
-
-
-HOSTILE = {
-    "ESC": "\x1b[2J",
-    "colour": "\x1b[38;5;1m",
-    "OSC": "\x1b]0;title\x07",
-    "BEL": "\x07",
-    "CR": "\r",
-    "backspace": "\x08",
-    "NUL": "\0",
-    "DEL": "\x7f",
-    "C1": "\x9b31m",
-    "right to left": "\u202e",
-    "isolate": "\u2067",
-    "mark": "\u200f",
-    "zero width": "\u200b",
-    "byte order mark": "\ufeff",
-    "line separator": "\u2028",
-    "half a pair": "\ud800",
-    "tag": "\U000e0041",
-}
-SEEN = "日本語　は残る é 😀"
-
-
-def acts(char: str) -> bool:
-    """Whether a terminal, or a reader, is led astray by it."""
-    return char != "\n" and unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def log_everywhere(text: str) -> None:

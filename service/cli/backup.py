@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Coroutine
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,7 +74,8 @@ def list_(
         console.show(shown, columns, False)
     else:
         settings = _settings()
-        print(f"there is no backup in {settings.BACKUP_DIR}" + (" or at BACKUP_URL" if settings.BACKUP_URL else ""))
+        elsewhere = " or at BACKUP_URL" if settings.BACKUP_URL else ""
+        console.say(f"there is no backup in {settings.BACKUP_DIR}{elsewhere}")
 
 
 def show(file: File, as_json: AsJson = False) -> None:
@@ -174,7 +174,7 @@ def prune(
     elif rows:
         console.show(rows, ("backup", "where", "then", "why"), False)
     else:
-        print(f"there is no backup in {settings.BACKUP_DIR}")
+        console.say(f"there is no backup in {settings.BACKUP_DIR}")
 
 
 async def _pruned(settings: Settings, plans: list[Plan]) -> set[str]:
@@ -232,7 +232,9 @@ def _metered(what: str) -> Any:
 
 
 def _warn(text: str) -> None:
-    print(f"batch: {text}", file=sys.stderr)
+    from service import console
+
+    console.warn(f"batch: {text}")
 
 
 def _number(number: int | None) -> str | None:
@@ -255,4 +257,4 @@ def _tell(text: str, as_json: bool, facts: dict[str, Any]) -> None:
     if as_json:
         console.show_json(facts)
     else:
-        print(text)
+        console.say(text)

@@ -46,15 +46,16 @@ def _show(found: Difference) -> None:
     if found.schema:
         console.heading("Schema")
         for sentence in found.schema:
-            print(console.line(sentence))
+            console.say(sentence)
     console.heading("Rows")
     rows = [_row(table) for table in found.tables]
     widths = {name: max(map(len, (name, *(row[name] for row in rows)))) for name in FIGURES}
     padded = [{**row, **{name: row[name].rjust(widths[name]) for name in FIGURES}} for row in rows]
     console.show(padded, ("table", *FIGURES, "note"), as_json=False)
-    print(f"\n{_total(found)}")
+    console.say()
+    console.say(_total(found))
     if found.left_out:
-        print(f"not compared, as one of the two leaves them out: {console.line(', '.join(found.left_out))}")
+        console.say(f"not compared, as one of the two leaves them out: {', '.join(found.left_out)}")
 
 
 def _side(side: Side) -> str:
