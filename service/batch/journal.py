@@ -160,7 +160,7 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         ended_at=ended_at,
         reason=ending.reason,
         result=ending.result,
-        error=_error(ending.error),
+        error=failures.facts_of(ending.error) if ending.error else None,
         due_at=None if is_over else ended_at + timedelta(seconds=ending.wait or 0),
         rank=Rank.INTERRUPTED if interrupted else None,
         **_progress(attempt, attempt.run.meter.latest()),
@@ -180,16 +180,6 @@ def _progress(attempt: Attempt, made: Progress | None) -> dict[str, Any]:
         "count_before": made.before,
         "message": made.message,
         "progress_at": at,
-    }
-
-
-def _error(error: BaseException | None) -> dict[str, Any] | None:
-    if error is None:
-        return None
-    return {
-        "type": type(error).__name__,
-        "message": failures.message_of(error),
-        "traceback": failures.traceback_of(error),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from service import get_logger, logs
+from service import failures, get_logger, logs
 from service.batch import journal, logbook
 from service.batch.context import CurrentRun, LogLine
 from service.batch.journal import Journal
@@ -195,7 +195,8 @@ async def test_an_error_in_the_ledger_has_an_end() -> None:
 
     ending = await ending_of(run)
     assert ending.state == RunState.FAILED and len(ending.reason or "") < 1_000
-    stored = journal._error(ending.error)
-    assert stored is not None and stored["type"] == "Endless"
+    assert ending.error is not None
+    stored = failures.facts_of(ending.error)
+    assert stored["type"] == "Endless"
     assert len(stored["message"]) == 20_000 and len(stored["traceback"]) <= 20_000
     assert "raise Endless" in stored["traceback"]
