@@ -37,10 +37,11 @@ def application_database() -> Database:
     loop = asyncio.get_running_loop()
     if (own := _services.get(loop)) is not None:
         return own
-    url = get_settings().DATABASE_URL
+    settings = get_settings()
+    url, shows = settings.DATABASE_URL, settings.BATCH_SHOW_SQL_PARAMETERS
     known, database = _made.get(loop, (None, None))
     if database is None or known != url:
-        database = Database(url, setting="DATABASE_URL", pooled=False)
+        database = Database(url, setting="DATABASE_URL", pooled=False, shows_values=shows)
         if _prepare is not None:
             _prepare(database)
         _made[loop] = url, database
