@@ -28,7 +28,8 @@ from service.discarding import plans, prune
 from service.errors import BackupError, DamagedBackup
 from service.finding import listed, rescan, shown
 from service.host import LEDGER_HISTORY
-from service.keeping import check, pin
+from service.keeping import check
+from service.pinning import pin
 from service.restoring import Wanted, check_by_restoring, plan_of, restore
 from service.testing.postgres import PostgresServer
 from tests.backup import forged
