@@ -11,7 +11,7 @@ from service.backup.tally import Counts
 from service.errors import brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Table:
     """A table as one side has it. `key`: the columns of its primary key."""
 
@@ -44,7 +44,7 @@ class Side:
     left_out: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A table as both sides have it; None where one does not."""
 
@@ -97,7 +97,7 @@ class Pair:
         return self.after.type_of if self.after else {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TableDifference:
     """`added`, `removed`, `changed`: rows, where the primary key tells them apart; else None.
 

@@ -29,8 +29,9 @@ MEMBER_JSON = 200
 """About what the manifest says of each piece, in bytes."""
 
 HEADER, MANIFEST, DATABASE = "header.json", "manifest.json", "database.sqlite3"
-FOLDER = r"data/[0-9]{4,12}-[A-Za-z0-9_.~%-]{1,60}"
-COPY = re.compile(rf"({FOLDER})/([0-9]{{4,12}})\.copy")
+_NUMBER = "(?:[0-9]{4}|[1-9][0-9]{4,11})"
+FOLDER = rf"data/{_NUMBER}-[A-Za-z0-9_.~%-]{{1,60}}"
+COPY = re.compile(rf"({FOLDER})/({_NUMBER})\.copy")
 """A part of a table's rows: its folder, and its number. The numbers are in the table's order, the file need not be."""
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 

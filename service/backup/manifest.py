@@ -18,9 +18,9 @@ from service.backup.jsonreader import JsonReader
 
 T = TypeVar("T")
 
-LARGEST_CONTENTS = 128 * 1024 * 1024
+LARGEST_CONTENTS = 104 * 1024 * 1024
 """Memory that all that is kept of one manifest may take. A manifest of 64 MiB that we write takes less."""
-TABLE_BYTES, MEMBER_BYTES, NAME_BYTES, SLOT_BYTES = 700, 380, 100, 8
+TABLE_BYTES, MEMBER_BYTES, NAME_BYTES, SLOT_BYTES = 700, 320, 100, 8
 """About what Python takes for a table or sequence, a member, one more name, and a place in a tuple."""
 
 MOST_COLUMNS = 32_767
@@ -37,7 +37,7 @@ def _different(names: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class SavedTable:
-    """A table in a backup. `columns` are those that are not generated; `members` hold its rows (PostgreSQL)."""
+    """A table in a backup. `columns` are those that are not generated."""
 
     schema: str | None
     name: str
@@ -46,7 +46,6 @@ class SavedTable:
     key: tuple[str, ...]
     rows: int
     bytes: int
-    members: tuple[Member, ...] = ()
 
     def __str__(self) -> str:
         return self.name if self.schema is None else f"{self.schema}.{self.name}"
@@ -83,7 +82,7 @@ _HEADER = TypeAdapter(Header)
 
 @dataclass(frozen=True)
 class Manifest:
-    """`tables` without their members, each with its folder."""
+    """`tables` each with its folder (PostgreSQL)."""
 
     header: Header
     tables: tuple[tuple[SavedTable, str | None], ...]

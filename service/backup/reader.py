@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,7 +43,7 @@ FIRST_BYTES = 64 * 1024
 LARGEST_HEADER = 4 * 1024 * 1024
 """The header is looked for in so many bytes of the file, and if that is not all of it, in so many."""
 
-SQLITE_MAGIC = b"SQLite format 3\0"
+Name = tuple[str | None, str]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Backup:
     _frames: dict[int, tuple[int | None, int]]
     """Of a file's members, where it has several, by offset: the size of the file whose header stands before it, and the
     padding after it."""
+    _by_table: dict[Name, tuple[Member, ...]]
+    """PostgreSQL: those with the rows of a table, by its schema and name, in the table's order."""
     manifest_sha256: str
     """Of the manifest as it is packed. It has the hash of each member: two backups with the same one are the same."""
 
@@ -69,27 +71,33 @@ class Backup:
         try:
             manifest = _manifest(source, trailer)
             frames = _frames(manifest.members, manifest.header.kind, trailer)
-            tables = tuple(_with_members(manifest))
+            by_table = _by_table(manifest)
         except ValueError as error:
             raise damaged(source, f"its manifest is not one that this service writes ({error})") from error
         return cls(
-            *(source, manifest.header, tables, manifest.sequences, manifest.left_out, manifest.members, frames),
-            trailer.sha256.hex(),
+            source=source,
+            header=manifest.header,
+            tables=tuple(table for table, _ in manifest.tables),
+            sequences=manifest.sequences,
+            left_out=manifest.left_out,
+            members=manifest.members,
+            _frames=frames,
+            _by_table=by_table,
+            manifest_sha256=trailer.sha256.hex(),
         )
 
     def parts(self, table: SavedTable) -> Iterator[bytes]:
         """PostgreSQL: the table's rows as COPY wrote them, in the table's order. A large row goes over several."""
-        return map(self.content, table.members)
+        return map(self.content, self.members_of(table))
+
+    def members_of(self, table: SavedTable) -> tuple[Member, ...]:
+        return self._by_table.get((table.schema, table.name), ())
 
     def pieces(self) -> Iterator[bytes]:
         """SQLite: the database file, from its first byte to its last."""
-        found = [member for member in self.members if member.name == DATABASE]
-        size = sum(member.bytes for member in found)
-        for number, member in enumerate(found):
-            piece = self.content(member)
-            if number == 0 and not _is_sqlite(piece, size):
-                raise damaged(self.source, f"{DATABASE} is no database of SQLite's")
-            yield piece
+        for member in self.members:
+            if member.name == DATABASE:
+                yield self.content(member)
 
     def content(self, member: Member) -> bytes:
         """What this member holds of the tar's file, once every byte of it was compared with the manifest."""
@@ -136,7 +144,9 @@ def _trailer(source: Source) -> Trailer:
 
 def _manifest(source: Source, trailer: Trailer) -> Manifest:
     """Raises ValueError, which says what is wrong in it."""
-    packed = source.read(trailer.offset, trailer.packed) if trailer.packed <= LARGEST_MANIFEST else b""
+    if trailer.packed > LARGEST_MANIFEST:
+        raise damaged(source, f"its manifest has {trailer.packed:,} bytes, and {LARGEST_MANIFEST:,} are allowed")
+    packed = source.read(trailer.offset, trailer.packed)
     if hashlib.sha256(packed).digest() != trailer.sha256:
         raise damaged(source, "its manifest is not what was written")
     unpacked = Unpacked(packed)
@@ -206,36 +216,25 @@ def _is_allowed(name: str, kind: str, *, is_first: bool) -> bool:
     return name == DATABASE if kind == SQLITE else COPY.fullmatch(name) is not None
 
 
-def _with_members(manifest: Manifest) -> Iterator[SavedTable]:
-    """Raises ValueError where a table's members hold other rows than it counts, or belong to no table."""
-    by_folder = _by_folder(manifest.members)
+def _by_table(manifest: Manifest) -> dict[Name, tuple[Member, ...]]:
+    """The members with a table's rows, in its order. Raises ValueError unless they are those that it counts."""
+    folders: dict[str, list[Member]] = {}
+    for member in manifest.members:
+        if match := COPY.fullmatch(member.name):
+            folders.setdefault(match[1], []).append(member)
+    found: dict[Name, tuple[Member, ...]] = {}
     for table, folder in manifest.tables:
-        members = tuple(by_folder.pop(folder, ())) if folder is not None else ()
-        counted = (sum(m.rows or 0 for m in members), sum(m.bytes for m in members))
+        members = folders.pop(folder, []) if folder is not None else []
+        counted = (sum(member.rows or 0 for member in members), sum(member.bytes for member in members))
         if folder is not None and (table.rows, table.bytes) != counted:
             raise ValueError(f"the members of {brief(table.name)} hold other rows than the table")
-        yield replace(table, members=members)
-    if by_folder:
-        raise ValueError(f"it holds rows of no table of its manifest: {next(iter(by_folder))}")
+        if members:
+            found[table.schema, table.name] = tuple(sorted(members, key=_number))
+    if folders:
+        raise ValueError(f"it holds rows of no table of its manifest: {next(iter(folders))}")
+    return found
 
 
-def _by_folder(members: Iterable[Member]) -> dict[str, list[Member]]:
-    """In the order of the parts' numbers, and within a part in the file's."""
-    folders: dict[str, list[tuple[int, Member]]] = {}
-    for member in members:
-        if match := COPY.fullmatch(member.name):
-            folders.setdefault(match[1], []).append((int(match[2]), member))
-    for parts in folders.values():
-        parts.sort(key=lambda part: part[0])
-        for (number, one), (other, another) in pairwise(parts):
-            if number == other and one.name != another.name:
-                raise ValueError(f"{one.name} and {another.name} have one number")
-    return {folder: [member for _, member in parts] for folder, parts in folders.items()}
-
-
-def _is_sqlite(start: bytes, size: int) -> bool:
-    """Whether a file of this size may begin so: by its magic bytes, and by a whole number of pages."""
-    page = int.from_bytes(start[16:18], "big")
-    page = 65536 if page == 1 else page
-    is_power = page >= 512 and page & (page - 1) == 0
-    return start.startswith(SQLITE_MAGIC) and is_power and size % page == 0
+def _number(member: Member) -> int:
+    """Of the part. A part's pieces have the same one, and stay as they are in the file."""
+    return int(member.name.rpartition("/")[2].removesuffix(".copy"))

@@ -45,7 +45,7 @@ class UnfitRow(Exception):
     """A row that can't be compared, and why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Counts:
     """How many rows only one side has, and how many both have with other values. None: the table has no key."""
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from service.backup.format import Member
+from service.backup.format import DATABASE, SQLITE, Member
 from service.backup.reader import Backup, Source, damaged, first_header
+from service.backup.sqlite_pages import layout
 from service.backup.threads import Stop
 from service.errors import BackupError
 
@@ -35,9 +36,19 @@ def verify(source: Source, stop: Stop, on_member: Callable[[Member], None] | Non
     if header is None or replace(header, rows=backup.header.rows) != backup.header:
         raise damaged(source, "its header is not the one that its manifest repeats")
     _Reading(backup, stop, on_member).run()
-    next(backup.pieces(), None)  # whether a database of SQLite's begins as one
+    if backup.header.kind == SQLITE:
+        _refuse_no_database(backup)
     rows = sum(table.rows for table in backup.tables)
     return Checked(rows, sum(member.bytes for member in backup.members), len(backup.members))
+
+
+def _refuse_no_database(backup: Backup) -> None:
+    """What does not begin as a database of that size was never one that this service saved."""
+    size = sum(member.bytes for member in backup.members if member.name == DATABASE)
+    try:
+        layout(next(backup.pieces(), b"")).refuse_another_size(size)
+    except ValueError as error:
+        raise damaged(backup.source, f"its database is none of SQLite's: {error}") from error
 
 
 class _Reading:

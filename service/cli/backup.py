@@ -95,7 +95,7 @@ def show(file: File, as_json: AsJson = False) -> None:
         left_out = within(about["left out"], lambda name: [name])
         console.show_json({**about, "left out": left_out, "tables": told, "more tables": len(tables) - len(told)})
         return
-    about = {name: brief(value, LONGEST_SHOWN) if isinstance(value, str) else value for name, value in about.items()}
+    about |= {name: about[name] and brief(about[name], LONGEST_SHOWN) for name in ("of", "migration", "made by")}
     left_out = first_of([brief(name, LONGEST_SHOWN) for name in about["left out"]], MOST_NAMED)
     console.show_values({**about, "size": size(about["size"]), "rows": _number(about["rows"]), "left out": left_out})
     console.heading("tables")

@@ -25,6 +25,8 @@ from service.backup.format import TAR_END, Trailer, padding
 AT = "2026-03-29T12:00:00+00:00"
 CANARY = "forged_canary"
 INJECTION = f'x"; CREATE TABLE {CANARY} (a int); DROP TABLE users; --'
+AFTER_COMMENT = f"\n); COMMIT; CREATE TABLE public.{CANARY} (a int); --"
+"""As the name that follows a type which ends with a comment: what stands between them is a part of that."""
 TYPE_INJECTION = f"integer --\n); CREATE TABLE {CANARY} (a int); --"
 MEGABYTE = 1024 * 1024
 
@@ -84,6 +86,7 @@ PATHS: dict[str, tuple[tuple[str | int, ...], ...]] = {
 }
 PATHS["sqlite"] = tuple(path for path in PATHS["postgresql"] if path[:2] != ("sequences", 0))
 
+ROWS = b"".join(b"%d\t%d@example.org\n" % (number, number) for number in range(3))
 Files = list[tuple[str, bytes]]
 
 
@@ -119,6 +122,9 @@ def shapes(kind: str, database: Path) -> Iterator[Forged]:
         "a column twice": {"tables": [{**table, "columns": ["id", "id"]}]},
         "more types than columns": {"tables": [{**table, "types": ["bigint", "text", "text"]}]},
         "more columns than types": {"tables": [{**table, "columns": ["id", "email", "c"]}]},
+        "a type that ends with a comment": {
+            "tables": [{**table, "columns": ["id", AFTER_COMMENT], "types": ["integer --", "text"]}]
+        },
         "a sequence twice": {"sequences": manifest["sequences"] * 2 or [{"schema": "public", "name": "s"}] * 2},
         "a table of the other kind": {"tables": [{**table, "schema": None if table["schema"] else "public"}]},
         "rows beyond all numbers": {"tables": [{**other, "name": name, "rows": 2**63 - 1} for name in "ab"]},
@@ -178,9 +184,19 @@ def bombs(kind: str, database: Path) -> dict[str, Callable[[Path], None]]:
         text = "[" + ",".join([unit] * (size // (len(unit) + 1))) + "]"
         return lambda file: _with(file, kind, database, (name,), text)
 
-    table = _manifest(kind, database)[0]["tables"][0]
-    tables = [{**table, "name": f"t{n}", "folder": _folder(kind, n), "rows": 0, "bytes": 0} for n in range(200_000)]
-    wide = {**tables[0], "columns": [f"{n:x}" for n in range(32_000)], "types": [f"{n:x}" for n in range(32_000)]}
+    table = _table(kind)
+    empty = {**table, "rows": 0, "bytes": 0}
+
+    def tables(count: int, columns: int = 2) -> Callable[[Path], None]:
+        """Each column with a name and a type of its own."""
+
+        def of(number: int) -> dict[str, Any]:
+            texts = [f"{number}_{column:x}" for column in range(columns)]
+            more = {"name": f"t{number}", "folder": _folder(kind, number), "columns": texts, "types": texts}
+            return {**empty, **more, "key": []}
+
+        return lambda file: _changed(file, kind, database, {"tables": [table, *map(of, range(2, count))]})
+
     found = {
         "60 MB of objects": list_of("{}", 60_000_000),
         "60 MB of objects with a key": list_of('{"":0}', 60_000_000, "padding"),
@@ -193,13 +209,9 @@ def bombs(kind: str, database: Path) -> dict[str, Callable[[Path], None]]:
         "4 MB of revisions": lambda file: _with(
             file, kind, database, ("header", "revisions"), json.dumps({f"{n:x}": "" for n in range(300_000)})
         ),
-        "200,000 tables": lambda file: _changed(file, kind, database, {"tables": tables}),
-        "40 tables with 32,000 columns": lambda file: _changed(
-            file,
-            kind,
-            database,
-            {"tables": [{**wide, "name": f"t{n}", "folder": _folder(kind, n)} for n in range(40)]},
-        ),
+        "100,000 tables": tables(100_000),
+        "23 tables with 32,000 columns": tables(23, 32_000),
+        "200 tables with 32,000 columns": tables(200, 32_000),
         "290,000 members": lambda file: _many_members(file, kind, database),
         "100 MB packed, of nothing": lambda file: file.write_bytes(gzip.compress(bytes(100 * MEGABYTE), 9)),
     }
@@ -249,22 +261,25 @@ def _manifest(kind: str, database: Path) -> tuple[dict[str, Any], Files]:
         "format": 1, "kind": kind, "taken_at": AT, "database": "app", "server_version": "18", "tool": "batch-system 1",
         "revision": "app_0004", "revisions": {version_table: "app_0004"},
     }  # fmt: skip
-    rows = b"".join(b"%d\t%d@example.org\n" % (number, number) for number in range(3))
-    table = {
-        "schema": None if is_sqlite else "public", "name": "users",
-        "folder": None if is_sqlite else "data/0001-public.users", "columns": ["id", "email"],
-        "types": ["INTEGER", "TEXT"] if is_sqlite else ["bigint", "character varying(255)"], "key": ["id"],
-        "rows": 3, "bytes": 0 if is_sqlite else len(rows),
-    }  # fmt: skip
     sequence = {"schema": "public", "name": "users_id_seq", "last_value": 3, "is_called": True}
     manifest = {
         "header": {**header, "rows": 3},
-        "tables": [table],
+        "tables": [_table(kind)],
         "sequences": [] if is_sqlite else [sequence],
         "left_out": ["batch_runs"],
     }
-    content = ("database.sqlite3", database.read_bytes()) if is_sqlite else ("data/0001-public.users/0001.copy", rows)
+    content = ("database.sqlite3", database.read_bytes()) if is_sqlite else ("data/0001-public.users/0001.copy", ROWS)
     return manifest, [("header.json", json.dumps(header).encode()), content]
+
+
+def _table(kind: str) -> dict[str, Any]:
+    is_sqlite = kind == "sqlite"
+    return {
+        "schema": None if is_sqlite else "public", "name": "users",
+        "folder": None if is_sqlite else "data/0001-public.users", "columns": ["id", "email"],
+        "types": ["INTEGER", "TEXT"] if is_sqlite else ["bigint", "character varying(255)"], "key": ["id"],
+        "rows": 3, "bytes": 0 if is_sqlite else len(ROWS),
+    }  # fmt: skip
 
 
 PLACE = "\ufffeplace\ufffe"
@@ -363,13 +378,13 @@ def _pieces_of_one_part(file: Path, count: int) -> None:
     size = 4 * MEGABYTE
     pieces = _repeated(name, size, count, b"x", b"\n")
     more = {"rows": 1, "bytes": size * count}
-    _pieces(file=file, manifest=manifest, header=files[0], pieces=pieces, more=more, copy=True)
+    _pieces(file, manifest, files[0], pieces, more)
 
 
 def _zeros(file: Path, database: Path, count: int, start: bytes) -> None:
     manifest, files = _manifest("sqlite", database)
     pieces = _repeated("database.sqlite3", 4 * MEGABYTE, count, b"\0", b"\0", start)
-    _pieces(file=file, manifest=manifest, header=files[0], pieces=pieces, more={}, copy=False)
+    _pieces(file, manifest, files[0], pieces, {})
 
 
 def _repeated(name: str, size: int, count: int, byte: bytes, last: bytes, start: bytes = b"") -> list[bytes]:

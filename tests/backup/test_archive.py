@@ -4,15 +4,26 @@ import gzip
 import json
 import subprocess
 import tarfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.backup.archive import Archive
-from service.backup.format import PIECE_BYTES, TRAILER_BYTES
+from service.backup.create import create_backup
+from service.backup.format import LARGEST_JSON, PIECE_BYTES, TRAILER_BYTES
 from service.backup.reader import Backup, LocalFile, read_header
+from service.backup.tally import whole_rows
+from service.database.engine import Database
+from service.errors import BackupError
 from tests.backup.contents import HEADER, gzip_members, make_archive, members
+
+TABLE: dict[str, Any] = {
+    "schema": "public", "name": "t", "folder": "data/0001-public.t", "columns": ["a"], "types": ["text"], "key": [],
+    "rows": 0, "bytes": 0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -65,7 +76,7 @@ def test_the_header_is_read_from_the_first_member_alone(backup: Path) -> None:
     assert (header.kind, header.database, header.format) == ("postgresql", "app", 1)
 
 
-def test_a_row_larger_than_a_member_goes_over_several_and_is_read_as_one_part(tmp_path: Path) -> None:
+def test_a_row_larger_than_a_member_goes_over_several_and_is_read_in_pieces_in_their_order(tmp_path: Path) -> None:
     path = tmp_path / "large.backup.gz"
     path.touch()
     row = b"x" * (5 * PIECE_BYTES) + b"\n"
@@ -77,7 +88,9 @@ def test_a_row_larger_than_a_member_goes_over_several_and_is_read_as_one_part(tm
     assert rows == [0, 0, 0, 0, 0, 2]
     with LocalFile(path) as file:
         backup = Backup.open(file)
-        assert list(backup.parts(backup.tables[0])) == [row + b"y\n"]
+        pieces = list(backup.parts(backup.tables[0]))
+        assert len(pieces) == 6 and b"".join(pieces) == row + b"y\n"
+        assert list(whole_rows(pieces)) == [[row.removesuffix(b"\n"), b"y"]]
     assert members(path)["data/0001-public.t/0001.copy"] == row + b"y\n"
 
 
@@ -98,3 +111,37 @@ def test_pieces_are_in_the_order_in_which_they_were_added_however_long_each_take
     assert sum(future.result() for future in futures) == 7
     parts = [data for name, data in members(path).items() if name.startswith("data/")]
     assert [data[:1] for data in parts] == [b"%d" % number for number in range(1, 8)]
+
+
+def begun(path: Path, size: int, **contents: Any) -> None:
+    """A backup that is refused before a row is added, or not."""
+    path.touch()
+    with Archive(path, datetime.now(UTC)) as archive:
+        archive.add_header("postgresql", **HEADER)
+        archive.refuse_too_large(size, **{"tables": [TABLE], "sequences": [], "left_out": [], **contents})
+
+
+def test_what_could_not_be_read_back_is_refused_before_a_row_is_added(tmp_path: Path) -> None:
+    """The manifest counts gzip members: of 650 GB it is too large."""
+    begun(path := tmp_path / "begun", 500 * 1024**3)
+    for size, contents, why in (
+        (700 * 1024**3, {}, "larger than these backups can be: use pgBackRest, or exclude tables"),
+        (0, {"tables": [{**TABLE, "columns": ["x" * 20_000]}]}, r"can't hold: tables\[0\].columns\[0\]: .*10000"),
+        (0, {"left_out": ["a\0b"]}, r"can't hold: left_out\[0\]: a name can't have a NUL in it"),
+    ):
+        with pytest.raises(BackupError, match=why):
+            begun(path, size, **contents)
+
+
+async def test_a_database_whose_manifest_would_be_too_large_is_not_copied(
+    database_url: str, application: Database, use_database: Callable[[str], None], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """On both databases. A page of each stands for the hundreds of gigabytes that it would take."""
+    use_database(database_url)
+    monkeypatch.setattr("service.backup.archive.PIECE_BYTES", 1)
+    monkeypatch.setattr("service.backup.archive.MEMBER_JSON", LARGEST_JSON)
+    monkeypatch.setattr("service.backup.archive.Archive.add_rows", None)
+    monkeypatch.setattr("service.backup.sqlite._copy_pages", None)
+    with pytest.raises(BackupError, match="larger than these backups can be"):
+        await create_backup(tmp_path / "backups")
+    assert list((tmp_path / "backups").iterdir()) == []

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.backup import tally
-from service.backup.tally import AFTER, BEFORE, Counts, Keyed, Keyless, Pace, cut, lines
+from service.backup.tally import AFTER, BEFORE, Counts, Keyed, Keyless, Pace, UnfitRow, cut, lines, whole_rows
 from service.backup.threads import Stop, Stopped
 from tests.docs_blocks import ROOT
 
@@ -136,3 +136,25 @@ def test_memory_does_not_grow_with_the_rows_that_differ() -> None:
         changed, found[rows] = map(int, ran.stdout.split())
         assert changed == rows - 2  # each key but the first and the last; the one in the middle has the same value
     assert found[75_000] < found[25_000] + 8, found
+
+
+@given(st.binary(max_size=60).map(lambda data: data + b"\n"), st.lists(st.integers(1, 9), min_size=1))
+def test_rows_are_whole_however_the_pieces_are_cut(data: bytes, sizes: list[int]) -> None:
+    pieces, at = [], 0
+    while at < len(data):
+        pieces.append(data[at : at + sizes[len(pieces) % len(sizes)]])
+        at += len(pieces[-1])
+    assert [row for rows in whole_rows(pieces) for row in rows] == lines(data)
+
+
+def test_a_row_that_is_too_large_or_too_short_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "LARGEST_ROW", 10)
+    assert list(whole_rows([b"12345", b"67890", b"\n"])) == [[b"1234567890"]]
+    with pytest.raises(UnfitRow, match="a row is larger than"):
+        list(whole_rows([b"12345"] * 3))
+    with pytest.raises(UnfitRow, match="fewer columns"):
+        cut(("a", "b", "c"), ("c", "a"))([b"1\t2"])
+    with closing(Keyed((0, 2), Stop())) as made:
+        made.add(BEFORE, [b"1\t2"])
+        with pytest.raises(UnfitRow, match="fewer columns"):
+            made.counts()

@@ -241,7 +241,7 @@ async def test_the_manifest_has_each_tables_rows_columns_types_and_key(app_db: P
         ("plain", 3, ("id", "Größe"), ("INTEGER", "REAL"), ("id",)),
         ("words", 2, ("text",), ("",), ()),
     ]
-    assert backup.header.rows == 8 and backup.sequences == () and backup.tables[0].members == ()
+    assert backup.header.rows == 8 and backup.sequences == () and backup.members_of(backup.tables[0]) == ()
 
 
 async def test_the_header_has_the_revision_of_every_alembic_history(app_db: Path, tmp_path: Path) -> None:
