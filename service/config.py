@@ -88,6 +88,9 @@ class Settings(BaseSettings):
         "INFO", description="Lines below this level are dropped."
     )
     LOG_FORMAT: Literal["console", "json"] = Field("console", description="How lines look on stderr.")
+    BATCH_SHOW_SQL_PARAMETERS: bool = Field(
+        False, description="Whether errors of the databases say what their statements were given."
+    )
 
     SENTRY_DSN: str | None = Field(None, description="Sentry project that errors are sent to. Empty: none.")
 

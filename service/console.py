@@ -1,8 +1,10 @@
-"""How lists and lines look: tables and colours in a terminal, plain columns and text when piped, or JSON."""
+"""How lists and lines look: tables and colours in a terminal, plain columns and text when piped, or JSON.
+
+All that a command prints is printed here, so that nothing from a file, a task or an author's error acts in a terminal.
+"""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,6 +16,8 @@ from rich.console import Console
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
+
+from service.escaping import line, lines, to_json
 
 Row = dict[str, Any]
 
@@ -28,6 +32,25 @@ STYLES = {
     "note": "cyan",
     "heading": "bold",
 }
+
+
+INDENT = "    "
+"""Stands before the lines of a text that has several: what begins a line is ours."""
+
+
+def say(text: str = "", flush: bool = False) -> None:
+    """Print a line on stdout, whatever is in it."""
+    print(line(text), flush=flush)
+
+
+def warn(text: str, end: str = "\n") -> None:
+    """Print a line on stderr, whatever is in it."""
+    print(line(text), end=end, file=sys.stderr, flush=True)
+
+
+def write(made: str, end: str = "\n", flush: bool = False) -> None:
+    """Print what was made by `paint`, `line`, `message` or `to_json`, as it is."""
+    print(made, end=end, flush=flush)
 
 
 def show(rows: Sequence[Row], columns: Sequence[str], as_json: bool) -> None:
@@ -45,7 +68,7 @@ def show(rows: Sequence[Row], columns: Sequence[str], as_json: bool) -> None:
 
 def show_json(value: Any) -> None:
     """One line of JSON; instants as ISO 8601."""
-    print(json.dumps(value, ensure_ascii=False, default=_json))
+    write(to_json(value, _json))
 
 
 def show_values(values: Mapping[str, Any]) -> None:
@@ -54,34 +77,31 @@ def show_values(values: Mapping[str, Any]) -> None:
     width = max(map(len, used), default=0)
     for name, value in used.items():
         first, *more = value if isinstance(value, list) else [value]
-        print(f"{name:<{width}}  {_text(first)}")
-        for one in more:
-            print(f"{'':<{width}}  {_text(one)}")
+        say(f"{name:<{width}}  {_text(first)}")
+        for other in more:
+            say(f"{'':<{width}}  {_text(other)}")
 
 
 def heading(text: str) -> None:
-    print(f"\n{paint(text, 'heading')}")
+    say()
+    write(paint(text, "heading"))
 
 
 def paint(text: str, kind: str) -> str:
     """Coloured in a terminal that has colours; `kind` is a level of a log line, or another key of STYLES."""
+    text = line(text)
     if kind not in STYLES or not sys.stdout.isatty() or (console := Console()).no_color or not console.color_system:
         return text
     return Style.parse(STYLES[kind]).render(text, color_system=ColorSystem.STANDARD)
 
 
+def message(text: str) -> str:
+    """For `write`: the lines of somebody's text, the later ones indented."""
+    return lines(text, INDENT)
+
+
 def duration(start: datetime | None, end: datetime | None) -> str:
     return f" in {(end - start).total_seconds():.2f} s" if start and end else ""
-
-
-def line(text: str) -> str:
-    """Text as one line without control characters: a message from outside must not move the cursor."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
-def lines(text: str) -> str:
-    """The same, with its lines kept."""
-    return "\n".join(map(line, text.expandtabs().split("\n")))
 
 
 def _table(columns: Sequence[str], cells: list[list[str]]) -> None:
@@ -101,7 +121,7 @@ def _plain(columns: Sequence[str], cells: list[list[str]]) -> None:
     widths = _widths(columns, cells)
     for row in (columns, *cells):
         padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(padded).rstrip())
+        say("  ".join(padded).rstrip())
 
 
 def _widths(columns: Sequence[str], cells: list[list[str]]) -> list[int]:

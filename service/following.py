@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import logs
 from service.batch import logbook, slots
 from service.batch import runs as run_rows
-from service.batch.logbook import Block
+from service.batch.logbook import Block, Packed
 from service.batch.states import FINAL
 from service.config import Settings
 from service.details import run_of
@@ -99,11 +99,11 @@ class Reader:
         self._started = True
         for fence in fences:
             while found := await self._page(fence):
-                for block in found:
-                    yield block
+                for packed in found:
+                    yield packed.unpacked()
 
-    async def _page(self, fence: int) -> list[Block]:
+    async def _page(self, fence: int) -> list[Packed]:
         found = await logbook.page(self.connection, self.run, fence, self._next.get(fence, 0), PAGE)
         if found:
-            self._next[fence] = found[-1].first_line + len(found[-1].lines)
+            self._next[fence] = found[-1].first_line + found[-1].lines
         return found

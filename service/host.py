@@ -245,10 +245,11 @@ async def open_databases(settings: Settings, client: str = "batch") -> tuple[Dat
     """The application's database and the ledger, reachable and migrated. Raises DatabaseError, InvalidSetting."""
     _refuse_memory(settings)
     _refuse_one_file(settings)
+    shows, pool_size = settings.BATCH_SHOW_SQL_PARAMETERS, settings.DATABASE_POOL_SIZE
     application = Database(
-        settings.DATABASE_URL, setting="DATABASE_URL", pool_size=settings.DATABASE_POOL_SIZE, client=client
+        settings.DATABASE_URL, setting="DATABASE_URL", pool_size=pool_size, client=client, shows_values=shows
     )
-    ledger = Database(settings.ledger_url, setting="LEDGER_URL", pool_size=5, client=client)
+    ledger = Database(settings.ledger_url, setting="LEDGER_URL", pool_size=5, client=client, shows_values=shows)
     try:
         await application.check()
         await ledger.check()

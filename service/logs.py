@@ -21,10 +21,13 @@ import structlog
 from structlog.stdlib import NAME_TO_LEVEL  # type: ignore[attr-defined]
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from service import clock, loglines
+from service import clock, escaping, logformat, loglines
 
 MAX_WAITING = 100_000
 """Lines that may wait for a slow stderr."""
+
+MAX_WAITING_BYTES = 64_000_000
+"""So many bytes may they be."""
 
 FLUSH_SECONDS = 5.0
 
@@ -88,7 +91,8 @@ def _hand_over(logger: logging.Logger, method: str, event: EventDict) -> Any:
     """To the handlers of `set_up`; where nobody called it (a shell, another application), as a line of stdlib's own."""
     if _is_set_up:
         return structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, method, event)
-    text, failure = loglines.line(event), loglines.failure(event.get("exc_info"))
+    failure = loglines.failure(event.pop("exc_info", None))
+    text = loglines.line(loglines.values_of(event))
     if _is_shown(logger, method):
         return (text,), {"exc_info": failure}
     if run := run_log.get():
@@ -96,13 +100,7 @@ def _hand_over(logger: logging.Logger, method: str, event: EventDict) -> Any:
     raise structlog.DropEvent
 
 
-SHARED: list[Processor] = [
-    structlog.stdlib.add_log_level,
-    structlog.stdlib.add_logger_name,
-    structlog.processors.StackInfoRenderer(),
-]
-
-_PROCESSORS: list[Processor] = [_filter, *SHARED, _positional, _hand_over]
+_PROCESSORS: list[Processor] = [_filter, *logformat.SHARED, _positional, _hand_over]
 
 
 def _stamp_now() -> str:
@@ -121,16 +119,31 @@ class RunLogHandler(logging.Handler):
             run.keep_line(at, record.levelname.lower(), record.name, loglines.text(record))
 
 
+class _Waiting(queue.SimpleQueue[logging.LogRecord]):
+    """Records that wait for the thread that writes, and how many bytes they take. Each sum has one writer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.added = self.taken = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.qsize() >= MAX_WAITING or self.added - self.taken >= MAX_WAITING_BYTES
+
+
 class _Queue(logging.handlers.QueueHandler):
     """Hands copies of records to the thread that writes; beyond MAX_WAITING it drops them, and says so."""
 
+    queue: _Waiting
     _lost = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return logging.makeLogRecord(record.__dict__)  # the handlers after this one may write on the original
+        copied = logging.LogRecord.__new__(logging.LogRecord)  # its constructor looks up what is overwritten here
+        vars(copied).update(vars(record))  # the handlers after this one may write on the original
+        return copied
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        if self.queue.qsize() >= MAX_WAITING:  # type: ignore[attr-defined]
+        if self.queue.is_full:
             self._lost += 1
             return
         if self._lost:
@@ -138,25 +151,34 @@ class _Queue(logging.handlers.QueueHandler):
             made = logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
             made.batch_stamp = (record.batch_stamp[0], {})  # type: ignore[attr-defined]
             self._lost = 0
-            super().enqueue(made)
+            self._put(made)
+        self._put(record)
+
+    def _put(self, record: logging.LogRecord) -> None:
+        size = loglines.size(record)
+        record.batch_size = size
+        self.queue.added += size
         super().enqueue(record)
 
 
 class _Writer(logging.handlers.QueueListener):
     """Renders and writes, in a thread of its own. A write that hangs holds no lock that the process needs to end."""
 
-    def __init__(self, lines: queue.SimpleQueue[logging.LogRecord], format: str, stream: TextIO) -> None:
+    queue: _Waiting
+
+    def __init__(self, lines: _Waiting, format: str, stream: TextIO) -> None:
         super().__init__(lines)
-        self._formatter = _formatter(format, colors=stream.isatty())
+        self._formatter = logformat.formatter(format, colors=stream.isatty())
         self._stream = stream
 
     def handle(self, record: logging.LogRecord) -> None:
         try:
             text = self._formatter.format(record)
         except Exception as error:  # noqa: BLE001 - the background loop's boundary: the lines after it must be written
-            text = f"a line of {record.name} can't be shown: {type(error).__name__}"
+            text = escaping.line(f"a line of {record.name} can't be shown: {type(error).__name__}")
         with contextlib.suppress(OSError, ValueError):  # nobody reads, or the stream is closed
             self._write(f"{text}\n")
+        self.queue.taken += record.batch_size  # type: ignore[attr-defined]
 
     def _write(self, text: str) -> None:
         try:
@@ -190,7 +212,7 @@ def set_up(level: str = "INFO", format: str = "console", stream: TextIO | None =
     """Send all logging of this process to `stream` (stderr), as `console` or `json` lines. May be called again."""
     global _writer, _is_set_up
     flush()
-    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    lines = _Waiting()
     _writer = _Writer(lines, format, stream or sys.stderr)
     _writer.start()
     _is_set_up = True
@@ -266,21 +288,3 @@ def catch_up() -> None:
 
 
 atexit.register(flush)
-
-
-def _formatter(format: str, colors: bool) -> logging.Formatter:
-    tail: list[Processor] = [_stamp, structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    if format == "json":
-        tail += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
-    else:
-        tail += [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)]
-    return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*SHARED, structlog.stdlib.ExtraAdder()], processors=tail
-    )
-
-
-def _stamp(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Add what RunLogHandler put on the record: when it was made, the run it belongs to."""
-    event.pop("batch_stamp", None)
-    at, context = event["_record"].batch_stamp
-    return {"timestamp": at, **event, **context}

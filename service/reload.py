@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from service import clock, logs, server
+from service import clock, console, logs, server
 from service.batch.loader import folder_of
 from service.config import ENV_FILE, Settings, get_settings, refresh_settings
 from service.errors import BatchError, InvalidSetting
@@ -166,7 +166,7 @@ def main() -> None:
     try:
         server.serve_on(socket.socket(fileno=listening), get_settings())
     except BatchError as error:
-        print(f"batch: {error.message}", file=sys.stderr)
+        console.warn(f"batch: {error.message}")
         raise SystemExit(2) from None
 
 

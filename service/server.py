@@ -103,9 +103,10 @@ def _introduce(batch: BatchService, listening: socket.socket, folder: Path) -> N
         f"  application  {batch.application.safe_url}",
         f"  ledger       {batch.ledger.safe_url}",
         *_tasks(batch, folder),
-        *(f"  can't be used: {file.source}: {console.line(file.error)}" for file in batch.broken),
+        *(f"  can't be used: {file.source}: {file.error}" for file in batch.broken),
     ]
-    print("\n".join(lines), flush=True)
+    for line in lines:
+        console.say(line, flush=True)
 
 
 def _tasks(batch: BatchService, folder: Path) -> Iterator[str]:

@@ -393,7 +393,7 @@ def test_logs_shows_the_lines_of_a_run_with_each_attempt(batch: Batch, flaky: No
     assert (done.code, done.err) == (0, "")
     shown = done.out.splitlines()
     assert re.fullmatch(r"2\S+Z \[warning \] try 1 \[flaky\]", shown[0])
-    assert "Traceback (most recent call last):" in shown
+    assert "    Traceback (most recent call last):" in shown
     assert shown[-2] == "--- attempt 2 ---" and shown[-1].endswith("try 2 [flaky]")
 
 
@@ -428,7 +428,7 @@ async def test_a_line_of_a_log_does_not_move_the_cursor(batch: Batch, prepared: 
     await write(prepared, run, 1, 0, "a\x1b[2Jb\tc\n  d")
     out = (await asyncio.to_thread(batch, "logs", run)).out
     assert "\x1b" not in out
-    assert out.splitlines()[1] == "  d"
+    assert out.splitlines()[1] == "      d"
 
 
 async def test_levels_are_coloured_in_a_terminal_and_plain_in_a_pipe(prepared: Database, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_of_a_run_that_says_nothing_nothing_is_told_beside_its_log(monkeypatch: 
         lines.see(row(state=state, reason="x"))
     assert told == []
     lines.see(row(message="file\x1b[2K\n3"))
-    assert told == ["slow running: file [2K 3"]
+    assert told == ["slow running: file\\x1b[2K 3"]
 
 
 def test_a_run_here_logs_how_far_it_is_where_it_is_piped(

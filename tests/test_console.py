@@ -111,7 +111,7 @@ def test_a_list_without_rows_has_its_heading(capsys: pytest.CaptureFixture[str])
 
 
 def test_control_characters_in_a_message_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plain(capsys, {"reason": "one\ntwo\x1b[2J\rthree"})[1:] == ["one two [2J three"]
+    assert plain(capsys, {"reason": "one\ntwo\x1b[2J\rthree"})[1:] == ["one two\\x1b[2J\\rthree"]
 
 
 def test_a_terminal_gets_a_bold_heading(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_values_stand_after_their_names_and_empty_ones_are_left_out(capsys: pyte
     ]
 
 
-def test_lines_keep_their_ends_and_lose_control_characters() -> None:
-    assert console.lines("a\tb\n\x1b[2Jc\r") == "a       b\n [2Jc "
+def test_the_lines_of_a_message_are_indented_and_without_control_characters() -> None:
+    assert console.message("a\tb\n\x1b[2Jc\r") == "a       b\n    \\x1b[2Jc\\r"
 
 
 def painted(folder: Path, **settings: str) -> str:

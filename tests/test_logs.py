@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from service import get_logger, logs
 from service.batch.context import MAX_WAITING_LINES, CurrentRun
 from service.batch.states import Origin
 from service.clock import now
+from tests.hostile import HOSTILE, SEEN, acts
 
 logger = get_logger("mine")
 
@@ -287,3 +289,55 @@ def test_a_process_ends_though_nobody_reads_its_stderr() -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def log_everywhere(text: str) -> None:
+    logger.warning(f"event {text}", text=f"value {text}", bare=text, nested=[text], **{f"key{text}": 1})
+    logging.getLogger(f"library.{text}").warning("theirs %s", text, extra={"own": text})
+    try:
+        raise ValueError(f"error {text}") from KeyError(text)
+    except ValueError as error:
+        error.add_note(f"note {text}")
+        logger.error("failed", exc_info=error)
+
+
+@pytest.mark.parametrize("format", ["json", "console"])
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_nothing_that_acts_in_a_terminal_is_in_a_line(format: str, text: str) -> None:
+    lines = Lines(format)
+    log_everywhere(f"{text} {SEEN}")
+    assert not {char for char in lines.text if acts(char)}
+    if format == "console":
+        assert f"{text.encode('unicode_escape').decode()} {SEEN}" in lines.text
+    else:
+        assert lines.json[0]["event"] == f"event {text} {SEEN}"
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_in_a_terminal_only_our_colours_act(text: str) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    logs.set_up("INFO", "console", stream)
+    log_everywhere(text)
+    logs.flush()
+    assert "\x1b[31m" in stream.getvalue()
+    without_colours = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert text not in stream.getvalue()
+    assert not {char for char in without_colours if acts(char)}
+
+
+def test_a_line_feed_forges_no_line() -> None:
+    lines = Lines("console")
+    forged = "2026-11-25T02:00:00.000Z [info     ] all is well"
+    logger.info(f"seen\n{forged}", value=f"seen\n{forged}")
+    try:
+        raise ValueError(f"seen\n{forged}")
+    except ValueError as error:
+        logger.error("failed", exc_info=error)
+    written = lines.text.splitlines()
+    assert sum(line[:4].isdigit() for line in written) == 2
+    assert f"    {forged}" in written
+    assert all(line.startswith("    ") for line in written if not line[:4].isdigit())

@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import sentry_sdk
 from sentry_sdk.integrations.logging import LoggingIntegration
 from sentry_sdk.scope import global_event_processors
 
-from service import config, logs, sentry
+from service import config, details, logs, sentry
 from service.batch.manual import ManualRun
 from service.config import get_settings
 from service.errors import InvalidSetting
@@ -263,6 +265,53 @@ async def test_a_failed_attempt_is_one_event_with_its_run_as_tags(listener: List
     assert functions_of(event)[-2:] == ["run", "connect"]
     assert (event["level"], event["logger"]) == ("error", "service.batch")
     assert event["logentry"]["message"] == f"{name} failed: ConnectionError: the door is shut"
+
+
+SECRETIVE = """
+from sqlalchemy import text
+from service import BaseTask, get_db, get_logger
+
+SECRET = "topsecret" + "value"
+
+class SecretiveTask(BaseTask):
+    name, schedule = "secretive", None
+
+    async def run(self):
+        async with get_db() as db:
+            try:
+                await db.execute(text("SELECT * FROM nowhere WHERE a = :a"), {"a": SECRET})
+            except Exception as error:
+                get_logger("secretive").error(f"it failed: {error}", exc_info=error)
+        async with get_db() as db:
+            for _ in range(2):
+                await db.execute(text("INSERT INTO users (email) VALUES (:email)"), {"email": SECRET})
+"""
+
+
+@pytest.mark.parametrize("shows", ["0", "1"])
+async def test_what_a_statement_was_given_stands_nowhere_unless_the_setting_asks_for_it(
+    tmp_path: Path, listener: Listener, database_url: str, monkeypatch: pytest.MonkeyPatch, shows: str
+) -> None:
+    (tmp_path / "tasks/secretive.py").write_text(SECRETIVE)
+    monkeypatch.setenv("BATCH_SHOW_SQL_PARAMETERS", shows)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    written = StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    logs.set_up()
+    row = await run("secretive")
+    logs.flush()
+    kind, shown = await details.details(get_settings(), row["id"])
+    logs.set_up(stream=written)
+    everywhere = {
+        "stderr": written.getvalue(),
+        "the ledger": repr(row),
+        "batch show": repr(shown),
+        "Sentry": b"".join(listener.bodies).decode(),
+    }
+    assert (kind, row["state"], len(shown["attempts"]), len(listener.events)) == ("run", "failed", 1, 2)
+    assert all("INSERT INTO users" in text for text in everywhere.values() if text is not everywhere["the ledger"])
+    found = {where for where, text in everywhere.items() if "topsecretvalue" in text}
+    assert found == (set() if shows == "0" else found | {"stderr", "batch show", "Sentry"})
 
 
 @pytest.mark.parametrize("where", ["a service of its own", "an application with its own logging"])

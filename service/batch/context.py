@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState
 
+from service import escaping, loglines
 from service.batch.loops import Loops
 from service.batch.progress import Meter
 from service.batch.schedule import Schedule
@@ -24,6 +26,8 @@ from service.batch.states import Origin
 from service.errors import BatchError, Interrupted
 
 MAX_WAITING_LINES = 10_000
+MAX_WAITING_BYTES = 4_000_000
+"""What a run has logged, and the ledger has not taken yet."""
 
 
 def for_ever() -> bool:
@@ -37,6 +41,11 @@ class LogLine:
     level: str
     logger: str
     text: str
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes, in memory or in the ledger."""
+        return 200 + sys.getsizeof(self.text)
 
 
 @dataclass(eq=False)
@@ -71,6 +80,7 @@ class CurrentRun:
     meter: Meter = field(default_factory=Meter, init=False, repr=False)
     _stop_reason: str | None = None
     _lines: list[LogLine] = field(default_factory=list)
+    _size: int = 0
     _lost_lines: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -119,7 +129,7 @@ class CurrentRun:
         try:
             return str(uuid5(UUID(self.id), to_json(item).decode()))
         except PydanticSerializationError as error:
-            raise BatchError(f"idempotency_key() was given {item!r}: {error}") from None
+            raise BatchError(f"idempotency_key() was given {escaping.quoted(item)}: {error}") from None
 
     @property
     def log_context(self) -> dict[str, Any]:
@@ -127,9 +137,11 @@ class CurrentRun:
         return {**context, "attempt": self.attempt} if self.attempt > 1 else context
 
     def keep_line(self, at: str, level: str, logger: str, text: str) -> None:
+        line = LogLine(at, level, logger, loglines.bounded(text, loglines.LONGEST_LINE))
         with self._lock:
-            if len(self._lines) < MAX_WAITING_LINES:
-                self._lines.append(LogLine(at, level, logger, text))
+            if len(self._lines) < MAX_WAITING_LINES and self._size < MAX_WAITING_BYTES:
+                self._lines.append(line)
+                self._size += line.size
             else:
                 self._lost_lines += 1
 
@@ -138,17 +150,28 @@ class CurrentRun:
         if not self._lines:
             return []
         with self._lock:
-            taken, self._lines = self._lines, []
+            taken, self._lines, self._size = self._lines, [], 0
             if self._lost_lines:
-                text = f"{self._lost_lines} lines were dropped: they came faster than the ledger takes them"
-                taken.append(LogLine(taken[-1].at, "warning", "service.batch", text))
+                taken.append(_dropped(taken[-1].at, self._lost_lines))
                 self._lost_lines = 0
         return taken
+
+    def drop_lines(self) -> list[LogLine]:
+        """As take_lines, where nobody has room for them: the one line that says how many they were."""
+        with self._lock:
+            dropped, self._lines, self._size = self._lines, [], 0
+            number, self._lost_lines = len(dropped) + self._lost_lines, 0
+        return [_dropped(dropped[-1].at, number)] if dropped else []
 
     def ask_to_stop(self, reason: str) -> None:
         self._stop_reason = self._stop_reason or reason
         if self._stopping is not None:
             self._stopping.set()
+
+
+def _dropped(at: str, number: int) -> LogLine:
+    text = f"{number:,} lines were dropped: they came faster than the ledger takes them"
+    return LogLine(at, "warning", "service.batch", text)
 
 
 _current: ContextVar[CurrentRun | None] = ContextVar("current_run", default=None)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
+from service import clock, failures
 from service.batch import logbook, runs, slots
+from service.batch.context import LogLine
 from service.batch.logbook import Block
 from service.batch.offload import offload
 from service.batch.progress import Progress
@@ -23,9 +23,9 @@ from service.batch.states import Rank, RunState
 from service.logs import get_logger
 
 GROUP_LIMIT = 1_000
-MOST_BLOCKS = 10_000
+MOST_BYTES = 32_000_000
+"""Of lines that wait for the ledger, all runs together. What comes then waits in its run, and is bounded there."""
 PROGRESS_SECONDS = 0.5
-LONGEST = 20_000
 FEW = 20
 
 logger = get_logger("service.batch")
@@ -88,6 +88,7 @@ class Journal:
         self._node = node
         self._outcomes: list[Outcome] = []
         self._blocks: list[Block] = []
+        self._bytes = 0
         self._progress_at = 0.0
 
     @property
@@ -96,21 +97,31 @@ class Journal:
         return len(self._outcomes)
 
     def ended(self, attempt: Attempt, ending: Ending) -> None:
-        self._blocks += _blocks(attempt)
+        self._keep(_blocks(attempt, attempt.run.take_lines if self._has_room else attempt.run.drop_lines))
         self._outcomes.append(_outcome(attempt, ending, self._node))
 
     def take(self, attempts: Iterable[Attempt]) -> Entry:
         """The next group: outcomes up to a limit, and what the running attempts have logged since."""
-        outcomes, self._outcomes = self._outcomes[:GROUP_LIMIT], self._outcomes[GROUP_LIMIT:]
-        blocks, self._blocks = self._blocks, []
         running = list(attempts)
         for attempt in running:
-            blocks += _blocks(attempt)
+            if self._has_room:
+                self._keep(_blocks(attempt, attempt.run.take_lines))
+        outcomes, self._outcomes = self._outcomes[:GROUP_LIMIT], self._outcomes[GROUP_LIMIT:]
+        blocks, self._blocks, self._bytes = self._blocks, [], 0
         return Entry(outcomes, blocks, self._take_progress(running))
 
     def put_back(self, entry: Entry) -> None:
         self._outcomes = entry.outcomes + self._outcomes
-        self._blocks = (entry.blocks + self._blocks)[-MOST_BLOCKS:]  # a ledger may be away for long
+        newer, self._blocks, self._bytes = self._blocks, [], 0
+        self._keep(entry.blocks + newer)
+
+    @property
+    def _has_room(self) -> bool:
+        return self._bytes < MOST_BYTES
+
+    def _keep(self, blocks: list[Block]) -> None:
+        self._blocks += blocks
+        self._bytes += sum(block.size for block in blocks)
 
     def _take_progress(self, attempts: list[Attempt]) -> list[dict[str, Any]]:
         if clock.monotonic() < self._progress_at + PROGRESS_SECONDS:
@@ -129,13 +140,13 @@ def progress_of(attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
     ]
 
 
-def _blocks(attempt: Attempt) -> list[Block]:
-    lines = attempt.run.take_lines()
-    if not lines:
-        return []
-    claimed, first = attempt.claimed, attempt.lines_taken
-    attempt.lines_taken += len(lines)
-    return [Block(claimed.id, claimed.fence, claimed.attempt, first, lines)]
+def _blocks(attempt: Attempt, take: Callable[[], list[LogLine]]) -> list[Block]:
+    """`take`: how its run gives its lines."""
+    claimed, made = attempt.claimed, []
+    for lines in logbook.split(take()):
+        made.append(Block(claimed.id, claimed.fence, claimed.attempt, attempt.lines_taken, lines))
+        attempt.lines_taken += len(lines)
+    return made
 
 
 def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
@@ -154,7 +165,7 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         ended_at=ended_at,
         reason=ending.reason,
         result=ending.result,
-        error=_error(ending.error),
+        error=failures.facts_of(ending.error) if ending.error else None,
         due_at=None if is_over else ended_at + timedelta(seconds=ending.wait or 0),
         rank=Rank.INTERRUPTED if interrupted else None,
         **_progress(attempt, attempt.run.meter.latest()),
@@ -175,13 +186,6 @@ def _progress(attempt: Attempt, made: Progress | None) -> dict[str, Any]:
         "message": made.message,
         "progress_at": at,
     }
-
-
-def _error(error: BaseException | None) -> dict[str, Any] | None:
-    if error is None:
-        return None
-    trace = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": str(error)[:LONGEST], "traceback": trace[-LONGEST:]}
 
 
 def tell(outcomes: list[Outcome]) -> None:

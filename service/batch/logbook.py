@@ -14,6 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.context import LogLine
 from service.batch.tables import log
 
+BLOCK_BYTES = 256_000
+"""Lines go into a block until they are so many bytes: whoever reads a log has some blocks in memory at a time."""
+
+MOST_UNPACKED = 32_000_000
+"""Bytes of a block as JSON. Earlier versions may have written larger ones, which are not read."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -24,6 +30,40 @@ class Block:
     attempt: int
     first_line: int
     lines: Sequence[LogLine]
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes while it waits."""
+        return sum(line.size for line in self.lines)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A block as it is stored. Some of them fit into memory where their lines would not."""
+
+    run: str
+    fence: int
+    attempt: int
+    first_line: int
+    lines: int
+    block: bytes
+
+    def unpacked(self) -> Block:
+        return Block(self.run, self.fence, self.attempt, self.first_line, list(unpack(self.block)))
+
+
+def split(lines: Sequence[LogLine]) -> Iterator[list[LogLine]]:
+    """The lines of one block after the other."""
+    block: list[LogLine] = []
+    size = 0
+    for line in lines:
+        block.append(line)
+        size += line.size
+        if size >= BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def pack(blocks: Sequence[Block]) -> list[dict[str, Any]]:
@@ -66,16 +106,15 @@ async def fences(connection: AsyncConnection, run: str) -> list[int]:
     return list((await connection.execute(statement)).scalars())
 
 
-async def page(connection: AsyncConnection, run: str, fence: int, first_line: int, limit: int) -> list[Block]:
+async def page(connection: AsyncConnection, run: str, fence: int, first_line: int, limit: int) -> list[Packed]:
     """The next blocks that were written under this fence, from line `first_line` on; at most `limit`."""
     statement = (
-        select(log.c.attempt, log.c.first_line, log.c.block)
+        select(log.c.attempt, log.c.first_line, log.c.lines, log.c.block)
         .where(log.c.run == run, log.c.fence == fence, log.c.first_line >= first_line)
         .order_by(log.c.first_line)
         .limit(limit)
     )
-    found = await connection.execute(statement)
-    return [Block(run, fence, row.attempt, row.first_line, list(unpack(row.block))) for row in found]
+    return [Packed(run, fence, *row) for row in await connection.execute(statement)]
 
 
 async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLine]:
@@ -93,5 +132,12 @@ async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLin
 
 
 def unpack(block: bytes) -> Iterator[LogLine]:
-    for fields in json.loads(zlib.decompress(block)):
+    decompressor = zlib.decompressobj()
+    encoded = decompressor.decompress(block, MOST_UNPACKED)
+    if not decompressor.eof:
+        at = encoded[3:].partition(b'"')[0].decode(errors="replace")
+        text = f"some lines can't be shown: their block is incomplete, or has more than {MOST_UNPACKED:,} bytes"
+        yield LogLine(at, "warning", "service.batch", text)
+        return
+    for fields in json.loads(encoded):
         yield LogLine(*fields)

@@ -71,15 +71,16 @@ _UNSTORABLE = re.compile(r"\\(u0000|ud[89a-f])", re.IGNORECASE)
 
 
 def _without_unstorable(encoded: str) -> str:
-    return json.dumps(_storable(json.loads(encoded)))
+    return json.dumps(storable(json.loads(encoded)))
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
+    """The same without what PostgreSQL's text can't hold."""
     if isinstance(value, str):
         return value.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {_storable(k): _storable(v) for k, v in value.items()}
-    return [_storable(item) for item in value] if isinstance(value, list) else value
+        return {storable(k): storable(v) for k, v in value.items()}
+    return [storable(item) for item in value] if isinstance(value, list) else value
 
 
 def among(column: Column[Any], values: Iterable[Any], kind: str) -> TextualSelect:
@@ -113,7 +114,7 @@ async def insert(
     statement = f"INSERT INTO {table.name} ({listed}) SELECT {values}{origin} WHERE true"
     if conflict:
         statement += f" ON CONFLICT {conflict} DO NOTHING"
-    parameters = {f"same_{c.name}": _storable(same[c.name]) for c in same_columns}
+    parameters = {f"same_{c.name}": storable(same[c.name]) for c in same_columns}
     if columns:
         parameters["rows"] = encode(({c.name: row[c.name] for c in columns} for row in rows), kind)
     typed = [bindparam(f"same_{c.name}", type_=c.type) for c in same_columns]

@@ -7,15 +7,14 @@ import contextvars
 import functools
 import inspect
 import json
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import to_json
 
-from service import clock
+from service import clock, escaping, failures, loglines
 from service.batch import context
 from service.batch.context import CurrentRun, for_ever
 from service.batch.fence import seal
@@ -35,6 +34,9 @@ from service.logs import get_logger, run_log
 logger = get_logger("service.batch")
 
 LARGEST_RESULT = 1_000_000
+LONGEST_BEGINNING = 1_000
+LONGEST_DESCRIPTION = 10_000
+"""Bytes of a result; characters of one that has more, and of one that is no JSON."""
 
 ABANDON_SECONDS = 5.0
 """How long a cancelled attempt may take to end by itself before it is given up."""
@@ -212,8 +214,8 @@ class Attempt:
         number = self.claimed.attempt - self.claimed.attempts_before
         is_for_later = isinstance(error, (*retry.on, RetryAfter)) and not isinstance(error, InvalidParameters)
         wait = retry.seconds_before(number + 1, seconds_asked(error))
-        error = _readable(_below_us(error))
-        reason = reason or _one_line(error)
+        error = failures.readable(_below_us(error))
+        reason = reason or failures.line_of(error)
         if number >= retry.attempts or not is_for_later:
             return Ending(RunState.FAILED, outcome, reason, error=error)
         return Ending(RunState.RETRYING, outcome, reason, error=error, wait=wait)
@@ -240,18 +242,36 @@ class Attempt:
 
 
 def _as_json(result: Any) -> Any:
+    """A result that JSON can't hold is described: whatever it is, the body has succeeded."""
     if result is None:
         return None
     try:
+        if _is_large(result):
+            return _beginning(json.dumps(loglines.plain(result), ensure_ascii=False))
         encoded = to_json(result, inf_nan_mode="strings", fallback=repr)
-        if len(encoded) > LARGEST_RESULT:
-            logger.warning(
-                f"the result has {len(encoded):,} bytes, and {LARGEST_RESULT:,} are allowed: only its beginning is kept"
-            )
-            return f"{encoded[:1000].decode(errors='replace')}…"
-        return json.loads(encoded)
-    except (PydanticSerializationError, RecursionError, ValueError):
-        return repr(result)[:10_000]
+        return json.loads(encoded) if len(encoded) <= LARGEST_RESULT else _beginning(encoded.decode(errors="replace"))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's object may raise anything
+        kind, shown = type(result).__name__, escaping.quoted(result, LONGEST_DESCRIPTION)
+        return f"a result of type {kind} that can't be kept as JSON ({failures.line_of(error)}): {shown}"
+
+
+def _is_large(result: Any) -> bool:
+    """Whether it is so large that it must not even be encoded, as far as that can be seen without recursion."""
+    left, waiting = LARGEST_RESULT, [result]
+    while waiting and left >= 0:
+        value = waiting.pop()
+        if isinstance(value, str | bytes):
+            left -= len(value)
+        elif isinstance(value, dict | list | tuple | set | frozenset):
+            left -= 2 * len(value)
+            if left >= 0:
+                waiting.extend(value.values() if isinstance(value, dict) else value)
+    return left < 0
+
+
+def _beginning(encoded: str) -> str:
+    logger.warning(f"the result has more than {LARGEST_RESULT:,} bytes: only its beginning is kept")
+    return f"{encoded[:LONGEST_BEGINNING]}…"
 
 
 _OURS = {function.__code__.co_filename for function in (call, Threads.run)}
@@ -263,18 +283,3 @@ def _below_us(error: BaseException) -> BaseException:
     while below is not None and below.tb_frame.f_code.co_filename in _OURS:
         below = below.tb_next
     return error.with_traceback(below)
-
-
-def _readable(error: BaseException) -> BaseException:
-    """An author's error that can't be shown, for its `__str__` raises or so, must not keep the attempt from its end."""
-    try:
-        str(error), traceback.format_exception(error)
-    except Exception:  # noqa: BLE001 - it may raise anything
-        return RuntimeError(f"{type(error).__name__}, whose text can't be read").with_traceback(error.__traceback__)
-    return error
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip().split("\n")[0][:500]
-    name = type(error).__name__
-    return f"{name}: {text}" if text else name

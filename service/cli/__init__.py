@@ -14,6 +14,7 @@ from collections.abc import Callable
 import typer
 from typer.exceptions import TyperException
 
+from service import escaping
 from service.cli import (
     account,
     backup,
@@ -32,6 +33,9 @@ from service.cli import (
 )
 from service.cli.examples import EXAMPLES
 from service.errors import BatchError
+
+LONGEST_MESSAGE = 4_000
+"""Characters of an error on stderr."""
 
 cli = typer.Typer(
     name="batch",
@@ -112,6 +116,8 @@ def main() -> None:
 
 
 def _refuse(message: str) -> int:
+    from service import console
+
     if message:  # there is none where the help was shown instead
-        print(f"batch: {message}", file=sys.stderr)
+        console.warn(f"batch: {escaping.cut(message, LONGEST_MESSAGE)}")
     return 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from datetime import datetime
@@ -14,6 +13,7 @@ from service import clock
 from service.batch.account import Account, Entry, Finding, Kind
 from service.cli.options import AsJson, OfTask, instant_or_age, wait_for
 from service.errors import InvalidParameters
+from service.escaping import line, to_json
 
 TEXTS = {
     Kind.DUE: "not handled yet; a service does so when it next fires, or starts",
@@ -35,7 +35,7 @@ def account(
 
     Each has to be a run, a skip, or in a missed range. Exit code 1 when one is not.
     """
-    from service import listing
+    from service import console, listing
     from service.batch.accounting import ignore
     from service.config import get_settings
 
@@ -45,7 +45,7 @@ def account(
     if as_json and slots:
         listed.end()
     elif as_json:
-        print(json.dumps([_json(of) for of in found], ensure_ascii=False))
+        console.show_json([_json(of) for of in found])
     else:
         _show(found, begin, end or clock.now())
     raise SystemExit(0 if all(of.is_complete for of in found) else 1)
@@ -70,31 +70,31 @@ class _Slots:
     def see(self, entry: Entry) -> None:
         if self._as_json:
             row = {**entry._asdict(), "slot": entry.slot.isoformat()}
-            _print(f"{self._before}{json.dumps(row, ensure_ascii=False)}", end="")
+            _print(f"{self._before}{to_json(row)}", end="")
             self._before = ",\n "
         else:
-            _print(f"{entry.task}  {_shown(entry.slot)}  {_outcome(entry)}")
+            _print(line(f"{entry.task}  {_shown(entry.slot)}  {_outcome(entry)}"))
 
     def end(self) -> None:
         _print("]" if self._before != "[" else "[]")
 
 
-def _print(line: str, end: str = "\n") -> None:
+def _print(made: str, end: str = "\n") -> None:
     """Here already, and not in main(): on its way there it would be taken for an error of the ledger, which is open."""
+    from service import console
+
     try:
-        print(line, end=end)
+        console.write(made, end)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
 
 def _outcome(entry: Entry) -> str:
-    from service.console import line
-
     if entry.kind in TEXTS:
         return f"{entry.kind.upper()}: {TEXTS[entry.kind]}" + (f" (run {entry.run})" if entry.run else "")
     what = f"run {entry.run} {entry.state}" if entry.run else entry.kind
-    return what + (f": {line(entry.reason)}" if entry.reason else "")
+    return what + (f": {entry.reason}" if entry.reason else "")
 
 
 def _show(found: list[Account], since: datetime, until: datetime) -> None:
@@ -104,8 +104,8 @@ def _show(found: list[Account], since: datetime, until: datetime) -> None:
     console.show(rows, list(rows[0]) if rows else ["task", "slots"], as_json=False)
     for of in found:
         for finding in of.findings:
-            print(f"{finding.kind.upper()} {of.task} {_sentence(finding)}")
-    print(_conclusion(found, since, min(until, clock.now())))
+            console.say(f"{finding.kind.upper()} {of.task} {_sentence(finding)}")
+    console.say(_conclusion(found, since, min(until, clock.now())))
 
 
 def _row(of: Account, since: datetime) -> dict[str, Any]:
@@ -152,9 +152,7 @@ def _sentence(finding: Finding) -> str:
 
 
 def _text(finding: Finding) -> str:
-    from service.console import line
-
-    return ": ".join(filter(None, [TEXTS.get(finding.kind), line(finding.text)]))
+    return ": ".join(filter(None, [TEXTS.get(finding.kind), finding.text]))
 
 
 def _conclusion(found: list[Account], since: datetime, until: datetime) -> str:

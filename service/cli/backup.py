@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Coroutine
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +77,8 @@ def list_(
         console.show(shown, columns, False)
     else:
         settings = _settings()
-        print(f"there is no backup in {settings.BACKUP_DIR}" + (" or at BACKUP_URL" if settings.BACKUP_URL else ""))
+        elsewhere = " or at BACKUP_URL" if settings.BACKUP_URL else ""
+        console.say(f"there is no backup in {settings.BACKUP_DIR}{elsewhere}")
 
 
 def show(file: File, as_json: AsJson = False) -> None:
@@ -105,7 +105,7 @@ def show(file: File, as_json: AsJson = False) -> None:
     ]
     console.show(rows, ("table", "rows", "size"), False)
     if len(tables) > MOST_SHOWN:
-        print(f"and {len(tables) - MOST_SHOWN:,} more tables")
+        console.say(f"and {len(tables) - MOST_SHOWN:,} more tables")
 
 
 def verify(
@@ -177,7 +177,7 @@ def prune(
     elif rows:
         console.show(rows, ("backup", "where", "then", "why"), False)
     else:
-        print(f"there is no backup in {settings.BACKUP_DIR}")
+        console.say(f"there is no backup in {settings.BACKUP_DIR}")
 
 
 async def _pruned(settings: Settings, plans: list[Plan], yes: bool) -> set[str]:
@@ -238,7 +238,9 @@ def _metered(what: str) -> Any:
 
 
 def _warn(text: str) -> None:
-    print(f"batch: {text}", file=sys.stderr)
+    from service import console
+
+    console.warn(f"batch: {text}")
 
 
 def _number(number: int | None) -> str | None:
@@ -261,4 +263,4 @@ def _tell(text: str, as_json: bool, facts: dict[str, Any]) -> None:
     if as_json:
         console.show_json(facts)
     else:
-        print(text)
+        console.say(text)

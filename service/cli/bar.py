@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.text import Text
 
-from service import clock, console
+from service import clock, console, escaping
 from service.cli import progress
 from service.cli.progress import Row
 
@@ -60,8 +60,8 @@ class Lines:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def print(self, text: str) -> None:
-        print(text, flush=True)
+    def write(self, made: str) -> None:
+        console.write(made, flush=True)
 
     def see(self, run: Row) -> None:
         """`run`: its row, as `following.looks` has it."""
@@ -77,8 +77,8 @@ class Lines:
 def _line(run: Row) -> str:
     numbers = progress.words(run, run["now"]) if run["state"] == "running" else []
     told = run["message"] if run["state"] == "running" else run["reason"]
-    more = [", ".join(numbers), console.line(told or "")]
-    return ": ".join([f"{run['task']} {run['state']}", *filter(None, more)])
+    more = [", ".join(numbers), told]
+    return escaping.line(": ".join([f"{run['task']} {run['state']}", *filter(None, more)]))
 
 
 class Bar:
@@ -110,15 +110,15 @@ class Bar:
         """The bar is gone, and the cursor is back."""
         self._live.stop()
 
-    def print(self, text: str) -> None:
+    def write(self, made: str) -> None:
         """On stdout; above the bar where that is the terminal too."""
         if self._takes_stdout:
-            self.above(text)
+            self.above(made)
         else:
-            print(text, flush=True)
+            console.write(made, flush=True)
 
-    def above(self, text: str) -> None:
-        self._terminal.print(Text.from_ansi(text), soft_wrap=True)
+    def above(self, made: str) -> None:
+        self._terminal.print(Text.from_ansi(made), soft_wrap=True)
 
     def see(self, run: Row) -> None:
         """`run`: its row, as `following.looks` has it."""
@@ -149,9 +149,10 @@ class View:
 
     def __init__(self, run: Row, now: datetime) -> None:
         self._run = run
-        self._head = Text.assemble((run["task"], "bold"), " ", (run["state"], STATES.get(run["state"], "")), end="")
+        task, state = escaping.line(run["task"]), escaping.line(run["state"])
+        self._head = Text.assemble((task, "bold"), " ", (state, STATES.get(state, "")), end="")
         self._words = progress.words(run, now) + _times(run, now)
-        self._note = console.line((run["message"] if run["state"] == "running" else run["reason"]) or "")
+        self._note = escaping.line((run["message"] if run["state"] == "running" else run["reason"]) or "")
 
     def __rich_console__(self, terminal: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from service import escaping
 from service.errors import BatchError
 
 
@@ -49,4 +50,4 @@ def _given(statement: ast.stmt) -> Iterator[str]:
             pairs = list(zip(target.elts, value.elts, strict=False))
         for name, given in pairs:
             if isinstance(name, ast.Name) and name.id == "name" and isinstance(given, ast.Constant):
-                yield str(given.value)
+                yield escaping.line(str(given.value))

@@ -47,18 +47,19 @@ def _show(found: Difference) -> None:
     if found.schema:
         console.heading("Schema")
         for sentence in first_of(found.schema, MOST_SHOWN):
-            print(console.line(sentence))
+            console.say(sentence)
     console.heading("Rows")
     rows = [_row(table) for table in found.tables[:MOST_SHOWN]]
     widths = {name: max(map(len, (name, *(row[name] for row in rows)))) for name in FIGURES}
     padded = [{**row, **{name: row[name].rjust(widths[name]) for name in FIGURES}} for row in rows]
     console.show(padded, ("table", *FIGURES, "note"), as_json=False)
     if len(found.tables) > MOST_SHOWN:
-        print(f"and {len(found.tables) - MOST_SHOWN:,} more tables")
-    print(f"\n{_total(found)}")
+        console.say(f"and {len(found.tables) - MOST_SHOWN:,} more tables")
+    console.say()
+    console.say(_total(found))
     if found.left_out:
         names = ", ".join(first_of([brief(name, LONGEST_SHOWN) for name in found.left_out], MOST_NAMED))
-        print(f"not compared, as one of the two leaves them out: {console.line(names)}")
+        console.say(f"not compared, as one of the two leaves them out: {names}")
 
 
 def _side(side: Side) -> str:

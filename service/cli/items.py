@@ -34,9 +34,9 @@ def redrive(run: OneRun, item: Items = None) -> None:
 
     It goes through the ledger to a running service. The items that fail again are set aside in the new run.
     """
-    from service import managing
+    from service import console, managing
     from service.config import get_settings
 
     task, new = wait_for(managing.redrive(get_settings(), run, item, user()))
-    print(f"run {new} of {task} is queued")
+    console.say(f"run {new} of {task} is queued")
     warn_if_unserved(task)

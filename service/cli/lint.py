@@ -9,6 +9,7 @@ import typer
 from service import clock
 from service.cli import complete
 from service.cli.options import AsJson, utc
+from service.escaping import line
 
 if TYPE_CHECKING:
     from service.batch.registry import Task
@@ -102,25 +103,27 @@ def _print(rows: list[Row]) -> None:
 
     for row in rows:
         title = f"{row['task']} ({row['source']})" if row["task"] else row["source"]
-        print(console.paint(console.line(title), "heading"))
+        console.write(console.paint(title, "heading"))
         if row["task"]:
-            print(f"  {row['words'] or 'Only by hand'}")
+            console.say(f"  {row['words'] or 'Only by hand'}")
         for slot in row["next"]:
             _print_slot(slot)
         shown = {slot["mark"] for slot in row["next"]}
         for finding in row["findings"]:
             if finding["message"] not in shown:
                 severity = finding["severity"]
-                print(f"  {console.paint(severity, severity)}: {console.line(finding['message'])}")
-        print()
-    print(_summary(rows))
+                console.write(f"  {console.paint(severity, severity)}: {line(finding['message'])}")
+        console.say()
+    console.say(_summary(rows))
 
 
 def _print_slot(slot: Row) -> None:
+    from service import console
+
     at = utc(slot["slot"])
     local = slot["local"].isoformat(" ")
     same = slot["local"].utcoffset() == slot["slot"].utcoffset()
-    print(f"    {at}" + ("" if same else f"  {local}") + (f"  {slot['mark']}" if slot["mark"] else ""))
+    console.say(f"    {at}" + ("" if same else f"  {local}") + (f"  {slot['mark']}" if slot["mark"] else ""))
 
 
 def _summary(rows: list[Row]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service import escaping
 from service.cli.options import RunOrTask, wait_for
 
 if TYPE_CHECKING:
@@ -75,6 +76,6 @@ def text(at: str, level: str, logger: str, message: str) -> str:
     """A line of a log as a person reads it; what it says may have lines of its own."""
     from service import console
 
-    first, newline, more = console.lines(message).partition("\n")
+    first, newline, more = console.message(message).partition("\n")
     shown = console.paint(f"[{level:<8}]", level)
-    return f"{at} {shown} {first} [{console.line(logger)}]{newline}{more}"
+    return f"{escaping.line(at)} {shown} {first} [{escaping.line(logger)}]{newline}{more}"

@@ -17,27 +17,27 @@ def pause(name: TaskName) -> None:
     Its runs stop at their next checkpoint, and go on after the pause. The slots of the pause are recorded as missed,
     and never caught up.
     """
-    from service import managing
+    from service import console, managing
     from service.config import get_settings
 
     by = user()
     before = wait_for(managing.pause(get_settings(), name, by))
     if before is None:
-        print(f"{name} is paused by {by}")
+        console.say(f"{name} is paused by {by}")
     else:
-        print(f"{name} was paused already, at {utc(before.at)} by {before.by}")
+        console.say(f"{name} was paused already, at {utc(before.at)} by {before.by}")
 
 
 def resume(name: TaskName) -> None:
     """Fire a paused task again, from now on. What the pause held goes on."""
-    from service import managing
+    from service import console, managing
     from service.config import get_settings
 
     ended = wait_for(managing.resume(get_settings(), name))
     if ended is None:
-        print(f"{name} is not paused")
+        console.say(f"{name} is not paused")
     else:
-        print(f"{name} fires again; it was paused at {utc(ended.at)} by {ended.by}")
+        console.say(f"{name} fires again; it was paused at {utc(ended.at)} by {ended.by}")
 
 
 def cancel(
@@ -50,13 +50,13 @@ def cancel(
     CancelledError, a sync one sees it in current_run().cancelled, or stops at its next checkpoint(). The exit code is 1
     when it ended otherwise, or has not ended yet.
     """
-    from service import managing
+    from service import console, managing
     from service.config import get_settings
 
     row = wait_for(managing.cancel_run(get_settings(), run, user(), wait))
     reason = f": {row['reason']}" if row["reason"] else ""
     told = f"{row['state']}{reason}" if row["finished_at"] else "is still running; it is asked to stop"
-    print(f"run {row['id']} {told}")
+    console.say(f"run {row['id']} {told}")
     raise SystemExit(0 if row["state"] == "cancelled" else 1)
 
 
@@ -65,12 +65,12 @@ def retry(run: OneRun, again: Anew = False) -> None:
 
     It goes on after its last checkpoint, in a running service. With --again it begins anew.
     """
-    from service import managing
+    from service import console, managing
     from service.config import get_settings
 
     settings = get_settings()
     row = wait_for(managing.retry(settings, run, user(), again))
-    print(f"run {row['id']} of {row['task']} is {row['state']} again")
+    console.say(f"run {row['id']} of {row['task']} is {row['state']} again")
     warn_if_held(row["task"])
 
 
@@ -89,19 +89,19 @@ def backfill(
     The slots are those of the schedule that the task has now, both ends included. Their runs wait behind what is on
     time. A slot that has a run is left alone, however that ended; with --again, a run that is over gets a new attempt.
     """
-    from service import managing
+    from service import console, managing
     from service.batch.backfill import Entry, Fate
     from service.config import get_settings
 
     def see(entry: Entry) -> None:
         if dry_run:
             what = f"run {entry.run} {entry.state}" if entry.run else "no run"
-            print(f"{utc(entry.slot)}  {entry.fate:<5}  {what}")
+            console.say(f"{utc(entry.slot)}  {entry.fate:<5}  {what}")
 
     wanted = managing.Wanted(name, instant(from_, "--from"), instant(to, "--to"), again, yes, dry_run)
     counts = wait_for(managing.fill(get_settings(), wanted, user(), see))
     made = "would be made" if dry_run else "made"
-    print(
+    console.say(
         f"{sum(counts.values()):,} slots of {name}: {counts[Fate.NEW]:,} runs {made}, "
         f"{counts[Fate.AGAIN]:,} again, {counts[Fate.LEFT]:,} left as they are"
     )
@@ -116,38 +116,34 @@ def prune(
 
     The newest KEEP_RUNS_PER_TASK of each task stay in any case. A service does this every hour by itself.
     """
-    from service import managing
+    from service import console, managing
     from service.config import get_settings
 
     settings = get_settings()
     counts = wait_for(managing.prune(settings, dry_run))
     if dry_run:
         for task, count in sorted(counts.items()):
-            print(f"{task}: {count:,} runs would go")
-        print(f"{sum(counts.values()):,} runs ended more than {settings.KEEP_RUNS_DAYS} days ago and would go")
+            console.say(f"{task}: {count:,} runs would go")
+        console.say(f"{sum(counts.values()):,} runs ended more than {settings.KEEP_RUNS_DAYS} days ago and would go")
     else:
-        print("pruned " + (", ".join(f"{count:,} {what}" for what, count in counts.items()) or "nothing"))
+        console.say("pruned " + (", ".join(f"{count:,} {what}" for what, count in counts.items()) or "nothing"))
 
 
 def warn_if_held(task: str) -> None:
     """A run that there was before has to wait for the end of a pause."""
-    import sys
-
-    from service import managing
+    from service import console, managing
     from service.config import get_settings
 
     if (pause := wait_for(managing.pause_of(get_settings(), task))) is not None:
-        print(f"batch: {task} is paused by {pause.by}: `batch resume {task}` lets it go on", file=sys.stderr)
+        console.warn(f"batch: {task} is paused by {pause.by}: `batch resume {task}` lets it go on")
     else:
         warn_if_unserved(task)
 
 
 def warn_if_unserved(task: str) -> None:
     """Who waits for something that nobody does should know."""
-    import sys
-
-    from service import managing
+    from service import console, managing
     from service.config import get_settings
 
     if not wait_for(managing.is_served(get_settings(), task)):
-        print(f"batch: no service that has {task} is running: the next one runs it", file=sys.stderr)
+        console.warn(f"batch: no service that has {task} is running: the next one runs it")

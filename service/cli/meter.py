@@ -17,12 +17,13 @@ BAR_AFTER_SECONDS = 0.5
 @contextmanager
 def metered(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """A function to be told bytes, of how many (0: not known), and what is going on; from any thread."""
+    from service import console
     from service.cli import bar
 
     meter, begun = Meter(), clock.now()
 
     def say(_: Any, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        console.warn(text)
 
     with bar.display(sys.stderr, say, states=False, after=BAR_AFTER_SECONDS) as shown:
 

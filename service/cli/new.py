@@ -73,6 +73,7 @@ def new(
 
     The file goes into TASKS_DIR. Nothing is overwritten.
     """
+    from service import console
     from service.batch.loader import folder_of
     from service.batch.schedule import schedule as schedule_of
     from service.config import get_settings
@@ -97,8 +98,9 @@ def new(
         files[init] = '"""The tasks of this service, one file each."""\n'
     _write(files)
     when = cron.words if cron else "Only by hand"
-    print(f"{task}  the task {name}: {when[0].lower()}{when[1:]}\n{test}  its test\n")
-    print(f"Write its run(), then:\n  python -m pytest {test}\n  batch lint {name}\n  batch run {name}")
+    told = [f"{task}  the task {name}: {when[0].lower()}{when[1:]}", f"{test}  its test", "", "Write its run(), then:"]
+    for text in (*told, f"  python -m pytest {test}", f"  batch lint {name}", f"  batch run {name}"):
+        console.say(text)
 
 
 def _module(name: str) -> str:

@@ -66,4 +66,4 @@ def told_end(run: Row) -> str:
     from service import console
 
     took = console.duration(run["started_at"], run["finished_at"])
-    return f"run {run['id']} {run['state']}{took}" + (f": {console.line(run['reason'])}" if run["reason"] else "")
+    return f"run {run['id']} {run['state']}{took}" + (f": {run['reason']}" if run["reason"] else "")

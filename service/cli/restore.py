@@ -73,7 +73,7 @@ def _say(plan: Plan) -> None:
         }
     )
     for note in plan.notes:
-        print(f"note: {note}")
+        console.say(f"note: {note}")
 
 
 def _now(plan: Plan) -> dict[str, int]:
@@ -82,12 +82,13 @@ def _now(plan: Plan) -> dict[str, int]:
 
 def _ask(plan: Plan) -> None:
     """The database's name has to be typed, where somebody can."""
+    from service import console
     from service.errors import BackupError
 
     name = plan.name
     if not sys.stdin.isatty():
         raise BackupError(f"nothing was restored into {name}: nobody can be asked here, so --yes has to say it")
-    print(f"Type the database's name ({name}) to replace its rows: ", end="", file=sys.stderr, flush=True)
+    console.warn(f"Type the database's name ({name}) to replace its rows: ", end="")
     if sys.stdin.readline().strip() != name:
         raise BackupError("that is not its name: nothing was restored")
 
@@ -107,14 +108,14 @@ def _tell(done: Restored) -> None:
 
     report = done.report
     if done.safety is not None:
-        print(f"what was there is in {done.safety}, which is `latest` by now")
+        console.say(f"what was there is in {done.safety}, which is `latest` by now")
     rows = [
         {"table": one.table, "before": "" if one.before is None else f"{one.before:,}", "after": f"{one.after:,}"}
         for one in report.tables
     ]
     console.show(rows, ("table", "before", "after"), False)
     would = "would be restored; all was rolled back" if report.dry_run else "restored"
-    print(f"{counted(report.rows, len(report.tables))} {would} ({report.seconds:.1f} s)")
+    console.say(f"{counted(report.rows, len(report.tables))} {would} ({report.seconds:.1f} s)")
 
 
 def _as_json(done: Restored, plan: Plan) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -49,6 +48,7 @@ def run(
 
 
 def _execute(name: str, given: dict[str, str], slot: datetime | None) -> None:
+    from service import console
     from service.cli import bar
     from service.logs import get_logger
 
@@ -60,18 +60,18 @@ def _execute(name: str, given: dict[str, str], slot: datetime | None) -> None:
             row = wait_for(_run(name, given, slot, shown))
     except asyncio.CancelledError:
         raise SystemExit(128 + signal.SIGTERM) from None
-    print(progress.told_end(row))
+    console.say(progress.told_end(row))
     if row["result"] is not None:
-        print(json.dumps(row["result"], ensure_ascii=False))
+        console.show_json(row["result"])
     raise SystemExit(0 if row["state"] == "succeeded" else 1)
 
 
 def _queue(name: str, given: dict[str, str], slot: datetime | None, wait: bool) -> None:
-    from service import managing
+    from service import console, managing
     from service.config import get_settings
 
     run = wait_for(managing.queue(get_settings(), name, given, slot, user()))
-    print(f"run {run} queued", flush=True)
+    console.say(f"run {run} queued", flush=True)
     manage.warn_if_unserved(name)
     if wait:
         watch.with_log(run)

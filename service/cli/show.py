@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from service import clock
 from service.cli import progress
 from service.cli.logs import text
 from service.cli.options import AsJson, RunOrTask, utc, wait_for
+from service.errors import InvalidSchedule
 
 Row = dict[str, Any]
 
@@ -59,7 +59,7 @@ def _show_run(row: Row) -> None:
     if row["log"]:
         console.heading(f"Log (the last lines; `batch logs {row['id']}` shows all)")
         for line in row["log"]:
-            print(text(line["at"], line["level"], line["logger"], line["text"]))
+            console.write(text(line["at"], line["level"], line["logger"], line["text"]))
 
 
 def _show_attempts(attempts: list[Row]) -> None:
@@ -73,7 +73,7 @@ def _show_attempts(attempts: list[Row]) -> None:
     last = attempts[-1]["error"]
     if last:
         console.heading("Error of the last attempt")
-        print(console.lines(last["traceback"].rstrip()))
+        console.write(console.INDENT + console.message(last["traceback"].rstrip()))
 
 
 def _show_task(row: Row) -> None:
@@ -122,9 +122,14 @@ def _both(slot: datetime | None, timezone: str | None) -> str | None:
     """In UTC, and in the task's zone where that is another."""
     if slot is None:
         return None
-    if timezone in (None, "UTC"):
+    if timezone is None or timezone == "UTC":
         return utc(slot)
-    return f"{utc(slot)} ({slot.astimezone(ZoneInfo(timezone)).isoformat(' ')} in {timezone})"
+    from service.batch.schedule import zone_of
+
+    try:
+        return f"{utc(slot)} ({slot.astimezone(zone_of(timezone)).isoformat(' ')} in {timezone})"
+    except InvalidSchedule:  # another version's
+        return utc(slot)
 
 
 def _node(node: Row | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,10 +25,10 @@ def tasks(as_json: AsJson = False) -> None:
     console.show(found if as_json else good, shown, as_json)
     for row in good:
         if row["served_from"] and Path(row["served_from"]).name != Path(row["source"]).name:
-            served = f"the services have {row['name']} from {console.line(row['served_from'])} until they are restarted"
-            print(f"batch: {row['source']} is not used yet: {served}", file=sys.stderr)
+            served = f"the services have {row['name']} from {row['served_from']} until they are restarted"
+            console.warn(f"batch: {row['source']} is not used yet: {served}")
     for row in broken:
-        print(f"batch: {row['source']} can't be used: {console.line(row['error'])}", file=sys.stderr)
+        console.warn(f"batch: {row['source']} can't be used: {row['error']}")
     raise SystemExit(1 if broken else 0)
 
 
@@ -52,5 +51,5 @@ def next_(
     at = instant(after, "--after", schedule.zone) if after is not None else clock.now()
     found = [{"slot": slot, "local": slot.astimezone(schedule.zone)} for slot in schedule.following(at, n)]
     if not as_json:
-        print(schedule.words)
+        console.say(schedule.words)
     console.show(found, ["slot", "local"], as_json)

@@ -24,16 +24,16 @@ def watch(run: RunOrTask) -> None:
     it is a bar; else a line when something has changed, every 10 seconds at most. The exit code is 0 when the run
     succeeded, and 1 when it ended otherwise. Ctrl-C leaves the run alone.
     """
-    from service import following
+    from service import console, following
     from service.cli import bar
     from service.config import get_settings
 
     def tell(row: Row, text: str) -> None:
-        print(utc(row["now"]), text, flush=True)
+        console.say(f"{utc(row['now'])} {text}", flush=True)
 
     with bar.display(sys.stdout, tell) as shown:
         row = _wait_for(_see(following.looks(get_settings(), run), shown), shown)
-    print(progress.told_end(row))
+    console.say(progress.told_end(row))
     raise SystemExit(0 if row["state"] == "succeeded" else 1)
 
 
@@ -42,19 +42,19 @@ def with_log(run: str) -> NoReturn:
 
     Who reads a pipe may write to the same terminal, and would tear the bar.
     """
-    from service import following
+    from service import console, following
     from service.cli import bar
     from service.config import get_settings
 
     settings = get_settings()
 
     def tell(row: Row, text: str) -> None:
-        print(utc(row["now"]), text, file=sys.stderr)
+        console.warn(f"{utc(row['now'])} {text}")
 
     async def follow() -> str:
         seeing = asyncio.create_task(_see(following.looks(settings, run), shown))
         try:
-            return await logs.print_log(following.blocks(settings, run, follow=True), write=shown.print)
+            return await logs.print_log(following.blocks(settings, run, follow=True), write=shown.write)
         finally:
             await _end(seeing)
 
@@ -104,10 +104,12 @@ async def _end(watching: asyncio.Task[Any]) -> None:
 
 
 def _wait_for(work: Any, shown: Bar | Lines) -> Any:
+    from service import console
+
     try:
         return wait_for(work)
     except KeyboardInterrupt:
         if shown.run is not None:
             run = shown.run["id"]
-            print(f"batch: the run goes on; `batch watch {run}` follows it again", file=sys.stderr)
+            console.warn(f"batch: the run goes on; `batch watch {run}` follows it again")
         raise SystemExit(130) from None

@@ -18,6 +18,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from service import clock
 from service.database import troubles
+from service.database.hiding import hide_values
 from service.database.writers import WriterGuard
 from service.errors import DatabaseBusy, DatabaseUnreachable
 
@@ -30,30 +31,43 @@ class Database:
 
     On SQLite writing transactions take the write lock at their start (BEGIN IMMEDIATE), over a pool of one connection
     in which the writers of this process queue; readers have a pool of their own. `pooled=False` keeps no connection
-    between uses, for code that runs outside a service.
+    between uses, for code that runs outside a service. `shows_values`: whether its errors say what the statement was
+    given, which may be secret.
     """
 
-    def __init__(self, url: str, *, setting: str, pool_size: int = 20, pooled: bool = True, client: str = "batch"):
+    def __init__(
+        self,
+        url: str,
+        *,
+        setting: str,
+        pool_size: int = 20,
+        pooled: bool = True,
+        client: str = "batch",
+        shows_values: bool = False,
+    ) -> None:
         self.url: URL = make_url(url)
         self.setting = setting
         self.kind = self.url.get_backend_name()
         self.guard = WriterGuard()
         try:
-            self._make_engines(pool_size, pooled, client)
+            self._make_engines(pool_size, pooled, client, shows_values)
         except ModuleNotFoundError as error:
             raise DatabaseUnreachable(
                 f"the driver of {self.url.drivername}:// is not installed ({error.name}). Look at {setting}."
             ) from None
 
-    def _make_engines(self, pool_size: int, pooled: bool, client: str) -> None:
+    def _make_engines(self, pool_size: int, pooled: bool, client: str, shows_values: bool) -> None:
+        options = {"hide_parameters": not shows_values}
         if self.kind == "sqlite":
-            self.engine = _sqlite_engine(self.url, "BEGIN IMMEDIATE", 1, pooled)
-            self.reader = _sqlite_engine(self.url, "BEGIN", 5, pooled)
+            self.engine = _sqlite_engine(self.url, "BEGIN IMMEDIATE", 1, pooled, options)
+            self.reader = _sqlite_engine(self.url, "BEGIN", 5, pooled, options)
         else:
-            self.engine = _server_engine(self.url, pool_size, pooled, client)
+            self.engine = _server_engine(self.url, pool_size, pooled, client, options)
             self.reader = self.engine.execution_options(postgresql_readonly=True)
         where = f"{self.safe_url} ({self.setting})"
         for engine in (self.engine, self.reader) if self.kind == "sqlite" else (self.engine,):
+            if not shows_values:
+                event.listen(engine.sync_engine, "handle_error", hide_values)
             event.listen(engine.sync_engine, "handle_error", partial(troubles.on_error, where=where))
 
     def session(self, readonly: bool = False) -> AsyncSession:
@@ -104,7 +118,7 @@ class Database:
             await self.reader.dispose()
 
 
-def _server_engine(url: URL, pool_size: int, pooled: bool, client: str) -> AsyncEngine:
+def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: dict[str, Any]) -> AsyncEngine:
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         options = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60}
@@ -112,7 +126,7 @@ def _server_engine(url: URL, pool_size: int, pooled: bool, client: str) -> Async
         # Long-lived generic plans turned quadratic on just-emptied tables; custom plans did not.
         settings = {"application_name": client[:63], "timezone": "UTC", "plan_cache_mode": "force_custom_plan"}
         options["connect_args"] = {"server_settings": settings, "timeout": 10}
-    engine = create_async_engine(url, **options)
+    engine = create_async_engine(url, **options, **given)
     if url.drivername == "postgresql+asyncpg":
         event.listen(engine.sync_engine, "checkout", _refuse_closed)
     return engine
@@ -124,13 +138,13 @@ def _refuse_closed(connection: Any, *_: Any) -> None:
         raise DisconnectionError
 
 
-def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool) -> AsyncEngine:
+def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool, given: dict[str, Any]) -> AsyncEngine:
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         options = {"poolclass": AsyncAdaptedQueuePool, "pool_size": pool_size, "max_overflow": 0, "pool_timeout": None}
     driver = {"isolation_level": None, "timeout": BUSY_MS / 1000, "factory": _SqliteConnection}
     connect = {**driver, "async_creator_fn": _open_sqlite}
-    engine = create_async_engine(url, connect_args=connect, **options)
+    engine = create_async_engine(url, connect_args=connect, **options, **given)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     if begin == "BEGIN":
         event.listen(engine.sync_engine, "connect", lambda c, _: _execute(c, "PRAGMA query_only = ON"))

@@ -52,7 +52,12 @@ def application_database() -> Database:
     origin = _origin.get() or _Origin(get_settings().DATABASE_URL, None)
     known, database = _made.get(loop, (None, None))
     if database is None or known != origin:
-        database = Database(origin.url, setting="DATABASE_URL", pooled=False)
+        database = Database(
+            origin.url,
+            setting="DATABASE_URL",
+            pooled=False,
+            shows_values=get_settings().BATCH_SHOW_SQL_PARAMETERS,
+        )
         if origin.prepare is not None:
             origin.prepare(database)
         _made[loop] = origin, database

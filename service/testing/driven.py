@@ -65,7 +65,8 @@ class DrivenService:
             settings = get_settings()
             self._ledger = Database(settings.ledger_url, setting="LEDGER_URL", pool_size=5)
             stack.push_async_callback(self._ledger.dispose)
-            application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pool_size=5)
+            shows = settings.BATCH_SHOW_SQL_PARAMETERS
+            application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pool_size=5, shows_values=shows)
             stack.push_async_callback(application.dispose)
             use_application_database(application, partial(fence.guard, idle_seconds=settings.LEASE_SECONDS))
             stack.callback(leave_application_database, application)

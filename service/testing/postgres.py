@@ -87,7 +87,7 @@ class PostgresServer:
         self.close()
 
     async def _execute(self, statement: str) -> None:
-        engine = create_async_engine(self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        engine = create_async_engine(self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
         async with engine.connect() as connection:
             await connection.execute(text(statement))
 

@@ -197,7 +197,8 @@ async def test_what_is_in_the_way_is_told_in_one_message_of_bounded_length(datab
     path = await create_backup(tmp_path / "backups")
 
     def change(said: Any) -> None:
-        said["tables"] += [{**said["tables"][0], "name": f"t{n}", "folder": None} for n in range(20_000)]
+        like, numbers = {**said["tables"][0], "rows": 0, "bytes": 0}, range(2, 20_002)
+        said["tables"] += [{**like, "name": f"t{n}", "folder": f"data/{n:04}-t{n}"} for n in numbers]
 
     rewrite(path, change)
     for doing in (tried(path, database, histories=HISTORIES), restored(path, database, histories=HISTORIES)):

@@ -6,14 +6,15 @@ import json
 import logging
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from datetime import date, datetime
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, model_serializer
 
-from service import Retry, current_run, get_logger, logs
+from service import Retry, current_run, failures, get_logger, logs
 from service.batch import runner
 from service.batch.states import RunState
 from tests.batch.attempts import SLOT, Begun, Quick, ending_of
@@ -164,6 +165,121 @@ async def test_any_result_becomes_json(result: Any) -> None:
     ending = await ending_of(lambda self: result)
     assert ending.state == RunState.SUCCEEDED
     json.dumps(ending.result, allow_nan=False)
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def cyclic() -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    value["self"] = value
+    return value
+
+
+class Raising:
+    """Whatever is asked of it raises."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __repr__(self) -> str:
+        raise self.error("no")
+
+    __str__ = __iter__ = __len__ = __repr__
+
+
+class RaisingDict(dict[str, Any]):
+    def values(self) -> Any:
+        raise ZeroDivisionError
+
+
+class RaisingModel(BaseModel):
+    number: int = 1
+
+    @model_serializer
+    def told(self) -> dict[str, Any]:
+        raise ZeroDivisionError
+
+
+def raising_items() -> Iterator[int]:
+    yield 1
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nested(100_000),
+        cyclic,
+        lambda: Raising(ZeroDivisionError),
+        lambda: {"a": [Raising(ZeroDivisionError)]},
+        lambda: [Raising(RecursionError)],
+        lambda: Raising(SystemExit),
+        lambda: RaisingDict(a=1),
+        RaisingModel,
+        lambda: [raising_items()],
+        lambda: 10**5_000,
+        lambda: {"a": [10**5_000]},
+        lambda: {Raising(ZeroDivisionError): 1},
+        lambda: "half a pair \ud800",
+        lambda: {"\0": "\0"},
+    ],
+)
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_no_result_makes_a_run_fail_whose_body_has_succeeded(make: Any, is_async: bool) -> None:
+    async def run_async(self: Any) -> Any:
+        return make()
+
+    ending = await ending_of(run_async if is_async else lambda self: make())
+    assert (ending.state, ending.error) == (RunState.SUCCEEDED, None)
+    assert len(json.dumps(ending.result, allow_nan=False)) < 100_000
+
+
+async def test_a_result_that_is_no_json_is_described() -> None:
+    ending = await ending_of(lambda self: [Raising(ZeroDivisionError)])
+    told = "a result of type list that can't be kept as JSON (PydanticSerializationError: "
+    assert ending.result.startswith(told) and ending.result.endswith("ZeroDivisionError: no): <list without a text>")
+
+
+@pytest.mark.parametrize(
+    "result", ["x" * 2_000_000, ["x" * 1_000] * 2_000, [1] * 2_000_000, {"a": [["x" * 2_000_000]]}, b"x" * 2_000_000]
+)
+async def test_of_a_result_that_is_too_large_the_beginning_is_kept(result: Any) -> None:
+    logs.set_up()
+    begun = Begun(lambda self: result)
+    ending = await begun.ending()
+    assert ending.state == RunState.SUCCEEDED
+    assert isinstance(ending.result, str) and 100 < len(ending.result) <= 1_001 and ending.result.endswith("…")
+    [line] = begun.run.take_lines()
+    assert line.text == "the result has more than 1,000,000 bytes: only its beginning is kept"
+
+
+async def test_a_result_of_the_allowed_size_stays_whole() -> None:
+    ending = await ending_of(lambda self: ["x" * 900_000])
+    assert ending.result == ["x" * 900_000]
+
+
+class RaisingLater(Exception):
+    """Its text can be read once."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __str__(self) -> str:
+        self.reads += 1
+        if self.reads > 1:
+            raise ZeroDivisionError
+        return "first"
+
+
+async def test_an_error_whose_text_can_be_read_only_once_ends_the_run_all_the_same() -> None:
+    ending = await ending_of(raising(RaisingLater(), False))
+    assert ending.state == RunState.FAILED and (ending.reason or "").startswith("RaisingLater")
+    assert ending.error is not None and failures.facts_of(ending.error)["type"] == "RaisingLater"
 
 
 @pytest.mark.parametrize("is_async", [True, False])

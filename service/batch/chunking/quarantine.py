@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import traceback
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,13 +11,12 @@ from typing import Any
 from sqlalchemy import bindparam, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import clock
+from service import clock, failures
+from service.batch import rows
 from service.batch.chunking import cursors
 from service.batch.context import CurrentRun
 from service.batch.tables import new_id, quarantine
 from service.database.engine import Database
-
-LONGEST_TRACEBACK = 20_000
 
 INSERT = text(
     "INSERT INTO batch_quarantine (id, run, task, item, error, times, at) "
@@ -53,11 +51,7 @@ def from_text(item: str, columns: int) -> tuple[Any, ...]:
 
 async def set_aside(db: AsyncSession, run: CurrentRun, key: Sequence[Any], error: BaseException, times: int) -> None:
     """In the session's transaction."""
-    told = {
-        "type": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:],
-    }
+    told = rows.storable(failures.facts_of(error))
     values = {"id": new_id(), "run": run.id, "task": run.task, "item": as_text(key), "error": told}
     await db.execute(INSERT, {**values, "times": times, "at": clock.now()})
 

@@ -89,5 +89,5 @@ class Step:
     def _as_json(self) -> Any:
         try:
             return json.loads(to_json(self.result))
-        except (PydanticSerializationError, ValueError) as error:
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise ChunkError(f"the result of step {self.name!r} can't be kept as JSON: {error}") from None

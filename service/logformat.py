@@ -1,0 +1,77 @@
+"""What lines look like on stderr: for people, or JSON. Runs in the thread that writes them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from service import escaping, failures
+
+INDENT = "    "
+"""Stands before the later lines of a message in the console format: what begins a line is ours."""
+
+SHARED: list[Processor] = [
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.StackInfoRenderer(),
+]
+
+
+def formatter(format: str, colors: bool) -> logging.Formatter:
+    tail: list[Processor] = [_stamp, structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if format == "json":
+        as_text = structlog.processors.ExceptionRenderer(lambda exc_info: failures.traceback_of(exc_info[1]))
+        tail += [as_text, structlog.processors.JSONRenderer(default=str), _without_delete]
+    else:
+        console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_write_traceback)
+        tail += [_escaped, console, _indented]
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*SHARED, structlog.stdlib.ExtraAdder()], processors=tail
+    )
+
+
+def _without_delete(_: WrappedLogger, __: str, encoded: Any) -> str:
+    """JSON that is all ASCII has no other character that may act in a terminal."""
+    return str(encoded).replace("\x7f", "\\u007f")
+
+
+def _indented(_: WrappedLogger, __: str, text: Any) -> str:
+    return str(text).replace("\n", f"\n{INDENT}")
+
+
+def _write_traceback(stream: TextIO, exc_info: Any) -> None:
+    stream.write(f"\n{escaping.lines(failures.traceback_of(exc_info[1]))}")
+
+
+class _AsWritten:
+    """A value that the renderer shows as Python writes it."""
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return repr(self._value)
+
+
+def _escaped(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Before the colours, so that only those act in a terminal."""
+    return {key if key.isprintable() else escaping.line(key): _shown(key, value) for key, value in event.items()}
+
+
+def _shown(key: str, value: Any) -> Any:
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    if key in ("event", "stack"):
+        return escaping.lines(value)
+    return value if escaping.line(value) == value else _AsWritten(value)
+
+
+def _stamp(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Add what RunLogHandler put on the record: when it was made, the run it belongs to."""
+    event.pop("batch_stamp", None)
+    event.pop("batch_size", None)
+    at, context = event["_record"].batch_stamp
+    return {"timestamp": at, **event, **context}
