@@ -14,7 +14,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+from service import failures
 from service.errors import InvalidSetting
+from service.escaping import LONGEST_QUOTE, cut, echoed
 from service.placeurl import place_url, refuse_one_place
 
 S = TypeVar("S", bound=BaseSettings)
@@ -224,6 +226,7 @@ def _made(cls: type[S]) -> S:
 def _own_class(named: str) -> type[BaseSettings]:
     """The class named by SETTINGS. One that doesn't extend Settings reads `.env` too, and ignores our keys in it."""
     module, _, name = named.partition(":")
+    wrong = f"setting SETTINGS: {cut(named, LONGEST_QUOTE)}"
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -231,10 +234,9 @@ def _own_class(named: str) -> type[BaseSettings]:
     except ValidationError as error:  # it makes settings when it is imported
         raise InvalidSetting("; ".join(_sentence(e) for e in error.errors())) from None
     except Exception as error:  # an author's module may raise anything
-        cause = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise InvalidSetting(f"setting SETTINGS: {named} can't be imported: {cause}") from error
+        raise InvalidSetting(f"{wrong} can't be imported: {failures.line_of(error)}") from error
     if not (isinstance(found, type) and issubclass(found, BaseSettings)):
-        raise InvalidSetting(f"setting SETTINGS: {named} is {found!r}; allowed: a subclass of pydantic's BaseSettings")
+        raise InvalidSetting(f"{wrong} is {echoed(found)}; allowed: a subclass of pydantic's BaseSettings")
     if issubclass(found, Settings):
         return found
     reads = {"env_file": found.model_config.get("env_file") or ENV_FILE, "extra": "ignore"}
@@ -246,7 +248,7 @@ def _sentence(error: Any) -> str:
     if not name:  # about several settings, among which secrets may be
         return f"settings: {message}"
     is_open = name in Settings.model_fields and not name.endswith(SECRET)
-    shown = f" (it is {error['input']!r})" if is_open else ""
+    shown = f" (it is {echoed(error['input'])})" if is_open else ""
     return f"setting {name}: {message}{shown}"
 
 
@@ -277,7 +279,7 @@ def get_settings(cls: type[BaseSettings] = Settings) -> BaseSettings:
         if isinstance(made, cls):
             return made
     raise InvalidSetting(
-        f"setting SETTINGS is {settings.SETTINGS!r}; for get_settings({cls.__name__}) it has to be "
+        f"setting SETTINGS is {echoed(settings.SETTINGS)}; for get_settings({cls.__name__}) it has to be "
         f"{cls.__module__}:{cls.__qualname__}"
     )
 

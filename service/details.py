@@ -18,6 +18,7 @@ from service.batch.registry import Task, TaskRegistry
 from service.batch.schedule import Schedule, schedule
 from service.config import Settings
 from service.errors import InvalidSchedule, InvalidSetting, UnknownRun, UnknownTask
+from service.escaping import echoed
 from service.listing import ledger, with_pace
 
 Row = dict[str, Any]
@@ -62,7 +63,7 @@ async def run_of(connection: AsyncConnection | None, settings: Settings, given: 
         return name
     newest = await history.latest(connection, name) if connection is not None else None
     if newest is None:
-        raise UnknownRun(f"the task {name!r} has no run yet")
+        raise UnknownRun(f"the task {echoed(name)} has no run yet")
     return newest
 
 
@@ -72,7 +73,7 @@ async def only_run(connection: AsyncConnection, given: str) -> str:
     if re.fullmatch(rf"[0-9a-f]{{{SHORTEST},32}}", digits) and (found := await _begins(connection, digits)):
         return found
     raise UnknownRun(
-        f"no run has the id {given!r}, or one that begins so (at least {SHORTEST} digits are needed); "
+        f"no run has the id {echoed(given)}, or one that begins so (at least {SHORTEST} digits are needed); "
         "`batch runs` lists them"
     )
 
@@ -94,10 +95,10 @@ async def _resolve(connection: AsyncConnection | None, settings: Settings, given
     listed = ", ".join(sorted(names)) or "none"
     if is_id:
         raise UnknownRun(
-            f"no run has the id {given!r}, or one that begins so (at least {SHORTEST} digits are needed), "
+            f"no run has the id {echoed(given)}, or one that begins so (at least {SHORTEST} digits are needed), "
             f"and no task is named so; the tasks are: {listed}"
         )
-    raise UnknownTask(f"no task is named {given!r}, and no run has such an id; the tasks are: {listed}")
+    raise UnknownTask(f"no task is named {echoed(given)}, and no run has such an id; the tasks are: {listed}")
 
 
 async def _begins(connection: AsyncConnection, digits: str) -> str | None:
@@ -105,7 +106,7 @@ async def _begins(connection: AsyncConnection, digits: str) -> str | None:
     if len(found) > 1:
         shown = "; ".join(f"{r['id']} ({r['task']}, {r['state']})" for r in found[:CANDIDATES])
         more = ", and more" if len(found) > CANDIDATES else ""
-        raise UnknownRun(f"several runs have ids that begin with {digits!r}: {shown}{more}")
+        raise UnknownRun(f"several runs have ids that begin with {echoed(digits)}: {shown}{more}")
     return found[0]["id"] if found else None
 
 
@@ -185,7 +186,7 @@ def _parameters(task: Task) -> list[Row]:
         {
             "name": name,
             "type": _type(taken[name].annotation),
-            "default": None if taken[name].default is inspect.Parameter.empty else repr(taken[name].default),
+            "default": None if taken[name].default is inspect.Parameter.empty else echoed(taken[name].default),
             "required": name in task.parameters.required,
         }
         for name in task.parameters.names

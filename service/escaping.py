@@ -34,7 +34,7 @@ def to_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
     return encoded if encoded.isprintable() else _NOT_PLAIN.sub(_in_json, encoded)
 
 
-def quoted(value: object, longest: int = LONGEST_QUOTE) -> str:
+def echoed(value: object, longest: int = LONGEST_QUOTE) -> str:
     """As Python writes a value, for a message; of a long one the beginning, and how long it is. Never raises."""
     if type(value) is str:
         is_long = len(value) > longest

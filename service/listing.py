@@ -25,6 +25,7 @@ from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import refuse_newer
 from service.errors import DatabaseError, InvalidParameters, UnknownTask
+from service.escaping import echoed
 from service.host import LEDGER_HISTORY
 
 Row = dict[str, Any]
@@ -69,7 +70,7 @@ async def runs(
 ) -> list[Row]:
     """Runs, newest first. Raises InvalidParameters for an unknown state, UnknownTask for a task nobody has seen."""
     if state is not None and state not in list(RunState):
-        raise InvalidParameters(f"there is no state {state!r}; allowed: {', '.join(RunState)}")
+        raise InvalidParameters(f"there is no state {echoed(state)}; allowed: {', '.join(RunState)}")
     async with ledger(settings) as connection:
         if task is not None:
             await _refuse_unknown(connection, task)
@@ -104,7 +105,7 @@ async def _refuse_unknown(connection: AsyncConnection | None, task: str) -> None
     if connection is not None:
         names = sorted((await connection.execute(select(tables.tasks.c.name))).scalars())
     if task not in names:
-        raise UnknownTask(f"the ledger knows no task {task!r}; it knows: {', '.join(names) or 'none'}")
+        raise UnknownTask(f"the ledger knows no task {echoed(task)}; it knows: {', '.join(names) or 'none'}")
 
 
 @asynccontextmanager

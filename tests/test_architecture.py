@@ -47,7 +47,13 @@ ONLY = {
 
 PURE = (
     *("service.batch.planning", "service.batch.schedule", "service.batch.states", "service.batch.policies"),
-    *("service.batch.offsets", "service.batch.clockchanges", "service.batch.lint", "service.batch.blocking"),
+    *(
+        "service.batch.zones",
+        "service.batch.offsets",
+        "service.batch.clockchanges",
+        "service.batch.lint",
+        "service.batch.blocking",
+    ),
 )
 """They decide and compute: no database, no clock, no event loop."""
 

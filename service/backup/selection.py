@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Self
 
 from service.errors import BackupError
+from service.escaping import echoed
 
 LEDGERS_MARK = "batch_alembic_version"
 LEDGERS = frozenset(
@@ -53,7 +54,7 @@ class Selection:
         for setting, patterns in (("BACKUP_INCLUDE", self.include), ("BACKUP_EXCLUDE", self.exclude)):
             for pattern in patterns:
                 if not _matches((pattern,), names):
-                    raise BackupError(f"{setting} has {pattern!r}, which is the name of no table: look at its spelling")
+                    raise BackupError(f"{setting} has {echoed(pattern)}, the name of no table: look at its spelling")
 
 
 def is_ledgers(name: str) -> bool:

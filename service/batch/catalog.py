@@ -18,6 +18,7 @@ from service.batch.schedule import Schedule
 from service.batch.slots import OpenSchedule
 from service.batch.tables import tasks
 from service.errors import UnknownTask
+from service.escaping import echoed
 
 GONE = "its file is gone"
 
@@ -141,7 +142,7 @@ async def pause_of(connection: AsyncConnection, name: str) -> Pause | None:
     row = (await connection.execute(wanted)).first()
     if row is None:
         names = ", ".join(sorted(await known(connection))) or "none"
-        raise UnknownTask(f"the ledger knows no task {name!r}; it knows: {names}")
+        raise UnknownTask(f"the ledger knows no task {echoed(name)}; it knows: {names}")
     return Pause(row.paused_at, row.paused_by or "somebody") if row.paused_at is not None else None
 
 

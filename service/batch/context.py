@@ -129,7 +129,7 @@ class CurrentRun:
         try:
             return str(uuid5(UUID(self.id), to_json(item).decode()))
         except PydanticSerializationError as error:
-            raise BatchError(f"idempotency_key() was given {escaping.quoted(item)}: {error}") from None
+            raise BatchError(f"idempotency_key() was given {escaping.echoed(item)}: {error}") from None
 
     @property
     def log_context(self) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+from service import failures
 from service.batch.registry import TaskRegistry, concrete_tasks
 from service.errors import BatchError, InvalidSetting
+from service.escaping import echoed
 from service.logs import get_logger
 
 logger = get_logger(__name__)
@@ -123,7 +125,7 @@ def _not_imported(path: Path, error: BaseException) -> BrokenFile:
 
 
 def _broken(path: Path, error: BaseException, text: str) -> BrokenFile:
-    return BrokenFile(str(path), text, "".join(traceback.format_exception(error)))
+    return BrokenFile(str(path), text, failures.traceback_of(error))
 
 
 def _one_line(path: Path, error: BaseException) -> str:
@@ -134,7 +136,7 @@ def _one_line(path: Path, error: BaseException) -> str:
     line = f" in line {own[-1].lineno}" if own else ""
     if isinstance(error, BatchError):
         return f"{error.message}{f' ({line.strip()})' if line else ''}"
-    return f"{type(error).__name__}{line}: {error}".split("\n")[0]
+    return f"{type(error).__name__}{line}: {failures.message_of(error)}".split("\n")[0]
 
 
 def folder_of(place: Path) -> Path:
@@ -146,9 +148,11 @@ def folder_of(place: Path) -> Path:
         return place
     name = str(place)
     if place.exists():
-        raise _refused(f"{name!r} is a file; allowed: a folder")
+        raise _refused(f"{echoed(name)} is a file; allowed: a folder")
     if not DOTTED.fullmatch(name):
-        raise _refused(f"there is no folder {name!r} in {Path.cwd()}; a package is named with a dot, as in myapp.jobs")
+        raise _refused(
+            f"there is no folder {echoed(name)} in {Path.cwd()}; a package is named with a dot, as in myapp.jobs"
+        )
     return _folder_of_package(name)
 
 
@@ -162,8 +166,8 @@ def _folder_of_package(name: str) -> Path:
         if folder.is_dir():
             return _short(folder)
         if (file := folder.with_name(f"{folder.name}.py")).exists():
-            raise _refused(f"{name!r} is a module ({_short(file)}); allowed: a package, which is a folder")
-    raise _refused(f"there is neither a folder {name!r} in {Path.cwd()} nor a package of that name")
+            raise _refused(f"{echoed(name)} is a module ({_short(file)}); allowed: a package, which is a folder")
+    raise _refused(f"there is neither a folder {echoed(name)} in {Path.cwd()} nor a package of that name")
 
 
 def _short(path: Path) -> Path:

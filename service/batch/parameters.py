@@ -11,7 +11,9 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
+from service import failures
 from service.errors import InvalidParameters, InvalidTask
+from service.escaping import LONGEST_QUOTE, cut, echoed
 
 SLOT = "slot"
 
@@ -36,10 +38,10 @@ class Parameters:
         checked = self._check(given)
         slot = checked.get(SLOT)
         if isinstance(slot, datetime) and slot.utcoffset() is None:
-            raise self._refused(f"slot is {given[SLOT]!r}: it needs an offset, as in 2026-11-25T02:00+09:00")
+            raise self._refused(f"slot is {echoed(given[SLOT])}: it needs an offset, as in 2026-11-25T02:00+09:00")
         try:
             return dict(self._schema.dump_python(checked, mode="json"))
-        except PydanticSerializationError as error:
+        except (PydanticSerializationError, ValueError, RecursionError) as error:  # such as what holds itself
             raise self._refused(f"the ledger can't store them: {error}") from None
 
     def to_call(self, stored: Mapping[str, Any], slot: datetime) -> dict[str, Any]:
@@ -59,19 +61,19 @@ class Parameters:
 
 
 def _sentence(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"])
+    name = cut(".".join(str(part) for part in error["loc"]), LONGEST_QUOTE)
     if error["type"] == "extra_forbidden":
-        return f"there is no parameter {name!r}"
+        return f"there is no parameter {echoed(name)}"
     if error["type"] == "missing":
         return f"{name} is required"
-    return f"{name} is {error['input']!r}: {error['msg']}"
+    return f"{name} is {echoed(error['input'])}: {error['msg']}"
 
 
 def _taken(run: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         signature = inspect.signature(run, eval_str=True)
     except Exception as error:  # an annotation in quotes is code, and may raise anything
-        raise InvalidTask(f"the signature of run() can't be read: {error}") from error
+        raise InvalidTask(f"the signature of run() can't be read: {failures.message_of(error)}") from error
     taken = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.POSITIONAL_ONLY:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, Literal, get_args
 
 from service.errors import InvalidTask
+from service.escaping import echoed
 
 MissedPolicy = Literal["skip", "once", "all"]
 OverlapPolicy = Literal["skip", "wait", "allow", "replace"]
@@ -163,7 +164,7 @@ def not_run_again(reason: str) -> str:
 
 def _check(fine: bool, name: str, value: object, allowed: str) -> None:
     if not fine:
-        raise InvalidTask(f"{name} is {value!r}; allowed: {allowed}")
+        raise InvalidTask(f"{name} is {echoed(value)}; allowed: {allowed}")
 
 
 def _seconds(time: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from service import clock
 from service.batch.states import RunState
+from service.escaping import echoed
 
 WINDOW_SECONDS = 60.0
 AGAIN_SECONDS = 5.0
@@ -142,9 +143,9 @@ def pace(run: Mapping[str, Any], now: datetime) -> tuple[float | None, datetime 
 def _check(done: object, total: object, message: object) -> None:
     for name, value in (("done", done), ("total", total)):
         if value is not None and not (isinstance(value, int) and 0 <= value < 2**63):
-            raise ValueError(f"progress({name}) is {value!r}; allowed: an int from 0")
+            raise ValueError(f"progress({name}) is {echoed(value)}; allowed: an int from 0")
     if message is not None and not isinstance(message, str):
-        raise ValueError(f"progress(message) is {message!r}; allowed: a str")
+        raise ValueError(f"progress(message) is {echoed(message)}; allowed: a str")
     if done is None and (total is not None or message is None):
         raise ValueError("progress() was given no done: only a message may come without")
 

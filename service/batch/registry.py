@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
+from service import failures
 from service.batch.base import BaseTask
 from service.batch.parameters import Parameters
 from service.batch.policies import Policies
-from service.batch.schedule import Schedule, schedule, zone_of
+from service.batch.schedule import Schedule, schedule
+from service.batch.zones import zone_of
 from service.errors import BatchError, InvalidTask, UnknownTask
+from service.escaping import echoed
 from service.logs import get_logger
 
 logger = get_logger(__name__)
@@ -70,12 +73,12 @@ class TaskRegistry:
         Raises InvalidTask naming class, file and attribute, also when another class has the name.
         """
         if not inspect.isclass(task_class):
-            raise InvalidTask(f"a task is a subclass of BaseTask, and {task_class!r} is none")
+            raise InvalidTask(f"a task is a subclass of BaseTask, and {echoed(task_class)} is none")
         task = _reading(task_class, _task_of)
         known = cls._tasks.get(task.name)
         if known is not None and not _same(known.cls, task_class):
             raise InvalidTask(
-                f"two tasks are named {task.name!r}: {known.cls.__qualname__} in {known.source} is used, "
+                f"two tasks are named {echoed(task.name)}: {known.cls.__qualname__} in {known.source} is used, "
                 f"and {task_class.__qualname__} in {task.source} is not; rename one"
             )
         cls._tasks[task.name] = task
@@ -100,7 +103,7 @@ class TaskRegistry:
             return cls._tasks[name]
         except KeyError:
             names = ", ".join(sorted(cls._tasks)) or "none"
-            raise UnknownTask(f"no task is named {name!r}; the tasks are: {names}") from None
+            raise UnknownTask(f"no task is named {echoed(name)}; the tasks are: {names}") from None
 
     @classmethod
     def of(cls, task_class: type[BaseTask]) -> Task:
@@ -167,7 +170,7 @@ def _reading(cls: type[Any], read: Callable[[Any], R]) -> R:
 
 
 def _one_line(error: BaseException) -> str:
-    text = error.message if isinstance(error, BatchError) else f"{type(error).__name__}: {error}"
+    text = error.message if isinstance(error, BatchError) else f"{type(error).__name__}: {failures.message_of(error)}"
     return text.split("\n")[0]
 
 
@@ -233,7 +236,7 @@ def _name_of(instance: BaseTask) -> str:
     name = _attribute(instance, "name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         base = "; a class that is only a base for others begins with an underscore" if name is None else ""
-        shown = "missing" if name is None else repr(name)
+        shown = "missing" if name is None else echoed(name)
         raise InvalidTask(f"name is {shown}; allowed: 1 to 100 of a-z 0-9 _ . -{base}")
     return name
 
@@ -242,7 +245,7 @@ def _description_of(instance: BaseTask) -> str:
     """The attribute, or the first line of the class's own docstring."""
     description = _attribute(instance, "description")
     if not isinstance(description, str | None):
-        raise InvalidTask(f"description is {description!r}; allowed: a string")
+        raise InvalidTask(f"description is {echoed(description)}; allowed: a string")
     docstring = inspect.getdoc(type(instance)) if type(instance).__doc__ else None
     return description or (docstring or "").split("\n")[0]
 
@@ -268,12 +271,12 @@ def _schedule_of(cls: type[BaseTask]) -> Schedule | None:
     if cron is None:
         return None
     if not isinstance(cron, str):
-        raise InvalidTask(f"schedule is {cron!r}; allowed: a cron expression such as '0 2 * * *', or None")
+        raise InvalidTask(f"schedule is {echoed(cron)}; allowed: a cron expression such as '0 2 * * *', or None")
     return schedule(cron, _timezone_of(instance))
 
 
 def _timezone_of(instance: BaseTask) -> str:
     timezone = _attribute(instance, "timezone")
     if not isinstance(timezone, str):
-        raise InvalidTask(f"timezone is {timezone!r}; allowed: an IANA name such as 'Europe/Berlin' or 'UTC'")
+        raise InvalidTask(f"timezone is {echoed(timezone)}; allowed: an IANA name such as 'Europe/Berlin' or 'UTC'")
     return timezone

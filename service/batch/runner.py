@@ -251,7 +251,7 @@ def _as_json(result: Any) -> Any:
         encoded = to_json(result, inf_nan_mode="strings", fallback=repr)
         return json.loads(encoded) if len(encoded) <= LARGEST_RESULT else _beginning(encoded.decode(errors="replace"))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's object may raise anything
-        kind, shown = type(result).__name__, escaping.quoted(result, LONGEST_DESCRIPTION)
+        kind, shown = type(result).__name__, escaping.echoed(result, LONGEST_DESCRIPTION)
         return f"a result of type {kind} that can't be kept as JSON ({failures.line_of(error)}): {shown}"
 
 

@@ -20,12 +20,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 from service.batch import offsets
+from service.batch.zones import zone_of
 from service.errors import InvalidSchedule
+from service.escaping import echoed
 
 _NICKNAMES = {
     "@yearly": "0 0 1 1 *",
@@ -47,6 +49,8 @@ _ALLOWED = {
 
 # 5-5/2 is 5 in cron. cronsim takes it for 5/2, which is 5, 7, 9 and so on.
 _ONE_VALUE_WITH_STEP = re.compile(r"(?<![^\s,])(\d+|[a-z]{3})-\1/0*[1-9]\d*(?![^\s,])", re.IGNORECASE)
+
+_LONGEST = 1_000
 
 _SECOND = timedelta(seconds=1)
 
@@ -82,7 +86,7 @@ class Schedule:
         object.__setattr__(self, "_memo", [(_REFERENCE, _REFERENCE)])
         if self.next(_REFERENCE) is None:
             raise InvalidSchedule(
-                f"the cron expression {self.cron!r} never fires in {self.timezone}: the clock skips "
+                f"the cron expression {echoed(self.cron)} never fires in {self.timezone}: the clock skips "
                 "every time that it names; times that the zone's clock shows are allowed"
             )
 
@@ -234,27 +238,23 @@ def _utc(moment: datetime, name: str) -> datetime:
     return moment.astimezone(UTC)
 
 
-def zone_of(timezone: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise InvalidSchedule(
-            f"unknown time zone {timezone!r}: IANA names such as 'Europe/Berlin' or 'UTC' are allowed"
-        ) from error
-
-
 def _parse(cron: str) -> CronSim:
+    if len(cron) > _LONGEST or not re.fullmatch(r"[ -~\t]*", cron):
+        raise InvalidSchedule(
+            f"the cron expression {echoed(cron)} can't be read: at most {_LONGEST:,} characters of ASCII are allowed, "
+            "so digits are 0-9, and fields are separated by spaces"
+        )
     parts = _ONE_VALUE_WITH_STEP.sub(r"\1", _expand(cron)).split()
     if len(parts) not in (5, 6):
         raise InvalidSchedule(
-            f"the cron expression {cron!r} has {len(parts)} fields: five (minute hour day-of-month month day-of-week) "
-            f"or six (second first) are allowed, or one of {', '.join(_NICKNAMES)}"
+            f"the cron expression {echoed(cron)} has {len(parts)} fields: five (minute hour day-of-month month "
+            f"day-of-week) or six (second first) are allowed, or one of {', '.join(_NICKNAMES)}"
         )
     try:
         parsed = CronSim(" ".join(parts), _REFERENCE.replace(tzinfo=None))
         next(_Walk(parsed, parsed.dt, _SECOND))
     except (CronSimError, ValueError, StopIteration) as error:
-        raise InvalidSchedule(f"the cron expression {cron!r} {_what_is_wrong(parts)}") from error
+        raise InvalidSchedule(f"the cron expression {echoed(cron)} {_what_is_wrong(parts)}") from error
     return parsed
 
 
@@ -264,7 +264,7 @@ def _expand(cron: str) -> str:
         return cron
     if nickname not in _NICKNAMES:
         reason = "is no schedule, for it names no time" if nickname == "@reboot" else "is no nickname that cron knows"
-        raise InvalidSchedule(f"the cron expression {cron!r} {reason}: allowed are {', '.join(_NICKNAMES)}")
+        raise InvalidSchedule(f"the cron expression {echoed(cron)} {reason}: allowed are {', '.join(_NICKNAMES)}")
     return _NICKNAMES[nickname]
 
 
@@ -275,11 +275,11 @@ def _what_is_wrong(parts: list[str]) -> str:
             CronSim(" ".join(["*"] * place + [part] + ["*"] * (5 - place)), _REFERENCE.replace(tzinfo=None))
         except (CronSimError, ValueError):
             return (
-                f"has a wrong {name} field {part!r}: allowed are {_ALLOWED[name]}, "
+                f"has a wrong {name} field {echoed(part)}: allowed are {_ALLOWED[name]}, "
                 "besides * and lists (1,2), ranges (1-5) and steps (*/2)"
             )
     return (
-        f"never fires: no date fits its day-of-month, month and day-of-week fields {' '.join(parts[-3:])!r}; "
+        f"never fires: no date fits its day-of-month, month and day-of-week fields {echoed(' '.join(parts[-3:]))}; "
         "dates that the calendar has are allowed"
     )
 

@@ -63,7 +63,6 @@ class Schedules(Background):
         self._state: State | None = None
         self._next: dict[str, datetime] = {}
         self._next_at = NEVER
-        self._read_at = NEVER
         self._is_unsettled = True
 
     async def open(self) -> None:
@@ -93,6 +92,8 @@ class Schedules(Background):
 
     def hear(self, news: News) -> None:
         """They say whether the ledger has to be read again. That is not done here, but with the next refresh."""
+        if self._news is not None and news.now < self._news.now - AHEAD:  # its clock was set back
+            self._is_unsettled = True
         self._news = news
 
     async def refresh(self) -> None:
@@ -117,8 +118,7 @@ class Schedules(Background):
         news = self._news
         if self._is_unsettled or news is None:
             return self._is_unsettled
-        was_set_back = news.now < self._read_at - AHEAD
-        return was_set_back or news.state != self._state
+        return news.state != self._state
 
     async def _read_ledger(self) -> None:
         state = self._news.state if self._news is not None else None
@@ -164,7 +164,6 @@ class Schedules(Background):
             known = await catalog.known(connection)
             others = {name for name, is_removed in known.items() if not is_removed} - self._tasks.keys()
             gone = sorted(others - await self._live(connection)) if others else []
-        self._read_at = now
         self._follow_these(self._tasks, opened, now)
         return gone, {name for name in self._tasks if known.get(name, False)}
 

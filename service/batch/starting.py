@@ -22,6 +22,7 @@ from service.batch.tables import new_id
 from service.config import get_settings
 from service.database.engine import Database
 from service.errors import InvalidParameters, UnknownTask
+from service.escaping import echoed
 
 LONGEST_KEY = 200
 
@@ -89,9 +90,9 @@ def _outside() -> tuple[Database, Wake]:
 
 def _checked(task: Task, key: str | None, slot: datetime | None, params: dict[str, Any]) -> dict[str, Any] | None:
     if key is not None and not (isinstance(key, str) and 0 < len(key) <= LONGEST_KEY):
-        raise InvalidParameters(f"start({task.name}): key is {key!r}; allowed: 1 to {LONGEST_KEY} characters")
+        raise InvalidParameters(f"start({task.name}): key is {echoed(key)}; allowed: 1 to {LONGEST_KEY} characters")
     if slot is not None and slot.utcoffset() is None:
-        raise InvalidParameters(f"start({task.name}): slot is {slot!r}; allowed: an aware datetime")
+        raise InvalidParameters(f"start({task.name}): slot is {echoed(slot)}; allowed: an aware datetime")
     if "key" in task.parameters.names:
         raise InvalidParameters(f"start({task.name}): run() has a parameter `key`, which is start()'s own: rename it")
     return task.parameters.to_json(params) or None

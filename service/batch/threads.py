@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from service import failures
+
 Work = tuple["Future[Any]", Callable[[], Any]]
 
 
@@ -116,7 +118,7 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
     try:
         result = call()
     except StopIteration as error:  # a future can't carry one
-        failure = RuntimeError(f"run() raised StopIteration({error})")
+        failure = RuntimeError(f"run() raised StopIteration({failures.message_of(error)})")
         failure.__cause__ = error
         future.set_exception(failure)
     except BaseException as error:  # noqa: BLE001 - the attempt's boundary in a thread: the future has it

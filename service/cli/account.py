@@ -13,7 +13,7 @@ from service import clock
 from service.batch.account import Account, Entry, Finding, Kind
 from service.cli.options import AsJson, OfTask, instant_or_age, wait_for
 from service.errors import InvalidParameters
-from service.escaping import line, to_json
+from service.escaping import echoed, line, to_json
 
 TEXTS = {
     Kind.DUE: "not handled yet; a service does so when it next fires, or starts",
@@ -55,8 +55,8 @@ def _interval(since: str, until: str | None) -> tuple[datetime, datetime | None]
     begin = instant_or_age(since, "--since")
     end = instant_or_age(until, "--until") if until is not None else None
     if begin >= (end or clock.now()):
-        what = f"--until {until}" if end else "now"
-        raise InvalidParameters(f"--since is {since!r}; allowed: an instant before {what}")
+        what = f"--until {echoed(until)}" if end else "now"
+        raise InvalidParameters(f"--since is {echoed(since)}; allowed: an instant before {what}")
     return begin, end
 
 

@@ -8,8 +8,8 @@ import typer
 
 from service import clock
 from service.cli import complete
-from service.cli.options import AsJson, utc
-from service.escaping import line
+from service.cli.options import AsJson, utc, whole
+from service.escaping import echoed, line
 
 if TYPE_CHECKING:
     from service.batch.registry import Task
@@ -22,7 +22,9 @@ def lint(
         list[str] | None,
         typer.Argument(help="Only these tasks; default: all.", autocompletion=complete.task_names),
     ] = None,
-    n: Annotated[int, typer.Option("-n", min=0, max=1_000, help="How many of the next fire times.")] = 5,
+    n: Annotated[
+        int, typer.Option("-n", parser=whole(0, 1_000), metavar="NUMBER", help="How many of the next fire times.")
+    ] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Check the tasks: when they fire, what clock changes do to them, policies that don't fit.
@@ -54,7 +56,7 @@ def _check(names: list[str], n: int) -> list[Row]:
     if unknown:
         listed = ", ".join(task.name for task in tasks) or "none"
         unusable = f"; can't be used: {', '.join(file.source for file in broken)}" if broken else ""
-        raise UnknownTask(f"no task is named {unknown[0]!r}; the tasks are: {listed}{unusable}")
+        raise UnknownTask(f"no task is named {echoed(unknown[0])}; the tasks are: {listed}{unusable}")
     wrong = [] if names else [_broken(file.source, file.error) for file in broken]
     return [*(_row(task, n) for task in tasks if not names or task.name in names), *wrong]
 

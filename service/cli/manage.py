@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.options import OneRun, TaskName, instant, user, utc, wait_for
+from service.cli.options import OneRun, TaskName, instant, seconds, user, utc, wait_for
 
 Anew = Annotated[bool, typer.Option("--again", help="From the beginning, also where it has succeeded.")]
 
@@ -42,7 +42,9 @@ def resume(name: TaskName) -> None:
 
 def cancel(
     run: OneRun,
-    wait: Annotated[float, typer.Option(min=0, help="Wait so many seconds for its end.")] = 10.0,
+    wait: Annotated[
+        float, typer.Option(parser=seconds, metavar="SECONDS", help="Wait so many seconds for its end.")
+    ] = 10.0,
 ) -> None:
     """Cancel a run, wherever it is.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.errors import BatchError, InvalidParameters, InvalidSetting
+from service.escaping import echoed
 
 if TYPE_CHECKING:
     from service.batch.schedule import Schedule
@@ -108,12 +109,12 @@ def _module(name: str) -> str:
     from service.batch.registry import NAME
 
     if not NAME.fullmatch(name):
-        raise InvalidParameters(f"the name is {name!r}; allowed: 1 to 100 of a-z 0-9 _ . -")
+        raise InvalidParameters(f"the name is {echoed(name)}; allowed: 1 to 100 of a-z 0-9 _ . -")
     module = re.sub(r"[.-]", "_", name)
     if not module[0].isalpha() or keyword.iskeyword(module):
         raise InvalidParameters(
-            f"the name is {name!r}, and Python can't import a file that is called {module}.py; allowed here: a name "
-            "that begins with a letter, and is no word of Python's own"
+            f"the name is {echoed(name)}, and Python can't import a file that is called {module}.py; allowed here: a "
+            "name that begins with a letter, and is no word of Python's own"
         )
     return module
 
@@ -130,7 +131,7 @@ def _package(folder: Path, module: str) -> str:
     parts = place.relative_to(Path.cwd()).parts if place.is_relative_to(Path.cwd()) else (place.name,)
     if not all(part.isidentifier() for part in parts):
         raise InvalidSetting(
-            f"setting TASKS_DIR is {str(folder)!r}, which a test can't import; allowed: names of a-z 0-9 _"
+            f"setting TASKS_DIR is {echoed(str(folder))}, which a test can't import; allowed: names of a-z 0-9 _"
         )
     return ".".join((*parts, module))
 

@@ -16,11 +16,14 @@ import typer
 from service import clock
 from service.cli import complete
 from service.errors import DatabaseError, InvalidParameters
+from service.escaping import echoed
 
 T = TypeVar("T")
 
 LARGEST_SHOWN, ITEM_CHARACTERS = 8_000_000, 100
 """Characters of a list in JSON, and about those of an item beside its texts: what is read may have any number."""
+MOST_DIGITS = 15
+"""Of a number that somebody types. (Python reads those of all scripts, and refuses more than 4,300.)"""
 
 TaskName = Annotated[str, typer.Argument(help="The task's name.", autocompletion=complete.task_names)]
 OfTask = Annotated[str | None, typer.Option(help="Only of this task.", autocompletion=complete.task_names)]
@@ -69,6 +72,26 @@ def within(items: Sequence[T], texts: Callable[[T], Sequence[str]]) -> list[T]:
     return found
 
 
+def whole(least: int, most: int) -> Callable[[Any], int]:
+    """For an option that takes a whole number: what reads it."""
+
+    def read(given: Any) -> int:
+        text = str(given)
+        if not re.fullmatch(rf"[0-9]{{1,{MOST_DIGITS}}}", text) or not least <= int(text) <= most:
+            raise typer.BadParameter(f"it is {echoed(text)}; allowed: a whole number from {least:,} to {most:,}")
+        return int(text)
+
+    return read
+
+
+def seconds(given: Any) -> float:
+    """For an option that takes seconds: what reads it."""
+    text = str(given)
+    if not re.fullmatch(rf"[0-9]{{1,{MOST_DIGITS}}}(\.[0-9]{{1,{MOST_DIGITS}}})?", text):
+        raise typer.BadParameter(f"it is {echoed(text)}; allowed: seconds from 0, such as 10 or 0.5")
+    return float(text)
+
+
 def utc(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S}Z"
 
@@ -79,9 +102,9 @@ def pairs(given: list[str]) -> dict[str, str]:
     for pair in given:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise InvalidParameters(f"--param {pair!r}: it takes name=value")
+            raise InvalidParameters(f"--param {echoed(pair)}: it takes name=value")
         if name in found:
-            raise InvalidParameters(f"--param {name}: it is given twice; one value is allowed")
+            raise InvalidParameters(f"--param {echoed(name)}: it is given twice; one value is allowed")
         found[name] = value
     return found
 
@@ -89,6 +112,8 @@ def pairs(given: list[str]) -> dict[str, str]:
 def instant(text: str, option: str, zone: ZoneInfo | None = None, age: str = "") -> datetime:
     """ISO 8601; without an offset it is in `zone`, or UTC. `age` ends the error where more than that is allowed."""
     try:
+        if not re.fullmatch(r"[0-9W][0-9:,.TWZ +-]*", text):  # Python takes anything between the date and the time
+            raise ValueError(text)
         parsed = datetime.fromisoformat(text)
         found = (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone or UTC)).astimezone(UTC)
         if not 1900 < found.year < 9000:  # every zone can show it
@@ -96,17 +121,19 @@ def instant(text: str, option: str, zone: ZoneInfo | None = None, age: str = "")
         return found
     except (ValueError, OverflowError):
         raise InvalidParameters(
-            f"{option} is {text!r}; allowed: ISO 8601, such as 2026-11-25T02:00 or 2026-11-25T02:00+09:00{age}"
+            f"{option} is {echoed(text)}; allowed: ISO 8601, such as 2026-11-25T02:00 or 2026-11-25T02:00+09:00{age}"
         ) from None
 
 
 def instant_or_age(text: str, option: str) -> datetime:
     """ISO 8601, or so long ago: `90s`, `30m`, `2h`, `7d`."""
-    age = re.fullmatch(r"(\d+)([smhd])", text)
+    age = re.fullmatch(r"([0-9]+)([smhd])", text)
     if age is None:
         return instant(text, option, age=", or an age such as 2h or 7d")
     unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[age[2]]
     try:
+        if len(age[1]) > MOST_DIGITS:
+            raise OverflowError
         return clock.now() - timedelta(**{unit: int(age[1])})
     except OverflowError:
-        raise InvalidParameters(f"{option} is {text!r}; allowed: an age that lies after the year 1") from None
+        raise InvalidParameters(f"{option} is {echoed(text)}; allowed: an age that lies after the year 1") from None

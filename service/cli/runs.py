@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli import complete, manage, progress, watch
-from service.cli.options import AsJson, OfTask, TaskName, instant, instant_or_age, pairs, user, wait_for
+from service.cli.options import AsJson, OfTask, TaskName, instant, instant_or_age, pairs, user, wait_for, whole
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def runs(
     task: OfTask = None,
     state: Annotated[str | None, typer.Option(help="Only in this state.", autocompletion=complete.states)] = None,
     since: Annotated[str | None, typer.Option(help="Only made since: ISO 8601, or an age such as 2h or 7d.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(parser=whole(1, 100_000), metavar="NUMBER", help="At most so many.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from service import clock
-from service.cli.options import AsJson, instant, wait_for
+from service.cli.options import AsJson, instant, wait_for, whole
 
 
 def tasks(as_json: AsJson = False) -> None:
@@ -36,7 +36,7 @@ def next_(
     expression: Annotated[str, typer.Argument(help="A cron expression, quoted.")],
     tz: Annotated[str, typer.Option(help="The time zone that it is read in.")] = "UTC",
     after: Annotated[str | None, typer.Option(help="Slots after this instant (ISO 8601); default: now.")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, max=10_000, help="How many.")] = 5,
+    n: Annotated[int, typer.Option("-n", parser=whole(1, 10_000), metavar="NUMBER", help="How many.")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Show when a cron expression fires.

@@ -7,6 +7,7 @@ import sqlite3
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
+from service import failures
 from service.errors import BatchError
 
 PRIMARY = 0xFF
@@ -18,7 +19,7 @@ def cause_of(error: BaseException, kind: str) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time" + ("; somebody may hold its write lock" if kind == "sqlite" else "")
     original = getattr(error, "orig", None) or error
-    cause = (str(original) or type(original).__name__).splitlines()[0]
+    cause = (failures.message_of(original) or type(original).__name__).splitlines()[0]
     if not isinstance(error, DBAPIError | sqlite3.Error | BatchError | OSError):
         cause = f"{type(error).__name__}: {cause}"
     advice = advice_on(error)

@@ -59,6 +59,21 @@ async def test_each_item_is_saved_once(world: Database) -> None:
     assert await seen() == list(range(1, 26))
 
 
+class Unreadable(ValueError):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+async def test_an_item_whose_error_can_t_be_shown_or_stored_as_it_is_is_set_aside_too(world: Database) -> None:
+    attempt = Attempt()
+    bad = {3: Unreadable(), 4: ValueError("a\0b\ud800"), 5: ValueError("x" * 1_000_000)}
+    assert await attempt.does(make(bad=bad, skip=Skip(limit=3))().run) == {"done": 22, "set_aside": 3}
+    third, fourth, fifth = await aside(attempt.run.id)
+    assert third == ("3", "its text can't be read", 1)
+    assert fourth[1].startswith("a\N{SYMBOL FOR NULL}b")
+    assert fifth[1] == "x" * 20_000
+
+
 async def test_an_item_that_always_fails_fails_the_run_where_nothing_is_said_of_it(world: Database) -> None:
     with pytest.raises(ValueError, match="bad"):
         await Attempt().does(make(bad={13: ValueError("bad")})().run)

@@ -34,6 +34,28 @@ def loaded() -> list[str]:
     return list(TaskRegistry.tasks())
 
 
+UNREADABLE = """
+from service import BaseTask
+class Unreadable(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+"""
+
+
+def test_a_file_whose_error_can_t_be_shown_is_reported_and_the_others_run() -> None:
+    write(
+        good="from service import BaseTask\nclass Good(BaseTask):\n name, schedule = 'good', None\n def run(self): ...",
+        raising=f"{UNREADABLE}raise Unreadable",
+        endless="raise ValueError('x' * 10_000_000)",
+        property=f"{UNREADABLE}class Odd(BaseTask):\n name = 'odd'\n def run(self): ...\n"
+        " @property\n def schedule(self):\n  raise Unreadable",
+    )
+    broken = {Path(file.source).stem: file for file in load()}
+    assert loaded() == ["good"] and broken.keys() == {"raising", "endless", "property"}
+    assert all("its text can't be read" in broken[name].error for name in ("raising", "property"))
+    assert all(len(file.error) + len(file.traceback) < 50_000 for file in broken.values())
+
+
 def test_a_concrete_task_registers_itself() -> None:
     write(one=task("one"))
     assert load() == []
@@ -115,7 +137,7 @@ def test_a_broken_file_is_logged_with_its_traceback_and_without_the_import_machi
     load()
     logs.flush()
     assert "tasks/bad.py can't be used: ZeroDivisionError in line 3: division by zero" in stream.getvalue()
-    assert "in broken\n    1 / 0" in stream.getvalue() and "importlib" not in stream.getvalue()
+    assert "in broken\n        1 / 0" in stream.getvalue() and "importlib" not in stream.getvalue()
 
 
 def test_what_a_failed_file_had_registered_is_forgotten() -> None:

@@ -14,6 +14,7 @@ import pytest
 from service import BaseTask, TaskRegistry
 from service.batch.loader import load_tasks
 from service.errors import InvalidSetting, InvalidTask, UnknownTask
+from service.escaping import echoed
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +81,7 @@ def test_two_classes_with_one_name_are_an_error_that_names_both_files(tmp_path: 
 @pytest.mark.parametrize("name", ["", "With Space", "Upper", "a" * 101, "a\n", "é", 7, None])
 def test_a_name_that_is_not_allowed_is_refused_with_what_is(name: Any) -> None:
     message = refusal(made(name=name))
-    shown = "missing" if name is None else repr(name)
+    shown = "missing" if name is None else echoed(name)
     assert message.startswith(f"task class Made in {Path(__file__)}: name is {shown}; allowed: 1 to 100 of a-z 0-9 _ .")
 
 

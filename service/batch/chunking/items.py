@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import InstanceState
 
+from service import failures
 from service.batch import context
 from service.batch.base import BaseTask
 from service.batch.chunking import cursors, quarantine
@@ -218,11 +219,11 @@ class _Work:
         told = quarantine.as_text(key)
         if self.set_aside + self._in_chunk >= skip.limit:
             raise ChunkError(
-                f"item {told} failed too ({type(error).__name__}: {error}), and {skip.limit} are set aside already, "
+                f"item {told} failed too ({failures.line_of(error)}), and {skip.limit} are set aside already, "
                 "which is the limit that skip= gives"
             ) from error
         self._in_chunk += 1
-        logger.warning(f"item {told} is set aside: {type(error).__name__}: {error}")
+        logger.warning(f"item {told} is set aside: {failures.line_of(error)}")
         await quarantine.set_aside(db, self._run, key, error, failed.tries)
 
 
