@@ -218,7 +218,7 @@ def bombs(kind: str, database: Path) -> dict[str, Callable[[Path], None]]:
         "100 MB packed, of nothing": lambda file: file.write_bytes(gzip.compress(bytes(100 * MEGABYTE), 9)),
     }
     if kind == "postgresql":
-        found["4 GB in pieces of one part"] = lambda file: _pieces_of_one_part(file, 1_000)
+        found["1 GB in pieces of one part"] = lambda file: _pieces_of_one_part(file, 250)
         found["2 million small rows"] = lambda file: _rows(
             file, b"".join(b"%d\t\n" % number for number in range(2_000_000))
         )
@@ -376,7 +376,7 @@ def _sqlite_file(file: Path, database: Path, content: bytes) -> None:
 
 
 def _pieces_of_one_part(file: Path, count: int) -> None:
-    """One row of four gigabytes: each piece of it packs to some kilobytes."""
+    """One row of a gigabyte: each piece of it packs to some kilobytes."""
     manifest, files = _manifest("postgresql", Path())
     name = files[1][0]
     size = 4 * MEGABYTE

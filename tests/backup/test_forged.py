@@ -45,13 +45,15 @@ KINDS = ("sqlite", "postgresql")
 LATEST = "backup_20260329_120000.backup.gz"
 FORGED = "backup_20260328_120000.backup.gz"
 NOW = datetime(2026, 3, 30, 13, tzinfo=UTC)
-LOUD = ("a statement", "an end of a line", "control characters")
+LOUD = ("an end of a line", "control characters")
+"""Values that would act in a terminal; and those that would act in a database beside them."""
+HOSTILE = (*LOUD, "a statement", "a comment", "quotes")
 MOST_MEGABYTES = 300
 ALL = os.environ.get("FORGED") == "all"
-"""Takes all bombs, and each command on each file. Else each is opened, which all commands do first, and of those that
-are refused there every fourth goes through one of the commands."""
+"""Takes all bombs, and each command on each file. Else all commands are done on those that open and are hostile, and
+one of the commands, which begin by opening it, on every fourth of the others."""
 SOME_BOMBS = (
-    *("60 MB of objects", "60 MB of wide characters", "4 GB in pieces of one part", "2 GB of a database of zeros"),
+    *("60 MB of objects", "60 MB of wide characters", "1 GB in pieces of one part", "2 GB of a database of zeros"),
 )
 
 batch = pytest.fixture(in_this_process)
@@ -153,7 +155,7 @@ async def test_each_command_refuses_a_forged_backup_or_takes_it_for_data(world: 
     for number, one in enumerate(all_of(world)):
         one.write(path)
         works = of_each_command(get_settings(), str(path), sound)
-        if not (ALL or is_whole(path)):
+        if not (ALL or (is_hostile(one, HOSTILE) and is_whole(path))):
             works = works[number // 4 % len(works) :][:1] if number % 4 == 0 else []
         for work in works:
             counts["refused" if await refused(one.what, work()) else "opened"] += 1
@@ -212,6 +214,11 @@ async def rescanned() -> list[dict[str, Any]]:
     return await listed(get_settings(), warn)
 
 
+def is_hostile(one: Forged, values: tuple[str, ...]) -> bool:
+    """Whether it has one of these values, or another shape than manifests have."""
+    return one.what.endswith(values) or ": " not in one.what
+
+
 def error_of(path: Path) -> BackupError | None:
     """With which opening the backup is refused."""
     try:
@@ -261,7 +268,7 @@ def test_what_is_printed_of_forged_backups_is_short_and_acts_in_no_terminal(worl
     path, sound = world.folder / FORGED, str(world.folder / LATEST)
     for one in all_of(world):
         one.write(path)
-        if not (one.what.endswith(LOUD) or ":" not in one.what) or not is_whole(path):
+        if not is_hostile(one, LOUD) or not is_whole(path):
             continue
         for words in (
             ("show", str(path)), ("verify", str(path)), ("diff", str(path)), ("diff", sound, str(path)), ("list",),
