@@ -91,6 +91,8 @@ async def _as_sqlalchemys(connection: Any) -> AsyncIterator[AsyncConnection]:
     async def same(**_: Any) -> Any:
         return connection
 
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=same, poolclass=StaticPool)
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=same, poolclass=StaticPool, hide_parameters=True
+    )
     async with engine.begin() as begun:
         yield begun

@@ -54,7 +54,8 @@ class Selection:
         for setting, patterns in (("BACKUP_INCLUDE", self.include), ("BACKUP_EXCLUDE", self.exclude)):
             for pattern in patterns:
                 if not _matches((pattern,), names):
-                    raise BackupError(f"{setting} has {echoed(pattern)}, the name of no table: look at its spelling")
+                    is_idle = f"{setting} has {echoed(pattern)}, which is the name of no table"
+                    raise BackupError(f"{is_idle}: look at its spelling")
 
 
 def is_ledgers(name: str) -> bool:

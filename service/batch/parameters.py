@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from service import failures
 from service.errors import InvalidParameters, InvalidTask
-from service.escaping import LONGEST_QUOTE, cut, echoed
+from service.escaping import echoed
 
 SLOT = "slot"
 
@@ -61,7 +61,7 @@ class Parameters:
 
 
 def _sentence(error: Any) -> str:
-    name = cut(".".join(str(part) for part in error["loc"]), LONGEST_QUOTE)
+    name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"there is no parameter {echoed(name)}"
     if error["type"] == "missing":

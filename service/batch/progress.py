@@ -17,6 +17,8 @@ WINDOW_SECONDS = 60.0
 AGAIN_SECONDS = 5.0
 """So often the ledger is told of a rate that falls because nothing is done."""
 LONGEST_MESSAGE = 200
+LONGEST_READ = 2_000
+"""Characters of a message that are looked at: it may come from inside a loop."""
 
 
 @dataclass(frozen=True)
@@ -152,5 +154,6 @@ def _check(done: object, total: object, message: object) -> None:
 
 def _line(text: str) -> str:
     """For people, on one line: a long message, or one with lines of its own, is not worth a failed run."""
-    shown = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    beginning = text[:LONGEST_READ]
+    shown = " ".join("".join(char if char.isprintable() else " " for char in beginning).split())
     return shown if len(shown) <= LONGEST_MESSAGE else f"{shown[: LONGEST_MESSAGE - 1]}…"

@@ -38,6 +38,8 @@ LONGEST_BEGINNING = 1_000
 LONGEST_DESCRIPTION = 10_000
 """Bytes of a result; characters of one that has more, and of one that is no JSON."""
 
+_TEXTS, _CONTAINERS = (str, bytes), (dict, list, tuple, set, frozenset)
+
 ABANDON_SECONDS = 5.0
 """How long a cancelled attempt may take to end by itself before it is given up."""
 
@@ -258,15 +260,17 @@ def _as_json(result: Any) -> Any:
 def _is_large(result: Any) -> bool:
     """Whether it is so large that it must not even be encoded, as far as that can be seen without recursion."""
     left, waiting = LARGEST_RESULT, [result]
-    while waiting and left >= 0:
+    while waiting:
         value = waiting.pop()
-        if isinstance(value, str | bytes):
+        if isinstance(value, _TEXTS):
             left -= len(value)
-        elif isinstance(value, dict | list | tuple | set | frozenset):
+        elif isinstance(value, _CONTAINERS):
             left -= 2 * len(value)
             if left >= 0:
-                waiting.extend(value.values() if isinstance(value, dict) else value)
-    return left < 0
+                waiting += value.values() if isinstance(value, dict) else value
+        if left < 0:
+            return True
+    return False
 
 
 def _beginning(encoded: str) -> str:

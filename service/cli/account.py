@@ -13,7 +13,7 @@ from service import clock
 from service.batch.account import Account, Entry, Finding, Kind
 from service.cli.options import AsJson, OfTask, instant_or_age, wait_for
 from service.errors import InvalidParameters
-from service.escaping import echoed, line, to_json
+from service.escaping import LONGEST_QUOTE, cut, echoed, line, to_json
 
 TEXTS = {
     Kind.DUE: "not handled yet; a service does so when it next fires, or starts",
@@ -55,7 +55,7 @@ def _interval(since: str, until: str | None) -> tuple[datetime, datetime | None]
     begin = instant_or_age(since, "--since")
     end = instant_or_age(until, "--until") if until is not None else None
     if begin >= (end or clock.now()):
-        what = f"--until {echoed(until)}" if end else "now"
+        what = f"--until {cut(until, LONGEST_QUOTE)}" if until else "now"
         raise InvalidParameters(f"--since is {echoed(since)}; allowed: an instant before {what}")
     return begin, end
 

@@ -66,11 +66,11 @@ class Unreadable(ValueError):
 
 async def test_an_item_whose_error_can_t_be_shown_or_stored_as_it_is_is_set_aside_too(world: Database) -> None:
     attempt = Attempt()
-    bad = {3: Unreadable(), 4: ValueError("a\0b\ud800"), 5: ValueError("x" * 1_000_000)}
+    bad = {3: Unreadable(), 4: ValueError("a\0b"), 5: ValueError("x" * 1_000_000)}
     assert await attempt.does(make(bad=bad, skip=Skip(limit=3))().run) == {"done": 22, "set_aside": 3}
     third, fourth, fifth = await aside(attempt.run.id)
     assert third == ("3", "its text can't be read", 1)
-    assert fourth[1].startswith("a\N{SYMBOL FOR NULL}b")
+    assert fourth[1] == "a\N{SYMBOL FOR NULL}b"
     assert fifth[1] == "x" * 20_000
 
 
