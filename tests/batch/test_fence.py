@@ -532,10 +532,11 @@ async def test_giving_up_an_attempt_rolls_back_what_it_has_open(
     fenced: Database, impatient: None, opening: str
 ) -> None:
     """On SQLite the write lock, and the one connection for writing, are free then."""
-    go_on = asyncio.Event()
+    has_written, go_on = asyncio.Event(), asyncio.Event()
     tried: list[BaseException] = []
 
     async def hang() -> None:
+        has_written.set()
         while not go_on.is_set():
             try:
                 await go_on.wait()
@@ -557,7 +558,9 @@ async def test_giving_up_an_attempt_rolls_back_what_it_has_open(
         except (LeaseLost, DBAPIError, InvalidRequestError) as error:
             tried.append(error)
 
-    started = Started(run, timeout=0.1)
+    started = Started(run)
+    await has_written.wait()
+    started.attempt.interrupt("the service stopped")
     await started.ending
     async with asyncio.timeout(2), fenced.engine.begin() as connection:
         await connection.execute(insert(User).values(email="next"))
