@@ -28,13 +28,10 @@ from __future__ import annotations
 
 import datetime
 
+from service.escaping import brief
+
 LONGEST_MESSAGE = 4_000
 """Characters of what is said about something from outside."""
-
-
-def brief(text: str, most: int = 100) -> str:
-    """Text from outside, cut for people."""
-    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class BatchError(Exception):

@@ -50,6 +50,11 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 
 
+def brief(text: str, longest: int = 100) -> str:
+    """Its first `longest` characters, for a list or a sentence of many names."""
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 def _is_seen(char: str) -> bool:
     """Python counts no space but that of ASCII as printable, and Japanese text has a wide one."""
     return char.isprintable() or unicodedata.category(char) == "Zs"

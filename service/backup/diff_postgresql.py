@@ -22,7 +22,8 @@ from service.backup.relations import Relation
 from service.backup.selection import Selection, is_ledgers, quoted
 from service.backup.tally import Counts, Keyed, Keyless, Pace, Tally, UnfitRow, cut, lines, whole_rows
 from service.backup.threads import Stop, in_own_loop
-from service.errors import BackupError, brief
+from service.errors import BackupError
+from service.escaping import brief
 
 PART_BYTES = 512 * 1024
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Self
 
 from service.backup.tally import Counts
-from service.errors import brief
+from service.escaping import brief
 
 
 @dataclass(frozen=True, slots=True)

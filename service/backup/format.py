@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from service.errors import BackupError, brief
+from service.errors import BackupError
+from service.escaping import brief
 
 FORMAT = 1
 PIECE_BYTES = 2 * 1024 * 1024

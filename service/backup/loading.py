@@ -11,7 +11,8 @@ import asyncpg
 from service.backup.progress import Meter
 from service.backup.reader import Backup, SavedTable
 from service.backup.server import cause_of
-from service.errors import BackupError, DamagedBackup, brief
+from service.errors import BackupError, DamagedBackup
+from service.escaping import brief
 
 LARGEST_ECHO = 32 * 1024 * 1024
 """Bytes of a value that the server may repeat in an error, all of which the driver would take into memory."""

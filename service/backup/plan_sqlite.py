@@ -22,7 +22,7 @@ from service.backup.selection import LEDGERS_MARK, is_ledgers
 from service.backup.sqlite_structure import Structure
 from service.database.engine import Database
 from service.database.migrate import History, migrate
-from service.errors import brief
+from service.escaping import brief
 
 MADE_FILE = "made.sqlite3"
 A_TEMPORARY_FILE = "a temporary file"

@@ -37,7 +37,8 @@ from service.backup.manifest import SavedTable as SavedTable
 from service.backup.source import LocalFile as LocalFile
 from service.backup.source import Source as Source
 from service.backup.unpacking import Unpacked, only_file, size_in, text, unpack
-from service.errors import BackupError, DamagedBackup, brief
+from service.errors import BackupError, DamagedBackup
+from service.escaping import brief
 
 FIRST_BYTES = 64 * 1024
 LARGEST_HEADER = 4 * 1024 * 1024

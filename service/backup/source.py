@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from service.errors import BackupError, DamagedBackup, brief
+from service.errors import BackupError, DamagedBackup
+from service.escaping import brief
 
 END_BYTES = 256 * 1024
 

@@ -20,7 +20,8 @@ from service.backup.retention import ahead_named, is_ahead, latest_of
 from service.backup.threads import Stop
 from service.backup.verify import verify
 from service.config import Settings, get_settings
-from service.errors import BackupError, brief
+from service.errors import BackupError
+from service.escaping import brief
 from service.logs import get_logger
 from service.placeurl import FILE, folder_of, refuse_one_place
 

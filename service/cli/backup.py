@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.options import AsJson, first_of, user, wait_for, within
-from service.errors import brief
+from service.escaping import brief
 
 if TYPE_CHECKING:
     from service.config import Settings

@@ -8,7 +8,7 @@ import typer
 
 from service.cli.backup import LONGEST_SHOWN, MOST_NAMED, MOST_SHOWN, File
 from service.cli.options import AsJson, first_of, utc, wait_for, within
-from service.errors import brief
+from service.escaping import brief
 
 if TYPE_CHECKING:
     from service.backup.difference import Difference, Side, TableDifference
