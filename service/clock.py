@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 _moved_to: datetime | None = None
 
-OFFSET_FILE = "BATCH_TEST_CLOCK_FILE"
-"""For the project's own tests: an environment variable that names a file with a number of seconds in it. This process's
-wall clock is wrong by so much. It is read each time, so a test steps the clock of a process that lives."""
-
-_offset_file = os.environ.get(OFFSET_FILE)
-
 
 def now() -> datetime:
     """The current instant: aware, UTC, to the microsecond."""
-    return _moved_to if _moved_to is not None else datetime.now(UTC) + _offset()
+    return _moved_to if _moved_to is not None else datetime.now(UTC)
 
 
 def monotonic() -> float:
@@ -34,7 +27,7 @@ def boottime() -> float:
 
 def unix_ns() -> int:
     """Nanoseconds of the wall clock since 1970, for ids that sort by time. Not moved by `moved`."""
-    return time.time_ns() + int(_offset().total_seconds() * 1_000_000_000)
+    return time.time_ns()
 
 
 def is_moved() -> bool:
@@ -62,11 +55,3 @@ def advance(by: timedelta) -> datetime:
         raise RuntimeError("advance() works inside `with clock.moved(...)` only")
     _moved_to += by
     return _moved_to
-
-
-def _offset() -> timedelta:
-    """By how much a test has set this process's wall clock wrong. Raises OSError or ValueError for a bad file."""
-    if _offset_file is None:
-        return timedelta()
-    with open(_offset_file) as file:
-        return timedelta(seconds=float(file.read()))

@@ -223,6 +223,8 @@ class BatchService:
             wrong.setdefault("ledger", f"the heartbeat can't write to it ({self.node.trouble})")
         if self.engine.is_in_doubt and not self.is_stopping:
             wrong.setdefault("ledger", "writing to it failed, and is tried again; the log says why")
+        if self._fires and self.dispatcher.trouble is not None and not self.is_stopping:
+            wrong.setdefault("ledger", "slots can't be fired, which is tried again; the log says why")
         if not self.node.lease.is_held and not self.is_stopping:
             wrong["lease"] = "it could not be renewed, so nothing is started until it is"
         parts = {"engine": self.engine.is_alive, "heartbeat": self.node.is_beating}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -24,9 +25,10 @@ KINDS = ("sqlite", "postgresql")
 KEPT_CLUSTER = "TESTS_KEPT_CLUSTER"
 """The environment variable by which the workers of one run learn the folder that the first process has made."""
 SLOWEST = (
-    *("test_serve", "test_docs_pages", "test_chunks", "test_reload", "test_cli_tasks", "faults/test_faults"),
-    *("test_cli_account", "test_servers", "testing/test_plugin", "test_host", "test_outages", "test_rescue"),
-    *("model/test_model", "test_fence", "test_replicas", "test_clocks", "test_rolling", "test_chunk_faults"),
+    *("backup/test_forged", "test_serve", "test_docs_pages", "test_chunks", "test_reload", "test_full_disk"),
+    *("test_cli_tasks", "faults/test_faults", "test_cli_account", "test_servers", "testing/test_plugin", "test_host"),
+    *("test_outages", "test_rescue", "model/test_model", "test_fence", "test_replicas", "test_clocks", "test_rolling"),
+    *("test_chunk_faults", "test_sentry", "test_drain", "test_cli_runs", "backup/test_new_machine"),
 )
 pytest_plugins = ["pytester"]
 
@@ -46,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest begin first, so that no worker begins one of them when the others are done."""
     order = {f"tests/{file}.py": number for number, file in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.location[0], len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays until the end: no collection of garbage has to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

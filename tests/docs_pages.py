@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+from tests import preloaded
 from tests.docs_blocks import ROOT, Block, blocks, masked, read, sessions, words_of
 from tests.processes import BATCH, environment
 
@@ -105,14 +105,6 @@ class Page:
             self.call(*PYTEST, *tests)
 
     def call(self, *words: str) -> str:
-        done = subprocess.run(
-            words,
-            cwd=self._folder,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-        )
+        done = preloaded.run(words, self._folder, environment(), within=120, is_one_stream=True)
         assert done.returncode == 0, f"{self._name}: {' '.join(words)[:200]}\n{done.stdout}"
         return done.stdout

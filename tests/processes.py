@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ import httpx
 from sqlalchemy import URL, make_url
 
 from service.config import Settings
+from tests import preloaded
 
 BATCH = (sys.executable, "-m", "service")
 SERVE = (*BATCH, "serve", "--port", "0")
@@ -28,13 +28,11 @@ ROOT = Path(__file__).parent.parent
 NOTHING: Mapping[str, str] = MappingProxyType({})
 START_SECONDS = 60.0
 
-PR_SET_PDEATHSIG = 1
-
 
 class Service:
     """A service that is ready. What it prints is in `stdout` and `stderr`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path, number: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | preloaded.Forked, folder: Path, number: int) -> None:
         self.process = process
         self.folder = folder
         self.url = ""
@@ -112,15 +110,7 @@ def process(
     """The same without waiting. It is killed too when the tests are. `env`: in place of this process's environment."""
     number = len(list(folder.glob("*.stdout")))
     with (folder / f"{number}.stdout").open("wb") as stdout, (folder / f"{number}.stderr").open("wb") as stderr:
-        started = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment(settings) if env is None else env,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            preexec_fn=_die_with_the_tests,
-        )
+        started = preloaded.start(command, folder, environment(settings) if env is None else env, stdout, stderr)
     try:
         yield Service(started, folder, number)
     finally:
@@ -130,17 +120,10 @@ def process(
 
 def batch(folder: Path, *words: str, settings: Mapping[str, str] = NOTHING) -> subprocess.CompletedProcess[str]:
     """The `batch` command in `folder`, to its end."""
-    return subprocess.run(
-        [*BATCH, *words], cwd=folder, env=environment(settings), capture_output=True, text=True, timeout=60
-    )
+    return preloaded.run([*BATCH, *words], folder, environment(settings), within=60)
 
 
 def environment(settings: Mapping[str, str] = NOTHING) -> dict[str, str]:
     """This process's environment with these settings and no others."""
     kept = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
     return {**kept, "PYTHONPATH": str(ROOT), **settings}
-
-
-def _die_with_the_tests() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

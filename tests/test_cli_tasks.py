@@ -18,6 +18,7 @@ from service import clock
 from service.cli.examples import EXAMPLES
 from service.cli.new import START
 from service.testing import kit
+from tests import preloaded
 from tests.commands import Batch, in_this_process, refuses
 from tests.processes import BATCH, ROOT, environment
 from tests.processes import batch as command
@@ -218,7 +219,7 @@ def test_the_written_tests_pass(written: Path, mode: str) -> None:
         (near, {}, 5),
         ([*words, "tests/test_far.py"], {"TASKS_DIR": "jobs/nightly"}, 2),
     ):
-        done = subprocess.run(call, cwd=written, env=environment(settings), capture_output=True, text=True, timeout=120)
+        done = preloaded.run(call, written, environment(settings), within=120)
         assert done.returncode == 0, done.stdout
         assert f"{count} passed" in done.stdout
 
@@ -229,7 +230,7 @@ def test_a_written_test_fails_when_its_task_does(written: Path) -> None:
     file.write_text(before.replace("logger.info", "raise RuntimeError"))
     try:
         words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_daily.py"]
-        done = subprocess.run(words, cwd=written, env=environment(), capture_output=True, text=True, timeout=120)
+        done = preloaded.run(words, written, environment(), within=120)
     finally:
         file.write_text(before)
     assert done.returncode == 1 and "2 failed" in done.stdout and "has work to do" in done.stdout
@@ -259,7 +260,7 @@ def completed(folder: Path, *words: str, **settings: str) -> subprocess.Complete
     """What bash is told when Tab is pressed at the end of `batch words`."""
     asked = {"COMP_WORDS": shlex.join(["batch", *words]), "COMP_CWORD": str(len(words))}
     env = {**environment(settings), **asked, "_BATCH_COMPLETE": "complete_bash"}
-    return subprocess.run(BATCH, cwd=folder, env=env, capture_output=True, text=True, timeout=30)
+    return preloaded.run(BATCH, folder, env, within=30)
 
 
 def quietly(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -313,7 +314,7 @@ def test_other_shells_are_answered_in_their_own_way(report: Path, tmp_path: Path
     """What their scripts send; fish's and zsh's were seen to work so, and no PowerShell was there to try."""
     asked = {"_TYPER_COMPLETE_ARGS": "batch run re", "_TYPER_COMPLETE_WORD_TO_COMPLETE": "re"}
     asked |= {"_BATCH_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    done = subprocess.run(BATCH, cwd=tmp_path, env={**environment(), **asked}, capture_output=True, text=True)
+    done = preloaded.run(BATCH, tmp_path, {**environment(), **asked}, within=30)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, answer, "")
 
 
@@ -339,7 +340,7 @@ def leaves() -> dict[str, Any]:
 
 def shown(folder: Path, *words: str) -> str:
     env = {**environment(), "COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}
-    done = subprocess.run([*words], cwd=folder, env=env, capture_output=True, text=True, timeout=30)
+    done = preloaded.run(words, folder, env, within=30)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from service.batch.tables import companions, ledger
 from service.cli import cli
 from service.config import Settings, get_settings
 from service.host import BatchService
+from tests import preloaded
 from tests.docs_blocks import ROOT, Block, anchors, blocks, broken_links, documentation, masked, pages, read, sessions
 from tests.processes import BATCH, environment
 from tests.processes import service as running_service
@@ -215,9 +215,7 @@ async def test_every_task_file_of_the_readme_can_be_used_and_runs(tmp_path: Path
 
 
 def call(folder: Path, words: list[str]) -> str:
-    done = subprocess.run(
-        words, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
-    )
+    done = preloaded.run(words, folder, environment(), within=60, is_one_stream=True)
     assert done.returncode == 0, done.stdout
     return done.stdout
 

@@ -36,6 +36,9 @@ class Dispatcher(Background):
         self._wake = asyncio.Event()
         self._pause = 0.1
         self._ahead: Plans = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self.trouble: str | None = None
+        """Why the last firing failed; None after one that succeeded."""
 
     def notify(self, name: str) -> None:
         """A slot of this task is due. Returns at once, never raises."""
@@ -75,12 +78,13 @@ class Dispatcher(Background):
                 f"firing failed, again in {self._pause:.1f} s (what is due stays due): {cause}",
                 exc_info=None if known else error,
             )
+            self.trouble = cause
             self._engine.doubt()
             for name in names:
                 self._later(self._pause, name)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
             return
-        self._pause = 0.1
+        self._pause, self.trouble = 0.1, None
         if fired.queued:
             self._engine.wake()
         for name, at in fired.again.items():
@@ -98,4 +102,16 @@ class Dispatcher(Background):
             return await firing.fire(connection, names, self._tasks, self._node, room, ahead=self._ahead)
 
     def _later(self, seconds: float, name: str) -> None:
-        asyncio.get_running_loop().call_later(seconds, self.notify, name)
+        """Fire this task again in so many seconds, or earlier where that is set already: each task has one timer."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._notify_again, name)
+        other = self._timers.get(name)
+        if other is not None and other.when() <= timer.when():
+            timer.cancel()
+            return
+        if other is not None:
+            other.cancel()
+        self._timers[name] = timer
+
+    def _notify_again(self, name: str) -> None:
+        del self._timers[name]
+        self.notify(name)

@@ -44,6 +44,9 @@ fsync = off
 full_page_writes = off
 """
 
+MEMORY = "/dev/shm"  # noqa: S108
+MEMORY_BYTES = 4_000_000_000
+"""So much must be free there for a server's files to be kept in memory."""
 
 INITDB = "initdb -o " + shlex.quote("--no-sync -E UTF8 --locale=C.UTF-8 -A trust -U postgres")
 
@@ -96,7 +99,7 @@ class OwnServer(PostgresServer):
     """A server of our own, on a unix socket: `mode` is pg_ctl's, and `immediate` is what a crash looks like."""
 
     def __init__(self, binaries: Path, fast: bool) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="batch-pg-", dir="/tmp"))  # a socket's path has 107 characters
+        self.directory = Path(tempfile.mkdtemp(prefix="batch-pg-", dir=_place(fast)))
         super().__init__(f"postgresql+asyncpg://postgres@/postgres?host={self.directory}&port=5432")
         self._guard = _start_guard(binaries, self.directory)
         try:
@@ -144,6 +147,13 @@ def start_server(fast: bool = True) -> PostgresServer:
     if url := os.environ.get("TEST_DATABASE_URL"):
         return PostgresServer(make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False))
     return OwnServer(find_binaries(), fast)
+
+
+def _place(fast: bool) -> str:
+    """Memory where there is enough of it: each new database is some 300 files. Else a folder with a short name, since
+    the path of a socket has at most 107 characters."""
+    is_in_memory = fast and os.access(MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+    return MEMORY if is_in_memory else "/tmp"  # noqa: S108
 
 
 def find_binaries() -> Path:

@@ -17,12 +17,15 @@ from service.batch.engines.local import LocalEngine
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_runs import insert, new
-from tests.faults.wrong_clock import SERVE, WrongClock
+from tests.faults.wrong_clock import SERVE, WrongClock, wrong_datetime
 from tests.processes import batch, environment, service
 
 TELLS = """
 from datetime import UTC, datetime
+from pathlib import Path
 from service import clock
+from tests.faults.wrong_clock import set_wrong
+set_wrong(Path({file!r}))
 for file_says in ("0", "3600", "-90.5"):
     open({file!r}, "w").write(file_says)
     real = datetime.now(UTC).timestamp()
@@ -42,19 +45,17 @@ class YearlyTask(BaseTask):
 
 
 def test_a_file_sets_the_wall_clock_wrong_and_no_other(tmp_path: Path) -> None:
-    wrong = WrongClock(tmp_path / "clock")
     script = TELLS.format(file=str(tmp_path / "clock"))
-    ran = subprocess.run(
-        [sys.executable, "-c", script], env=environment(wrong.settings), capture_output=True, text=True, check=True
-    )
+    ran = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines() == ["0 0 0.0", "3600 3600 0.0", "-90 -90 0.0"]
 
 
-def test_a_clock_that_can_not_be_read_is_an_error_and_not_the_right_time(tmp_path: Path) -> None:
-    script = "from service import clock; clock.now()"
-    set_wrong = environment({"BATCH_TEST_CLOCK_FILE": str(tmp_path / "missing")})
-    ran = subprocess.run([sys.executable, "-c", script], env=set_wrong, capture_output=True, text=True)
-    assert ran.returncode == 1 and "FileNotFoundError" in ran.stderr
+def test_a_clock_that_can_not_be_read_is_an_error_and_not_the_right_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "datetime", wrong_datetime(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError):
+        clock.now()
 
 
 def test_a_service_that_lives_fires_by_the_stepped_clock(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ async def test_a_retry_is_due_by_the_ledgers_time(
         raise ConnectionError
 
     node = WrongClock(tmp_path / "clock", before)
-    monkeypatch.setattr(clock, "_offset_file", str(tmp_path / "clock"))
+    monkeypatch.setattr(clock, "datetime", wrong_datetime(tmp_path / "clock"))
     loaded = await know(ledger, make_task("t", None, run=run, retry=Retry(attempts=2, wait=30, jitter=0)))
     await insert(ledger, new())
     await LocalEngine(ledger, loaded, NODE).settle()

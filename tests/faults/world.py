@@ -18,6 +18,7 @@ from sqlalchemy import text
 from service.batch.states import ACTIVE
 from service.database.engine import Database
 from service.testing.postgres import OwnServer
+from tests import preloaded
 from tests.faults.network import Proxy, proxy
 from tests.faults.wrong_clock import SERVE, WrongClock
 from tests.processes import environment
@@ -65,7 +66,7 @@ class World:
         self.clocks = self._clocks()
         self.fires = True
         self._began_at = time.monotonic()
-        self._commands: list[subprocess.Popen[bytes]] = []
+        self._commands: list[subprocess.Popen[bytes] | preloaded.Forked] = []
         (folder / "tasks").mkdir(exist_ok=True)
         shutil.copy(TASKS, folder / "tasks/all.py")
         self.witness.touch()
@@ -108,16 +109,15 @@ class World:
         """The `batch` command, to its end."""
         command = [*SERVE[:3], *words]
         env = environment(self.settings())
-        return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=120)
+        return preloaded.run(command, self.folder, env, within=120)
 
     def begin(self, *words: str) -> str:
         """The same without waiting: what it has to wait for may be frozen. Returns it in words."""
         out = self._output("command")
         command = [*SERVE[:3], *words]
         env = environment(self.settings())
-        self._commands.append(
-            self.stack.enter_context(subprocess.Popen(command, cwd=self.folder, env=env, stdout=out, stderr=out))
-        )
+        self._commands.append(preloaded.start(command, self.folder, env, out, out))
+        self.stack.callback(self._commands[-1].wait)
         return f"batch {' '.join(words)}"
 
     def _output(self, name: str) -> IO[bytes]:

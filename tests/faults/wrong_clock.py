@@ -1,13 +1,13 @@
-"""Services whose wall clock is wrong by what a file says: `python -m tests.faults.wrong_clock serve --port 0`.
-
-`service/clock.py` reads the file. APScheduler asks the machine for the time by itself, so it is given that clock here.
-"""
+"""Services whose wall clock is wrong by what a file says: `python -m tests.faults.wrong_clock serve --port 0`."""
 
 from __future__ import annotations
 
+import os
 import sys
-from datetime import datetime, tzinfo
+import time
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from types import SimpleNamespace
 
 from apscheduler.schedulers import base
 
@@ -15,6 +15,8 @@ from service import clock
 from service.cli import main
 
 SERVE = (sys.executable, "-m", "tests.faults.wrong_clock", "serve", "--port", "0")
+FILE = "WRONG_CLOCK_FILE"
+"""The environment variable that names the file."""
 
 
 class WrongClock:
@@ -22,7 +24,7 @@ class WrongClock:
 
     def __init__(self, file: Path, seconds: float = 0.0) -> None:
         self._file = file
-        self.settings = {clock.OFFSET_FILE: str(file)}
+        self.settings = {FILE: str(file)}
         self.set(seconds)
 
     def set(self, seconds: float) -> None:
@@ -33,14 +35,32 @@ class WrongClock:
         new.replace(self._file)
 
 
-class _Datetime:
-    """All that APScheduler's schedulers ask of `datetime`."""
+def wrong_datetime(file: Path) -> type[datetime]:
+    """A `datetime` whose `now` is wrong by so many seconds as the file says at each call."""
 
-    @staticmethod
-    def now(zone: tzinfo) -> datetime:
-        return clock.now().astimezone(zone)
+    class WrongDatetime(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return (datetime.now(UTC) + _offset(file)).astimezone(tz)
+
+    return WrongDatetime
+
+
+def set_wrong(file: Path) -> None:
+    """For the rest of this process, in all places that read the wall clock: ours, and APScheduler's own."""
+
+    def time_ns() -> int:
+        return time.time_ns() + _offset(file) // timedelta(microseconds=1) * 1000
+
+    clock.datetime = base.datetime = wrong_datetime(file)  # type: ignore[misc]
+    clock.time = SimpleNamespace(**{**vars(time), "time_ns": time_ns})  # type: ignore[assignment]
+
+
+def _offset(file: Path) -> timedelta:
+    return timedelta(seconds=float(file.read_text()))
 
 
 if __name__ == "__main__":
-    base.datetime = _Datetime
+    if FILE in os.environ:
+        set_wrong(Path(os.environ[FILE]))
     main()

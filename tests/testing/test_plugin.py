@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
 from service.config import Settings
+from tests import preloaded
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs/testing.md"
 CRASH = ("tasks/first_sessions.py", "tests/test_first_sessions.py")
+
+
+@pytest.fixture(autouse=True)
+def preloaded_pytest(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `pytester` runs is a process that begins with everything imported."""
+
+    def popen(command: tuple[str, ...], stdout: IO[bytes], stderr: IO[bytes], **_: Any) -> Any:
+        words = [command[0], "-m", "pytest", *map(str, command[2:])]
+        return preloaded.start(words, Path.cwd(), {**os.environ, "HOME": str(pytester.path)}, stdout, stderr)
+
+    monkeypatch.setattr(pytester, "popen", popen)
 
 
 @pytest.fixture
@@ -69,7 +83,8 @@ def test_they_pass_on_postgresql(project: pytest.Pytester) -> None:
     project.runpytest_subprocess("--batch-database=postgresql").assert_outcomes(passed=6)
 
 
-def test_a_project_without_tasks_is_left_alone(pytester: pytest.Pytester) -> None:
+def test_a_project_without_tasks_is_left_alone(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESTS_PRELOADED", "0")
     pytester.makepyfile("import sys\ndef test_it():\n    assert 'sqlalchemy' not in sys.modules\n")
     pytester.runpytest_subprocess("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function").assert_outcomes(
         passed=1

@@ -1,0 +1,94 @@
+"""The dispatcher where slots can't be fired: what it tries again, and what it says of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+
+import pytest
+from sqlalchemy import text
+
+from service import clock
+from service.batch.dispatcher import Dispatcher
+from service.batch.firing import Fired
+from service.config import get_settings
+from service.database.engine import Database
+from service.host import BatchService
+from tests.batch.ledger_world import NODE, know, make_task
+from tests.batch.test_local import LocalEngine
+
+
+class Failing(Dispatcher):
+    """Each firing fails until `succeeds` is set. `tries` counts them."""
+
+    tries = 0
+    succeeds = False
+
+    async def _fire(self, names: Collection[str]) -> Fired:
+        self.tries += 1
+        if not self.succeeds:
+            raise OSError("the disk is full")
+        return Fired(clock.now())
+
+
+async def test_while_firing_fails_each_slot_is_one_more_try_and_one_timer_waits_for_each_task(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each second of an outage would add a try to every later one."""
+    tasks = await know(ledger, make_task("a"), make_task("b"))
+    dispatcher = Failing(ledger, tasks, NODE, LocalEngine(ledger, tasks, NODE))
+    monkeypatch.setattr("service.batch.dispatcher.LONGEST_PAUSE", 3600.0)  # no timer is over within the test
+    dispatcher._pause = 3600.0
+    dispatcher.start()
+    loop, timers = asyncio.get_running_loop(), []
+    set_timer = loop.call_later
+    monkeypatch.setattr(loop, "call_later", lambda *given: timers.append(set_timer(*given)) or timers[-1])
+    for tries in range(1, 21):
+        dispatcher.notify("a")
+        dispatcher.notify("b")
+        while dispatcher.tries < tries or dispatcher.trouble is None:
+            await asyncio.sleep(0)
+    await dispatcher.stop()
+    waiting = [timer for timer in timers if not timer.cancelled() and timer.when() > loop.time() + 1000]
+    assert len(waiting) == 2
+    for timer in waiting:
+        timer.cancel()
+
+
+async def test_what_failed_is_tried_again_by_itself(ledger: Database) -> None:
+    tasks = await know(ledger, make_task("a"))
+    dispatcher = Failing(ledger, tasks, NODE, LocalEngine(ledger, tasks, NODE))
+    dispatcher._pause = 0.001
+    dispatcher.start()
+    dispatcher.notify("a")
+    while dispatcher.tries < 4:
+        await asyncio.sleep(0.001)
+    assert str(dispatcher.trouble).endswith("(LEDGER_URL): the disk is full")
+    dispatcher.succeeds = True
+    while dispatcher.trouble is not None:
+        await asyncio.sleep(0.001)
+    await dispatcher.stop()
+
+
+async def test_a_service_is_not_ready_for_as_long_as_no_slot_can_be_fired(
+    ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while its heartbeat is written and its database answers."""
+    monkeypatch.setenv("LEDGER_URL", ledger_url)
+    service = BatchService(get_settings())
+    await service.start()
+    service.tasks["a"] = make_task("a")
+    refused = "ALTER TABLE batch_schedules RENAME TO away"
+    allowed = "ALTER TABLE away RENAME TO batch_schedules"
+    try:
+        for statement, is_ready in ((refused, False), (allowed, True)):
+            async with service.ledger.engine.begin() as connection:
+                await connection.execute(text(statement))
+            service.dispatcher.notify("a")
+            while (service.dispatcher.trouble is None) is not is_ready:
+                await asyncio.sleep(0.01)
+            while service.engine.is_in_doubt:
+                await asyncio.sleep(0.01)
+            assert ("ledger" not in await service.readiness()) is is_ready
+    finally:
+        await service.stop()
