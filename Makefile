@@ -49,6 +49,7 @@ nightly: tools ## what takes too long for `test`, about an hour: an installation
 		tests/batch/test_schedule_zones.py tests/backup/test_verify.py tests/batch/test_chunk_keys.py tests/model
 	FORGED=all .venv/bin/pytest tests/backup/test_forged.py
 	TESTS_PRELOADED=0 .venv/bin/pytest tests/test_serve.py tests/test_cli_tasks.py tests/test_docs_pages.py tests/testing
+	REPLICA_WORKERS=4 .venv/bin/pytest tests/test_replicas.py
 	CHUNK_KILLS=100 .venv/bin/pytest -s tests/test_chunks.py tests/test_chunk_faults.py -k "killed or cut"
 
 types: tools ## the type checkers over what authors write

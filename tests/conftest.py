@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 from service import TaskRegistry, config, logs
+from service.database import session
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
@@ -24,6 +25,7 @@ from tests.databases import PostgresDatabases, SQLiteFiles
 KINDS = ("sqlite", "postgresql")
 KEPT_CLUSTER = "TESTS_KEPT_CLUSTER"
 """The environment variable by which the workers of one run learn the folder that the first process has made."""
+OWN_FOLDER = pytest.StashKey[str]()
 SLOWEST = (
     *("backup/test_forged", "test_serve", "test_docs_pages", "test_chunks", "test_reload", "test_full_disk"),
     *("test_cli_tasks", "faults/test_faults", "test_cli_account", "test_servers", "testing/test_plugin", "test_host"),
@@ -37,11 +39,20 @@ hypothesis.settings.load_profile("here")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """All servers of all workers begin with one copy of the files that `initdb` makes."""
+    """All servers of all workers begin with one copy of the files that `initdb` makes. Files of tests are in memory."""
     if KEPT_CLUSTER not in os.environ:
         os.environ[KEPT_CLUSTER] = tempfile.mkdtemp(prefix="batch-pg-files-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(KEPT_CLUSTER)))
+        folder = postgres.folder_for_files(fast=True)
+        if config.option.basetemp is None and folder == postgres.MEMORY:  # the tests' folders are there too
+            config.option.basetemp = config.stash[OWN_FOLDER] = tempfile.mkdtemp(prefix="batch-tests-", dir=folder)
     postgres.kept_cluster = Path(os.environ[KEPT_CLUSTER])
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """What failed tests left stays there to be looked at."""
+    if exitstatus == pytest.ExitCode.OK and (folder := session.config.stash.get(OWN_FOLDER, None)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,6 +65,7 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays until the end: no collection of garbage has to look at it again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +83,7 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     TaskRegistry.clear()
     config.forget_settings()
     logs.flush()
+    session._made.clear()  # its file is this test's, whatever its URL says
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from service import clock
-from service.database import troubles
+from service.database import forks, troubles
 from service.database.hiding import hide_values
 from service.database.writers import WriterGuard
 from service.errors import DatabaseBusy, DatabaseUnreachable
@@ -129,6 +129,7 @@ def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: d
     engine = create_async_engine(url, **options, **given)
     if url.drivername == "postgresql+asyncpg":
         event.listen(engine.sync_engine, "checkout", _refuse_closed)
+        event.listen(engine.sync_engine, "connect", forks.remember)
     return engine
 
 

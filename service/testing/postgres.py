@@ -99,7 +99,7 @@ class OwnServer(PostgresServer):
     """A server of our own, on a unix socket: `mode` is pg_ctl's, and `immediate` is what a crash looks like."""
 
     def __init__(self, binaries: Path, fast: bool) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="batch-pg-", dir=_place(fast)))
+        self.directory = Path(tempfile.mkdtemp(prefix="batch-pg-", dir=folder_for_files(fast)))
         super().__init__(f"postgresql+asyncpg://postgres@/postgres?host={self.directory}&port=5432")
         self._guard = _start_guard(binaries, self.directory)
         try:
@@ -149,7 +149,7 @@ def start_server(fast: bool = True) -> PostgresServer:
     return OwnServer(find_binaries(), fast)
 
 
-def _place(fast: bool) -> str:
+def folder_for_files(fast: bool) -> str:
     """Memory where there is enough of it: each new database is some 300 files. Else a folder with a short name, since
     the path of a socket has at most 107 characters."""
     is_in_memory = fast and os.access(MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES

@@ -1,6 +1,6 @@
 """Schedule against a model of Debian's cron, around every clock change of every zone from 2020 to 2030.
 
-Zones that change alike are compared once. CRON_CASES sets the number of random cases (default 800), which are spread
+Zones that change alike are compared once. CRON_CASES sets the number of random cases (default 400), which are spread
 over all changes; CRON_CASES=100000 is the big form.
 """
 
@@ -19,7 +19,7 @@ from service.batch.schedule import Schedule
 from tests.batch import cron_model
 from tests.batch.cron_model import offset
 
-CASES = int(os.environ.get("CRON_CASES", "800"))
+CASES = int(os.environ.get("CRON_CASES", "400"))
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
 FIRST_DAY, LAST_DAY = (cron_model.seconds(datetime(year, 1, 1, tzinfo=UTC)) for year in (2020, 2031))
