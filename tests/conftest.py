@@ -20,7 +20,7 @@ from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.testing import postgres
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer, start_server
-from tests.databases import PostgresDatabases, SQLiteFiles
+from tests.databases import PostgresDatabases, SQLiteFiles, migrated, url_of
 
 KINDS = ("sqlite", "postgresql")
 KEPT_CLUSTER = "TESTS_KEPT_CLUSTER"
@@ -68,9 +68,26 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.fixture(scope="session")
+def migrated_files(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """A folder with the two databases of the default settings, empty, as a service's first start makes them."""
+    folder = tmp_path_factory.mktemp("first")
+    for name, history in (("app.db", APPLICATION_HISTORY), ("ledger.db", LEDGER_HISTORY)):
+        wait_for(migrated(url_of(folder / name), history))
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A working directory with an empty tasks folder, no settings but the defaults, and no tasks."""
+def own_world(
+    request: pytest.FixtureRequest, tmp_path: Path, migrated_files: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """A working directory with an empty tasks folder, no settings but the defaults, and no tasks.
+
+    It has the empty databases of those settings, so that not each test waits for migrations; the mark `first_start` is
+    for tests that shall find none.
+    """
+    if migrated_files and request.node.get_closest_marker("first_start") is None:
+        shutil.copytree(migrated_files, tmp_path, dirs_exist_ok=True)
     for name in config.Settings.model_fields:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)

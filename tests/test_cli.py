@@ -95,6 +95,7 @@ def test_after_without_an_offset_is_in_the_zone(batch: Batch) -> None:
 # tasks
 
 
+@pytest.mark.first_start
 def test_tasks_lists_what_is_there_without_making_a_ledger(batch: Batch, report: None, tmp_path: Path) -> None:
     (row,) = batch("tasks", "--json").json
     assert list(row) == TASK
@@ -267,6 +268,7 @@ def test_runs_in_plain_columns(batch: Batch, history: str) -> None:
     assert re.fullmatch(r"[0-9a-f-]{36}  odd   \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  schedule  succeeded", row)
 
 
+@pytest.mark.first_start
 def test_runs_of_a_folder_without_a_ledger_are_none_and_none_is_made(batch: Batch, tmp_path: Path) -> None:
     assert batch("runs", "--json") == Done(0, "[]\n", "")
     assert not (tmp_path / "ledger.db").exists()
@@ -396,6 +398,7 @@ def test_the_slot_is_given_as_an_option_of_its_own(batch: Batch, report: None) -
     refuses(batch("run", "report", "--param", "slot=2026-11-25T02:00+09:00"), "slot", "--slot")
 
 
+@pytest.mark.first_start
 def test_a_port_in_use_is_named(batch: Batch, report: None, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

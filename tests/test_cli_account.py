@@ -230,6 +230,7 @@ def test_an_interval_that_is_none_is_refused_in_one_line(
     assert err.startswith(f"batch: {said}")
 
 
+@pytest.mark.first_start
 def test_without_a_ledger_there_is_nothing_to_account_for_and_none_is_made(tmp_path: Path) -> None:
     done = batch(tmp_path, "account")
     assert done.returncode == 0 and last_line(done).startswith("no task had a schedule between ")

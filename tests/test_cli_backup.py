@@ -96,6 +96,7 @@ def test_a_backup_is_made_checked_listed_and_shown(batch: Batch, tmp_path: Path,
     }
 
 
+@pytest.mark.first_start
 def test_without_a_ledger_all_but_a_rescan_works(batch: Batch, folder: Path, tmp_path: Path) -> None:
     make_sqlite(tmp_path / "app.db")
     assert batch("backup", "create").code == 0
@@ -294,6 +295,7 @@ def test_a_prune_deletes_nothing_while_the_ledger_with_its_pins_is_away(batch: B
     assert "hunter2" not in listed.err
 
 
+@pytest.mark.first_start
 @pytest.mark.parametrize("words", [("create",), ("verify", OLD), ("upload", OLD)])
 def test_the_work_is_done_and_told_also_while_the_ledger_is_away(
     batch: Batch, folder: Path, tmp_path: Path, words: tuple[str, ...]

@@ -308,6 +308,7 @@ def test_what_no_service_has_is_not_queued(batch: Batch, files: None, tmp_path: 
     refuses(batch("run", "nope", "--queue"), "'nope'", "tick")
 
 
+@pytest.mark.first_start
 def test_without_a_ledger_there_is_nothing_to_manage(tmp_path: Path) -> None:
     done = command(tmp_path, "pause", "tick")
     assert (done.returncode, done.stdout) == (2, "")

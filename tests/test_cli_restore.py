@@ -34,6 +34,7 @@ from tests.processes import batch as command
 __all__ = ["bucket", "s3_server"]
 
 batch = pytest.fixture(in_this_process)
+pytestmark = pytest.mark.first_start
 
 TASKS = """
 import asyncio

@@ -261,6 +261,7 @@ def test_what_is_neither_a_run_nor_a_task_is_refused(
 # show TASK
 
 
+@pytest.mark.first_start
 def test_show_of_a_task_without_a_ledger_has_what_its_file_says(batch: Batch, flaky: None, tmp_path: Path) -> None:
     done = batch("show", "flaky")
     assert done.code == 0

@@ -280,6 +280,7 @@ def test_commands_and_states_are_completed(tmp_path: Path) -> None:
     assert quietly(completed(tmp_path, "runs", "--state", "s")) == ["succeeded", "skipped"]
 
 
+@pytest.mark.first_start
 def test_completing_runs_no_code_of_an_author(report: Path, tmp_path: Path) -> None:
     report.write_text(f"{REPORT}\nopen('ran', 'w')\n")
     assert quietly(completed(tmp_path, "run", "")) == ["report"]

@@ -56,3 +56,8 @@ def database(postgres_database: str, use_database: Callable[[str], None]) -> str
     """An empty PostgreSQL database, which is the application's."""
     use_database(postgres_database)
     return postgres_database
+
+
+@pytest.fixture(scope="session")
+def migrated_files() -> None:
+    """The tests of backups make the databases that they need."""

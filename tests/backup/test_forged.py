@@ -50,7 +50,7 @@ LOUD = ("an end of a line", "control characters")
 HOSTILE = (*LOUD, "a statement", "a comment", "quotes")
 MOST_MEGABYTES = 300
 ALL = os.environ.get("FORGED") == "all"
-"""Takes all bombs, and each command on each file, as `make nightly` does. Else each kind of database has one half of
+"""Takes all bombs, and each command on each file, as `make nightly` does. Else each kind of database has one quarter of
 the files: all commands are done on those that open and are hostile, and one command on every fourth of the others."""
 SOME_BOMBS = {
     "sqlite": ("60 MB of objects", "2 GB of a database of zeros"),
@@ -130,9 +130,9 @@ def all_of(world: World) -> Iterator[Forged]:
 
 
 def share_of(world: World) -> Iterator[Forged]:
-    """What does not depend on the kind of database is tried with one of the two."""
+    """All of them, or every fourth, with the other kind of database others. (All are listed, and read for that.)"""
     for number, one in enumerate(all_of(world)):
-        if ALL or number % len(KINDS) == KINDS.index(world.kind):
+        if ALL or number % 4 == KINDS.index(world.kind):
             yield one
 
 
@@ -170,7 +170,7 @@ async def test_each_command_refuses_a_forged_backup_or_takes_it_for_data(world: 
         path.unlink()
         assert world.files() == files, one.what
     assert await world.contents() == before
-    assert min(counts.values()) > 100
+    assert min(counts.values()) > 50
 
 
 def of_each_command(settings: Settings, path: str, sound: str) -> list[Callable[[], Awaitable[Any]]]:

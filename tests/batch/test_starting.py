@@ -152,6 +152,7 @@ async def test_a_process_without_a_service_queues_runs_for_one(
         await second.stop()
 
 
+@pytest.mark.first_start
 async def test_without_a_ledger_the_error_says_who_makes_it() -> None:
     with pytest.raises(DatabaseError, match=r"no such table: batch_tasks \(a service makes the tables.*LEDGER_URL"):
         await start(Greet)
