@@ -183,8 +183,10 @@ def bombs(kind: str, database: Path) -> dict[str, Callable[[Path], None]]:
     """Small files: what they would take of memory, of the disk or of the screen is in their names."""
 
     def list_of(unit: str, size: int, name: str = "tables") -> Callable[[Path], None]:
-        text = "[" + ",".join([unit] * (size // (len(unit) + 1))) + "]"
-        return lambda file: _with(file, kind, database, (name,), text)
+        def text() -> str:
+            return "[" + ",".join([unit] * (size // (len(unit) + 1))) + "]"
+
+        return lambda file: _with(file, kind, database, (name,), text())
 
     table = _table(kind)
     empty = {**table, "rows": 0, "bytes": 0}

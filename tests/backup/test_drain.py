@@ -22,7 +22,8 @@ async def test_a_drain_ends_the_backup_without_a_file_and_the_next_service_makes
         return not any(folder.iterdir())
 
     async def is_made() -> bool:
-        return any(folder.glob("backup_*.backup.gz"))
+        """For a moment the file has its own name and that of the unfinished one."""
+        return any(folder.glob("backup_*.backup.gz")) and not await has_begun()
 
     with process(tmp_path, UVICORN, settings) as running:
         await asyncio.to_thread(running.wait_until_ready)

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
 from typing import Any
@@ -70,12 +70,19 @@ class Endless(Exception):
         return "y" * 10_000_000
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["x" * 10_000_000, list(range(1_000_000)), {"a": ["x" * 10_000] * 1_000}, 7**10_000_000, Endless(), [[Endless()]]],
-    ids=["text", "list", "nested", "number", "object", "object in a list"],
-)
-def test_a_value_that_is_logged_has_an_end(value: Any) -> None:
+LARGE: dict[str, Callable[[], Any]] = {
+    "text": lambda: "x" * 10_000_000,
+    "list": lambda: list(range(1_000_000)),
+    "nested": lambda: {"a": ["x" * 10_000] * 1_000},
+    "number": lambda: 1 << 30_000_000,
+    "object": Endless,
+    "object in a list": lambda: [[Endless()]],
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_value_that_is_logged_has_an_end(name: str) -> None:
+    value = LARGE[name]()
     with inside_a_run() as run:
         logger.info("seen", value=value)
         logging.getLogger("library").info("seen", extra={"value": value})
