@@ -149,6 +149,7 @@ async def test_several_files_that_change_together_are_one_reload_on_the_same_por
         assert "  1 task," in first and "  6 tasks," in second and "  5 tasks," in third
 
 
+@pytest.mark.nightly
 async def test_a_change_of_env_reloads_and_its_tasks_dir_is_watched_from_then_on(tmp_path: Path) -> None:
     make_folder(tmp_path, by_hand=BY_HAND)
     (tmp_path / "others").mkdir()
@@ -161,6 +162,7 @@ async def test_a_change_of_env_reloads_and_its_tasks_dir_is_watched_from_then_on
         assert reloads(running) == [".env", "others/there.py"]
 
 
+@pytest.mark.nightly
 async def test_what_the_service_writes_itself_does_not_reload_it(tmp_path: Path) -> None:
     """Where everything is in one folder, which is the folder of the tasks too."""
     (tmp_path / "tick.py").write_text(TICK)
@@ -221,6 +223,7 @@ async def test_a_syntax_error_in_a_task_file_is_reported_and_the_others_run(tmp_
             assert running.stdout.count("can't be used") == 1
 
 
+@pytest.mark.nightly
 async def test_an_error_in_the_service_or_its_settings_waits_for_the_next_change(tmp_path: Path) -> None:
     make_folder(tmp_path, by_hand=BY_HAND)
     copy_of_the_service(tmp_path)  # the working directory is the first place that Python looks in

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
 from sqlalchemy import make_url, text
@@ -42,6 +42,8 @@ max_connections = 200
 FAST = """
 fsync = off
 full_page_writes = off
+wal_level = minimal
+max_wal_senders = 0
 """
 
 MEMORY = "/dev/shm"  # noqa: S108
@@ -60,11 +62,15 @@ class PostgresServer:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._strategy: str | None = None
 
     async def create_database(self, template: str = "template1") -> str:
         """The URL of a new database: empty, or a copy of `template`, to which nobody may be connected."""
         name = f"batch_{uuid4().hex}"
-        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        if self._strategy is None:  # copying the files takes half as long where nothing waits for the disk
+            version = int(await self._execute("SHOW server_version_num", returns=True))
+            self._strategy = "STRATEGY FILE_COPY" if version >= 150000 else ""
+        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {self._strategy}')
         return make_url(self.url).set(database=name).render_as_string(hide_password=False)
 
     async def drop_database(self, url: str) -> None:
@@ -89,10 +95,11 @@ class PostgresServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    async def _execute(self, statement: str) -> None:
+    async def _execute(self, statement: str, returns: bool = False) -> Any:
         engine = create_async_engine(self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
         async with engine.connect() as connection:
-            await connection.execute(text(statement))
+            result = await connection.execute(text(statement))
+            return result.scalar_one() if returns else None
 
 
 class OwnServer(PostgresServer):

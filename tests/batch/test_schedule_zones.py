@@ -6,6 +6,7 @@ over all changes; CRON_CASES=100000 is the big form.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from bisect import bisect_left, bisect_right
@@ -42,9 +43,15 @@ CHANGES_WITHIN_A_MINUTE = [
 
 def changes_of(zone: ZoneInfo) -> tuple[tuple[int, int, int], ...]:
     """Each change of the zone's offset from 2020 to 2030: the instant, and the offsets before and after it."""
-    offsets = {day: offset(zone, day) for day in range(FIRST_DAY, LAST_DAY + DAY, DAY)}
-    days = [day for day in range(FIRST_DAY, LAST_DAY, DAY) if offsets[day] != offsets[day + DAY]]
-    return tuple((first_with(zone, offsets[day + DAY], day), offsets[day], offsets[day + DAY]) for day in days)
+    weeks = [*range(FIRST_DAY, LAST_DAY, 7 * DAY), LAST_DAY]
+    at_week = {day: offset(zone, day) for day in weeks}
+    found = []
+    for week, next_week in itertools.pairwise(weeks):  # no zone changes its offset and takes it back within a week
+        if at_week[week] != at_week[next_week]:
+            offsets = {day: offset(zone, day) for day in range(week, next_week + DAY, DAY)}
+            days = [day for day in range(week, next_week, DAY) if offsets[day] != offsets[day + DAY]]
+            found += [(first_with(zone, offsets[day + DAY], day), offsets[day], offsets[day + DAY]) for day in days]
+    return tuple(found)
 
 
 def first_with(zone: ZoneInfo, new: int, day: int) -> int:
