@@ -65,7 +65,7 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays until the end: no collection of garbage has to look at it again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
