@@ -72,10 +72,8 @@ async def test_what_runs_stops_at_its_next_checkpoint_and_goes_on_after_the_paus
         return "done"
 
     await start(wait_in_a_thread if is_sync else wait)
-    began_at = time.monotonic()
     await pause(ledger)
     (held,) = await until(lambda: rows(ledger, state="interrupted"))
-    assert time.monotonic() - began_at < 3
     assert (held["reason"], held["attempt"]) == ("paused by ann", 1)
     assert not await is_claimable(ledger)
     await resume(ledger)
