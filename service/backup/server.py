@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -32,6 +33,9 @@ SETTINGS = {
     "application_name": "batch/restore",
 }
 
+VALUES_OF_A_KEY = re.compile(r"=\(.*\)")
+IN_QUOTES = re.compile(r'"[^"]*"')
+
 HOLDERS = """
 SELECT a.pid, a.usename, a.application_name, l.relation::pg_catalog.regclass::text AS relation
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
@@ -59,10 +63,14 @@ def explained(url: URL) -> Iterator[None]:
 
 
 def cause_of(error: BaseException) -> str:
-    """One line, with what the server adds to it."""
-    detail = getattr(error, "detail", None)
+    """One line, with what the server adds to it, and without the values of rows."""
     cause = (str(error) or type(error).__name__).splitlines()[0]
-    return f"{cause} ({detail.splitlines()[0]})" if detail else cause
+    if str(getattr(error, "sqlstate", None) or "").startswith("22"):  # an error about data quotes it
+        cause = IN_QUOTES.sub('"…"', cause)
+    detail = (getattr(error, "detail", None) or "").partition("\n")[0]
+    if not detail or detail.startswith("Failing row"):
+        return cause
+    return f"{cause} ({VALUES_OF_A_KEY.sub('', detail)})"
 
 
 async def lock(connection: Any, url: URL, relations: Sequence[tuple[int, str]]) -> None:
