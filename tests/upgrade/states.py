@@ -39,7 +39,7 @@ async def load_postgresql(name: str, url: str) -> None:
 
 def backups(name: str, kind: str) -> list[Path]:
     """The two that were made, the older one first. It was pinned, and verified by a restore."""
-    return sorted((STATES / name / f"{kind}_backups").iterdir())
+    return sorted((STATES / name / f"{kind}_backups").glob("*.backup.gz"))
 
 
 def recorded_at(name: str) -> datetime:
