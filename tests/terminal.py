@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -121,6 +122,11 @@ def _is_whole(data: bytes) -> bool:
     return re.search(r"\x1b(\[[?0-9;]*)?$", text) is None
 
 
+def _hear_ctrl_c() -> None:
+    """Also where the tests themselves are run in the background of a script, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def terminal(
     folder: Path, command: Sequence[str], columns: int, settings: Mapping[str, str] = NOTHING
@@ -131,7 +137,9 @@ def terminal(
     env = {**environment(), "TERM": "xterm", **settings}
     for name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         env.pop(name, None)
-    process = subprocess.Popen(command, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    process = subprocess.Popen(
+        command, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=_hear_ctrl_c
+    )
     os.close(theirs)
     try:
         yield Terminal(process, ours, columns)
