@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import json
@@ -66,7 +67,9 @@ class Forked:
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
-            if not select.select([self._handle], [], [], timeout)[0]:
+            ended = select.poll()
+            ended.register(self._handle, select.POLLIN)
+            if not ended.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
             self.returncode = self._parent.ask({"reap": self.pid})
             os.close(self._handle)
@@ -159,7 +162,17 @@ def _is_forked(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> 
     is_known = words[0] == "-c" or (words[0] == "-m" and words[1] in MODULES)
     is_same = all(env.get(name) == os.environ.get(name) for name in READ_AT_START)
     is_ours = command[0] == sys.executable and is_same and env.get("PYTHONPATH", ROOT) == ROOT
-    return sys.platform == "linux" and os.environ.get("TESTS_PRELOADED") != "0" and is_known and is_ours
+    return is_known and is_ours and os.environ.get("TESTS_PRELOADED") != "0" and _has_handles()
+
+
+@functools.cache
+def _has_handles() -> bool:
+    """Whether the system has handles of processes, which Linux has since 5.3."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def _die_with_the_parent() -> None:
