@@ -101,7 +101,6 @@ class _Parent:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
-
         atexit.register(self._end)
 
     def _end(self) -> None:
@@ -222,7 +221,7 @@ def _run(words: list[str]) -> None:
     """As `python WORDS` does."""
     if words[0] == "-W":
         sys.warnoptions.append(words[1])
-        warnings.simplefilter("error")
+        warnings.simplefilter(words[1])
         words = words[2:]
     _forget("tests")  # the folder may have a package of that name
     if words[:2] == ["-m", "pytest"]:

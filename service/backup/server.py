@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL
 from service import clock
 from service.backup import snapshot
 from service.backup.create import connect_arguments, shown
+from service.database import hiding
 from service.errors import BackupError
 
 LOCK_SECONDS = 10
@@ -34,7 +35,6 @@ SETTINGS = {
 }
 
 VALUES_OF_A_KEY = re.compile(r"=\(.*\)")
-IN_QUOTES = re.compile(r'"[^"]*"')
 
 HOLDERS = """
 SELECT a.pid, a.usename, a.application_name, l.relation::pg_catalog.regclass::text AS relation
@@ -64,9 +64,7 @@ def explained(url: URL) -> Iterator[None]:
 
 def cause_of(error: BaseException) -> str:
     """One line, with what the server adds to it, and without the values of rows."""
-    cause = (str(error) or type(error).__name__).splitlines()[0]
-    if str(getattr(error, "sqlstate", None) or "").startswith("22"):  # an error about data quotes it
-        cause = IN_QUOTES.sub('"…"', cause)
+    cause = hiding.without_data(error, (str(error) or type(error).__name__).splitlines()[0])
     detail = (getattr(error, "detail", None) or "").partition("\n")[0]
     if not detail or detail.startswith("Failing row"):
         return cause

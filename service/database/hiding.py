@@ -27,19 +27,28 @@ def hide_values(context: ExceptionContext) -> None:
     22) quote what was wrong, and so does asyncpg where an argument does not fit.
     """
     values, errors = list(_texts(context.parameters)), _chain(context.sqlalchemy_exception, context.original_exception)
-    is_about_data = any(str(getattr(error, "sqlstate", None) or "").startswith("22") for error in errors)
+    quotes_data = any(map(_quotes_data, errors))
     for error in errors:
         if error.args and isinstance(error.args[0], str):
-            error.args = (_without(error.args[0], values, is_about_data), *error.args[1:])
+            error.args = (_without(error.args[0], values, quotes_data), *error.args[1:])
         if isinstance(getattr(error, "detail", None), str):  # asyncpg adds it to the text
             error.detail = None  # type: ignore[attr-defined]
 
 
-def _without(text: str, values: list[str], is_about_data: bool) -> str:
+def without_data(error: BaseException, text: str) -> str:
+    """`text`, which says what this error is, without what a server's error about data quotes of it."""
+    return _IN_QUOTES.sub('"…"', text) if _quotes_data(error) else text
+
+
+def _quotes_data(error: BaseException) -> bool:
+    return str(getattr(error, "sqlstate", None) or "").startswith("22")
+
+
+def _without(text: str, values: list[str], quotes_data: bool) -> str:
     text = _ARGUMENT.sub(r"\1, which does not fit its type", _DETAIL.sub("", text))
     for value in values:
         text = text.replace(value, "…")
-    return _IN_QUOTES.sub('"…"', text) if is_about_data else text
+    return _IN_QUOTES.sub('"…"', text) if quotes_data else text
 
 
 def _texts(parameters: Any) -> Iterator[str]:

@@ -10,12 +10,12 @@ from sqlalchemy import text
 
 from service import clock
 from service.batch.dispatcher import Dispatcher
+from service.batch.engines.local import LocalEngine
 from service.batch.firing import Fired
 from service.config import get_settings
 from service.database.engine import Database
 from service.host import BatchService
 from tests.batch.ledger_world import NODE, know, make_task
-from tests.batch.test_local import LocalEngine
 
 
 class Failing(Dispatcher):
