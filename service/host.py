@@ -252,15 +252,13 @@ async def open_databases(settings: Settings, client: str = "batch") -> tuple[Dat
         settings.DATABASE_URL, setting="DATABASE_URL", pool_size=pool_size, client=client, shows_values=shows
     )
     ledger = Database(settings.ledger_url, setting="LEDGER_URL", pool_size=5, client=client, shows_values=shows)
-    try:
-        await application.check()
-        await ledger.check()
+    async with AsyncExitStack() as stack:
+        for database in (application, ledger):
+            stack.push_async_callback(database.dispose)
+            await database.check()
         await migrate(application, APPLICATION_HISTORY)
         await migrate(ledger, LEDGER_HISTORY)
-    except BaseException:
-        await application.dispose()
-        await ledger.dispose()
-        raise
+        stack.pop_all()
     return application, ledger
 
 

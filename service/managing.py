@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -121,12 +121,11 @@ async def retry(settings: Settings, given: str, by: str, anew: bool) -> Row:
 async def both(settings: Settings) -> AsyncIterator[tuple[Database, Database]]:
     """The application's database and the ledger, migrated."""
     logs.set_up("CRITICAL")
-    opened = await open_databases(settings)
-    try:
-        yield opened
-    finally:
+    async with AsyncExitStack() as stack:
+        opened = await open_databases(settings)
         for database in opened:
-            await database.dispose()
+            stack.push_async_callback(database.dispose)
+        yield opened
 
 
 async def prune(settings: Settings, dry: bool) -> Mapping[str, int]:

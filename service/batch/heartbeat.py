@@ -104,6 +104,12 @@ class Heartbeat:
         self._own_loop = asyncio.get_running_loop()
         client = f"batch/{self._node}/heartbeat"
         database = Database(self._url, setting="LEDGER_URL", pool_size=1, client=client)
+        try:
+            await self._take_turns(database)
+        finally:
+            await database.dispose()
+
+    async def _take_turns(self, database: Database) -> None:
         turn = asyncio.create_task(self._turn(database))
         while not self._stopping.is_set():
             self._notice_a_loss()
@@ -116,7 +122,6 @@ class Heartbeat:
         if unfinished:
             turn.cancel()
             await asyncio.wait([turn])
-        await database.dispose()
 
     def _is_due(self) -> bool:
         return clock.boottime() >= min(self._beat_at, self._look_at)

@@ -113,6 +113,15 @@ class Database:
         return self.url.set(query={}).render_as_string(hide_password=True)
 
     async def dispose(self) -> None:
+        """Close all its connections; to the end, also where the caller is cancelled meanwhile."""
+        disposing = asyncio.create_task(self._dispose())
+        try:
+            await asyncio.shield(disposing)
+        finally:
+            if not disposing.done():
+                await asyncio.wait([disposing])
+
+    async def _dispose(self) -> None:
         await self.engine.dispose()
         if self.kind == "sqlite":
             await self.reader.dispose()
@@ -156,24 +165,33 @@ def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool, given: di
 
 
 class _SqliteConnection(sqlite3.Connection):
-    """Its transaction ends when it is closed.
+    """Its transaction ends when it is closed, and closing it never fails.
 
     SQLite keeps a closed connection alive, and its locks with it, as long as Python has a cursor of it whose rows were
     not read. A cancel between a statement and its rows leaves one, and who collects that, and when, nobody knows.
     """
 
     def close(self) -> None:
-        try:
+        with suppress(sqlite3.Error):  # the disk, for example: the thread of a close that fails would never end
             if self.in_transaction:
                 self.rollback()
-        finally:
-            super().close()
+        super().close()
+
+
+class _SqliteThread(aiosqlite.Connection):
+    """Stopped once. After a second stop one would wait for a thread that has ended, for ever.
+
+    Two stops come where a task is cancelled again while the connection that it was cancelled in is being closed.
+    """
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        return super().stop() if self._running else None
 
 
 async def _open_sqlite(name: str, **options: Any) -> aiosqlite.Connection:
     if not options.get("uri") and name != ":memory:":
         _make_private(name)
-    connection = aiosqlite.connect(name, **options)
+    connection = _SqliteThread(partial(sqlite3.connect, name, **options), iter_chunk_size=64)
     connection._thread.daemon = True
     try:
         return await connection

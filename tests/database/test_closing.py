@@ -1,0 +1,115 @@
+"""SQLite connections are closed wherever a task is cancelled, also twice, and where the disk fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import sqlite3
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+from sqlalchemy import text
+
+from service.database.engine import Database
+
+CONNECTIONS = 4
+"""One that writes, and three that read."""
+
+
+def open_database(folder: Path) -> Database:
+    return Database(f"sqlite+aiosqlite:///{folder}/a.db", setting="DATABASE_URL")
+
+
+def before_calls(monkeypatch: pytest.MonkeyPatch, act: Callable[[int, str], None]) -> None:
+    """Call `act` before each call into SQLite, with its number from 1 on and the name of the function."""
+    execute, calls = aiosqlite.Connection._execute, iter(range(1, 1000))
+
+    async def counted(self: aiosqlite.Connection, function: Any, *args: Any, **options: Any) -> Any:
+        act(next(calls), getattr(function, "__name__", ""))
+        return await execute(self, function, *args, **options)
+
+    monkeypatch.setattr(aiosqlite.Connection, "_execute", counted)
+
+
+async def use_all_connections(database: Database) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(database.engine.begin())
+        for _ in range(CONNECTIONS - 1):
+            connection = await stack.enter_async_context(database.reader.connect())
+            await connection.execute(text("SELECT 1"))
+
+
+@pytest.mark.parametrize("number", range(1, CONNECTIONS + 1))
+async def test_a_cancelled_dispose_closes_every_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    database = open_database(tmp_path)
+    await use_all_connections(database)
+    disposing = asyncio.create_task(database.dispose())
+    closings = iter(range(1, 1000))
+
+    def act(_: int, name: str) -> None:
+        if name == "close" and next(closings) == number:
+            disposing.cancel()
+
+    before_calls(monkeypatch, act)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(asyncio.CancelledError):
+            await disposing
+        del database
+        gc.collect()
+    assert [str(warning.message) for warning in said] == []
+    assert next(closings) == CONNECTIONS + 1
+
+
+@pytest.mark.parametrize("second", range(2, 5))
+@pytest.mark.parametrize("first", range(1, 12))
+async def test_a_task_that_is_cancelled_twice_leaves_nothing_that_waits_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, second: int
+) -> None:
+    """The second time comes while the connection in which it was cancelled is being closed."""
+    database = open_database(tmp_path)
+
+    async def work() -> None:
+        async with database.engine.begin() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    working = asyncio.create_task(work())
+    before_calls(monkeypatch, lambda number, _: working.cancel() if number in (first, first + second - 1) else None)
+    with contextlib.suppress(asyncio.CancelledError):
+        await working
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        _, waiting = await asyncio.wait(others, timeout=10)
+        assert not waiting
+    monkeypatch.undo()
+    await database.dispose()
+
+
+async def test_a_connection_whose_rollback_fails_is_closed_and_its_thread_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SQLAlchemy closes one in whose closing it was cancelled: it stops the thread, and waits for nothing."""
+
+    def fail(_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    database = open_database(tmp_path)
+    connection = await database.engine.connect()
+    await connection.begin()
+    opened = (await connection.get_raw_connection()).driver_connection
+    assert opened is not None
+    monkeypatch.setattr(type(opened._conn), "rollback", fail, raising=False)
+    opened.stop()
+    await asyncio.to_thread(opened._thread.join, 10)
+    assert not opened._thread.is_alive()
+    assert opened._connection is None
+    await connection.invalidate()
+    await connection.close()
+    await database.dispose()
