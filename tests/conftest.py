@@ -27,10 +27,12 @@ KEPT_CLUSTER = "TESTS_KEPT_CLUSTER"
 """The environment variable by which the workers of one run learn the folder that the first process has made."""
 OWN_FOLDER = pytest.StashKey[str]()
 SLOWEST = (
-    *("backup/test_forged", "test_serve", "test_docs_pages", "test_chunks", "test_reload", "test_full_disk"),
-    *("test_cli_tasks", "faults/test_faults", "test_cli_account", "test_servers", "testing/test_plugin", "test_host"),
-    *("test_outages", "test_rescue", "model/test_model", "test_fence", "test_replicas", "test_clocks", "test_rolling"),
-    *("test_chunk_faults", "test_sentry", "test_drain", "test_cli_runs", "backup/test_new_machine"),
+    *("backup/test_forged", "test_reload", "test_host", "test_chunks", "test_serve", "faults/test_faults"),
+    *("test_servers", "upgrade/test_states", "test_docs_pages", "model/test_model", "test_outages", "batch/test_leases"),
+    *("test_cli_restore", "test_cli_tasks", "test_cli_manage", "test_cli", "test_cli_account", "test_fence"),
+    *("test_cli_runs", "test_chunk_faults", "test_replicas", "test_rescue", "test_sentry", "test_cli_backup"),
+    *("test_leases", "tasks/test_shipped", "batch/test_firing", "batch/test_cancel", "test_clocks", "test_full_disk"),
+    *("testing/test_plugin", "test_drain", "test_rolling", "backup/test_new_machine"),
 )
 pytest_plugins = ["pytester"]
 
