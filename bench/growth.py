@@ -10,11 +10,12 @@ Five things are timed, by the functions that a service and `batch runs` call, ea
 - a chunk of ten rows, with its place and its fence; beside it so many places of other runs;
 - `batch runs`: the newest fifty.
 
-Each of them on ledgers that differ in one thing from the first, in which there are ten tasks, a node, and no other run:
-so many other runs (a quarter each is over, queued for tasks that this node has not loaded, queued for paused tasks, and
-retried tomorrow; half of them are in a queue, half may run at once), so many tasks, all loaded by this node, and so
-many nodes. The ledgers take turns, so that whatever the machine does meanwhile meets all. The figures are lower
-quartiles: what else it does makes some of them longer, and none shorter.
+Each of them on ledgers that differ in one thing from the first, in which there are ten tasks, a node, and no other
+run: as many runs of another task of this node, all of which may start; so many other runs (a quarter each is over,
+queued for tasks that this node has not loaded, queued for paused tasks, and retried tomorrow; half of them are in a
+queue, half may run at once), so many tasks, all loaded by this node, and so many nodes. The ledgers take turns, so
+that whatever the machine does meanwhile meets all. The figures are lower quartiles: what else it does makes some of
+them longer, and none shorter.
 
 After that a run has gone through 4,900 loops of one chunk, each with a name of its own, as inner loops have. The next
 hundred take turns with the first hundred of another run.
@@ -74,8 +75,8 @@ async def nothing(self: BaseTask) -> None:
 
 
 def make_tasks(number: int) -> dict[str, Task]:
-    """`mine`, which is fired and claimed, and so many more."""
-    for name in ("mine", *(f"many-{n}" for n in range(number))):
+    """`mine`, which is fired and claimed, `own` for a backlog, and so many more."""
+    for name in ("mine", "own", *(f"many-{n}" for n in range(number))):
         attributes = {"name": name, "schedule": "* * * * *" if name == "mine" else "0 0 1 1 *", "run": nothing}
         TaskRegistry.register(type(name.title().replace("-", ""), (BaseTask,), attributes))
     return TaskRegistry.tasks()
@@ -113,10 +114,10 @@ async def fire(ledger: Ledger) -> float:
 async def claim(ledger: Ledger) -> float:
     (new,) = queued(["mine"])
     async with ledger.database.engine.begin() as connection:
-        await runs.insert(connection, [replace(new, exclusive="mine")])
+        await runs.insert(connection, [replace(new, exclusive="mine", priority=1)])
     began_at = time.perf_counter()
     async with ledger.database.engine.begin() as connection:
-        claimed, _ = await claims.take(connection, ledger.tasks, NODE, Room(10, 10))
+        claimed, _ = await claims.take(connection, ledger.tasks, NODE, Room(1, 1))
     took = time.perf_counter() - began_at
     await finish(ledger, claimed)
     return took
@@ -178,7 +179,14 @@ MEASURED = {"a firing": fire, "a claim": claim, "a look": look, "a chunk": chunk
 
 
 async def open_ledger(
-    server: PostgresServer, kind: str, name: str, tasks: dict[str, Task], runs: int = 0, others: int = 0, nodes: int = 0
+    server: PostgresServer,
+    kind: str,
+    name: str,
+    tasks: dict[str, Task],
+    runs: int = 0,
+    others: int = 0,
+    nodes: int = 0,
+    own: int = 0,
 ) -> Ledger:
     databases = []
     for history in (LEDGER_HISTORY, APPLICATION_HISTORY):
@@ -188,14 +196,21 @@ async def open_ledger(
         databases.append(database)
     ledger, application = databases
     fence.guard(application, 30)
-    mine = {"mine": tasks["mine"]}
+    mine = {name: tasks[name] for name in ("mine", "own")}
     async with ledger.engine.begin() as connection:
         due = await slots.now_of(connection)
         await catalog.record_tasks(connection, mine, due)
-        await catalog.set_schedules(connection, {"mine": mine["mine"].schedule}, mine, NODE)
+        await catalog.set_schedules(connection, {"mine": tasks["mine"].schedule}, mine, NODE)
+    await fill_own(ledger, own)
     await crowd(ledger, runs, others, nodes)
     await fill_application(application, runs)
     return Ledger(name, ledger, application, tasks if others else dict(list(tasks.items())[:10]), due)
+
+
+async def fill_own(ledger: Database, number: int) -> None:
+    for size in [10_000] * (number // 10_000):
+        async with ledger.engine.begin() as connection:
+            await runs.insert(connection, queued(["own"] * size))
 
 
 async def fill_application(database: Database, places: int) -> None:
@@ -254,6 +269,7 @@ async def measure(server: PostgresServer, kind: str, options: argparse.Namespace
     wanted: list[dict[str, Any]] = [
         {"name": "nothing else"},
         *({"name": f"{number:,} runs", "runs": number} for number in options.runs),
+        {"name": f"{options.runs[0]:,} runs that may start", "own": options.runs[0]},
         {"name": f"{options.tasks:,} tasks", "others": options.tasks},
         {"name": f"{options.nodes:,} nodes", "nodes": options.nodes - 1},
     ]

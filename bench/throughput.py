@@ -41,6 +41,7 @@ from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.host import LEDGER_HISTORY, BatchService
+from service.server import collect_garbage_less_often
 from service.testing.postgres import PostgresServer, start_server
 
 GOALS = {"SQLite": 0.4, "PostgreSQL": 0.5}
@@ -212,6 +213,7 @@ def main() -> None:
     logs.set_up("WARNING")
     with start_server(fast=False) as server, tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
+        collect_garbage_less_often()  # as `batch serve` does
         describe(postgresql=asyncio.run(version_of(server.url)))
         rows = uvloop.run(measure(server, options))
     print_table(

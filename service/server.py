@@ -83,12 +83,12 @@ class _Server(uvicorn.Server):
         except SystemExit:
             raise state.failure from None
         self._listening.listen(BACKLOG)  # the event loop's own number is how many it takes at once
-        _collect_garbage_less_often()
+        collect_garbage_less_often()
         uvicorn_log.setLevel("WARNING")
         _introduce(state.batch, self._listening, folder_of(self._settings.TASKS_DIR))
 
 
-def _collect_garbage_less_often() -> None:
+def collect_garbage_less_often() -> None:
     """A full collection in a burst of 10,000 runs stops the loop for a third of a second (measured)."""
     gc.collect()
     gc.freeze()

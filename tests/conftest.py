@@ -28,11 +28,12 @@ KEPT_CLUSTER = "TESTS_KEPT_CLUSTER"
 OWN_FOLDER = pytest.StashKey[str]()
 SLOWEST = (
     *("backup/test_forged", "test_reload", "test_host", "test_chunks", "test_serve", "faults/test_faults"),
-    *("test_servers", "upgrade/test_states", "test_docs_pages", "model/test_model", "test_outages", "batch/test_leases"),
-    *("test_cli_restore", "test_cli_tasks", "test_cli_manage", "test_cli", "test_cli_account", "test_fence"),
-    *("test_cli_runs", "test_chunk_faults", "test_replicas", "test_rescue", "test_sentry", "test_cli_backup"),
-    *("test_leases", "tasks/test_shipped", "batch/test_firing", "batch/test_cancel", "test_clocks", "test_full_disk"),
-    *("testing/test_plugin", "test_drain", "test_rolling", "backup/test_new_machine"),
+    *("test_servers", "upgrade/test_states", "test_docs_pages", "model/test_model", "test_outages"),
+    *("batch/test_leases", "test_cli_restore", "test_cli_tasks", "test_cli_manage", "test_cli"),
+    *("test_cli_account", "test_fence", "test_cli_runs", "test_chunk_faults", "test_replicas"),
+    *("test_rescue", "test_sentry", "test_cli_backup", "test_leases", "tasks/test_shipped", "batch/test_firing"),
+    *("batch/test_cancel", "test_clocks", "test_full_disk", "testing/test_plugin", "test_drain"),
+    *("test_rolling", "backup/test_new_machine"),
 )
 pytest_plugins = ["pytester"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 
-from sqlalchemy import ColumnElement, Integer, and_, bindparam, literal, or_, select, text, true
+from sqlalchemy import ColumnElement, Integer, and_, bindparam, false, func, or_, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
@@ -25,11 +25,16 @@ def is_any_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
     """Whether some run may be claimed at `now`. True also where a pause holds all retries that are due, but not others:
     telling these apart would cost a look at each.
     """
-    retry_due = select(literal(1)).select_from(runs).where(text(queues.RETRIES), runs.c.due_at <= now).exists()
     waits, retries = (
         text(f"EXISTS ({queues.names(those, until_found=True)})") for those in (queues.WAITS, queues.RETRIES)
     )
-    return or_(waits, and_(retry_due, retries))
+    return or_(waits, and_(_is_retry_due(now), retries))
+
+
+def _is_retry_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
+    """By the first of an index, and not by EXISTS, for which PostgreSQL may read all that is retried later."""
+    first = select(func.min(runs.c.due_at)).where(text(queues.RETRIES)).scalar_subquery()
+    return func.coalesce(first <= now, false())
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,7 @@ class Due:
 async def due(connection: AsyncConnection) -> Due:
     """One look at the indexes for each task that has something to start."""
     now = slots.moment(connection)
-    is_retry_due = select(literal(1)).select_from(runs).where(text(queues.RETRIES), runs.c.due_at <= now).exists()
-    once = select(now.label("at"), is_retry_due.label("retries")).subquery("once")
+    once = select(now.label("at"), _is_retry_due(now).label("retries")).subquery("once")
     waits = text(queues.names(queues.WAITS)).columns(runs.c.task).subquery("waiting")
     statement = select(once.c.at, once.c.retries, waits.c.task).select_from(once.join(waits, true(), isouter=True))
     found = (await connection.execute(statement)).all()
@@ -122,20 +126,21 @@ def _plain_heads(kind: str, locks: bool, retries: bool) -> TextualSelect:
     lock = " FOR UPDATE SKIP LOCKED" if locks and kind == "postgresql" else ""
     head = queues.first("exclusive = v.task", "1", retries)
     unbound = queues.first("exclusive IS NULL", ":each", retries, lock=lock)
+    each = "CROSS JOIN LATERAL ({}) u" if kind == "postgresql" else "JOIN batch_runs u ON u.id IN ({})"
     candidates = (
         f"SELECT ({head}) FROM {wanted} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({taken}) "
-        f"UNION ALL SELECT u.id FROM {wanted} JOIN batch_runs u ON {queues.among('u.id', unbound, kind)}"
+        f"UNION ALL SELECT u.id FROM {wanted} {each.format(unbound)}"
     )
     statement = text(
-        f"SELECT {', '.join(f'r.{c.name}' for c in CANDIDATE_COLUMNS)} FROM batch_runs r "
-        f"WHERE {queues.among('r.id', candidates, kind)} ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
+        f"SELECT {', '.join(f'r.{c.name}' for c in CANDIDATE_COLUMNS)} FROM batch_runs r WHERE "
+        f"{queues.among('r.id', candidates, kind)} ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
     ).bindparams(*queues.parameters(retries), bindparam("most", type_=Integer()), bindparam("each", type_=Integer()))
     return statement.columns(*CANDIDATE_COLUMNS)
 
 
 def _share(limit: int, tasks: int) -> int:
-    """How many runs of one task are looked at: all that there is room for, or four times its part of that."""
-    return max(1, min(limit, -(-4 * limit // max(1, tasks))))
+    """How many runs of one task are looked at: all that there is room for, or twice its part of that."""
+    return max(1, min(limit, -(-2 * limit // max(1, tasks))))
 
 
 async def claim(

@@ -45,7 +45,9 @@ def first(of: str, limit: str, retries: bool, also: str = "true", lock: str = ""
     """
     shape = "SELECT q.id, q.rank, q.due_at FROM batch_runs q WHERE q.task = v.task AND q."
     may_start = f"{not_held('q')} AND {also}"
-    order = f"ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT {limit}{lock}"
+    # From a limit that it can't see PostgreSQL takes the index that has the order. Else it expects few runs to wait,
+    # for it knows nothing of the index's condition, and would read and sort all of the backlog.
+    order = f"ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT {limit}){lock}"
     parts = [f"{shape}{of} AND {WAITING_SQL} AND {may_start} {order}"]
     if retries:
         due = f"{RETRYING_SQL} AND q.due_at <= :now"

@@ -26,7 +26,7 @@ class _Origin(NamedTuple):
 
 
 # Connections belong to an event loop, so each loop has its own: those of the services on it, or one that is made.
-_services: WeakKeyDictionary[Loop, dict[Database, Prepare | None]] = WeakKeyDictionary()
+_services: WeakKeyDictionary[Loop, dict[Database, _Origin]] = WeakKeyDictionary()
 _made: WeakKeyDictionary[Loop, tuple[_Origin, Database]] = WeakKeyDictionary()
 
 _origin: ContextVar[_Origin | None] = ContextVar("origin", default=None)
@@ -72,7 +72,8 @@ def use_application_database(database: Database, prepare: Prepare | None = None)
     loop = asyncio.get_running_loop()
     if prepare is not None:
         prepare(database)
-    _services.setdefault(loop, {})[database] = prepare
+    origin = _Origin(database.url.render_as_string(hide_password=False), prepare)
+    _services.setdefault(loop, {})[database] = origin
 
 
 def leave_application_database(database: Database) -> None:
@@ -84,5 +85,4 @@ def bind_to_service() -> None:
     """What this context opens where no service is, it opens as this loop's service does: in a thread with an event loop
     of its own, and here after the service's end."""
     if services := _services.get(asyncio.get_running_loop()):
-        database, prepare = next(reversed(services.items()))
-        _origin.set(_Origin(database.url.render_as_string(hide_password=False), prepare))
+        _origin.set(next(reversed(services.values())))

@@ -307,6 +307,25 @@ def test_runs_are_found_by_the_indexes_that_are_for_it(plans: Found, name: str) 
     assert PLANS[name] <= used(plans, name) <= PLANS[name] | HARMLESS
 
 
+async def test_the_first_runs_of_a_queue_are_read_in_its_order_and_not_its_whole_backlog(ledger: Database) -> None:
+    """PostgreSQL reads through all that a bitmap has. SQLite has none, and sorts in a tree of its own."""
+    loaded = await know(ledger, *(make_task(f"free-{n}", None, overlap="allow") for n in range(10)))
+    plans = Plans(ledger)
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [new(name, exclusive=None) for _ in range(2_000) for name in loaded])
+        if ledger.kind == "postgresql":
+            await connection.execute(text("ANALYZE batch_runs"))
+        with plans.of("claim"):
+            now, found = await claims.startable(connection, loaded, Room(100, 100), locks=True)
+            await claims.heads(connection, [*loaded], now or clock.now(), 100, retries=True)
+    assert len(found) == 100
+    heads = [plan for statement, plan in (await plans.read())["claim"] if " AS heads" in statement]
+    assert len(heads) == 2
+    lines = [line for plan in heads for line in plan]
+    assert [line for line in lines if "Bitmap" in line or "batch_runs_waiting" in line] == []
+    assert any("ix_batch_runs_queue" in line for line in lines)
+
+
 def test_every_index_serves_a_statement(plans: Found) -> None:
     serving = {index for name in plans for index in used(plans, name)}
     indexes = {index for table in tables.ledger.tables.values() for index in table.indexes}
