@@ -196,11 +196,11 @@ async def open_ledger(
         databases.append(database)
     ledger, application = databases
     fence.guard(application, 30)
-    mine = {name: tasks[name] for name in ("mine", "own")}
+    known = {name: tasks[name] for name in ("mine", "own")}
     async with ledger.engine.begin() as connection:
         due = await slots.now_of(connection)
-        await catalog.record_tasks(connection, mine, due)
-        await catalog.set_schedules(connection, {"mine": tasks["mine"].schedule}, mine, NODE)
+        await catalog.record_tasks(connection, known, due)
+        await catalog.set_schedules(connection, {"mine": tasks["mine"].schedule}, known, NODE)
     await fill_own(ledger, own)
     await crowd(ledger, runs, others, nodes)
     await fill_application(application, runs)
@@ -208,9 +208,9 @@ async def open_ledger(
 
 
 async def fill_own(ledger: Database, number: int) -> None:
-    for size in [10_000] * (number // 10_000):
+    for done in range(0, number, 10_000):
         async with ledger.engine.begin() as connection:
-            await runs.insert(connection, queued(["own"] * size))
+            await runs.insert(connection, queued(["own"] * min(10_000, number - done)))
 
 
 async def fill_application(database: Database, places: int) -> None:

@@ -42,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from service import BaseTask, TaskRegistry, logs
 from service.config import Settings
 from service.host import BatchService
+from service.server import collect_garbage_less_often
 from service.testing.postgres import PostgresServer, start_server
 
 STOCK = "stock APScheduler"
@@ -111,6 +112,7 @@ async def service(count: int, second: str, settings: Settings) -> AsyncIterator[
     logs.set_up("WARNING")
     batch = BatchService(settings)
     await batch.start()
+    collect_garbage_less_often()  # as `batch serve` does
     yield
     await batch.stop()
 

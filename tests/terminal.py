@@ -124,7 +124,7 @@ def _is_whole(data: bytes) -> bool:
 
 def _hear_ctrl_c() -> None:
     """Also where the tests themselves are run in the background of a script, which ignores it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager

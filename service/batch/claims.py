@@ -32,7 +32,7 @@ def is_any_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
 
 
 def _is_retry_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
-    """By the first of an index, and not by EXISTS, for which PostgreSQL may read all that is retried later."""
+    """Whether some retry may begin at `now`. With EXISTS instead of min() PostgreSQL may read all retries."""
     first = select(func.min(runs.c.due_at)).where(text(queues.RETRIES)).scalar_subquery()
     return func.coalesce(first <= now, false())
 
@@ -126,14 +126,13 @@ def _plain_heads(kind: str, locks: bool, retries: bool) -> TextualSelect:
     lock = " FOR UPDATE SKIP LOCKED" if locks and kind == "postgresql" else ""
     head = queues.first("exclusive = v.task", "1", retries)
     unbound = queues.first("exclusive IS NULL", ":each", retries, lock=lock)
-    each = "CROSS JOIN LATERAL ({}) u" if kind == "postgresql" else "JOIN batch_runs u ON u.id IN ({})"
     candidates = (
         f"SELECT ({head}) FROM {wanted} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({taken}) "
-        f"UNION ALL SELECT u.id FROM {wanted} {each.format(unbound)}"
+        f"UNION ALL SELECT u.id FROM {wanted} JOIN batch_runs u ON {queues.among('u.id', unbound, kind)}"
     )
     statement = text(
-        f"SELECT {', '.join(f'r.{c.name}' for c in CANDIDATE_COLUMNS)} FROM batch_runs r WHERE "
-        f"{queues.among('r.id', candidates, kind)} ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
+        f"SELECT {', '.join(f'r.{c.name}' for c in CANDIDATE_COLUMNS)} FROM batch_runs r "
+        f"WHERE {queues.among('r.id', candidates, kind)} ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most"
     ).bindparams(*queues.parameters(retries), bindparam("most", type_=Integer()), bindparam("each", type_=Integer()))
     return statement.columns(*CANDIDATE_COLUMNS)
 

@@ -142,11 +142,8 @@ def progress_of(attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
 
 def _blocks(attempt: Attempt, take: Callable[[], list[LogLine]]) -> list[Block]:
     """`take`: how its run gives its lines."""
-    taken = take()
-    if not taken:
-        return []
     claimed, made = attempt.claimed, []
-    for lines in logbook.split(taken):
+    for lines in logbook.split(take()):
         made.append(Block(claimed.id, claimed.fence, claimed.attempt, attempt.lines_taken, lines))
         attempt.lines_taken += len(lines)
     return made

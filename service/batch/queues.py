@@ -45,8 +45,8 @@ def first(of: str, limit: str, retries: bool, also: str = "true", lock: str = ""
     """
     shape = "SELECT q.id, q.rank, q.due_at FROM batch_runs q WHERE q.task = v.task AND q."
     may_start = f"{not_held('q')} AND {also}"
-    # From a limit that it can't see PostgreSQL takes the index that has the order. Else it expects few runs to wait,
-    # for it knows nothing of the index's condition, and would read and sort all of the backlog.
+    # PostgreSQL has no statistics of WAITING_SQL, so it expects few runs to wait: fewer than the limit. Then it would
+    # read and sort the whole backlog. A limit whose value it doesn't know has it follow the order of the index.
     order = f"ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT {limit}){lock}"
     parts = [f"{shape}{of} AND {WAITING_SQL} AND {may_start} {order}"]
     if retries:

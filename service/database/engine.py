@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -113,13 +113,12 @@ class Database:
         return self.url.set(query={}).render_as_string(hide_password=True)
 
     async def dispose(self) -> None:
-        """Close all its connections; to the end, also where the caller is cancelled meanwhile."""
+        """Close all its connections. When the caller is cancelled, they are closed before the cancel goes on."""
         disposing = asyncio.create_task(self._dispose())
         try:
             await asyncio.shield(disposing)
         finally:
-            if not disposing.done():
-                await asyncio.wait([disposing])
+            await asyncio.wait([disposing])
 
     async def _dispose(self) -> None:
         await self.engine.dispose()
@@ -172,16 +171,17 @@ class _SqliteConnection(sqlite3.Connection):
     """
 
     def close(self) -> None:
-        with suppress(sqlite3.Error):  # the disk, for example: the thread of a close that fails would never end
+        with suppress(sqlite3.Error):  # for example of the disk; aiosqlite's thread does not end when close() raises
             if self.in_transaction:
                 self.rollback()
         super().close()
 
 
-class _SqliteThread(aiosqlite.Connection):
-    """Stopped once. After a second stop one would wait for a thread that has ended, for ever.
+class _AsyncSqliteConnection(aiosqlite.Connection):
+    """A connection whose thread is told to stop only once.
 
-    Two stops come where a task is cancelled again while the connection that it was cancelled in is being closed.
+    When a task is cancelled a second time while its connection is being closed, stop() is called twice. The second call
+    would return a future that nobody completes, since the thread has ended.
     """
 
     def stop(self) -> asyncio.Future[Any] | None:
@@ -191,14 +191,14 @@ class _SqliteThread(aiosqlite.Connection):
 async def _open_sqlite(name: str, **options: Any) -> aiosqlite.Connection:
     if not options.get("uri") and name != ":memory:":
         _make_private(name)
-    connection = _SqliteThread(partial(sqlite3.connect, name, **options), iter_chunk_size=64)
+    connection = _AsyncSqliteConnection(partial(sqlite3.connect, name, **options), iter_chunk_size=64)
     connection._thread.daemon = True
-    try:
-        return await connection
-    except BaseException:
-        # aiosqlite's thread answers once more, and by then the event loop may be closed.
-        await asyncio.to_thread(connection._thread.join)
-        raise
+    async with AsyncExitStack() as stack:
+        # Where it fails, aiosqlite's thread answers once more, and by then the event loop may be closed.
+        stack.push_async_callback(asyncio.to_thread, connection._thread.join)
+        await connection
+        stack.pop_all()
+    return connection
 
 
 def _make_private(name: str) -> None:

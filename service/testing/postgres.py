@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -107,16 +108,15 @@ class OwnServer(PostgresServer):
         self.directory = Path(tempfile.mkdtemp(prefix="batch-pg-", dir=folder_for_files(fast)))
         super().__init__(f"postgresql+asyncpg://postgres@/postgres?host={self.directory}&port=5432")
         self._guard = _start_guard(binaries, self.directory)
-        try:
+        with ExitStack() as stack:
+            stack.callback(self.close)
             self._make_cluster()
             if fast and int((self.directory / "data/PG_VERSION").read_text()) >= 15:
                 self._strategy = "STRATEGY FILE_COPY"  # half as long where nothing waits for the disk
             with (self.directory / "data/postgresql.conf").open("a") as settings:
                 settings.write(SETTINGS.format(directory=self.directory) + FAST * fast)
             self.start()
-        except BaseException:
-            self.close()
-            raise
+            stack.pop_all()
 
     def start(self) -> None:
         self._pg_ctl("start")
