@@ -24,7 +24,7 @@ from manyrows import DATABASES, Item, fill, new_url, running
 from sqlalchemy import select
 
 from service import BaseTask, TaskRegistry, logs
-from service.batch.starting import start
+from service.batch.queue.enqueue import start
 from service.database.engine import Database
 from service.testing.postgres import PostgresServer, start_server
 

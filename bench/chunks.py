@@ -36,7 +36,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import BaseTask, TaskRegistry, get_db, logs
-from service.batch.starting import start
+from service.batch.queue.enqueue import start
 from service.testing.postgres import PostgresServer, start_server
 
 KINDS = ("bare", "fenced", "chunks")

@@ -31,7 +31,7 @@ from typing import NamedTuple
 from machine import describe, print_table, version_of
 from services import Worker, ending, insert, queued, start, wait_until, wait_until_ready
 
-from service.batch import presence
+from service.batch.nodes import process_lock
 from service.config import Settings
 from service.testing.postgres import PostgresServer, start_server
 
@@ -171,7 +171,7 @@ def settle(place: Place, number: int) -> Elsewhere:
     runs = place.queue("endless", number)
     wait_until(lambda: all(place.begun(run) for run in runs), MOST_SECONDS)
     if place.url.startswith("sqlite"):  # there the locked files are beside the ledger
-        for path in presence.folder_of(place.url).iterdir():
+        for path in process_lock.folder_of(place.url).iterdir():
             path.unlink()
     return Elsewhere(place, runs, victims)
 

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service import get_db, logs
 from service.application.models import User
-from service.batch import context, fence
-from service.batch.context import CurrentRun
-from service.batch.states import Origin
-from service.batch.tables import new_id
+from service.batch.context import current_run, fencing
+from service.batch.context.current_run import CurrentRun
+from service.batch.ledger.states import Origin
+from service.batch.ledger.tables import new_id
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.database.session import use_application_database
@@ -58,14 +58,14 @@ async def commits_of_a_run(count: int) -> list[float]:
     run = CurrentRun(new_id(), "bench", datetime.now(UTC), 1, Origin.MANUAL)
     run.fence, run.is_fenced = 1, True
     own = contextvars.copy_context()
-    own.run(context.enter, run)
+    own.run(current_run.enter, run)
     return await asyncio.get_running_loop().create_task(commits(count), context=own)
 
 
 async def measure_one(url: str, options: argparse.Namespace) -> tuple[list[float], list[float]]:
     database = Database(url, setting="DATABASE_URL")
     await migrate(database, APPLICATION_HISTORY)
-    use_application_database(database, lambda made: fence.guard(made, idle_seconds=30))
+    use_application_database(database, lambda made: fencing.guard(made, idle_seconds=30))
     bare: list[float] = []
     fenced: list[float] = []
     for _ in range(2):  # the first statements of a connection are prepared

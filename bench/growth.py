@@ -48,13 +48,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service import BaseTask, TaskRegistry, logs
 from service.application.models import User
-from service.batch import catalog, claims, context, fence, firing, news, runs, slots
-from service.batch.context import CurrentRun
-from service.batch.firing import Room
-from service.batch.registry import Task
-from service.batch.runs import Claimed, Outcome
-from service.batch.states import Origin, RunState
-from service.batch.tables import new_id
+from service.batch.context import current_run, fencing
+from service.batch.context.current_run import CurrentRun
+from service.batch.firing import firing, task_sync
+from service.batch.firing.firing import Room
+from service.batch.ledger import runs, schedules
+from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger.states import Origin, RunState
+from service.batch.ledger.tables import new_id
+from service.batch.nodes import ledger_poll
+from service.batch.queue import claiming
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.database.session import use_application_database
@@ -117,7 +121,7 @@ async def claim(ledger: Ledger) -> float:
         await runs.insert(connection, [replace(new, exclusive="mine", priority=1)])
     began_at = time.perf_counter()
     async with ledger.database.engine.begin() as connection:
-        claimed, _ = await claims.take(connection, ledger.tasks, NODE, Room(1, 1))
+        claimed, _ = await claiming.take(connection, ledger.tasks, NODE, Room(1, 1))
     took = time.perf_counter() - began_at
     await finish(ledger, claimed)
     return took
@@ -135,7 +139,7 @@ async def finish(ledger: Ledger, claimed: list[Claimed]) -> None:
 async def look(ledger: Ledger) -> float:
     began_at = time.perf_counter()
     async with ledger.database.reader.connect() as connection:
-        await news.read(connection, NODE)
+        await ledger_poll.read(connection, NODE)
     return time.perf_counter() - began_at
 
 
@@ -159,7 +163,7 @@ async def inside_a_run(body: Callable[[], Awaitable[None]]) -> None:
     run = CurrentRun(new_id(), "mine", datetime.now(UTC), 1, Origin.MANUAL)
     run.fence, run.is_fenced = 1, True
     own = contextvars.copy_context()
-    own.run(context.enter, run)
+    own.run(current_run.enter, run)
 
     async def work() -> None:
         await body()
@@ -171,7 +175,7 @@ async def list_runs(ledger: Ledger) -> float:
     began_at = time.perf_counter()
     async with ledger.database.reader.connect() as connection:
         (await connection.execute(runs.listing(limit=50))).all()
-        await slots.now_of(connection)
+        await schedules.now_of(connection)
     return time.perf_counter() - began_at
 
 
@@ -195,12 +199,12 @@ async def open_ledger(
         await migrate(database, history)
         databases.append(database)
     ledger, application = databases
-    fence.guard(application, 30)
+    fencing.guard(application, 30)
     known = {name: tasks[name] for name in ("mine", "own")}
     async with ledger.engine.begin() as connection:
-        due = await slots.now_of(connection)
-        await catalog.record_tasks(connection, known, due)
-        await catalog.set_schedules(connection, {"mine": tasks["mine"].schedule}, known, NODE)
+        due = await schedules.now_of(connection)
+        await task_sync.record_tasks(connection, known, due)
+        await task_sync.set_schedules(connection, {"mine": tasks["mine"].schedule}, known, NODE)
     await fill_own(ledger, own)
     await crowd(ledger, runs, others, nodes)
     await fill_application(application, runs)

@@ -30,7 +30,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import BaseTask, ItemTask, TaskRegistry, get_db, logs
-from service.batch.starting import start
+from service.batch.queue.enqueue import start
 from service.testing.postgres import PostgresServer, start_server
 
 WAIT_SECONDS = 0.02

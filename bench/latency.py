@@ -22,7 +22,7 @@ from statistics import median, quantiles
 from machine import describe, print_table, version_of
 from services import Worker, cpu_seconds, ending, queued, start, wait_until_ready
 
-from service.batch import runs
+from service.batch.ledger import runs
 from service.config import Settings
 from service.database.engine import Database
 from service.testing.postgres import PostgresServer, start_server

@@ -26,7 +26,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import logs
-from service.batch.chunking.paging import Pages
+from service.batch.chunks.keyset_pages import Pages
 from service.database.engine import Database
 from service.testing.postgres import PostgresServer, start_server
 

@@ -30,9 +30,9 @@ from services import queued
 from sqlalchemy import event, insert, text
 
 from service import logs
-from service.batch import runs, tables
-from service.batch.pruning import Keep, Pruner
-from service.batch.states import RunState
+from service.batch.ledger import runs, tables
+from service.batch.ledger.states import RunState
+from service.batch.retention.pruning import Keep, Pruner
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY

@@ -17,10 +17,10 @@ from sqlalchemy import text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.batch import runs
-from service.batch.runs import NewRun
-from service.batch.states import Origin, Rank, RunState
-from service.batch.tables import new_id
+from service.batch.ledger import runs
+from service.batch.ledger.runs import NewRun
+from service.batch.ledger.states import Origin, Rank, RunState
+from service.batch.ledger.tables import new_id
 from service.config import Settings
 from service.database.engine import Database
 

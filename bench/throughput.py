@@ -34,9 +34,9 @@ from sqlalchemy import event, text
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service import BaseTask, TaskRegistry, logs
-from service.batch import runs
-from service.batch.runs import NewRun
-from service.batch.tables import ACTIVE_SQL, new_id
+from service.batch.ledger import runs
+from service.batch.ledger.runs import NewRun
+from service.batch.ledger.tables import ACTIVE_SQL, new_id
 from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import migrate

@@ -7,19 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
-    from service.batch.base import BaseTask as BaseTask
-    from service.batch.chunking.items import ItemTask as ItemTask
-    from service.batch.chunking.items import Skip as Skip
-    from service.batch.context import CurrentRun as CurrentRun
-    from service.batch.context import current_run as current_run
-    from service.batch.once import once as once
-    from service.batch.policies import Missed as Missed
-    from service.batch.policies import Retry as Retry
-    from service.batch.registry import TaskRegistry as TaskRegistry
-    from service.batch.scheduler import create_scheduler as create_scheduler
-    from service.batch.scheduler import start_scheduler as start_scheduler
-    from service.batch.scheduler import stop_scheduler as stop_scheduler
-    from service.batch.starting import start as start
+    from service.batch.context.current_run import CurrentRun as CurrentRun
+    from service.batch.context.current_run import current_run as current_run
+    from service.batch.context.once import once as once
+    from service.batch.firing.apscheduler import create_scheduler as create_scheduler
+    from service.batch.firing.apscheduler import start_scheduler as start_scheduler
+    from service.batch.firing.apscheduler import stop_scheduler as stop_scheduler
+    from service.batch.queue.enqueue import start as start
+    from service.batch.tasks.base import BaseTask as BaseTask
+    from service.batch.tasks.item_task import ItemTask as ItemTask
+    from service.batch.tasks.item_task import Skip as Skip
+    from service.batch.tasks.policies import Missed as Missed
+    from service.batch.tasks.policies import Retry as Retry
+    from service.batch.tasks.registry import TaskRegistry as TaskRegistry
     from service.config import Settings as Settings
     from service.config import get_settings as get_settings
     from service.database.session import get_db as get_db
@@ -32,29 +32,29 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.logs import get_logger as get_logger
 
 _HOMES = {
-    "BaseTask": "batch.base",
+    "BaseTask": "batch.tasks.base",
     "BatchError": "errors",
     "ChunkError": "errors",
-    "CurrentRun": "batch.context",
+    "CurrentRun": "batch.context.current_run",
     "DomainError": "errors",
-    "ItemTask": "batch.chunking.items",
-    "Missed": "batch.policies",
-    "Retry": "batch.policies",
+    "ItemTask": "batch.tasks.item_task",
+    "Missed": "batch.tasks.policies",
+    "Retry": "batch.tasks.policies",
     "RetryAfter": "errors",
     "Settings": "config",
-    "Skip": "batch.chunking.items",
-    "TaskRegistry": "batch.registry",
+    "Skip": "batch.tasks.item_task",
+    "TaskRegistry": "batch.tasks.registry",
     "call_async": "database.sync",
     "call_db": "database.sync",
-    "create_scheduler": "batch.scheduler",
-    "current_run": "batch.context",
+    "create_scheduler": "batch.firing.apscheduler",
+    "current_run": "batch.context.current_run",
     "get_db": "database.session",
     "get_logger": "logs",
     "get_settings": "config",
-    "once": "batch.once",
-    "start": "batch.starting",
-    "start_scheduler": "batch.scheduler",
-    "stop_scheduler": "batch.scheduler",
+    "once": "batch.context.once",
+    "start": "batch.queue.enqueue",
+    "start_scheduler": "batch.firing.apscheduler",
+    "stop_scheduler": "batch.firing.apscheduler",
 }
 
 __all__ = sorted(_HOMES)

@@ -13,7 +13,7 @@ from service.backup.retention import latest_of
 from service.backup.source import Source
 from service.backup.storage import FOLDER, LATEST, Places, Storage, backups
 from service.backup.threads import Stop, in_thread
-from service.batch.records import Facts
+from service.batch.ledger.backups import Facts
 from service.config import Settings
 from service.errors import BackupError
 from service.keeping import Done, Tell, check, facts_of, known, nobody, place_of, record_check, refuse_changed

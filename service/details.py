@@ -10,12 +10,13 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, logs
-from service.batch import catalog, history, logbook, slots
-from service.batch import runs as run_rows
-from service.batch.loader import load_tasks
-from service.batch.policies import Missed, Policies, Retry
-from service.batch.registry import Task, TaskRegistry
-from service.batch.schedule import Schedule, schedule
+from service.batch.cron.cron import Schedule, schedule
+from service.batch.firing import task_sync
+from service.batch.ledger import history, run_logs, schedules
+from service.batch.ledger import runs as run_rows
+from service.batch.tasks.discovery import load_tasks
+from service.batch.tasks.policies import Missed, Policies, Retry
+from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import Settings
 from service.errors import InvalidSchedule, InvalidSetting, UnknownRun, UnknownTask
 from service.escaping import echoed
@@ -83,7 +84,7 @@ async def _resolve(connection: AsyncConnection | None, settings: Settings, given
     is_id = re.fullmatch(r"[0-9a-f]{1,32}", digits) is not None
     if connection is not None and is_id and len(digits) == 32 and (found := await _begins(connection, digits)):
         return "run", found
-    names = set(await catalog.known(connection)) if connection is not None else set()
+    names = set(await task_sync.known(connection)) if connection is not None else set()
     if given in names:
         return "task", given
     if is_id and len(digits) >= SHORTEST and connection is not None and (found := await _begins(connection, digits)):
@@ -114,20 +115,20 @@ async def _run(connection: AsyncConnection, run_id: str) -> Row:
     row = await run_rows.get(connection, run_id)
     if row is None:
         raise UnknownRun(f"the run {run_id} was deleted just now")
-    scheduled = await slots.history(connection, row["task"])
+    scheduled = await schedules.history(connection, row["task"])
     return {
-        **with_pace(row, await slots.now_of(connection)),
+        **with_pace(row, await schedules.now_of(connection)),
         "timezone": scheduled[-1]["timezone"] if scheduled else None,
         "node": await history.node(connection, row["node"]) if row["node"] else None,
         "attempts": await history.attempts_of(connection, run_id),
-        "log": [vars(line) for line in await logbook.tail(connection, run_id, LAST_LINES)],
+        "log": [vars(line) for line in await run_logs.tail(connection, run_id, LAST_LINES)],
     }
 
 
 async def _task(connection: AsyncConnection | None, name: str) -> Row:
     loaded = TaskRegistry.tasks().get(name)
     known = await history.task(connection, name) if connection is not None else None
-    scheduled = await slots.history(connection, name) if connection is not None else []
+    scheduled = await schedules.history(connection, name) if connection is not None else []
     now = _current(scheduled, loaded, is_removed=bool(known and known["removed_at"]))
     policies = loaded.policies.as_json() if loaded else (known or {})["policies"]
     return {
@@ -203,5 +204,5 @@ async def _runs(connection: AsyncConnection | None, name: str) -> list[Row]:
     if connection is None:
         return []
     found = await connection.execute(run_rows.listing(name, limit=LAST_RUNS))
-    now = await slots.now_of(connection)
+    now = await schedules.now_of(connection)
     return [with_pace(row, now) for row in found.mappings()]

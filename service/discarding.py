@@ -15,7 +15,7 @@ from service.backup.pins import Seen
 from service.backup.retention import Decision, ahead_named
 from service.backup.storage import Places, Storage
 from service.backup.threads import Stop, in_thread
-from service.batch import records
+from service.batch.ledger import backups
 from service.config import Settings
 from service.finding import adopted, decided
 from service.keeping import recorded
@@ -69,7 +69,7 @@ async def prune(settings: Settings, planned: list[Plan], *, is_meant: bool = Fal
         storage = plan.storage
         for name in () if plan.decision.too_many and not is_meant else plan.decision.going:
             if await in_thread(partial(_deleted, storage, name)):
-                await recorded(settings, partial(records.gone, name=name, place=storage.place))
+                await recorded(settings, partial(backups.gone, name=name, place=storage.place))
                 yield f"{storage.name}/{name}"
         await in_thread(partial(_swept, plan))
 

@@ -21,8 +21,8 @@ from service.backup.retention import Decision, Kept, Rules, Verdict, decide
 from service.backup.source import Fetched
 from service.backup.storage import FOLDER, Places, Storage, find
 from service.backup.threads import in_thread
-from service.batch import records
-from service.batch.records import Facts, Row
+from service.batch.ledger import backups
+from service.batch.ledger.backups import Facts, Row
 from service.config import Settings
 from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.keeping import CHANGED, asked, facts_of, known, place_of, recorded
@@ -63,7 +63,7 @@ def _remembered(rows: dict[Key, Row], url: str) -> Seen:
 
 def _unknown(seen: Seen, rows: dict[Key, Row]) -> dict[str, int]:
     """The backups of a place that the ledger does not know, or knows as files of another size."""
-    return {n: size for n, size in seen.sizes.items() if rows.get((seen.place, n), records.UNKNOWN)["size"] != size}
+    return {n: size for n, size in seen.sizes.items() if rows.get((seen.place, n), backups.UNKNOWN)["size"] != size}
 
 
 async def adopted(settings: Settings, storages: Sequence[Storage], seen: Sequence[Seen]) -> dict[Key, Row]:
@@ -91,12 +91,12 @@ async def _record(connection: AsyncConnection, found: dict[Key, Row], at: dateti
     for (place, name), row in found.items():
         if _is_unread(row):
             continue
-        await records.record(connection, Facts(**{key: row[key] for key in records.FACTS}), place, at)
-        made = await records.manifests(connection, name)
+        await backups.record(connection, Facts(**{key: row[key] for key in backups.FACTS}), place, at)
+        made = await backups.manifests(connection, name)
         if row["failed_at"]:
-            await records.failed(connection, name, place, row["failed_check"], at)
+            await backups.failed(connection, name, place, row["failed_check"], at)
         elif made and row["manifest"] not in made:
-            await records.failed(connection, name, place, f"it was changed since it was made: {CHANGED}", at)
+            await backups.failed(connection, name, place, f"it was changed since it was made: {CHANGED}", at)
     return True
 
 
@@ -119,11 +119,11 @@ def _read(storage: Storage, read: Callable[[Source, str], Facts], parsing: Lock,
         with storage.open(name) as source:
             fetched = source if isinstance(source, LocalFile) else Fetched(source)
             with parsing:
-                return {**records.UNKNOWN, **asdict(read(fetched, name))}
+                return {**backups.UNKNOWN, **asdict(read(fetched, name))}
     except BackupError as error:  # what can't be read today may be sound
         failed_at = clock.now() if isinstance(error, DamagedBackup) else None
         facts = {"name": name, "taken_at": at, "size": size}
-        return {**records.UNKNOWN, **facts, "failed_at": failed_at, "failed_check": error.message}
+        return {**backups.UNKNOWN, **facts, "failed_at": failed_at, "failed_check": error.message}
 
 
 def _brief(source: Source, name: str) -> Facts:
@@ -156,7 +156,7 @@ def decided(seen: Sequence[Seen], rows: dict[Key, Row], settings: Settings) -> l
 
 
 def _kept(name: str, row: Row | None, is_pinned: bool) -> Kept:
-    at, row = taken_at(Path(name)), row or records.UNKNOWN
+    at, row = taken_at(Path(name)), row or backups.UNKNOWN
     assert at is not None
     checked = row["verified_at"] is not None, row["failed_at"] is not None
     return Kept(name, at, row["rows"], *checked, pinned=is_pinned, unread=_is_unread(row))
@@ -168,14 +168,14 @@ def _rows(seen: list[Seen], rows: dict[Key, Row], settings: Settings) -> list[Ro
     for one, decision in zip(seen, decided(seen, rows, settings), strict=True):
         for verdict in decision.verdicts:
             size = one.sizes[verdict.name]
-            row = rows.get((one.place, verdict.name), records.UNKNOWN)
-            row = row if row["size"] == size else records.UNKNOWN
+            row = rows.get((one.place, verdict.name), backups.UNKNOWN)
+            row = row if row["size"] == size else backups.UNKNOWN
             found.append({**_row(one, verdict, row), "pinned": verdict.name in pinned})
     return sorted(found, key=lambda row: str(row["name"]), reverse=True)
 
 
 def _row(seen: Seen, verdict: Verdict, row: Row) -> Row:
-    state = "not readable" if _is_unread(row) else records.state(row)
+    state = "not readable" if _is_unread(row) else backups.state(row)
     return {
         **{key: value for key, value in row.items() if not key.startswith("pinned")},
         "name": verdict.name,
@@ -206,7 +206,7 @@ async def rescan(settings: Settings) -> int:
     async def write(connection: AsyncConnection) -> bool:
         await _record(connection, found, began)
         for one in seen:
-            await records.keep_only(connection, one.place, list(one.sizes), began)
+            await backups.keep_only(connection, one.place, list(one.sizes), began)
         return True
 
     if await recorded(settings, write) is None:
@@ -228,11 +228,11 @@ async def shown(settings: Settings, text: str, warn: Callable[[str], None]) -> t
     try:
         if place is not None:
             pin = await in_thread(lambda _: _pin(settings, place, name))
-            row = await asked(settings, partial(records.get, name=name, place=place))
+            row = await asked(settings, partial(backups.get, name=name, place=place))
     except DatabaseError as error:
         warn(f"what the ledger knows of it is not shown: {error.message}")
-    row = row or records.UNKNOWN
-    state = records.state(row)
+    row = row or backups.UNKNOWN
+    state = backups.state(row)
     about = {
         "backup": source,
         "taken": header.taken_at,

@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import logs
-from service.batch import logbook, slots
-from service.batch import runs as run_rows
-from service.batch.logbook import Block, Packed
-from service.batch.states import FINAL
+from service.batch.ledger import run_logs, schedules
+from service.batch.ledger import runs as run_rows
+from service.batch.ledger.run_logs import Block, Packed
+from service.batch.ledger.states import FINAL
 from service.config import Settings
 from service.details import run_of
 from service.errors import UnknownRun
@@ -68,7 +68,7 @@ async def look(connection: AsyncConnection, run: str) -> dict[str, Any] | None:
     """The row as `looks` has it; None: there is none."""
     if (row := await run_rows.get(connection, run)) is None:
         return None
-    now = await slots.now_of(connection)
+    now = await schedules.now_of(connection)
     return {**with_pace(row, now), "now": now}
 
 
@@ -95,7 +95,7 @@ class Reader:
     async def new_blocks(self, newest: int) -> AsyncIterator[Block]:
         """What was written since the last call. `newest` is the run's fence."""
         late = range(max(0, newest - LATE_FENCES), newest + 1)
-        fences = list(late) if self._started else await logbook.fences(self.connection, self.run)
+        fences = list(late) if self._started else await run_logs.fences(self.connection, self.run)
         self._started = True
         for fence in fences:
             while found := await self._page(fence):
@@ -103,7 +103,7 @@ class Reader:
                     yield packed.unpacked()
 
     async def _page(self, fence: int) -> list[Packed]:
-        found = await logbook.page(self.connection, self.run, fence, self._next.get(fence, 0), PAGE)
+        found = await run_logs.page(self.connection, self.run, fence, self._next.get(fence, 0), PAGE)
         if found:
             self._next[fence] = found[-1].first_line + found[-1].lines
         return found

@@ -14,18 +14,22 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import sentry
-from service.batch import catalog, fence, scheduler, slots, starting
-from service.batch.background import Background
-from service.batch.dispatcher import Dispatcher
-from service.batch.engines.local import LocalEngine
-from service.batch.folder import TasksFolder
-from service.batch.loader import BrokenFile, folder_of
-from service.batch.news import News
-from service.batch.node import Node
-from service.batch.pruning import Keep, Pruner
-from service.batch.registry import Task
-from service.batch.schedules import Schedules
-from service.batch.upkeep import Upkeep
+from service.batch.context import fencing
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.firing import apscheduler as scheduler
+from service.batch.firing import task_sync
+from service.batch.firing.dispatcher import Dispatcher
+from service.batch.firing.schedule_sync import Schedules
+from service.batch.ledger import schedules
+from service.batch.nodes.ledger_poll import News
+from service.batch.nodes.node import Node
+from service.batch.queue import enqueue
+from service.batch.retention.pruning import Keep, Pruner
+from service.batch.retention.upkeep import Upkeep
+from service.batch.tasks.discovery import BrokenFile, folder_of
+from service.batch.tasks.live_reload import TasksFolder
+from service.batch.tasks.registry import Task
+from service.concurrency.background import Background
 from service.config import Settings
 from service.database import troubles
 from service.database.engine import Database
@@ -40,7 +44,7 @@ ANSWER_SECONDS = 3.0
 SAY_SECONDS = 1.0
 """How long a drain that is over waits for the ledger to be told that it began."""
 
-LEDGER_HISTORY = History(Path(__file__).parent / "batch/migrations", "batch_alembic_version")
+LEDGER_HISTORY = History(Path(__file__).parent / "batch/ledger/migrations", "batch_alembic_version")
 APPLICATION_HISTORY = History(Path(__file__).parent / "application/migrations", "alembic_version")
 
 
@@ -122,7 +126,7 @@ class BatchService:
         self.application, self.ledger = await open_databases(self._settings, client=f"batch/{self.node.id}")
         stack.push_async_callback(self.ledger.dispose)
         stack.push_async_callback(self.application.dispose)
-        use_application_database(self.application, partial(fence.guard, idle_seconds=self._settings.LEASE_SECONDS))
+        use_application_database(self.application, partial(fencing.guard, idle_seconds=self._settings.LEASE_SECONDS))
         stack.callback(leave_application_database, self.application)
         self.folder = TasksFolder(self._settings.TASKS_DIR)
         self.tasks = self.folder.load()
@@ -131,8 +135,8 @@ class BatchService:
         """Become a node, with an engine that can run things."""
         settings = self._settings
         async with self.ledger.engine.begin() as connection:
-            now = await slots.now_of(connection)
-            await catalog.record_tasks(connection, self.tasks, now)
+            now = await schedules.now_of(connection)
+            await task_sync.record_tasks(connection, self.tasks, now)
             await self.node.register(connection, self.tasks, now)
         stack.push_async_callback(self._leave)
         self.engine = LocalEngine(
@@ -149,8 +153,8 @@ class BatchService:
         self._hearers.append(self.engine.hear)
         self.engine.start()
         stack.push_async_callback(self.engine.stop)
-        starting.use_service(self.ledger, self.engine.wake)
-        stack.callback(starting.use_no_service)
+        enqueue.use_service(self.ledger, self.engine.wake)
+        stack.callback(enqueue.use_no_service)
         stack.push_async_callback(self._drained)
 
     async def _fire(self, stack: AsyncExitStack) -> None:

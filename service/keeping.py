@@ -23,10 +23,10 @@ from service.backup.reader import Backup, LocalFile, Source
 from service.backup.storage import FOLDER, find
 from service.backup.threads import Stop, in_thread
 from service.backup.verify import verify
-from service.batch import records
-from service.batch.context import current_run_if_any
-from service.batch.records import CHECKSUMS, Facts, Row
-from service.batch.tables import backups as table
+from service.batch.context.current_run import current_run_if_any
+from service.batch.ledger import backups
+from service.batch.ledger.backups import CHECKSUMS, Facts, Row
+from service.batch.ledger.tables import backups as table
 from service.config import Settings
 from service.database.engine import Database
 from service.errors import DamagedBackup, DatabaseError
@@ -130,7 +130,7 @@ def _is_to_come(database: Database) -> bool:
 
 async def known(settings: Settings) -> dict[tuple[str, str], Row]:
     """What the ledger knows of backups, by place and name. Raises DatabaseError."""
-    return {(row["place"], row["name"]): row for row in await asked(settings, records.listed) or ()}
+    return {(row["place"], row["name"]): row for row in await asked(settings, backups.listed) or ()}
 
 
 async def create(settings: Settings, tell: Tell = nobody) -> Done:
@@ -146,8 +146,8 @@ async def create(settings: Settings, tell: Tell = nobody) -> Done:
     facts = replace(facts, taken_by_run=run.id if run else None)
 
     async def write(connection: AsyncConnection) -> None:
-        await records.record(connection, facts, FOLDER, clock.now(), is_new=True)
-        await records.verified(connection, facts.name, FOLDER, CHECKSUMS, clock.now())
+        await backups.record(connection, facts, FOLDER, clock.now(), is_new=True)
+        await backups.verified(connection, facts.name, FOLDER, CHECKSUMS, clock.now())
 
     await noted(settings, facts.name, write)
     return Done(str(path), facts)
@@ -177,7 +177,7 @@ async def refuse_changed(settings: Settings, source: Source, facts: Facts, hint:
     They have no key: who can write the file can write them too, but not the ledger. `hint`: how to use it nevertheless.
     """
     try:
-        made = await asked(settings, partial(records.manifests, name=facts.name))
+        made = await asked(settings, partial(backups.manifests, name=facts.name))
     except DatabaseError as error:
         logger.warning(f"Whether {facts.name} is as it was made is not known: {error.message}")
         return
@@ -189,8 +189,8 @@ async def record_check(settings: Settings, facts: Facts, place: str) -> None:
     """Every byte of the file in this place is as its checksums say."""
 
     async def write(connection: AsyncConnection) -> None:
-        await records.record(connection, facts, place, clock.now())
-        await records.verified(connection, facts.name, place, CHECKSUMS, clock.now())
+        await backups.record(connection, facts, place, clock.now())
+        await backups.verified(connection, facts.name, place, CHECKSUMS, clock.now())
 
     await noted(settings, facts.name, write)
 
@@ -203,8 +203,8 @@ async def record_failure(settings: Settings, source: Source, why: str) -> None:
         return
 
     async def write(connection: AsyncConnection) -> None:
-        await records.record(connection, Facts(path.name, at, size=source.size), place, clock.now())
-        await records.failed(connection, path.name, place, why, clock.now())
+        await backups.record(connection, Facts(path.name, at, size=source.size), place, clock.now())
+        await backups.failed(connection, path.name, place, why, clock.now())
 
     await noted(settings, path.name, write)
 

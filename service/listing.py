@@ -13,14 +13,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, logs
-from service.batch import accounting, catalog, slots, tables
-from service.batch import runs as run_rows
-from service.batch.account import Account, Entry
-from service.batch.loader import BrokenFile, load_tasks
-from service.batch.progress import pace
-from service.batch.registry import Task, TaskRegistry
-from service.batch.slots import OpenSchedule
-from service.batch.states import RunState
+from service.batch.account import accounting
+from service.batch.account.account import Account, Entry
+from service.batch.context.progress import pace
+from service.batch.firing import task_sync
+from service.batch.ledger import runs as run_rows
+from service.batch.ledger import schedules, tables
+from service.batch.ledger.schedules import OpenSchedule
+from service.batch.ledger.states import RunState
+from service.batch.tasks.discovery import BrokenFile, load_tasks
+from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import refuse_newer
@@ -36,8 +38,8 @@ async def tasks(settings: Settings) -> list[Row]:
     logs.set_up("CRITICAL")
     broken = load_tasks(settings.TASKS_DIR)
     async with ledger(settings) as connection:
-        opened = await slots.open_schedules(connection) if connection is not None else {}
-        served = await catalog.served_from(connection) if connection is not None else {}
+        opened = await schedules.open_schedules(connection) if connection is not None else {}
+        served = await task_sync.served_from(connection) if connection is not None else {}
     loaded = sorted(TaskRegistry.tasks().values(), key=lambda task: task.name)
     listed = [_task_row(task, opened.get(task.name), served.get(task.name)) for task in loaded]
     return [*listed, *map(_broken_row, broken)]
@@ -77,7 +79,7 @@ async def runs(
         if connection is None:
             return []
         found = await connection.execute(run_rows.listing(task, state, since, limit))
-        now = await slots.now_of(connection)
+        now = await schedules.now_of(connection)
         return [with_pace(row, now) for row in found.mappings()]
 
 

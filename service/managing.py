@@ -17,18 +17,21 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, logs
-from service.batch import again, backfill, cancel, catalog, slots, starting
-from service.batch import runs as run_rows
-from service.batch.backfill import Backfill, Entry, Fate
-from service.batch.catalog import Pause
-from service.batch.chunking import quarantine
-from service.batch.chunking.quarantine import SetAside
-from service.batch.loader import load_tasks
-from service.batch.manual import checked
-from service.batch.pruning import Keep, Pruner
-from service.batch.registry import Task, TaskRegistry
-from service.batch.states import FINAL, RunState
-from service.batch.tables import nodes
+from service.batch.chunks import quarantine
+from service.batch.chunks.quarantine import SetAside
+from service.batch.execution.run_here import checked
+from service.batch.firing import backfill, task_sync
+from service.batch.firing.backfill import Backfill, Entry, Fate
+from service.batch.firing.task_sync import Pause
+from service.batch.ledger import runs as run_rows
+from service.batch.ledger import schedules
+from service.batch.ledger.states import FINAL, RunState
+from service.batch.ledger.tables import nodes
+from service.batch.queue import cancel, enqueue
+from service.batch.queue import retry as again
+from service.batch.retention.pruning import Keep, Pruner
+from service.batch.tasks.discovery import load_tasks
+from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import migrate
@@ -67,19 +70,19 @@ def _refuse_missing(database: Database) -> None:
 async def pause(settings: Settings, task: str, by: str) -> Pause | None:
     """The pause in which the task was already; None: it is paused now. Raises UnknownTask."""
     async with writing(settings) as ledger, ledger.engine.begin() as connection:
-        return await catalog.pause(connection, task, by)
+        return await task_sync.pause(connection, task, by)
 
 
 async def resume(settings: Settings, task: str) -> Pause | None:
     """The pause that has ended; None: there was none. Raises UnknownTask."""
     async with writing(settings) as ledger, ledger.engine.begin() as connection:
-        return await catalog.resume(connection, task)
+        return await task_sync.resume(connection, task)
 
 
 async def pause_of(settings: Settings, task: str) -> Pause | None:
     """The pause in which a task is. Raises UnknownTask."""
     async with writing(settings) as ledger, ledger.engine.begin() as connection:
-        return await catalog.pause_of(connection, task)
+        return await task_sync.pause_of(connection, task)
 
 
 async def cancel_run(settings: Settings, given: str, by: str, seconds: float) -> Row:
@@ -166,7 +169,7 @@ async def queue(settings: Settings, name: str, given: Mapping[str, Any], slot: d
     task = _loaded(settings, name)
     params = checked(task, given)
     async with writing(settings) as ledger, ledger.engine.begin() as connection:
-        return await starting.enqueue(connection, task, params, slot, by)
+        return await enqueue.enqueue(connection, task, params, slot, by)
 
 
 async def quarantined(settings: Settings, given: str) -> list[SetAside]:
@@ -192,13 +195,13 @@ async def redrive(settings: Settings, given: str, items: Sequence[str] | None, b
         task = _loaded(settings, name)
         params = checked(task, {"redrive": run, **({"items": list(items)} if items else {})})
         async with ledger.engine.begin() as connection:
-            return name, await starting.enqueue(connection, task, params, None, by, parent=run)
+            return name, await enqueue.enqueue(connection, task, params, None, by, parent=run)
 
 
 async def is_served(settings: Settings, task: str) -> bool:
     """Whether a service that has the task was seen within a lease."""
     async with writing(settings) as ledger, ledger.engine.connect() as connection:
-        since = await slots.now_of(connection) - timedelta(seconds=settings.LEASE_SECONDS)
+        since = await schedules.now_of(connection) - timedelta(seconds=settings.LEASE_SECONDS)
         living = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.seen_at >= since)
         return any(task in names for names in (await connection.execute(living)).scalars())
 

@@ -17,7 +17,7 @@ from service.backup.folder import taken_at
 from service.backup.pins import Pin, Seen
 from service.backup.storage import Places, Storage, find
 from service.backup.threads import Stop, in_thread
-from service.batch import records
+from service.batch.ledger import backups
 from service.config import Settings
 from service.errors import BackupError
 from service.keeping import facts_of, place_of, recorded
@@ -46,7 +46,7 @@ async def unpin(settings: Settings, text: str) -> tuple[str, bool]:
     """
     is_name = Path(text).name == text and taken_at(Path(text)) is not None
     name = text if is_name else await in_thread(lambda _: _named(settings, text))
-    was_in_ledger = await recorded(settings, partial(records.unpin, name=name))
+    was_in_ledger = await recorded(settings, partial(backups.unpin, name=name))
     was = await in_thread(lambda _: _everywhere(settings, name, "unpinned", lambda place: pins.remove(place, name)))
     return name, was or bool(was_in_ledger)
 
@@ -80,14 +80,14 @@ async def written_out(settings: Settings, storages: Sequence[Storage], seen: Seq
 
     It may be done again at any moment: a pin that is there stays as it is. Raises BackupError and DatabaseError.
     """
-    waiting = await recorded(settings, records.pins) or ()
+    waiting = await recorded(settings, backups.pins) or ()
     found = []
     for storage, one in zip(storages, seen, strict=True):
         those = {row["name"]: Pin(row["pinned_by"], row["pinned_at"]) for row in waiting if row["name"] in one.sizes}
         for name, pin in those.items():
             if name not in one.pinned:
                 await in_thread(partial(_put, storage, name, pin))
-            await recorded(settings, partial(records.pin_written, name=name, place=one.place))
+            await recorded(settings, partial(backups.pin_written, name=name, place=one.place))
         found.append(replace(one, pinned=one.pinned | those.keys()))
     return found
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service import clock, console, logs, server
-from service.batch.loader import folder_of
+from service.batch.tasks.discovery import folder_of
 from service.config import ENV_FILE, Settings, get_settings, refresh_settings
 from service.errors import BatchError, InvalidSetting
 

@@ -25,10 +25,11 @@ from service.backup.restore import restore as restore_backup
 from service.backup.scratch import restore_into_scratch
 from service.backup.storage import find
 from service.backup.threads import in_thread
-from service.batch import presence, records, slots
-from service.batch.records import Facts
-from service.batch.states import ACTIVE
-from service.batch.tables import nodes, runs
+from service.batch.ledger import backups, schedules
+from service.batch.ledger.backups import Facts
+from service.batch.ledger.states import ACTIVE
+from service.batch.ledger.tables import nodes, runs
+from service.batch.nodes import process_lock
 from service.config import Settings
 from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
@@ -105,14 +106,14 @@ async def activity(settings: Settings, since: datetime | None = None) -> Activit
 
 async def _activity(settings: Settings, since: datetime | None, connection: AsyncConnection) -> Activity:
     """What was running on a node that is dead is as interrupted as it will be called: nothing takes it up meanwhile."""
-    folder = presence.folder_of(settings.ledger_url)
-    now = await slots.now_of(connection)
+    folder = process_lock.folder_of(settings.ledger_url)
+    now = await schedules.now_of(connection)
     late = now - timedelta(seconds=settings.LEASE_SECONDS)
     seen = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(nodes.c.stopped_at.is_(None), nodes.c.seen_at >= late)
     living = {
         row.id: f"pid {row.pid} on {row.host}"
         for row in await connection.execute(seen)
-        if not presence.is_gone(folder, row.id)
+        if not process_lock.is_gone(folder, row.id)
     }
     active = await _those(connection, runs.c.state.in_(ACTIVE)) if living else ()
     ended = await _those(connection, runs.c.started_at.is_not(None), runs.c.finished_at >= since) if since else ()
@@ -262,10 +263,10 @@ async def _record(settings: Settings, source: Source, facts: Facts, *, was_real:
     assert place is not None
 
     async def write(connection: AsyncConnection) -> None:
-        await records.record(connection, facts, place, clock.now())
+        await backups.record(connection, facts, place, clock.now())
         if is_sound:
-            await records.verified(connection, facts.name, place, records.RESTORED, clock.now())
+            await backups.verified(connection, facts.name, place, backups.RESTORED, clock.now())
         if was_real:
-            await records.restored(connection, facts.name, place, clock.now())
+            await backups.restored(connection, facts.name, place, clock.now())
 
     await noted(settings, facts.name, write)

@@ -14,9 +14,9 @@ from datetime import UTC
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from service.batch.context import CurrentRun, current_run_if_any
-from service.batch.node import package_version
-from service.batch.offload import offload
+from service.batch.context.current_run import CurrentRun, current_run_if_any
+from service.batch.nodes.node import package_version
+from service.concurrency.offload import offload
 from service.config import Settings
 from service.errors import InvalidSetting
 

@@ -15,8 +15,8 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from service import console, logs
 from service.app import create_app
-from service.batch.loader import folder_of
-from service.batch.scheduler import next_run_times
+from service.batch.firing.apscheduler import next_run_times
+from service.batch.tasks.discovery import folder_of
 from service.config import Settings
 from service.connections import Connections, raise_file_limit, share_of
 from service.errors import InvalidSetting

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from service import logs, sentry
-from service.batch.watchdog import Watchdog
+from service.batch.nodes.loop_watchdog import Watchdog
 from service.config import Settings
 from service.host import BatchService
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from sqlalchemy import Table, make_url, select, text
 
-from service.batch import tables
-from service.batch.account import Account
-from service.batch.accounting import accounts
+from service.batch.account.account import Account
+from service.batch.account.accounting import accounts
+from service.batch.ledger import tables
 from service.database.engine import Database
 from service.testing.databases import wait_for
 from tests.processes import Service

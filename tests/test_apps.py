@@ -25,8 +25,8 @@ from starlette.routing import Mount, Route
 
 from service import config, logs
 from service.app import create_app, lifespan
-from service.batch.context import CurrentRun
-from service.batch.states import Origin
+from service.batch.context.current_run import CurrentRun
+from service.batch.ledger.states import Origin
 from service.clock import now
 from service.errors import InvalidSetting
 from service.web.api import routes
@@ -235,7 +235,7 @@ PROGRAM = """
 import asyncio, json, logging, structlog
 from starlette.applications import Starlette
 from service.app import lifespan
-from service.batch import logbook
+from service.batch.ledger import run_logs
 from tests.batch.ledger_world import rows, until
 
 def state():
@@ -249,7 +249,7 @@ async def main():
         during, ledger = state(), app.state.batch.ledger
         (run, *_) = await until(lambda: rows(ledger, task="talks", state="succeeded"), 20)
         async with ledger.engine.connect() as connection:
-            kept = await logbook.read(connection, run["id"])
+            kept = await run_logs.read(connection, run["id"])
     after = [*state(), repr(logging.getLogRecordFactory())]
     print(json.dumps({"before": before, "during": during, "after": after, "kept": [
         [line.level, line.logger, line.text] for line in kept

@@ -29,14 +29,14 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("batch", "backup", "application"), 2),
     "database": 1,
     **dict.fromkeys(("config", "placeurl", "clock", "errors", "escaping", "failures"), 0),
-    **dict.fromkeys(("logs", "logformat", "loglines"), 0),
+    **dict.fromkeys(("logs", "logformat", "loglines", "concurrency"), 0),
 }
 """Imports point down. Within a part, and within the first and the last layer, they may point sideways."""
 
 SIDEWAYS = (0, 3)
 
 ONLY = {
-    "cronsim": "service.batch.schedule",
+    "cronsim": "service.batch.cron.cron",
     "uvicorn": "service.server",
     "sentry_sdk": "service.sentry",
     "obstore": "service.backup.objects",
@@ -46,32 +46,37 @@ ONLY = {
 """Libraries that one module or package knows. (apscheduler has a rule of its own: its types are in annotations.)"""
 
 PURE = (
-    *("service.batch.planning", "service.batch.schedule", "service.batch.states", "service.batch.policies"),
     *(
-        "service.batch.zones",
-        "service.batch.offsets",
-        "service.batch.clockchanges",
-        "service.batch.lint",
-        "service.batch.blocking",
+        "service.batch.firing.misfires",
+        "service.batch.cron.cron",
+        "service.batch.ledger.states",
+        "service.batch.tasks.policies",
+    ),
+    *(
+        "service.batch.cron.zones",
+        "service.batch.cron.utc_offsets",
+        "service.batch.lint.clock_changes",
+        "service.batch.lint.lint",
+        "service.batch.lint.blocking",
     ),
 )
 """They decide and compute: no database, no clock, no event loop."""
 
 BROAD = {
     "service.config": 1,  # the module that SETTINGS names
-    "service.batch.chunking.items": 2,  # what an author does with one item, outside and inside the transaction
-    "service.batch.chunking.loop": 2,  # what a chunk's block, or its beginning, raises; told again unless it is retried
-    "service.batch.dispatcher": 1,  # a background loop
-    "service.batch.engines.local": 1,  # a background loop
-    "service.batch.loader": 2,  # authors' files, and the package they are in
-    "service.batch.heartbeat": 1,  # a background loop
-    "service.batch.parameters": 1,  # an author's annotations are evaluated
-    "service.batch.registry": 3,  # an author's class, its constructor and its properties
-    "service.batch.runner": 2,  # the attempt; an author's result or error as text
-    "service.batch.scheduler": 2,  # a job, called or awaited, must not stop the scheduler
-    "service.batch.schedules": 1,  # a background loop
-    "service.batch.upkeep": 1,  # a background loop
-    "service.batch.threads": 1,  # the attempt, in a thread
+    "service.batch.tasks.item_task": 2,  # what an author does with one item, outside and inside the transaction
+    "service.batch.chunks.chunks": 2,  # what a chunk's block, or its beginning, raises; told again unless it is retried
+    "service.batch.firing.dispatcher": 1,  # a background loop
+    "service.batch.execution.local_engine": 1,  # a background loop
+    "service.batch.tasks.discovery": 2,  # authors' files, and the package they are in
+    "service.batch.nodes.heartbeat": 1,  # a background loop
+    "service.batch.tasks.parameters": 1,  # an author's annotations are evaluated
+    "service.batch.tasks.registry": 3,  # an author's class, its constructor and its properties
+    "service.batch.execution.attempt": 2,  # the attempt; an author's result or error as text
+    "service.batch.firing.apscheduler": 2,  # a job, called or awaited, must not stop the scheduler
+    "service.batch.firing.schedule_sync": 1,  # a background loop
+    "service.batch.retention.upkeep": 1,  # a background loop
+    "service.concurrency.thread_pool": 1,  # the attempt, in a thread
     "service.escaping": 1,  # authors' __repr__
     "service.failures": 3,  # authors' __str__, and what else Python looks for in an exception
     "service.loglines": 2,  # authors' __str__
@@ -137,7 +142,7 @@ def inside(modules: Iterable[Module]) -> list[Module]:
 
 
 def targets(module: Module, known: set[str]) -> Iterator[tuple[int, str]]:
-    """The modules of the project that it imports: `from service.batch import runs` means service.batch.runs."""
+    """The modules of the project that it imports: `from service.cli import runs` means service.cli.runs."""
     for line, base, name in module.imports():
         whole = f"{base}.{name}"
         target = whole if whole in known else base
@@ -204,7 +209,7 @@ def foreign_apscheduler(modules: list[Module]) -> list[str]:
     """Only scheduler.py uses apscheduler. Elsewhere its names may stand in annotations, and nowhere else."""
     wrong = []
     for module in modules:
-        if module.name == "service.batch.scheduler":
+        if module.name == "service.batch.firing.apscheduler":
             continue
         for line, base, name in module.imports():
             if base.split(".")[0] == "apscheduler" and (name is None or _is_used(module.tree, name)):
@@ -369,7 +374,7 @@ def vague_names(modules: list[Module]) -> list[str]:
 
 # The project obeys them; made-up code that breaks one is found.
 
-BATCH, DATABASE, CLI = "service.batch.runs", "service.database.engine", "service.cli"
+BATCH, DATABASE, CLI = "service.batch.ledger.runs", "service.database.engine", "service.cli"
 
 
 def broken(name: str, text: str, *others: str) -> list[Module]:
@@ -380,8 +385,8 @@ CASES: list[tuple[Rule, list[Module]]] = [
     (imports_that_point_up, broken(BATCH, "from service.web import api", "service.web", "service.web.api")),
     (imports_that_point_up, broken(BATCH, "from service import cli", CLI)),
     (imports_that_point_up, broken(BATCH, "def f():\n    import service.app", "service.app")),
-    (imports_that_point_up, broken(DATABASE, "from service.batch.runs import get", BATCH)),
-    (imports_that_point_up, broken(DATABASE, "from ..batch import runs", BATCH)),
+    (imports_that_point_up, broken(DATABASE, "from service.batch.ledger.runs import get", BATCH)),
+    (imports_that_point_up, broken(DATABASE, "from ..batch.ledger import runs", BATCH)),
     (imports_that_point_up, broken(BATCH, "from service.backup import create", "service.backup.create")),
     (imports_that_point_up, broken("service.config", "from service.database import get_db", "service.database")),
     (parts_without_a_layer, broken("service.helpers", "")),
@@ -394,9 +399,9 @@ CASES: list[tuple[Rule, list[Module]]] = [
     (foreign_apscheduler, broken("service.host", "import apscheduler")),
     (foreign_apscheduler, broken("service.host", "from apscheduler.x import S\nS()")),
     (foreign_apscheduler, broken("service.host", "from apscheduler.x import S\nclass T(S): ...")),
-    (foreign_libraries, broken("service.batch.planning", "from cronsim import CronSim")),
-    (impure_imports, broken("service.batch.planning", "from service import clock", "service.clock")),
-    (impure_imports, broken("service.batch.schedule", "from sqlalchemy import select")),
+    (foreign_libraries, broken("service.batch.firing.misfires", "from cronsim import CronSim")),
+    (impure_imports, broken("service.batch.firing.misfires", "from service import clock", "service.clock")),
+    (impure_imports, broken("service.batch.cron.cron", "from sqlalchemy import select")),
     (clock_reads, broken(BATCH, "import time")),
     (clock_reads, broken(BATCH, "from time import monotonic")),
     (clock_reads, broken(BATCH, "datetime.now(UTC)")),
@@ -435,28 +440,30 @@ def test_a_module_that_breaks_a_rule_is_found(rule: Rule, modules: list[Module])
     ["except Exception: pass", "except (ValueError, BaseException): pass", "except: pass"],
 )
 def test_a_broad_except_in_a_new_place_is_found(handler: str) -> None:
-    found = broad_excepts([Module("service.batch.slots", f"try: ...\n{handler}")])
-    assert "service.batch.slots: 1, allowed 0" in found
+    found = broad_excepts([Module("service.batch.ledger.schedules", f"try: ...\n{handler}")])
+    assert "service.batch.ledger.schedules: 1, allowed 0" in found
 
 
 def test_a_suppress_of_everything_counts_as_a_broad_except() -> None:
-    found = broad_excepts([Module("service.batch.slots", "with contextlib.suppress(Exception): ...")])
-    assert "service.batch.slots: 1, allowed 0" in found
+    found = broad_excepts([Module("service.batch.ledger.schedules", "with contextlib.suppress(Exception): ...")])
+    assert "service.batch.ledger.schedules: 1, allowed 0" in found
 
 
 def test_one_broad_except_more_in_an_allowed_place_is_found_and_one_less_too() -> None:
-    two = Module("service.batch.threads", "try: ...\nexcept Exception: ...\n" * 2)
-    assert "service.batch.threads: 2, allowed 1" in broad_excepts([two])
-    assert "service.batch.threads: 0, allowed 1" in broad_excepts([Module("service.batch.threads", "")])
+    two = Module("service.concurrency.thread_pool", "try: ...\nexcept Exception: ...\n" * 2)
+    assert "service.concurrency.thread_pool: 2, allowed 1" in broad_excepts([two])
+    assert "service.concurrency.thread_pool: 0, allowed 1" in broad_excepts(
+        [Module("service.concurrency.thread_pool", "")]
+    )
 
 
 def test_an_error_that_flies_on_was_not_caught() -> None:
-    module = Module("service.batch.slots", "try: ...\nexcept BaseException:\n    close()\n    raise")
+    module = Module("service.batch.ledger.schedules", "try: ...\nexcept BaseException:\n    close()\n    raise")
     assert not any(found.startswith(module.name) for found in broad_excepts([module]))
 
 
 ALLOWED: list[tuple[Rule, list[Module]]] = [
-    (imports_that_point_up, broken(CLI, "from service.batch import runs", BATCH)),
+    (imports_that_point_up, broken(CLI, "from service.batch.ledger import runs", BATCH)),
     (imports_that_point_up, broken(BATCH, "from service import clock, logs", "service.clock", "service.logs")),
     (imports_that_point_up, broken("service.logs", "from service import clock", "service.clock")),
     (imports_of_the_root_or_of_tasks, broken(BATCH, "from service import clock", "service", "service.clock")),

@@ -21,8 +21,9 @@ import pytest
 from sqlalchemy import text
 
 from service import TaskRegistry, clock
-from service.batch import catalog, runs, slots, tables
-from service.batch.runs import NewRun
+from service.batch.firing import task_sync
+from service.batch.ledger import runs, schedules, tables
+from service.batch.ledger.runs import NewRun
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
@@ -170,8 +171,8 @@ def test_a_paused_task_has_no_next_run_time(batch: Batch, report: None) -> None:
     async def pause() -> None:
         async with Database("sqlite+aiosqlite:///ledger.db", setting="LEDGER_URL", pooled=False).engine.begin() as c:
             loaded = TaskRegistry.tasks()
-            await catalog.set_schedules(c, {"report": loaded["report"].schedule}, loaded, tables.new_id())
-            await catalog.pause(c, "report", "ann", loaded, tables.new_id())
+            await task_sync.set_schedules(c, {"report": loaded["report"].schedule}, loaded, tables.new_id())
+            await task_sync.pause(c, "report", "ann", loaded, tables.new_id())
 
     asyncio.run(pause())
     (row,) = batch("tasks", "--json").json
@@ -243,7 +244,7 @@ async def history(database_url: str) -> str:
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, new)
         names = [{"name": name, "description": "", "source": "", "policies": {}} for name in ("even", "odd")]
-        seen = {"first_seen_at": await slots.now_of(connection), "last_seen_at": now}
+        seen = {"first_seen_at": await schedules.now_of(connection), "last_seen_at": now}
         await connection.execute(tables.tasks.insert(), [{**name, **seen} for name in names])
     await ledger.dispose()
     return database_url

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import update
 
 from service import cli, clock
-from service.batch import tables
+from service.batch.ledger import tables
 from service.database.engine import Database
 from tests.batch.ledger_world import know, make_task
 from tests.processes import BATCH, batch, environment, service

@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy import update
 
 from service import TaskRegistry, clock
-from service.batch import catalog, slots, tables
-from service.batch.account import Kind
-from service.batch.loader import load_tasks
-from service.batch.states import Origin
+from service.batch.account.account import Kind
+from service.batch.firing import task_sync
+from service.batch.ledger import schedules, tables
+from service.batch.ledger.states import Origin
+from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
 from service.database.engine import Database
 from service.listing import accounts
@@ -206,11 +207,11 @@ async def test_a_pause_by_who_has_the_task_handles_what_is_due_by_its_policies(l
     async with ledger.engine.begin() as connection:
         await connection.execute(update(tables.schedules).values(fired_until=two_hours_ago))
     async with ledger.engine.begin() as connection:
-        assert await catalog.pause(connection, "tick", "ann", loaded) is None
+        assert await task_sync.pause(connection, "tick", "ann", loaded) is None
     assert len(await rows(ledger)) == 1
     await fire(ledger, loaded, clock.now())
     async with ledger.engine.connect() as connection:
-        assert (await slots.open_schedules(connection))["tick"].paused_by == "ann"
+        assert (await schedules.open_schedules(connection))["tick"].paused_by == "ann"
 
 
 async def test_a_run_that_waits_is_cancelled_and_one_that_is_over_is_not(

@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from service import restoring
 from service.backup import plainfile
-from service.batch import records
+from service.batch.ledger import backups as records
 from service.database import engine
 from service.database.engine import Database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY

@@ -18,11 +18,12 @@ import pytest
 from sqlalchemy import update
 
 from service import clock, following
-from service.batch import catalog, history, logbook, runs, tables
-from service.batch.context import LogLine
-from service.batch.logbook import Block
-from service.batch.runs import NewRun
-from service.batch.schedule import schedule
+from service.batch.context.current_run import LogLine
+from service.batch.cron.cron import schedule
+from service.batch.firing import task_sync
+from service.batch.ledger import history, run_logs, runs, tables
+from service.batch.ledger.run_logs import Block
+from service.batch.ledger.runs import NewRun
 from service.config import get_settings
 from service.database.engine import Database
 from service.database.migrate import migrate
@@ -308,8 +309,8 @@ async def test_show_of_a_task_has_missed_ranges_the_pause_and_past_schedules(
         loaded = await know(ledger, old)
         await fire(ledger, loaded, clock.advance(timedelta(days=3)))
         async with ledger.engine.begin() as connection:
-            await catalog.set_schedules(connection, {"hello": schedule("0 3 * * *")}, loaded, tables.new_id())
-            await catalog.pause(connection, "hello", "ann", loaded, tables.new_id())
+            await task_sync.set_schedules(connection, {"hello": schedule("0 3 * * *")}, loaded, tables.new_id())
+            await task_sync.pause(connection, "hello", "ann", loaded, tables.new_id())
         done = await show(batch, "hello", LEDGER_URL=ledger_url)
         found = (await show(batch, "hello", "--json")).json
     shown = values(done.out)
@@ -352,13 +353,13 @@ async def test_what_does_not_fire_has_no_next_times_and_only_a_person_pauses(
     loaded = await know(prepared, make_task("flaky", "30 2 * * *", timezone="Europe/Berlin"))
     async with prepared.engine.begin() as connection:
         if why in ("a person", "removed in a pause"):
-            await catalog.pause(connection, "flaky", "ann", loaded, tables.new_id())
+            await task_sync.pause(connection, "flaky", "ann", loaded, tables.new_id())
         if why == "its schedule is empty now":  # for the services: what the file says here does not fire
-            await catalog.set_schedules(connection, {"flaky": None}, loaded, tables.new_id())
+            await task_sync.set_schedules(connection, {"flaky": None}, loaded, tables.new_id())
     if "removed" in why:
         (tmp_path / "tasks" / "flaky.py").unlink()
         async with prepared.engine.begin() as connection:
-            await catalog.remove_gone(connection, ["flaky"], nobody)
+            await task_sync.remove_gone(connection, ["flaky"], nobody)
     shown, found = values((await show(batch, "flaky")).out), (await show(batch, "flaky", "--json")).json
     assert found["next"] == [] and "next" not in shown
     assert shown.get("paused", "").endswith("by ann") is (why in ("a person", "removed in a pause"))
@@ -380,7 +381,7 @@ def lines(*texts: str, level: str = "info") -> list[LogLine]:
 
 async def write(ledger: Database, run: str, fence: int, first_line: int, *texts: str, attempt: int = 1) -> None:
     async with ledger.engine.begin() as connection:
-        await logbook.write(connection, logbook.pack([Block(run, fence, attempt, first_line, lines(*texts))]))
+        await run_logs.write(connection, run_logs.pack([Block(run, fence, attempt, first_line, lines(*texts))]))
 
 
 async def end(ledger: Database, state: str = "succeeded") -> None:
@@ -436,7 +437,7 @@ async def test_levels_are_coloured_in_a_terminal_and_plain_in_a_pipe(prepared: D
     run = await insert(prepared)
     async with prepared.engine.begin() as connection:
         block = Block(run, 1, 2, 0, [*lines("fine"), *lines("bad", level="error")])
-        await logbook.write(connection, logbook.pack([block]))
+        await run_logs.write(connection, run_logs.pack([block]))
     shown = await asyncio.to_thread(in_terminal, tmp_path, [*BATCH, "logs", run], 80)
     assert f"{BOLD}--- attempt 2 ---" in shown and "\x1b[31m[error   ]\x1b[0m bad" in shown
     assert " [info    ] fine" in shown
@@ -477,17 +478,17 @@ async def test_a_long_log_is_read_some_blocks_at_a_time(
     run = await insert(ledger)
     blocks = [Block(run, 1, 1, 2 * n, lines(f"{n}", f"{n}'")) for n in range(100)]
     async with ledger.engine.begin() as connection:
-        await logbook.write(connection, logbook.pack(blocks))
+        await run_logs.write(connection, run_logs.pack(blocks))
     await end(ledger)
     unpacked = 0
-    unpack = logbook.unpack
+    unpack = run_logs.unpack
 
     def counted(block: bytes) -> Iterator[LogLine]:
         nonlocal unpacked
         unpacked += 1
         return unpack(block)
 
-    monkeypatch.setattr(logbook, "unpack", counted)
+    monkeypatch.setattr(run_logs, "unpack", counted)
     seen: list[Block] = []
     async with aclosing(following.blocks(get_settings(), run, follow=True)) as found:
         async for block in found:
@@ -502,9 +503,9 @@ async def test_the_last_lines_are_read_from_the_end(ledger: Database) -> None:
     for number in range(5):
         await write(ledger, run, 1 + number // 3, 2 * (number % 3), f"{number}a", f"{number}b")
     async with ledger.reader.connect() as connection:
-        assert [line.text for line in await logbook.tail(connection, run, 5)] == ["2b", "3a", "3b", "4a", "4b"]
-        assert len(await logbook.tail(connection, run, 100)) == 10
-        assert await logbook.tail(connection, tables.new_id(), 5) == []
+        assert [line.text for line in await run_logs.tail(connection, run, 5)] == ["2b", "3a", "3b", "4a", "4b"]
+        assert len(await run_logs.tail(connection, run, 100)) == 10
+        assert await run_logs.tail(connection, tables.new_id(), 5) == []
 
 
 async def test_following_goes_on_until_the_run_has_ended(

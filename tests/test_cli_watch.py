@@ -21,7 +21,7 @@ from rich.console import Console
 from sqlalchemy import update
 
 from service import clock, following
-from service.batch import tables
+from service.batch.ledger import tables
 from service.cli import bar, progress
 from service.database.engine import Database
 from service.database.migrate import migrate

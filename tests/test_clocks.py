@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from service import clock
-from service.batch import tables
+from service.batch.ledger import tables
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer
 from tests.faults.wrong_clock import SERVE, WrongClock

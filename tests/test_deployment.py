@@ -20,8 +20,8 @@ import yaml
 from sqlalchemy import make_url
 
 from service.backup import create_backup
-from service.batch import watchdog
-from service.batch.engines import local
+from service.batch.execution import local_engine
+from service.batch.nodes import loop_watchdog
 from service.config import Settings, async_url, get_settings
 from service.restoring import HISTORIES, Wanted, check_by_restoring, restore
 from service.testing.postgres import PostgresServer
@@ -33,7 +33,7 @@ FILES = ROOT / "docs/deployment"
 PAGE = (ROOT / "docs/deployment.md").read_text()
 
 DRAIN = Settings.model_fields["DRAIN_SECONDS"].default
-ENDED = watchdog.GRACE_SECONDS + watchdog.LAST_SECONDS
+ENDED = loop_watchdog.GRACE_SECONDS + loop_watchdog.LAST_SECONDS
 """How long after DRAIN_SECONDS the watchdog has ended the process."""
 BUSY = 5
 """For servers that look for signals now and then, and for a machine that is busy."""
@@ -110,7 +110,7 @@ def test_the_supervisor_waits_longer_than_the_longest_drain(file: str) -> None:
 
 
 def test_a_drain_that_goes_well_is_over_before_the_watchdog_ends_it() -> None:
-    assert local.REACT_SECONDS + local.WRITE_SECONDS < watchdog.GRACE_SECONDS
+    assert local_engine.REACT_SECONDS + local_engine.WRITE_SECONDS < loop_watchdog.GRACE_SECONDS
     assert f"gone after {DRAIN + ENDED:g} seconds" in PAGE
     assert DRAIN + ENDED < 30  # what Kubernetes grants
 

@@ -12,11 +12,11 @@ import pytest
 import typer.main
 
 import service
-from service.batch.base import BaseTask
-from service.batch.manual import ManualRun
-from service.batch.policies import MISSED, OVERLAP, Missed, Retry
-from service.batch.states import TRANSITIONS, Origin, RunState
-from service.batch.tables import companions, ledger
+from service.batch.execution.run_here import ManualRun
+from service.batch.ledger.states import TRANSITIONS, Origin, RunState
+from service.batch.ledger.tables import companions, ledger
+from service.batch.tasks.base import BaseTask
+from service.batch.tasks.policies import MISSED, OVERLAP, Missed, Retry
 from service.cli import cli
 from service.config import Settings, get_settings
 from service.host import BatchService

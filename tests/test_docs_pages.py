@@ -13,12 +13,12 @@ from sqlalchemy import select, text
 
 from service import errors, get_db, start
 from service.application.models import User
-from service.batch.base import BaseTask
-from service.batch.context import CurrentRun
-from service.batch.planning import plan
-from service.batch.policies import MISSED, OVERLAP, Missed, Retry
-from service.batch.schedule import schedule
-from service.batch.states import TRANSITIONS, RunState
+from service.batch.context.current_run import CurrentRun
+from service.batch.cron.cron import schedule
+from service.batch.firing.misfires import plan
+from service.batch.ledger.states import TRANSITIONS, RunState
+from service.batch.tasks.base import BaseTask
+from service.batch.tasks.policies import MISSED, OVERLAP, Missed, Retry
 from service.config import Settings, get_settings
 from service.database.engine import Database
 from service.testing import Batch

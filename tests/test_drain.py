@@ -26,7 +26,7 @@ from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED
 from starlette.applications import Starlette
 
 from service.app import lifespan
-from service.batch.watchdog import ENDED, GRACE_SECONDS, LAST_SECONDS
+from service.batch.nodes.loop_watchdog import ENDED, GRACE_SECONDS, LAST_SECONDS
 from service.testing.postgres import OwnServer, find_binaries
 from service.web.api import routes
 from tests.processes import Service, batch, process, service

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from service.batch import tables
+from service.batch.ledger import tables
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.processes import BATCH, Service, process, service

@@ -17,11 +17,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Retry, clock, config, current_run, get_logger, logs
-from service.batch import catalog, loader, logbook, runs, schedules, tables
-from service.batch.engines.local import LocalEngine
-from service.batch.journal import Entry
-from service.batch.runs import Claimed, Outcome
-from service.batch.tables import new_id
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.write_buffer import Entry
+from service.batch.firing import schedule_sync, task_sync
+from service.batch.ledger import run_logs, runs, tables
+from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger.tables import new_id
+from service.batch.tasks import discovery
 from service.config import get_settings
 from service.errors import InvalidSetting
 from service.host import BatchService
@@ -87,7 +89,7 @@ async def run_in(service: BatchService, state: str, **equal: Any) -> dict[str, A
 
 async def lines_of(service: BatchService, run: str) -> list[str]:
     async with service.ledger.engine.connect() as connection:
-        return [line.text for line in await logbook.read(connection, run)]
+        return [line.text for line in await run_logs.read(connection, run)]
 
 
 async def test_a_due_slot_runs_and_everything_stands_in_the_ledger(begin: Begin) -> None:
@@ -190,8 +192,8 @@ async def test_a_file_that_is_dropped_in_while_it_runs_is_loaded_and_fires(begin
 async def test_a_file_whose_import_hangs_holds_up_no_schedule_and_is_named(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(schedules, "IMPORT_SECONDS", 0.05)
-    monkeypatch.setattr(loader, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(schedule_sync, "IMPORT_SECONDS", 0.05)
+    monkeypatch.setattr(discovery, "SLOW_SECONDS", 0.1)
     config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
     make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
     service = await begin()
@@ -231,7 +233,7 @@ async def test_a_file_that_comes_while_the_ledger_is_away_is_taken_in_later(
         raise DBAPIError("INSERT", {}, OSError("away"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(catalog, "record_tasks", away)
+        patch.setattr(task_sync, "record_tasks", away)
         with pytest.raises(DBAPIError):
             await service.schedules.refresh()
     assert "dropped" not in service.tasks
@@ -546,7 +548,7 @@ async def test_a_task_that_was_taken_for_gone_is_restored_by_the_node_that_has_i
         return set()
 
     async with service.ledger.engine.begin() as connection:
-        assert await catalog.remove_gone(connection, ["tick"], nobody) == ["tick"]
+        assert await task_sync.remove_gone(connection, ["tick"], nobody) == ["tick"]
     await service.schedules.refresh()
     await service.schedules.refresh()
     (task,) = await rows(service.ledger, tables.tasks)
@@ -631,7 +633,7 @@ async def test_a_node_follows_the_ledgers_schedule_even_where_its_own_differs(
     logging.getLogger().addHandler(caplog.handler)
     other = make_task("donor", "0 9 * * *")
     async with service.ledger.engine.begin() as connection:
-        await catalog.set_schedules(connection, {"tick": other.schedule}, {"tick": task}, new_id())
+        await task_sync.set_schedules(connection, {"tick": other.schedule}, {"tick": task}, new_id())
     await service.schedules.refresh()
     assert str(service.scheduler.get_job("tick").trigger) == "cron[0 9 * * *] UTC"
     assert "tick fires by another node's schedule (0 9 * * * UTC)" in caplog.text
@@ -642,7 +644,7 @@ async def test_a_paused_task_has_no_next_run_time_and_resumes(begin: Begin) -> N
     task = make_task("tick")
     service = await begin()
     async with service.ledger.engine.begin() as connection:
-        await catalog.pause(connection, "tick", "ann", {"tick": task})
+        await task_sync.pause(connection, "tick", "ann", {"tick": task})
     await service.schedules.refresh()
     assert service.scheduler.get_job("tick").next_run_time is None
     clock.advance(3 * MINUTE)
@@ -650,7 +652,7 @@ async def test_a_paused_task_has_no_next_run_time_and_resumes(begin: Begin) -> N
     (found,) = await until(lambda: rows(service.ledger, tables.missed))
     assert (found["count"], found["reason"]) == (3, "paused by ann")
     async with service.ledger.engine.begin() as connection:
-        await catalog.resume(connection, "tick")
+        await task_sync.resume(connection, "tick")
     await service.schedules.refresh()
     assert service.scheduler.get_job("tick").next_run_time is not None
 

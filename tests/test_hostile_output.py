@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import JSON, Column, LargeBinary, Table, insert
 from sqlalchemy.types import TypeEngine
 
-from service.batch import logbook, tables
-from service.batch.context import LogLine
-from service.batch.logbook import Block
-from service.batch.tables import new_id
+from service.batch.context.current_run import LogLine
+from service.batch.ledger import run_logs, tables
+from service.batch.ledger.run_logs import Block
+from service.batch.ledger.tables import new_id
 from service.database.engine import Database
 from service.database.types import UtcDateTime
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
@@ -86,7 +86,7 @@ async def run(tmp_path: Path, sqlite_databases: SQLiteFiles, monkeypatch: pytest
                     await connection.execute(insert(table), hostile_row(table, **given.get(table.name, {})))
             if metadata is tables.ledger:
                 line = LogLine(TEXT, TEXT, TEXT, TEXT)
-                await logbook.write(connection, logbook.pack([Block(run, 1, 1, 0, [line, line])]))
+                await run_logs.write(connection, run_logs.pack([Block(run, 1, 1, 0, [line, line])]))
     return run
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from service import clock, config, current_run, logs
-from service.batch import presence, tables
+from service.batch.ledger import tables
+from service.batch.nodes import process_lock
 from service.config import get_settings
 from service.database.engine import Database
 from service.host import BatchService
@@ -109,9 +110,9 @@ async def test_what_was_killed_on_another_machine_is_resumed_within_a_lease_and_
     a = two_machines("a")
     held = await first_run(ledger, tmp_path)
     two_machines("b")
-    folder = presence.folder_of(ledger.url.render_as_string(hide_password=False))
+    folder = process_lock.folder_of(ledger.url.render_as_string(hide_password=False))
     # Beside an SQLite file the nodes of one machine see each other.
-    presence.file_of(folder, held["node"]).unlink(missing_ok=True)
+    process_lock.file_of(folder, held["node"]).unlink(missing_ok=True)
     a.process.kill()
     killed_at = time.monotonic()
     (done,) = await until(lambda: rows(ledger, id=held["id"], state="succeeded"), LEASE + 5)

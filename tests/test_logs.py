@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from service import get_logger, logs
-from service.batch.context import MAX_WAITING_LINES, CurrentRun
-from service.batch.states import Origin
+from service.batch.context.current_run import MAX_WAITING_LINES, CurrentRun
+from service.batch.ledger.states import Origin
 from service.clock import now
 from tests.hostile import HOSTILE, SEEN, acts
 

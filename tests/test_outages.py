@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batch import tables
+from service.batch.ledger import tables
 from service.testing.databases import wait_for
 from service.testing.postgres import OwnServer, find_binaries
 from tests.outages import Case, locked, until

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from service.batch import tables
+from service.batch.ledger import tables
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.processes import SERVE, process

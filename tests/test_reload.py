@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from service import reload
-from service.batch import tables
+from service.batch.ledger import tables
 from service.config import Settings
 from tests import processes
 from tests.batch.ledger_world import rows, until

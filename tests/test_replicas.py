@@ -16,7 +16,7 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
-from service.batch import tables
+from service.batch.ledger import tables
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import news, presence, tables
-from service.batch.rescue import MOST_LOSSES, rescue
-from service.batch.slots import now_of
-from service.batch.tables import new_id
+from service.batch.ledger import tables
+from service.batch.ledger.schedules import now_of
+from service.batch.ledger.tables import new_id
+from service.batch.nodes import ledger_poll, process_lock
+from service.batch.nodes.orphans import MOST_LOSSES, rescue
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.processes import Service, service
@@ -166,17 +167,17 @@ async def test_a_run_that_is_lost_for_the_third_time_has_failed(ledger: Database
 
 async def gone(connection: AsyncConnection, ledger: Database) -> dict[str, int]:
     """The nodes whose files say that their process is dead, with their counters."""
-    found = (await news.read(connection, new_id())).others
-    return {node.id: node.beats for node in found if presence.is_gone(folder_of(ledger), node.id)}
+    found = (await ledger_poll.read(connection, new_id())).others
+    return {node.id: node.beats for node in found if process_lock.is_gone(folder_of(ledger), node.id)}
 
 
 def folder_of(ledger: Database) -> Path:
-    return presence.folder_of(ledger.url.render_as_string(hide_password=False))
+    return process_lock.folder_of(ledger.url.render_as_string(hide_password=False))
 
 
 def dead_node(folder: Path) -> str:
     """The id of a node whose process is gone: its file is there, and nobody holds it."""
     node = new_id()
-    presence.Presence(folder, node)._let_go()
-    assert presence.is_gone(folder, node)
+    process_lock.Presence(folder, node)._let_go()
+    assert process_lock.is_gone(folder, node)
     return node

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batch import tables
+from service.batch.ledger import tables
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer
 from tests.outages import Case, until

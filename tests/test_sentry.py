@@ -25,7 +25,7 @@ from sentry_sdk.integrations.logging import LoggingIntegration
 from sentry_sdk.scope import global_event_processors
 
 from service import config, details, logs, sentry
-from service.batch.manual import ManualRun
+from service.batch.execution.run_here import ManualRun
 from service.config import get_settings
 from service.errors import InvalidSetting
 from service.host import BatchService

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.batch.schedule import Schedule
+from service.batch.cron.cron import Schedule
 from service.config import Settings
 from service.errors import InvalidSchedule
 from service.escaping import echoed

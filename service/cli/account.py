@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from service import clock
-from service.batch.account import Account, Entry, Finding, Kind
+from service.batch.account.account import Account, Entry, Finding, Kind
 from service.cli.options import AsJson, OfTask, instant_or_age, wait_for
 from service.errors import InvalidParameters
 from service.escaping import LONGEST_QUOTE, cut, echoed, line, to_json
@@ -36,7 +36,7 @@ def account(
     Each has to be a run, a skip, or in a missed range. Exit code 1 when one is not.
     """
     from service import console, listing
-    from service.batch.accounting import ignore
+    from service.batch.account.accounting import ignore
     from service.config import get_settings
 
     begin, end = _interval(since, until)

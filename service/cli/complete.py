@@ -13,7 +13,7 @@ from service.errors import BatchError
 
 def task_names(incomplete: str) -> list[str]:
     """Of the files in TASKS_DIR. They are read and not run, so that it is quick, and nothing happens at a Tab."""
-    from service.batch.loader import folder_of
+    from service.batch.tasks.discovery import folder_of
     from service.config import get_settings
 
     try:
@@ -24,7 +24,7 @@ def task_names(incomplete: str) -> list[str]:
 
 
 def states(incomplete: str) -> list[str]:
-    from service.batch.states import RunState
+    from service.batch.ledger.states import RunState
 
     return [state for state in RunState if state.startswith(incomplete)]
 

@@ -12,7 +12,7 @@ from service.cli.options import AsJson, utc, whole
 from service.escaping import echoed, line
 
 if TYPE_CHECKING:
-    from service.batch.registry import Task
+    from service.batch.tasks.registry import Task
 
 Row = dict[str, Any]
 
@@ -44,8 +44,8 @@ def lint(
 
 def _check(names: list[str], n: int) -> list[Row]:
     from service import logs
-    from service.batch.loader import load_tasks
-    from service.batch.registry import TaskRegistry
+    from service.batch.tasks.discovery import load_tasks
+    from service.batch.tasks.registry import TaskRegistry
     from service.config import get_settings
     from service.errors import UnknownTask
 
@@ -62,7 +62,7 @@ def _check(names: list[str], n: int) -> list[Row]:
 
 
 def _row(task: Task, n: int) -> Row:
-    from service.batch.lint import findings
+    from service.batch.lint.lint import findings
 
     now, schedule = clock.now(), task.schedule
     return {
@@ -77,7 +77,7 @@ def _row(task: Task, n: int) -> Row:
 
 
 def _next(task: Task, n: int) -> list[Row]:
-    from service.batch.clockchanges import DAY, effects
+    from service.batch.lint.clock_changes import DAY, effects
 
     if task.schedule is None:
         return []

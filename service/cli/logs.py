@@ -13,7 +13,7 @@ from service import escaping
 from service.cli.options import RunOrTask, wait_for
 
 if TYPE_CHECKING:
-    from service.batch.logbook import Block
+    from service.batch.ledger.run_logs import Block
 
 
 def logs(

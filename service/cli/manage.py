@@ -92,7 +92,7 @@ def backfill(
     time. A slot that has a run is left alone, however that ended; with --again, a run that is over gets a new attempt.
     """
     from service import console, managing
-    from service.batch.backfill import Entry, Fate
+    from service.batch.firing.backfill import Entry, Fate
     from service.config import get_settings
 
     def see(entry: Entry) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from service import clock
-from service.batch.progress import Meter, pace
+from service.batch.context.progress import Meter, pace
 
 MEGABYTE = 1_000_000
 BAR_AFTER_SECONDS = 0.5

@@ -15,7 +15,7 @@ from service.errors import BatchError, InvalidParameters, InvalidSetting
 from service.escaping import echoed
 
 if TYPE_CHECKING:
-    from service.batch.schedule import Schedule
+    from service.batch.cron.cron import Schedule
 
 NO_SCHEDULE = "none"
 
@@ -75,8 +75,8 @@ def new(
     The file goes into TASKS_DIR. Nothing is overwritten.
     """
     from service import console
-    from service.batch.loader import folder_of
-    from service.batch.schedule import schedule as schedule_of
+    from service.batch.cron.cron import schedule as schedule_of
+    from service.batch.tasks.discovery import folder_of
     from service.config import get_settings
 
     folder = folder_of(get_settings().TASKS_DIR)
@@ -106,7 +106,7 @@ def new(
 
 def _module(name: str) -> str:
     """The file's name without its end. Dots and dashes can't be in a name that Python imports."""
-    from service.batch.registry import NAME
+    from service.batch.tasks.registry import NAME
 
     if not NAME.fullmatch(name):
         raise InvalidParameters(f"the name is {echoed(name)}; allowed: 1 to 100 of a-z 0-9 _ . -")

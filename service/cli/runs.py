@@ -99,8 +99,8 @@ def runs(
 
 async def _run(name: str, given: dict[str, str], slot: datetime | None, shown: Bar | Lines) -> dict[str, Any]:
     from service import logs as logging
-    from service.batch.manual import ManualRun
-    from service.batch.registry import TaskRegistry
+    from service.batch.execution.run_here import ManualRun
+    from service.batch.tasks.registry import TaskRegistry
     from service.config import get_settings
     from service.host import BatchService
 

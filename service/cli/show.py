@@ -124,7 +124,7 @@ def _both(slot: datetime | None, timezone: str | None) -> str | None:
         return None
     if timezone is None or timezone == "UTC":
         return utc(slot)
-    from service.batch.zones import zone_of
+    from service.batch.cron.zones import zone_of
 
     try:
         return f"{utc(slot)} ({slot.astimezone(zone_of(timezone)).isoformat(' ')} in {timezone})"

@@ -45,7 +45,7 @@ def next_(
     its friends.
     """
     from service import console
-    from service.batch.schedule import schedule as schedule_of
+    from service.batch.cron.cron import schedule as schedule_of
 
     schedule = schedule_of(expression, tz)
     at = instant(after, "--after", schedule.zone) if after is not None else clock.now()

@@ -19,7 +19,7 @@ from service.logs import get_logger
 logger = get_logger(__name__)
 
 LONG_SECONDS = 1.0
-IN_BETWEEN = ("service.database", "service.batch.chunking", "contextlib")
+IN_BETWEEN = ("service.database", "service.batch.chunks", "contextlib")
 
 session_owner: ContextVar[object | None] = ContextVar("session_owner", default=None)
 """Whose sessions are opened here: a run, where there is one; else the asyncio task counts."""

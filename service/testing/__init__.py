@@ -63,7 +63,7 @@ def batch(
     calls.
     """
     from service import clock
-    from service.batch.registry import TaskRegistry
+    from service.batch.tasks.registry import TaskRegistry
     from service.config import forget_settings
     from service.testing.kit import START, Batch
 

@@ -15,15 +15,18 @@ from typing import Any, Self
 from sqlalchemy import func, select, text
 
 from service import clock, logs
-from service.batch import catalog, fence, nodes, runs, slots, starting, tables
-from service.batch.engines.local import LocalEngine
-from service.batch.firing import fire
-from service.batch.journal import progress_of
-from service.batch.node import package_version
-from service.batch.registry import Task
-from service.batch.rescue import rescue
-from service.batch.states import FINAL
-from service.batch.tables import CLAIMABLE_SQL, new_id
+from service.batch.context import fencing
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.write_buffer import progress_of
+from service.batch.firing import task_sync
+from service.batch.firing.firing import fire
+from service.batch.ledger import nodes, runs, schedules, tables
+from service.batch.ledger.states import FINAL
+from service.batch.ledger.tables import CLAIMABLE_SQL, new_id
+from service.batch.nodes.node import package_version
+from service.batch.nodes.orphans import rescue
+from service.batch.queue import enqueue
+from service.batch.tasks.registry import Task
 from service.config import get_settings
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
@@ -68,17 +71,17 @@ class DrivenService:
             shows = settings.BATCH_SHOW_SQL_PARAMETERS
             application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pool_size=5, shows_values=shows)
             stack.push_async_callback(application.dispose)
-            use_application_database(application, partial(fence.guard, idle_seconds=settings.LEASE_SECONDS))
+            use_application_database(application, partial(fencing.guard, idle_seconds=settings.LEASE_SECONDS))
             stack.callback(leave_application_database, application)
             stack.enter_context(logs.keep_run_lines())
             tasks = prepared(prepared(self._tasks, self._failures.prepare), self._recorder.prepare)
             self._engine = LocalEngine(self._ledger, tasks, self.node)
             stack.push_async_callback(self._end)
-            starting.use_service(self._ledger, self._engine.wake)
-            stack.callback(starting.use_no_service)
+            enqueue.use_service(self._ledger, self._engine.wake)
+            stack.callback(enqueue.use_no_service)
             async with self._ledger.engine.begin() as connection:
-                await catalog.record_tasks(connection, self._tasks, clock.now())
-                await catalog.set_schedules(connection, self._schedules, self._tasks, self.node)
+                await task_sync.record_tasks(connection, self._tasks, clock.now())
+                await task_sync.set_schedules(connection, self._schedules, self._tasks, self.node)
             self._stack = stack.pop_all()
         return self
 
@@ -118,7 +121,7 @@ class DrivenService:
     async def rescue(self, node: str) -> None:
         """Take over what this node was running when it was killed."""
         async with self._ledger.engine.begin() as connection:
-            now = await slots.now_of(connection)
+            now = await schedules.now_of(connection)
             process = {"host": socket.gethostname(), "pid": os.getpid(), "version": package_version()}
             seen = {"started_at": now, "seen_at": now, "draining": False, "tasks": sorted(self._tasks)}
             await nodes.register(connection, {"id": node, **process, **seen})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from typing import Any, NoReturn
 
-from service.batch.base import BaseTask
-from service.batch.registry import Task
+from service.batch.tasks.base import BaseTask
+from service.batch.tasks.registry import Task
 
 
 class Failures:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
 
-from service.batch.base import BaseTask
-from service.batch.registry import Task
+from service.batch.tasks.base import BaseTask
+from service.batch.tasks.registry import Task
 
 Prepare = Callable[[Task, BaseTask], None]
 

@@ -10,8 +10,8 @@ from inspect import iscoroutine
 from typing import Any, Self
 from weakref import WeakSet
 
-from service.batch import context
-from service.batch.base import BaseTask
+from service.batch.context import current_run
+from service.batch.tasks.base import BaseTask
 
 
 class Kill:
@@ -55,7 +55,7 @@ class Kill:
         before = loop.get_task_factory()
 
         def make(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
-            is_mortal = context.current_run_if_any() is not None
+            is_mortal = current_run.current_run_if_any() is not None
             coroutine = self._mortal(work) if is_mortal else work
             make_task: Any = before or _make_task
             task = make_task(loop, coroutine, **options)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from service import clock
-from service.batch.base import BaseTask
-from service.batch.loader import load_tasks
-from service.batch.registry import Task, TaskRegistry
-from service.batch.starting import start
-from service.batch.states import FINAL
+from service.batch.ledger.states import FINAL
+from service.batch.queue.enqueue import start
+from service.batch.tasks.base import BaseTask
+from service.batch.tasks.discovery import load_tasks
+from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import get_settings
 from service.errors import BatchError
 from service.testing.driven import DrivenService

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from service.batch.base import BaseTask
-from service.batch.context import current_run
-from service.batch.registry import Task
+from service.batch.context.current_run import current_run
+from service.batch.tasks.base import BaseTask
+from service.batch.tasks.registry import Task
 from service.testing.kills import Kill
 from service.testing.records import CommittedChunk
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import logbook
-from service.batch.context import LogLine
-from service.batch.states import FINAL
-from service.batch.tables import attempts, log, missed, runs
+from service.batch.context.current_run import LogLine
+from service.batch.ledger import run_logs
+from service.batch.ledger.states import FINAL
+from service.batch.ledger.tables import attempts, log, missed, runs
 from service.config import get_settings
 from service.database.engine import Database
 from service.testing.databases import wait_for
@@ -75,7 +75,7 @@ class RunRecord:
 
     @cached_property
     def logs(self) -> list[LogLine]:
-        return [line for block in self._blocks for line in logbook.unpack(block)]
+        return [line for block in self._blocks for line in run_logs.unpack(block)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from service.batch.scheduler import describe_jobs
+from service.batch.firing.apscheduler import describe_jobs
 from service.errors import BatchError
 
 READY_SECONDS = 5.0

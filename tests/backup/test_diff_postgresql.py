@@ -13,7 +13,7 @@ import pytest
 from service.backup import create_backup, diff_postgresql
 from service.backup.diff import diff
 from service.backup.difference import Difference, TableDifference
-from service.batch.tables import ledger
+from service.batch.ledger.tables import ledger
 from service.config import forget_settings, get_settings
 from service.errors import BackupError
 from tests.backup.contents import connected, execute, make_sqlite, until

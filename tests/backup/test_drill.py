@@ -9,7 +9,7 @@ import pytest
 
 from service import clock
 from service.backup import create_backup
-from service.batch import records
+from service.batch.ledger import backups
 from service.config import forget_settings, get_settings
 from service.errors import BackupError, DamagedBackup
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
@@ -39,7 +39,7 @@ async def test_the_latest_backup_is_restored_and_that_is_recorded(url: str, capl
     with caplog.at_level("INFO"):
         told = await RestoreDrillTask().run()
     (row,) = (await known(get_settings())).values()
-    assert records.state(row) == "restored" and row["restored_at"] is None, "nothing of the application's was restored"
+    assert backups.state(row) == "restored" and row["restored_at"] is None, "nothing of the application's was restored"
     assert row["verified_at"] <= clock.now()
     versions = 0 if url.startswith("sqlite") else 1  # what says at which migration a database is, is never restored
     assert told["backup"] == f"backups/{row['name']}" and told["tables"] == row["tables"] - versions
@@ -52,7 +52,7 @@ async def test_a_damaged_backup_fails_the_run_and_is_recorded_as_failed(url: str
     with pytest.raises(DamagedBackup, match="is damaged"):
         await RestoreDrillTask().run()
     (row,) = (await known(get_settings())).values()
-    assert (row["name"], records.state(row), row["verified_how"]) == (path.name, "failed", None)
+    assert (row["name"], backups.state(row), row["verified_how"]) == (path.name, "failed", None)
     assert "is damaged" in row["failed_check"]
 
 

@@ -16,8 +16,8 @@ from service.backup import pins
 from service.backup.objects import Objects
 from service.backup.pins import Pin
 from service.backup.storage import FOLDER, Folder, Places
-from service.batch import records
-from service.batch.records import Facts
+from service.batch.ledger import backups
+from service.batch.ledger.backups import Facts
 from service.config import forget_settings, get_settings
 from service.copying import download, upload
 from service.discarding import plans, prune
@@ -64,10 +64,10 @@ def pins_in(bucket: Bucket) -> set[str]:
 
 
 async def pinned_by_an_older_version(*places: str) -> None:
-    async def write(connection: records.AsyncConnection) -> None:
+    async def write(connection: backups.AsyncConnection) -> None:
         for place in places:
-            await records.record(connection, Facts(OLD, NOW, size=1), place, NOW)
-            await records._change(connection, OLD, place, pinned_at=NOW, pinned_by="ann")
+            await backups.record(connection, Facts(OLD, NOW, size=1), place, NOW)
+            await backups._change(connection, OLD, place, pinned_at=NOW, pinned_by="ann")
 
     await recorded(get_settings(), write)
 
@@ -245,7 +245,7 @@ async def test_a_place_that_the_ledger_does_not_know_is_read_and_recorded_before
     with clock.moved(NOW):
         planned = await plans(settings)
         known_of = await known(settings)
-        assert {name: (row["rows"], records.state(row)) for (_, name), row in known_of.items()} == {
+        assert {name: (row["rows"], backups.state(row)) for (_, name), row in known_of.items()} == {
             NEW: (6, "not verified"),
             OLD: (6, "not verified"),
             broken: (None, "failed"),

@@ -16,7 +16,7 @@ from service.backup.progress import Progress
 from service.backup.reader import Backup, LocalFile, read_header
 from service.backup.threads import Stop
 from service.backup.verify import verify
-from service.batch.tables import companions
+from service.batch.ledger.tables import companions
 from tests.backup.contents import connected, copies, execute, manifest, members, restore, until
 from tests.backup.restores import restored
 

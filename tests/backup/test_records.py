@@ -11,9 +11,9 @@ from sqlalchemy import bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.backup.storage import FOLDER
-from service.batch import records
-from service.batch.records import CHECKSUMS, RESTORED, Facts, Row
-from service.batch.tables import new_id
+from service.batch.ledger import backups
+from service.batch.ledger.backups import CHECKSUMS, RESTORED, Facts, Row
+from service.batch.ledger.tables import new_id
 from service.config import forget_settings, get_settings
 from service.database.engine import Database
 from service.database.types import UtcDateTime
@@ -34,7 +34,7 @@ def facts(name: str = NAME, **more: object) -> Facts:
 
 
 async def row_of(connection: AsyncConnection, name: str = NAME, place: str = FOLDER) -> Row:
-    row = await records.get(connection, name, place)
+    row = await backups.get(connection, name, place)
     assert row is not None
     return row
 
@@ -42,9 +42,9 @@ async def row_of(connection: AsyncConnection, name: str = NAME, place: str = FOL
 async def test_the_file_s_facts_are_written_anew_and_what_was_done_stays(ledger: Database) -> None:
     run = new_id()
     async with ledger.engine.begin() as connection:
-        await records.record(connection, facts(taken_by_run=run), FOLDER, AT)
-        assert await records.verified(connection, NAME, FOLDER, CHECKSUMS, AT)
-        await records.record(connection, facts(rows=None, revision="app_0005"), FOLDER, LATER)
+        await backups.record(connection, facts(taken_by_run=run), FOLDER, AT)
+        assert await backups.verified(connection, NAME, FOLDER, CHECKSUMS, AT)
+        await backups.record(connection, facts(rows=None, revision="app_0005"), FOLDER, LATER)
         row = await row_of(connection)
     assert (row["revision"], row["rows"], row["taken_by_run"]) == ("app_0005", 3_000_000_000, run)
     assert (row["verified_at"], row["verified_how"], row["created_at"]) == (AT, CHECKSUMS, AT)
@@ -52,70 +52,70 @@ async def test_the_file_s_facts_are_written_anew_and_what_was_done_stays(ledger:
 
 async def test_a_file_of_another_size_is_another_file_and_was_never_checked(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
-        await records.record(connection, facts(), FOLDER, AT)
-        await records.verified(connection, NAME, FOLDER, RESTORED, AT)
-        await records.restored(connection, NAME, FOLDER, AT)
-        await records.record(connection, facts(size=6), FOLDER, LATER)
+        await backups.record(connection, facts(), FOLDER, AT)
+        await backups.verified(connection, NAME, FOLDER, RESTORED, AT)
+        await backups.restored(connection, NAME, FOLDER, AT)
+        await backups.record(connection, facts(size=6), FOLDER, LATER)
         row = await row_of(connection)
-    assert records.state(row) == "not verified" and (row["verified_at"], row["restored_at"]) == (None, None)
+    assert backups.state(row) == "not verified" and (row["verified_at"], row["restored_at"]) == (None, None)
 
 
 async def test_what_is_known_of_a_backup_in_one_place_is_not_known_of_its_copy(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
         for place in (FOLDER, FAR):
-            await records.record(connection, facts(), place, AT)
-        await records.failed(connection, NAME, FOLDER, "a byte", AT)
-        await records.verified(connection, NAME, FAR, RESTORED, AT)
-        rows = await records.listed(connection)
-        assert [(row["place"], records.state(row)) for row in rows] == [(FOLDER, "failed"), (FAR, "restored")]
-        await records.gone(connection, NAME, FOLDER)
-        assert [row["place"] for row in await records.listed(connection)] == [FAR]
+            await backups.record(connection, facts(), place, AT)
+        await backups.failed(connection, NAME, FOLDER, "a byte", AT)
+        await backups.verified(connection, NAME, FAR, RESTORED, AT)
+        rows = await backups.listed(connection)
+        assert [(row["place"], backups.state(row)) for row in rows] == [(FOLDER, "failed"), (FAR, "restored")]
+        await backups.gone(connection, NAME, FOLDER)
+        assert [row["place"] for row in await backups.listed(connection)] == [FAR]
 
 
 async def test_what_its_manifest_hashed_to_when_it_was_made_is_known_wherever_it_is_copied(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
-        await records.record(connection, facts(manifest="made"), FOLDER, AT, is_new=True)
-        await records.record(connection, facts(manifest="read later"), FOLDER, AT)
-        await records.record(connection, facts(manifest="of the copy"), FAR, AT)
-        await records.record(connection, facts("found", manifest="found"), FAR, AT)
-        await records.gone(connection, NAME, FOLDER)
-        assert await records.manifests(connection, NAME) == ["made"]
-        assert await records.manifests(connection, "found") == []
+        await backups.record(connection, facts(manifest="made"), FOLDER, AT, is_new=True)
+        await backups.record(connection, facts(manifest="read later"), FOLDER, AT)
+        await backups.record(connection, facts(manifest="of the copy"), FAR, AT)
+        await backups.record(connection, facts("found", manifest="found"), FAR, AT)
+        await backups.gone(connection, NAME, FOLDER)
+        assert await backups.manifests(connection, NAME) == ["made"]
+        assert await backups.manifests(connection, "found") == []
 
 
 async def test_a_restored_one_stays_restored_until_a_check_fails(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
-        await records.record(connection, facts(), FOLDER, AT)
-        states = [records.state(await row_of(connection))]
+        await backups.record(connection, facts(), FOLDER, AT)
+        states = [backups.state(await row_of(connection))]
         for how in (CHECKSUMS, RESTORED, CHECKSUMS):
-            await records.verified(connection, NAME, FOLDER, how, AT)
-            states.append(records.state(await row_of(connection)))
-        await records.failed(connection, NAME, FOLDER, "a byte", LATER)
+            await backups.verified(connection, NAME, FOLDER, how, AT)
+            states.append(backups.state(await row_of(connection)))
+        await backups.failed(connection, NAME, FOLDER, "a byte", LATER)
         row = await row_of(connection)
         assert (row["failed_check"], row["failed_at"], row["verified_at"]) == ("a byte", LATER, None)
-        states.append(records.state(row))
-        await records.verified(connection, NAME, FOLDER, CHECKSUMS, LATER)
-        states.append(records.state(await row_of(connection)))
+        states.append(backups.state(row))
+        await backups.verified(connection, NAME, FOLDER, CHECKSUMS, LATER)
+        states.append(backups.state(await row_of(connection)))
     assert states == ["not verified", CHECKSUMS, RESTORED, RESTORED, "failed", CHECKSUMS]
 
 
 async def test_many_may_record_one_backup_at_once(ledger: Database) -> None:
     async def record(size: int) -> None:
         async with ledger.engine.begin() as connection:
-            await records.record(connection, facts(size=size), FOLDER, AT)
+            await backups.record(connection, facts(size=size), FOLDER, AT)
 
     await asyncio.gather(*(record(size) for size in range(5)))
     async with ledger.engine.connect() as connection:
-        assert len(await records.listed(connection)) == 1
+        assert len(await backups.listed(connection)) == 1
 
 
 async def test_a_rescan_drops_the_others_of_its_place_but_none_that_is_newer_than_its_look(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
         for name, at in (("kept", AT), ("lost", AT), ("new", LATER)):
-            await records.record(connection, facts(name), FOLDER, at)
-        await records.record(connection, facts("lost"), FAR, AT)
-        assert await records.keep_only(connection, FOLDER, ["kept"], LATER) == 1
-        found = {(row["name"], row["place"]) for row in await records.listed(connection)}
+            await backups.record(connection, facts(name), FOLDER, at)
+        await backups.record(connection, facts("lost"), FAR, AT)
+        assert await backups.keep_only(connection, FOLDER, ["kept"], LATER) == 1
+        found = {(row["name"], row["place"]) for row in await backups.listed(connection)}
         assert found == {("kept", FOLDER), ("new", FOLDER), ("lost", FAR)}
 
 
@@ -152,7 +152,7 @@ async def old_ledger(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 async def test_an_older_ledger_is_taken_over_place_by_place(old_ledger: str) -> None:
-    await recorded(get_settings(), lambda connection: records.record(connection, facts(), FOLDER, AT))
+    await recorded(get_settings(), lambda connection: backups.record(connection, facts(), FOLDER, AT))
     rows = await known(get_settings())
     assert rows.pop((FOLDER, NAME))["rows"] == 3_000_000_000
     assert {key: (row["verified_how"], row["pinned_by"], row["created_at"]) for key, row in rows.items()} == {
@@ -180,7 +180,7 @@ async def test_what_is_only_noted_migrates_nothing_either(old_ledger: str, caplo
     """A restore backs up what is there, and may then bring back the tables of the ledger at their own migration."""
 
     async def write(connection: AsyncConnection) -> None:
-        await records.record(connection, facts(), FOLDER, AT)
+        await backups.record(connection, facts(), FOLDER, AT)
 
     await noted(get_settings(), NAME, write)
     assert f"The ledger has not heard what was done with {NAME}: the ledger is at an older migration" in caplog.text
@@ -193,5 +193,5 @@ async def test_where_no_ledger_is_yet_nothing_is_made_and_nothing_written(
 ) -> None:
     monkeypatch.setenv("LEDGER_URL", database_url)
     forget_settings()
-    assert await recorded(get_settings(), lambda connection: records.record(connection, facts(), FOLDER, AT)) is None
+    assert await recorded(get_settings(), lambda connection: backups.record(connection, facts(), FOLDER, AT)) is None
     assert await known(get_settings()) == {} and list(tmp_path.glob("*.db")) == []

@@ -17,7 +17,7 @@ from service.backup.progress import Meter, Progress
 from service.backup.reader import Backup, LocalFile, read_header
 from service.backup.selection import Selection
 from service.backup.threads import Stop
-from service.batch.tables import ledger
+from service.batch.ledger.tables import ledger
 from service.errors import BackupError
 from tests.backup.contents import make_sqlite, manifest, members, opened
 

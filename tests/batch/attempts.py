@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from service import BaseTask, TaskRegistry
-from service.batch.runner import Attempt, Ending
-from service.batch.runs import Claimed
-from service.batch.states import Origin
-from service.batch.threads import Threads
+from service.batch.execution.attempt import Attempt, Ending
+from service.batch.ledger.runs import Claimed
+from service.batch.ledger.states import Origin
+from service.concurrency.thread_pool import Threads
 
 SECONDS = 5.0
 SLOT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)

@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.catalog import changed
-from service.batch.tables import new_id
+from service.batch.firing.task_sync import changed
+from service.batch.ledger.tables import new_id
 from service.database.engine import Database
 
 KINDS = ("over", "theirs", "paused", "later")

@@ -11,13 +11,14 @@ from typing import Any
 from sqlalchemy import Table, select
 
 from service import BaseTask, TaskRegistry, clock, current_run
-from service.batch import catalog, firing, nodes, slots
-from service.batch.engines.local import LocalEngine
-from service.batch.firing import Fired, Room
-from service.batch.heartbeat import Heartbeat
-from service.batch.lease import Lease
-from service.batch.registry import Task
-from service.batch.tables import new_id, runs
+from service.batch.context.lease import Lease
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.firing import firing, task_sync
+from service.batch.firing.firing import Fired, Room
+from service.batch.ledger import nodes, schedules
+from service.batch.ledger.tables import new_id, runs
+from service.batch.nodes.heartbeat import Heartbeat
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 
 NODE = new_id()
@@ -38,8 +39,8 @@ async def know(ledger: Database, *tasks: Task, node: str = NODE) -> dict[str, Ta
     """Put tasks and their schedules into the ledger, as a service does at its start."""
     loaded = {task.name: task for task in tasks}
     async with ledger.engine.begin() as connection:
-        await catalog.record_tasks(connection, loaded, await slots.now_of(connection))
-        await catalog.set_schedules(connection, {t.name: t.schedule for t in tasks}, loaded, node)
+        await task_sync.record_tasks(connection, loaded, await schedules.now_of(connection))
+        await task_sync.set_schedules(connection, {t.name: t.schedule for t in tasks}, loaded, node)
     return loaded
 
 
@@ -63,7 +64,7 @@ async def heart_of(engine: LocalEngine, ledger: Database, node: str = NODE) -> A
     """The heartbeat of the node that the engine works for; it hands the news to it, as in a service."""
     row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
     async with ledger.engine.begin() as connection:
-        now = await slots.now_of(connection)
+        now = await schedules.now_of(connection)
         await nodes.register(connection, {**row, "started_at": now, "seen_at": now})
     url = ledger.url.render_as_string(hide_password=False)
     lease = Lease(30)

@@ -13,15 +13,18 @@ from sqlalchemy import delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import accounting, catalog, scheduler, tables
-from service.batch.account import Account, Entry, Kind
-from service.batch.firing import Room
-from service.batch.folder import TasksFolder
-from service.batch.policies import MISSED, Missed
-from service.batch.registry import Task
-from service.batch.schedule import Schedule
-from service.batch.schedules import Schedules
-from service.batch.tables import missed, new_id, nodes, runs, schedules, tasks
+from service.batch.account import accounting
+from service.batch.account.account import Account, Entry, Kind
+from service.batch.cron.cron import Schedule
+from service.batch.firing import apscheduler as scheduler
+from service.batch.firing import task_sync
+from service.batch.firing.firing import Room
+from service.batch.firing.schedule_sync import Schedules
+from service.batch.ledger import tables
+from service.batch.ledger.tables import missed, new_id, nodes, runs, schedules, tasks
+from service.batch.tasks.live_reload import TasksFolder
+from service.batch.tasks.policies import MISSED, Missed
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 
@@ -92,12 +95,12 @@ async def fire_each_minute(ledger: Database, loaded: Loaded, until: datetime) ->
 
 async def pause(ledger: Database, loaded: Loaded, name: str = "tick") -> None:
     async with ledger.engine.begin() as connection:
-        await catalog.pause(connection, name, "ann", loaded)
+        await task_sync.pause(connection, name, "ann", loaded)
 
 
 async def resume(ledger: Database, loaded: Loaded, name: str = "tick") -> None:
     async with ledger.engine.begin() as connection:
-        await catalog.resume(connection, name)
+        await task_sync.resume(connection, name)
 
 
 async def set_schedule(
@@ -105,7 +108,7 @@ async def set_schedule(
 ) -> None:
     wanted = {name: Schedule(cron, zone) if cron else None}
     async with ledger.engine.begin() as connection:
-        await catalog.set_schedules(connection, wanted, loaded, node)
+        await task_sync.set_schedules(connection, wanted, loaded, node)
 
 
 async def remove(ledger: Database, *names: str) -> None:
@@ -113,7 +116,7 @@ async def remove(ledger: Database, *names: str) -> None:
         return set()
 
     async with ledger.engine.begin() as connection:
-        await catalog.remove_gone(connection, names, nobody)
+        await task_sync.remove_gone(connection, names, nobody)
 
 
 async def register_node(ledger: Database, *names: str, **values: Any) -> None:

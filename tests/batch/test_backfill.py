@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service.batch import accounting, backfill, catalog, tables
-from service.batch.account import Account, Kind
-from service.batch.backfill import Backfill, Entry, Fate, Interval
-from service.batch.policies import Missed
-from service.batch.registry import Task
-from service.batch.states import Rank
+from service.batch.account import accounting
+from service.batch.account.account import Account, Kind
+from service.batch.firing import backfill, task_sync
+from service.batch.firing.backfill import Backfill, Entry, Fate, Interval
+from service.batch.ledger import tables
+from service.batch.ledger.states import Rank
+from service.batch.tasks.policies import Missed
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.errors import InvalidParameters
 from tests.batch.ledger_world import fire, know, make_task, rows
@@ -115,7 +117,7 @@ async def test_a_dry_run_lists_the_slots_and_changes_nothing(ledger: Database) -
 
 async def test_slots_to_come_are_left_out(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await known(ledger)
-    monkeypatch.setattr("service.batch.slots.now_of", lambda _: asyncio.sleep(0, NOW))
+    monkeypatch.setattr("service.batch.ledger.schedules.now_of", lambda _: asyncio.sleep(0, NOW))
     wanted = await interval(ledger, NOW - HOUR, NOW + 24 * HOUR)
     assert list(wanted.slots()) == [NOW - HOUR / 2]
     assert await (await interval(ledger)).count(5) == 6  # more than were asked for
@@ -126,7 +128,7 @@ async def test_a_slot_that_may_still_be_fired_on_time_is_left_to_that(
 ) -> None:
     """With a run of it there already, the overlap policy would decide about others for a run that was never made."""
     task = await known(ledger, schedule="0,30 * * * * *")
-    monkeypatch.setattr("service.batch.slots.now_of", lambda _: asyncio.sleep(0, NOW))
+    monkeypatch.setattr("service.batch.ledger.schedules.now_of", lambda _: asyncio.sleep(0, NOW))
     late = [NOW - timedelta(seconds=s) for s in (90, 60, 30, 0)]
     assert list((await interval(ledger, late[0], NOW)).slots()) == late[:2]
     await fire(ledger, {"tick": task}, NOW - timedelta(seconds=10))
@@ -138,7 +140,7 @@ async def test_there_is_nothing_to_backfill_without_a_schedule_or_an_interval(le
     with pytest.raises(InvalidParameters, match="no slots from 2026-03-10 12:30:00 to 2026-03-10 00:00:00 UTC"):
         await interval(ledger, NOW, FROM)
     async with ledger.engine.begin() as connection:
-        await catalog.set_schedules(connection, {"tick": None}, {}, tables.new_id())
+        await task_sync.set_schedules(connection, {"tick": None}, {}, tables.new_id())
     with pytest.raises(InvalidParameters, match="task tick: the ledger has no schedule"):
         await interval(ledger)
 

@@ -15,13 +15,17 @@ from sqlalchemy import insert as insert_into
 from sqlalchemy import update
 
 from service import Retry, clock, current_run
-from service.batch import again, cancel, claims, news, runner, runs, tables
-from service.batch.again import retry
-from service.batch.cancel import Asked
-from service.batch.engines.local import LocalEngine
-from service.batch.registry import Task
-from service.batch.states import FINAL, Origin, Rank, RunState
-from service.batch.tables import new_id
+from service.batch.execution import attempt as runner
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.ledger import runs, tables
+from service.batch.ledger.states import FINAL, Origin, Rank, RunState
+from service.batch.ledger.tables import new_id
+from service.batch.nodes import ledger_poll
+from service.batch.queue import cancel, claiming
+from service.batch.queue import retry as again
+from service.batch.queue.cancel import Asked
+from service.batch.queue.retry import retry
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.errors import InvalidParameters, UnknownRun
 from tests.batch.ledger_world import NODE, fire, heart_of, know, make_task, rows, until
@@ -35,7 +39,7 @@ async def ask(ledger: Database, run_id: str, by: str = "ann") -> RunState | None
 
 async def requests(ledger: Database, node: str = NODE) -> list[Asked]:
     async with ledger.reader.connect() as connection:
-        return (await news.read(connection, node)).requests
+        return (await ledger_poll.read(connection, node)).requests
 
 
 async def only(ledger: Database) -> dict[str, Any]:
@@ -227,7 +231,7 @@ async def test_a_request_to_another_fence_is_not_ours(ledger: Database, worlds: 
     run = await only(ledger)
     await ask(ledger, run["id"])
     async with ledger.reader.connect() as connection:
-        world.engine.hear(await news.read(connection, NODE))
+        world.engine.hear(await ledger_poll.read(connection, NODE))
     assert [attempt.run.cancelled for attempt in world.engine.attempts] == [False]
 
 
@@ -252,7 +256,7 @@ async def test_a_run_that_is_over_goes_on_with_a_new_attempt(ledger: Database, s
 
 
 async def claims_at(connection: Any, run_id: str) -> Any:
-    return await claims.claim(connection, [run_id], NODE, clock.now())
+    return await claiming.claim(connection, [run_id], NODE, clock.now())
 
 
 async def test_a_cancelled_run_that_is_retried_is_not_cancelled_again(ledger: Database) -> None:

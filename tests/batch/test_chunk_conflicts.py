@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from service import Skip, get_db
-from service.batch.once import once
+from service.batch.context.once import once
 from service.database.engine import Database
 from service.database.session import application_database
 from service.errors import LeaseLost

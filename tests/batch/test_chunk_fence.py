@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import get_db
 from service.application.models import User
-from service.batch import fence
-from service.batch.chunking import checkpoints
-from service.batch.chunking.checkpoints import Overtaken, Place
-from service.batch.tables import checkpoints as table
+from service.batch.chunks import checkpoints
+from service.batch.chunks.checkpoints import Overtaken, Place
+from service.batch.context import fencing
+from service.batch.ledger.tables import checkpoints as table
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.database.session import application_database, leave_application_database, use_application_database
@@ -30,7 +30,7 @@ NAME = "chunks:1"
 
 @pytest.fixture
 async def fenced(application: Database) -> Database:
-    use_application_database(application, partial(fence.guard, idle_seconds=30))
+    use_application_database(application, partial(fencing.guard, idle_seconds=30))
     return application
 
 
@@ -38,7 +38,7 @@ async def fenced(application: Database) -> Database:
 async def postgres_application(postgres_database: str) -> AsyncIterator[Database]:
     database = Database(postgres_database, setting="DATABASE_URL")
     await migrate(database, APPLICATION_HISTORY)
-    use_application_database(database, partial(fence.guard, idle_seconds=30))
+    use_application_database(database, partial(fencing.guard, idle_seconds=30))
     yield database
     leave_application_database(database)
     await database.dispose()

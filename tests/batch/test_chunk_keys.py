@@ -46,7 +46,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.batch import fence
+from service.batch.context import fencing
 from service.database.engine import Database
 from service.database.session import use_application_database
 from service.database.types import UtcDateTime
@@ -276,7 +276,7 @@ class Walk:
 @pytest.fixture
 async def collation(application: Database) -> str:
     """One that does not go by the code points."""
-    use_application_database(application, partial(fence.guard, idle_seconds=30))
+    use_application_database(application, partial(fencing.guard, idle_seconds=30))
     if application.kind == "sqlite":
         return "NOCASE"
     async with application.reader.connect() as connection:
@@ -316,7 +316,7 @@ async def test_what_sqlite_made_itself_in_another_form_is_refused_and_not_skippe
     application: Database, column: str, descends: bool
 ) -> None:
     """It compares these as texts or floats: the next page would not begin behind the last row."""
-    use_application_database(application, partial(fence.guard, idle_seconds=30))
+    use_application_database(application, partial(fencing.guard, idle_seconds=30))
     columns = [Column("at", DateTime, nullable=False), Column("price", Numeric(12, 2), nullable=False)]
     table = Table(f"made_{next(NUMBERS)}", MetaData(), Column("id", Integer, primary_key=True), *columns)
     async with application.engine.begin() as connection:
@@ -329,7 +329,7 @@ async def test_what_sqlite_made_itself_in_another_form_is_refused_and_not_skippe
 
 
 async def test_a_place_may_be_infinite(application: Database) -> None:
-    use_application_database(application, partial(fence.guard, idle_seconds=30))
+    use_application_database(application, partial(fencing.guard, idle_seconds=30))
     table = Table(f"made_{next(NUMBERS)}", MetaData(), Column("x", Double, primary_key=True))
     async with application.engine.begin() as connection:
         await connection.run_sync(table.create)

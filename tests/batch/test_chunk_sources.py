@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from service import get_db
-from service.batch.once import once
+from service.batch.context.once import once
 from service.database.engine import Database
 from service.errors import BatchError, ChunkError
 from tests.batch.test_chunks import Attempt, Item, Seen, rows, see, seen, task, world

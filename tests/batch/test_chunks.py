@@ -19,12 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
 from service import BaseTask, get_db
-from service.batch import context, fence
-from service.batch.chunking import loop as chunk_loop
-from service.batch.chunking.paging import Pages
-from service.batch.context import CurrentRun
-from service.batch.states import Origin
-from service.batch.tables import checkpoints, new_id
+from service.batch.chunks import chunks as chunk_loop
+from service.batch.chunks.keyset_pages import Pages
+from service.batch.context import current_run, fencing
+from service.batch.context.current_run import CurrentRun
+from service.batch.ledger.states import Origin
+from service.batch.ledger.tables import checkpoints, new_id
 from service.database.engine import Database
 from service.database.session import use_application_database
 from service.errors import ChunkError, Interrupted
@@ -56,7 +56,7 @@ class Seen(Base):
 @pytest.fixture
 async def world(application: Database) -> Database:
     """Twenty-five items, in an application database whose runs are fenced."""
-    use_application_database(application, partial(fence.guard, idle_seconds=30))
+    use_application_database(application, partial(fencing.guard, idle_seconds=30))
     async with application.engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
         await connection.execute(insert(Item), [{"id": n, "kind": "ab"[n % 2], "done": 0} for n in range(1, 26)])
@@ -81,7 +81,7 @@ class Attempt:
 
     async def does(self, body: Callable[[], Awaitable[Any]]) -> Any:
         own = contextvars.copy_context()
-        own.run(context.enter, self.run)
+        own.run(current_run.enter, self.run)
 
         async def work() -> Any:
             result = await body()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batch.counting import count
-from service.batch.schedule import Schedule, schedule
+from service.batch.cron.counting import count
+from service.batch.cron.cron import Schedule, schedule
 
 CRONS = (
     *("* * * * *", "*/7 3-9 * * *", "0 * * * *", "30 2 * * *", "0 0 * * *", "59 23 * * *", "15 3 * * 1"),

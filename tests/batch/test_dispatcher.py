@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import text
 
 from service import clock
-from service.batch.dispatcher import Dispatcher
-from service.batch.engines.local import LocalEngine
-from service.batch.firing import Fired
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.firing.dispatcher import Dispatcher
+from service.batch.firing.firing import Fired
 from service.config import get_settings
 from service.database.engine import Database
 from service.host import BatchService
@@ -37,7 +37,7 @@ async def test_while_firing_fails_each_slot_is_one_more_try_and_one_timer_waits_
     """Else each second of an outage would add a try to every later one."""
     tasks = await know(ledger, make_task("a"), make_task("b"))
     dispatcher = Failing(ledger, tasks, NODE, LocalEngine(ledger, tasks, NODE))
-    monkeypatch.setattr("service.batch.dispatcher.LONGEST_PAUSE", 3600.0)  # no timer is over within the test
+    monkeypatch.setattr("service.batch.firing.dispatcher.LONGEST_PAUSE", 3600.0)  # no timer is over within the test
     dispatcher._pause = 3600.0
     dispatcher.start()
     loop, timers = asyncio.get_running_loop(), []

@@ -21,14 +21,15 @@ from sqlalchemy.orm import Session
 
 from service import call_db, clock, get_db
 from service.application.models import User
-from service.batch import context, fence, runner
-from service.batch.context import CurrentRun
-from service.batch.engines.local import LocalEngine
-from service.batch.runner import Attempt, Ending
-from service.batch.runs import Claimed
-from service.batch.states import Origin, RunState
-from service.batch.tables import attempts, checkpoints, new_id, nodes, runs
-from service.batch.threads import Threads
+from service.batch.context import current_run, fencing
+from service.batch.context.current_run import CurrentRun
+from service.batch.execution import attempt as runner
+from service.batch.execution.attempt import Attempt, Ending
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.ledger.runs import Claimed
+from service.batch.ledger.states import Origin, RunState
+from service.batch.ledger.tables import attempts, checkpoints, new_id, nodes, runs
+from service.concurrency.thread_pool import Threads
 from service.database import engine
 from service.database.engine import Database
 from service.database.migrate import migrate
@@ -51,7 +52,7 @@ Work = Callable[[], Awaitable[Any]]
 @pytest.fixture
 async def fenced(application: Database) -> Database:
     """A migrated application database of each kind whose runs are fenced."""
-    use_application_database(application, partial(fence.guard, idle_seconds=LEASE))
+    use_application_database(application, partial(fencing.guard, idle_seconds=LEASE))
     return application
 
 
@@ -60,7 +61,7 @@ async def postgres_application(postgres_database: str) -> AsyncIterator[Database
     """The same on PostgreSQL only."""
     database = Database(postgres_database, setting="DATABASE_URL")
     await migrate(database, APPLICATION_HISTORY)
-    use_application_database(database, partial(fence.guard, idle_seconds=LEASE))
+    use_application_database(database, partial(fencing.guard, idle_seconds=LEASE))
     yield database
     leave_application_database(database)
     await database.dispose()
@@ -75,7 +76,7 @@ class Holder:
 
     async def does(self, work: Work) -> Any:
         own = contextvars.copy_context()
-        own.run(context.enter, self.run)
+        own.run(current_run.enter, self.run)
         own.run(bind_to_service)
 
         async def body() -> Any:
@@ -305,7 +306,7 @@ async def test_a_run_that_was_refused_for_its_lease_is_resumed_whatever_it_made_
     is_held = [True]
 
     async def run(self: object) -> str:
-        is_held[0] = context.current_run().fence > 1
+        is_held[0] = current_run.current_run().fence > 1
         try:
             await by_flush()
         except Exception:  # noqa: BLE001 - as authors do
@@ -379,7 +380,7 @@ async def test_a_serialization_failure_is_looked_up(postgres_application: Databa
 
 async def test_postgresql_ends_a_transaction_of_a_run_that_idles(postgres_database: str) -> None:
     database = Database(postgres_database, setting="DATABASE_URL")
-    use_application_database(database, partial(fence.guard, idle_seconds=0.2))
+    use_application_database(database, partial(fencing.guard, idle_seconds=0.2))
 
     async def setting() -> Any:
         async with get_db() as db:
@@ -416,7 +417,7 @@ async def test_taking_over_ends_what_the_lost_node_has_open(
     async with old.engine.connect() as its, other.engine.connect() as another:
         for connection in (its, another):
             await connection.execute(text("SELECT 1"))
-        await holder.does(partial(fence.take_over, ledger, holder.run))
+        await holder.does(partial(fencing.take_over, ledger, holder.run))
         await another.execute(text("SELECT 1"))
         with nullcontext() if has_come_back else pytest.raises(DBAPIError):
             await its.execute(text("SELECT 1"))
@@ -431,12 +432,12 @@ async def test_taking_over_waits_for_a_stopped_process_that_has_sqlite_s_lock(
     monkeypatch.setattr(engine, "BUSY_GIVE_UP_SECONDS", 0.1)
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/app.db", setting="DATABASE_URL")
     await migrate(database, APPLICATION_HISTORY)
-    use_application_database(database, partial(fence.guard, idle_seconds=LEASE))
+    use_application_database(database, partial(fencing.guard, idle_seconds=LEASE))
     new = Holder(2)
     stopped = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
     stopped.execute("BEGIN IMMEDIATE")
     stopped.execute("INSERT INTO batch_checkpoints (run, name, fence) VALUES (?, '', 1)", (new.run.id,))
-    taking = asyncio.create_task(new.does(partial(fence.take_over, database, new.run)))
+    taking = asyncio.create_task(new.does(partial(fencing.take_over, database, new.run)))
     await until(lambda: _true("waits to take over" in caplog.text))
     assert not taking.done()
     stopped.execute("COMMIT")  # it woke up: this is valid, and the next one sees it
@@ -453,7 +454,7 @@ async def test_a_run_that_is_resumed_waits_for_an_application_database_that_is_a
 ) -> None:
     """It has not failed by that: its body may not even need it."""
     away = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", setting="DATABASE_URL")
-    use_application_database(away, partial(fence.guard, idle_seconds=LEASE))
+    use_application_database(away, partial(fencing.guard, idle_seconds=LEASE))
     task = make_task("made", None)
     run = new_id()
     engine = LocalEngine(ledger, {"made": task}, new_id())
@@ -476,7 +477,7 @@ async def test_taking_over_does_not_wait_for_a_table_that_is_not_there(ledger: D
     new = Holder(2)
     async with asyncio.timeout(5):
         with pytest.raises(DBAPIError, match="batch_checkpoints"):
-            await new.does(partial(fence.take_over, ledger, new.run))
+            await new.does(partial(fencing.take_over, ledger, new.run))
 
 
 # Attempts that are over.

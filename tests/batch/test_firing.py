@@ -11,11 +11,14 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import TaskRegistry, clock
-from service.batch import catalog, claims, firing, planning, slots, tables
-from service.batch.firing import Plans, Room
-from service.batch.policies import Missed
-from service.batch.registry import Task
-from service.batch.tables import new_id
+from service.batch.firing import firing, misfires, task_sync
+from service.batch.firing.firing import Plans, Room
+from service.batch.ledger import schedules as slots
+from service.batch.ledger import tables
+from service.batch.ledger.tables import new_id
+from service.batch.queue import claiming
+from service.batch.tasks.policies import Missed
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 
@@ -140,14 +143,14 @@ async def test_a_pause_is_one_range_that_grows_and_never_a_catch_up(ledger: Data
     loaded = await know(ledger, make_task("tick", missed="all"))
     with clock.moved(minutes(0.6)):
         async with ledger.engine.begin() as connection:
-            await catalog.pause(connection, "tick", "ann", loaded)
+            await task_sync.pause(connection, "tick", "ann", loaded)
     await fire(ledger, loaded, minutes(5))
     await fire(ledger, loaded, minutes(9))
     (found,) = await rows(ledger, tables.missed)
     assert (found["count"], found["reason"], found["first_slot"]) == (8, "paused by ann", minutes(1.5))
     with clock.moved(minutes(9.6)):
         async with ledger.engine.begin() as connection:
-            await catalog.resume(connection, "tick")
+            await task_sync.resume(connection, "tick")
     await fire(ledger, loaded, minutes(10.6))
     (found,) = await rows(ledger, tables.missed)
     assert found["count"] == 9
@@ -159,7 +162,7 @@ async def test_a_changed_schedule_handles_the_old_slots_first(ledger: Database) 
     with clock.moved(minutes(3)):
         changed = {"tick": Task(**{**vars(loaded["tick"]), "schedule": make_task("other", "0 * * * *").schedule})}
         async with ledger.engine.begin() as connection:
-            await catalog.set_schedules(connection, {"tick": changed["tick"].schedule}, changed, NODE)
+            await task_sync.set_schedules(connection, {"tick": changed["tick"].schedule}, changed, NODE)
     assert [run["slot"] for run in await rows(ledger)] == [minutes(n) for n in (0.5, 1.5, 2.5)]
     async with ledger.engine.connect() as connection:
         old, new = await slots.history(connection, "tick")
@@ -179,7 +182,7 @@ async def test_a_schedule_after_one_that_a_clock_ahead_has_fired_counts_from_whe
         if how == "gone":
             assert await remove_gone(ledger, set()) == ["tick"]
         async with ledger.engine.begin() as connection:
-            await catalog.set_schedules(connection, {"tick": every_second}, loaded, NODE)
+            await task_sync.set_schedules(connection, {"tick": every_second}, loaded, NODE)
     async with ledger.engine.connect() as connection:
         old, new = await slots.history(connection, "tick")
     assert old["valid_until"] == old["fired_until"] == new["valid_from"] == new["fired_until"] == minutes(60.6)
@@ -248,8 +251,8 @@ async def remove_gone(ledger: Database, live: set[str]) -> list[str]:
         return live
 
     async with ledger.engine.begin() as connection:
-        known = await catalog.known(connection)
-        return await catalog.remove_gone(connection, [n for n, is_removed in known.items() if not is_removed], seen)
+        known = await task_sync.known(connection)
+        return await task_sync.remove_gone(connection, [n for n, is_removed in known.items() if not is_removed], seen)
 
 
 async def test_a_task_whose_file_is_gone_is_closed_with_a_range_and_keeps_its_history(ledger: Database) -> None:
@@ -278,8 +281,8 @@ async def test_a_run_outlives_a_change_of_its_tasks_overlap_policy(ledger: Datab
     TaskRegistry.clear()
     make_task("tick", overlap=after)
     async with ledger.engine.begin() as connection:
-        (head,) = await claims.heads(connection, ["tick"], minutes(0.6), 5)
-        (claimed,) = await claims.claim(connection, [head.id], NODE, minutes(0.6))
+        (head,) = await claiming.heads(connection, ["tick"], minutes(0.6), 5)
+        (claimed,) = await claiming.claim(connection, [head.id], NODE, minutes(0.6))
     assert claimed.slot == minutes(0.5)
 
 
@@ -339,7 +342,7 @@ async def test_a_plan_for_a_cursor_that_has_moved_since_is_dropped(ledger: Datab
 async def test_a_transaction_catches_up_with_a_bounded_number_of_slots_of_all_schedules_and_nothing_is_lost_or_doubled(
     ledger: Database, monkeypatch: pytest.MonkeyPatch, schedules: int
 ) -> None:
-    monkeypatch.setattr(planning, "BUDGET", 20)
+    monkeypatch.setattr(misfires, "BUDGET", 20)
     monkeypatch.setattr(firing, "LEAST_SHARE", 4)
     policy = Missed("all", max_age=timedelta(days=30))
     loaded = await know(ledger, *[make_task(f"t{n}", f"{n}-59 * * * *", missed=policy) for n in range(schedules)])

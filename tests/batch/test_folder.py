@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.folder import TasksFolder
+from service.batch.tasks.live_reload import TasksFolder
 
 TASK = """
 from service import BaseTask

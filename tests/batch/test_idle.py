@@ -16,14 +16,18 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import TaskRegistry, clock, config, logs, managing
-from service.batch import accounting, cancel, catalog, claims, heartbeat, news, nodes, presence, schedules, tables
-from service.batch.engines import local
-from service.batch.engines.local import LocalEngine
-from service.batch.heartbeat import Heartbeat
-from service.batch.lease import Lease
-from service.batch.news import News
-from service.batch.runs import Claimed
-from service.batch.tables import new_id
+from service.batch.account import accounting
+from service.batch.context.lease import Lease
+from service.batch.execution import local_engine
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.firing import schedule_sync, task_sync
+from service.batch.ledger import nodes, tables
+from service.batch.ledger.runs import Claimed
+from service.batch.ledger.tables import new_id
+from service.batch.nodes import heartbeat, ledger_poll, process_lock
+from service.batch.nodes.heartbeat import Heartbeat
+from service.batch.nodes.ledger_poll import News
+from service.batch.queue import cancel, claiming
 from service.config import get_settings
 from service.database.engine import Database
 from service.host import BatchService
@@ -119,8 +123,8 @@ class Services:
 
 @pytest.fixture
 async def start(ledger_url: str, monkeypatch: pytest.MonkeyPatch, boot_time: Seconds) -> AsyncIterator[Any]:
-    monkeypatch.setattr(schedules, "REFRESH_SECONDS", 0.02)
-    monkeypatch.setattr(local, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(schedule_sync, "REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr(local_engine, "FLUSH_SECONDS", 0.01)
     logs.set_up("INFO")
     services = Services(boot_time)
     async with AsyncExitStack() as stack:
@@ -195,7 +199,7 @@ async def test_a_run_that_waits_for_another_is_looked_for_without_a_write(
 
 async def test_an_engine_in_doubt_looks_again_by_itself(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that it runs, and no news, would have it look at what it has claimed."""
-    take, lost = claims.take, asyncio.Event()
+    take, lost = claiming.take, asyncio.Event()
 
     async def lose_the_reply(connection: AsyncConnection, *more: Any) -> tuple[list[Claimed], bool]:
         claimed, are_more = await take(connection, *more)
@@ -205,7 +209,7 @@ async def test_an_engine_in_doubt_looks_again_by_itself(ledger: Database, monkey
             raise ConnectionResetError("the reply to COMMIT was lost")
         return claimed, are_more
 
-    monkeypatch.setattr(claims, "take", lose_the_reply)
+    monkeypatch.setattr(claiming, "take", lose_the_reply)
     engine = LocalEngine(ledger, await know(ledger, make_task("tick", None)), NODE)
     await insert(ledger, new("tick"))
     engine.start()
@@ -221,7 +225,7 @@ async def test_an_engine_in_doubt_looks_again_by_itself(ledger: Database, monkey
 
 async def read(ledger: Database, node: str = NODE) -> News:
     async with ledger.reader.connect() as connection:
-        return await news.read(connection, node)
+        return await ledger_poll.read(connection, node)
 
 
 async def test_news_say_that_a_run_may_start_once_it_is_due(ledger: Database) -> None:
@@ -271,16 +275,16 @@ async def test_news_differ_once_schedules_or_tasks_or_nodes_have_changed(ledger:
         return set()
 
     async def restore(connection: AsyncConnection) -> None:
-        await catalog.record_tasks(connection, {"manual": manual}, START)
-        await catalog.set_schedules(connection, {"manual": None}, {"manual": manual}, NODE)
+        await task_sync.record_tasks(connection, {"manual": manual}, START)
+        await task_sync.set_schedules(connection, {"manual": None}, {"manual": manual}, NODE)
 
     assert not await differ_after(lambda c: nodes.beat(c, node, 0.0))
     assert not await differ_after(lambda c: c.execute(update(tables.schedules).values(fired_until=START)))
-    assert await differ_after(lambda c: catalog.pause(c, "tick", "ann", {"tick": tick}))
-    assert await differ_after(lambda c: catalog.resume(c, "tick"))
-    assert await differ_after(lambda c: catalog.set_schedules(c, {"tick": other.schedule}, {"tick": tick}, NODE))
-    assert await differ_after(lambda c: catalog.set_schedules(c, {"tick": None}, {"tick": tick}, NODE))
-    assert await differ_after(lambda c: catalog.remove_gone(c, ["manual"], nobody))
+    assert await differ_after(lambda c: task_sync.pause(c, "tick", "ann", {"tick": tick}))
+    assert await differ_after(lambda c: task_sync.resume(c, "tick"))
+    assert await differ_after(lambda c: task_sync.set_schedules(c, {"tick": other.schedule}, {"tick": tick}, NODE))
+    assert await differ_after(lambda c: task_sync.set_schedules(c, {"tick": None}, {"tick": tick}, NODE))
+    assert await differ_after(lambda c: task_sync.remove_gone(c, ["manual"], nobody))
     assert await differ_after(restore)
     assert await differ_after(lambda c: c.execute(update(tables.nodes).values(stopped_at=START)))
 
@@ -302,11 +306,11 @@ async def test_the_version_of_the_catalog_is_the_last_that_a_change_locks(ledger
         return set()
 
     changes: list[Callable[[AsyncConnection], Awaitable[Any]]] = [
-        lambda c: catalog.pause(c, "tick", "ann", loaded),
-        lambda c: catalog.resume(c, "tick"),
-        lambda c: catalog.set_schedules(c, {"tick": None}, loaded, NODE),
-        lambda c: catalog.set_schedules(c, {"tick": tick.schedule}, loaded, NODE),
-        lambda c: catalog.remove_gone(c, ["tick"], nobody),
+        lambda c: task_sync.pause(c, "tick", "ann", loaded),
+        lambda c: task_sync.resume(c, "tick"),
+        lambda c: task_sync.set_schedules(c, {"tick": None}, loaded, NODE),
+        lambda c: task_sync.set_schedules(c, {"tick": tick.schedule}, loaded, NODE),
+        lambda c: task_sync.remove_gone(c, ["tick"], nobody),
     ]
     for change in changes:
         asked.clear()
@@ -334,7 +338,7 @@ async def test_a_process_that_runs_what_it_was_handed_is_no_service_and_watches_
     assert {one.id: one.fires for one in own.others} == {other: True, service.node.id: False}
     assert own.state == before  # nobody reads the schedules again because of it
     async with ledger.reader.connect() as connection:
-        assert (await news.read(connection, service.node.id, fires=False)).others == []
+        assert (await ledger_poll.read(connection, service.node.id, fires=False)).others == []
         assert await nodes.live_tasks(connection) == {"theirs"}
         assert await accounting._tasks_of_running_nodes(connection, START) == {"theirs"}
     assert not await managing.is_served(get_settings(), "tick")
@@ -399,7 +403,7 @@ async def test_looks_that_succeed_do_not_hide_that_beats_fail(
 async def test_a_death_is_seen_while_the_event_loop_is_blocked(ledger: Database) -> None:
     url = ledger.url.render_as_string(hide_password=False)
     dead = await put_node(ledger)
-    presence.Presence(presence.folder_of(url), dead)._let_go()
+    process_lock.Presence(process_lock.folder_of(url), dead)._let_go()
     run = await put_run(ledger, dead)
     heart = Heartbeat(url, await put_node(ledger), Lease(30), beat_seconds=5, lease_seconds=30)
 
@@ -420,7 +424,7 @@ async def test_a_pause_elsewhere_is_followed_after_the_next_look(start: Any, led
     job = services.all[0].scheduler.get_job("tick")
     assert job.next_run_time is not None
     async with ledger.engine.begin() as connection:
-        await catalog.pause(connection, "tick", "ann", {"tick": task})
+        await task_sync.pause(connection, "tick", "ann", {"tick": task})
     await services.second()
     await until(lambda: asyncio.sleep(0, job.next_run_time is None))
 

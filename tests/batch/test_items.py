@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import ItemTask, Retry, Skip, get_db
-from service.batch.chunking import quarantine
+from service.batch.chunks import quarantine
 from service.database.engine import Database
 from service.database.session import application_database
 from service.errors import ChunkError, InvalidTask

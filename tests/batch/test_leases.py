@@ -13,16 +13,18 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError
 
 from service import clock, config, logs
-from service.batch import claims, news, nodes, presence, tables
-from service.batch.again import retry
-from service.batch.context import current_run
-from service.batch.engines.local import LocalEngine
-from service.batch.heartbeat import Heartbeat
-from service.batch.lease import Lease, Observer
-from service.batch.rescue import rescue
-from service.batch.runs import Claimed, mirror_progress
-from service.batch.slots import now_of
-from service.batch.tables import new_id
+from service.batch.context.current_run import current_run
+from service.batch.context.lease import Lease, Observer
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.ledger import nodes, tables
+from service.batch.ledger.runs import Claimed, mirror_progress
+from service.batch.ledger.schedules import now_of
+from service.batch.ledger.tables import new_id
+from service.batch.nodes import ledger_poll, process_lock
+from service.batch.nodes.heartbeat import Heartbeat
+from service.batch.nodes.orphans import rescue
+from service.batch.queue import claiming
+from service.batch.queue.retry import retry
 from service.config import get_settings
 from service.database.engine import Database
 from service.host import LEDGER_HISTORY, BatchService
@@ -144,10 +146,10 @@ async def test_a_run_that_was_claimed_after_its_node_was_taken_for_dead_is_found
     node = await put_node(ledger)
     await rescue_now(ledger, {node: 0})
     async with ledger.reader.connect() as connection:
-        assert (await news.read(connection, new_id())).others == []
+        assert (await ledger_poll.read(connection, new_id())).others == []
     run = await put_run(ledger, node)
     async with ledger.reader.connect() as connection:
-        (seen,) = (await news.read(connection, new_id())).others
+        (seen,) = (await ledger_poll.read(connection, new_id())).others
     assert (seen.id, seen.is_stopped) == (node, True)
     assert await rescue_now(ledger, {seen.id: seen.beats}) == [node]
     assert (await rows(ledger, id=run))[0]["state"] == "interrupted"
@@ -249,7 +251,7 @@ async def lose(ledger: Database, run: str, progress: tuple[int, int] | None) -> 
     clock.advance(timedelta(seconds=1))
     async with ledger.engine.begin() as connection:
         await connection.execute(update(tables.runs).where(tables.runs.c.state == "running").values(state="queued"))
-        (claimed,) = await claims.claim(connection, [run], node, clock.now())
+        (claimed,) = await claiming.claim(connection, [run], node, clock.now())
     clock.advance(timedelta(seconds=1))
     if progress is not None:
         count, before = progress
@@ -296,7 +298,7 @@ async def test_a_node_of_another_machine_that_falls_silent_is_rescued_after_a_le
 async def test_others_are_looked_at_between_the_beats_too(ledger: Database) -> None:
     url = ledger.url.render_as_string(hide_password=False)
     node, own = await put_node(ledger), await put_node(ledger)
-    process = presence.Presence(presence.folder_of(url), node)
+    process = process_lock.Presence(process_lock.folder_of(url), node)
     rescued = asyncio.Event()
     heart = Heartbeat(url, own, Lease(300), beat_seconds=100, lease_seconds=300)
     heart.start(on_loss=lambda: None, on_rescue=rescued.set)
@@ -411,7 +413,7 @@ async def test_a_machine_that_wakes_up_gives_up_its_runs_even_if_nobody_took_the
 async def take_for_dead(world: World, then: Callable[[], None] = lambda: None) -> None:
     async def taken() -> bool:
         async with world.ledger.engine.begin() as connection:
-            beats = {node.id: node.beats for node in (await news.read(connection, new_id())).others}
+            beats = {node.id: node.beats for node in (await ledger_poll.read(connection, new_id())).others}
             gone = await rescue(connection, beats, await now_of(connection))  # none if it beats between the two
             if gone:
                 then()
@@ -490,7 +492,7 @@ async def test_what_was_claimed_across_a_loss_of_the_lease_is_not_begun(
     task = make_task("made", "* * * * *", run)
     await fire(ledger, await know(ledger, task), clock.now() + timedelta(minutes=1))
     engine = LocalEngine(ledger, {"made": task}, new_id())
-    take = claims.take
+    take = claiming.take
 
     async def loses_its_lease(*args: Any) -> Any:
         claimed = await take(*args)
@@ -498,7 +500,7 @@ async def test_what_was_claimed_across_a_loss_of_the_lease_is_not_begun(
             engine.give_up()
         return claimed
 
-    monkeypatch.setattr(claims, "take", loses_its_lease)
+    monkeypatch.setattr(claiming, "take", loses_its_lease)
     await engine.settle()
     assert [attempt["outcome"] for attempt in await rows(ledger, tables.attempts)] == ["interrupted", "succeeded"]
     assert calls == [2]
@@ -515,7 +517,7 @@ async def test_what_was_claimed_while_the_drain_began_is_handed_on_before_its_bo
     task = make_task("made", "* * * * *", run)
     await fire(ledger, await know(ledger, task), clock.now() + timedelta(minutes=1))
     stopping = LocalEngine(ledger, {"made": task}, new_id())
-    take = claims.take
+    take = claiming.take
 
     async def just_before_the_signal(*args: Any) -> Any:
         claimed = await take(*args)
@@ -523,7 +525,7 @@ async def test_what_was_claimed_while_the_drain_began_is_handed_on_before_its_bo
         return claimed
 
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "take", just_before_the_signal)
+        patch.setattr(claiming, "take", just_before_the_signal)
         await stopping.settle()
     [run_row] = await rows(ledger)
     assert (calls, run_row["state"], run_row["reason"]) == ([], "interrupted", "the service stopped")

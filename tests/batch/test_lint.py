@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from service import BaseTask, Missed, Retry
-from service.batch.lint import Finding, findings, longest_wait, shortest_interval, span
-from service.batch.schedule import schedule
+from service.batch.cron.cron import schedule
+from service.batch.lint.lint import Finding, findings, longest_wait, shortest_interval, span
 from tests.batch.ledger_world import make_task
 
 NOW = datetime(2026, 6, 1, 12, 30, tzinfo=UTC)

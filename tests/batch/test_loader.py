@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service import TaskRegistry, logs
-from service.batch.loader import BrokenFile, load_tasks
+from service.batch.tasks.discovery import BrokenFile, load_tasks
 from service.errors import InvalidSetting
 
 HEAD = "from service import BaseTask, Retry, TaskRegistry, get_settings\n"

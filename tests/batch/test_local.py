@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from service import clock
-from service.batch import runs
-from service.batch.engines.local import LocalEngine
-from service.batch.registry import Task
-from service.batch.states import RunState
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.ledger import runs
+from service.batch.ledger.states import RunState
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_runs import new

@@ -11,10 +11,11 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import catalog, slots, tables
-from service.batch.pruning import Keep, Pruner
-from service.batch.schedule import schedule
-from service.batch.tables import new_id
+from service.batch.cron.cron import schedule
+from service.batch.firing import task_sync
+from service.batch.ledger import schedules, tables
+from service.batch.ledger.tables import new_id
+from service.batch.retention.pruning import Keep, Pruner
 from service.database.engine import Database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.batch.ledger_world import NODE, fire, know, make_task, until
@@ -61,10 +62,10 @@ async def nobody(_: AsyncConnection) -> set[str]:
 
 
 BESIDE: dict[str, Do] = {
-    "pause": lambda connection: catalog.pause(connection, "tick", "ann"),
-    "resume": lambda connection: catalog.resume(connection, "tick"),
-    "remove": lambda connection: catalog.remove_gone(connection, ["tick"], nobody),
-    "restore": lambda connection: catalog.set_schedules(connection, {"tick": HOURLY}, {}, NODE),
+    "pause": lambda connection: task_sync.pause(connection, "tick", "ann"),
+    "resume": lambda connection: task_sync.resume(connection, "tick"),
+    "remove": lambda connection: task_sync.remove_gone(connection, ["tick"], nobody),
+    "restore": lambda connection: task_sync.set_schedules(connection, {"tick": HOURLY}, {}, NODE),
 }
 
 
@@ -78,10 +79,10 @@ async def test_a_task_that_is_taken_in_while_somebody_changes_it_deadlocks_nobod
         await write(ledger, lambda c: c.execute(update(tables.tasks).values(accounted_from=None)))
         await write(ledger, lambda c: c.execute(update(tables.schedules).values(cron="5 * * * *")))
     async with ledger.engine.begin() as taking_in:
-        await catalog.record_tasks(taking_in, loaded, clock.now())
+        await task_sync.record_tasks(taking_in, loaded, clock.now())
         changing = asyncio.create_task(write(ledger, beside))
         await until_waiting(ledger, 1)
-        await catalog.set_schedules(taking_in, {"tick": DAILY}, loaded, NODE)
+        await task_sync.set_schedules(taking_in, {"tick": DAILY}, loaded, NODE)
     await changing
 
 
@@ -99,7 +100,7 @@ async def prune(ledger: Database) -> object:
 def recording(*names: str) -> Callable[[Database], Awaitable[object]]:
     async def record(ledger: Database) -> object:
         loaded = {name: make_task(name, None) for name in names}
-        return await write(ledger, lambda c: catalog.record_tasks(c, loaded, clock.now()))
+        return await write(ledger, lambda c: task_sync.record_tasks(c, loaded, clock.now()))
 
     return record
 
@@ -130,11 +131,11 @@ async def test_each_transaction_on_tasks_locks_them_first_and_by_name(ledger: Da
     await insert_runs(ledger, *(of_slot(OLD - timedelta(hours=n)) for n in range(3)), over(clock.now()))
     await prune(ledger)
     await fire(ledger, loaded, clock.now() + timedelta(hours=2))
-    await write(ledger, lambda c: catalog.pause(c, "tick", "ann", loaded, NODE))
+    await write(ledger, lambda c: task_sync.pause(c, "tick", "ann", loaded, NODE))
     for do in (BESIDE["resume"], BESIDE["pause"], BESIDE["remove"]):
         await write(ledger, do)
     changed = dict.fromkeys(loaded, DAILY)
-    await write(ledger, lambda c: catalog.set_schedules(c, changed, loaded, NODE))
+    await write(ledger, lambda c: task_sync.set_schedules(c, changed, loaded, NODE))
     assert wrong == []
 
 
@@ -142,7 +143,7 @@ async def test_an_order_that_can_deadlock_would_be_seen(ledger: Database) -> Non
     wrong = watch(ledger)
     await know(ledger, make_task("tick"), make_task("tock"))
     async with ledger.engine.begin() as connection:
-        await slots.lock(connection, ["tick"])
+        await schedules.lock(connection, ["tick"])
         await connection.execute(update(tables.tasks).where(tables.tasks.c.name == "tick").values(paused_by="ann"))
     await write(ledger, lambda c: c.execute(update(tables.tasks).values(paused_by="ann")))
     assert [one.partition(" locks ")[2] for one in wrong] == [

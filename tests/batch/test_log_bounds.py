@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from service import failures, get_logger, logs
-from service.batch import journal, logbook
-from service.batch.context import CurrentRun, LogLine
-from service.batch.journal import Journal
-from service.batch.logbook import Block
-from service.batch.states import Origin, RunState
-from service.batch.tables import new_id
+from service.batch.context.current_run import CurrentRun, LogLine
+from service.batch.execution import write_buffer
+from service.batch.execution.write_buffer import Journal
+from service.batch.ledger import run_logs
+from service.batch.ledger.run_logs import Block
+from service.batch.ledger.states import Origin, RunState
+from service.batch.ledger.tables import new_id
 from service.clock import now
 from service.database.engine import Database
 from service.following import Reader
@@ -121,7 +122,7 @@ async def log_much(self: Any) -> None:
 async def test_a_ledger_that_is_away_costs_a_bounded_number_of_bytes_and_each_run_says_what_was_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(journal, "MOST_BYTES", 2_000_000)
+    monkeypatch.setattr(write_buffer, "MOST_BYTES", 2_000_000)
     logs.set_up(stream=StringIO())
     waiting = Journal(NODE)
     for _ in range(10):
@@ -139,7 +140,7 @@ async def test_a_ledger_that_is_away_costs_a_bounded_number_of_bytes_and_each_ru
 
 
 async def test_running_attempts_keep_their_lines_while_the_ledger_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "MOST_BYTES", 500_000)
+    monkeypatch.setattr(write_buffer, "MOST_BYTES", 500_000)
     logs.set_up(stream=StringIO())
     waiting, begun = Journal(NODE), [Begun(log_much) for _ in range(3)]
     for each in begun:
@@ -155,22 +156,22 @@ async def test_running_attempts_keep_their_lines_while_the_ledger_has_no_room(mo
 async def test_a_log_of_many_bytes_is_stored_in_small_blocks_and_read_whole(ledger: Database) -> None:
     lines = [LogLine("now", "info", "mine", f"{number} " + "日" * 1_000) for number in range(1_000)]
     run, number, blocks = new_id(), 0, []
-    for part in logbook.split(lines):
+    for part in run_logs.split(lines):
         blocks.append(Block(run, 1, 1, number, part))
         number += len(part)
     assert max(block.size for block in blocks) < 300_000
     async with ledger.engine.begin() as connection:
-        await logbook.write(connection, logbook.pack(blocks))
+        await run_logs.write(connection, run_logs.pack(blocks))
     async with ledger.reader.connect() as connection:
         read = [line async for block in Reader(connection, run).new_blocks(1) for line in block.lines]
         assert read == lines
-        assert await logbook.tail(connection, run, 20) == lines[-20:]
+        assert await run_logs.tail(connection, run, 20) == lines[-20:]
 
 
 def test_a_block_that_would_fill_the_memory_is_named_and_not_unpacked() -> None:
     bomb = zlib.compress(json.dumps([["2026-11-25", "info", "mine", " " * 40_000_000]]).encode())
     assert len(bomb) < 50_000
-    [line] = logbook.unpack(bomb)
+    [line] = run_logs.unpack(bomb)
     assert line.at == "2026-11-25" and "more than 32,000,000 bytes" in line.text
 
 

@@ -10,12 +10,15 @@ import pytest
 from sqlalchemy import event, text, update
 
 from service import clock
-from service.batch import catalog, claims, news, orphans, tables
-from service.batch.again import retry
-from service.batch.orphans import REASON, fail_orphans
-from service.batch.registry import Task
-from service.batch.runs import NewRun
-from service.batch.states import FINAL, Rank, RunState
+from service.batch.firing import task_sync
+from service.batch.ledger import tables
+from service.batch.ledger.runs import NewRun
+from service.batch.ledger.states import FINAL, Rank, RunState
+from service.batch.nodes import ledger_poll
+from service.batch.queue import claiming, unserved
+from service.batch.queue.retry import retry
+from service.batch.queue.unserved import REASON, fail_orphans
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_locks import until_waiting
@@ -28,7 +31,7 @@ WAITING = (RunState.QUEUED, RunState.RETRYING, RunState.INTERRUPTED)
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orphans, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(unserved, "PAUSE_SECONDS", 0)
 
 
 async def removed(ledger: Database, name: str = "gone", hours: float = 25) -> Task:
@@ -58,7 +61,7 @@ async def test_what_waits_for_a_task_that_was_removed_a_day_ago_has_failed(ledge
         assert (run["state"], run["reason"]) == ("failed", REASON)
         assert clock.now() - run["finished_at"] < HOUR
     async with ledger.reader.connect() as connection:
-        assert not (await news.read(connection, NODE)).is_claimable
+        assert not (await ledger_poll.read(connection, NODE)).is_claimable
     assert await fail_orphans(ledger) == {}
 
 
@@ -81,14 +84,14 @@ async def test_a_node_that_loads_the_task_at_that_moment_keeps_its_runs(
     """It came after the look for such tasks, and before the first of their runs was changed."""
     task = await removed(ledger)
     await insert(ledger, waiting())
-    fail_some = orphans._fail_some
+    fail_some = unserved._fail_some
 
     async def loaded_first(*given: Any) -> int:
         async with ledger.engine.begin() as connection:
-            await catalog.record_tasks(connection, {"gone": task}, clock.now())
+            await task_sync.record_tasks(connection, {"gone": task}, clock.now())
         return await fail_some(*given)
 
-    monkeypatch.setattr(orphans, "_fail_some", loaded_first)
+    monkeypatch.setattr(unserved, "_fail_some", loaded_first)
     assert await fail_orphans(ledger) == {}
     assert set((await states(ledger)).values()) == {"queued"}
 
@@ -98,7 +101,7 @@ async def test_a_node_that_is_about_to_commit_that_it_has_the_task_keeps_its_run
     task = await removed(ledger)
     await insert(ledger, waiting())
     async with ledger.engine.begin() as loading:
-        await catalog.record_tasks(loading, {"gone": task}, clock.now())
+        await task_sync.record_tasks(loading, {"gone": task}, clock.now())
         failing = asyncio.create_task(fail_orphans(ledger))
         await until_waiting(ledger, 1)
     assert await failing == {}
@@ -114,23 +117,23 @@ async def test_a_run_that_has_failed_so_may_be_retried_and_waits_for_its_task_as
         await retry(connection, run.id, "ann")
     assert await fail_orphans(ledger) == {}
     async with ledger.engine.begin() as connection:
-        (claimed,) = await claims.claim(connection, [run.id], NODE, clock.now())
+        (claimed,) = await claiming.claim(connection, [run.id], NODE, clock.now())
     assert (claimed.id, claimed.attempt) == (run.id, 1)
 
 
 async def test_many_fail_in_several_transactions(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orphans, "BATCH", 2)
+    monkeypatch.setattr(unserved, "BATCH", 2)
     await removed(ledger)
     await removed(ledger, "other")
     await insert(ledger, *(waiting(rank=Rank.CATCH_UP) for _ in range(5)), *(waiting("other") for _ in range(4)))
     sizes: list[int] = []
-    fail_some = orphans._fail_some
+    fail_some = unserved._fail_some
 
     async def note(*given: Any) -> int:
         sizes.append(await fail_some(*given))
         return sizes[-1]
 
-    monkeypatch.setattr(orphans, "_fail_some", note)
+    monkeypatch.setattr(unserved, "_fail_some", note)
     assert await fail_orphans(ledger) == {"gone": 5, "other": 4}
     assert sizes == [2, 2, 1, 0, 2, 2, 0, 0]
 

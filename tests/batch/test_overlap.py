@@ -13,15 +13,16 @@ from sqlalchemy import event, update
 from sqlalchemy.exc import IntegrityError
 
 from service import Retry, TaskRegistry, clock, current_run
-from service.batch import claims, lanes, runs, tables
-from service.batch.engines.local import LocalEngine
-from service.batch.firing import Room
-from service.batch.manual import ManualRun
-from service.batch.policies import Missed
-from service.batch.registry import Task
-from service.batch.runs import Claimed, Outcome
-from service.batch.states import Rank, RunState
-from service.batch.tables import new_id
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.run_here import ManualRun
+from service.batch.firing.firing import Room
+from service.batch.ledger import runs, tables
+from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger.states import Rank, RunState
+from service.batch.ledger.tables import new_id
+from service.batch.queue import claiming, concurrency
+from service.batch.tasks.policies import Missed
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, heart_of, know, make_task, rows, until
 from tests.batch.test_runs import new
@@ -46,9 +47,9 @@ async def claim(
 ) -> list[Claimed]:
     """What a node does in its turn."""
     async with ledger.engine.begin() as connection:
-        heads = await claims.heads(connection, list(loaded), now, limit, lanes.rules(loaded.values()))
+        heads = await claiming.heads(connection, list(loaded), now, limit, concurrency.rules(loaded.values()))
         others = {head.id: head.lane for head in heads if head.lane > 1}
-        return await claims.claim(connection, [head.id for head in heads], node, now, others)
+        return await claiming.claim(connection, [head.id for head in heads], node, now, others)
 
 
 async def end(ledger: Database, run: str, now: datetime, state: RunState = RunState.SUCCEEDED, **changes: Any) -> None:
@@ -225,7 +226,7 @@ async def test_the_database_refuses_a_lane_that_another_node_has_taken(ledger: D
     left = [run["id"] for run in await rows(ledger, state="queued")]
     with pytest.raises(IntegrityError):
         async with ledger.engine.begin() as connection:
-            await claims.claim(connection, left, OTHER, minutes(1), {left[0]: 2, left[1]: 1})
+            await claiming.claim(connection, left, OTHER, minutes(1), {left[0]: 2, left[1]: 1})
     assert len(await rows(ledger, state="running")) == 1
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from service.batch.parameters import Parameters
+from service.batch.tasks.parameters import Parameters
 from service.errors import InvalidParameters, InvalidTask
 
 SLOT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from service import clock, current_run
-from service.batch import catalog, claims, news
-from service.batch.engines.local import LocalEngine
-from service.batch.firing import Room
-from service.batch.states import CLAIMABLE
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.firing import task_sync
+from service.batch.firing.firing import Room
+from service.batch.ledger.states import CLAIMABLE
+from service.batch.nodes import ledger_poll
+from service.batch.queue import claiming
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, heart_of, know, make_task, rows, until
 from tests.batch.test_runs import insert, new
@@ -24,12 +26,12 @@ Start = Callable[..., Awaitable[LocalEngine]]
 
 async def pause(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
-        await catalog.pause(connection, "tick", "ann")
+        await task_sync.pause(connection, "tick", "ann")
 
 
 async def resume(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
-        await catalog.resume(connection, "tick")
+        await task_sync.resume(connection, "tick")
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ async def test_what_may_not_be_run_again_goes_on_to_its_end(ledger: Database, st
     engine = await start(run, rerun=False)
     await pause(ledger)
     async with ledger.reader.connect() as connection:
-        told = await news.read(connection, NODE)
+        told = await ledger_poll.read(connection, NODE)
     assert [one.is_pause for one in told.requests] == [True]
     engine.hear(told)
     may_end.append(True)
@@ -117,7 +119,7 @@ async def test_what_waits_is_held_and_what_a_person_starts_after_it_is_not(
     await insert(ledger, after)
     assert await is_claimable(ledger)
     async with ledger.engine.begin() as connection:
-        claimed, _ = await claims.take(connection, tasks, NODE, Room(10, 10))
+        claimed, _ = await claiming.take(connection, tasks, NODE, Room(10, 10))
     assert [one.id for one in claimed] == [after.id]
     assert not await is_claimable(ledger)
     await resume(ledger)
@@ -126,4 +128,4 @@ async def test_what_waits_is_held_and_what_a_person_starts_after_it_is_not(
 
 async def is_claimable(ledger: Database) -> bool:
     async with ledger.reader.connect() as connection:
-        return (await news.read(connection, NODE)).is_claimable
+        return (await ledger_poll.read(connection, NODE)).is_claimable

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batch.planning import BUDGET, ON_TIME, Plan, plan, plan_none
-from service.batch.policies import Missed
-from service.batch.schedule import Schedule, schedule
+from service.batch.cron.cron import Schedule, schedule
+from service.batch.firing.misfires import BUDGET, ON_TIME, Plan, plan, plan_none
+from service.batch.tasks.policies import Missed
 
 HOURLY = schedule("0 * * * *")
 MINUTELY = schedule("* * * * *")

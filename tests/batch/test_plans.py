@@ -17,29 +17,18 @@ from sqlalchemy import event, insert, select, text, update
 
 from service import clock
 from service.application.models import User
-from service.batch import (
-    again,
-    cancel,
-    catalog,
-    claims,
-    firing,
-    history,
-    news,
-    nodes,
-    rescue,
-    runs,
-    slots,
-    starting,
-    tables,
-)
-from service.batch.chunking.checkpoints import PLACE_AND_FENCE
-from service.batch.chunking.paging import Pages
-from service.batch.firing import Room
-from service.batch.pruning import Keep, Pruner
-from service.batch.registry import Task
-from service.batch.runs import Outcome
-from service.batch.states import RunState
-from service.batch.tables import new_id
+from service.batch.chunks.checkpoints import PLACE_AND_FENCE
+from service.batch.chunks.keyset_pages import Pages
+from service.batch.firing import firing, task_sync
+from service.batch.firing.firing import Room
+from service.batch.ledger import history, nodes, runs, schedules, tables
+from service.batch.ledger.runs import Outcome
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import new_id
+from service.batch.nodes import ledger_poll, orphans
+from service.batch.queue import cancel, claiming, enqueue, retry
+from service.batch.retention.pruning import Keep, Pruner
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.batch.crowd import crowd
@@ -154,23 +143,23 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
     async with ledger.engine.begin() as connection:
         with plans.of("fire"):
             await firing.fire(connection, [*loaded, "many-1"], loaded, NODE, Room(1, 1))
-            await slots.still_open(connection, ["many-1"])
+            await schedules.still_open(connection, ["many-1"])
         with plans.of("claim"):
-            await claims.take(connection, loaded, NODE, Room(3, 3))
+            await claiming.take(connection, loaded, NODE, Room(3, 3))
     late = [new(name, state="retrying", exclusive=task.exclusive) for name, task in loaded.items()]
     dead = new("plain.dead", state="running", node=await _node(ledger), attempt=1, attempt_started_at=clock.now())
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [*late, dead])
         with plans.of("claim retries"):
-            claimed, _ = await claims.take(connection, loaded, NODE, Room(9, 9))
+            claimed, _ = await claiming.take(connection, loaded, NODE, Room(9, 9))
         assert claimed
         with plans.of("look"):
-            await news.read(connection, NODE)
-            await news.read(connection, NODE, fires=False)
+            await ledger_poll.read(connection, NODE)
+            await ledger_poll.read(connection, NODE, fires=False)
         with plans.of("beat"):
             await nodes.beat(connection, NODE, 0.0)
         with plans.of("hold"):
-            held = await claims.held_by(connection, NODE)
+            held = await claiming.held_by(connection, NODE)
         with plans.of("write"):
             one = held[0]
             progress = {"count": 1, "total": None, "count_before": 0, "message": "", "progress_at": None, "rate": 1.0}
@@ -178,9 +167,9 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
             ends = (one.id, one.fence, RunState.FAILED, "failed", 1, NODE, one.task, one.attempt_started_at)
             assert await runs.finish(connection, [Outcome(*ends, ended_at=clock.now())]) == []
         with plans.of("rescue"):
-            assert await rescue.rescue(connection, {str(dead.node): 0}, clock.now())
+            assert await orphans.rescue(connection, {str(dead.node): 0}, clock.now())
         with plans.of("retry"):
-            await again.retry(connection, one.id, "ann")
+            await retry.retry(connection, one.id, "ann")
     with plans.of("prune"):
         went = await Pruner(ledger, application, Keep(1, KEPT), pause=0).prune()
     assert went["runs"] == 100
@@ -214,13 +203,13 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
         with plans.of("cancel"):
             await cancel.request_cancel(connection, run, "cancelled by ann", "ann")
         with plans.of("start"):
-            await starting.enqueue(connection, make_task("many-2", None), None, None, "ann", key="a")
-            await starting.enqueue(connection, make_task("many-3", None), None, None, "ann", key="a")
+            await enqueue.enqueue(connection, make_task("many-2", None), None, None, "ann", key="a")
+            await enqueue.enqueue(connection, make_task("many-3", None), None, None, "ann", key="a")
         with plans.of("pause"):
-            await catalog.pause(connection, "many-4", "ann")
-            await catalog.resume(connection, "many-4")
+            await task_sync.pause(connection, "many-4", "ann")
+            await task_sync.resume(connection, "many-4")
         with plans.of("schedules of a task"):
-            await slots.history(connection, "many-5")
+            await schedules.history(connection, "many-5")
 
 
 async def _node(ledger: Database) -> str:
@@ -316,8 +305,8 @@ async def test_the_first_runs_of_a_queue_are_read_in_its_order_and_not_its_whole
         if ledger.kind == "postgresql":
             await connection.execute(text("ANALYZE batch_runs"))
         with plans.of("claim"):
-            now, found = await claims.startable(connection, loaded, Room(100, 100), locks=True)
-            await claims.heads(connection, [*loaded], now or clock.now(), 100, retries=True)
+            now, found = await claiming.startable(connection, loaded, Room(100, 100), locks=True)
+            await claiming.heads(connection, [*loaded], now or clock.now(), 100, retries=True)
     assert len(found) == 100
     heads = [plan for statement, plan in (await plans.read())["claim"] if " AS heads" in statement]
     assert len(heads) == 2

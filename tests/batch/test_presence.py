@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from service import clock
-from service.batch import presence
-from service.batch.presence import Presence, file_of, is_gone
-from service.batch.tables import new_id
+from service.batch.ledger.tables import new_id
+from service.batch.nodes import process_lock
+from service.batch.nodes.process_lock import Presence, file_of, is_gone
 from tests.users import ARE_TWO, OTHER, OWN, WHO, shared_folder, user
 
 POSTGRESQL = "postgresql+asyncpg://somewhere/ledger"
@@ -47,7 +47,7 @@ def dead_file(folder: Path) -> Path:
 
 
 def node_of(path: Path) -> str:
-    return path.name.removeprefix(presence.PREFIX)
+    return path.name.removeprefix(process_lock.PREFIX)
 
 
 SQUATS: dict[str, Put] = {
@@ -72,11 +72,11 @@ def test_a_name_that_another_user_has_taken_keeps_no_node_from_its_file_and_dele
     before = sorted(shared.rglob("*"))
     node = new_id()
     with user(OWN), caplog.at_level(logging.WARNING, "service.batch"):
-        own = Presence(presence.folder_of(POSTGRESQL), node)
-        assert not is_gone(presence.folder_of(POSTGRESQL), node)
+        own = Presence(process_lock.folder_of(POSTGRESQL), node)
+        assert not is_gone(process_lock.folder_of(POSTGRESQL), node)
         own._let_go()
-        assert is_gone(presence.folder_of(POSTGRESQL), node)
-        presence.forget(presence.folder_of(POSTGRESQL), node)
+        assert is_gone(process_lock.folder_of(POSTGRESQL), node)
+        process_lock.forget(process_lock.folder_of(POSTGRESQL), node)
     assert sorted(shared.rglob("*")) == before
     assert caplog.messages == []
 
@@ -91,7 +91,7 @@ def test_only_a_file_that_names_its_node_proves_that_the_node_is_dead(shared: Pa
         os.rename(dead_file(shared), renamed)
         for path in (renamed, linked, pointed):
             assert not is_gone(shared, node_of(path))
-            presence.forget(shared, node_of(path))
+            process_lock.forget(shared, node_of(path))
             assert path.is_symlink() or path.exists()
         assert is_gone(shared, node_of(dead))
 
@@ -125,7 +125,7 @@ def test_what_another_user_puts_under_a_name_like_ours_is_no_dead_node_and_stays
 @pytest.mark.parametrize("node", ["", "../elsewhere", "a\0b", "x" * 300, "0" * 36])
 def test_an_id_that_is_none_names_no_file(shared: Path, node: str) -> None:
     assert not is_gone(shared, node)
-    presence.forget(shared, node)
+    process_lock.forget(shared, node)
 
 
 def test_what_dead_processes_left_long_ago_is_removed_and_nothing_else(shared: Path) -> None:
@@ -171,8 +171,8 @@ def test_without_any_folder_for_temporary_files_a_node_starts_too(monkeypatch: p
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    Presence(presence.folder_of(POSTGRESQL), new_id()).end()
+    Presence(process_lock.folder_of(POSTGRESQL), new_id()).end()
 
 
 def test_the_nodes_of_an_sqlite_ledger_have_their_files_beside_it(tmp_path: Path) -> None:
-    assert presence.folder_of(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") == tmp_path
+    assert process_lock.folder_of(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") == tmp_path

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from service import clock
-from service.batch import again, runs
-from service.batch.progress import LONGEST_MESSAGE, Meter, Progress, pace
-from service.batch.runs import NewRun, Outcome
-from service.batch.states import RunState
-from service.batch.tables import new_id
+from service.batch.context.progress import LONGEST_MESSAGE, Meter, Progress, pace
+from service.batch.ledger import runs
+from service.batch.ledger.runs import NewRun, Outcome
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import new_id
+from service.batch.queue import retry
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, rows
 
@@ -279,8 +280,8 @@ async def test_what_begins_again_from_the_beginning_has_done_nothing_yet(
     async with ledger.engine.begin() as connection:
         await runs.finish(connection, [Outcome(run, 3, RunState.FAILED, "failed", 1, NODE, "made", AT, AT)])
         if not anew:
-            await again.retry(connection, run, "ann")
+            await retry.retry(connection, run, "ann")
     if anew:
-        await again.retry_from_the_beginning(ledger, application, run, "ann")
+        await retry.retry_from_the_beginning(ledger, application, run, "ann")
     [found] = await rows(ledger, state="queued")
     assert (found["count"], found["message"]) == ((None, None) if anew else (5, "five"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from service import BaseTask, TaskRegistry
-from service.batch.loader import load_tasks
+from service.batch.tasks.discovery import load_tasks
 from service.errors import InvalidSetting, InvalidTask, UnknownTask
 from service.escaping import echoed
 

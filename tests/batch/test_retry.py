@@ -16,10 +16,10 @@ import httpx
 import pytest
 
 from service import BatchError, Retry, RetryAfter, clock
-from service.batch import runner
-from service.batch.retryafter import seconds_asked
-from service.batch.runner import Ending
-from service.batch.states import RunState
+from service.batch.execution import attempt
+from service.batch.execution.attempt import Ending
+from service.batch.ledger.states import RunState
+from service.batch.tasks.retry_after import seconds_asked
 from service.errors import DomainError, InvalidParameters
 from tests.batch.attempts import Begun, ending_of
 
@@ -128,7 +128,8 @@ def test_other_errors_ask_for_nothing() -> None:
 
 
 def test_httpx_is_not_loaded_for_it() -> None:
-    code = "import sys; from service.batch.retryafter import *; seconds_asked(OSError()); print('httpx' in sys.modules)"
+    asked = "from service.batch.tasks.retry_after import *; seconds_asked(OSError())"
+    code = f"import sys; {asked}; print('httpx' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
     assert done.stdout == "False\n"
 
@@ -153,7 +154,7 @@ async def test_a_run_that_swallows_its_cancellation_and_then_returns_has_timed_o
 async def test_what_is_left_of_a_run_that_does_not_stop_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(runner, "ABANDON_SECONDS", 0.05)
+    monkeypatch.setattr(attempt, "ABANDON_SECONDS", 0.05)
     let_go = asyncio.Event()
 
     async def run(self: Any) -> None:

@@ -15,8 +15,8 @@ import pytest
 from pydantic import BaseModel, model_serializer
 
 from service import Retry, current_run, failures, get_logger, logs
-from service.batch import runner
-from service.batch.states import RunState
+from service.batch.execution import attempt
+from service.batch.ledger.states import RunState
 from tests.batch.attempts import SLOT, Begun, Quick, ending_of
 
 secret: ContextVar[str] = ContextVar("secret", default="nothing")
@@ -317,7 +317,7 @@ async def test_a_run_that_is_too_long_times_out() -> None:
 
 
 async def test_a_run_that_swallows_its_cancellation_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "ABANDON_SECONDS", 0.1)
+    monkeypatch.setattr(attempt, "ABANDON_SECONDS", 0.1)
     let_go = asyncio.Event()
 
     async def run(self: Any) -> str:
@@ -336,7 +336,7 @@ async def test_a_run_that_swallows_its_cancellation_is_given_up(monkeypatch: pyt
 
 
 async def test_a_hung_thread_times_out_and_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "ABANDON_SECONDS", 0.1)
+    monkeypatch.setattr(attempt, "ABANDON_SECONDS", 0.1)
     hung = threading.Event()
 
     def run(self: Any) -> None:

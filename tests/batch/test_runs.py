@@ -11,11 +11,13 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
 from service import clock
-from service.batch import claims, news, runs, tables
-from service.batch.firing import Room
-from service.batch.runs import Claimed, NewRun, Outcome
-from service.batch.states import FINAL, TRANSITIONS, Origin, Rank, RunState
-from service.batch.tables import new_id
+from service.batch.firing.firing import Room
+from service.batch.ledger import runs, tables
+from service.batch.ledger.runs import Claimed, NewRun, Outcome
+from service.batch.ledger.states import FINAL, TRANSITIONS, Origin, Rank, RunState
+from service.batch.ledger.tables import new_id
+from service.batch.nodes import ledger_poll
+from service.batch.queue import claiming
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, make_task, rows
 
@@ -45,9 +47,9 @@ async def insert(ledger: Database, *many: NewRun) -> set[str]:
 
 async def claim(ledger: Database, *names: str, limit: int = 10, node: str = NODE) -> list[Claimed]:
     async with ledger.engine.begin() as connection:
-        due = (await claims.due(connection)).names
-        heads = await claims.heads(connection, [name for name in names if name in due], NOW, limit)
-        return await claims.claim(connection, [head.id for head in heads], node, NOW)
+        due = (await claiming.due(connection)).names
+        heads = await claiming.heads(connection, [name for name in names if name in due], NOW, limit)
+        return await claiming.claim(connection, [head.id for head in heads], node, NOW)
 
 
 def ending(claimed: Claimed, state: RunState = RunState.SUCCEEDED, **changes: object) -> Outcome:
@@ -73,7 +75,7 @@ async def test_two_queued_runs_of_one_task_never_stall_claiming(ledger: Database
 
 async def held(ledger: Database) -> list[Claimed]:
     async with ledger.engine.connect() as connection:
-        return await claims.held_by(connection, NODE)
+        return await claiming.held_by(connection, NODE)
 
 
 async def test_a_backlog_of_one_task_hides_nobody(ledger: Database) -> None:
@@ -115,8 +117,8 @@ async def test_what_is_no_retry_may_start_whatever_the_clock_of_its_maker_said(
     await insert(ledger, new(state=state, due_at=NOW + timedelta(hours=1)))
     async with ledger.engine.connect() as connection:
         with clock.moved(NOW):
-            assert (await claims.due(connection)).names == {"t"}
-            assert (await news.read(connection, NODE)).is_claimable
+            assert (await claiming.due(connection)).names == {"t"}
+            assert (await ledger_poll.read(connection, NODE)).is_claimable
     assert len(await claim(ledger, "t")) == 1
 
 
@@ -125,11 +127,11 @@ async def test_a_retry_that_is_not_due_yet_waits(ledger: Database) -> None:
     assert await claim(ledger, "t") == []
     async with ledger.engine.connect() as connection:
         with clock.moved(NOW):
-            assert await claims.due(connection) == claims.Due(NOW, frozenset(), retries=False)
+            assert await claiming.due(connection) == claiming.Due(NOW, frozenset(), retries=False)
         with clock.moved(NOW + timedelta(seconds=1)):
             later = NOW + timedelta(seconds=1)
-            assert await claims.due(connection) == claims.Due(later, frozenset({"t"}), retries=True)
-        assert abs((await claims.due(connection)).now - clock.now()) < timedelta(seconds=5)
+            assert await claiming.due(connection) == claiming.Due(later, frozenset({"t"}), retries=True)
+        assert abs((await claiming.due(connection)).now - clock.now()) < timedelta(seconds=5)
 
 
 async def test_claiming_raises_the_fence_and_counts_the_attempt(ledger: Database) -> None:
@@ -269,6 +271,6 @@ async def test_nodes_that_claim_at_the_same_moment_find_different_runs(ledger: D
     tasks = {"any": make_task("any", overlap="allow")}
     await insert(ledger, *[new("any", exclusive=None) for _ in range(6)])
     async with ledger.engine.begin() as one, ledger.engine.begin() as other:
-        mine, _ = await claims.take(one, tasks, NODE, Room(3, 0))
-        theirs, _ = await claims.take(other, tasks, new_id(), Room(3, 0))
+        mine, _ = await claiming.take(one, tasks, NODE, Room(3, 0))
+        theirs, _ = await claiming.take(other, tasks, new_id(), Room(3, 0))
     assert len({run.id for run in [*mine, *theirs]}) == 6

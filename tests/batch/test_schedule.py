@@ -14,7 +14,7 @@ from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batch.schedule import Schedule, schedule
+from service.batch.cron.cron import Schedule, schedule
 from service.errors import BatchError, InvalidSchedule
 from service.escaping import echoed
 from tests.batch import cron_model

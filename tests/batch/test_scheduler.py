@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from service import BaseTask, Retry, TaskRegistry, clock, create_scheduler, current_run, logs
 from service import start_scheduler as start
 from service import stop_scheduler as stop
-from service.batch import scheduler as module
-from service.batch.schedule import Schedule, schedule
-from service.batch.scheduler import SlotTrigger, describe_jobs, next_run_times, set_schedule
+from service.batch.cron.cron import Schedule, schedule
+from service.batch.firing import apscheduler as module
+from service.batch.firing.apscheduler import SlotTrigger, describe_jobs, next_run_times, set_schedule
 from service.errors import BatchError
 
 SECONDS = 5.0

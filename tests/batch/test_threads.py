@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.batch.threads import Threads
+from service.concurrency.thread_pool import Threads
 
 SECONDS = 5.0
 colour: ContextVar[str] = ContextVar("colour", default="none")

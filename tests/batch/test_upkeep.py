@@ -15,16 +15,18 @@ from sqlalchemy import event, select, text, update
 from sqlalchemy import insert as insert_into
 
 from service import clock
-from service.batch import accounting, logbook, pruning, tables
-from service.batch.account import Account, Kind
-from service.batch.again import retry
-from service.batch.context import LogLine
-from service.batch.logbook import Block
-from service.batch.pruning import Keep, Pruner
-from service.batch.registry import Task
-from service.batch.states import Origin, RunState
-from service.batch.tables import new_id
-from service.batch.upkeep import Upkeep
+from service.batch.account import accounting
+from service.batch.account.account import Account, Kind
+from service.batch.context.current_run import LogLine
+from service.batch.ledger import run_logs, tables
+from service.batch.ledger.run_logs import Block
+from service.batch.ledger.states import Origin, RunState
+from service.batch.ledger.tables import new_id
+from service.batch.queue.retry import retry
+from service.batch.retention import pruning
+from service.batch.retention.pruning import Keep, Pruner
+from service.batch.retention.upkeep import Upkeep
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import know, make_task, rows, until
 from tests.batch.test_runs import insert, new
@@ -110,7 +112,7 @@ async def test_what_belongs_to_a_run_goes_with_it(ledger: Database, application:
     ended = {"fence": 1, "number": 1, "started_at": OLD, "ended_at": OLD, "outcome": "succeeded"}
     async with ledger.engine.begin() as connection:
         await connection.execute(insert_into(tables.attempts), [{"run": run, **ended} for run in both])
-        await logbook.write(connection, logbook.pack([Block(run, 1, 1, 0, lines) for run in both]))
+        await run_logs.write(connection, run_logs.pack([Block(run, 1, 1, 0, lines) for run in both]))
     async with application.engine.begin() as connection:
         made = [{"run": run, "name": name, "fence": 1} for run in both for name in ("", "users")]
         await connection.execute(insert_into(tables.checkpoints), made)
@@ -145,7 +147,7 @@ async def test_a_long_log_goes_in_several_steps(ledger: Database, monkeypatch: p
     await insert(ledger, old, over(YOUNG))
     line = [LogLine("at", "info", "x", "line")]
     async with ledger.engine.begin() as connection:
-        await logbook.write(connection, logbook.pack([Block(old.id, 1, 1, number, line) for number in range(35)]))
+        await run_logs.write(connection, run_logs.pack([Block(old.id, 1, 1, number, line) for number in range(35)]))
     await pruner(ledger).prune()
     assert await rows(ledger, tables.log) == []
 
@@ -156,7 +158,7 @@ async def put_beside(ledger: Database, application: Database, *ids: str) -> None
     async with ledger.engine.begin() as connection:
         await connection.execute(insert_into(tables.attempts), [{"run": run, **ended} for run in ids])
         line = [LogLine("at", "info", "x", "line")]
-        await logbook.write(connection, logbook.pack([Block(run, 1, 1, 0, line) for run in ids]))
+        await run_logs.write(connection, run_logs.pack([Block(run, 1, 1, 0, line) for run in ids]))
     item = {"task": "tick", "item": "7", "error": {}, "times": 1, "at": OLD}
     async with application.engine.begin() as connection:
         made = [{"run": run, "name": "users", "fence": 1, "count": 700} for run in ids]
@@ -331,7 +333,7 @@ async def test_nodes_that_stopped_go_after_a_day_and_those_that_live_stay(ledger
 async def test_the_service_prunes_by_itself_and_survives_what_goes_wrong(
     ledger: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.batch.upkeep.EVERY_SECONDS", 0.02)
+    monkeypatch.setattr("service.batch.retention.upkeep.EVERY_SECONDS", 0.02)
     caplog.set_level(logging.INFO, "service.batch")
     await known(ledger, "tick", "gone")
     async with ledger.engine.begin() as connection:
@@ -421,7 +423,7 @@ async def test_no_transaction_of_a_large_ledger_holds_others_up_for_long(ledger:
     line = [LogLine("at", "info", "x", "line")]
     async with ledger.engine.begin() as connection:
         ids = (await connection.execute(select(tables.runs.c.id))).scalars().all()
-        await logbook.write(connection, logbook.pack([Block(run, 1, 1, 0, line) for run in ids]))
+        await run_logs.write(connection, run_logs.pack([Block(run, 1, 1, 0, line) for run in ids]))
     waits: list[float] = []
 
     async def write_beside() -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from service import clock
-from service.batch.watchdog import ASK_SECONDS, TICK_SECONDS, Watchdog
+from service.batch.nodes.loop_watchdog import ASK_SECONDS, TICK_SECONDS, Watchdog
 
 
 class Time:

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from service import clock, config, get_db
-from service.batch import tables
+from service.batch.ledger import tables
 from service.config import get_settings
 from service.database import engine
 from service.host import BatchService

@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, text
 
 from service.application.models import Base
-from service.batch import tables
+from service.batch.ledger import tables
 from service.database.alembic_history import script_directory
 from service.database.engine import Database
 from service.database.migrate import History, migrate

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.loader import load_tasks
-from service.batch.registry import TaskRegistry
+from service.batch.tasks.discovery import load_tasks
+from service.batch.tasks.registry import TaskRegistry
 from tests.processes import batch, environment, service
 
 ROOT = Path(__file__).parent.parent.parent

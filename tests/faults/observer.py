@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from service.batch.states import FINAL
+from service.batch.ledger.states import FINAL
 from service.database.engine import Database
 from service.errors import DatabaseError
 from tests.processes import environment

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from sqlalchemy import text
 
-from service.batch.states import ACTIVE
+from service.batch.ledger.states import ACTIVE
 from service.database.engine import Database
 from service.testing.postgres import OwnServer
 from tests import preloaded

@@ -10,9 +10,11 @@ from hypothesis.stateful import precondition
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import claims, firing, rescue
-from service.batch.firing import Fired, Room
-from service.batch.runs import Claimed
+from service.batch.firing import firing
+from service.batch.firing.firing import Fired, Room
+from service.batch.ledger.runs import Claimed
+from service.batch.nodes import orphans
+from service.batch.queue import claiming
 from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
 
 
@@ -71,8 +73,8 @@ async def _fire(process: Process, names: Collection[str], connection: AsyncConne
 
 
 async def _take(process: Process, most: int, connection: AsyncConnection) -> list[Claimed]:
-    return (await claims.take(connection, process.tasks, process.id, Room(most, most)))[0]
+    return (await claiming.take(connection, process.tasks, process.id, Room(most, most)))[0]
 
 
 async def _rescue(dead: Mapping[str, int], connection: AsyncConnection) -> list[str]:
-    return await rescue.rescue(connection, dead, clock.now())
+    return await orphans.rescue(connection, dead, clock.now())

@@ -15,19 +15,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Retry, TaskRegistry, clock
-from service.batch import accounting, catalog, claims, firing, news, nodes, rescue
-from service.batch.account import Entry, Finding, Kind
-from service.batch.firing import Fired, Room
-from service.batch.journal import Entry as Group
-from service.batch.journal import Journal
-from service.batch.lanes import Candidate
-from service.batch.node import Node
-from service.batch.policies import Missed
-from service.batch.registry import Task
-from service.batch.runner import Attempt, Ending
-from service.batch.runs import Claimed, Outcome
-from service.batch.states import RunState
-from service.batch.threads import Threads
+from service.batch.account import accounting
+from service.batch.account.account import Entry, Finding, Kind
+from service.batch.execution.attempt import Attempt, Ending
+from service.batch.execution.write_buffer import Entry as Group
+from service.batch.execution.write_buffer import Journal
+from service.batch.firing import firing, task_sync
+from service.batch.firing.firing import Fired, Room
+from service.batch.ledger import nodes
+from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger.states import RunState
+from service.batch.nodes import ledger_poll, orphans
+from service.batch.nodes.node import Node
+from service.batch.queue import claiming
+from service.batch.queue.concurrency import Candidate
+from service.batch.tasks.policies import Missed
+from service.batch.tasks.registry import Task
+from service.concurrency.thread_pool import Threads
 from tests.batch.ledger_world import make_task
 from tests.model import plain
 from tests.model.checks import check, name_runs, wrong_entries
@@ -152,10 +156,10 @@ class Machine(RuleBasedStateMachine):
         self.tasks = {n: real_task(n, p, each) for n, p, each in zip(names, policies, periods, strict=True)}
         for name, policy, period in zip(names, policies, periods, strict=True):
             self.model.know(name, policy, period)
-        self.world.write(catalog.record_tasks, self.tasks, clock.now())
+        self.world.write(task_sync.record_tasks, self.tasks, clock.now())
         self._join("A", self.tasks)
         self.world.write(
-            catalog.set_schedules, {n: t.schedule for n, t in self.tasks.items()}, self.tasks, self.processes["A"].id
+            task_sync.set_schedules, {n: t.schedule for n, t in self.tasks.items()}, self.tasks, self.processes["A"].id
         )
         self._join("B", {n: t for n, t in self.tasks.items() if not (lacks and n == OVERLAPS[0])})
         self.compare()
@@ -208,7 +212,7 @@ class Machine(RuleBasedStateMachine):
             and most < MANY // 2
         ):
             most = 1
-        found: list[Claimed] = self.world.write(claims.take, process.tasks, process.id, Room(most, most))[0]
+        found: list[Claimed] = self.world.write(claiming.take, process.tasks, process.id, Room(most, most))[0]
         return found
 
     def _take(self, process: Process, claimed: Sequence[Claimed]) -> None:
@@ -265,12 +269,14 @@ class Machine(RuleBasedStateMachine):
         return [(process, one) for process in self.processes.values() for one in process.held.values()]
 
     def _look(self, process: Process) -> None:
-        found = {node.id: (node.beats, node.is_stopped) for node in self.world.read(news.read, process.id).others}
+        found = {
+            node.id: (node.beats, node.is_stopped) for node in self.world.read(ledger_poll.read, process.id).others
+        }
         assert found == self.model.others(process.id)
         process.counters = {node: beats for node, (beats, _) in found.items()}
 
     def _rescue(self, process: Process) -> None:
-        gone = self.world.write(rescue.rescue, process.counters, clock.now())
+        gone = self.world.write(orphans.rescue, process.counters, clock.now())
         assert sorted(gone) == sorted(self.model.rescue(process.counters))
 
     def _account(self) -> None:

@@ -8,9 +8,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import claims, nodes, rescue, runs
-from service.batch.firing import Room
-from service.batch.runs import Claimed
+from service.batch.firing.firing import Room
+from service.batch.ledger import nodes, runs
+from service.batch.ledger.runs import Claimed
+from service.batch.nodes import orphans
+from service.batch.queue import claiming
 from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
 
 
@@ -47,7 +49,7 @@ class Nodes(Machine):
     def look_for_work(self, which: str) -> None:
         """A node looks for what may start, and does not take it yet."""
         process = self.processes[which]
-        process.heads = self.world.read(claims.startable, process.tasks, Room(MANY, MANY))[1]
+        process.heads = self.world.read(claiming.startable, process.tasks, Room(MANY, MANY))[1]
 
     @precondition(lambda self: any(process.heads for process in self.processes.values()))
     @does(which=WHICH)
@@ -60,7 +62,7 @@ class Nodes(Machine):
         expected = self.model.claim_these(wanted, now, process.id)
         others = {run: lane for run, lane in wanted.items() if lane > 1}
         try:
-            claimed = self.world.write(claims.claim, list(wanted), process.id, clock.now(), others)
+            claimed = self.world.write(claiming.claim, list(wanted), process.id, clock.now(), others)
         except IntegrityError:
             assert expected is None, "the database refuses what the model allows"
             return
@@ -180,5 +182,5 @@ class Nodes(Machine):
 
 async def _come_back(connection: AsyncConnection, process: Process) -> None:
     now = clock.now()
-    await rescue.leave_nothing_running(connection, process.id, now, "its node had lost its lease")
+    await orphans.leave_nothing_running(connection, process.id, now, "its node had lost its lease")
     await nodes.register(connection, process.row())

@@ -11,12 +11,14 @@ from hypothesis.stateful import precondition
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch import again, cancel, catalog, news, orphans, starting
-from service.batch.backfill import Backfill, interval_of
-from service.batch.planning import INSTANT
-from service.batch.pruning import Keep, Pruner
-from service.batch.schedule import schedule
-from service.batch.states import Rank
+from service.batch.cron.cron import schedule
+from service.batch.firing import task_sync
+from service.batch.firing.backfill import Backfill, interval_of
+from service.batch.firing.misfires import INSTANT
+from service.batch.ledger.states import Rank
+from service.batch.nodes import ledger_poll
+from service.batch.queue import cancel, enqueue, retry, unserved
+from service.batch.retention.pruning import Keep, Pruner
 from service.errors import InvalidParameters
 from tests.model import plain
 from tests.model.machine import CRON, NUMBER, WHICH, Machine, does
@@ -47,7 +49,7 @@ class People(Machine):
     def see_requests(self, which: str) -> None:
         """A node cancels the attempts that somebody asked it to cancel, and has those of a paused task stop."""
         process = self.processes[which]
-        requests = self.world.read(news.read, process.id).requests
+        requests = self.world.read(ledger_poll.read, process.id).requests
         running = [run for run in self.model.runs if (run.state, run.node) == ("running", process.id)]
         cancelled = {(one.run, one.fence): one.reason for one in requests if not one.is_pause}
         paused = {(one.run, one.fence): one.reason for one in requests if one.is_pause}
@@ -79,14 +81,14 @@ class People(Machine):
 
     def _retry(self, run: Run) -> bool:
         try:
-            self.world.write(again.retry, run.id, "ann")
+            self.world.write(retry.retry, run.id, "ann")
         except InvalidParameters:
             return False
         return True
 
     def _begin_anew(self, run: Run) -> bool:
         world = self.world
-        return bool(world.run(again.again(world.ledger, world.application, [run.id], Rank.MANUAL, "ann")))
+        return bool(world.run(retry.again(world.ledger, world.application, [run.id], Rank.MANUAL, "ann")))
 
     # To tasks
 
@@ -100,7 +102,7 @@ class People(Machine):
         if task.removed_at is not None:
             return  # it is refused
         run = self.model.start(task, key)
-        id_ = self.world.write(starting.enqueue, self.tasks[task.name], None, None, "ann", key)
+        id_ = self.world.write(enqueue.enqueue, self.tasks[task.name], None, None, "ann", key)
         assert run.id in ("", id_)
         run.id = id_
 
@@ -123,11 +125,11 @@ class People(Machine):
         task = self._task(number)
         if task.paused_by is not None:
             self.model.resume(task)
-            self.world.write(catalog.resume, task.name)
+            self.world.write(task_sync.resume, task.name)
             return
         tasks, node = (self.tasks, self.processes["A"].id) if loaded else ({}, "")
         self.model.pause(task, "ann", loaded)
-        self.world.write(catalog.pause, task.name, "ann", tasks, node)
+        self.world.write(task_sync.pause, task.name, "ann", tasks, node)
 
     @does(number=NUMBER, period=st.sampled_from(sorted(CRON)))
     def deploy(self, number: int, period: int) -> None:
@@ -137,7 +139,7 @@ class People(Machine):
             return
         self.model.set_period(task, period)
         wanted = {task.name: schedule(CRON[period], "UTC")}
-        self.world.write(catalog.set_schedules, wanted, self.tasks, self.processes["A"].id)
+        self.world.write(task_sync.set_schedules, wanted, self.tasks, self.processes["A"].id)
 
     @does(number=NUMBER)
     def remove_or_restore(self, number: int) -> None:
@@ -148,13 +150,13 @@ class People(Machine):
             return
         self.model.restore(task)
         period = task.spans[-1].period
-        self.world.write(catalog.record_tasks, {task.name: self.tasks[task.name]}, clock.now())
+        self.world.write(task_sync.record_tasks, {task.name: self.tasks[task.name]}, clock.now())
         wanted = {task.name: schedule(CRON[period], "UTC")}
-        self.world.write(catalog.set_schedules, wanted, self.tasks, self.processes["A"].id)
+        self.world.write(task_sync.set_schedules, wanted, self.tasks, self.processes["A"].id)
 
     def _remove(self, task: plain.Task) -> None:
         self.model.remove(task)
-        assert self.world.write(catalog.remove_gone, [task.name], _nobody) == [task.name]
+        assert self.world.write(task_sync.remove_gone, [task.name], _nobody) == [task.name]
 
     @precondition(lambda self: any(run.state in plain.WAITING for run in self.model.runs))
     @does(number=NUMBER)
@@ -164,8 +166,8 @@ class People(Machine):
         if run is not None and run.task.removed_at is None:
             self._remove(run.task)
             self.compare()
-        self.model.now = clock.advance(orphans.GRACE + timedelta(seconds=1))
-        assert self.world.run(orphans.fail_orphans(self.world.ledger)) == +self.model.fail_orphans(orphans.GRACE)
+        self.model.now = clock.advance(unserved.GRACE + timedelta(seconds=1))
+        assert self.world.run(unserved.fail_orphans(self.world.ledger)) == +self.model.fail_orphans(unserved.GRACE)
 
     @does(minutes=st.sampled_from([1, 3]), per_task=st.sampled_from([1, 3]))
     def prune(self, minutes: int, per_task: int) -> None:

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from service.batch import orphans, planning
+from service.batch.firing import misfires
+from service.batch.queue import unserved
 from service.testing.postgres import PostgresServer
 from tests.conftest import KINDS
 from tests.model.beside import Beside
@@ -69,8 +70,8 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, postgres_server: Postg
 
 def test_the_ledger_does_what_a_plain_model_of_it_does(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("service.batch"), "disabled", True)
-    monkeypatch.setattr(orphans, "GRACE", timedelta(seconds=60))
-    monkeypatch.setattr(planning, "BUDGET", 3)  # so that a downtime takes several transactions
+    monkeypatch.setattr(unserved, "GRACE", timedelta(seconds=60))
+    monkeypatch.setattr(misfires, "BUDGET", 3)  # so that a downtime takes several transactions
     happened: Counter[str] = Counter()
     parts: tuple[type[Machine], ...] = (Nodes, People) if world.ledger.kind == "sqlite" else (Nodes, People, Beside)
     machine = type("Machine", parts, {"world": world, "happened": happened})

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Table, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch import tables
+from service.batch.ledger import tables
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.host import APPLICATION_HISTORY, LEDGER_HISTORY

@@ -16,7 +16,7 @@ from sqlalchemy import func, select, text
 from service import TaskRegistry, clock, config, get_db
 from service.application.models import Session, User
 from service.application.sessions import SessionService
-from service.batch.loader import load_tasks
+from service.batch.tasks.discovery import load_tasks
 from service.database.engine import Database
 from service.testing import Batch
 from tasks.cleanup_sessions import CleanupSessionsTask

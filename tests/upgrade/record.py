@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from service import clock
-from service.batch.tables import schedules
+from service.batch.ledger.tables import schedules
 from service.testing.postgres import find_binaries, start_server
 from tests.processes import BATCH, SERVE, batch, process, service
 from tests.upgrade import states

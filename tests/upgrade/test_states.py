@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from service import clock, config, logs
-from service.batch.loader import load_tasks
+from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
 from service.host import BatchService
 from service.testing.postgres import PostgresServer

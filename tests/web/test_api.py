@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 
 from service import config
 from service.app import create_app
-from service.batch import catalog
+from service.batch.firing import task_sync
 from service.errors import InvalidSetting
 from service.testing.postgres import OwnServer, find_binaries
 from service.web import api
@@ -89,7 +89,7 @@ async def test_a_paused_task_has_no_next_run_time(database_url: str, monkeypatch
     async with running(monkeypatch, database_url) as client:
         batch = app_of(client).state.batch
         async with batch.ledger.engine.begin() as connection:
-            await catalog.pause(connection, "nightly", "ann", batch.tasks, batch.node.id)
+            await task_sync.pause(connection, "nightly", "ann", batch.tasks, batch.node.id)
         await batch.schedules.refresh()
         jobs = {job["id"]: job for job in (await client.get("/scheduler/jobs")).json()}
     assert (jobs["nightly"]["next_run_time"], jobs["nightly"]["trigger"]) == (None, "cron[0 1 * * *] Asia/Tokyo")

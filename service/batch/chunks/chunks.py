@@ -1,0 +1,296 @@
+"""`self.chunks(…)`: the loop, its chunks, and the transaction of each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterable, Iterable
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Generic, NoReturn, Self, TypeVar, cast
+
+from sqlalchemy import Executable, Select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.batch.chunks import checkpoints
+from service.batch.chunks.checkpoints import Overtaken, Place
+from service.batch.chunks.keyset_pages import Page, Pages, Source
+from service.batch.chunks.sources import CursorPages, CursorSource, File, Items
+from service.batch.chunks.transaction_guard import Guard
+from service.batch.context import current_run, fencing
+from service.batch.context.current_run import CurrentRun
+from service.database.engine import Database
+from service.database.session import application_database
+from service.database.transient import is_transient
+from service.database.troubles import cause_of
+from service.errors import ChunkError, DatabaseError
+from service.logs import get_logger
+
+T = TypeVar("T")
+logger = get_logger("service.batch")
+
+TRIES = 5
+"""How often one chunk is begun in all, with `retry_chunk`, or when the author's code catches what it raises."""
+NEEDS_ASYNC = "chunks() needs `async for` in an `async def run`: a sync run can't share a chunk's session"
+FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
+
+
+class Chunks(Generic[T]):
+    """`async for chunk in self.chunks(…)`: hands out chunks until nothing lies behind the last committed one."""
+
+    def __init__(self, source: Source[T], name: str | None, pause: float, retry_chunk: bool, total: bool) -> None:
+        self.source = source
+        self.database = _database()
+        self.run = current_run.current_run_if_any()
+        if self.run is not None and self.database.kind not in fencing.KINDS:
+            raise ChunkError(
+                f"chunks() keeps its place in SQLite or PostgreSQL, and {self.database.setting} is {self.database.kind}"
+            )
+        self.name = self.run.loops.name("chunks", name) if self.run is not None else name or ""
+        self.place = Place()
+        self.total: int | None = None
+        self._wants_total = total
+        self._pause = pause
+        self._retries = retry_chunk and self.run is not None
+        self._chunk: Chunk[T] | None = None
+        self._is_known = self.run is None
+        self._failures = 0
+        self._expects_more = self._has_ended = False
+
+    @property
+    def done(self) -> int:
+        """Items of all its chunks that were committed, in all attempts."""
+        return self.place.count
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(NEEDS_ASYNC)
+
+    async def __anext__(self) -> Chunk[T]:
+        if self.run is not None:
+            self.run.checkpoint()
+            self.run.loops.asked(self)
+        await self._before_next()
+        if not self._is_known:
+            await self._look_up()
+        if self._chunk is None and self._wants_total and self.run is not None and self.total is None:
+            self.run.loops.in_background(self._count(self.run))
+        if self.place.is_finished or not (self._expects_more or await self._has_more()):
+            await self._finish()
+            raise StopAsyncIteration
+        self._chunk = Chunk(self)
+        return self._chunk
+
+    async def _before_next(self) -> None:
+        last = self._chunk
+        if last is None:
+            return
+        if last.is_open:
+            raise ChunkError(f"chunk {last.number} is still open: ask for the next one after its `async with` block")
+        if not last.was_entered:
+            raise ChunkError(f"chunk {last.number} was not entered: its items need `async with chunk as (db, items):`")
+        if last.error is not None:
+            await self._after_failure(last)
+        elif self._pause:
+            await (self.run.sleep(self._pause) if self.run is not None else asyncio.sleep(self._pause))
+
+    async def _after_failure(self, last: Chunk[T]) -> None:
+        """It is handed out again, unless it was committed without a reply."""
+        self._is_known = self.run is None
+        self._expects_more = False
+        if self._failures >= TRIES:
+            raise ChunkError(
+                f"chunk {last.number} was rolled back {self._failures} times in a row, and a loop can't go past it: "
+                "let it fail, or have bad items set aside by an ItemTask"
+            ) from last.error
+        longest = min(LONGEST_WAIT, FIRST_WAIT * 2**self._failures)
+        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - of those that collided, not all at once
+
+    async def _look_up(self) -> None:
+        assert self.run is not None
+        async with self.database.reader.connect() as connection:
+            place = await checkpoints.read(connection, self.run, self.name)
+        if self._chunk is None and place.chunks and not place.is_finished:
+            logger.info(f"resumes behind chunk {place.chunks} of loop {self.name!r}: {place.count:,} are done")
+        if place.chunks > self.place.chunks:
+            self._failures = 0
+        self.place, self._is_known = place, True
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.run is not None:
+            self.run.progress(*self.run.loops.advanced(self))
+
+    async def _count(self, run: CurrentRun) -> None:
+        """Once, beside the work: the place, and what lies behind it, at one instant. Where it fails, nobody knows."""
+        with contextlib.suppress(DBAPIError, DatabaseError, OSError):
+            async with self.database.reader.connect() as connection:
+                if self.database.kind == "postgresql":
+                    await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+                place = await checkpoints.read(connection, run, self.name)
+                behind = await self.source.count(connection, place.cursor)
+            if not self._has_ended and behind is not None:
+                self.total = place.count + behind
+                self._tell()
+
+    async def _has_more(self) -> bool:
+        return await self.source.has_more(self.database, self.place.cursor)
+
+    async def _finish(self) -> None:
+        """A loop that had nothing to do leaves no row: it costs nothing, and is the same when it is asked again."""
+        if self.run is None or (self._has_ended and self.place.is_finished):
+            return
+        if self.place.chunks and not self.place.is_finished:
+            finished = replace(self.place, is_finished=True)
+            async with self.database.session() as db:
+                await checkpoints.write(db, self.run, self.name, self.place, finished)
+                await db.commit()
+            self.place = finished
+        self._chunk, self._has_ended = None, True  # nothing keeps it alive but the author's own hands
+        self.total = self.done if self._wants_total else None
+        self._tell()
+        self.run.loops.ended(self)
+
+    def committed(self, place: Place, page: Page[T]) -> None:
+        self.place = place
+        self._failures = 0
+        self._expects_more = not page.is_last
+        if self.run is not None:
+            self.run.loops.committed(self, place.chunks, page.items)
+        self._tell()
+
+    def failed(self, number: int, error: BaseException) -> bool:
+        """Whether the chunk is tried again by itself."""
+        self._failures += 1
+        is_for_again = isinstance(error, Overtaken) or (self._retries and is_transient(error))
+        if self.run is None or not is_for_again or self._failures >= TRIES:
+            return False
+        self.run.loops.owes(self, error)
+        logger.warning(f"chunk {number} of loop {self.name!r} is tried again: {cause_of(error, self.database.kind)}")
+        return True
+
+
+def chunks(
+    source: Any,
+    size: int,
+    name: str | None,
+    pause: float,
+    retry_chunk: bool,
+    total: bool = False,
+    file: File | None = None,
+    **order: Any,
+) -> Chunks[Any]:
+    """BaseTask.chunks() says what they are. Raises ChunkError."""
+    if not (isinstance(size, int) and size > 0):
+        raise ChunkError(f"size={size!r}; allowed: an int from 1")
+    return Chunks(_source(source, size, file, order), name, pause, retry_chunk, total)
+
+
+def _source(source: Any, size: int, file: File | None, order: dict[str, Any]) -> Source[Any]:
+    if isinstance(source, Executable):
+        if order["key"] is None:
+            raise ChunkError("key= is missing: the columns that tell the rows of the select apart, such as key=User.id")
+        return Pages(cast(Select[Any], source), size=size, **order)
+    if given := [f"{name}=" for name, value in order.items() if value is not None]:
+        raise ChunkError(f"{', '.join(given)} is for a select, and chunks() was given a {type(source).__name__}")
+    if isinstance(source, CursorSource):
+        return CursorPages(source, size)
+    if isinstance(source, AsyncIterable | Iterable) and not isinstance(source, str | bytes):
+        return Items(source, size, file)
+    raise ChunkError(
+        f"chunks() was given a {type(source).__name__}; allowed: a select(), an iterable or an async one, "
+        "or an object with `async def after(self, cursor, size)`"
+    )
+
+
+def _database() -> Database:
+    try:
+        return application_database()
+    except RuntimeError:  # no event loop is running here
+        raise TypeError(NEEDS_ASYNC) from None
+
+
+class Chunk(Generic[T]):
+    """`async with chunk as (db, items):` one transaction. It commits at the block's end, and rolls back if it raises.
+
+    Attributes:
+        number: Counts from 1 in its loop, through all attempts of the run.
+        db: The session, inside the block.
+        items: What it holds: of a select inside the block, of anything else before it too.
+        error: What rolled it back; None before, and when it was committed.
+    """
+
+    db: AsyncSession
+
+    def __init__(self, loop: Chunks[T]) -> None:
+        self._loop = loop
+        self.number = loop.place.chunks + 1
+        self.was_entered = self.is_open = False
+        self.error: BaseException | None = None
+
+    @property
+    def items(self) -> list[T]:
+        """Raises ChunkError before the block."""
+        if self.was_entered:
+            return self._page.items
+        if (ahead := self._loop.source.ahead) is None:
+            raise ChunkError(f"chunk {self.number} has its items inside `async with chunk as (db, items):`")
+        return ahead
+
+    async def __aenter__(self) -> tuple[AsyncSession, list[T]]:
+        if self.was_entered:
+            raise ChunkError(f"chunk {self.number} was entered already: ask the loop for the next one")
+        while True:
+            try:
+                await self._begin()
+                return self.db, self._page.items
+            except BaseException as error:
+                await self._end()
+                self.error = error
+                if not self._loop.failed(self.number, error):
+                    raise
+                await asyncio.sleep(FIRST_WAIT)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        try:
+            if error is None:
+                await self._commit()
+        except BaseException as raised:
+            await self._end()
+            self.error = raised
+            if not self._loop.failed(self.number, raised):
+                raise
+            return False
+        await self._end()
+        self.error = error
+        return error is not None and self._loop.failed(self.number, error)
+
+    async def _begin(self) -> None:
+        self.was_entered = self.is_open = True
+        self.error = None
+        self._guard = Guard()
+        self.db = self._loop.database.session()
+        self._guard.watch(self.db.sync_session, self.number)
+        self._page = await self._loop.source.load(self.db, self._loop.place.cursor)
+
+    async def _commit(self) -> None:
+        self._guard.refuse_if_rolled_back(self.number, is_active=self.db.is_active)
+        before, page = self._loop.place, self._page
+        place = Place(page.cursor, before.count + len(page.items), before.chunks + 1)
+        if self._loop.run is not None:
+            await checkpoints.write(self.db, self._loop.run, self._loop.name, before, place)
+        self._guard.is_committing = True
+        await self.db.commit()
+        self._loop.committed(place, page)
+
+    async def _end(self) -> None:
+        """Rolls back what was not committed."""
+        self.is_open = False
+        self._guard.is_over = True
+        await asyncio.shield(self.db.close())

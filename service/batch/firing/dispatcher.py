@@ -1,0 +1,117 @@
+"""The dispatcher: wakes when a slot is due, has its tasks fired in one transaction, and launches what it claimed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.firing import firing
+from service.batch.firing.firing import Fired, Plans, Room
+from service.batch.tasks.registry import Task
+from service.concurrency.background import Background
+from service.database.engine import Database
+from service.errors import DatabaseError
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+LONGEST_PAUSE = 5.0
+
+LET_THROUGH_SECONDS = 1.0
+"""How long a transaction may take that was on its way when the dispatcher is stopped."""
+
+
+class Dispatcher(Background):
+    """APScheduler's jobs call `notify`; the cursor in the ledger says which slots are meant."""
+
+    def __init__(self, database: Database, tasks: Mapping[str, Task], node: str, engine: LocalEngine) -> None:
+        self._database = database
+        self._tasks = tasks
+        self._node = node
+        self._engine = engine
+        self._due: set[str] = set()
+        self._wake = asyncio.Event()
+        self._pause = 0.1
+        self._ahead: Plans = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self.trouble: str | None = None
+        """Why the last firing failed; None after one that succeeded."""
+
+    def notify(self, name: str) -> None:
+        """A slot of this task is due. Returns at once, never raises."""
+        self._due.add(name)
+        self._wake.set()
+
+    async def _loop(self) -> None:
+        """Until it is stopped; a transaction that is on its way then is let through, if it does not take long."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            names, self._due = self._due, set()
+            turn = asyncio.create_task(self._turn(names))
+            try:
+                await asyncio.shield(turn)
+            except asyncio.CancelledError:
+                await asyncio.wait([turn], timeout=LET_THROUGH_SECONDS)
+                turn.cancel()
+                await asyncio.wait([turn])
+                raise
+
+    async def _turn(self, names: set[str]) -> None:
+        if not self._engine.may_work():  # the others fire meanwhile
+            for name in names:
+                self._later(self._pause, name)
+            return
+        try:
+            async with self._engine.claiming:
+                losses = self._engine.losses
+                fired = await self._fire(names)
+                self._engine.launch(fired.claimed, losses)
+            self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
+        except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
+            known = isinstance(error, DBAPIError | DatabaseError | OSError)
+            cause = self._database.why(error) if known else str(error).split("\n")[0]
+            logger.error(
+                f"firing failed, again in {self._pause:.1f} s (what is due stays due): {cause}",
+                exc_info=None if known else error,
+            )
+            self.trouble = cause
+            self._engine.doubt()
+            for name in names:
+                self._later(self._pause, name)
+            self._pause = min(LONGEST_PAUSE, self._pause * 2)
+            return
+        self._pause, self.trouble = 0.1, None
+        if fired.queued:
+            self._engine.wake()
+        for name, at in fired.again.items():
+            self._later(max(0.0, (at - fired.now).total_seconds()), name)
+
+    async def _fire(self, names: Collection[str]) -> Fired:
+        try:
+            return await self._try_to_fire(names, self._engine.room)
+        except IntegrityError:
+            # A run that somebody claimed meanwhile holds the `exclusive` of one of ours: let all of them queue.
+            return await self._try_to_fire(names, Room(0, 0))
+
+    async def _try_to_fire(self, names: Collection[str], room: Room) -> Fired:
+        async with self._database.engine.begin() as connection:
+            return await firing.fire(connection, names, self._tasks, self._node, room, ahead=self._ahead)
+
+    def _later(self, seconds: float, name: str) -> None:
+        """Fire this task again in so many seconds, or earlier where that is set already: each task has one timer."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._notify_again, name)
+        other = self._timers.get(name)
+        if other is not None and other.when() <= timer.when():
+            timer.cancel()
+            return
+        if other is not None:
+            other.cancel()
+        self._timers[name] = timer
+
+    def _notify_again(self, name: str) -> None:
+        del self._timers[name]
+        self.notify(name)

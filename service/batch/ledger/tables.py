@@ -1,0 +1,284 @@
+"""The ledger's tables, and the two that stand beside the authors' data in the application's database."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+from service import clock
+from service.batch.ledger.states import ACTIVE, CLAIMABLE, RunState
+from service.database.types import UtcDateTime
+
+Id = String(36).with_variant(UUID(as_uuid=False), "postgresql")
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+ledger = MetaData()
+companions = MetaData()
+
+
+def where(condition: str) -> dict[str, Any]:
+    """Of a partial index on both databases."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+def _is_one_of(states: Iterable[RunState], state: str = "state") -> str:
+    return f"{state} IN ({', '.join(repr(str(one)) for one in states)})"
+
+
+# A query is served by a partial index whose condition it repeats to the letter. With the bare column, SQLite would take
+# the index on all states instead, and read the runs of all tasks.
+_STATE = "(state || '')"
+WAITING_SQL = _is_one_of((RunState.QUEUED, RunState.INTERRUPTED), _STATE)
+"""What may start now, whatever its `due_at` says: its maker's clock may have been ahead."""
+RETRYING_SQL = f"{_STATE} = 'retrying'"
+"""What may start once its `due_at` has come."""
+HELD_SQL = f"{_STATE} = 'running'"
+"""What some node holds; to find it by that."""
+RUNNING_SQL = "state = 'running'"
+"""The same; to find it by its queue."""
+CLAIMABLE_SQL = _is_one_of(CLAIMABLE, _STATE)
+ACTIVE_SQL = _is_one_of(ACTIVE)
+IN_THE_WAY_SQL = f"{_is_one_of(ACTIVE, _STATE)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
+"""What the next slot of a task may have to respect: all that runs, and what was on time. Not what waits behind them."""
+
+
+def not_held(run: str) -> str:
+    """Of what may start: a pause holds the runs of its task that there were when it began.
+
+    `run`: the alias of batch_runs. No join, which would have a plan of its own: the queue's index has the order.
+    """
+    return f"coalesce({run}.created_at > (SELECT t.paused_at FROM batch_tasks t WHERE t.name = {run}.task), true)"
+
+
+def new_id() -> str:
+    """A UUIDv7: sortable by the time it was made (RFC 9562, method 3: 12 bits below the millisecond)."""
+    milliseconds, rest = divmod(clock.unix_ns(), 1_000_000)
+    high = milliseconds << 16 | 0x7000 | rest * 4096 // 1_000_000
+    text = f"{high:016x}{0x8000000000000000 | secrets.randbits(62):016x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+tasks = Table(
+    "batch_tasks",
+    ledger,
+    Column("name", String(100), primary_key=True),
+    Column("description", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("policies", Json, nullable=False),
+    Column("paused_at", UtcDateTime),
+    Column("paused_by", Text),
+    Column("first_seen_at", UtcDateTime, nullable=False),
+    Column("last_seen_at", UtcDateTime, nullable=False),
+    Column("removed_at", UtcDateTime),
+    Column("accounted_from", UtcDateTime),
+)
+
+schedules = Table(
+    "batch_schedules",
+    ledger,
+    Column("id", Id, primary_key=True),
+    Column("task", String(100), nullable=False),
+    Column("cron", Text, nullable=False),
+    Column("timezone", String(100), nullable=False),
+    Column("valid_from", UtcDateTime, nullable=False),
+    Column("valid_until", UtcDateTime),
+    Column("node", Id, nullable=False),
+    Column("fired_until", UtcDateTime, nullable=False),
+    Index("uq_batch_schedules_open", "task", unique=True, **where("valid_until IS NULL")),
+    Index("ix_batch_schedules_task", "task", "valid_from"),
+    postgresql_with={"fillfactor": 50},  # room beside each row for its next cursor
+)
+
+runs = Table(
+    "batch_runs",
+    ledger,
+    Column("id", Id, primary_key=True),
+    Column("task", String(100), nullable=False),
+    Column("slot", UtcDateTime),
+    Column("origin", String(20), nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("reason", Text),
+    Column("params", Json),
+    Column("result", Json),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("rank", SmallInteger, nullable=False),
+    Column("catch_up", Boolean, nullable=False),
+    Column("exclusive", String(120)),
+    Column("lane", SmallInteger, nullable=False, server_default="1"),
+    Column("due_at", UtcDateTime, nullable=False),
+    # `attempts_before`: up to a person's last retry. `losses` of its node, since `count` went beyond `count_lost`.
+    *(Column(name, Integer, nullable=False, server_default="0") for name in ("attempt", "attempts_before", "losses")),
+    Column("node", Id),
+    Column("fence", BigInteger, nullable=False, server_default="0"),
+    # Of the attempt that is going on: what was done before it, what it says, items a second, since when `count` stands.
+    *(Column(name, BigInteger) for name in ("count", "total", "count_before", "count_lost")),
+    Column("message", Text),
+    Column("rate", Float),
+    Column("progress_at", UtcDateTime),
+    Column("requested_by", Text),
+    Column("key", String(200)),
+    Column("parent", Id),
+    Column("created_at", UtcDateTime, nullable=False),
+    *(Column(f"{what}_at", UtcDateTime) for what in ("started", "attempt_started", "finished")),
+    # Somebody wants it cancelled; its node sees that, see news.py.
+    Column("cancel_at", UtcDateTime),
+    Column("cancel_by", Text),
+    Column("cancel_reason", Text),
+    # A manual run may be made for an instant that is a slot, as often as a person likes.
+    Index("uq_batch_runs_task_slot", "task", "slot", unique=True, **where("origin <> 'manual'")),
+    Index("uq_batch_runs_task_key", "task", "key", unique=True, **where("key IS NOT NULL")),
+    Index("uq_batch_runs_exclusive", "exclusive", "lane", unique=True, **where(RUNNING_SQL)),
+    Index("ix_batch_runs_held", "node", **where(HELD_SQL)),
+    Index("ix_batch_runs_in_the_way", "task", **where(IN_THE_WAY_SQL)),
+    # Which tasks have something to start, and in which order; for what waits and for what is retried later.
+    Index("ix_batch_runs_waiting", "task", "created_at", **where(WAITING_SQL)),
+    Index("ix_batch_runs_queue", "task", "exclusive", "rank", "due_at", "id", **where(WAITING_SQL)),
+    Index("ix_batch_runs_retry_due", "due_at", **where(RETRYING_SQL)),
+    Index("ix_batch_runs_retrying", "task", "created_at", **where(RETRYING_SQL)),
+    Index("ix_batch_runs_retry_queue", "task", "exclusive", "rank", "due_at", "id", **where(RETRYING_SQL)),
+    Index("ix_batch_runs_task_created", "task", "created_at", "id"),
+    Index("ix_batch_runs_state_created", "state", "created_at", "id"),
+    Index("ix_batch_runs_created", "created_at", "id"),
+)
+
+# The attempt that is going on stands on its run's row; here it is written once, when it has ended.
+# A run that was interrupted takes up the same attempt again: the fence tells the two tries apart.
+attempts = Table(
+    "batch_attempts",
+    ledger,
+    Column("run", Id, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("node", Id),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime, nullable=False),
+    Column("outcome", String(20), nullable=False),
+    Column("error", Json),
+    PrimaryKeyConstraint("run", "fence"),
+)
+
+missed = Table(
+    "batch_missed",
+    ledger,
+    Column("id", Id, primary_key=True),
+    Column("task", String(100), nullable=False),
+    Column("first_slot", UtcDateTime, nullable=False),
+    Column("last_slot", UtcDateTime, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("ix_batch_missed_task", "task", "last_slot"),
+)
+
+nodes = Table(
+    "batch_nodes",
+    ledger,
+    Column("id", Id, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("version", String(40), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("beats", BigInteger, nullable=False, server_default="0"),
+    Column("seen_at", UtcDateTime, nullable=False),
+    Column("draining", Boolean, nullable=False),
+    Column("loop_lag", Float, nullable=False, server_default="0"),
+    Column("tasks", Json, nullable=False),
+    Column("stopped_at", UtcDateTime),
+    # False for a process that runs what it was handed and ends, such as `batch run`: it is no service.
+    Column("fires", Boolean, nullable=False, server_default=text("true")),
+    Index("ix_batch_nodes_live", "id", "fires", **where("stopped_at IS NULL")),
+)
+
+# One row, whose version rises with each change of tasks or schedules that others have to follow.
+catalog = Table(
+    "batch_catalog",
+    ledger,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
+)
+
+log = Table(
+    "batch_log",
+    ledger,
+    Column("run", Id, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("first_line", Integer, nullable=False),
+    Column("lines", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("block", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("run", "fence", "first_line"),
+)
+
+# Runs that were deleted while something of them may still be there: logs, or rows in the application's database.
+pruned = Table("batch_pruned", ledger, Column("run", Id, primary_key=True))
+
+backups = Table(
+    "batch_backups",
+    ledger,
+    Column("name", String(100), primary_key=True),
+    Column("place", Text, primary_key=True),
+    Column("taken_at", UtcDateTime, nullable=False),
+    *(Column(name, BigInteger) for name in ("size", "rows", "tables")),
+    Column("taken_by_run", Id),
+    *(Column(f"{done}_at", UtcDateTime) for done in ("verified", "failed", "restored", "pinned")),
+    *(Column(n, Text) for n in ("kind", "database", "revision", "verified_how", "failed_check", "pinned_by")),
+    *(Column("manifest", String(64)), Column("created_at", UtcDateTime, nullable=False)),
+)
+
+checkpoints = Table(
+    "batch_checkpoints",
+    companions,
+    Column("run", Id, nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("cursor", Json),
+    Column("count", BigInteger),
+    Column("finished", Boolean, nullable=False, server_default=text("false")),
+    Column("result", Json),
+    Column("at", UtcDateTime),
+    PrimaryKeyConstraint("run", "name"),
+)
+
+quarantine = Table(
+    "batch_quarantine",
+    companions,
+    Column("id", Id, primary_key=True),
+    Column("run", Id, nullable=False),
+    Column("task", String(100), nullable=False),
+    Column("item", String(1000), nullable=False),
+    Column("error", Json, nullable=False),
+    Column("times", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("redriven_by", Id),
+    UniqueConstraint("run", "item"),
+)
+
+once = Table(
+    "batch_once",
+    companions,
+    Column("key", String(200), primary_key=True),
+    Column("run", Id, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index("ix_batch_once_run", "run"),
+)

@@ -1,0 +1,43 @@
+"""Upkeep: once an hour, while the service runs, the ledger is pruned, and runs fail that nobody would ever take."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy.exc import DBAPIError
+
+from service.batch.queue.unserved import REASON, fail_orphans
+from service.batch.retention.pruning import Pruner
+from service.concurrency.background import Background
+from service.database.engine import Database
+from service.errors import DatabaseError
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+FIRST_SECONDS = 600.0
+"""After the start, when there is enough else to do."""
+
+EVERY_SECONDS = 3600.0
+
+
+class Upkeep(Background):
+    def __init__(self, ledger: Database, pruner: Pruner, first: float = FIRST_SECONDS) -> None:
+        self._ledger = ledger
+        self._pruner = pruner
+        self._first = first
+
+    async def _loop(self) -> None:
+        await asyncio.sleep(self._first)
+        while True:
+            try:
+                for task, number in (await fail_orphans(self._ledger)).items():
+                    logger.error(f"{number:,} runs of task {task} have failed: {REASON}")
+                went = +await self._pruner.prune()
+                if went:
+                    logger.info("pruned " + ", ".join(f"{number:,} {what}" for what, number in went.items()))
+            except (DBAPIError, DatabaseError, OSError) as error:
+                logger.warning(f"the upkeep stopped, and goes on in an hour: {str(error).splitlines()[0]}")
+            except Exception:  # the background loop's boundary
+                logger.exception("the upkeep failed")
+            await asyncio.sleep(EVERY_SECONDS)

@@ -1,0 +1,255 @@
+"""Imports the files under tasks/. A broken one is reported, and the others run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import itertools
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from service import failures
+from service.batch.tasks.registry import TaskRegistry, concrete_tasks
+from service.errors import BatchError, InvalidSetting
+from service.escaping import echoed
+from service.logs import get_logger
+
+logger = get_logger(__name__)
+
+SLOW_SECONDS = 5.0
+"""An import that takes longer is told of: it may hang, and nothing else would say so."""
+
+DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+@dataclass(frozen=True)
+class BrokenFile:
+    """A file, or one class in it, that could not be used."""
+
+    source: str
+    error: str
+    traceback: str
+
+
+def load_tasks(place: Path) -> list[BrokenFile]:
+    """Import each *.py of a folder in the order of their names, register its concrete tasks, return what failed.
+
+    `place` is the folder, or the dotted name of a package. Names that begin with an underscore are left out. Raises
+    InvalidSetting when there is no such folder or package.
+    """
+    return load_files(place, task_files(place))
+
+
+def task_files(place: Path) -> list[Path]:
+    """The files of tasks in a folder or package, by name. Raises InvalidSetting when there is none."""
+    return sorted(path for path in folder_of(place).glob("*.py") if not path.name.startswith("_"))
+
+
+def load_files(place: Path, files: Iterable[Path]) -> list[BrokenFile]:
+    """The same for some files of it."""
+    folder = folder_of(place)
+    broken: list[BrokenFile] = []
+    around = _packages_around(folder) if place.is_dir() else _levels(str(place), folder)
+    package = _package(folder, around, broken)
+    for path in files:
+        broken += _load(path, package)
+    return broken
+
+
+def _load(path: Path, package: str) -> list[BrokenFile]:
+    before, modules = set(TaskRegistry.tasks()), set(sys.modules)
+    try:
+        with _told_if_slow(path):
+            module = _import(path, package)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's file may raise anything; the others must run
+        TaskRegistry.remove(set(TaskRegistry.tasks()) - before)
+        # What it had imported from beside it may be what has to be mended.
+        for name in [name for name in set(sys.modules) - modules if name.startswith(f"{package}.")]:
+            del sys.modules[name]
+        return [_not_imported(path, error)]
+    return _register(module, path)
+
+
+@contextmanager
+def _told_if_slow(path: Path) -> Iterator[None]:
+    text = f"{path}: its import has not ended after {SLOW_SECONDS:g} s; until then no other file is loaded"
+    told = threading.Timer(SLOW_SECONDS, logger.warning, [text])
+    told.daemon = True
+    told.start()
+    try:
+        yield
+    finally:
+        told.cancel()
+
+
+def forget(path: Path) -> bool:
+    """Let a file be imported anew the next time. False where a task of it is registered: that stays what it was."""
+    place = path.resolve()
+    names = [n for n, m in list(sys.modules.items()) if Path(getattr(m, "__file__", None) or "").resolve() == place]
+    if any(task.cls.__module__ in names for task in TaskRegistry.tasks().values()):
+        return False
+    for name in names:
+        del sys.modules[name]
+    return True
+
+
+def _register(module: ModuleType, path: Path) -> list[BrokenFile]:
+    broken = []
+    for cls in concrete_tasks(module):
+        try:
+            TaskRegistry.register(cls)
+        except BatchError as error:
+            logger.error(f"{path} can't be used: {error.message}")
+            broken.append(_broken(path, error, error.message))
+    return broken
+
+
+def _not_imported(path: Path, error: BaseException) -> BrokenFile:
+    text = _one_line(path, error)
+    # The frames of the import machinery say nothing to the author.
+    below = error.__traceback__
+    while below is not None and below.tb_frame.f_code.co_filename != str(path.resolve()):
+        below = below.tb_next
+    error.__traceback__ = below
+    logger.error(f"{path} can't be used: {text}", exc_info=error)
+    return _broken(path, error, text)
+
+
+def _broken(path: Path, error: BaseException, text: str) -> BrokenFile:
+    return BrokenFile(str(path), text, failures.traceback_of(error))
+
+
+def _one_line(path: Path, error: BaseException) -> str:
+    if isinstance(error, SyntaxError) and error.lineno:
+        other = "" if error.filename == str(path.resolve()) else f" of {error.filename}"
+        return f"{type(error).__name__} in line {error.lineno}{other}: {error.msg}"
+    own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path.resolve())]
+    line = f" in line {own[-1].lineno}" if own else ""
+    if isinstance(error, BatchError):
+        return f"{error.message}{f' ({line.strip()})' if line else ''}"
+    return f"{type(error).__name__}{line}: {failures.message_of(error)}".split("\n")[0]
+
+
+def folder_of(place: Path) -> Path:
+    """The folder that TASKS_DIR means: the one of that path, or else the package of that dotted name (`myapp.jobs`).
+
+    Raises InvalidSetting.
+    """
+    if place.is_dir():
+        return place
+    name = str(place)
+    if place.exists():
+        raise _refused(f"{echoed(name)} is a file; allowed: a folder")
+    if not DOTTED.fullmatch(name):
+        raise _refused(
+            f"there is no folder {echoed(name)} in {Path.cwd()}; a package is named with a dot, as in myapp.jobs"
+        )
+    return _folder_of_package(name)
+
+
+def _folder_of_package(name: str) -> Path:
+    """Found without importing it: an error in one of its __init__.py is that file's."""
+    _look_in(Path.cwd())
+    top, *rest = name.split(".")
+    spec = importlib.util.find_spec(top)
+    for location in (spec and spec.submodule_search_locations) or []:
+        folder = Path(location, *rest)
+        if folder.is_dir():
+            return _short(folder)
+        if (file := folder.with_name(f"{folder.name}.py")).exists():
+            raise _refused(f"{echoed(name)} is a module ({_short(file)}); allowed: a package, which is a folder")
+    raise _refused(f"there is neither a folder {echoed(name)} in {Path.cwd()} nor a package of that name")
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _refused(reason: str) -> InvalidSetting:
+    return InvalidSetting(f"setting TASKS_DIR: {reason}")
+
+
+def _look_in(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _package(folder: Path, around: list[Path], broken: list[BrokenFile]) -> str:
+    """The name of the package that the files are in, so that an author's imports find the same modules as we do.
+
+    It is the folder's, after those of the packages that it is in: `myapp.tasks`.
+    """
+    place = folder.resolve()
+    _look_in((around[0] if around else place).parent)
+    prefix = ""
+    for level in (*around, place):
+        name = f"{prefix}{level.name}"
+        if not _is_imported(name, level, folder, broken):
+            name = f"{prefix}{_unique(level.name.replace('.', '_'), level)}"
+            sys.modules[name] = importlib.util.module_from_spec(ModuleSpec(name, None, is_package=True))
+        package = sys.modules[name]
+        # A package of that name may be elsewhere (ours is installed as `tasks`): then it looks in this folder first.
+        if str(level) not in list(package.__path__):
+            package.__path__ = [str(level), *package.__path__]
+        prefix = f"{name}."
+    return prefix.removesuffix(".")
+
+
+def _packages_around(folder: Path) -> list[Path]:
+    """The packages that a folder is in, outermost first. A folder that Python looks for packages in is none itself."""
+    roots = {Path.cwd(), *(Path(entry).resolve() for entry in sys.path)}
+    inside = itertools.takewhile(
+        lambda path: path not in roots and (path / "__init__.py").exists(), folder.resolve().parents
+    )
+    return list(inside)[::-1]
+
+
+def _levels(name: str, folder: Path) -> list[Path]:
+    """The same for a package of a dotted name, where none needs an __init__.py."""
+    return list(folder.resolve().parents)[: name.count(".")][::-1]
+
+
+def _is_imported(name: str, level: Path, folder: Path, broken: list[BrokenFile]) -> bool:
+    try:
+        package = importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - its __init__.py is an author's file too
+        if (level / "__init__.py").exists():
+            shown = folder if level == folder.resolve() else _short(level)
+            broken.append(_not_imported(shown / "__init__.py", error))
+        return False
+    return hasattr(package, "__path__")
+
+
+def _import(path: Path, package: str) -> ModuleType:
+    path = path.resolve()
+    name = f"{package}.{path.stem.replace('.', '_')}"
+    known = sys.modules.get(name)
+    if known is not None and Path(getattr(known, "__file__", None) or "").resolve() != path:
+        name = _unique(name, path)
+        known = sys.modules.get(name)
+    if known is not None:
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    setattr(sys.modules[package], name.removeprefix(f"{package}."), module)  # `import myapp.tasks.x` finds it there
+    return module
+
+
+def _unique(name: str, path: Path) -> str:
+    return f"{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

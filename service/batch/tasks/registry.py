@@ -1,0 +1,282 @@
+"""TaskRegistry: the tasks of this process, checked as they come in."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
+
+from service import failures
+from service.batch.cron.cron import Schedule, schedule
+from service.batch.cron.zones import zone_of
+from service.batch.tasks.base import BaseTask
+from service.batch.tasks.parameters import Parameters
+from service.batch.tasks.policies import Policies
+from service.errors import BatchError, InvalidTask, UnknownTask
+from service.escaping import echoed
+from service.logs import get_logger
+
+logger = get_logger(__name__)
+
+T = TypeVar("T", bound=BaseTask)
+R = TypeVar("R")
+
+NAME = re.compile(r"[a-z0-9_.-]{1,100}")
+POLICIES = {"timeout", "retry", "overlap", "missed", "rerun", "max_running", "max_waiting", "priority", "fenced"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A registered task class, with what was read from it when it was registered."""
+
+    cls: type[BaseTask]
+    name: str
+    description: str
+    source: str
+    policies: Policies
+    parameters: Parameters
+    on_loop: bool
+    may_change: bool
+    """Whether the schedule is a property, whose value may differ the next time it is read."""
+    zone: ZoneInfo
+    schedule: Schedule | None = field(compare=False)
+
+    @property
+    def exclusive(self) -> str | None:
+        """The queue of its runs, of which only `lanes` may run at once: its name, or none where any number may."""
+        return None if self.policies.overlap == "allow" and self.policies.max_running is None else self.name
+
+    @property
+    def lanes(self) -> int:
+        """How many of the runs in its queue may run at once."""
+        return self.policies.max_running or 1
+
+    def read_schedule(self) -> Schedule | None:
+        """Read it from a fresh instance. Raises InvalidTask naming class and file."""
+        return _reading(self.cls, _schedule_of)
+
+
+class TaskRegistry:
+    """All tasks of this process (a singleton, as classes are). Order of registration is kept."""
+
+    _tasks: dict[str, Task] = {}  # noqa: RUF012 - the one registry of the process
+
+    @classmethod
+    def register(cls, task_class: type[T]) -> type[T]:
+        """Check and add a task class, and return it, so it works as a decorator too. The same class twice is one task.
+
+        Raises InvalidTask naming class, file and attribute, also when another class has the name.
+        """
+        if not inspect.isclass(task_class):
+            raise InvalidTask(f"a task is a subclass of BaseTask, and {echoed(task_class)} is none")
+        task = _reading(task_class, _task_of)
+        known = cls._tasks.get(task.name)
+        if known is not None and not _same(known.cls, task_class):
+            raise InvalidTask(
+                f"two tasks are named {echoed(task.name)}: {known.cls.__qualname__} in {known.source} is used, "
+                f"and {task_class.__qualname__} in {task.source} is not; rename one"
+            )
+        cls._tasks[task.name] = task
+        if known is None:
+            logger.debug(f"Registered task: {task.name}")
+        return task_class
+
+    @classmethod
+    def get_all_tasks(cls) -> list[type[BaseTask]]:
+        """The registered classes, in the order of their registration."""
+        return [task.cls for task in cls._tasks.values()]
+
+    @classmethod
+    def tasks(cls) -> dict[str, Task]:
+        """The registered tasks by name."""
+        return dict(cls._tasks)
+
+    @classmethod
+    def get(cls, name: str) -> Task:
+        """Raises UnknownTask, which lists the names there are."""
+        try:
+            return cls._tasks[name]
+        except KeyError:
+            names = ", ".join(sorted(cls._tasks)) or "none"
+            raise UnknownTask(f"no task is named {echoed(name)}; the tasks are: {names}") from None
+
+    @classmethod
+    def of(cls, task_class: type[BaseTask]) -> Task:
+        """What is known of a class, which is registered if it is not yet. Raises InvalidTask."""
+        for task in cls._tasks.values():
+            if task.cls is task_class:
+                return task
+        cls.register(task_class)
+        return next(task for task in cls._tasks.values() if task.cls is task_class)
+
+    @classmethod
+    def remove(cls, names: set[str]) -> None:
+        """Forget these: the file that registered them failed to import as a whole."""
+        cls._tasks = {name: task for name, task in cls._tasks.items() if name not in names}
+
+    @classmethod
+    @contextmanager
+    def restored(cls) -> Iterator[None]:
+        """For tests: what is registered in the block is forgotten after it."""
+        before = cls._tasks
+        cls._tasks = dict(before)
+        try:
+            yield
+        finally:
+            cls._tasks = before
+
+    @classmethod
+    def clear(cls) -> None:
+        """For tests: forget all."""
+        cls._tasks = {}
+
+
+def concrete_tasks(module: Any) -> Iterator[type[BaseTask]]:
+    """The task classes that this module defines, in order: neither abstract nor named with a leading underscore."""
+    for value in list(vars(module).values()):
+        if not (inspect.isclass(value) and issubclass(value, BaseTask) and value.__module__ == module.__name__):
+            continue
+        if value.__name__.startswith("_"):
+            continue
+        if not inspect.isabstract(value):
+            yield value
+        elif "run" in value.__abstractmethods__ and isinstance(vars(value).get("name"), str):
+            logger.warning(f"class {value.__qualname__} in {_shown(value)} has a name and no run(): it is not a task")
+
+
+def _same(known: type[BaseTask], new: type[BaseTask]) -> bool:
+    """The same class, or the same one from a module that was imported again."""
+    return known is new or (known.__qualname__ == new.__qualname__ and _file(known) == _file(new))
+
+
+def _file(cls: type[Any]) -> str:
+    try:
+        return inspect.getfile(cls)
+    except (TypeError, OSError):
+        return "<interactive>"
+
+
+def _reading(cls: type[Any], read: Callable[[Any], R]) -> R:
+    """Every error on the way, an author's own too, names the class and its file."""
+    try:
+        return read(cls)
+    except (Exception, SystemExit) as error:
+        raise InvalidTask(f"task class {cls.__qualname__} in {_shown(cls)}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.message if isinstance(error, BatchError) else f"{type(error).__name__}: {failures.message_of(error)}"
+    return text.split("\n")[0]
+
+
+def _shown(cls: type[Any]) -> str:
+    file = _file(cls)
+    try:
+        return str(Path(file).relative_to(Path.cwd()))
+    except ValueError:
+        return file
+
+
+def _task_of(cls: type[BaseTask]) -> Task:
+    if not issubclass(cls, BaseTask):
+        raise InvalidTask("it is not a subclass of BaseTask")
+    _refuse_abstract(cls)
+    instance = _instance(cls)
+    run = instance.run
+    if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
+        raise InvalidTask("run() has a yield in it, so its body would never run: let it return")
+    name = _name_of(instance)
+    parameters = Parameters(name, run)
+    schedule = _schedule_of(cls)
+    if schedule is not None and parameters.required:
+        raise InvalidTask(
+            f"run() needs {', '.join(parameters.required)}, which a scheduled run can't fill: "
+            "give a default, or set schedule = None"
+        )
+    statics = (inspect.getattr_static(cls, attribute, None) for attribute in ("schedule", "timezone"))
+    return Task(
+        cls=cls,
+        name=name,
+        description=_description_of(instance),
+        source=_shown(cls),
+        policies=Policies.of(cls),
+        parameters=parameters,
+        on_loop=inspect.iscoroutinefunction(run),
+        may_change=not all(isinstance(value, str | None) for value in statics),
+        zone=zone_of(_timezone_of(instance)),
+        schedule=schedule,
+    )
+
+
+def _refuse_abstract(cls: type[BaseTask]) -> None:
+    missing = sorted(cls.__abstractmethods__)
+    if "run" in missing or not callable(cls.run):
+        raise InvalidTask("it has no run(): write `async def run(self)` or `def run(self)`")
+    if missing:
+        raise InvalidTask(f"it is abstract: {', '.join(missing)} is missing")
+
+
+def _instance(cls: type[BaseTask]) -> BaseTask:
+    try:
+        instance = cls()
+    except (Exception, SystemExit) as error:
+        raise InvalidTask(f"it can't be made without arguments: {_one_line(error)}") from error
+    hidden = sorted(vars(instance).keys() & POLICIES)
+    if hidden:
+        raise InvalidTask(f"{', '.join(hidden)} is set on the instance; allowed: a class attribute")
+    return instance
+
+
+def _name_of(instance: BaseTask) -> str:
+    name = _attribute(instance, "name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        base = "; a class that is only a base for others begins with an underscore" if name is None else ""
+        shown = "missing" if name is None else echoed(name)
+        raise InvalidTask(f"name is {shown}; allowed: 1 to 100 of a-z 0-9 _ . -{base}")
+    return name
+
+
+def _description_of(instance: BaseTask) -> str:
+    """The attribute, or the first line of the class's own docstring."""
+    description = _attribute(instance, "description")
+    if not isinstance(description, str | None):
+        raise InvalidTask(f"description is {echoed(description)}; allowed: a string")
+    docstring = inspect.getdoc(type(instance)) if type(instance).__doc__ else None
+    return description or (docstring or "").split("\n")[0]
+
+
+def _attribute(instance: BaseTask, name: str) -> Any:
+    """A class attribute or property; None where there is none. What a property raises is the author's error.
+
+    (`getattr` with a default would take an AttributeError from within the property for a missing one.)
+    """
+    if inspect.getattr_static(instance, name, None) is None:
+        return None
+    try:
+        return getattr(instance, name)
+    except (Exception, SystemExit) as error:
+        raise InvalidTask(f"{name} can't be read: {_one_line(error)}") from error
+
+
+def _schedule_of(cls: type[BaseTask]) -> Schedule | None:
+    instance = _instance(cls)
+    if not hasattr(cls, "schedule"):
+        raise InvalidTask("schedule is missing; allowed: a cron expression, or None to start it by hand only")
+    cron = _attribute(instance, "schedule")
+    if cron is None:
+        return None
+    if not isinstance(cron, str):
+        raise InvalidTask(f"schedule is {echoed(cron)}; allowed: a cron expression such as '0 2 * * *', or None")
+    return schedule(cron, _timezone_of(instance))
+
+
+def _timezone_of(instance: BaseTask) -> str:
+    timezone = _attribute(instance, "timezone")
+    if not isinstance(timezone, str):
+        raise InvalidTask(f"timezone is {echoed(timezone)}; allowed: an IANA name such as 'Europe/Berlin' or 'UTC'")
+    return timezone
