@@ -44,6 +44,8 @@ from machine import describe, print_table, version_of
 from services import queued
 from sqlalchemy import insert, select, text
 
+from service.batch.ledger import database_time
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service import BaseTask, TaskRegistry, logs
@@ -51,13 +53,13 @@ from service.application.models import User
 from service.batch.context import current_run, fencing
 from service.batch.context.current_run import CurrentRun
 from service.batch.firing import firing, task_sync
-from service.batch.firing.firing import Room
-from service.batch.ledger import runs, schedules
+from service.batch.ledger import runs
 from service.batch.ledger.runs import Claimed, Outcome
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll
 from service.batch.queue import claiming
+from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.database.migrate import migrate
@@ -109,7 +111,7 @@ async def fire(ledger: Ledger) -> float:
     ledger.due += MINUTE
     began_at = time.perf_counter()
     async with ledger.database.engine.begin() as connection:
-        fired = await firing.fire(connection, ["mine"], ledger.tasks, NODE, Room(1, 1), ledger.due, ahead={})
+        fired = await firing.fire(connection, ["mine"], ledger.tasks, NODE, Capacity(1, 1), ledger.due, ahead={})
     took = time.perf_counter() - began_at
     await finish(ledger, fired.claimed)
     return took
@@ -121,7 +123,7 @@ async def claim(ledger: Ledger) -> float:
         await runs.insert(connection, [replace(new, exclusive="mine", priority=1)])
     began_at = time.perf_counter()
     async with ledger.database.engine.begin() as connection:
-        claimed, _ = await claiming.take(connection, ledger.tasks, NODE, Room(1, 1))
+        claimed, _ = await claiming.take(connection, ledger.tasks, NODE, Capacity(1, 1))
     took = time.perf_counter() - began_at
     await finish(ledger, claimed)
     return took
@@ -175,7 +177,7 @@ async def list_runs(ledger: Ledger) -> float:
     began_at = time.perf_counter()
     async with ledger.database.reader.connect() as connection:
         (await connection.execute(runs.listing(limit=50))).all()
-        await schedules.now_of(connection)
+        await database_time.now_of(connection)
     return time.perf_counter() - began_at
 
 
@@ -202,7 +204,7 @@ async def open_ledger(
     fencing.guard(application, 30)
     known = {name: tasks[name] for name in ("mine", "own")}
     async with ledger.engine.begin() as connection:
-        due = await schedules.now_of(connection)
+        due = await database_time.now_of(connection)
         await task_sync.record_tasks(connection, known, due)
         await task_sync.set_schedules(connection, {"mine": tasks["mine"].schedule}, known, NODE)
     await fill_own(ledger, own)

@@ -35,7 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.batch.ledger import nodes, schedules
+from service.batch.ledger import database_time, nodes
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll
 from service.database.engine import Database
@@ -173,7 +173,7 @@ async def time_alone(groups: Sequence[Group]) -> list[list[str]]:
         database = Database(one.url, setting="LEDGER_URL", pool_size=1)
         row = {"id": new_id(), "host": "bench", "pid": 1, "version": "", "draining": False, "tasks": []}
         async with database.engine.begin() as connection:
-            now = await schedules.now_of(connection)
+            now = await database_time.now_of(connection)
             await nodes.register(connection, {**row, "started_at": now, "seen_at": now})
         figures = []
         for engine, beats in ((database.reader, False), (database.engine, True)):

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock, logs
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing import task_sync
-from service.batch.ledger import history, run_logs, schedules
+from service.batch.ledger import database_time, history, run_logs, schedules
 from service.batch.ledger import runs as run_rows
 from service.batch.tasks.discovery import load_tasks
 from service.batch.tasks.policies import Missed, Policies, Retry
@@ -117,7 +117,7 @@ async def _run(connection: AsyncConnection, run_id: str) -> Row:
         raise UnknownRun(f"the run {run_id} was deleted just now")
     scheduled = await schedules.history(connection, row["task"])
     return {
-        **with_pace(row, await schedules.now_of(connection)),
+        **with_pace(row, await database_time.now_of(connection)),
         "timezone": scheduled[-1]["timezone"] if scheduled else None,
         "node": await history.node(connection, row["node"]) if row["node"] else None,
         "attempts": await history.attempts_of(connection, run_id),
@@ -204,5 +204,5 @@ async def _runs(connection: AsyncConnection | None, name: str) -> list[Row]:
     if connection is None:
         return []
     found = await connection.execute(run_rows.listing(name, limit=LAST_RUNS))
-    now = await schedules.now_of(connection)
+    now = await database_time.now_of(connection)
     return [with_pace(row, now) for row in found.mappings()]

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import logs
-from service.batch.ledger import run_logs, schedules
+from service.batch.ledger import database_time, run_logs
 from service.batch.ledger import runs as run_rows
 from service.batch.ledger.run_logs import Block, Packed
 from service.batch.ledger.states import FINAL
@@ -68,7 +68,7 @@ async def look(connection: AsyncConnection, run: str) -> dict[str, Any] | None:
     """The row as `looks` has it; None: there is none."""
     if (row := await run_rows.get(connection, run)) is None:
         return None
-    now = await schedules.now_of(connection)
+    now = await database_time.now_of(connection)
     return {**with_pace(row, now), "now": now}
 
 

@@ -20,7 +20,7 @@ from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import task_sync
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import Schedules
-from service.batch.ledger import schedules
+from service.batch.ledger import database_time
 from service.batch.nodes.ledger_poll import News
 from service.batch.nodes.node import Node
 from service.batch.queue import enqueue
@@ -135,7 +135,7 @@ class BatchService:
         """Become a node, with an engine that can run things."""
         settings = self._settings
         async with self.ledger.engine.begin() as connection:
-            now = await schedules.now_of(connection)
+            now = await database_time.now_of(connection)
             await task_sync.record_tasks(connection, self.tasks, now)
             await self.node.register(connection, self.tasks, now)
         stack.push_async_callback(self._leave)

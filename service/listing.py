@@ -17,8 +17,8 @@ from service.batch.account import accounting
 from service.batch.account.account import Account, Entry
 from service.batch.context.progress import pace
 from service.batch.firing import task_sync
+from service.batch.ledger import database_time, schedules, tables
 from service.batch.ledger import runs as run_rows
-from service.batch.ledger import schedules, tables
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import RunState
 from service.batch.tasks.discovery import BrokenFile, load_tasks
@@ -79,7 +79,7 @@ async def runs(
         if connection is None:
             return []
         found = await connection.execute(run_rows.listing(task, state, since, limit))
-        now = await schedules.now_of(connection)
+        now = await database_time.now_of(connection)
         return [with_pace(row, now) for row in found.mappings()]
 
 

@@ -23,8 +23,8 @@ from service.batch.execution.run_here import checked
 from service.batch.firing import backfill, task_sync
 from service.batch.firing.backfill import Backfill, Entry, Fate
 from service.batch.firing.task_sync import Pause
+from service.batch.ledger import database_time
 from service.batch.ledger import runs as run_rows
-from service.batch.ledger import schedules
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import nodes
 from service.batch.queue import cancel, enqueue
@@ -201,7 +201,7 @@ async def redrive(settings: Settings, given: str, items: Sequence[str] | None, b
 async def is_served(settings: Settings, task: str) -> bool:
     """Whether a service that has the task was seen within a lease."""
     async with writing(settings) as ledger, ledger.engine.connect() as connection:
-        since = await schedules.now_of(connection) - timedelta(seconds=settings.LEASE_SECONDS)
+        since = await database_time.now_of(connection) - timedelta(seconds=settings.LEASE_SECONDS)
         living = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.seen_at >= since)
         return any(task in names for names in (await connection.execute(living)).scalars())
 

@@ -25,7 +25,7 @@ from service.backup.restore import restore as restore_backup
 from service.backup.scratch import restore_into_scratch
 from service.backup.storage import find
 from service.backup.threads import in_thread
-from service.batch.ledger import backups, schedules
+from service.batch.ledger import backups, database_time
 from service.batch.ledger.backups import Facts
 from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import nodes, runs
@@ -107,7 +107,7 @@ async def activity(settings: Settings, since: datetime | None = None) -> Activit
 async def _activity(settings: Settings, since: datetime | None, connection: AsyncConnection) -> Activity:
     """What was running on a node that is dead is as interrupted as it will be called: nothing takes it up meanwhile."""
     folder = process_lock.folder_of(settings.ledger_url)
-    now = await schedules.now_of(connection)
+    now = await database_time.now_of(connection)
     late = now - timedelta(seconds=settings.LEASE_SECONDS)
     seen = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(nodes.c.stopped_at.is_(None), nodes.c.seen_at >= late)
     living = {

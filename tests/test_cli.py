@@ -22,7 +22,7 @@ from sqlalchemy import text
 
 from service import TaskRegistry, clock
 from service.batch.firing import task_sync
-from service.batch.ledger import runs, schedules, tables
+from service.batch.ledger import database_time, runs, tables
 from service.batch.ledger.runs import NewRun
 from service.database.engine import Database
 from service.database.migrate import migrate
@@ -244,7 +244,7 @@ async def history(database_url: str) -> str:
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, new)
         names = [{"name": name, "description": "", "source": "", "policies": {}} for name in ("even", "odd")]
-        seen = {"first_seen_at": await schedules.now_of(connection), "last_seen_at": now}
+        seen = {"first_seen_at": await database_time.now_of(connection), "last_seen_at": now}
         await connection.execute(tables.tasks.insert(), [{**name, **seen} for name in names])
     await ledger.dispose()
     return database_url

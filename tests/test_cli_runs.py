@@ -18,11 +18,10 @@ import pytest
 from sqlalchemy import update
 
 from service import clock, following
-from service.batch.context.current_run import LogLine
 from service.batch.cron.cron import schedule
 from service.batch.firing import task_sync
 from service.batch.ledger import history, run_logs, runs, tables
-from service.batch.ledger.run_logs import Block
+from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import NewRun
 from service.config import get_settings
 from service.database.engine import Database

@@ -360,7 +360,7 @@ async def test_the_drain_begins_at_the_signal_which_goes_on_to_the_server(
             await asyncio.sleep(0)  # one turn of the loop
             answer = await client.get("/readyz")
             assert (answer.status_code, answer.json()["reasons"]) == (503, {"service": "it is stopping"})
-            assert app.state.batch.stopping.is_set() and app.state.batch.engine.room.runs == 0
+            assert app.state.batch.stopping.is_set() and app.state.batch.engine.capacity.runs == 0
             assert app.state.scheduler.state == STATE_PAUSED
             assert [job["id"] for job in (await client.get("/scheduler/jobs")).json()] == ["long", "tick"]
         assert app.state.scheduler.state == STATE_STOPPED

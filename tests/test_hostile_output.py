@@ -13,9 +13,8 @@ import pytest
 from sqlalchemy import JSON, Column, LargeBinary, Table, insert
 from sqlalchemy.types import TypeEngine
 
-from service.batch.context.current_run import LogLine
 from service.batch.ledger import run_logs, tables
-from service.batch.ledger.run_logs import Block
+from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.tables import new_id
 from service.database.engine import Database
 from service.database.types import UtcDateTime

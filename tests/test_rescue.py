@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import tables
-from service.batch.ledger.schedules import now_of
+from service.batch.ledger.database_time import now_of
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, process_lock
 from service.batch.nodes.orphans import MOST_LOSSES, rescue

@@ -16,8 +16,8 @@ import pytest
 from sqlalchemy import select
 
 from service.application.models import User
+from service.batch.ledger import database_time, tables
 from service.batch.ledger import runs as run_rows
-from service.batch.ledger import schedules, tables
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
 from service.config import async_url
@@ -374,7 +374,7 @@ async def test_a_run_by_hand_beside_a_service_claims_nothing_but_itself(tmp_path
             await until(lambda: rows(ledger, tables.nodes))
             queued = tables.new_id()
             async with ledger.engine.begin() as connection:
-                now = await schedules.now_of(connection)
+                now = await database_time.now_of(connection)
                 name = "one_at_a_time"
                 other = NewRun(queued, name, None, "manual", "queued", Rank.MANUAL, False, now, now, exclusive=name)
                 await run_rows.insert(connection, [other])

@@ -20,7 +20,7 @@ from service.batch.execution.local_engine import LocalEngine
 from service.batch.execution.write_buffer import progress_of
 from service.batch.firing import task_sync
 from service.batch.firing.firing import fire
-from service.batch.ledger import nodes, runs, schedules, tables
+from service.batch.ledger import database_time, nodes, runs, tables
 from service.batch.ledger.states import FINAL
 from service.batch.ledger.tables import CLAIMABLE_SQL, new_id
 from service.batch.nodes.node import package_version
@@ -121,7 +121,7 @@ class DrivenService:
     async def rescue(self, node: str) -> None:
         """Take over what this node was running when it was killed."""
         async with self._ledger.engine.begin() as connection:
-            now = await schedules.now_of(connection)
+            now = await database_time.now_of(connection)
             process = {"host": socket.gethostname(), "pid": os.getpid(), "version": package_version()}
             seen = {"started_at": now, "seen_at": now, "draining": False, "tasks": sorted(self._tasks)}
             await nodes.register(connection, {"id": node, **process, **seen})
@@ -133,7 +133,7 @@ class DrivenService:
         while names:
             async with self._engine.claiming:
                 async with self._ledger.engine.begin() as connection:
-                    fired = await fire(connection, names, self._tasks, self.node, self._engine.room, clock.now())
+                    fired = await fire(connection, names, self._tasks, self.node, self._engine.capacity, clock.now())
                 self._engine.launch(fired.claimed)
             await self._run_what_is_due()
             names = {name for name, at in fired.again.items() if at <= clock.now()}

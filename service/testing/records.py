@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.context.current_run import LogLine
 from service.batch.ledger import run_logs
+from service.batch.ledger.run_logs import LogLine
 from service.batch.ledger.states import FINAL
 from service.batch.ledger.tables import attempts, log, missed, runs
 from service.config import get_settings

@@ -14,10 +14,11 @@ from service import BaseTask, TaskRegistry, clock, current_run
 from service.batch.context.lease import Lease
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import firing, task_sync
-from service.batch.firing.firing import Fired, Room
-from service.batch.ledger import nodes, schedules
+from service.batch.firing.firing import Fired
+from service.batch.ledger import database_time, nodes
 from service.batch.ledger.tables import new_id, runs
 from service.batch.nodes.heartbeat import Heartbeat
+from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 
@@ -39,20 +40,20 @@ async def know(ledger: Database, *tasks: Task, node: str = NODE) -> dict[str, Ta
     """Put tasks and their schedules into the ledger, as a service does at its start."""
     loaded = {task.name: task for task in tasks}
     async with ledger.engine.begin() as connection:
-        await task_sync.record_tasks(connection, loaded, await schedules.now_of(connection))
+        await task_sync.record_tasks(connection, loaded, await database_time.now_of(connection))
         await task_sync.set_schedules(connection, {t.name: t.schedule for t in tasks}, loaded, node)
     return loaded
 
 
 async def fire(
-    ledger: Database, loaded: dict[str, Task], now: datetime, room: Room | None = None, node: str = NODE
+    ledger: Database, loaded: dict[str, Task], now: datetime, capacity: Capacity | None = None, node: str = NODE
 ) -> Fired:
     """Fire until nothing that is due at `now` is left."""
     first: Fired | None = None
     again = set(loaded)
     while again:
         async with ledger.engine.begin() as connection:
-            fired = await firing.fire(connection, again, loaded, node, room or Room(0, 0), now)
+            fired = await firing.fire(connection, again, loaded, node, capacity or Capacity(0, 0), now)
         first = first or fired
         again = {name for name, at in fired.again.items() if at <= now}
     assert first is not None
@@ -64,7 +65,7 @@ async def heart_of(engine: LocalEngine, ledger: Database, node: str = NODE) -> A
     """The heartbeat of the node that the engine works for; it hands the news to it, as in a service."""
     row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
     async with ledger.engine.begin() as connection:
-        now = await schedules.now_of(connection)
+        now = await database_time.now_of(connection)
         await nodes.register(connection, {**row, "started_at": now, "seen_at": now})
     url = ledger.url.render_as_string(hide_password=False)
     lease = Lease(30)

@@ -18,10 +18,10 @@ from service.batch.account.account import Account, Entry, Kind
 from service.batch.cron.cron import Schedule
 from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import task_sync
-from service.batch.firing.firing import Room
 from service.batch.firing.schedule_sync import Schedules
 from service.batch.ledger import tables
 from service.batch.ledger.tables import missed, new_id, nodes, runs, schedules, tasks
+from service.batch.queue.capacity import Capacity
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.policies import MISSED, Missed
 from service.batch.tasks.registry import Task
@@ -81,9 +81,9 @@ async def change(ledger: Database, statement: Any) -> None:
         await connection.execute(statement)
 
 
-async def fire_at(ledger: Database, loaded: Loaded, at: datetime, room: Room | None = None) -> None:
+async def fire_at(ledger: Database, loaded: Loaded, at: datetime, capacity: Capacity | None = None) -> None:
     go_to(at)
-    await fire(ledger, loaded, at, room)
+    await fire(ledger, loaded, at, capacity)
 
 
 async def fire_each_minute(ledger: Database, loaded: Loaded, until: datetime) -> None:
@@ -130,8 +130,8 @@ async def register_node(ledger: Database, *names: str, **values: Any) -> None:
 
 async def test_a_fired_slot_is_a_run_and_one_that_was_in_the_way_a_skip(ledger: Database) -> None:
     loaded = await know(ledger, tick(overlap="skip"))
-    await fire_at(ledger, loaded, minutes(0.5), Room(5, 5))
-    await fire_at(ledger, loaded, minutes(1.5), Room(5, 5))
+    await fire_at(ledger, loaded, minutes(0.5), Capacity(5, 5))
+    await fire_at(ledger, loaded, minutes(1.5), Capacity(5, 5))
     seen: list[Entry] = []
     found = await account(ledger, see=seen.append)
     first, second = sorted(await rows(ledger), key=lambda run: run["slot"])
@@ -543,7 +543,7 @@ class Story:
             await happens()
 
     async def fires(self) -> None:
-        await fire(self.ledger, self.loaded, clock.now(), Room(self.chance.choice([0, 1]), 0))
+        await fire(self.ledger, self.loaded, clock.now(), Capacity(self.chance.choice([0, 1]), 0))
 
     async def pauses(self) -> None:
         await self.chance.choice([pause, resume])(self.ledger, self.loaded)

@@ -12,11 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import TaskRegistry, clock
 from service.batch.firing import firing, misfires, task_sync
-from service.batch.firing.firing import Plans, Room
+from service.batch.firing.firing import Plans
 from service.batch.ledger import schedules as slots
 from service.batch.ledger import tables
 from service.batch.ledger.tables import new_id
 from service.batch.queue import claiming
+from service.batch.queue.capacity import Capacity
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
@@ -67,14 +68,14 @@ async def test_a_slot_that_has_a_row_already_is_left_alone(ledger: Database) -> 
     await fire(ledger, loaded, minutes(0.6))
     async with ledger.engine.begin() as connection:
         await connection.execute(tables.schedules.update().values(fired_until=START))
-    fired = await fire(ledger, loaded, minutes(0.7), Room(5, 5))
+    fired = await fire(ledger, loaded, minutes(0.7), Capacity(5, 5))
     assert fired.claimed == []
     assert [run["state"] for run in await rows(ledger)] == ["queued"]
 
 
 async def test_with_room_a_run_is_inserted_as_running_under_its_first_fence(ledger: Database) -> None:
     loaded = await know(ledger, make_task("a"), make_task("b"))
-    fired = await fire(ledger, loaded, minutes(0.6), Room(1, 0))
+    fired = await fire(ledger, loaded, minutes(0.6), Capacity(1, 0))
     assert len(fired.claimed) == 1
     found = {run["state"]: run for run in await rows(ledger)}
     running = found["running"]
@@ -87,13 +88,13 @@ async def test_a_sync_task_needs_a_thread_to_start_at_once(ledger: Database) -> 
     def sync(self: object) -> None: ...
 
     loaded = await know(ledger, make_task("threaded", run=sync))
-    assert (await fire(ledger, loaded, minutes(0.6), Room(5, 0))).claimed == []
+    assert (await fire(ledger, loaded, minutes(0.6), Capacity(5, 0))).claimed == []
 
 
 async def test_while_a_run_is_active_the_next_slot_is_skipped_with_the_reason(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick"))
-    await fire(ledger, loaded, minutes(0.6), Room(5, 5))
-    await fire(ledger, loaded, minutes(1.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
+    await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
     first, second = sorted(await rows(ledger), key=lambda run: run["slot"])
     assert (first["state"], second["state"]) == ("running", "skipped")
     assert second["reason"] == f"run {first['id']} of slot 2026-03-10 12:01:00 UTC was still running"
@@ -102,8 +103,8 @@ async def test_while_a_run_is_active_the_next_slot_is_skipped_with_the_reason(le
 
 async def test_allow_runs_overlapping_slots(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="allow"))
-    await fire(ledger, loaded, minutes(0.6), Room(5, 5))
-    await fire(ledger, loaded, minutes(1.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
+    await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
     assert [run["state"] for run in await rows(ledger)] == ["running", "running"]
 
 
@@ -204,7 +205,7 @@ async def test_thousands_of_tasks_fire_in_one_transaction(ledger: Database) -> N
     """Beyond asyncpg's 32,767 arguments, had each value one."""
     tasks = [make_task(f"t{i}") for i in range(3_000)]
     loaded = await know(ledger, *tasks)
-    fired = await fire(ledger, loaded, minutes(0.6), Room(5_000, 0))
+    fired = await fire(ledger, loaded, minutes(0.6), Capacity(5_000, 0))
     assert len(fired.claimed) == 3_000
     assert len(await rows(ledger, state="running")) == 3_000
 
@@ -312,12 +313,12 @@ async def test_what_was_missed_is_planned_while_no_transaction_is_open_and_holds
         await slots.move_cursors(connection, [opened[0].id], minutes(20 * 1440))
     now = minutes(20 * 1440 + 1)
     async with ledger.engine.begin() as connection:
-        fired = await firing.fire(connection, loaded, loaded, NODE, Room(0, 0), now, ahead={})
+        fired = await firing.fire(connection, loaded, loaded, NODE, Capacity(0, 0), now, ahead={})
     assert [run["task"] for run in await rows(ledger)] == ["today"]
     assert {row.task for row in fired.behind} == {"old0", "old1", "old2"} == fired.again.keys()
     ahead = await firing.plan_ahead(fired.behind, loaded, now)
     async with ledger.engine.begin() as connection:
-        fired = await firing.fire(connection, fired.again, loaded, NODE, Room(0, 0), now, ahead=ahead)
+        fired = await firing.fire(connection, fired.again, loaded, NODE, Capacity(0, 0), now, ahead=ahead)
     assert (fired.behind, fired.again) == ([], {})
     missed = await rows(ledger, tables.missed)
     assert [row["count"] for row in missed] == [479, 479, 479]
@@ -327,13 +328,13 @@ async def test_what_was_missed_is_planned_while_no_transaction_is_open_and_holds
 async def test_a_plan_for_a_cursor_that_has_moved_since_is_dropped(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", missed=Missed("all")))
     async with ledger.engine.begin() as connection:
-        fired = await firing.fire(connection, loaded, loaded, NODE, Room(0, 0), minutes(30), ahead={})
+        fired = await firing.fire(connection, loaded, loaded, NODE, Capacity(0, 0), minutes(30), ahead={})
     ahead = await firing.plan_ahead(fired.behind, loaded, minutes(30))
     async with ledger.engine.begin() as connection:
         opened = await slots.lock(connection, ["tick"])
         await slots.move_cursors(connection, [opened[0].id], minutes(10))
     async with ledger.engine.begin() as connection:
-        fired = await firing.fire(connection, loaded, loaded, NODE, Room(0, 0), minutes(30), ahead=ahead)
+        fired = await firing.fire(connection, loaded, loaded, NODE, Capacity(0, 0), minutes(30), ahead=ahead)
     assert [row.fired_until for row in fired.behind] == [minutes(10)]
     assert await rows(ledger) == []
 
@@ -352,7 +353,7 @@ async def test_a_transaction_catches_up_with_a_bounded_number_of_slots_of_all_sc
     while again:
         before = len(await rows(ledger, catch_up=True))
         async with ledger.engine.begin() as connection:
-            fired = await firing.fire(connection, again, loaded, NODE, Room(0, 0), now, ahead=ahead)
+            fired = await firing.fire(connection, again, loaded, NODE, Capacity(0, 0), now, ahead=ahead)
         made = await rows(ledger, catch_up=True)
         assert len(made) - before <= 20
         if turns in (1, 2):

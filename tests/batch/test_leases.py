@@ -17,8 +17,8 @@ from service.batch.context.current_run import current_run
 from service.batch.context.lease import Lease, Observer
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.ledger import nodes, tables
+from service.batch.ledger.database_time import now_of
 from service.batch.ledger.runs import Claimed, mirror_progress
-from service.batch.ledger.schedules import now_of
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, process_lock
 from service.batch.nodes.heartbeat import Heartbeat

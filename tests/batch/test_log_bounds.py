@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from service import failures, get_logger, logs
-from service.batch.context.current_run import CurrentRun, LogLine
+from service.batch.context.current_run import CurrentRun
 from service.batch.execution import write_buffer
 from service.batch.execution.write_buffer import Journal
 from service.batch.ledger import run_logs
-from service.batch.ledger.run_logs import Block
+from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import new_id
 from service.clock import now

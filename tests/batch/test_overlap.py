@@ -15,12 +15,12 @@ from sqlalchemy.exc import IntegrityError
 from service import Retry, TaskRegistry, clock, current_run
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.execution.run_here import ManualRun
-from service.batch.firing.firing import Room
 from service.batch.ledger import runs, tables
 from service.batch.ledger.runs import Claimed, Outcome
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.queue import claiming, concurrency
+from service.batch.queue.capacity import Capacity
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
@@ -80,8 +80,8 @@ def of_slot(run: dict[str, Any]) -> str:
 
 async def test_a_slot_waits_for_the_end_of_the_active_run_and_then_runs(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait"))
-    await fire(ledger, loaded, minutes(0.6), Room(5, 5))
-    await fire(ledger, loaded, minutes(1.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
+    await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
     assert await states(ledger) == ["running", "queued"]
     assert await claim(ledger, loaded, minutes(1.7)) == []
     first, second = await by_slot(ledger)
@@ -93,7 +93,7 @@ async def test_a_slot_waits_for_the_end_of_the_active_run_and_then_runs(ledger: 
 async def test_one_slot_waits_and_the_next_ones_are_skipped_because_of_it(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait"))
     for n in range(4):
-        await fire(ledger, loaded, minutes(n + 0.6), Room(5, 5))
+        await fire(ledger, loaded, minutes(n + 0.6), Capacity(5, 5))
     _, waiting, *skipped = await by_slot(ledger)
     assert await states(ledger) == ["running", "queued", "skipped", "skipped"]
     assert {run["reason"] for run in skipped} == {f"{of_slot(waiting)} was already waiting for its turn"}
@@ -103,7 +103,7 @@ async def test_one_slot_waits_and_the_next_ones_are_skipped_because_of_it(ledger
 async def test_max_waiting_says_how_many_wait(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait", max_waiting=3))
     for n in range(5):
-        await fire(ledger, loaded, minutes(n + 0.6), Room(5, 5))
+        await fire(ledger, loaded, minutes(n + 0.6), Capacity(5, 5))
     *_, newest, skipped = await by_slot(ledger)
     assert await states(ledger) == ["running", "queued", "queued", "queued", "skipped"]
     assert skipped["reason"] == f"{of_slot(newest)} (and 2 more) was already waiting for its turn"
@@ -117,7 +117,7 @@ async def test_max_waiting_says_how_many_wait(ledger: Database) -> None:
 
 async def test_slots_fired_late_together_wait_for_each_other(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", "*/20 * * * * *", overlap="wait"))
-    await fire(ledger, loaded, START + timedelta(seconds=50), Room(5, 5))
+    await fire(ledger, loaded, START + timedelta(seconds=50), Capacity(5, 5))
     assert await states(ledger) == ["running", "queued", "skipped"]
 
 
@@ -125,10 +125,10 @@ async def test_a_slot_waits_for_the_retries_of_the_one_before_it_and_what_a_pers
     ledger: Database,
 ) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait"))
-    await fire(ledger, loaded, minutes(0.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     (first,) = await rows(ledger)
     await end(ledger, first["id"], minutes(1), RunState.RETRYING, due_at=minutes(3))
-    await fire(ledger, loaded, minutes(1.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
     assert await states(ledger) == ["retrying", "queued"]
     assert await claim(ledger, loaded, minutes(2)) == []
     by_hand = new("tick", due_at=minutes(2), created_at=minutes(2))
@@ -144,8 +144,8 @@ async def test_a_slot_waits_for_the_retries_of_the_one_before_it_and_what_a_pers
 
 async def test_a_slot_that_waits_keeps_no_other_task_from_running(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait", priority=100), make_task("other", None))
-    await fire(ledger, loaded, minutes(0.6), Room(5, 5))
-    await fire(ledger, loaded, minutes(1.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
+    await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("other", due_at=minutes(1))])
     assert [one.task for one in await claim(ledger, loaded, minutes(2), limit=1)] == ["other"]
@@ -176,7 +176,7 @@ async def test_a_queue_with_lanes_starts_what_a_clock_ahead_has_made(ledger: Dat
 async def test_max_running_lets_so_many_run_at_once_whatever_the_overlap_policy(ledger: Database, overlap: str) -> None:
     loaded = await know(ledger, make_task("tick", overlap=overlap, max_running=2))
     for n in range(5):
-        await fire(ledger, loaded, minutes(n + 0.6), Room(9, 9))
+        await fire(ledger, loaded, minutes(n + 0.6), Capacity(9, 9))
         await claim(ledger, loaded, minutes(n + 0.7))
     after = {
         "skip": ["skipped", "skipped", "skipped"],
@@ -191,7 +191,7 @@ async def test_max_running_lets_so_many_run_at_once_whatever_the_overlap_policy(
 async def test_the_reason_names_a_run_when_several_are_in_the_way(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", max_running=2))
     for n in range(3):
-        await fire(ledger, loaded, minutes(n + 0.6), Room(9, 9))
+        await fire(ledger, loaded, minutes(n + 0.6), Capacity(9, 9))
     first, _, skipped = await by_slot(ledger)
     assert skipped["reason"] == f"{of_slot(first)} (and 1 more) was still running"
 
@@ -274,9 +274,9 @@ async def test_a_node_that_fires_runs_only_in_lanes_that_are_empty(ledger: Datab
     async with ledger.engine.begin() as connection:
         by_hand = [new("tick", state="running", node=OTHER, attempt=1, lane=lane) for lane in (1, 2)]
         await runs.insert(connection, by_hand)
-    assert (await fire(ledger, loaded, minutes(0.6), Room(9, 9))).claimed == []
+    assert (await fire(ledger, loaded, minutes(0.6), Capacity(9, 9))).claimed == []
     await end(ledger, by_hand[0].id, minutes(1))
-    assert len((await fire(ledger, loaded, minutes(1.6), Room(9, 9))).claimed) == 1
+    assert len((await fire(ledger, loaded, minutes(1.6), Capacity(9, 9))).claimed) == 1
 
 
 # replace
@@ -284,8 +284,8 @@ async def test_a_node_that_fires_runs_only_in_lanes_that_are_empty(ledger: Datab
 
 async def test_the_active_run_is_asked_to_end_and_the_new_slot_waits_for_that(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace"))
-    await fire(ledger, loaded, minutes(0.6), Room(5, 5))
-    await fire(ledger, loaded, minutes(1.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
+    await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
     old, young = await by_slot(ledger)
     assert (old["state"], young["state"]) == ("running", "queued")
     assert old["cancel_reason"] == f"{of_slot(young)} replaced it"
@@ -299,7 +299,7 @@ async def test_a_run_that_only_waits_is_replaced_at_once_and_the_newest_slot_is_
 ) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace"))
     await fire(ledger, loaded, minutes(0.6))
-    await fire(ledger, loaded, minutes(1.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
     old, young = await by_slot(ledger)
     assert (old["state"], old["reason"]) == ("cancelled", f"{of_slot(young)} replaced it")
     assert young["state"] == "running"
@@ -307,16 +307,16 @@ async def test_a_run_that_only_waits_is_replaced_at_once_and_the_newest_slot_is_
 
 async def test_a_run_that_is_between_two_attempts_is_replaced(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace"))
-    await fire(ledger, loaded, minutes(0.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     (old,) = await rows(ledger)
     await end(ledger, old["id"], minutes(1), RunState.RETRYING, due_at=minutes(9))
-    await fire(ledger, loaded, minutes(1.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
     assert await states(ledger) == ["cancelled", "running"]
 
 
 async def test_of_slots_that_are_fired_late_together_the_newest_replaces_the_others(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", "*/10 * * * * *", overlap="replace"))
-    fired = await fire(ledger, loaded, START + timedelta(seconds=30), Room(5, 5))
+    fired = await fire(ledger, loaded, START + timedelta(seconds=30), Capacity(5, 5))
     assert await states(ledger) == ["cancelled", "cancelled", "running"]
     first, second, third = await by_slot(ledger)
     assert (first["reason"], second["reason"]) == (f"{of_slot(second)} replaced it", f"{of_slot(third)} replaced it")
@@ -327,10 +327,10 @@ async def test_the_oldest_slot_is_the_one_that_is_replaced_even_where_a_younger_
     ledger: Database,
 ) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace", max_running=2))
-    await fire(ledger, loaded, minutes(0.6), Room(0, 0))
-    await fire(ledger, loaded, minutes(1.6), Room(1, 1))
+    await fire(ledger, loaded, minutes(0.6), Capacity(0, 0))
+    await fire(ledger, loaded, minutes(1.6), Capacity(1, 1))
     assert await states(ledger) == ["queued", "running"]
-    await fire(ledger, loaded, minutes(2.6), Room(0, 0))
+    await fire(ledger, loaded, minutes(2.6), Capacity(0, 0))
     old, _, young = await by_slot(ledger)
     assert await states(ledger) == ["cancelled", "running", "queued"]
     assert old["reason"] == f"{of_slot(young)} replaced it"
@@ -342,7 +342,7 @@ async def test_what_a_person_started_is_not_replaced(ledger: Database) -> None:
     by_hand = new("tick", state="running", node=OTHER, attempt=1)
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [by_hand])
-    await fire(ledger, loaded, minutes(0.6), Room(5, 5))
+    await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     (row,) = await rows(ledger, id=by_hand.id)
     assert (row["state"], row["cancel_reason"]) == ("running", None)
 
@@ -368,14 +368,14 @@ async def test_the_node_that_runs_the_old_one_hears_of_it_with_its_next_look(
     engine = LocalEngine(ledger, loaded, NODE)
     looks, hear = [], engine.hear
     monkeypatch.setattr(engine, "hear", lambda news: looks.append(news) or hear(news))
-    fired = await fire(ledger, loaded, minutes(0.6), Room(5, 5))
+    fired = await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     engine.launch(fired.claimed)
     engine.start()
     async with heart_of(engine, ledger):
         await begun.wait()
         with clock.moved(minutes(1.6)):
             looks.clear()
-            await fire(ledger, loaded, minutes(1.6), Room(0, 0), node=OTHER)
+            await fire(ledger, loaded, minutes(1.6), Capacity(0, 0), node=OTHER)
 
             async def is_replaced() -> bool:
                 return await states(ledger) == ["cancelled", "running"]
@@ -451,7 +451,7 @@ async def test_a_catch_up_of_ten_thousand_slots_neither_starves_nor_skips_the_sl
         ledger, make_task("tick", missed=Missed("all", max_age=timedelta(days=30)), overlap=overlap), make_task("other")
     )
     days = timedelta(minutes=10_000)
-    await fire(ledger, loaded, START + days, Room(0, 0))
+    await fire(ledger, loaded, START + days, Capacity(0, 0))
     caught_up = await rows(ledger, task="tick", catch_up=True)
     assert len(caught_up) == 9_999
     today = START + days - timedelta(seconds=30)
@@ -460,7 +460,7 @@ async def test_a_catch_up_of_ten_thousand_slots_neither_starves_nor_skips_the_sl
     await end(ledger, claimed.id, START + days)
     (old,) = [one for one in await claim(ledger, loaded, START + days) if one.task == "tick"]
     assert old.slot == START + timedelta(seconds=30)
-    await fire(ledger, loaded, START + days + MINUTE, Room(5, 5))
+    await fire(ledger, loaded, START + days + MINUTE, Capacity(5, 5))
     (row,) = await rows(ledger, task="tick", slot=today + MINUTE)
     assert (row["state"], row["rank"]) == ("queued", Rank.ON_TIME)
     await end(ledger, old.id, START + days + MINUTE)

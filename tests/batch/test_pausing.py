@@ -13,10 +13,10 @@ import pytest
 from service import clock, current_run
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import task_sync
-from service.batch.firing.firing import Room
 from service.batch.ledger.states import CLAIMABLE
 from service.batch.nodes import ledger_poll
 from service.batch.queue import claiming
+from service.batch.queue.capacity import Capacity
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, heart_of, know, make_task, rows, until
 from tests.batch.test_runs import insert, new
@@ -119,7 +119,7 @@ async def test_what_waits_is_held_and_what_a_person_starts_after_it_is_not(
     await insert(ledger, after)
     assert await is_claimable(ledger)
     async with ledger.engine.begin() as connection:
-        claimed, _ = await claiming.take(connection, tasks, NODE, Room(10, 10))
+        claimed, _ = await claiming.take(connection, tasks, NODE, Capacity(10, 10))
     assert [one.id for one in claimed] == [after.id]
     assert not await is_claimable(ledger)
     await resume(ledger)

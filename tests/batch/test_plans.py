@@ -20,13 +20,13 @@ from service.application.models import User
 from service.batch.chunks.checkpoints import PLACE_AND_FENCE
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.firing import firing, task_sync
-from service.batch.firing.firing import Room
 from service.batch.ledger import history, nodes, runs, schedules, tables
 from service.batch.ledger.runs import Outcome
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, orphans
 from service.batch.queue import cancel, claiming, enqueue, retry
+from service.batch.queue.capacity import Capacity
 from service.batch.retention.pruning import Keep, Pruner
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
@@ -142,16 +142,16 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
     loaded = await _fill(ledger, application)
     async with ledger.engine.begin() as connection:
         with plans.of("fire"):
-            await firing.fire(connection, [*loaded, "many-1"], loaded, NODE, Room(1, 1))
+            await firing.fire(connection, [*loaded, "many-1"], loaded, NODE, Capacity(1, 1))
             await schedules.still_open(connection, ["many-1"])
         with plans.of("claim"):
-            await claiming.take(connection, loaded, NODE, Room(3, 3))
+            await claiming.take(connection, loaded, NODE, Capacity(3, 3))
     late = [new(name, state="retrying", exclusive=task.exclusive) for name, task in loaded.items()]
     dead = new("plain.dead", state="running", node=await _node(ledger), attempt=1, attempt_started_at=clock.now())
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [*late, dead])
         with plans.of("claim retries"):
-            claimed, _ = await claiming.take(connection, loaded, NODE, Room(9, 9))
+            claimed, _ = await claiming.take(connection, loaded, NODE, Capacity(9, 9))
         assert claimed
         with plans.of("look"):
             await ledger_poll.read(connection, NODE)
@@ -305,7 +305,7 @@ async def test_the_first_runs_of_a_queue_are_read_in_its_order_and_not_its_whole
         if ledger.kind == "postgresql":
             await connection.execute(text("ANALYZE batch_runs"))
         with plans.of("claim"):
-            now, found = await claiming.startable(connection, loaded, Room(100, 100), locks=True)
+            now, found = await claiming.startable(connection, loaded, Capacity(100, 100), locks=True)
             await claiming.heads(connection, [*loaded], now or clock.now(), 100, retries=True)
     assert len(found) == 100
     heads = [plan for statement, plan in (await plans.read())["claim"] if " AS heads" in statement]

@@ -11,13 +11,13 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
 from service import clock
-from service.batch.firing.firing import Room
 from service.batch.ledger import runs, tables
 from service.batch.ledger.runs import Claimed, NewRun, Outcome
 from service.batch.ledger.states import FINAL, TRANSITIONS, Origin, Rank, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll
 from service.batch.queue import claiming
+from service.batch.queue.capacity import Capacity
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, make_task, rows
 
@@ -271,6 +271,6 @@ async def test_nodes_that_claim_at_the_same_moment_find_different_runs(ledger: D
     tasks = {"any": make_task("any", overlap="allow")}
     await insert(ledger, *[new("any", exclusive=None) for _ in range(6)])
     async with ledger.engine.begin() as one, ledger.engine.begin() as other:
-        mine, _ = await claiming.take(one, tasks, NODE, Room(3, 0))
-        theirs, _ = await claiming.take(other, tasks, new_id(), Room(3, 0))
+        mine, _ = await claiming.take(one, tasks, NODE, Capacity(3, 0))
+        theirs, _ = await claiming.take(other, tasks, new_id(), Capacity(3, 0))
     assert len({run.id for run in [*mine, *theirs]}) == 6

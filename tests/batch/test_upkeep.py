@@ -17,9 +17,8 @@ from sqlalchemy import insert as insert_into
 from service import clock
 from service.batch.account import accounting
 from service.batch.account.account import Account, Kind
-from service.batch.context.current_run import LogLine
 from service.batch.ledger import run_logs, tables
-from service.batch.ledger.run_logs import Block
+from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.queue.retry import retry

@@ -13,7 +13,7 @@ import pytest
 
 from service import Retry, clock
 from service.batch.execution.local_engine import LocalEngine
-from service.batch.ledger import schedules
+from service.batch.ledger import database_time
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_runs import insert, new
@@ -88,7 +88,7 @@ async def test_a_retry_is_due_by_the_ledgers_time(
     await insert(ledger, new())
     await LocalEngine(ledger, loaded, NODE).settle()
     async with ledger.engine.connect() as connection:
-        now = await schedules.now_of(connection)
+        now = await database_time.now_of(connection)
     (found,) = await rows(ledger)
     assert found["state"] == "retrying"
     assert now + timedelta(seconds=20) < found["due_at"] <= now + timedelta(seconds=30)

@@ -11,10 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.firing import firing
-from service.batch.firing.firing import Fired, Room
+from service.batch.firing.firing import Fired
 from service.batch.ledger.runs import Claimed
 from service.batch.nodes import orphans
 from service.batch.queue import claiming
+from service.batch.queue.capacity import Capacity
 from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
 
 
@@ -33,7 +34,7 @@ class Beside(Machine):
         assert (nothing.claimed, nothing.queued, nothing.again.keys()) == ([], 0, there)
         self._take(process, fired.claimed)
         again = {name for name, at in fired.again.items() if at <= fired.now}
-        self._fire_on(process, again, Room(MANY, MANY))
+        self._fire_on(process, again, Capacity(MANY, MANY))
         self._fire(OTHER[which], more, MANY)
         self.model.happened["fired beside another"] += 1
 
@@ -69,11 +70,11 @@ class Beside(Machine):
 
 
 async def _fire(process: Process, names: Collection[str], connection: AsyncConnection) -> Fired:
-    return await firing.fire(connection, names, process.tasks, process.id, Room(MANY, MANY))
+    return await firing.fire(connection, names, process.tasks, process.id, Capacity(MANY, MANY))
 
 
 async def _take(process: Process, most: int, connection: AsyncConnection) -> list[Claimed]:
-    return (await claiming.take(connection, process.tasks, process.id, Room(most, most)))[0]
+    return (await claiming.take(connection, process.tasks, process.id, Capacity(most, most)))[0]
 
 
 async def _rescue(dead: Mapping[str, int], connection: AsyncConnection) -> list[str]:

@@ -21,13 +21,14 @@ from service.batch.execution.attempt import Attempt, Ending
 from service.batch.execution.write_buffer import Entry as Group
 from service.batch.execution.write_buffer import Journal
 from service.batch.firing import firing, task_sync
-from service.batch.firing.firing import Fired, Room
+from service.batch.firing.firing import Fired
 from service.batch.ledger import nodes
 from service.batch.ledger.runs import Claimed, Outcome
 from service.batch.ledger.states import RunState
 from service.batch.nodes import ledger_poll, orphans
 from service.batch.nodes.node import Node
 from service.batch.queue import claiming
+from service.batch.queue.capacity import Capacity
 from service.batch.queue.concurrency import Candidate
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
@@ -186,9 +187,9 @@ class Machine(RuleBasedStateMachine):
     def _fire(self, which: str, names: Collection[str], room: int) -> None:
         process = self.processes[which]
         self.model.fire(names, process.id, room)
-        self._fire_on(process, set(names), Room(room, room))
+        self._fire_on(process, set(names), Capacity(room, room))
 
-    def _fire_on(self, process: Process, again: set[str], room: Room) -> None:
+    def _fire_on(self, process: Process, again: set[str], room: Capacity) -> None:
         while again:
             fired: Fired = self.world.write(firing.fire, again, process.tasks, process.id, room)
             self._take(process, fired.claimed)
@@ -212,7 +213,7 @@ class Machine(RuleBasedStateMachine):
             and most < MANY // 2
         ):
             most = 1
-        found: list[Claimed] = self.world.write(claiming.take, process.tasks, process.id, Room(most, most))[0]
+        found: list[Claimed] = self.world.write(claiming.take, process.tasks, process.id, Capacity(most, most))[0]
         return found
 
     def _take(self, process: Process, claimed: Sequence[Claimed]) -> None:

@@ -8,11 +8,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.firing.firing import Room
 from service.batch.ledger import nodes, runs
 from service.batch.ledger.runs import Claimed
 from service.batch.nodes import orphans
 from service.batch.queue import claiming
+from service.batch.queue.capacity import Capacity
 from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
 
 
@@ -49,7 +49,7 @@ class Nodes(Machine):
     def look_for_work(self, which: str) -> None:
         """A node looks for what may start, and does not take it yet."""
         process = self.processes[which]
-        process.heads = self.world.read(claiming.startable, process.tasks, Room(MANY, MANY))[1]
+        process.heads = self.world.read(claiming.startable, process.tasks, Capacity(MANY, MANY))[1]
 
     @precondition(lambda self: any(process.heads for process in self.processes.values()))
     @does(which=WHICH)

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.account.account import Account, Entry, Finding, Kind, Range, Ranges
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing.misfires import INSTANT, ON_TIME
-from service.batch.ledger import schedules as slots
+from service.batch.ledger import database_time
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import missed, nodes, runs, schedules, tasks
 from service.errors import InvalidSchedule
@@ -51,7 +51,7 @@ async def accounts(
     await connection.rollback()
     if connection.dialect.name == "postgresql":
         await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-    now = await slots.now_of(connection)
+    now = await database_time.now_of(connection)
     until = min(until or now, now)
     running = await _tasks_of_running_nodes(connection, now - timedelta(seconds=lease))
     for name, spans in (await _spans(connection, since, until, task)).items():

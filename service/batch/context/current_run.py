@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -22,6 +21,7 @@ from service import escaping, loglines
 from service.batch.context.loop_positions import Loops
 from service.batch.context.progress import Meter
 from service.batch.cron.cron import Schedule
+from service.batch.ledger.run_logs import LogLine
 from service.batch.ledger.states import Origin
 from service.errors import BatchError, Interrupted
 
@@ -33,19 +33,6 @@ MAX_WAITING_BYTES = 4_000_000
 def for_ever() -> bool:
     """The lease of who needs none."""
     return True
-
-
-@dataclass(frozen=True)
-class LogLine:
-    at: str
-    level: str
-    logger: str
-    text: str
-
-    @property
-    def size(self) -> int:
-        """About how many bytes it takes, in memory or in the ledger."""
-        return 200 + sys.getsizeof(self.text)
 
 
 @dataclass(eq=False)

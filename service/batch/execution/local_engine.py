@@ -15,11 +15,11 @@ from service.batch.context.lease import LOST
 from service.batch.execution import write_buffer
 from service.batch.execution.attempt import Attempt, Ending
 from service.batch.execution.write_buffer import Entry, Journal
-from service.batch.firing.firing import Room
 from service.batch.ledger.runs import Claimed, Outcome
 from service.batch.ledger.states import RunState
 from service.batch.nodes.ledger_poll import News
 from service.batch.queue import claiming
+from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.thread_pool import Threads
@@ -89,10 +89,10 @@ class LocalEngine(Background):
         self.wake()
 
     @property
-    def room(self) -> Room:
+    def capacity(self) -> Capacity:
         if not self._is_claiming or not self.may_work():
-            return Room(0, 0)
-        return Room(self._max_running - len(self._attempts), self._threads.free)
+            return Capacity(0, 0)
+        return Capacity(self._max_running - len(self._attempts), self._threads.free)
 
     @property
     def running(self) -> int:
@@ -217,7 +217,7 @@ class LocalEngine(Background):
             if in_doubt:
                 async with self.claiming:
                     await self._write_group(entry, in_doubt=True)
-            elif entry or (is_woken and self.room.runs > 0 and await self._has_claimable()):
+            elif entry or (is_woken and self.capacity.runs > 0 and await self._has_claimable()):
                 await self._write_group(entry)
         except BaseException:
             self._journal.put_back(entry)
@@ -258,7 +258,7 @@ class LocalEngine(Background):
     async def _has_claimable(self) -> bool:
         """What is due may be waiting for a run that goes on: then no transaction is worth while."""
         async with self._database.reader.connect() as connection:
-            return bool((await claiming.startable(connection, self._tasks, self.room))[1])
+            return bool((await claiming.startable(connection, self._tasks, self.capacity))[1])
 
     async def _write(self, entry: Entry, claim: bool = True, in_doubt: bool = False) -> None:
         await entry.prepare()
@@ -274,9 +274,9 @@ class LocalEngine(Background):
         self.launch(claimed, losses)
 
     async def _claim(self, connection: AsyncConnection, freed: int) -> list[Claimed]:
-        room = self.room
-        room.runs += freed if self._is_claiming and self.may_work() else 0
-        claimed, are_more = await claiming.take(connection, self._tasks, self._node, room)
+        capacity = self.capacity
+        capacity.runs += freed if self._is_claiming and self.may_work() else 0
+        claimed, are_more = await claiming.take(connection, self._tasks, self._node, capacity)
         if are_more:
             self.wake()
         return claimed

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.execution.local_engine import LocalEngine
-from service.batch.ledger import runs, schedules
+from service.batch.ledger import database_time, runs
 from service.batch.ledger.runs import Claimed, NewRun
 from service.batch.ledger.states import FINAL, Origin, Rank, RunState
 from service.batch.ledger.tables import new_id
@@ -66,7 +66,7 @@ class ManualRun:
                 async with self._engine.claiming:
                     async with self._database.engine.begin() as connection:
                         losses = self._engine.losses
-                        new = self._new(params, slot, by, await schedules.now_of(connection))
+                        new = self._new(params, slot, by, await database_time.now_of(connection))
                         new.lane = await self._lane(connection)
                         await runs.insert(connection, [new])
                     self._engine.launch([runs.claimed_from(new)], losses)
@@ -104,7 +104,7 @@ class ManualRun:
         async with self._engine.claiming:
             async with self._database.engine.begin() as connection:
                 losses = self._engine.losses
-                now = await schedules.now_of(connection)
+                now = await database_time.now_of(connection)
                 is_due = row["state"] == RunState.RETRYING and row["due_at"] <= now
                 claimed = await self._claim(connection, now) if is_due else []
             self._engine.launch(claimed, losses)

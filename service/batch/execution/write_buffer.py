@@ -12,11 +12,10 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, failures
-from service.batch.context.current_run import LogLine
 from service.batch.context.progress import Progress
 from service.batch.execution.attempt import Attempt, Ending
-from service.batch.ledger import run_logs, runs, schedules
-from service.batch.ledger.run_logs import Block
+from service.batch.ledger import database_time, run_logs, runs
+from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import Outcome
 from service.batch.ledger.states import Rank, RunState
 from service.concurrency.offload import offload
@@ -77,7 +76,7 @@ class Entry:
         """What goes on later is claimed by the ledger's time, and that may have stepped while the attempt went on."""
         if all(outcome.due_at is None for outcome in self.outcomes):
             return self.outcomes
-        now = await schedules.now_of(connection)
+        now = await database_time.now_of(connection)
         return [replace(o, due_at=now + (o.due_at - o.ended_at)) if o.due_at else o for o in self.outcomes]
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule
 from service.batch.firing.misfires import INSTANT, ON_TIME
-from service.batch.ledger import runs, schedules
+from service.batch.ledger import database_time, runs, schedules
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Origin, Rank, RunState
 from service.batch.ledger.tables import new_id
@@ -73,7 +73,7 @@ async def interval_of(connection: AsyncConnection, task: str, since: datetime, u
         raise InvalidParameters(f"task {task}: the ledger has no schedule of it now, so there are no slots to backfill")
     if since > until:
         raise InvalidParameters(f"there are no slots from {since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S} UTC")
-    handled = max(opened.fired_until, await schedules.now_of(connection) - ON_TIME)
+    handled = max(opened.fired_until, await database_time.now_of(connection) - ON_TIME)
     return Interval(opened.schedule, since, min(until, handled))
 
 
@@ -118,7 +118,7 @@ class Backfill:
         """Returns what became of them: somebody else may have been first."""
         new = [entry.slot for entry in entries if entry.fate == Fate.NEW]
         async with self.ledger.engine.begin() as connection:
-            now = await schedules.now_of(connection)
+            now = await database_time.now_of(connection)
             made = [self._new(slot, now) for slot in new]
             went = await runs.insert(connection, made)
         there = {run.slot for run in made if run.id not in went}

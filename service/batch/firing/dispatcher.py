@@ -9,7 +9,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import firing
-from service.batch.firing.firing import Fired, Plans, Room
+from service.batch.firing.firing import Fired, Plans
+from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.database.engine import Database
@@ -92,14 +93,14 @@ class Dispatcher(Background):
 
     async def _fire(self, names: Collection[str]) -> Fired:
         try:
-            return await self._try_to_fire(names, self._engine.room)
+            return await self._try_to_fire(names, self._engine.capacity)
         except IntegrityError:
             # A run that somebody claimed meanwhile holds the `exclusive` of one of ours: let all of them queue.
-            return await self._try_to_fire(names, Room(0, 0))
+            return await self._try_to_fire(names, Capacity(0, 0))
 
-    async def _try_to_fire(self, names: Collection[str], room: Room) -> Fired:
+    async def _try_to_fire(self, names: Collection[str], capacity: Capacity) -> Fired:
         async with self._database.engine.begin() as connection:
-            return await firing.fire(connection, names, self._tasks, self._node, room, ahead=self._ahead)
+            return await firing.fire(connection, names, self._tasks, self._node, capacity, ahead=self._ahead)
 
     def _later(self, seconds: float, name: str) -> None:
         """Fire this task again in so many seconds, or earlier where that is set already: each task has one timer."""

@@ -14,12 +14,13 @@ from service.batch.cron.cron import schedule
 from service.batch.firing import misfires
 from service.batch.firing.misfires import Plan, is_behind, plan, plan_none
 from service.batch.firing.overlap import Overlap
-from service.batch.ledger import runs, schedules
+from service.batch.ledger import database_time, missed_ranges, runs, schedules
 from service.batch.ledger.runs import Active, Claimed, NewRun
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import Origin, Rank, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.queue.cancel import request_cancel
+from service.batch.queue.capacity import Capacity
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
@@ -48,27 +49,12 @@ class Fired:
     again: dict[str, datetime] = field(default_factory=dict)
 
 
-@dataclass
-class Room:
-    """How many runs this node could start right now, on the loop and in threads."""
-
-    runs: int
-    threads: int
-
-    def take(self, on_loop: bool) -> bool:
-        if self.runs < 1 or (not on_loop and self.threads < 1):
-            return False
-        self.runs -= 1
-        self.threads -= 0 if on_loop else 1
-        return True
-
-
 async def fire(
     connection: AsyncConnection,
     names: Collection[str],
     tasks: Mapping[str, Task],
     node: str,
-    room: Room,
+    capacity: Capacity,
     now: datetime | None = None,
     ahead: Plans | None = None,
 ) -> Fired:
@@ -79,7 +65,7 @@ async def fire(
     their cursors have moved since, or nothing was planned, they are left out. None: all is planned here.
     """
     opened = await schedules.lock(connection, [name for name in names if name in tasks])
-    now = now or await schedules.now_of(connection)
+    now = now or await database_time.now_of(connection)
     fired = Fired(now)
     due = _due([row for row in opened if row.is_usable], tasks, now, ahead, fired)
     plans = await _plan_all(due, tasks, now, ahead)
@@ -92,7 +78,7 @@ async def fire(
     replaced: list[tuple[Active, str]] = []
     for row, made in plans:
         overlap = Overlap(tasks[row.task], active.get(row.task, []))
-        new += _runs_of(tasks[row.task], made, overlap, node, room, now)
+        new += _runs_of(tasks[row.task], made, overlap, node, capacity, now)
         replaced += overlap.replaced
         if not made.is_complete:
             fired.again[row.task] = now
@@ -101,7 +87,7 @@ async def fire(
     inserted = await runs.insert(connection, new)
     await _cancel(connection, replaced)
     await _move_cursors(connection, plans)
-    await schedules.record_missed(connection, [(row, made.missed) for row, made in plans if made.missed], now)
+    await missed_ranges.record(connection, [(row, made.missed) for row, made in plans if made.missed], now)
     fired.claimed = [runs.claimed_from(run) for run in new if run.state == RunState.RUNNING and run.id in inserted]
     fired.queued = sum(run.state == RunState.QUEUED for run in new)
     return fired
@@ -182,12 +168,12 @@ def _plan(key: Key, now: datetime, budget: int) -> Plan:
     return plan(schedule(cron, timezone), fired_until, now, policy, budget)
 
 
-def _runs_of(task: Task, made: Plan, overlap: Overlap, node: str, room: Room, now: datetime) -> list[NewRun]:
+def _runs_of(task: Task, made: Plan, overlap: Overlap, node: str, capacity: Capacity, now: datetime) -> list[NewRun]:
     catch_up = [_new(task, slot, Rank.CATCH_UP, now) for slot in made.catch_up]
     on_time = [_new(task, slot, Rank.ON_TIME, now) for slot in made.on_time]
     first = [run for run in on_time if overlap.admit(run, now)]
     for run in first:
-        if run.state == RunState.QUEUED and overlap.take_lane(run) and room.take(task.on_loop):
+        if run.state == RunState.QUEUED and overlap.take_lane(run) and capacity.take(task.on_loop):
             _start(run, node, now)
             overlap.started(run)
     return catch_up + on_time

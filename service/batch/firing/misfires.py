@@ -9,6 +9,7 @@ from itertools import islice
 
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
+from service.batch.ledger.missed_ranges import MissedRange
 from service.batch.tasks.policies import Missed
 
 ON_TIME = timedelta(minutes=1)
@@ -21,23 +22,13 @@ INSTANT = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
-class Range:
-    """Slots that will not run."""
-
-    first: datetime
-    last: datetime
-    count: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class Plan:
     """`fired_until` is the cursor afterwards. When `is_complete` is False there is more: plan again from there."""
 
     fired_until: datetime
     on_time: list[datetime] = field(default_factory=list)
     catch_up: list[datetime] = field(default_factory=list)
-    missed: Range | None = None
+    missed: MissedRange | None = None
     is_complete: bool = True
 
 
@@ -90,9 +81,9 @@ def _backwards(schedule: Schedule, from_: datetime, after: datetime) -> Iterator
         slot = schedule.previous(slot)
 
 
-def _missed(schedule: Schedule, after: datetime, until: datetime, reason: str) -> Range | None:
+def _missed(schedule: Schedule, after: datetime, until: datetime, reason: str) -> MissedRange | None:
     """The range of all slots in (after, until]; None when there are none."""
     first, last = schedule.next(after), schedule.previous(until + INSTANT)
     if first is None or last is None or first > until:
         return None
-    return Range(first, last, count(schedule, after, until), reason)
+    return MissedRange(first, last, count(schedule, after, until), reason)

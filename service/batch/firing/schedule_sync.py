@@ -15,7 +15,7 @@ from service import clock
 from service.batch.cron.cron import Schedule
 from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import task_sync
-from service.batch.ledger import nodes, schedules
+from service.batch.ledger import database_time, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.nodes.ledger_poll import News, State
 from service.batch.tasks.live_reload import TasksFolder
@@ -145,7 +145,7 @@ class Schedules(Background):
         """Tasks whose files were dropped into the folder while this process ran."""
         own = {name: task.schedule for name, task in new.items()}
         async with self._database.engine.begin() as connection:
-            await task_sync.record_tasks(connection, new, await schedules.now_of(connection))
+            await task_sync.record_tasks(connection, new, await database_time.now_of(connection))
             await nodes.record_loaded(connection, self._node, {**self._tasks, **new})
             await task_sync.set_schedules(connection, own, {**self._tasks, **new}, self._node)
         self._own |= own
@@ -162,7 +162,7 @@ class Schedules(Background):
         """
         async with self._database.reader.connect() as connection:
             opened = await schedules.open_schedules(connection)
-            now = await schedules.now_of(connection)
+            now = await database_time.now_of(connection)
             known = await task_sync.known(connection)
             others = {name for name, is_removed in known.items() if not is_removed} - self._tasks.keys()
             gone = sorted(others - await self._live(connection)) if others else []
@@ -229,7 +229,7 @@ class Schedules(Background):
         """Somebody took this node for dead; it has these tasks."""
         async with self._database.engine.begin() as connection:
             own = {name: self._tasks[name] for name in names}
-            await task_sync.record_tasks(connection, own, await schedules.now_of(connection))
+            await task_sync.record_tasks(connection, own, await database_time.now_of(connection))
             await task_sync.set_schedules(connection, {n: self._own[n] for n in names}, self._tasks, self._node)
         logger.warning(f"restored, for this node has them: {', '.join(sorted(names))}")
 

@@ -11,11 +11,12 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule
-from service.batch.firing.firing import Room, fire
+from service.batch.firing.firing import fire
 from service.batch.firing.misfires import Plan, plan_none
-from service.batch.ledger import json_rows, nodes, schedules
+from service.batch.ledger import database_time, json_rows, missed_ranges, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import tasks
+from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.errors import UnknownTask
 from service.escaping import echoed
@@ -80,10 +81,10 @@ async def _bring_up(
     connection: AsyncConnection, names: Iterable[str], loaded: Mapping[str, Task], node: str
 ) -> datetime:
     """Handle every slot of these tasks that is due, and return the instant up to which that was done."""
-    now = await schedules.now_of(connection)
+    now = await database_time.now_of(connection)
     again = set(names)
     while again:
-        fired = await fire(connection, again, loaded, node, Room(0, 0), now)
+        fired = await fire(connection, again, loaded, node, Capacity(0, 0), now)
         again = {name for name, at in fired.again.items() if at <= now}
     return now
 
@@ -112,7 +113,7 @@ async def pause(
     if name in loaded:
         now = await _bring_up(connection, [name], loaded, node)
     else:
-        now = await schedules.now_of(connection)
+        now = await database_time.now_of(connection)
         for row in opened:
             await _miss(connection, row, now, f"not handled yet when it was paused by {by}")
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=now, paused_by=by))
@@ -129,7 +130,7 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
     before = await pause_of(connection, name)
     if before is None:
         return None
-    now = await schedules.now_of(connection)
+    now = await database_time.now_of(connection)
     for row in opened:
         await _miss(connection, row, now, f"paused by {before.by}")
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=None, paused_by=None))
@@ -151,7 +152,7 @@ async def _miss(connection: AsyncConnection, row: OpenSchedule, now: datetime, r
     """None of its slots up to now runs, for this reason. Its cursor is moved there."""
     made = plan_none(row.schedule, row.fired_until, now, reason) if row.is_usable else Plan(now)
     while made.missed is not None:
-        await schedules.record_missed(connection, [(row, made.missed)], now)
+        await missed_ranges.record(connection, [(row, made.missed)], now)
         if made.is_complete:
             break
         made = plan_none(row.schedule, made.fired_until, now, reason)
@@ -177,7 +178,7 @@ async def remove_gone(
     """Close the schedules of those of these tasks that no live node has; their history stays. Returns their names."""
     locked = await schedules.lock(connection, names, wait=True)
     gone = sorted(set(names) - await live(connection))  # whoever joins from now on waits for these tasks' rows
-    now = await schedules.now_of(connection)
+    now = await database_time.now_of(connection)
     for row in locked:
         if row.task in gone:
             await _miss(connection, row, now, GONE)

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import schedules
+from service.batch.ledger import database_time
 from service.batch.ledger.tables import nodes
 
 
@@ -33,7 +33,7 @@ async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
 
 async def beat(connection: AsyncConnection, node: str, loop_lag: float) -> bool:
     """Say that a node lives. False: somebody has taken it for dead."""
-    values = {"beats": nodes.c.beats + 1, "seen_at": schedules.moment(connection), "loop_lag": loop_lag}
+    values = {"beats": nodes.c.beats + 1, "seen_at": database_time.moment(connection), "loop_lag": loop_lag}
     alive = update(nodes).where(nodes.c.id == node, nodes.c.stopped_at.is_(None))
     return (await connection.execute(alive.values(values))).rowcount == 1
 

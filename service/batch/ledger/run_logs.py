@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 from sqlalchemy import bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.context.current_run import LogLine
 from service.batch.ledger.tables import log
 
 BLOCK_BYTES = 256_000
@@ -19,6 +19,19 @@ BLOCK_BYTES = 256_000
 
 MOST_UNPACKED = 32_000_000
 """Bytes of a block as JSON. Earlier versions may have written larger ones, which are not read."""
+
+
+@dataclass(frozen=True)
+class LogLine:
+    at: str
+    level: str
+    logger: str
+    text: str
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes, in memory or in the ledger."""
+        return 200 + sys.getsizeof(self.text)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Every query on schedules and missed ranges: which slots are due, and what was decided about them."""
+"""Queries on schedules: which one each task has, and up to where its slots were handled."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Select, case, func, literal, select, text, update
+from sqlalchemy import Column, ColumnElement, Select, case, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
 from service.batch.cron.cron import Schedule, schedule
-from service.batch.firing.misfires import Range
-from service.batch.ledger import json_rows, queues, tables
-from service.batch.ledger.tables import missed, new_id, schedules, tasks
+from service.batch.ledger import json_rows, tables
+from service.batch.ledger.tables import new_id, schedules, tasks
 from service.errors import InvalidSchedule
 
 
@@ -63,25 +61,6 @@ def among(column: Column[Any], values: Iterable[Any], kind: str) -> ColumnElemen
     return column == func.any(func.array(listed.scalar_subquery())) if kind == "postgresql" else column.in_(listed)
 
 
-async def now_of(connection: AsyncConnection) -> datetime:
-    """The database's own time; a test's moved clock where there is one. SQLite's is this machine's."""
-    if (told := told_now(connection)) is not None:
-        return told
-    at: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
-    return at
-
-
-def told_now(connection: AsyncConnection) -> datetime | None:
-    """The time where the database has to be told it. None: it is PostgreSQL, which knows."""
-    return clock.now() if connection.dialect.name != "postgresql" or clock.is_moved() else None
-
-
-def moment(connection: AsyncConnection) -> ColumnElement[datetime]:
-    """The database's time as a part of a statement: when that began."""
-    told, kind = told_now(connection), schedules.c.fired_until.type
-    return literal(told, kind) if told is not None else func.statement_timestamp(type_=kind)
-
-
 async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]:
     """All of them, by task. Reads, locks nothing."""
     return {row.task: OpenSchedule(*row) for row in await connection.execute(_open())}
@@ -123,53 +102,6 @@ async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: d
     """Set `fired_until` of these schedules (by id), which this transaction has locked."""
     named = among(schedules.c.id, ids, connection.dialect.name)
     await connection.execute(update(schedules).where(named, schedules.c.fired_until < until).values(fired_until=until))
-
-
-async def record_missed(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, Range]], now: datetime) -> None:
-    """Write missed ranges. One that goes on where the task's last one ended, for the same reason, makes that longer.
-
-    Not across a change of schedule: the new one knows nothing of the old one's slots in between, which may have run.
-    """
-    if not ranges:
-        return
-    newest = await _newest_missed(connection, [row.task for row, _ in ranges])
-    fresh = []
-    for row, found in ranges:
-        last = newest.get(row.task)
-        if last is not None and last.reason == found.reason and _goes_on(row, last.last_slot, found.first):
-            longer = update(missed).where(missed.c.id == last.id)
-            await connection.execute(longer.values(last_slot=found.last, count=missed.c.count + found.count))
-        else:
-            fresh.append(_missed_row(row.task, found, now))
-    await json_rows.insert(connection, missed, fresh)
-
-
-def _goes_on(row: OpenSchedule, last: datetime, first: datetime) -> bool:
-    return last > row.valid_from and last == row.schedule.previous(first)
-
-
-def _missed_row(task: str, found: Range, now: datetime) -> dict[str, Any]:
-    return {
-        "id": new_id(),
-        "task": task,
-        "first_slot": found.first,
-        "last_slot": found.last,
-        "count": found.count,
-        "reason": found.reason,
-        "created_at": now,
-    }
-
-
-async def _newest_missed(connection: AsyncConnection, names: list[str]) -> dict[str, Any]:
-    kind = connection.dialect.name
-    columns = [missed.c.id, missed.c.task, missed.c.reason, missed.c.last_slot]
-    newest = "SELECT x.id FROM batch_missed x WHERE x.task = v.task ORDER BY x.last_slot DESC LIMIT 1"
-    statement = text(
-        "SELECT m.id, m.task, m.reason, m.last_slot FROM batch_missed m "
-        f"WHERE {queues.among('m.id', f'SELECT ({newest}) FROM {json_rows.source([missed.c.task], kind)}', kind)}"
-    ).columns(*columns)
-    parameter = {"rows": json_rows.encode([{"task": name} for name in names], kind)}
-    return {row.task: row for row in await connection.execute(statement, parameter)}
 
 
 async def open_new(connection: AsyncConnection, wanted: Mapping[str, Schedule], node: str, now: datetime) -> None:

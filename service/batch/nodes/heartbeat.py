@@ -15,7 +15,7 @@ from typing import Any
 
 from service import clock
 from service.batch.context.lease import MARGIN, Lease, Observer
-from service.batch.ledger import nodes, schedules
+from service.batch.ledger import database_time, nodes
 from service.batch.ledger.nodes import Seen
 from service.batch.nodes import ledger_poll, process_lock
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, News
@@ -182,7 +182,7 @@ class Heartbeat:
         await self._on_the_loop(self._on_loss)
         sent_at = clock.boottime()
         async with database.engine.begin() as connection:
-            now = await schedules.now_of(connection)
+            now = await database_time.now_of(connection)
             await leave_nothing_running(connection, self._node, now, "its node had lost its lease")
             await nodes.register(connection, {**self.row, "seen_at": now})
         return sent_at
@@ -212,7 +212,7 @@ class Heartbeat:
             if silent:
                 seen = {node: dead[node] for node in silent}
                 await nodes.end_connections(connection, await nodes.still_as_seen(connection, seen))
-            done = await rescue(connection, dead, await schedules.now_of(connection))
+            done = await rescue(connection, dead, await database_time.now_of(connection))
         for node in done:
             process_lock.forget(self._folder, node)
         if done:

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import queues, schedules
+from service.batch.ledger import database_time, queues
 from service.batch.ledger.nodes import Seen
 from service.batch.ledger.tables import HELD_SQL, catalog, nodes, runs, tasks
 from service.batch.queue.cancel import Asked
@@ -69,7 +69,7 @@ class News:
 
 async def read(connection: AsyncConnection, node: str, fires: bool = True) -> News:
     """What there is for this node. One statement, which locks nothing."""
-    now = schedules.told_now(connection)
+    now = database_time.told_now(connection)
     parameters = {"node": node} | ({"now": now} if now is not None else {})
     statement = _statement(connection.dialect.name, now is not None, fires)
     first, *found = (await connection.execute(statement, parameters)).all()

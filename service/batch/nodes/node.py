@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.context.lease import Lease
-from service.batch.ledger import nodes, schedules
+from service.batch.ledger import database_time, nodes
 from service.batch.ledger.tables import new_id
 from service.batch.ledger.tables import nodes as nodes_table
 from service.batch.nodes import process_lock
@@ -89,7 +89,7 @@ class Node:
         self._heartbeat.fall_silent()
 
     async def leave(self, connection: AsyncConnection) -> None:
-        now = await schedules.now_of(connection)
+        now = await database_time.now_of(connection)
         await leave_nothing_running(connection, self.id, now, "the service stopped")
         await connection.execute(update(nodes_table).where(nodes_table.c.id == self.id).values(stopped_at=now))
 

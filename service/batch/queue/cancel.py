@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, case, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import schedules
+from service.batch.ledger import database_time
 from service.batch.ledger.states import ACTIVE, RunState
 from service.batch.ledger.tables import runs
 
@@ -36,7 +36,7 @@ async def request_cancel(connection: AsyncConnection, run_id: str, reason: str, 
         reason: What will stand on the row, a sentence without a full stop, such as "cancelled by ann".
         by: Who asked: a user's name, or "task x".
     """
-    now = await schedules.now_of(connection)
+    now = await database_time.now_of(connection)
     waiting = {"state": RunState.CANCELLED, "reason": reason, "finished_at": now}
     asked = {"cancel_at": now, "cancel_by": by, "cancel_reason": reason}
     values: dict[str, ColumnElement[Any]] = {name: _unless_running(name, value) for name, value in waiting.items()}

@@ -11,11 +11,11 @@ from sqlalchemy import ColumnElement, Integer, and_, bindparam, false, func, or_
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
-from service.batch.firing.firing import Room
-from service.batch.ledger import json_rows, queues, schedules
+from service.batch.ledger import database_time, json_rows, queues
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import CLAIMABLE_SQL, HELD_SQL, RUNNING_SQL, runs
 from service.batch.queue import concurrency
+from service.batch.queue.capacity import Capacity
 from service.batch.queue.concurrency import CANDIDATE_COLUMNS, Candidate, Rule
 from service.batch.tasks.registry import Task
 
@@ -49,7 +49,7 @@ class Due:
 
 async def due(connection: AsyncConnection) -> Due:
     """One look at the indexes for each task that has something to start."""
-    now = schedules.moment(connection)
+    now = database_time.moment(connection)
     once = select(now.label("at"), _is_retry_due(now).label("retries")).subquery("once")
     waits = text(queues.names(queues.WAITS)).columns(runs.c.task).subquery("waiting")
     statement = select(once.c.at, once.c.retries, waits.c.task).select_from(once.join(waits, true(), isouter=True))
@@ -61,34 +61,34 @@ async def due(connection: AsyncConnection) -> Due:
 
 
 async def take(
-    connection: AsyncConnection, tasks: Mapping[str, Task], node: str, room: Room
+    connection: AsyncConnection, tasks: Mapping[str, Task], node: str, capacity: Capacity
 ) -> tuple[list[Claimed], bool]:
     """Claim for a node, which has loaded these tasks, what it has room for. True: there may be more at once."""
-    now, found = await startable(connection, tasks, room, locks=True)
+    now, found = await startable(connection, tasks, capacity, locks=True)
     if now is None or not found:
         return [], False
-    chosen = [head for head in found if room.take(tasks[head.task].on_loop)]
+    chosen = [head for head in found if capacity.take(tasks[head.task].on_loop)]
     others = {head.id: head.lane for head in chosen if head.lane > 1}
     return await claim(connection, [head.id for head in chosen], node, now, others), len(chosen) == len(found)
 
 
 async def startable(
-    connection: AsyncConnection, tasks: Mapping[str, Task], room: Room, locks: bool = False
+    connection: AsyncConnection, tasks: Mapping[str, Task], capacity: Capacity, locks: bool = False
 ) -> tuple[datetime | None, list[Candidate]]:
     """The database's time, if something of these tasks is due at it, and what of them may start then.
 
     `locks`: what is in no queue is locked, and what others have locked is left out. So nodes that claim at the same
     moment find different runs; they would find the same ones, and all but one of them nothing.
     """
-    if room.runs < 1:
+    if capacity.runs < 1:
         return None, []
     found = await due(connection)
     wanted = [tasks[name] for name in sorted(found.names & tasks.keys())]
-    names = [task.name for task in wanted if task.on_loop or room.threads > 0]
+    names = [task.name for task in wanted if task.on_loop or capacity.threads > 0]
     if not names:
         return None, []
     rules = concurrency.rules(wanted)
-    return found.now, await heads(connection, names, found.now, room.runs, rules, locks, found.retries)
+    return found.now, await heads(connection, names, found.now, capacity.runs, rules, locks, found.retries)
 
 
 async def heads(

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.context.current_run import current_run_if_any
-from service.batch.ledger import runs, schedules, tables
+from service.batch.ledger import database_time, runs, tables
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import Origin, Rank, RunState
 from service.batch.ledger.tables import new_id
@@ -71,7 +71,7 @@ async def enqueue(
 ) -> str:
     """Queue a run with checked parameters, in the caller's transaction; returns its id. Raises UnknownTask."""
     await _refuse_unknown(connection, task)
-    now = await schedules.now_of(connection)
+    now = await database_time.now_of(connection)
     return await runs.insert_once(connection, _new(task, params, slot, now, by, key, parent))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Text, bindparam, delete, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import json_rows, runs, schedules
+from service.batch.ledger import database_time, json_rows, runs
 from service.batch.ledger.states import ACTIVE, FINAL, Rank, RunState
 from service.batch.ledger.tables import checkpoints, quarantine
 from service.batch.ledger.tables import runs as runs_table
@@ -75,7 +75,7 @@ async def reopen(
     ).bindparams(bindparam("now", type_=runs_table.c.due_at.type), bindparam("by", type_=Text()))
     values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "rank": rank, "by": by}
     found = await connection.execute(
-        statement.columns(runs_table.c.id), {**values, "now": await schedules.now_of(connection)}
+        statement.columns(runs_table.c.id), {**values, "now": await database_time.now_of(connection)}
     )
     return set(found.scalars())
 

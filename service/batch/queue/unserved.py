@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Select, or_, select, text, update
 
-from service.batch.ledger import schedules
+from service.batch.ledger import database_time
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import RETRYING_SQL, WAITING_SQL, runs, tasks
 from service.database.engine import Database
@@ -30,7 +30,7 @@ async def fail_orphans(ledger: Database) -> Counter[str]:
     """Fail what has waited for so long, for a task that was removed as long ago. Returns how many runs, by task."""
     counts: Counter[str] = Counter()
     async with ledger.reader.connect() as connection:
-        before = await schedules.now_of(connection) - GRACE
+        before = await database_time.now_of(connection) - GRACE
         has_some = or_(*(_some(tasks.c.name, waits, before).limit(1).scalar_subquery().is_not(None) for waits in WAITS))
         removed = await connection.execute(select(tasks.c.name).where(tasks.c.removed_at < before, has_some))
         names = sorted(removed.scalars())
@@ -51,7 +51,7 @@ async def _fail_some(ledger: Database, task: str, waits: str, before: datetime) 
     async with ledger.engine.begin() as connection:
         if (await connection.execute(removed.with_for_update())).first() is None:
             return 0
-        values = {"state": RunState.FAILED, "reason": REASON, "finished_at": await schedules.now_of(connection)}
+        values = {"state": RunState.FAILED, "reason": REASON, "finished_at": await database_time.now_of(connection)}
         return (await connection.execute(failing.values(values))).rowcount
 
 
