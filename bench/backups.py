@@ -38,11 +38,11 @@ from machine import describe, print_table, version_of
 from services import cpu_seconds
 from sqlalchemy import make_url
 
-from service.backup.diff import diff
-from service.backup.restore import restore
-from service.backup.source import LocalFile
-from service.backup.threads import Stop
-from service.backup.verify import verify
+from service.backup.comparing.compare import diff
+from service.backup.file.source import LocalFile
+from service.backup.file.verify import verify
+from service.backup.restoring.restore import restore
+from service.concurrency.stoppable import Stop
 from service.config import Settings
 from service.testing.postgres import OwnServer, PostgresServer, find_binaries, start_server
 

@@ -22,7 +22,7 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service.backup import create_backup
-from service.backup.progress import Progress
+from service.backup.file.progress import Progress
 
 NAP_SECONDS = 0.005
 IDLE_SECONDS = float(os.environ.get("BENCH_IDLE_SECONDS", "5"))

@@ -26,10 +26,10 @@ from services import ROOT
 from sqlalchemy import text
 
 from service import logs
+from service.application.migration import APPLICATION_HISTORY
 from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.host import APPLICATION_HISTORY
 from service.testing.postgres import PostgresServer, start_server
 
 EVERY = 1 / 200

@@ -27,6 +27,7 @@ from machine import describe, print_table, version_of
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service import get_db, logs
+from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.context import current_run, fencing
 from service.batch.context.current_run import CurrentRun
@@ -35,7 +36,6 @@ from service.batch.ledger.tables import new_id
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.database.session import use_application_database
-from service.host import APPLICATION_HISTORY
 from service.testing.postgres import PostgresServer, start_server
 
 GOAL_MS = 1.0

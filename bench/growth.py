@@ -49,11 +49,13 @@ from service.batch.ledger import database_time
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service import BaseTask, TaskRegistry, logs
+from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.context import current_run, fencing
 from service.batch.context.current_run import CurrentRun
 from service.batch.firing import firing, task_sync
 from service.batch.ledger import runs
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import Claimed, Outcome
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import new_id
@@ -64,7 +66,6 @@ from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.database.session import use_application_database
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.testing.postgres import PostgresServer, start_server
 from tests.batch.crowd import crowd, words
 

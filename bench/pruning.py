@@ -30,12 +30,13 @@ from services import queued
 from sqlalchemy import event, insert, text
 
 from service import logs
+from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger import runs, tables
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.states import RunState
 from service.batch.retention.pruning import Keep, Pruner
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.testing.postgres import PostgresServer, start_server
 
 GOAL_MS = 50.0

@@ -35,13 +35,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service import BaseTask, TaskRegistry, logs
 from service.batch.ledger import runs
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.tables import ACTIVE_SQL, new_id
 from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.host import LEDGER_HISTORY, BatchService
-from service.server import collect_garbage_less_often
+from service.server.batch_service import BatchService
+from service.server.uvicorn import collect_garbage_less_often
 from service.testing.postgres import PostgresServer, start_server
 
 GOALS = {"SQLite": 0.4, "PostgreSQL": 0.5}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from service import BaseTask, TaskRegistry, get_logger, get_settings
-from service.copying import upload, waiting
-from service.discarding import plans, prune, warnings
-from service.keeping import create, on_the_run
+from service.operations.backups.copies import upload, waiting
+from service.operations.backups.make import create, on_the_run
+from service.operations.backups.prune import plans, prune, warnings
 
 logger = get_logger(__name__)
 

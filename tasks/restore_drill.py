@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from service import BaseTask, TaskRegistry, get_logger, get_settings
-from service.keeping import on_the_run
-from service.restoring import check_by_restoring
+from service.operations.backups.make import on_the_run
+from service.operations.backups.restore import check_by_restoring
 
 logger = get_logger(__name__)
 

@@ -13,10 +13,11 @@ import hypothesis
 import pytest
 
 from service import TaskRegistry, config, logs
+from service.application.migration import APPLICATION_HISTORY
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database import session
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.testing import postgres
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer, start_server

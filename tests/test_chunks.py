@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from service.application.migration import APPLICATION_HISTORY
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.batch.ledger_world import rows
 from tests.processes import SERVE, Service, batch, process, service
 

@@ -21,12 +21,13 @@ import pytest
 from sqlalchemy import text
 
 from service import TaskRegistry, clock
+from service.application.migration import APPLICATION_HISTORY
 from service.batch.firing import task_sync
 from service.batch.ledger import database_time, runs, tables
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import NewRun
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment
 

@@ -20,12 +20,12 @@ from service import clock
 from service.cli import backups
 from service.cli.examples import EXAMPLES
 from service.config import forget_settings, get_settings
-from service.copying import upload, waiting
 from service.database import engine
-from service.discarding import plans, prune
 from service.errors import BackupError
-from service.keeping import check, known
-from service.pinning import pin
+from service.operations.backups.copies import upload, waiting
+from service.operations.backups.make import check, known
+from service.operations.backups.pins import pin
+from service.operations.backups.prune import plans, prune
 from tests.backup.contents import make_archive, make_sqlite
 from tests.backup.s3 import SECRET, Bucket, bucket, refusing, s3_server
 from tests.commands import Batch, in_this_process, refuses

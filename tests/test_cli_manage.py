@@ -20,7 +20,7 @@ from service.batch.ledger.states import Origin
 from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
 from service.database.engine import Database
-from service.listing import accounts
+from service.operations.listing import accounts
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 from tests.batch.test_runs import insert, new
 from tests.commands import Batch, in_this_process, refuses

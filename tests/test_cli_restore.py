@@ -16,12 +16,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from service import restoring
-from service.backup import plainfile
+from service.application.migration import APPLICATION_HISTORY
+from service.backup.sqlite import plain_file
 from service.batch.ledger import backups as records
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database import engine
 from service.database.engine import Database
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
+from service.operations.backups import restore
 from service.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, make_sqlite
 from tests.backup.restores import damage
@@ -352,7 +353,7 @@ def test_what_was_shown_is_restored_though_there_is_a_newer_one_by_now(
 def test_after_a_restore_that_failed_it_is_said_what_latest_means_by_now(
     changed: Path, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plainfile, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(plain_file, "BUSY_SECONDS", 0.05)
     with closing(sqlite3.connect(changed, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         done = batch("backup", "restore", "latest", "--yes")
@@ -378,14 +379,14 @@ def test_what_a_run_wrote_after_the_safety_backup_is_not_lost(
     ledger: sqlite3.Connection, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It began and ended in between: no run is active, and what it wrote is in no backup."""
-    make = restoring.create
+    make = restore.create
 
     async def late(*given: Any) -> Any:
         done = await make(*given)
         ledger.execute("UPDATE batch_runs SET finished_at = datetime('now', '+1 second')")
         return done
 
-    monkeypatch.setattr(restoring, "create", late)
+    monkeypatch.setattr(restore, "create", late)
     done = batch("backup", "restore", "latest", "--yes")
     assert done.code == 2 and "join " in done.err and "has ended since" in done.err, done.err
     assert batch("backup", "restore", "latest", "--yes", "--no-safety").code == 0

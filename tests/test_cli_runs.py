@@ -17,19 +17,20 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service import clock, following
+from service import clock
 from service.batch.cron.cron import schedule
 from service.batch.firing import task_sync
 from service.batch.ledger import history, run_logs, runs, tables
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import NewRun
 from service.config import get_settings
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.errors import UnknownRun
-from service.following import Reader
-from service.host import LEDGER_HISTORY
-from service.listing import ledger as reading
+from service.operations import run_log
+from service.operations.listing import ledger as reading
+from service.operations.run_log import Reader
 from tests.batch.ledger_world import fire, know, make_task
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment, process
@@ -489,11 +490,11 @@ async def test_a_long_log_is_read_some_blocks_at_a_time(
 
     monkeypatch.setattr(run_logs, "unpack", counted)
     seen: list[Block] = []
-    async with aclosing(following.blocks(get_settings(), run, follow=True)) as found:
+    async with aclosing(run_log.blocks(get_settings(), run, follow=True)) as found:
         async for block in found:
             if isinstance(block, Block):
                 seen.append(block)
-                assert unpacked <= len(seen) + following.PAGE
+                assert unpacked <= len(seen) + run_log.PAGE
     assert seen == blocks
 
 
@@ -511,10 +512,10 @@ async def test_following_goes_on_until_the_run_has_ended(
     ledger: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEDGER_URL", ledger_url)
-    monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(run_log, "POLL_SECONDS", 0.01)
     run = await insert(ledger)
     await write(ledger, run, 1, 0, "first")
-    async with aclosing(following.blocks(get_settings(), run, follow=True)) as found:
+    async with aclosing(run_log.blocks(get_settings(), run, follow=True)) as found:
         first = await anext(found)
         assert isinstance(first, Block) and first.lines == lines("first")
         waiting = asyncio.create_task(anext(found))
@@ -533,15 +534,15 @@ async def test_lines_that_come_with_the_end_of_the_run_are_not_lost(
 ) -> None:
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     run = await insert(ledger)
-    state = following._state
+    state = run_log._state
 
     async def just_ended(*given: Any) -> tuple[str, int]:
         await write(ledger, run, 1, 0, "last")
         await end(ledger)
         return await state(*given)
 
-    monkeypatch.setattr(following, "_state", just_ended)
-    async with aclosing(following.blocks(get_settings(), run, follow=True)) as found:
+    monkeypatch.setattr(run_log, "_state", just_ended)
+    async with aclosing(run_log.blocks(get_settings(), run, follow=True)) as found:
         assert [getattr(block, "lines", block) async for block in found] == [lines("last"), "succeeded"]
 
 
@@ -549,10 +550,10 @@ async def test_a_run_that_is_deleted_while_it_is_followed_is_named(
     ledger: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEDGER_URL", ledger_url)
-    monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(run_log, "POLL_SECONDS", 0.01)
     run = await insert(ledger)
     await write(ledger, run, 1, 0, "first")
-    async with aclosing(following.blocks(get_settings(), run, follow=True)) as found:
+    async with aclosing(run_log.blocks(get_settings(), run, follow=True)) as found:
         await anext(found)
         async with ledger.engine.begin() as connection:
             await connection.execute(tables.runs.delete())

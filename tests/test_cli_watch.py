@@ -20,12 +20,13 @@ import pytest
 from rich.console import Console
 from sqlalchemy import update
 
-from service import clock, following
+from service import clock
 from service.batch.ledger import tables
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.cli import bar, progress
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.host import LEDGER_HISTORY
+from service.operations import run_log
 from tests.batch.ledger_world import until as in_time
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment
@@ -131,15 +132,15 @@ class Looks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._number = 0
-        look = following.look
+        look = run_log.look
 
         async def counted(*given: Any) -> dict[str, Any] | None:
             found = await look(*given)
             self._number += 1
             return found
 
-        monkeypatch.setattr(following, "look", counted)
-        monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
+        monkeypatch.setattr(run_log, "look", counted)
+        monkeypatch.setattr(run_log, "POLL_SECONDS", 0.01)
 
     async def more(self, number: int) -> None:
         """Wait for so many."""
@@ -216,7 +217,7 @@ def test_a_run_here_logs_how_far_it_is_where_it_is_piped(
     batch: Batch, slow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bar, "LINE_SECONDS", 0.1)
-    monkeypatch.setattr(following, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(run_log, "POLL_SECONDS", 0.05)
     done = batch("run", "slow", "--param", "total=120", LOG_FORMAT="json")
     assert done.code == 0 and re.fullmatch(r"run \S+ succeeded in \S+ s\n120\n", done.out)
     run = done.out.split()[1]

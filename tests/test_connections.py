@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.connections import MOST_CONNECTIONS, Connections, share_of
+from service.server.connections import MOST_CONNECTIONS, Connections, share_of
 from tests.processes import SERVE, environment, service
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -68,7 +68,7 @@ def test_half_open_connections_take_no_file_from_a_run_and_keep_nobody_from_an_a
 def limits_after_a_raise(hard: int) -> list[int]:
     """The soft limit and what `raise_file_limit` has returned, in a process that began with 100 files of `hard`."""
     code = (
-        "import resource; from service.connections import raise_file_limit; "
+        "import resource; from service.server.connections import raise_file_limit; "
         "print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
     command = ["sh", "-c", f'ulimit -n {hard} && ulimit -S -n 100 && exec "$@"', "sh", sys.executable, "-c", code]

@@ -23,7 +23,7 @@ from service.backup import create_backup
 from service.batch.execution import local_engine
 from service.batch.nodes import loop_watchdog
 from service.config import Settings, async_url, get_settings
-from service.restoring import HISTORIES, Wanted, check_by_restoring, restore
+from service.operations.backups.restore import HISTORIES, Wanted, check_by_restoring, restore
 from service.testing.postgres import PostgresServer
 from service.web import api
 from tests.databases import migrated

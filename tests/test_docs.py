@@ -19,7 +19,7 @@ from service.batch.tasks.base import BaseTask
 from service.batch.tasks.policies import MISSED, OVERLAP, Missed, Retry
 from service.cli import cli
 from service.config import Settings, get_settings
-from service.host import BatchService
+from service.server.batch_service import BatchService
 from tests import preloaded
 from tests.docs_blocks import ROOT, Block, anchors, blocks, broken_links, documentation, masked, pages, read, sessions
 from tests.processes import BATCH, environment

@@ -26,7 +26,7 @@ from service.batch.ledger.tables import new_id
 from service.batch.tasks import discovery
 from service.config import get_settings
 from service.errors import InvalidSetting
-from service.host import BatchService
+from service.server.batch_service import BatchService
 from service.testing.postgres import OwnServer, find_binaries
 from tests.batch.ledger_world import make_task, rows, until
 

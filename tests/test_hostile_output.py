@@ -13,12 +13,13 @@ import pytest
 from sqlalchemy import JSON, Column, LargeBinary, Table, insert
 from sqlalchemy.types import TypeEngine
 
+from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger import run_logs, tables
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.tables import new_id
 from service.database.engine import Database
 from service.database.types import UtcDateTime
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.commands import Batch, Done, in_this_process
 from tests.databases import SQLiteFiles
 from tests.hostile import HOSTILE, SEEN, acts

@@ -273,7 +273,7 @@ def test_lines_beyond_what_may_wait_are_dropped_and_counted(monkeypatch: pytest.
 STUCK = """
 import sys
 from service import get_logger, logs
-logs.FLUSH_SECONDS = 0.5
+logs.handlers.FLUSH_SECONDS = 0.5
 logs.set_up()
 for _ in range(5000):
     get_logger("mine").info("x" * 200)

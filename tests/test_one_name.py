@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from service import TaskRegistry, listing, logs
+from service import TaskRegistry, logs
 from service.config import get_settings
-from service.host import BatchService
+from service.operations import listing
+from service.server.batch_service import BatchService
 from tests.processes import batch
 
 TASK = """

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from service import reload
 from service.batch.ledger import tables
 from service.config import Settings
+from service.server import reload
 from tests import processes
 from tests.batch.ledger_world import rows, until
 from tests.processes import ROOT, SERVE, Service, process, service
@@ -239,7 +239,7 @@ async def test_a_syntax_error_in_a_task_file_is_reported_and_the_others_run(tmp_
 async def test_an_error_in_the_service_or_its_settings_waits_for_the_next_change(tmp_path: Path) -> None:
     make_folder(tmp_path, by_hand=BY_HAND)
     copy_of_the_service(tmp_path)  # the working directory is the first place that Python looks in
-    broken = tmp_path / "service/app.py"
+    broken = tmp_path / "service/server/app.py"
     good = broken.read_text()
     with service(tmp_path, RELOAD) as running:
         broken.write_text(f"{good}\ndef (")
@@ -255,7 +255,7 @@ async def test_an_error_in_the_service_or_its_settings_waits_for_the_next_change
         (tmp_path / ".env").write_text("MAX_RUNNING=7\n")
         await started(running, 3)
         assert running.process.poll() is None
-        assert reloads(running) == ["service/app.py", "service/app.py", ".env", ".env"]
+        assert reloads(running) == ["service/server/app.py", "service/server/app.py", ".env", ".env"]
 
 
 # What becomes of runs.

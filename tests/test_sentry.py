@@ -24,11 +24,12 @@ import sentry_sdk
 from sentry_sdk.integrations.logging import LoggingIntegration
 from sentry_sdk.scope import global_event_processors
 
-from service import config, details, logs, sentry
+from service import config, logs, sentry
 from service.batch.execution.run_here import ManualRun
 from service.config import get_settings
 from service.errors import InvalidSetting
-from service.host import BatchService
+from service.operations import details
+from service.server.batch_service import BatchService
 from tests.processes import ROOT, SERVE, UVICORN, batch
 from tests.processes import service as running_service
 

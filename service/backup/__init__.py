@@ -22,8 +22,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from service.backup.create import create_backup as create_backup
-    from service.backup.create import create_backup_sync as create_backup_sync
+    from service.backup.making.create import create_backup as create_backup
+    from service.backup.making.create import create_backup_sync as create_backup_sync
 
 __all__ = ["create_backup", "create_backup_sync"]
 
@@ -32,6 +32,6 @@ def __getattr__(name: str) -> Any:
     """Loaded when it is first asked for: the process that makes a backup has no use for SQLAlchemy."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from service.backup import create
+    from service.backup.making import create
 
     return getattr(create, name)

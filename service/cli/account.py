@@ -35,9 +35,10 @@ def account(
 
     Each has to be a run, a skip, or in a missed range. Exit code 1 when one is not.
     """
-    from service import console, listing
+    from service import console
     from service.batch.account.accounting import ignore
     from service.config import get_settings
+    from service.operations import listing
 
     begin, end = _interval(since, until)
     listed = _Slots(as_json)

@@ -13,8 +13,8 @@ from service.escaping import brief
 
 if TYPE_CHECKING:
     from service.config import Settings
-    from service.discarding import Plan
-    from service.keeping import Done, Tell
+    from service.operations.backups.make import Done, Tell
+    from service.operations.backups.prune import Plan
 
 MOST_SHOWN, MOST_NAMED, LONGEST_SHOWN = 1_000, 20, 200
 """Tables in a list, names in a line, and characters of a name: a file from elsewhere may have any number."""
@@ -33,10 +33,10 @@ def create(as_json: AsJson = False) -> None:
 
     Nothing is deleted, and nothing is copied elsewhere: `batch run backup` does all of that.
     """
-    from service import keeping
+    from service.operations.backups import make
 
     with _metered("backup") as tell:
-        done = _waited(keeping.create(_settings(), tell))
+        done = _waited(make.create(_settings(), tell))
     _tell_done(done, as_json, f"{done.path}: {_counts(done)}, verified (checksums only)")
 
 
@@ -51,12 +51,13 @@ def list_(
     `restored` is proven to load; of `checksums only` every byte is as it was written. --rescan keeps what was done with
     a backup, forgets those whose files are gone, and finds those that were changed since they were made.
     """
-    from service import console, finding
+    from service import console
     from service.cli.meter import size
+    from service.operations.backups import catalogue
 
     if rescan:
-        _waited(finding.rescan(_settings()))
-    rows = _waited(finding.listed(_settings(), _warn))
+        _waited(catalogue.rescan(_settings()))
+    rows = _waited(catalogue.listed(_settings(), _warn))
     if as_json:
         console.show_json(rows)
         return
@@ -83,10 +84,11 @@ def list_(
 
 def show(file: File, as_json: AsJson = False) -> None:
     """Show what a backup holds, table by table, and what is known of it."""
-    from service import console, finding
+    from service import console
     from service.cli.meter import size
+    from service.operations.backups import catalogue
 
-    about, tables = _waited(finding.shown(_settings(), file, _warn))
+    about, tables = _waited(catalogue.shown(_settings(), file, _warn))
     if as_json:
         told = [
             {"table": str(table), "rows": table.rows, "bytes": table.bytes, "columns": table.columns, "key": table.key}
@@ -126,9 +128,10 @@ def verify(
 
 
 async def _checked(file: str, restore: bool, tell: Tell) -> Done:
-    from service import keeping, restoring
+    from service.operations.backups import make
+    from service.operations.backups import restore as restoring
 
-    done = await keeping.check(_settings(), file, tell)
+    done = await make.check(_settings(), file, tell)
     if restore:
         for note in (await restoring.check_by_restoring(_settings(), done.path, tell)).notes:
             _warn(note)
@@ -137,19 +140,19 @@ async def _checked(file: str, restore: bool, tell: Tell) -> Done:
 
 def upload(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
     """Copy a backup of BACKUP_DIR to BACKUP_URL, and compare what arrived. It is verified first."""
-    from service import copying
+    from service.operations.backups import copies
 
     with _metered("upload") as tell:
-        done = _waited(copying.upload(_settings(), file, tell))
+        done = _waited(copies.upload(_settings(), file, tell))
     _tell_done(done, as_json, f"{done.url}: {_counts(done)}, compared with {done.path}")
 
 
 def download(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
     """Copy a backup from BACKUP_URL, or from its own address, into BACKUP_DIR, and verify it."""
-    from service import copying
+    from service.operations.backups import copies
 
     with _metered("download") as tell:
-        done = _waited(copying.download(_settings(), file, tell))
+        done = _waited(copies.download(_settings(), file, tell))
     _tell_done(done, as_json, f"{done.path}: {_counts(done)}, verified (checksums only)")
 
 
@@ -164,7 +167,8 @@ def prune(
     (BACKUP_KEEP_WEEKLY, BACKUP_KEEP_MONTHLY), what is pinned, and the last verified one. When the newest has failed its
     check, or has far fewer rows than the last one, nothing goes; and without --yes nothing where more than half would.
     """
-    from service import console, discarding
+    from service import console
+    from service.operations.backups import prune as discarding
 
     settings = _settings()
     plans = _waited(discarding.plans(settings))
@@ -181,13 +185,13 @@ def prune(
 
 
 async def _pruned(settings: Settings, plans: list[Plan], yes: bool) -> set[str]:
-    from service import discarding
+    from service.operations.backups import prune as discarding
 
     return {one async for one in discarding.prune(settings, plans, is_meant=yes)}
 
 
 def _verdicts(plan: Plan, gone: set[str], dry_run: bool, yes: bool) -> list[dict[str, Any]]:
-    from service.backup.storage import FOLDER
+    from service.backup.places.place import FOLDER
 
     where = "folder" if plan.storage.place == FOLDER else "elsewhere"
     is_held = plan.decision.too_many and not yes
@@ -202,17 +206,17 @@ def _verdicts(plan: Plan, gone: set[str], dry_run: bool, yes: bool) -> list[dict
 
 def pin(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
     """Keep a backup until it is unpinned, however old. The pin is a small file beside it, in each place where it is."""
-    from service import pinning
+    from service.operations.backups import pins
 
-    name, is_new = _waited(pinning.pin(_settings(), file, user()))
+    name, is_new = _waited(pins.pin(_settings(), file, user()))
     _tell(f"{name} is pinned" if is_new else f"{name} was pinned already", as_json, {"backup": name, "changed": is_new})
 
 
 def unpin(file: File, as_json: AsJson = False) -> None:
     """Let a backup be deleted again when it is old."""
-    from service import pinning
+    from service.operations.backups import pins
 
-    name, was = _waited(pinning.unpin(_settings(), file))
+    name, was = _waited(pins.unpin(_settings(), file))
     _tell(
         f"{name} is not pinned any more" if was else f"{name} was not pinned", as_json, {"backup": name, "changed": was}
     )

@@ -11,7 +11,7 @@ from service.cli.options import AsJson, first_of, utc, wait_for, within
 from service.escaping import brief
 
 if TYPE_CHECKING:
-    from service.backup.difference import Difference, Side, TableDifference
+    from service.backup.comparing.differences import Difference, Side, TableDifference
 
 Other = Annotated[
     str | None, typer.Argument(metavar="[FILE]", help="The later one. Without it: the database as it is now.")
@@ -27,7 +27,7 @@ def diff(file: File, other: Other = None, as_json: AsJson = False) -> None:
     it is only said whether its rows differ. Nothing is changed, and values are not shown.
     """
     from service import logs
-    from service.backup.diff import diff as compare
+    from service.backup.comparing.compare import diff as compare
     from service.config import get_settings
 
     logs.set_up("WARNING")

@@ -19,8 +19,9 @@ def quarantine(run: OneRun, as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict
 
-    from service import console, managing
+    from service import console
     from service.config import get_settings
+    from service.operations import managing
 
     found = [asdict(one) for one in wait_for(managing.quarantined(get_settings(), run))]
     if not as_json:
@@ -34,8 +35,9 @@ def redrive(run: OneRun, item: Items = None) -> None:
 
     It goes through the ledger to a running service. The items that fail again are set aside in the new run.
     """
-    from service import console, managing
+    from service import console
     from service.config import get_settings
+    from service.operations import managing
 
     task, new = wait_for(managing.redrive(get_settings(), run, item, user()))
     console.say(f"run {new} of {task} is queued")

@@ -26,10 +26,10 @@ def logs(
     RUN is a run's id, the first 6 or more digits of one, or a task's name: then its newest run is meant. With --follow
     the exit code is 0 when the run succeeded, and 1 when it ended otherwise.
     """
-    from service import following
     from service.config import get_settings
+    from service.operations import run_log
 
-    state = wait_for(print_log(following.blocks(get_settings(), run, follow), as_json))
+    state = wait_for(print_log(run_log.blocks(get_settings(), run, follow), as_json))
     raise SystemExit(1 if follow and state != "succeeded" else 0)
 
 

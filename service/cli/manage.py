@@ -17,8 +17,9 @@ def pause(name: TaskName) -> None:
     Its runs stop at their next checkpoint, and go on after the pause. The slots of the pause are recorded as missed,
     and never caught up.
     """
-    from service import console, managing
+    from service import console
     from service.config import get_settings
+    from service.operations import managing
 
     by = user()
     before = wait_for(managing.pause(get_settings(), name, by))
@@ -30,8 +31,9 @@ def pause(name: TaskName) -> None:
 
 def resume(name: TaskName) -> None:
     """Fire a paused task again, from now on. What the pause held goes on."""
-    from service import console, managing
+    from service import console
     from service.config import get_settings
+    from service.operations import managing
 
     ended = wait_for(managing.resume(get_settings(), name))
     if ended is None:
@@ -52,8 +54,9 @@ def cancel(
     CancelledError, a sync one sees it in current_run().cancelled, or stops at its next checkpoint(). The exit code is 1
     when it ended otherwise, or has not ended yet.
     """
-    from service import console, managing
+    from service import console
     from service.config import get_settings
+    from service.operations import managing
 
     row = wait_for(managing.cancel_run(get_settings(), run, user(), wait))
     reason = f": {row['reason']}" if row["reason"] else ""
@@ -67,8 +70,9 @@ def retry(run: OneRun, again: Anew = False) -> None:
 
     It goes on after its last checkpoint, in a running service. With --again it begins anew.
     """
-    from service import console, managing
+    from service import console
     from service.config import get_settings
+    from service.operations import managing
 
     settings = get_settings()
     row = wait_for(managing.retry(settings, run, user(), again))
@@ -91,9 +95,10 @@ def backfill(
     The slots are those of the schedule that the task has now, both ends included. Their runs wait behind what is on
     time. A slot that has a run is left alone, however that ended; with --again, a run that is over gets a new attempt.
     """
-    from service import console, managing
+    from service import console
     from service.batch.firing.backfill import Entry, Fate
     from service.config import get_settings
+    from service.operations import managing
 
     def see(entry: Entry) -> None:
         if dry_run:
@@ -118,8 +123,9 @@ def prune(
 
     The newest KEEP_RUNS_PER_TASK of each task stay in any case. A service does this every hour by itself.
     """
-    from service import console, managing
+    from service import console
     from service.config import get_settings
+    from service.operations import managing
 
     settings = get_settings()
     counts = wait_for(managing.prune(settings, dry_run))
@@ -133,8 +139,9 @@ def prune(
 
 def warn_if_held(task: str) -> None:
     """A run that there was before has to wait for the end of a pause."""
-    from service import console, managing
+    from service import console
     from service.config import get_settings
+    from service.operations import managing
 
     if (pause := wait_for(managing.pause_of(get_settings(), task))) is not None:
         console.warn(f"batch: {task} is paused by {pause.by}: `batch resume {task}` lets it go on")
@@ -144,8 +151,9 @@ def warn_if_held(task: str) -> None:
 
 def warn_if_unserved(task: str) -> None:
     """Who waits for something that nobody does should know."""
-    from service import console, managing
+    from service import console
     from service.config import get_settings
+    from service.operations import managing
 
     if not wait_for(managing.is_served(get_settings(), task)):
         console.warn(f"batch: no service that has {task} is running: the next one runs it")

@@ -10,8 +10,8 @@ import typer
 from service.cli.options import AsJson, utc, wait_for
 
 if TYPE_CHECKING:
-    from service.backup.plan import Plan
-    from service.restoring import Restored, Wanted
+    from service.backup.restoring.plan import Plan
+    from service.operations.backups.restore import Restored, Wanted
 
 FILE = typer.Argument(metavar="FILE", help="A path, a name, `latest`, or s3://bucket/prefix/name.", show_default=False)
 
@@ -36,8 +36,9 @@ def restore(
     """
     from dataclasses import replace
 
-    from service import logs, restoring
+    from service import logs
     from service.config import get_settings
+    from service.operations.backups import restore as restoring
 
     logs.set_up("WARNING")
     settings, wanted = get_settings(), restoring.Wanted(file, dry_run, force, not no_safety, changed)
@@ -94,9 +95,9 @@ def _ask(plan: Plan) -> None:
 
 
 def _done(wanted: Wanted) -> Restored:
-    from service import restoring
     from service.cli.meter import metered
     from service.config import get_settings
+    from service.operations.backups import restore as restoring
 
     with metered("restore") as tell:
         return wait_for(restoring.restore(get_settings(), wanted, tell))

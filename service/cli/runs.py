@@ -18,7 +18,7 @@ from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
     from service.cli.bar import Bar, Lines
-    from service.host import BatchService
+    from service.server.batch_service import BatchService
 
 BAR_AFTER_SECONDS = 1.0
 """A run that is over by then needs no bar."""
@@ -67,8 +67,9 @@ def _execute(name: str, given: dict[str, str], slot: datetime | None) -> None:
 
 
 def _queue(name: str, given: dict[str, str], slot: datetime | None, wait: bool) -> None:
-    from service import console, managing
+    from service import console
     from service.config import get_settings
+    from service.operations import managing
 
     run = wait_for(managing.queue(get_settings(), name, given, slot, user()))
     console.say(f"run {run} queued", flush=True)
@@ -88,8 +89,9 @@ def runs(
 
     `batch show ID` has all about one of them.
     """
-    from service import console, listing
+    from service import console
     from service.config import get_settings
+    from service.operations import listing
 
     after = instant_or_age(since, "--since") if since is not None else None
     found = wait_for(listing.runs(get_settings(), task, state, after, limit))
@@ -102,7 +104,7 @@ async def _run(name: str, given: dict[str, str], slot: datetime | None, shown: B
     from service.batch.execution.run_here import ManualRun
     from service.batch.tasks.registry import TaskRegistry
     from service.config import get_settings
-    from service.host import BatchService
+    from service.server.batch_service import BatchService
 
     settings = get_settings()
     logging.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT, shown.log_stream)

@@ -17,8 +17,8 @@ def serve(
     reload: Annotated[bool, typer.Option("--reload", help="Drain and start anew when a source file changes.")] = False,
 ) -> None:
     """Run the service: fire the tasks in TASKS_DIR and answer HTTP, until SIGTERM or Ctrl-C."""
-    from service import reload as reloading
-    from service import server
     from service.config import get_settings
+    from service.server import reload as reloading
+    from service.server import uvicorn as server
 
     (reloading if reload else server).serve(get_settings(), host, port)

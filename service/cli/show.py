@@ -21,8 +21,9 @@ def show(run: RunOrTask, as_json: AsJson = False) -> None:
     RUN is a run's id or the first 6 or more digits of one: its times, attempts, error, and the last lines of its log.
     Or it is a task's name: its schedule, policies, parameters, last runs, and the slots that it missed.
     """
-    from service import console, details
+    from service import console
     from service.config import get_settings
+    from service.operations import details
 
     kind, row = wait_for(details.details(get_settings(), run))
     if as_json:

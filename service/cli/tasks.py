@@ -16,8 +16,9 @@ def tasks(as_json: AsJson = False) -> None:
 
     The exit code is 1 when there are files that can't be used; they are named on stderr.
     """
-    from service import console, listing
+    from service import console
     from service.config import get_settings
+    from service.operations import listing
 
     found = wait_for(listing.tasks(get_settings()))
     good, broken = ([row for row in found if bool(row["error"]) is wrong] for wrong in (False, True))

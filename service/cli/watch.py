@@ -24,15 +24,16 @@ def watch(run: RunOrTask) -> None:
     it is a bar; else a line when something has changed, every 10 seconds at most. The exit code is 0 when the run
     succeeded, and 1 when it ended otherwise. Ctrl-C leaves the run alone.
     """
-    from service import console, following
+    from service import console
     from service.cli import bar
     from service.config import get_settings
+    from service.operations import run_log
 
     def tell(row: Row, text: str) -> None:
         console.say(f"{utc(row['now'])} {text}", flush=True)
 
     with bar.display(sys.stdout, tell) as shown:
-        row = _wait_for(_see(following.looks(get_settings(), run), shown), shown)
+        row = _wait_for(_see(run_log.looks(get_settings(), run), shown), shown)
     console.say(progress.told_end(row))
     raise SystemExit(0 if row["state"] == "succeeded" else 1)
 
@@ -42,9 +43,10 @@ def with_log(run: str) -> NoReturn:
 
     Who reads a pipe may write to the same terminal, and would tear the bar.
     """
-    from service import console, following
+    from service import console
     from service.cli import bar
     from service.config import get_settings
+    from service.operations import run_log
 
     settings = get_settings()
 
@@ -52,9 +54,9 @@ def with_log(run: str) -> NoReturn:
         console.warn(f"{utc(row['now'])} {text}")
 
     async def follow() -> str:
-        seeing = asyncio.create_task(_see(following.looks(settings, run), shown))
+        seeing = asyncio.create_task(_see(run_log.looks(settings, run), shown))
         try:
-            return await logs.print_log(following.blocks(settings, run, follow=True), write=shown.write)
+            return await logs.print_log(run_log.blocks(settings, run, follow=True), write=shown.write)
         finally:
             await _end(seeing)
 
@@ -77,16 +79,16 @@ async def seen(database: Database, run: str, shown: Bar | Lines) -> AsyncIterato
 async def _see_here(database: Database, run: str, shown: Bar | Lines) -> None:
     from sqlalchemy.exc import DBAPIError
 
-    from service import following
     from service.errors import DatabaseError
+    from service.operations import run_log
 
     while True:
         with suppress(DBAPIError, DatabaseError, OSError):
             async with database.reader.connect() as connection:
-                row = await following.look(connection, run)
+                row = await run_log.look(connection, run)
             if row is not None:
                 shown.see(row)
-        await asyncio.sleep(following.POLL_SECONDS)
+        await asyncio.sleep(run_log.POLL_SECONDS)
 
 
 async def _see(looks: AsyncGenerator[dict[str, Any]], shown: Bar | Lines) -> Row:

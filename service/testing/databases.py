@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import make_url
 
+from service.application.migration import APPLICATION_HISTORY
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import async_url
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 
 T = TypeVar("T")
 

@@ -19,8 +19,8 @@ from typing import Any
 import asyncpg
 from sqlalchemy import make_url
 
-from service.backup.archive import Archive
-from service.backup.format import TAR_END, Trailer, padding
+from service.backup.file.format import TAR_END, Trailer, padding
+from service.backup.file.writer import Archive
 
 HEADER = {"database": "app", "server_version": "18", "revision": None, "revisions": {}, "tool": "batch-system 1"}
 

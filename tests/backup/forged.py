@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.backup.format import TAR_END, Trailer, padding
+from service.backup.file.format import TAR_END, Trailer, padding
 
 REVISION = "shop_0001"
 """Of no migration of ours, so that no table is made by one."""

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.backup.count import Report
-from service.backup.format import TAR_END, Trailer, padding
-from service.backup.reader import Backup, LocalFile
-from service.backup.restore import restore as restore_source
+from service.backup.file.format import TAR_END, Trailer, padding
+from service.backup.file.reader import Backup, LocalFile
+from service.backup.restoring.count import Report
+from service.backup.restoring.restore import restore as restore_source
 from tests.backup.contents import connected, manifest
 
 SCHEMA = """

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
-from service.backup.diff import diff
+from service.backup.comparing.compare import diff
 from service.config import get_settings
 from service.errors import BackupError
-from service.host import APPLICATION_HISTORY
-from service.restoring import Wanted, check_by_restoring, restore
+from service.operations.backups.restore import Wanted, check_by_restoring, restore
 from service.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute
 from tests.databases import migrated

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from service.backup.archive import Archive
-from service.backup.create import create_backup
-from service.backup.format import LARGEST_JSON, PIECE_BYTES, TRAILER_BYTES
-from service.backup.reader import Backup, LocalFile, read_header
-from service.backup.tally import whole_rows
+from service.backup.comparing.tally import whole_rows
+from service.backup.file.format import LARGEST_JSON, PIECE_BYTES, TRAILER_BYTES
+from service.backup.file.reader import Backup, LocalFile, read_header
+from service.backup.file.writer import Archive
+from service.backup.making.create import create_backup
 from service.database.engine import Database
 from service.errors import BackupError
 from tests.backup.contents import HEADER, gzip_members, make_archive, members
@@ -138,10 +138,10 @@ async def test_a_database_whose_manifest_would_be_too_large_is_not_copied(
 ) -> None:
     """On both databases. A page of each stands for the hundreds of gigabytes that it would take."""
     use_database(database_url)
-    monkeypatch.setattr("service.backup.archive.PIECE_BYTES", 1)
-    monkeypatch.setattr("service.backup.archive.MEMBER_JSON", LARGEST_JSON)
-    monkeypatch.setattr("service.backup.archive.Archive.add_rows", None)
-    monkeypatch.setattr("service.backup.sqlite._copy_pages", None)
+    monkeypatch.setattr("service.backup.file.writer.PIECE_BYTES", 1)
+    monkeypatch.setattr("service.backup.file.writer.MEMBER_JSON", LARGEST_JSON)
+    monkeypatch.setattr("service.backup.file.writer.Archive.add_rows", None)
+    monkeypatch.setattr("service.backup.sqlite.file_copy._copy_pages", None)
     with pytest.raises(BackupError, match="larger than these backups can be"):
         await create_backup(tmp_path / "backups")
     assert list((tmp_path / "backups").iterdir()) == []

@@ -17,14 +17,15 @@ import pytest
 from sqlalchemy import make_url
 
 from service import clock
-from service.backup import create_backup, process, worker
-from service.backup.archive import Archive
-from service.backup.order import Order
-from service.backup.progress import Progress
-from service.backup.reader import LocalFile
-from service.backup.selection import Selection
-from service.backup.threads import Stop
-from service.backup.verify import verify
+from service.backup import create_backup
+from service.backup.file.progress import Progress
+from service.backup.file.reader import LocalFile
+from service.backup.file.selection import Selection
+from service.backup.file.verify import verify
+from service.backup.file.writer import Archive
+from service.backup.making import process, worker
+from service.backup.making.request import Order
+from service.concurrency.stoppable import Stop
 from service.errors import BackupError
 from tests.backup.contents import connected, copies, execute, make_sqlite, opened, until
 
@@ -46,7 +47,7 @@ def workers(parent: int | None = None) -> list[int]:
         listed = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except FileNotFoundError:
         return []
-    return [int(child) for child in " ".join(listed).split() if "service.backup.worker" in command(int(child))]
+    return [int(child) for child in " ".join(listed).split() if "service.backup.making.worker" in command(int(child))]
 
 
 def command(pid: int) -> str:
@@ -328,7 +329,7 @@ def test_a_script_needs_no_event_loop(app_db: Path, tmp_path: Path) -> None:
 
 
 def test_the_process_loads_nothing_of_the_service_that_it_has_no_use_for() -> None:
-    code = "import sys, service.backup.worker; print(sorted({'sqlalchemy', 'starlette'} & set(sys.modules)))"
+    code = "import sys, service.backup.making.worker; print(sorted({'sqlalchemy', 'starlette'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from service.backup import create_backup, diff_postgresql
-from service.backup.diff import diff
-from service.backup.difference import Difference, TableDifference
+from service.backup import create_backup
+from service.backup.comparing import postgresql_rows
+from service.backup.comparing.compare import diff
+from service.backup.comparing.differences import Difference, TableDifference
 from service.batch.ledger.tables import ledger
 from service.config import forget_settings, get_settings
 from service.errors import BackupError
@@ -166,13 +167,13 @@ async def test_one_instant_is_compared_while_others_write(
 ) -> None:
     await execute(database, "CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE z (id int PRIMARY KEY)")
     before = await made(tmp_path)
-    count = diff_postgresql._count
+    count = postgresql_rows._count
 
     async def with_a_write(*args: Any) -> Any:
         await execute(database, "INSERT INTO z SELECT count(*) FROM z")
         return await count(*args)
 
-    monkeypatch.setattr(diff_postgresql, "_count", with_a_write)
+    monkeypatch.setattr(postgresql_rows, "_count", with_a_write)
     assert all(table.same for table in (await diff(get_settings(), before)).tables)
     async with connected(database) as connection:
         assert await connection.fetchval("SELECT count(*) FROM z") == 2
@@ -259,7 +260,7 @@ async def test_a_table_that_somebody_keeps_is_not_waited_for_for_ever(database: 
 
 async def _with_short_patience(before: str) -> Difference:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(diff_postgresql.snapshot.SETTINGS, "lock_timeout", "50ms")
+        patch.setitem(postgresql_rows.snapshot.SETTINGS, "lock_timeout", "50ms")
         return await diff(get_settings(), before)
 
 

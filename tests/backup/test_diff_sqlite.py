@@ -12,12 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.backup import create_backup, diff_sqlite
-from service.backup.diff import diff
-from service.backup.difference import Difference, Side, TableDifference
-from service.backup.tally import AFTER, BEFORE
-from service.backup.threads import Stop
+from service.backup import create_backup
+from service.backup.comparing import sqlite_rows
+from service.backup.comparing.compare import diff
+from service.backup.comparing.differences import Difference, Side, TableDifference
+from service.backup.comparing.tally import AFTER, BEFORE
 from service.clock import now
+from service.concurrency.stoppable import Stop
 from service.config import get_settings
 from service.errors import BackupError
 
@@ -176,13 +177,13 @@ async def test_one_instant_is_compared_while_others_write(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await made(tmp_path)
-    counts = diff_sqlite._counts
+    counts = sqlite_rows._counts
 
     def with_a_write(*args: Any) -> Any:
         execute(file, "INSERT INTO plain (v) VALUES (1); INSERT INTO notes VALUES (1)")
         return counts(*args)
 
-    monkeypatch.setattr(diff_sqlite, "_counts", with_a_write)
+    monkeypatch.setattr(sqlite_rows, "_counts", with_a_write)
     assert all(table.same for table in (await after(before)).values())
 
 
@@ -244,7 +245,7 @@ def test_rows_are_looked_up_by_the_keys_index_and_not_by_going_over_the_table(tm
     for path in paths:
         execute(path, f"CREATE TABLE t {columns}")
     statements: list[str] = []
-    with diff_sqlite.attached(*(diff_sqlite.uri(path, is_ours=False) for path in paths), Stop()) as connection:
+    with sqlite_rows.attached(*(sqlite_rows.uri(path, is_ours=False) for path in paths), Stop()) as connection:
         connection.set_trace_callback(statements.append)
         _compare(connection)
         [joining] = [statement for statement in statements if " JOIN " in statement]
@@ -271,15 +272,15 @@ def two_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[sqlite3
 
 def compared(files: list[sqlite3.Connection]) -> Difference:
     paths = [Path(connection.execute("PRAGMA database_list").fetchone()[2]) for connection in files]
-    with diff_sqlite.attached(*(diff_sqlite.uri(path, is_ours=False) for path in paths), Stop()) as connection:
+    with sqlite_rows.attached(*(sqlite_rows.uri(path, is_ours=False) for path in paths), Stop()) as connection:
         return _compare(connection)
 
 
 def _compare(connection: sqlite3.Connection) -> Difference:
     before, after = (
-        Side("a side", now(), "sqlite", "", None, {}, diff_sqlite.tables(connection, side)) for side in (BEFORE, AFTER)
+        Side("a side", now(), "sqlite", "", None, {}, sqlite_rows.tables(connection, side)) for side in (BEFORE, AFTER)
     )
-    return diff_sqlite.compare(connection, before, after, Stop())
+    return sqlite_rows.compare(connection, before, after, Stop())
 
 
 @given(TABLES, TABLES)

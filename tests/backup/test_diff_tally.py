@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.backup import tally
-from service.backup.tally import AFTER, BEFORE, Counts, Keyed, Keyless, Pace, UnfitRow, cut, lines, whole_rows
-from service.backup.threads import Stop, Stopped
+from service.backup.comparing import tally
+from service.backup.comparing.tally import AFTER, BEFORE, Counts, Keyed, Keyless, Pace, UnfitRow, cut, lines, whole_rows
+from service.concurrency.stoppable import Stop, Stopped
 from tests.docs_blocks import ROOT
 
 Rows = dict[tuple[int, str], str]

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from service import clock
+from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
 from service.batch.ledger import backups
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings, get_settings
 from service.errors import BackupError, DamagedBackup
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
-from service.keeping import known
+from service.operations.backups.make import known
 from service.testing.postgres import PostgresServer
 from tasks.restore_drill import RestoreDrillTask
 from tests.backup.contents import execute

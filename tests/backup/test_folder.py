@@ -13,7 +13,7 @@ import pytest
 
 from service import clock
 from service.backup import create_backup
-from service.backup.folder import reserve, taken_at
+from service.backup.file.folder import reserve, taken_at
 from service.errors import BackupError
 from tests.backup.contents import connected, make_sqlite, manifest, until
 

@@ -20,19 +20,19 @@ import pytest
 from sqlalchemy import make_url
 
 from service import clock
-from service.backup.diff import diff
-from service.backup.reader import Backup, LocalFile
-from service.backup.threads import Stop
-from service.backup.verify import verify
+from service.backup.comparing.compare import diff
+from service.backup.file.reader import Backup, LocalFile
+from service.backup.file.verify import verify
+from service.batch.ledger.migration import LEDGER_HISTORY
+from service.concurrency.stoppable import Stop
 from service.config import Settings, get_settings
-from service.copying import download, upload
-from service.discarding import plans, prune
 from service.errors import BackupError, DamagedBackup
-from service.finding import listed, rescan, shown
-from service.host import LEDGER_HISTORY
-from service.keeping import check
-from service.pinning import pin, unpin
-from service.restoring import Wanted, check_by_restoring, plan_of, restore
+from service.operations.backups.catalogue import listed, rescan, shown
+from service.operations.backups.copies import download, upload
+from service.operations.backups.make import check
+from service.operations.backups.pins import pin, unpin
+from service.operations.backups.prune import plans, prune
+from service.operations.backups.restore import Wanted, check_by_restoring, plan_of, restore
 from service.testing.postgres import PostgresServer
 from tests.backup import forged
 from tests.backup.contents import execute

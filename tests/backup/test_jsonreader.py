@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.backup import jsonreader
-from service.backup.jsonreader import JsonReader
+from service.backup.file import json_reader
+from service.backup.file.json_reader import JsonReader
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
@@ -62,7 +62,7 @@ def test_what_is_no_json_is_refused(text: str, size: int) -> None:
 def test_an_element_that_is_too_large_is_refused_before_all_of_it_is_taken_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(jsonreader, "LARGEST_ELEMENT", 1_000)
+    monkeypatch.setattr(json_reader, "LARGEST_ELEMENT", 1_000)
     taken = 0
 
     def endless() -> Iterator[str]:

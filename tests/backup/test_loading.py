@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.backup import loading
-from service.backup.loading import _Bounded
-from service.backup.reader import SavedTable
+from service.backup.file.reader import SavedTable
+from service.backup.restoring import loading
+from service.backup.restoring.loading import _Bounded
 from service.errors import BackupError
 
 TABLE = SavedTable("public", "t", ("a", "b"), ("bigint", "character varying(255)"), (), 0, 0)

@@ -10,17 +10,18 @@ import pytest
 from sqlalchemy import text
 
 from service import clock
-from service.backup.pins import Pin, read
-from service.backup.storage import Places, backups
-from service.backup.threads import Stop
-from service.backup.verify import verify
+from service.application.migration import APPLICATION_HISTORY
+from service.backup.file.verify import verify
+from service.backup.places.pins import Pin, read
+from service.backup.places.place import Places, backups
+from service.batch.ledger.migration import LEDGER_HISTORY
+from service.concurrency.stoppable import Stop
 from service.config import get_settings
 from service.database.engine import Database
 from service.errors import DamagedBackup
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
-from service.keeping import check, known
-from service.pinning import pin
-from service.restoring import Wanted, restore
+from service.operations.backups.make import check, known
+from service.operations.backups.pins import pin
+from service.operations.backups.restore import Wanted, restore
 from service.testing.postgres import PostgresServer
 from tasks.backup import BackupTask
 from tests.backup.s3 import Bucket, bucket, s3_server

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
+from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
-from service.backup.newfile import NewFile
-from service.backup.reader import LocalFile
-from service.backup.restore import planned
-from service.backup.scratch import restore_into_scratch
+from service.backup.file.reader import LocalFile
+from service.backup.restoring.restore import planned
+from service.backup.restoring.scratch import restore_into_scratch
+from service.backup.sqlite.new_file import NewFile
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings
 from service.errors import BackupError, DamagedBackup
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.backup.restores import restored
 from tests.databases import migrated, url_of
 

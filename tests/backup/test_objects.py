@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from service.backup import objects
-from service.backup.objects import Objects
-from service.backup.reader import LocalFile
-from service.backup.storage import nothing
-from service.backup.threads import Stop, Stopped
+from service.backup.file.reader import LocalFile
+from service.backup.places import s3
+from service.backup.places.place import nothing
+from service.backup.places.s3 import Objects
+from service.concurrency.stoppable import Stop, Stopped
 from service.errors import BackupError
 from tests.backup.s3 import SECRET, Bucket, bucket, keys, network, refusing, s3_server
 
@@ -30,9 +30,9 @@ MIB = 1024 * 1024
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As small as S3 takes them, and no long waits."""
-    monkeypatch.setattr(objects, "PART_BYTES", 5 * MIB)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
     quick = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50)}
-    monkeypatch.setattr(objects, "RETRY", {"max_retries": 2, "retry_timeout": timedelta(seconds=5), "backoff": quick})
+    monkeypatch.setattr(s3, "RETRY", {"max_retries": 2, "retry_timeout": timedelta(seconds=5), "backoff": quick})
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_small_file_goes_up_as_one_and_can_be_deleted(bucket: Bucket, tmp_path
 def test_where_the_etag_says_nothing_everything_is_read_back(
     bucket: Bucket, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects._Sent, "etag", lambda self: "of-an-encrypted-object")
+    monkeypatch.setattr(s3._Sent, "etag", lambda self: "of-an-encrypted-object")
     put(store(bucket), large)
     assert bucket.keys() == [f"shop/db/{NAME}"]
 
@@ -93,8 +93,8 @@ def test_what_is_not_what_was_sent_is_removed_and_told(
     bucket: Bucket, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file changes under the upload: its checksums are of other bytes than those that went."""
-    monkeypatch.setattr(objects._Sent, "etag", lambda self: "other")
-    monkeypatch.setattr(objects._Sent, "sha256", lambda self: hashlib.sha256(b"other").hexdigest())
+    monkeypatch.setattr(s3._Sent, "etag", lambda self: "other")
+    monkeypatch.setattr(s3._Sent, "sha256", lambda self: hashlib.sha256(b"other").hexdigest())
     with pytest.raises(BackupError, match=rf"{bucket.url}/{NAME} is not what was sent, so it was removed again"):
         put(store(bucket), large)
     assert bucket.keys() == []

@@ -17,11 +17,11 @@ import pytest
 
 from service import clock
 from service.backup import create_backup_sync
-from service.backup.reader import LocalFile
-from service.backup.scratch import restore_into_scratch
-from service.backup.storage import Folder, nothing
-from service.backup.threads import Stop
-from service.backup.verify import verify
+from service.backup.file.reader import LocalFile
+from service.backup.file.verify import verify
+from service.backup.places.place import Folder, nothing
+from service.backup.restoring.scratch import restore_into_scratch
+from service.concurrency.stoppable import Stop
 from tests.backup.contents import make_sqlite
 from tests.users import ARE_TWO, OTHER, OWN, WHO, shared_folder, user
 

@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 
 from service import clock
-from service.backup import pins
-from service.backup.objects import Objects
-from service.backup.pins import Pin
-from service.backup.storage import FOLDER, Folder, Places
+from service.backup.places import pins
+from service.backup.places.pins import Pin
+from service.backup.places.place import FOLDER, Folder, Places
+from service.backup.places.s3 import Objects
 from service.batch.ledger import backups
 from service.batch.ledger.backups import Facts
 from service.config import forget_settings, get_settings
-from service.copying import download, upload
-from service.discarding import plans, prune
 from service.errors import BackupError, DatabaseError
-from service.finding import shown
-from service.keeping import known, recorded
-from service.pinning import pin, unpin
+from service.operations.backups.catalogue import shown
+from service.operations.backups.copies import download, upload
+from service.operations.backups.make import known, recorded
+from service.operations.backups.pins import pin, unpin
+from service.operations.backups.prune import plans, prune
 from tests.backup.contents import HEADER, forge, make_archive
 from tests.backup.s3 import Bucket, bucket, refusing, s3_server
 

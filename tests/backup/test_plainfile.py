@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from service.backup import plainfile, sqlite_tables
-from service.backup.archive import Archive
-from service.backup.format import DATABASE, PIECE_BYTES
-from service.backup.plainfile import guard, workplace
-from service.backup.reader import LocalFile
-from service.backup.scratch import restore_into_scratch
+from service.backup.file.format import DATABASE, PIECE_BYTES
+from service.backup.file.reader import LocalFile
+from service.backup.file.writer import Archive
+from service.backup.restoring.scratch import restore_into_scratch
+from service.backup.sqlite import plain_file
+from service.backup.sqlite import tables as sqlite_tables
+from service.backup.sqlite.plain_file import guard, workplace
 from service.errors import BackupError, DamagedBackup
 from tests.backup.contents import HEADER
 from tests.backup.restores import restored
@@ -118,7 +119,7 @@ async def test_what_is_no_database_is_refused_before_a_byte_is_written(
     os.truncate(bomb, 3 * PIECE_BYTES)
     backup = forged(tmp_path / "bomb.backup.gz", bomb)
     assert backup.stat().st_size < 100_000
-    monkeypatch.setattr(plainfile, "create", lambda path: pytest.fail("something was written"))
+    monkeypatch.setattr(plain_file, "create", lambda path: pytest.fail("something was written"))
     with pytest.raises(DamagedBackup, match=words):
         await restored(backup, url)
     with pytest.raises(DamagedBackup, match=words):
@@ -131,7 +132,7 @@ async def test_a_disk_without_room_for_it_is_told_before_a_byte_is_written(
     backup = hostile(LIVE)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(20_000))
-    monkeypatch.setattr(plainfile, "create", lambda path: pytest.fail("something was written"))
+    monkeypatch.setattr(plain_file, "create", lambda path: pytest.fail("something was written"))
     with pytest.raises(BackupError, match=f"needs 24,576 bytes in {tmp_path}, where 20,000 are free") as raised:
         await restored(backup, url)
     assert not isinstance(raised.value, DamagedBackup)
@@ -241,7 +242,7 @@ async def test_a_schema_that_takes_too_much_memory_is_refused_before_sqlite_read
     url: str, hostile: Callable[..., Path], count: int, columns: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backup = hostile(LIVE, schema=(many_tables(count, columns),))
-    monkeypatch.setattr(plainfile, "guard", lambda *_: pytest.fail("SQLite was to open it"))
+    monkeypatch.setattr(plain_file, "guard", lambda *_: pytest.fail("SQLite was to open it"))
     with pytest.raises(DamagedBackup, match=r"its schema has more than 20,000 tables, .* or more than 4,194,304 bytes"):
         await restored(backup, url)
 

@@ -11,12 +11,13 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import make_url
 
-from service.backup import create_backup, unloading
-from service.backup.progress import Progress
-from service.backup.reader import Backup, LocalFile, read_header
-from service.backup.threads import Stop
-from service.backup.verify import verify
+from service.backup import create_backup
+from service.backup.file.progress import Progress
+from service.backup.file.reader import Backup, LocalFile, read_header
+from service.backup.file.verify import verify
+from service.backup.postgresql import unloading
 from service.batch.ledger.tables import companions
+from service.concurrency.stoppable import Stop
 from tests.backup.contents import connected, copies, execute, manifest, members, restore, until
 from tests.backup.restores import restored
 

@@ -8,9 +8,10 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import make_url
 
-from service.backup import create_backup, snapshot
-from service.backup.create import connect_arguments
-from service.backup.selection import Selection
+from service.backup import create_backup
+from service.backup.file.selection import Selection
+from service.backup.making.create import connect_arguments
+from service.backup.postgresql import snapshot
 from service.errors import BackupError
 from tests.backup.contents import connected, copies, execute, manifest, until
 

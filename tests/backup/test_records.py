@@ -10,16 +10,16 @@ import pytest
 from sqlalchemy import bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.backup.storage import FOLDER
+from service.backup.places.place import FOLDER
 from service.batch.ledger import backups
 from service.batch.ledger.backups import CHECKSUMS, RESTORED, Facts, Row
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.tables import new_id
 from service.config import forget_settings, get_settings
 from service.database.engine import Database
 from service.database.types import UtcDateTime
 from service.errors import DatabaseError
-from service.host import LEDGER_HISTORY
-from service.keeping import known, noted, recorded
+from service.operations.backups.make import known, noted, recorded
 from tests.databases import migrated
 
 AT = datetime(2026, 3, 29, 12, 0, 0, tzinfo=UTC)

@@ -10,14 +10,16 @@ import asyncpg
 import pytest
 from sqlalchemy import make_url
 
-from service.backup import create_backup, restore_postgresql, server
-from service.backup.count import Counted
-from service.backup.loading import load
-from service.backup.reader import LocalFile
-from service.backup.restore import planned
+from service.backup import create_backup
+from service.backup.file.reader import LocalFile
+from service.backup.postgresql import server
+from service.backup.restoring import restore_postgresql
+from service.backup.restoring.count import Counted
+from service.backup.restoring.loading import load
+from service.backup.restoring.restore import planned
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings
 from service.errors import BackupError
-from service.host import LEDGER_HISTORY
 from service.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, until
 from tests.backup.restores import (

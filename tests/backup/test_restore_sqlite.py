@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 
-from service.backup import create_backup, plainfile
-from service.backup.count import Counted
-from service.backup.reader import Backup, LocalFile
-from service.backup.restore import planned
+from service.application.migration import APPLICATION_HISTORY
+from service.backup import create_backup
+from service.backup.file.reader import Backup, LocalFile
+from service.backup.restoring.count import Counted
+from service.backup.restoring.restore import planned
+from service.backup.sqlite import plain_file
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings
 from service.errors import BackupError
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.backup.restores import damage, killed_in_the_middle, restored
 from tests.databases import migrated, url_of
 
@@ -175,7 +177,7 @@ async def test_who_may_not_restore_any_more_is_asked_when_nobody_else_can_write(
 async def test_a_writer_that_does_not_end_is_told(
     app_db: Path, url: str, backup: Path, is_partial: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plainfile, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(plain_file, "BUSY_SECONDS", 0.05)
     execute(app_db, "CREATE TABLE apart (id INT)" if is_partial else "")
     with closing(sqlite3.connect(app_db, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
@@ -188,16 +190,16 @@ async def test_a_writer_that_does_not_end_is_told(
 async def test_a_cancel_ends_the_wait_for_a_writer(
     app_db: Path, url: str, backup: Path, is_partial: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plainfile, "BUSY_SECONDS", 3600.0)
+    monkeypatch.setattr(plain_file, "BUSY_SECONDS", 3600.0)
     execute(app_db, CHANGES + ("CREATE TABLE apart (id INT)" if is_partial else ""))
     before, waits, loop = everything(app_db), asyncio.Event(), asyncio.get_running_loop()
-    again = plainfile.Patience.again
+    again = plain_file.Patience.again
 
-    def told(self: plainfile.Patience) -> None:
+    def told(self: plain_file.Patience) -> None:
         loop.call_soon_threadsafe(waits.set)
         again(self)
 
-    monkeypatch.setattr(plainfile.Patience, "again", told)
+    monkeypatch.setattr(plain_file.Patience, "again", told)
     with closing(sqlite3.connect(app_db, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         restoring = asyncio.create_task(restored(backup, url))

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
+from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
-from service.backup.count import Counted, Report
-from service.backup.reader import Backup, LocalFile
-from service.backup.scratch import restore_into_scratch
+from service.backup.file.reader import Backup, LocalFile
+from service.backup.restoring.count import Counted, Report
+from service.backup.restoring.scratch import restore_into_scratch
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database.migrate import History
 from service.errors import BackupError, DamagedBackup
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
-from service.restoring import HISTORIES
+from service.operations.backups.restore import HISTORIES
 from service.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, make_sqlite, manifest, until
 from tests.backup.restores import (
@@ -258,7 +259,10 @@ async def test_a_cancel_in_the_middle_ends_the_servers_work_too(database: str, b
 
 async def test_kill_9_in_the_middle_leaves_nothing(database: str, backup: Path) -> None:
     before = await everything(database)
-    names = ("service.backup.restore import restore", "service.backup.scratch import restore_into_scratch as restore")
+    names = (
+        "service.backup.restoring.restore import restore",
+        "service.backup.restoring.scratch import restore_into_scratch as restore",
+    )
     await killed_in_the_middle(backup, database, HANGING.replace(*names))
 
     async def has_ended() -> bool:

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from service import clock
-from service.backup import create_backup, selection, sqlite
-from service.backup.archive import Archive
-from service.backup.order import Order
-from service.backup.progress import Meter, Progress
-from service.backup.reader import Backup, LocalFile, read_header
-from service.backup.selection import Selection
-from service.backup.threads import Stop
+from service.backup import create_backup
+from service.backup.file import selection
+from service.backup.file.progress import Meter, Progress
+from service.backup.file.reader import Backup, LocalFile, read_header
+from service.backup.file.selection import Selection
+from service.backup.file.writer import Archive
+from service.backup.making.request import Order
+from service.backup.sqlite import file_copy as sqlite
 from service.batch.ledger.tables import ledger
+from service.concurrency.stoppable import Stop
 from service.errors import BackupError
 from tests.backup.contents import make_sqlite, manifest, members, opened
 

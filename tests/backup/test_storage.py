@@ -16,10 +16,10 @@ from urllib.parse import unquote
 import pytest
 
 from service import clock
-from service.backup.folder import NAME as OURS
-from service.backup.reader import Backup, LocalFile
-from service.backup.storage import Folder, Places, backups, find, nothing
-from service.backup.threads import Stop, Stopped
+from service.backup.file.folder import NAME as OURS
+from service.backup.file.reader import Backup, LocalFile
+from service.backup.places.place import Folder, Places, backups, find, nothing
+from service.concurrency.stoppable import Stop, Stopped
 from service.config import forget_settings, get_settings
 from service.errors import BackupError, InvalidSetting
 from tests.backup.contents import make_archive
@@ -172,7 +172,7 @@ def test_a_file_url_is_a_folder(folder: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_without_the_library_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKUP_URL", "s3://bucket/prefix")
-    for name in [name for name in sys.modules if name.startswith("obstore")] + ["service.backup.objects"]:
+    for name in [name for name in sys.modules if name.startswith("obstore")] + ["service.backup.places.s3"]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "obstore", None)
     assert refused(FAR).endswith("pip install 'batch-system[s3]'")

@@ -12,10 +12,10 @@ import pytest
 
 from service import clock
 from service.backup import create_backup
-from service.backup.objects import Objects
+from service.backup.places.s3 import Objects
 from service.config import forget_settings, get_settings
 from service.errors import BackupError
-from service.keeping import known
+from service.operations.backups.make import known
 from tasks.backup import BackupTask
 from tests.backup.contents import make_archive, make_sqlite
 from tests.backup.s3 import Bucket, bucket, network, s3_server
@@ -167,7 +167,7 @@ async def test_a_backup_that_has_failed_its_check_deletes_nothing(
             file.truncate(path.stat().st_size - 1)
         return path
 
-    monkeypatch.setattr("service.keeping.create_backup", damaged)
+    monkeypatch.setattr("service.operations.backups.make.create_backup", damaged)
     with clock.moved(NOW), pytest.raises(BackupError, match=r"backups/backup_20260329_120000.* is damaged"):
         await BackupTask().run()
     assert OLD in names(folder)

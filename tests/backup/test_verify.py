@@ -16,10 +16,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from service.backup.format import TRAILER_BYTES, Trailer
-from service.backup.reader import Backup, LocalFile, read_header
-from service.backup.threads import Stop, Stopped
-from service.backup.verify import Checked, verify
+from service.backup.file.format import TRAILER_BYTES, Trailer
+from service.backup.file.reader import Backup, LocalFile, read_header
+from service.backup.file.verify import Checked, verify
+from service.concurrency.stoppable import Stop, Stopped
 from service.errors import BackupError
 from tests.backup.contents import HEADER, forge, gzip_members, make_archive
 

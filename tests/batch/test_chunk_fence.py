@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import get_db
+from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.chunks import checkpoints
 from service.batch.chunks.checkpoints import Overtaken, Place
@@ -22,7 +23,6 @@ from service.database.engine import Database
 from service.database.migrate import migrate
 from service.database.session import application_database, leave_application_database, use_application_database
 from service.errors import LeaseLost
-from service.host import APPLICATION_HISTORY
 from tests.batch.test_chunks import Attempt, task
 
 NAME = "chunks:1"

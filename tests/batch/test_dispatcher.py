@@ -14,7 +14,7 @@ from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.firing import Fired
 from service.config import get_settings
 from service.database.engine import Database
-from service.host import BatchService
+from service.server.batch_service import BatchService
 from tests.batch.ledger_world import NODE, know, make_task
 
 

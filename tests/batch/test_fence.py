@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from service import call_db, clock, get_db
+from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.context import current_run, fencing
 from service.batch.context.current_run import CurrentRun
@@ -41,7 +42,6 @@ from service.database.session import (
 )
 from service.database.sync import home_loop
 from service.errors import LeaseLost
-from service.host import APPLICATION_HISTORY
 from tests.batch.attempts import SLOT
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 

@@ -15,7 +15,7 @@ from sqlalchemy import event, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import TaskRegistry, clock, config, logs, managing
+from service import TaskRegistry, clock, config, logs
 from service.batch.account import accounting
 from service.batch.context.lease import Lease
 from service.batch.execution import local_engine
@@ -30,7 +30,8 @@ from service.batch.nodes.ledger_poll import News
 from service.batch.queue import cancel, claiming
 from service.config import get_settings
 from service.database.engine import Database
-from service.host import BatchService
+from service.operations import managing
+from service.server.batch_service import BatchService
 from tests.batch import ledger_world
 from tests.batch.ledger_world import NODE, know, make_task, until
 from tests.batch.test_leases import put_node, put_run

@@ -18,6 +18,7 @@ from service.batch.context.lease import Lease, Observer
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.ledger import nodes, tables
 from service.batch.ledger.database_time import now_of
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import Claimed, mirror_progress
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, process_lock
@@ -27,7 +28,7 @@ from service.batch.queue import claiming
 from service.batch.queue.retry import retry
 from service.config import get_settings
 from service.database.engine import Database
-from service.host import LEDGER_HISTORY, BatchService
+from service.server.batch_service import BatchService
 from tests.batch.attempts import Begun
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 from tests.databases import migrated

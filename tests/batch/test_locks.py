@@ -11,13 +11,14 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
+from service.application.migration import APPLICATION_HISTORY
 from service.batch.cron.cron import schedule
 from service.batch.firing import task_sync
 from service.batch.ledger import schedules, tables
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.tables import new_id
 from service.batch.retention.pruning import Keep, Pruner
 from service.database.engine import Database
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.batch.ledger_world import NODE, fire, know, make_task, until
 from tests.batch.lock_order import watch
 from tests.batch.test_runs import insert as insert_runs

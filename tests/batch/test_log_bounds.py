@@ -23,7 +23,7 @@ from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import new_id
 from service.clock import now
 from service.database.engine import Database
-from service.following import Reader
+from service.operations.run_log import Reader
 from tests.batch.attempts import Begun, ending_of
 from tests.batch.ledger_world import NODE
 

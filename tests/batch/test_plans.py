@@ -16,11 +16,13 @@ import pytest
 from sqlalchemy import event, insert, select, text, update
 
 from service import clock
+from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.chunks.checkpoints import PLACE_AND_FENCE
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.firing import firing, task_sync
 from service.batch.ledger import history, nodes, runs, schedules, tables
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import Outcome
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
@@ -30,7 +32,6 @@ from service.batch.queue.capacity import Capacity
 from service.batch.retention.pruning import Keep, Pruner
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new

@@ -11,13 +11,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, text
 
+from service.application.migration import APPLICATION_HISTORY
 from service.application.models import Base
 from service.batch.ledger import tables
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database.alembic_history import script_directory
 from service.database.engine import Database
 from service.database.migrate import History, migrate
 from service.errors import DatabaseTooNew, DatabaseUnreachable
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 
 
 def differences(connection: Connection, metadata: list[MetaData], version_table: str) -> list[object]:
@@ -46,7 +47,7 @@ MIGRATE = """
 import asyncio, sys
 from service.database.engine import Database
 from service.database.migrate import History, migrate
-from service.host import LEDGER_HISTORY
+from service.batch.ledger.migration import LEDGER_HISTORY
 
 async def main():
     database = Database(sys.argv[1], setting="LEDGER_URL", pooled=False)

@@ -18,7 +18,7 @@ from service.config import get_settings
 from service.database.engine import Database
 from service.database.session import application_database, leave_application_database, use_application_database
 from service.errors import LeaseLost
-from service.host import BatchService
+from service.server.batch_service import BatchService
 from tests.batch.ledger_world import make_task, until
 
 

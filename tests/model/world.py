@@ -11,10 +11,11 @@ from typing import Any
 from sqlalchemy import Table, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger import tables
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.host import APPLICATION_HISTORY, LEDGER_HISTORY
 from service.testing.postgres import PostgresServer
 from tests.batch.lock_order import watch
 

@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 from service import clock, config, logs
 from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
-from service.host import BatchService
+from service.server.batch_service import BatchService
 from service.testing.postgres import PostgresServer
 from tests.batch.ledger_world import until
 from tests.commands import Batch, in_this_process

@@ -17,13 +17,14 @@ from pydantic_core import PydanticSerializationError, to_json
 from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState
 
-from service import escaping, loglines
+from service import escaping
 from service.batch.context.loop_positions import Loops
 from service.batch.context.progress import Meter
 from service.batch.cron.cron import Schedule
 from service.batch.ledger.run_logs import LogLine
 from service.batch.ledger.states import Origin
 from service.errors import BatchError, Interrupted
+from service.logs import log_lines
 
 MAX_WAITING_LINES = 10_000
 MAX_WAITING_BYTES = 4_000_000
@@ -124,7 +125,7 @@ class CurrentRun:
         return {**context, "attempt": self.attempt} if self.attempt > 1 else context
 
     def keep_line(self, at: str, level: str, logger: str, text: str) -> None:
-        line = LogLine(at, level, logger, loglines.bounded(text, loglines.LONGEST_LINE))
+        line = LogLine(at, level, logger, log_lines.bounded(text, log_lines.LONGEST_LINE))
         with self._lock:
             if len(self._lines) < MAX_WAITING_LINES and self._size < MAX_WAITING_BYTES:
                 self._lines.append(line)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from service import clock, escaping, failures, loglines
+from service import clock, escaping, failures
 from service.batch.context import current_run
 from service.batch.context.current_run import CurrentRun, for_ever
 from service.batch.context.fencing import seal
@@ -29,7 +29,7 @@ from service.database.session import bind_to_service
 from service.database.sync import home_loop
 from service.database.writers import session_owner
 from service.errors import Interrupted, InvalidParameters, RetryAfter
-from service.logs import get_logger, run_log
+from service.logs import get_logger, log_lines, run_log
 
 logger = get_logger("service.batch")
 
@@ -249,7 +249,7 @@ def _as_json(result: Any) -> Any:
         return None
     try:
         if _is_large(result):
-            return _beginning(json.dumps(loglines.plain(result), ensure_ascii=False))
+            return _beginning(json.dumps(log_lines.plain(result), ensure_ascii=False))
         encoded = to_json(result, inf_nan_mode="strings", fallback=repr)
         return json.loads(encoded) if len(encoded) <= LARGEST_RESULT else _beginning(encoded.decode(errors="replace"))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's object may raise anything

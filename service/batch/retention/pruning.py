@@ -43,8 +43,8 @@ from sqlalchemy.sql.selectable import TextualSelect
 from service import clock
 from service.batch.firing.misfires import INSTANT
 from service.batch.ledger import database_time, json_rows
-from service.batch.ledger import schedules
 from service.batch.ledger.runs import locked_by_id
+from service.batch.ledger.schedules import lock_tasks
 from service.batch.ledger.states import FINAL, Origin
 from service.batch.ledger.tables import (
     HELD_SQL,
@@ -212,7 +212,7 @@ class Pruner:
         kind = self._ledger.kind
         wanted = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "before": before}
         async with self._runs.transaction(self._ledger) as connection:
-            await schedules.lock_tasks(connection, [task])
+            await lock_tasks(connection, [task])
             went = (await connection.execute(_delete_over(kind), wanted)).all()
             gone = [row.id for row in went]
             await connection.execute(
@@ -231,7 +231,7 @@ class Pruner:
         if not any([await self._is_there(at.table, at < before) for at in ends.values()]):
             return counts
         async with self._ledger.engine.begin() as connection:
-            await schedules.lock_tasks(connection)
+            await lock_tasks(connection)
             await connection.execute(_accounts_begin_later(before))
         for what, at in ends.items():
             counts[what] = await self._delete(at.table, and_(at < before, _is_before_the_account(at)))

@@ -1,0 +1,137 @@
+"""diff(): what differs between a backup and the database as it is now, or between two backups."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from sqlalchemy.engine import URL, make_url
+
+from service import clock
+from service.backup.comparing import postgresql_rows, sqlite_rows
+from service.backup.comparing.differences import Difference, Side, Table
+from service.backup.comparing.postgresql_rows import Database
+from service.backup.comparing.tally import AFTER, BEFORE
+from service.backup.file.format import POSTGRESQL, SQLITE, WORDS
+from service.backup.file.progress import Meter
+from service.backup.file.reader import Backup
+from service.backup.file.selection import Selection
+from service.backup.making.create import connect_arguments, shown
+from service.backup.places.place import Places
+from service.backup.sqlite.plain_file import unpack
+from service.concurrency.stoppable import Stop, in_thread
+from service.config import Settings
+from service.errors import BackupError
+
+FILES = ("before.sqlite3", "after.sqlite3")
+
+
+async def diff(settings: Settings, before: str, after: str | None = None) -> Difference:
+    """From the backup `before` to the backup `after`, or to the application's database as it is now.
+
+    They are found as `Places.find` does. All is read by a thread, and nothing is changed. Raises BackupError.
+    """
+    return await in_thread(lambda stop: _diff(settings, before, after, stop))
+
+
+def _diff(settings: Settings, before: str, after: str | None, stop: Stop) -> Difference:
+    with ExitStack() as stack:
+        old = stack.enter_context(_opened(settings, before))
+        if after is None:
+            return _with_database(old, settings, stop)
+        new = stack.enter_context(_opened(settings, after))
+        _refuse_another_kind(old, new.header.kind, new.source.name)
+        if old.header.kind == POSTGRESQL:
+            return postgresql_rows.between(old, new, _side(old), _side(new), stop)
+        folder = stack.enter_context(_folder())
+        files = [_extracted(backup, folder / name, stop) for backup, name in zip((old, new), FILES, strict=True)]
+        ours, theirs = (sqlite_rows.uri(file, is_ours=True) for file in files)
+        packed = max(old.source.size, new.source.size)
+        with sqlite_rows.attached(ours, theirs, stop, packed) as connection:
+            sides = (
+                _side(old, sqlite_rows.tables(connection, BEFORE)),
+                _side(new, sqlite_rows.tables(connection, AFTER)),
+            )
+            return sqlite_rows.compare(connection, *sides, stop)
+
+
+@contextmanager
+def _opened(settings: Settings, name: str) -> Iterator[Backup]:
+    with Places.of(settings).find(name) as source:
+        yield Backup.open(source)
+
+
+def _with_database(old: Backup, settings: Settings, stop: Stop) -> Difference:
+    setting, text = settings.backup_database
+    url = make_url(text)
+    name = shown(url)
+    _refuse_another_kind(old, url.get_backend_name(), f"the database {name} ({setting})")
+    if old.header.kind == POSTGRESQL:
+        selection = Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER)
+        database = Database(url.database or "", name, setting, connect_arguments(url), selection)
+        return postgresql_rows.with_database(old, _side(old), database, stop)
+    return _with_file(old, url, stop)
+
+
+def _with_file(old: Backup, url: URL, stop: Stop) -> Difference:
+    path = Path(url.database or "")
+    if not path.is_file():
+        raise BackupError(f"there is no database at {path.absolute()}: look at DATABASE_URL")
+    with _folder() as folder:
+        ours = sqlite_rows.uri(_extracted(old, folder / FILES[BEFORE], stop), is_ours=True)
+        with sqlite_rows.attached(ours, sqlite_rows.uri(path, is_ours=False), stop, old.source.size) as connection:
+            revisions = sqlite_rows.revisions(connection, AFTER)
+            after = Side(
+                name=f"the database {path.absolute()}",
+                taken_at=clock.now(),
+                kind=SQLITE,
+                database=path.name,
+                revision=revisions.get("alembic_version"),
+                revisions=revisions,
+                tables=sqlite_rows.tables(connection, AFTER),
+            )
+            return sqlite_rows.compare(connection, _side(old, sqlite_rows.tables(connection, BEFORE)), after, stop)
+
+
+def _refuse_another_kind(old: Backup, kind: str, name: str) -> None:
+    if old.header.kind != kind:
+        raise BackupError(
+            f"{old.source.name} is a backup of {WORDS[old.header.kind]}, but {name} is of {WORDS.get(kind, kind)}: "
+            "only two of one kind can be compared"
+        )
+
+
+def _side(backup: Backup, tables: tuple[Table, ...] | None = None) -> Side:
+    header = backup.header
+    if tables is None:
+        tables = tuple(Table(one.schema, one.name, one.columns, one.types, one.key) for one in backup.tables)
+    return Side(
+        name=backup.source.name,
+        taken_at=header.taken_at,
+        kind=header.kind,
+        database=header.database,
+        revision=header.revision,
+        revisions=header.revisions,
+        tables=tables,
+        left_out=frozenset(backup.left_out),
+    )
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    try:
+        with tempfile.TemporaryDirectory(prefix="batch-diff-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise BackupError(
+            f"the backup could not be unpacked in {tempfile.gettempdir()}: {error.strerror or error}. Free some space "
+            "there, or set TMPDIR to a folder on a larger disk."
+        ) from error
+
+
+def _extracted(backup: Backup, file: Path, stop: Stop) -> Path:
+    """The database in a SQLite backup, as a file for as long as it is needed."""
+    unpack(backup, file, Meter(None), stop)
+    return file

@@ -1,0 +1,241 @@
+"""Reads backups: the manifest from the end of the file, then any member by itself, each checked before it is used.
+
+Nothing that a file says is believed: sizes are bounded before memory is taken, and names are only ever compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Self
+
+from service.backup.file.format import (
+    COPY,
+    DATABASE,
+    HEADER,
+    LARGEST_JSON,
+    LARGEST_MANIFEST,
+    LARGEST_PIECE,
+    MANIFEST,
+    SQLITE,
+    TAR_END,
+    TRAILER_BYTES,
+    Trailer,
+    padding,
+)
+from service.backup.file.format import Header as Header
+from service.backup.file.format import Member as Member
+from service.backup.file.manifest import Manifest, header_of
+from service.backup.file.manifest import SavedSequence as SavedSequence
+from service.backup.file.manifest import SavedTable as SavedTable
+from service.backup.file.source import LocalFile as LocalFile
+from service.backup.file.source import Source as Source
+from service.backup.file.unpacking import Unpacked, only_file, size_in, text, unpack
+from service.backup.file.writer import count_rows
+from service.errors import BackupError, DamagedBackup
+from service.escaping import brief
+
+FIRST_BYTES = 64 * 1024
+LARGEST_HEADER = 4 * 1024 * 1024
+"""The header is looked for in so many bytes of the file, and if that is not all of it, in so many."""
+
+Name = tuple[str | None, str]
+
+
+@dataclass(frozen=True)
+class Backup:
+    """An open backup. Its manifest was compared with the trailer; its members are compared when they are read."""
+
+    source: Source
+    header: Header
+    tables: tuple[SavedTable, ...]
+    sequences: tuple[SavedSequence, ...]
+    left_out: tuple[str, ...]
+    members: tuple[Member, ...]
+    _frames: dict[int, tuple[int | None, int]]
+    """Of a file's members, where it has several, by offset: the size of the file whose header stands before it, and the
+    padding after it."""
+    _by_table: dict[Name, tuple[Member, ...]]
+    """PostgreSQL: those with the rows of a table, by its schema and name, in the table's order."""
+    manifest_sha256: str
+    """Of the manifest as it is packed. It has the hash of each member: two backups with the same one are the same."""
+
+    @classmethod
+    def open(cls, source: Source) -> Self:
+        """Raises BackupError for what is no backup, is cut, has a damaged manifest, or comes from a newer version."""
+        trailer = _trailer(source)
+        try:
+            manifest = _manifest(source, trailer)
+            frames = _frames(manifest.members, manifest.header.kind, trailer)
+            by_table = _by_table(manifest)
+        except ValueError as error:
+            raise damaged(source, f"its manifest is not one that this service writes ({error})") from error
+        return cls(
+            source=source,
+            header=manifest.header,
+            tables=tuple(table for table, _ in manifest.tables),
+            sequences=manifest.sequences,
+            left_out=manifest.left_out,
+            members=manifest.members,
+            _frames=frames,
+            _by_table=by_table,
+            manifest_sha256=trailer.sha256.hex(),
+        )
+
+    def parts(self, table: SavedTable) -> Iterator[bytes]:
+        """PostgreSQL: the table's rows as COPY wrote them, in the table's order. A large row goes over several."""
+        return map(self.content, self.members_of(table))
+
+    def members_of(self, table: SavedTable) -> tuple[Member, ...]:
+        return self._by_table.get((table.schema, table.name), ())
+
+    def pieces(self) -> Iterator[bytes]:
+        """SQLite: the database file, from its first byte to its last."""
+        for member in self.members:
+            if member.name == DATABASE:
+                yield self.content(member)
+
+    def content(self, member: Member) -> bytes:
+        """What this member holds of the tar's file, once every byte of it was compared with the manifest."""
+        size, after = self._frames.get(member.offset) or (member.bytes, len(padding(member.bytes)))
+        before = 0 if size is None else tarfile.BLOCKSIZE
+        packed = self.source.read(member.offset, member.packed)
+        if hashlib.sha256(packed).digest() != member.sha256:
+            raise damaged(self.source, f"{member.name} is not what was written (at byte {member.offset})")
+        raw = unpack(packed, before + member.bytes + after)
+        if raw is None:
+            raise damaged(self.source, f"{member.name} holds more or less than its manifest says")
+        if size is not None and size_in(raw[:before], member.name) != size:
+            raise damaged(self.source, f"{member.name} does not begin as its manifest says")
+        if after and raw[-after:] != bytes(after):
+            raise damaged(self.source, f"{member.name} does not end as its manifest says")
+        if member.rows is not None and count_rows(raw) != member.rows:
+            raise damaged(self.source, f"{member.name} has not the rows that its manifest counts")
+        return raw[before : before + member.bytes] if before or after else raw
+
+
+def read_header(path: Path) -> Header:
+    """What the first member says, and nothing else of the file is read."""
+    with LocalFile(path) as file:
+        header = first_header(file)
+    if header is None:
+        raise BackupError(f"{path} is not a backup of this service")
+    return header
+
+
+def damaged(source: Source, what: str) -> DamagedBackup:
+    return DamagedBackup(f"the backup {source.name} is damaged: {what}. Nothing was read from it; use another backup.")
+
+
+def _trailer(source: Source) -> Trailer:
+    trailer = Trailer.unpack(source.read(max(source.size - TRAILER_BYTES, 0), TRAILER_BYTES))
+    if trailer is None:
+        if first_header(source) is None:  # which also refuses a newer format
+            raise DamagedBackup(f"{source.name} is not a backup of this service")
+        raise damaged(source, "it does not end with a trailer, so its end is missing or something stands after it")
+    if trailer.offset + trailer.packed + TRAILER_BYTES != source.size:
+        raise damaged(source, "bytes are missing, or too many, before its trailer")
+    return trailer
+
+
+def _manifest(source: Source, trailer: Trailer) -> Manifest:
+    """Raises ValueError, which says what is wrong in it."""
+    if trailer.packed > LARGEST_MANIFEST:
+        raise damaged(source, f"its manifest has {trailer.packed:,} bytes, and {LARGEST_MANIFEST:,} are allowed")
+    packed = source.read(trailer.offset, trailer.packed)
+    if hashlib.sha256(packed).digest() != trailer.sha256:
+        raise damaged(source, "its manifest is not what was written")
+    unpacked = Unpacked(packed)
+    size = size_in(unpacked.read(tarfile.BLOCKSIZE), MANIFEST)
+    if size is None or size > LARGEST_JSON:
+        raise damaged(source, "its last member is no manifest")
+    manifest = Manifest.read(text(unpacked, size), source.name)
+    rest = padding(size) + TAR_END
+    if unpacked.read(len(rest) + 1) != rest or not unpacked.is_whole:
+        raise damaged(source, "its last member is no manifest")
+    return manifest
+
+
+def _parsed(source: Source, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise damaged(source, "its header is no JSON") from error
+    if not isinstance(value, dict):
+        raise damaged(source, "its header is no JSON object")
+    return value
+
+
+def first_header(source: Source) -> Header | None:
+    """None where the first member is not a header of ours."""
+    reads = (source.read(0, length) for length in (FIRST_BYTES, LARGEST_HEADER))
+    raws = (unpack(read, LARGEST_HEADER, exactly=False, more_follows=True) for read in reads)
+    raw = next(filter(None, raws), None)
+    data = only_file(raw, HEADER) if raw else None
+    if data is None:
+        return None
+    try:
+        return header_of(_parsed(source, data), source.name)
+    except ValueError as error:
+        raise damaged(source, f"its header is not one that this service writes ({error})") from error
+
+
+def _frames(members: tuple[Member, ...], kind: str, trailer: Trailer) -> dict[int, tuple[int | None, int]]:
+    """Raises ValueError unless the members stand one after the other, with names and sizes that backups have."""
+    frames: dict[int, tuple[int | None, int]] = {}
+    seen: set[str] = set()
+    for name, run in groupby(members, key=lambda member: member.name):
+        if name in seen or not _is_allowed(name, kind, is_first=not seen):
+            raise ValueError(f"a member named {brief(name)!r} is not allowed there")
+        seen.add(name)
+        pieces = list(run)
+        if any((piece.rows is None) == (COPY.fullmatch(name) is not None) for piece in pieces):
+            raise ValueError(f"{name} has rows, or none, which no such member has")
+        if len(pieces) > 1:
+            frames |= dict.fromkeys((piece.offset for piece in pieces), (None, 0))
+            size = sum(piece.bytes for piece in pieces)
+            frames[pieces[0].offset] = (size, 0)
+            frames[pieces[-1].offset] = (None, len(padding(size)))
+    end = 0
+    for member in members:
+        if member.offset != end or member.bytes > LARGEST_PIECE or member.packed > 2 * LARGEST_PIECE:
+            raise ValueError(f"{member.name} at byte {member.offset}, with {member.bytes} bytes in {member.packed}")
+        end = member.end
+    if end != trailer.offset or not seen or (kind == SQLITE and DATABASE not in seen):
+        raise ValueError(f"its members end at byte {end}")
+    return frames
+
+
+def _is_allowed(name: str, kind: str, *, is_first: bool) -> bool:
+    if is_first:
+        return name == HEADER
+    return name == DATABASE if kind == SQLITE else COPY.fullmatch(name) is not None
+
+
+def _by_table(manifest: Manifest) -> dict[Name, tuple[Member, ...]]:
+    """The members with a table's rows, in its order. Raises ValueError unless they are those that it counts."""
+    folders: dict[str, list[Member]] = {}
+    for member in manifest.members:
+        if match := COPY.fullmatch(member.name):
+            folders.setdefault(match[1], []).append(member)
+    found: dict[Name, tuple[Member, ...]] = {}
+    for table, folder in manifest.tables:
+        members = folders.pop(folder, []) if folder is not None else []
+        counted = (sum(member.rows or 0 for member in members), sum(member.bytes for member in members))
+        if folder is not None and (table.rows, table.bytes) != counted:
+            raise ValueError(f"the members of {brief(table.name)} hold other rows than the table")
+        if members:
+            found[table.schema, table.name] = tuple(sorted(members, key=_number))
+    if folders:
+        raise ValueError(f"it holds rows of no table of its manifest: {next(iter(folders))}")
+    return found
+
+
+def _number(member: Member) -> int:
+    """Of the part. A part's pieces have the same one, and stay as they are in the file."""
+    return int(member.name.rpartition("/")[2].removesuffix(".copy"))

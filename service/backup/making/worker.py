@@ -1,0 +1,89 @@
+"""Carries out an order: `python -m service.backup.making.worker` does so in a process of its own, at a low priority.
+
+The order comes as a line on stdin, which then stays open: its end means that the backup is not wanted any more, or
+that whoever ordered it is gone. Signals are for that process, which hears them too, to decide on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from service.backup.file.folder import explained, remove_unfinished
+from service.backup.file.format import POSTGRESQL, SQLITE
+from service.backup.file.progress import Meter, Progress
+from service.backup.file.reader import LocalFile
+from service.backup.file.verify import verify
+from service.backup.file.writer import Archive
+from service.backup.making.request import Order
+from service.backup.postgresql import dump
+from service.backup.sqlite import file_copy
+from service.concurrency.stoppable import Stop, Stopped
+from service.errors import BackupError
+
+Writer = Callable[[Order, Archive, Meter, Stop], None]
+WRITERS: dict[str, Writer] = {POSTGRESQL: dump.write, SQLITE: file_copy.write}
+NICE = 10
+
+
+def carry_out(order: Order, partial: Path, stop: Stop, report: Callable[[Progress], None] | None) -> None:
+    """Write the backup into the file that is there already, and read it back."""
+    meter = Meter(report)
+    with explained(partial.parent):
+        with Archive(partial, order.started) as archive:
+            WRITERS[order.kind](order, archive, meter, stop)
+        _read_back(partial, meter, stop)
+
+
+def _read_back(partial: Path, meter: Meter, stop: Stop) -> None:
+    try:
+        with LocalFile(partial) as file:
+            meter.begin("verifying", file.size)
+            verify(file, stop, lambda member: meter.add(member.packed))
+    except BackupError as error:
+        raise BackupError(
+            f"no backup was made in {partial.parent}, as what was written can't be read back ({error.message}) "
+            "The disk may be faulty: look at it, or set BACKUP_DIR to another folder."
+        ) from error
+
+
+def main() -> None:
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    os.nice(NICE)
+    order, partial, ordered_by = Order.from_json(sys.stdin.buffer.readline())
+    stop = Stop()
+    threading.Thread(target=_until_unwanted, args=(stop,), daemon=True).start()
+    try:
+        carry_out(order, partial, stop, lambda progress: _say(progress=asdict(progress)))
+        _say(done=True)
+    except BackupError as error:
+        _say(error=error.message)
+    except Stopped:
+        remove_unfinished(partial)  # that process may end before it comes to it
+    finally:
+        if os.getppid() != ordered_by:  # else what an error leaves is for that process to remove
+            remove_unfinished(partial)
+
+
+def _until_unwanted(stop: Stop) -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    stop.ask()
+
+
+def _say(**what: Any) -> None:
+    with suppress(BrokenPipeError):  # nobody listens any more, which the end of the input says too
+        os.write(sys.stdout.fileno(), json.dumps(what).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Where backups are, a folder or a bucket, by the same few verbs; and how one of them is named. Threads call it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from service import clock
+from service.backup.file.digest import PIECE_BYTES
+from service.backup.file.folder import PIN, explained, publish, remove_abandoned, sync, taken_at
+from service.backup.file.reader import LocalFile, Source
+from service.backup.file.verify import verify
+from service.backup.places.retention import ahead_named, is_ahead, latest_of
+from service.concurrency.stoppable import Stop
+from service.config import Settings, get_settings
+from service.errors import BackupError
+from service.escaping import brief
+from service.logs import get_logger
+from service.placeurl import FILE, folder_of, refuse_one_place
+
+if TYPE_CHECKING:
+    from service.backup.places.s3 import Object
+
+logger = get_logger(__name__)
+
+LATEST = "latest"
+FOLDER = "folder"
+"""BACKUP_DIR as a place. The other one is called by its URL."""
+
+
+def nothing(_: int) -> None:
+    """For who wants to hear nothing."""
+
+
+class Storage(Protocol):
+    """A place of backups. `name`: as people know it, without credentials; `place`: as the ledger does."""
+
+    name: str
+    place: str
+
+    def listed(self) -> dict[str, int]:
+        """The size of each file by its name, others than backups too."""
+
+    def has(self, name: str) -> bool: ...
+
+    def open(self, name: str) -> LocalFile | Object: ...
+
+    def read(self, name: str, most: int) -> bytes:
+        """So many bytes of a small file; none of what is no file."""
+
+    def write(self, name: str, data: bytes) -> bool:
+        """A small file. False: there is one of that name, which stays as it is."""
+
+    def changed_at(self, name: str) -> datetime | None:
+        """When it was written, by the place's clock; None where it is gone."""
+
+    def put(self, source: Source, name: str, stop: Stop, tell: Callable[[int], None]) -> None:
+        """Copy a backup there. It has its name only when it is whole and was compared."""
+
+    def delete(self, name: str) -> None: ...
+
+
+class Folder:
+    """Backups in a folder of this machine."""
+
+    def __init__(self, path: Path, place: str = FOLDER) -> None:
+        self.path = path
+        self.name = str(path)
+        self.place = place
+
+    def listed(self) -> dict[str, int]:
+        """Nothing where the folder is missing."""
+        if not self.path.exists():
+            return {}
+        try:
+            with os.scandir(self.path) as entries:
+                return dict(_sizes(entries))
+        except OSError as error:
+            raise BackupError(f"the folder {self.path} can't be read: {error.strerror}") from error
+
+    def has(self, name: str) -> bool:
+        return os.path.lexists(self.path / name)
+
+    def open(self, name: str) -> LocalFile:
+        return LocalFile(self.path / name, follow=False)
+
+    def read(self, name: str, most: int) -> bytes:
+        try:
+            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(descriptor, "rb") as file:
+                return file.read(most) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+        except OSError:
+            return b""
+
+    def write(self, name: str, data: bytes) -> bool:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            sync(self.path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise BackupError(f"{self.path / name} can't be written: {error.strerror or error}.") from error
+        return True
+
+    def changed_at(self, name: str) -> datetime | None:
+        with suppress(OSError):
+            return datetime.fromtimestamp((self.path / name).lstat().st_mtime, UTC)
+        return None
+
+    def put(self, source: Source, name: str, stop: Stop, tell: Callable[[int], None]) -> None:
+        final = self.path / name
+        partial = self.path / f".{name.split('.')[0]}.{secrets.token_hex(4)}.partial"
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(self.path, clock.now())
+            if self.has(name):
+                raise BackupError(f"{final} is there already")
+            try:
+                _copy(source, partial, stop, tell)
+                with LocalFile(partial) as copied:
+                    copied.name = source.name  # in messages: the partial file will be gone
+                    verify(copied, stop)
+                publish(partial, final)
+            except FileExistsError:
+                raise BackupError(f"{final} is there already") from None
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise BackupError(
+                f"the old backup {self.path / name} can't be deleted: {error.strerror}. Do it by hand."
+            ) from error
+
+
+def _sizes(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, int]]:
+    for entry in entries:
+        with suppress(FileNotFoundError):  # another process has just renamed or deleted it
+            if entry.is_file(follow_symlinks=False):
+                yield entry.name, entry.stat(follow_symlinks=False).st_size
+            elif entry.name.endswith(PIN):  # whatever it is, it pins
+                yield entry.name, 0
+
+
+def _copy(source: Source, to: Path, stop: Stop, tell: Callable[[int], None]) -> None:
+    with open(os.open(to, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        for offset in range(0, source.size, PIECE_BYTES):
+            stop.check()
+            file.write(source.read(offset, PIECE_BYTES))
+            tell(min(offset + PIECE_BYTES, source.size))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def at(url: str, settings: Settings) -> Storage:
+    """The place that a URL names. Raises BackupError."""
+    if url.startswith(FILE):
+        try:
+            return Folder(folder_of(url), place=url)
+        except ValueError as error:
+            raise BackupError(f"the address {url} is {error}") from None
+    if not url.startswith("s3://"):
+        raise BackupError(
+            f"there are no backups at {url.split('://')[0]}://…; allowed: s3://bucket/prefix, file:///folder"
+        )
+    try:
+        from service.backup.places.s3 import VARIABLES, Objects
+    except ModuleNotFoundError as error:
+        raise BackupError(f"{url}: for s3:// ({error.name} is missing): pip install 'batch-system[s3]'") from None
+    return Objects(url, {name: value for name in VARIABLES if (value := getattr(settings, name, None))})
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folder of backups (BACKUP_DIR), and where they are copied to (BACKUP_URL)."""
+
+    folder: Folder
+    url: str | None
+    settings: Settings
+
+    @classmethod
+    def of(cls, settings: Settings) -> Places:
+        return cls(Folder(settings.BACKUP_DIR), settings.BACKUP_URL, settings)
+
+    def elsewhere(self) -> Storage | None:
+        """None where BACKUP_URL is empty. Raises BackupError, and InvalidSetting where it is BACKUP_DIR."""
+        if self.url is None:
+            return None
+        refuse_one_place(self.folder.path, self.url)
+        return at(self.url, self.settings)
+
+    def all(self) -> list[Storage]:
+        """The folder first. Raises as `elsewhere` does."""
+        elsewhere = self.elsewhere()
+        return [self.folder, *([elsewhere] if elsewhere else [])]
+
+    def find(self, text: str) -> LocalFile | Object:
+        """The backup that a path, a name, `latest` or an address means. Raises BackupError."""
+        if "://" in text:
+            storage, name = self.addressed(text)
+            return storage.open(name)
+        if text == LATEST:
+            return self._latest()
+        if os.sep in text or os.path.isfile(text):
+            return LocalFile(Path(text))
+        found = backups(self.folder.listed())
+        if text in found:
+            return self.folder.open(text)
+        if (elsewhere := self.elsewhere()) is not None and text in backups(elsewhere.listed()):
+            return elsewhere.open(text)
+        near = f"; the newest there is {newest_here}" if (newest_here := latest_of(found, clock.now())) else ""
+        raise BackupError(
+            f"there is no backup {brief(text)} in {self._where()}{near}. Allowed: a path, a name, latest, "
+            "s3://bucket/prefix/name"
+        )
+
+    def _latest(self) -> LocalFile | Object:
+        """The newest of both places: a place that can't be looked at may have a newer one than the other."""
+        try:
+            found = newest(self.all(), clock.now())
+        except BackupError as error:
+            why = error.message.rstrip(".")
+            raise BackupError(f"{why}. So which backup is the latest is not known: give its name") from error
+        if found is None:
+            raise BackupError(f"there is no backup in {self._where()}")
+        storage, name = found
+        return storage.open(name)
+
+    def addressed(self, text: str) -> tuple[Storage, str]:
+        """The place and the name that an address means. Raises BackupError."""
+        if text.startswith("s3://") and any(mark in text for mark in "@?#"):
+            raise BackupError(
+                "only a bucket, a prefix and a name may stand in s3://bucket/prefix/name; keys are read from "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        url, _, name = text.rpartition("/")
+        storage = at(url, self.settings)
+        if name != LATEST:
+            return storage, name
+        if (found := newest([storage], clock.now())) is None:
+            raise BackupError(f"there is no backup in {storage.name}")
+        return found
+
+    def _where(self) -> str:
+        return f"{self.folder.name} (BACKUP_DIR)" + (f" or {self.url} (BACKUP_URL)" if self.url else "")
+
+
+def newest(storages: Iterable[Storage], now: datetime) -> tuple[Storage, str] | None:
+    """Where the latest backup is, and its name. None: there is none, or only such as are of a time to come."""
+    found: list[tuple[str, Storage]] = []
+    for storage in storages:
+        names = backups(storage.listed())
+        if name := latest_of(names, now):
+            found.append((name, storage))
+        if ahead := [one for one in names if is_ahead(one, now)]:
+            logger.warning(f"{ahead_named(ahead)} in {storage.name}: not taken for the latest")
+    if not found:
+        return None
+    name, storage = max(found, key=lambda one: one[0])  # the first of them, where both have it
+    return storage, name
+
+
+def find(text: str) -> LocalFile | Object:
+    """The backup that a path, a name, `latest` or an address means, to be closed by a `with`. Raises BackupError.
+
+    Threads call it. `latest` is the newest of the folder's and of those at BACKUP_URL.
+    """
+    return Places.of(get_settings()).find(text)
+
+
+def backups(listed: dict[str, int]) -> dict[str, int]:
+    """Of these files the backups: those whose names are exactly what ours are. By name, so by time."""
+    return {name: size for name, size in sorted(listed.items()) if taken_at(Path(name)) is not None}

@@ -1,0 +1,68 @@
+"""PostgreSQL: every table's rows by COPY, over two connections that see one snapshot.
+
+The connections have an event loop of their own, in the backup's process or thread: the service's loop sees none of
+this. Left out, and named in the manifest: the ledger's tables, materialized views (refresh them), and what the
+settings exclude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import asyncpg
+
+from service.backup.file.format import POSTGRESQL, tool
+from service.backup.file.progress import Meter
+from service.backup.file.writer import Archive
+from service.backup.making.request import Order
+from service.backup.postgresql import snapshot
+from service.backup.postgresql.unloading import described, unload
+from service.concurrency.stoppable import Stop, in_own_loop
+from service.errors import BackupError
+
+_ADVICE = {
+    asyncpg.InsufficientPrivilegeError: (
+        "A backup needs a role that may read every row: the owner, or one with pg_read_all_data and BYPASSRLS "
+        "(BACKUP_DATABASE_URL)."
+    ),
+    asyncpg.OutOfMemoryError: "It has many tables: raise the server's max_locks_per_transaction.",
+    asyncpg.LockNotAvailableError: "Something holds a table, a migration perhaps: back up when it is over.",
+}
+
+
+def write(order: Order, archive: Archive, meter: Meter, stop: Stop) -> None:
+    with _explained(order):
+        in_own_loop(_write(order, archive, meter), stop)
+
+
+async def _write(order: Order, archive: Archive, meter: Meter) -> None:
+    async with snapshot.connected(order.arguments, setting=order.setting) as connection:
+        contents = await snapshot.take(connection, order.selection)
+        if not contents.tables:
+            raise BackupError(f"there is no table in the database {order.shown}: look at {order.setting}")
+        facts = await snapshot.facts(connection, contents)
+        archive.add_header(POSTGRESQL, database=order.database, tool=tool(), **facts)
+        sizes = await snapshot.sizes(connection, contents.tables)
+        archive.refuse_too_large(
+            sum(size.bytes for size in sizes.values()),
+            tables=described(contents.tables),
+            sequences=await snapshot.values(connection, contents.sequences),
+            left_out=contents.left_out,
+        )
+        async with snapshot.shared(connection, order.arguments, contents.tables) as second:
+            connections = [one for one in (connection, second) if one is not None]
+            tables = await unload(connections, contents.tables, sizes, archive, meter)
+        sequences = await snapshot.values(connection, contents.sequences)
+        archive.finish(tables=tables, sequences=sequences, left_out=contents.left_out)
+
+
+@contextmanager
+def _explained(order: Order) -> Iterator[None]:
+    """The one place where an error of the server or of the network becomes ours. (Files' errors are ours by then.)"""
+    try:
+        yield
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        advice = _ADVICE.get(type(error), f"Look at {order.setting} and the server.")
+        raise BackupError(f"the database {order.shown} could not be backed up: {cause}. {advice}") from error

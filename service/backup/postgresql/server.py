@@ -1,0 +1,137 @@
+"""A restore's connection to a PostgreSQL server, and what to say when the server refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import asyncpg
+from sqlalchemy.engine import URL
+
+from service import clock
+from service.backup.making.create import connect_arguments, shown
+from service.backup.postgresql import snapshot
+from service.database import hiding
+from service.errors import BackupError
+
+LOCK_SECONDS = 10
+"""Whoever wants a table that the restore waits for waits behind it, so it does not wait for long."""
+ASK_AGAIN_SECONDS = 0.2
+ASK_TIMES = 25
+
+# Values are read as they were written. The role's search path stays: functions of checks and defaults may need it.
+SETTINGS = {
+    "row_security": "off",
+    "timezone": "UTC",
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "lock_timeout": f"{LOCK_SECONDS}s",
+    "application_name": "batch/restore",
+}
+
+VALUES_OF_A_KEY = re.compile(r"=\(.*\)")
+
+HOLDERS = """
+SELECT a.pid, a.usename, a.application_name, l.relation::pg_catalog.regclass::text AS relation
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+WHERE l.granted AND l.relation = ANY($1::oid[]) AND a.pid <> pg_catalog.pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+ORDER BY a.xact_start NULLS LAST, a.pid LIMIT 1
+"""
+
+
+@asynccontextmanager
+async def connected(url: URL) -> AsyncIterator[Any]:
+    async with snapshot.connected(connect_arguments(url), SETTINGS, f"the URL of {shown(url)}") as connection:
+        yield connection
+
+
+@contextmanager
+def explained(url: URL) -> Iterator[None]:
+    """The one place where an error of the server or of the network becomes ours."""
+    try:
+        yield
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise BackupError(
+            f"nothing was restored into {shown(url)}, which is as it was: {cause_of(error)}. Look at the server."
+        ) from error
+
+
+def cause_of(error: BaseException) -> str:
+    """One line, with what the server adds to it, and without the values of rows."""
+    cause = hiding.without_data(error, (str(error) or type(error).__name__).splitlines()[0])
+    detail = (getattr(error, "detail", None) or "").partition("\n")[0]
+    if not detail or detail.startswith("Failing row"):
+        return cause
+    return f"{cause} ({VALUES_OF_A_KEY.sub('', detail)})"
+
+
+async def lock(connection: Any, url: URL, relations: Sequence[tuple[int, str]]) -> None:
+    """Take these tables (id, name as SQL) for this transaction alone. Raises BackupError, which says who has one."""
+    if not relations:
+        return
+    names = ", ".join(name for _, name in relations)
+    until = clock.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            async with connection.transaction():
+                await connection.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
+            return
+        except asyncpg.DeadlockDetectedError as error:  # who has one of them waits for another: that one goes first
+            if clock.monotonic() >= until:
+                raise await _in_use(url, relations) from error
+        except asyncpg.LockNotAvailableError as error:
+            raise await _in_use(url, relations) from error
+
+
+async def _in_use(url: URL, relations: Sequence[tuple[int, str]]) -> BackupError:
+    async with connected(url) as other:
+        holder = await other.fetchrow(HOLDERS, [number for number, _ in relations])
+    who = (
+        f"{holder['relation']} is in use by {holder['application_name'] or 'a session'} of {holder['usename']} "
+        f"(pid {holder['pid']})"
+        if holder
+        else "a table was in use"
+    )
+    return BackupError(
+        f"nothing was restored into {shown(url)}: {who}, and was not let go within {LOCK_SECONDS} s. End that, or "
+        "try again when it is over"
+    )
+
+
+async def commit(connection: Any, url: URL, transaction: Any, number: str) -> None:
+    """Commit; where the answer is lost, ask what became of the transaction of this number (an xid8)."""
+    try:
+        await transaction.commit()
+    except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError) as error:
+        state = await _looked_up(url, number)
+        if state == "committed":
+            return
+        if state != "aborted":
+            raise BackupError(
+                f"the connection to {shown(url)} was lost while the restore committed, and nobody can say yet whether "
+                "it did: look at the rows when the server is back"
+            ) from error
+        raise
+
+
+async def _looked_up(url: URL, number: str) -> str | None:
+    for _ in range(ASK_TIMES):
+        try:
+            async with connected(url) as other:
+                state: str | None = await other.fetchval("SELECT pg_catalog.pg_xact_status($1::text::xid8)", number)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            state = None
+        if state in ("committed", "aborted"):
+            return state
+        await asyncio.sleep(ASK_AGAIN_SECONDS)
+    return None
+
+
+Still = Callable[[], Coroutine[Any, Any, None]]
+"""Asked once nobody else can write: raises BackupError where the restore must not happen."""

@@ -1,0 +1,151 @@
+"""SQLite: a copy by the online backup API, compressed while it is checked.
+
+Writers go on meanwhile (in WAL mode, which get_db() sets). The copy lies uncompressed beside the backup for as long
+as it is needed, so the folder needs room for both.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from service.backup.file.folder import copy_beside
+from service.backup.file.format import DATABASE, PIECE_BYTES, SQLITE, tool
+from service.backup.file.progress import Meter
+from service.backup.file.selection import Selection
+from service.backup.file.writer import Archive, refuse_size
+from service.backup.making.request import Order
+from service.backup.sqlite import tables as sqlite_tables
+from service.concurrency.stoppable import Stop
+from service.errors import BackupError
+
+STEP_PAGES = 2000
+BUSY_SECONDS = 10.0
+CHECK_EVERY_INSTRUCTIONS = 100_000
+
+_DAMAGED = "Restore an older backup, or save what can be read with sqlite3's .recover."
+_DAMAGED_INDEX = "Make its indexes anew: sqlite3's REINDEX."
+_ADVICE = {
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_FULL: "Free some space there, or set BACKUP_DIR to a folder on a larger disk.",
+    sqlite3.SQLITE_IOERR: "Look at the space and the health of both disks, or set BACKUP_DIR to another folder.",
+    sqlite3.SQLITE_BUSY: "Another program holds the database: end it, or try again later.",
+}
+
+
+def write(order: Order, archive: Archive, meter: Meter, stop: Stop) -> None:
+    source = file_of(order.database)
+    refuse_size(source.stat().st_size)
+    with _copy(source, copy_beside(archive.path), order.selection, meter, stop) as (copy, facts):
+        header = {"server_version": sqlite3.sqlite_version, "tool": tool(), **facts.pop("header")}
+        archive.add_header(SQLITE, database=source.name, **header)
+        size = copy.stat().st_size
+        archive.refuse_too_large(size, **facts, sequences=[])
+        meter.begin("packing", size)
+        with ThreadPoolExecutor(1, thread_name_prefix="backup-check") as beside:
+            checked = beside.submit(_refuse_damage, source, copy, stop)
+            archive.add_file(DATABASE, size, _pieces(copy, meter, stop))
+            checked.result()
+        archive.finish(**facts, sequences=[])
+
+
+def file_of(name: str) -> Path:
+    """The file that `URL.database` names. Raises BackupError."""
+    if name in ("", ":memory:") or name.startswith("file:"):
+        raise BackupError(
+            f"can't back up {name or ':memory:'!r}: DATABASE_URL must name a file, as in sqlite:///./app.db"
+        )
+    path = Path(name)
+    if not path.is_file():
+        raise BackupError(f"there is no database at {path.absolute()}: look at DATABASE_URL")
+    return path
+
+
+@contextmanager
+def _copy(
+    source: Path, copy: Path, selection: Selection, meter: Meter, stop: Stop
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A copy of the database in a file that is removed afterwards, and what there is in it."""
+    try:
+        with _explained(source, copy.parent, stop):
+            _copy_pages(source, copy, meter, stop)
+            facts = _choose(copy, selection, stop)
+        yield copy, facts
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _copy_pages(source: Path, copy: Path, meter: Meter, stop: Stop) -> None:
+    with closing(_open(source, "mode=rw")) as reading, closing(_open(copy, "mode=rw")) as writing:
+        # Without an open read transaction each commit of another connection would start the copy anew, for ever.
+        reading.execute("BEGIN")
+        if reading.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone() == (0,):
+            raise BackupError(f"there is no table in the database {source.absolute()}: look at DATABASE_URL")
+        (page_size,), (pages,) = (reading.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "page_count"))
+        meter.begin("copying", page_size * pages)
+        left = pages
+
+        def step(_: int, remaining: int, __: int) -> None:
+            nonlocal left
+            stop.check()
+            meter.add((left - remaining) * page_size)
+            left = remaining
+
+        writing.execute("PRAGMA journal_mode = OFF")
+        writing.execute("PRAGMA synchronous = OFF")
+        reading.backup(writing, pages=STEP_PAGES, progress=step)
+
+
+def _refuse_damage(source: Path, copy: Path, stop: Stop) -> None:
+    """Whatever a restore would refuse: also an index that does not fit its table, which quick_check does not see."""
+    with _explained(source, copy.parent, stop), closing(_open(copy, "mode=ro&immutable=1")) as connection:
+        connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
+        cause = sqlite_tables.damage(connection)
+    if cause:
+        advice = _DAMAGED_INDEX if " index " in cause else _DAMAGED
+        raise BackupError(f"the database {source.absolute()} is damaged, so it was not backed up: {cause}. {advice}")
+
+
+def _choose(copy: Path, selection: Selection, stop: Stop) -> dict[str, Any]:
+    """Drop what is not wanted, and describe the rest."""
+    with closing(_open(copy, "mode=ro&immutable=1")) as connection:
+        revisions = sqlite_tables.revisions(connection)
+        unwanted = sqlite_tables.unwanted(connection, selection)
+    if unwanted:
+        with closing(_open(copy, "mode=rw")) as connection:
+            connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
+            sqlite_tables.drop(connection, unwanted)
+    with closing(_open(copy, "mode=ro&immutable=1")) as connection:
+        connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
+        tables = sqlite_tables.described(connection)
+    header = {"revisions": revisions, "revision": revisions.get("alembic_version")}
+    return {"header": header, "tables": tables, "left_out": unwanted}
+
+
+def _open(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?{mode}"
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+
+
+@contextmanager
+def _explained(source: Path, folder: Path, stop: Stop) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        stop.check()
+        primary_code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        advice = _ADVICE.get(primary_code, "Check that it is a SQLite database which this user may read.")
+        message = f"the database {source.absolute()} could not be copied into {folder}: {error}. {advice}"
+        raise BackupError(message) from error
+
+
+def _pieces(path: Path, meter: Meter, stop: Stop) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            stop.check()
+            meter.add(len(piece))
+            yield piece

@@ -1,0 +1,234 @@
+"""SQLite: the database file that a backup holds, unpacked into a folder of this process's own, and opened with care.
+
+Whoever wrote the file may have written its schema too: views, triggers, generated columns and functions in checks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from service import clock
+from service.backup.file import sqlite_pages
+from service.backup.file.folder import STAMP, create
+from service.backup.file.format import DATABASE
+from service.backup.file.progress import Meter
+from service.backup.file.reader import Backup
+from service.concurrency.stoppable import Stop
+from service.errors import BackupError, DamagedBackup
+
+CHECK_EVERY_INSTRUCTIONS = 100_000
+BUSY_SECONDS = 10.0
+LISTEN_SECONDS = 0.1
+"""So long at once does it wait for a lock: a cancel is heard between two waits."""
+PREFIX = ".restore_"
+OURS = re.compile(rf"{re.escape(PREFIX)}[0-9]{{8}}_[0-9]{{6}}_\w+")
+LARGEST_VALUE = 64 * 1024 * 1024
+"""A value of a file from outside may be so large, or as large as the packed file: what is small takes little memory."""
+LARGEST_STATEMENT = 4 * 1024 * 1024
+
+BY_HAND = (
+    "Who trusts the backup can take the whole database out of it, while nobody uses the file: "
+    "tar xzOf FILE database.sqlite3 > app.db"
+)
+
+_ROWS = {
+    sqlite3.SQLITE_CONSTRAINT: "The table refuses a row of the backup: its constraints are others by now.",
+    sqlite3.SQLITE_TOOBIG: f"A value is larger than may come from outside. {BY_HAND}",
+    **dict.fromkeys((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB), "The file is damaged: use another backup."),
+}
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "Free some space on its disk.",
+    sqlite3.SQLITE_IOERR: "Look at the space and the health of its disk.",
+    sqlite3.SQLITE_BUSY: "Another program holds it: end that, or try again later.",
+    sqlite3.SQLITE_READONLY: "Make the file and its folder writable for this user.",
+    sqlite3.SQLITE_CANTOPEN: "Make the file and its folder writable for this user.",
+}
+
+
+@contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """A folder inside this one that nobody else may enter. It is removed with all that is in it.
+
+    Those of processes that were killed are removed first.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
+        path, descriptor = _made(folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _made(folder: Path) -> tuple[Path, int]:
+    """The folder, and the lock by which others see that it is in use."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{clock.now().strftime(STAMP)}_", dir=folder))
+        with suppress(FileNotFoundError):
+            descriptor = _opened_folder(path)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if path.exists():  # else another process took it for an abandoned one before it was locked
+                return path, descriptor
+            os.close(descriptor)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What nobody holds a lock on, if it is ours."""
+    for path in folder.glob(f"{PREFIX}*"):
+        if OURS.fullmatch(path.name):
+            with suppress(OSError):
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    descriptor = _opened_folder(path)
+    try:
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path)
+    finally:
+        os.close(descriptor)
+
+
+def _opened_folder(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+def unpack(backup: Backup, path: Path, meter: Meter, stop: Stop, copies: int = 1) -> None:
+    """The database file of a backup, in a folder of our own, on a disk that has room for so many of it.
+
+    Raises BackupError before the first byte is written where it is no SQLite database or there is no room for it.
+    """
+    size = sum(member.bytes for member in backup.members if member.name == DATABASE)
+    pieces = backup.pieces()
+    first = next(pieces, b"")
+    with _refused_as_damage(backup):
+        layout = sqlite_pages.layout(first)
+        layout.refuse_another_size(size)
+    try:
+        _refuse_no_room(backup, path.parent, copies * size)
+        meter.begin("unpacking", size)
+        with open(create(path), "wb") as file:
+            for piece in chain((first,), pieces):
+                stop.check()
+                file.write(piece)
+                meter.add(len(piece))
+    except OSError as error:
+        raise _unwritable(path.parent.parent, error) from error
+    with _refused_as_damage(backup):
+        sqlite_pages.refuse_large_schema(path, layout.page_size)
+
+
+def _refuse_no_room(backup: Backup, folder: Path, size: int) -> None:
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise BackupError(
+            f"the backup {backup.source.name} needs {size:,} bytes in {folder.parent}, where {free:,} are free, and "
+            "nothing was changed. Free some space there"
+        )
+
+
+@contextmanager
+def _refused_as_damage(backup: Backup) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise DamagedBackup(
+            f"the database in the backup {backup.source.name} is damaged, and nothing was changed: {error}. Use "
+            "another backup"
+        ) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> BackupError:
+    return BackupError(
+        f"the backup can't be unpacked in {folder}, and nothing was changed: {error.strerror or error}. Make room "
+        "there, and make it writable for this user"
+    )
+
+
+def opened(path: Path, mode: str, wait: float = BUSY_SECONDS) -> sqlite3.Connection:
+    return sqlite3.connect(uri_of(path, mode), uri=True, timeout=wait, isolation_level=None)
+
+
+def uri_of(path: Path, mode: str) -> str:
+    return f"{path.absolute().as_uri()}?{mode}"
+
+
+def guard(connection: sqlite3.Connection, packed: int, *, defensive: bool = True) -> None:
+    """Before a file from outside is opened or attached: as SQLite's page on untrusted files says, and bounds.
+
+    `packed`: the bytes of the backup. Views and triggers are refused, whatever is asked. `defensive` is to be had with
+    Python 3.12; it refuses writes to the tables of a full-text index.
+    """
+    for setting in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+        connection.execute(f"PRAGMA {setting}")
+    if sys.version_info >= (3, 12):
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, defensive)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(LARGEST_VALUE, packed))
+    connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, LARGEST_STATEMENT)
+    connection.set_authorizer(_allow_no_views)
+
+
+def _allow_no_views(action: int, first: Any, second: Any, schema: Any, inside: str | None) -> int:
+    """`inside`: the view or trigger whose text asks."""
+    return sqlite3.SQLITE_OK if inside is None else sqlite3.SQLITE_DENY
+
+
+class Patience:
+    """How long is waited for a file's write lock."""
+
+    def __init__(self, path: Path, stop: Stop) -> None:
+        self._path = path
+        self._stop = stop
+        self._until = clock.monotonic() + BUSY_SECONDS
+
+    def again(self) -> None:
+        """It was taken. Raises BackupError when that goes on for too long."""
+        self._stop.check()
+        if clock.monotonic() >= self._until:
+            raise BackupError(
+                f"nothing was restored into {self._path.absolute()}: another program has held its write lock for "
+                f"{BUSY_SECONDS:g} s. End that, or try again when it is over"
+            )
+
+
+@contextmanager
+def explained(path: Path, stop: Stop) -> Iterator[None]:
+    """The one place where an error of SQLite becomes ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        stop.check()
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        advice = _ADVICE.get(code, "Check that it is a SQLite database which this user may write to.")
+        raise BackupError(f"nothing was restored into {path.absolute()}: {error}. {advice}") from error
+
+
+@contextmanager
+def loading(backup: Backup, what: str, stop: Stop) -> Iterator[None]:
+    """An error of SQLite means that the backup's rows are damaged, or that a table refuses them."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        stop.check()
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code not in _ROWS:
+            raise
+        raise DamagedBackup(
+            f"{what} in the backup {backup.source.name} can't be loaded, and nothing was changed: {error}. "
+            f"{_ROWS[code]}"
+        ) from error

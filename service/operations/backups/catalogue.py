@@ -1,0 +1,258 @@
+"""Which backups there are, in the folder and elsewhere, with what the ledger knows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from threading import Lock
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock
+from service.backup.file.folder import taken_at
+from service.backup.file.reader import Backup, LocalFile, SavedTable, Source, first_header
+from service.backup.file.source import Fetched
+from service.backup.places import pins
+from service.backup.places.pins import Pin, Seen
+from service.backup.places.place import FOLDER, Places, Storage, find
+from service.backup.places.retention import Decision, Kept, Rules, Verdict, decide
+from service.batch.ledger import backups
+from service.batch.ledger.backups import Facts, Row
+from service.concurrency.stoppable import in_thread
+from service.config import Settings
+from service.errors import BackupError, DamagedBackup, DatabaseError
+from service.operations.backups.make import CHANGED, asked, facts_of, known, place_of, recorded
+from service.operations.backups.pins import written_out
+
+Key = tuple[str, str]
+"""A place and a name."""
+READERS = 8
+CHECKS = {"restored": "restored", "checksums": "checksums only"}
+
+
+async def listed(settings: Settings, warn: Callable[[str], None]) -> list[Row]:
+    """All backups of each place, the newest first. `warn` is told what could not be asked; the rest is listed all the
+    same, and nothing is changed.
+
+    Of files that the ledger does not know the first bytes are read, which don't tell the rows; of those elsewhere none.
+    """
+    places = Places.of(settings)
+    seen = [await in_thread(lambda _: pins.look(places.folder))]
+    try:
+        rows = await known(settings)
+    except DatabaseError as error:
+        warn(f"what the ledger knows of backups is not shown: {error.message}")
+        rows = {}
+    try:
+        if (elsewhere := await in_thread(lambda _: places.elsewhere())) is not None:
+            seen.append(await in_thread(lambda _: pins.look(elsewhere)))
+    except BackupError as error:
+        warn(f"what is elsewhere is shown as the ledger knows it: {error.message}")
+        seen.append(_remembered(rows, places.url or ""))
+    read = await in_thread(lambda _: _read_all(places.folder, _unknown(seen[0], rows), _brief))
+    return _rows(seen, rows | {(FOLDER, name): row for name, row in read.items()}, settings)
+
+
+def _remembered(rows: dict[Key, Row], url: str) -> Seen:
+    return Seen(url, {name: row["size"] or 0 for (place, name), row in rows.items() if place == url}, frozenset())
+
+
+def _unknown(seen: Seen, rows: dict[Key, Row]) -> dict[str, int]:
+    """The backups of a place that the ledger does not know, or knows as files of another size."""
+    return {n: size for n, size in seen.sizes.items() if rows.get((seen.place, n), backups.UNKNOWN)["size"] != size}
+
+
+async def adopted(settings: Settings, storages: Sequence[Storage], seen: Sequence[Seen]) -> dict[Key, Row]:
+    """What is known of the backups in these places, once the manifests of all that the ledger did not know are read.
+
+    Without a ledger it is what they say. Of one that can't be read nothing is recorded: it may be sound.
+    """
+    rows, began = await known(settings), clock.now()
+    found: dict[Key, Row] = {}
+    for storage, one in zip(storages, seen, strict=True):
+        read = await in_thread(partial(_all_facts, storage, _unknown(one, rows)))
+        found |= {(one.place, name): row for name, row in read.items()}
+    is_recorded = await recorded(settings, lambda connection: _record(connection, found, began)) if found else None
+    if is_recorded:
+        unread = {key: row for key, row in found.items() if _is_unread(row)}
+        return await known(settings) | unread
+    return rows | found
+
+
+def _all_facts(storage: Storage, sizes: dict[str, int], _: object) -> dict[str, Row]:
+    return _read_all(storage, sizes, facts_of)
+
+
+async def _record(connection: AsyncConnection, found: dict[Key, Row], at: datetime) -> bool:
+    for (place, name), row in found.items():
+        if _is_unread(row):
+            continue
+        await backups.record(connection, Facts(**{key: row[key] for key in backups.FACTS}), place, at)
+        made = await backups.manifests(connection, name)
+        if row["failed_at"]:
+            await backups.failed(connection, name, place, row["failed_check"], at)
+        elif made and row["manifest"] not in made:
+            await backups.failed(connection, name, place, f"it was changed since it was made: {CHANGED}", at)
+    return True
+
+
+def _is_unread(row: Row) -> bool:
+    return row["failed_check"] is not None and row["failed_at"] is None
+
+
+def _read_all(storage: Storage, sizes: dict[str, int], read: Callable[[Source, str], Facts]) -> dict[str, Row]:
+    """Several are waited for at once, and one is parsed: a manifest may take much memory."""
+    parsing = Lock()
+    with ThreadPoolExecutor(READERS) as readers:
+        rows = readers.map(partial(_read, storage, read, parsing), sizes, sizes.values())
+        return dict(zip(sizes, rows, strict=True))
+
+
+def _read(storage: Storage, read: Callable[[Source, str], Facts], parsing: Lock, name: str, size: int) -> Row:
+    at = taken_at(Path(name))
+    assert at is not None
+    try:
+        with storage.open(name) as source:
+            fetched = source if isinstance(source, LocalFile) else Fetched(source)
+            with parsing:
+                return {**backups.UNKNOWN, **asdict(read(fetched, name))}
+    except BackupError as error:  # what can't be read today may be sound
+        failed_at = clock.now() if isinstance(error, DamagedBackup) else None
+        facts = {"name": name, "taken_at": at, "size": size}
+        return {**backups.UNKNOWN, **facts, "failed_at": failed_at, "failed_check": error.message}
+
+
+def _brief(source: Source, name: str) -> Facts:
+    """What the header says."""
+    header = first_header(source)
+    if header is None:
+        raise DamagedBackup(f"{source.name} is not a backup of this service")
+    at = taken_at(Path(name)) or header.taken_at
+    return Facts(name, at, header.kind, header.database, header.revision, source.size)
+
+
+def _pinned(seen: Sequence[Seen], rows: dict[Key, Row]) -> frozenset[str]:
+    """What is pinned in one of the places, or by an older version in the ledger, is pinned in all of them."""
+    return frozenset(row["name"] for row in rows.values() if row["pinned_at"]).union(*(one.pinned for one in seen))
+
+
+def decided(seen: Sequence[Seen], rows: dict[Key, Row], settings: Settings) -> list[Decision]:
+    """What is to become of the backups in each place."""
+    pinned = _pinned(seen, rows)
+    rules = Rules(
+        days=settings.BACKUP_RETENTION_DAYS,
+        last=settings.BACKUP_KEEP_LAST,
+        weekly=settings.BACKUP_KEEP_WEEKLY,
+        monthly=settings.BACKUP_KEEP_MONTHLY,
+        least_share=settings.BACKUP_LEAST_SHARE,
+    )
+    return [
+        decide((_kept(n, rows.get((one.place, n)), n in pinned) for n in one.sizes), rules, clock.now()) for one in seen
+    ]
+
+
+def _kept(name: str, row: Row | None, is_pinned: bool) -> Kept:
+    at, row = taken_at(Path(name)), row or backups.UNKNOWN
+    assert at is not None
+    checked = row["verified_at"] is not None, row["failed_at"] is not None
+    return Kept(name, at, row["rows"], *checked, pinned=is_pinned, unread=_is_unread(row))
+
+
+def _rows(seen: list[Seen], rows: dict[Key, Row], settings: Settings) -> list[Row]:
+    """For people: `check`, `kept` and `where` are words."""
+    found, pinned = [], _pinned(seen, rows)
+    for one, decision in zip(seen, decided(seen, rows, settings), strict=True):
+        for verdict in decision.verdicts:
+            size = one.sizes[verdict.name]
+            row = rows.get((one.place, verdict.name), backups.UNKNOWN)
+            row = row if row["size"] == size else backups.UNKNOWN
+            found.append({**_row(one, verdict, row), "pinned": verdict.name in pinned})
+    return sorted(found, key=lambda row: str(row["name"]), reverse=True)
+
+
+def _row(seen: Seen, verdict: Verdict, row: Row) -> Row:
+    state = "not readable" if _is_unread(row) else backups.state(row)
+    return {
+        **{key: value for key, value in row.items() if not key.startswith("pinned")},
+        "name": verdict.name,
+        "place": seen.place,
+        "taken_at": taken_at(Path(verdict.name)),
+        "size": seen.sizes[verdict.name],
+        "check": CHECKS.get(state, state),
+        "kept": verdict.why,
+        "where": "folder" if seen.place == FOLDER else "elsewhere",
+    }
+
+
+async def rescan(settings: Settings) -> int:
+    """Read every backup's manifest, in both places, and write the ledger's rows anew; returns how many there are.
+
+    Rows that are there keep what was done, unless the file is another one; those whose file is gone go. Raises
+    BackupError where a place can't be looked at, and before anything is dropped.
+    """
+    began = clock.now()
+    storages = await in_thread(lambda _: Places.of(settings).all())
+    seen = await in_thread(lambda _: [pins.look(storage) for storage in storages])
+    await written_out(settings, storages, seen)
+    found: dict[Key, Row] = {}
+    for storage, one in zip(storages, seen, strict=True):
+        read = await in_thread(partial(_all_facts, storage, one.sizes))
+        found |= {(one.place, name): row for name, row in read.items()}
+
+    async def write(connection: AsyncConnection) -> bool:
+        await _record(connection, found, began)
+        for one in seen:
+            await backups.keep_only(connection, one.place, list(one.sizes), began)
+        return True
+
+    if await recorded(settings, write) is None:
+        raise BackupError("there is no ledger yet that a rescan could write: `batch serve` or `batch run` makes it")
+    return len(found)
+
+
+async def shown(settings: Settings, text: str, warn: Callable[[str], None]) -> tuple[Row, list[SavedTable]]:
+    """All about one backup: what its manifest says, what the ledger knows, and its tables. Raises BackupError."""
+
+    def work(_: object) -> tuple[str, Backup]:
+        with find(text) as source:
+            return source.name, Backup.open(source)
+
+    source, backup = await in_thread(work)
+    header, name, place = backup.header, Path(source).name, place_of(settings, source)
+    row: Row | None = None
+    pin: Pin | None = None
+    try:
+        if place is not None:
+            pin = await in_thread(lambda _: _pin(settings, place, name))
+            row = await asked(settings, partial(backups.get, name=name, place=place))
+    except DatabaseError as error:
+        warn(f"what the ledger knows of it is not shown: {error.message}")
+    row = row or backups.UNKNOWN
+    state = backups.state(row)
+    about = {
+        "backup": source,
+        "taken": header.taken_at,
+        "of": f"{header.database} ({header.kind} {header.server_version})",
+        "migration": header.revision,
+        "made by": header.tool,
+        "run": row["taken_by_run"],
+        "size": backup.source.size,
+        "rows": sum(table.rows for table in backup.tables),
+        "check": CHECKS.get(state, state),
+        "checked": row["verified_at"] or row["failed_at"],
+        "wrong": row["failed_check"],
+        "restored": row["restored_at"],
+        "pinned": (pin.at or "yes") if pin else row["pinned_at"],
+        "pinned by": pin.by if pin else row["pinned_by"],
+        "left out": list(backup.left_out),
+    }
+    return about, list(backup.tables)
+
+
+def _pin(settings: Settings, place: str, name: str) -> Pin | None:
+    (storage,) = (one for one in Places.of(settings).all() if one.place == place)
+    return pins.read(storage, name) if pins.is_pinned(storage, name) else None

@@ -1,0 +1,95 @@
+"""The lifespan that drives the batch service in your application, and an application of its own around it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.types import Message, Receive, Scope, Send
+
+from service import logs
+from service.config import Settings, get_settings
+from service.errors import BatchError
+from service.server.batch_service import BatchService
+from service.server.shutdown import Stopping
+from service.web.api import routes
+
+
+class App(Protocol):
+    """What the lifespan needs of an application, such as Starlette or FastAPI: a `state` to set attributes on."""
+
+    state: Any
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: App) -> AsyncIterator[None]:
+    """Start the batch service with your application and stop it with it. Your logging stays as it is.
+
+    `app.state.scheduler` is the APScheduler, `app.state.batch` the service. Raises BatchError when it can't start.
+    """
+    settings = get_settings()
+    with logs.keep_run_lines(settings.LOG_LEVEL):
+        async with _serving(app, settings, is_guest=True):
+            yield
+
+
+@contextlib.asynccontextmanager
+async def _lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
+    """The same in our own application. Where it can't start, `app.state.failure` is the reason."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            settings = get_settings()
+            logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
+            stack.callback(logs.catch_up)
+            await stack.enter_async_context(_serving(app, settings, is_guest=False))
+        except BaseException as error:
+            app.state.failure = error
+            raise
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _serving(app: App, settings: Settings, is_guest: bool) -> AsyncIterator[None]:
+    batch = BatchService(settings)
+    await batch.start()
+    app.state.batch = batch
+    app.state.scheduler = batch.scheduler
+    stopping = Stopping(batch, settings, is_guest)
+    with stopping.watching():
+        try:
+            yield
+        finally:
+            await stopping.by_server()
+
+
+class Application(Starlette):
+    """By itself, or mounted in an application whose lifespan enters `lifespan`: then the state is that one's."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, self._short(send))
+            return
+        if (parent := scope.get("app")) is not None:
+            self.state = parent.state
+        await super().__call__(scope, receive, send)
+
+    def _short(self, send: Send) -> Send:
+        """Says in one line why it can't start, where Starlette says it with a traceback."""
+
+        async def send_short(message: Message) -> None:
+            failure = getattr(self.state, "failure", None)
+            if message["type"] == "lifespan.startup.failed" and isinstance(failure, BatchError):
+                message = {**message, "message": failure.message}
+            await send(message)
+
+        return send_short
+
+
+def create_app() -> Starlette:
+    """The service's endpoints as an application, to be served by itself or mounted in yours."""
+    return Application(routes=routes, lifespan=_lifespan_with_logs)
+
+
+app = create_app()

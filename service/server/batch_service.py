@@ -1,0 +1,242 @@
+"""BatchService: all the parts of one process, put together, started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import sentry
+from service.batch.context import fencing
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.firing import apscheduler as scheduler
+from service.batch.firing import task_sync
+from service.batch.firing.dispatcher import Dispatcher
+from service.batch.firing.schedule_sync import Schedules
+from service.batch.ledger import database_time
+from service.batch.nodes.ledger_poll import News
+from service.batch.nodes.node import Node
+from service.batch.queue import enqueue
+from service.batch.retention.pruning import Keep, Pruner
+from service.batch.retention.upkeep import Upkeep
+from service.batch.tasks.discovery import BrokenFile, folder_of
+from service.batch.tasks.live_reload import TasksFolder
+from service.batch.tasks.registry import Task
+from service.concurrency.background import Background
+from service.config import Settings
+from service.database import troubles
+from service.database.engine import Database
+from service.database.session import leave_application_database, use_application_database
+from service.errors import DatabaseError
+from service.logs import get_logger
+from service.operations.databases import open_databases
+
+logger = get_logger("service.batch")
+
+ANSWER_SECONDS = 3.0
+SAY_SECONDS = 1.0
+"""How long a drain that is over waits for the ledger to be told that it began."""
+
+
+class BatchService:
+    """The batch service of one process, on the running event loop. `fires=False`: runs only what it is handed."""
+
+    scheduler: AsyncIOScheduler
+    engine: LocalEngine
+    folder: TasksFolder
+    tasks: dict[str, Task]
+
+    def __init__(self, settings: Settings, fires: bool = True) -> None:
+        self._settings = settings
+        self._fires = fires
+        self._hearers: list[Callable[[News], None]] = []
+        self.node = Node(
+            settings.ledger_url,
+            settings.HEARTBEAT_SECONDS,
+            settings.LEASE_SECONDS,
+            settings.POLL_SECONDS,
+            fires=fires,
+        )
+        self.stopping = asyncio.Event()
+        """Set when the service begins to stop. Streams wait for it: a server waits for them."""
+        self._drain: asyncio.Task[None] | None = None
+        self._firing: list[Background] = []
+        self._has_left = False
+
+    async def start(self) -> None:
+        """Migrate, load the tasks, register this node, and begin to fire. Raises BatchError when it can't.
+
+        What was started is stopped again when a later part fails.
+        """
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(sentry.reporting(self._settings))
+            await self._open(stack)
+            try:
+                await self._join(stack)
+                if self._fires:
+                    await self._fire(stack)
+            except DBAPIError as error:
+                raise self.ledger.unreachable(error) from error
+            self._stack = stack.pop_all()
+
+    def drain(self) -> asyncio.Task[None]:
+        """Fire and claim nothing more, from now on; let active runs end for DRAIN_SECONDS, and interrupt the rest.
+
+        The task ends when no run is left. The databases stay open, and `stop` has still to be called.
+        """
+        if self._drain is None:
+            self.stopping.set()
+            self.engine.begin_drain()
+            if self._firing and self.scheduler.running:
+                self.scheduler.pause()  # and not shut down: its jobs may still be looked at
+            self._drain = asyncio.create_task(self._end_work())
+        return self._drain
+
+    async def stop(self) -> None:
+        """Drain, and leave the ledger."""
+        self.stopping.set()
+        await self._stack.aclose()
+
+    def leave_at_once(self) -> None:
+        """Leave the ledger in a thread of somebody else, before the process is ended: what it runs is interrupted."""
+        self.node.fall_silent()
+        asyncio.run(self._leave_alone())
+
+    @property
+    def is_stopping(self) -> bool:
+        return self.stopping.is_set()
+
+    @property
+    def broken(self) -> list[BrokenFile]:
+        """The files of tasks that can't be used."""
+        return self.folder.broken
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        folder_of(self._settings.TASKS_DIR)  # where it is wrong, no database is made
+        self.application, self.ledger = await open_databases(self._settings, client=f"batch/{self.node.id}")
+        stack.push_async_callback(self.ledger.dispose)
+        stack.push_async_callback(self.application.dispose)
+        use_application_database(self.application, partial(fencing.guard, idle_seconds=self._settings.LEASE_SECONDS))
+        stack.callback(leave_application_database, self.application)
+        self.folder = TasksFolder(self._settings.TASKS_DIR)
+        self.tasks = self.folder.load()
+
+    async def _join(self, stack: AsyncExitStack) -> None:
+        """Become a node, with an engine that can run things."""
+        settings = self._settings
+        async with self.ledger.engine.begin() as connection:
+            now = await database_time.now_of(connection)
+            await task_sync.record_tasks(connection, self.tasks, now)
+            await self.node.register(connection, self.tasks, now)
+        stack.push_async_callback(self._leave)
+        self.engine = LocalEngine(
+            self.ledger,
+            self.tasks,
+            self.node.id,
+            max_running=settings.MAX_RUNNING,
+            max_threads=settings.MAX_THREADS,
+            claims=self._fires,
+            may_work=lambda: self.node.lease.is_held,
+        )
+        self.node.start(on_loss=self.engine.give_up, on_rescue=self.engine.wake, on_news=self._hand_out)
+        stack.push_async_callback(self.node.stop)
+        self._hearers.append(self.engine.hear)
+        self.engine.start()
+        stack.push_async_callback(self.engine.stop)
+        enqueue.use_service(self.ledger, self.engine.wake)
+        stack.callback(enqueue.use_no_service)
+        stack.push_async_callback(self._drained)
+
+    async def _fire(self, stack: AsyncExitStack) -> None:
+        self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
+        notify, lease = self.dispatcher.notify, self._settings.LEASE_SECONDS
+        self.scheduler = scheduler.create_scheduler(notify)
+        self.schedules = Schedules(self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, notify, lease)
+        await self.schedules.open()
+        await self.schedules.follow()
+        self._hearers.append(self.schedules.hear)
+        keep = Keep(self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK)
+        upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
+        for part in (self.dispatcher, self.schedules, upkeep):
+            part.start()
+            self._firing.append(part)
+        scheduler.start_scheduler(self.scheduler)
+        stack.callback(scheduler.stop_scheduler, self.scheduler)
+        for name, task in self.tasks.items():
+            if task.schedule is not None:
+                notify(name)
+
+    def _hand_out(self, news: News) -> None:
+        for hear in self._hearers:
+            hear(news)
+
+    async def _drained(self) -> None:
+        await self.drain()
+
+    async def _end_work(self) -> None:
+        """A ledger that does not answer holds up none of it for longer than the runs have."""
+        saying = asyncio.create_task(self._write_if_reachable(self.ledger, self.node.drain))
+        stops = asyncio.gather(*(part.stop() for part in self._firing))
+        is_over = await self.engine.drain(self._settings.DRAIN_SECONDS)
+        await stops
+        if is_over:
+            await self.engine.drain(0)  # what was launched by a firing that was on its way
+            await asyncio.wait([saying], timeout=SAY_SECONDS)
+        saying.cancel()
+        await asyncio.wait([saying])
+
+    async def _leave(self) -> None:
+        if await self._write_if_reachable(self.ledger, self.node.leave):
+            await self.node.forget()
+            self._has_left = True
+
+    async def _leave_alone(self) -> None:
+        if self._has_left:
+            return
+        ledger = Database(self._settings.ledger_url, setting="LEDGER_URL", pooled=False, client=f"batch/{self.node.id}")
+        if await self._write_if_reachable(ledger, self.node.leave):
+            self.node.forget_at_once()
+
+    async def _write_if_reachable(self, ledger: Database, write: Callable[[AsyncConnection], Awaitable[None]]) -> bool:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS), ledger.engine.begin() as connection:
+                await write(connection)
+        except (DBAPIError, DatabaseError, OSError) as error:
+            logger.warning(f"the ledger can't be reached: {ledger.why(error)}")
+            return False
+        return True
+
+    async def readiness(self) -> dict[str, str]:
+        """What keeps this process from working, by part; empty when it is ready."""
+        wrong = {}
+        if self.is_stopping:
+            wrong["service"] = "it is stopping"
+        told = await asyncio.gather(_trouble_with(self.application), _trouble_with(self.ledger))
+        wrong |= {name: said for name, said in zip(("application", "ledger"), told, strict=True) if said}
+        if self.node.trouble is not None and not self.is_stopping:
+            wrong.setdefault("ledger", f"the heartbeat can't write to it ({self.node.trouble})")
+        if self.engine.is_in_doubt and not self.is_stopping:
+            wrong.setdefault("ledger", "writing to it failed, and is tried again; the log says why")
+        if self._fires and self.dispatcher.trouble is not None and not self.is_stopping:
+            wrong.setdefault("ledger", "slots can't be fired, which is tried again; the log says why")
+        if not self.node.lease.is_held and not self.is_stopping:
+            wrong["lease"] = "it could not be renewed, so nothing is started until it is"
+        parts = {"engine": self.engine.is_alive, "heartbeat": self.node.is_beating}
+        if self._fires:
+            parts |= {"dispatcher": self.dispatcher.is_alive, "schedules": self.schedules.is_alive}
+        wrong |= {name: "it has ended" for name, is_alive in parts.items() if not is_alive and not self.is_stopping}
+        return wrong
+
+
+async def _trouble_with(database: Database) -> str | None:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await database.answer()
+    except (DBAPIError, DatabaseError, OSError) as error:
+        return f"the database does not answer ({troubles.advice_on(error) or type(error).__name__})"
+    return None
