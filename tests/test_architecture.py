@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tokenize
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,18 +22,22 @@ import service
 
 ROOT = Path(__file__).parent.parent
 
-LAYERS: dict[str, int] = {
-    **dict.fromkeys(("web", "cli", "listing", "console", "server", "connections", "reload", "testing", "__main__"), 3),
-    **dict.fromkeys(("app", "host", "stopping", "sentry", "details", "following", "managing", "restoring"), 3),
-    **dict.fromkeys(("keeping", "copying", "finding", "discarding", "pinning"), 3),
-    **dict.fromkeys(("batch", "backup", "application"), 2),
-    "database": 1,
-    **dict.fromkeys(("config", "placeurl", "clock", "errors", "escaping", "failures"), 0),
-    **dict.fromkeys(("logs", "logformat", "loglines", "concurrency"), 0),
-}
-"""Imports point down. Within a part, and within the first and the last layer, they may point sideways."""
+PAGE = ROOT / "docs/architecture.md"
+ROOM = re.compile(r"^\| `([\w/]+)` \| (.+) \|$", re.MULTILINE)
+LIST = PAGE.read_text().partition("## Rooms")[2].partition("\n## ")[0]
+ROOMS = {f"service.{place.replace('/', '.')}": knows for place, knows in ROOM.findall(LIST)}
+"""The rooms from the ground up, as the page lists them: a module or a package, and what it knows."""
 
-SIDEWAYS = (0, 3)
+DOORS = {
+    "service": None,
+    "service.__main__": None,
+    "service.app": "service.server.app",
+    "service.batch": None,
+    "service.batch.base": "service.batch.tasks.base",
+    "service.batch.registry": "service.batch.tasks.registry",
+    "service.batch.scheduler": "service.batch.firing.apscheduler",
+}
+"""Modules of no room. Those with a target name again what people import from there, and have no code of their own."""
 
 ONLY = {
     "cronsim": "service.batch.cron.cron",
@@ -80,7 +84,7 @@ BROAD = {
     "service.escaping": 1,  # authors' __repr__
     "service.failures": 3,  # authors' __str__, and what else Python looks for in an exception
     "service.logs.log_lines": 2,  # authors' __str__
-    "service.logs": 2,  # authors' __str__, and the loop that renders and writes lines
+    "service.logs.handlers": 2,  # authors' __str__, and the loop that renders and writes lines
 }
 """Where Exception, BaseException or everything may be caught, and how often. Who raises it again is not counted."""
 
@@ -153,24 +157,40 @@ def targets(module: Module, known: set[str]) -> Iterator[tuple[int, str]]:
 # The rules.
 
 
-def imports_that_point_up(modules: list[Module]) -> list[str]:
+def room_of(name: str, rooms: Sequence[str]) -> str | None:
+    """The innermost room that a module is in."""
+    return max((room for room in rooms if f"{name}.".startswith(f"{room}.")), key=len, default=None)
+
+
+def imports_that_point_up(modules: list[Module], rooms: Sequence[str] = tuple(ROOMS)) -> list[str]:
+    """A room imports only rooms below it. What is in no room may be imported by nobody but `service` itself."""
     known = {module.name for module in modules}
     wrong = []
     for module in inside(modules):
-        if not module.part:  # the root package names what authors import
+        own = room_of(module.name, rooms)
+        if own is None:
             continue
         for line, target in targets(module, known):
-            part = target.split(".")[1] if "." in target else ""
-            if target.split(".")[0] != "service" or not part or part == module.part:
-                continue
-            own, other = LAYERS[module.part], LAYERS[part]
-            if other > own or (other == own and own not in SIDEWAYS):
+            other = room_of(target, rooms)
+            if target != "service" and (other is None or rooms.index(other) > rooms.index(own)):
                 wrong.append(f"{module.name}:{line} imports {target}")
     return wrong
 
 
-def parts_without_a_layer(modules: list[Module]) -> list[str]:
-    return sorted({m.part for m in inside(modules) if m.part} ^ LAYERS.keys())
+def test_a_door_names_what_is_elsewhere_and_has_no_code_of_its_own(project: list[Module]) -> None:
+    for module in project:
+        if target := DOORS.get(module.name):
+            [_, *statements] = module.tree.body
+            assert statements and all(isinstance(one, ast.ImportFrom) and one.module == target for one in statements)
+
+
+def test_the_page_says_of_each_room_what_its_first_line_says(project: list[Module]) -> None:
+    first_lines = {m.name: (ast.get_docstring(m.tree) or "").split("\n\n")[0].replace("\n", " ") for m in project}
+    assert {room: first_lines[room] for room in ROOMS} == ROOMS
+
+
+def modules_without_a_room(modules: list[Module]) -> list[str]:
+    return [m.name for m in inside(modules) if room_of(m.name, tuple(ROOMS)) is None and m.name not in DOORS]
 
 
 def imports_of_the_root_or_of_tasks(modules: list[Module]) -> list[str]:
@@ -387,9 +407,10 @@ CASES: list[tuple[Rule, list[Module]]] = [
     (imports_that_point_up, broken(BATCH, "def f():\n    import service.app", "service.app")),
     (imports_that_point_up, broken(DATABASE, "from service.batch.ledger.runs import get", BATCH)),
     (imports_that_point_up, broken(DATABASE, "from ..batch.ledger import runs", BATCH)),
-    (imports_that_point_up, broken(BATCH, "from service.backup import create", "service.backup.making.create")),
+    (imports_that_point_up, broken(BATCH, "from service.backup.making import create", "service.backup.making.create")),
     (imports_that_point_up, broken("service.config", "from service.database import get_db", "service.database")),
-    (parts_without_a_layer, broken("service.helpers", "")),
+    (modules_without_a_room, broken("service.helpers", "")),
+    (modules_without_a_room, broken("service.batch.helpers", "")),
     (imports_of_the_root_or_of_tasks, broken(BATCH, "from service import BaseTask", "service")),
     (imports_of_the_root_or_of_tasks, broken(BATCH, "from service import *", "service")),
     (imports_of_the_root_or_of_tasks, broken(BATCH, "import service", "service")),

@@ -1,0 +1,1 @@
+"""The models, queries and migrations of this clone's own application."""

@@ -1,0 +1,1 @@
+"""Threads and background loops of our own, beside those of the event loop."""

@@ -16,7 +16,6 @@ from sqlalchemy import func, select, text
 
 from service import clock, logs
 from service.batch.context import fencing
-from service.batch.execution.local_engine import LocalEngine
 from service.batch.execution.write_buffer import progress_of
 from service.batch.firing import task_sync
 from service.batch.firing.firing import fire
@@ -31,6 +30,7 @@ from service.config import get_settings
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.errors import BatchError
+from service.testing.engine import DrivenEngine
 from service.testing.failures import Failures
 from service.testing.instances import prepared
 from service.testing.kills import Kill
@@ -75,7 +75,7 @@ class DrivenService:
             stack.callback(leave_application_database, application)
             stack.enter_context(logs.keep_run_lines())
             tasks = prepared(prepared(self._tasks, self._failures.prepare), self._recorder.prepare)
-            self._engine = LocalEngine(self._ledger, tasks, self.node)
+            self._engine = DrivenEngine(self._ledger, tasks, self.node)
             stack.push_async_callback(self._end)
             enqueue.use_service(self._ledger, self._engine.wake)
             stack.callback(enqueue.use_no_service)

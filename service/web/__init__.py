@@ -1,0 +1,1 @@
+"""The HTTP endpoints. They parse, call and answer, and know no SQL."""

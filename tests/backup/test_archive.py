@@ -141,7 +141,7 @@ async def test_a_database_whose_manifest_would_be_too_large_is_not_copied(
     monkeypatch.setattr("service.backup.file.writer.PIECE_BYTES", 1)
     monkeypatch.setattr("service.backup.file.writer.MEMBER_JSON", LARGEST_JSON)
     monkeypatch.setattr("service.backup.file.writer.Archive.add_rows", None)
-    monkeypatch.setattr("service.backup.sqlite.file_copy._copy_pages", None)
+    monkeypatch.setattr("service.backup.making.from_sqlite._copy_pages", None)
     with pytest.raises(BackupError, match="larger than these backups can be"):
         await create_backup(tmp_path / "backups")
     assert list((tmp_path / "backups").iterdir()) == []

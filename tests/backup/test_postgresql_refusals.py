@@ -10,8 +10,8 @@ from sqlalchemy import make_url
 
 from service.backup import create_backup
 from service.backup.file.selection import Selection
-from service.backup.making.create import connect_arguments
 from service.backup.postgresql import snapshot
+from service.database.urls import connect_arguments
 from service.errors import BackupError
 from tests.backup.contents import connected, copies, execute, manifest, until
 

@@ -16,8 +16,8 @@ from service.backup.file.progress import Meter, Progress
 from service.backup.file.reader import Backup, LocalFile, read_header
 from service.backup.file.selection import Selection
 from service.backup.file.writer import Archive
+from service.backup.making import from_sqlite as sqlite
 from service.backup.making.request import Order
-from service.backup.sqlite import file_copy as sqlite
 from service.batch.ledger.tables import ledger
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError

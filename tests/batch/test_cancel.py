@@ -16,7 +16,6 @@ from sqlalchemy import update
 
 from service import Retry, clock, current_run
 from service.batch.execution import attempt as runner
-from service.batch.execution.local_engine import LocalEngine
 from service.batch.ledger import runs, tables
 from service.batch.ledger.states import FINAL, Origin, Rank, RunState
 from service.batch.ledger.tables import new_id
@@ -28,6 +27,7 @@ from service.batch.queue.retry import retry
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.errors import InvalidParameters, UnknownRun
+from service.testing.engine import DrivenEngine
 from tests.batch.ledger_world import NODE, fire, heart_of, know, make_task, rows, until
 from tests.batch.test_runs import NOW, claim, ending, finish, insert, new
 
@@ -133,7 +133,7 @@ class World:
 
     def __init__(self, ledger: Database, task: Task) -> None:
         self.ledger = ledger
-        self.engine = LocalEngine(ledger, {task.name: task}, NODE)
+        self.engine = DrivenEngine(ledger, {task.name: task}, NODE)
 
     async def cancelled(self) -> tuple[dict[str, Any], float]:
         """Start it, ask, and return how the run ended, and how many seconds that took."""
@@ -331,7 +331,7 @@ async def test_a_run_that_used_up_its_attempts_has_all_of_them_again_after_a_ret
         raise ConnectionError("not yet")
 
     loaded = await know(ledger, make_task("t", None, run=run, retry=Retry(attempts=3, wait=60, factor=2, jitter=0)))
-    engine = LocalEngine(ledger, loaded, NODE)
+    engine = DrivenEngine(ledger, loaded, NODE)
     with clock.moved(NOW):
         await insert(ledger, new())
         assert await waits_until_over(ledger, engine) == [60, 120]
@@ -347,7 +347,7 @@ async def test_a_run_that_used_up_its_attempts_has_all_of_them_again_after_a_ret
     assert [row["number"] for row in await rows(ledger, tables.attempts)] == list(range(1, 10))
 
 
-async def waits_until_over(ledger: Database, engine: LocalEngine) -> list[float]:
+async def waits_until_over(ledger: Database, engine: DrivenEngine) -> list[float]:
     """The seconds that its only run waits between its attempts, until it is over."""
     waits = []
     await engine.settle()

@@ -26,7 +26,6 @@ from service.batch.context import current_run, fencing
 from service.batch.context.current_run import CurrentRun
 from service.batch.execution import attempt as runner
 from service.batch.execution.attempt import Attempt, Ending
-from service.batch.execution.local_engine import LocalEngine
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import attempts, checkpoints, new_id, nodes, runs
@@ -42,6 +41,7 @@ from service.database.session import (
 )
 from service.database.sync import home_loop
 from service.errors import LeaseLost
+from service.testing.engine import DrivenEngine
 from tests.batch.attempts import SLOT
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 
@@ -315,7 +315,7 @@ async def test_a_run_that_was_refused_for_its_lease_is_resumed_whatever_it_made_
 
     task = make_task("made", "* * * * *", run)
     await fire(ledger, await know(ledger, task), clock.now() + timedelta(minutes=1))
-    engine = LocalEngine(ledger, {"made": task}, new_id(), may_work=lambda: is_held[0])
+    engine = DrivenEngine(ledger, {"made": task}, new_id(), may_work=lambda: is_held[0])
     async with ledger.engine.begin() as connection:
         await connection.execute(update(runs).values(due_at=SLOT))
     await engine.settle()
@@ -457,7 +457,7 @@ async def test_a_run_that_is_resumed_waits_for_an_application_database_that_is_a
     use_application_database(away, partial(fencing.guard, idle_seconds=LEASE))
     task = make_task("made", None)
     run = new_id()
-    engine = LocalEngine(ledger, {"made": task}, new_id())
+    engine = DrivenEngine(ledger, {"made": task}, new_id())
     engine.launch([Claimed(run, "made", SLOT, "manual", None, 1, 2, SLOT, SLOT)])
     waits = f"made waits to take over run {run}: postgresql+asyncpg://nobody@127.0.0.1:1/nothing (DATABASE_URL): "
     await until(lambda: _true(waits in caplog.text))
@@ -629,7 +629,7 @@ async def test_an_attempt_raises_the_fence_before_its_body_unless_it_is_the_firs
         seen.append(await fences(fenced))
 
     task = make_task("made", None, run, overlap="allow")
-    engine = LocalEngine(ledger, {"made": task}, new_id())
+    engine = DrivenEngine(ledger, {"made": task}, new_id())
     numbers = {new_id(): number for number in (1, 2, 7)}
     engine.launch([Claimed(run, "made", SLOT, "manual", None, 1, n, SLOT, SLOT) for run, n in numbers.items()])
     await engine.settle()

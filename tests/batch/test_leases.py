@@ -15,7 +15,6 @@ from sqlalchemy.exc import DBAPIError
 from service import clock, config, logs
 from service.batch.context.current_run import current_run
 from service.batch.context.lease import Lease, Observer
-from service.batch.execution.local_engine import LocalEngine
 from service.batch.ledger import nodes, tables
 from service.batch.ledger.database_time import now_of
 from service.batch.ledger.migration import LEDGER_HISTORY
@@ -29,6 +28,7 @@ from service.batch.queue.retry import retry
 from service.config import get_settings
 from service.database.engine import Database
 from service.server.batch_service import BatchService
+from service.testing.engine import DrivenEngine
 from tests.batch.attempts import Begun
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 from tests.databases import migrated
@@ -492,7 +492,7 @@ async def test_what_was_claimed_across_a_loss_of_the_lease_is_not_begun(
 
     task = make_task("made", "* * * * *", run)
     await fire(ledger, await know(ledger, task), clock.now() + timedelta(minutes=1))
-    engine = LocalEngine(ledger, {"made": task}, new_id())
+    engine = DrivenEngine(ledger, {"made": task}, new_id())
     take = claiming.take
 
     async def loses_its_lease(*args: Any) -> Any:
@@ -517,7 +517,7 @@ async def test_what_was_claimed_while_the_drain_began_is_handed_on_before_its_bo
 
     task = make_task("made", "* * * * *", run)
     await fire(ledger, await know(ledger, task), clock.now() + timedelta(minutes=1))
-    stopping = LocalEngine(ledger, {"made": task}, new_id())
+    stopping = DrivenEngine(ledger, {"made": task}, new_id())
     take = claiming.take
 
     async def just_before_the_signal(*args: Any) -> Any:
@@ -530,6 +530,6 @@ async def test_what_was_claimed_while_the_drain_began_is_handed_on_before_its_bo
         await stopping.settle()
     [run_row] = await rows(ledger)
     assert (calls, run_row["state"], run_row["reason"]) == ([], "interrupted", "the service stopped")
-    await LocalEngine(ledger, {"made": task}, new_id()).settle()
+    await DrivenEngine(ledger, {"made": task}, new_id()).settle()
     [run_row] = await rows(ledger)
     assert (calls, run_row["state"], run_row["attempt"]) == ([run_row["id"]], "succeeded", 1)

@@ -12,6 +12,7 @@ from service.batch.ledger import runs
 from service.batch.ledger.states import RunState
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
+from service.testing.engine import DrivenEngine
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_runs import new
 
@@ -49,7 +50,7 @@ async def test_a_doubt_that_comes_in_the_midst_of_a_turn_starts_nothing_twice(
     Two firings, one after the other: the first one's COMMIT has no reply, the second one's is about to be launched.
     """
     counted = Counted()
-    engine = LocalEngine(ledger, await know(ledger, counted.task), NODE)
+    engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
     original = getattr(LocalEngine, await_of_the_turn)
     is_there, may_go_on = asyncio.Event(), asyncio.Event()
 

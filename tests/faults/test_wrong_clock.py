@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from service import Retry, clock
-from service.batch.execution.local_engine import LocalEngine
 from service.batch.ledger import database_time
 from service.database.engine import Database
+from service.testing.engine import DrivenEngine
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_runs import insert, new
 from tests.faults.wrong_clock import SERVE, WrongClock, wrong_datetime
@@ -86,7 +86,7 @@ async def test_a_retry_is_due_by_the_ledgers_time(
     monkeypatch.setattr(clock, "datetime", wrong_datetime(tmp_path / "clock"))
     loaded = await know(ledger, make_task("t", None, run=run, retry=Retry(attempts=2, wait=30, jitter=0)))
     await insert(ledger, new())
-    await LocalEngine(ledger, loaded, NODE).settle()
+    await DrivenEngine(ledger, loaded, NODE).settle()
     async with ledger.engine.connect() as connection:
         now = await database_time.now_of(connection)
     (found,) = await rows(ledger)

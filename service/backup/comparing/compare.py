@@ -18,11 +18,11 @@ from service.backup.file.format import POSTGRESQL, SQLITE, WORDS
 from service.backup.file.progress import Meter
 from service.backup.file.reader import Backup
 from service.backup.file.selection import Selection
-from service.backup.making.create import connect_arguments, shown
 from service.backup.places.place import Places
 from service.backup.sqlite.plain_file import unpack
 from service.concurrency.stoppable import Stop, in_thread
 from service.config import Settings
+from service.database.urls import connect_arguments, safe_url
 from service.errors import BackupError
 
 FILES = ("before.sqlite3", "after.sqlite3")
@@ -66,7 +66,7 @@ def _opened(settings: Settings, name: str) -> Iterator[Backup]:
 def _with_database(old: Backup, settings: Settings, stop: Stop) -> Difference:
     setting, text = settings.backup_database
     url = make_url(text)
-    name = shown(url)
+    name = safe_url(url)
     _refuse_another_kind(old, url.get_backend_name(), f"the database {name} ({setting})")
     if old.header.kind == POSTGRESQL:
         selection = Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER)

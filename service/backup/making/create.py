@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 
 from service import clock
 from service.backup.file.folder import explained, remove_abandoned, reserve
@@ -19,10 +19,10 @@ from service.backup.making import process, worker
 from service.backup.making.request import Order
 from service.concurrency.stoppable import Stop, in_thread
 from service.config import Settings, get_settings
+from service.database.urls import connect_arguments, safe_url
 from service.errors import BackupError
 
 KINDS = {"sqlite+aiosqlite": SQLITE, "postgresql+asyncpg": POSTGRESQL}
-ONLY_SQLALCHEMYS = ("async_creator_fn", "prepared_statement_cache_size", "prepared_statement_name_func")
 
 Report = Callable[[Progress], None] | None
 
@@ -59,24 +59,13 @@ def _order(settings: Settings) -> tuple[Order, bool]:
     order = Order(
         kind=kind,
         database=url.database or "",
-        shown=shown(url),
+        shown=safe_url(url),
         started=clock.now(),
         selection=Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER),
         arguments=connect_arguments(url) if kind == POSTGRESQL else {},
         setting=setting,
     )
     return order, settings.BACKUP_PROCESS and bool(sys.executable)
-
-
-def shown(url: URL) -> str:
-    """A database's address for people, without a password."""
-    return url.set(query={}).render_as_string(hide_password=True)
-
-
-def connect_arguments(url: URL) -> dict[str, object]:
-    """Exactly those that get_db()'s connections have: hosts, sockets, ssl and the rest of the query."""
-    _, arguments = url.get_dialect()().create_connect_args(url)
-    return {name: value for name, value in arguments.items() if name not in ONLY_SQLALCHEMYS}
 
 
 def _create(order: Order, folder: Path, in_process: bool, stop: Stop, report: Report) -> Path:

@@ -23,14 +23,13 @@ from service.backup.file.progress import Meter, Progress
 from service.backup.file.reader import LocalFile
 from service.backup.file.verify import verify
 from service.backup.file.writer import Archive
+from service.backup.making import from_postgresql, from_sqlite
 from service.backup.making.request import Order
-from service.backup.postgresql import dump
-from service.backup.sqlite import file_copy
 from service.concurrency.stoppable import Stop, Stopped
 from service.errors import BackupError
 
 Writer = Callable[[Order, Archive, Meter, Stop], None]
-WRITERS: dict[str, Writer] = {POSTGRESQL: dump.write, SQLITE: file_copy.write}
+WRITERS: dict[str, Writer] = {POSTGRESQL: from_postgresql.write, SQLITE: from_sqlite.write}
 NICE = 10
 
 

@@ -1,0 +1,1 @@
+"""Connections, snapshots and tables of PostgreSQL. Knows neither backup task nor restore."""

@@ -12,9 +12,9 @@ import asyncpg
 from sqlalchemy.engine import URL
 
 from service import clock
-from service.backup.making.create import connect_arguments, shown
 from service.backup.postgresql import snapshot
 from service.database import hiding
+from service.database.urls import connect_arguments, safe_url
 from service.errors import BackupError
 
 LOCK_SECONDS = 10
@@ -47,7 +47,7 @@ ORDER BY a.xact_start NULLS LAST, a.pid LIMIT 1
 
 @asynccontextmanager
 async def connected(url: URL) -> AsyncIterator[Any]:
-    async with snapshot.connected(connect_arguments(url), SETTINGS, f"the URL of {shown(url)}") as connection:
+    async with snapshot.connected(connect_arguments(url), SETTINGS, f"the URL of {safe_url(url)}") as connection:
         yield connection
 
 
@@ -58,7 +58,7 @@ def explained(url: URL) -> Iterator[None]:
         yield
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise BackupError(
-            f"nothing was restored into {shown(url)}, which is as it was: {cause_of(error)}. Look at the server."
+            f"nothing was restored into {safe_url(url)}, which is as it was: {cause_of(error)}. Look at the server."
         ) from error
 
 
@@ -99,7 +99,7 @@ async def _in_use(url: URL, relations: Sequence[tuple[int, str]]) -> BackupError
         else "a table was in use"
     )
     return BackupError(
-        f"nothing was restored into {shown(url)}: {who}, and was not let go within {LOCK_SECONDS} s. End that, or "
+        f"nothing was restored into {safe_url(url)}: {who}, and was not let go within {LOCK_SECONDS} s. End that, or "
         "try again when it is over"
     )
 
@@ -114,8 +114,8 @@ async def commit(connection: Any, url: URL, transaction: Any, number: str) -> No
             return
         if state != "aborted":
             raise BackupError(
-                f"the connection to {shown(url)} was lost while the restore committed, and nobody can say yet whether "
-                "it did: look at the rows when the server is back"
+                f"the connection to {safe_url(url)} was lost while the restore committed, and nobody can say yet "
+                "whether it did: look at the rows when the server is back"
             ) from error
         raise
 

@@ -11,8 +11,8 @@ from sqlalchemy.engine import URL
 from service.backup.file.format import WORDS
 from service.backup.file.reader import Backup, SavedTable
 from service.backup.file.selection import LEDGERS_MARK, is_ledgers
-from service.backup.making.create import shown
 from service.backup.postgresql.target import Relation, Target
+from service.database.urls import safe_url
 from service.errors import BackupError
 
 ABOUT_FILES = "batch_backups"
@@ -64,7 +64,7 @@ def refuse_other_kind(backup: Backup, url: URL) -> None:
     kind = url.get_backend_name()
     if backup.header.kind != kind:
         raise BackupError(
-            f"the backup {backup.source.name} is one of {WORDS[backup.header.kind]}, and {shown(url)} is "
+            f"the backup {backup.source.name} is one of {WORDS[backup.header.kind]}, and {safe_url(url)} is "
             f"{WORDS.get(kind, kind)}: a backup can only be restored into the kind of database that it was made of"
         )
 
@@ -125,7 +125,7 @@ def for_postgresql(
     notes = _notes(backup, target, there)
     header = backup.header
     return Plan(
-        *(backup.source.name, shown(url), header.taken_at, header.revision, tables, rows),
+        *(backup.source.name, safe_url(url), header.taken_at, header.revision, tables, rows),
         tuple(problems),
         tuple(notes),
         is_new=is_new(target),

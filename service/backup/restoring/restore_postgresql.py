@@ -17,7 +17,6 @@ from service import clock
 from service.backup.file.progress import Meter
 from service.backup.file.reader import Backup, SavedSequence
 from service.backup.file.selection import is_ledgers, quoted
-from service.backup.making.create import shown
 from service.backup.postgresql import server, target
 from service.backup.postgresql.server import Still
 from service.backup.postgresql.target import Counter, Key, Relation, Target
@@ -28,6 +27,7 @@ from service.backup.restoring.loading import load
 from service.backup.restoring.plan import Plan
 from service.concurrency.stoppable import Stop, in_own_loop
 from service.database.migrate import History
+from service.database.urls import safe_url
 from service.errors import BackupError, DamagedBackup
 
 INTEGERS = ("smallint", "integer", "bigint")
@@ -97,7 +97,7 @@ async def _restore(
         else:
             await server.commit(connection, url, transaction, number)
     took = clock.monotonic() - started
-    return Report(backup.source.name, shown(url), counted, took, dry_run, work.plan.notes)
+    return Report(backup.source.name, safe_url(url), counted, took, dry_run, work.plan.notes)
 
 
 async def _roll_back(connection: Any, transaction: Any) -> None:

@@ -19,7 +19,6 @@ from service import clock
 from service.backup.file.progress import Meter
 from service.backup.file.reader import Backup, SavedTable
 from service.backup.file.selection import quoted
-from service.backup.making.create import shown
 from service.backup.postgresql import server, target
 from service.backup.postgresql.target import Counter, Key, Relation, Target
 from service.backup.restoring import migrated
@@ -30,6 +29,7 @@ from service.backup.restoring.plan import Plan
 from service.backup.restoring.restore_postgresql import INTEGERS, Work, revisions
 from service.concurrency.stoppable import Stop, in_own_loop
 from service.database.migrate import History
+from service.database.urls import safe_url
 from service.errors import BackupError
 
 LIKE = "INCLUDING ALL EXCLUDING COMMENTS EXCLUDING IDENTITY EXCLUDING STATISTICS"
@@ -47,7 +47,7 @@ def run(backup: Backup, place: URL, meter: Meter, stop: Stop, histories: Sequenc
 
 
 async def _restore(backup: Backup, place: URL, meter: Meter, histories: Sequence[History]) -> Report:
-    started, where = clock.monotonic(), f"a scratch schema in {shown(place)}, which was rolled back"
+    started, where = clock.monotonic(), f"a scratch schema in {safe_url(place)}, which was rolled back"
     async with server.connected(place) as connection:
         transaction = connection.transaction(isolation="read_committed")
         await transaction.start()
@@ -116,7 +116,7 @@ class _Scratch:
                 await self.connection.execute(f"CREATE SCHEMA {quoted(name)}")
         except asyncpg.InsufficientPrivilegeError as error:
             raise BackupError(
-                f"the role may not make a schema in {shown(place)}: GRANT CREATE ON DATABASE … TO it, or set "
+                f"the role may not make a schema in {safe_url(place)}: GRANT CREATE ON DATABASE … TO it, or set "
                 "RESTORE_DRILL_URL to an empty database where it may"
             ) from error
 
@@ -201,7 +201,8 @@ class _Scratch:
             raise BackupError(
                 f"the backup {self.backup.source.name} can't be tried out as a whole, so nothing is said about it: "
                 f"there is no table for the rows of {', '.join(lacking[:MOST_NAMED])}{more}. Neither the migrations "
-                f"here make one, nor does {shown(place)} have one: let your own migrations make it there, and try again"
+                f"here make one, nor does {safe_url(place)} have one: let your own migrations make it there, and try "
+                "again"
             )
         present = await revisions(self.connection, self.live) if self.copies else self.backup.header.revisions
         present = {**present, **{one.table: one.revision for one in self.wanted}}

@@ -1,0 +1,1 @@
+"""One attempt, and the engine that carries it out. Knows no schedule."""

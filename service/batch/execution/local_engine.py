@@ -125,13 +125,6 @@ class LocalEngine(Background):
         for attempt in self.attempts:
             attempt.give_up(LOST)
 
-    async def settle(self) -> None:
-        """For tests, instead of `start`: run what may be claimed, until that is nothing."""
-        await self._turn()
-        while self._attempts:
-            await self._until_needed()
-            await self._turn()
-
     def begin_drain(self) -> None:
         """Claim nothing more, from now on. Runs stop at their next checkpoint."""
         self._is_claiming, self._is_draining = False, True

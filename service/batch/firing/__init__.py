@@ -1,0 +1,1 @@
+"""How slots become runs, when schedules fire or change. The only room that knows APScheduler."""

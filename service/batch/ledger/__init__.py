@@ -1,0 +1,1 @@
+"""The ledger's tables and the queries on them. Knows no event loop and no author's code."""

@@ -1,0 +1,1 @@
+"""Deletes what is old, and decides when. Knows no settings."""

@@ -19,35 +19,25 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Row,
     Select,
     Table,
-    Update,
     and_,
-    bindparam,
-    case,
     delete,
     func,
-    literal,
-    or_,
     select,
-    text,
     tuple_,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.selectable import TextualSelect
 
 from service import clock
 from service.batch.firing.misfires import INSTANT
 from service.batch.ledger import database_time, json_rows
-from service.batch.ledger.runs import locked_by_id
 from service.batch.ledger.schedules import lock_tasks
-from service.batch.ledger.states import FINAL, Origin
+from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import (
-    HELD_SQL,
     attempts,
     checkpoints,
     log,
@@ -60,6 +50,7 @@ from service.batch.ledger.tables import (
     schedules,
     tasks,
 )
+from service.batch.retention import conditions
 from service.database.engine import Database
 
 BATCH = 100
@@ -72,8 +63,6 @@ LONG_SECONDS = 0.025
 
 PAUSE_SECONDS = 0.05
 """Between two transactions, so that whoever waits for SQLite's one writer has its turn."""
-
-NODE_AGE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -130,7 +119,7 @@ class Pruner:
         _, before = await self._instants()
         async with self._ledger.reader.connect() as connection:
             for task, kept in (await self._oldest_kept(connection, before)).items():
-                old = select(func.count()).select_from(runs).where(_is_old(task, kept, before))
+                old = select(func.count()).select_from(runs).where(conditions.is_old(task, kept, before))
                 counts[task] += (await connection.execute(old)).scalar_one()
         return +counts
 
@@ -150,7 +139,7 @@ class Pruner:
         async with self._ledger.reader.connect() as connection:
             oldest = await self._oldest_kept(connection, before)
         for task, kept in oldest.items():
-            old = select(runs.c.id, runs.c.created_at).where(_is_old(task, kept, before))
+            old = select(runs.c.id, runs.c.created_at).where(conditions.is_old(task, kept, before))
             page = old.order_by(runs.c.created_at, runs.c.id)
             following = page
             while True:
@@ -159,7 +148,7 @@ class Pruner:
                 if not batch:
                     break
                 yield task, [row.id for row in batch]
-                following = page.where(_is_after(batch[-1].created_at, batch[-1].id))
+                following = page.where(conditions.is_after(batch[-1].created_at, batch[-1].id))
 
     async def _oldest_kept(self, connection: AsyncConnection, before: datetime) -> dict[str, Row[Any]]:
         """Of each task that has more runs than are kept in any case: the oldest of those. Nothing if all is young."""
@@ -213,7 +202,7 @@ class Pruner:
         wanted = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "before": before}
         async with self._runs.transaction(self._ledger) as connection:
             await lock_tasks(connection, [task])
-            went = (await connection.execute(_delete_over(kind), wanted)).all()
+            went = (await connection.execute(conditions.delete_over(kind), wanted)).all()
             gone = [row.id for row in went]
             await connection.execute(
                 delete(attempts).where(attempts.c.run.in_(json_rows.among(attempts.c.run, gone, kind)))
@@ -226,15 +215,15 @@ class Pruner:
 
     async def _delete_rest(self, before: datetime, now: datetime) -> Counter[str]:
         """Missed ranges and schedules that no account needs any more, and nodes that stopped."""
-        counts = Counter({"nodes": await self._delete(nodes, _is_gone(now))})
+        counts = Counter({"nodes": await self._delete(nodes, conditions.is_gone(now))})
         ends = {"missed ranges": missed.c.last_slot, "schedules": schedules.c.valid_until}
         if not any([await self._is_there(at.table, at < before) for at in ends.values()]):
             return counts
         async with self._ledger.engine.begin() as connection:
             await lock_tasks(connection)
-            await connection.execute(_accounts_begin_later(before))
+            await connection.execute(conditions.accounts_begin_later(before))
         for what, at in ends.items():
-            counts[what] = await self._delete(at.table, and_(at < before, _is_before_the_account(at)))
+            counts[what] = await self._delete(at.table, and_(at < before, conditions.is_before_the_account(at)))
         return counts
 
     async def _delete(self, table: Table, is_old: ColumnElement[bool]) -> int:
@@ -249,55 +238,3 @@ class Pruner:
     async def _is_there(self, table: Table, is_old: ColumnElement[bool]) -> bool:
         async with self._ledger.reader.connect() as connection:
             return (await connection.execute(select(table.c.id).where(is_old).limit(1))).first() is not None
-
-
-def _delete_over(kind: str) -> TextualSelect:
-    """Deletes those of the runs in :rows that have ended before :before, and returns them."""
-    named = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)})"
-    # By the index on state SQLite would look at every run that is over, for each batch.
-    is_over = f"state || '' IN ({', '.join(repr(str(state)) for state in FINAL)}) AND finished_at < :before"
-    statement = (
-        f"DELETE FROM batch_runs WHERE {locked_by_id(f'{named} AND {is_over}', kind)} RETURNING id, slot, origin"
-    )
-    typed = text(statement).bindparams(bindparam("before", type_=runs.c.finished_at.type))
-    return typed.columns(runs.c.id, runs.c.slot, runs.c.origin)
-
-
-def _is_gone(now: datetime) -> ColumnElement[bool]:
-    """Stopped for long. One that a run is still running on stays: it is how that run will be found and resumed."""
-    held = select(runs.c.id).where(runs.c.node == nodes.c.id, text(HELD_SQL))
-    return and_(nodes.c.stopped_at < now - NODE_AGE, ~held.exists())
-
-
-def _is_over(before: datetime) -> ColumnElement[bool]:
-    return and_(runs.c.state.in_(FINAL), runs.c.finished_at < before)
-
-
-def _is_old(task: str, kept: Row[Any], before: datetime) -> ColumnElement[bool]:
-    """Over for long, and older than the oldest of those that are kept in any case."""
-    at, run = kept.created_at, kept.id
-    is_older = and_(runs.c.created_at <= min(at, before), or_(runs.c.created_at < at, runs.c.id < run))
-    return and_(runs.c.task == task, is_older, _is_over(before))
-
-
-def _is_after(at: datetime, run: str) -> ColumnElement[bool]:
-    return and_(runs.c.created_at >= at, or_(runs.c.created_at > at, runs.c.id > run))
-
-
-def _accounts_begin_later(before: datetime) -> Update:
-    """Each at `before`, or at its oldest slot that still has a run."""
-    has_slot = text("origin <> 'manual'")  # to the letter as in the index
-    oldest = select(func.min(runs.c.slot)).where(runs.c.task == tasks.c.name, has_slot).scalar_subquery()
-    limit = literal(before, tasks.c.accounted_from.type)
-    begin = case((oldest < limit, oldest), else_=limit)
-    return update(tasks).where(tasks.c.accounted_from < begin).values(accounted_from=begin)
-
-
-def _is_before_the_account(at: Column[Any]) -> ColumnElement[bool]:
-    """Of its task. The newest missed range stays: firing may be about to make that one longer."""
-    begin = select(tasks.c.accounted_from).where(tasks.c.name == at.table.c.task).scalar_subquery()
-    if at.table is not missed:
-        return at < begin
-    other = missed.alias()
-    newer = select(other.c.id).where(other.c.task == missed.c.task, other.c.last_slot > missed.c.last_slot)
-    return and_(at < begin, newer.exists())

@@ -1,0 +1,1 @@
+"""Backups and the ledger together, for tasks and commands alike."""
