@@ -15,6 +15,7 @@
     │   ├── DatabaseUnreachable no connection could be made
     │   ├── DatabaseTooNew      the database's migrations are newer than this code
     │   ├── DatabaseBusy        SQLite's one write lock stayed taken for too long
+    │   ├── DamagedRow          a row of the ledger has something else than this code writes
     │   ├── SecondWriter        a run that holds a writing session asked SQLite for another one
     │   └── LeaseLost           an attempt that lost its run or its lease, or was given up, can't commit any more
     └── BackupError             a backup could not be made, read, compared, copied or restored; nothing was lost
@@ -117,6 +118,10 @@ class DatabaseTooNew(DatabaseError):
 
 class DatabaseBusy(DatabaseError):
     pass
+
+
+class DamagedRow(DatabaseError):
+    kind = "damaged"
 
 
 class SecondWriter(DatabaseError):

@@ -119,7 +119,7 @@ def test_the_list_says_how_each_was_checked_and_why_it_is_kept(batch: Batch, fol
     damage(folder / broken)
     batch("backup", "verify", OLD)
     batch("backup", "pin", OLD)
-    refuses(batch("backup", "verify", broken), broken, "is damaged")
+    refuses(batch("backup", "verify", broken), broken, "is damaged", code=3)
     with clock.moved(NOW):
         listed = batch("backup", "list", BACKUP_KEEP_WEEKLY="9", BACKUP_KEEP_LAST="1", BACKUP_RETENTION_DAYS="1")
     lines = [line.split("  ") for line in listed.out.splitlines()]
@@ -169,7 +169,9 @@ def test_a_rescan_that_cannot_look_at_a_place_drops_nothing(
     batch("backup", "upload", NEW)
     (folder / NEW).unlink()
     with refusing(403, "AccessDenied") as port:
-        refuses(batch("backup", "list", "--rescan", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}"), "may not do that")
+        refuses(
+            batch("backup", "list", "--rescan", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}"), "may not do that", code=3
+        )
         listed = batch("backup", "list")
     assert "what is elsewhere is shown as the ledger knows it" in listed.err
     assert NEW in listed.out and "elsewhere" in listed.out
@@ -224,7 +226,7 @@ def test_a_file_that_only_has_the_name_of_a_backup_in_the_folder_is_not_taken_fo
 
 def test_what_is_damaged_is_not_uploaded(batch: Batch, folder: Path, bucket: Bucket) -> None:
     damage(folder / NEW)
-    refuses(batch("backup", "upload", NEW), NEW, "is damaged")
+    refuses(batch("backup", "upload", NEW), NEW, "is damaged", code=3)
     assert bucket.keys() == []
 
 
@@ -232,7 +234,7 @@ def test_what_arrives_damaged_gets_no_name(batch: Batch, folder: Path, bucket: B
     damage(folder / NEW)
     bucket.put(f"shop/db/{NEW}", (folder / NEW).read_bytes())
     (folder / NEW).unlink()
-    refuses(batch("backup", "download", NEW), "is damaged")
+    refuses(batch("backup", "download", NEW), "is damaged", code=3)
     assert [path.name for path in folder.iterdir()] == [OLD]
 
 
@@ -250,7 +252,7 @@ def test_a_store_that_refuses_the_keys_is_one_line_without_them(
 ) -> None:
     with refusing(403, "InvalidAccessKeyId") as port:
         done = batch("backup", *words, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
-    refuses(done, "refuses the keys", "AWS_ACCESS_KEY_ID")
+    refuses(done, "refuses the keys", "AWS_ACCESS_KEY_ID", code=3)
     assert SECRET not in done.err and "AKIA" not in done.err and "127.0.0.1" not in done.err
     assert len(list(folder.iterdir())) == 2
 
@@ -289,7 +291,7 @@ def test_a_prune_deletes_nothing_when_the_newest_cannot_be_read(batch: Batch, fo
 
 
 def test_a_prune_deletes_nothing_while_the_ledger_with_its_pins_is_away(batch: Batch, folder: Path) -> None:
-    refuses(batch("backup", "prune", LEDGER_URL="postgresql://bob:hunter2@127.0.0.1:1/ledger"), "LEDGER_URL")
+    refuses(batch("backup", "prune", LEDGER_URL="postgresql://bob:hunter2@127.0.0.1:1/ledger"), "LEDGER_URL", code=3)
     listed = batch("backup", "list")
     assert listed.code == 0 and NEW in listed.out and "what the ledger knows of backups is not shown" in listed.err
     assert "hunter2" not in listed.err
@@ -346,7 +348,7 @@ def test_a_check_of_the_copy_says_nothing_of_the_file_in_the_folder(
     """And the other way round."""
     assert batch("backup", "upload", NEW).code == 0
     damage(folder / NEW)
-    assert batch("backup", "verify", NEW).code == 2
+    assert batch("backup", "verify", NEW).code == 3
     assert batch("backup", "verify", f"{bucket.url}/{NEW}").code == 0
     rows = batch("backup", "list", "--json").json
     assert [(row["where"], row["check"]) for row in rows if row["name"] == NEW] == [
@@ -373,12 +375,12 @@ def test_what_was_changed_since_we_made_it_is_told_though_its_checksums_fit(
     path = (tmp_path / "backups" if where == "folder" else far) / name
     changed(path, tmp_path)
     words = (str(path), "was changed since it was made", "look at who can write there")
-    refuses(batch("backup", "verify", str(path)), *words)
-    refuses(batch("backup", "verify", "--restore", str(path)), *words)
-    refuses(batch("backup", "restore", str(path), "--dry-run"), *words, "--changed")
+    refuses(batch("backup", "verify", str(path)), *words, code=3)
+    refuses(batch("backup", "verify", "--restore", str(path)), *words, code=3)
+    refuses(batch("backup", "restore", str(path), "--dry-run"), *words, "--changed", code=3)
     if where == "elsewhere":
         (tmp_path / "backups" / name).unlink()
-        refuses(batch("backup", "download", name), *words)
+        refuses(batch("backup", "download", name), *words, code=3)
     told = batch("backup", "restore", str(path), "--dry-run", "--changed")
     assert "was changed" not in told.err and "is one of PostgreSQL" in told.err, "the next thing that is in the way"
 

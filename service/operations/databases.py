@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from sqlalchemy import inspect
@@ -16,7 +16,17 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import Settings
 from service.database.engine import Database
 from service.database.migrate import migrate, refuse_newer
-from service.errors import DatabaseUnreachable, InvalidSetting
+from service.errors import DatabaseError, DatabaseUnreachable, InvalidSetting
+
+
+@contextmanager
+def errors_explained() -> Iterator[None]:
+    """In the block, what a driver raises becomes a DatabaseError, where no code nearer to it has done so."""
+    try:
+        yield
+    except DBAPIError as error:
+        cause = str(error.orig).splitlines()[0]
+        raise DatabaseError(f"the database (DATABASE_URL or LEDGER_URL) failed on the way: {cause}") from error
 
 
 async def open_databases(settings: Settings, client: str = "batch") -> tuple[Database, Database]:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from service.batch.context.progress import pace
+from service.errors import DamagedRow
 
 N = TypeVar("N")
 """The node of a run: its id, or what is known of it."""
@@ -24,8 +25,15 @@ class Result(BaseModel):
 
     @classmethod
     def of(cls, row: Mapping[Any, Any], **more: Any) -> Self:
-        """Made from a row of the ledger; `more` are fields that the row has not, or has otherwise."""
-        return cls.model_validate({**row, **more})
+        """Made from a row of the ledger; `more` are fields that the row has not, or has otherwise.
+
+        Raises DamagedRow where a column has something else than this code writes there.
+        """
+        try:
+            return cls.model_validate({**row, **more})
+        except ValidationError as error:
+            fields = ", ".join(sorted({str(wrong["loc"][0]) for wrong in error.errors()}))
+            raise DamagedRow(f"the ledger has a row that can't be read: {cls.__name__}, {fields}") from None
 
 
 class Slot(Result):
@@ -68,6 +76,12 @@ class Node(Result):
     tasks: list[str]
     stopped_at: datetime | None
     fires: bool
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """Whatever else somebody has written there names no tasks."""
+        return value if isinstance(value, list) else []
 
 
 class RunShort(Result, Generic[N]):
@@ -247,7 +261,7 @@ class Quarantined(Result):
     run: str
     task: str
     item: str
-    error: dict[str, str]
+    error: dict[str, Any]
     times: int
     at: datetime
     redriven_by: str | None

@@ -22,6 +22,7 @@ from service.operations import pruning, run_log
 from service.operations.context import Context
 from service.operations.finding import Meant, meant, only_run, refuse_unknown_task, run_of
 from service.operations.results import Attempt, Line, LogBlock, Node, RunDetails, RunNow, RunSummary, Started
+from service.operations.states import STATES
 
 LAST_LINES = 20
 PAGE = 200
@@ -51,8 +52,8 @@ class Runs:
 
         Raises InvalidParameters for an unknown state, and UnknownTask for a task that the ledger has never seen.
         """
-        if state is not None and state not in list_of_states():
-            raise InvalidParameters(f"there is no state {echoed(state)}; allowed: {', '.join(RunState)}")
+        if state is not None and state not in STATES:
+            raise InvalidParameters(f"there is no state {echoed(state)}; allowed: {', '.join(STATES)}")
         found: list[RunSummary] = []
         async with self._context.databases.reading() as connection:
             if task is not None:
@@ -168,10 +169,6 @@ class Runs:
         if now is None:
             raise UnknownRun(f"the run {run_id} was deleted meanwhile")
         return now
-
-
-def list_of_states() -> Sequence[str]:
-    return list(RunState)
 
 
 async def _pages(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,7 +20,9 @@ from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
 from service.errors import InvalidSchedule, UnknownTask
 from service.escaping import echoed
+from service.operations import lint
 from service.operations.context import Context
+from service.operations.lint import Checked
 from service.operations.results import (
     MissedRange,
     Parameter,
@@ -63,6 +65,13 @@ class Tasks:
                 raise UnknownTask(f"no task is named {echoed(name)}")
             rows = await _TaskRows.read(connection, name)
         return await offload(_details, name, loaded, known or {}, rows)
+
+    async def lint(self, names: Collection[str] = (), next_slots: int = 5) -> Sequence[Checked]:
+        """What is likely to be a mistake in the loaded tasks, all or those of `names`. Raises UnknownTask.
+
+        Each has so many of its next slots. Without `names` the files that can't be used follow. No database is asked.
+        """
+        return await offload(lint.check, self._context.loaded(), names, next_slots)
 
     async def pause(self, name: str) -> Paused:
         """Stop firing a task, by the actor. One that is paused already stays as it is. Raises UnknownTask."""

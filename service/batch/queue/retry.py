@@ -12,7 +12,7 @@ from service.batch.ledger.states import ACTIVE, FINAL, Rank, RunState
 from service.batch.ledger.tables import checkpoints, quarantine
 from service.batch.ledger.tables import runs as runs_table
 from service.database.engine import Database
-from service.errors import InvalidParameters, UnknownRun
+from service.errors import UnknownRun, WrongState
 
 RETRIED = (RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED)
 
@@ -20,7 +20,7 @@ RETRIED = (RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED)
 async def retry(connection: AsyncConnection, run_id: str, by: str) -> None:
     """Give a failed, cancelled or skipped run a new attempt, which goes on from its checkpoints.
 
-    Raises UnknownRun, and InvalidParameters that names the state of a run that has succeeded or is not over.
+    Raises UnknownRun, and WrongState that names the state of a run that has succeeded or is not over.
     """
     if not await reopen(connection, [run_id], RETRIED, Rank.MANUAL, by):
         raise await _refusal(connection, run_id, "`--again` runs it from the beginning")
@@ -48,7 +48,7 @@ async def again(ledger: Database, application: Database, ids: Sequence[str], ran
 
 
 async def retry_from_the_beginning(ledger: Database, application: Database, run_id: str, by: str) -> None:
-    """The same as `again` for one run. Raises UnknownRun, and InvalidParameters for one that is not over."""
+    """The same as `again` for one run. Raises UnknownRun, and WrongState for one that is not over."""
     if not await again(ledger, application, [run_id], Rank.MANUAL, by):
         async with ledger.reader.connect() as connection:
             raise await _refusal(connection, run_id)
@@ -80,10 +80,10 @@ async def reopen(
     return set(found.scalars())
 
 
-async def _refusal(connection: AsyncConnection, run_id: str, hint: str = "") -> UnknownRun | InvalidParameters:
+async def _refusal(connection: AsyncConnection, run_id: str, hint: str = "") -> UnknownRun | WrongState:
     row = await runs.get(connection, run_id)
     if row is None:
         return UnknownRun(f"there is no run {run_id}")
     if row["state"] in ACTIVE:
-        return InvalidParameters(f"the run {run_id} is {row['state']}: it is not over, so it goes on by itself")
-    return InvalidParameters(f"the run {run_id} has {row['state']}" + (f"; {hint}" if hint else ""))
+        return WrongState(f"the run {run_id} is {row['state']}: it is not over, so it goes on by itself")
+    return WrongState(f"the run {run_id} has {row['state']}" + (f"; {hint}" if hint else ""))
