@@ -23,9 +23,10 @@ from service.config import forget_settings, get_settings
 from service.database import engine
 from service.errors import BackupError
 from service.operations.backups.copies import upload, waiting
-from service.operations.backups.make import check, known
+from service.operations.backups.make import check
 from service.operations.backups.pins import pin
-from service.operations.backups.prune import plans, prune
+from service.operations.backups.prune import delete_old, plans
+from tests.asking import access
 from tests.backup.contents import make_archive, make_sqlite
 from tests.backup.s3 import SECRET, Bucket, bucket, refusing, s3_server
 from tests.commands import Batch, in_this_process, refuses
@@ -145,7 +146,7 @@ def test_a_rescan_keeps_pins_adds_what_is_new_and_drops_what_is_gone(batch: Batc
         (OLD, True, "folder"),
         (moved, False, "folder"),
     ]
-    assert asyncio.run(known(get_settings())).keys() == {("folder", OLD), ("folder", moved)}
+    assert asyncio.run(access(get_settings()).known()).keys() == {("folder", OLD), ("folder", moved)}
 
 
 def test_a_file_that_is_none_of_ours_but_for_its_name_is_listed_and_spares_the_others(
@@ -201,8 +202,8 @@ def test_what_has_another_name_than_backups_have_is_no_backup_of_ours_when_it_is
     bucket.put("elsewhere/renamed.gz", (folder / NEW).read_bytes())
     with clock.moved(datetime(2026, 3, 29, 13, tzinfo=UTC)):
         assert batch("backup", "download", f"s3://{bucket.name}/elsewhere/renamed.gz").code == 0
-        assert asyncio.run(waiting(get_settings())) == []
-    assert (folder / "renamed.gz").exists() and asyncio.run(known(get_settings())) == {}
+        assert asyncio.run(waiting(access(get_settings()))) == []
+    assert (folder / "renamed.gz").exists() and asyncio.run(access(get_settings()).known()) == {}
 
 
 def test_what_is_there_already_is_not_sent_again_and_never_written_over(
@@ -335,10 +336,10 @@ async def test_what_is_pinned_between_the_look_and_the_prune_stays(
 ) -> None:
     settings = get_settings()
     with clock.moved(NOW + timedelta(days=900)):
-        planned = await plans(settings)
+        planned = await plans(access(settings))
         assert [plan.decision.going for plan in planned] == [[OLD]]
-        await pin(settings, OLD, "somebody else")
-        assert [one async for one in prune(settings, planned)] == []
+        await pin(access(settings), OLD, "somebody else")
+        assert [one async for one in delete_old(access(settings), planned)] == []
     assert (folder / OLD).exists()
 
 
@@ -418,17 +419,17 @@ async def test_only_verified_and_young_ones_wait_for_their_copy(
 ) -> None:
     forget_settings()
     settings = get_settings()
-    await check(settings, OLD)
+    await check(access(settings), OLD)
     damage(folder / NEW)
     with pytest.raises(BackupError):
-        await check(settings, NEW)
+        await check(access(settings), NEW)
     with clock.moved(NOW):
-        assert await waiting(settings) == [OLD]
-        await upload(settings, OLD)
-        assert await waiting(settings) == []
+        assert await waiting(access(settings)) == [OLD]
+        await upload(access(settings), OLD)
+        assert await waiting(access(settings)) == []
     bucket.client.delete_object(Bucket=bucket.name, Key=f"shop/db/{OLD}")
     with clock.moved(NOW + timedelta(days=7)):
-        assert await waiting(settings) == []
+        assert await waiting(access(settings)) == []
 
 
 def test_upload_without_a_place_names_the_setting(batch: Batch, folder: Path) -> None:

@@ -100,7 +100,7 @@ class Databases:
         Raises DatabaseUnreachable, and DatabaseTooNew where a newer version of the code has migrated it.
         """
         if not self._is_readable:
-            self._is_readable = await self._has_ledger()
+            self._is_readable = await self._can_read()
         if not self._is_readable:
             yield None
             return
@@ -110,17 +110,27 @@ class Databases:
         except DBAPIError as error:
             raise self.ledger.unreachable(error) from error
 
-    async def _has_ledger(self) -> bool:
+    async def _can_read(self) -> bool:
         """Whether there is a ledger that this code can read. Raises DatabaseUnreachable, DatabaseTooNew."""
+        if not await self.has_ledger():
+            return False
+        try:
+            async with self.ledger.reader.connect() as connection:
+                await connection.run_sync(refuse_newer, LEDGER_HISTORY, self.ledger)
+        except (DBAPIError, OSError) as error:
+            raise self.ledger.unreachable(error) from error
+        return True
+
+    async def has_ledger(self) -> bool:
+        """Whether there is a ledger, of whichever version. Raises DatabaseUnreachable."""
+        if self._is_migrated:
+            return True
         if is_to_come(self.ledger):
             return False
         await self.ledger.check()
         try:
             async with self.ledger.reader.connect() as connection:
-                if not await connection.run_sync(lambda sync: inspect(sync).has_table(tables.runs.name)):
-                    return False
-                await connection.run_sync(refuse_newer, LEDGER_HISTORY, self.ledger)
-                return True
+                return await connection.run_sync(lambda sync: inspect(sync).has_table(tables.runs.name))
         except (DBAPIError, OSError) as error:
             raise self.ledger.unreachable(error) from error
 

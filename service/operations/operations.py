@@ -10,6 +10,8 @@ from dataclasses import replace
 from service.batch.retention.pruning import Keep
 from service.config import Settings
 from service.database.engine import Database
+from service.operations.backups.access import BackupAccess
+from service.operations.backups.facet import Backups
 from service.operations.context import Context, Loaded, nothing
 from service.operations.databases import Databases
 from service.operations.nodes import Nodes
@@ -20,7 +22,8 @@ from service.operations.tasks import Tasks
 
 
 class Operations:
-    """What can be asked of the system, in facets: `tasks`, `runs`, `slots`, `quarantine`, `nodes`.
+    """What can be asked of the system, in facets: `tasks`, `runs`, `slots`, `quarantine`, `nodes`,
+    `backups`.
 
     It makes no database engine, sets up no logging, reads no settings and imports no author's file: all that is handed
     in. So a serving process may call it for each request. It lives on the event loop of its databases.
@@ -31,6 +34,7 @@ class Operations:
     slots: Slots
     quarantine: Quarantine
     nodes: Nodes
+    backups: Backups
 
     def __init__(
         self,
@@ -47,12 +51,20 @@ class Operations:
         """`are_ready`: both databases are migrated. The rest is explained in Context."""
         databases = Databases(ledger, application, are_ready=are_ready)
         keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK)
+        self._settings = settings
         self._use(Context(databases, loaded, actor, settings.LEASE_SECONDS, keep, wake, node))
 
     def by(self, actor: str) -> Operations:
         """The same, asked by `actor`, whose name will stand in the ledger beside what is changed."""
         asked = copy(self)
         asked._use(replace(self._context, actor=actor))
+        return asked
+
+    def under(self, settings: Settings) -> Operations:
+        """The same, with other settings of backups: a service may have read them anew since it has started."""
+        asked = copy(self)
+        asked._settings = settings
+        asked._use(self._context)
         return asked
 
     def _use(self, context: Context) -> None:
@@ -62,6 +74,7 @@ class Operations:
         self.slots = Slots(context)
         self.quarantine = Quarantine(context)
         self.nodes = Nodes(context)
+        self.backups = Backups(BackupAccess(self._settings, context.databases), context.actor)
 
 
 @asynccontextmanager

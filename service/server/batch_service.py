@@ -36,6 +36,7 @@ from service.errors import DatabaseError
 from service.logs import get_logger
 from service.operations.context import Loaded
 from service.operations.databases import open_databases
+from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
 
 logger = get_logger("service.batch")
@@ -160,6 +161,8 @@ class BatchService:
             node=self.node.id,
             are_ready=True,
         )
+        use_operations(self.operations)
+        stack.callback(use_no_operations)
         enqueue.use_service(self.ledger, self.engine.wake)
         stack.callback(enqueue.use_no_service)
         stack.push_async_callback(self._drained)
