@@ -19,8 +19,6 @@ from rich.text import Text
 
 from service.escaping import line, lines, to_json
 
-Row = dict[str, Any]
-
 LAST = 16
 """The last column is folded to fit the terminal, but not below so many characters."""
 
@@ -53,7 +51,7 @@ def write(made: str, end: str = "\n", flush: bool = False) -> None:
     print(made, end=end, flush=flush)
 
 
-def show(rows: Sequence[Row], columns: Sequence[str], as_json: bool) -> None:
+def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Print rows. JSON has all of their keys; a table has `columns`, without those that are empty throughout."""
     if as_json:
         show_json(list(rows))

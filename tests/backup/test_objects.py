@@ -130,9 +130,9 @@ UPLOAD = """
 import os
 import sys
 from pathlib import Path
-from service.backup import objects
-from service.backup.reader import LocalFile
-from service.backup.threads import Stop
+from service.backup.places import s3 as objects
+from service.backup.file.reader import LocalFile
+from service.concurrency.stoppable import Stop
 objects.PART_BYTES = 5 * 1024 * 1024
 
 def tell(done):
