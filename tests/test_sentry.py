@@ -308,7 +308,7 @@ async def test_what_a_statement_was_given_stands_nowhere_unless_the_setting_asks
     everywhere = {
         "stderr": written.getvalue(),
         "the ledger": repr(row),
-        "batch show": repr(shown),
+        "batch show": repr(shown.model_dump()),
         "Sentry": b"".join(listener.bodies).decode(),
     }
     assert (row["state"], len(shown.attempts), len(listener.events)) == ("failed", 1, 2)
