@@ -20,8 +20,9 @@ from service import Retry, clock, config, current_run, get_logger, logs
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.execution.write_buffer import Entry
 from service.batch.firing import schedule_sync, task_sync
-from service.batch.ledger import run_logs, runs, tables
-from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger import run_logs, tables, transitions
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
 from service.batch.tasks import discovery
 from service.config import get_settings
@@ -557,7 +558,7 @@ async def test_a_task_that_was_taken_for_gone_is_restored_by_the_node_that_has_i
 
 
 async def test_a_row_that_cannot_be_stored_holds_up_no_other(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish = runs.finish
+    finish = transitions.finish
 
     async def choosy(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
         if any(outcome.result == "poison" for outcome in outcomes):
@@ -569,7 +570,7 @@ async def test_a_row_that_cannot_be_stored_holds_up_no_other(begin: Begin, monke
     async def poison(self: object) -> str:
         return "poison"
 
-    monkeypatch.setattr(runs, "finish", choosy)
+    monkeypatch.setattr(transitions, "finish", choosy)
     make_task("poison", run=poison)
     make_task("healthy")
     service = await begin()

@@ -16,11 +16,11 @@ from sqlalchemy import update
 
 from service import Retry, clock, current_run
 from service.batch.execution import attempt as runner
-from service.batch.ledger import runs, tables
+from service.batch.ledger import tables, transitions
 from service.batch.ledger.states import FINAL, Origin, Rank, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll
-from service.batch.queue import cancel, claiming
+from service.batch.queue import cancel
 from service.batch.queue import retry as again
 from service.batch.queue.cancel import Asked
 from service.batch.queue.retry import retry
@@ -119,7 +119,7 @@ async def test_a_request_beside_the_write_of_a_retry_is_not_lost(ledger: Databas
     await insert(ledger, new())
     (claimed,) = await claim(ledger, "t")
     async with ledger.engine.begin() as connection:
-        await runs.finish(connection, [ending(claimed, RunState.RETRYING, due_at=NOW)])
+        await transitions.finish(connection, [ending(claimed, RunState.RETRYING, due_at=NOW)])
         if ledger.kind == "postgresql":
             asking = asyncio.create_task(ask(ledger, claimed.id))
             await asyncio.sleep(0.2)
@@ -256,7 +256,7 @@ async def test_a_run_that_is_over_goes_on_with_a_new_attempt(ledger: Database, s
 
 
 async def claims_at(connection: Any, run_id: str) -> Any:
-    return await claiming.claim(connection, [run_id], NODE, clock.now())
+    return await transitions.claim(connection, [run_id], NODE, clock.now())
 
 
 async def test_a_cancelled_run_that_is_retried_is_not_cancelled_again(ledger: Database) -> None:

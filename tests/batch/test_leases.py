@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from service import clock, config, logs
 from service.batch.context.current_run import current_run
 from service.batch.context.lease import Lease, Observer
-from service.batch.ledger import nodes, tables
+from service.batch.ledger import nodes, tables, transitions
 from service.batch.ledger.database_time import now_of
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import Claimed, mirror_progress
@@ -252,7 +252,7 @@ async def lose(ledger: Database, run: str, progress: tuple[int, int] | None) -> 
     clock.advance(timedelta(seconds=1))
     async with ledger.engine.begin() as connection:
         await connection.execute(update(tables.runs).where(tables.runs.c.state == "running").values(state="queued"))
-        (claimed,) = await claiming.claim(connection, [run], node, clock.now())
+        (claimed,) = await transitions.claim(connection, [run], node, clock.now())
     clock.advance(timedelta(seconds=1))
     if progress is not None:
         count, before = progress

@@ -23,7 +23,8 @@ from service.batch.execution.write_buffer import Journal
 from service.batch.firing import firing, task_sync
 from service.batch.firing.firing import Fired
 from service.batch.ledger import nodes
-from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
 from service.batch.nodes import ledger_poll, orphans
 from service.batch.nodes.node import Node
@@ -95,6 +96,11 @@ def does(**choices: Any) -> Callable[[Callable[..., None]], Any]:
     return decorate
 
 
+def change(old: str, new: str) -> str:
+    """What is counted when the state of a run changes so."""
+    return f"{old} -> {new}"
+
+
 class Process:
     """A process of the service, as far as the ledger meets it: what it has loaded, believes and holds."""
 
@@ -143,6 +149,7 @@ class Machine(RuleBasedStateMachine):
                 self._account()
         finally:
             self.happened.update(self.model.happened)
+            self.happened.update({change(*pair): number for pair, number in self.before.changes.items()})
             self.happened["examples"] += 1
             self._stack.close()
 

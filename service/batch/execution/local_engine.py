@@ -15,7 +15,8 @@ from service.batch.context.lease import LOST
 from service.batch.execution import write_buffer
 from service.batch.execution.attempt import Attempt, Ending
 from service.batch.execution.write_buffer import Entry, Journal
-from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
 from service.batch.nodes.ledger_poll import News
 from service.batch.queue import claiming
