@@ -314,11 +314,12 @@ async def test_a_sync_task_that_hangs_in_sleep_can_not_keep_the_process(
 
 
 async def test_a_run_that_ends_within_drain_seconds_is_let_end(tmp_path: Path) -> None:
-    make_folder(tmp_path, long=LONG.replace("sleep(60)", "sleep(2)"))
+    drains = "while 'Stopping: ' not in pathlib.Path('0.stderr').read_text(): await asyncio.sleep(0.02)"
+    make_folder(tmp_path, long=LONG.replace("await asyncio.sleep(60)", drains))
     async with ledger_in(tmp_path) as ledger:
         with service(tmp_path, settings={"DRAIN_SECONDS": "10"}) as running:
             await until(lambda: is_running(ledger, "long"))
-            running.stop()
+            running.stop(within=20)
             assert "Stopping: 1 running, with 10 s to end" in running.stderr
         assert {run["state"] for run in await rows(ledger)} <= {"succeeded", "skipped"}
 

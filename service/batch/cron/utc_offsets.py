@@ -27,8 +27,10 @@ def change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
 
 
 def _bisect(zone: ZoneInfo, same: datetime, other: datetime, here: timedelta) -> datetime:
+    """The second nearest to `same` (a whole second) with another offset than `here`, which `other` has."""
     while abs(other - same) > _SECOND:
-        middle = same + (other - same) // _SECOND // 2 * _SECOND
+        half = (other - same) // _SECOND // 2
+        middle = same + (half or 1) * _SECOND  # `other` may be 1.5 seconds away: half of that would be no step
         if offset(zone, middle) == here:
             same = middle
         else:
