@@ -404,7 +404,7 @@ async def test_a_run_whose_claim_was_committed_without_a_reply_is_started_all_th
     async with service.ledger.engine.begin() as connection:
         claim = {"node": service.node.id, "fence": 1, "attempt": 1, "exclusive": "tick"}
         await connection.execute(tables.runs.insert().values(**row, **times, **claim))
-    service.engine.doubt()
+    service.engine.recheck_claims()
     assert (await run_in(service, "succeeded"))["id"] == row["id"]
 
 

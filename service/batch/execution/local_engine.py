@@ -84,8 +84,8 @@ class LocalEngine(Background):
             if (one := asked.get((attempt.claimed.id, attempt.claimed.fence))) is not None:
                 (attempt.pause if one.is_pause else attempt.cancel)(one.reason)
 
-    def doubt(self) -> None:
-        """A COMMIT may have gone through without a reply: look in the ledger for runs that this node holds."""
+    def recheck_claims(self) -> None:
+        """Look into the ledger for runs that this node holds without knowing it: a COMMIT may have had no reply."""
         self.is_in_doubt = True
         self.wake()
 
