@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock, logs
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing import task_sync
-from service.batch.ledger import database_time, history, run_logs, schedules
+from service.batch.ledger import attempts, database_time, missed_ranges, nodes, run_logs, schedules, tasks
 from service.batch.ledger import runs as run_rows
 from service.batch.tasks.discovery import load_tasks
 from service.batch.tasks.policies import Missed, Policies, Retry
@@ -62,7 +62,7 @@ async def run_of(connection: AsyncConnection | None, settings: Settings, given: 
     kind, name = await _resolve(connection, settings, given)
     if kind == "run":
         return name
-    newest = await history.latest(connection, name) if connection is not None else None
+    newest = await run_rows.latest(connection, name) if connection is not None else None
     if newest is None:
         raise UnknownRun(f"the task {echoed(name)} has no run yet")
     return newest
@@ -103,7 +103,7 @@ async def _resolve(connection: AsyncConnection | None, settings: Settings, given
 
 
 async def _begins(connection: AsyncConnection, digits: str) -> str | None:
-    found = await history.begin_with(connection, digits, CANDIDATES + 1)
+    found = await run_rows.begin_with(connection, digits, CANDIDATES + 1)
     if len(found) > 1:
         shown = "; ".join(f"{r['id']} ({r['task']}, {r['state']})" for r in found[:CANDIDATES])
         more = ", and more" if len(found) > CANDIDATES else ""
@@ -119,15 +119,15 @@ async def _run(connection: AsyncConnection, run_id: str) -> Row:
     return {
         **with_pace(row, await database_time.now_of(connection)),
         "timezone": scheduled[-1]["timezone"] if scheduled else None,
-        "node": await history.node(connection, row["node"]) if row["node"] else None,
-        "attempts": await history.attempts_of(connection, run_id),
+        "node": await nodes.get(connection, row["node"]) if row["node"] else None,
+        "attempts": await attempts.of_run(connection, run_id),
         "log": [vars(line) for line in await run_logs.tail(connection, run_id, LAST_LINES)],
     }
 
 
 async def _task(connection: AsyncConnection | None, name: str) -> Row:
     loaded = TaskRegistry.tasks().get(name)
-    known = await history.task(connection, name) if connection is not None else None
+    known = await tasks.get(connection, name) if connection is not None else None
     scheduled = await schedules.history(connection, name) if connection is not None else []
     now = _current(scheduled, loaded, is_removed=bool(known and known["removed_at"]))
     policies = loaded.policies.as_json() if loaded else (known or {})["policies"]
@@ -141,7 +141,7 @@ async def _task(connection: AsyncConnection | None, name: str) -> Row:
         "parameters": _parameters(loaded) if loaded else None,
         **{key: known[key] if known else None for key in ("paused_at", "paused_by", "removed_at", "first_seen_at")},
         "runs": await _runs(connection, name),
-        "missed": await history.missed_of(connection, name, LAST_MISSED) if connection is not None else [],
+        "missed": await missed_ranges.of_task(connection, name, LAST_MISSED) if connection is not None else [],
         "schedules": scheduled,
     }
 

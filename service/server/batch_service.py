@@ -19,7 +19,7 @@ from service.batch.firing import task_sync
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import Schedules
 from service.batch.ledger import database_time
-from service.batch.nodes.ledger_poll import News
+from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.node import Node
 from service.batch.queue import enqueue
 from service.batch.retention.pruning import Keep, Pruner
@@ -54,7 +54,7 @@ class BatchService:
     def __init__(self, settings: Settings, fires: bool = True) -> None:
         self._settings = settings
         self._fires = fires
-        self._hearers: list[Callable[[News], None]] = []
+        self._on_changes: list[Callable[[LedgerChanges], None]] = []
         self.node = Node(
             settings.ledger_url,
             settings.HEARTBEAT_SECONDS,
@@ -143,9 +143,9 @@ class BatchService:
             claims=self._fires,
             may_work=lambda: self.node.lease.is_held,
         )
-        self.node.start(on_loss=self.engine.give_up, on_rescue=self.engine.wake, on_news=self._hand_out)
+        self.node.start(on_loss=self.engine.give_up, on_rescue=self.engine.wake, on_changes=self._hand_out)
         stack.push_async_callback(self.node.stop)
-        self._hearers.append(self.engine.hear)
+        self._on_changes.append(self.engine.on_changes)
         self.engine.start()
         stack.push_async_callback(self.engine.stop)
         enqueue.use_service(self.ledger, self.engine.wake)
@@ -159,7 +159,7 @@ class BatchService:
         self.schedules = Schedules(self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, notify, lease)
         await self.schedules.open()
         await self.schedules.follow()
-        self._hearers.append(self.schedules.hear)
+        self._on_changes.append(self.schedules.on_changes)
         keep = Keep(self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK)
         upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
         for part in (self.dispatcher, self.schedules, upkeep):
@@ -171,9 +171,9 @@ class BatchService:
             if task.schedule is not None:
                 notify(name)
 
-    def _hand_out(self, news: News) -> None:
-        for hear in self._hearers:
-            hear(news)
+    def _hand_out(self, changes: LedgerChanges) -> None:
+        for on_changes in self._on_changes:
+            on_changes(changes)
 
     async def _drained(self) -> None:
         await self.drain()

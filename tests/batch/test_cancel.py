@@ -22,7 +22,7 @@ from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll
 from service.batch.queue import cancel
 from service.batch.queue import retry as again
-from service.batch.queue.cancel import Asked
+from service.batch.queue.cancel import StopRequest
 from service.batch.queue.retry import retry
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
@@ -37,7 +37,7 @@ async def ask(ledger: Database, run_id: str, by: str = "ann") -> RunState | None
         return await cancel.request_cancel(connection, run_id, f"cancelled by {by}", by)
 
 
-async def requests(ledger: Database, node: str = NODE) -> list[Asked]:
+async def requests(ledger: Database, node: str = NODE) -> list[StopRequest]:
     async with ledger.reader.connect() as connection:
         return (await ledger_poll.read(connection, node)).requests
 
@@ -68,7 +68,7 @@ async def test_a_run_that_is_running_gets_a_request_and_the_first_one_counts(led
     found = await only(ledger)
     assert (found["state"], found["finished_at"], found["reason"]) == ("running", None, None)
     assert (found["cancel_by"], found["cancel_reason"]) == ("ann", "cancelled by ann")
-    assert await requests(ledger) == [Asked(claimed.id, claimed.fence, "cancelled by ann")]
+    assert await requests(ledger) == [StopRequest(claimed.id, claimed.fence, "cancelled by ann")]
     assert await requests(ledger, node=new_id()) == []
 
 
@@ -129,7 +129,7 @@ async def test_a_request_beside_the_write_of_a_retry_is_not_lost(ledger: Databas
 
 
 class World:
-    """An engine that hears the news, and one task."""
+    """An engine that is told what has changed in the ledger, and one task."""
 
     def __init__(self, ledger: Database, task: Task) -> None:
         self.ledger = ledger
@@ -231,7 +231,7 @@ async def test_a_request_to_another_fence_is_not_ours(ledger: Database, worlds: 
     run = await only(ledger)
     await ask(ledger, run["id"])
     async with ledger.reader.connect() as connection:
-        world.engine.hear(await ledger_poll.read(connection, NODE))
+        world.engine.on_changes(await ledger_poll.read(connection, NODE))
     assert [attempt.run.cancelled for attempt in world.engine.attempts] == [False]
 
 

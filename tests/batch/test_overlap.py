@@ -367,8 +367,8 @@ async def test_the_node_that_runs_the_old_one_hears_of_it_with_its_next_look(
 
     loaded = await know(ledger, make_task("tick", overlap="replace", run=sync if is_sync else run))
     engine = LocalEngine(ledger, loaded, NODE)
-    looks, hear = [], engine.hear
-    monkeypatch.setattr(engine, "hear", lambda news: looks.append(news) or hear(news))
+    looks, on_changes = [], engine.on_changes
+    monkeypatch.setattr(engine, "on_changes", lambda changes: looks.append(changes) or on_changes(changes))
     fired = await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     engine.launch(fired.claimed)
     engine.start()

@@ -32,7 +32,7 @@ KINDS = ("sqlite", "postgresql")
 OWN_ROW = ""
 """The `name` of a run's fence row in batch_checkpoints."""
 
-PASS = text(
+CHECK_FENCE = text(
     "INSERT INTO batch_checkpoints (run, name, fence, at) VALUES (:run, :name, :fence, :at) "
     "ON CONFLICT (run, name) DO UPDATE SET fence = excluded.fence, at = excluded.at "
     "WHERE batch_checkpoints.fence <= excluded.fence"
@@ -129,10 +129,10 @@ async def _evict_lost(application: Database, ledger: Database, run: CurrentRun) 
 
 
 def pass_with(connection: Connection, run: CurrentRun, statement: TextClause, values: dict[str, Any]) -> bool:
-    """Pass the fence by a statement that writes one row more. The commit of this transaction then has none of its own.
+    """Check the fence by a statement that writes one row more, so that the commit needs no statement of its own.
 
-    The statement writes the fence's row as PASS does; it takes `run`, `fence` and `at`, and the values given. False
-    when it did not write the other row: then nothing may be committed. Raises LeaseLost.
+    The statement writes the row of the fence as CHECK_FENCE does. Its parameters are `run`, `fence`, `at` and `values`.
+    False when it did not write the other row: then nothing may be committed. Raises LeaseLost.
     """
     _refuse_lost(run)
     written = _execute(connection, run, statement, values)
@@ -162,7 +162,7 @@ def _at_commit(connection: Connection) -> None:
     try:
         _refuse_lost(run)
         if run.is_fenced and connection.dialect.name in KINDS and connection.get_transaction() not in run.passed:
-            if _execute(connection, run, PASS, {}) != 1:
+            if _execute(connection, run, CHECK_FENCE, {}) != 1:
                 raise _newer_holder(run)
             _refuse_lost(run)  # once more: the statement may have waited, or the process been stopped within it
     except BaseException:

@@ -18,7 +18,7 @@ from service.batch.execution.write_buffer import Entry, Journal
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
-from service.batch.nodes.ledger_poll import News
+from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
@@ -75,14 +75,17 @@ class LocalEngine(Background):
         """Look for claimable runs now."""
         self._wake.set()
 
-    def hear(self, news: News) -> None:
-        """Claim what may start, and stop what this node is asked to stop. By itself the engine asks nothing."""
-        if news.is_claimable:
+    def on_changes(self, changes: LedgerChanges) -> None:
+        """Claim the runs that may start, and stop those that this node is asked to stop.
+
+        The engine does not ask the ledger for either by itself.
+        """
+        if changes.is_claimable:
             self.wake()
-        asked = {(one.run, one.fence): one for one in news.requests}
-        for attempt in self.attempts if asked else []:
-            if (one := asked.get((attempt.claimed.id, attempt.claimed.fence))) is not None:
-                (attempt.pause if one.is_pause else attempt.cancel)(one.reason)
+        requests = {(request.run, request.fence): request for request in changes.requests}
+        for attempt in self.attempts if requests else []:
+            if (request := requests.get((attempt.claimed.id, attempt.claimed.fence))) is not None:
+                (attempt.pause if request.is_pause else attempt.cancel)(request.reason)
 
     def recheck_claims(self) -> None:
         """Look into the ledger for runs that this node holds without knowing it: a COMMIT may have had no reply."""

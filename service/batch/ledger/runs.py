@@ -265,3 +265,22 @@ def listing(
 async def get(connection: AsyncConnection, run_id: str) -> dict[str, Any] | None:
     row = (await connection.execute(select(runs).where(runs.c.id == run_id))).mappings().first()
     return dict(row) if row is not None else None
+
+
+async def begin_with(connection: AsyncConnection, prefix: str, limit: int) -> list[dict[str, Any]]:
+    """Runs whose id begins with these hex digits (at most 32, without dashes), newest first; at most `limit`."""
+    low, high = (_as_id(prefix.ljust(32, filler)) for filler in "0f")
+    columns = (runs.c.id, runs.c.task, runs.c.state, runs.c.created_at)
+    statement = select(*columns).where(runs.c.id.between(low, high)).order_by(runs.c.id.desc()).limit(limit)
+    return [dict(row) for row in (await connection.execute(statement)).mappings()]
+
+
+def _as_id(digits: str) -> str:
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+async def latest(connection: AsyncConnection, task: str) -> str | None:
+    """The id of the newest run of a task."""
+    newest = select(runs.c.id).where(runs.c.task == task).order_by(runs.c.created_at.desc(), runs.c.id.desc())
+    run: str | None = (await connection.execute(newest.limit(1))).scalar()
+    return run

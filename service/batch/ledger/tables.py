@@ -144,7 +144,7 @@ runs = Table(
     Column("parent", Id),
     Column("created_at", UtcDateTime, nullable=False),
     *(Column(f"{what}_at", UtcDateTime) for what in ("started", "attempt_started", "finished")),
-    # Somebody wants it cancelled; its node sees that, see news.py.
+    # Somebody wants the run cancelled; its node reads that, see nodes/ledger_poll.py.
     Column("cancel_at", UtcDateTime),
     Column("cancel_by", Text),
     Column("cancel_reason", Text),

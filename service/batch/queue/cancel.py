@@ -13,8 +13,8 @@ from service.batch.ledger.tables import runs
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request to cancel a run that is running under this fence; `is_pause`: to have it stop, and go on later."""
+class StopRequest:
+    """A request to stop a run that runs under this fence. `is_pause`: it will go on later; otherwise it is cancelled."""
 
     run: str
     fence: int
