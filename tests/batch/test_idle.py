@@ -103,7 +103,7 @@ class Services:
         config.forget_settings()
         service = BatchService(get_settings())
         number = len(self.all)
-        service._hearers.append(lambda _: self._heard.update([number]))
+        service._on_changes.append(lambda _: self._heard.update([number]))
         self.all.append(service)
         await service.start()
         stack.push_async_callback(service.stop)

@@ -14,7 +14,7 @@ from service.batch.ledger.tables import runs
 
 @dataclass(frozen=True)
 class StopRequest:
-    """A request to stop a run that runs under this fence. `is_pause`: it will go on later; otherwise it is cancelled."""
+    """A request to stop a run that runs under this fence. `is_pause`: it goes on later; otherwise it is cancelled."""
 
     run: str
     fence: int
