@@ -10,8 +10,10 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from service import escaping
@@ -37,7 +39,24 @@ from service.errors import BatchError
 LONGEST_MESSAGE = 4_000
 """Characters of an error on stderr."""
 
+
+class Panels(TyperGroup):
+    """Lists commands under headings. It stands in for rich, whose import would take longer than all the rest."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        widest = max(map(len, self.commands))
+        for name, command in self.commands.items():
+            line = name.ljust(widest), (command.help or "").partition("\n\n")[0]
+            panels.setdefault(str(getattr(command, "rich_help_panel", None)), []).append(line)
+        for panel, lines in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(lines)
+
+
 cli = typer.Typer(
+    cls=Panels,
+    rich_markup_mode=None,
     name="batch",
     help="Batch System: tasks on schedule, every slot accounted for.",
     epilog="`batch COMMAND --help` has examples. Commands read the settings from the environment and `.env`.",
@@ -47,6 +66,8 @@ cli = typer.Typer(
 
 
 backups = typer.Typer(
+    cls=Panels,
+    rich_markup_mode=None,
     help="Make backups, check, compare, copy and restore them.",
     epilog="`batch backup COMMAND --help` has examples. FILE is a path, a name, `latest`, or s3://bucket/prefix/name.",
     no_args_is_help=True,
@@ -58,7 +79,7 @@ def _add(panel: str, name: str, command: Callable[..., None], group: typer.Typer
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     shown = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     examples = "\n".join(f"  {line}\n      {what}" for line, what in EXAMPLES[name].items())
-    group.command(name.split(" ")[-1], help=shown, epilog=f"Examples:\n{examples}", rich_help_panel=panel)(command)
+    group.command(name.split(" ")[-1], help=shown, epilog=f"\b\nExamples:\n{examples}", rich_help_panel=panel)(command)
 
 
 _add("Service", "serve", serve.serve)
