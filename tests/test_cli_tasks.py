@@ -330,11 +330,11 @@ def names() -> list[str]:
 
 def leaves() -> dict[str, Any]:
     """Each command that does something; those of a group with its name before theirs."""
-    from tests.test_docs import commands
+    from tests.test_docs import commands, commands_of
 
     found = {}
     for name, one in commands().items():
-        inner = getattr(one, "commands", {})
+        inner = commands_of(one) if hasattr(one, "list_commands") else {}
         found |= {f"{name} {word}": each for word, each in inner.items()} or {name: one}
     return found
 
