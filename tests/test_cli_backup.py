@@ -12,6 +12,7 @@ import sys
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -452,7 +453,8 @@ def test_piped_progress_is_plain_lines_and_the_result_stands_alone_on_stdout(fol
 
 
 def subcommands() -> dict[str, set[str]]:
-    commands = typer.main.get_command(backups).commands  # type: ignore[attr-defined]
+    group: Any = typer.main.get_group(backups)
+    commands = {name: group.get_command(None, name) for name in group.list_commands(None)}
     options = {name: {opt for one in command.params for opt in one.opts} for name, command in commands.items()}
     return {name: {opt for opt in opts if opt.startswith("--")} - {"--help"} for name, opts in options.items()}
 

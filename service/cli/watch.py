@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -13,6 +12,8 @@ from service.cli.options import RunOrTask, utc, wait_for
 from service.cli.progress import Row
 
 if TYPE_CHECKING:
+    import asyncio
+
     from service.cli.bar import Bar, Lines
     from service.database.engine import Database
 
@@ -43,6 +44,8 @@ def with_log(run: str) -> NoReturn:
 
     Who reads a pipe may write to the same terminal, and would tear the bar.
     """
+    import asyncio
+
     from service import console
     from service.cli import bar
     from service.config import get_settings
@@ -69,6 +72,8 @@ def with_log(run: str) -> NoReturn:
 @asynccontextmanager
 async def seen(database: Database, run: str, shown: Bar | Lines) -> AsyncIterator[None]:
     """Show a run of this process in the block. A ledger that is away only leaves it as it was."""
+    import asyncio
+
     watching = asyncio.create_task(_see_here(database, run, shown))
     try:
         yield
@@ -77,6 +82,8 @@ async def seen(database: Database, run: str, shown: Bar | Lines) -> AsyncIterato
 
 
 async def _see_here(database: Database, run: str, shown: Bar | Lines) -> None:
+    import asyncio
+
     from sqlalchemy.exc import DBAPIError
 
     from service.errors import DatabaseError
@@ -101,6 +108,8 @@ async def _see(looks: AsyncGenerator[dict[str, Any]], shown: Bar | Lines) -> Row
 
 
 async def _end(watching: asyncio.Task[Any]) -> None:
+    import asyncio
+
     watching.cancel()
     await asyncio.wait([watching])
 

@@ -176,7 +176,7 @@ def test_a_block_that_would_fill_the_memory_is_named_and_not_unpacked() -> None:
 
 
 def test_what_waits_for_a_slow_stderr_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "MAX_WAITING_BYTES", 1_000_000)
+    monkeypatch.setattr(logs.handlers, "MAX_WAITING_BYTES", 1_000_000)
     gate = threading.Event()
 
     class Slow(StringIO):
