@@ -158,7 +158,10 @@ def terms() -> list[str]:
     return re.findall(r"^\| (.+?) \| ", read("docs/glossary.md"), re.MULTILINE)[1:]
 
 
-PLAIN = set("apscheduler base conditions current json keys local migration rows sync tables time".split())
+PLAIN = {
+    *("apscheduler", "base", "conditions", "current", "json", "keys", "local", "migration"),
+    *("rows", "sync", "tables", "time"),
+}
 """Words in names of modules that mean what they mean everywhere."""
 
 

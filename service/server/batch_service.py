@@ -33,7 +33,10 @@ from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.errors import DatabaseError
 from service.logs import get_logger
+from service.operations.context import Loaded
 from service.operations.databases import open_databases
+from service.operations.here import use_no_operations, use_operations
+from service.operations.operations import Operations
 
 logger = get_logger("service.batch")
 
@@ -48,6 +51,7 @@ class BatchService:
     engine: LocalEngine
     folder: TasksFolder
     tasks: dict[str, Task]
+    operations: Operations
 
     def __init__(self, settings: Settings, fires: bool = True) -> None:
         self._settings = settings
@@ -147,6 +151,17 @@ class BatchService:
         self._on_changes.append(self.engine.on_changes)
         self.engine.start()
         stack.push_async_callback(self.engine.stop)
+        self.operations = Operations(
+            self.ledger,
+            self.application,
+            lambda: Loaded(self.tasks, self.folder.broken),
+            settings,
+            wake=self.engine.wake,
+            node=self.node.id,
+            are_ready=True,
+        )
+        use_operations(self.operations)
+        stack.callback(use_no_operations)
         enqueue.use_service(self.ledger, self.engine.wake)
         stack.callback(enqueue.use_no_service)
         stack.push_async_callback(self._drained)
