@@ -25,7 +25,7 @@ from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import new_id
 from service.batch.tasks.registry import Task, TaskRegistry
-from service.concurrency.thread_pool import Threads
+from service.concurrency.thread_pool import ThreadPool
 from service.errors import BatchError
 from service.logs import get_logger
 
@@ -55,7 +55,7 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # the same
 
     def __init__(self, max_threads: int) -> None:
         super().__init__()
-        self.threads = Threads(max_threads)
+        self.threads = ThreadPool(max_threads)
         self.running: set[asyncio.Task[None]] = set()
         self.stopped = asyncio.Event()
 
@@ -219,7 +219,7 @@ async def _run_alone(task: Task, executor: LoopExecutor) -> None:
         claimed = replace(claimed, attempt=claimed.attempt + 1)
 
 
-async def _attempt(claimed: Claimed, task: Task, threads: Threads) -> Ending:
+async def _attempt(claimed: Claimed, task: Task, threads: ThreadPool) -> Ending:
     ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
     attempt = Attempt(claimed, task, threads, lambda _, ending: ended.set_result(ending))
     attempt.start()
