@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from service import clock
-from service.batch.account.account import Account, Entry, Finding, Kind
+from service.batch.account.account import Account, AccountedSlot, AccountFinding, Kind
 from service.cli.options import AsJson, OfTask, instant_or_age, wait_for
 from service.errors import InvalidParameters
 from service.escaping import LONGEST_QUOTE, cut, echoed, line, to_json
@@ -68,7 +68,7 @@ class _Slots:
         self._as_json = as_json
         self._before = "["
 
-    def see(self, entry: Entry) -> None:
+    def see(self, entry: AccountedSlot) -> None:
         if self._as_json:
             row = {**entry._asdict(), "slot": entry.slot.isoformat()}
             _print(f"{self._before}{to_json(row)}", end="")
@@ -91,7 +91,7 @@ def _print(made: str, end: str = "\n") -> None:
         raise SystemExit(1) from None
 
 
-def _outcome(entry: Entry) -> str:
+def _outcome(entry: AccountedSlot) -> str:
     if entry.kind in TEXTS:
         return f"{entry.kind.upper()}: {TEXTS[entry.kind]}" + (f" (run {entry.run})" if entry.run else "")
     what = f"run {entry.run} {entry.state}" if entry.run else entry.kind
@@ -146,13 +146,13 @@ def _json(of: Account) -> dict[str, Any]:
     }
 
 
-def _sentence(finding: Finding) -> str:
+def _sentence(finding: AccountFinding) -> str:
     when = _shown(finding.first) + (f" to {_shown(finding.last)}" if finding.last != finding.first else "")
     number = f"{finding.count} slots: " if finding.count > 1 else ""
     return f"{when}: {number}{_text(finding)}"
 
 
-def _text(finding: Finding) -> str:
+def _text(finding: AccountFinding) -> str:
     return ": ".join(filter(None, [TEXTS.get(finding.kind), finding.text]))
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, logs
 from service.batch.account import accounting
-from service.batch.account.account import Account, Entry
+from service.batch.account.account import Account, AccountedSlot
 from service.batch.context.progress import pace
 from service.batch.firing import task_sync
 from service.batch.ledger import database_time, schedules, tables
@@ -90,7 +90,7 @@ def with_pace(run: Mapping[str, Any], now: datetime) -> Row:
 
 
 async def accounts(
-    settings: Settings, since: datetime, until: datetime | None, task: str | None, see: Callable[[Entry], None]
+    settings: Settings, since: datetime, until: datetime | None, task: str | None, see: Callable[[AccountedSlot], None]
 ) -> list[Account]:
     """What became of the slots since then, by task; `see` is called with each. Raises UnknownTask."""
     async with ledger(settings) as connection:
