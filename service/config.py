@@ -40,9 +40,7 @@ def async_url(url: str) -> str:
     if "@" in (parsed.host or ""):
         raise ValueError("an @ in the password is read as the end of the password: write it as %40")
     parsed = parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername))
-    if parsed.drivername == "postgresql+asyncpg" and (
-        mode := parsed.query.get("sslmode")
-    ):  # libpq's name for asyncpg's `ssl`
+    if parsed.drivername == "postgresql+asyncpg" and (mode := parsed.query.get("sslmode")):  # libpq's name of `ssl`
         parsed = parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
     _refuse_driver(parsed)
     return parsed.render_as_string(hide_password=False)
@@ -69,7 +67,7 @@ LedgerUrl = Annotated[DatabaseUrl, AfterValidator(_for_ledger)]
 
 
 class Settings(BaseSettings):
-    """Every setting, with its default. The values come from the environment, then from `.env` in the working directory."""
+    """All settings with their defaults. Values come from the environment, then from `.env` in the working directory."""
 
     model_config = SettingsConfigDict(
         env_file=ENV_FILE, env_file_encoding="utf-8-sig", case_sensitive=True, extra="allow", env_ignore_empty=True
@@ -83,64 +81,45 @@ class Settings(BaseSettings):
         "sqlite+aiosqlite:///./app.db", description="The application's database, which get_db() opens."
     )
     LEDGER_URL: LedgerUrl | None = Field(
-        None,
-        description="The ledger's database. Empty: ledger.db beside an SQLite file, or the application's own PostgreSQL database.",
+        None, description="The ledger's database. Empty: ledger.db beside an SQLite file, or the PostgreSQL database."
     )
-    DATABASE_POOL_SIZE: int = Field(
-        20, ge=1, description="Connections to the application's PostgreSQL database per process."
-    )
+    DATABASE_POOL_SIZE: int = Field(20, ge=1, description="PostgreSQL connections for the application per process.")
 
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="Lines below this level are dropped."
     )
     LOG_FORMAT: Literal["console", "json"] = Field("console", description="Format of the log lines on stderr.")
     BATCH_SHOW_SQL_PARAMETERS: bool = Field(
-        False, description="Whether database errors show the parameters of their statements."
+        False, description="Whether database errors show the parameters of statements."
     )
 
     SENTRY_DSN: str | None = Field(None, description="DSN of the Sentry project that errors are sent to. Empty: none.")
 
     MAX_RUNNING: int = Field(100, ge=1, description="Largest number of concurrent runs in one process.")
     MAX_THREADS: int = Field(32, ge=1, description="Largest number of threads for sync runs in one process.")
-    DRAIN_SECONDS: float = Field(
-        25.0, ge=0, le=DAY, description="How many seconds runs may continue after a stop signal."
-    )
+    DRAIN_SECONDS: float = Field(25.0, ge=0, le=DAY, description="Seconds that runs may continue after a stop signal.")
     MAX_LOOP_BLOCK: float = Field(
         300.0, ge=0, le=DAY, description="Seconds after which a process with a blocked event loop ends. 0: never."
     )
-    POLL_SECONDS: float = Field(
-        1.0, ge=0.05, le=60, description="Seconds between two searches of a node for runs that other processes queued."
-    )
+    POLL_SECONDS: float = Field(1.0, ge=0.05, le=60, description="Seconds between a node's looks at the queue.")
     HEARTBEAT_SECONDS: float = Field(5.0, ge=0.1, le=DAY, description="Seconds between two heartbeats of a node.")
-    LEASE_SECONDS: float = Field(
-        30.0, ge=1, le=DAY, description="Seconds for which a node without heartbeats keeps its runs."
-    )
+    LEASE_SECONDS: float = Field(30.0, ge=1, le=DAY, description="Seconds that a silent node keeps its runs.")
 
-    KEEP_RUNS_DAYS: int = Field(
-        90, ge=1, le=36_500, description="Runs that ended more than this many days ago are pruned."
-    )
+    KEEP_RUNS_DAYS: int = Field(90, ge=1, le=36_500, description="Days after which a run that has ended is pruned.")
     KEEP_RUNS_PER_TASK: int = Field(100, ge=1, le=100_000, description="This many runs of each task are always kept.")
 
     BACKUP_CRON: str = Field("0 2 * * *", description="When BackupTask runs (UTC).")
     BACKUP_KEEP_LAST: int = Field(7, ge=1, le=100_000, description="This many of the newest backups are always kept.")
     BACKUP_RETENTION_DAYS: int = Field(7, ge=1, le=36_500, description="Backups older than this many days are deleted.")
-    BACKUP_KEEP_WEEKLY: int = Field(
-        0, ge=0, le=5_200, description="The newest backup of each of this many weeks is kept."
-    )
-    BACKUP_KEEP_MONTHLY: int = Field(
-        0, ge=0, le=1_200, description="The newest backup of each of this many months is kept."
-    )
+    BACKUP_KEEP_WEEKLY: int = Field(0, ge=0, le=5_200, description="Weeks of which the newest backup is kept.")
+    BACKUP_KEEP_MONTHLY: int = Field(0, ge=0, le=1_200, description="Months of which the newest backup is kept.")
     BACKUP_LEAST_SHARE: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="No backup is deleted if the new one has less than this share of the last one's rows.",
+        0.5, ge=0, le=1, description="No backup is deleted after one with less than this share of the last one's rows."
     )
     BACKUP_DIR: Path = Field(Path("backups"), description="Folder that BackupTask writes to.")
     BACKUP_URL: PlaceUrl | None = Field(None, description="Place that backups are copied to. Empty: no copies.")
     BACKUP_DATABASE_URL: DatabaseUrl | None = Field(
-        None,
-        description="URL of the same PostgreSQL database with the role that backs up and restores. Empty: DATABASE_URL.",
+        None, description="The same PostgreSQL database by the role that backs up and restores. Empty: DATABASE_URL."
     )
     BACKUP_INCLUDE: str = Field("", description="Tables to back up, as patterns. Empty: all of the application's.")
     BACKUP_EXCLUDE: str = Field("", description="Tables to leave out, as patterns.")
@@ -149,8 +128,7 @@ class Settings(BaseSettings):
 
     RESTORE_DRILL_CRON: str | None = Field(None, description="When RestoreDrillTask runs (UTC). Empty: never.")
     RESTORE_DRILL_URL: DatabaseUrl | None = Field(
-        None,
-        description="Database that RestoreDrillTask restores into. Empty: a temporary one beside the application's.",
+        None, description="Database that RestoreDrillTask restores into. Empty: a new one beside the application's."
     )
 
     SETTINGS: str | None = Field(
@@ -162,8 +140,8 @@ class Settings(BaseSettings):
         if self.LEASE_SECONDS < 3 * self.HEARTBEAT_SECONDS:
             raise ValueError(
                 f"LEASE_SECONDS ({self.LEASE_SECONDS:g}) must be at least three times HEARTBEAT_SECONDS "
-                f"({self.HEARTBEAT_SECONDS:g}), because one heartbeat may fail, and a node gives up its runs a sixth of the "
-                "lease before it ends"
+                f"({self.HEARTBEAT_SECONDS:g}), since one heartbeat may fail, and a node gives up its runs a sixth "
+                "of the lease before it ends"
             )
         return self
 
@@ -182,8 +160,8 @@ class Settings(BaseSettings):
     def _check_loop_block(self) -> Self:
         if 0 < self.MAX_LOOP_BLOCK < SHORTEST_BLOCK:
             raise ValueError(
-                f"MAX_LOOP_BLOCK ({self.MAX_LOOP_BLOCK:g}) must be 0 (never) or at least {SHORTEST_BLOCK:g}, because every "
-                "event loop is blocked for short times"
+                f"MAX_LOOP_BLOCK ({self.MAX_LOOP_BLOCK:g}) must be 0 (never) or at least {SHORTEST_BLOCK:g}, because "
+                "every event loop is blocked for short times"
             )
         return self
 
@@ -246,7 +224,7 @@ def _load(cls: type[S]) -> S:
 
 
 def _own_class(named: str) -> type[BaseSettings]:
-    """The class that SETTINGS names. If it does not extend Settings, it reads `.env` too, and ignores our keys in it."""
+    """The class that SETTINGS names. One that does not extend Settings reads `.env` too, and ignores our keys in it."""
     module, _, name = named.partition(":")
     setting = f"setting SETTINGS: {cut(named, LONGEST_QUOTE)}"
     if str(Path.cwd()) not in sys.path:
@@ -291,10 +269,10 @@ def get_settings() -> Settings: ...
 @overload
 def get_settings(cls: type[S]) -> S: ...
 def get_settings(cls: type[BaseSettings] = Settings) -> BaseSettings:
-    """The settings as last read. Give `cls` to get those of your own class, which SETTINGS has to name.
+    """The settings as last read, or those of your own class `cls`, which SETTINGS has to name. A service reads `.env`
+    again within seconds of a change.
 
-    A running service reads `.env` again within seconds of a change. Raises InvalidSetting, which names the setting and
-    what is allowed.
+    Raises InvalidSetting, which names the setting and what is allowed.
     """
     settings = _settings if _settings is not None else refresh_settings()
     for candidate in (settings, _own):

@@ -1,6 +1,6 @@
 """Prints the output of commands: tables and colours in a terminal, plain columns and text in a pipe, or JSON.
 
-Commands print only through this module, so that control characters from a file, a task or an author's error are escaped.
+Commands print only through this module, which escapes control characters from a file, a task or an author's error.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@
     └── BackupError             a backup could not be made, read, compared, copied or restored; nothing was lost
         └── DamagedBackup       a backup's file was changed or cut, or its rows can't be loaded
 
-    Interrupted (BaseException) a run stops at a checkpoint because the service stops; `except Exception` does not catch it
+    Interrupted (BaseException) a run stops at a checkpoint as the service stops; `except Exception` does not catch it
 
 A message says what is wrong and where, and what is allowed.
 """

@@ -205,7 +205,7 @@ def test_it_waits_until_no_more_files_change(monkeypatch: pytest.MonkeyPatch) ->
     reloader._seen = reload.sources(reloader._folder)
     files = [Path(f"tasks/{name}.py") for name in "abc"]
     left = iter(files)
-    monkeypatch.setattr(reloader, "_rest", lambda seconds: [path.touch() for path in itertools.islice(left, 1)])
+    monkeypatch.setattr(reloader, "_sleep", lambda seconds: [path.touch() for path in itertools.islice(left, 1)])
     assert reloader._wait_for_changes() == ", ".join(map(str, files))
 
 
@@ -310,7 +310,7 @@ async def test_a_task_that_blocks_the_event_loop_does_not_keep_the_reload_waitin
         with process(tmp_path, GIVES_UP_SOON, QUICK_DRAIN) as running:
             await exists(tmp_path / "blocks.begun")
             make_folder(tmp_path, by_hand=BY_HAND)
-            await says(lambda: running.stderr, "the service does not end: a task blocks the event loop")
+            await says(lambda: running.stderr, "the service does not end, because a task blocks the event loop")
             (tmp_path / "go").touch()
             await started(running, 2)
             (lost,) = await until(lambda: rows(ledger, tables.attempts, outcome="lost"), 20)
@@ -389,5 +389,5 @@ async def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
             assert await asyncio.to_thread(running.process.wait, 20) == 2
             assert (
                 running.stderr
-                == f"batch: port {port} on 127.0.0.1 is in use: stop what listens there, or set PORT to another one\n"
+                == f"batch: port {port} on 127.0.0.1 is in use: stop the process that listens there, or change PORT\n"
             )

@@ -1,4 +1,4 @@
-"""Errors sent to Sentry: which events a real listener gets, which it does not, and that nothing waits for a slow one."""
+"""Errors sent to Sentry: which of them a real listener gets, and that nothing waits for a slow one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lint finds likely mistakes in a task. For each rule there is a similar task without one: a false alarm is a defect."""
+"""Lint finds likely mistakes in a task, and no others: each rule is tested with a similar task without the mistake."""
 
 from __future__ import annotations
 

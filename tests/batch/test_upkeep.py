@@ -152,7 +152,7 @@ async def test_a_long_log_is_deleted_in_several_transactions(ledger: Database, m
 
 
 async def put_beside(ledger: Database, application: Database, *ids: str) -> None:
-    """Rows that belong to these runs: an attempt, a block of log lines, a checkpoint, a once key, a quarantined item."""
+    """Rows that belong to these runs: an attempt, a block of log lines, a checkpoint, a once key, an item set aside."""
     ended = {"fence": 1, "number": 1, "started_at": OLD, "ended_at": OLD, "outcome": "failed"}
     async with ledger.engine.begin() as connection:
         await connection.execute(insert_into(tables.attempts), [{"run": run, **ended} for run in ids])
@@ -373,7 +373,7 @@ async def test_pruning_a_ledger_without_old_rows_takes_a_few_statements(ledger: 
     for engine in engines:
         event.listen(engine.sync_engine, "before_cursor_execute", count)
     await pruner(ledger).prune()
-    assert len([statement for one in statements if statement != "BEGIN"]) < 9, statements
+    assert len([statement for statement in statements if statement != "BEGIN"]) < 9, statements
 
 
 async def test_a_batch_gets_smaller_while_transactions_take_long_and_grows_again(

@@ -43,7 +43,7 @@ def delete_over(kind: str) -> TextualSelect:
 
 
 def is_gone(now: datetime) -> ColumnElement[bool]:
-    """Nodes that stopped long ago. A node that still holds a run is kept, because a rescue finds the run by its node."""
+    """Nodes that stopped long ago, except those that still hold a run: a rescue finds the run by its node."""
     held = select(runs.c.id).where(runs.c.node == nodes.c.id, text(HELD_SQL))
     return and_(nodes.c.stopped_at < now - NODE_AGE, ~held.exists())
 
@@ -54,7 +54,7 @@ def is_over(before: datetime) -> ColumnElement[bool]:
 
 
 def is_old(task: str, kept: Row[Any], before: datetime) -> ColumnElement[bool]:
-    """Runs of `task` that ended before `before` and are older than `kept`, the oldest of those kept whatever their age."""
+    """Runs of `task` that ended before `before` and are older than `kept`, the oldest run that is kept at any age."""
     at, run = kept.created_at, kept.id
     is_older = and_(runs.c.created_at <= min(at, before), or_(runs.c.created_at < at, runs.c.id < run))
     return and_(runs.c.task == task, is_older, is_over(before))

@@ -82,7 +82,7 @@ class DeleteSize:
 
     @asynccontextmanager
     async def transaction(self, database: Database) -> AsyncIterator[AsyncConnection]:
-        """A transaction that deletes `size` rows and adapts it. The time spent waiting for the write lock does not count."""
+        """A transaction that deletes `size` rows. Its duration adapts the size, without the wait for the lock."""
         async with database.engine.begin() as connection:
             began_at = clock.monotonic()
             yield connection
@@ -198,7 +198,7 @@ class Pruner:
             await asyncio.sleep(self._pause)
 
     async def _delete_runs(self, task: str, ids: Sequence[str], before: datetime) -> list[str]:
-        """Delete the runs of `task` that are still final, and return their ids: a person may have retried one meanwhile."""
+        """Delete those runs of `task` that are still final, and return their ids: a person may have retried one."""
         kind = self._ledger.kind
         values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "before": before}
         async with self._runs.transaction(self._ledger) as connection:
@@ -214,7 +214,7 @@ class Pruner:
         return deleted
 
     async def _delete_rest(self, before: datetime, now: datetime) -> Counter[str]:
-        """Delete the missed ranges and schedules that no account needs any more, and the nodes that stopped long ago."""
+        """Delete the missed ranges and schedules that no account needs, and the nodes that stopped long ago."""
         counts = Counter({"nodes": await self._delete(nodes, conditions.is_gone(now))})
         ends = {"missed ranges": missed.c.last_slot, "schedules": schedules.c.valid_until}
         if not any([await self._has_rows(at.table, at < before) for at in ends.values()]):
