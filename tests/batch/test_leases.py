@@ -388,7 +388,7 @@ async def test_a_node_that_cannot_renew_gives_up_its_runs_before_its_lease_ends(
     boot_time.stands_at = beaten_at + 25.1  # others wait until 30
     await until(world.has_no_lease)
     lost_at = clock.now()
-    assert (await world.service.readiness())["lease"] == "it could not be renewed, so nothing is started until it is"
+    assert (await world.service.readiness())["lease"] == "it could not be renewed, so no run is started until it is"
     world.service.engine.recheck_claims()  # whatever the ledger says this node holds
     await asyncio.sleep(1.3)  # a slot comes due, and is left to others
     assert world.calls == 1

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Retry, TaskRegistry, clock
 from service.batch.account import accounting
-from service.batch.account.account import Entry, Finding, Kind
+from service.batch.account.account import AccountedSlot, AccountFinding, Kind
 from service.batch.execution.attempt import Attempt, Ending
 from service.batch.execution.write_buffer import Entry as Group
 from service.batch.execution.write_buffer import Journal
@@ -290,7 +290,7 @@ class Machine(RuleBasedStateMachine):
     def _account(self) -> None:
         entries: dict[str, dict[datetime, str]] = {name: {} for name in self.model.tasks}
 
-        def see(entry: Entry) -> None:
+        def see(entry: AccountedSlot) -> None:
             entries[entry.task][entry.slot] = str(entry.kind)
 
         complete = self.world.read(_account, see)
@@ -304,7 +304,7 @@ async def _write_group(connection: AsyncConnection, group: Group) -> list[Outcom
     return await group.write(connection)
 
 
-async def _account(connection: AsyncConnection, see: Callable[[Entry], None]) -> list[Finding]:
+async def _account(connection: AsyncConnection, see: Callable[[AccountedSlot], None]) -> list[AccountFinding]:
     """What the accounts of all tasks find wrong."""
     found = [each async for each in accounting.accounts(connection, START, see=see)]
     fine = (Kind.DUE, Kind.LATE)

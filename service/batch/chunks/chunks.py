@@ -23,8 +23,7 @@ from service.batch.context import current_run, fencing
 from service.batch.context.current_run import CurrentRun
 from service.database.engine import Database
 from service.database.session import application_database
-from service.database.transient import is_transient
-from service.database.troubles import cause_of
+from service.database.troubles import cause_of, is_transient
 from service.errors import ChunkError, DatabaseError
 from service.logs import get_logger
 

@@ -21,6 +21,7 @@ from service.batch.context.current_run import CurrentRun
 from service.batch.ledger import nodes
 from service.batch.ledger.tables import attempts, checkpoints
 from service.batch.ledger.tables import nodes as nodes_table
+from service.database import troubles
 from service.database.engine import Database
 from service.database.session import application_database
 from service.errors import DatabaseBusy, LeaseLost
@@ -45,9 +46,6 @@ CHECK_FENCE = text(
 NEWEST = select(checkpoints.c.fence).where(
     checkpoints.c.run == bindparam("run", type_=checkpoints.c.run.type), checkpoints.c.name == OWN_ROW
 )
-SERIALIZATION_FAILURE = "40001"
-AWAY = {"08", "53", "57"}
-"""Classes of PostgreSQL's SQLSTATE: no connection, no resources, an operator has stopped it."""
 AWAY_SECONDS = 1.0
 
 
@@ -84,18 +82,12 @@ async def take_over(ledger: Database, run: CurrentRun) -> None:
         except DatabaseBusy as error:
             logger.warning(f"{run.task} waits to take over run {run.id}: {error}")
         except (DBAPIError, OSError) as error:
-            if not _is_away(error):
+            if not troubles.is_unreachable(error):
                 raise
             if not is_told:
                 logger.warning(f"{run.task} waits to take over run {run.id}: {application.why(error)}")
             is_told = True
             await asyncio.sleep(AWAY_SECONDS)
-
-
-def _is_away(error: DBAPIError | OSError) -> bool:
-    """No connection, or one that was cut: not an error of what was executed."""
-    state = str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
-    return isinstance(error, OSError) or error.connection_invalidated or state[:2] in AWAY
 
 
 def seal(run: CurrentRun) -> None:
@@ -198,7 +190,7 @@ def _execute(connection: Connection, run: CurrentRun, statement: TextClause, val
     try:
         return connection.execute(statement, values).rowcount
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != SERIALIZATION_FAILURE or not _has_newer_holder(connection, run):
+        if troubles.sqlstate_of(error) != troubles.SERIALIZATION_FAILURE or not _has_newer_holder(connection, run):
             raise
         return 0
 

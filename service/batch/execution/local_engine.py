@@ -24,6 +24,7 @@ from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.thread_pool import ThreadPool
+from service.database import troubles
 from service.database.engine import Database
 from service.errors import DatabaseError
 from service.logs import get_logger
@@ -227,7 +228,7 @@ class LocalEngine(Background):
         try:
             await self._write(entry, in_doubt=in_doubt)
         except DBAPIError as error:
-            if not write_buffer.is_refused(error):
+            if not troubles.is_refused(error):
                 raise
             # Another node took the `exclusive` of what was to be claimed; or a row that can't be stored is among them.
             logger.warning(
@@ -237,7 +238,7 @@ class LocalEngine(Background):
             try:
                 await self._write(entry, claim=False)
             except DBAPIError as again:
-                if not write_buffer.is_refused(again):
+                if not troubles.is_refused(again):
                     raise
                 await self._write_one_by_one(entry)
             self.wake()
@@ -247,7 +248,7 @@ class LocalEngine(Background):
             try:
                 await self._write(part, claim=False)
             except DBAPIError as error:
-                if not write_buffer.is_refused(error):
+                if not troubles.is_refused(error):
                     raise
                 logger.error(f"{part} can't be stored as it is: {str(error).splitlines()[0]}")
                 await self._write(part.bare(), claim=False)

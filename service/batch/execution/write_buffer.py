@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, failures
@@ -197,9 +196,3 @@ def tell(outcomes: list[Outcome]) -> None:
         if outcome.state == RunState.SUCCEEDED:
             seconds = (outcome.ended_at - outcome.started_at).total_seconds()
             logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id)
-
-
-def is_refused(error: DBAPIError) -> bool:
-    """What was sent can't be stored, now or later. asyncpg's data errors come without a class of their own."""
-    sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-    return isinstance(error, IntegrityError | DataError) or sqlstate[:2] in {"22", "23", "54"}
