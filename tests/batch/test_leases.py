@@ -389,7 +389,7 @@ async def test_a_node_that_cannot_renew_gives_up_its_runs_before_its_lease_ends(
     await until(world.has_no_lease)
     lost_at = clock.now()
     assert (await world.service.readiness())["lease"] == "it could not be renewed, so nothing is started until it is"
-    world.service.engine.doubt()  # whatever the ledger says this node holds
+    world.service.engine.recheck_claims()  # whatever the ledger says this node holds
     await asyncio.sleep(1.3)  # a slot comes due, and is left to others
     assert world.calls == 1
     assert [run["slot"] for run in await rows(world.ledger) if run["slot"] > lost_at] == []
