@@ -11,11 +11,6 @@ from datetime import datetime
 from typing import Any
 
 from rich.cells import cell_len
-from rich.color import ColorSystem
-from rich.console import Console
-from rich.style import Style
-from rich.table import Table
-from rich.text import Text
 
 from service.escaping import line, lines, to_json
 
@@ -90,7 +85,13 @@ def heading(text: str) -> None:
 def paint(text: str, kind: str) -> str:
     """Coloured in a terminal that has colours; `kind` is a level of a log line, or another key of STYLES."""
     text = line(text)
-    if kind not in STYLES or not sys.stdout.isatty() or (console := Console()).no_color or not console.color_system:
+    if kind not in STYLES or not sys.stdout.isatty():
+        return text
+    from rich.color import ColorSystem
+    from rich.console import Console
+    from rich.style import Style
+
+    if (console := Console()).no_color or not console.color_system:
         return text
     return Style.parse(STYLES[kind]).render(text, color_system=ColorSystem.STANDARD)
 
@@ -106,6 +107,10 @@ def duration(start: datetime | None, end: datetime | None) -> str:
 
 def _table(columns: Sequence[str], cells: list[list[str]]) -> None:
     """Only the last column is folded; where the others need more than the terminal has, lines run on."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns[:-1]:
         table.add_column(column, no_wrap=True)

@@ -7,6 +7,7 @@
     ├── InvalidSchedule         a cron expression or a time zone that can't be used (also a ValueError)
     ├── InvalidTask             a task class that can't be registered
     ├── InvalidParameters       a run was asked for with parameters that its signature refuses
+    │   └── WrongState          what was asked for can't be done in the state that the run or task is in
     ├── ChunkError              a loop over chunks, or a chunk of it, was used in a way that would lose or double items
     ├── UnknownTask             no task of that name is loaded
     ├── UnknownRun              no run has this id, or several have ids that begin so
@@ -14,21 +15,30 @@
     │   ├── DatabaseUnreachable no connection could be made
     │   ├── DatabaseTooNew      the database's migrations are newer than this code
     │   ├── DatabaseBusy        SQLite's one write lock stayed taken for too long
+    │   ├── DamagedRow          a row of the ledger has something else than this code writes
     │   ├── SecondWriter        a run that holds a writing session asked SQLite for another one
     │   └── LeaseLost           an attempt that lost its run or its lease, or was given up, can't commit any more
     └── BackupError             a backup could not be made, read, compared, copied or restored; nothing was lost
+        ├── UnknownBackup       no backup has this name or address
+        ├── PlaceUnreachable    the place of the backups does not answer, or refuses the keys
         └── DamagedBackup       a backup is not what was written, or its rows don't load
 
     Interrupted (BaseException) a run stops at a checkpoint because the service does; `except Exception` can't eat it
 
-Messages name what was wrong, where, and what is allowed.
+Messages name what was wrong, where, and what is allowed. Each class has a `kind`, by which a program decides what to
+do: the command line maps kinds to exit codes, an HTTP API maps them to statuses.
 """
 
 from __future__ import annotations
 
 import datetime
+from typing import ClassVar, Literal
 
 from service.escaping import brief
+
+ErrorKind = Literal["not_found", "invalid", "conflict", "unavailable", "damaged", "forbidden"]
+"""What is wrong with a request: what it names does not exist; the request itself is not allowed; it does not fit the
+present state; a database or a place can't be used now; stored data is damaged; or the caller may not ask for it."""
 
 LONGEST_MESSAGE = 4_000
 """Characters of what is said about something from outside."""
@@ -36,6 +46,8 @@ LONGEST_MESSAGE = 4_000
 
 class BatchError(Exception):
     """The root of the tree; `message` is what a person reads."""
+
+    kind: ClassVar[ErrorKind] = "invalid"
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -76,20 +88,24 @@ class InvalidParameters(BatchError):
     pass
 
 
+class WrongState(InvalidParameters):
+    kind = "conflict"
+
+
 class ChunkError(BatchError):
     pass
 
 
 class UnknownTask(BatchError):
-    pass
+    kind = "not_found"
 
 
 class UnknownRun(BatchError):
-    pass
+    kind = "not_found"
 
 
 class DatabaseError(BatchError):
-    pass
+    kind: ClassVar[ErrorKind] = "unavailable"
 
 
 class DatabaseUnreachable(DatabaseError):
@@ -104,23 +120,37 @@ class DatabaseBusy(DatabaseError):
     pass
 
 
+class DamagedRow(DatabaseError):
+    kind = "damaged"
+
+
 class SecondWriter(DatabaseError):
-    pass
+    kind = "conflict"
 
 
 class LeaseLost(DatabaseError):
-    pass
+    kind = "conflict"
 
 
 class BackupError(BatchError):
     """A file from elsewhere may have names of any length, and any number of them: what is said is cut."""
 
+    kind: ClassVar[ErrorKind] = "conflict"
+
     def __init__(self, message: str) -> None:
         super().__init__(brief(message, LONGEST_MESSAGE))
 
 
+class UnknownBackup(BackupError):
+    kind = "not_found"
+
+
+class PlaceUnreachable(BackupError):
+    kind = "unavailable"
+
+
 class DamagedBackup(BackupError):
-    pass
+    kind = "damaged"
 
 
 class Interrupted(BaseException):

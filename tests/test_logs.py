@@ -247,7 +247,7 @@ async def test_a_slow_stderr_holds_up_neither_the_loop_nor_loses_a_line() -> Non
 
 
 def test_lines_beyond_what_may_wait_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "MAX_WAITING", 10)
+    monkeypatch.setattr(logs.handlers, "MAX_WAITING", 10)
     gate = threading.Event()
 
     class Slow(StringIO):

@@ -28,7 +28,8 @@ from service import config, logs, sentry
 from service.batch.execution.run_here import ManualRun
 from service.config import get_settings
 from service.errors import InvalidSetting
-from service.operations import details
+from service.operations.context import Loaded
+from service.operations.operations import open_operations
 from service.server.batch_service import BatchService
 from tests.processes import ROOT, SERVE, UVICORN, batch
 from tests.processes import service as running_service
@@ -301,7 +302,8 @@ async def test_what_a_statement_was_given_stands_nowhere_unless_the_setting_asks
     logs.set_up()
     row = await run("secretive")
     logs.flush()
-    kind, shown = await details.details(get_settings(), row["id"])
+    async with open_operations(get_settings(), Loaded) as operations:
+        shown = await operations.runs.show(row["id"])
     logs.set_up(stream=written)
     everywhere = {
         "stderr": written.getvalue(),
@@ -309,7 +311,7 @@ async def test_what_a_statement_was_given_stands_nowhere_unless_the_setting_asks
         "batch show": repr(shown),
         "Sentry": b"".join(listener.bodies).decode(),
     }
-    assert (kind, row["state"], len(shown["attempts"]), len(listener.events)) == ("run", "failed", 1, 2)
+    assert (row["state"], len(shown.attempts), len(listener.events)) == ("failed", 1, 2)
     assert all("INSERT INTO users" in text for text in everywhere.values() if text is not everywhere["the ledger"])
     found = {where for where, text in everywhere.items() if "topsecretvalue" in text}
     assert found == (set() if shows == "0" else found | {"stderr", "batch show", "Sentry"})

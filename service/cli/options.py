@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import getpass
 import os
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, TypeVar
-from zoneinfo import ZoneInfo
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from service import clock
 from service.cli import complete
-from service.errors import DatabaseError, InvalidParameters
+from service.errors import InvalidParameters
 from service.escaping import echoed
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 T = TypeVar("T")
 
@@ -37,18 +37,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, on an event loop of its own. What the driver raises becomes a DatabaseError."""
-    from sqlalchemy.exc import DBAPIError
+    import asyncio
 
-    try:
+    from service.operations.databases import errors_explained
+
+    with errors_explained():
         return asyncio.run(work)
-    except DBAPIError as error:
-        raise DatabaseError(
-            f"the database (DATABASE_URL or LEDGER_URL) failed on the way: {str(error.orig).splitlines()[0]}"
-        ) from error
 
 
 def user() -> str:
     """Who types this."""
+    import getpass
+
     try:
         return getpass.getuser()
     except (KeyError, ImportError, OSError):  # a container's user without a name

@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.config import get_settings
 from service.database.engine import Database
 
 Loop = asyncio.AbstractEventLoop
@@ -46,6 +45,8 @@ async def get_db(readonly: bool = False) -> AsyncIterator[AsyncSession]:
 
 def application_database() -> Database:
     """The application's database on this event loop; outside a service it keeps no connection between uses."""
+    from service.config import get_settings
+
     loop = asyncio.get_running_loop()
     if services := _services.get(loop):
         return next(reversed(services))

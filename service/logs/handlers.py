@@ -1,4 +1,4 @@
-"""Logs: structlog over stdlib logging. Inside a run every line carries the run, and is kept for the ledger.
+"""Where lines go: structlog over stdlib logging. Inside a run every line carries the run, and is kept for the ledger.
 
 Rendering and writing happen in a thread, so that a slow terminal or pipe never holds up the event loop.
 """
@@ -14,15 +14,11 @@ import os
 import queue
 import sys
 from collections.abc import Iterator
-from contextvars import ContextVar
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
-import structlog
-from structlog.stdlib import NAME_TO_LEVEL  # type: ignore[attr-defined]
-from structlog.typing import EventDict, Processor, WrappedLogger
-
-from service import clock, escaping
-from service.logs import log_lines, rendering
+from service import escaping
+from service.logs import log_lines
+from service.logs.mode import RunLog, mode, run_log, stamp_now
 
 MAX_WAITING = 100_000
 """Lines that may wait for a slow stderr."""
@@ -33,87 +29,12 @@ MAX_WAITING_BYTES = 64_000_000
 FLUSH_SECONDS = 5.0
 
 
-class RunLog(Protocol):
-    """What a run offers to its log lines: who it is, and a place to keep them."""
-
-    @property
-    def log_context(self) -> dict[str, Any]: ...
-
-    def keep_line(self, at: str, level: str, logger: str, text: str) -> None: ...
-
-
-run_log: ContextVar[RunLog | None] = ContextVar("run_log", default=None)
-
-
-def get_logger(name: str | None = None) -> structlog.stdlib.BoundLogger:
-    """A logger for `name` (give it `__name__`): `info("text", key=value)`, `error("text", exc_info=error)`."""
-    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-        _FACTORY(*([name] if name else [])),
-        processors=_PROCESSORS,
-        wrapper_class=structlog.stdlib.BoundLogger,
-        context_class=dict,
-        cache_logger_on_first_use=True,
-    )
-    return logger
-
-
-_FACTORY = structlog.stdlib.LoggerFactory(ignore_frame_names=[__name__])
-
-
-def _filter(logger: logging.Logger, method: str, event: EventDict) -> EventDict:
-    """What nobody wants goes no further."""
-    if _is_shown(logger, method) or _is_kept(method):
-        return event
-    raise structlog.DropEvent
-
-
-def _is_shown(logger: logging.Logger, method: str) -> bool:
-    return not logger.disabled and NAME_TO_LEVEL[method] >= logger.getEffectiveLevel()
-
-
-def _is_kept(method: str) -> bool:
-    """In somebody else's application: whatever the level of its loggers is, the ledger gets what LOG_LEVEL says."""
-    return _kept_level is not None and run_log.get() is not None and NAME_TO_LEVEL[method] >= _kept_level
-
-
-def _positional(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """`info("%s of %s", 1, 2)`. As in stdlib, a text that its arguments don't fit doesn't stop the code that logs."""
-    args = event.pop("positional_args", ())
-    try:
-        return _FORMAT(logger, method, {**event, "positional_args": args})
-    except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
-        return {**event, "args": args}
-
-
-_FORMAT = structlog.stdlib.PositionalArgumentsFormatter()
-
-
-def _hand_over(logger: logging.Logger, method: str, event: EventDict) -> Any:
-    """To the handlers of `set_up`; where nobody called it (a shell, another application), as a line of stdlib's own."""
-    if _is_set_up:
-        return structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, method, event)
-    failure = log_lines.failure(event.pop("exc_info", None))
-    text = log_lines.line(log_lines.values_of(event))
-    if _is_shown(logger, method):
-        return (text,), {"exc_info": failure}
-    if run := run_log.get():
-        run.keep_line(_stamp_now(), event["level"], logger.name, log_lines.with_traceback(text, failure))
-    raise structlog.DropEvent
-
-
-_PROCESSORS: list[Processor] = [_filter, *rendering.SHARED, _positional, _hand_over]
-
-
-def _stamp_now() -> str:
-    return clock.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 class RunLogHandler(logging.Handler):
     """Stamps each record with the time and its run, and hands the line to the run. Knows no database."""
 
     def emit(self, record: logging.LogRecord) -> None:
         run = run_log.get()
-        at = _stamp_now()
+        at = stamp_now()
         record.batch_stamp = (at, run.log_context if run else {})
         log_lines.settle(record)
         if run is not None:
@@ -168,6 +89,8 @@ class _Writer(logging.handlers.QueueListener):
     queue: _Waiting
 
     def __init__(self, lines: _Waiting, format: str, stream: TextIO) -> None:
+        from service.logs import rendering
+
         super().__init__(lines)
         self._formatter = rendering.formatter(format, colors=stream.isatty())
         self._stream = stream
@@ -205,24 +128,19 @@ class _Writer(logging.handlers.QueueListener):
 
 
 _writer: _Writer | None = None
-_is_set_up = False
-_kept_level: int | None = None
 
 
 def set_up(level: str = "INFO", format: str = "console", stream: TextIO | None = None) -> None:
     """Send all logging of this process to `stream` (stderr), as `console` or `json` lines. May be called again."""
-    global _writer, _is_set_up
+    from service.logs import structured
+
+    global _writer
     flush()
     lines = _Waiting()
     _writer = _Writer(lines, format, stream or sys.stderr)
     _writer.start()
-    _is_set_up = True
-    structlog.configure(
-        processors=_PROCESSORS,
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
+    mode.is_set_up = True
+    structured.configure()
     root = logging.getLogger()
     root.handlers[:] = [RunLogHandler(), _Queue(lines)]
     root.setLevel(level)
@@ -237,8 +155,7 @@ def keep_run_lines(level: str = "INFO") -> Iterator[None]:
     Lines of get_logger are kept from `level` on; those of other loggers when the application's levels let them through.
     After `set_up` there is nothing to do: its handlers keep them.
     """
-    global _kept_level
-    if _is_set_up:
+    if mode.is_set_up:
         yield
         return
     make = logging.getLogRecordFactory()
@@ -252,11 +169,11 @@ def keep_run_lines(level: str = "INFO") -> Iterator[None]:
         return record
 
     logging.setLogRecordFactory(make_and_keep)
-    _kept_level = logging.getLevelNamesMapping()[level]
+    mode.kept_level = logging.getLevelNamesMapping()[level]
     try:
         yield
     finally:
-        _kept_level = None
+        mode.kept_level = None
         if logging.getLogRecordFactory() is make_and_keep:
             logging.setLogRecordFactory(make)
 
@@ -267,7 +184,7 @@ def _keep_copy(record: logging.LogRecord, run: RunLog) -> None:
     if isinstance(settled.msg, dict) and "event" in settled.msg:  # of the application's own structlog
         settled._logger = None
     log_lines.settle(settled)
-    run.keep_line(_stamp_now(), record.levelname.lower(), record.name, log_lines.text(settled))
+    run.keep_line(stamp_now(), record.levelname.lower(), record.name, log_lines.text(settled))
 
 
 def flush() -> None:

@@ -9,9 +9,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
-
-from structlog.typing import EventDict
+from typing import Any
 
 from service import failures
 
@@ -122,7 +120,7 @@ class Settled(dict[str, Any]):
 def settle(record: logging.LogRecord) -> None:
     """Leave nothing in the record that may change before it is rendered."""
     if hasattr(record, "_logger"):  # structlog's
-        event: dict[str, Any] = {**cast(EventDict, record.msg)}
+        event: dict[str, Any] = dict(record.msg)  # type: ignore[arg-type]
         error = failure(event.pop("exc_info", None))
         settled = values_of(event)
         record.msg = Settled(settled, exc_info=error) if error else Settled(settled)

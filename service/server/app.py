@@ -31,7 +31,8 @@ async def lifespan(app: App) -> AsyncIterator[None]:
     """
     settings = get_settings()
     with logs.keep_run_lines(settings.LOG_LEVEL):
-        async with _serving(app, settings, is_guest=True):
+        async with serving(BatchService(settings), settings, is_guest=True) as batch:
+            _set_state(app, batch)
             yield
 
 
@@ -43,7 +44,7 @@ async def _lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
             settings = get_settings()
             logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
             stack.callback(logs.catch_up)
-            await stack.enter_async_context(_serving(app, settings, is_guest=False))
+            _set_state(app, await stack.enter_async_context(serving(BatchService(settings), settings, is_guest=False)))
         except BaseException as error:
             app.state.failure = error
             raise
@@ -51,17 +52,20 @@ async def _lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _serving(app: App, settings: Settings, is_guest: bool) -> AsyncIterator[None]:
-    batch = BatchService(settings)
+async def serving(batch: BatchService, settings: Settings, is_guest: bool) -> AsyncIterator[BatchService]:
+    """Start `batch`, and stop it at the end of the block or at a signal. `is_guest`: the process is somebody else's."""
     await batch.start()
-    app.state.batch = batch
-    app.state.scheduler = batch.scheduler
     stopping = Stopping(batch, settings, is_guest)
     with stopping.watching():
         try:
-            yield
+            yield batch
         finally:
             await stopping.by_server()
+
+
+def _set_state(app: App, batch: BatchService) -> None:
+    app.state.batch = batch
+    app.state.scheduler = batch.scheduler
 
 
 class Application(Starlette):

@@ -14,8 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import sentry
 from service.batch.context import fencing
 from service.batch.execution.local_engine import LocalEngine
-from service.batch.firing import apscheduler as scheduler
-from service.batch.firing import task_sync
+from service.batch.firing import apscheduler, task_sync
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import Schedules
 from service.batch.ledger import database_time
@@ -34,7 +33,10 @@ from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.errors import DatabaseError
 from service.logs import get_logger
+from service.operations.context import Loaded
 from service.operations.databases import open_databases
+from service.operations.here import use_no_operations, use_operations
+from service.operations.operations import Operations
 
 logger = get_logger("service.batch")
 
@@ -46,10 +48,10 @@ SAY_SECONDS = 1.0
 class BatchService:
     """The batch service of one process, on the running event loop. `fires=False`: runs only what it is handed."""
 
-    scheduler: AsyncIOScheduler
     engine: LocalEngine
     folder: TasksFolder
     tasks: dict[str, Task]
+    operations: Operations
 
     def __init__(self, settings: Settings, fires: bool = True) -> None:
         self._settings = settings
@@ -66,6 +68,7 @@ class BatchService:
         """Set when the service begins to stop. Streams wait for it: a server waits for them."""
         self._drain: asyncio.Task[None] | None = None
         self._firing: list[Background] = []
+        self.scheduler: AsyncIOScheduler = apscheduler.new_scheduler()
         self._has_left = False
 
     async def start(self) -> None:
@@ -148,15 +151,29 @@ class BatchService:
         self._on_changes.append(self.engine.on_changes)
         self.engine.start()
         stack.push_async_callback(self.engine.stop)
+        self.operations = Operations(
+            self.ledger,
+            self.application,
+            lambda: Loaded(self.tasks, self.folder.broken),
+            settings,
+            wake=self.engine.wake,
+            node=self.node.id,
+            are_ready=True,
+        )
+        use_operations(self.operations)
+        stack.callback(use_no_operations)
         enqueue.use_service(self.ledger, self.engine.wake)
         stack.callback(enqueue.use_no_service)
         stack.push_async_callback(self._drained)
 
     async def _fire(self, stack: AsyncExitStack) -> None:
         self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
-        notify, lease = self.dispatcher.notify, self._settings.LEASE_SECONDS
-        self.scheduler = scheduler.create_scheduler(notify)
-        self.schedules = Schedules(self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, notify, lease)
+        lease = self._settings.LEASE_SECONDS
+        for task in self.tasks.values():
+            apscheduler.add_job(self.scheduler, task, self.notify)
+        self.schedules = Schedules(
+            self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, self.notify, lease
+        )
         await self.schedules.open()
         await self.schedules.follow()
         self._on_changes.append(self.schedules.on_changes)
@@ -165,11 +182,16 @@ class BatchService:
         for part in (self.dispatcher, self.schedules, upkeep):
             part.start()
             self._firing.append(part)
-        scheduler.start_scheduler(self.scheduler)
-        stack.callback(scheduler.stop_scheduler, self.scheduler)
+        apscheduler.start(self.scheduler)
+        stack.callback(apscheduler.stop, self.scheduler)
         for name, task in self.tasks.items():
             if task.schedule is not None:
-                notify(name)
+                self.notify(name)
+
+    def notify(self, name: str) -> None:
+        """A slot of this task is due. Before the service has started that is not needed: it looks at all tasks then."""
+        if self._firing:
+            self.dispatcher.notify(name)
 
     def _hand_out(self, changes: LedgerChanges) -> None:
         for on_changes in self._on_changes:

@@ -269,7 +269,7 @@ def test_a_copy_that_is_stopped_or_not_sound_leaves_nothing(folder: Path, tmp_pa
     stop = Stop()
     for name, error, asked in ((OLD, BackupError, Stop()), (NEW, Stopped, stop)):
         with LocalFile(folder / name) as source, pytest.raises(error):
-            target.put(source, FAR, asked, lambda _: stop.ask())
+            target.put(source, FAR, asked, lambda _: stop.request())
     assert target.listed() == {}
 
 

@@ -290,7 +290,7 @@ async def test_a_rolling_deploy_with_two_schedules_is_complete(ledger: Database)
 
 
 def _replica(ledger: Database, loaded: Loaded, node: str) -> Schedules:
-    jobs = scheduler.create_scheduler(lambda name: None)
+    jobs = scheduler.new_scheduler()
     return Schedules(ledger, TasksFolder(Path("tasks")), loaded, node, jobs, lambda name: None, 30.0)
 
 

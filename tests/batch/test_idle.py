@@ -30,7 +30,6 @@ from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.queue import cancel, claiming
 from service.config import get_settings
 from service.database.engine import Database
-from service.operations import managing
 from service.server.batch_service import BatchService
 from tests.batch import ledger_world
 from tests.batch.ledger_world import NODE, know, make_task, until
@@ -342,7 +341,7 @@ async def test_a_process_that_runs_what_it_was_handed_is_no_service_and_watches_
         assert (await ledger_poll.read(connection, service.node.id, fires=False)).others == []
         assert await nodes.live_tasks(connection) == {"theirs"}
         assert await accounting._tasks_of_running_nodes(connection, START) == {"theirs"}
-    assert not await managing.is_served(get_settings(), "tick")
+    assert not await service.operations.nodes.has("tick")
     await service.stop()
 
 

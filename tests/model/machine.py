@@ -33,7 +33,7 @@ from service.batch.queue.capacity import Capacity
 from service.batch.queue.concurrency import Candidate
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
-from service.concurrency.thread_pool import Threads
+from service.concurrency.thread_pool import ThreadPool
 from tests.batch.ledger_world import make_task
 from tests.model import plain
 from tests.model.checks import check, name_runs, wrong_entries
@@ -44,7 +44,7 @@ START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 CRON = {20: "*/20 * * * * *", 60: "* * * * *", 120: "*/2 * * * *"}
 ENDS = ("succeeded", "failed", "timed out", "interrupted")
 MANY = 99
-THREADS = Threads(1)
+THREADS = ThreadPool(1)
 
 WHICH = st.sampled_from("AB")
 OTHER = {"A": "B", "B": "A"}

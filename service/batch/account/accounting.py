@@ -13,6 +13,7 @@ import heapq
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Row, and_, or_, select, text
@@ -24,10 +25,14 @@ from service.batch.firing.misfires import INSTANT, ON_TIME
 from service.batch.ledger import database_time
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import missed, nodes, runs, schedules, tasks
+from service.concurrency.offload import offload
 from service.errors import InvalidSchedule
 
-PAGE = 5_000
-"""Runs read at once. More than one page of one task is never held."""
+PAGE = 500
+"""Runs read at once: their rows are made on the event loop. More than one page of one task is never held."""
+
+CHUNK = 2_000
+"""Slots computed at once, in a thread."""
 
 
 def ignore(entry: Entry) -> None:
@@ -44,9 +49,9 @@ async def accounts(
 ) -> AsyncIterator[Account]:
     """The accounts of all tasks, or of one, that had a schedule in the interval; up to now at most.
 
-    `see` is called with each slot, in order. A node counts as running when it was seen within `lease` seconds. All is
-    read from one snapshot: a transaction that is open on this connection ends. It holds up the event loop for as long
-    as a page of runs takes.
+    Slots are computed in a thread. `see` is called with each, in order, on the event loop. A node counts as running
+    when it was seen within `lease` seconds. All is read from one snapshot: a transaction that is open on this
+    connection ends.
     """
     await connection.rollback()
     if connection.dialect.name == "postgresql":
@@ -129,11 +134,26 @@ async def _fill(
     while after < found.until:
         page = await _runs(connection, found.task, after, found.until)
         upto = page[-1].slot if len(page) == PAGE else found.until
-        for entry in _entries(found.task, _slots(spans, after, upto), page, ranges, handled, late):
-            if entry.kind != Kind.SURPLUS or not _is_within(unreadable, entry.slot, entry.slot):
-                found.add(entry)
+        entries = _entries(found.task, _slots(spans, after, upto), page, ranges, handled, late)
+        is_last = False
+        while not is_last:
+            counted, is_last = await offload(_count, found, entries, unreadable)
+            for entry in counted:
                 see(entry)
         after = upto
+    await offload(_tell_wrong_ranges, found, ranges, unreadable)
+
+
+def _count(found: Account, entries: Iterator[Entry], unreadable: list[_Span]) -> tuple[list[Entry], bool]:
+    """Add the next entries to the account; returns those that count, and whether they were the last."""
+    chunk = list(islice(entries, CHUNK))
+    counted = [e for e in chunk if e.kind != Kind.SURPLUS or not _is_within(unreadable, e.slot, e.slot)]
+    for entry in counted:
+        found.add(entry)
+    return counted, len(chunk) < CHUNK
+
+
+def _tell_wrong_ranges(found: Account, ranges: Ranges, unreadable: list[_Span]) -> None:
     for wrong in ranges.wrong():
         is_whole = found.since <= wrong.first and wrong.last <= found.until
         if is_whole and not _is_within(unreadable, wrong.first, wrong.last):

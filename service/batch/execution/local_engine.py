@@ -23,7 +23,7 @@ from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
-from service.concurrency.thread_pool import Threads
+from service.concurrency.thread_pool import ThreadPool
 from service.database.engine import Database
 from service.errors import DatabaseError
 from service.logs import get_logger
@@ -57,7 +57,7 @@ class LocalEngine(Background):
         self._tasks = tasks
         self._max_running = max_running
         self._node = node
-        self._threads = Threads(max_threads)
+        self._threads = ThreadPool(max_threads)
         self._take_over = partial(fencing.take_over, database)
         self._journal = Journal(node)
         self._attempts: dict[str, Attempt] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -152,8 +151,8 @@ class Schedules(Background):
         self._tasks |= new
         self._arrived = {}
         self._is_unsettled = True
-        for name, task in new.items():
-            scheduler.add_job(self._jobs, task, functools.partial(self._notify, name))
+        for task in new.values():
+            scheduler.add_job(self._jobs, task, self._notify)
 
     async def follow(self) -> tuple[list[str], set[str]]:
         """Make APScheduler's jobs those of the ledger's open schedules.

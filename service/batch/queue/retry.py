@@ -11,13 +11,13 @@ from service.batch.ledger import database_time, json_rows, runs, transitions
 from service.batch.ledger.states import ACTIVE, Rank
 from service.batch.ledger.tables import checkpoints, quarantine
 from service.database.engine import Database
-from service.errors import InvalidParameters, UnknownRun
+from service.errors import UnknownRun, WrongState
 
 
 async def retry(connection: AsyncConnection, run_id: str, by: str) -> None:
     """Give a failed, cancelled or skipped run a new attempt, which goes on from its checkpoints.
 
-    Raises UnknownRun, and InvalidParameters that names the state of a run that has succeeded or is not over.
+    Raises UnknownRun, and WrongState that names the state of a run that has succeeded or is not over.
     """
     if not await transitions.reopen(connection, [run_id], Rank.MANUAL, by, await database_time.now_of(connection)):
         raise await _refusal(connection, run_id, "`--again` runs it from the beginning")
@@ -46,16 +46,16 @@ async def again(ledger: Database, application: Database, ids: Sequence[str], ran
 
 
 async def retry_from_the_beginning(ledger: Database, application: Database, run_id: str, by: str) -> None:
-    """The same as `again` for one run. Raises UnknownRun, and InvalidParameters for one that is not over."""
+    """The same as `again` for one run. Raises UnknownRun, and WrongState for one that is not over."""
     if not await again(ledger, application, [run_id], Rank.MANUAL, by):
         async with ledger.reader.connect() as connection:
             raise await _refusal(connection, run_id)
 
 
-async def _refusal(connection: AsyncConnection, run_id: str, hint: str = "") -> UnknownRun | InvalidParameters:
+async def _refusal(connection: AsyncConnection, run_id: str, hint: str = "") -> UnknownRun | WrongState:
     row = await runs.get(connection, run_id)
     if row is None:
         return UnknownRun(f"there is no run {run_id}")
     if row["state"] in ACTIVE:
-        return InvalidParameters(f"the run {run_id} is {row['state']}: it is not over, so it goes on by itself")
-    return InvalidParameters(f"the run {run_id} has {row['state']}" + (f"; {hint}" if hint else ""))
+        return WrongState(f"the run {run_id} is {row['state']}: it is not over, so it goes on by itself")
+    return WrongState(f"the run {run_id} has {row['state']}" + (f"; {hint}" if hint else ""))
