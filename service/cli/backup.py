@@ -13,7 +13,7 @@ from service.escaping import brief
 
 if TYPE_CHECKING:
     from service.config import Settings
-    from service.operations.backups.make import Done, Tell
+    from service.operations.backups.make import BackupResult, Tell
     from service.operations.backups.prune import Plan
 
 MOST_SHOWN, MOST_NAMED, LONGEST_SHOWN = 1_000, 20, 200
@@ -88,7 +88,7 @@ def show(file: File, as_json: AsJson = False) -> None:
     from service.cli.meter import size
     from service.operations.backups import catalogue
 
-    about, tables = _waited(catalogue.shown(_settings(), file, _warn))
+    about, tables = _waited(catalogue.describe_backup(_settings(), file, _warn))
     if as_json:
         told = [
             {"table": str(table), "rows": table.rows, "bytes": table.bytes, "columns": table.columns, "key": table.key}
@@ -127,7 +127,7 @@ def verify(
     _tell_done(done, as_json, f"{done.path}: {_counts(done)}, verified ({told})", verified=told)
 
 
-async def _checked(file: str, restore: bool, tell: Tell) -> Done:
+async def _checked(file: str, restore: bool, tell: Tell) -> BackupResult:
     from service.operations.backups import make
     from service.operations.backups import restore as restoring
 
@@ -251,13 +251,13 @@ def _number(number: int | None) -> str | None:
     return None if number is None else f"{number:,}"
 
 
-def _counts(done: Done) -> str:
+def _counts(done: BackupResult) -> str:
     from service.cli.meter import counted, size
 
     return f"{counted(done.facts.rows or 0, done.facts.tables or 0)} in {size(done.facts.size)}"
 
 
-def _tell_done(done: Done, as_json: bool, text: str, **more: Any) -> None:
+def _tell_done(done: BackupResult, as_json: bool, text: str, **more: Any) -> None:
     _tell(text, as_json, {"backup": done.path, "url": done.url, **asdict(done.facts), **more})
 
 

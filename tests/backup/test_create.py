@@ -24,7 +24,7 @@ from service.backup.file.selection import Selection
 from service.backup.file.verify import verify
 from service.backup.file.writer import Archive
 from service.backup.making import process, worker
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
 from tests.backup.contents import connected, copies, execute, make_sqlite, opened, until
@@ -294,8 +294,8 @@ async def test_it_cleans_up_also_where_it_heard_its_order_only_after_that(app_db
     gone.wait()
     for kind, status in (("sqlite", 0), ("of a kind that makes it fail", 1)):
         partial.touch()
-        order = Order(kind, str(app_db), "", clock.now(), Selection())
-        line = json.dumps({**json.loads(order.as_json(partial)), "by": gone.pid}).encode() + b"\n"
+        request = BackupRequest(kind, str(app_db), "", clock.now(), Selection())
+        line = json.dumps({**json.loads(request.as_json(partial)), "by": gone.pid}).encode() + b"\n"
         done = subprocess.run([sys.executable, *process.COMMAND], input=line, capture_output=True)
         assert done.returncode == status
         assert not list(tmp_path.glob(".backup_*"))

@@ -228,9 +228,11 @@ async def test_two_kinds_of_databases_can_not_be_compared(
     monkeypatch.setenv("DATABASE_URL", "sqlite:///app.db")
     forget_settings()
     of_sqlite = await made(tmp_path)
-    with pytest.raises(BackupError, match=r"backup of PostgreSQL, but the database .*app\.db.* is of SQLite: only two"):
+    with pytest.raises(
+        BackupError, match=r"backup of PostgreSQL, but the database .*app\.db.* is of SQLite: both must"
+    ):
         await diff(get_settings(), of_postgresql)
-    with pytest.raises(BackupError, match=f"of SQLite, but {of_postgresql} is of PostgreSQL: only two of one kind"):
+    with pytest.raises(BackupError, match=f"of SQLite, but {of_postgresql} is of PostgreSQL: both must be"):
         await diff(get_settings(), of_sqlite, of_postgresql)
 
 
@@ -266,8 +268,8 @@ async def _with_short_patience(before: str) -> Difference:
 
 MEMORY = """
 import asyncio, sys
-from service.backup import tally
-from service.backup.diff import diff
+from service.backup.comparing import tally
+from service.backup.comparing.compare import diff
 from service.config import get_settings
 
 tally.WAITING_BYTES //= 16

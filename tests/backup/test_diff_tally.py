@@ -107,9 +107,9 @@ def test_sorting_that_is_asked_to_stop_ends() -> None:
 
 MEMORY = """
 import sys
-from service.backup import tally
-from service.backup.tally import Keyed, Pace
-from service.backup.threads import Stop
+from service.backup.comparing import tally
+from service.backup.comparing.tally import Keyed, Pace
+from service.concurrency.stoppable import Stop
 
 tally.WAITING_BYTES //= 4
 tally.PREPARE = tally.PREPARE.replace("-8000", "-1000")

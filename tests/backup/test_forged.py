@@ -27,7 +27,7 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.concurrency.stoppable import Stop
 from service.config import Settings, get_settings
 from service.errors import BackupError, DamagedBackup
-from service.operations.backups.catalogue import listed, rescan, shown
+from service.operations.backups.catalogue import describe_backup, listed, rescan
 from service.operations.backups.copies import download, upload
 from service.operations.backups.make import check
 from service.operations.backups.pins import pin, unpin
@@ -175,7 +175,7 @@ async def test_each_command_refuses_a_forged_backup_or_takes_it_for_data(world: 
 
 def of_each_command(settings: Settings, path: str, sound: str) -> list[Callable[[], Awaitable[Any]]]:
     return [
-        lambda: shown(settings, path, warn),
+        lambda: describe_backup(settings, path, warn),
         lambda: check(settings, path),
         lambda: diff(settings, path),
         lambda: diff(settings, sound, path),
@@ -298,9 +298,9 @@ async def test_what_is_no_file_is_no_backup_whatever_its_name_is(world: World, b
     for path in strange:
         for text in (path.name, str(path)):
             follows = text == str(path) and path.is_symlink() and path.resolve() == outside
-            done = await refused(text, shown(get_settings(), text, warn))
+            done = await refused(text, describe_backup(get_settings(), text, warn))
             assert (done is None) == follows, (text, done)
-            assert follows or "is no file" in str(done) or "can't be read" in str(done) or "no backup" in str(done)
+            assert follows or "regular file" in str(done) or "can't be read" in str(done) or "no backup" in str(done)
     assert [row["name"] for row in await listed(get_settings(), warn)] == [LATEST]
 
 

@@ -84,7 +84,7 @@ def test_a_small_file_goes_up_as_one_and_can_be_deleted(bucket: Bucket, tmp_path
 def test_where_the_etag_says_nothing_everything_is_read_back(
     bucket: Bucket, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3._Sent, "etag", lambda self: "of-an-encrypted-object")
+    monkeypatch.setattr(s3._Upload, "etag", lambda self: "of-an-encrypted-object")
     put(store(bucket), large)
     assert bucket.keys() == [f"shop/db/{NAME}"]
 
@@ -93,8 +93,8 @@ def test_what_is_not_what_was_sent_is_removed_and_told(
     bucket: Bucket, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file changes under the upload: its checksums are of other bytes than those that went."""
-    monkeypatch.setattr(s3._Sent, "etag", lambda self: "other")
-    monkeypatch.setattr(s3._Sent, "sha256", lambda self: hashlib.sha256(b"other").hexdigest())
+    monkeypatch.setattr(s3._Upload, "etag", lambda self: "other")
+    monkeypatch.setattr(s3._Upload, "sha256", lambda self: hashlib.sha256(b"other").hexdigest())
     with pytest.raises(BackupError, match=rf"{bucket.url}/{NAME} is not what was sent, so it was removed again"):
         put(store(bucket), large)
     assert bucket.keys() == []
@@ -130,10 +130,10 @@ UPLOAD = """
 import os
 import sys
 from pathlib import Path
-from service.backup import objects
-from service.backup.reader import LocalFile
-from service.backup.threads import Stop
-objects.PART_BYTES = 5 * 1024 * 1024
+from service.backup.places import s3
+from service.backup.file.reader import LocalFile
+from service.concurrency.stoppable import Stop
+s3.PART_BYTES = 5 * 1024 * 1024
 
 def tell(done):
     if done > 10_000_000:
@@ -141,8 +141,8 @@ def tell(done):
         sys.stdin.read()
 
 path = Path(sys.argv[1])
-settings = {name: os.environ[name] for name in objects.VARIABLES if name in os.environ}
-objects.Objects(sys.argv[2], settings).put(LocalFile(path), path.name, Stop(), tell)
+settings = {name: os.environ[name] for name in s3.VARIABLES if name in os.environ}
+s3.Objects(sys.argv[2], settings).put(LocalFile(path), path.name, Stop(), tell)
 """
 
 
@@ -196,7 +196,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket: Bucket, large: Path) -> Non
 def test_a_server_that_nobody_runs_is_told(bucket: Bucket, large: Path) -> None:
     with network(bucket.port, cut_after=0) as between:
         port = between.port
-    with pytest.raises(BackupError, match=r"nobody listens there\. Look at the network, AWS_ENDPOINT_URL"):
+    with pytest.raises(BackupError, match=r"the connection was refused\. Look at the network, AWS_ENDPOINT_URL"):
         store(bucket, port).listed()
 
 
@@ -206,10 +206,10 @@ def test_a_server_that_nobody_runs_is_told(bucket: Bucket, large: Path) -> None:
         (
             "AWS_ENDPOINT_URL",
             "minio:9000",
-            "AWS_ENDPOINT_URL is no endpoint of a store; allowed: https:",
+            "AWS_ENDPOINT_URL is not the endpoint of a store; allowed: https:",
         ),
-        ("AWS_ENDPOINT_URL", f"http://bob:{SECRET}@host", "AWS_ENDPOINT_URL is no endpoint of a store"),
-        ("AWS_ACCESS_KEY_ID", f"{SECRET}\n", "AWS_ACCESS_KEY_ID has a space in it, or an end of a line"),
+        ("AWS_ENDPOINT_URL", f"http://bob:{SECRET}@host", "AWS_ENDPOINT_URL is not the endpoint of a store"),
+        ("AWS_ACCESS_KEY_ID", f"{SECRET}\n", "AWS_ACCESS_KEY_ID has a space or a control character in it"),
         ("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", SECRET, "one of the variables AWS_… has a value that is not allowed"),
     ],
 )

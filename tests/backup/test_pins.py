@@ -20,7 +20,7 @@ from service.batch.ledger import backups
 from service.batch.ledger.backups import Facts
 from service.config import forget_settings, get_settings
 from service.errors import BackupError, DatabaseError
-from service.operations.backups.catalogue import shown
+from service.operations.backups.catalogue import describe_backup
 from service.operations.backups.copies import download, upload
 from service.operations.backups.make import known, recorded
 from service.operations.backups.pins import pin, unpin
@@ -155,7 +155,7 @@ HOSTILE = [
 async def test_whatever_a_pin_holds_it_pins_and_is_only_shown(folder: Path, content: bytes) -> None:
     (folder / f"{OLD}.pin").write_bytes(content)
     assert pins.read(Folder(folder), OLD) == Pin()
-    about, _ = await shown(get_settings(), OLD, print)
+    about, _ = await describe_backup(get_settings(), OLD, print)
     assert about["pinned"] == "yes" and about["pinned by"] is None
     assert await pruned() == []
 
@@ -163,7 +163,7 @@ async def test_whatever_a_pin_holds_it_pins_and_is_only_shown(folder: Path, cont
 async def test_of_a_name_only_what_can_be_printed_is_shown(folder: Path) -> None:
     by = "\x1b[2Jann\u202e\ud800" + "x" * 200
     (folder / f"{OLD}.pin").write_text(json.dumps({"by": by, "at": "2025-11-26T02:00:00+00:00"}))
-    about, _ = await shown(get_settings(), OLD, print)
+    about, _ = await describe_backup(get_settings(), OLD, print)
     assert about["pinned by"] == "?[2Jann??" + "x" * 91 and about["pinned"] == NOW
 
 

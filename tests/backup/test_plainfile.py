@@ -107,8 +107,8 @@ def with_header(page_size: int, pages: int) -> bytes:
         (b"", "does not begin as a SQLite database does"),
         (with_header(4096, 1), "bytes, but 1 pages of 4,096 bytes"),
         (with_header(4096, 2**32 - 1), "bytes, but 4,294,967,295 pages of 4,096 bytes"),
-        (with_header(1000, 6291), "its pages have 1,000 bytes"),
-        (with_header(256, 24576), "its pages have 256 bytes"),
+        (with_header(1000, 6291), "its header gives pages of 1,000 bytes"),
+        (with_header(256, 24576), "its header gives pages of 256 bytes"),
     ],
 )
 async def test_what_is_no_database_is_refused_before_a_byte_is_written(
@@ -243,15 +243,17 @@ async def test_a_schema_that_takes_too_much_memory_is_refused_before_sqlite_read
 ) -> None:
     backup = hostile(LIVE, schema=(many_tables(count, columns),))
     monkeypatch.setattr(plain_file, "guard", lambda *_: pytest.fail("SQLite was to open it"))
-    with pytest.raises(DamagedBackup, match=r"its schema has more than 20,000 tables, .* or more than 4,194,304 bytes"):
+    with pytest.raises(
+        DamagedBackup, match=r"its schema has more than 20,000 tables, .* or their text has more than 4,194,304 bytes"
+    ):
         await restored(backup, url)
 
 
 PEAK = """
 import asyncio, re, sys
 from pathlib import Path
-from service.backup.reader import LocalFile
-from service.backup.restore import restore
+from service.backup.file.reader import LocalFile
+from service.backup.restoring.restore import restore
 from service.errors import BackupError
 
 async def main():

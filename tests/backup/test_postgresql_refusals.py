@@ -148,7 +148,7 @@ async def test_an_option_that_the_driver_does_not_take_is_an_error_that_says_so(
     database: str, use_database: Callable[[str], None], tmp_path: Path, name: str
 ) -> None:
     use_database(make_url(database).update_query_dict({name: "x"}).render_as_string(hide_password=False))
-    with pytest.raises(BackupError, match=rf"DATABASE_URL has an option that the driver does not take: .*{name}"):
+    with pytest.raises(BackupError, match=rf"DATABASE_URL has an option that the driver does not accept: .*{name}"):
         await create_backup(tmp_path / "backups")
 
 

@@ -139,11 +139,11 @@ async def test_a_cancelled_restore_leaves_everything_and_no_lock(database: str, 
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    async def still() -> None:
+    async def last_check() -> None:
         loop.call_soon_threadsafe(asked.set)
         await asyncio.Event().wait()
 
-    restoring = asyncio.create_task(restored(backup, owner, still=still))
+    restoring = asyncio.create_task(restored(backup, owner, last_check=last_check))
     await asked.wait()
     restoring.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -154,14 +154,14 @@ async def test_a_cancelled_restore_leaves_everything_and_no_lock(database: str, 
 
 
 async def test_who_may_not_restore_any_more_is_asked_when_nobody_else_can_write(owner: str, backup: Path) -> None:
-    async def still() -> None:
+    async def last_check() -> None:
         async with connected(owner) as connection:
             with pytest.raises(Exception, match="lock timeout"):
                 await connection.execute("SET lock_timeout = '1ms'; INSERT INTO strays VALUES (3)")
         raise BackupError("a run has begun")
 
     with pytest.raises(BackupError, match="a run has begun"):
-        await restored(backup, owner, still=still)
+        await restored(backup, owner, last_check=last_check)
 
 
 async def test_a_backup_that_is_damaged_halfway_is_rolled_back(database: str, owner: str, backup: Path) -> None:
@@ -337,11 +337,11 @@ async def test_writers_wait_and_then_find_the_restored_rows(empty: str, tmp_path
         nonlocal writer
         writer = asyncio.create_task(execute(empty, "UPDATE t SET n = n + 1"))
 
-    async def still() -> None:
+    async def last_check() -> None:
         loop.call_soon_threadsafe(begin)
         await until(waiting)
 
-    await restored(path, empty, still=still)
+    await restored(path, empty, last_check=last_check)
     assert writer is not None
     await writer
     async with connected(empty) as connection:
@@ -455,7 +455,7 @@ async def test_an_option_that_the_driver_lacks_is_said_without_the_password(empt
     await execute(empty, "CREATE TABLE t (id int)")
     path = await create_backup(tmp_path / "backups")
     url = make_url(empty).set(password="hunter2").update_query_dict({"oops": "1"})
-    with pytest.raises(BackupError, match="an option that the driver does not take") as caught:
+    with pytest.raises(BackupError, match="an option that the driver does not accept") as caught:
         await restored(path, url.render_as_string(hide_password=False))
     assert "hunter2" not in caught.value.message
 

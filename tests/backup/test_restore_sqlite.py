@@ -126,16 +126,16 @@ async def test_a_dry_run_changes_nothing(app_db: Path, url: str, backup: Path) -
 KILLED = """
 import asyncio, sys, threading
 from pathlib import Path
-from service.backup import restore_sqlite
-from service.backup.reader import LocalFile
-from service.backup.restore import restore
+from service.backup.restoring import restore_sqlite
+from service.backup.file.reader import LocalFile
+from service.backup.restoring.restore import restore
 
-async def still():
+async def last_check():
     print("in the middle", flush=True)
     threading.Event().wait()
 
 restore_sqlite.STEP_PAGES = 10_000
-asyncio.run(restore(LocalFile(Path(sys.argv[1])), sys.argv[2], still=still))
+asyncio.run(restore(LocalFile(Path(sys.argv[1])), sys.argv[2], last_check=last_check))
 """
 
 
@@ -162,14 +162,14 @@ async def test_who_may_not_restore_any_more_is_asked_when_nobody_else_can_write(
     execute(app_db, CHANGES + ("CREATE TABLE apart (id INT)" if is_partial else ""))
     before = everything(app_db)
 
-    async def still() -> None:
+    async def last_check() -> None:
         refused = pytest.raises(sqlite3.OperationalError, match="locked")
         with closing(sqlite3.connect(app_db, timeout=0)) as writer, refused:
             writer.execute("DELETE FROM plain")
         raise BackupError("a run has begun")
 
     with pytest.raises(BackupError, match="a run has begun"):
-        await restored(backup, url, still=still)
+        await restored(backup, url, last_check=last_check)
     assert everything(app_db) == before
 
 
@@ -348,11 +348,11 @@ async def test_writers_go_on_after_it(app_db: Path, url: str, backup: Path) -> N
 
     thread = threading.Thread(target=write)
 
-    async def still() -> None:
+    async def last_check() -> None:
         thread.start()
         begun.wait()
 
-    await restored(backup, url, still=still)
+    await restored(backup, url, last_check=last_check)
     thread.join()
     with closing(sqlite3.connect(app_db)) as connection:
         assert connection.execute("SELECT data FROM plain ORDER BY rowid DESC").fetchone() == (3,)

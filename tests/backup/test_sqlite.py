@@ -17,7 +17,7 @@ from service.backup.file.reader import Backup, LocalFile, read_header
 from service.backup.file.selection import Selection
 from service.backup.file.writer import Archive
 from service.backup.making import from_sqlite as sqlite
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.batch.ledger.tables import ledger
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
@@ -95,9 +95,9 @@ def test_commits_during_the_copy_never_make_it_begin_anew(
     stop = CommitsAtEachStep(app_db)
     backup = tmp_path / "made.backup.gz"
     backup.touch()
-    order = Order("sqlite", str(app_db), "", clock.now(), Selection())
-    with Archive(backup, order.started) as archive:
-        sqlite.write(order, archive, Meter(None), stop)
+    request = BackupRequest("sqlite", str(app_db), "", clock.now(), Selection())
+    with Archive(backup, request.started) as archive:
+        sqlite.write(request, archive, Meter(None), stop)
     assert 10 < stop.commits < 30
     with opened(backup) as copy:
         assert copy.execute("SELECT email FROM users").fetchone() == ("a@example.org",), "the instant of its start"

@@ -82,7 +82,7 @@ def test_what_is_not_there_is_told_with_what_is(folder: Path) -> None:
     assert NEW in told and told.endswith("Allowed: a path, a name, latest, s3://bucket/prefix/name")
     assert refused(f"backups/{FAR}") == f"the backup backups/{FAR} can't be read: No such file or directory"
     assert refused("gs://key:secret@bucket/x") == (
-        "there are no backups at gs://…; allowed: s3://bucket/prefix, file:///folder"
+        "a backup can't be at gs://…; allowed: s3://bucket/prefix, file:///folder"
     )
 
 
@@ -115,7 +115,7 @@ def test_what_is_named_after_a_time_to_come_is_not_the_latest_and_is_named(
         make_archive(folder / "backup_20300101_000000.backup.gz")
         make_archive(folder / in_two_days)
         assert found("latest") == found(f"file://{folder}/latest").removeprefix(f"{folder.parent}/") == f"backups/{NEW}"
-        told = "backup_20251127_020000.backup.gz, backup_20300101_000000.backup.gz are of a time to come"
+        told = "backup_20251127_020000.backup.gz, backup_20300101_000000.backup.gz are in the future"
         assert told in caplog.text
         make_archive(folder / in_half_an_hour)
         assert found("latest") == f"backups/{in_half_an_hour}", "clocks differ by so much"
@@ -213,7 +213,7 @@ def test_a_copy_has_its_name_only_when_it_is_whole(folder: Path, tmp_path: Path)
     target, seen = Folder(tmp_path / "copies"), []
     with LocalFile(folder / NEW) as source:
         target.put(source, FAR, Stop(), lambda done: seen.append(sorted(target.listed())))
-        with pytest.raises(BackupError, match=f"{FAR} is there already"):
+        with pytest.raises(BackupError, match=f"{FAR} exists already"):
             target.put(source, FAR, Stop(), nothing)
     assert seen and all(OURS.fullmatch(name) is None for names in seen for name in names)
     copy = tmp_path / "copies" / FAR
@@ -226,7 +226,7 @@ def test_a_copy_never_writes_over_a_file_that_came_meanwhile(folder: Path, tmp_p
     def somebody_else(_: int) -> None:
         (tmp_path / "copies" / FAR).write_bytes(b"another backup")
 
-    with LocalFile(folder / NEW) as source, pytest.raises(BackupError, match=f"{FAR} is there already"):
+    with LocalFile(folder / NEW) as source, pytest.raises(BackupError, match=f"{FAR} exists already"):
         target.put(source, FAR, Stop(), somebody_else)
     assert {path.name: path.read_bytes() for path in (tmp_path / "copies").iterdir()} == {FAR: b"another backup"}
 
@@ -253,10 +253,10 @@ def test_a_copy_outlives_a_power_cut_once_it_has_its_name(
     with LocalFile(folder / NEW) as source:
         target.put(source, FAR, Stop(), nothing)
         assert events == ["folder synced with True"] and list(target.listed()) == [FAR]
-        with pytest.raises(BackupError, match=f"{FAR} is there already"):
+        with pytest.raises(BackupError, match=f"{FAR} exists already"):
             target.put(source, FAR, Stop(), nothing)
         target.delete(FAR)
-        with pytest.raises(BackupError, match=f"{FAR} is there already"):
+        with pytest.raises(BackupError, match=f"{FAR} exists already"):
             target.put(source, FAR, Stop(), lambda _: (target.path / FAR).touch())
     assert target.listed() == {FAR: 0}
 
@@ -291,7 +291,7 @@ def test_a_folder_that_cannot_be_written_is_told(folder: Path, tmp_path: Path) -
     with LocalFile(folder / NEW) as source, pytest.raises(BackupError, match=r"file.*A file stands where a folder"):
         Folder(tmp_path / "file").put(source, FAR, Stop(), nothing)
     os.mkdir(folder / FAR)
-    with pytest.raises(BackupError, match=rf"the old backup .*{FAR} can't be deleted: .* Do it by hand"):
+    with pytest.raises(BackupError, match=rf"the old backup .*{FAR} can't be deleted: .* Delete it by hand"):
         Folder(folder).delete(FAR)
 
 

@@ -17,7 +17,7 @@ from service.concurrency.stoppable import Stop, in_thread
 from service.config import Settings
 from service.errors import BackupError
 from service.operations.backups.make import (
-    Done,
+    BackupResult,
     Tell,
     check,
     facts_of,
@@ -29,7 +29,7 @@ from service.operations.backups.make import (
 )
 
 
-async def upload(settings: Settings, text: str, tell: Tell = nobody, *, is_checked: bool = False) -> Done:
+async def upload(settings: Settings, text: str, tell: Tell = nobody, *, is_checked: bool = False) -> BackupResult:
     """Copy a backup of BACKUP_DIR to BACKUP_URL, which compares what arrived, with its pin. Raises BackupError.
 
     It is read and compared with its checksums before, so that the copy is as good; unless that was done just now.
@@ -53,7 +53,7 @@ async def upload(settings: Settings, text: str, tell: Tell = nobody, *, is_check
 
     facts = await in_thread(work)
     await record_check(settings, facts, elsewhere.place)
-    return Done(str(places.folder.path / name), facts, f"{elsewhere.name}/{name}")
+    return BackupResult(str(places.folder.path / name), facts, f"{elsewhere.name}/{name}")
 
 
 def _near(places: Places, text: str) -> str:
@@ -79,7 +79,7 @@ def _is_there(storage: Storage, source: Source, name: str, stop: Stop) -> bool:
     )
 
 
-async def download(settings: Settings, text: str, tell: Tell = nobody) -> Done:
+async def download(settings: Settings, text: str, tell: Tell = nobody) -> BackupResult:
     """Copy a backup from BACKUP_URL, or from its own address, into BACKUP_DIR, with its pin. It has its name once it is
     verified. Raises BackupError."""
     places = Places.of(settings)
@@ -101,7 +101,7 @@ async def download(settings: Settings, text: str, tell: Tell = nobody) -> Done:
     path = str(places.folder.path / name)
     if place_of(settings, path) is not None:
         await record_check(settings, facts, FOLDER)
-    return Done(path, facts)
+    return BackupResult(path, facts)
 
 
 def _far(places: Places, text: str) -> tuple[Storage, str]:

@@ -59,7 +59,7 @@ def on_the_run() -> Tell:
 
 
 @dataclass(frozen=True)
-class Done:
+class BackupResult:
     """What became of one backup: where it is now, and what its file says."""
 
     path: str
@@ -133,7 +133,7 @@ async def known(settings: Settings) -> dict[tuple[str, str], Row]:
     return {(row["place"], row["name"]): row for row in await asked(settings, backups.listed) or ()}
 
 
-async def create(settings: Settings, tell: Tell = nobody) -> Done:
+async def create(settings: Settings, tell: Tell = nobody) -> BackupResult:
     """Make a backup in BACKUP_DIR. It has its name only after it was read back, so it counts as verified."""
 
     def report(progress: Progress) -> None:
@@ -150,10 +150,10 @@ async def create(settings: Settings, tell: Tell = nobody) -> Done:
         await backups.verified(connection, facts.name, FOLDER, CHECKSUMS, clock.now())
 
     await noted(settings, facts.name, write)
-    return Done(str(path), facts)
+    return BackupResult(str(path), facts)
 
 
-async def check(settings: Settings, text: str, tell: Tell = nobody) -> Done:
+async def check(settings: Settings, text: str, tell: Tell = nobody) -> BackupResult:
     """Read a backup and compare it with its checksums; a failure is recorded too. Raises BackupError."""
     source = await in_thread(lambda _: find(text))
     try:
@@ -168,7 +168,7 @@ async def check(settings: Settings, text: str, tell: Tell = nobody) -> Done:
         source.__exit__(None, None, None)
     if place is not None:
         await record_check(settings, facts, place)
-    return Done(source.name, facts)
+    return BackupResult(source.name, facts)
 
 
 async def refuse_changed(settings: Settings, source: Source, facts: Facts, hint: str = "") -> None:

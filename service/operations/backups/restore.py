@@ -167,10 +167,10 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
     plan: Plan | None = None
     since: datetime | None = None
 
-    async def still() -> None:
+    async def last_check() -> None:
         (await activity(settings, since)).refuse(wanted.force, plan)
 
-    await still()
+    await last_check()
     source = await in_thread(lambda _: find(wanted.backup))
     try:
         facts = await _own_facts(settings, source, wanted)
@@ -185,7 +185,7 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
                 source,
                 url,
                 dry_run=wanted.dry_run,
-                still=still,
+                last_check=last_check,
                 on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
                 folder=settings.BACKUP_DIR,
                 histories=HISTORIES,
