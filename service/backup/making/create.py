@@ -16,7 +16,7 @@ from service.backup.file.format import POSTGRESQL, SQLITE
 from service.backup.file.progress import Progress
 from service.backup.file.selection import Selection
 from service.backup.making import process, worker
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop, in_thread
 from service.config import Settings, get_settings
 from service.database.urls import connect_arguments, safe_url
@@ -34,50 +34,50 @@ async def create_backup(output_dir: Path, *, on_progress: Callable[[Progress], N
     backup stays and older ones are as they were. The work is done in a process of its own, at a low priority, or in
     threads where there can be none (BACKUP_PROCESS=0); never on the event loop, where `on_progress` is called.
     """
-    order, in_process = _order(get_settings())
+    request, in_process = _backup_request(get_settings())
     loop = asyncio.get_running_loop()
 
     def report(progress: Progress) -> None:
         if on_progress:
             loop.call_soon_threadsafe(on_progress, progress)
 
-    return await in_thread(lambda stop: _create(order, Path(output_dir), in_process, stop, report))
+    return await in_thread(lambda stop: _create(request, Path(output_dir), in_process, stop, report))
 
 
 def create_backup_sync(output_dir: Path) -> Path:
     """As create_backup(), for scripts without an event loop."""
-    order, in_process = _order(get_settings())
-    return _create(order, Path(output_dir), in_process, Stop(), None)
+    request, in_process = _backup_request(get_settings())
+    return _create(request, Path(output_dir), in_process, Stop(), None)
 
 
-def _order(settings: Settings) -> tuple[Order, bool]:
+def _backup_request(settings: Settings) -> tuple[BackupRequest, bool]:
     setting, text = settings.backup_database
     url = make_url(text)
     if url.drivername not in KINDS:
         raise BackupError(f"can't back up {url.drivername}: {setting} must be one of {', '.join(KINDS)}")
     kind = KINDS[url.drivername]
-    order = Order(
+    request = BackupRequest(
         kind=kind,
         database=url.database or "",
-        shown=safe_url(url),
+        safe_url=safe_url(url),
         started=clock.now(),
         selection=Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER),
         arguments=connect_arguments(url) if kind == POSTGRESQL else {},
         setting=setting,
     )
-    return order, settings.BACKUP_PROCESS and bool(sys.executable)
+    return request, settings.BACKUP_PROCESS and bool(sys.executable)
 
 
-def _create(order: Order, folder: Path, in_process: bool, stop: Stop, report: Report) -> Path:
-    with explained(folder), reserve(folder, order.started) as place:
-        remove_abandoned(folder, order.started)
-        _carry_out(order, place.partial, in_process, stop, report)
-        return place.publish()
+def _create(request: BackupRequest, folder: Path, in_process: bool, stop: Stop, report: Report) -> Path:
+    with explained(folder), reserve(folder, request.started) as reservation:
+        remove_abandoned(folder, request.started)
+        _carry_out(request, reservation.partial, in_process, stop, report)
+        return reservation.publish()
 
 
-def _carry_out(order: Order, partial: Path, in_process: bool, stop: Stop, report: Report) -> None:
+def _carry_out(request: BackupRequest, partial: Path, in_process: bool, stop: Stop, report: Report) -> None:
     if in_process:
         with suppress(process.CannotStart):
-            process.carry_out(order, partial, stop, report)
+            process.carry_out(request, partial, stop, report)
             return
-    worker.carry_out(order, partial, stop, report)
+    worker.carry_out(request, partial, stop, report)

@@ -1,4 +1,4 @@
-"""A backup in a process of its own, seen from the process that orders it."""
+"""Starts the process that makes a backup, sends the request to it, and reads its answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from service.backup.file.progress import Progress
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
 
@@ -33,12 +33,12 @@ class CannotStart(Exception):
     """There may be no other process here."""
 
 
-def carry_out(order: Order, partial: Path, stop: Stop, report: Callable[[Progress], None] | None) -> None:
+def carry_out(request: BackupRequest, partial: Path, stop: Stop, report: Callable[[Progress], None] | None) -> None:
     """As the worker's, which does it. Raises what the worker raised, and CannotStart before anything was done."""
     process = _start()
     with process:
         try:
-            _hand_over(process, order.as_json(partial))
+            _hand_over(process, request.as_json(partial))
             with stop.calling(lambda: _end(process)):
                 result = _listen(process.stdout, report)
                 process.wait()
