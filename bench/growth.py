@@ -44,7 +44,7 @@ from machine import describe, print_table, version_of
 from services import queued
 from sqlalchemy import insert, select, text
 
-from service.batch.ledger import database_time
+from service.batch.ledger import database_time, transitions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -55,8 +55,9 @@ from service.batch.context import current_run, fencing
 from service.batch.context.current_run import CurrentRun
 from service.batch.firing import firing, task_sync
 from service.batch.ledger import runs
+from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll
@@ -135,7 +136,7 @@ async def finish(ledger: Ledger, claimed: list[Claimed]) -> None:
     (one,) = claimed
     ends = (one.id, one.fence, RunState.SUCCEEDED, "succeeded", 1, NODE, one.task, one.attempt_started_at)
     async with ledger.database.engine.begin() as connection:
-        if await runs.finish(connection, [Outcome(*ends, ended_at=one.attempt_started_at)]):
+        if await transitions.finish(connection, [Outcome(*ends, ended_at=one.attempt_started_at)]):
             raise SystemExit("an outcome was not written: the figures are worth nothing")
 
 

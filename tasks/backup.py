@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from service import BaseTask, TaskRegistry, get_logger, get_settings
-from service.operations.backups.copies import upload, waiting
-from service.operations.backups.make import create, on_the_run
-from service.operations.backups.prune import plans, prune, warnings
+from service.operations.backups.make import on_the_run
+from service.operations.here import operations_here
 
 logger = get_logger(__name__)
 
@@ -20,17 +19,15 @@ class BackupTask(BaseTask):
 
     async def run(self) -> None:
         settings, tell = get_settings(), on_the_run()
-        made = await create(settings, tell)
-        logger.info(f"Backup created: {made.path}")
-        if settings.BACKUP_URL:
-            for name in dict.fromkeys([made.facts.name, *await waiting(settings)]):
-                copied = await upload(settings, name, tell, is_checked=name == made.facts.name)
-                logger.info(f"Backup uploaded: {copied.url}")
-        planned = await plans(settings)
-        for warning in warnings(planned):
-            logger.warning(warning)
-        async for old in prune(settings, planned):
-            logger.info(f"Deleted old backup: {old}")
+        async with operations_here(settings) as operations:
+            backups = operations.backups
+            made = await backups.create(tell)
+            logger.info(f"Backup created: {made.path}")
+            if settings.BACKUP_URL:
+                for name in dict.fromkeys([made.facts.name, *await backups.waiting()]):
+                    copied = await backups.upload(name, tell, is_checked=name == made.facts.name)
+                    logger.info(f"Backup uploaded: {copied.url}")
+            await backups.prune(logger.warning, on_delete=lambda old: logger.info(f"Deleted old backup: {old}"))
 
 
 TaskRegistry.register(BackupTask)

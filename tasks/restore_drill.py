@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service import BaseTask, TaskRegistry, get_logger, get_settings
 from service.operations.backups.make import on_the_run
-from service.operations.backups.restore import check_by_restoring
+from service.operations.here import operations_here
 
 logger = get_logger(__name__)
 
@@ -20,7 +20,8 @@ class RestoreDrillTask(BaseTask):
         return get_settings().RESTORE_DRILL_CRON
 
     async def run(self) -> dict[str, int | str]:
-        report = await check_by_restoring(get_settings(), "latest", on_the_run())
+        async with operations_here(get_settings()) as operations:
+            report = await operations.backups.verify_by_restoring("latest", on_the_run())
         for note in report.notes:
             logger.warning(note)
         logger.info(

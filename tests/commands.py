@@ -48,9 +48,9 @@ def in_this_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     logs.set_up()
 
 
-def refuses(done: Done, *words: str) -> None:
-    """One line on stderr that has these words, and nothing on stdout."""
-    assert done.code == 2
+def refuses(done: Done, *words: str, code: int = 2) -> None:
+    """One line on stderr that has these words, and nothing on stdout. `code`: 3 where something is out of order."""
+    assert done.code == code, done.err
     assert done.out == ""
     assert re.fullmatch(r"batch: .+\n", done.err), done.err
     for word in words:

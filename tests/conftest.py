@@ -104,7 +104,7 @@ def own_world(
     TaskRegistry.clear()
     config.forget_settings()
     logs.flush()
-    session._made.clear()  # its file is this test's, whatever its URL says
+    session._opened.clear()  # its file is this test's, whatever its URL says
 
 
 @pytest.fixture(scope="session")

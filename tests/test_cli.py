@@ -343,14 +343,14 @@ def test_a_missing_tasks_folder_is_refused_in_one_line(batch: Batch, command: st
 @pytest.mark.parametrize("command", ["serve", "run report", "runs", "tasks"])
 def test_an_unreachable_ledger_is_named_without_its_password(batch: Batch, report: None, command: str) -> None:
     done = batch(*command.split(), LEDGER_URL="postgresql://bob:hunter2@127.0.0.1:1/shop", PORT="0")
-    refuses(done, "bob:***@127.0.0.1:1/shop", "LEDGER_URL")
+    refuses(done, "bob:***@127.0.0.1:1/shop", "LEDGER_URL", code=3)
     assert "hunter2" not in done.err
 
 
 @pytest.mark.parametrize("command", ["serve", "run report"])
 def test_an_unreachable_application_database_is_named(batch: Batch, report: None, command: str) -> None:
     done = batch(*command.split(), DATABASE_URL="sqlite:////nowhere/app.db", PORT="0")
-    refuses(done, "/nowhere/app.db", "DATABASE_URL")
+    refuses(done, "/nowhere/app.db", "DATABASE_URL", code=3)
 
 
 @pytest.mark.parametrize("command", ["serve", "run report"])
@@ -360,13 +360,13 @@ async def test_one_sqlite_file_for_both_is_refused(batch: Batch, report: None, c
 
 
 def test_a_ledger_in_a_folder_that_is_not_there_is_no_empty_ledger(batch: Batch, report: None) -> None:
-    refuses(batch("runs", LEDGER_URL="sqlite:////nowhere/ledger.db"), "/nowhere/ledger.db", "LEDGER_URL")
+    refuses(batch("runs", LEDGER_URL="sqlite:////nowhere/ledger.db"), "/nowhere/ledger.db", "LEDGER_URL", code=3)
 
 
 def test_a_file_that_is_no_database_is_named(batch: Batch, report: None, tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_text("my notes, which nobody may lose\n" * 100)
     for words in (["serve"], ["runs"], ["run", "report"]):
-        refuses(batch(*words, PORT="0"), "ledger.db", "not a database", "LEDGER_URL")
+        refuses(batch(*words, PORT="0"), "ledger.db", "not a database", "LEDGER_URL", code=3)
     assert (tmp_path / "ledger.db").read_text().startswith("my notes")
 
 
@@ -388,12 +388,12 @@ async def newer(database_url: str) -> str:
 def test_a_newer_database_is_refused_and_left_alone(
     batch: Batch, report: None, newer: str, setting: str, command: str
 ) -> None:
-    refuses(batch(*command.split(), **{setting: newer}, PORT="0"), setting, "from_the_future", "newer")
+    refuses(batch(*command.split(), **{setting: newer}, PORT="0"), setting, "from_the_future", "newer", code=3)
 
 
 @pytest.mark.parametrize("command", ["runs", "tasks"])
 def test_a_list_of_a_newer_ledger_is_refused(batch: Batch, report: None, newer: str, command: str) -> None:
-    refuses(batch(command, LEDGER_URL=newer), "LEDGER_URL", "from_the_future", "newer")
+    refuses(batch(command, LEDGER_URL=newer), "LEDGER_URL", "from_the_future", "newer", code=3)
 
 
 def test_the_slot_is_given_as_an_option_of_its_own(batch: Batch, report: None) -> None:
@@ -428,7 +428,7 @@ def test_a_read_only_file_or_folder_is_named_and_loses_nothing(
     try:
         for words in (["serve"], ["run", "report"]):
             done = without_power(tmp_path, *words)
-            refuses(done, "app.db" if read_only == "." else read_only, "can't be used", "_URL")
+            refuses(done, "app.db" if read_only == "." else read_only, "can't be used", "_URL", code=3)
     finally:
         place.chmod(mode)
     assert len(batch("runs", "--json").json) == 1

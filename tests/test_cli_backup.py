@@ -24,9 +24,10 @@ from service.config import forget_settings, get_settings
 from service.database import engine
 from service.errors import BackupError
 from service.operations.backups.copies import upload, waiting
-from service.operations.backups.make import check, known
+from service.operations.backups.make import check
 from service.operations.backups.pins import pin
-from service.operations.backups.prune import plans, prune
+from service.operations.backups.prune import delete_old, plans
+from tests.asking import access
 from tests.backup.contents import make_archive, make_sqlite
 from tests.backup.s3 import SECRET, Bucket, bucket, refusing, s3_server
 from tests.commands import Batch, in_this_process, refuses
@@ -120,7 +121,7 @@ def test_the_list_says_how_each_was_checked_and_why_it_is_kept(batch: Batch, fol
     damage(folder / broken)
     batch("backup", "verify", OLD)
     batch("backup", "pin", OLD)
-    refuses(batch("backup", "verify", broken), broken, "is damaged")
+    refuses(batch("backup", "verify", broken), broken, "is damaged", code=3)
     with clock.moved(NOW):
         listed = batch("backup", "list", BACKUP_KEEP_WEEKLY="9", BACKUP_KEEP_LAST="1", BACKUP_RETENTION_DAYS="1")
     lines = [line.split("  ") for line in listed.out.splitlines()]
@@ -146,7 +147,7 @@ def test_a_rescan_keeps_pins_adds_what_is_new_and_drops_what_is_gone(batch: Batc
         (OLD, True, "folder"),
         (moved, False, "folder"),
     ]
-    assert asyncio.run(known(get_settings())).keys() == {("folder", OLD), ("folder", moved)}
+    assert asyncio.run(access(get_settings()).known()).keys() == {("folder", OLD), ("folder", moved)}
 
 
 def test_a_file_that_is_none_of_ours_but_for_its_name_is_listed_and_spares_the_others(
@@ -170,7 +171,9 @@ def test_a_rescan_that_cannot_look_at_a_place_drops_nothing(
     batch("backup", "upload", NEW)
     (folder / NEW).unlink()
     with refusing(403, "AccessDenied") as port:
-        refuses(batch("backup", "list", "--rescan", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}"), "may not do that")
+        refuses(
+            batch("backup", "list", "--rescan", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}"), "may not do that", code=3
+        )
         listed = batch("backup", "list")
     assert "what is elsewhere is shown as the ledger knows it" in listed.err
     assert NEW in listed.out and "elsewhere" in listed.out
@@ -200,8 +203,8 @@ def test_what_has_another_name_than_backups_have_is_no_backup_of_ours_when_it_is
     bucket.put("elsewhere/renamed.gz", (folder / NEW).read_bytes())
     with clock.moved(datetime(2026, 3, 29, 13, tzinfo=UTC)):
         assert batch("backup", "download", f"s3://{bucket.name}/elsewhere/renamed.gz").code == 0
-        assert asyncio.run(waiting(get_settings())) == []
-    assert (folder / "renamed.gz").exists() and asyncio.run(known(get_settings())) == {}
+        assert asyncio.run(waiting(access(get_settings()))) == []
+    assert (folder / "renamed.gz").exists() and asyncio.run(access(get_settings()).known()) == {}
 
 
 def test_what_is_there_already_is_not_sent_again_and_never_written_over(
@@ -225,7 +228,7 @@ def test_a_file_that_only_has_the_name_of_a_backup_in_the_folder_is_not_taken_fo
 
 def test_what_is_damaged_is_not_uploaded(batch: Batch, folder: Path, bucket: Bucket) -> None:
     damage(folder / NEW)
-    refuses(batch("backup", "upload", NEW), NEW, "is damaged")
+    refuses(batch("backup", "upload", NEW), NEW, "is damaged", code=3)
     assert bucket.keys() == []
 
 
@@ -233,7 +236,7 @@ def test_what_arrives_damaged_gets_no_name(batch: Batch, folder: Path, bucket: B
     damage(folder / NEW)
     bucket.put(f"shop/db/{NEW}", (folder / NEW).read_bytes())
     (folder / NEW).unlink()
-    refuses(batch("backup", "download", NEW), "is damaged")
+    refuses(batch("backup", "download", NEW), "is damaged", code=3)
     assert [path.name for path in folder.iterdir()] == [OLD]
 
 
@@ -251,7 +254,7 @@ def test_a_store_that_refuses_the_keys_is_one_line_without_them(
 ) -> None:
     with refusing(403, "InvalidAccessKeyId") as port:
         done = batch("backup", *words, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
-    refuses(done, "refuses the keys", "AWS_ACCESS_KEY_ID")
+    refuses(done, "refuses the keys", "AWS_ACCESS_KEY_ID", code=3)
     assert SECRET not in done.err and "AKIA" not in done.err and "127.0.0.1" not in done.err
     assert len(list(folder.iterdir())) == 2
 
@@ -290,7 +293,7 @@ def test_a_prune_deletes_nothing_when_the_newest_cannot_be_read(batch: Batch, fo
 
 
 def test_a_prune_deletes_nothing_while_the_ledger_with_its_pins_is_away(batch: Batch, folder: Path) -> None:
-    refuses(batch("backup", "prune", LEDGER_URL="postgresql://bob:hunter2@127.0.0.1:1/ledger"), "LEDGER_URL")
+    refuses(batch("backup", "prune", LEDGER_URL="postgresql://bob:hunter2@127.0.0.1:1/ledger"), "LEDGER_URL", code=3)
     listed = batch("backup", "list")
     assert listed.code == 0 and NEW in listed.out and "what the ledger knows of backups is not shown" in listed.err
     assert "hunter2" not in listed.err
@@ -334,10 +337,10 @@ async def test_what_is_pinned_between_the_look_and_the_prune_stays(
 ) -> None:
     settings = get_settings()
     with clock.moved(NOW + timedelta(days=900)):
-        planned = await plans(settings)
+        planned = await plans(access(settings))
         assert [plan.decision.going for plan in planned] == [[OLD]]
-        await pin(settings, OLD, "somebody else")
-        assert [one async for one in prune(settings, planned)] == []
+        await pin(access(settings), OLD, "somebody else")
+        assert [one async for one in delete_old(access(settings), planned)] == []
     assert (folder / OLD).exists()
 
 
@@ -347,7 +350,7 @@ def test_a_check_of_the_copy_says_nothing_of_the_file_in_the_folder(
     """And the other way round."""
     assert batch("backup", "upload", NEW).code == 0
     damage(folder / NEW)
-    assert batch("backup", "verify", NEW).code == 2
+    assert batch("backup", "verify", NEW).code == 3
     assert batch("backup", "verify", f"{bucket.url}/{NEW}").code == 0
     rows = batch("backup", "list", "--json").json
     assert [(row["where"], row["check"]) for row in rows if row["name"] == NEW] == [
@@ -374,12 +377,12 @@ def test_what_was_changed_since_we_made_it_is_told_though_its_checksums_fit(
     path = (tmp_path / "backups" if where == "folder" else far) / name
     changed(path, tmp_path)
     words = (str(path), "was changed since it was made", "look at who can write there")
-    refuses(batch("backup", "verify", str(path)), *words)
-    refuses(batch("backup", "verify", "--restore", str(path)), *words)
-    refuses(batch("backup", "restore", str(path), "--dry-run"), *words, "--changed")
+    refuses(batch("backup", "verify", str(path)), *words, code=3)
+    refuses(batch("backup", "verify", "--restore", str(path)), *words, code=3)
+    refuses(batch("backup", "restore", str(path), "--dry-run"), *words, "--changed", code=3)
     if where == "elsewhere":
         (tmp_path / "backups" / name).unlink()
-        refuses(batch("backup", "download", name), *words)
+        refuses(batch("backup", "download", name), *words, code=3)
     told = batch("backup", "restore", str(path), "--dry-run", "--changed")
     assert "was changed" not in told.err and "is one of PostgreSQL" in told.err, "the next thing that is in the way"
 
@@ -417,17 +420,17 @@ async def test_only_verified_and_young_ones_wait_for_their_copy(
 ) -> None:
     forget_settings()
     settings = get_settings()
-    await check(settings, OLD)
+    await check(access(settings), OLD)
     damage(folder / NEW)
     with pytest.raises(BackupError):
-        await check(settings, NEW)
+        await check(access(settings), NEW)
     with clock.moved(NOW):
-        assert await waiting(settings) == [OLD]
-        await upload(settings, OLD)
-        assert await waiting(settings) == []
+        assert await waiting(access(settings)) == [OLD]
+        await upload(access(settings), OLD)
+        assert await waiting(access(settings)) == []
     bucket.client.delete_object(Bucket=bucket.name, Key=f"shop/db/{OLD}")
     with clock.moved(NOW + timedelta(days=7)):
-        assert await waiting(settings) == []
+        assert await waiting(access(settings)) == []
 
 
 def test_upload_without_a_place_names_the_setting(batch: Batch, folder: Path) -> None:

@@ -13,14 +13,12 @@ import pytest
 from sqlalchemy import update
 
 from service import TaskRegistry, clock
-from service.batch.account.account import Kind
 from service.batch.firing import task_sync
 from service.batch.ledger import schedules, tables
 from service.batch.ledger.states import Origin
 from service.batch.tasks.discovery import load_tasks
-from service.config import get_settings
 from service.database.engine import Database
-from service.operations.listing import accounts
+from tests.asking import operations_on
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 from tests.batch.test_runs import insert, new
 from tests.commands import Batch, in_this_process, refuses
@@ -147,12 +145,12 @@ async def test_a_task_is_paused_and_resumed_beside_a_service(
 
         await until(has_fired)
     (found,) = await _accounts(ledger, "often")
-    assert found.is_complete and found.counts[Kind.GAP] == 0 and found.counts[Kind.MISSED] >= 2
+    assert found.complete and found.gaps == 0 and found.missed >= 2
 
 
 async def _accounts(ledger: Database, task: str) -> Any:
-    settings = get_settings().model_copy(update={"LEDGER_URL": url_of(ledger)})
-    return await accounts(settings, clock.now() - timedelta(days=2), None, task, lambda entry: None)
+    accounts = await operations_on(ledger).slots.account(clock.now() - timedelta(days=2), task=task)
+    return accounts.tasks
 
 
 # Without one.
@@ -197,7 +195,7 @@ async def test_pausing_runs_no_code_of_an_author_and_fires_nothing_by_a_guess(
     (range_,) = await rows(ledger, tables.missed, task="tick")
     assert (range_["count"], range_["reason"]) == (3, "not handled yet when it was paused by ann")
     (found,) = await _accounts(ledger, "tick")
-    assert found.is_complete and found.counts[Kind.MISSED] == 3
+    assert found.complete and found.missed == 3
 
 
 async def test_a_pause_by_who_has_the_task_handles_what_is_due_by_its_policies(ledger: Database) -> None:
@@ -312,5 +310,5 @@ def test_what_no_service_has_is_not_queued(batch: Batch, files: None, tmp_path: 
 @pytest.mark.first_start
 def test_without_a_ledger_there_is_nothing_to_manage(tmp_path: Path) -> None:
     done = command(tmp_path, "pause", "tick")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (3, "")
     assert "there is no ledger yet" in done.stderr and not (tmp_path / "ledger.db").exists()

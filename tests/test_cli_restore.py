@@ -180,7 +180,7 @@ def test_it_is_restored_straight_from_a_bucket(changed: Path, batch: Batch, tmp_
 
 def test_what_is_no_backup_is_refused(changed: Path, batch: Batch, tmp_path: Path) -> None:
     (tmp_path / "cat.gz").write_bytes(b"meow")
-    refuses(batch("backup", "restore", "./cat.gz", "--yes"), "cat.gz is not a backup")
+    refuses(batch("backup", "restore", "./cat.gz", "--yes"), "cat.gz is not a backup", code=3)
     refuses(batch("backup", "restore", "backup_20200101_000000.backup.gz", "--yes"), "there is no backup")
     damage(tmp_path / "backups" / backups(tmp_path)[0], lambda name: name == "database.sqlite3")
     assert "is damaged" in batch("backup", "restore", "latest", "--yes").err

@@ -20,17 +20,18 @@ from sqlalchemy import update
 from service import clock
 from service.batch.cron.cron import schedule
 from service.batch.firing import task_sync
-from service.batch.ledger import history, run_logs, runs, tables
+from service.batch.ledger import run_logs, runs, tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import NewRun
-from service.config import get_settings
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.errors import UnknownRun
 from service.operations import run_log
-from service.operations.listing import ledger as reading
+from service.operations.databases import Databases
+from service.operations.results import LogBlock
 from service.operations.run_log import Reader
+from tests.asking import operations_on
 from tests.batch.ledger_world import fire, know, make_task
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment, process
@@ -445,8 +446,13 @@ async def test_levels_are_coloured_in_a_terminal_and_plain_in_a_pipe(prepared: D
     assert piped.stdout.splitlines() == without_styles(shown)
 
 
+def texts(block: LogBlock | str) -> list[str]:
+    assert isinstance(block, LogBlock)
+    return [line.text for line in block.lines]
+
+
 async def everything(reader: Reader, newest: int) -> list[str]:
-    return [line.text async for block in reader.new_blocks(newest) for line in block.lines]
+    return [line.text async for block in reader.new_blocks(newest) for line in block.unpacked().lines]
 
 
 async def test_no_line_is_missed_or_repeated_when_blocks_come_under_a_new_fence(
@@ -455,20 +461,15 @@ async def test_no_line_is_missed_or_repeated_when_blocks_come_under_a_new_fence(
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     run = await insert(ledger)
     await write(ledger, run, 1, 0, "a", "b")
-    async with reading(get_settings()) as connection:
-        assert connection is not None
-        reader = Reader(connection, run)
-        assert await everything(reader, 1) == ["a", "b"]
-        await connection.rollback()
-        await write(ledger, run, 3, 0, "e")
-        await write(ledger, run, 1, 2, "c")
-        assert await everything(reader, 3) == ["c", "e"]
-        await connection.rollback()
-        await write(ledger, run, 2, 0, "d")  # a node that lost the run wrote late what it had
-        await write(ledger, run, 3, 1, "f", "g")
-        assert await everything(reader, 3) == ["d", "f", "g"]
-        await connection.rollback()
-        assert await everything(reader, 3) == []
+    reader = Reader(Databases(ledger, ledger, are_ready=True), run)
+    assert await everything(reader, 1) == ["a", "b"]
+    await write(ledger, run, 3, 0, "e")
+    await write(ledger, run, 1, 2, "c")
+    assert await everything(reader, 3) == ["c", "e"]
+    await write(ledger, run, 2, 0, "d")  # a node that lost the run wrote late what it had
+    await write(ledger, run, 3, 1, "f", "g")
+    assert await everything(reader, 3) == ["d", "f", "g"]
+    assert await everything(reader, 3) == []
 
 
 async def test_a_long_log_is_read_some_blocks_at_a_time(
@@ -489,13 +490,13 @@ async def test_a_long_log_is_read_some_blocks_at_a_time(
         return unpack(block)
 
     monkeypatch.setattr(run_logs, "unpack", counted)
-    seen: list[Block] = []
-    async with aclosing(run_log.blocks(get_settings(), run, follow=True)) as found:
+    seen: list[LogBlock] = []
+    async with aclosing(operations_on(ledger).runs.log(run, follow=True)) as found:
         async for block in found:
-            if isinstance(block, Block):
+            if isinstance(block, LogBlock):
                 seen.append(block)
                 assert unpacked <= len(seen) + run_log.PAGE
-    assert seen == blocks
+    assert [texts(block) for block in seen] == [[line.text for line in block.lines] for block in blocks]
 
 
 async def test_the_last_lines_are_read_from_the_end(ledger: Database) -> None:
@@ -515,17 +516,17 @@ async def test_following_goes_on_until_the_run_has_ended(
     monkeypatch.setattr(run_log, "POLL_SECONDS", 0.01)
     run = await insert(ledger)
     await write(ledger, run, 1, 0, "first")
-    async with aclosing(run_log.blocks(get_settings(), run, follow=True)) as found:
+    async with aclosing(operations_on(ledger).runs.log(run, follow=True)) as found:
         first = await anext(found)
-        assert isinstance(first, Block) and first.lines == lines("first")
+        assert texts(first) == ["first"]
         waiting = asyncio.create_task(anext(found))
         await write(ledger, run, 1, 1, "second")
         second = await asyncio.wait_for(waiting, 10)
-        assert isinstance(second, Block) and second.lines == lines("second")
+        assert texts(second) == ["second"]
         await write(ledger, run, 1, 2, "last")
         await end(ledger, "failed")
         rest = [block async for block in found]
-    assert [block.lines for block in rest if isinstance(block, Block)] == [lines("last")]
+    assert [texts(block) for block in rest[:-1]] == [["last"]]
     assert rest[-1] == "failed"
 
 
@@ -542,8 +543,9 @@ async def test_lines_that_come_with_the_end_of_the_run_are_not_lost(
         return await state(*given)
 
     monkeypatch.setattr(run_log, "_state", just_ended)
-    async with aclosing(run_log.blocks(get_settings(), run, follow=True)) as found:
-        assert [getattr(block, "lines", block) async for block in found] == [lines("last"), "succeeded"]
+    async with aclosing(operations_on(ledger).runs.log(run, follow=True)) as found:
+        block, last = [block async for block in found]
+    assert (texts(block), last) == (["last"], "succeeded")
 
 
 async def test_a_run_that_is_deleted_while_it_is_followed_is_named(
@@ -553,7 +555,7 @@ async def test_a_run_that_is_deleted_while_it_is_followed_is_named(
     monkeypatch.setattr(run_log, "POLL_SECONDS", 0.01)
     run = await insert(ledger)
     await write(ledger, run, 1, 0, "first")
-    async with aclosing(run_log.blocks(get_settings(), run, follow=True)) as found:
+    async with aclosing(operations_on(ledger).runs.log(run, follow=True)) as found:
         await anext(found)
         async with ledger.engine.begin() as connection:
             await connection.execute(tables.runs.delete())
@@ -610,7 +612,7 @@ async def test_ids_are_found_by_their_first_digits_in_order(ledger: Database) ->
     for id in (ONE, TWO):
         await insert(ledger, id=id)
     async with ledger.reader.connect() as connection:
-        assert [r["id"] for r in await history.begin_with(connection, "01a212", 5)] == [TWO, ONE]
-        assert [r["id"] for r in await history.begin_with(connection, "01a212", 1)] == [TWO]
-        assert await history.begin_with(connection, "01a213", 5) == []
-        assert await history.latest(connection, "flaky") == TWO
+        assert [r["id"] for r in await runs.begin_with(connection, "01a212", 5)] == [TWO, ONE]
+        assert [r["id"] for r in await runs.begin_with(connection, "01a212", 1)] == [TWO]
+        assert await runs.begin_with(connection, "01a213", 5) == []
+        assert await runs.latest(connection, "flaky") == TWO

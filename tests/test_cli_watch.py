@@ -27,6 +27,7 @@ from service.cli import bar, progress
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.operations import run_log
+from service.operations.runs import Runs
 from tests.batch.ledger_world import until as in_time
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment
@@ -132,14 +133,14 @@ class Looks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._number = 0
-        look = run_log.look
+        look = Runs.look
 
-        async def counted(*given: Any) -> dict[str, Any] | None:
+        async def counted(*given: Any) -> Any:
             found = await look(*given)
             self._number += 1
             return found
 
-        monkeypatch.setattr(run_log, "look", counted)
+        monkeypatch.setattr(Runs, "look", counted)
         monkeypatch.setattr(run_log, "POLL_SECONDS", 0.01)
 
     async def more(self, number: int) -> None:

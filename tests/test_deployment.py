@@ -23,9 +23,10 @@ from service.backup import create_backup
 from service.batch.execution import local_engine
 from service.batch.nodes import loop_watchdog
 from service.config import Settings, async_url, get_settings
-from service.operations.backups.restore import HISTORIES, Wanted, check_by_restoring, restore
+from service.operations.backups.restore import HISTORIES, RestoreRequest, check_by_restoring, restore
 from service.testing.postgres import PostgresServer
 from service.web import api
+from tests.asking import access
 from tests.databases import migrated
 
 ROOT = Path(__file__).parent.parent
@@ -222,8 +223,8 @@ async def test_the_role_of_the_compose_file_is_an_ordinary_one_and_has_what_the_
         for history in HISTORIES:
             await migrated(settings.DATABASE_URL, history)
         path = str(await create_backup(settings.BACKUP_DIR))
-        assert len((await check_by_restoring(settings, path)).tables) == 5
-        assert len((await restore(settings, Wanted(path))).report.tables) == 5
+        assert len((await check_by_restoring(access(settings), path)).tables) == 5
+        assert len((await restore(access(settings), RestoreRequest(path))).report.tables) == 5
     finally:
         await postgres_server.drop_database(str(url))
         await postgres_server._execute(f"DROP ROLE {ours}")

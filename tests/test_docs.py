@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,15 +154,38 @@ def test_each_table_is_in_the_docs(name: str) -> None:
     assert f"`{name}`" in documentation()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "service").glob("**/*.py")), ids=lambda path: path.stem)
-def test_each_module_is_in_the_table_of_modules(path: Path) -> None:
-    """By its own name, or by its folder's."""
-    rows = re.findall(r"^\| (`.*?) \|", read("docs/architecture.md").split("\n## Modules\n")[1], re.MULTILINE)
-    listed = {name.split("/", 1)[-1] if name.startswith("batch/") else name for row in rows for name in row.split("`")}
-    inner = path.relative_to(ROOT / "service")
-    folders = {f"{parent.name}/" for parent in inner.parents if parent.name}
-    name = str(inner).removeprefix("batch/")
-    assert path.stem.startswith("__") or name in listed or folders & listed, f"{inner} has no row"
+def terms() -> list[str]:
+    return re.findall(r"^\| (.+?) \| ", read("docs/glossary.md"), re.MULTILINE)[1:]
+
+
+PLAIN = {
+    *("apscheduler", "base", "conditions", "current", "json", "keys", "local", "migration"),
+    *("rows", "sync", "tables", "time"),
+}
+"""Words in names of modules that mean what they mean everywhere."""
+
+
+def words_without_a_term(names: Iterable[str]) -> set[str]:
+    """The words of these names, such as `missed_ranges`, that are in no term of the glossary and not plain."""
+    known = {_stem(word) for term in terms() for word in re.findall(r"[a-z]+", term.lower())}
+    words = {word for name in names for word in re.findall(r"[a-z]+", name)}
+    return {word for word in words - PLAIN if _stem(word) not in known}
+
+
+def _stem(word: str) -> str:
+    """`claiming`, `claims` and `claimed` are the term `claim`."""
+    return re.sub(r"(?<=...)(ing|ies|y|ed|es|s|e|d)$", "", word)
+
+
+def test_the_glossary_is_in_alphabetical_order() -> None:
+    assert len(terms()) > 50 and terms() == sorted(terms(), key=str.lower)
+
+
+def test_the_modules_of_batch_and_the_tables_are_named_by_terms_of_the_glossary() -> None:
+    modules = [path.stem for path in (ROOT / "service/batch").glob("*/*.py") if path.stem != "__init__"]
+    tables = [name.removeprefix("batch_") for name in (*ledger.tables, *companions.tables)]
+    assert words_without_a_term([*modules, *tables]) == set()
+    assert words_without_a_term(["news", "missed_ranges"]) == {"news"}
 
 
 def test_the_commands_of_ci_are_in_the_readme() -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from service import TaskRegistry, logs
+from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
-from service.operations import listing
+from service.operations.context import Loaded
+from service.operations.operations import open_operations
 from service.server.batch_service import BatchService
 from tests.processes import batch
 
@@ -27,13 +29,19 @@ def write(name: str) -> None:
     Path(f"tasks/{name}.py").write_text(TASK.format(cls=name.title()))
 
 
+def loaded() -> Loaded:
+    broken = load_tasks(get_settings().TASKS_DIR)
+    return Loaded(TaskRegistry.tasks(), broken)
+
+
 async def listed() -> tuple[list[str], list[str]]:
     """What a command finds: the sources that are used, and the errors of those that are not."""
     with TaskRegistry.restored():
         TaskRegistry.clear()
-        rows = await listing.tasks(get_settings())
-    assert all(row["served_from"] == "tasks/early.py" for row in rows if row["error"] is None)
-    return [r["source"] for r in rows if r["error"] is None], [r["error"] for r in rows if r["error"]]
+        async with open_operations(get_settings(), loaded) as operations:
+            tasks = await operations.tasks.list()
+    assert all(task.served_from == "tasks/early.py" for task in tasks if task.error is None)
+    return [task.source for task in tasks if task.error is None], [task.error for task in tasks if task.error]
 
 
 def refusal(used: str, other: str) -> str:

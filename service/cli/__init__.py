@@ -34,6 +34,7 @@ from service.cli import (
     watch,
 )
 from service.cli.examples import EXAMPLES
+from service.cli.opening import EXIT_CODES, FAILED, MISTAKE
 from service.errors import BatchError
 
 LONGEST_MESSAGE = 4_000
@@ -171,7 +172,7 @@ def about() -> None:
 
 
 def main() -> None:
-    """The entry point: what was wrong is said in one line on stderr, with exit code 2."""
+    """The entry point: what was wrong is said in one line on stderr, with the exit code of its kind."""
     if sys.stdout is None:  # it was closed by the shell
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a terminal that can't show a character must not end the command
@@ -182,17 +183,17 @@ def main() -> None:
     except TyperException as error:
         code = _refuse(error.format_message())
     except BatchError as error:
-        code = _refuse(error.message)
+        code = _refuse(error.message, EXIT_CODES[error.kind])
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:  # stdout is full, or closed
-        code = _refuse(f"the output can't be written: {error.strerror}")
+        code = _refuse(f"the output can't be written: {error.strerror}", FAILED)
     raise SystemExit(code)
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, code: int = MISTAKE) -> int:
     from service import console
 
     console.warn(f"batch: {escaping.cut(message, LONGEST_MESSAGE)}")
-    return 2
+    return code

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.options import AsJson, first_of, user, wait_for, within
+from service.cli.opening import ask
+from service.cli.options import AsJson, first_of, within
 from service.escaping import brief
 
 if TYPE_CHECKING:
     from service.config import Settings
-    from service.operations.backups.make import Done, Tell
-    from service.operations.backups.prune import Plan
+    from service.operations.backups.catalogue import BackupSummary
+    from service.operations.backups.make import BackupResult
+    from service.operations.operations import Operations
 
 MOST_SHOWN, MOST_NAMED, LONGEST_SHOWN = 1_000, 20, 200
 """Tables in a list, names in a line, and characters of a name: a file from elsewhere may have any number."""
+
+LOGGED = "WARNING"
+"""What these commands log: that a record was not written, say."""
 
 File = Annotated[
     str,
@@ -33,11 +37,9 @@ def create(as_json: AsJson = False) -> None:
 
     Nothing is deleted, and nothing is copied elsewhere: `batch run backup` does all of that.
     """
-    from service.operations.backups import make
-
     with _metered("backup") as tell:
-        done = _waited(make.create(_settings(), tell))
-    _tell_done(done, as_json, f"{done.path}: {_counts(done)}, verified (checksums only)")
+        made = ask(lambda operations: operations.backups.create(tell), log_level=LOGGED)
+    _tell_done(made, as_json, f"{made.path}: {_counts(made)}, verified (checksums only)")
 
 
 def list_(
@@ -52,43 +54,45 @@ def list_(
     a backup, forgets those whose files are gone, and finds those that were changed since they were made.
     """
     from service import console
-    from service.cli.meter import size
-    from service.operations.backups import catalogue
 
-    if rescan:
-        _waited(catalogue.rescan(_settings()))
-    rows = _waited(catalogue.listed(_settings(), _warn))
+    async def work(operations: Operations) -> Sequence[BackupSummary]:
+        if rescan:
+            await operations.backups.rescan()
+        return await operations.backups.list(_warn)
+
+    summaries = ask(work, log_level=LOGGED)
     if as_json:
-        console.show_json(rows)
-        return
-    columns = ("backup", "check", "size", "rows", "migration", "kept", "where")
-    shown = [
-        {
-            "backup": row["name"],
-            "size": size(row["size"]),
-            "rows": _number(row["rows"]),
-            "migration": row["revision"] and brief(row["revision"]),
-            "check": row["check"],
-            "kept": row["kept"],
-            "where": row["where"],
-        }
-        for row in rows
-    ]
-    if shown:
-        console.show(shown, columns, False)
+        console.show_json([summary.model_dump() for summary in summaries])
+    elif summaries:
+        columns = ("backup", "check", "size", "rows", "migration", "kept", "where")
+        console.show([_row(summary) for summary in summaries], columns, False)
     else:
         settings = _settings()
         elsewhere = " or at BACKUP_URL" if settings.BACKUP_URL else ""
         console.say(f"there is no backup in {settings.BACKUP_DIR}{elsewhere}")
 
 
+def _row(summary: BackupSummary) -> dict[str, Any]:
+    from service.cli.meter import size
+
+    return {
+        "backup": summary.name,
+        "size": size(summary.size),
+        "rows": _number(summary.rows),
+        "migration": summary.revision and brief(summary.revision),
+        "check": summary.check,
+        "kept": summary.kept,
+        "where": summary.where,
+    }
+
+
 def show(file: File, as_json: AsJson = False) -> None:
     """Show what a backup holds, table by table, and what is known of it."""
     from service import console
     from service.cli.meter import size
-    from service.operations.backups import catalogue
 
-    about, tables = _waited(catalogue.shown(_settings(), file, _warn))
+    details, tables = ask(lambda operations: operations.backups.show(file, _warn), log_level=LOGGED)
+    about = details.model_dump(by_alias=True)
     if as_json:
         told = [
             {"table": str(table), "rows": table.rows, "bytes": table.bytes, "columns": table.columns, "key": table.key}
@@ -122,38 +126,31 @@ def verify(
     That can't prove that its rows load: only --restore does. Both are recorded, and `batch backup list` shows which.
     """
     with _metered("verify") as tell:
-        done = _waited(_checked(file, restore, tell))
-    told = "restored" if restore else "checksums only"
-    _tell_done(done, as_json, f"{done.path}: {_counts(done)}, verified ({told})", verified=told)
 
+        async def work(operations: Operations) -> BackupResult:
+            verified = await operations.backups.verify(file, tell)
+            if restore:
+                for note in (await operations.backups.verify_by_restoring(verified.path, tell)).notes:
+                    _warn(note)
+            return verified
 
-async def _checked(file: str, restore: bool, tell: Tell) -> Done:
-    from service.operations.backups import make
-    from service.operations.backups import restore as restoring
-
-    done = await make.check(_settings(), file, tell)
-    if restore:
-        for note in (await restoring.check_by_restoring(_settings(), done.path, tell)).notes:
-            _warn(note)
-    return done
+        verified = ask(work, log_level=LOGGED)
+    how = "restored" if restore else "checksums only"
+    _tell_done(verified, as_json, f"{verified.path}: {_counts(verified)}, verified ({how})", verified=how)
 
 
 def upload(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
     """Copy a backup of BACKUP_DIR to BACKUP_URL, and compare what arrived. It is verified first."""
-    from service.operations.backups import copies
-
     with _metered("upload") as tell:
-        done = _waited(copies.upload(_settings(), file, tell))
-    _tell_done(done, as_json, f"{done.url}: {_counts(done)}, compared with {done.path}")
+        copied = ask(lambda operations: operations.backups.upload(file, tell), log_level=LOGGED)
+    _tell_done(copied, as_json, f"{copied.url}: {_counts(copied)}, compared with {copied.path}")
 
 
 def download(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
     """Copy a backup from BACKUP_URL, or from its own address, into BACKUP_DIR, and verify it."""
-    from service.operations.backups import copies
-
     with _metered("download") as tell:
-        done = _waited(copies.download(_settings(), file, tell))
-    _tell_done(done, as_json, f"{done.path}: {_counts(done)}, verified (checksums only)")
+        copied = ask(lambda operations: operations.backups.download(file, tell), log_level=LOGGED)
+    _tell_done(copied, as_json, f"{copied.path}: {_counts(copied)}, verified (checksums only)")
 
 
 def prune(
@@ -168,71 +165,32 @@ def prune(
     check, or has far fewer rows than the last one, nothing goes; and without --yes nothing where more than half would.
     """
     from service import console
-    from service.operations.backups import prune as discarding
 
-    settings = _settings()
-    plans = _waited(discarding.plans(settings))
-    for warning in discarding.warnings(plans, is_meant=yes):
-        _warn(warning)
-    gone = set() if dry_run else _waited(_pruned(settings, plans, yes))
-    rows = [row for plan in plans for row in _verdicts(plan, gone, dry_run, yes)]
-    if as_json:
-        console.show_json(rows)
-    elif rows:
-        console.show(rows, ("backup", "where", "then", "why"), False)
+    pruned = ask(lambda operations: operations.backups.prune(_warn, dry_run=dry_run, is_meant=yes), log_level=LOGGED)
+    if as_json or pruned:
+        console.show([row.model_dump() for row in pruned], ("backup", "where", "then", "why"), as_json)
     else:
-        console.say(f"there is no backup in {settings.BACKUP_DIR}")
-
-
-async def _pruned(settings: Settings, plans: list[Plan], yes: bool) -> set[str]:
-    from service.operations.backups import prune as discarding
-
-    return {one async for one in discarding.prune(settings, plans, is_meant=yes)}
-
-
-def _verdicts(plan: Plan, gone: set[str], dry_run: bool, yes: bool) -> list[dict[str, Any]]:
-    from service.backup.places.place import FOLDER
-
-    where = "folder" if plan.storage.place == FOLDER else "elsewhere"
-    is_held = plan.decision.too_many and not yes
-    rows = []
-    for one in plan.decision.verdicts:
-        goes = not one.stays and not is_held and (dry_run or f"{plan.storage.name}/{one.name}" in gone)
-        then = ("would go" if dry_run else "deleted") if goes else "stays"
-        why = ("more than half would go" if is_held else "pinned meanwhile") if not goes and not one.stays else one.why
-        rows.append({"backup": one.name, "where": where, "then": then, "why": why})
-    return rows
+        console.say(f"there is no backup in {_settings().BACKUP_DIR}")
 
 
 def pin(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
     """Keep a backup until it is unpinned, however old. The pin is a small file beside it, in each place where it is."""
-    from service.operations.backups import pins
-
-    name, is_new = _waited(pins.pin(_settings(), file, user()))
-    _tell(f"{name} is pinned" if is_new else f"{name} was pinned already", as_json, {"backup": name, "changed": is_new})
+    change = ask(lambda operations: operations.backups.pin(file), log_level=LOGGED)
+    is_now = "is pinned" if change.changed else "was pinned already"
+    _tell(f"{change.backup} {is_now}", as_json, change.model_dump())
 
 
 def unpin(file: File, as_json: AsJson = False) -> None:
     """Let a backup be deleted again when it is old."""
-    from service.operations.backups import pins
-
-    name, was = _waited(pins.unpin(_settings(), file))
-    _tell(
-        f"{name} is not pinned any more" if was else f"{name} was not pinned", as_json, {"backup": name, "changed": was}
-    )
+    change = ask(lambda operations: operations.backups.unpin(file), log_level=LOGGED)
+    is_now = "is not pinned any more" if change.changed else "was not pinned"
+    _tell(f"{change.backup} {is_now}", as_json, change.model_dump())
 
 
 def _settings() -> Settings:
     from service.config import get_settings
 
     return get_settings()
-
-
-def _waited(work: Coroutine[Any, Any, Any]) -> Any:
-    from service import logs
-
-    logs.set_up("WARNING")
-    return wait_for(work)
 
 
 def _metered(what: str) -> Any:
@@ -251,14 +209,14 @@ def _number(number: int | None) -> str | None:
     return None if number is None else f"{number:,}"
 
 
-def _counts(done: Done) -> str:
+def _counts(done: BackupResult) -> str:
     from service.cli.meter import counted, size
 
     return f"{counted(done.facts.rows or 0, done.facts.tables or 0)} in {size(done.facts.size)}"
 
 
-def _tell_done(done: Done, as_json: bool, text: str, **more: Any) -> None:
-    _tell(text, as_json, {"backup": done.path, "url": done.url, **asdict(done.facts), **more})
+def _tell_done(done: BackupResult, as_json: bool, text: str, **more: Any) -> None:
+    _tell(text, as_json, {"backup": done.path, "url": done.url, **done.model_dump()["facts"], **more})
 
 
 def _tell(text: str, as_json: bool, facts: dict[str, Any]) -> None:

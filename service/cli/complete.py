@@ -24,9 +24,9 @@ def task_names(incomplete: str) -> list[str]:
 
 
 def states(incomplete: str) -> list[str]:
-    from service.batch.ledger.states import RunState
+    from service.operations.states import STATES
 
-    return [state for state in RunState if state.startswith(incomplete)]
+    return [state for state in STATES if state.startswith(incomplete)]
 
 
 def _names(file: Path) -> Iterator[str]:

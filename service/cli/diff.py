@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.backup import LONGEST_SHOWN, MOST_NAMED, MOST_SHOWN, File
-from service.cli.options import AsJson, first_of, utc, wait_for, within
+from service.cli.backup import LOGGED, LONGEST_SHOWN, MOST_NAMED, MOST_SHOWN, File
+from service.cli.opening import ask
+from service.cli.options import AsJson, first_of, utc, within
 from service.escaping import brief
 
 if TYPE_CHECKING:
@@ -26,12 +27,7 @@ def diff(file: File, other: Other = None, as_json: AsJson = False) -> None:
     about tables and columns; and the migrations of both. Rows are told apart by the primary key: of a table without one
     it is only said whether its rows differ. Nothing is changed, and values are not shown.
     """
-    from service import logs
-    from service.backup.comparing.compare import diff as compare
-    from service.config import get_settings
-
-    logs.set_up("WARNING")
-    found = wait_for(compare(get_settings(), file, other))
+    found = ask(lambda operations: operations.backups.diff(file, other), log_level=LOGGED)
     if as_json:
         from service import console
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.manage import warn_if_unserved
-from service.cli.options import AsJson, OneRun, user, wait_for
+from service.cli.manage import hint_if_unserved, warn
+from service.cli.opening import ask
+from service.cli.options import AsJson, OneRun
+
+if TYPE_CHECKING:
+    from service.operations.operations import Operations
+    from service.operations.results import Started
 
 Items = Annotated[list[str] | None, typer.Option("--item", help="Only this item, as `batch quarantine` shows it.")]
 
@@ -17,17 +22,13 @@ def quarantine(run: OneRun, as_json: AsJson = False) -> None:
 
     With --json each has its traceback too. An item that another run has done again names that one.
     """
-    from dataclasses import asdict
-
     from service import console
-    from service.config import get_settings
-    from service.operations import managing
 
-    found = [asdict(one) for one in wait_for(managing.quarantined(get_settings(), run))]
+    rows = [item.model_dump() for item in ask(lambda operations: operations.quarantine.list(run))]
     if not as_json:
-        for row in found:
+        for row in rows:
             row["error"] = f"{row['error']['type']}: {row['error']['message']}"
-    console.show(found, ["item", "error", "times", "at", "redriven_by"], as_json)
+    console.show(rows, ["item", "error", "times", "at", "redriven_by"], as_json)
 
 
 def redrive(run: OneRun, item: Items = None) -> None:
@@ -36,9 +37,11 @@ def redrive(run: OneRun, item: Items = None) -> None:
     It goes through the ledger to a running service. The items that fail again are set aside in the new run.
     """
     from service import console
-    from service.config import get_settings
-    from service.operations import managing
 
-    task, new = wait_for(managing.redrive(get_settings(), run, item, user()))
-    console.say(f"run {new} of {task} is queued")
-    warn_if_unserved(task)
+    async def work(operations: Operations) -> tuple[Started, str | None]:
+        started = await operations.quarantine.redrive(run, item)
+        return started, await hint_if_unserved(operations, started.task)
+
+    started, hint = ask(work)
+    console.say(f"run {started.id} of {started.task} is queued")
+    warn(hint)

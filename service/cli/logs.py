@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service import escaping
-from service.cli.options import RunOrTask, wait_for
+from service.cli.opening import ask
+from service.cli.options import RunOrTask
 
 if TYPE_CHECKING:
-    from service.batch.ledger.run_logs import Block
+    from service.operations.results import LogBlock
 
 
 def logs(
@@ -26,15 +27,12 @@ def logs(
     RUN is a run's id, the first 6 or more digits of one, or a task's name: then its newest run is meant. With --follow
     the exit code is 0 when the run succeeded, and 1 when it ended otherwise.
     """
-    from service.config import get_settings
-    from service.operations import run_log
-
-    state = wait_for(print_log(run_log.blocks(get_settings(), run, follow), as_json))
+    state = ask(lambda operations: print_log(operations.runs.log(run, follow), as_json), needs_tasks=False)
     raise SystemExit(1 if follow and state != "succeeded" else 0)
 
 
 async def print_log(
-    blocks: AsyncGenerator[Block | str], as_json: bool = False, write: Callable[[str], None] = print
+    blocks: AsyncGenerator[LogBlock | str], as_json: bool = False, write: Callable[[str], None] = print
 ) -> str:
     """Print the lines, and return the run's state."""
     before, state = (0, 1), ""
@@ -52,14 +50,14 @@ async def print_log(
     return state
 
 
-def _print_json(block: Block) -> None:
+def _print_json(block: LogBlock) -> None:
     from service import console
 
     for line in block.lines:
-        console.show_json({**vars(line), "attempt": block.attempt})
+        console.show_json({**line.model_dump(), "attempt": block.attempt})
 
 
-def _print_text(block: Block, before: tuple[int, int], write: Callable[[str], None]) -> None:
+def _print_text(block: LogBlock, before: tuple[int, int], write: Callable[[str], None]) -> None:
     """`before`: fence and attempt of the block before; of the first one, those that need no word."""
     from service import console
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import OneRun, TaskName, instant, seconds, user, utc, wait_for
+from service.cli.opening import ask
+from service.cli.options import OneRun, TaskName, instant, seconds, utc
+
+if TYPE_CHECKING:
+    from service.operations.backfill import BackfillCounts, BackfillSlot
+    from service.operations.operations import Operations
+    from service.operations.results import RunNow
 
 Anew = Annotated[bool, typer.Option("--again", help="From the beginning, also where it has succeeded.")]
 
@@ -18,24 +24,19 @@ def pause(name: TaskName) -> None:
     and never caught up.
     """
     from service import console
-    from service.config import get_settings
-    from service.operations import managing
 
-    by = user()
-    before = wait_for(managing.pause(get_settings(), name, by))
-    if before is None:
-        console.say(f"{name} is paused by {by}")
+    paused = ask(lambda operations: operations.tasks.pause(name))
+    if paused.is_new:
+        console.say(f"{name} is paused by {paused.by}")
     else:
-        console.say(f"{name} was paused already, at {utc(before.at)} by {before.by}")
+        console.say(f"{name} was paused already, at {utc(paused.at)} by {paused.by}")
 
 
 def resume(name: TaskName) -> None:
     """Fire a paused task again, from now on. What the pause held goes on."""
     from service import console
-    from service.config import get_settings
-    from service.operations import managing
 
-    ended = wait_for(managing.resume(get_settings(), name))
+    ended = ask(lambda operations: operations.tasks.resume(name))
     if ended is None:
         console.say(f"{name} is not paused")
     else:
@@ -55,14 +56,12 @@ def cancel(
     when it ended otherwise, or has not ended yet.
     """
     from service import console
-    from service.config import get_settings
-    from service.operations import managing
 
-    row = wait_for(managing.cancel_run(get_settings(), run, user(), wait))
-    reason = f": {row['reason']}" if row["reason"] else ""
-    told = f"{row['state']}{reason}" if row["finished_at"] else "is still running; it is asked to stop"
-    console.say(f"run {row['id']} {told}")
-    raise SystemExit(0 if row["state"] == "cancelled" else 1)
+    cancelled = ask(lambda operations: operations.runs.cancel(run, wait))
+    reason = f": {cancelled.reason}" if cancelled.reason else ""
+    state = f"{cancelled.state}{reason}" if cancelled.finished_at else "is still running; it is asked to stop"
+    console.say(f"run {cancelled.id} {state}")
+    raise SystemExit(0 if cancelled.state == "cancelled" else 1)
 
 
 def retry(run: OneRun, again: Anew = False) -> None:
@@ -71,13 +70,14 @@ def retry(run: OneRun, again: Anew = False) -> None:
     It goes on after its last checkpoint, in a running service. With --again it begins anew.
     """
     from service import console
-    from service.config import get_settings
-    from service.operations import managing
 
-    settings = get_settings()
-    row = wait_for(managing.retry(settings, run, user(), again))
-    console.say(f"run {row['id']} of {row['task']} is {row['state']} again")
-    warn_if_held(row["task"])
+    async def work(operations: Operations) -> tuple[RunNow, str | None]:
+        retried = await operations.runs.retry(run, from_the_beginning=again)
+        return retried, await hint_if_held(operations, retried.task)
+
+    retried, hint = ask(work)
+    console.say(f"run {retried.id} of {retried.task} is {retried.state} again")
+    warn(hint)
 
 
 def backfill(
@@ -96,24 +96,26 @@ def backfill(
     time. A slot that has a run is left alone, however that ended; with --again, a run that is over gets a new attempt.
     """
     from service import console
-    from service.batch.firing.backfill import Entry, Fate
-    from service.config import get_settings
-    from service.operations import managing
+    from service.operations.backfill import BackfillRequest
 
-    def see(entry: Entry) -> None:
+    def see(slot: BackfillSlot) -> None:
         if dry_run:
-            what = f"run {entry.run} {entry.state}" if entry.run else "no run"
-            console.say(f"{utc(entry.slot)}  {entry.fate:<5}  {what}")
+            run = f"run {slot.run} {slot.state}" if slot.run else "no run"
+            console.say(f"{utc(slot.slot)}  {slot.fate:<5}  {run}")
 
-    wanted = managing.Wanted(name, instant(from_, "--from"), instant(to, "--to"), again, yes, dry_run)
-    counts = wait_for(managing.fill(get_settings(), wanted, user(), see))
+    async def work(operations: Operations) -> tuple[BackfillCounts, str | None]:
+        counts = await operations.slots.backfill(request, see)
+        changes = not dry_run and counts.new + counts.again
+        return counts, await hint_if_unserved(operations, name) if changes else None
+
+    request = BackfillRequest(name, instant(from_, "--from"), instant(to, "--to"), again, yes, dry_run)
+    counts, hint = ask(work)
     made = "would be made" if dry_run else "made"
     console.say(
-        f"{sum(counts.values()):,} slots of {name}: {counts[Fate.NEW]:,} runs {made}, "
-        f"{counts[Fate.AGAIN]:,} again, {counts[Fate.LEFT]:,} left as they are"
+        f"{counts.slots:,} slots of {name}: {counts.new:,} runs {made}, "
+        f"{counts.again:,} again, {counts.left:,} left as they are"
     )
-    if not dry_run and counts[Fate.NEW] + counts[Fate.AGAIN]:
-        warn_if_unserved(name)
+    warn(hint)
 
 
 def prune(
@@ -125,35 +127,34 @@ def prune(
     """
     from service import console
     from service.config import get_settings
-    from service.operations import managing
 
-    settings = get_settings()
-    counts = wait_for(managing.prune(settings, dry_run))
-    if dry_run:
-        for task, count in sorted(counts.items()):
-            console.say(f"{task}: {count:,} runs would go")
-        console.say(f"{sum(counts.values()):,} runs ended more than {settings.KEEP_RUNS_DAYS} days ago and would go")
-    else:
-        console.say("pruned " + (", ".join(f"{count:,} {what}" for what, count in counts.items()) or "nothing"))
+    if not dry_run:
+        pruned = ask(lambda operations: operations.runs.prune())
+        console.say("pruned " + (", ".join(f"{count:,} {what}" for what, count in pruned.items()) or "nothing"))
+        return
+    prunable = ask(lambda operations: operations.runs.count_prunable())
+    for task, count in sorted(prunable.items()):
+        console.say(f"{task}: {count:,} runs would go")
+    days = get_settings().KEEP_RUNS_DAYS
+    console.say(f"{sum(prunable.values()):,} runs ended more than {days} days ago and would go")
 
 
-def warn_if_held(task: str) -> None:
-    """A run that there was before has to wait for the end of a pause."""
+async def hint_if_held(operations: Operations, task: str) -> str | None:
+    """What keeps a run from going on: the pause of its task, or that no service has it."""
+    if (pause := await operations.tasks.pause_of(task)) is not None:
+        return f"{task} is paused by {pause.by}: `batch resume {task}` lets it go on"
+    return await hint_if_unserved(operations, task)
+
+
+async def hint_if_unserved(operations: Operations, task: str) -> str | None:
+    """Whoever waits for something that nobody does should know."""
+    if await operations.nodes.has(task):
+        return None
+    return f"no service that has {task} is running: the next one runs it"
+
+
+def warn(hint: str | None) -> None:
     from service import console
-    from service.config import get_settings
-    from service.operations import managing
 
-    if (pause := wait_for(managing.pause_of(get_settings(), task))) is not None:
-        console.warn(f"batch: {task} is paused by {pause.by}: `batch resume {task}` lets it go on")
-    else:
-        warn_if_unserved(task)
-
-
-def warn_if_unserved(task: str) -> None:
-    """Who waits for something that nobody does should know."""
-    from service import console
-    from service.config import get_settings
-    from service.operations import managing
-
-    if not wait_for(managing.is_served(get_settings(), task)):
-        console.warn(f"batch: no service that has {task} is running: the next one runs it")
+    if hint is not None:
+        console.warn(f"batch: {hint}")

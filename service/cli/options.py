@@ -12,7 +12,7 @@ import typer
 
 from service import clock
 from service.cli import complete
-from service.errors import DatabaseError, InvalidParameters
+from service.errors import InvalidParameters
 from service.escaping import echoed
 
 if TYPE_CHECKING:
@@ -39,14 +39,10 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, on an event loop of its own. What the driver raises becomes a DatabaseError."""
     import asyncio
 
-    from sqlalchemy.exc import DBAPIError
+    from service.operations.databases import errors_explained
 
-    try:
+    with errors_explained():
         return asyncio.run(work)
-    except DBAPIError as error:
-        raise DatabaseError(
-            f"the database (DATABASE_URL or LEDGER_URL) failed on the way: {str(error.orig).splitlines()[0]}"
-        ) from error
 
 
 def user() -> str:

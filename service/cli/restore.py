@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.options import AsJson, utc, wait_for
+from service.cli.backup import LOGGED
+from service.cli.opening import ask
+from service.cli.options import AsJson, utc
 
 if TYPE_CHECKING:
     from service.backup.restoring.plan import Plan
-    from service.operations.backups.restore import Restored, Wanted
+    from service.operations.backups.restore import Restored, RestoreRequest
 
 FILE = typer.Argument(metavar="FILE", help="A path, a name, `latest`, or s3://bucket/prefix/name.", show_default=False)
 
@@ -36,23 +38,16 @@ def restore(
     """
     from dataclasses import replace
 
-    from service import logs
-    from service.config import get_settings
-    from service.operations.backups import restore as restoring
+    from service.operations.backups.restore import RestoreRequest
 
-    logs.set_up("WARNING")
-    settings, wanted = get_settings(), restoring.Wanted(file, dry_run, force, not no_safety, changed)
-    found = wait_for(restoring.activity(settings))
-    found.refuse(force)
-    plan = wait_for(restoring.plan_of(settings, wanted))
-    wanted = replace(wanted, backup=plan.backup)  # `latest` may be another one by the time that somebody has answered
-    plan.refuse()
-    found.refuse(force, plan)
+    request = RestoreRequest(file, dry_run, force, not no_safety, changed)
+    plan = ask(lambda operations: operations.backups.plan_restore(request), log_level=LOGGED)
+    request = replace(request, backup=plan.backup)  # `latest` may be another one by the time that somebody has answered
     if not as_json:
         _say(plan)
     if not (yes or dry_run):
         _ask(plan)
-    done = _done(wanted)
+    done = _done(request)
     if as_json:
         _as_json(done, plan)
     else:
@@ -94,13 +89,11 @@ def _ask(plan: Plan) -> None:
         raise BackupError("that is not its name: nothing was restored")
 
 
-def _done(wanted: Wanted) -> Restored:
+def _done(request: RestoreRequest) -> Restored:
     from service.cli.meter import metered
-    from service.config import get_settings
-    from service.operations.backups import restore as restoring
 
     with metered("restore") as tell:
-        return wait_for(restoring.restore(get_settings(), wanted, tell))
+        return ask(lambda operations: operations.backups.restore(request, tell), log_level=LOGGED)
 
 
 def _tell(done: Restored) -> None:

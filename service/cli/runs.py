@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli import complete, manage, progress, watch
+from service.cli.opening import ask
 from service.cli.options import AsJson, OfTask, TaskName, instant, instant_or_age, pairs, user, wait_for, whole
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
     from service.cli.bar import Bar, Lines
+    from service.operations.operations import Operations
+    from service.operations.results import Started
     from service.server.batch_service import BatchService
 
 BAR_AFTER_SECONDS = 1.0
@@ -69,14 +72,16 @@ def _execute(name: str, given: dict[str, str], slot: datetime | None) -> None:
 
 def _queue(name: str, given: dict[str, str], slot: datetime | None, wait: bool) -> None:
     from service import console
-    from service.config import get_settings
-    from service.operations import managing
 
-    run = wait_for(managing.queue(get_settings(), name, given, slot, user()))
-    console.say(f"run {run} queued", flush=True)
-    manage.warn_if_unserved(name)
+    async def work(operations: Operations) -> tuple[Started, str | None]:
+        started = await operations.runs.start(name, given, slot)
+        return started, await manage.hint_if_unserved(operations, name)
+
+    started, hint = ask(work)
+    console.say(f"run {started.id} queued", flush=True)
+    manage.warn(hint)
     if wait:
-        watch.with_log(run)
+        watch.with_log(started.id)
 
 
 def runs(
@@ -91,13 +96,12 @@ def runs(
     `batch show ID` has all about one of them.
     """
     from service import console
-    from service.config import get_settings
-    from service.operations import listing
 
     after = instant_or_age(since, "--since") if since is not None else None
-    found = wait_for(listing.runs(get_settings(), task, state, after, limit))
+    listed = ask(lambda operations: operations.runs.list(task, state, after, limit), log_level="WARNING")
+    rows = [run.model_dump() for run in listed]
     shown = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "progress", "reason"]
-    console.show(found if as_json else [{**row, "progress": progress.brief(row)} for row in found], shown, as_json)
+    console.show(rows if as_json else [{**row, "progress": progress.brief(row)} for row in rows], shown, as_json)
 
 
 async def _run(name: str, given: dict[str, str], slot: datetime | None, shown: Bar | Lines) -> dict[str, Any]:
@@ -118,7 +122,7 @@ async def _run(name: str, given: dict[str, str], slot: datetime | None, shown: B
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     try:
         manual = ManualRun(batch.ledger, batch.engine, TaskRegistry.get(name), batch.node.id)
-        async with watch.seen(batch.ledger, manual.id, shown), _drained(batch, settings.DRAIN_SECONDS):
+        async with watch.seen(batch.operations, manual.id, shown), _drained(batch, settings.DRAIN_SECONDS):
             return await manual.execute(given, slot, requested_by=user())
     finally:
         await batch.stop()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service import clock
 from service.cli import progress
 from service.cli.logs import text
-from service.cli.options import AsJson, RunOrTask, utc, wait_for
+from service.cli.opening import ask
+from service.cli.options import AsJson, RunOrTask, utc
 from service.errors import InvalidSchedule
+
+if TYPE_CHECKING:
+    from service.operations.operations import Operations
+    from service.operations.results import RunDetails, TaskDetails
 
 Row = dict[str, Any]
 
@@ -22,10 +27,13 @@ def show(run: RunOrTask, as_json: AsJson = False) -> None:
     Or it is a task's name: its schedule, policies, parameters, last runs, and the slots that it missed.
     """
     from service import console
-    from service.config import get_settings
-    from service.operations import details
 
-    kind, row = wait_for(details.details(get_settings(), run))
+    async def work(operations: Operations) -> tuple[str, RunDetails | TaskDetails]:
+        kind, name = await operations.runs.find(run)
+        return kind, await (operations.runs.show(name) if kind == "run" else operations.tasks.show(name))
+
+    kind, details = ask(work, needs_tasks=False)
+    row = details.model_dump()
     if as_json:
         console.show_json({"kind": kind, **row})
     else:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from service import clock
-from service.cli.options import AsJson, instant, wait_for, whole
+from service.cli.opening import ask
+from service.cli.options import AsJson, instant, whole
 
 
 def tasks(as_json: AsJson = False) -> None:
@@ -17,19 +18,17 @@ def tasks(as_json: AsJson = False) -> None:
     The exit code is 1 when there are files that can't be used; they are named on stderr.
     """
     from service import console
-    from service.config import get_settings
-    from service.operations import listing
 
-    found = wait_for(listing.tasks(get_settings()))
-    good, broken = ([row for row in found if bool(row["error"]) is wrong] for wrong in (False, True))
+    listed = ask(lambda operations: operations.tasks.list())
+    broken = [task for task in listed if task.error]
     shown = ["name", "schedule", "timezone", "next_run_time", "paused", "source"]
-    console.show(found if as_json else good, shown, as_json)
-    for row in good:
-        if row["served_from"] and Path(row["served_from"]).name != Path(row["source"]).name:
-            served = f"the services have {row['name']} from {row['served_from']} until they are restarted"
-            console.warn(f"batch: {row['source']} is not used yet: {served}")
-    for row in broken:
-        console.warn(f"batch: {row['source']} can't be used: {row['error']}")
+    console.show([task.model_dump() for task in listed if as_json or not task.error], shown, as_json)
+    for task in listed:
+        if task.served_from and Path(task.served_from).name != Path(task.source).name:
+            served = f"the services have {task.name} from {task.served_from} until they are restarted"
+            console.warn(f"batch: {task.source} is not used yet: {served}")
+    for file in broken:
+        console.warn(f"batch: {file.source} can't be used: {file.error}")
     raise SystemExit(1 if broken else 0)
 
 

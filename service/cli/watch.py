@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from service.cli import logs, progress
-from service.cli.options import RunOrTask, utc, wait_for
+from service.cli.opening import ask
+from service.cli.options import RunOrTask, utc
 from service.cli.progress import Row
 
 if TYPE_CHECKING:
     import asyncio
 
     from service.cli.bar import Bar, Lines
-    from service.database.engine import Database
+    from service.operations.operations import Operations
+    from service.operations.results import RunNow
+
+T = TypeVar("T")
 
 
 def watch(run: RunOrTask) -> None:
@@ -27,14 +31,12 @@ def watch(run: RunOrTask) -> None:
     """
     from service import console
     from service.cli import bar
-    from service.config import get_settings
-    from service.operations import run_log
 
     def tell(row: Row, text: str) -> None:
         console.say(f"{utc(row['now'])} {text}", flush=True)
 
     with bar.display(sys.stdout, tell) as shown:
-        row = _wait_for(_see(run_log.looks(get_settings(), run), shown), shown)
+        row = _wait_for(lambda operations: _see(operations.runs.follow(run), shown), shown)
     console.say(progress.told_end(row))
     raise SystemExit(0 if row["state"] == "succeeded" else 1)
 
@@ -48,61 +50,55 @@ def with_log(run: str) -> NoReturn:
 
     from service import console
     from service.cli import bar
-    from service.config import get_settings
-    from service.operations import run_log
-
-    settings = get_settings()
 
     def tell(row: Row, text: str) -> None:
         console.warn(f"{utc(row['now'])} {text}")
 
-    async def follow() -> str:
-        seeing = asyncio.create_task(_see(run_log.looks(settings, run), shown))
+    async def follow(operations: Operations) -> str:
+        seeing = asyncio.create_task(_see(operations.runs.follow(run), shown))
         try:
-            return await logs.print_log(run_log.blocks(settings, run, follow=True), write=shown.write)
+            return await logs.print_log(operations.runs.log(run, follow=True), write=shown.write)
         finally:
             await _end(seeing)
 
     lines = bar.Lines(tell, states=False)
     with bar.display(sys.stderr, tell) if sys.stdout.isatty() else lines as shown:
-        state = _wait_for(follow(), shown)
+        state = _wait_for(follow, shown)
     raise SystemExit(0 if state == "succeeded" else 1)
 
 
 @asynccontextmanager
-async def seen(database: Database, run: str, shown: Bar | Lines) -> AsyncIterator[None]:
+async def seen(operations: Operations, run: str, shown: Bar | Lines) -> AsyncIterator[None]:
     """Show a run of this process in the block. A ledger that is away only leaves it as it was."""
     import asyncio
 
-    watching = asyncio.create_task(_see_here(database, run, shown))
+    watching = asyncio.create_task(_see_here(operations, run, shown))
     try:
         yield
     finally:
         await _end(watching)
 
 
-async def _see_here(database: Database, run: str, shown: Bar | Lines) -> None:
+async def _see_here(operations: Operations, run: str, shown: Bar | Lines) -> None:
     import asyncio
-
-    from sqlalchemy.exc import DBAPIError
 
     from service.errors import DatabaseError
     from service.operations import run_log
 
     while True:
-        with suppress(DBAPIError, DatabaseError, OSError):
-            async with database.reader.connect() as connection:
-                row = await run_log.look(connection, run)
-            if row is not None:
-                shown.see(row)
+        with suppress(DatabaseError, OSError):
+            now = await operations.runs.look(run)
+            if now is not None:
+                shown.see(now.model_dump())
         await asyncio.sleep(run_log.POLL_SECONDS)
 
 
-async def _see(looks: AsyncGenerator[dict[str, Any]], shown: Bar | Lines) -> Row:
+async def _see(looks: AsyncGenerator[RunNow], shown: Bar | Lines) -> Row:
     row: dict[str, Any] = {}
     async with aclosing(looks) as opened:
-        async for row in opened:
-            if row["finished_at"] is None:
+        async for now in opened:
+            row = now.model_dump()
+            if now.finished_at is None:
                 shown.see(row)
     return row
 
@@ -114,11 +110,11 @@ async def _end(watching: asyncio.Task[Any]) -> None:
     await asyncio.wait([watching])
 
 
-def _wait_for(work: Any, shown: Bar | Lines) -> Any:
+def _wait_for(work: Callable[[Operations], Awaitable[T]], shown: Bar | Lines) -> T:
     from service import console
 
     try:
-        return wait_for(work)
+        return ask(work, needs_tasks=False)
     except KeyboardInterrupt:
         if shown.run is not None:
             run = shown.run["id"]

@@ -1,4 +1,4 @@
-"""A database's URL: as text without its password, and as the arguments of a driver of its own."""
+"""The URL of a database as text without its password, and as arguments for its driver."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ ONLY_SQLALCHEMYS = ("async_creator_fn", "prepared_statement_cache_size", "prepar
 
 
 def safe_url(url: URL) -> str:
-    """A database's address for people, without a password."""
+    """The URL as text for people, without its password and its query."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 
 def connect_arguments(url: URL) -> dict[str, object]:
-    """Exactly those that get_db()'s connections have: hosts, sockets, ssl and the rest of the query."""
+    """The arguments for asyncpg that SQLAlchemy would pass: hosts, sockets, ssl and the rest of the query."""
     _, arguments = url.get_dialect()().create_connect_args(url)
     return {name: value for name, value in arguments.items() if name not in ONLY_SQLALCHEMYS}

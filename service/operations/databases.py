@@ -1,24 +1,36 @@
-"""Opens the two databases of the settings, for a service and for commands."""
+"""The ledger and the application's database, as a service opens them, and as operations read and change them."""
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
+from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.application.migration import APPLICATION_HISTORY
+from service.batch.ledger import tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import Settings
 from service.database.engine import Database
-from service.database.migrate import migrate
-from service.errors import InvalidSetting
+from service.database.migrate import migrate, refuse_newer
+from service.errors import DatabaseError, DatabaseUnreachable, InvalidSetting
+
+
+@contextmanager
+def errors_explained() -> Iterator[None]:
+    """In the block, what a driver raises becomes a DatabaseError, where no code nearer to it has done so."""
+    try:
+        yield
+    except DBAPIError as error:
+        cause = str(error.orig).splitlines()[0]
+        raise DatabaseError(f"the database (DATABASE_URL or LEDGER_URL) failed on the way: {cause}") from error
 
 
 async def open_databases(settings: Settings, client: str = "batch") -> tuple[Database, Database]:
     """The application's database and the ledger, reachable and migrated. Raises DatabaseError, InvalidSetting."""
-    _refuse_memory(settings)
-    _refuse_one_file(settings)
     shows, pool_size = settings.BATCH_SHOW_SQL_PARAMETERS, settings.DATABASE_POOL_SIZE
     application = Database(
         settings.DATABASE_URL, setting="DATABASE_URL", pool_size=pool_size, client=client, shows_values=shows
@@ -27,26 +39,126 @@ async def open_databases(settings: Settings, client: str = "batch") -> tuple[Dat
     async with AsyncExitStack() as stack:
         for database in (application, ledger):
             stack.push_async_callback(database.dispose)
-            await database.check()
-        await migrate(application, APPLICATION_HISTORY)
-        await migrate(ledger, LEDGER_HISTORY)
+        await _prepare(application, ledger)
         stack.pop_all()
     return application, ledger
 
 
-def _refuse_memory(settings: Settings) -> None:
-    for name, url in (("DATABASE_URL", settings.DATABASE_URL), ("LEDGER_URL", settings.ledger_url)):
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-            raise InvalidSetting(f"setting {name}: a database in memory is gone with its connection; give it a file")
+async def _prepare(application: Database, ledger: Database) -> None:
+    """Check that both can be reached, and migrate them. Raises DatabaseError, InvalidSetting."""
+    _refuse_memory(application, ledger)
+    _refuse_one_file(application, ledger)
+    for database in (application, ledger):
+        await database.check()
+    await migrate(application, APPLICATION_HISTORY)
+    await migrate(ledger, LEDGER_HISTORY)
 
 
-def _refuse_one_file(settings: Settings) -> None:
-    urls = [make_url(url) for url in (settings.DATABASE_URL, settings.ledger_url)]
-    if all(url.get_backend_name() == "sqlite" for url in urls):
-        files = {Path(url.database or "").resolve() for url in urls}
-        if len(files) == 1:
+def _refuse_memory(*databases: Database) -> None:
+    for database in databases:
+        if database.kind == "sqlite" and database.url.database in (None, "", ":memory:"):
             raise InvalidSetting(
-                "setting LEDGER_URL: it is the same SQLite file as DATABASE_URL, whose one writer would stop the "
-                "service whenever a task holds a session open; give the ledger a file of its own, or leave it empty"
+                f"setting {database.setting}: a database in memory is gone with its connection; give it a file"
             )
+
+
+def _refuse_one_file(application: Database, ledger: Database) -> None:
+    if application.kind == ledger.kind == "sqlite" and _file_of(application).resolve() == _file_of(ledger).resolve():
+        raise InvalidSetting(
+            "setting LEDGER_URL: it is the same SQLite file as DATABASE_URL, whose one writer would stop the "
+            "service whenever a task holds a session open; give the ledger a file of its own, or leave it empty"
+        )
+
+
+def _file_of(database: Database) -> Path:
+    return Path(database.url.database or "")
+
+
+def is_to_come(database: Database) -> bool:
+    """Whether this is an SQLite file that is not there yet, in a folder that is."""
+    return database.kind == "sqlite" and _file_of(database).parent.is_dir() and not _file_of(database).exists()
+
+
+class Databases:
+    """Access to the two databases for operations.
+
+    Reading makes no file and migrates nothing. The first change checks that the databases can be reached, and migrates
+    them; a service has done so already (`are_ready`). Connections come from the engines that it was given.
+    """
+
+    def __init__(self, ledger: Database, application: Database, *, are_ready: bool = False) -> None:
+        self.ledger = ledger
+        self.application = application
+        self._is_readable = are_ready
+        self._is_migrated = are_ready
+        self._are_both_migrated = are_ready
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection | None]:
+        """A connection that reads the ledger; None where there is no ledger yet.
+
+        Raises DatabaseUnreachable, and DatabaseTooNew where a newer version of the code has migrated it.
+        """
+        if not self._is_readable:
+            self._is_readable = await self._can_read()
+        if not self._is_readable:
+            yield None
+            return
+        try:
+            async with self.ledger.reader.connect() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise self.ledger.unreachable(error) from error
+
+    async def _can_read(self) -> bool:
+        """Whether there is a ledger that this code can read. Raises DatabaseUnreachable, DatabaseTooNew."""
+        if not await self.has_ledger():
+            return False
+        try:
+            async with self.ledger.reader.connect() as connection:
+                await connection.run_sync(refuse_newer, LEDGER_HISTORY, self.ledger)
+        except (DBAPIError, OSError) as error:
+            raise self.ledger.unreachable(error) from error
+        return True
+
+    async def has_ledger(self) -> bool:
+        """Whether there is a ledger, of whichever version. Raises DatabaseUnreachable."""
+        if self._is_migrated:
+            return True
+        if is_to_come(self.ledger):
+            return False
+        await self.ledger.check()
+        try:
+            async with self.ledger.reader.connect() as connection:
+                return await connection.run_sync(lambda sync: inspect(sync).has_table(tables.runs.name))
+        except (DBAPIError, OSError) as error:
+            raise self.ledger.unreachable(error) from error
+
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that changes the ledger. Raises DatabaseUnreachable, also where there is no ledger yet."""
+        await self.migrate_ledger()
+        try:
+            async with self.ledger.engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise self.ledger.unreachable(error) from error
+
+    async def migrate_ledger(self) -> None:
+        """Migrate the ledger, once. Raises DatabaseUnreachable where there is none: nothing is there to be changed."""
+        if self._is_migrated:
+            return
+        if self.ledger.kind == "sqlite" and not _file_of(self.ledger).exists():
+            raise DatabaseUnreachable(
+                f"there is no ledger yet at {self.ledger.safe_url} (LEDGER_URL): `batch serve` or `batch run` makes it"
+            )
+        await self.ledger.check()
+        await migrate(self.ledger, LEDGER_HISTORY)
+        self._is_migrated = self._is_readable = True
+
+    async def migrate_both(self) -> None:
+        """Migrate both databases, once. Raises DatabaseError, InvalidSetting."""
+        await self.migrate_ledger()
+        if not self._are_both_migrated:
+            await _prepare(self.application, self.ledger)
+            self._are_both_migrated = True

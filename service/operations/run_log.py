@@ -1,23 +1,20 @@
-"""The log of a run, block by block, also while it is being written; and its row, until it is over."""
+"""The log of a run, block by block, also while it is being written."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from service import logs
-from service.batch.ledger import database_time, run_logs
+from service.batch.ledger import run_logs
 from service.batch.ledger import runs as run_rows
 from service.batch.ledger.run_logs import Block, Packed
 from service.batch.ledger.states import FINAL
-from service.config import Settings
+from service.concurrency.offload import offload
 from service.errors import UnknownRun
-from service.operations.details import run_of
-from service.operations.listing import ledger, with_pace
+from service.operations.context import Context
+from service.operations.databases import Databases
+from service.operations.finding import run_of
+from service.operations.results import Line, LogBlock
 
 POLL_SECONDS = 0.5
 PAGE = 20
@@ -25,85 +22,64 @@ LATE_FENCES = 20
 """A node that lost a run may still write its last lines: so many fences before the newest are looked at again."""
 
 
-async def blocks(settings: Settings, given: str, follow: bool) -> AsyncGenerator[Block | str]:
+async def blocks(context: Context, given: str, follow: bool) -> AsyncGenerator[LogBlock | str]:
     """The blocks of a run, oldest first; at the end its state. With `follow` that is its final one.
 
     `given` is a run's id, how that begins, or a task, whose newest run is meant. Raises UnknownRun or UnknownTask.
+    No connection is held while the caller has a block in hand.
     """
-    logs.set_up("CRITICAL")
-    async with ledger(settings) as connection:
-        run = await run_of(connection, settings, given)
-        assert connection is not None
-        reader = Reader(connection, run)
-        while True:
-            state, fence = await _state(connection, run)  # before the lines: a final state comes with the last ones
-            async for block in reader.new_blocks(fence):
-                yield block
-            if not follow or state in FINAL:
-                yield state
-                return
-            await connection.rollback()  # the next look must see what was written since
-            await asyncio.sleep(POLL_SECONDS)
+    run = await run_of(context, given)
+    reader = Reader(context.databases, run)
+    while True:
+        state, fence = await _state(context.databases, run)  # before the lines: a final state comes with the last ones
+        async for block in reader.new_blocks(fence):
+            yield await offload(_answer, block)
+        if not follow or state in FINAL:
+            yield state
+            return
+        await asyncio.sleep(POLL_SECONDS)
 
 
-async def looks(settings: Settings, given: str) -> AsyncGenerator[dict[str, Any]]:
-    """A run's row, twice a second; the last one has a final state. `now` is the ledger's time, `rate` and `eta` its.
-
-    `given` as in `blocks`, and so are the errors.
-    """
-    logs.set_up("CRITICAL")
-    async with ledger(settings) as connection:
-        run = await run_of(connection, settings, given)
-        assert connection is not None
-        while row := await look(connection, run):
-            yield row
-            if row["state"] in FINAL:
-                return
-            await connection.rollback()
-            await asyncio.sleep(POLL_SECONDS)
-        raise _deleted(run)
+def _answer(packed: Packed) -> LogBlock:
+    block: Block = packed.unpacked()
+    return LogBlock(fence=block.fence, attempt=block.attempt, lines=[Line.of(vars(line)) for line in block.lines])
 
 
-async def look(connection: AsyncConnection, run: str) -> dict[str, Any] | None:
-    """The row as `looks` has it; None: there is none."""
-    if (row := await run_rows.get(connection, run)) is None:
-        return None
-    now = await database_time.now_of(connection)
-    return {**with_pace(row, now), "now": now}
-
-
-async def _state(connection: AsyncConnection, run: str) -> tuple[str, int]:
-    row = await run_rows.get(connection, run)
+async def _state(databases: Databases, run: str) -> tuple[str, int]:
+    async with databases.reading() as connection:
+        row = await run_rows.get(connection, run) if connection is not None else None
     if row is None:
-        raise _deleted(run)
+        raise UnknownRun(f"the run {run} was deleted meanwhile")
     return row["state"], row["fence"]
 
 
-def _deleted(run: str) -> UnknownRun:
-    return UnknownRun(f"the run {run} was deleted meanwhile")
-
-
-@dataclass
 class Reader:
     """Knows how far it has read under each fence, so that no block comes twice, and none is passed over."""
 
-    connection: AsyncConnection
-    run: str
-    _next: dict[int, int] = field(default_factory=dict)
-    _started: bool = False
+    def __init__(self, databases: Databases, run: str) -> None:
+        self._databases = databases
+        self._run = run
+        self._next: dict[int, int] = {}
+        self._has_started = False
 
-    async def new_blocks(self, newest: int) -> AsyncIterator[Block]:
-        """What was written since the last call. `newest` is the run's fence."""
+    async def new_blocks(self, newest: int) -> AsyncIterator[Packed]:
+        """What was written since the last call, as it is stored. `newest` is the run's fence."""
         late = range(max(0, newest - LATE_FENCES), newest + 1)
-        fences = list(late) if self._started else await run_logs.fences(self.connection, self.run)
-        self._started = True
+        fences = list(late) if self._has_started else await self._fences()
+        self._has_started = True
         for fence in fences:
-            while found := await self._page(fence):
-                for packed in found:
-                    yield packed.unpacked()
+            while page := await self._page(fence):
+                for packed in page:
+                    yield packed
+
+    async def _fences(self) -> list[int]:
+        async with self._databases.reading() as connection:
+            return await run_logs.fences(connection, self._run) if connection is not None else []
 
     async def _page(self, fence: int) -> list[Packed]:
-        found = await run_logs.page(self.connection, self.run, fence, self._next.get(fence, 0), PAGE)
-        if found:
-            self._next[fence] = found[-1].first_line + found[-1].lines
-        return found
+        begin = self._next.get(fence, 0)
+        async with self._databases.reading() as connection:
+            page = await run_logs.page(connection, self._run, fence, begin, PAGE) if connection is not None else []
+        if page:
+            self._next[fence] = page[-1].first_line + page[-1].lines
+        return page

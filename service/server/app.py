@@ -1,4 +1,4 @@
-"""The lifespan that drives the batch service in your application, and an application of its own around it."""
+"""The lifespan that runs the batch service in your application, and an application of ours with the same lifespan."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from service.web.api import routes
 
 
 class App(Protocol):
-    """What the lifespan needs of an application, such as Starlette or FastAPI: a `state` to set attributes on."""
+    """An application such as Starlette's or FastAPI's. The lifespan only sets attributes of its `state`."""
 
     state: Any
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: App) -> AsyncIterator[None]:
-    """Start the batch service with your application and stop it with it. Your logging stays as it is.
+    """Start the batch service with your application, and stop it with it. Your logging is not changed.
 
-    `app.state.scheduler` is the APScheduler, `app.state.batch` the service. Raises BatchError when it can't start.
+    Sets `app.state.batch` (the service) and `app.state.scheduler` (APScheduler). Raises BatchError if the service can't
+    start.
     """
     settings = get_settings()
     with logs.keep_run_lines(settings.LOG_LEVEL):
@@ -38,7 +39,7 @@ async def lifespan(app: App) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
-    """The same in our own application. Where it can't start, `app.state.failure` is the reason."""
+    """The lifespan of our own application, with logging. `app.state.failure` is the error if it can't start."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             settings = get_settings()
@@ -69,18 +70,18 @@ def _set_state(app: App, batch: BatchService) -> None:
 
 
 class Application(Starlette):
-    """By itself, or mounted in an application whose lifespan enters `lifespan`: then the state is that one's."""
+    """Our application, served by itself or mounted in another one. If mounted it uses that application's state."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await super().__call__(scope, receive, self._short(send))
+            await super().__call__(scope, receive, self._with_short_failure(send))
             return
         if (parent := scope.get("app")) is not None:
             self.state = parent.state
         await super().__call__(scope, receive, send)
 
-    def _short(self, send: Send) -> Send:
-        """Says in one line why it can't start, where Starlette says it with a traceback."""
+    def _with_short_failure(self, send: Send) -> Send:
+        """A `send` that reports in one line why the application can't start. Starlette would send a traceback."""
 
         async def send_short(message: Message) -> None:
             failure = getattr(self.state, "failure", None)
@@ -92,7 +93,7 @@ class Application(Starlette):
 
 
 def create_app() -> Starlette:
-    """The service's endpoints as an application, to be served by itself or mounted in yours."""
+    """An application with the service's endpoints, to be served by itself or mounted in yours."""
     return Application(routes=routes, lifespan=_lifespan_with_logs)
 
 

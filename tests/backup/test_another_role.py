@@ -13,8 +13,9 @@ from service.backup import create_backup
 from service.backup.comparing.compare import diff
 from service.config import get_settings
 from service.errors import BackupError
-from service.operations.backups.restore import Wanted, check_by_restoring, restore
+from service.operations.backups.restore import RestoreRequest, check_by_restoring, restore
 from service.testing.postgres import PostgresServer
+from tests.asking import access
 from tests.backup.contents import connected, execute
 from tests.databases import migrated
 
@@ -70,11 +71,11 @@ async def test_it_backs_up_compares_tries_out_and_restores_what_the_application_
         await create_backup(tmp_path / "backups")
     settings(BACKUP_DATABASE_URL=str(other))
     path = str(await create_backup(tmp_path / "backups"))
-    assert (await check_by_restoring(get_settings(), path)).rows == 2
+    assert (await check_by_restoring(access(get_settings()), path)).rows == 2
     await execute(postgres_database, "DELETE FROM users WHERE id = 2")
     (users,) = [one for one in (await diff(get_settings(), path)).tables if one.table == "users"]
     assert users.removed == 1
-    assert (await restore(get_settings(), Wanted(path, safety=False))).report.rows == 2
+    assert (await restore(access(get_settings()), RestoreRequest(path, safety=False))).report.rows == 2
     async with connected(postgres_database) as connection:
         assert await connection.fetchval("SELECT count(*) FROM users") == 2
         assert [row["tableowner"] for row in await connection.fetch(OWNERS)] == [APPLICATION]
@@ -85,7 +86,7 @@ async def test_into_an_empty_database_it_restores_as_the_application_which_owns_
 ) -> None:
     path = str(await create_backup(tmp_path / "backups"))
     settings(DATABASE_URL=as_role(empty, APPLICATION), BACKUP_DATABASE_URL=as_role(empty, BACKUPS))
-    assert (await restore(get_settings(), Wanted(path))).report.rows == 2
+    assert (await restore(access(get_settings()), RestoreRequest(path))).report.rows == 2
     async with connected(empty) as connection:
         assert [row["tableowner"] for row in await connection.fetch(OWNERS)] == [APPLICATION]
 
@@ -99,5 +100,5 @@ async def test_an_error_names_its_setting_and_no_password(
     with pytest.raises(BackupError, match="Look at BACKUP_DATABASE_URL and the server") as caught:
         await create_backup(tmp_path / "backups")
     with pytest.raises(BackupError, match="nobody_at_all") as again:
-        await restore(get_settings(), Wanted(path))
+        await restore(access(get_settings()), RestoreRequest(path))
     assert "hunter2" not in caught.value.message + again.value.message

@@ -124,12 +124,12 @@ def begun(path: Path, size: int, **contents: Any) -> None:
 def test_what_could_not_be_read_back_is_refused_before_a_row_is_added(tmp_path: Path) -> None:
     """The manifest counts gzip members: of 650 GB it is too large."""
     begun(path := tmp_path / "begun", 500 * 1024**3)
-    for size, contents, why in (
+    for size, contents, message in (
         (700 * 1024**3, {}, "larger than these backups can be: use pgBackRest, or exclude tables"),
-        (0, {"tables": [{**TABLE, "columns": ["x" * 20_000]}]}, r"can't hold: tables\[0\].columns\[0\]: .*10000"),
-        (0, {"left_out": ["a\0b"]}, r"can't hold: left_out\[0\]: a name can't have a NUL in it"),
+        (0, {"tables": [{**TABLE, "columns": ["x" * 20_000]}]}, r"can't hold .*: tables\[0\].columns\[0\]: .*10000"),
+        (0, {"left_out": ["a\0b"]}, r"can't hold .*: left_out\[0\]: a name must not contain a NUL"),
     ):
-        with pytest.raises(BackupError, match=why):
+        with pytest.raises(BackupError, match=message):
             begun(path, size, **contents)
 
 

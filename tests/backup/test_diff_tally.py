@@ -89,7 +89,7 @@ def test_a_comparison_that_is_asked_to_stop_ends() -> None:
     with closing(Keyed((0,), stop)) as keyed:
         keyed.add(BEFORE, [b"%d" % number for number in range(1000)])
         pace = Pace(keyed, iter([]), stop)
-        stop.ask()
+        stop.request()
         with pytest.raises(Stopped):
             pace.after([b"1"])
         with pytest.raises(Stopped):
@@ -100,7 +100,7 @@ def test_sorting_that_is_asked_to_stop_ends() -> None:
     stop = Stop()
     with closing(Keyed((0,), stop)) as keyed:
         keyed.add(AFTER, [b"%d" % number for number in range(50_000)])
-        stop.ask()
+        stop.request()
         with pytest.raises(Stopped):
             keyed.counts()
 

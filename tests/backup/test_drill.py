@@ -14,9 +14,9 @@ from service.batch.ledger import backups
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings, get_settings
 from service.errors import BackupError, DamagedBackup
-from service.operations.backups.make import known
 from service.testing.postgres import PostgresServer
 from tasks.restore_drill import RestoreDrillTask
+from tests.asking import access
 from tests.backup.contents import execute
 from tests.backup.restores import damage
 from tests.databases import migrated
@@ -39,7 +39,7 @@ async def url(
 async def test_the_latest_backup_is_restored_and_that_is_recorded(url: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         told = await RestoreDrillTask().run()
-    (row,) = (await known(get_settings())).values()
+    (row,) = (await access(get_settings()).known()).values()
     assert backups.state(row) == "restored" and row["restored_at"] is None, "nothing of the application's was restored"
     assert row["verified_at"] <= clock.now()
     versions = 0 if url.startswith("sqlite") else 1  # what says at which migration a database is, is never restored
@@ -52,7 +52,7 @@ async def test_a_damaged_backup_fails_the_run_and_is_recorded_as_failed(url: str
     damage(path, lambda name: name != "header.json")
     with pytest.raises(DamagedBackup, match="is damaged"):
         await RestoreDrillTask().run()
-    (row,) = (await known(get_settings())).values()
+    (row,) = (await access(get_settings()).known()).values()
     assert (row["name"], backups.state(row), row["verified_how"]) == (path.name, "failed", None)
     assert "is damaged" in row["failed_check"]
 
@@ -63,7 +63,7 @@ async def test_a_drill_that_has_no_place_says_nothing_of_the_backup(url: str, mo
     forget_settings()
     with pytest.raises(BackupError):
         await RestoreDrillTask().run()
-    assert await known(get_settings()) == {}
+    assert await access(get_settings()).known() == {}
 
 
 async def test_it_runs_in_the_database_of_its_own_setting(

@@ -19,11 +19,12 @@ from service.concurrency.stoppable import Stop
 from service.config import get_settings
 from service.database.engine import Database
 from service.errors import DamagedBackup
-from service.operations.backups.make import check, known
+from service.operations.backups.make import check
 from service.operations.backups.pins import pin
-from service.operations.backups.restore import Wanted, restore
+from service.operations.backups.restore import RestoreRequest, restore
 from service.testing.postgres import PostgresServer
 from tasks.backup import BackupTask
+from tests.asking import access
 from tests.backup.s3 import Bucket, bucket, s3_server
 from tests.databases import migrated, url_of
 
@@ -87,7 +88,7 @@ async def lost_machine(database_url: str, bucket: Bucket, settings: Callable[...
         await backed_up(night)
         if night == LOST[0]:
             with clock.moved(FIRST + LOST[0] * DAY):
-                await pin(get_settings(), named(night), "ann")
+                await pin(access(get_settings()), named(night), "ann")
     return named(LOST[0])
 
 
@@ -97,14 +98,14 @@ async def test_who_restores_on_a_new_machine_loses_nothing_afterwards(
     pinned = lost_machine
     settings(DATABASE_URL=new_database, BACKUP_DIR=str(tmp_path / "new" / "backups"))
     with clock.moved(FIRST - DAY / 2):
-        done = await restore(get_settings(), Wanted("latest"))
+        done = await restore(access(get_settings()), RestoreRequest("latest"))
     assert done.report.backup == f"{bucket.url}/{named(LOST[-1])}" and await people(new_database) == ["ann@x"]
     for history, url in ((APPLICATION_HISTORY, new_database), (LEDGER_HISTORY, get_settings().ledger_url)):
         await migrated(url, history)  # as a service does when it starts
 
     await backed_up(0)
     assert await in_places() == [{named(0)}, {named(night) for night in (*LOST, 0)}]
-    rows = await known(get_settings())
+    rows = await access(get_settings()).known()
     assert {name for (_, name), row in rows.items() if row["verified_at"]} == {named(0)}, "the others were only read"
 
     for night in range(1, 7):
@@ -120,7 +121,7 @@ async def test_who_restores_on_a_new_machine_loses_nothing_afterwards(
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     with pytest.raises(DamagedBackup):
-        await check(get_settings(), str(damaged))
+        await check(access(get_settings()), str(damaged))
     for night in range(9, 14):
         await backed_up(night)
 
@@ -128,7 +129,7 @@ async def test_who_restores_on_a_new_machine_loses_nothing_afterwards(
     sound = {named(night) for night in (4, 5, 6, 9, 10, 11, 12, 13)}
     assert here == sound | {named(7, YEAR)} and there == here | {pinned}
     assert read(Places.of(get_settings()).all()[1], pinned) == Pin("ann", FIRST + LOST[0] * DAY)
-    rows = await known(get_settings())
+    rows = await access(get_settings()).known()
     for storage, names in zip(Places.of(get_settings()).all(), (here, there), strict=True):
         for name in names:
             is_verified = rows[storage.place, name]["verified_at"] is not None

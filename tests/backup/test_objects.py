@@ -119,7 +119,7 @@ def test_an_upload_that_is_stopped_leaves_neither_an_object_nor_parts(bucket: Bu
 
     def tell(done: int) -> None:
         if done > 6 * MIB:
-            stop.ask()
+            stop.request()
 
     with pytest.raises(Stopped), LocalFile(large) as source:
         store(bucket).put(source, NAME, stop, tell)

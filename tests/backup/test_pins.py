@@ -22,9 +22,9 @@ from service.config import forget_settings, get_settings
 from service.errors import BackupError, DatabaseError
 from service.operations.backups.catalogue import shown
 from service.operations.backups.copies import download, upload
-from service.operations.backups.make import known, recorded
-from service.operations.backups.pins import pin, unpin
-from service.operations.backups.prune import plans, prune
+from service.operations.backups.pins import PinChange, pin, unpin
+from service.operations.backups.prune import delete_old, plans
+from tests.asking import access
 from tests.backup.contents import HEADER, forge, make_archive
 from tests.backup.s3 import Bucket, bucket, refusing, s3_server
 
@@ -56,7 +56,7 @@ def in_ledger(ledger_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 async def pruned() -> list[str]:
     settings = get_settings()
     with clock.moved(NOW):
-        return [one async for one in prune(settings, await plans(settings))]
+        return [one async for one in delete_old(access(settings), await plans(access(settings)))]
 
 
 def pins_in(bucket: Bucket) -> set[str]:
@@ -69,19 +69,19 @@ async def pinned_by_an_older_version(*places: str) -> None:
             await backups.record(connection, Facts(OLD, NOW, size=1), place, NOW)
             await backups._change(connection, OLD, place, pinned_at=NOW, pinned_by="ann")
 
-    await recorded(get_settings(), write)
+    await access(get_settings()).recorded(write)
 
 
 async def test_a_pin_stands_beside_the_file_in_each_place_and_goes_from_each(folder: Path, bucket: Bucket) -> None:
-    await upload(get_settings(), OLD)
+    await upload(access(get_settings()), OLD)
     with clock.moved(NOW):
-        assert await pin(get_settings(), OLD, "ann") == (OLD, True)
-        assert await pin(get_settings(), OLD, "bob") == (OLD, False)
+        assert await pin(access(get_settings()), OLD, "ann") == PinChange(backup=OLD, changed=True)
+        assert await pin(access(get_settings()), OLD, "bob") == PinChange(backup=OLD, changed=False)
     told = json.loads((folder / f"{OLD}.pin").read_text())
     assert told == {"by": "ann", "at": "2025-11-26T02:00:00+00:00"} and pins_in(bucket) == {f"{OLD}.pin"}
     assert (folder / f"{OLD}.pin").stat().st_mode & 0o777 == 0o600
     assert await pruned() == []
-    assert await unpin(get_settings(), OLD) == (OLD, True)
+    assert await unpin(access(get_settings()), OLD) == PinChange(backup=OLD, changed=True)
     assert not list(folder.glob("*.pin")) and pins_in(bucket) == set()
     assert await pruned() == [f"backups/{OLD}"]
 
@@ -94,22 +94,22 @@ async def test_a_pin_goes_with_its_backup_and_before_it(
     pins.put(Folder(folder), OLD, Pin("ann", NOW))
     put, there = Objects.put, []
     monkeypatch.setattr(Objects, "put", lambda *given: (there.extend(bucket.keys()), put(*given)))
-    await upload(settings, OLD)
+    await upload(access(settings), OLD)
     assert there == [f"shop/db/{OLD}.pin"]
     shutil.rmtree(folder)
-    await download(settings, OLD)
+    await download(access(settings), OLD)
     assert pins.read(Folder(folder), OLD) == Pin("ann", NOW)
 
 
 async def test_a_place_that_is_away_is_told_and_the_other_one_is_pinned(folder: Path, bucket: Bucket) -> None:
-    await upload(get_settings(), OLD)
+    await upload(access(get_settings()), OLD)
     with refusing(403, "AccessDenied") as port, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         forget_settings()
         with pytest.raises(BackupError, match=rf"{OLD} is pinned in one place only: .*refuses the keys.*do it again"):
-            await pin(get_settings(), OLD, "ann")
+            await pin(access(get_settings()), OLD, "ann")
         with pytest.raises(BackupError, match=rf"{OLD} is unpinned in one place only: .*refuses the keys"):
-            await unpin(get_settings(), OLD)
+            await unpin(access(get_settings()), OLD)
     forget_settings()
     pins.put(Folder(folder), OLD, Pin())
     assert await pruned() == [], "what is pinned in one place is pinned in both"
@@ -119,10 +119,10 @@ async def test_a_pin_that_comes_at_the_last_moment_is_seen(folder: Path, monkeyp
     """Between the look at the places and the deletion."""
     settings = get_settings()
     with clock.moved(NOW):
-        planned = await plans(settings)
+        planned = await plans(access(settings))
         assert [plan.decision.going for plan in planned] == [[OLD]]
         pins.put(Folder(folder), OLD, Pin("ann", NOW))
-        assert [one async for one in prune(settings, planned)] == [] and (folder / OLD).exists()
+        assert [one async for one in delete_old(access(settings), planned)] == [] and (folder / OLD).exists()
 
 
 async def test_a_backup_that_is_deleted_while_it_is_pinned_is_not_called_pinned(
@@ -136,7 +136,7 @@ async def test_a_backup_that_is_deleted_while_it_is_pinned_is_not_called_pinned(
 
     monkeypatch.setattr(Folder, "write", and_it_goes)
     with pytest.raises(BackupError, match=f"{OLD} is not pinned: backups/{OLD} was deleted meanwhile"):
-        await pin(get_settings(), OLD, "ann")
+        await pin(access(get_settings()), OLD, "ann")
 
 
 HOSTILE = [
@@ -155,16 +155,16 @@ HOSTILE = [
 async def test_whatever_a_pin_holds_it_pins_and_is_only_shown(folder: Path, content: bytes) -> None:
     (folder / f"{OLD}.pin").write_bytes(content)
     assert pins.read(Folder(folder), OLD) == Pin()
-    about, _ = await shown(get_settings(), OLD, print)
-    assert about["pinned"] == "yes" and about["pinned by"] is None
+    about, _ = await shown(access(get_settings()), OLD, print)
+    assert about.pinned == "yes" and about.pinned_by is None
     assert await pruned() == []
 
 
 async def test_of_a_name_only_what_can_be_printed_is_shown(folder: Path) -> None:
     by = "\x1b[2Jann\u202e\ud800" + "x" * 200
     (folder / f"{OLD}.pin").write_text(json.dumps({"by": by, "at": "2025-11-26T02:00:00+00:00"}))
-    about, _ = await shown(get_settings(), OLD, print)
-    assert about["pinned by"] == "?[2Jann??" + "x" * 91 and about["pinned"] == NOW
+    about, _ = await shown(access(get_settings()), OLD, print)
+    assert about.pinned_by == "?[2Jann??" + "x" * 91 and about.pinned == NOW
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ async def test_whatever_kind_of_file_a_pin_is_it_pins(folder: Path, make: Callab
 
 
 async def test_in_a_bucket_too_so_much_of_a_pin_is_read_and_no_more(folder: Path, bucket: Bucket) -> None:
-    await upload(get_settings(), OLD)
+    await upload(access(get_settings()), OLD)
     bucket.put(f"shop/db/{OLD}.pin", b"[" * 10_000)
     _, elsewhere = Places.of(get_settings()).all()
     assert len(elsewhere.read(f"{OLD}.pin", 4097)) == 4097 and pins.read(elsewhere, OLD) == Pin()
@@ -191,7 +191,7 @@ async def test_a_pin_whose_backup_is_gone_is_removed_a_day_later(folder: Path, b
         bucket.put(f"shop/db/{name}", b"")
     for age, left in ((timedelta(hours=23), {lost, others}), (timedelta(hours=25), {others})):
         with clock.moved(datetime.now(UTC) + age):
-            async for _ in prune(get_settings(), await plans(get_settings())):
+            async for _ in delete_old(access(get_settings()), await plans(access(get_settings()))):
                 pass
         assert {path.name for path in folder.glob("*.pin")} == left
         assert pins_in(bucket) == left
@@ -201,7 +201,7 @@ async def test_pins_of_an_older_ledger_are_written_beside_their_files_once(in_le
     await pinned_by_an_older_version(FOLDER)
     assert await pruned() == []
     assert pins.read(Folder(folder), OLD) == Pin("ann", NOW)
-    assert (await known(get_settings()))[FOLDER, OLD]["pinned_at"] is None
+    assert (await access(get_settings()).known())[FOLDER, OLD]["pinned_at"] is None
     (folder / f"{OLD}.pin").unlink()
     assert await pruned() == [f"backups/{OLD}"]
 
@@ -220,7 +220,7 @@ async def test_pins_of_an_older_ledger_wait_for_a_place_that_is_away(
     forget_settings()
     assert await pruned() == []
     assert pins.read(Folder(tmp_path / "other"), OLD) == Pin("ann", NOW)
-    await unpin(get_settings(), OLD)
+    await unpin(access(get_settings()), OLD)
     assert await pruned() == [f"{tmp_path}/other/{OLD}"]
 
 
@@ -230,7 +230,7 @@ async def test_a_ledger_that_is_away_may_know_pins_so_nothing_is_unpinned_or_del
     pins.put(Folder(folder), OLD, Pin())
     monkeypatch.setenv("LEDGER_URL", "postgresql://bob@127.0.0.1:1/ledger")
     forget_settings()
-    for work in (unpin(get_settings(), OLD), pruned()):
+    for work in (unpin(access(get_settings()), OLD), pruned()):
         with pytest.raises(DatabaseError):
             await work
     assert pins.is_pinned(Folder(folder), OLD) and (folder / OLD).exists()
@@ -243,15 +243,15 @@ async def test_a_place_that_the_ledger_does_not_know_is_read_and_recorded_before
     (folder / broken).write_bytes((folder / NEW).read_bytes()[:-1])
     settings = get_settings()
     with clock.moved(NOW):
-        planned = await plans(settings)
-        known_of = await known(settings)
+        planned = await plans(access(settings))
+        known_of = await access(settings).known()
         assert {name: (row["rows"], backups.state(row)) for (_, name), row in known_of.items()} == {
             NEW: (6, "not verified"),
             OLD: (6, "not verified"),
             broken: (None, "failed"),
         }
         assert planned[0].decision.too_many == "2 of 3 would go at once"
-        assert [one async for one in prune(settings, planned)] == []
+        assert [one async for one in delete_old(access(settings), planned)] == []
 
 
 async def test_what_cannot_be_judged_stays_and_is_not_recorded(in_ledger: str, folder: Path) -> None:
@@ -259,6 +259,6 @@ async def test_what_cannot_be_judged_stays_and_is_not_recorded(in_ledger: str, f
     header = {**HEADER, "format": 2, "kind": "postgresql", "taken_at": "2025-11-01T02:00:00+00:00"}
     forge(folder / OLD, [("header.json", json.dumps(header).encode())])
     with clock.moved(NOW):
-        (plan,) = await plans(get_settings())
+        (plan,) = await plans(access(get_settings()))
     assert {one.name: one.why for one in plan.decision.verdicts} == {NEW: "the newest", OLD: "can't be read"}
-    assert (FOLDER, OLD) not in await known(get_settings())
+    assert (FOLDER, OLD) not in await access(get_settings()).known()

@@ -96,7 +96,7 @@ async def test_a_pattern_that_is_no_tables_name_is_an_error(
 ) -> None:
     await execute(database, "CREATE TABLE users (id int)")
     settings(**{setting: "users, uesrs"})
-    with pytest.raises(BackupError, match=f"{setting} has 'uesrs', which is the name of no table"):
+    with pytest.raises(BackupError, match=f"{setting} has 'uesrs', which matches no table"):
         await create_backup(tmp_path / "backups")
 
 

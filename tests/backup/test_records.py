@@ -19,7 +19,7 @@ from service.config import forget_settings, get_settings
 from service.database.engine import Database
 from service.database.types import UtcDateTime
 from service.errors import DatabaseError
-from service.operations.backups.make import known, noted, recorded
+from tests.asking import access
 from tests.databases import migrated
 
 AT = datetime(2026, 3, 29, 12, 0, 0, tzinfo=UTC)
@@ -152,8 +152,8 @@ async def old_ledger(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 async def test_an_older_ledger_is_taken_over_place_by_place(old_ledger: str) -> None:
-    await recorded(get_settings(), lambda connection: backups.record(connection, facts(), FOLDER, AT))
-    rows = await known(get_settings())
+    await access(get_settings()).recorded(lambda connection: backups.record(connection, facts(), FOLDER, AT))
+    rows = await access(get_settings()).known()
     assert rows.pop((FOLDER, NAME))["rows"] == 3_000_000_000
     assert {key: (row["verified_how"], row["pinned_by"], row["created_at"]) for key, row in rows.items()} == {
         (FOLDER, "here"): ("restored", None, AT),
@@ -168,7 +168,7 @@ async def test_an_older_ledger_is_taken_over_place_by_place(old_ledger: str) -> 
 
 async def test_who_only_reads_migrates_nothing_and_says_that_the_ledger_is_older(old_ledger: str) -> None:
     with pytest.raises(DatabaseError, match="the ledger is at an older migration than this code; `batch serve` migr"):
-        await known(get_settings())
+        await access(get_settings()).known()
     database = Database(old_ledger, setting="LEDGER_URL", pooled=False)
     async with database.reader.connect() as connection:
         version = await connection.execute(text("SELECT version_num FROM batch_alembic_version"))
@@ -182,10 +182,10 @@ async def test_what_is_only_noted_migrates_nothing_either(old_ledger: str, caplo
     async def write(connection: AsyncConnection) -> None:
         await backups.record(connection, facts(), FOLDER, AT)
 
-    await noted(get_settings(), NAME, write)
+    await access(get_settings()).noted(NAME, write)
     assert f"The ledger has not heard what was done with {NAME}: the ledger is at an older migration" in caplog.text
     with pytest.raises(DatabaseError):
-        await known(get_settings())
+        await access(get_settings()).known()
 
 
 async def test_where_no_ledger_is_yet_nothing_is_made_and_nothing_written(
@@ -193,5 +193,8 @@ async def test_where_no_ledger_is_yet_nothing_is_made_and_nothing_written(
 ) -> None:
     monkeypatch.setenv("LEDGER_URL", database_url)
     forget_settings()
-    assert await recorded(get_settings(), lambda connection: backups.record(connection, facts(), FOLDER, AT)) is None
-    assert await known(get_settings()) == {} and list(tmp_path.glob("*.db")) == []
+    assert (
+        await access(get_settings()).recorded(lambda connection: backups.record(connection, facts(), FOLDER, AT))
+        is None
+    )
+    assert await access(get_settings()).known() == {} and list(tmp_path.glob("*.db")) == []

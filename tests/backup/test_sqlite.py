@@ -322,7 +322,7 @@ async def test_patterns_choose_the_tables(
         names = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         assert names.isdisjoint(left_out) and not (("words" in left_out) and "words_data" in names)
     settings(BACKUP_EXCLUDE="plane")
-    with pytest.raises(BackupError, match="BACKUP_EXCLUDE has 'plane', which is the name of no table"):
+    with pytest.raises(BackupError, match="BACKUP_EXCLUDE has 'plane', which matches no table"):
         await create_backup(tmp_path / "backups")
 
 

@@ -141,10 +141,10 @@ def test_a_file_url_is_decoded(folder: Path, tmp_path: Path, monkeypatch: pytest
 def test_an_address_that_is_no_whole_path_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("BACKUP_URL", url)
     forget_settings()
-    with pytest.raises(InvalidSetting, match=r"^setting BACKUP_URL: not the address of a folder: .*allowed: file:///"):
+    with pytest.raises(InvalidSetting, match=r"^setting BACKUP_URL: not the URL of a folder.*allowed: file:///"):
         get_settings()
     monkeypatch.delenv("BACKUP_URL")
-    assert "not the address of a folder" in refused(f"{url}/{FAR}")
+    assert "not the URL of a folder" in refused(f"{url}/{FAR}")
 
 
 def test_the_other_place_is_not_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ def test_a_copy_that_is_stopped_or_not_sound_leaves_nothing(folder: Path, tmp_pa
     stop = Stop()
     for name, error, asked in ((OLD, BackupError, Stop()), (NEW, Stopped, stop)):
         with LocalFile(folder / name) as source, pytest.raises(error):
-            target.put(source, FAR, asked, lambda _: stop.ask())
+            target.put(source, FAR, asked, lambda _: stop.request())
     assert target.listed() == {}
 
 

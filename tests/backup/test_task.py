@@ -15,8 +15,8 @@ from service.backup import create_backup
 from service.backup.places.s3 import Objects
 from service.config import forget_settings, get_settings
 from service.errors import BackupError
-from service.operations.backups.make import known
 from tasks.backup import BackupTask
+from tests.asking import access
 from tests.backup.contents import make_archive, make_sqlite
 from tests.backup.s3 import Bucket, bucket, network, s3_server
 from tests.commands import Batch, in_this_process
@@ -129,11 +129,11 @@ def test_a_run_records_its_backup_and_the_next_one_uploads_what_an_outage_left(
     (tmp_path / "tasks/backup.py").write_text((ROOT / "tasks/backup.py").read_text())
     with network(bucket.port, cut_after=0) as between:
         failed = batch("run", "backup", AWS_ENDPOINT_URL=f"http://127.0.0.1:{between.port}")
-    assert failed.code == 1 and f"BackupError: {bucket.url}" in failed.out
+    assert failed.code == 1 and f"PlaceUnreachable: {bucket.url}" in failed.out
     assert bucket.keys() == []
     done = batch("run", "backup", AWS_ENDPOINT_URL=bucket.settings["AWS_ENDPOINT_URL"])
     assert done.code == 0, done.err
-    rows = list(asyncio.run(known(get_settings())).values())
+    rows = list(asyncio.run(access(get_settings()).known()).values())
     near, far = ([row for row in rows if row["place"] == place] for place in ("folder", bucket.url))
     assert len(far) == 2 and sorted(bucket.keys()) == sorted(f"shop/db/{row['name']}" for row in far)
     assert {row["verified_how"] for row in rows} == {"checksums"} and {row["name"] for row in near} == {
@@ -189,9 +189,10 @@ def test_it_runs_by_hand_in_a_plain_interpreter(app_db: Path, tmp_path: Path) ->
 PRUNE = """
 import asyncio, os, signal
 from pathlib import Path
-from service import discarding
-from service.backup.storage import Folder
+from service.backup.places.place import Folder
 from service.config import get_settings
+from service.operations.context import Loaded
+from service.operations.operations import open_operations
 
 left = 3
 
@@ -203,11 +204,10 @@ def delete(self, name, unlink=Folder.delete):
     unlink(self, name)
 
 async def prune():
-    settings = get_settings()
-    async for _ in discarding.prune(settings, await discarding.plans(settings), is_meant=True):
-        pass
+    Folder.delete = delete
+    async with open_operations(get_settings(), Loaded) as operations:
+        await operations.backups.prune(print, is_meant=True)
 
-Folder.delete = delete
 asyncio.run(prune())
 """
 

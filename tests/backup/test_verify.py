@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from service.backup.file.format import TRAILER_BYTES, Trailer
 from service.backup.file.reader import Backup, LocalFile, read_header
-from service.backup.file.verify import Checked, verify
+from service.backup.file.verify import Verified, verify
 from service.concurrency.stoppable import Stop, Stopped
 from service.errors import BackupError
 from tests.backup.contents import HEADER, forge, gzip_members, make_archive
@@ -53,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def check(backup: Path) -> Checked:
+def check(backup: Path) -> Verified:
     with LocalFile(backup) as file:
         return verify(file, Stop())
 
@@ -72,7 +72,7 @@ def test_a_whole_backup_passes(backup: Path) -> None:
 
 def test_verifying_ends_when_it_is_asked_to(backup: Path) -> None:
     stop = Stop()
-    stop.ask()
+    stop.request()
     with pytest.raises(Stopped), LocalFile(backup) as file:
         verify(file, stop)
 
@@ -279,7 +279,7 @@ def test_counts_that_do_not_agree_are_refused(path: Path) -> None:
     forge(path, [HEADER_FILE, (PART, b"12")], tables=[TABLE])
     member = listed(path)[1]
     forge(path, [HEADER_FILE, (PART, b"12")], tables=[TABLE], members=[listed(path)[0], {**member, "rows": 1}])
-    refused(path, "has not the rows that its manifest counts")
+    refused(path, "does not have the number of rows that its manifest says")
 
 
 def listed(path: Path) -> list[dict[str, Any]]:
@@ -317,7 +317,7 @@ def test_a_manifest_of_another_kind_is_refused(path: Path, changes: dict[str, An
 def test_deep_or_broken_json_is_refused(path: Path) -> None:
     for content in (b"[" * 100_000, b"{", b"7", b"\xff"):
         path.write_bytes(gzip.compress(tar_file("header.json", content)))
-        refused(path, "is no JSON")
+        refused(path, "is not (a )?JSON")
 
 
 def tar_file(name: str, content: bytes) -> bytes:

@@ -62,7 +62,7 @@ async def fire(
 
 @asynccontextmanager
 async def heart_of(engine: LocalEngine, ledger: Database, node: str = NODE) -> AsyncIterator[Heartbeat]:
-    """The heartbeat of the node that the engine works for; it hands the news to it, as in a service."""
+    """The heartbeat of the node that the engine works for; it hands to it what it reads, as in a service."""
     row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
     async with ledger.engine.begin() as connection:
         now = await database_time.now_of(connection)
@@ -71,7 +71,7 @@ async def heart_of(engine: LocalEngine, ledger: Database, node: str = NODE) -> A
     lease = Lease(30)
     lease.renew(clock.boottime())
     heart = Heartbeat(url, node, lease, beat_seconds=5, lease_seconds=30)
-    heart.start(on_loss=engine.give_up, on_rescue=engine.wake, on_news=engine.hear)
+    heart.start(on_loss=engine.give_up, on_rescue=engine.wake, on_changes=engine.on_changes)
     yield heart
     await asyncio.to_thread(heart.stop)
 

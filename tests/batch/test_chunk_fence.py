@@ -16,7 +16,7 @@ from service import get_db
 from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.chunks import checkpoints
-from service.batch.chunks.checkpoints import Overtaken, Place
+from service.batch.chunks.checkpoints import LoopPosition, Overtaken
 from service.batch.context import fencing
 from service.batch.ledger.tables import checkpoints as table
 from service.database.engine import Database
@@ -121,7 +121,7 @@ async def test_a_chunk_that_was_committed_without_a_reply_is_overtaken_also_wher
     """The COMMIT goes through after somebody has looked, and found the place where it was before."""
     attempt = Attempt()
     attempt.run.is_fenced = is_fenced
-    places = [Place(), Place("a", 3, 1), Place("b", 3 + items, 2)]
+    places = [LoopPosition(), LoopPosition("a", 3, 1), LoopPosition("b", 3 + items, 2)]
 
     async def commit(chunk: int, email: str) -> None:
         async with get_db() as db:
@@ -152,7 +152,7 @@ async def test_what_passed_the_fence_is_one_transaction_and_no_later_one_of_its_
 
     async def twice() -> None:
         async with get_db() as db:
-            await checkpoints.write(db, old.run, NAME, Place(), Place([1], 1, 1))
+            await checkpoints.write(db, old.run, NAME, LoopPosition(), LoopPosition([1], 1, 1))
             await db.rollback()
             await new.does(takes_over)
             db.add(User(email="old"))
@@ -175,7 +175,7 @@ async def test_a_serialization_failure_of_a_place_is_looked_up(postgres_applicat
             db.add(User(email="old"))
             await db.flush()
             await new.does(takes_over)
-            await checkpoints.write(db, old.run, NAME, Place(), Place([1], 1, 1))
+            await checkpoints.write(db, old.run, NAME, LoopPosition(), LoopPosition([1], 1, 1))
             await db.commit()
 
     with pytest.raises(LeaseLost if is_lost else DBAPIError) as refused:

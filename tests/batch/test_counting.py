@@ -1,14 +1,16 @@
-"""Slots are counted in whole days, hours and minutes, and the number is that of going through each."""
+"""Slots are counted by whole days, hours and minutes, and the count equals the number of slots listed one by one."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batch.cron.counting import count
+from service.batch.cron import utc_offsets
+from service.batch.cron.counting import AROUND, count
 from service.batch.cron.cron import Schedule, schedule
 
 CRONS = (
@@ -33,13 +35,23 @@ MOMENTS = (
     st.integers(0, 300_000),
     st.integers(0, 999_999),
 )
-def test_the_number_is_that_of_going_through_each(
+def test_the_count_equals_the_number_of_listed_slots(
     cron: str, zone: str, moment: str, shift: int, length: int, part: int
 ) -> None:
     timetable = schedule(cron, zone)
     after = datetime.fromisoformat(moment).replace(tzinfo=UTC) + timedelta(seconds=shift, microseconds=part)
     until = after + timedelta(seconds=length)
     assert count(timetable, after, until) == len(list(timetable.between(after, until)))
+
+
+@pytest.mark.parametrize("microseconds", [0, 1, 500_000, 999_999, 1_000_001, 1_999_999])
+def test_an_interval_that_ends_within_a_second_of_a_clock_change_is_counted(microseconds: int) -> None:
+    """Clock changes are searched for up to `AROUND` after the end of the interval, which is any instant."""
+    change = datetime(2026, 3, 29, 1, tzinfo=UTC)
+    end = change + timedelta(microseconds=microseconds)
+    assert utc_offsets.change(ZoneInfo("Europe/Berlin"), change - timedelta(days=3), end) == change
+    until = end - AROUND
+    assert count(schedule("0 * * * *", "Europe/Berlin"), until - timedelta(hours=48), until) == 48
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])

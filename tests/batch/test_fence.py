@@ -29,7 +29,7 @@ from service.batch.execution.attempt import Attempt, Ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import attempts, checkpoints, new_id, nodes, runs
-from service.concurrency.thread_pool import Threads
+from service.concurrency.thread_pool import ThreadPool
 from service.database import engine
 from service.database.engine import Database
 from service.database.migrate import migrate
@@ -490,7 +490,7 @@ class Started:
         task = make_task("made", None, run, **attributes)
         claimed = Claimed(new_id(), "made", SLOT, Origin.SCHEDULE, None, 1, number, SLOT, SLOT)
         self.ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self.attempt = Attempt(claimed, task, Threads(2), lambda _, ending: self.ending.set_result(ending))
+        self.attempt = Attempt(claimed, task, ThreadPool(2), lambda _, ending: self.ending.set_result(ending))
         self.attempt.start()
 
 

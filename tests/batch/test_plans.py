@@ -21,9 +21,9 @@ from service.application.models import User
 from service.batch.chunks.checkpoints import PLACE_AND_FENCE
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.firing import firing, task_sync
-from service.batch.ledger import history, nodes, runs, schedules, tables
+from service.batch.ledger import attempts, missed_ranges, nodes, runs, schedules, tables, transitions
+from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.runs import Outcome
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, orphans
@@ -166,7 +166,7 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
             progress = {"count": 1, "total": None, "count_before": 0, "message": "", "progress_at": None, "rate": 1.0}
             await runs.mirror_progress(connection, [{"id": one.id, "fence": one.fence, **progress}])
             ends = (one.id, one.fence, RunState.FAILED, "failed", 1, NODE, one.task, one.attempt_started_at)
-            assert await runs.finish(connection, [Outcome(*ends, ended_at=clock.now())]) == []
+            assert await transitions.finish(connection, [Outcome(*ends, ended_at=clock.now())]) == []
         with plans.of("rescue"):
             assert await orphans.rescue(connection, {str(dead.node): 0}, clock.now())
         with plans.of("retry"):
@@ -195,12 +195,12 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
             for given in ({}, {"task": "over-1"}, {"state": "failed"}, {"since": at}, {"before": (at, new_id())}):
                 await connection.execute(runs.listing(limit=10, **given))
         with plans.of("show"):
-            run = await history.latest(connection, "over-1")
+            run = await runs.latest(connection, "over-1")
             assert run is not None
             await runs.get(connection, run)
-            await history.begin_with(connection, "0000", 2)
-            await history.attempts_of(connection, run)
-            await history.missed_of(connection, "over-1", 3)
+            await runs.begin_with(connection, "0000", 2)
+            await attempts.of_run(connection, run)
+            await missed_ranges.of_task(connection, "over-1", 3)
         with plans.of("cancel"):
             await cancel.request_cancel(connection, run, "cancelled by ann", "ann")
         with plans.of("start"):

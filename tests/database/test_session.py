@@ -1,4 +1,4 @@
-"""Which database `get_db()` opens, where several services come and go in one process."""
+"""Which database `get_db()` opens if several services start and stop in one process."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def attached(before: str, after: str, stop: Stop, packed: int = 0) -> Iterator[s
     with explained("the databases", stop), closing(_connected(before)) as connection:
         guard(connection, packed)
         connection.execute(f"ATTACH ? AS {SCHEMAS[AFTER]}", (after,))
-        connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
+        connection.set_progress_handler(stop.is_requested, CHECK_EVERY_INSTRUCTIONS)
         for schema in SCHEMAS:
             connection.execute(f"PRAGMA {schema}.cache_size = -{CACHE_KILOBYTES}")
         connection.execute("PRAGMA temp_store = FILE")

@@ -111,7 +111,7 @@ class Keyed:
         if self._file is None:
             self._file = sqlite3.connect("", isolation_level=None)
             self._file.executescript(PREPARE)
-            self._file.set_progress_handler(self._stop.asked, CHECK_EVERY_INSTRUCTIONS)
+            self._file.set_progress_handler(self._stop.is_requested, CHECK_EVERY_INSTRUCTIONS)
         return self._file
 
 

@@ -1,4 +1,4 @@
-"""Which tables a backup holds."""
+"""Selects the tables that a backup holds."""
 
 from __future__ import annotations
 
@@ -44,18 +44,20 @@ class Selection:
         return cls(_patterns(include), _patterns(exclude), ledger)
 
     def holds(self, names: Iterable[str]) -> bool:
-        """Whether a table of these names (its own, with and without the schema, and those of what it is a part of)."""
+        """Whether a backup holds a table with these names.
+
+        `names`: its own name with and without the schema, and those of the tables that it is a partition of.
+        """
         names = tuple(names)
         return (not self.include or _matches(self.include, names)) and not _matches(self.exclude, names)
 
     def refuse_idle_patterns(self, tables: Iterable[Iterable[str]]) -> None:
-        """A pattern that matches none of the tables is most likely misspelt, and something would be missing."""
+        """Raises BackupError if a pattern matches none of the tables: it is probably misspelt."""
         names = {name for table in tables for name in table}
         for setting, patterns in (("BACKUP_INCLUDE", self.include), ("BACKUP_EXCLUDE", self.exclude)):
             for pattern in patterns:
                 if not _matches((pattern,), names):
-                    is_idle = f"{setting} has {echoed(pattern)}, which is the name of no table"
-                    raise BackupError(f"{is_idle}: look at its spelling")
+                    raise BackupError(f"{setting} has {echoed(pattern)}, which matches no table: look at its spelling")
 
 
 def is_ledgers(name: str) -> bool:
@@ -72,5 +74,5 @@ def _matches(patterns: Iterable[str], names: Iterable[str]) -> bool:
 
 
 def quoted(*names: str) -> str:
-    """As SQL, on both databases: a column, a table, or a schema and a table."""
+    """The quoted name for SQL on both databases: that of a column, of a table, or of a table with its schema."""
     return ".".join('"' + name.replace('"', '""') + '"' for name in names)

@@ -39,7 +39,7 @@ def carry_out(order: Order, partial: Path, stop: Stop, report: Callable[[Progres
     with process:
         try:
             _hand_over(process, order.as_json(partial))
-            with stop.calls(lambda: _end(process)):
+            with stop.calling(lambda: _end(process)):
                 result = _listen(process.stdout, report)
                 process.wait()
             stop.check()

@@ -76,7 +76,7 @@ def main() -> None:
 def _until_unwanted(stop: Stop) -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
-    stop.ask()
+    stop.request()
 
 
 def _say(**what: Any) -> None:

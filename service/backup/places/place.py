@@ -20,7 +20,7 @@ from service.backup.file.verify import verify
 from service.backup.places.retention import ahead_named, is_ahead, latest_of
 from service.concurrency.stoppable import Stop
 from service.config import Settings, get_settings
-from service.errors import BackupError
+from service.errors import BackupError, UnknownBackup
 from service.escaping import brief
 from service.logs import get_logger
 from service.placeurl import FILE, folder_of, refuse_one_place
@@ -223,7 +223,7 @@ class Places:
         if (elsewhere := self.elsewhere()) is not None and text in backups(elsewhere.listed()):
             return elsewhere.open(text)
         near = f"; the newest there is {newest_here}" if (newest_here := latest_of(found, clock.now())) else ""
-        raise BackupError(
+        raise UnknownBackup(
             f"there is no backup {brief(text)} in {self._where()}{near}. Allowed: a path, a name, latest, "
             "s3://bucket/prefix/name"
         )
@@ -234,9 +234,9 @@ class Places:
             found = newest(self.all(), clock.now())
         except BackupError as error:
             why = error.message.rstrip(".")
-            raise BackupError(f"{why}. So which backup is the latest is not known: give its name") from error
+            raise type(error)(f"{why}. So which backup is the latest is not known: give its name") from error
         if found is None:
-            raise BackupError(f"there is no backup in {self._where()}")
+            raise UnknownBackup(f"there is no backup in {self._where()}")
         storage, name = found
         return storage.open(name)
 
@@ -252,7 +252,7 @@ class Places:
         if name != LATEST:
             return storage, name
         if (found := newest([storage], clock.now())) is None:
-            raise BackupError(f"there is no backup in {storage.name}")
+            raise UnknownBackup(f"there is no backup in {storage.name}")
         return found
 
     def _where(self) -> str:

@@ -21,7 +21,7 @@ from obstore.store import S3Store
 from service.backup.file.digest import sha256
 from service.backup.file.reader import Source
 from service.concurrency.stoppable import Stop
-from service.errors import BackupError
+from service.errors import BackupError, PlaceUnreachable, UnknownBackup
 
 if TYPE_CHECKING:  # at run time they are not there
     from obstore.store import ClientConfig, RetryConfig, S3Config
@@ -201,11 +201,14 @@ class _Sent:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """What the library raises becomes a BackupError that names the object, and holds nothing of the request."""
+    """What the library raises becomes an UnknownBackup or a PlaceUnreachable, which names the object, and holds nothing
+    of the request."""
     try:
         yield
     except (BaseError, OSError, ValueError) as error:
-        raise BackupError(f"{name}: {_cause(str(error))}") from None
+        cause = _cause(str(error))
+        kind = UnknownBackup if cause.startswith("there is no such") else PlaceUnreachable
+        raise kind(f"{name}: {cause}") from None
 
 
 def _cause(text: str) -> str:

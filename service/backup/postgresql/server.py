@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL
 
 from service import clock
 from service.backup.postgresql import snapshot
-from service.database import hiding
+from service.database import troubles
 from service.database.urls import connect_arguments, safe_url
 from service.errors import BackupError
 
@@ -64,7 +64,7 @@ def explained(url: URL) -> Iterator[None]:
 
 def cause_of(error: BaseException) -> str:
     """One line, with what the server adds to it, and without the values of rows."""
-    cause = hiding.without_data(error, (str(error) or type(error).__name__).splitlines()[0])
+    cause = troubles.without_data(error, (str(error) or type(error).__name__).splitlines()[0])
     detail = (getattr(error, "detail", None) or "").partition("\n")[0]
     if not detail or detail.startswith("Failing row"):
         return cause

@@ -43,7 +43,7 @@ class NewFile:
         os.close(create(path))
         self.connection = opened(path, "mode=rw")
         guard(self.connection, backup.source.size, defensive=False)
-        self.connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
+        self.connection.set_progress_handler(stop.is_requested, CHECK_EVERY_INSTRUCTIONS)
 
     def __enter__(self) -> Self:
         return self
@@ -181,7 +181,7 @@ class NewFile:
         """By another connection: what a virtual table keeps in its memory is older than its rows."""
         with closing(opened(self._path, "mode=ro")) as connection:
             guard(connection, self._backup.source.size)
-            connection.set_progress_handler(self._stop.asked, CHECK_EVERY_INSTRUCTIONS)
+            connection.set_progress_handler(self._stop.is_requested, CHECK_EVERY_INSTRUCTIONS)
             return {
                 str(table): connection.execute(f"SELECT count(*) FROM {quoted(table.name)}").fetchone()[0]  # noqa: S608
                 for table in tables

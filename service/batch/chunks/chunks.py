@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.batch.chunks import checkpoints
-from service.batch.chunks.checkpoints import Overtaken, Place
+from service.batch.chunks.checkpoints import LoopPosition, Overtaken
 from service.batch.chunks.keyset_pages import Page, Pages, Source
 from service.batch.chunks.sources import CursorPages, CursorSource, File, Items
 from service.batch.chunks.transaction_guard import Guard
@@ -23,8 +23,7 @@ from service.batch.context import current_run, fencing
 from service.batch.context.current_run import CurrentRun
 from service.database.engine import Database
 from service.database.session import application_database
-from service.database.transient import is_transient
-from service.database.troubles import cause_of
+from service.database.troubles import cause_of, is_transient
 from service.errors import ChunkError, DatabaseError
 from service.logs import get_logger
 
@@ -49,7 +48,7 @@ class Chunks(Generic[T]):
                 f"chunks() keeps its place in SQLite or PostgreSQL, and {self.database.setting} is {self.database.kind}"
             )
         self.name = self.run.loops.name("chunks", name) if self.run is not None else name or ""
-        self.place = Place()
+        self.place = LoopPosition()
         self.total: int | None = None
         self._wants_total = total
         self._pause = pause
@@ -155,7 +154,7 @@ class Chunks(Generic[T]):
         self._tell()
         self.run.loops.ended(self)
 
-    def committed(self, place: Place, page: Page[T]) -> None:
+    def committed(self, place: LoopPosition, page: Page[T]) -> None:
         self.place = place
         self._failures = 0
         self._expects_more = not page.is_last
@@ -282,7 +281,7 @@ class Chunk(Generic[T]):
     async def _commit(self) -> None:
         self._guard.refuse_if_rolled_back(self.number, is_active=self.db.is_active)
         before, page = self._loop.place, self._page
-        place = Place(page.cursor, before.count + len(page.items), before.chunks + 1)
+        place = LoopPosition(page.cursor, before.count + len(page.items), before.chunks + 1)
         if self._loop.run is not None:
             await checkpoints.write(self.db, self._loop.run, self._loop.name, before, place)
         self._guard.is_committing = True

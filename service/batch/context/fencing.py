@@ -21,6 +21,7 @@ from service.batch.context.current_run import CurrentRun
 from service.batch.ledger import nodes
 from service.batch.ledger.tables import attempts, checkpoints
 from service.batch.ledger.tables import nodes as nodes_table
+from service.database import troubles
 from service.database.engine import Database
 from service.database.session import application_database
 from service.errors import DatabaseBusy, LeaseLost
@@ -32,7 +33,7 @@ KINDS = ("sqlite", "postgresql")
 OWN_ROW = ""
 """The `name` of a run's fence row in batch_checkpoints."""
 
-PASS = text(
+CHECK_FENCE = text(
     "INSERT INTO batch_checkpoints (run, name, fence, at) VALUES (:run, :name, :fence, :at) "
     "ON CONFLICT (run, name) DO UPDATE SET fence = excluded.fence, at = excluded.at "
     "WHERE batch_checkpoints.fence <= excluded.fence"
@@ -45,9 +46,6 @@ PASS = text(
 NEWEST = select(checkpoints.c.fence).where(
     checkpoints.c.run == bindparam("run", type_=checkpoints.c.run.type), checkpoints.c.name == OWN_ROW
 )
-SERIALIZATION_FAILURE = "40001"
-AWAY = {"08", "53", "57"}
-"""Classes of PostgreSQL's SQLSTATE: no connection, no resources, an operator has stopped it."""
 AWAY_SECONDS = 1.0
 
 
@@ -84,18 +82,12 @@ async def take_over(ledger: Database, run: CurrentRun) -> None:
         except DatabaseBusy as error:
             logger.warning(f"{run.task} waits to take over run {run.id}: {error}")
         except (DBAPIError, OSError) as error:
-            if not _is_away(error):
+            if not troubles.is_unreachable(error):
                 raise
             if not is_told:
                 logger.warning(f"{run.task} waits to take over run {run.id}: {application.why(error)}")
             is_told = True
             await asyncio.sleep(AWAY_SECONDS)
-
-
-def _is_away(error: DBAPIError | OSError) -> bool:
-    """No connection, or one that was cut: not an error of what was executed."""
-    state = str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
-    return isinstance(error, OSError) or error.connection_invalidated or state[:2] in AWAY
 
 
 def seal(run: CurrentRun) -> None:
@@ -129,10 +121,10 @@ async def _evict_lost(application: Database, ledger: Database, run: CurrentRun) 
 
 
 def pass_with(connection: Connection, run: CurrentRun, statement: TextClause, values: dict[str, Any]) -> bool:
-    """Pass the fence by a statement that writes one row more. The commit of this transaction then has none of its own.
+    """Check the fence by a statement that writes one row more, so that the commit needs no statement of its own.
 
-    The statement writes the fence's row as PASS does; it takes `run`, `fence` and `at`, and the values given. False
-    when it did not write the other row: then nothing may be committed. Raises LeaseLost.
+    The statement writes the row of the fence as CHECK_FENCE does. Its parameters are `run`, `fence`, `at` and `values`.
+    False when it did not write the other row: then nothing may be committed. Raises LeaseLost.
     """
     _refuse_lost(run)
     written = _execute(connection, run, statement, values)
@@ -162,7 +154,7 @@ def _at_commit(connection: Connection) -> None:
     try:
         _refuse_lost(run)
         if run.is_fenced and connection.dialect.name in KINDS and connection.get_transaction() not in run.passed:
-            if _execute(connection, run, PASS, {}) != 1:
+            if _execute(connection, run, CHECK_FENCE, {}) != 1:
                 raise _newer_holder(run)
             _refuse_lost(run)  # once more: the statement may have waited, or the process been stopped within it
     except BaseException:
@@ -198,7 +190,7 @@ def _execute(connection: Connection, run: CurrentRun, statement: TextClause, val
     try:
         return connection.execute(statement, values).rowcount
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != SERIALIZATION_FAILURE or not _has_newer_holder(connection, run):
+        if troubles.sqlstate_of(error) != troubles.SERIALIZATION_FAILURE or not _has_newer_holder(connection, run):
             raise
         return 0
 

@@ -24,7 +24,7 @@ from service.batch.ledger.states import Origin, RunState
 from service.batch.tasks.policies import not_run_again
 from service.batch.tasks.registry import Task
 from service.batch.tasks.retry_after import seconds_asked
-from service.concurrency.thread_pool import Threads
+from service.concurrency.thread_pool import ThreadPool
 from service.database.session import bind_to_service
 from service.database.sync import home_loop
 from service.database.writers import session_owner
@@ -56,7 +56,7 @@ class Ending:
     wait: float | None = None
 
 
-async def call(task: Task, parameters: Mapping[str, Any], threads: Threads) -> Any:
+async def call(task: Task, parameters: Mapping[str, Any], threads: ThreadPool) -> Any:
     """Run a fresh instance: on the loop if `run` is a coroutine function, else in a thread.
 
     What comes back may be awaitable (a coroutine behind a plain decorator): then it is awaited here.
@@ -82,7 +82,7 @@ class Attempt:
         self,
         claimed: Claimed,
         task: Task,
-        threads: Threads,
+        threads: ThreadPool,
         on_end: Callable[[Attempt, Ending], None],
         take_over: Callable[[CurrentRun], Awaitable[None]] | None = None,
         holds_lease: Callable[[], bool] = for_ever,
@@ -278,7 +278,7 @@ def _beginning(encoded: str) -> str:
     return f"{encoded[:LONGEST_BEGINNING]}…"
 
 
-_OURS = {function.__code__.co_filename for function in (call, Threads.run)}
+_OURS = {function.__code__.co_filename for function in (call, ThreadPool.run)}
 
 
 def _below_us(error: BaseException) -> BaseException:

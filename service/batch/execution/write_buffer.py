@@ -8,15 +8,14 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, failures
 from service.batch.context.progress import Progress
 from service.batch.execution.attempt import Attempt, Ending
-from service.batch.ledger import database_time, run_logs, runs
+from service.batch.ledger import database_time, run_logs, runs, transitions
+from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.runs import Outcome
 from service.batch.ledger.states import Rank, RunState
 from service.concurrency.offload import offload
 from service.logs import get_logger
@@ -67,7 +66,7 @@ class Entry:
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
         """Returns the outcomes that bounced, because another node holds their run."""
-        bounced = await runs.finish(connection, await self._due_by_the_ledger(connection))
+        bounced = await transitions.finish(connection, await self._due_by_the_ledger(connection))
         await run_logs.write(connection, self.packed)
         await runs.mirror_progress(connection, self.progress)
         return bounced
@@ -197,9 +196,3 @@ def tell(outcomes: list[Outcome]) -> None:
         if outcome.state == RunState.SUCCEEDED:
             seconds = (outcome.ended_at - outcome.started_at).total_seconds()
             logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id)
-
-
-def is_refused(error: DBAPIError) -> bool:
-    """What was sent can't be stored, now or later. asyncpg's data errors come without a class of their own."""
-    sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-    return isinstance(error, IntegrityError | DataError) or sqlstate[:2] in {"22", "23", "54"}

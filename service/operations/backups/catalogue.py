@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
+from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
@@ -18,15 +19,16 @@ from service.backup.file.reader import Backup, LocalFile, SavedTable, Source, fi
 from service.backup.file.source import Fetched
 from service.backup.places import pins
 from service.backup.places.pins import Pin, Seen
-from service.backup.places.place import FOLDER, Places, Storage, find
+from service.backup.places.place import FOLDER, Storage
 from service.backup.places.retention import Decision, Kept, Rules, Verdict, decide
 from service.batch.ledger import backups
 from service.batch.ledger.backups import Facts, Row
 from service.concurrency.stoppable import in_thread
-from service.config import Settings
 from service.errors import BackupError, DamagedBackup, DatabaseError
-from service.operations.backups.make import CHANGED, asked, facts_of, known, place_of, recorded
+from service.operations.backups.access import BackupAccess
+from service.operations.backups.make import CHANGED, facts_of
 from service.operations.backups.pins import written_out
+from service.operations.results import Result
 
 Key = tuple[str, str]
 """A place and a name."""
@@ -34,16 +36,65 @@ READERS = 8
 CHECKS = {"restored": "restored", "checksums": "checksums only"}
 
 
-async def listed(settings: Settings, warn: Callable[[str], None]) -> list[Row]:
+class BackupSummary(Result):
+    """A backup in a place. `place`: `folder`, or a URL. `check`, `kept` and `where` are words for people.
+
+    The rest is what the ledger knows; None: not known. Sizes are bytes.
+    """
+
+    name: str
+    place: str
+    taken_at: datetime
+    size: int
+    rows: int | None
+    tables: int | None
+    taken_by_run: str | None
+    verified_at: datetime | None
+    failed_at: datetime | None
+    restored_at: datetime | None
+    kind: str | None
+    database: str | None
+    revision: str | None
+    verified_how: str | None
+    failed_check: str | None
+    manifest: str | None
+    created_at: datetime | None
+    check: str
+    kept: str
+    where: str
+    pinned: bool
+
+
+class BackupDetails(Result):
+    """What a backup's manifest says, and what the ledger knows of it. `pinned`: when it was, or yes."""
+
+    backup: str
+    taken: datetime
+    of_database: str = Field(serialization_alias="of")
+    migration: str | None
+    made_by: str = Field(serialization_alias="made by")
+    run: str | None
+    size: int
+    rows: int
+    check: str
+    checked: datetime | None
+    wrong: str | None
+    restored: datetime | None
+    pinned: datetime | str | None
+    pinned_by: str | None = Field(serialization_alias="pinned by")
+    left_out: list[str] = Field(serialization_alias="left out")
+
+
+async def listed(access: BackupAccess, warn: Callable[[str], None]) -> list[BackupSummary]:
     """All backups of each place, the newest first. `warn` is told what could not be asked; the rest is listed all the
     same, and nothing is changed.
 
     Of files that the ledger does not know the first bytes are read, which don't tell the rows; of those elsewhere none.
     """
-    places = Places.of(settings)
+    places = access.places
     seen = [await in_thread(lambda _: pins.look(places.folder))]
     try:
-        rows = await known(settings)
+        rows = await access.known()
     except DatabaseError as error:
         warn(f"what the ledger knows of backups is not shown: {error.message}")
         rows = {}
@@ -54,7 +105,7 @@ async def listed(settings: Settings, warn: Callable[[str], None]) -> list[Row]:
         warn(f"what is elsewhere is shown as the ledger knows it: {error.message}")
         seen.append(_remembered(rows, places.url or ""))
     read = await in_thread(lambda _: _read_all(places.folder, _unknown(seen[0], rows), _brief))
-    return _rows(seen, rows | {(FOLDER, name): row for name, row in read.items()}, settings)
+    return _rows(seen, rows | {(FOLDER, name): row for name, row in read.items()}, access)
 
 
 def _remembered(rows: dict[Key, Row], url: str) -> Seen:
@@ -66,20 +117,20 @@ def _unknown(seen: Seen, rows: dict[Key, Row]) -> dict[str, int]:
     return {n: size for n, size in seen.sizes.items() if rows.get((seen.place, n), backups.UNKNOWN)["size"] != size}
 
 
-async def adopted(settings: Settings, storages: Sequence[Storage], seen: Sequence[Seen]) -> dict[Key, Row]:
+async def adopted(access: BackupAccess, storages: Sequence[Storage], seen: Sequence[Seen]) -> dict[Key, Row]:
     """What is known of the backups in these places, once the manifests of all that the ledger did not know are read.
 
     Without a ledger it is what they say. Of one that can't be read nothing is recorded: it may be sound.
     """
-    rows, began = await known(settings), clock.now()
+    rows, began = await access.known(), clock.now()
     found: dict[Key, Row] = {}
     for storage, one in zip(storages, seen, strict=True):
         read = await in_thread(partial(_all_facts, storage, _unknown(one, rows)))
         found |= {(one.place, name): row for name, row in read.items()}
-    is_recorded = await recorded(settings, lambda connection: _record(connection, found, began)) if found else None
+    is_recorded = await access.recorded(lambda connection: _record(connection, found, began)) if found else None
     if is_recorded:
         unread = {key: row for key, row in found.items() if _is_unread(row)}
-        return await known(settings) | unread
+        return await access.known() | unread
     return rows | found
 
 
@@ -140,15 +191,15 @@ def _pinned(seen: Sequence[Seen], rows: dict[Key, Row]) -> frozenset[str]:
     return frozenset(row["name"] for row in rows.values() if row["pinned_at"]).union(*(one.pinned for one in seen))
 
 
-def decided(seen: Sequence[Seen], rows: dict[Key, Row], settings: Settings) -> list[Decision]:
+def decided(seen: Sequence[Seen], rows: dict[Key, Row], access: BackupAccess) -> list[Decision]:
     """What is to become of the backups in each place."""
     pinned = _pinned(seen, rows)
     rules = Rules(
-        days=settings.BACKUP_RETENTION_DAYS,
-        last=settings.BACKUP_KEEP_LAST,
-        weekly=settings.BACKUP_KEEP_WEEKLY,
-        monthly=settings.BACKUP_KEEP_MONTHLY,
-        least_share=settings.BACKUP_LEAST_SHARE,
+        days=access.settings.BACKUP_RETENTION_DAYS,
+        last=access.settings.BACKUP_KEEP_LAST,
+        weekly=access.settings.BACKUP_KEEP_WEEKLY,
+        monthly=access.settings.BACKUP_KEEP_MONTHLY,
+        least_share=access.settings.BACKUP_LEAST_SHARE,
     )
     return [
         decide((_kept(n, rows.get((one.place, n)), n in pinned) for n in one.sizes), rules, clock.now()) for one in seen
@@ -162,16 +213,16 @@ def _kept(name: str, row: Row | None, is_pinned: bool) -> Kept:
     return Kept(name, at, row["rows"], *checked, pinned=is_pinned, unread=_is_unread(row))
 
 
-def _rows(seen: list[Seen], rows: dict[Key, Row], settings: Settings) -> list[Row]:
+def _rows(seen: list[Seen], rows: dict[Key, Row], access: BackupAccess) -> list[BackupSummary]:
     """For people: `check`, `kept` and `where` are words."""
     found, pinned = [], _pinned(seen, rows)
-    for one, decision in zip(seen, decided(seen, rows, settings), strict=True):
+    for one, decision in zip(seen, decided(seen, rows, access), strict=True):
         for verdict in decision.verdicts:
             size = one.sizes[verdict.name]
             row = rows.get((one.place, verdict.name), backups.UNKNOWN)
             row = row if row["size"] == size else backups.UNKNOWN
-            found.append({**_row(one, verdict, row), "pinned": verdict.name in pinned})
-    return sorted(found, key=lambda row: str(row["name"]), reverse=True)
+            found.append(BackupSummary.of(_row(one, verdict, row), pinned=verdict.name in pinned))
+    return sorted(found, key=lambda summary: summary.name, reverse=True)
 
 
 def _row(seen: Seen, verdict: Verdict, row: Row) -> Row:
@@ -188,16 +239,16 @@ def _row(seen: Seen, verdict: Verdict, row: Row) -> Row:
     }
 
 
-async def rescan(settings: Settings) -> int:
+async def rescan(access: BackupAccess) -> int:
     """Read every backup's manifest, in both places, and write the ledger's rows anew; returns how many there are.
 
     Rows that are there keep what was done, unless the file is another one; those whose file is gone go. Raises
     BackupError where a place can't be looked at, and before anything is dropped.
     """
     began = clock.now()
-    storages = await in_thread(lambda _: Places.of(settings).all())
+    storages = await in_thread(lambda _: access.places.all())
     seen = await in_thread(lambda _: [pins.look(storage) for storage in storages])
-    await written_out(settings, storages, seen)
+    await written_out(access, storages, seen)
     found: dict[Key, Row] = {}
     for storage, one in zip(storages, seen, strict=True):
         read = await in_thread(partial(_all_facts, storage, one.sizes))
@@ -209,50 +260,50 @@ async def rescan(settings: Settings) -> int:
             await backups.keep_only(connection, one.place, list(one.sizes), began)
         return True
 
-    if await recorded(settings, write) is None:
+    if await access.recorded(write) is None:
         raise BackupError("there is no ledger yet that a rescan could write: `batch serve` or `batch run` makes it")
     return len(found)
 
 
-async def shown(settings: Settings, text: str, warn: Callable[[str], None]) -> tuple[Row, list[SavedTable]]:
+async def shown(access: BackupAccess, text: str, warn: Callable[[str], None]) -> tuple[BackupDetails, list[SavedTable]]:
     """All about one backup: what its manifest says, what the ledger knows, and its tables. Raises BackupError."""
 
     def work(_: object) -> tuple[str, Backup]:
-        with find(text) as source:
+        with access.places.find(text) as source:
             return source.name, Backup.open(source)
 
     source, backup = await in_thread(work)
-    header, name, place = backup.header, Path(source).name, place_of(settings, source)
+    header, name, place = backup.header, Path(source).name, access.place_of(source)
     row: Row | None = None
     pin: Pin | None = None
     try:
         if place is not None:
-            pin = await in_thread(lambda _: _pin(settings, place, name))
-            row = await asked(settings, partial(backups.get, name=name, place=place))
+            pin = await in_thread(lambda _: _pin(access, place, name))
+            row = await access.asked(partial(backups.get, name=name, place=place))
     except DatabaseError as error:
         warn(f"what the ledger knows of it is not shown: {error.message}")
     row = row or backups.UNKNOWN
     state = backups.state(row)
-    about = {
-        "backup": source,
-        "taken": header.taken_at,
-        "of": f"{header.database} ({header.kind} {header.server_version})",
-        "migration": header.revision,
-        "made by": header.tool,
-        "run": row["taken_by_run"],
-        "size": backup.source.size,
-        "rows": sum(table.rows for table in backup.tables),
-        "check": CHECKS.get(state, state),
-        "checked": row["verified_at"] or row["failed_at"],
-        "wrong": row["failed_check"],
-        "restored": row["restored_at"],
-        "pinned": (pin.at or "yes") if pin else row["pinned_at"],
-        "pinned by": pin.by if pin else row["pinned_by"],
-        "left out": list(backup.left_out),
-    }
+    about = BackupDetails(
+        backup=source,
+        taken=header.taken_at,
+        of_database=f"{header.database} ({header.kind} {header.server_version})",
+        migration=header.revision,
+        made_by=header.tool,
+        run=row["taken_by_run"],
+        size=backup.source.size,
+        rows=sum(table.rows for table in backup.tables),
+        check=CHECKS.get(state, state),
+        checked=row["verified_at"] or row["failed_at"],
+        wrong=row["failed_check"],
+        restored=row["restored_at"],
+        pinned=(pin.at or "yes") if pin else row["pinned_at"],
+        pinned_by=pin.by if pin else row["pinned_by"],
+        left_out=list(backup.left_out),
+    )
     return about, list(backup.tables)
 
 
-def _pin(settings: Settings, place: str, name: str) -> Pin | None:
-    (storage,) = (one for one in Places.of(settings).all() if one.place == place)
+def _pin(access: BackupAccess, place: str, name: str) -> Pin | None:
+    (storage,) = (one for one in access.places.all() if one.place == place)
     return pins.read(storage, name) if pins.is_pinned(storage, name) else None

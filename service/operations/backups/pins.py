@@ -15,17 +15,25 @@ from service import clock
 from service.backup.file.folder import taken_at
 from service.backup.places import pins
 from service.backup.places.pins import Pin, Seen
-from service.backup.places.place import Places, Storage, find
+from service.backup.places.place import Storage
 from service.batch.ledger import backups
 from service.concurrency.stoppable import Stop, in_thread
-from service.config import Settings
 from service.errors import BackupError
-from service.operations.backups.make import facts_of, place_of, recorded
+from service.operations.backups.access import BackupAccess
+from service.operations.backups.make import facts_of
+from service.operations.results import Result
 
 
-async def pin(settings: Settings, text: str, by: str) -> tuple[str, bool]:
-    """Keep a backup for ever; returns its name, and whether it was not pinned yet. Raises BackupError."""
-    name = await in_thread(lambda _: _named(settings, text))
+class PinChange(Result):
+    """A backup by its name, and whether the request `changed` something: it was not pinned yet, or it was pinned."""
+
+    backup: str
+    changed: bool
+
+
+async def pin(access: BackupAccess, text: str, by: str) -> PinChange:
+    """Keep a backup for ever. Raises BackupError."""
+    name = await in_thread(lambda _: _named(access, text))
     made = Pin(by, clock.now())
 
     def put(storage: Storage) -> bool:
@@ -36,35 +44,36 @@ async def pin(settings: Settings, text: str, by: str) -> tuple[str, bool]:
             raise BackupError(f"{storage.name}/{name} was deleted meanwhile.")
         return is_new
 
-    return name, await in_thread(lambda _: _everywhere(settings, name, "pinned", put))
+    is_new = await in_thread(lambda _: _everywhere(access, name, "pinned", put))
+    return PinChange(backup=name, changed=is_new)
 
 
-async def unpin(settings: Settings, text: str) -> tuple[str, bool]:
-    """Let a backup be pruned again; returns its name, and whether it was pinned. Raises BackupError.
+async def unpin(access: BackupAccess, text: str) -> PinChange:
+    """Let a backup be pruned again. Raises BackupError.
 
     By its bare name also one that is damaged, or gone.
     """
     is_name = Path(text).name == text and taken_at(Path(text)) is not None
-    name = text if is_name else await in_thread(lambda _: _named(settings, text))
-    was_in_ledger = await recorded(settings, partial(backups.unpin, name=name))
-    was = await in_thread(lambda _: _everywhere(settings, name, "unpinned", lambda place: pins.remove(place, name)))
-    return name, was or bool(was_in_ledger)
+    name = text if is_name else await in_thread(lambda _: _named(access, text))
+    was_in_ledger = await access.recorded(partial(backups.unpin, name=name))
+    was = await in_thread(lambda _: _everywhere(access, name, "unpinned", lambda place: pins.remove(place, name)))
+    return PinChange(backup=name, changed=was or bool(was_in_ledger))
 
 
-def _named(settings: Settings, text: str) -> str:
-    with find(text) as source:
+def _named(access: BackupAccess, text: str) -> str:
+    with access.places.find(text) as source:
         name = facts_of(source, Path(source.name).name).name
-    if place_of(settings, source.name) is None:
+    if access.place_of(source.name) is None:
         raise BackupError(
             f"{source.name} is neither in BACKUP_DIR nor at BACKUP_URL, where nothing else is ever pruned"
         )
     return name
 
 
-def _everywhere(settings: Settings, name: str, done: str, work: Callable[[Storage], bool]) -> bool:
+def _everywhere(access: BackupAccess, name: str, done: str, work: Callable[[Storage], bool]) -> bool:
     """In each place that can be reached. Raises BackupError, which says where it is done and where not."""
     did, wrong = [], []
-    for storage in Places.of(settings).all():
+    for storage in access.places.all():
         try:
             did.append(work(storage))
         except BackupError as error:
@@ -75,19 +84,19 @@ def _everywhere(settings: Settings, name: str, done: str, work: Callable[[Storag
     return any(did)
 
 
-async def written_out(settings: Settings, storages: Sequence[Storage], seen: Sequence[Seen]) -> list[Seen]:
+async def written_out(access: BackupAccess, storages: Sequence[Storage], seen: Sequence[Seen]) -> list[Seen]:
     """What is seen once the pins of the ledger stand beside their files. Those of other places wait in the ledger.
 
     It may be done again at any moment: a pin that is there stays as it is. Raises BackupError and DatabaseError.
     """
-    waiting = await recorded(settings, backups.pins) or ()
+    waiting = await access.recorded(backups.pins) or ()
     found = []
     for storage, one in zip(storages, seen, strict=True):
         those = {row["name"]: Pin(row["pinned_by"], row["pinned_at"]) for row in waiting if row["name"] in one.sizes}
         for name, pin in those.items():
             if name not in one.pinned:
                 await in_thread(partial(_put, storage, name, pin))
-            await recorded(settings, partial(backups.pin_written, name=name, place=one.place))
+            await access.recorded(partial(backups.pin_written, name=name, place=one.place))
         found.append(replace(one, pinned=one.pinned | those.keys()))
     return found
 

@@ -19,7 +19,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.application.migration import APPLICATION_HISTORY
 from service.backup.file.reader import Backup, LocalFile, Source
-from service.backup.places.place import find
 from service.backup.restoring.count import Report
 from service.backup.restoring.plan import Plan
 from service.backup.restoring.restore import planned
@@ -32,26 +31,24 @@ from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import nodes, runs
 from service.batch.nodes import process_lock
 from service.concurrency.stoppable import in_thread
-from service.config import Settings
 from service.errors import BackupError, DamagedBackup, DatabaseError
+from service.operations.backups.access import BackupAccess
 from service.operations.backups.make import (
     Tell,
     create,
     facts_of,
     nobody,
-    noted,
-    place_of,
     record_failure,
-    recorded,
     refuse_changed,
 )
+from service.operations.results import Result
 
 HISTORIES = (APPLICATION_HISTORY, LEDGER_HISTORY)
 MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RestoreRequest:
     """A restore as a person asks for it. `force`: also beneath other nodes. `safety`: back up first what is there.
     `changed`: also a backup that is not as we made it."""
 
@@ -62,9 +59,8 @@ class Wanted:
     changed: bool = False
 
 
-@dataclass(frozen=True)
-class Restored:
-    """`safety`: the path of the backup of what was there before; None where nothing was, or none was wanted."""
+class Restored(Result):
+    """`safety`: the path of the backup of what was there before; None where nothing was, or none was request."""
 
     report: Report
     safety: str | None
@@ -110,16 +106,16 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-async def activity(settings: Settings, since: datetime | None = None) -> Activity:
+async def activity(access: BackupAccess, since: datetime | None = None) -> Activity:
     """Nothing where there is no ledger yet. Raises DatabaseError."""
-    return await recorded(settings, partial(_activity, settings, since), reads=True) or Activity()
+    return await access.recorded(partial(_activity, access, since), reads=True) or Activity()
 
 
-async def _activity(settings: Settings, since: datetime | None, connection: AsyncConnection) -> Activity:
+async def _activity(access: BackupAccess, since: datetime | None, connection: AsyncConnection) -> Activity:
     """What was running on a node that is dead is as interrupted as it will be called: nothing takes it up meanwhile."""
-    folder = process_lock.folder_of(settings.ledger_url)
+    folder = process_lock.folder_of(access.settings.ledger_url)
     now = await database_time.now_of(connection)
-    late = now - timedelta(seconds=settings.LEASE_SECONDS)
+    late = now - timedelta(seconds=access.settings.LEASE_SECONDS)
     seen = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(nodes.c.stopped_at.is_(None), nodes.c.seen_at >= late)
     living = {
         row.id: f"pid {row.pid} on {row.host}"
@@ -136,28 +132,38 @@ async def _those(connection: AsyncConnection, *conditions: Any) -> tuple[str, ..
     return tuple(f"{row.task} {row.id} ({row.state})" for row in await connection.execute(found))
 
 
-async def plan_of(settings: Settings, wanted: Wanted) -> Plan:
+async def plan_of(access: BackupAccess, request: RestoreRequest) -> Plan:
     """What would be done, and what is in the way. Raises BackupError where there is no such backup."""
-    source = await in_thread(lambda _: find(wanted.backup))
+    source = await in_thread(lambda _: access.places.find(request.backup))
     try:
-        await _own_facts(settings, source, wanted)
-        _, plan = await _planned(settings, source)
+        await _own_facts(access, source, request)
+        _, plan = await _planned(access, source)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
     return plan
 
 
-async def _planned(settings: Settings, source: Source) -> tuple[str, Plan]:
+async def plan_if_possible(access: BackupAccess, request: RestoreRequest) -> Plan:
+    """What would be done. Raises BackupError where something is in the way, or there is no such backup."""
+    found = await activity(access)
+    found.refuse(request.force)
+    plan = await plan_of(access, request)
+    plan.refuse()
+    found.refuse(request.force, plan)
+    return plan
+
+
+async def _planned(access: BackupAccess, source: Source) -> tuple[str, Plan]:
     """The database's URL, and what would be done. In an empty one the application has to own what is made."""
-    _, url = settings.backup_database
+    _, url = access.settings.backup_database
     plan = await planned(source, url, histories=HISTORIES)
-    if plan.is_new and url != settings.DATABASE_URL:
-        url = settings.DATABASE_URL
+    if plan.is_new and url != access.settings.DATABASE_URL:
+        url = access.settings.DATABASE_URL
         plan = await planned(source, url, histories=HISTORIES)
     return url, plan
 
 
-async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Restored:
+async def restore(access: BackupAccess, request: RestoreRequest, tell: Tell = nobody) -> Restored:
     """Restore the application's database from a backup, after a backup of what is there.
 
     Runs are looked for twice: at first, and when no other connection can write to the tables any more. One that begins
@@ -168,33 +174,33 @@ async def restore(settings: Settings, wanted: Wanted, tell: Tell = nobody) -> Re
     since: datetime | None = None
 
     async def still() -> None:
-        (await activity(settings, since)).refuse(wanted.force, plan)
+        (await activity(access, since)).refuse(request.force, plan)
 
     await still()
-    source = await in_thread(lambda _: find(wanted.backup))
+    source = await in_thread(lambda _: access.places.find(request.backup))
     try:
-        facts = await _own_facts(settings, source, wanted)
-        url, plan = await _planned(settings, source)
-        found = await activity(settings)
-        found.refuse(wanted.force, plan)
+        facts = await _own_facts(access, source, request)
+        url, plan = await _planned(access, source)
+        found = await activity(access)
+        found.refuse(request.force, plan)
         plan.refuse()
-        safety = await _safety(settings, plan, tell) if wanted.safety and not wanted.dry_run else None
+        safety = await _safety(access, plan, tell) if request.safety and not request.dry_run else None
         since = found.at if safety else None
         with _saying_where(safety):
             report = await restore_backup(
                 source,
                 url,
-                dry_run=wanted.dry_run,
+                dry_run=request.dry_run,
                 still=still,
                 on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
-                folder=settings.BACKUP_DIR,
+                folder=access.settings.BACKUP_DIR,
                 histories=HISTORIES,
             )
-        if facts and not wanted.dry_run:
-            await _record(settings, source, facts, was_real=True, is_sound=not wanted.changed)
+        if facts and not request.dry_run:
+            await _record(access, source, facts, was_real=True, is_sound=not request.changed)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
-    return Restored(report, safety)
+    return Restored(report=report, safety=safety)
 
 
 @contextmanager
@@ -209,12 +215,12 @@ def _saying_where(safety: str | None) -> Iterator[None]:
         raise type(error)(message) from error
 
 
-async def _safety(settings: Settings, plan: Plan, tell: Tell) -> str | None:
+async def _safety(access: BackupAccess, plan: Plan, tell: Tell) -> str | None:
     """A backup of what is there, which holds all that the restore replaces."""
     if plan.is_new and not plan.rows:
         return None
     try:
-        done = await create(settings, tell)
+        done = await create(access, tell)
     except BackupError as error:
         raise BackupError(
             f"nothing was restored, for what is there could not be backed up first: {error.message} (--no-safety "
@@ -234,43 +240,43 @@ def _tables_of(path: str) -> set[str]:
         return {str(table) for table in Backup.open(source).tables}
 
 
-async def check_by_restoring(settings: Settings, backup: str, tell: Tell = nobody) -> Report:
+async def check_by_restoring(access: BackupAccess, backup: str, tell: Tell = nobody) -> Report:
     """Prove that a backup loads, where nobody sees it; what comes of it is recorded. Raises BackupError."""
-    source = await in_thread(lambda _: find(backup))
+    source = await in_thread(lambda _: access.places.find(backup))
     try:
-        facts = await _own_facts(settings, source)
+        facts = await _own_facts(access, source)
         report = await restore_into_scratch(
             source,
-            settings.backup_database[1],
-            drill_url=settings.RESTORE_DRILL_URL,
+            access.settings.backup_database[1],
+            drill_url=access.settings.RESTORE_DRILL_URL,
             on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
-            folder=settings.BACKUP_DIR,
+            folder=access.settings.BACKUP_DIR,
             histories=HISTORIES,
         )
         if facts:
-            await _record(settings, source, facts, was_real=False)
+            await _record(access, source, facts, was_real=False)
     except DamagedBackup as error:
-        await record_failure(settings, source, error.message)
+        await record_failure(access, source, error.message)
         raise
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
     return report
 
 
-async def _own_facts(settings: Settings, source: Source, wanted: Wanted | None = None) -> Facts | None:
+async def _own_facts(access: BackupAccess, source: Source, request: RestoreRequest | None = None) -> Facts | None:
     """None: it is somebody else's file, of which nothing is recorded. Raises DamagedBackup where it was changed since
     we made it, unless that is `wanted`."""
-    if place_of(settings, source.name) is None:
+    if access.place_of(source.name) is None:
         return None
     facts = await in_thread(lambda _: facts_of(source, Path(source.name).name))
-    if wanted is None or not wanted.changed:
-        await refuse_changed(settings, source, facts, " (--changed restores it all the same)" if wanted else "")
+    if request is None or not request.changed:
+        await refuse_changed(access, source, facts, " (--changed restores it all the same)" if request else "")
     return facts
 
 
-async def _record(settings: Settings, source: Source, facts: Facts, *, was_real: bool, is_sound: bool = True) -> None:
+async def _record(access: BackupAccess, source: Source, facts: Facts, *, was_real: bool, is_sound: bool = True) -> None:
     """That the backup loads, and whether it was into the application's database. What was done is done without it."""
-    place = place_of(settings, source.name)
+    place = access.place_of(source.name)
     assert place is not None
 
     async def write(connection: AsyncConnection) -> None:
@@ -280,4 +286,4 @@ async def _record(settings: Settings, source: Source, facts: Facts, *, was_real:
         if was_real:
             await backups.restored(connection, facts.name, place, clock.now())
 
-    await noted(settings, facts.name, write)
+    await access.noted(facts.name, write)

@@ -1,0 +1,140 @@
+"""The account of slots, as operations answer it: what became of every slot of an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from pydantic import Field
+
+from service.batch.account import accounting
+from service.batch.account.account import Account, AccountedSlot, AccountFinding, Kind
+from service.operations.context import Context
+from service.operations.finding import refuse_unknown_task
+from service.operations.results import Result
+
+TEXTS = {
+    Kind.DUE: "not handled yet; a service does so when it next fires, or starts",
+    Kind.LATE: "not handled for more than a minute, though a running service has the task",
+    Kind.GAP: "no run, no skip, no missed range",
+    Kind.SURPLUS: "a scheduled run, but no schedule has the slot",
+    Kind.UNREADABLE: "the slots can't be computed",
+}
+
+
+class SlotOutcome(Result):
+    """What became of one slot. `run`: the id of its run; `state` and `reason` are that run's, or `reason` why not."""
+
+    task: str
+    slot: datetime
+    kind: str
+    run: str | None
+    state: str | None
+    reason: str | None
+    text: str | None = Field(exclude=True)
+
+
+class SlotFinding(Result):
+    """Something that an account tells of: `count` slots in a row, from `first` to `last`, that are of one kind."""
+
+    kind: str
+    first: datetime
+    last: datetime
+    count: int
+    text: str
+
+
+class TaskAccount(Result):
+    """The account of one task: how many of its slots, from `since` to `until`, were what."""
+
+    task: str
+    since: datetime
+    until: datetime
+    slots: int
+    runs: int
+    skipped: int
+    missed: int
+    due: int
+    gaps: int
+    complete: bool
+    findings: list[SlotFinding]
+
+
+class Accounts(Result):
+    """The accounts of several tasks. `complete`: every slot is accounted for.
+
+    `due` slots are yet to be handled; `unaccounted` ones have no run, skip or missed range, or are late.
+    """
+
+    tasks: list[TaskAccount]
+    complete: bool
+    due: int
+    unaccounted: int
+    wrong_ranges: int
+    unreadable: int
+
+
+async def accounts(
+    context: Context,
+    since: datetime,
+    until: datetime | None,
+    task: str | None,
+    see: Callable[[SlotOutcome], None] | None,
+) -> Accounts:
+    """The accounts of all tasks, or of one. `see` is called with each slot. Raises UnknownTask, DatabaseError."""
+
+    def tell(entry: AccountedSlot) -> None:
+        if see is not None:
+            see(_outcome(entry))
+
+    async with context.databases.reading() as connection:
+        if task is not None:
+            await refuse_unknown_task(connection, task)
+        if connection is None:
+            return _accounts([])
+        shown = accounting.ignore if see is None else tell
+        found = accounting.accounts(connection, since, until, task, context.lease_seconds, shown)
+        return _accounts([account async for account in found])
+
+
+def _outcome(entry: AccountedSlot) -> SlotOutcome:
+    return SlotOutcome(**entry._asdict(), text=TEXTS.get(entry.kind))
+
+
+def _accounts(accounts: list[Account]) -> Accounts:
+    total = {kind: sum(account.counts[kind] for account in accounts) for kind in Kind}
+    return Accounts(
+        tasks=[_task_account(account) for account in accounts],
+        complete=all(account.is_complete for account in accounts),
+        due=total[Kind.DUE],
+        unaccounted=total[Kind.GAP] + total[Kind.LATE],
+        wrong_ranges=total[Kind.RANGE],
+        unreadable=total[Kind.UNREADABLE],
+    )
+
+
+def _task_account(account: Account) -> TaskAccount:
+    counts = account.counts
+    return TaskAccount(
+        task=account.task,
+        since=account.since,
+        until=account.until,
+        slots=account.slots,
+        runs=counts[Kind.RUN],
+        skipped=counts[Kind.SKIPPED],
+        missed=counts[Kind.MISSED],
+        due=counts[Kind.DUE] + counts[Kind.LATE],
+        gaps=counts[Kind.GAP],
+        complete=account.is_complete,
+        findings=[_finding(finding) for finding in account.findings],
+    )
+
+
+def _finding(finding: AccountFinding) -> SlotFinding:
+    return SlotFinding(
+        kind=finding.kind,
+        first=finding.first,
+        last=finding.last,
+        count=finding.count,
+        text=": ".join(filter(None, [TEXTS.get(finding.kind), finding.text])),
+    )

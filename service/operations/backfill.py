@@ -1,0 +1,81 @@
+"""Runs for slots of the past, when somebody asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from service.batch.firing import backfill
+from service.batch.firing.backfill import Backfill, Entry, Fate
+from service.errors import InvalidParameters
+from service.operations.context import Context
+from service.operations.results import Result
+
+MOST_SLOTS = 10_000
+"""More slots at once than a person may have meant."""
+
+
+@dataclass(frozen=True)
+class BackfillRequest:
+    """A backfill as a person asks for it.
+
+    Attributes:
+        since: The first instant, aware.
+        until: The last instant, aware, included.
+        redo: Also where a slot's run is over: that gets a new attempt from the beginning.
+        allow_many: Also more than MOST_SLOTS slots.
+        dry_run: Change nothing.
+    """
+
+    task: str
+    since: datetime
+    until: datetime
+    redo: bool = False
+    allow_many: bool = False
+    dry_run: bool = False
+
+
+class BackfillSlot(Result):
+    """A slot of a backfill: `fate` is new, again or left. `run` and `state`: of the run that it has already."""
+
+    slot: datetime
+    fate: str
+    run: str | None
+    state: str | None
+
+
+class BackfillCounts(Result):
+    """How many slots got a run, had their run done again, or were left as they are."""
+
+    new: int
+    again: int
+    left: int
+
+    @property
+    def slots(self) -> int:
+        return self.new + self.again + self.left
+
+
+async def run(context: Context, request: BackfillRequest, see: Callable[[BackfillSlot], None]) -> BackfillCounts:
+    """Make the runs, or only look; `see` is called with each slot. Raises InvalidParameters, UnknownTask."""
+    task = context.task(request.task)
+    databases = context.databases
+    if not request.dry_run:
+        await databases.migrate_both()
+    async with databases.reading() as connection:
+        if connection is None:
+            raise InvalidParameters(f"task {task.name}: there is no ledger yet, so there are no slots to backfill")
+        interval = await backfill.interval_of(connection, task.name, request.since, request.until)
+    if not request.allow_many and await interval.count(MOST_SLOTS) > MOST_SLOTS:
+        raise InvalidParameters(
+            f"task {task.name}: there are more than {MOST_SLOTS:,} slots in this interval; --yes allows that"
+        )
+    work = Backfill(databases.ledger, databases.application, task, context.actor, request.redo)
+
+    def tell(entry: Entry) -> None:
+        see(BackfillSlot(slot=entry.slot, fate=entry.fate, run=entry.run, state=entry.state))
+
+    counts = await (work.look if request.dry_run else work.make)(interval, tell)
+    context.wake()
+    return BackfillCounts(new=counts[Fate.NEW], again=counts[Fate.AGAIN], left=counts[Fate.LEFT])

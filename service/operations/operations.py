@@ -1,0 +1,95 @@
+"""Operations: the one object by which a person or a program asks something of the system."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from copy import copy
+from dataclasses import replace
+
+from service.batch.retention.pruning import Keep
+from service.config import Settings
+from service.database.engine import Database
+from service.operations.backups.access import BackupAccess
+from service.operations.backups.facet import Backups
+from service.operations.context import Context, Loaded, nothing
+from service.operations.databases import Databases
+from service.operations.nodes import Nodes
+from service.operations.quarantine import Quarantine
+from service.operations.runs import Runs
+from service.operations.slots import Slots
+from service.operations.tasks import Tasks
+
+
+class Operations:
+    """What can be asked of the system, in facets: `tasks`, `runs`, `slots`, `quarantine`, `nodes`,
+    `backups`.
+
+    It makes no database engine, sets up no logging, reads no settings and imports no author's file: all that is handed
+    in. So a serving process may call it for each request. It lives on the event loop of its databases.
+    """
+
+    tasks: Tasks
+    runs: Runs
+    slots: Slots
+    quarantine: Quarantine
+    nodes: Nodes
+    backups: Backups
+
+    def __init__(
+        self,
+        ledger: Database,
+        application: Database,
+        loaded: Callable[[], Loaded],
+        settings: Settings,
+        *,
+        actor: str = "batch",
+        wake: Callable[[], None] = nothing,
+        node: str = "",
+        are_ready: bool = False,
+    ) -> None:
+        """`are_ready`: both databases are migrated. The rest is explained in Context."""
+        databases = Databases(ledger, application, are_ready=are_ready)
+        keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK)
+        self._settings = settings
+        self._use(Context(databases, loaded, actor, settings.LEASE_SECONDS, keep, wake, node))
+
+    def by(self, actor: str) -> Operations:
+        """The same, asked by `actor`, whose name will stand in the ledger beside what is changed."""
+        asked = copy(self)
+        asked._use(replace(self._context, actor=actor))
+        return asked
+
+    def under(self, settings: Settings) -> Operations:
+        """The same, with other settings of backups: a service may have read them anew since it has started."""
+        asked = copy(self)
+        asked._settings = settings
+        asked._use(self._context)
+        return asked
+
+    def _use(self, context: Context) -> None:
+        self._context = context
+        self.tasks = Tasks(context)
+        self.runs = Runs(context)
+        self.slots = Slots(context)
+        self.quarantine = Quarantine(context)
+        self.nodes = Nodes(context)
+        self.backups = Backups(BackupAccess(self._settings, context.databases), context.actor)
+
+
+@asynccontextmanager
+async def open_operations(
+    settings: Settings, loaded: Callable[[], Loaded], actor: str = "batch"
+) -> AsyncIterator[Operations]:
+    """The operations of a process that is no service, such as a command: its databases keep no connection between uses.
+
+    Nothing is connected to before it is needed. `loaded` is called where tasks are needed.
+    """
+    shows = settings.BATCH_SHOW_SQL_PARAMETERS
+    ledger = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False, shows_values=shows)
+    application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pooled=False, shows_values=shows)
+    try:
+        yield Operations(ledger, application, loaded, settings, actor=actor)
+    finally:
+        await application.dispose()
+        await ledger.dispose()

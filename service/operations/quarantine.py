@@ -1,0 +1,68 @@
+"""`operations.quarantine`: the items that runs set aside, and runs that do them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
+
+from service.batch.chunks import quarantine
+from service.batch.chunks.quarantine import SetAside
+from service.batch.execution.run_here import checked
+from service.batch.ledger import runs as run_rows
+from service.batch.ledger import tables
+from service.batch.queue import enqueue
+from service.errors import UnknownRun, WrongState
+from service.operations.context import Context
+from service.operations.databases import Databases, is_to_come
+from service.operations.finding import only_run
+from service.operations.results import Quarantined, Started
+
+
+class Quarantine:
+    """Reads the items of a run, and queues runs that do them again. Raises DatabaseError where a database is away."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def list(self, given: str) -> Sequence[Quarantined]:
+        """The items that a run set aside, in the order in which they failed. Raises UnknownRun."""
+        async with self._context.databases.reading() as connection:
+            run = await only_run(connection, given)
+        return [Quarantined.of(vars(item)) for item in await _items(self._context.databases, run)]
+
+    async def redrive(self, given: str, items: Sequence[str] | None = None) -> Started:
+        """Queue a run that does a run's items again, all that are left or only these; `items` as `list` gives them.
+
+        Raises UnknownRun, UnknownTask where the task is not loaded, and WrongState where the run has no such items.
+        """
+        context = self._context
+        async with context.databases.reading() as connection:
+            run = await only_run(connection, given)
+            assert connection is not None
+            row = await run_rows.get(connection, run)
+        if row is None:
+            raise UnknownRun(f"the run {run} was deleted just now")
+        left = {item.item for item in await _items(context.databases, run) if item.redriven_by is None}
+        if missing := sorted(set(items or ()) - left) or ([] if left else ["none is left"]):
+            raise WrongState(f"the run {run} has no such items set aside: {', '.join(missing)}")
+        task = context.task(row["task"])
+        params = checked(task, {"redrive": run, **({"items": list(items)} if items else {})})
+        async with context.databases.changing() as connection:
+            started = await enqueue.enqueue(connection, task, params, None, context.actor, parent=run)
+        context.wake()
+        return Started(id=started, task=task.name)
+
+
+async def _items(databases: Databases, run: str) -> list[SetAside]:
+    """Nothing where the application's database has no such table yet."""
+    application = databases.application
+    if is_to_come(application):
+        return []
+    try:
+        async with application.reader.connect() as connection:
+            there = await connection.run_sync(lambda sync: inspect(sync).has_table(tables.quarantine.name))
+        return await quarantine.listed(application, run) if there else []
+    except (DBAPIError, OSError) as error:
+        raise application.unreachable(error) from error

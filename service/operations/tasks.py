@@ -1,0 +1,218 @@
+"""`operations.tasks`: the tasks that are loaded or that the ledger knows, and their pauses."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock
+from service.batch.cron.cron import Schedule, schedule
+from service.batch.firing import task_sync
+from service.batch.firing.task_sync import Pause
+from service.batch.ledger import database_time, missed_ranges, schedules
+from service.batch.ledger import runs as run_rows
+from service.batch.ledger import tasks as task_rows
+from service.batch.ledger.schedules import OpenSchedule
+from service.batch.tasks.policies import Missed, Policies, Retry
+from service.batch.tasks.registry import Task
+from service.concurrency.offload import offload
+from service.errors import InvalidSchedule, UnknownTask
+from service.escaping import echoed
+from service.operations import lint
+from service.operations.context import Context
+from service.operations.lint import Checked
+from service.operations.results import (
+    MissedRange,
+    Parameter,
+    Paused,
+    RunSummary,
+    ScheduleSpan,
+    Slot,
+    TaskDetails,
+    TaskSummary,
+)
+
+LAST_RUNS = 10
+LAST_MISSED = 5
+NEXT_SLOTS = 5
+
+DEFAULTS = Policies(None, Retry(), "skip", Missed(), 0).as_json()
+
+
+class Tasks:
+    """Lists, shows, pauses and resumes tasks. Each method raises DatabaseError where the ledger can't be used."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def list(self) -> Sequence[TaskSummary]:
+        """The loaded tasks by name, and after them the files that can't be used."""
+        tasks, broken = self._context.loaded()
+        async with self._context.databases.reading() as connection:
+            opened = await schedules.open_schedules(connection) if connection is not None else {}
+            served = await task_sync.served_from(connection) if connection is not None else {}
+        summaries = await offload(_summaries, tasks, opened, served)
+        return [*summaries, *(TaskSummary(source=file.source, error=file.error) for file in broken)]
+
+    async def show(self, name: str) -> TaskDetails:
+        """All about one task, which is loaded or known to the ledger. Raises UnknownTask."""
+        loaded = self._context.loaded().tasks.get(name)
+        async with self._context.databases.reading() as connection:
+            known = await task_rows.get(connection, name) if connection is not None else None
+            if loaded is None and known is None:
+                raise UnknownTask(f"no task is named {echoed(name)}")
+            rows = await _TaskRows.read(connection, name)
+        return await offload(_details, name, loaded, known or {}, rows)
+
+    async def lint(self, names: Collection[str] = (), next_slots: int = 5) -> Sequence[Checked]:
+        """What is likely to be a mistake in the loaded tasks, all or those of `names`. Raises UnknownTask.
+
+        Each has so many of its next slots. Without `names` the files that can't be used follow. No database is asked.
+        """
+        return await offload(lint.check, self._context.loaded(), names, next_slots)
+
+    async def pause(self, name: str) -> Paused:
+        """Stop firing a task, by the actor. One that is paused already stays as it is. Raises UnknownTask."""
+        context = self._context
+        async with context.databases.changing() as connection:
+            loaded = context.loaded().tasks if context.node else task_sync.NOTHING
+            before = await task_sync.pause(connection, name, context.actor, loaded, context.node)
+            pause = before or await task_sync.pause_of(connection, name)
+        assert pause is not None
+        return Paused(at=pause.at, by=pause.by, is_new=before is None)
+
+    async def resume(self, name: str) -> Paused | None:
+        """Fire a task again from now on. Returns the pause that has ended, if there was one. Raises UnknownTask."""
+        async with self._context.databases.changing() as connection:
+            ended = await task_sync.resume(connection, name)
+        return _paused(ended, is_new=True)
+
+    async def pause_of(self, name: str) -> Paused | None:
+        """The pause in which a task is; None where it is not paused. Raises UnknownTask."""
+        async with self._context.databases.reading() as connection:
+            known = await task_rows.get(connection, name) if connection is not None else None
+        if known is None:
+            raise UnknownTask(f"the ledger knows no task {echoed(name)}")
+        if known["paused_at"] is None:
+            return None
+        return Paused(at=known["paused_at"], by=known["paused_by"] or "somebody", is_new=False)
+
+
+def _paused(pause: Pause | None, *, is_new: bool) -> Paused | None:
+    return Paused(at=pause.at, by=pause.by, is_new=is_new) if pause is not None else None
+
+
+def _summaries(
+    tasks: Mapping[str, Task], opened: Mapping[str, OpenSchedule], served: Mapping[str, str]
+) -> list[TaskSummary]:
+    by_name = sorted(tasks.values(), key=lambda task: task.name)
+    return [_summary(task, opened.get(task.name), served.get(task.name)) for task in by_name]
+
+
+def _summary(task: Task, opened: OpenSchedule | None, served_from: str | None) -> TaskSummary:
+    current = opened.schedule if opened is not None else task.schedule
+    paused = opened is not None and opened.paused_by is not None
+    return TaskSummary(
+        name=task.name,
+        description=task.description,
+        schedule=current.cron if current else None,
+        timezone=current.timezone if current else None,
+        next_run_time=current.next(clock.now()) if current and not paused else None,
+        paused=paused,
+        source=task.source,
+        served_from=served_from,
+    )
+
+
+class _TaskRows:
+    """What the ledger has about one task, beside its own row."""
+
+    def __init__(self) -> None:
+        self.schedules: list[ScheduleSpan] = []
+        self.runs: list[RunSummary] = []
+        self.missed: list[MissedRange] = []
+
+    @classmethod
+    async def read(cls, connection: AsyncConnection | None, name: str) -> _TaskRows:
+        """Empty where there is no ledger yet."""
+        rows = cls()
+        if connection is not None:
+            rows.schedules = [ScheduleSpan.of(row) for row in await schedules.history(connection, name)]
+            now = await database_time.now_of(connection)
+            newest = await connection.execute(run_rows.listing(name, limit=LAST_RUNS))
+            rows.runs = [RunSummary.at(row, now) for row in newest.mappings()]
+            rows.missed = [MissedRange.of(row) for row in await missed_ranges.of_task(connection, name, LAST_MISSED)]
+        return rows
+
+
+def _details(name: str, loaded: Task | None, known: Mapping[str, Any], rows: _TaskRows) -> TaskDetails:
+    current = _current(rows.schedules, loaded, is_removed=bool(known.get("removed_at")))
+    is_paused = bool(known.get("paused_at"))
+    dates = {key: known.get(key) for key in ("paused_at", "paused_by", "removed_at", "first_seen_at")}
+    return TaskDetails(
+        name=name,
+        description=loaded.description if loaded else known["description"],
+        source=loaded.source if loaded else known["source"],
+        is_loaded=loaded is not None,
+        schedule=current.cron if current else None,
+        timezone=current.timezone if current else None,
+        words=current.words if current else None,
+        next=_next_slots(current) if current and not is_paused else [],
+        policies=_different(loaded.policies.as_json() if loaded else known["policies"]),
+        parameters=_parameters(loaded) if loaded else None,
+        runs=rows.runs,
+        missed=rows.missed,
+        schedules=rows.schedules,
+        **dates,
+    )
+
+
+def _current(spans: list[ScheduleSpan], loaded: Task | None, is_removed: bool) -> Schedule | None:
+    """The schedule that fires: the ledger's, where a service has been; else the one in the file.
+
+    None where the services have closed the last one: they have read that there is none now.
+    """
+    opened = [span for span in spans if span.valid_until is None]
+    try:
+        if opened:
+            return schedule(opened[0].cron, opened[0].timezone)
+    except InvalidSchedule:  # written by another version
+        return None
+    return loaded.schedule if loaded and (is_removed or not spans) else None
+
+
+def _next_slots(current: Schedule) -> list[Slot]:
+    return [Slot(slot=slot, local=slot.astimezone(current.zone)) for slot in current.following(clock.now(), NEXT_SLOTS)]
+
+
+def _different(policies: Mapping[str, Any]) -> dict[str, Any]:
+    """The policies that differ from the defaults, by dotted name, such as retry.attempts."""
+    default = _flat(DEFAULTS)
+    return {name: value for name, value in _flat(policies).items() if default.get(name) != value}
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    parts = ((key, value if isinstance(value, dict) else {"": value}) for key, value in values.items())
+    return {f"{key}.{inner}".rstrip("."): value for key, part in parts for inner, value in part.items()}
+
+
+def _parameters(task: Task) -> list[Parameter]:
+    taken = inspect.signature(task.cls.run).parameters
+    return [
+        Parameter(
+            name=name,
+            type=_type(taken[name].annotation),
+            default=None if taken[name].default is inspect.Parameter.empty else echoed(taken[name].default),
+            required=name in task.parameters.required,
+        )
+        for name in task.parameters.names
+    ]
+
+
+def _type(annotation: Any) -> str | None:
+    if annotation is inspect.Parameter.empty:
+        return None
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)

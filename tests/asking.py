@@ -1,0 +1,30 @@
+"""The operations on a database that a test has, as a service makes them."""
+
+from __future__ import annotations
+
+from service.batch.tasks.registry import TaskRegistry
+from service.config import Settings, get_settings
+from service.database.engine import Database
+from service.operations.backups.access import BackupAccess
+from service.operations.context import Loaded
+from service.operations.databases import Databases
+from service.operations.operations import Operations
+
+
+def operations_on(ledger: Database, application: Database | None = None, actor: str = "ann") -> Operations:
+    """Both databases are migrated; `application`: None where a test asks nothing of it."""
+    return Operations(
+        ledger,
+        application or ledger,
+        lambda: Loaded(TaskRegistry.tasks()),
+        get_settings(),
+        actor=actor,
+        are_ready=True,
+    )
+
+
+def access(settings: Settings) -> BackupAccess:
+    """For functions on backups: databases that keep no connection between uses, as commands have them."""
+    ledger = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
+    application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pooled=False)
+    return BackupAccess(settings, Databases(ledger, application))
