@@ -13,6 +13,7 @@
     ├── DatabaseError
     │   ├── DatabaseUnreachable no connection could be made
     │   ├── DatabaseTooNew      the database's migrations are newer than this code
+    │   ├── DatabaseInUse       a process of an older version lives, and the ledger has to be migrated
     │   ├── DatabaseBusy        SQLite's one write lock stayed taken for too long
     │   ├── SecondWriter        a run that holds a writing session asked SQLite for another one
     │   └── LeaseLost           an attempt that lost its run or its lease, or was given up, can't commit any more
@@ -97,6 +98,10 @@ class DatabaseUnreachable(DatabaseError):
 
 
 class DatabaseTooNew(DatabaseError):
+    pass
+
+
+class DatabaseInUse(DatabaseError):
     pass
 
 

@@ -14,11 +14,12 @@ import typer.main
 import service
 from service.batch.execution.run_here import ManualRun
 from service.batch.ledger.states import TRANSITIONS, Origin, RunState
-from service.batch.ledger.tables import companions, ledger
+from service.batch.ledger.tables import ledger
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.policies import MISSED, OVERLAP, Missed, Retry
 from service.cli import cli
 from service.config import Settings, get_settings
+from service.database.companions import companions
 from service.server.batch_service import BatchService
 from tests import preloaded
 from tests.docs_blocks import ROOT, Block, anchors, blocks, broken_links, documentation, masked, pages, read, sessions

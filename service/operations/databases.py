@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger.migration import LEDGER_HISTORY
+from service.batch.nodes import living, process_lock
 from service.config import Settings
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from service.errors import InvalidSetting
 
@@ -28,10 +30,20 @@ async def open_databases(settings: Settings, client: str = "batch") -> tuple[Dat
         for database in (application, ledger):
             stack.push_async_callback(database.dispose)
             await database.check()
-        await migrate(application, APPLICATION_HISTORY)
-        await migrate(ledger, LEDGER_HISTORY)
+        await migrate_ledger(ledger, settings)  # first: it is refused while processes of an older version live
+        await migrate(application, *APPLICATION_HISTORIES)
         stack.pop_all()
     return application, ledger
+
+
+async def migrate_ledger(ledger: Database, settings: Settings) -> None:
+    """Bring the ledger to the migrations of this code. Raises DatabaseError.
+
+    That is a DatabaseInUse where a process lives that works with the older ledger.
+    """
+    folder = process_lock.folder_of(settings.ledger_url)
+    refuse = partial(living.refuse_living, folder=folder, lease_seconds=settings.LEASE_SECONDS)
+    await migrate(ledger, LEDGER_HISTORY, before=refuse)
 
 
 def _refuse_memory(settings: Settings) -> None:

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy import make_url
 
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import async_url
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 
 T = TypeVar("T")
@@ -26,9 +26,9 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
 
 async def migrated(application_url: str, ledger_url: str) -> None:
     """Make all tables."""
-    for url, history in ((application_url, APPLICATION_HISTORY), (ledger_url, LEDGER_HISTORY)):
+    for url, histories in ((application_url, APPLICATION_HISTORIES), (ledger_url, (LEDGER_HISTORY,))):
         database = Database(async_url(url), setting="DATABASE_URL", pooled=False)
-        await migrate(database, history)
+        await migrate(database, *histories)
         await database.dispose()
 
 

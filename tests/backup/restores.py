@@ -149,8 +149,8 @@ def rewrite(path: Path, change: Callable[[Any], None]) -> None:
 HANGING = """
 import asyncio, sys, threading
 from pathlib import Path
-from service.backup.reader import Backup, LocalFile
-from service.backup.restore import restore
+from service.backup.file.reader import Backup, LocalFile
+from service.backup.restoring.restore import restore
 
 class Hanging(LocalFile):
     def read(self, offset, length):

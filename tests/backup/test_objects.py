@@ -131,7 +131,7 @@ import os
 import sys
 from pathlib import Path
 from service.backup import objects
-from service.backup.reader import LocalFile
+from service.backup.file.reader import LocalFile
 from service.backup.threads import Stop
 objects.PART_BYTES = 5 * 1024 * 1024
 

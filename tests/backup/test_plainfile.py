@@ -250,8 +250,8 @@ async def test_a_schema_that_takes_too_much_memory_is_refused_before_sqlite_read
 PEAK = """
 import asyncio, re, sys
 from pathlib import Path
-from service.backup.reader import LocalFile
-from service.backup.restore import restore
+from service.backup.file.reader import LocalFile
+from service.backup.restoring.restore import restore
 from service.errors import BackupError
 
 async def main():

@@ -19,8 +19,9 @@ from service import clock
 from service.batch.context import current_run
 from service.batch.context.current_run import CurrentRun
 from service.batch.ledger import nodes
-from service.batch.ledger.tables import attempts, checkpoints
+from service.batch.ledger.tables import attempts
 from service.batch.ledger.tables import nodes as nodes_table
+from service.database.companions import checkpoints
 from service.database.engine import Database
 from service.database.session import application_database
 from service.errors import DatabaseBusy, LeaseLost

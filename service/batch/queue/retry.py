@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, json_rows, runs
 from service.batch.ledger.states import ACTIVE, FINAL, Rank, RunState
-from service.batch.ledger.tables import checkpoints, quarantine
 from service.batch.ledger.tables import runs as runs_table
+from service.database.companions import checkpoints, quarantine
 from service.database.engine import Database
 from service.errors import InvalidParameters, UnknownRun
 

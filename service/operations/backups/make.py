@@ -31,6 +31,7 @@ from service.config import Settings
 from service.database.engine import Database
 from service.errors import DamagedBackup, DatabaseError
 from service.logs import get_logger
+from service.operations.databases import migrate_ledger
 from service.placeurl import FILE, folder_of
 
 T = TypeVar("T")
@@ -91,10 +92,7 @@ async def recorded(
         if is_older and not migrates:
             raise DatabaseError("the ledger is at an older migration than this code; `batch serve` migrates it")
         if is_older and not reads:
-            from service.batch.ledger.migration import LEDGER_HISTORY
-            from service.database.migrate import migrate
-
-            await migrate(database, LEDGER_HISTORY)
+            await migrate_ledger(database, settings)
         async with (database.reader if reads else database.engine).begin() as connection:
             return await work(connection)
     except (DBAPIError, OSError) as error:
