@@ -189,8 +189,8 @@ def test_it_runs_by_hand_in_a_plain_interpreter(app_db: Path, tmp_path: Path) ->
 PRUNE = """
 import asyncio, os, signal
 from pathlib import Path
-from service import discarding
-from service.backup.storage import Folder
+from service.operations.backups import prune as discarding
+from service.backup.places.place import Folder
 from service.config import get_settings
 
 left = 3

@@ -49,9 +49,10 @@ async def connected(
 
     `setting`: where the database's URL stands, for an error.
     """
-    arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments}
+    settings = {**arguments.get("server_settings", {}), **settings}
+    arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments, "server_settings": settings}
     try:
-        connection = await asyncpg.connect(**arguments, server_settings=settings)
+        connection = await asyncpg.connect(**arguments)
     except (TypeError, ValueError) as error:
         raise BackupError(f"{setting} has an option that the driver does not take: {error}") from error
     try:

@@ -1,0 +1,34 @@
+"""Restores the latest backup into tables that nobody else sees, counts the rows, and removes them again."""
+
+from __future__ import annotations
+
+from service.batch.tasks.base import BaseTask
+from service.config import get_settings
+from service.logs import get_logger
+from service.operations.backups.make import on_the_run
+from service.operations.backups.restore import check_by_restoring
+
+logger = get_logger(__name__)
+
+
+class RestoreDrillTask(BaseTask):
+    """Prove that the latest backup can be restored. Without RESTORE_DRILL_CRON it is only started by hand.
+
+    Raises BackupError when the backup is damaged or can't be tried out.
+    """
+
+    name = "restore_drill"
+    description = "Restore the latest backup into a scratch database, and compare the counts"
+
+    @property
+    def schedule(self) -> str | None:
+        return get_settings().RESTORE_DRILL_CRON
+
+    async def run(self) -> dict[str, int | str]:
+        report = await check_by_restoring(get_settings(), "latest", on_the_run())
+        for note in report.notes:
+            logger.warning(note)
+        logger.info(
+            f"{report.backup} restored into {report.where}: {report.rows:,} rows of {len(report.tables)} tables"
+        )
+        return {"backup": report.backup, "tables": len(report.tables), "rows": report.rows}
