@@ -14,6 +14,7 @@ from service.database.histories import APPLICATION_HISTORIES, DATA_HISTORY
 from service.database.migrate import migrate
 from service.database.our_tables import DATA_TABLES, LEDGER_TABLES
 from service.errors import DatabaseTooNew
+from tests.docs_blocks import blocks, read
 
 EARLIER = {
     "data_0003": (),
@@ -99,3 +100,17 @@ def test_autogenerate_leaves_out_our_tables_and_nothing_else() -> None:
         assert include_object(None, name, "table", False, None), "the application's metadata declares it"
         assert include_object(None, name, "index", True, None)
     assert include_object(None, "batch_orders", "table", True, None)
+
+
+async def test_the_page_says_how_to_take_us_out_again(postgres_database: str) -> None:
+    database = Database(postgres_database, setting="DATABASE_URL", pooled=False)
+    async with database.engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE batch_orders (id integer)"))
+    await migrate(database, LEDGER_HISTORY, DATA_HISTORY)
+    [block] = blocks(read("docs/apps-project.md"), "sql")
+    async with database.engine.begin() as connection:
+        for statement in filter(str.strip, block.code.split(";")):
+            await connection.execute(text(statement))
+    everything = "SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = 'public'::regnamespace"
+    assert await values(database, everything) == ["batch_orders"]
+    await database.dispose()
