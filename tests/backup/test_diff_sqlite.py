@@ -21,6 +21,7 @@ from service.clock import now
 from service.concurrency.stoppable import Stop
 from service.config import get_settings
 from service.errors import BackupError
+from tests.backup.here import make_backups_here
 
 SCHEMA = """
 CREATE TABLE "Größe; DROP" ("Key" TEXT PRIMARY KEY, "select" TEXT);
@@ -44,7 +45,7 @@ INSERT INTO plain VALUES (1, 1), (2, 'text'), (3, x'616263'), (4, 0.1), (5, 'a' 
 
 @pytest.fixture
 def file(app_db: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")  # a process more for each of so many backups takes its time
+    make_backups_here(monkeypatch)  # a process more for each of so many backups takes its time
     execute(app_db, "PRAGMA journal_mode = WAL;" + SCHEMA + ROWS)
     return app_db
 
