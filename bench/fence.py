@@ -30,6 +30,7 @@ from service import get_db, logs
 from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.context import current_run, fencing
+from service.batch.context.attempt_state import AttemptState
 from service.batch.context.current_run import CurrentRun
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import new_id
@@ -55,8 +56,9 @@ async def commits(count: int) -> list[float]:
 
 
 async def commits_of_a_run(count: int) -> list[float]:
-    run = CurrentRun(new_id(), "bench", datetime.now(UTC), 1, Origin.MANUAL)
-    run.fence, run.is_fenced = 1, True
+    state = AttemptState.of(new_id(), "bench", attempt=1)
+    state.fence, state.is_fenced = 1, True
+    run = CurrentRun(state.run, "bench", datetime.now(UTC), 1, Origin.MANUAL, state)
     own = contextvars.copy_context()
     own.run(current_run.enter, run)
     return await asyncio.get_running_loop().create_task(commits(count), context=own)

@@ -52,6 +52,7 @@ from service import BaseTask, TaskRegistry, logs
 from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.context import current_run, fencing
+from service.batch.context.attempt_state import AttemptState
 from service.batch.context.current_run import CurrentRun
 from service.batch.firing import firing, task_sync
 from service.batch.ledger import runs
@@ -164,8 +165,9 @@ async def one_chunk(seconds: list[float]) -> None:
 
 
 async def inside_a_run(body: Callable[[], Awaitable[None]]) -> None:
-    run = CurrentRun(new_id(), "mine", datetime.now(UTC), 1, Origin.MANUAL)
-    run.fence, run.is_fenced = 1, True
+    state = AttemptState.of(new_id(), "mine", attempt=1)
+    state.fence, state.is_fenced = 1, True
+    run = CurrentRun(state.run, "mine", datetime.now(UTC), 1, Origin.MANUAL, state)
     own = contextvars.copy_context()
     own.run(current_run.enter, run)
 

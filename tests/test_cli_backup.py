@@ -194,7 +194,7 @@ def test_a_backup_goes_to_the_bucket_and_comes_back(batch: Batch, folder: Path, 
     assert f"{bucket.url}/{NEW}" in batch("backup", "verify", NEW).out
     assert batch("backup", "download").code == 0
     assert (folder / NEW).read_bytes() == data
-    refuses(batch("backup", "download", NEW), f"backups/{NEW} is there already")
+    refuses(batch("backup", "download", NEW), f"backups/{NEW} exists already")
     refuses(batch("backup", "download", OLD), f"{bucket.url}/{OLD}: there is no such backup")
 
 

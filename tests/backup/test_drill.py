@@ -27,7 +27,7 @@ from tests.databases import migrated
 async def url(
     database_url: str, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> str:
-    """The application's database, with a ledger, and a backup of it."""
+    """The URL of the application's database, with a ledger and a backup."""
     make_backups_here(monkeypatch)
     use_database(database_url)
     settings = get_settings()
@@ -59,7 +59,9 @@ async def test_a_damaged_backup_fails_the_run_and_is_recorded_as_failed(url: str
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_a_drill_that_has_no_place_says_nothing_of_the_backup(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_drill_without_a_database_to_restore_into_records_nothing_about_the_backup(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RESTORE_DRILL_URL", "postgresql://nobody@127.0.0.1:1/none")
     forget_settings()
     with pytest.raises(BackupError):
@@ -67,7 +69,7 @@ async def test_a_drill_that_has_no_place_says_nothing_of_the_backup(url: str, mo
     assert await access(get_settings()).known() == {}
 
 
-async def test_it_runs_in_the_database_of_its_own_setting(
+async def test_a_drill_runs_in_the_database_of_its_own_setting(
     postgres_database: str,
     postgres_server: PostgresServer,
     use_database: Callable[[str], None],
@@ -90,7 +92,7 @@ async def test_it_runs_in_the_database_of_its_own_setting(
 
 
 @pytest.mark.parametrize(("cron", "schedule"), [("0 4 * * 0", "0 4 * * 0"), ("", None)])
-def test_without_a_cron_it_is_only_started_by_hand(
+def test_a_drill_without_a_cron_expression_is_only_started_by_hand(
     monkeypatch: pytest.MonkeyPatch, cron: str, schedule: str | None
 ) -> None:
     monkeypatch.setenv("RESTORE_DRILL_CRON", cron)

@@ -42,7 +42,7 @@ def named(night: int, off: timedelta = timedelta()) -> str:
 
 
 async def backed_up(night: int, off: timedelta = timedelta()) -> None:
-    """The task's run of a night, while the clock is wrong by so much."""
+    """Run the backup task while the clock is wrong by this much."""
     with clock.moved(FIRST + night * DAY + off):
         await BackupTask().run()
 
@@ -62,7 +62,7 @@ async def in_places() -> list[set[str]]:
 
 @pytest.fixture
 async def new_database(database_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """On the new machine: of the same kind, and empty."""
+    """The URL of an empty database of the same kind, on the new machine."""
     if database_url.startswith("sqlite"):
         (tmp_path / "new").mkdir()
         yield url_of(tmp_path / "new" / "app.db")
@@ -92,7 +92,7 @@ async def lost_machine(database_url: str, bucket: Bucket, settings: Callable[...
     return named(LOST[0])
 
 
-async def test_who_restores_on_a_new_machine_loses_nothing_afterwards(
+async def test_after_a_restore_on_a_new_machine_no_backup_is_lost(
     lost_machine: str, new_database: str, bucket: Bucket, settings: Callable[..., None], tmp_path: Path
 ) -> None:
     pinned = lost_machine
@@ -101,7 +101,7 @@ async def test_who_restores_on_a_new_machine_loses_nothing_afterwards(
         done = await restore(access(get_settings()), RestoreRequest("latest"))
     assert done.report.backup == f"{bucket.url}/{named(LOST[-1])}" and await people(new_database) == ["ann@x"]
     for history, url in ((APPLICATION_HISTORY, new_database), (LEDGER_HISTORY, get_settings().ledger_url)):
-        await migrated(url, history)  # as a service does when it starts
+        await migrated(url, history)  # a service migrates when it starts
 
     await backed_up(0)
     assert await in_places() == [{named(0)}, {named(night) for night in (*LOST, 0)}]

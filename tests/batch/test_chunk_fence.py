@@ -83,7 +83,7 @@ async def test_each_commit_of_a_loop_has_one_statement_for_the_place_and_the_fen
     fenced: Database, is_fenced: bool
 ) -> None:
     attempt = Attempt()
-    attempt.run.is_fenced = is_fenced
+    attempt.state.is_fenced = is_fenced
     with statements(fenced) as seen:
         await attempt.does(loop)
     assert len(seen) == 3  # two chunks, and the end of the loop
@@ -120,7 +120,7 @@ async def test_a_chunk_that_was_committed_without_a_reply_is_overtaken_also_wher
 ) -> None:
     """The COMMIT goes through after somebody has looked, and found the place where it was before."""
     attempt = Attempt()
-    attempt.run.is_fenced = is_fenced
+    attempt.state.is_fenced = is_fenced
     places = [LoopPosition(), LoopPosition("a", 3, 1), LoopPosition("b", 3 + items, 2)]
 
     async def commit(chunk: int, email: str) -> None:
@@ -140,7 +140,7 @@ async def test_a_chunk_that_was_committed_without_a_reply_is_overtaken_also_wher
 async def test_a_lease_that_ends_within_the_statement_refuses_the_commit(fenced: Database) -> None:
     """It is looked at when the transaction begins, before the statement and after it."""
     attempt, looks = Attempt(), iter((True, True, False))
-    attempt.run.holds_lease = lambda: next(looks)
+    attempt.state.holds_lease = lambda: next(looks)
     with pytest.raises(LeaseLost, match="the lease of this node is over"):
         await attempt.does(loop)
     assert await stored() == ([], {})

@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 from service import failures, get_logger, logs
-from service.batch.context.current_run import CurrentRun
+from service.batch.context.attempt_state import LogBuffer
 from service.batch.execution import write_buffer
 from service.batch.execution.write_buffer import Journal
 from service.batch.ledger import run_logs
 from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.states import Origin, RunState
+from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
-from service.clock import now
 from service.database.engine import Database
 from service.operations.databases import Databases
 from service.operations.run_log import Reader
@@ -38,12 +37,12 @@ logger = get_logger("mine")
 
 
 @contextmanager
-def inside_a_run() -> Iterator[CurrentRun]:
+def inside_a_run() -> Iterator[LogBuffer]:
     logs.set_up(stream=StringIO())
-    run = CurrentRun("run-1", "backup", now(), 1, Origin.SCHEDULE)
-    token = logs.run_log.set(run)
+    buffer = LogBuffer({"task": "backup", "run": "run-1"})
+    token = logs.run_log.set(buffer)
     try:
-        yield run
+        yield buffer
     finally:
         logs.run_log.reset(token)
 

@@ -14,7 +14,7 @@ from service.backup.file.format import POSTGRESQL, SQLITE
 from service.backup.file.progress import Progress
 from service.backup.file.selection import Selection
 from service.backup.making import process
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop, in_thread
 from service.config import Settings, get_settings
 from service.database.urls import connect_arguments, safe_url
@@ -32,32 +32,32 @@ async def create_backup(output_dir: Path, *, on_progress: Callable[[Progress], N
     backup stays and older ones are as they were. The work is done in a process of its own, at a low priority;
     `on_progress` is called on the event loop.
     """
-    order = _order(get_settings())
+    request = _backup_request(get_settings())
     loop = asyncio.get_running_loop()
 
     def report(progress: Progress) -> None:
         if on_progress:
             loop.call_soon_threadsafe(on_progress, progress)
 
-    return await in_thread(lambda stop: _create(order, Path(output_dir), stop, report))
+    return await in_thread(lambda stop: _create(request, Path(output_dir), stop, report))
 
 
 def create_backup_sync(output_dir: Path) -> Path:
     """As create_backup(), for scripts without an event loop."""
-    order = _order(get_settings())
-    return _create(order, Path(output_dir), Stop(), None)
+    request = _backup_request(get_settings())
+    return _create(request, Path(output_dir), Stop(), None)
 
 
-def _order(settings: Settings) -> Order:
+def _backup_request(settings: Settings) -> BackupRequest:
     setting, text = settings.backup_database
     url = make_url(text)
     if url.drivername not in KINDS:
         raise BackupError(f"can't back up {url.drivername}: {setting} must be one of {', '.join(KINDS)}")
     kind = KINDS[url.drivername]
-    return Order(
+    return BackupRequest(
         kind=kind,
         database=url.database or "",
-        shown=safe_url(url),
+        safe_url=safe_url(url),
         started=clock.now(),
         selection=Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER),
         arguments=connect_arguments(url) if kind == POSTGRESQL else {},
@@ -65,8 +65,8 @@ def _order(settings: Settings) -> Order:
     )
 
 
-def _create(order: Order, folder: Path, stop: Stop, report: Report) -> Path:
-    with explained(folder), reserve(folder, order.started) as place:
-        remove_abandoned(folder, order.started)
-        process.carry_out(order, place.partial, stop, report)
-        return place.publish()
+def _create(request: BackupRequest, folder: Path, stop: Stop, report: Report) -> Path:
+    with explained(folder), reserve(folder, request.started) as reservation:
+        remove_abandoned(folder, request.started)
+        process.carry_out(request, reservation.partial, stop, report)
+        return reservation.publish()

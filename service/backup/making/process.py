@@ -1,4 +1,4 @@
-"""A backup in a process of its own, seen from the process that orders it."""
+"""Starts the process that makes a backup, sends the request to it, and reads its answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from service.backup.file.progress import Progress
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
 
@@ -29,12 +29,12 @@ KILL_AFTER_SECONDS = 1.0
 """Less than a drain leaves to what it has cancelled: the file is then removed here."""
 
 
-def carry_out(order: Order, partial: Path, stop: Stop, report: Callable[[Progress], None] | None) -> None:
+def carry_out(request: BackupRequest, partial: Path, stop: Stop, report: Callable[[Progress], None] | None) -> None:
     """Have the worker write the backup into `partial`. Raises BackupError, also for what the worker raised."""
     process = _start(partial)
     with process:
         try:
-            _hand_over(process, order.as_json(partial))
+            _hand_over(process, request.as_json(partial))
             with stop.calling(lambda: _end(process)):
                 result = _listen(process.stdout, report)
                 process.wait()

@@ -18,7 +18,7 @@ from service.backup.file.progress import Meter
 from service.backup.file.reader import Backup, SavedSequence
 from service.backup.file.selection import is_ledgers, quoted
 from service.backup.postgresql import server, target
-from service.backup.postgresql.server import Still
+from service.backup.postgresql.server import LastCheck
 from service.backup.postgresql.target import Counter, Key, Relation, Target
 from service.backup.restoring import migrated
 from service.backup.restoring import plan as plans
@@ -71,14 +71,14 @@ def run(
     histories: Sequence[History],
     *,
     dry_run: bool,
-    still: Still | None,
+    last_check: LastCheck | None,
 ) -> Report:
     with server.explained(url):
-        return in_own_loop(_restore(backup, url, meter, histories, dry_run, still), stop)
+        return in_own_loop(_restore(backup, url, meter, histories, dry_run, last_check), stop)
 
 
 async def _restore(
-    backup: Backup, url: URL, meter: Meter, histories: Sequence[History], dry_run: bool, still: Still | None
+    backup: Backup, url: URL, meter: Meter, histories: Sequence[History], dry_run: bool, last_check: LastCheck | None
 ) -> Report:
     started = clock.monotonic()
     async with server.connected(url) as connection:
@@ -87,7 +87,7 @@ async def _restore(
         try:
             number = await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text")
             await migrated.make_missing(connection, backup, histories)
-            work = await _locked(connection, backup, url, still)
+            work = await _locked(connection, backup, url, last_check)
             counted = compared(backup.source.name, work.plan.tables, *await work.replace(backup, meter))
         except BaseException:
             await _roll_back(connection, transaction)
@@ -123,8 +123,8 @@ async def count(connection: Any, relations: Iterable[Relation]) -> dict[str, int
     }
 
 
-async def _locked(connection: Any, backup: Backup, url: URL, still: Still | None) -> Work:
-    """The work, with all its tables locked. The ledger's come last: `still` may have to read them."""
+async def _locked(connection: Any, backup: Backup, url: URL, last_check: LastCheck | None) -> Work:
+    """The work, with all its tables locked. The ledger's come last: `last_check` may have to read them."""
     tables = plans.restored(backup)
     seen = await target.look(connection)
     there = [relation for table in tables if (relation := seen.find(table.schema, table.name))]
@@ -133,8 +133,8 @@ async def _locked(connection: Any, backup: Backup, url: URL, still: Still | None
     every = [seen.relations[number] for number in sorted({r.id for r in there} | holders)]
     wanted = [relation for relation in every if relation.is_owned]
     await server.lock(connection, url, [(r.id, r.sql) for r in wanted if not is_ledgers(r.name)])
-    if still is not None:
-        await still()
+    if last_check is not None:
+        await last_check()
     await server.lock(connection, url, [(r.id, r.sql) for r in wanted if is_ledgers(r.name)])
     found = await target.look(connection)
     made = plans.for_postgresql(backup, url, found, await revisions(connection, found), {})

@@ -191,7 +191,7 @@ async def restore(access: BackupAccess, request: RestoreRequest, tell: Tell = no
                 source,
                 url,
                 dry_run=request.dry_run,
-                still=still,
+                last_check=still,
                 on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
                 folder=access.settings.BACKUP_DIR,
                 histories=HISTORIES,
