@@ -25,6 +25,7 @@ from service.database.histories import APPLICATION_HISTORIES
 from service.operations.backups import restore
 from service.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, make_sqlite
+from tests.backup.here import make_backups_here
 from tests.backup.restores import damage
 from tests.backup.s3 import SECRET, Bucket, bucket, s3_server
 from tests.commands import Batch, in_this_process, refuses
@@ -59,7 +60,7 @@ class Long(BaseTask):
 
 @pytest.fixture(autouse=True)
 def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ async def test_an_idle_service_goes_on_working_on_the_restored_rows(
     database_url: str, tmp_path: Path, batch: Batch
 ) -> None:
     (tmp_path / "tasks/all.py").write_text(TASKS)
-    settings = {"DATABASE_URL": database_url, "POLL_SECONDS": "0.1", "BACKUP_PROCESS": "0"}
+    settings = {"DATABASE_URL": database_url, "POLL_SECONDS": "0.1"}
 
     def join(email: str) -> None:
         done = batch("run", "join", "--param", f"email={email}@x", "--queue", "--wait", **settings)

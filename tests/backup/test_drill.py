@@ -18,6 +18,7 @@ from service.testing.postgres import PostgresServer
 from tasks.restore_drill import RestoreDrillTask
 from tests.asking import access
 from tests.backup.contents import execute
+from tests.backup.here import make_backups_here
 from tests.backup.restores import damage
 from tests.databases import migrated
 
@@ -27,7 +28,7 @@ async def url(
     database_url: str, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> str:
     """The URL of the application's database, with a ledger and a backup."""
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
     use_database(database_url)
     settings = get_settings()
     for place, histories in (
@@ -80,7 +81,7 @@ async def test_a_drill_runs_in_the_database_of_its_own_setting(
 ) -> None:
     drill = await postgres_server.create_database()
     try:
-        monkeypatch.setenv("BACKUP_PROCESS", "0")
+        make_backups_here(monkeypatch)
         monkeypatch.setenv("RESTORE_DRILL_URL", drill)
         use_database(postgres_database)
         await migrated(postgres_database, *APPLICATION_HISTORIES)

@@ -23,6 +23,7 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings
 from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError
+from tests.backup.here import make_backups_here
 from tests.backup.restores import damage, killed_in_the_middle, restored
 from tests.databases import migrated, url_of
 
@@ -53,7 +54,7 @@ UPDATE plain SET data = 'changed';
 @pytest.fixture
 def url(app_db: Path, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of the application's database."""
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
     execute(app_db, SCHEMA)
     found = f"sqlite+aiosqlite:///{app_db}"
     use_database(found)

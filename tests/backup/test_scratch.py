@@ -21,6 +21,7 @@ from service.errors import BackupError, DamagedBackup
 from service.operations.backups.restore import HISTORIES
 from service.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, make_sqlite, manifest, until
+from tests.backup.here import make_backups_here
 from tests.backup.restores import (
     CHANGES,
     HANGING,
@@ -43,7 +44,7 @@ SCHEMAS = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'batch%'"
 
 @pytest.fixture
 def database(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
     return database
 
 
@@ -278,7 +279,7 @@ async def test_kill_9_in_the_middle_leaves_nothing(database: str, backup: Path) 
 async def test_a_sqlite_backup_is_tried_in_a_temporary_file(
     app_db: Path, tmp_path: Path, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
     url = f"sqlite+aiosqlite:///{app_db}"
     use_database(url)
     make_sqlite(app_db)

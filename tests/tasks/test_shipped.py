@@ -21,6 +21,7 @@ from service.database.engine import Database
 from service.testing import Batch
 from tasks.cleanup_sessions import CleanupSessionsTask
 from tasks.daily_report import DailyReportTask
+from tests.backup.here import make_backups_here
 from tests.batch.ledger_world import until_counted
 from tests.conftest import KINDS
 from tests.docs_blocks import blocks, read
@@ -106,7 +107,7 @@ async def test_all_at_once_they_can_be_deleted_too(application: Database) -> Non
 
 
 async def test_three_days_of_the_shipped_tasks(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
     config.forget_settings()
     load_tasks(ROOT / "tasks")
     batch.set_time(NOON)
