@@ -11,11 +11,11 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 ifneq ($(UV),)
 VENV = $(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
 PIP = $(UV) pip
-INTO = --quiet --python .venv/bin/python
+INTO = --quiet --python .venv/bin/python --compile-bytecode
 else
 VENV = $(PYTHON) -m venv .venv
 PIP = .venv/bin/python -m pip
-INTO = --quiet --disable-pip-version-check --no-compile
+INTO = --quiet --disable-pip-version-check
 endif
 
 .DEFAULT_GOAL := help
@@ -93,6 +93,7 @@ define install_from
 @[ -n "$(UV)" ] || $(PIP) --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
 @$(PIP) install $(INTO) --require-hashes -r $(1)
 @$(PIP) install $(INTO) --no-deps --no-build-isolation --editable .
+@.venv/bin/python -m compileall -q service
 endef
 
 # An interpreter named on the command line or in the environment counts; the default takes any .venv that is there.

@@ -10,9 +10,6 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.batch.context.current_run import CurrentRun as CurrentRun
     from service.batch.context.current_run import current_run as current_run
     from service.batch.context.once import once as once
-    from service.batch.firing.apscheduler import create_scheduler as create_scheduler
-    from service.batch.firing.apscheduler import start_scheduler as start_scheduler
-    from service.batch.firing.apscheduler import stop_scheduler as stop_scheduler
     from service.batch.queue.enqueue import start as start
     from service.batch.tasks.base import BaseTask as BaseTask
     from service.batch.tasks.item_task import ItemTask as ItemTask
@@ -30,6 +27,9 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.errors import DomainError as DomainError
     from service.errors import RetryAfter as RetryAfter
     from service.logs import get_logger as get_logger
+    from service.server.by_hand import create_scheduler as create_scheduler
+    from service.server.by_hand import start_scheduler as start_scheduler
+    from service.server.by_hand import stop_scheduler as stop_scheduler
 
 _HOMES = {
     "BaseTask": "batch.tasks.base",
@@ -46,15 +46,15 @@ _HOMES = {
     "TaskRegistry": "batch.tasks.registry",
     "call_async": "database.sync",
     "call_db": "database.sync",
-    "create_scheduler": "batch.firing.apscheduler",
+    "create_scheduler": "server.by_hand",
     "current_run": "batch.context.current_run",
     "get_db": "database.session",
     "get_logger": "logs",
     "get_settings": "config",
     "once": "batch.context.once",
     "start": "batch.queue.enqueue",
-    "start_scheduler": "batch.firing.apscheduler",
-    "stop_scheduler": "batch.firing.apscheduler",
+    "start_scheduler": "server.by_hand",
+    "stop_scheduler": "server.by_hand",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,4 +1,4 @@
-"""The one place that reads time. Everything else asks here, so tests can move it."""
+"""The only module that reads the time. All other code calls it, so that tests can set the time."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ def now() -> datetime:
 
 
 def monotonic() -> float:
-    """Seconds for measuring how long something took; never moved by tests or by clock steps."""
+    """Seconds on a clock for measuring durations, which neither tests nor changes of the system clock move."""
     return time.monotonic()
 
 
 def boottime() -> float:
-    """Seconds since boot that keep counting while the machine sleeps (`monotonic` stops there)."""
+    """Seconds since boot, including the time that the machine was suspended, which `monotonic` leaves out."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def unix_ns() -> int:
-    """Nanoseconds of the wall clock since 1970, for ids that sort by time. Not moved by `moved`."""
+    """Nanoseconds of the wall clock since 1970 (UTC), for ids that sort by time. `moved` does not change it."""
     return time.time_ns()
 
 
 def is_moved() -> bool:
-    """True while a test holds the clock: then the database's own time must not be asked."""
+    """True within `moved`: then `now` is used instead of the database's time."""
     return _moved_to is not None
 
 
 @contextmanager
 def moved(at: datetime) -> Iterator[None]:
-    """For tests: `now()` stands still at `at` (aware) until `advance` or the end of the block."""
+    """For tests: within the block `now()` returns `at` (aware), as `advance` moves it. Raises ValueError if naive."""
     global _moved_to
     if at.utcoffset() is None:
         raise ValueError(f"moved() needs an aware datetime, not {at!r}")
-    before, _moved_to = _moved_to, at.astimezone(UTC)
+    previous, _moved_to = _moved_to, at.astimezone(UTC)
     try:
         yield
     finally:
-        _moved_to = before
+        _moved_to = previous
 
 
 def advance(by: timedelta) -> datetime:
-    """For tests, inside `moved`: move the clock on, and return where it is now."""
+    """For tests, within `moved`: move the clock forward, and return its new time. Raises RuntimeError elsewhere."""
     global _moved_to
     if _moved_to is None:
         raise RuntimeError("advance() works inside `with clock.moved(...)` only")

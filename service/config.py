@@ -1,4 +1,4 @@
-"""Settings: the environment and `.env`, read in one place and handed down as plain values."""
+"""Settings: the only module that reads the environment and `.env`. Other code gets plain values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENV_FILE = Path(".env")
 DAY = 86_400.0
 SHORTEST_BLOCK = 2.0
 SECRET = ("_URL", "_DSN")
-"""Settings whose values may hold a password. An author's own are never shown."""
+"""Endings of settings whose values may contain a password. Values of an author's own settings are never shown."""
 DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
 
 
@@ -33,14 +33,14 @@ def async_url(url: str) -> str:
     """The URL with an async driver: bare `postgres://`, `postgresql://` and `sqlite://` are rewritten."""
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # its text may hold a part of the password
+    except (ArgumentError, ValueError):  # the text of the error may contain a part of the password
         raise ValueError(
             "not a database URL, which looks like postgresql://user@host/name or sqlite:///./app.db"
         ) from None
     if "@" in (parsed.host or ""):
-        raise ValueError("an @ in its password is read as the end of it: write it as %40")
+        raise ValueError("an @ in the password is read as the end of the password: write it as %40")
     parsed = parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername))
-    if parsed.drivername == "postgresql+asyncpg" and (mode := parsed.query.get("sslmode")):  # libpq's name for it
+    if parsed.drivername == "postgresql+asyncpg" and (mode := parsed.query.get("sslmode")):  # libpq's name of `ssl`
         parsed = parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
     _refuse_driver(parsed)
     return parsed.render_as_string(hide_password=False)
@@ -50,14 +50,14 @@ def _refuse_driver(url: URL) -> None:
     try:
         is_async = url.get_dialect().get_async_dialect_cls(url).is_async
     except NoSuchModuleError:
-        raise ValueError(f"nothing here speaks {url.drivername}://; allowed: postgresql:// or sqlite://") from None
+        raise ValueError(f"unknown driver {url.drivername}://; allowed: postgresql:// or sqlite://") from None
     if not is_async:
         raise ValueError(f"the driver of {url.drivername}:// is not async; allowed: postgresql:// or sqlite://")
 
 
 def _for_ledger(url: str) -> str:
     if make_url(url).get_backend_name() not in ("postgresql", "sqlite"):
-        raise ValueError("the ledger can't be there; allowed: postgresql:// or sqlite://")
+        raise ValueError("the ledger can't be in such a database; allowed: postgresql:// or sqlite://")
     return url
 
 
@@ -67,7 +67,7 @@ LedgerUrl = Annotated[DatabaseUrl, AfterValidator(_for_ledger)]
 
 
 class Settings(BaseSettings):
-    """Every setting, with its default. Names are the environment's; `.env` in the working directory is read too."""
+    """All settings with their defaults. Values come from the environment, then from `.env` in the working directory."""
 
     model_config = SettingsConfigDict(
         env_file=ENV_FILE, env_file_encoding="utf-8-sig", case_sensitive=True, extra="allow", env_ignore_empty=True
@@ -75,61 +75,59 @@ class Settings(BaseSettings):
 
     HOST: str = Field("127.0.0.1", description="Address that `batch serve` listens on.")
     PORT: int = Field(8000, ge=0, le=65535, description="Port that `batch serve` listens on.")
-    TASKS_DIR: Path = Field(Path("tasks"), description="Folder, or package, whose *.py files hold the tasks.")
+    TASKS_DIR: Path = Field(Path("tasks"), description="Folder or package whose *.py files contain the tasks.")
 
     DATABASE_URL: DatabaseUrl = Field(
         "sqlite+aiosqlite:///./app.db", description="The application's database, which get_db() opens."
     )
     LEDGER_URL: LedgerUrl | None = Field(
-        None,
-        description="The ledger's database. Empty: ./ledger.db beside SQLite, the application's own on PostgreSQL.",
+        None, description="The ledger's database. Empty: ledger.db beside an SQLite file, or the PostgreSQL database."
     )
-    DATABASE_POOL_SIZE: int = Field(20, ge=1, description="Connections to PostgreSQL for the application, a process.")
+    DATABASE_POOL_SIZE: int = Field(20, ge=1, description="PostgreSQL connections for the application per process.")
 
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="Lines below this level are dropped."
     )
-    LOG_FORMAT: Literal["console", "json"] = Field("console", description="How lines look on stderr.")
+    LOG_FORMAT: Literal["console", "json"] = Field("console", description="Format of the log lines on stderr.")
     BATCH_SHOW_SQL_PARAMETERS: bool = Field(
-        False, description="Whether errors of the databases say what their statements were given."
+        False, description="Whether database errors show the parameters of statements."
     )
 
-    SENTRY_DSN: str | None = Field(None, description="Sentry project that errors are sent to. Empty: none.")
+    SENTRY_DSN: str | None = Field(None, description="DSN of the Sentry project that errors are sent to. Empty: none.")
 
-    MAX_RUNNING: int = Field(100, ge=1, description="Runs at the same time in one process.")
-    MAX_THREADS: int = Field(32, ge=1, description="Threads for sync runs in one process.")
-    DRAIN_SECONDS: float = Field(25.0, ge=0, le=DAY, description="How long running work may go on after a stop signal.")
+    MAX_RUNNING: int = Field(100, ge=1, description="Largest number of concurrent runs in one process.")
+    MAX_THREADS: int = Field(32, ge=1, description="Largest number of threads for sync runs in one process.")
+    DRAIN_SECONDS: float = Field(25.0, ge=0, le=DAY, description="Seconds that runs may continue after a stop signal.")
     MAX_LOOP_BLOCK: float = Field(
-        300.0, ge=0, le=DAY, description="Seconds after which a process whose event loop is blocked ends. 0: never."
+        300.0, ge=0, le=DAY, description="Seconds after which a process with a blocked event loop ends. 0: never."
     )
-    POLL_SECONDS: float = Field(1.0, ge=0.05, le=60, description="How often a node looks for runs that others made.")
-    HEARTBEAT_SECONDS: float = Field(5.0, ge=0.1, le=DAY, description="How often a node says that it lives.")
-    LEASE_SECONDS: float = Field(30.0, ge=1, le=DAY, description="How long a silent node keeps its runs.")
+    POLL_SECONDS: float = Field(1.0, ge=0.05, le=60, description="Seconds between a node's looks at the queue.")
+    HEARTBEAT_SECONDS: float = Field(5.0, ge=0.1, le=DAY, description="Seconds between two heartbeats of a node.")
+    LEASE_SECONDS: float = Field(30.0, ge=1, le=DAY, description="Seconds that a silent node keeps its runs.")
 
-    KEEP_RUNS_DAYS: int = Field(90, ge=1, le=36_500, description="Runs that ended longer ago are pruned.")
-    KEEP_RUNS_PER_TASK: int = Field(100, ge=1, le=100_000, description="So many runs of each task stay in any case.")
+    KEEP_RUNS_DAYS: int = Field(90, ge=1, le=36_500, description="Days after which a run that has ended is pruned.")
+    KEEP_RUNS_PER_TASK: int = Field(100, ge=1, le=100_000, description="This many runs of each task are always kept.")
 
     BACKUP_CRON: str = Field("0 2 * * *", description="When BackupTask runs (UTC).")
-    BACKUP_KEEP_LAST: int = Field(7, ge=1, le=100_000, description="So many of the newest backups stay in any case.")
+    BACKUP_KEEP_LAST: int = Field(7, ge=1, le=100_000, description="This many of the newest backups are always kept.")
     BACKUP_RETENTION_DAYS: int = Field(7, ge=1, le=36_500, description="Backups older than this many days are deleted.")
-    BACKUP_KEEP_WEEKLY: int = Field(0, ge=0, le=5_200, description="The newest of each week is kept, for so many.")
-    BACKUP_KEEP_MONTHLY: int = Field(0, ge=0, le=1_200, description="The newest of each month is kept, for so many.")
+    BACKUP_KEEP_WEEKLY: int = Field(0, ge=0, le=5_200, description="Weeks of which the newest backup is kept.")
+    BACKUP_KEEP_MONTHLY: int = Field(0, ge=0, le=1_200, description="Months of which the newest backup is kept.")
     BACKUP_LEAST_SHARE: float = Field(
-        0.5, ge=0, le=1, description="A new backup with fewer of the last one's rows lets no other be deleted."
+        0.5, ge=0, le=1, description="No backup is deleted after one with less than this share of the last one's rows."
     )
     BACKUP_DIR: Path = Field(Path("backups"), description="Folder that BackupTask writes to.")
-    BACKUP_URL: PlaceUrl | None = Field(None, description="Where backups are copied to. Empty: nowhere.")
+    BACKUP_URL: PlaceUrl | None = Field(None, description="Place that backups are copied to. Empty: no copies.")
     BACKUP_DATABASE_URL: DatabaseUrl | None = Field(
-        None, description="The same PostgreSQL database, as the role that backs up and restores. Empty: DATABASE_URL."
+        None, description="The same PostgreSQL database by the role that backs up and restores. Empty: DATABASE_URL."
     )
     BACKUP_INCLUDE: str = Field("", description="Tables to back up, as patterns. Empty: all of the application's.")
     BACKUP_EXCLUDE: str = Field("", description="Tables to leave out, as patterns.")
-    BACKUP_LEDGER: bool = Field(False, description="Whether the ledger's tables are backed up too.")
-    BACKUP_PROCESS: bool = Field(True, description="Whether a backup has a process of its own, or only a thread.")
+    BACKUP_LEDGER: bool = Field(False, description="Whether to back up the ledger's tables too.")
 
     RESTORE_DRILL_CRON: str | None = Field(None, description="When RestoreDrillTask runs (UTC). Empty: never.")
     RESTORE_DRILL_URL: DatabaseUrl | None = Field(
-        None, description="Database that it restores into. Empty: a scratch one beside the application's."
+        None, description="Database that RestoreDrillTask restores into. Empty: a new one beside the application's."
     )
 
     SETTINGS: str | None = Field(
@@ -137,43 +135,44 @@ class Settings(BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _lease_outlasts_heartbeats(self) -> Self:
+    def _check_lease(self) -> Self:
         if self.LEASE_SECONDS < 3 * self.HEARTBEAT_SECONDS:
             raise ValueError(
                 f"LEASE_SECONDS ({self.LEASE_SECONDS:g}) must be at least three times HEARTBEAT_SECONDS "
-                f"({self.HEARTBEAT_SECONDS:g}): one heartbeat may fail, and a node gives up its runs a sixth of the "
-                "lease before it ends"
+                f"({self.HEARTBEAT_SECONDS:g}), since one heartbeat may fail, and a node gives up its runs a sixth "
+                "of the lease before it ends"
             )
         return self
 
     @model_validator(mode="after")
-    def _only_postgresql_has_roles(self) -> Self:
+    def _check_backup_database(self) -> Self:
         url = self.BACKUP_DATABASE_URL or self.DATABASE_URL
-        kinds = {make_url(one).get_backend_name() for one in (url, self.DATABASE_URL)}
+        kinds = {make_url(each).get_backend_name() for each in (url, self.DATABASE_URL)}
         if url != self.DATABASE_URL and kinds != {"postgresql"}:
             raise ValueError(
-                "BACKUP_DATABASE_URL is for another role of the PostgreSQL database that DATABASE_URL names: both have "
+                "BACKUP_DATABASE_URL names another role for the PostgreSQL database of DATABASE_URL: both have "
                 "to be postgresql://, or leave it empty"
             )
         return self
 
     @model_validator(mode="after")
-    def _hiccups_end_nothing(self) -> Self:
+    def _check_loop_block(self) -> Self:
         if 0 < self.MAX_LOOP_BLOCK < SHORTEST_BLOCK:
             raise ValueError(
-                f"MAX_LOOP_BLOCK ({self.MAX_LOOP_BLOCK:g}) must be 0 (never) or at least {SHORTEST_BLOCK:g}: every "
-                "loop is blocked for a moment now and then"
+                f"MAX_LOOP_BLOCK ({self.MAX_LOOP_BLOCK:g}) must be 0 (never) or at least {SHORTEST_BLOCK:g}, because "
+                "every event loop is blocked for short times"
             )
         return self
 
     @model_validator(mode="after")
-    def _copies_are_elsewhere(self) -> Self:
+    def _check_backup_place(self) -> Self:
         if self.BACKUP_URL:
             refuse_one_place(self.BACKUP_DIR, self.BACKUP_URL)
         return self
 
     @property
     def ledger_url(self) -> str:
+        """The URL of the ledger's database, with its async driver."""
         if self.LEDGER_URL:
             return self.LEDGER_URL
         url = make_url(self.DATABASE_URL)
@@ -184,37 +183,37 @@ class Settings(BaseSettings):
 
     @property
     def backup_database(self) -> tuple[str, str]:
-        """The database to back up and restore: the setting that names it, and its URL."""
+        """The database to back up and restore: the name of its setting, and its URL."""
         if self.BACKUP_DATABASE_URL:
             return "BACKUP_DATABASE_URL", self.BACKUP_DATABASE_URL
         return "DATABASE_URL", self.DATABASE_URL
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """Without what may be secret, for it ends up in logs and in the diffs of failed tests."""
+        """Hide values that may be secret, because a repr appears in logs and in the output of failed tests."""
         for name, value in super().__repr_args__():
             is_open = name in Settings.model_fields and not str(name).endswith(SECRET)
             yield name, value if is_open or value is None else "***"
 
     def __getattr__(self, name: str) -> str:
-        """Authors' own keys: what the environment or `.env` holds beside the declared ones."""
+        """The value of an author's own setting from the environment or `.env`. Raises AttributeError if it has none."""
         if not name.isupper():
             return super().__getattr__(name)  # type: ignore[misc,no-any-return]
         own = {**(self.model_extra or {}), **os.environ}
         if name not in own:
-            raise AttributeError(f"there is no setting {name}: it stands neither in the environment nor in {ENV_FILE}")
+            raise AttributeError(f"there is no setting {name}: neither the environment nor {ENV_FILE} has it")
         return str(own[name])
 
 
 def _read() -> tuple[Settings, BaseSettings]:
-    """The service's settings and the author's, which may be the same."""
-    settings = _made(Settings)
+    """The service's settings and the author's, which may be the same object."""
+    settings = _load(Settings)
     if settings.SETTINGS is None:
         return settings, settings
-    own = _made(_own_class(settings.SETTINGS))
+    own = _load(_own_class(settings.SETTINGS))
     return (own if isinstance(own, Settings) else settings), own
 
 
-def _made(cls: type[S]) -> S:
+def _load(cls: type[S]) -> S:
     try:
         return cls()
     except ValidationError as error:
@@ -224,32 +223,32 @@ def _made(cls: type[S]) -> S:
 
 
 def _own_class(named: str) -> type[BaseSettings]:
-    """The class named by SETTINGS. One that doesn't extend Settings reads `.env` too, and ignores our keys in it."""
+    """The class that SETTINGS names. One that does not extend Settings reads `.env` too, and ignores our keys in it."""
     module, _, name = named.partition(":")
-    wrong = f"setting SETTINGS: {cut(named, LONGEST_QUOTE)}"
+    setting = f"setting SETTINGS: {cut(named, LONGEST_QUOTE)}"
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(import_module(module), name)
-    except ValidationError as error:  # it makes settings when it is imported
+        cls = getattr(import_module(module), name)
+    except ValidationError as error:  # the module reads settings when it is imported
         raise InvalidSetting("; ".join(_sentence(e) for e in error.errors())) from None
     except Exception as error:  # an author's module may raise anything
-        raise InvalidSetting(f"{wrong} can't be imported: {failures.line_of(error)}") from error
-    if not (isinstance(found, type) and issubclass(found, BaseSettings)):
-        raise InvalidSetting(f"{wrong} is {echoed(found)}; allowed: a subclass of pydantic's BaseSettings")
-    if issubclass(found, Settings):
-        return found
-    reads = {"env_file": found.model_config.get("env_file") or ENV_FILE, "extra": "ignore"}
-    return cast(type[BaseSettings], type(name, (found,), {"model_config": reads, "__module__": found.__module__}))
+        raise InvalidSetting(f"{setting} can't be imported: {failures.line_of(error)}") from error
+    if not (isinstance(cls, type) and issubclass(cls, BaseSettings)):
+        raise InvalidSetting(f"{setting} is {echoed(cls)}; allowed: a subclass of pydantic's BaseSettings")
+    if issubclass(cls, Settings):
+        return cls
+    config = {"env_file": cls.model_config.get("env_file") or ENV_FILE, "extra": "ignore"}
+    return cast(type[BaseSettings], type(name, (cls,), {"model_config": config, "__module__": cls.__module__}))
 
 
 def _sentence(error: Any) -> str:
     name, message = ".".join(str(part) for part in error["loc"]), error["msg"].removeprefix("Value error, ")
-    if not name:  # about several settings, among which secrets may be
+    if not name:  # the error is about several settings, and some of their values may be secret
         return f"settings: {message}"
     is_open = name in Settings.model_fields and not name.endswith(SECRET)
-    shown = f" (it is {echoed(error['input'])})" if is_open else ""
-    return f"setting {name}: {message}{shown}"
+    value = f" (it is {echoed(error['input'])})" if is_open else ""
+    return f"setting {name}: {message}{value}"
 
 
 _settings: Settings | None = None
@@ -269,15 +268,15 @@ def get_settings() -> Settings: ...
 @overload
 def get_settings(cls: type[S]) -> S: ...
 def get_settings(cls: type[BaseSettings] = Settings) -> BaseSettings:
-    """The settings as last read; `cls`: your own class, named by SETTINGS. A service reads `.env` again within
-    seconds of a change.
+    """The settings as last read, or those of your own class `cls`, which SETTINGS has to name. A service reads `.env`
+    again within seconds of a change.
 
     Raises InvalidSetting, which names the setting and what is allowed.
     """
     settings = _settings if _settings is not None else refresh_settings()
-    for made in (settings, _own):
-        if isinstance(made, cls):
-            return made
+    for candidate in (settings, _own):
+        if isinstance(candidate, cls):
+            return candidate
     raise InvalidSetting(
         f"setting SETTINGS is {echoed(settings.SETTINGS)}; for get_settings({cls.__name__}) it has to be "
         f"{cls.__module__}:{cls.__qualname__}"
@@ -285,7 +284,7 @@ def get_settings(cls: type[BaseSettings] = Settings) -> BaseSettings:
 
 
 def refresh_settings() -> Settings:
-    """Read `.env` again if it changed. A bad value raises InvalidSetting once; the settings before it stay."""
+    """Read `.env` again if it changed. An invalid value raises InvalidSetting once, and the old settings are kept."""
     global _settings, _own, _read_at_mtime
     mtime = _mtime()
     if _settings is None or mtime != _read_at_mtime:
@@ -295,6 +294,6 @@ def refresh_settings() -> Settings:
 
 
 def forget_settings() -> None:
-    """For tests: the next get_settings() reads everything again."""
+    """For tests: the next get_settings() reads all settings again."""
     global _settings
     _settings = None

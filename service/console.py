@@ -1,6 +1,6 @@
-"""How lists and lines look: tables and colours in a terminal, plain columns and text when piped, or JSON.
+"""Prints the output of commands: tables and colours in a terminal, plain columns and text in a pipe, or JSON.
 
-All that a command prints is printed here, so that nothing from a file, a task or an author's error acts in a terminal.
+Commands print only through this module, which escapes control characters from a file, a task or an author's error.
 """
 
 from __future__ import annotations
@@ -11,16 +11,11 @@ from datetime import datetime
 from typing import Any
 
 from rich.cells import cell_len
-from rich.color import ColorSystem
-from rich.console import Console
-from rich.style import Style
-from rich.table import Table
-from rich.text import Text
 
 from service.escaping import line, lines, to_json
 
 LAST = 16
-"""The last column is folded to fit the terminal, but not below so many characters."""
+"""The last column of a table is folded to fit the terminal, but is at least this many characters wide."""
 
 STYLES = {
     "debug": "dim",
@@ -33,26 +28,26 @@ STYLES = {
 
 
 INDENT = "    "
-"""Stands before the lines of a text that has several: what begins a line is ours."""
+"""Indents the later lines of a text, so that they can't look like a line of the command."""
 
 
 def say(text: str = "", flush: bool = False) -> None:
-    """Print a line on stdout, whatever is in it."""
+    """Print one line on stdout, escaped."""
     print(line(text), flush=flush)
 
 
 def warn(text: str, end: str = "\n") -> None:
-    """Print a line on stderr, whatever is in it."""
+    """Print one line on stderr, escaped."""
     print(line(text), end=end, file=sys.stderr, flush=True)
 
 
-def write(made: str, end: str = "\n", flush: bool = False) -> None:
-    """Print what was made by `paint`, `line`, `message` or `to_json`, as it is."""
-    print(made, end=end, flush=flush)
+def write(text: str, end: str = "\n", flush: bool = False) -> None:
+    """Print text as it is: only text made by `paint`, `line`, `message` or `to_json`, which escape it."""
+    print(text, end=end, flush=flush)
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """Print rows. JSON has all of their keys; a table has `columns`, without those that are empty throughout."""
+    """Print rows: as JSON with all of their keys, or as a table of those `columns` that have a value in any row."""
     if as_json:
         show_json(list(rows))
         return
@@ -65,12 +60,12 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: boo
 
 
 def show_json(value: Any) -> None:
-    """One line of JSON; instants as ISO 8601."""
+    """Print a value as one line of JSON, with datetimes in ISO 8601."""
     write(to_json(value, _json))
 
 
 def show_values(values: Mapping[str, Any]) -> None:
-    """A line for each value that there is, after its name."""
+    """Print a line with name and value for each value that is not empty; a list takes a line for each item."""
     used = {name: value for name, value in values.items() if value not in (None, "", [])}
     width = max(map(len, used), default=0)
     for name, value in used.items():
@@ -81,29 +76,41 @@ def show_values(values: Mapping[str, Any]) -> None:
 
 
 def heading(text: str) -> None:
+    """Print an empty line and a heading."""
     say()
     write(paint(text, "heading"))
 
 
 def paint(text: str, kind: str) -> str:
-    """Coloured in a terminal that has colours; `kind` is a level of a log line, or another key of STYLES."""
+    """The text, escaped, with the colour of `kind` (a key of STYLES) if stdout is a terminal with colours."""
     text = line(text)
-    if kind not in STYLES or not sys.stdout.isatty() or (console := Console()).no_color or not console.color_system:
+    if kind not in STYLES or not sys.stdout.isatty():
+        return text
+    from rich.color import ColorSystem
+    from rich.console import Console
+    from rich.style import Style
+
+    if (console := Console()).no_color or not console.color_system:
         return text
     return Style.parse(STYLES[kind]).render(text, color_system=ColorSystem.STANDARD)
 
 
 def message(text: str) -> str:
-    """For `write`: the lines of somebody's text, the later ones indented."""
+    """A text of several lines for `write`, escaped, with the later lines indented."""
     return lines(text, INDENT)
 
 
 def duration(start: datetime | None, end: datetime | None) -> str:
+    """The time between two instants in words, or an empty string if one is None."""
     return f" in {(end - start).total_seconds():.2f} s" if start and end else ""
 
 
 def _table(columns: Sequence[str], cells: list[list[str]]) -> None:
-    """Only the last column is folded; where the others need more than the terminal has, lines run on."""
+    """Print a table. Only the last column is folded; lines exceed the terminal's width if the others need more."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns[:-1]:
         table.add_column(column, no_wrap=True)

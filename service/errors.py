@@ -1,32 +1,33 @@
 """Every error that this package raises on purpose.
 
     BatchError
-    ├── DomainError             for authors: a rule of their domain was broken; carries `message`
-    ├── RetryAfter              for authors: the attempt failed, and is to be tried again after so many seconds
+    ├── DomainError             for authors: a rule of their domain was broken
+    ├── RetryAfter              for authors: the attempt failed, and the next one starts after the given seconds
     ├── InvalidSetting          a setting has a value that is not allowed
     ├── InvalidSchedule         a cron expression or a time zone that can't be used (also a ValueError)
     ├── InvalidTask             a task class that can't be registered
-    ├── InvalidParameters       a run was asked for with parameters that its signature refuses
-    │   └── WrongState          what was asked for can't be done in the state that the run or task is in
-    ├── ChunkError              a loop over chunks, or a chunk of it, was used in a way that would lose or double items
-    ├── UnknownTask             no task of that name is loaded
-    ├── UnknownRun              no run has this id, or several have ids that begin so
+    ├── InvalidParameters       a run was requested with parameters that its signature does not accept
+    │   └── WrongState          the run or the task is in a state in which this can't be done
+    ├── ChunkError              a loop over chunks, or a chunk, was used in a way that would lose or repeat items
+    ├── UnknownTask             no task has this name
+    ├── UnknownRun              no run has this id, or several ids begin with it
     ├── DatabaseError
-    │   ├── DatabaseUnreachable no connection could be made
-    │   ├── DatabaseTooNew      the database's migrations are newer than this code
-    │   ├── DatabaseBusy        SQLite's one write lock stayed taken for too long
-    │   ├── DamagedRow          a row of the ledger has something else than this code writes
-    │   ├── SecondWriter        a run that holds a writing session asked SQLite for another one
-    │   └── LeaseLost           an attempt that lost its run or its lease, or was given up, can't commit any more
+    │   ├── DatabaseUnreachable no connection to the database could be opened
+    │   ├── DatabaseTooNew      the database has migrations that this code does not know
+    │   ├── DatabaseInUse       a process of an older version lives, and the ledger has to be migrated
+    │   ├── DatabaseBusy        another connection held SQLite's write lock for too long
+    │   ├── DamagedRow          a row of the ledger holds something that this code never writes
+    │   ├── SecondWriter        a run that has a writing session on SQLite opened another one
+    │   └── LeaseLost           an attempt that lost its run or its lease, or was abandoned, can't commit any more
     └── BackupError             a backup could not be made, read, compared, copied or restored; nothing was lost
         ├── UnknownBackup       no backup has this name or address
         ├── PlaceUnreachable    the place of the backups does not answer, or refuses the keys
-        └── DamagedBackup       a backup is not what was written, or its rows don't load
+        └── DamagedBackup       a backup's file was changed or cut, or its rows can't be loaded
 
-    Interrupted (BaseException) a run stops at a checkpoint because the service does; `except Exception` can't eat it
+    Interrupted (BaseException) a run stops at a checkpoint as the service stops; `except Exception` does not catch it
 
-Messages name what was wrong, where, and what is allowed. Each class has a `kind`, by which a program decides what to
-do: the command line maps kinds to exit codes, an HTTP API maps them to statuses.
+A message says what is wrong and where, and what is allowed. Each class has a `kind`, by which a program decides what to
+do: the command line maps kinds to exit codes, and an HTTP API maps them to statuses.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ ErrorKind = Literal["not_found", "invalid", "conflict", "unavailable", "damaged"
 present state; a database or a place can't be used now; stored data is damaged; or the caller may not ask for it."""
 
 LONGEST_MESSAGE = 4_000
-"""Characters of what is said about something from outside."""
+"""Longest message about data from outside, in characters."""
 
 
 class BatchError(Exception):
-    """The root of the tree; `message` is what a person reads."""
+    """The base class of all errors that this package raises; `message` is its text for people."""
 
     kind: ClassVar[ErrorKind] = "invalid"
 
@@ -55,18 +56,18 @@ class BatchError(Exception):
 
 
 class DomainError(BatchError):
-    """For authors: raise it, or a subclass, when a rule of the domain is broken."""
+    """For authors: raise it, or a subclass, if a rule of the domain is broken."""
 
 
 class RetryAfter(BatchError):
-    """For authors: raise it in a run to have it tried again after so many seconds (or a timedelta), whatever `on` says.
+    """For authors: raise it in a run to retry the run after `seconds` (a number or a timedelta), regardless of `on`.
 
-    It counts as an attempt. The wait is at most `max_wait` of the task's `retry`, whose `attempts` hold too.
+    The attempt counts. The task's `retry` limits the number of `attempts`, and the wait to `max_wait`.
     """
 
     def __init__(self, seconds: float | datetime.timedelta, message: str | None = None) -> None:
         self.seconds = seconds.total_seconds() if isinstance(seconds, datetime.timedelta) else float(seconds)
-        super().__init__(message or f"to be tried again after {self.seconds:g} s")
+        super().__init__(message or f"retry after {self.seconds:g} s")
 
     def __reduce__(self) -> tuple[type[RetryAfter], tuple[float, str]]:
         return type(self), (self.seconds, self.message)
@@ -116,6 +117,10 @@ class DatabaseTooNew(DatabaseError):
     pass
 
 
+class DatabaseInUse(DatabaseError):
+    pass
+
+
 class DatabaseBusy(DatabaseError):
     pass
 
@@ -133,7 +138,7 @@ class LeaseLost(DatabaseError):
 
 
 class BackupError(BatchError):
-    """A file from elsewhere may have names of any length, and any number of them: what is said is cut."""
+    """The message is cut to LONGEST_MESSAGE, because a file from outside may hold any number of names of any length."""
 
     kind: ClassVar[ErrorKind] = "conflict"
 
@@ -154,4 +159,4 @@ class DamagedBackup(BackupError):
 
 
 class Interrupted(BaseException):
-    """Raised by `checkpoint()` when the run must stop here and will be resumed later."""
+    """Raised by `checkpoint()` if the run has to stop here. The run is resumed later."""

@@ -1,7 +1,7 @@
-"""Text from outside, fit for a terminal, a log or a message: nothing in it acts or hides, and it has an end.
+"""Makes text from outside safe for a terminal, a log or a message: escapes control characters, and limits the length.
 
-A task's name, an error, a table's name in a backup: whoever wrote it may have put control characters into it, which
-move a terminal's cursor, or marks that change the direction of what is read. Whatever is printed goes through here.
+A task's name, an error or the name of a table in a backup may contain control characters that move a terminal's cursor,
+or marks that change the direction of text. All text that is printed is escaped here.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from collections.abc import Callable
 from typing import Any
 
 LONGEST_QUOTE = 80
-"""So many characters of a value stand in a message."""
+"""Longest quotation of a value in a message, in characters."""
 
 _NOT_PLAIN = re.compile(r"[^ -~]")
 
 
 def line(text: str) -> str:
-    """On one line: a line feed or a tab is a space. What acts or can't be seen is an escape, such as `\\x1b`."""
+    """The text on one line: line feeds and tabs become spaces, other invisible characters escapes such as `\\x1b`."""
     return text if text.isprintable() else _NOT_PLAIN.sub(_visible, text)
 
 
 def lines(text: str, indent: str = "") -> str:
-    """The same with its line feeds. With an `indent` none of its later lines can pass for one that begins anew."""
+    """The text escaped like `line`, but with its line feeds. The later lines begin with `indent`."""
     return f"\n{indent}".join(map(line, text.expandtabs().split("\n")))
 
 
 def to_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """On one line. What would act in a terminal is escaped as JSON escapes it; other characters stay readable."""
+    """JSON on one line, in which invisible characters are JSON escapes and all others are readable."""
     encoded = json.dumps(value, ensure_ascii=False, default=default)
     return encoded if encoded.isprintable() else _NOT_PLAIN.sub(_in_json, encoded)
 
 
 def echoed(value: object, longest: int = LONGEST_QUOTE) -> str:
-    """As Python writes a value, for a message; of a long one the beginning, and how long it is. Never raises."""
+    """A value as its Python literal, for a message; a long one is cut, and its length is added. Never raises."""
     if type(value) is str:
         is_long = len(value) > longest
         return f"{value[:longest]!r}… ({len(value):,} characters)" if is_long else repr(value)
@@ -46,30 +46,30 @@ def echoed(value: object, longest: int = LONGEST_QUOTE) -> str:
 
 
 def cut(text: str, longest: int) -> str:
-    """Its first `longest` characters, and how long it was where that is more."""
+    """The first `longest` characters, followed by the number of all characters if there are more."""
     return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 
 
 def brief(text: str, longest: int = 100) -> str:
-    """Its first `longest` characters, for a list or a sentence of many names."""
+    """The first `longest` characters, followed by `…` if there are more."""
     return text if len(text) <= longest else f"{text[:longest]}…"
 
 
-def _is_seen(char: str) -> bool:
-    """Python counts no space but that of ASCII as printable, and Japanese text has a wide one."""
+def _is_visible(char: str) -> bool:
+    """Whether a character is printable or a space. `isprintable` is false for all spaces but that of ASCII."""
     return char.isprintable() or unicodedata.category(char) == "Zs"
 
 
-def _visible(found: re.Match[str]) -> str:
-    char = found[0]
-    if _is_seen(char):
+def _visible(match: re.Match[str]) -> str:
+    char = match[0]
+    if _is_visible(char):
         return char
     return " " if char in "\n\t" else char.encode("unicode_escape").decode()
 
 
-def _in_json(found: re.Match[str]) -> str:
-    char = found[0]
-    if _is_seen(char):
+def _in_json(match: re.Match[str]) -> str:
+    char = match[0]
+    if _is_visible(char):
         return char
     units = char.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))

@@ -1,4 +1,4 @@
-"""An exception as text, whatever it is: an author's may be endless, and its `__str__` may raise anything."""
+"""Exceptions as bounded text. The text of an author's exception may be very long, and its `__str__` may raise."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from collections import deque
 from collections.abc import Iterator
 
 LONGEST = 20_000
-"""Characters of a message, which are its first ones; and of a traceback, which are its last ones."""
+"""Longest text in characters: the first ones of a message, the last ones of a traceback."""
 
 LONGEST_LINE = 500
 
 LONGEST_PART = 10_000
-"""Characters of a frame, or of the message, in a traceback: so the last frames are there too."""
+"""Longest frame or message within a traceback, in characters, so that the last frames fit too."""
 
 
 def readable(error: BaseException) -> BaseException:
-    """The same, or where it can't be shown one that can, so that whoever logs it is safe."""
+    """The error itself, or if it can't be converted to text a RuntimeError that names its class."""
     try:
         str(error), deque(_parts(error), maxlen=0)
-    except Exception:  # noqa: BLE001 - it may raise anything
+    except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
         return RuntimeError(f"{type(error).__name__}, whose text can't be read").with_traceback(error.__traceback__)
     return error
 
 
 def line_of(error: BaseException) -> str:
-    """Its class, and the first line of its message."""
+    """The error's class and the first line of its message."""
     name, text = type(error).__name__, message_of(error).strip().split("\n")[0][:LONGEST_LINE]
     return f"{name}: {text}" if text else name
 
 
 def message_of(error: BaseException) -> str:
+    """The error's message, cut to LONGEST characters. Never raises."""
     try:
         return str(error)[:LONGEST]
     except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
@@ -38,7 +39,7 @@ def message_of(error: BaseException) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """As Python prints it, without the line feed at its end."""
+    """The traceback as Python prints it, without the final line feed. Never raises."""
     parts: deque[str] = deque()
     size = 0
     try:
@@ -47,7 +48,7 @@ def traceback_of(error: BaseException) -> str:
             size += len(parts[-1])
             while size > LONGEST and len(parts) > 1:
                 size -= len(parts.popleft())
-    except Exception:  # noqa: BLE001 - an author's error may have anything where Python looks for its own
+    except Exception:  # noqa: BLE001 - an author's error may have attributes that Python can't print
         parts.append(f"{type(error).__name__}: its traceback can't be read")
     return "".join(parts).rstrip()
 
@@ -57,5 +58,5 @@ def _parts(error: BaseException) -> Iterator[str]:
 
 
 def facts_of(error: BaseException) -> dict[str, str]:
-    """As the ledger keeps it."""
+    """The error as the ledger stores it: `type`, `message` and `traceback`."""
     return {"type": type(error).__name__, "message": message_of(error), "traceback": traceback_of(error)}

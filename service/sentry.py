@@ -1,7 +1,7 @@
-"""Errors to Sentry: what is logged as an error arrives there, inside a run with the run as tags.
+"""Sends errors to Sentry: each line logged as an error is an event, and events of a run are tagged with it.
 
-The SDK's own logging integration makes the events. A failed attempt logs its error too, so each is one event. Nothing
-of Sentry is imported unless SENTRY_DSN is set, or the application around us uses Sentry itself.
+The logging integration of the SDK makes the events. A failed attempt logs its error, so it is one event too. The SDK
+is imported only if SENTRY_DSN is set, or if the application uses Sentry itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import UTC
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from service.batch.context.current_run import CurrentRun, current_run_if_any
+from service.batch.context.current_run import CurrentRun, current_run_if_any, state_of
 from service.batch.nodes.node import package_version
 from service.concurrency.offload import offload
 from service.config import Settings
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from sentry_sdk.types import Event, Hint
 
 FLUSH_SECONDS = 2.0
-"""How long the end of the service may wait for events that are not sent yet."""
+"""How long the end of the service waits for events that are not sent yet, in seconds."""
 
 REPORTED = "_batch_reported_for"
 
 
 @asynccontextmanager
 async def reporting(settings: Settings) -> AsyncIterator[None]:
-    """Report errors while this is open. Where the application around us has set up Sentry, through that.
+    """Report errors within the block, through the application's own Sentry client if it has one.
 
-    Raises InvalidSetting when SENTRY_DSN can't be used.
+    Raises InvalidSetting if SENTRY_DSN can't be used.
     """
     if settings.SENTRY_DSN is None and sys.modules.get("sentry_sdk") is None:
         yield
@@ -47,12 +47,13 @@ async def reporting(settings: Settings) -> AsyncIterator[None]:
 
 
 def _begin(settings: Settings) -> BaseClient | None:
-    """The client that was made for it, if any."""
+    """The client that was made for this service, or None if the application has one."""
     try:
         import sentry_sdk
     except ImportError:
         raise InvalidSetting(
-            "setting SENTRY_DSN: sending errors to Sentry needs the extra: pip install 'batch-system[sentry]'"
+            "setting SENTRY_DSN: sending errors to Sentry needs the extra `sentry`: "
+            "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[sentry]'"
         ) from None
     _tag_events()
     if settings.SENTRY_DSN is None or sentry_sdk.is_initialized():
@@ -62,16 +63,16 @@ def _begin(settings: Settings) -> BaseClient | None:
 
 
 def _options(settings: Settings, dsn: str) -> dict[str, Any]:
-    """No more than errors, and in them no values: locals and command lines may hold passwords.
+    """Options to send errors only, and without values, because local variables and command lines may hold passwords.
 
-    (Personal data is off where `send_default_pii` is not named; naming it is deprecated.)
+    (Personal data is not sent by default, and passing `send_default_pii` is deprecated.)
     """
     from sentry_sdk.integrations.logging import LoggingIntegration
     from sentry_sdk.utils import BadDsn, Dsn
 
     try:
         Dsn(dsn)
-    except (BadDsn, ValueError):  # its text may hold a part of the key
+    except (BadDsn, ValueError):  # the text of the error may contain a part of the key
         raise InvalidSetting("setting SENTRY_DSN: not a DSN, which looks like https://key@host/1") from None
     return {
         "dsn": dsn,
@@ -93,50 +94,50 @@ def _end(own: BaseClient | None) -> None:
         return
     own.close(timeout=0)
     scope = sentry_sdk.get_global_scope()
-    if scope.client is own:  # a later service of this process may begin anew
+    if scope.client is own:  # so that a later service in this process starts with a new client
         scope.set_client(None)
 
 
 def flush() -> None:
-    """Send what waits, before a process is ended. Where nobody uses Sentry there is nothing to do."""
+    """Send the waiting events before the process ends. Does nothing if Sentry is not used."""
     if (sdk := sys.modules.get("sentry_sdk")) is not None:
         sdk.flush(timeout=FLUSH_SECONDS)
 
 
 @cache
 def _tag_events() -> None:
-    """Once a process: the SDK has no way to take a processor back, and outside of runs it changes nothing."""
+    """Install the processor once in a process. The SDK can't remove one, and outside of runs it changes nothing."""
     from sentry_sdk.scope import add_global_event_processor
 
     add_global_event_processor(_with_run)
 
 
 def _with_run(event: Event, hint: Hint) -> Event | None:
-    """The event as it is sent, or None for one that was sent already."""
+    """The event with the run's tags, or None if the same error was sent already."""
     event.get("extra", {}).pop("batch_stamp", None)
     run = current_run_if_any()
     if run is None:
         return event
-    if _is_second(hint, run):
+    if _was_sent(hint, run):
         return None
     slot = run.slot.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
     tags = {"task": run.task, "run": run.id, "slot": f"{slot}Z", "attempt": str(run.attempt)}
     event.setdefault("tags", {}).update(tags)
-    if run.will_retry:
+    if state_of(run).will_retry:
         event["level"] = "warning"
-    if _has_no_traceback(event):  # else every task's timeouts would be one issue
+    if _has_no_traceback(event):  # otherwise the timeouts of all tasks would be one issue
         event["fingerprint"] = ["{{ default }}", run.task]
     return event
 
 
-def _is_second(hint: Hint, run: CurrentRun) -> bool:
-    """A run that logs its error and raises it again makes one event, not two."""
+def _was_sent(hint: Hint, run: CurrentRun) -> bool:
+    """Whether this attempt has already sent this error: a run may log its error and raise it again."""
     error = hint.get("exc_info", (None, None, None))[1]
     if error is None:
         return False
-    attempt, before = (run.id, run.attempt), vars(error).get(REPORTED)
+    attempt, reported = (run.id, run.attempt), vars(error).get(REPORTED)
     vars(error)[REPORTED] = attempt
-    return bool(before == attempt)
+    return bool(reported == attempt)
 
 
 def _has_no_traceback(event: Event) -> bool:

@@ -138,6 +138,13 @@ def test_new_writes_a_task_that_can_be_used(batch: Batch, tmp_path: Path) -> Non
     assert batch("lint").out.endswith("1 task, 0 errors, 0 warnings, 0 notes\n")
 
 
+def test_in_an_empty_folder_a_new_task_gets_the_folder_of_tasks_too(batch: Batch, tmp_path: Path) -> None:
+    (tmp_path / "tasks").rmdir()
+    assert batch("new", "first", "--schedule", "none").code == 0
+    assert batch("run", "first").code == 0
+    assert "first" in (tmp_path / "tasks/first.py").read_text()
+
+
 def test_new_makes_a_package_of_the_folder_once(batch: Batch, tmp_path: Path) -> None:
     init = tmp_path / "tasks/__init__.py"
     batch("new", "one")
@@ -330,11 +337,11 @@ def names() -> list[str]:
 
 def leaves() -> dict[str, Any]:
     """Each command that does something; those of a group with its name before theirs."""
-    from tests.test_docs import commands
+    from tests.test_docs import commands, commands_of
 
     found = {}
     for name, one in commands().items():
-        inner = getattr(one, "commands", {})
+        inner = commands_of(one) if hasattr(one, "list_commands") else {}
         found |= {f"{name} {word}": each for word, each in inner.items()} or {name: one}
     return found
 
@@ -376,8 +383,8 @@ def test_every_command_has_examples_and_no_other() -> None:
 def test_the_help_of_a_command_fits_80_columns_and_shows_its_examples(helps: dict[str, str], name: str) -> None:
     assert all(len(line) <= 80 for line in helps[name].splitlines())
     for line, what in EXAMPLES[name].items():
-        assert f" {line} " in helps[name] and f"     {what} " in helps[name]
-    first = next(line for line in helps[name].splitlines()[3:] if line.strip())
+        assert f"\n    {line}\n        {what}\n" in helps[name]
+    first = next(line for line in helps[name].splitlines()[1:] if line.strip())
     assert first.strip()[0].isupper()
 
 
@@ -415,7 +422,7 @@ def _emptied(folder: Path) -> Path:
 
 def test_the_list_of_commands_is_in_groups_with_a_sentence_each(tmp_path: Path) -> None:
     text = shown(tmp_path, *BATCH, "--help")
-    places = [text.index(f"─ {panel} ─") for panel in ("Service", "Tasks", "Runs")]
+    places = [text.index(f"\n{panel}:\n") for panel in ("Service", "Tasks", "Runs")]
     assert places == sorted(places)
-    listed = re.findall(r"^│ (\w+) +([A-Z].*?) *│$", text, re.MULTILINE)
+    listed = re.findall(r"^  (\w+)  +([A-Z].*)$", text, re.MULTILINE)
     assert [name for name, _ in listed] == names()

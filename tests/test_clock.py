@@ -22,7 +22,7 @@ def test_a_moved_clock_stands_still_and_is_in_utc() -> None:
     assert not clock.is_moved() and clock.now() != AT
 
 
-def test_a_moved_clock_advances_by_what_is_asked() -> None:
+def test_a_moved_clock_advances_by_the_given_time() -> None:
     with clock.moved(AT):
         assert clock.advance(timedelta(hours=1)) == clock.now() == AT + timedelta(hours=1)
 
@@ -40,7 +40,7 @@ def test_only_a_moved_clock_advances() -> None:
         clock.advance(timedelta(hours=1))
 
 
-def test_a_naive_instant_moves_no_clock() -> None:
+def test_moving_the_clock_to_a_naive_instant_is_refused() -> None:
     with pytest.raises(ValueError, match="aware"), clock.moved(AT.replace(tzinfo=None)):
         pass
 

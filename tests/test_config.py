@@ -15,7 +15,7 @@ ENV = Path(".env")
 
 
 def write(text: str) -> None:
-    """Each time with another modification time, however coarse the file system's is."""
+    """Write `.env` with a new modification time each time, also on a file system with coarse times."""
     before = ENV.stat().st_mtime if ENV.exists() else 1_000_000_000
     ENV.write_text(text)
     os.utime(ENV, (before + 1, before + 1))
@@ -40,7 +40,7 @@ def test_env_file_and_environment_are_read_and_the_environment_wins(monkeypatch:
     assert (settings.PORT, settings.BACKUP_CRON, settings.HOST) == (9001, "0 3 * * *", "127.0.0.1")
 
 
-def test_authors_own_keys_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_authors_own_keys_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     write('CUSTOM_TASK_CRON="0 7 * * *"\nBOTH=file\n')
     monkeypatch.setenv("BOTH", "environment")
     monkeypatch.setenv("API_TOKEN2", "t")
@@ -48,8 +48,8 @@ def test_authors_own_keys_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.CUSTOM_TASK_CRON, settings.BOTH, settings.API_TOKEN2) == ("0 7 * * *", "environment", "t")
 
 
-def test_a_key_that_is_nowhere_is_named_with_where_it_could_be() -> None:
-    with pytest.raises(AttributeError, match=r"no setting CUSTOM_CRON: it stands neither in the environment nor in "):
+def test_a_missing_key_is_named_with_the_places_where_it_could_be() -> None:
+    with pytest.raises(AttributeError, match=r"no setting CUSTOM_CRON: neither the environment nor \.env has it"):
         _ = get_settings().CUSTOM_CRON
     assert getattr(get_settings(), "CUSTOM_CRON", "default") == "default"
     assert not hasattr(get_settings(), "lower_case")
@@ -66,7 +66,7 @@ def test_env_is_read_again_when_it_changed() -> None:
     assert not hasattr(refresh_settings(), "CRON")
 
 
-def test_a_bad_new_value_keeps_the_old_ones_and_says_so_once() -> None:
+def test_an_invalid_new_value_keeps_the_old_settings_and_is_reported_once() -> None:
     write("PORT=9000\n")
     get_settings()
     write("PORT=many\n")
@@ -91,7 +91,7 @@ def test_a_bad_new_value_keeps_the_old_ones_and_says_so_once() -> None:
         ("BACKUP_RETENTION_DAYS", "1000000000", "less than or equal to 36500"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_named_with_what_is(
+def test_an_invalid_value_is_named_with_the_allowed_ones(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -129,9 +129,7 @@ def test_a_wrong_database_url_is_named_without_its_password(
 
 
 @pytest.mark.parametrize("url", ["sekret", "gs://sekret/x", "s3://", "s3://key:sekret@bucket", "file://"])
-def test_a_wrong_place_for_backups_is_named_without_what_may_be_a_key(
-    monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
+def test_a_wrong_place_for_backups_is_named_without_a_possible_key(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("BACKUP_URL", url)
     assert refusal().startswith("setting BACKUP_URL: ") and "sekret" not in refusal()
     assert "s3://bucket/prefix" in refusal()
@@ -142,7 +140,9 @@ def test_the_ledger_is_on_sqlite_or_postgresql_only(monkeypatch: pytest.MonkeyPa
     assert get_settings().ledger_url == "sqlite+aiosqlite:///./ledger.db"
     forget_settings()
     monkeypatch.setenv("LEDGER_URL", "mysql+aiomysql://u:sekret@h/d")
-    assert refusal().startswith("setting LEDGER_URL: the ledger can't be there; allowed: postgresql:// or sqlite://")
+    assert refusal().startswith(
+        "setting LEDGER_URL: the ledger can't be in such a database; allowed: postgresql:// or sqlite://"
+    )
     assert "sekret" not in refusal()
 
 
@@ -176,7 +176,7 @@ def test_the_ledger_stands_beside_sqlite_and_in_postgresql(
 
 
 @pytest.mark.parametrize("content", [b"HOST=\xff\xfe\n", b"\xff\xfeH\x00"])
-def test_an_env_file_that_is_no_text_is_named(content: bytes) -> None:
+def test_an_env_file_that_is_not_text_is_named(content: bytes) -> None:
     ENV.write_bytes(content)
     assert refusal().startswith("the file .env can't be read: ")
 
@@ -186,12 +186,12 @@ def test_an_env_file_from_windows_is_read() -> None:
     assert (get_settings().HOST, get_settings().CRON) == ("0.0.0.0", "one")
 
 
-def test_every_setting_says_what_it_is_for() -> None:
+def test_every_setting_has_a_description() -> None:
     fields: dict[str, Any] = dict(Settings.model_fields)
     assert fields and all(field.description for field in fields.values())
 
 
-def test_a_lease_that_a_late_heartbeat_would_end_is_refused_without_telling_secrets(
+def test_a_lease_shorter_than_three_heartbeats_is_refused_without_showing_secrets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://bob:hunter2@db/shop")
@@ -201,7 +201,7 @@ def test_a_lease_that_a_late_heartbeat_would_end_is_refused_without_telling_secr
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_limit_that_every_hiccup_of_the_loop_would_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_below_two_seconds_for_a_blocked_loop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_LOOP_BLOCK", "0.5")
     with pytest.raises(InvalidSetting, match=r"MAX_LOOP_BLOCK \(0\.5\) must be 0 \(never\) or at least 2"):
         get_settings()
@@ -213,7 +213,7 @@ def test_a_limit_that_every_hiccup_of_the_loop_would_reach_is_refused(monkeypatc
 
 def test_another_role_for_backups_needs_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKUP_DATABASE_URL", "postgresql://bob:hunter2@db/shop")
-    with pytest.raises(InvalidSetting, match=r"BACKUP_DATABASE_URL is for another role .* both have to be") as caught:
+    with pytest.raises(InvalidSetting, match=r"BACKUP_DATABASE_URL names another role .* both have to be") as caught:
         get_settings()
     assert "hunter2" not in str(caught.value)
     monkeypatch.setenv("DATABASE_URL", "postgresql://shop@db/shop")
@@ -246,7 +246,7 @@ not_a_class = 5
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module with settings, in the working directory; a new name each time."""
+    """Make a module with settings in the working directory, and return its name, which is new each time."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     name = f"own_{len(sys.modules)}"
     (tmp_path / f"{name}.py").write_text(OWN)
@@ -293,7 +293,7 @@ def test_a_class_that_settings_does_not_name_is_refused(own: str) -> None:
         ("{own}", "setting SETTINGS: String should match pattern"),
     ],
 )
-def test_a_name_that_can_t_be_used_is_told(own: str, named: str, message: str) -> None:
+def test_an_unusable_name_of_a_settings_class_is_reported(own: str, named: str, message: str) -> None:
     write(f"SETTINGS={named.format(own=own)}\n")
     assert message.format(own=own) in refusal()
 
@@ -305,18 +305,18 @@ def test_the_value_of_an_author_s_own_setting_is_never_shown(own: str) -> None:
     assert "setting LIMIT" in refusal() and "hunter2" not in refusal()
 
 
-def test_settings_as_text_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repr_of_settings_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     write("DATABASE_URL=postgresql://me:hunter2@localhost/x\nSENTRY_DSN=https://hunter2@localhost/1\nOWN_KEY=hunter2\n")
     shown = f"{get_settings()!r} {get_settings()}"
     assert "hunter2" not in shown and "PORT=8000" in shown and "DATABASE_URL='***'" in shown
 
 
-def test_an_unescaped_at_in_a_password_is_told_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unescaped_at_in_a_password_is_reported_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:hun@ter2@localhost/x")
-    assert refusal() == "setting DATABASE_URL: an @ in its password is read as the end of it: write it as %40"
+    assert refusal() == "setting DATABASE_URL: an @ in the password is read as the end of the password: write it as %40"
 
 
-def test_a_module_of_settings_that_makes_them_itself_shows_no_value(tmp_path: Path, own: str) -> None:
+def test_an_error_in_a_settings_module_at_import_shows_no_value(tmp_path: Path, own: str) -> None:
     (tmp_path / f"{own}.py").write_text(
         f"{OWN}\nplain = Plain(_env_file='.env')\n".replace('"MAIL_"', '"MAIL_", extra="ignore"')
     )

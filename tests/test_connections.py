@@ -1,4 +1,4 @@
-"""Connections without a request: they end, and leave room for others, and file descriptors for runs."""
+"""Connections without a request are closed, so that other connections and runs get file descriptors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Opening(BaseTask):
 """
 
 
-def test_half_open_connections_take_no_file_from_a_run_and_keep_nobody_from_an_answer(tmp_path: Path) -> None:
+def test_half_open_connections_leave_files_for_runs_and_for_other_connections(tmp_path: Path) -> None:
     (tmp_path / "tasks/opening.py").write_text(OPENING)
     command = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh", *SERVE]
     with service(tmp_path, command) as running, ExitStack() as stack:
@@ -66,7 +66,7 @@ def test_half_open_connections_take_no_file_from_a_run_and_keep_nobody_from_an_a
 
 
 def limits_after_a_raise(hard: int) -> list[int]:
-    """The soft limit and what `raise_file_limit` has returned, in a process that began with 100 files of `hard`."""
+    """The soft limit and the result of `raise_file_limit`, in a process that began with the limits 100 and `hard`."""
     code = (
         "import resource; from service.server.connections import raise_file_limit; "
         "print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
@@ -76,7 +76,7 @@ def limits_after_a_raise(hard: int) -> list[int]:
     return [int(number) for number in told.split()]
 
 
-def test_a_process_that_serves_allows_itself_as_many_files_as_it_may() -> None:
+def test_a_serving_process_raises_its_limit_of_files_to_the_hard_limit() -> None:
     assert limits_after_a_raise(hard=300) == [300, 300]
 
 
@@ -86,7 +86,7 @@ def test_connections_have_a_quarter_of_the_files(files: int, connections: int) -
 
 
 class App:
-    """Answers with the length of the body. `/stream`: half of it, and the rest when told to; `/early`: before it."""
+    """Answers with the length of the body: `/stream` in two halves, `/early` before it has received the body."""
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
@@ -105,7 +105,7 @@ class App:
 
 
 class Site:
-    """A server of `App` on a port, with its connections limited."""
+    """A server of `App` on a port, with a limit of connections."""
 
     def __init__(self, protocol: type[asyncio.Protocol]) -> None:
         self.app = App()
@@ -127,7 +127,7 @@ class Site:
         await until(lambda: not self.connections._open)
 
     async def client(self, first: bytes = b"") -> Client:
-        """A client that the server knows of, and that has sent this."""
+        """A client that the server has accepted, and that has sent these bytes."""
         before = set(self.connections._open)
         client = await self.stranger()
         await until(lambda: self.connections._open != before)
@@ -135,13 +135,13 @@ class Site:
         return client
 
     async def stranger(self) -> Client:
-        """A client that the server may not let in."""
+        """A client that the server may refuse."""
         client = await asyncio.open_connection("127.0.0.1", self._port)
         self._clients.append(client)
         return client
 
     async def outlast_the_patience(self) -> None:
-        """Until a connection that comes now and says nothing was ended. What was waited for earlier has ended too."""
+        """Wait until a new silent connection has been closed. All earlier timers have run by then."""
         await ended(await self.client())
 
 
@@ -152,7 +152,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def ended(client: Client) -> bytes:
-    """What the server still sent before it ended the connection."""
+    """The bytes that the server sent before it closed the connection."""
     async with asyncio.timeout(10):
         try:
             return await client[0].read()
@@ -180,11 +180,11 @@ BODY = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n"
 
 
 @pytest.mark.parametrize("first", [b"", b"G", REQUEST[:-2]], ids=["nothing", "a byte", "half of the headers"])
-async def test_a_connection_whose_first_request_does_not_come_is_ended(site: Site, first: bytes) -> None:
+async def test_a_connection_without_a_first_request_is_closed(site: Site, first: bytes) -> None:
     assert await ended(await site.client(first)) == b""
 
 
-async def test_a_byte_now_and_then_does_not_keep_a_connection(site: Site) -> None:
+async def test_single_bytes_do_not_keep_a_connection_open(site: Site) -> None:
     reader, writer = await site.client()
     dripping = asyncio.create_task(drip(writer))
     assert await ended((reader, writer)) == b""
@@ -198,14 +198,14 @@ async def drip(writer: asyncio.StreamWriter) -> None:
         writer.write(b"x")
 
 
-async def test_a_further_request_that_does_not_come_whole_ends_its_connection(site: Site) -> None:
+async def test_an_incomplete_further_request_ends_its_connection(site: Site) -> None:
     client = await site.client(REQUEST)
     assert await answer(client) == b"   0"
     client[1].write(REQUEST[:-2])
     assert await ended(client) == b""
 
 
-async def test_slow_bodies_streams_and_idle_clients_are_left_alone(site: Site) -> None:
+async def test_slow_bodies_streams_and_idle_clients_are_not_closed(site: Site) -> None:
     slow, stream = await site.client(BODY), await site.client(REQUEST.replace(b"/", b"/stream", 1))
     idle = await site.client(REQUEST)
     assert await answer(idle) == b"   0"
@@ -218,7 +218,7 @@ async def test_slow_bodies_streams_and_idle_clients_are_left_alone(site: Site) -
     assert [await answer(client) for client in (slow, stream, idle)] == [b"   2", b"some", b"   0"]
 
 
-async def test_beyond_the_limit_the_connection_that_is_idle_for_longest_gives_way(
+async def test_beyond_the_limit_the_longest_idle_connection_is_closed(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.connections.request_seconds = 60
@@ -236,7 +236,7 @@ async def test_beyond_the_limit_the_connection_that_is_idle_for_longest_gives_wa
     assert caplog.text.count("more than 4 HTTP connections at a time") == 1
 
 
-async def test_where_all_are_being_answered_the_newest_is_closed(site: Site) -> None:
+async def test_beyond_the_limit_without_an_idle_connection_the_newest_is_closed(site: Site) -> None:
     busy = [await site.client(BODY) for _ in range(4)]
     await until(lambda: not site.connections._idle)
     assert await ended(await site.stranger()) == b""
@@ -245,7 +245,7 @@ async def test_where_all_are_being_answered_the_newest_is_closed(site: Site) -> 
         assert await answer(client) == b"   2"
 
 
-async def test_endless_headers_are_not_kept_in_memory(site: Site) -> None:
+async def test_a_connection_with_endless_headers_is_closed(site: Site) -> None:
     site.connections.request_seconds = 60
     _, writer = await site.client(b"GET / HTTP/1.1\r\n")
     sent = 0
@@ -258,7 +258,7 @@ async def test_endless_headers_are_not_kept_in_memory(site: Site) -> None:
     assert sent < 10_000_000
 
 
-async def test_the_rest_of_a_body_that_nobody_reads_is_thrown_away(site: Site) -> None:
+async def test_the_unread_rest_of_a_body_is_discarded(site: Site) -> None:
     head = b"POST /early HTTP/1.1\r\nHost: here\r\nContent-Length: 200000\r\n\r\n"
     client = await site.client(head)
     assert await answer(client) == b"   0"

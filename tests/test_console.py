@@ -26,7 +26,7 @@ BOLD = "\x1b[1m"
 
 
 def in_terminal(folder: Path, command: list[str], columns: int) -> str:
-    """What `command` writes to a real terminal of that width, with line ends as in a file."""
+    """The output of `command` in a real terminal of this width, with line ends as in a file."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     env = {**environment(), "TERM": "xterm"}
@@ -90,7 +90,7 @@ def test_wide_characters_line_up_too(capsys: pytest.CaptureFixture[str]) -> None
     ]
 
 
-def test_each_time_says_its_offset(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_time_is_shown_with_its_offset(capsys: pytest.CaptureFixture[str]) -> None:
     local = AT.astimezone(timezone(timedelta(hours=9)))
     assert plain(capsys, {"slot": AT, "local": local})[1:] == ["2026-11-25 02:00:00Z  2026-11-25 11:00:00+09:00"]
 
@@ -138,7 +138,7 @@ def test_only_the_last_column_is_folded_in_a_terminal(tmp_path: Path) -> None:
     ]
 
 
-def test_a_line_that_does_not_fit_a_terminal_runs_on_whole(tmp_path: Path) -> None:
+def test_a_line_wider_than_the_terminal_is_printed_whole(tmp_path: Path) -> None:
     row = {"id": "0123456789" * 4, "task": "a_task_of_a_name", "state": "succeeded"}
     assert show_in_terminal(tmp_path, [row], ["id", "task", "state"], 40) == [
         "id                                        task              state",

@@ -1,4 +1,4 @@
-"""Stopping while something is in the way: each server's process ends in time, and its runs are resumed.
+"""Stopping under difficulties: the process of each server ends in time, and its runs are resumed.
 
 All processes start at the same time and get their signals at the same time; the tests look at what became of each.
 """
@@ -37,7 +37,7 @@ DRAIN_SECONDS = 1.0
 START_SECONDS = 150.0
 END_SECONDS = 40.0
 SLACK = 4.0
-"""For a busy machine, and for servers that look for signals and for ended workers now and then."""
+"""Extra time for a busy machine, and for servers that check for signals and ended workers at intervals."""
 
 APPLICATION = """
 import asyncio
@@ -106,7 +106,7 @@ SERVERS = {
 
 @dataclass(eq=False)
 class Case:
-    """A server in trouble, and what became of it."""
+    """A server under one difficulty, and how it ended."""
 
     server: str
     workers: int = 1
@@ -115,7 +115,7 @@ class Case:
     settings: Mapping[str, str] = field(default_factory=dict)
     signals: tuple[int, ...] = (signal.SIGTERM,)
     to_workers: bool = False
-    """They get the first signal too, as from a supervisor that sends it to all processes."""
+    """Whether the workers get the first signal too, as from a supervisor that sends it to all processes."""
     running: Service = field(init=False)
     port: int = field(init=False)
     reader: socket.socket | None = field(default=None, init=False)
@@ -151,7 +151,7 @@ class Case:
         return self.select(f"{found} WHERE task = '{task}' ORDER BY a.started_at")
 
     def left(self) -> list[int]:
-        """Its processes that are still there."""
+        """The processes of the server that still exist."""
         return [pid for (pid,) in self.select("SELECT pid FROM batch_nodes") if Path(f"/proc/{pid}").exists()]
 
     def start(self, stack: ExitStack, folder: Path) -> None:
@@ -175,7 +175,7 @@ class Case:
                 os.kill(pid, signal.SIGKILL)
 
     def get_ready(self) -> None:
-        """With all its workers, a run that goes on, and a stream that is open."""
+        """Wait until the server has all workers, an active run, and an open stream."""
         self.until(self.is_ready)
         if "LEDGER_URL" not in self.settings:
             self.until(lambda: len(self.select("SELECT 1 FROM batch_nodes")) == self.workers)
@@ -234,7 +234,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
-    """Each of them after its end."""
+    """All cases after their ends."""
     with ExitStack() as stack:
         server = stack.enter_context(OwnServer(find_binaries(), fast=True))
         url = asyncio.run(server.create_database())
@@ -275,15 +275,15 @@ CODES = {
     "asked twice": -signal.SIGTERM,
     "not asked": ENDED,
 }
-"""Those of hypercorn, granian and uvicorn with workers are their own, whatever their workers' are."""
+"""hypercorn, granian and uvicorn with workers have exit codes that do not depend on those of their workers."""
 
 
-def test_the_exit_code_is_the_signals_or_tells_of_what_was_left_undone(cases: dict[str, Case]) -> None:
+def test_the_exit_code_is_that_of_the_signal_or_of_unfinished_work(cases: dict[str, Case]) -> None:
     assert {name: case.code for name, case in cases.items()} == CODES
 
 
 @pytest.mark.parametrize("name", sorted(CASES.keys() - {"SQLite locked", "PostgreSQL away", "not asked"}))
-def test_what_was_running_is_interrupted_and_has_used_up_no_attempt(cases: dict[str, Case], name: str) -> None:
+def test_an_active_run_is_interrupted_and_uses_no_attempt(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
     for task in ("long", *["hangs"] * bool(case.trouble)):
         assert "interrupted" in case.states(task) and "running" not in case.states(task)
@@ -293,7 +293,7 @@ def test_what_was_running_is_interrupted_and_has_used_up_no_attempt(cases: dict[
 
 @pytest.mark.parametrize("name", ["endless stream", "loop spins", "hung thread"])
 def test_nothing_is_fired_after_the_signal(cases: dict[str, Case], name: str) -> None:
-    """uvicorn ends the lifespan after its connections; the stream is open until the process is ended."""
+    """uvicorn ends the lifespan after its connections, and the stream is open until the end of the process."""
     ((last,),) = cases[name].select("SELECT max(created_at) FROM batch_runs WHERE task = 'tick'")
     assert datetime.fromisoformat(last).replace(tzinfo=UTC) < cases[name].asked + timedelta(seconds=1)
 
@@ -317,18 +317,18 @@ def test_the_log_says_which_run_blocked_the_loop_and_where(cases: dict[str, Case
     assert f"s by run {run} of hangs, in {file} line {line}\n" in cases[name].said
 
 
-def test_a_process_that_is_ended_for_good_says_why(cases: dict[str, Case]) -> None:
+def test_a_process_that_is_ended_by_the_watchdog_logs_why(cases: dict[str, Case]) -> None:
     assert "this process is ended, to be started anew (MAX_LOOP_BLOCK is 2): the event loop" in cases["not asked"].said
     assert "running" in cases["not asked"].states("hangs")  # so that it counts as a loss when it is rescued
 
 
-def test_a_worker_that_its_server_and_its_supervisor_ask_is_asked_once(cases: dict[str, Case]) -> None:
+def test_signals_from_server_and_supervisor_to_a_worker_count_as_one(cases: dict[str, Case]) -> None:
     assert "asked again" in cases["asked twice"].said
     assert "asked again" not in cases["hung thread"].said
 
 
 def test_an_interrupted_run_is_resumed_first_by_any_process(cases: dict[str, Case]) -> None:
-    """Before one that was queued earlier."""
+    """It is resumed before a run that was queued earlier."""
     case = cases["asked twice"]
     queued, interrupted = (f"SELECT id FROM batch_runs WHERE state = '{s}'" for s in ("queued", "interrupted"))
     ((first,),) = case.select(f"{interrupted} AND task = 'hangs'")
@@ -343,7 +343,7 @@ def test_an_interrupted_run_is_resumed_first_by_any_process(cases: dict[str, Cas
     assert len({node for _, _, node in tries}) == 2
 
 
-async def test_the_drain_begins_at_the_signal_which_goes_on_to_the_server(
+async def test_the_drain_begins_at_the_signal_which_is_passed_on_to_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRAIN_SECONDS", "0")

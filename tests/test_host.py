@@ -20,8 +20,9 @@ from service import Retry, clock, config, current_run, get_logger, logs
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.execution.write_buffer import Entry
 from service.batch.firing import schedule_sync, task_sync
-from service.batch.ledger import run_logs, runs, tables
-from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger import run_logs, tables, transitions
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
 from service.batch.tasks import discovery
 from service.config import get_settings
@@ -56,7 +57,7 @@ logger = get_logger("tests")
 
 @pytest.fixture
 async def begin(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Begin]:
-    """Starts a service with the tasks that are registered, on a clock that stands still."""
+    """Starts a service with the registered tasks, on a clock that stands still."""
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     monkeypatch.setenv("POLL_SECONDS", "0.05")
     monkeypatch.setenv("DRAIN_SECONDS", "0.2")
@@ -78,7 +79,7 @@ async def begin(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 def fire(service: BatchService, name: str) -> None:
-    """What APScheduler does at a slot; it follows the real clock, and ours stands still."""
+    """Notify the dispatcher as APScheduler does at a slot: it follows the real clock, while ours stands still."""
     service.scheduler.get_job(name).func()
 
 
@@ -92,7 +93,7 @@ async def lines_of(service: BatchService, run: str) -> list[str]:
         return [line.text for line in await run_logs.read(connection, run)]
 
 
-async def test_a_due_slot_runs_and_everything_stands_in_the_ledger(begin: Begin) -> None:
+async def test_a_due_slot_runs_and_is_recorded_in_the_ledger(begin: Begin) -> None:
     async def run(self: object) -> dict[str, str]:
         logger.info("working", step=1)
         logging.getLogger("a.library").warning("a line of somebody else")
@@ -176,7 +177,7 @@ async def test_a_run_past_its_timeout_has_failed(begin: Begin) -> None:
     assert (await run_in(service, "failed"))["reason"] == "timed out after 0.05 s"
 
 
-async def test_a_file_that_is_dropped_in_while_it_runs_is_loaded_and_fires(begin: Begin) -> None:
+async def test_a_file_that_is_added_while_the_service_runs_is_loaded_and_fires(begin: Begin) -> None:
     service = await begin()
     await service.schedules.refresh()
     Path("tasks/dropped.py").write_text(DROPPED)
@@ -189,7 +190,7 @@ async def test_a_file_that_is_dropped_in_while_it_runs_is_loaded_and_fires(begin
     assert node["tasks"] == ["dropped"]
 
 
-async def test_a_file_whose_import_hangs_holds_up_no_schedule_and_is_named(
+async def test_a_file_whose_import_hangs_delays_no_schedule_and_is_named(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(schedule_sync, "IMPORT_SECONDS", 0.05)
@@ -221,7 +222,7 @@ async def told(caplog: pytest.LogCaptureFixture, text: str) -> bool:
     return text in caplog.text
 
 
-async def test_a_file_that_comes_while_the_ledger_is_away_is_taken_in_later(
+async def test_a_file_that_is_added_while_the_ledger_is_unreachable_is_loaded_later(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = await begin()
@@ -241,7 +242,7 @@ async def test_a_file_that_comes_while_the_ledger_is_away_is_taken_in_later(
     assert "dropped" in service.tasks and service.scheduler.get_job("dropped").next_run_time
 
 
-async def test_what_a_long_run_logs_is_in_the_ledger_before_it_ends(begin: Begin) -> None:
+async def test_the_log_of_a_long_run_is_in_the_ledger_before_its_end(begin: Begin) -> None:
     go_on = asyncio.Event()
 
     async def run(self: object) -> None:
@@ -265,7 +266,7 @@ async def test_what_a_long_run_logs_is_in_the_ledger_before_it_ends(begin: Begin
     assert await lines_of(service, running["id"]) == ["half way", "the end"]
 
 
-async def test_progress_is_written_twice_a_second_whatever_the_run_says(begin: Begin) -> None:
+async def test_progress_is_written_twice_a_second_at_most(begin: Begin) -> None:
     mirrored: list[str] = []
     took = []
 
@@ -395,7 +396,7 @@ async def nothing_running(service: BatchService) -> bool:
     return service.engine.running == 0
 
 
-async def test_a_run_whose_claim_was_committed_without_a_reply_is_started_all_the_same(begin: Begin) -> None:
+async def test_a_run_whose_claim_was_committed_without_a_reply_is_started(begin: Begin) -> None:
     make_task("tick", schedule=None)
     service = await begin()
     row = {"id": new_id(), "task": "tick", "origin": "manual", "state": "running", "rank": 2, "catch_up": False}
@@ -403,7 +404,7 @@ async def test_a_run_whose_claim_was_committed_without_a_reply_is_started_all_th
     async with service.ledger.engine.begin() as connection:
         claim = {"node": service.node.id, "fence": 1, "attempt": 1, "exclusive": "tick"}
         await connection.execute(tables.runs.insert().values(**row, **times, **claim))
-    service.engine.doubt()
+    service.engine.recheck_claims()
     assert (await run_in(service, "succeeded"))["id"] == row["id"]
 
 
@@ -429,7 +430,7 @@ async def test_sixty_sync_tasks_due_at_once_all_run_and_leave_the_loops_own_thre
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), StopIteration()])
-async def test_what_would_end_the_process_ends_only_the_run(begin: Begin, error: BaseException) -> None:
+async def test_an_exception_that_would_end_the_process_ends_only_the_run(begin: Begin, error: BaseException) -> None:
     async def run(self: object) -> None:
         raise error
 
@@ -524,7 +525,7 @@ async def test_a_run_that_ended_and_was_claimed_again_in_a_commit_without_a_repl
     assert (done["attempt"], done["fence"]) == (2, 2)
 
 
-async def test_authors_who_fill_the_loops_own_threads_do_not_hold_up_the_ledger(begin: Begin) -> None:
+async def test_authors_who_use_all_threads_of_the_loop_do_not_delay_the_ledger(begin: Begin) -> None:
     release = threading.Event()
     hogs = [asyncio.create_task(asyncio.to_thread(release.wait, 20)) for _ in range(40)]
 
@@ -556,8 +557,8 @@ async def test_a_task_that_was_taken_for_gone_is_restored_by_the_node_that_has_i
     assert service.scheduler.get_job("tick").next_run_time is not None
 
 
-async def test_a_row_that_cannot_be_stored_holds_up_no_other(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish = runs.finish
+async def test_a_row_that_cannot_be_stored_delays_no_other(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = transitions.finish
 
     async def choosy(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
         if any(outcome.result == "poison" for outcome in outcomes):
@@ -569,7 +570,7 @@ async def test_a_row_that_cannot_be_stored_holds_up_no_other(begin: Begin, monke
     async def poison(self: object) -> str:
         return "poison"
 
-    monkeypatch.setattr(runs, "finish", choosy)
+    monkeypatch.setattr(transitions, "finish", choosy)
     make_task("poison", run=poison)
     make_task("healthy")
     service = await begin()
@@ -593,7 +594,7 @@ async def test_a_result_too_large_for_the_ledger_is_cut(begin: Begin) -> None:
     assert "more than 1,000,000 bytes" in (await lines_of(service, done["id"]))[0]
 
 
-async def test_a_schedule_from_settings_is_read_again_and_a_bad_one_keeps_the_old(
+async def test_a_schedule_from_settings_is_read_again_and_an_invalid_one_is_ignored(
     begin: Begin, caplog: pytest.LogCaptureFixture
 ) -> None:
     env = config.ENV_FILE
@@ -664,7 +665,7 @@ async def test_the_ledger_and_the_application_in_one_sqlite_file_are_refused(mon
         await BatchService(get_settings()).start()
 
 
-async def test_an_outage_of_the_ledger_delays_but_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_outage_of_the_ledger_delays_slots_and_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = asyncio.Event()
     calls: list[str] = []
 

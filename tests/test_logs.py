@@ -18,20 +18,18 @@ from typing import Any
 import pytest
 
 from service import get_logger, logs
-from service.batch.context.current_run import MAX_WAITING_LINES, CurrentRun
-from service.batch.ledger.states import Origin
-from service.clock import now
+from service.batch.context.attempt_state import MAX_WAITING_LINES, AttemptState, LogBuffer
 from tests.hostile import HOSTILE, SEEN, acts
 
 logger = get_logger("mine")
 
 
-def run_of(attempt: int = 1) -> CurrentRun:
-    return CurrentRun("run-1", "backup", now(), attempt, Origin.SCHEDULE)
+def run_of(attempt: int = 1) -> LogBuffer:
+    return AttemptState.of("run-1", "backup", attempt).log
 
 
 @contextmanager
-def inside(run: CurrentRun) -> Iterator[None]:
+def inside(run: LogBuffer) -> Iterator[None]:
     token = logs.run_log.set(run)
     try:
         yield
@@ -40,7 +38,7 @@ def inside(run: CurrentRun) -> Iterator[None]:
 
 
 class Lines:
-    """What was written since `set_up`."""
+    """The text written since `set_up`."""
 
     def __init__(self, format: str = "json", level: str = "INFO") -> None:
         self._stream = StringIO()
@@ -63,7 +61,7 @@ def failure() -> Exception:
         return error
 
 
-def test_a_line_for_a_terminal_is_read_easily() -> None:
+def test_a_console_line_has_time_level_text_and_pairs() -> None:
     lines = Lines("console")
     logger.info("Cleaned up", count=3)
     assert lines.text.rstrip().endswith("[info     ] Cleaned up                     [mine] count=3")
@@ -88,7 +86,7 @@ def test_a_json_line_has_time_level_logger_and_the_pairs() -> None:
 
 @pytest.mark.parametrize("format", ["json", "console"])
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_an_error_brings_its_traceback_however_it_is_given(format: str, is_ours: bool) -> None:
+def test_an_error_is_logged_with_its_traceback_however_it_is_passed(format: str, is_ours: bool) -> None:
     lines, log = Lines(format), logger if is_ours else logging.getLogger("library")
     log.error("given", exc_info=failure())
     try:
@@ -101,7 +99,7 @@ def test_an_error_brings_its_traceback_however_it_is_given(format: str, is_ours:
     assert lines.text.count("Traceback (most recent call last)") == 3 and "NoneType" not in lines.text
 
 
-def test_every_line_of_a_run_carries_task_and_run_third_parties_too() -> None:
+def test_every_line_of_a_run_has_task_and_run_also_those_of_other_libraries() -> None:
     lines = Lines()
     with inside(run_of()):
         logger.info("ours")
@@ -114,7 +112,7 @@ def test_every_line_of_a_run_carries_task_and_run_third_parties_too() -> None:
     assert "run" not in outside and "batch_stamp" not in outside
 
 
-def test_a_later_attempt_is_named() -> None:
+def test_lines_of_a_later_attempt_have_its_number() -> None:
     lines = Lines()
     with inside(run_of(attempt=2)):
         logger.info("again")
@@ -135,11 +133,11 @@ def test_the_lines_of_a_run_are_kept_with_pairs_and_tracebacks() -> None:
     assert run.take_lines() == []
 
 
-async def test_runs_side_by_side_keep_their_own_lines() -> None:
+async def test_concurrent_runs_keep_their_own_lines() -> None:
     Lines()
     runs = [run_of() for _ in range(3)]
 
-    async def body(run: CurrentRun, number: int) -> None:
+    async def body(run: LogBuffer, number: int) -> None:
         logs.run_log.set(run)
         for _ in range(3):
             logger.info(f"of {number}")
@@ -157,7 +155,7 @@ def test_lines_that_come_faster_than_the_ledger_are_counted() -> None:
     assert len(kept) == MAX_WAITING_LINES + 1 and kept[-1].text.startswith("5 lines were dropped")
 
 
-def test_a_line_shows_what_its_values_were_when_it_was_made() -> None:
+def test_a_line_shows_its_values_as_they_were_when_it_was_logged() -> None:
     lines, counts, found = Lines(), {"seen": 0}, [1]
     logger.info("first", counts=counts)
     logging.getLogger("library").info("found %s", found)
@@ -182,7 +180,7 @@ class Unreadable:
     __repr__ = __str__
 
 
-def test_a_line_that_does_not_fit_its_arguments_never_hurts_the_code_that_logs() -> None:
+def test_arguments_that_do_not_fit_the_text_never_raise() -> None:
     lines, run, library = Lines(), run_of(), logging.getLogger("library")
     with inside(run):
         logger.info("%d of it", "much")
@@ -210,7 +208,7 @@ def test_lines_below_the_level_are_dropped() -> None:
     assert [line["event"] for line in lines.json] == ["yes"]
 
 
-def test_setting_up_again_replaces_the_first() -> None:
+def test_a_second_set_up_replaces_the_first() -> None:
     first, second = Lines(), Lines()
     logger.info("once")
     assert (first.text, len(second.json)) == ("", 1)
@@ -224,12 +222,12 @@ except ZeroDivisionError as error: get_logger("shell").error("It failed", exc_in
 """
 
 
-def test_without_a_service_a_line_looks_like_any_of_stdlib() -> None:
+def test_without_a_service_a_line_is_logged_by_stdlib() -> None:
     done = subprocess.run([sys.executable, "-c", IN_A_SHELL], capture_output=True, text=True, check=True)
     assert done.stderr.startswith("It failed part=3\nTraceback") and "not shown" not in done.stderr
 
 
-async def test_a_slow_stderr_holds_up_neither_the_loop_nor_loses_a_line() -> None:
+async def test_a_slow_stderr_does_not_block_the_loop_and_loses_no_line() -> None:
     reading, writing = os.pipe()
     count, text = 2_000, "x" * 200  # six times what a pipe takes
     with os.fdopen(writing, "w") as stream:
@@ -249,7 +247,7 @@ async def test_a_slow_stderr_holds_up_neither_the_loop_nor_loses_a_line() -> Non
 
 
 def test_lines_beyond_what_may_wait_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "MAX_WAITING", 10)
+    monkeypatch.setattr(logs.handlers, "MAX_WAITING", 10)
     gate = threading.Event()
 
     class Slow(StringIO):
@@ -267,7 +265,9 @@ def test_lines_beyond_what_may_wait_are_dropped_and_counted(monkeypatch: pytest.
     logger.info("the last")
     logs.flush()
     *_, told, last = stream.getvalue().splitlines()
-    assert "lines were dropped: they came faster than they could be written" in told and "the last" in last
+    assert (
+        "lines were dropped, because they were logged faster than they could be written" in told and "the last" in last
+    )
 
 
 STUCK = """
@@ -281,7 +281,7 @@ print("over", flush=True)
 """
 
 
-def test_a_process_ends_though_nobody_reads_its_stderr() -> None:
+def test_a_process_ends_although_its_stderr_is_never_read() -> None:
     process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.wait(timeout=15) == 0
@@ -303,7 +303,7 @@ def log_everywhere(text: str) -> None:
 
 @pytest.mark.parametrize("format", ["json", "console"])
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_nothing_that_acts_in_a_terminal_is_in_a_line(format: str, text: str) -> None:
+def test_a_line_has_no_character_that_acts_in_a_terminal(format: str, text: str) -> None:
     lines = Lines(format)
     log_everywhere(f"{text} {SEEN}")
     assert not {char for char in lines.text if acts(char)}
@@ -329,7 +329,7 @@ def test_in_a_terminal_only_our_colours_act(text: str) -> None:
     assert not {char for char in without_colours if acts(char)}
 
 
-def test_a_line_feed_forges_no_line() -> None:
+def test_a_line_feed_in_a_message_can_not_forge_a_line() -> None:
     lines = Lines("console")
     forged = "2026-11-25T02:00:00.000Z [info     ] all is well"
     logger.info(f"seen\n{forged}", value=f"seen\n{forged}")

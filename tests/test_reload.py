@@ -1,4 +1,4 @@
-"""`batch serve --reload`, in real processes: what makes it reload, what does not, and how it ends."""
+"""`batch serve --reload` in real processes: which changes cause a reload, and how it ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.test_serve import BY_HAND, QUICK_DRAIN, TICK, is_running, ledger_in, 
 RELOAD = (*SERVE, "--reload")
 IN_A_GROUP = "import os, sys; os.setsid(); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 AS_IN_A_TERMINAL = (sys.executable, "-c", IN_A_GROUP, *RELOAD[1:])
-"""A process group of its own, which a test sends Ctrl-C to as a terminal does: to every process in it."""
+"""A process group of its own. A test sends Ctrl-C to every process in it, as a terminal does."""
 
 WAITS = """
 import asyncio, pathlib
@@ -57,12 +57,12 @@ class Blocks(BaseTask):
 
 
 def waits(name: str, until: str, check: str = "pass") -> str:
-    """A task that goes on until there is a file `until`."""
+    """A task that runs until the file `until` exists."""
     return WAITS.format(cls=name.title(), name=name, over=f"pathlib.Path({until!r}).exists()", check=check)
 
 
 def ends_in_the_drain(name: str) -> str:
-    """A task that goes on until the first process of its folder says that it stops."""
+    """A task that runs until the first process of its folder begins to stop."""
     said = "'Stopping: ' in pathlib.Path('0.stderr').read_text()"
     return WAITS.format(cls=name.title(), name=name, over=f"({said})", check="pass")
 
@@ -88,7 +88,7 @@ def starts(running: Service) -> int:
 
 
 def reloads(running: Service) -> list[str]:
-    """The files that each reload named."""
+    """The files that each reload named in the log."""
     return re.findall(r"reloading: (.*?) +\[service", running.stderr)
 
 
@@ -116,7 +116,7 @@ async def exists(path: Path) -> None:
 
 @contextmanager
 def stopped(running: Service) -> Iterator[None]:
-    """The process that watches looks at no file meanwhile: on a busy machine it would see a part of the changes."""
+    """Stop the watching process during a change of several files, or it could see a part of them on a busy machine."""
     running.process.send_signal(signal.SIGSTOP)
     try:
         yield
@@ -175,8 +175,8 @@ async def test_a_change_of_env_reloads_and_its_tasks_dir_is_watched_from_then_on
 
 
 @pytest.mark.nightly
-async def test_what_the_service_writes_itself_does_not_reload_it(tmp_path: Path) -> None:
-    """Where everything is in one folder, which is the folder of the tasks too."""
+async def test_files_that_the_service_writes_do_not_reload_it(tmp_path: Path) -> None:
+    """Everything is in one folder, which is the folder of the tasks too."""
     (tmp_path / "tick.py").write_text(TICK)
     settings = {"TASKS_DIR": ".", "BACKUP_DIR": "backups", "DATABASE_URL": "sqlite:///app.sqlite"}
     async with ledger_in(tmp_path) as ledger:
@@ -197,15 +197,15 @@ async def test_what_the_service_writes_itself_does_not_reload_it(tmp_path: Path)
             assert (tmp_path / "app.sqlite").exists() and (tmp_path / "ledger.db").exists()
 
 
-def test_it_waits_until_no_more_files_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkout of another branch may take longer than one look."""
+def test_a_reload_waits_until_no_more_files_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout of another branch may take longer than one scan."""
     with socket.socket() as listening:
         reloader = reload._Reloader(Settings(), listening)
     reloader._folder, reloader._is_ended = Path("tasks"), True
     reloader._seen = reload.sources(reloader._folder)
     files = [Path(f"tasks/{name}.py") for name in "abc"]
     left = iter(files)
-    monkeypatch.setattr(reloader, "_rest", lambda seconds: [path.touch() for path in itertools.islice(left, 1)])
+    monkeypatch.setattr(reloader, "_sleep", lambda seconds: [path.touch() for path in itertools.islice(left, 1)])
     assert reloader._wait_for_changes() == ", ".join(map(str, files))
 
 
@@ -272,7 +272,7 @@ async def resumed_as_one_row(ledger: Any, run: dict[str, Any]) -> None:
 async def test_a_reload_lets_a_short_run_end_and_interrupts_a_long_one_which_the_next_process_resumes(
     tmp_path: Path,
 ) -> None:
-    """The long one sleeps through DRAIN_SECONDS; one stops at its checkpoint; the short one ends while they drain.
+    """The long run sleeps through DRAIN_SECONDS, one stops at its checkpoint, and the short one ends in the drain.
 
     A request that comes in between is answered by the next process.
     """
@@ -310,7 +310,7 @@ async def test_a_task_that_blocks_the_event_loop_does_not_keep_the_reload_waitin
         with process(tmp_path, GIVES_UP_SOON, QUICK_DRAIN) as running:
             await exists(tmp_path / "blocks.begun")
             make_folder(tmp_path, by_hand=BY_HAND)
-            await says(lambda: running.stderr, "the service does not end: a task blocks the event loop")
+            await says(lambda: running.stderr, "the service does not end, because a task blocks the event loop")
             (tmp_path / "go").touch()
             await started(running, 2)
             (lost,) = await until(lambda: rows(ledger, tables.attempts, outcome="lost"), 20)
@@ -323,7 +323,7 @@ async def test_a_task_that_blocks_the_event_loop_does_not_keep_the_reload_waitin
 @pytest.mark.parametrize(
     ("send", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"]
 )
-async def test_one_signal_ends_everything_after_the_drain(
+async def test_one_signal_ends_both_processes_after_the_drain(
     tmp_path: Path, send: Callable[[int, int], None], number: int
 ) -> None:
     make_folder(tmp_path, short=ends_in_the_drain("short"), long=waits("long", until="never"))
@@ -344,7 +344,7 @@ async def test_one_signal_ends_everything_after_the_drain(
 
 
 async def test_ctrl_c_while_a_reload_drains_ends_it_after_the_drain_and_starts_nothing(tmp_path: Path) -> None:
-    """The process that serves doesn't get round to draining before Ctrl-C comes: its task blocks the event loop."""
+    """The serving process has not begun to drain when Ctrl-C comes, because its task blocks the event loop."""
     make_folder(tmp_path, blocks=BLOCKS)
     async with ledger_in(tmp_path) as ledger:
         with process(tmp_path, AS_IN_A_TERMINAL, {"DRAIN_SECONDS": "20"}) as running:
@@ -370,7 +370,7 @@ async def test_a_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> No
         assert is_refused(running.url)
 
 
-async def test_when_it_is_killed_what_it_started_drains_and_gives_the_port_back(tmp_path: Path) -> None:
+async def test_when_the_reloader_is_killed_its_child_drains_and_frees_the_port(tmp_path: Path) -> None:
     make_folder(tmp_path, long=waits("long", until="never"))
     async with ledger_in(tmp_path) as ledger:
         with service(tmp_path, RELOAD, QUICK_DRAIN) as running:
@@ -381,7 +381,7 @@ async def test_when_it_is_killed_what_it_started_drains_and_gives_the_port_back(
             await until(lambda: rows(ledger, state="interrupted"))
 
 
-async def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     make_folder(tmp_path, by_hand=BY_HAND)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -389,5 +389,5 @@ async def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
             assert await asyncio.to_thread(running.process.wait, 20) == 2
             assert (
                 running.stderr
-                == f"batch: port {port} on 127.0.0.1 is in use: stop what listens there, or set PORT to another one\n"
+                == f"batch: port {port} on 127.0.0.1 is in use: stop the process that listens there, or change PORT\n"
             )

@@ -1,4 +1,4 @@
-"""Errors in Sentry: what arrives at a real listener, what does not, and what holds up nobody."""
+"""Errors sent to Sentry: which of them a real listener gets, and that nothing waits for a slow one."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from service import config, logs, sentry
 from service.batch.execution.run_here import ManualRun
 from service.config import get_settings
 from service.errors import InvalidSetting
+from service.logs.mode import mode
 from service.operations.context import Loaded
 from service.operations.operations import open_operations
 from service.server.batch_service import BatchService
@@ -122,7 +123,7 @@ class GoodTask(BaseTask):
 
 
 class Listener:
-    """What Sentry's server does: takes envelopes. `answers=False`: it takes requests and leaves them hanging."""
+    """Accepts envelopes like Sentry's server. With `answers=False` it accepts requests and never answers them."""
 
     def __init__(self, answers: bool = True) -> None:
         self.events: list[dict[str, Any]] = []
@@ -141,7 +142,7 @@ class Listener:
         return self.events
 
     def event(self) -> dict[str, Any]:
-        """The only one."""
+        """The only event."""
         (event,) = self.events
         return event
 
@@ -185,7 +186,7 @@ class Listener:
 
 
 def events_in(envelope: bytes) -> Iterator[dict[str, Any]]:
-    """An envelope: a line of JSON, then items of a line of JSON each and a payload of the length that it says."""
+    """Parse an envelope: a line of JSON, then items, each a line of JSON and a payload of the length given there."""
     _, _, rest = envelope.partition(b"\n")
     while rest:
         header, _, rest = rest.partition(b"\n")
@@ -240,7 +241,7 @@ async def started() -> AsyncIterator[BatchService]:
 
 
 async def run(name: str, slot: datetime | None = None, **params: Any) -> dict[str, Any]:
-    """One run of a service in this process, which has ended: its row."""
+    """The row of one finished run of a service in this process."""
     async with started() as service:
         manual = ManualRun(service.ledger, service.engine, service.tasks[name], service.node.id)
         return await manual.execute(params, slot, None)
@@ -291,7 +292,7 @@ class SecretiveTask(BaseTask):
 
 
 @pytest.mark.parametrize("shows", ["0", "1"])
-async def test_what_a_statement_was_given_stands_nowhere_unless_the_setting_asks_for_it(
+async def test_the_parameters_of_a_statement_are_shown_only_if_the_setting_says_so(
     tmp_path: Path, listener: Listener, database_url: str, monkeypatch: pytest.MonkeyPatch, shows: str
 ) -> None:
     (tmp_path / "tasks/secretive.py").write_text(SECRETIVE)
@@ -324,7 +325,7 @@ async def test_an_error_that_a_task_swallows_and_logs_arrives(
     if where == "a service of its own":
         assert batch(tmp_path, "run", "robust", settings={"SENTRY_DSN": listener.dsn}).returncode == 0
     else:
-        monkeypatch.setattr(logs, "_is_set_up", False)
+        monkeypatch.setattr(mode, "is_set_up", False)
         assert (await run("robust"))["state"] == "succeeded"
     event = listener.event()
     assert error_of(event) == ("DomainError", "the account is closed")
@@ -354,7 +355,7 @@ async def test_each_failed_attempt_is_an_event_and_only_the_last_is_an_error(lis
     assert {event["tags"]["run"] for event in listener.events} == {row["id"]}
 
 
-async def test_a_run_that_succeeds_at_last_leaves_warnings(listener: Listener) -> None:
+async def test_the_failed_attempts_of_a_run_that_succeeds_are_warnings(listener: Listener) -> None:
     assert (await run("flaky"))["state"] == "succeeded"
     assert [event["level"] for event in listener.events] == ["warning", "warning"]
 
@@ -389,7 +390,9 @@ async def test_release_and_environment_are_the_package_s_unless_they_are_set(
 # What does not.
 
 
-async def test_what_goes_well_or_is_stopped_is_no_event(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_succeeds_or_is_stopped_is_no_event(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DRAIN_SECONDS", "0")
     await run("good")
     async with started() as service:
@@ -433,7 +436,7 @@ def test_nothing_of_sentry_is_imported_without_the_setting(tmp_path: Path) -> No
     "dsn",
     ["nonsense-5ecret", "https://5ecret@host", "https://key@host/5ecret", "http://key@h:5ecret/1", "5ecret://k@h/1"],
 )
-async def test_a_dsn_that_is_none_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
+async def test_an_invalid_dsn_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
     monkeypatch.setenv("SENTRY_DSN", dsn)
     with pytest.raises(InvalidSetting) as refused:
         await BatchService(get_settings()).start()
@@ -441,7 +444,7 @@ async def test_a_dsn_that_is_none_is_refused_without_being_shown(monkeypatch: py
     assert "5ecret" not in "".join(traceback.format_exception(refused.value))
 
 
-def test_a_command_says_in_one_line_that_the_dsn_is_none(tmp_path: Path) -> None:
+def test_a_command_reports_an_invalid_dsn_in_one_line(tmp_path: Path) -> None:
     done = batch(tmp_path, "run", "good", settings={"SENTRY_DSN": "5ecret"})
     assert done.returncode == 2
     assert done.stderr == "batch: setting SENTRY_DSN: not a DSN, which looks like https://key@host/1\n"
@@ -454,13 +457,12 @@ def test_without_the_extra_the_setting_is_refused_with_what_to_install(tmp_path:
     done = batch(tmp_path, "run", "good", settings={"SENTRY_DSN": "http://5ecret@h/1", "PYTHONPATH": path})
     assert done.returncode == 2
     assert done.stderr == (
-        "batch: setting SENTRY_DSN: sending errors to Sentry needs the extra: pip install 'batch-system[sentry]'\n"
+        "batch: setting SENTRY_DSN: sending errors to Sentry needs the extra `sentry`: "
+        "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[sentry]'\n"
     )
 
 
-async def test_what_was_begun_ends_when_the_service_can_not_start(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reporting_ends_if_the_service_can_not_start(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "sqlite:///:memory:")
     with pytest.raises(InvalidSetting, match="DATABASE_URL"):
         await BatchService(get_settings()).start()
@@ -472,7 +474,7 @@ async def test_what_was_begun_ends_when_the_service_can_not_start(
 
 @pytest.fixture
 def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
-    """The listener of an application whose sentry_sdk.init() stands."""
+    """The listener of an application that has called sentry_sdk.init()."""
     with Listener() as made:
         sentry_sdk.init(made.dsn, release="theirs@1", default_integrations=False, integrations=[LoggingIntegration()])
         client = sentry_sdk.get_client()
@@ -483,7 +485,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
 
 
 @pytest.mark.parametrize("has_setting", [True, False])
-async def test_an_application_s_own_sentry_is_used_and_left_alone(
+async def test_an_application_s_own_sentry_client_is_used_and_not_changed(
     theirs: Listener, monkeypatch: pytest.MonkeyPatch, has_setting: bool
 ) -> None:
     with Listener() as ours:
@@ -505,8 +507,8 @@ def test_batch_run_sends_before_it_ends(tmp_path: Path, listener: Listener) -> N
     assert listener.event()["tags"]["task"] == "sync"
 
 
-def test_the_lines_on_stderr_stay_as_they_are(tmp_path: Path, listener: Listener) -> None:
-    """The SDK writes on the records of the logging module."""
+def test_the_lines_on_stderr_are_not_changed(tmp_path: Path, listener: Listener) -> None:
+    """The SDK adds attributes to the records of the logging module."""
     done = batch(tmp_path, "run", "stdlib", settings={"SENTRY_DSN": listener.dsn})
     (line,) = (line for line in done.stderr.splitlines() if "2 of 3" in line)
     assert re.search(r"\] 2 of 3 failed +\[library\] run=\S+ task=stdlib$", line)
@@ -537,14 +539,14 @@ def test_a_scheduled_run_of_a_service_is_reported_with_its_slot(
     assert len(set(slots)) == len(slots)
 
 
-def test_a_sentry_that_hangs_holds_up_the_end_for_two_seconds(tmp_path: Path) -> None:
+def test_a_sentry_server_that_hangs_delays_the_end_by_two_seconds_at_most(tmp_path: Path) -> None:
     (tmp_path / "tasks/often.py").write_text(OFTEN)
     with Listener(answers=False) as hanging, running_service(tmp_path, settings={"SENTRY_DSN": hanging.dsn}) as service:
         hanging.wait_for(1)
         assert 1.5 < service.stop() < 4
 
 
-async def test_a_sentry_that_is_down_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sentry_server_that_is_down_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setenv("SENTRY_DSN", f"http://publickey@127.0.0.1:{taken.getsockname()[1]}/42")
     async with started() as service:

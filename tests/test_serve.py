@@ -1,4 +1,4 @@
-"""Services in processes of their own: what they fire and print, how they stop, and what is there afterwards."""
+"""Services in processes of their own: what they fire and print, how they stop, and what their ledgers hold then."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def ledger_in(folder: Path) -> AsyncIterator[Database]:
 
 
 async def succeeded(ledger: Database, task: str, at_least: int) -> list[dict[str, Any]]:
-    """Wait until so many runs of the task have succeeded."""
+    """Wait until this many runs of the task have succeeded."""
 
     async def found() -> list[dict[str, Any]]:
         runs = await rows(ledger, task=task, state="succeeded")
@@ -127,7 +127,7 @@ async def is_running(ledger: Database, task: str) -> bool:
 
 
 def gaps(runs: Sequence[dict[str, Any]]) -> list[datetime]:
-    """The seconds between the first and the last slot that have no run."""
+    """The seconds without a run between the first and the last slot."""
     slots = {run["slot"] for run in runs}
     seconds = int((max(slots) - min(slots)).total_seconds())
     return [at for n in range(seconds) if (at := min(slots) + timedelta(seconds=n)) not in slots]
@@ -155,7 +155,7 @@ class Mixed:
 async def mixes(
     postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[dict[tuple[str, str], Mixed]]:
-    """A service for each mix, all at the same time."""
+    """A service for each mix of databases, all at the same time."""
     started = {}
     urls = []
     with ExitStack() as stack:
@@ -208,7 +208,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running
 
 
-def test_serve_says_in_a_few_lines_where_it_is_what_it_found_and_when_each_fires(shared: Service) -> None:
+def test_serve_prints_its_address_its_databases_and_when_each_task_fires(shared: Service) -> None:
     assert re.fullmatch(
         r"Batch System on http://127\.0\.0\.1:\d+\n"
         r"  application  sqlite\+aiosqlite:///\./app\.db\n"
@@ -234,7 +234,7 @@ def test_the_jobs_of_a_real_service_are_listed_over_http(shared: Service) -> Non
     assert before < datetime.fromisoformat(jobs["tick"]["next_run_time"]) < before + timedelta(seconds=5)
 
 
-def test_our_own_process_collects_garbage_less_often(tmp_path: Path) -> None:
+def test_batch_serve_collects_garbage_less_often(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, collects=COLLECTS)
     with service(folder) as running:
         while not (folder / "collects").exists():
@@ -243,7 +243,7 @@ def test_our_own_process_collects_garbage_less_often(tmp_path: Path) -> None:
     assert json.loads((folder / "collects").read_text()) == [10_000, True]
 
 
-async def test_a_second_service_on_the_same_files_is_fine_and_up_in_three_seconds(tmp_path: Path) -> None:
+async def test_a_second_service_on_the_same_files_starts_in_three_seconds(tmp_path: Path) -> None:
     make_folder(tmp_path, tick=TICK)
     async with ledger_in(tmp_path) as ledger:
         with service(tmp_path) as first:
@@ -272,7 +272,7 @@ async def test_a_second_service_on_the_same_files_is_fine_and_up_in_three_second
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("command", [SERVE, UVICORN], ids=["serve", "uvicorn"])
-async def test_a_signal_ends_it_in_time_and_an_interrupted_run_resumes_in_the_same_attempt(
+async def test_a_signal_ends_the_service_in_time_and_an_interrupted_run_resumes_in_the_same_attempt(
     tmp_path: Path, command: Sequence[str], number: int
 ) -> None:
     make_folder(tmp_path, tick=TICK, long=LONG)
@@ -302,7 +302,7 @@ async def test_a_signal_ends_it_in_time_and_an_interrupted_run_resumes_in_the_sa
     [(SERVE, signal.SIGTERM), (SERVE, signal.SIGINT), (UVICORN, signal.SIGTERM)],
     ids=["serve-SIGTERM", "serve-SIGINT", "uvicorn-SIGTERM"],
 )
-async def test_a_sync_task_that_hangs_in_sleep_can_not_keep_the_process(
+async def test_a_sync_task_that_hangs_in_sleep_does_not_delay_the_end_of_the_process(
     tmp_path: Path, command: Sequence[str], number: int
 ) -> None:
     make_folder(tmp_path, hangs=HANGS)
@@ -313,7 +313,7 @@ async def test_a_sync_task_that_hangs_in_sleep_can_not_keep_the_process(
         assert {run["state"] for run in await rows(ledger)} <= {"interrupted", "skipped"}
 
 
-async def test_a_run_that_ends_within_drain_seconds_is_let_end(tmp_path: Path) -> None:
+async def test_a_run_that_ends_within_drain_seconds_is_not_interrupted(tmp_path: Path) -> None:
     drains = "while 'Stopping: ' not in pathlib.Path('0.stderr').read_text(): await asyncio.sleep(0.02)"
     make_folder(tmp_path, long=LONG.replace("await asyncio.sleep(60)", drains))
     async with ledger_in(tmp_path) as ledger:
@@ -368,7 +368,7 @@ class OneAtATime(BaseTask):
 """
 
 
-async def test_a_run_by_hand_beside_a_service_claims_nothing_but_itself(tmp_path: Path) -> None:
+async def test_a_run_by_hand_beside_a_service_claims_no_other_run(tmp_path: Path) -> None:
     make_folder(tmp_path, one=ONE_AT_A_TIME, by_hand=BY_HAND)
     async with ledger_in(tmp_path) as ledger:
         with service(tmp_path, settings={"POLL_SECONDS": "60"}):  # the service will not see it either

@@ -41,7 +41,7 @@ DRAIN_SECONDS = 3.0
 
 
 def documented() -> list[str]:
-    """The commands in the table of servers, without the one that is not a server of others."""
+    """The commands in the table of servers, without our own `batch serve`."""
     found = re.findall(r"^\| `((?:uvicorn|hypercorn|granian) .*?)` \|", read("docs/apps.md"), re.MULTILINE)
     return [command.partition(" --workers ")[0] for command in found]
 
@@ -57,7 +57,7 @@ def test_the_page_has_the_servers() -> None:
 
 
 class Server:
-    """A server with its workers, seen through its ledger."""
+    """A server with its workers, observed through its ledger."""
 
     def __init__(self, running: Service, workers: int) -> None:
         self.running = running
@@ -83,14 +83,14 @@ class Server:
             time.sleep(0.02)
 
     def assert_each_tick_that_began_has_ended(self) -> None:
-        """A slot that was claimed in the instant of the signal is handed on: its body never began."""
+        """A slot that was claimed at the instant of the signal is passed on, and its body has not begun."""
         runs = self.select("SELECT id, state FROM batch_runs WHERE task = 'tick'")
         begun = set((self.running.folder / "begun").read_text().split())
         assert {id: state for id, state in runs if id in begun} == dict.fromkeys(begun, "succeeded")
         assert {state for id, state in runs if id not in begun} <= {"interrupted"}
 
     def wait_until_busy(self) -> None:
-        """Ready, with all its workers, in the midst of a run that will not end by itself."""
+        """Wait until the server is ready, has all workers, and has an active run that does not end by itself."""
         self.until(lambda: is_ready(self.running))
         self.until(lambda: len(self.pids()) == self.workers)
         self.until(lambda: self.states("tick").count("succeeded") >= 2 and "running" in self.states("long"))
@@ -133,7 +133,7 @@ CASES = [("uvicorn", 4), ("hypercorn", 1), ("hypercorn", 2), ("granian", 1), ("g
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, int], Server]]:
-    """All of them start at the same time."""
+    """All servers, started at the same time."""
     words = {one.split()[0]: one for one in documented()}
     with ExitStack() as stack:
         yield {
@@ -160,7 +160,7 @@ def test_each_slot_has_one_run_and_all_workers_drain(
 
 
 @pytest.mark.parametrize("words", [words for words in documented() if words.startswith("hypercorn")])
-def test_a_worker_that_gets_a_signal_of_its_own_drains_also_where_the_server_does_not_see_to_it(
+def test_a_worker_that_gets_a_signal_drains_even_if_its_server_does_not_support_that(
     tmp_path: Path, words: str
 ) -> None:
     with served(tmp_path, words, 1) as server:
@@ -172,7 +172,7 @@ def test_a_worker_that_gets_a_signal_of_its_own_drains_also_where_the_server_doe
         server.assert_each_tick_that_began_has_ended()
 
 
-def test_a_server_whose_service_can_not_start_ends_and_says_why(tmp_path: Path) -> None:
+def test_a_server_whose_service_can_not_start_ends_and_reports_why(tmp_path: Path) -> None:
     settings = {"TASKS_DIR": "nowhere"}
     with ExitStack() as stack:
         started = []

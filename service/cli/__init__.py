@@ -10,8 +10,10 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from service import escaping
@@ -38,61 +40,135 @@ from service.errors import BatchError
 LONGEST_MESSAGE = 4_000
 """Characters of an error on stderr."""
 
+
+ABOUT_BACKUPS = "Make backups, check, compare, copy and restore them."
+BACKUPS: dict[str, dict[str, Any]] = {
+    "Look": {
+        "list": backup.list_,
+        "show": backup.show,
+        "diff": diff.diff,
+    },
+    "Make and restore": {
+        "create": backup.create,
+        "verify": backup.verify,
+        "restore": restore.restore,
+    },
+    "Elsewhere": {
+        "upload": backup.upload,
+        "download": backup.download,
+    },
+    "Keep": {
+        "prune": backup.prune,
+        "pin": backup.pin,
+        "unpin": backup.unpin,
+    },
+}
+PANELS: dict[str, dict[str, Any]] = {
+    "Service": {
+        "serve": serve.serve,
+    },
+    "Tasks": {
+        "new": new.new,
+        "tasks": tasks.tasks,
+        "next": tasks.next_,
+        "lint": lint.lint,
+        "pause": manage.pause,
+        "resume": manage.resume,
+    },
+    "Runs": {
+        "run": runs.run,
+        "runs": runs.runs,
+        "show": show.show,
+        "logs": logs.logs,
+        "watch": watch.watch,
+        "cancel": manage.cancel,
+        "retry": manage.retry,
+        "quarantine": items.quarantine,
+        "redrive": items.redrive,
+        "backfill": manage.backfill,
+        "account": account.account,
+        "prune": manage.prune,
+    },
+    "Backups": {"backup": BACKUPS},
+}
+"""The commands under the headings that they are listed by: functions, and one group of commands."""
+
+
+class Group(TyperGroup):
+    """Commands under headings, listed without rich, whose import takes longer than all the rest.
+
+    A command is made when it is asked for: to make all of them takes as long as most of them run.
+    """
+
+    panels: ClassVar[dict[str, dict[str, Any]]] = PANELS
+    words: ClassVar[str] = ""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            from service import console
+
+            console.write(ctx.get_help())
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for panel in self.panels.values() for name in panel]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        known = {name: function for panel in self.panels.values() for name, function in panel.items()}
+        # Of an unknown name typer says which one is like it: then all are made.
+        for name in [cmd_name] if cmd_name in known else known:
+            if name not in self.commands:
+                self.commands[name] = _made(f"{self.words}{name}", known[name])
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        widest = max(map(len, self.list_commands(ctx)))
+        for panel, commands in self.panels.items():
+            with formatter.section(panel):
+                formatter.write_dl([(name.ljust(widest), _help_of(one)[0]) for name, one in commands.items()])
+
+
+class BackupGroup(Group):
+    panels = BACKUPS
+    words = "backup "
+
+
+def _help_of(command: Callable[..., None] | dict[str, Any]) -> list[str]:
+    """The paragraphs of its docstring. The first one is its line in the list of commands."""
+    text = ABOUT_BACKUPS if isinstance(command, dict) else inspect.cleandoc(command.__doc__ or "")
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+
+
+def _made(words: str, command: Callable[..., None] | dict[str, Any]) -> Any:
+    if isinstance(command, dict):
+        return typer.main.get_group(backups)
+    examples = "\n".join(f"  {line}\n      {what}" for line, what in EXAMPLES[words].items())
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    text = "\n\n".join(_help_of(command))
+    alone.command(words.split()[-1], help=text, epilog=f"\b\nExamples:\n{examples}")(command)
+    return typer.main.get_command(alone)
+
+
 cli = typer.Typer(
+    cls=Group,
+    rich_markup_mode=None,
     name="batch",
-    help="Batch System: tasks on schedule, every slot accounted for.",
     epilog="`batch COMMAND --help` has examples. Commands read the settings from the environment and `.env`.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-
 backups = typer.Typer(
-    help="Make backups, check, compare, copy and restore them.",
+    cls=BackupGroup,
+    rich_markup_mode=None,
+    name="backup",
+    help=ABOUT_BACKUPS,
     epilog="`batch backup COMMAND --help` has examples. FILE is a path, a name, `latest`, or s3://bucket/prefix/name.",
-    no_args_is_help=True,
 )
 
 
-def _add(panel: str, name: str, command: Callable[..., None], group: typer.Typer = cli) -> None:
-    """The docstring is the help, and its first paragraph the line in the list of commands."""
-    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
-    shown = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    examples = "\n".join(f"  {line}\n      {what}" for line, what in EXAMPLES[name].items())
-    group.command(name.split(" ")[-1], help=shown, epilog=f"Examples:\n{examples}", rich_help_panel=panel)(command)
-
-
-_add("Service", "serve", serve.serve)
-_add("Tasks", "new", new.new)
-_add("Tasks", "tasks", tasks.tasks)
-_add("Tasks", "next", tasks.next_)
-_add("Tasks", "lint", lint.lint)
-_add("Tasks", "pause", manage.pause)
-_add("Tasks", "resume", manage.resume)
-_add("Runs", "run", runs.run)
-_add("Runs", "runs", runs.runs)
-_add("Runs", "show", show.show)
-_add("Runs", "logs", logs.logs)
-_add("Runs", "watch", watch.watch)
-_add("Runs", "cancel", manage.cancel)
-_add("Runs", "retry", manage.retry)
-_add("Runs", "quarantine", items.quarantine)
-_add("Runs", "redrive", items.redrive)
-_add("Runs", "backfill", manage.backfill)
-_add("Runs", "account", account.account)
-_add("Runs", "prune", manage.prune)
-_add("Look", "backup list", backup.list_, backups)
-_add("Look", "backup show", backup.show, backups)
-_add("Look", "backup diff", diff.diff, backups)
-_add("Make and restore", "backup create", backup.create, backups)
-_add("Make and restore", "backup verify", backup.verify, backups)
-_add("Make and restore", "backup restore", restore.restore, backups)
-_add("Elsewhere", "backup upload", backup.upload, backups)
-_add("Elsewhere", "backup download", backup.download, backups)
-_add("Keep", "backup prune", backup.prune, backups)
-_add("Keep", "backup pin", backup.pin, backups)
-_add("Keep", "backup unpin", backup.unpin, backups)
-cli.add_typer(backups, name="backup", rich_help_panel="Backups")
+@cli.callback()
+def about() -> None:
+    """Batch System: tasks on schedule, every slot accounted for."""
 
 
 def main() -> None:
@@ -119,6 +195,5 @@ def main() -> None:
 def _refuse(message: str, code: int = MISTAKE) -> int:
     from service import console
 
-    if message:  # there is none where the help was shown instead
-        console.warn(f"batch: {escaping.cut(message, LONGEST_MESSAGE)}")
+    console.warn(f"batch: {escaping.cut(message, LONGEST_MESSAGE)}")
     return code

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import getpass
 import os
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, TypeVar
-from zoneinfo import ZoneInfo
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,6 +14,9 @@ from service import clock
 from service.cli import complete
 from service.errors import InvalidParameters
 from service.escaping import echoed
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 T = TypeVar("T")
 
@@ -37,6 +37,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, on an event loop of its own. What the driver raises becomes a DatabaseError."""
+    import asyncio
+
     from service.operations.databases import errors_explained
 
     with errors_explained():
@@ -45,6 +47,8 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
 
 def user() -> str:
     """Who types this."""
+    import getpass
+
     try:
         return getpass.getuser()
     except (KeyError, ImportError, OSError):  # a container's user without a name

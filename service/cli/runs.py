@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -51,6 +50,8 @@ def run(
 
 
 def _execute(name: str, given: dict[str, str], slot: datetime | None) -> None:
+    import asyncio
+
     from service import console
     from service.cli import bar
     from service.logs import get_logger
@@ -104,6 +105,8 @@ def runs(
 
 
 async def _run(name: str, given: dict[str, str], slot: datetime | None, shown: Bar | Lines) -> dict[str, Any]:
+    import asyncio
+
     from service import logs as logging
     from service.batch.execution.run_here import ManualRun
     from service.batch.tasks.registry import TaskRegistry
@@ -129,6 +132,8 @@ async def _run(name: str, given: dict[str, str], slot: datetime | None, shown: B
 @asynccontextmanager
 async def _drained(batch: BatchService, seconds: float) -> AsyncIterator[None]:
     """When the block is cancelled: what runs has so many seconds to end, and is still shown."""
+    import asyncio
+
     from service import logs
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -14,6 +13,8 @@ from service.cli.options import RunOrTask, utc
 from service.cli.progress import Row
 
 if TYPE_CHECKING:
+    import asyncio
+
     from service.cli.bar import Bar, Lines
     from service.operations.operations import Operations
     from service.operations.results import RunNow
@@ -45,6 +46,8 @@ def with_log(run: str) -> NoReturn:
 
     Who reads a pipe may write to the same terminal, and would tear the bar.
     """
+    import asyncio
+
     from service import console
     from service.cli import bar
 
@@ -67,6 +70,8 @@ def with_log(run: str) -> NoReturn:
 @asynccontextmanager
 async def seen(operations: Operations, run: str, shown: Bar | Lines) -> AsyncIterator[None]:
     """Show a run of this process in the block. A ledger that is away only leaves it as it was."""
+    import asyncio
+
     watching = asyncio.create_task(_see_here(operations, run, shown))
     try:
         yield
@@ -75,6 +80,8 @@ async def seen(operations: Operations, run: str, shown: Bar | Lines) -> AsyncIte
 
 
 async def _see_here(operations: Operations, run: str, shown: Bar | Lines) -> None:
+    import asyncio
+
     from service.errors import DatabaseError
     from service.operations import run_log
 
@@ -97,6 +104,8 @@ async def _see(looks: AsyncGenerator[RunNow], shown: Bar | Lines) -> Row:
 
 
 async def _end(watching: asyncio.Task[Any]) -> None:
+    import asyncio
+
     watching.cancel()
     await asyncio.wait([watching])
 

@@ -1,4 +1,4 @@
-"""A loop of this process that runs from its start until it is stopped."""
+"""A background loop of this process: it runs from its start until it is stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work in a thread of its own, which a cancel of the awaiting task ends early."""
+"""Work in a thread of its own that ends early when the awaiting task is cancelled."""
 
 from __future__ import annotations
 
@@ -11,66 +11,70 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-LISTEN_SECONDS = 0.1
+CHECK_EVERY_SECONDS = 0.1
 
 
 class Stopped(Exception):
-    """The work ended early because it was asked to."""
+    """The work ended early because a stop was requested."""
 
 
 class Stop:
-    """Asks the thread to end; the thread calls `check` between two pieces of work."""
+    """Requests that a thread ends. The thread calls `check` between two pieces of work."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._requested = threading.Event()
         self._lock = threading.Lock()
-        self._call: Callable[[], None] | None = None
+        self._on_request: Callable[[], None] | None = None
 
-    def ask(self) -> None:
+    def request(self) -> None:
         with self._lock:
-            self._asked.set()
-            if self._call:
-                self._call()
+            self._requested.set()
+            if self._on_request:
+                self._on_request()
 
-    def asked(self) -> bool:
-        return self._asked.is_set()
+    def is_requested(self) -> bool:
+        return self._requested.is_set()
 
     def check(self) -> None:
-        if self._asked.is_set():
+        """Raises Stopped when a stop was requested."""
+        if self._requested.is_set():
             raise Stopped
 
     @contextmanager
-    def calls(self, call: Callable[[], None]) -> Iterator[None]:
-        """For a thread that can't check, as it waits for another: `call` is called when it is asked to end."""
+    def calling(self, on_request: Callable[[], None]) -> Iterator[None]:
+        """Call `on_request` when a stop is requested during the block.
+
+        This is for a thread that can't call `check` because it waits for something else.
+        """
         with self._lock:
-            self._call = call
-            if self._asked.is_set():
-                call()
+            self._on_request = on_request
+            if self._requested.is_set():
+                on_request()
         try:
             yield
         finally:
             with self._lock:
-                self._call = None
+                self._on_request = None
 
 
 def in_own_loop(work: Coroutine[Any, Any, T], stop: Stop) -> T:
-    """`work` on an event loop of this thread, also while it waits for a server, until the thread is asked to end."""
+    """Run `work` on a new event loop in this thread. When a stop is requested, cancel it and raise Stopped."""
     return asyncio.run(_until_stopped(work, stop))
 
 
 async def _until_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
     task, is_cancelled = asyncio.ensure_future(work), False
     while not task.done():
-        if stop.asked() and not is_cancelled:  # once, or its own cleaning up would be cancelled too
+        if stop.is_requested() and not is_cancelled:  # a second cancel would interrupt the clean-up of the task
             is_cancelled = task.cancel()
-        await asyncio.wait([task], timeout=LISTEN_SECONDS)
+        await asyncio.wait([task], timeout=CHECK_EVERY_SECONDS)
     if task.cancelled():
         raise Stopped
     return task.result()
 
 
 async def in_thread(work: Callable[[Stop], T]) -> T:
-    """`work` in a new thread. A cancel is passed on only after the thread has cleaned up and ended."""
+    """Await `work` in a new thread. When cancelled, raise CancelledError only after the thread has ended."""
     stop = Stop()
     executor = ThreadPoolExecutor(1, thread_name_prefix="backup")
     future = asyncio.get_running_loop().run_in_executor(executor, work, stop)
@@ -78,7 +82,7 @@ async def in_thread(work: Callable[[Stop], T]) -> T:
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        stop.ask()
+        stop.request()
         await asyncio.wait([future])
         future.exception()
         raise

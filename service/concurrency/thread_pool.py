@@ -1,4 +1,4 @@
-"""Threads for sync runs: daemon threads of our own, so that none of them can keep the process alive."""
+"""A pool of daemon threads: a call that hangs in one of them does not keep the process from ending."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from service import failures
 Work = tuple["Future[Any]", Callable[[], Any]]
 
 
-class Threads:
-    """At most `limit` calls at once; more wait. A hung one is abandoned: it loses its place to a new thread.
+class ThreadPool:
+    """Runs at most `limit` calls at once; further calls wait.
 
-    At most `limit` threads are abandoned at a time; beyond that their places stay taken.
+    A call that does not end after its cancellation is abandoned, and a new thread replaces the one that it blocks.
+    At most `limit` calls are abandoned at a time; beyond that, the threads that they block are not replaced.
     """
 
     def __init__(self, limit: int) -> None:
@@ -32,11 +33,11 @@ class Threads:
 
     @property
     def free(self) -> int:
-        """How many more calls would start at once."""
+        """How many more calls would start without waiting."""
         return max(0, self._limit - self._busy)
 
     def submit(self, call: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Start `call` in a thread, with this context's variables."""
+        """Start `call` in a thread, with a copy of the caller's context variables."""
         future: Future[Any] = Future()
         context = contextvars.copy_context()
         with self._lock:
@@ -46,14 +47,14 @@ class Threads:
         return future
 
     async def run(self, call: Callable[..., Any], *args: Any, patience: float = 0.0) -> Any:
-        """Await `call` in a thread. Cancelled, it waits `patience` seconds for its end, and then gives it up."""
+        """Await `call` in a thread. When cancelled, wait up to `patience` seconds for its end, then abandon it."""
         future = self.submit(call, *args)
         waiting = asyncio.wrap_future(_shielded(future))
-        waiting.add_done_callback(_look_at)
+        waiting.add_done_callback(_retrieve_exception)
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            if not future.cancel():  # it has begun, and may look whether it is asked to stop
+            if not future.cancel():  # the call has begun, and may check whether it was asked to stop
                 await asyncio.wait([waiting], timeout=patience)
             raise
         finally:
@@ -61,20 +62,20 @@ class Threads:
                 self._abandon(future)
 
     def _grow(self, calls: int) -> None:
-        """A thread more where so many calls need one."""
+        """Start one more thread if this number of calls at once needs it."""
         if self._threads < min(calls, self._limit):
             threading.Thread(target=self._serve, name=f"batch-run-{self._threads + 1}", daemon=True).start()
             self._threads += 1
 
     def _abandon(self, future: Future[Any]) -> None:
         with self._lock:
-            if future.cancelled():  # no thread has begun with it
+            if future.cancelled():  # no thread has begun the call
                 self._busy -= 1
             elif not future.done() and len(self._abandoned) < self._limit:
                 self._abandoned.add(future)
                 self._busy -= 1
                 self._threads -= 1
-                with contextlib.suppress(RuntimeError):  # the system allows no thread more
+                with contextlib.suppress(RuntimeError):  # the operating system refuses another thread
                     self._grow(self._busy)
 
     def _serve(self) -> None:
@@ -90,13 +91,13 @@ class Threads:
             del call, work, future
 
     def close(self) -> None:
-        """Let idle threads end. Hung ones are daemons, and end with the process."""
+        """End the idle threads. Threads that hang are daemon threads, and end with the process."""
         for _ in range(self._threads):
             self._work.put(None)
 
 
 def _shielded(future: Future[Any]) -> Future[Any]:
-    """A copy that may be cancelled without touching the original."""
+    """A future with the same outcome, whose cancellation does not cancel the original."""
     copy: Future[Any] = Future()
 
     def settle(done: Future[Any]) -> None:
@@ -108,8 +109,8 @@ def _shielded(future: Future[Any]) -> Future[Any]:
     return copy
 
 
-def _look_at(future: asyncio.Future[Any]) -> None:
-    """What an abandoned call raises later is nobody's business any more."""
+def _retrieve_exception(future: asyncio.Future[Any]) -> None:
+    """Keep asyncio from logging that the exception of an abandoned call was never retrieved."""
     if not future.cancelled():
         future.exception()
 
@@ -117,11 +118,11 @@ def _look_at(future: asyncio.Future[Any]) -> None:
 def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
     try:
         result = call()
-    except StopIteration as error:  # a future can't carry one
+    except StopIteration as error:  # a future can't hold a StopIteration
         failure = RuntimeError(f"run() raised StopIteration({failures.message_of(error)})")
         failure.__cause__ = error
         future.set_exception(failure)
-    except BaseException as error:  # noqa: BLE001 - the attempt's boundary in a thread: the future has it
+    except BaseException as error:  # noqa: BLE001 - the attempt's boundary in a thread: the future holds the error
         future.set_exception(error)
     else:
         future.set_result(result)

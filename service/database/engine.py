@@ -1,4 +1,4 @@
-"""One logical database: how its connections are set up, and the sessions it hands out. Knows no tables."""
+"""One logical database: sets up its connections, and opens sessions. Knows no tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from service import clock
 from service.database import forks, troubles
-from service.database.hiding import hide_values
+from service.database.urls import split_options
 from service.database.writers import WriterGuard
 from service.errors import DatabaseBusy, DatabaseUnreachable
 
@@ -27,12 +27,13 @@ BUSY_GIVE_UP_SECONDS = 60.0
 
 
 class Database:
-    """One database on one event loop.
+    """One database on one event loop: `engine` for writing, `reader` for reading only.
 
-    On SQLite writing transactions take the write lock at their start (BEGIN IMMEDIATE), over a pool of one connection
-    in which the writers of this process queue; readers have a pool of their own. `pooled=False` keeps no connection
-    between uses, for code that runs outside a service. `shows_values`: whether its errors say what the statement was
-    given, which may be secret.
+    On SQLite a writing transaction takes the write lock at its start (BEGIN IMMEDIATE). The writers of this process
+    queue for a pool of one connection, and readers have another pool. `setting` is the name of the setting with the
+    URL, for messages. `client` names the connections to PostgreSQL. With `pooled=False` no connection is kept between
+    uses, for code outside of a service. With `shows_values` its errors show the parameters of statements, which may be
+    secret. Raises DatabaseUnreachable if the driver is not installed.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class Database:
         where = f"{self.safe_url} ({self.setting})"
         for engine in (self.engine, self.reader) if self.kind == "sqlite" else (self.engine,):
             if not shows_values:
-                event.listen(engine.sync_engine, "handle_error", hide_values)
+                event.listen(engine.sync_engine, "handle_error", troubles.hide_values)
             event.listen(engine.sync_engine, "handle_error", partial(troubles.on_error, where=where))
 
     def session(self, readonly: bool = False) -> AsyncSession:
-        """A session that keeps its objects usable after a commit. On SQLite a writing one is guarded."""
+        """A session whose objects stay usable after a commit. On SQLite a writing one may raise SecondWriter."""
         if readonly:
             return AsyncSession(self.reader, expire_on_commit=False)
         if self.kind != "sqlite":
@@ -79,17 +80,22 @@ class Database:
         return self.guard.session(self.engine)
 
     async def check(self) -> None:
-        """Raises DatabaseUnreachable, with the cause and the setting to look at, but never a password."""
+        """Connect once. Raises DatabaseUnreachable with the cause and the name of the setting, without a password."""
         try:
             async with self.reader.connect() as connection:
                 await connection.execute(text("SELECT 1"))
-        except (DBAPIError, OSError, sqlite3.Error, TypeError) as error:  # TypeError: an option that the driver lacks
+        except (
+            DBAPIError,
+            OSError,
+            sqlite3.Error,
+            TypeError,
+        ) as error:  # TypeError: the driver does not have an option of the URL
             raise self.unreachable(error) from None
 
     async def answer(self) -> None:
-        """Ask it something. SQLite must also give us its write lock, unless a session of this process has it.
+        """Execute a query, and on SQLite take the write lock too, unless a session of this process holds it.
 
-        Raises what the driver raises. Waits for a lock, so put a timeout around it.
+        Raises the driver's errors. It may wait for a lock, so call it with a timeout.
         """
         async with self.reader.connect() as connection:
             await connection.execute(text("SELECT 1"))
@@ -98,22 +104,23 @@ class Database:
                 pass
 
     def unreachable(self, error: BaseException) -> DatabaseUnreachable:
+        """The error to raise if this database can't be used because of `error`."""
         cause = troubles.cause_of(error, self.kind)
         if "no such table" in cause or "UndefinedTable" in cause:
             cause += " (a service makes the tables when it first starts)"
         return DatabaseUnreachable(f"the database {self.safe_url} can't be used: {cause}. Look at {self.setting}.")
 
     def why(self, error: BaseException) -> str:
-        """For a log, in one line: which database, and what is wrong with it."""
+        """One line for a log: the database, its setting, and the cause of the error."""
         return f"{self.safe_url} ({self.setting}): {troubles.cause_of(error, self.kind)}"
 
     @property
     def safe_url(self) -> str:
-        """The URL without its password, for people to read."""
+        """The URL as text for people, without its password and its query."""
         return self.url.set(query={}).render_as_string(hide_password=True)
 
     async def dispose(self) -> None:
-        """Close all its connections. When the caller is cancelled, they are closed before the cancel goes on."""
+        """Close all connections. If the caller is cancelled, they are closed before CancelledError is raised."""
         disposing = asyncio.create_task(self._dispose())
         try:
             await asyncio.shield(disposing)
@@ -131,8 +138,14 @@ def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: d
     if pooled:
         options = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60}
     if url.drivername == "postgresql+asyncpg":
-        # Long-lived generic plans turned quadratic on just-emptied tables; custom plans did not.
-        settings = {"application_name": client[:63], "timezone": "UTC", "plan_cache_mode": "force_custom_plan"}
+        # Generic plans live long, and became quadratic on tables that had just been emptied; custom plans did not.
+        url, given_settings = split_options(url)
+        settings = {
+            **given_settings,
+            "application_name": client[:63],
+            "timezone": "UTC",
+            "plan_cache_mode": "force_custom_plan",
+        }
         options["connect_args"] = {"server_settings": settings, "timeout": 10}
     engine = create_async_engine(url, **options, **given)
     if url.drivername == "postgresql+asyncpg":
@@ -142,7 +155,7 @@ def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: d
 
 
 def _refuse_closed(connection: Any, *_: Any) -> None:
-    """asyncpg notices while it idles that a connection is lost. A pre-ping would be a transaction for each checkout."""
+    """Discard a lost connection, which asyncpg knows of. A pre-ping would take a transaction for each checkout."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
@@ -164,24 +177,24 @@ def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool, given: di
 
 
 class _SqliteConnection(sqlite3.Connection):
-    """Its transaction ends when it is closed, and closing it never fails.
+    """A connection whose close() ends its transaction and never raises.
 
-    SQLite keeps a closed connection alive, and its locks with it, as long as Python has a cursor of it whose rows were
-    not read. A cancel between a statement and its rows leaves one, and who collects that, and when, nobody knows.
+    SQLite keeps a closed connection and its locks alive as long as Python has a cursor of it whose rows were
+    not read. A cancel between a statement and its rows leaves such a cursor until the garbage collector frees it.
     """
 
     def close(self) -> None:
-        with suppress(sqlite3.Error):  # for example of the disk; aiosqlite's thread does not end when close() raises
+        with suppress(sqlite3.Error):  # such as a disk error; aiosqlite's thread does not end if close() raises
             if self.in_transaction:
                 self.rollback()
         super().close()
 
 
 class _AsyncSqliteConnection(aiosqlite.Connection):
-    """A connection whose thread is told to stop only once.
+    """A connection that stops its thread only once.
 
-    When a task is cancelled a second time while its connection is being closed, stop() is called twice. The second call
-    would return a future that nobody completes, since the thread has ended.
+    If a task is cancelled a second time while its connection is being closed, stop() is called twice. The second call
+    would return a future that is never completed, because the thread has ended.
     """
 
     def stop(self) -> asyncio.Future[Any] | None:
@@ -194,7 +207,7 @@ async def _open_sqlite(name: str, **options: Any) -> aiosqlite.Connection:
     connection = _AsyncSqliteConnection(partial(sqlite3.connect, name, **options), iter_chunk_size=64)
     connection._thread.daemon = True
     async with AsyncExitStack() as stack:
-        # Where it fails, aiosqlite's thread answers once more, and by then the event loop may be closed.
+        # If this fails, aiosqlite's thread still calls the event loop once: wait for it, since the loop may close soon.
         stack.push_async_callback(asyncio.to_thread, connection._thread.join)
         await connection
         stack.pop_all()
@@ -202,8 +215,8 @@ async def _open_sqlite(name: str, **options: Any) -> aiosqlite.Connection:
 
 
 def _make_private(name: str) -> None:
-    """A database that we make is for this user alone. SQLite gives its rights to the files beside it."""
-    with suppress(OSError):  # it is there already; or SQLite says what is wrong
+    """Create the file so that only this user can read it. SQLite copies its permissions to the files beside it."""
+    with suppress(OSError):  # the file exists, or SQLite reports the error
         os.close(os.open(os.path.realpath(name), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
@@ -229,7 +242,7 @@ def _begin_immediate(connection: Connection) -> None:
 
 
 def _until_unlocked(connection: Any, statement: str) -> None:
-    """Repeat a short wait, so that a cancel is heard between two tries. (One long wait would hold up a drain.)"""
+    """Repeat a short wait for the lock, so that a cancel takes effect between two tries; a long wait delays a drain."""
     give_up_at = clock.monotonic() + BUSY_GIVE_UP_SECONDS
     while True:
         try:
@@ -242,5 +255,5 @@ def _until_unlocked(connection: Any, statement: str) -> None:
                 _, _, file = _execute(connection, "PRAGMA database_list")
                 raise DatabaseBusy(
                     f"another connection has held the write lock of {file} for {BUSY_GIVE_UP_SECONDS:g} s: "
-                    "SQLite has one writer, so it has to commit or end first"
+                    "SQLite has one writer, so that connection has to commit or close first"
                 ) from error

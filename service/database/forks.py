@@ -1,7 +1,7 @@
-"""A forked child, a process pool's say, does not keep its parent's connections to a server open.
+"""Closes the copies of a process's PostgreSQL connections in its forked children, such as those of a process pool.
 
-A server ends what a connection has begun when each copy of its socket is closed. Where the parent is killed in the
-midst of a transaction, a child that lives on would keep the rows locked that the transaction had locked.
+A server ends the transaction of a connection when all copies of its socket are closed. If a process is killed during a
+transaction, a child that still has the socket would keep the transaction's rows locked.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ _open: WeakSet[Any] = WeakSet()
 
 
 def remember(connection: Any, _: Any) -> None:
-    """For SQLAlchemy's event `connect`, of an engine whose driver is asyncpg."""
+    """A listener for SQLAlchemy's event `connect` of an engine with asyncpg: connections to close in children."""
     _open.add(connection.driver_connection)
 
 
-def _let_go() -> None:
-    """The numbers of the sockets stay taken, for their owners will close them."""
-    nothing = os.open(os.devnull, os.O_RDWR)
+def _close_copies() -> None:
+    """Replace the sockets by /dev/null, so that their numbers stay in use until the connection objects close them."""
+    null = os.open(os.devnull, os.O_RDWR)
     for connection in _open:
         if not connection.is_closed():
-            os.dup2(nothing, connection._transport.get_extra_info("socket").fileno(), inheritable=False)
-    os.close(nothing)
+            os.dup2(null, connection._transport.get_extra_info("socket").fileno(), inheritable=False)
+    os.close(null)
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_close_copies)

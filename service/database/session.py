@@ -1,4 +1,4 @@
-"""get_db(): the authors' way to the application's database."""
+"""get_db(): sessions on the application's database for authors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.config import get_settings
 from service.database.engine import Database
 
 Loop = asyncio.AbstractEventLoop
@@ -19,39 +18,41 @@ Prepare = Callable[[Database], None]
 
 
 class _Origin(NamedTuple):
-    """What a database is made from where there is no service's: its URL, and what is done to it first."""
+    """How to open the application's database outside of a service: its URL, and a function that prepares it."""
 
     url: str
     prepare: Prepare | None
 
 
-# Connections belong to an event loop, so each loop has its own: those of the services on it, or one that is made.
+# Connections belong to an event loop, so each loop has databases of its own: those of its services, or a new one.
 _services: WeakKeyDictionary[Loop, dict[Database, _Origin]] = WeakKeyDictionary()
-_made: WeakKeyDictionary[Loop, tuple[_Origin, Database]] = WeakKeyDictionary()
+_opened: WeakKeyDictionary[Loop, tuple[_Origin, Database]] = WeakKeyDictionary()
 
 _origin: ContextVar[_Origin | None] = ContextVar("origin", default=None)
 
 
 @asynccontextmanager
 async def get_db(readonly: bool = False) -> AsyncIterator[AsyncSession]:
-    """A session on the application's database: `async with get_db() as db: …; await db.commit()`.
+    """Open a session on the application's database: `async with get_db() as db: …; await db.commit()`.
 
-    It never commits by itself, and rolls back what was not committed when the block ends or raises.
-    On SQLite a writing session takes the file's one write lock at its first statement: open it late, commit early,
-    and use `readonly=True` for reading; a second writing session inside one run raises SecondWriter.
+    It never commits by itself. Uncommitted changes are rolled back when the block ends or raises. On SQLite a writing
+    session takes the file's write lock at its first statement: open it late, commit early, and use `readonly=True` for
+    reading. A second writing session within one run raises SecondWriter.
     """
     async with application_database().session(readonly) as session:
         yield session
 
 
 def application_database() -> Database:
-    """The application's database on this event loop; outside a service it keeps no connection between uses."""
+    """The application's database on this event loop. Outside of a service it keeps no connection between uses."""
+    from service.config import get_settings
+
     loop = asyncio.get_running_loop()
     if services := _services.get(loop):
         return next(reversed(services))
     origin = _origin.get() or _Origin(get_settings().DATABASE_URL, None)
-    known, database = _made.get(loop, (None, None))
-    if database is None or known != origin:
+    opened_from, database = _opened.get(loop, (None, None))
+    if database is None or opened_from != origin:
         database = Database(
             origin.url,
             setting="DATABASE_URL",
@@ -60,14 +61,14 @@ def application_database() -> Database:
         )
         if origin.prepare is not None:
             origin.prepare(database)
-        _made[loop] = origin, database
+        _opened[loop] = origin, database
     return database
 
 
 def use_application_database(database: Database, prepare: Prepare | None = None) -> None:
     """Make `get_db()` on this event loop use a service's database, until `leave_application_database`.
 
-    `prepare` is called with it, and with each one that a run needs elsewhere, which `bind_to_service` says.
+    `prepare` is called with this database, and with each one that is opened in a context after `bind_to_service`.
     """
     loop = asyncio.get_running_loop()
     if prepare is not None:
@@ -77,12 +78,12 @@ def use_application_database(database: Database, prepare: Prepare | None = None)
 
 
 def leave_application_database(database: Database) -> None:
-    """The service of this loop that used it has ended; another one on this loop keeps its own."""
+    """End the effect of `use_application_database` for this database. Other services on this loop keep theirs."""
     del _services[asyncio.get_running_loop()][database]
 
 
 def bind_to_service() -> None:
-    """What this context opens where no service is, it opens as this loop's service does: in a thread with an event loop
-    of its own, and here after the service's end."""
+    """Make this context open the application's database like the service of this loop, where no service runs: on event
+    loops of other threads, and on this one after the end of the service."""
     if services := _services.get(asyncio.get_running_loop()):
         _origin.set(next(reversed(services.values())))

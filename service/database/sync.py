@@ -1,4 +1,4 @@
-"""The database for sync runs: the work goes to the event loop, and the thread waits for it."""
+"""Database access for sync runs: the thread passes the work to the event loop and waits for the result."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from service.errors import BatchError
 T = TypeVar("T")
 
 home_loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("home_loop", default=None)
-"""The event loop of the run that this code belongs to, for its threads."""
+"""The event loop of the current run, for use in the run's threads."""
 
 
 def call_db(work: Callable[[Session], T], readonly: bool = False) -> T:
     """For sync runs: `call_db(lambda db: db.scalar(select(func.count(User.id))), readonly=True)`.
 
-    `work` gets a session on the application's database, as `get_db()` has them: what it does not commit is rolled back.
-    It runs on the event loop, so it should ask the database and return, and compute nothing long. What it raises is
-    raised here. Raises BatchError on an event loop: there it is `async with get_db()`.
+    `work` gets a session on the application's database as from `get_db()`: changes that it does not commit are rolled
+    back. It runs on the event loop, so it should only use the database and not compute for long. Returns the result of
+    `work`, and raises what it raises. Raises BatchError on an event loop: use `async with get_db()` there.
     """
     place = caller()
 
@@ -37,9 +37,9 @@ def call_db(work: Callable[[Session], T], readonly: bool = False) -> T:
 
 
 def call_async(work: Coroutine[Any, Any, T]) -> T:
-    """For sync runs: `call_async(start(OtherTask))`. Wait in this thread for a coroutine on the run's event loop.
+    """For sync runs: run a coroutine on the run's event loop, and wait for it: `call_async(start(OtherTask))`.
 
-    Where a task is called by hand, it has an event loop of its own. Raises BatchError on an event loop.
+    Outside of a service the coroutine gets an event loop of its own. Raises BatchError on an event loop.
     """
     try:
         asyncio.get_running_loop()
@@ -47,4 +47,4 @@ def call_async(work: Coroutine[Any, Any, T]) -> T:
         loop = home_loop.get()
         return asyncio.run_coroutine_threadsafe(work, loop).result() if loop else asyncio.run(work)
     work.close()
-    raise BatchError("call_db() and call_async() are for sync runs, and would stop the event loop here: await instead")
+    raise BatchError("call_db() and call_async() are for sync runs, and would block the event loop here: use await")

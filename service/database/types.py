@@ -1,15 +1,19 @@
-"""Column types that mean the same on SQLite and PostgreSQL."""
+"""Column types that behave the same on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import DateTime, Dialect
+from sqlalchemy import JSON, DateTime, Dialect, String
+from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlalchemy.types import TypeDecorator
+
+Id = String(36).with_variant(UUID(as_uuid=False), "postgresql")
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An instant: aware datetimes in, aware UTC datetimes out; a naive one is refused."""
+    """An instant. Takes aware datetimes in any zone and returns them in UTC. Raises ValueError for a naive one."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -29,7 +33,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 def stamp(value: datetime | None, kind: str) -> str | None:
-    """An instant inside a JSON parameter, in the form that this database's column has."""
+    """An instant (aware) as text for a JSON parameter, in the form that a database of this kind stores."""
     if value is None:
         return None
     value = value.astimezone(UTC)

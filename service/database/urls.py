@@ -1,4 +1,4 @@
-"""A database's URL: as text without its password, and as the arguments of a driver of its own."""
+"""The URL of a database as text without its password, and as arguments for its driver."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ ONLY_SQLALCHEMYS = ("async_creator_fn", "prepared_statement_cache_size", "prepar
 
 
 def safe_url(url: URL) -> str:
-    """A database's address for people, without a password."""
+    """The URL as text for people, without its password and its query."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 
+def split_options(url: URL) -> tuple[URL, dict[str, str]]:
+    """The URL without libpq's `options` (`?options=-csearch_path=shop`), and what a server is given for them.
+
+    asyncpg has no parameter of that name. The server takes the text as it is, when the connection begins.
+    """
+    if url.drivername != "postgresql+asyncpg" or not (given := url.query.get("options")):
+        return url, {}
+    options = given if isinstance(given, str) else " ".join(given)
+    return url.difference_update_query(["options"]), {"options": options}
+
+
 def connect_arguments(url: URL) -> dict[str, object]:
-    """Exactly those that get_db()'s connections have: hosts, sockets, ssl and the rest of the query."""
-    _, arguments = url.get_dialect()().create_connect_args(url)
-    return {name: value for name, value in arguments.items() if name not in ONLY_SQLALCHEMYS}
+    """The arguments for asyncpg that SQLAlchemy would pass: hosts, sockets, ssl and the rest of the query."""
+    bare, settings = split_options(url)
+    _, arguments = bare.get_dialect()().create_connect_args(bare)
+    kept = {name: value for name, value in arguments.items() if name not in ONLY_SQLALCHEMYS}
+    return {**kept, "server_settings": settings}

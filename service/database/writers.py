@@ -1,4 +1,4 @@
-"""SQLite has one writer a file. This says who it is, where it was opened, and refuses a run's second one."""
+"""Tracks the writing session of an SQLite file, which can have one writer, and refuses a second one of the same run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LONG_SECONDS = 1.0
 IN_BETWEEN = ("service.database", "service.batch.chunks", "contextlib")
 
 session_owner: ContextVar[object | None] = ContextVar("session_owner", default=None)
-"""Whose sessions are opened here: a run, where there is one; else the asyncio task counts."""
+"""The owner of the sessions that are opened here: the current run, or None; then it is the asyncio task."""
 
 session_place: ContextVar[str | None] = ContextVar("session_place", default=None)
-"""Where the author's code opened the session, when that was in another thread."""
+"""The file and line where the author's code opened the session, if it did so in another thread."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Holder:
 
 
 class _GuardedSession(Session):
-    """Asks the guard before each statement, so before it may wait for the write lock."""
+    """A session that asks the guard before each statement, and thus before it waits for the write lock."""
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Any:
         self.info["guard"].check(self)
@@ -45,12 +45,13 @@ class _GuardedSession(Session):
 
 
 class WriterGuard:
-    """Knows which session of this process holds the write lock of one SQLite file."""
+    """Tracks which session of this process holds the write lock of one SQLite file."""
 
     def __init__(self) -> None:
         self._holder: _Holder | None = None
 
     def session(self, engine: AsyncEngine) -> AsyncSession:
+        """A guarded session. Its statements raise SecondWriter if its owner has another writing session."""
         info = {
             "guard": self,
             "place": session_place.get() or caller(),
@@ -59,24 +60,27 @@ class WriterGuard:
         return AsyncSession(engine, sync_session_class=_GuardedSession, expire_on_commit=False, info=info)
 
     def check(self, session: Session) -> None:
+        """Raise SecondWriter if another session of the same owner holds the write lock."""
         holder = self._holder
         if holder is None or holder.session is session or holder.owner is not session.info["owner"]:
             return
         raise SecondWriter(
-            f"a writing session is open already, from {holder.place}, and SQLite has one writer: this one, "
-            f"from {session.info['place']}, would wait for ever. Use one session, commit the first before, "
+            f"a writing session is already open, from {holder.place}, and SQLite has one writer: this one, "
+            f"from {session.info['place']}, would wait for ever. Use one session, commit the first one before, "
             "or open one of them with get_db(readonly=True)"
         )
 
     @property
     def is_held(self) -> bool:
-        """Whether a session of this process has it."""
+        """Whether a session of this process holds the write lock."""
         return self._holder is not None
 
     def taken(self, session: Session) -> None:
+        """Record that a session has taken the write lock."""
         self._holder = _Holder(session, session.info["owner"], session.info["place"], clock.monotonic())
 
     def released(self, session: Session) -> None:
+        """Record that a session has released the write lock, and log a warning if it held the lock for long."""
         holder = self._holder
         if holder is None or holder.session is not session:
             return
@@ -85,7 +89,7 @@ class WriterGuard:
         if held > LONG_SECONDS:
             logger.warning(
                 f"a writing session from {holder.place} held SQLite's write lock for {held:.1f} s: "
-                "commit before waiting for something else"
+                "commit before you wait for anything else"
             )
 
 
@@ -101,7 +105,7 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 
 def caller() -> str:
-    """file:line of the author's code that opened the session: the first frame outside of what stands in between."""
+    """The file:line of the author's code that opened the session: the first frame outside of IN_BETWEEN."""
     frame = sys._getframe(1)
     while frame.f_back and (frame.f_globals.get("__name__", "").startswith(IN_BETWEEN)):
         frame = frame.f_back

@@ -1,6 +1,6 @@
-"""Logs: structlog over stdlib logging. Inside a run every line carries the run, and is kept for the ledger.
+"""Logs: structlog over stdlib logging. Within a run each line has the run's context and is kept for the ledger.
 
-Rendering and writing happen in a thread, so that a slow terminal or pipe never holds up the event loop.
+A thread renders and writes the lines, so that a slow terminal or pipe never blocks the event loop.
 """
 
 from __future__ import annotations
@@ -14,106 +14,27 @@ import os
 import queue
 import sys
 from collections.abc import Iterator
-from contextvars import ContextVar
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
-import structlog
-from structlog.stdlib import NAME_TO_LEVEL  # type: ignore[attr-defined]
-from structlog.typing import EventDict, Processor, WrappedLogger
-
-from service import clock, escaping
-from service.logs import log_lines, rendering
+from service import escaping
+from service.logs import log_lines
+from service.logs.mode import RunLog, mode, run_log, stamp_now
 
 MAX_WAITING = 100_000
-"""Lines that may wait for a slow stderr."""
+"""At most this many lines wait for a slow stderr."""
 
 MAX_WAITING_BYTES = 64_000_000
-"""So many bytes may they be."""
+"""At most this many bytes of lines wait for a slow stderr."""
 
 FLUSH_SECONDS = 5.0
 
 
-class RunLog(Protocol):
-    """What a run offers to its log lines: who it is, and a place to keep them."""
-
-    @property
-    def log_context(self) -> dict[str, Any]: ...
-
-    def keep_line(self, at: str, level: str, logger: str, text: str) -> None: ...
-
-
-run_log: ContextVar[RunLog | None] = ContextVar("run_log", default=None)
-
-
-def get_logger(name: str | None = None) -> structlog.stdlib.BoundLogger:
-    """A logger for `name` (give it `__name__`): `info("text", key=value)`, `error("text", exc_info=error)`."""
-    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-        _FACTORY(*([name] if name else [])),
-        processors=_PROCESSORS,
-        wrapper_class=structlog.stdlib.BoundLogger,
-        context_class=dict,
-        cache_logger_on_first_use=True,
-    )
-    return logger
-
-
-_FACTORY = structlog.stdlib.LoggerFactory(ignore_frame_names=[__name__])
-
-
-def _filter(logger: logging.Logger, method: str, event: EventDict) -> EventDict:
-    """What nobody wants goes no further."""
-    if _is_shown(logger, method) or _is_kept(method):
-        return event
-    raise structlog.DropEvent
-
-
-def _is_shown(logger: logging.Logger, method: str) -> bool:
-    return not logger.disabled and NAME_TO_LEVEL[method] >= logger.getEffectiveLevel()
-
-
-def _is_kept(method: str) -> bool:
-    """In somebody else's application: whatever the level of its loggers is, the ledger gets what LOG_LEVEL says."""
-    return _kept_level is not None and run_log.get() is not None and NAME_TO_LEVEL[method] >= _kept_level
-
-
-def _positional(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """`info("%s of %s", 1, 2)`. As in stdlib, a text that its arguments don't fit doesn't stop the code that logs."""
-    args = event.pop("positional_args", ())
-    try:
-        return _FORMAT(logger, method, {**event, "positional_args": args})
-    except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
-        return {**event, "args": args}
-
-
-_FORMAT = structlog.stdlib.PositionalArgumentsFormatter()
-
-
-def _hand_over(logger: logging.Logger, method: str, event: EventDict) -> Any:
-    """To the handlers of `set_up`; where nobody called it (a shell, another application), as a line of stdlib's own."""
-    if _is_set_up:
-        return structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, method, event)
-    failure = log_lines.failure(event.pop("exc_info", None))
-    text = log_lines.line(log_lines.values_of(event))
-    if _is_shown(logger, method):
-        return (text,), {"exc_info": failure}
-    if run := run_log.get():
-        run.keep_line(_stamp_now(), event["level"], logger.name, log_lines.with_traceback(text, failure))
-    raise structlog.DropEvent
-
-
-_PROCESSORS: list[Processor] = [_filter, *rendering.SHARED, _positional, _hand_over]
-
-
-def _stamp_now() -> str:
-    return clock.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 class RunLogHandler(logging.Handler):
-    """Stamps each record with the time and its run, and hands the line to the run. Knows no database."""
+    """Adds the time and the context of the run to each record, and passes the line to the run. Knows no database."""
 
     def emit(self, record: logging.LogRecord) -> None:
         run = run_log.get()
-        at = _stamp_now()
+        at = stamp_now()
         record.batch_stamp = (at, run.log_context if run else {})
         log_lines.settle(record)
         if run is not None:
@@ -121,7 +42,10 @@ class RunLogHandler(logging.Handler):
 
 
 class _Waiting(queue.SimpleQueue[logging.LogRecord]):
-    """Records that wait for the thread that writes, and how many bytes they take. Each sum has one writer."""
+    """Records that wait for the writing thread, and their size in bytes.
+
+    `added` is written by the loggers and `taken` by the writing thread only, so no lock is needed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +57,7 @@ class _Waiting(queue.SimpleQueue[logging.LogRecord]):
 
 
 class _Queue(logging.handlers.QueueHandler):
-    """Hands copies of records to the thread that writes; beyond MAX_WAITING it drops them, and says so."""
+    """Passes copies of records to the writing thread. Drops them while the queue is full, and then logs how many."""
 
     queue: _Waiting
     _lost = 0
@@ -148,11 +72,11 @@ class _Queue(logging.handlers.QueueHandler):
             self._lost += 1
             return
         if self._lost:
-            text = f"{self._lost:,} lines were dropped: they came faster than they could be written"
-            made = logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
-            made.batch_stamp = (record.batch_stamp[0], {})  # type: ignore[attr-defined]
+            text = f"{self._lost:,} lines were dropped, because they were logged faster than they could be written"
+            warning = logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
+            warning.batch_stamp = (record.batch_stamp[0], {})  # type: ignore[attr-defined]
             self._lost = 0
-            self._put(made)
+            self._put(warning)
         self._put(record)
 
     def _put(self, record: logging.LogRecord) -> None:
@@ -163,11 +87,13 @@ class _Queue(logging.handlers.QueueHandler):
 
 
 class _Writer(logging.handlers.QueueListener):
-    """Renders and writes, in a thread of its own. A write that hangs holds no lock that the process needs to end."""
+    """Renders and writes lines in a thread. While a write hangs, it holds no lock that the end of the process needs."""
 
     queue: _Waiting
 
     def __init__(self, lines: _Waiting, format: str, stream: TextIO) -> None:
+        from service.logs import rendering
+
         super().__init__(lines)
         self._formatter = rendering.formatter(format, colors=stream.isatty())
         self._stream = stream
@@ -175,16 +101,16 @@ class _Writer(logging.handlers.QueueListener):
     def handle(self, record: logging.LogRecord) -> None:
         try:
             text = self._formatter.format(record)
-        except Exception as error:  # noqa: BLE001 - the background loop's boundary: the lines after it must be written
-            text = escaping.line(f"a line of {record.name} can't be shown: {type(error).__name__}")
-        with contextlib.suppress(OSError, ValueError):  # nobody reads, or the stream is closed
+        except Exception as error:  # noqa: BLE001 - the background loop's boundary: later lines must be written
+            text = escaping.line(f"a line of the logger {record.name} can't be rendered: {type(error).__name__}")
+        with contextlib.suppress(OSError, ValueError):  # the pipe has no reader, or the stream is closed
             self._write(f"{text}\n")
         self.queue.taken += record.batch_size  # type: ignore[attr-defined]
 
     def _write(self, text: str) -> None:
         try:
             descriptor = self._stream.fileno()
-        except OSError:  # made of memory
+        except OSError:  # a stream in memory, such as StringIO
             self._stream.write(text)
             return
         data = text.encode("utf-8", "backslashreplace")
@@ -192,37 +118,35 @@ class _Writer(logging.handlers.QueueListener):
             data = data[os.write(descriptor, data) :]
 
     def finish(self, seconds: float) -> None:
-        """Write what is queued, as far as that goes in so many seconds."""
+        """Stop the thread after it has written the queued lines. Returns after `seconds` at the latest."""
         self.enqueue_sentinel()
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def go_on(self) -> None:
-        """After `finish`, unless the write hangs."""
+    def restart(self) -> None:
+        """Start the thread again after `finish`, unless it still hangs in a write."""
         if self._thread is not None and not self._thread.is_alive():
             self._thread = None
             self.start()
 
 
 _writer: _Writer | None = None
-_is_set_up = False
-_kept_level: int | None = None
 
 
 def set_up(level: str = "INFO", format: str = "console", stream: TextIO | None = None) -> None:
-    """Send all logging of this process to `stream` (stderr), as `console` or `json` lines. May be called again."""
-    global _writer, _is_set_up
+    """Write all logging of this process to `stream` (default: stderr), as `console` or `json` lines.
+
+    It may be called again, and replaces the handlers of the root logger.
+    """
+    from service.logs import structured
+
+    global _writer
     flush()
     lines = _Waiting()
     _writer = _Writer(lines, format, stream or sys.stderr)
     _writer.start()
-    _is_set_up = True
-    structlog.configure(
-        processors=_PROCESSORS,
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
+    mode.is_set_up = True
+    structured.configure()
     root = logging.getLogger()
     root.handlers[:] = [RunLogHandler(), _Queue(lines)]
     root.setLevel(level)
@@ -232,48 +156,49 @@ def set_up(level: str = "INFO", format: str = "console", stream: TextIO | None =
 
 @contextlib.contextmanager
 def keep_run_lines(level: str = "INFO") -> Iterator[None]:
-    """In an application whose logging is its own: keep the lines of runs for the ledger, and change nothing else.
+    """Keep the lines of runs for the ledger in an application with logging of its own, which is not changed.
 
-    Lines of get_logger are kept from `level` on; those of other loggers when the application's levels let them through.
-    After `set_up` there is nothing to do: its handlers keep them.
+    Lines of `get_logger` are kept from `level` on. Lines of other loggers are kept if the application's own levels let
+    them through. After `set_up` this does nothing, because its handlers keep the lines.
     """
-    global _kept_level
-    if _is_set_up:
+    if mode.is_set_up:
         yield
         return
-    make = logging.getLogRecordFactory()
+    make_record = logging.getLogRecordFactory()
 
-    # Not a handler: that would not see loggers that don't propagate, and Python would no longer print warnings by
-    # itself where an application has no handler.
+    # A handler would not do: it would not get the records of loggers that don't propagate, and in an application
+    # without handlers Python would no longer print warnings to stderr.
     def make_and_keep(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = make(*args, **kwargs)
+        record = make_record(*args, **kwargs)
         if record.name and (run := run_log.get()):
             _keep_copy(record, run)
         return record
 
     logging.setLogRecordFactory(make_and_keep)
-    _kept_level = logging.getLevelNamesMapping()[level]
+    mode.kept_level = logging.getLevelNamesMapping()[level]
     try:
         yield
     finally:
-        _kept_level = None
+        mode.kept_level = None
         if logging.getLogRecordFactory() is make_and_keep:
-            logging.setLogRecordFactory(make)
+            logging.setLogRecordFactory(make_record)
 
 
 def _keep_copy(record: logging.LogRecord, run: RunLog) -> None:
-    """The application's handlers get the record as it was made."""
+    """Keep a copy's line, so that the application's handlers get the record unchanged."""
     settled = copy.copy(record)
-    if isinstance(settled.msg, dict) and "event" in settled.msg:  # of the application's own structlog
+    if (
+        isinstance(settled.msg, dict) and "event" in settled.msg
+    ):  # the record comes from the application's own structlog
         settled._logger = None
     log_lines.settle(settled)
-    run.keep_line(_stamp_now(), record.levelname.lower(), record.name, log_lines.text(settled))
+    run.keep_line(stamp_now(), record.levelname.lower(), record.name, log_lines.text(settled))
 
 
 def flush() -> None:
-    """Write what is still queued. Called at exit; after it lines are lost until `set_up` is called again.
+    """Write the queued lines and stop. Lines that come later are lost until `set_up` is called again.
 
-    Where nobody reads, the lines are given up after FLUSH_SECONDS.
+    It is called at exit. Lines that can't be written within FLUSH_SECONDS are lost.
     """
     global _writer
     if _writer is not None:
@@ -282,10 +207,10 @@ def flush() -> None:
 
 
 def catch_up() -> None:
-    """Write what is still queued, and go on: the end of the service need not be that of the process."""
+    """Write the queued lines and continue: a process may go on after its service has ended."""
     if _writer is not None:
         _writer.finish(FLUSH_SECONDS)
-        _writer.go_on()
+        _writer.restart()
 
 
 atexit.register(flush)

@@ -1,6 +1,7 @@
-"""Log lines as text: what is logged is settled at once, since it is rendered later and elsewhere.
+"""Log lines as text: logged values are copied and cut to a bounded size at once, before they are rendered.
 
-It is bounded at once too: it may wait for a slow stderr, or for a ledger that is away, with many thousands of others.
+A thread renders a line later, while the code that logged it may change its objects. Many thousands of lines may wait
+for a slow stderr, or for a ledger that can't be reached.
 """
 
 from __future__ import annotations
@@ -9,26 +10,24 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
-
-from structlog.typing import EventDict
+from typing import Any
 
 from service import failures
 
 LONGEST = 64_000
-"""Bytes of a message or of a value, in UTF-8. Of a longer one the beginning is kept, and it says how much was cut."""
+"""Longest message or value, in bytes of UTF-8. A longer one is cut, and ends with the number of characters cut."""
 
 LONGEST_LINE = 100_000
-"""Bytes of a message with its values and its traceback."""
+"""Longest line, in bytes, with its values and its traceback."""
 
 MOST_DIGITS = 4_000
-"""Python refuses to write a longer number."""
+"""Longest number, in digits. Python refuses to convert a much longer one to text."""
 
 ITEM = 16
-"""An item of a list counts as so many characters at least."""
+"""Each item of a list counts as at least this many characters."""
 
 OVERHEAD = 1_000
-"""About how many bytes a record takes beside its texts."""
+"""Estimated size of a record without its texts, in bytes."""
 
 _MORE = "…"
 
@@ -40,23 +39,23 @@ _OWN_KEYS = {"event", "level", "logger", "exc_info", "stack"}
 
 
 def line(settled: Mapping[str, Any]) -> str:
-    """Message and key=value pairs, without the traceback."""
+    """The message and its key=value pairs, without the traceback."""
     pairs = (f"{key}={value!r}" for key, value in settled.items() if key not in _OWN_KEYS)
     stack = f"\n{settled['stack']}" if "stack" in settled else ""
     return " ".join([str(settled.get("event", "")), *pairs]) + stack
 
 
-def failure(given: Any) -> BaseException | None:
-    """What `exc_info=` means: an exception, stdlib's tuple, or True for the one that is being handled."""
-    if given and not isinstance(given, BaseException | tuple):
-        given = sys.exc_info()
-    if isinstance(given, tuple):
-        given = given[1]
-    return given if isinstance(given, BaseException) else None
+def failure(exc_info: Any) -> BaseException | None:
+    """The exception that `exc_info=` means: itself, that of stdlib's tuple, or for True the one being handled."""
+    if exc_info and not isinstance(exc_info, BaseException | tuple):
+        exc_info = sys.exc_info()
+    if isinstance(exc_info, tuple):
+        exc_info = exc_info[1]
+    return exc_info if isinstance(exc_info, BaseException) else None
 
 
 def bounded(text: str, longest: int = LONGEST) -> str:
-    """So many bytes of it, and how many characters were cut. Of a long text no copy is made."""
+    """The text cut to `longest` bytes of UTF-8, with the number of characters cut. Does not copy all of a long text."""
     if len(text) <= longest // 4 or (text.isascii() and len(text) <= longest):
         return text
     kept = text[:longest].encode("utf-8", "replace")[:longest].decode("utf-8", "ignore")
@@ -64,7 +63,7 @@ def bounded(text: str, longest: int = LONGEST) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A copy: the line is rendered later, in another thread, while the author's code goes on with its objects."""
+    """A bounded copy of a value, of types that JSON has. The author's code may change the value afterwards."""
     kind = type(value)
     if value is None or kind is bool or (kind is float and math.isfinite(value)):
         return value
@@ -76,12 +75,13 @@ def plain(value: Any) -> Any:
 
 
 class _Copy:
-    """Of one value, as far as LONGEST characters in all go. In the place of what comes after those is a `…`."""
+    """Copies one value up to LONGEST characters in all. A `…` stands for everything after those."""
 
     def __init__(self) -> None:
         self._left = LONGEST
 
     def of(self, value: Any, depth: int = 5) -> Any:
+        """The copy. Containers nested deeper than `depth` are copied as text."""
         try:
             if depth and isinstance(value, dict):
                 pairs = self._first(value.items(), (_MORE, _MORE))
@@ -94,10 +94,10 @@ class _Copy:
         except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
             return f"<{type(value).__name__} without a text>"
 
-    def _first(self, items: Iterable[Any], last: Any) -> Iterator[Any]:
+    def _first(self, items: Iterable[Any], ellipsis: Any) -> Iterator[Any]:
         for item in items:
             if self._left <= 0:
-                yield last
+                yield ellipsis
                 return
             self._left -= ITEM
             yield item
@@ -109,20 +109,21 @@ class _Copy:
 
 
 def values_of(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Bounded copies of all values of a structlog event."""
     return {key: plain(value) for key, value in event.items()}
 
 
 class Settled(dict[str, Any]):
-    """An event that reads as its line where a handler is not ours."""
+    """A structlog event that other libraries' handlers show as its line."""
 
     def __str__(self) -> str:
         return line(self)
 
 
 def settle(record: logging.LogRecord) -> None:
-    """Leave nothing in the record that may change before it is rendered."""
-    if hasattr(record, "_logger"):  # structlog's
-        event: dict[str, Any] = {**cast(EventDict, record.msg)}
+    """Replace everything in the record that may change before it is rendered by bounded copies."""
+    if hasattr(record, "_logger"):  # a record of structlog
+        event: dict[str, Any] = dict(record.msg)  # type: ignore[arg-type]
         error = failure(event.pop("exc_info", None))
         settled = values_of(event)
         record.msg = Settled(settled, exc_info=error) if error else Settled(settled)
@@ -130,30 +131,33 @@ def settle(record: logging.LogRecord) -> None:
         return
     try:
         record.msg = bounded(record.getMessage())
-    except Exception as error:  # noqa: BLE001 - stdlib would not let it out either
-        record.msg = f"{plain(record.msg)} {plain(record.args)} ({type(error).__name__}: they don't fit together)"
+    except Exception as error:  # noqa: BLE001 - stdlib does not raise it either
+        record.msg = (
+            f"{plain(record.msg)} {plain(record.args)} ({type(error).__name__}: the arguments don't fit the text)"
+        )
     if record.stack_info:
         record.msg, record.stack_info = f"{record.msg}\n{record.stack_info}", None
     record.args = None
-    for rendered in ("message", "asctime"):  # left there by another handler's formatter
+    for rendered in ("message", "asctime"):  # set by another handler's formatter
         vars(record).pop(rendered, None)
-    for name in vars(record).keys() - _RECORD_KEYS:  # of `extra=`
+    for name in vars(record).keys() - _RECORD_KEYS:  # set by `extra=`
         setattr(record, name, plain(getattr(record, name)))
 
 
 def text(record: logging.LogRecord) -> str:
-    """The settled line as the ledger keeps it, with its traceback."""
+    """The line of a settled record as the ledger keeps it, with its traceback."""
     if isinstance(record.msg, dict):
         return with_traceback(line(record.msg), record.msg.get("exc_info"))
     return with_traceback(record.msg, failure(record.exc_info))
 
 
 def with_traceback(text: str, error: BaseException | None) -> str:
+    """The text, followed by the traceback of an error on lines of its own."""
     return f"{text}\n{failures.traceback_of(error)}" if error else text
 
 
 def size(record: logging.LogRecord) -> int:
-    """About how many bytes a settled record takes while it waits."""
+    """Estimated size of a settled record in memory, in bytes."""
     return OVERHEAD + _size(record.msg)
 
 

@@ -1,4 +1,4 @@
-"""What lines look like on stderr: for people, or JSON. Runs in the thread that writes them."""
+"""Renders lines for stderr, for people or as JSON, in the thread that writes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from service import escaping, failures
 
 INDENT = "    "
-"""Stands before the later lines of a message in the console format: what begins a line is ours."""
+"""Indents the later lines of a message in the console format, so that they can't look like a line of their own."""
 
 SHARED: list[Processor] = [
     structlog.stdlib.add_log_level,
@@ -21,6 +21,7 @@ SHARED: list[Processor] = [
 
 
 def formatter(format: str, colors: bool) -> logging.Formatter:
+    """A formatter for settled records; `format` is `console` or `json`, and `colors` is for the console."""
     tail: list[Processor] = [_stamp, structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if format == "json":
         as_text = structlog.processors.ExceptionRenderer(lambda exc_info: failures.traceback_of(exc_info[1]))
@@ -34,7 +35,7 @@ def formatter(format: str, colors: bool) -> logging.Formatter:
 
 
 def _without_delete(_: WrappedLogger, __: str, encoded: Any) -> str:
-    """JSON that is all ASCII has no other character that may act in a terminal."""
+    """Escape DELETE, the only character of ASCII-only JSON that can act in a terminal."""
     return str(encoded).replace("\x7f", "\\u007f")
 
 
@@ -47,7 +48,7 @@ def _write_traceback(stream: TextIO, exc_info: Any) -> None:
 
 
 class _AsWritten:
-    """A value that the renderer shows as Python writes it."""
+    """A value that the renderer shows as its Python literal."""
 
     def __init__(self, value: str) -> None:
         self._value = value
@@ -57,11 +58,11 @@ class _AsWritten:
 
 
 def _escaped(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Before the colours, so that only those act in a terminal."""
-    return {key if key.isprintable() else escaping.line(key): _shown(key, value) for key, value in event.items()}
+    """Escape control characters before colours are added, so that only the colours act in a terminal."""
+    return {key if key.isprintable() else escaping.line(key): _escape_value(key, value) for key, value in event.items()}
 
 
-def _shown(key: str, value: Any) -> Any:
+def _escape_value(key: str, value: Any) -> Any:
     if not isinstance(value, str) or value.isprintable():
         return value
     if key in ("event", "stack"):
@@ -70,7 +71,7 @@ def _shown(key: str, value: Any) -> Any:
 
 
 def _stamp(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Add what RunLogHandler put on the record: when it was made, the run it belongs to."""
+    """Add the time and the context of the run, which RunLogHandler has put on the record."""
     event.pop("batch_stamp", None)
     event.pop("batch_size", None)
     at, context = event["_record"].batch_stamp

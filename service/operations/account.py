@@ -8,7 +8,7 @@ from datetime import datetime
 from pydantic import Field
 
 from service.batch.account import accounting
-from service.batch.account.account import Account, Entry, Finding, Kind
+from service.batch.account.account import Account, AccountedSlot, AccountFinding, Kind
 from service.operations.context import Context
 from service.operations.finding import refuse_unknown_task
 from service.operations.results import Result
@@ -83,7 +83,7 @@ async def accounts(
 ) -> Accounts:
     """The accounts of all tasks, or of one. `see` is called with each slot. Raises UnknownTask, DatabaseError."""
 
-    def tell(entry: Entry) -> None:
+    def tell(entry: AccountedSlot) -> None:
         if see is not None:
             see(_outcome(entry))
 
@@ -97,7 +97,7 @@ async def accounts(
         return _accounts([account async for account in found])
 
 
-def _outcome(entry: Entry) -> SlotOutcome:
+def _outcome(entry: AccountedSlot) -> SlotOutcome:
     return SlotOutcome(**entry._asdict(), text=TEXTS.get(entry.kind))
 
 
@@ -130,7 +130,7 @@ def _task_account(account: Account) -> TaskAccount:
     )
 
 
-def _finding(finding: Finding) -> SlotFinding:
+def _finding(finding: AccountFinding) -> SlotFinding:
     return SlotFinding(
         kind=finding.kind,
         first=finding.first,

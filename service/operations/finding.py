@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.firing import task_sync
-from service.batch.ledger import history
+from service.batch.ledger import runs as run_rows
 from service.errors import UnknownRun, UnknownTask
 from service.escaping import echoed
 from service.operations.context import Context
@@ -62,7 +62,7 @@ async def run_of(context: Context, given: str) -> str:
     if kind == "run":
         return name
     async with context.databases.reading() as connection:
-        newest = await history.latest(connection, name) if connection is not None else None
+        newest = await run_rows.latest(connection, name) if connection is not None else None
     if newest is None:
         raise UnknownRun(f"the task {echoed(name)} has no run yet")
     return newest
@@ -84,7 +84,7 @@ async def only_run(connection: AsyncConnection | None, given: str) -> str:
 
 
 async def _beginning_with(connection: AsyncConnection, digits: str) -> str | None:
-    runs = await history.begin_with(connection, digits, CANDIDATES + 1)
+    runs = await run_rows.begin_with(connection, digits, CANDIDATES + 1)
     if len(runs) > 1:
         shown = "; ".join(f"{run['id']} ({run['task']}, {run['state']})" for run in runs[:CANDIDATES])
         more = ", and more" if len(runs) > CANDIDATES else ""

@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.execution.run_here import checked
-from service.batch.ledger import database_time, history, run_logs, schedules
+from service.batch.ledger import attempts as attempt_rows
+from service.batch.ledger import database_time, nodes, run_logs, schedules
 from service.batch.ledger import runs as run_rows
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.queue import cancel, enqueue
@@ -197,11 +198,11 @@ def _check(slot: datetime | None, key: str | None) -> None:
 async def _details(connection: AsyncConnection, run_id: str) -> RunDetails:
     row = await _row(connection, run_id)
     scheduled = await schedules.history(connection, row["task"])
-    node = await history.node(connection, row["node"]) if row["node"] else None
+    node = await nodes.get(connection, row["node"]) if row["node"] else None
     more = {
         "timezone": scheduled[-1]["timezone"] if scheduled else None,
         "node": Node.of(node) if node else None,
-        "attempts": [Attempt.of(attempt) for attempt in await history.attempts_of(connection, run_id)],
+        "attempts": [Attempt.of(attempt) for attempt in await attempt_rows.of_run(connection, run_id)],
         "log": [Line.of(vars(line)) for line in await run_logs.tail(connection, run_id, LAST_LINES)],
     }
     return RunDetails.at({**row, **more}, await database_time.now_of(connection))

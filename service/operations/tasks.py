@@ -12,8 +12,9 @@ from service import clock
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing import task_sync
 from service.batch.firing.task_sync import Pause
-from service.batch.ledger import database_time, history, schedules
+from service.batch.ledger import database_time, missed_ranges, schedules
 from service.batch.ledger import runs as run_rows
+from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.tasks.policies import Missed, Policies, Retry
 from service.batch.tasks.registry import Task
@@ -60,7 +61,7 @@ class Tasks:
         """All about one task, which is loaded or known to the ledger. Raises UnknownTask."""
         loaded = self._context.loaded().tasks.get(name)
         async with self._context.databases.reading() as connection:
-            known = await history.task(connection, name) if connection is not None else None
+            known = await task_rows.get(connection, name) if connection is not None else None
             if loaded is None and known is None:
                 raise UnknownTask(f"no task is named {echoed(name)}")
             rows = await _TaskRows.read(connection, name)
@@ -92,7 +93,7 @@ class Tasks:
     async def pause_of(self, name: str) -> Paused | None:
         """The pause in which a task is; None where it is not paused. Raises UnknownTask."""
         async with self._context.databases.reading() as connection:
-            known = await history.task(connection, name) if connection is not None else None
+            known = await task_rows.get(connection, name) if connection is not None else None
         if known is None:
             raise UnknownTask(f"the ledger knows no task {echoed(name)}")
         if known["paused_at"] is None:
@@ -143,7 +144,7 @@ class _TaskRows:
             now = await database_time.now_of(connection)
             newest = await connection.execute(run_rows.listing(name, limit=LAST_RUNS))
             rows.runs = [RunSummary.at(row, now) for row in newest.mappings()]
-            rows.missed = [MissedRange.of(row) for row in await history.missed_of(connection, name, LAST_MISSED)]
+            rows.missed = [MissedRange.of(row) for row in await missed_ranges.of_task(connection, name, LAST_MISSED)]
         return rows
 
 

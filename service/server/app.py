@@ -1,4 +1,4 @@
-"""The lifespan that drives the batch service in your application, and an application of its own around it."""
+"""The lifespan that runs the batch service in your application, and an application of ours with the same lifespan."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ from service.web.api import routes
 
 
 class App(Protocol):
-    """What the lifespan needs of an application, such as Starlette or FastAPI: a `state` to set attributes on."""
+    """An application such as Starlette's or FastAPI's. The lifespan only sets attributes of its `state`."""
 
     state: Any
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: App) -> AsyncIterator[None]:
-    """Start the batch service with your application and stop it with it. Your logging stays as it is.
+    """Start the batch service with your application, and stop it with it. Your logging is not changed.
 
-    `app.state.scheduler` is the APScheduler, `app.state.batch` the service. Raises BatchError when it can't start.
+    Sets `app.state.batch` (the service) and `app.state.scheduler` (APScheduler). Raises BatchError if the service can't
+    start.
     """
     settings = get_settings()
     with logs.keep_run_lines(settings.LOG_LEVEL):
-        async with _serving(app, settings, is_guest=True):
+        async with serving(BatchService(settings), settings, is_guest=True) as batch:
+            _set_state(app, batch)
             yield
 
 
 @contextlib.asynccontextmanager
 async def _lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
-    """The same in our own application. Where it can't start, `app.state.failure` is the reason."""
+    """The lifespan of our own application, with logging. `app.state.failure` is the error if it can't start."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             settings = get_settings()
             logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
             stack.callback(logs.catch_up)
-            await stack.enter_async_context(_serving(app, settings, is_guest=False))
+            _set_state(app, await stack.enter_async_context(serving(BatchService(settings), settings, is_guest=False)))
         except BaseException as error:
             app.state.failure = error
             raise
@@ -51,32 +53,35 @@ async def _lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _serving(app: App, settings: Settings, is_guest: bool) -> AsyncIterator[None]:
-    batch = BatchService(settings)
+async def serving(batch: BatchService, settings: Settings, is_guest: bool) -> AsyncIterator[BatchService]:
+    """Start `batch`, and stop it at the end of the block or at a signal. `is_guest`: the process is somebody else's."""
     await batch.start()
-    app.state.batch = batch
-    app.state.scheduler = batch.scheduler
     stopping = Stopping(batch, settings, is_guest)
     with stopping.watching():
         try:
-            yield
+            yield batch
         finally:
             await stopping.by_server()
 
 
+def _set_state(app: App, batch: BatchService) -> None:
+    app.state.batch = batch
+    app.state.scheduler = batch.scheduler
+
+
 class Application(Starlette):
-    """By itself, or mounted in an application whose lifespan enters `lifespan`: then the state is that one's."""
+    """Our application, served by itself or mounted in another one. If mounted it uses that application's state."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await super().__call__(scope, receive, self._short(send))
+            await super().__call__(scope, receive, self._with_short_failure(send))
             return
         if (parent := scope.get("app")) is not None:
             self.state = parent.state
         await super().__call__(scope, receive, send)
 
-    def _short(self, send: Send) -> Send:
-        """Says in one line why it can't start, where Starlette says it with a traceback."""
+    def _with_short_failure(self, send: Send) -> Send:
+        """A `send` that reports in one line why the application can't start. Starlette would send a traceback."""
 
         async def send_short(message: Message) -> None:
             failure = getattr(self.state, "failure", None)
@@ -88,7 +93,7 @@ class Application(Starlette):
 
 
 def create_app() -> Starlette:
-    """The service's endpoints as an application, to be served by itself or mounted in yours."""
+    """An application with the service's endpoints, to be served by itself or mounted in yours."""
     return Application(routes=routes, lifespan=_lifespan_with_logs)
 
 

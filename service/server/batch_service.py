@@ -1,4 +1,4 @@
-"""BatchService: all the parts of one process, put together, started and stopped in order."""
+"""BatchService: makes all parts of the service in one process, and starts and stops them in order."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import sentry
 from service.batch.context import fencing
 from service.batch.execution.local_engine import LocalEngine
-from service.batch.firing import apscheduler as scheduler
-from service.batch.firing import task_sync
+from service.batch.firing import apscheduler, task_sync
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import Schedules
 from service.batch.ledger import database_time
-from service.batch.nodes.ledger_poll import News
+from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.node import Node
 from service.batch.queue import enqueue
 from service.batch.retention.pruning import Keep, Pruner
@@ -42,14 +41,16 @@ from service.operations.operations import Operations
 logger = get_logger("service.batch")
 
 ANSWER_SECONDS = 3.0
-SAY_SECONDS = 1.0
-"""How long a drain that is over waits for the ledger to be told that it began."""
+DRAIN_NOTE_SECONDS = 1.0
+"""After its drain a service waits this long at most until the begin of the drain is written to the ledger."""
 
 
 class BatchService:
-    """The batch service of one process, on the running event loop. `fires=False`: runs only what it is handed."""
+    """The batch service of one process, on the running event loop.
 
-    scheduler: AsyncIOScheduler
+    With `fires=False` it fires no schedules and claims no runs, and executes only the runs that it is given.
+    """
+
     engine: LocalEngine
     folder: TasksFolder
     tasks: dict[str, Task]
@@ -58,7 +59,7 @@ class BatchService:
     def __init__(self, settings: Settings, fires: bool = True) -> None:
         self._settings = settings
         self._fires = fires
-        self._hearers: list[Callable[[News], None]] = []
+        self._on_changes: list[Callable[[LedgerChanges], None]] = []
         self.node = Node(
             settings.ledger_url,
             settings.HEARTBEAT_SECONDS,
@@ -67,15 +68,16 @@ class BatchService:
             fires=fires,
         )
         self.stopping = asyncio.Event()
-        """Set when the service begins to stop. Streams wait for it: a server waits for them."""
+        """Set when the service begins to stop. Streaming responses end then, because a server waits for them."""
         self._drain: asyncio.Task[None] | None = None
         self._firing: list[Background] = []
+        self.scheduler: AsyncIOScheduler = apscheduler.new_scheduler()
         self._has_left = False
 
     async def start(self) -> None:
-        """Migrate, load the tasks, register this node, and begin to fire. Raises BatchError when it can't.
+        """Migrate the databases, load the tasks, register this node, and begin to fire.
 
-        What was started is stopped again when a later part fails.
+        If a part can't start, the parts that were started are stopped. Raises BatchError.
         """
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(sentry.reporting(self._settings))
@@ -89,30 +91,31 @@ class BatchService:
             self._stack = stack.pop_all()
 
     def drain(self) -> asyncio.Task[None]:
-        """Fire and claim nothing more, from now on; let active runs end for DRAIN_SECONDS, and interrupt the rest.
+        """Stop firing and claiming now, wait DRAIN_SECONDS for active runs to end, and interrupt the others.
 
-        The task ends when no run is left. The databases stay open, and `stop` has still to be called.
+        The returned task ends when no run is active. The databases stay open until `stop` is called.
         """
         if self._drain is None:
             self.stopping.set()
             self.engine.begin_drain()
             if self._firing and self.scheduler.running:
-                self.scheduler.pause()  # and not shut down: its jobs may still be looked at
+                self.scheduler.pause()  # not shut down, so that its jobs can still be listed
             self._drain = asyncio.create_task(self._end_work())
         return self._drain
 
     async def stop(self) -> None:
-        """Drain, and leave the ledger."""
+        """Drain, sign this node off in the ledger, and close the databases."""
         self.stopping.set()
         await self._stack.aclose()
 
     def leave_at_once(self) -> None:
-        """Leave the ledger in a thread of somebody else, before the process is ended: what it runs is interrupted."""
+        """Sign this node off from another thread, right before the process is ended: its runs are interrupted."""
         self.node.fall_silent()
         asyncio.run(self._leave_alone())
 
     @property
     def is_stopping(self) -> bool:
+        """Whether the service has begun to stop."""
         return self.stopping.is_set()
 
     @property
@@ -121,7 +124,7 @@ class BatchService:
         return self.folder.broken
 
     async def _open(self, stack: AsyncExitStack) -> None:
-        folder_of(self._settings.TASKS_DIR)  # where it is wrong, no database is made
+        folder_of(self._settings.TASKS_DIR)  # raises before a database is made
         self.application, self.ledger = await open_databases(self._settings, client=f"batch/{self.node.id}")
         stack.push_async_callback(self.ledger.dispose)
         stack.push_async_callback(self.application.dispose)
@@ -131,7 +134,7 @@ class BatchService:
         self.tasks = self.folder.load()
 
     async def _join(self, stack: AsyncExitStack) -> None:
-        """Become a node, with an engine that can run things."""
+        """Register this process as a node, and start its engine."""
         settings = self._settings
         async with self.ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
@@ -147,9 +150,9 @@ class BatchService:
             claims=self._fires,
             may_work=lambda: self.node.lease.is_held,
         )
-        self.node.start(on_loss=self.engine.give_up, on_rescue=self.engine.wake, on_news=self._hand_out)
+        self.node.start(on_loss=self.engine.give_up, on_rescue=self.engine.wake, on_changes=self._hand_out)
         stack.push_async_callback(self.node.stop)
-        self._hearers.append(self.engine.hear)
+        self._on_changes.append(self.engine.on_changes)
         self.engine.start()
         stack.push_async_callback(self.engine.stop)
         self.operations = Operations(
@@ -169,41 +172,49 @@ class BatchService:
 
     async def _fire(self, stack: AsyncExitStack) -> None:
         self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
-        notify, lease = self.dispatcher.notify, self._settings.LEASE_SECONDS
-        self.scheduler = scheduler.create_scheduler(notify)
-        self.schedules = Schedules(self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, notify, lease)
+        lease = self._settings.LEASE_SECONDS
+        for task in self.tasks.values():
+            apscheduler.add_job(self.scheduler, task, self.notify)
+        self.schedules = Schedules(
+            self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, self.notify, lease
+        )
         await self.schedules.open()
         await self.schedules.follow()
-        self._hearers.append(self.schedules.hear)
+        self._on_changes.append(self.schedules.on_changes)
         keep = Keep(self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK)
         upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
         for part in (self.dispatcher, self.schedules, upkeep):
             part.start()
             self._firing.append(part)
-        scheduler.start_scheduler(self.scheduler)
-        stack.callback(scheduler.stop_scheduler, self.scheduler)
+        apscheduler.start(self.scheduler)
+        stack.callback(apscheduler.stop, self.scheduler)
         for name, task in self.tasks.items():
             if task.schedule is not None:
-                notify(name)
+                self.notify(name)
 
-    def _hand_out(self, news: News) -> None:
-        for hear in self._hearers:
-            hear(news)
+    def notify(self, name: str) -> None:
+        """A slot of this task is due. Before the service has started that is not needed: it looks at all tasks then."""
+        if self._firing:
+            self.dispatcher.notify(name)
+
+    def _hand_out(self, changes: LedgerChanges) -> None:
+        for on_changes in self._on_changes:
+            on_changes(changes)
 
     async def _drained(self) -> None:
         await self.drain()
 
     async def _end_work(self) -> None:
-        """A ledger that does not answer holds up none of it for longer than the runs have."""
-        saying = asyncio.create_task(self._write_if_reachable(self.ledger, self.node.drain))
+        """End all runs. A ledger that does not answer does not make this take longer than the drain."""
+        writing = asyncio.create_task(self._write_if_reachable(self.ledger, self.node.drain))
         stops = asyncio.gather(*(part.stop() for part in self._firing))
         is_over = await self.engine.drain(self._settings.DRAIN_SECONDS)
         await stops
         if is_over:
-            await self.engine.drain(0)  # what was launched by a firing that was on its way
-            await asyncio.wait([saying], timeout=SAY_SECONDS)
-        saying.cancel()
-        await asyncio.wait([saying])
+            await self.engine.drain(0)  # runs that were launched by a firing that was in progress
+            await asyncio.wait([writing], timeout=DRAIN_NOTE_SECONDS)
+        writing.cancel()
+        await asyncio.wait([writing])
 
     async def _leave(self) -> None:
         if await self._write_if_reachable(self.ledger, self.node.leave):
@@ -227,25 +238,27 @@ class BatchService:
         return True
 
     async def readiness(self) -> dict[str, str]:
-        """What keeps this process from working, by part; empty when it is ready."""
-        wrong = {}
+        """The parts that are not ready, each with the reason; empty if this process is ready."""
+        reasons = {}
         if self.is_stopping:
-            wrong["service"] = "it is stopping"
-        told = await asyncio.gather(_trouble_with(self.application), _trouble_with(self.ledger))
-        wrong |= {name: said for name, said in zip(("application", "ledger"), told, strict=True) if said}
+            reasons["service"] = "it is stopping"
+        troubles_found = await asyncio.gather(_trouble_with(self.application), _trouble_with(self.ledger))
+        reasons |= {
+            name: trouble for name, trouble in zip(("application", "ledger"), troubles_found, strict=True) if trouble
+        }
         if self.node.trouble is not None and not self.is_stopping:
-            wrong.setdefault("ledger", f"the heartbeat can't write to it ({self.node.trouble})")
+            reasons.setdefault("ledger", f"the heartbeat can't write to it ({self.node.trouble})")
         if self.engine.is_in_doubt and not self.is_stopping:
-            wrong.setdefault("ledger", "writing to it failed, and is tried again; the log says why")
+            reasons.setdefault("ledger", "writing to it failed and is repeated; see the log for the error")
         if self._fires and self.dispatcher.trouble is not None and not self.is_stopping:
-            wrong.setdefault("ledger", "slots can't be fired, which is tried again; the log says why")
+            reasons.setdefault("ledger", "slots can't be fired, which is repeated; see the log for the error")
         if not self.node.lease.is_held and not self.is_stopping:
-            wrong["lease"] = "it could not be renewed, so nothing is started until it is"
+            reasons["lease"] = "it could not be renewed, so no run is started until it is"
         parts = {"engine": self.engine.is_alive, "heartbeat": self.node.is_beating}
         if self._fires:
             parts |= {"dispatcher": self.dispatcher.is_alive, "schedules": self.schedules.is_alive}
-        wrong |= {name: "it has ended" for name, is_alive in parts.items() if not is_alive and not self.is_stopping}
-        return wrong
+        reasons |= {name: "it has ended" for name, is_alive in parts.items() if not is_alive and not self.is_stopping}
+        return reasons
 
 
 async def _trouble_with(database: Database) -> str | None:

@@ -1,7 +1,7 @@
-"""How many connections the HTTP server holds open, and how long one may be without a request.
+"""Limits the number of open connections of the HTTP server, and the time that a connection waits for a request.
 
-Each takes a file descriptor, and runs need those too. uvicorn counts connections only when it has read a request, and
-waits for that for ever.
+Each connection takes a file descriptor, and runs need file descriptors too. uvicorn counts a connection only after it
+has read a request, and waits for the request without a limit.
 """
 
 from __future__ import annotations
@@ -17,37 +17,39 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 REQUEST_SECONDS = 10.0
-"""From the connection, or from the first byte of a further request, to the end of the request's headers."""
+"""Longest time from the connection, or from the end of the last response, to the end of a request's headers."""
 MOST_HEADER_BYTES = 65_536
 MOST_CONNECTIONS = 1000
 SHARE = 4
-"""Connections may take one in so many of the process's file descriptors."""
+"""Connections may take one of this many file descriptors of the process, a quarter of all."""
 MOST_FILES = 65_536
-SAY_SECONDS = 60.0
+WARN_SECONDS = 60.0
+"""Time between two warnings that the limit is reached."""
 
 
 def raise_file_limit() -> int:
-    """Allow this process as many open files as its hard limit says, and return how many those are."""
+    """Raise this process's limit of open files to its hard limit (at most MOST_FILES), and return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = [MOST_FILES if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard)]
     raised = min(allowed[1], MOST_FILES)
     if raised > allowed[0]:
-        with contextlib.suppress(ValueError, OSError):  # a system may allow less than it says
+        with contextlib.suppress(ValueError, OSError):  # some systems allow less than the hard limit that they report
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             return raised
     return allowed[0]
 
 
 def share_of(files: int) -> int:
-    """How many connections may be open where a process may have so many files."""
+    """The number of connections that may be open in a process that may have `files` open files."""
     return max(1, min(MOST_CONNECTIONS, files // SHARE))
 
 
 class Connections:
-    """The open connections, at most `limit`. For a further one the longest idle one is closed, and itself if none is.
+    """The open connections, at most `limit`.
 
-    An idle connection has no request that is being answered: none was sent yet, or not its whole headers, or the last
-    one is over. `request_seconds`: how long a request may take to come, once it has begun.
+    When another one is opened, the connection that has been idle for the longest time is closed, or the new one if none
+    is idle. A connection is idle if it has no request to answer: none was sent yet, its headers are not complete,
+    or the last one was answered. A request's headers have to arrive within `request_seconds`.
     """
 
     def __init__(self, limit: int, request_seconds: float = REQUEST_SECONDS) -> None:
@@ -55,15 +57,16 @@ class Connections:
         self.request_seconds = request_seconds
         self._open: set[LimitedProtocol] = set()
         self._idle: dict[LimitedProtocol, None] = {}
-        self._said_at = -SAY_SECONDS
+        self._warned_at = -WARN_SECONDS
 
     def protocol(self, of: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-        """The same as this class of uvicorn's, with its connections counted here."""
+        """A subclass of uvicorn's protocol class `of` whose connections are limited by this object."""
         return type("LimitedProtocol", (LimitedProtocol, of), {"_all": self})
 
     def add(self, connection: LimitedProtocol) -> None:
+        """Count a new connection, and close one if there are too many."""
         if len(self._open) >= self.limit:
-            self._say_full()
+            self._warn_full()
             closed = next(iter(self._idle), connection)
             closed.transport.abort()
             self.remove(closed)
@@ -73,26 +76,28 @@ class Connections:
         self.idle(connection, True)
 
     def remove(self, connection: LimitedProtocol) -> None:
+        """Stop counting a connection that was closed."""
         self._open.discard(connection)
         self._idle.pop(connection, None)
 
     def idle(self, connection: LimitedProtocol, is_idle: bool) -> None:
+        """Record whether an open connection is idle."""
         if not is_idle:
             self._idle.pop(connection, None)
         elif connection in self._open:
             self._idle.setdefault(connection)
 
-    def _say_full(self) -> None:
-        if clock.monotonic() - self._said_at >= SAY_SECONDS:
-            self._said_at = clock.monotonic()
+    def _warn_full(self) -> None:
+        if clock.monotonic() - self._warned_at >= WARN_SECONDS:
+            self._warned_at = clock.monotonic()
             logger.warning(
-                f"more than {self.limit} HTTP connections at a time: those that are idle for longest are closed, so "
+                f"more than {self.limit} HTTP connections at a time: those idle for the longest time are closed, so "
                 "that runs can open files. A higher limit of open files (`ulimit -n`) allows more"
             )
 
 
 class LimitedProtocol(asyncio.Protocol):
-    """Comes before one of uvicorn's protocols for HTTP, and closes a connection whose request does not come."""
+    """A mixin for uvicorn's HTTP protocols that closes a connection whose request does not arrive in time."""
 
     _all: Connections
     transport: Any
@@ -127,7 +132,7 @@ class LimitedProtocol(asyncio.Protocol):
         self._all.idle(self, self._is_idle)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """It is answered as if no upgrade had been asked for; uvicorn would log how to install WebSockets."""
+        """Log nothing: the request is answered without an upgrade, and uvicorn would log how to install WebSockets."""
 
     @property
     def _is_idle(self) -> bool:
@@ -135,7 +140,7 @@ class LimitedProtocol(asyncio.Protocol):
 
     @property
     def _is_body_left(self) -> bool:
-        """The answer came before the end of the request: what comes now is thrown away."""
+        """Whether the response was sent before the end of the request: the rest of the request is discarded."""
         return self.cycle is not None and self.cycle.more_body
 
     def _expect_request(self) -> None:

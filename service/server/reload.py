@@ -1,8 +1,8 @@
-"""`batch serve --reload`: a process that serves, and this one, which starts it anew when a source file changes.
+"""`batch serve --reload`: a reloader that starts the service as a child process, and restarts it on source changes.
 
-This one holds the listening socket, so that the port stays the same and nobody is refused in between. It never imports
-what it watches a second time: a file that can't be imported ends the process that serves, and this one waits for the
-next change.
+The reloader keeps the listening socket, so that the port stays the same and no connection is refused during a restart.
+It does not import the watched files. A file that can't be imported ends the child, and the reloader waits for the next
+change.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from service.server import uvicorn as server
 logger = logs.get_logger("service.batch")
 
 SUFFIXES = (".py", ".sql", ".html", ".css", ".js")
-"""What is source. Everything else may be written by the tasks themselves."""
+"""The suffixes of source files. Files with other suffixes may be written by tasks."""
 
 LOOK_SECONDS = 0.25
-"""Files are looked at, not listened to: that works in containers and on network drives too, and takes 2 ms."""
+"""Time between two scans of the files. Scanning takes 2 ms, and works in containers and on network drives too."""
 
 GIVE_UP_SECONDS = 10.0
-"""How long after DRAIN_SECONDS a process may take to end; beyond that a task blocks its event loop."""
+"""A child that has not ended this long after DRAIN_SECONDS is killed, because a task blocks its event loop."""
 
 
 def serve(settings: Settings, host: str | None = None, port: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, in a process that is drained and replaced when a source file or `.env` changes.
+    """Serve until SIGTERM or SIGINT in a child process, which is restarted if a source file or `.env` changes.
 
-    HOST and PORT are read once. Raises BatchError when it can't listen.
+    HOST and PORT are read once. Raises BatchError if the address can't be used.
     """
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
     with server.listen(settings, host, port) as listening:
@@ -48,14 +48,16 @@ def serve(settings: Settings, host: str | None = None, port: int | None = None) 
 
 
 class _Reloader:
-    """The process that serves, from one change to the next."""
+    """Runs the child process, and restarts it on each change."""
 
     def __init__(self, settings: Settings, listening: socket.socket) -> None:
         self._settings = settings
         self._listening = listening
         self._is_stopping = False
         self._is_impatient = False
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # the one queue that a signal handler may put into
+        self._wake: queue.SimpleQueue[None] = (
+            queue.SimpleQueue()
+        )  # the only kind of queue whose put() is safe in a signal handler
         self._watched, self._alive = os.pipe()
 
     def run(self) -> None:
@@ -74,13 +76,13 @@ class _Reloader:
         self._is_stopping = True
         self._wake.put(None)
 
-    def _rest(self, seconds: float) -> None:
-        """Returns early when a signal comes."""
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, but return early on a signal."""
         with contextlib.suppress(queue.Empty):
             self._wake.get(timeout=seconds)
 
     def _start(self) -> None:
-        """Start a process that serves, unless a signal came while the one before it ended."""
+        """Start a child process, unless a signal came while the last one ended."""
         if self._is_stopping:
             return
         self._settings = _newest(self._settings)
@@ -88,8 +90,8 @@ class _Reloader:
         self._seen = sources(self._folder)
         self._is_ended = False
         inherited = (self._listening.fileno(), self._watched)
-        # Ctrl-C reaches every process of the terminal. This one passes it on, once; the other would take the second
-        # signal for impatience, and not drain. A mask is inherited from before the first line of Python.
+        # A terminal sends Ctrl-C to all of its processes, and this one passes it on as SIGTERM. The child would take
+        # the second signal for a request to end at once. It inherits the mask, which holds from its very start.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process = subprocess.Popen(
@@ -99,38 +101,40 @@ class _Reloader:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def _wait_for_changes(self) -> str:
-        """One look: the names of the files that changed, once no more do; empty when none did."""
-        self._rest(LOOK_SECONDS)
-        self._say_when_ended()
-        found = sources(self._folder)
-        while found != self._seen and not self._is_stopping:
-            self._rest(LOOK_SECONDS)
-            before, found = found, sources(self._folder)
-            if found == before:
-                return ", ".join(sorted({os.path.relpath(path) for path, _ in found.items() ^ self._seen.items()}))
+        """Scan once. Returns the names of changed files when no more files change, or an empty string."""
+        self._sleep(LOOK_SECONDS)
+        self._log_end_of_child()
+        current = sources(self._folder)
+        while current != self._seen and not self._is_stopping:
+            self._sleep(LOOK_SECONDS)
+            previous, current = current, sources(self._folder)
+            if current == previous:
+                return ", ".join(sorted({os.path.relpath(path) for path, _ in current.items() ^ self._seen.items()}))
         return ""
 
-    def _say_when_ended(self) -> None:
+    def _log_end_of_child(self) -> None:
         if not self._is_ended and self._process.poll() is not None:
             self._is_ended = True
             code = self._process.returncode
             logger.error(f"the service has ended (exit code {code}); it starts again when a file changes")
 
     def _end(self) -> None:
-        """Let the process drain. A second Ctrl-C ends it at once, and so does its own failure to end in time."""
+        """Let the child drain, and wait for its end. Kill it on a second Ctrl-C, or if it does not end in time."""
         self._process.terminate()
         give_up_at = clock.monotonic() + self._settings.DRAIN_SECONDS + GIVE_UP_SECONDS
         while self._process.poll() is None and not self._is_impatient:
             if clock.monotonic() > give_up_at:
-                logger.error("the service does not end: a task blocks the event loop; its runs are resumed")
+                logger.error(
+                    "the service does not end, because a task blocks the event loop; it is killed, its runs are resumed"
+                )
                 break
-            self._rest(0.02)
+            self._sleep(0.02)
         self._process.kill()
         self._process.wait()
 
 
 def _newest(settings: Settings) -> Settings:
-    """As `.env` is now; what is wrong in it, the process that serves will say."""
+    """The settings of the current `.env`, or the old ones if it is invalid: the child reports the error."""
     try:
         return refresh_settings()
     except InvalidSetting:
@@ -138,7 +142,7 @@ def _newest(settings: Settings) -> Settings:
 
 
 def _folder(place: Path) -> Path:
-    """That of the tasks; where there is none yet, the process that serves says so, and this one waits for it."""
+    """The folder of the tasks, or `place` if it does not exist yet: the child reports that, and it is watched."""
     try:
         return folder_of(place)
     except InvalidSetting:
@@ -146,12 +150,12 @@ def _folder(place: Path) -> Path:
 
 
 def sources(folder: Path) -> dict[Path, int]:
-    """The files that count, of `folder` and of this package, and `.env`: each with when it was changed (ns)."""
-    found = {}
+    """The source files in `folder` and in this package, and `.env`, each with its modification time in nanoseconds."""
+    times = {}
     for path in (ENV_FILE, *_files(folder), *_files(Path(__file__).parents[1])):
-        with contextlib.suppress(OSError):  # it is not there, or not any more
-            found[path] = path.stat().st_mtime_ns
-    return found
+        with contextlib.suppress(OSError):  # the file does not exist, or was just deleted
+            times[path] = path.stat().st_mtime_ns
+    return times
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -161,7 +165,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def main() -> None:
-    """Serve in this process: `python -m service.server.reload SOCKET PIPE`, two descriptors that it has inherited."""
+    """Serve in this process: `python -m service.server.reload SOCKET PIPE`, with two inherited file descriptors."""
     listening, alive = map(int, sys.argv[1:])
     threading.Thread(target=_end_with_the_reloader, args=(alive,), daemon=True).start()
     try:
@@ -172,7 +176,7 @@ def main() -> None:
 
 
 def _end_with_the_reloader(alive: int) -> None:
-    """The pipe ends when the process at its other end does, whatever ended that. It would keep the port for ever."""
+    """End this process, which would keep the port, when the reloader has ended in any way: that closes the pipe."""
     os.read(alive, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""`batch serve`: uvicorn around the application, and a few calm lines that say what runs."""
+"""`batch serve`: runs the application in uvicorn, and prints a short summary at the start."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from service.server.connections import Connections, raise_file_limit, share_of
 
 BACKLOG = 2048
 ACCEPTED_AT_ONCE = 16
-"""Connections that the event loop takes before it comes to count them."""
+"""The number of connections that the event loop accepts in one step, before it counts them."""
 
 uvicorn_log = logging.getLogger("uvicorn.error")
 
 
 def serve(settings: Settings, host: str | None = None, port: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT. Raises BatchError when it can't begin."""
+    """Serve until SIGTERM or SIGINT, by default on HOST and PORT. Raises BatchError if the service can't start."""
     with listen(settings, host, port) as listening:
         serve_on(listening, settings)
 
 
 def serve_on(listening: socket.socket, settings: Settings) -> None:
-    """The same on a socket that listens already."""
+    """Serve like `serve`, on a bound socket."""
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
     uvicorn_log.setLevel("CRITICAL")
     connections = Connections(share_of(raise_file_limit()))
@@ -54,7 +54,7 @@ def serve_on(listening: socket.socket, settings: Settings) -> None:
 
 
 def listen(settings: Settings, host: str | None = None, port: int | None = None) -> socket.socket:
-    """A socket on `host` and `port`, or where the settings say. Raises InvalidSetting when that can't be."""
+    """A socket on `host` and `port` (default: HOST and PORT). Raises InvalidSetting if the address can't be used."""
     host, port = host or settings.HOST, settings.PORT if port is None else port
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -62,14 +62,14 @@ def listen(settings: Settings, host: str | None = None, port: int | None = None)
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise InvalidSetting(
-                f"port {port} on {host} is in use: stop what listens there, or set PORT to another one"
+                f"port {port} on {host} is in use: stop the process that listens there, or change PORT"
             ) from None
         cause = getattr(error, "strerror", None) or error
         raise InvalidSetting(f"can't listen on {host} port {port} (HOST, PORT): {cause}") from None
 
 
 class _Server(uvicorn.Server):
-    """Says itself what uvicorn would say about its start and stop."""
+    """uvicorn's server without its log lines at start and stop, which are replaced by a summary."""
 
     def __init__(self, config: uvicorn.Config, listening: socket.socket, settings: Settings) -> None:
         super().__init__(config)
@@ -82,20 +82,20 @@ class _Server(uvicorn.Server):
             await super().startup(sockets)
         except SystemExit:
             raise state.failure from None
-        self._listening.listen(BACKLOG)  # the event loop's own number is how many it takes at once
+        self._listening.listen(BACKLOG)  # the event loop has set its own backlog, ACCEPTED_AT_ONCE
         collect_garbage_less_often()
         uvicorn_log.setLevel("WARNING")
-        _introduce(state.batch, self._listening, folder_of(self._settings.TASKS_DIR))
+        _print_summary(state.batch, self._listening, folder_of(self._settings.TASKS_DIR))
 
 
 def collect_garbage_less_often() -> None:
-    """A full collection in a burst of 10,000 runs stops the loop for a third of a second (measured)."""
+    """A full garbage collection during 10,000 runs would stop the event loop for a third of a second (measured)."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
 
 
-def _introduce(batch: BatchService, listening: socket.socket, folder: Path) -> None:
+def _print_summary(batch: BatchService, listening: socket.socket, folder: Path) -> None:
     host, port = listening.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     lines = [

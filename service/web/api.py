@@ -1,4 +1,4 @@
-"""The HTTP endpoints."""
+"""The HTTP endpoints for the scheduler's jobs and for health checks."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from service.batch.firing.apscheduler import describe_jobs
 from service.errors import BatchError
 
 READY_SECONDS = 5.0
-"""A database that neither answers nor refuses for so long is away."""
+"""A database that does not answer for this long can't be reached."""
 
 
 NOT_STARTED = "the batch service is not started: the lifespan of this application must enter service.app.lifespan"
 
 
 async def scheduler_jobs(request: Request) -> JSONResponse:
-    """The scheduled jobs: id, name, next_run_time (ISO 8601 or null), trigger."""
+    """A JSON array of the scheduled jobs: id, name, next_run_time (ISO 8601 or null) and trigger."""
     return JSONResponse(describe_jobs(_started(request, "scheduler")))
 
 
 async def healthz(request: Request) -> JSONResponse:
-    """200 while the process answers at all."""
+    """Answer 200: the process is alive."""
     return JSONResponse({"status": "ok"})
 
 
 async def readyz(request: Request) -> JSONResponse:
-    """200 when the service can work; 503 and the parts that can't, otherwise."""
+    """Answer 200 if the service is ready, otherwise 503 with the reasons by part."""
     try:
         async with asyncio.timeout(READY_SECONDS):
-            wrong = await _started(request, "batch").readiness()
+            reasons = await _started(request, "batch").readiness()
     except BatchError as error:
-        wrong = {"service": error.message}
+        reasons = {"service": error.message}
     except TimeoutError:
-        wrong = {"databases": f"no answer within {READY_SECONDS:g} s"}
-    if wrong:
-        return JSONResponse({"status": "not ready", "reasons": wrong}, status_code=503)
+        reasons = {"databases": f"no answer within {READY_SECONDS:g} s"}
+    if reasons:
+        return JSONResponse({"status": "not ready", "reasons": reasons}, status_code=503)
     return JSONResponse({"status": "ready"})
 
 

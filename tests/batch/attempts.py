@@ -10,7 +10,7 @@ from service import BaseTask, TaskRegistry
 from service.batch.execution.attempt import Attempt, Ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin
-from service.concurrency.thread_pool import Threads
+from service.concurrency.thread_pool import ThreadPool
 
 SECONDS = 5.0
 SLOT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
@@ -35,7 +35,7 @@ class Begun:
         claimed = Claimed("run-1", task.name, SLOT, Origin.SCHEDULE, params, number, 1, SLOT, SLOT)
         self.ended: list[Ending] = []
         self._over = asyncio.Event()
-        self.attempt = Attempt(claimed, task, Threads(2), self._on_end)
+        self.attempt = Attempt(claimed, task, ThreadPool(2), self._on_end)
         self.run = self.attempt.run
         self.attempt.start()
 

@@ -1,11 +1,11 @@
-"""Debian's cron as a model: one step of its main loop for every minute (or second) of a clock, and nothing clever.
+"""A simple model of Debian's cron: one step of its main loop for every minute (or second) of a clock.
 
-Followed from cron.c of Debian's 3.0pl1: `virtual` is its virtualTime, `running` its timeRunning, both in local time.
+It follows cron.c of Debian's 3.0pl1: `virtual` is its virtualTime, `running` its timeRunning, both in local time.
 
-Two deliberate differences:
-- For a change of three hours and more Debian only sets its time; here, as we decided, every change is treated alike.
-- For a jump ahead of up to five minutes Debian also runs wildcard jobs for the skipped minutes, for it takes the jump
-  for a late wake-up. No zone jumps by so little nowadays; here a skipped minute is skipped.
+Two differences are deliberate:
+- For a change of three hours or more Debian only sets its time; here every change is treated alike.
+- For a jump ahead of up to five minutes Debian also runs wildcard jobs for the skipped minutes, because it treats the
+  jump as a late wake-up. No zone jumps by so little today; here a skipped minute is skipped.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Table, select
 
 from service import BaseTask, TaskRegistry, clock, current_run
+from service.batch.context.current_run import state_of
 from service.batch.context.lease import Lease
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import firing, task_sync
@@ -62,7 +63,7 @@ async def fire(
 
 @asynccontextmanager
 async def heart_of(engine: LocalEngine, ledger: Database, node: str = NODE) -> AsyncIterator[Heartbeat]:
-    """The heartbeat of the node that the engine works for; it hands the news to it, as in a service."""
+    """The heartbeat of the node that the engine works for; it hands to it what it reads, as in a service."""
     row = {"id": node, "host": "here", "pid": 1, "version": "1", "draining": False, "tasks": []}
     async with ledger.engine.begin() as connection:
         now = await database_time.now_of(connection)
@@ -71,7 +72,7 @@ async def heart_of(engine: LocalEngine, ledger: Database, node: str = NODE) -> A
     lease = Lease(30)
     lease.renew(clock.boottime())
     heart = Heartbeat(url, node, lease, beat_seconds=5, lease_seconds=30)
-    heart.start(on_loss=engine.give_up, on_rescue=engine.wake, on_news=engine.hear)
+    heart.start(on_loss=engine.give_up, on_rescue=engine.wake, on_changes=engine.on_changes)
     yield heart
     await asyncio.to_thread(heart.stop)
 
@@ -94,7 +95,7 @@ async def until(condition: Any, seconds: float = 30.0) -> Any:
 
 async def until_counted() -> None:
     """In a run: until its loop knows how many items there are. It counts them beside the work, which may end first."""
-    meter = current_run().meter
+    meter = state_of(current_run()).meter
 
     async def counted() -> bool:
         return meter._said.total is not None  # latest() would tell the journal that it is written

@@ -1,4 +1,4 @@
-"""The account: whatever happens to a task, each of its slots is a run, a skip or missed; what is not is found."""
+"""The account: whatever happens to a task, each of its slots is a run, a skip or missed; any other slot is reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.account import accounting
-from service.batch.account.account import Account, Entry, Kind
+from service.batch.account.account import Account, AccountedSlot, Kind
 from service.batch.cron.cron import Schedule
 from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import task_sync
@@ -35,7 +35,7 @@ SECOND = timedelta(seconds=1)
 Loaded = dict[str, Task]
 
 on_sqlite = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-"""For what is the same on both: the account asks its questions of either in the tests without this mark."""
+"""For tests of code that is the same on both databases. Tests without this mark run the account's queries on both."""
 
 
 def minutes(n: float) -> datetime:
@@ -58,11 +58,11 @@ def tick(schedule: str = "* * * * *", **attributes: Any) -> Task:
 
 async def account_all(ledger: Database, since: datetime = START, **options: Any) -> dict[str, Account]:
     async with ledger.reader.connect() as connection:
-        return {found.task: found async for found in accounting.accounts(connection, since, **options)}
+        return {each.task: each async for each in accounting.accounts(connection, since, **options)}
 
 
 async def account(ledger: Database, since: datetime = START, **options: Any) -> Account:
-    """That of the only task."""
+    """The account of the only task."""
     (found,) = (await account_all(ledger, since, **options)).values()
     return found
 
@@ -76,7 +76,7 @@ def told(found: Account) -> list[tuple[str, datetime, datetime, int]]:
 
 
 async def change(ledger: Database, statement: Any) -> None:
-    """By hand, as it were."""
+    """Change rows as a person would by hand."""
     async with ledger.engine.begin() as connection:
         await connection.execute(statement)
 
@@ -87,7 +87,7 @@ async def fire_at(ledger: Database, loaded: Loaded, at: datetime, capacity: Capa
 
 
 async def fire_each_minute(ledger: Database, loaded: Loaded, until: datetime) -> None:
-    """A service that is up: it fires at each full minute."""
+    """Fire at each full minute, as a running service does."""
     while (at := clock.now().replace(second=0) + MINUTE) <= until:
         await fire_at(ledger, loaded, at)
     go_to(until)
@@ -128,11 +128,11 @@ async def register_node(ledger: Database, *names: str, **values: Any) -> None:
 # What a service does to slots
 
 
-async def test_a_fired_slot_is_a_run_and_one_that_was_in_the_way_a_skip(ledger: Database) -> None:
+async def test_a_fired_slot_is_a_run_and_an_overlapping_one_a_skip(ledger: Database) -> None:
     loaded = await know(ledger, tick(overlap="skip"))
     await fire_at(ledger, loaded, minutes(0.5), Capacity(5, 5))
     await fire_at(ledger, loaded, minutes(1.5), Capacity(5, 5))
-    seen: list[Entry] = []
+    seen: list[AccountedSlot] = []
     found = await account(ledger, see=seen.append)
     first, second = sorted(await rows(ledger), key=lambda run: run["slot"])
     assert [(e.task, e.slot, e.kind, e.run, e.state) for e in seen] == [
@@ -170,7 +170,7 @@ async def test_a_downtime_of_more_slots_than_one_transaction_handles_is_complete
 async def test_a_missed_slot_is_shown_with_the_reason_of_its_range(ledger: Database) -> None:
     loaded = await know(ledger, tick(missed="skip"))
     await fire_at(ledger, loaded, minutes(3))
-    seen: list[Entry] = []
+    seen: list[AccountedSlot] = []
     await account(ledger, see=seen.append)
     assert [(e.kind, e.reason) for e in seen[:2]] == [(Kind.MISSED, "the service was down")] * 2
 
@@ -229,7 +229,7 @@ async def test_a_slot_at_the_instant_of_a_change_is_that_of_the_old_schedule(
     go_to(minutes(3.5))
     await set_schedule(ledger, loaded, after)
     await fire_each_minute(ledger, loaded, minutes(10))
-    seen: list[Entry] = []
+    seen: list[AccountedSlot] = []
     found = await account(ledger, see=seen.append)
     assert [e.slot for e in seen].count(minutes(3.5)) == at_change
     assert len(await rows(ledger)) == found.slots == len({e.slot for e in seen})
@@ -290,7 +290,7 @@ async def test_a_rolling_deploy_with_two_schedules_is_complete(ledger: Database)
 
 
 def _replica(ledger: Database, loaded: Loaded, node: str) -> Schedules:
-    jobs = scheduler.create_scheduler(lambda name: None)
+    jobs = scheduler.new_scheduler()
     return Schedules(ledger, TasksFolder(Path("tasks")), loaded, node, jobs, lambda name: None, 30.0)
 
 
@@ -307,7 +307,7 @@ async def test_the_nights_of_a_clock_change_are_complete(ledger: Database, cron:
     assert found.is_complete and found.findings == []
 
 
-async def test_what_was_pruned_is_left_out(ledger: Database) -> None:
+async def test_slots_before_the_pruned_runs_are_left_out(ledger: Database) -> None:
     loaded = await know(ledger, tick())
     await fire_each_minute(ledger, loaded, minutes(10))
     await change(ledger, delete(runs).where(runs.c.slot < minutes(5.5)))
@@ -325,7 +325,7 @@ async def test_only_the_slots_of_the_interval_count_its_ends_included(ledger: Da
     assert (await account(ledger, until=minutes(99))).until == minutes(10)
 
 
-async def test_a_schedule_in_a_zone_that_cannot_be_read_is_told_of_and_is_not_complete(ledger: Database) -> None:
+async def test_a_schedule_in_an_unreadable_zone_is_reported_and_not_complete(ledger: Database) -> None:
     loaded = await know(ledger, tick())
     await fire_each_minute(ledger, loaded, minutes(3))
     await change(ledger, update(schedules).values(timezone="US/Gone"))
@@ -355,7 +355,7 @@ async def test_schedules_that_overlap_have_each_slot_once(ledger: Database) -> N
 # What is due
 
 
-async def test_what_is_due_while_no_service_runs_is_no_gap(ledger: Database) -> None:
+async def test_a_slot_that_comes_due_while_no_service_runs_is_no_gap(ledger: Database) -> None:
     loaded = await know(ledger, tick())
     await fire_each_minute(ledger, loaded, minutes(2))
     await register_node(ledger, "tick", stopped_at=minutes(2))
@@ -368,7 +368,9 @@ async def test_what_is_due_while_no_service_runs_is_no_gap(ledger: Database) -> 
     assert found.is_complete
 
 
-async def test_what_a_running_service_has_not_handled_for_a_minute_is_late_and_not_complete(ledger: Database) -> None:
+async def test_a_slot_that_a_running_service_has_not_handled_for_a_minute_is_late_and_not_complete(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, tick())
     await fire_each_minute(ledger, loaded, minutes(2))
     go_to(minutes(10))
@@ -444,7 +446,7 @@ async def test_a_shortened_missed_range_leaves_gaps_and_its_count_is_wrong(ledge
     await change(ledger, update(missed).values(last_slot=minutes(6.5)))
     found = await account(ledger)
     assert told(found) == [("gap", minutes(7.5), minutes(8.5), 2), ("range", minutes(0.5), minutes(6.5), 1)]
-    assert found.findings[-1].text.endswith(" says 9 slots, the schedules have 7 there")
+    assert found.findings[-1].text.endswith(" counts 9 slots, but the schedules have 7 there")
 
 
 async def test_a_missed_range_that_was_stretched_over_slots_it_did_not_count_is_found(ledger: Database) -> None:
@@ -457,14 +459,14 @@ async def test_a_missed_range_that_was_stretched_over_slots_it_did_not_count_is_
     assert (counted(found), found.is_complete) == ({"missed": 12, "range": 1}, False)
 
 
-async def test_a_range_that_is_only_partly_in_the_interval_is_not_counted(ledger: Database) -> None:
+async def test_the_count_of_a_range_that_is_partly_outside_the_interval_is_not_checked(ledger: Database) -> None:
     loaded = await know(ledger, tick(missed="skip"))
     await fire_at(ledger, loaded, minutes(10))
     found = await account(ledger, minutes(4.5), until=minutes(6.5))
     assert (counted(found), found.findings) == ({"missed": 3}, [])
 
 
-async def test_a_scheduled_run_that_no_schedule_asks_for_is_told_of_but_hides_nothing(ledger: Database) -> None:
+async def test_a_scheduled_run_without_a_schedule_is_reported_and_hides_no_gap(ledger: Database) -> None:
     loaded = await know(ledger, tick())
     await fire_each_minute(ledger, loaded, minutes(3))
     odd = minutes(1.5) + SECOND
@@ -476,7 +478,7 @@ async def test_a_scheduled_run_that_no_schedule_asks_for_is_told_of_but_hides_no
     assert told(await account(ledger)) == [("gap", minutes(1.5), minutes(1.5), 1)]
 
 
-async def test_all_accounts_are_of_one_instant(ledger: Database) -> None:
+async def test_all_accounts_are_read_from_one_snapshot(ledger: Database) -> None:
     """What is pruned while the account is being read is there still."""
     loaded = await know(ledger, make_task("first"), make_task("second"))
     await fire_each_minute(ledger, loaded, minutes(3))
@@ -514,7 +516,7 @@ async def test_pages_of_runs_and_gaps_between_them_fit_together(
     monkeypatch.setattr(accounting, "PAGE", 7)
     loaded = await know(ledger, tick(missed="all"))
     await fire_at(ledger, loaded, minutes(70))
-    seen: list[Entry] = []
+    seen: list[AccountedSlot] = []
     assert counted(await account(ledger, see=seen.append)) == {"run": 70}
     assert [e.slot for e in seen] == [minutes(n + 0.5) for n in range(70)]
     await change(ledger, delete(runs).where(runs.c.slot > minutes(13), runs.c.slot < minutes(15)))

@@ -117,7 +117,7 @@ async def test_a_dry_run_lists_the_slots_and_changes_nothing(ledger: Database) -
 
 async def test_slots_to_come_are_left_out(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await known(ledger)
-    monkeypatch.setattr("service.batch.ledger.schedules.now_of", lambda _: asyncio.sleep(0, NOW))
+    monkeypatch.setattr("service.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW))
     wanted = await interval(ledger, NOW - HOUR, NOW + 24 * HOUR)
     assert list(wanted.slots()) == [NOW - HOUR / 2]
     assert await (await interval(ledger)).count(5) == 6  # more than were asked for
@@ -128,7 +128,7 @@ async def test_a_slot_that_may_still_be_fired_on_time_is_left_to_that(
 ) -> None:
     """With a run of it there already, the overlap policy would decide about others for a run that was never made."""
     task = await known(ledger, schedule="0,30 * * * * *")
-    monkeypatch.setattr("service.batch.ledger.schedules.now_of", lambda _: asyncio.sleep(0, NOW))
+    monkeypatch.setattr("service.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW))
     late = [NOW - timedelta(seconds=s) for s in (90, 60, 30, 0)]
     assert list((await interval(ledger, late[0], NOW)).slots()) == late[:2]
     await fire(ledger, {"tick": task}, NOW - timedelta(seconds=10))

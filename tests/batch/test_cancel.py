@@ -16,15 +16,16 @@ from sqlalchemy import update
 
 from service import Retry, clock, current_run
 from service.batch.execution import attempt as runner
-from service.batch.ledger import runs, tables
+from service.batch.ledger import tables, transitions
 from service.batch.ledger.states import FINAL, Origin, Rank, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll
-from service.batch.queue import cancel, claiming
+from service.batch.queue import cancel
 from service.batch.queue import retry as again
-from service.batch.queue.cancel import Asked
+from service.batch.queue.cancel import StopRequest
 from service.batch.queue.retry import retry
 from service.batch.tasks.registry import Task
+from service.database import companions
 from service.database.engine import Database
 from service.errors import InvalidParameters, UnknownRun
 from service.testing.engine import DrivenEngine
@@ -37,7 +38,7 @@ async def ask(ledger: Database, run_id: str, by: str = "ann") -> RunState | None
         return await cancel.request_cancel(connection, run_id, f"cancelled by {by}", by)
 
 
-async def requests(ledger: Database, node: str = NODE) -> list[Asked]:
+async def requests(ledger: Database, node: str = NODE) -> list[StopRequest]:
     async with ledger.reader.connect() as connection:
         return (await ledger_poll.read(connection, node)).requests
 
@@ -68,7 +69,7 @@ async def test_a_run_that_is_running_gets_a_request_and_the_first_one_counts(led
     found = await only(ledger)
     assert (found["state"], found["finished_at"], found["reason"]) == ("running", None, None)
     assert (found["cancel_by"], found["cancel_reason"]) == ("ann", "cancelled by ann")
-    assert await requests(ledger) == [Asked(claimed.id, claimed.fence, "cancelled by ann")]
+    assert await requests(ledger) == [StopRequest(claimed.id, claimed.fence, "cancelled by ann")]
     assert await requests(ledger, node=new_id()) == []
 
 
@@ -119,7 +120,7 @@ async def test_a_request_beside_the_write_of_a_retry_is_not_lost(ledger: Databas
     await insert(ledger, new())
     (claimed,) = await claim(ledger, "t")
     async with ledger.engine.begin() as connection:
-        await runs.finish(connection, [ending(claimed, RunState.RETRYING, due_at=NOW)])
+        await transitions.finish(connection, [ending(claimed, RunState.RETRYING, due_at=NOW)])
         if ledger.kind == "postgresql":
             asking = asyncio.create_task(ask(ledger, claimed.id))
             await asyncio.sleep(0.2)
@@ -129,7 +130,7 @@ async def test_a_request_beside_the_write_of_a_retry_is_not_lost(ledger: Databas
 
 
 class World:
-    """An engine that hears the news, and one task."""
+    """An engine that is told what has changed in the ledger, and one task."""
 
     def __init__(self, ledger: Database, task: Task) -> None:
         self.ledger = ledger
@@ -231,7 +232,7 @@ async def test_a_request_to_another_fence_is_not_ours(ledger: Database, worlds: 
     run = await only(ledger)
     await ask(ledger, run["id"])
     async with ledger.reader.connect() as connection:
-        world.engine.hear(await ledger_poll.read(connection, NODE))
+        world.engine.on_changes(await ledger_poll.read(connection, NODE))
     assert [attempt.run.cancelled for attempt in world.engine.attempts] == [False]
 
 
@@ -256,7 +257,7 @@ async def test_a_run_that_is_over_goes_on_with_a_new_attempt(ledger: Database, s
 
 
 async def claims_at(connection: Any, run_id: str) -> Any:
-    return await claiming.claim(connection, [run_id], NODE, clock.now())
+    return await transitions.claim(connection, [run_id], NODE, clock.now())
 
 
 async def test_a_cancelled_run_that_is_retried_is_not_cancelled_again(ledger: Database) -> None:
@@ -306,9 +307,9 @@ async def test_again_clears_the_checkpoints_and_leaves_the_fence(ledger: Databas
     await insert(ledger, over, active)
     async with application.engine.begin() as connection:
         made = [{"run": run.id, "name": name, "fence": 1} for run in (over, active) for name in ("", "users")]
-        await connection.execute(insert_into(tables.checkpoints), made)
+        await connection.execute(insert_into(companions.checkpoints), made)
     assert await again.again(ledger, application, [over.id, active.id], Rank.CATCH_UP, "ann") == {over.id}
-    left = {(row["run"], row["name"]) for row in await rows(application, tables.checkpoints)}
+    left = {(row["run"], row["name"]) for row in await rows(application, companions.checkpoints)}
     assert left == {(over.id, ""), (active.id, ""), (active.id, "users")}
     assert [run["state"] for run in await rows(ledger)] == ["queued", "running"]
 

@@ -36,7 +36,7 @@ CASES = [
     ("0 0 * * 0", "America/Santiago", "00:00 is skipped by the clock change of 2026-09-06: fires at 01:00"),
     ("15,45 2 * * *", "Australia/Lord_Howe", "02:15 is skipped by the clock change of 2026-10-04: fires at 02:30"),
     ("5 30 2 28 3 *", "Europe/Berlin", "02:30:05 is skipped by the clock change of 2027-03-28: fires at 03:00"),
-    # Nobody notices: a rhythm goes on, another day is meant, or the clock never changes.
+    # No effect: the rhythm continues, the time is on another day, or the clock never changes.
     ("0 * * * *", "Europe/Berlin"),
     ("* * * * *", "Australia/Lord_Howe"),
     ("30 2 1 * *", "Europe/Berlin"),
@@ -47,13 +47,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("cron", "zone", "words"), [(c, z, list(words)) for c, z, *words in CASES])
-def test_a_clock_change_that_hits_a_time_is_told_and_no_other(cron: str, zone: str, words: list[str]) -> None:
+def test_a_clock_change_is_described_only_if_it_affects_a_slot(cron: str, zone: str, words: list[str]) -> None:
     assert [effect.words for effect in effects(schedule(cron, zone), AFTER, UNTIL)] == words
 
 
 @pytest.mark.parametrize(("cron", "zone"), [(c, z) for c, z, *words in CASES if words])
-def test_what_is_told_is_what_the_schedule_does(cron: str, zone: str) -> None:
-    """The slots that an effect touches are as many as the words say."""
+def test_the_slots_that_an_effect_touches_are_as_many_as_its_words_say(cron: str, zone: str) -> None:
+    """The schedule's slots within the effect are compared with the numbers in its words."""
     of = schedule(cron, zone)
     for effect in effects(of, AFTER, UNTIL):
         around = of.between(effect.at - timedelta(days=2), effect.at + timedelta(days=8))
@@ -69,7 +69,7 @@ def test_what_is_told_is_what_the_schedule_does(cron: str, zone: str) -> None:
             assert touched[0].astimezone(of.zone).strftime("%H:%M") == effect.words.rsplit(" ", 1)[1]
 
 
-def test_a_zone_that_skips_a_whole_day_is_told_too() -> None:
+def test_a_zone_that_skips_a_whole_day_is_described() -> None:
     of = schedule("0 12 * * *", "Pacific/Apia")
     [effect] = effects(of, datetime(2011, 12, 1, tzinfo=UTC), datetime(2012, 1, 5, tzinfo=UTC))
     assert effect.words == "12:00 is skipped by the clock change of 2011-12-31: fires at 00:00"

@@ -1,4 +1,4 @@
-"""Slots are counted in whole days, hours and minutes, and the number is that of going through each."""
+"""Slots are counted by whole days, hours and minutes, and the count equals the number of slots listed one by one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MOMENTS = (
     st.integers(0, 300_000),
     st.integers(0, 999_999),
 )
-def test_the_number_is_that_of_going_through_each(
+def test_the_count_equals_the_number_of_listed_slots(
     cron: str, zone: str, moment: str, shift: int, length: int, part: int
 ) -> None:
     timetable = schedule(cron, zone)

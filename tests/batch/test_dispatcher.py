@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
 
 from service import clock
+from service.batch.execution.engine import Engine
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.firing import Fired
+from service.batch.ledger.runs import Claimed
+from service.batch.queue.capacity import Capacity
 from service.config import get_settings
 from service.database.engine import Database
 from service.server.batch_service import BatchService
@@ -52,6 +56,48 @@ async def test_while_firing_fails_each_slot_is_one_more_try_and_one_timer_waits_
     waiting = [timer for timer in timers if not timer.cancelled() and timer.when() > loop.time() + 1000]
     assert len(waiting) == 2
     for timer in waiting:
+        timer.cancel()
+
+
+class Recording:
+    """An engine that carries nothing: it keeps what it is handed."""
+
+    losses = 3
+
+    def __init__(self) -> None:
+        self.claiming = asyncio.Lock()
+        self.capacity = Capacity(1, 1)
+        self.launched: list[tuple[str, int]] = []
+        self.wakes = self.checks = 0
+
+    def may_work(self) -> bool:
+        return True
+
+    def launch(self, claimed: Sequence[Claimed], losses: int) -> None:
+        assert self.claiming.locked()
+        self.launched += [(run.task, losses) for run in claimed]
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def recheck_claims(self) -> None:
+        self.checks += 1
+
+
+async def test_the_dispatcher_hands_what_it_claimed_to_any_engine_and_has_it_look_after_a_failure(
+    ledger: Database,
+) -> None:
+    tasks = await know(ledger, make_task("a", "* * * * * *"))
+    engine: Engine = (recording := Recording())
+    dispatcher = Failing(ledger, tasks, NODE, engine)
+    await dispatcher._turn({"a"})
+    assert (recording.checks, recording.launched) == (1, [])
+    due = Dispatcher(ledger, tasks, NODE, engine)
+    with clock.moved(clock.now() + timedelta(seconds=5)):
+        while not recording.launched:
+            await due._turn({"a"})
+    assert recording.launched == [("a", 3)]
+    for timer in [*dispatcher._timers.values(), *due._timers.values()]:
         timer.cancel()
 
 

@@ -14,7 +14,7 @@ from service import TaskRegistry, clock
 from service.batch.firing import firing, misfires, task_sync
 from service.batch.firing.firing import Plans
 from service.batch.ledger import schedules as slots
-from service.batch.ledger import tables
+from service.batch.ledger import tables, transitions
 from service.batch.ledger.tables import new_id
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
@@ -283,7 +283,7 @@ async def test_a_run_outlives_a_change_of_its_tasks_overlap_policy(ledger: Datab
     make_task("tick", overlap=after)
     async with ledger.engine.begin() as connection:
         (head,) = await claiming.heads(connection, ["tick"], minutes(0.6), 5)
-        (claimed,) = await claiming.claim(connection, [head.id], NODE, minutes(0.6))
+        (claimed,) = await transitions.claim(connection, [head.id], NODE, minutes(0.6))
     assert claimed.slot == minutes(0.5)
 
 

@@ -26,7 +26,7 @@ from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import heartbeat, ledger_poll, process_lock
 from service.batch.nodes.heartbeat import Heartbeat
-from service.batch.nodes.ledger_poll import News
+from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.queue import cancel, claiming
 from service.config import get_settings
 from service.database.engine import Database
@@ -102,7 +102,7 @@ class Services:
         config.forget_settings()
         service = BatchService(get_settings())
         number = len(self.all)
-        service._hearers.append(lambda _: self._heard.update([number]))
+        service._on_changes.append(lambda _: self._heard.update([number]))
         self.all.append(service)
         await service.start()
         stack.push_async_callback(service.stop)
@@ -198,7 +198,7 @@ async def test_a_run_that_waits_for_another_is_looked_for_without_a_write(
 
 
 async def test_an_engine_in_doubt_looks_again_by_itself(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that it runs, and no news, would have it look at what it has claimed."""
+    """Neither what it runs nor a change in the ledger would have it look at what it has claimed."""
     take, lost = claiming.take, asyncio.Event()
 
     async def lose_the_reply(connection: AsyncConnection, *more: Any) -> tuple[list[Claimed], bool]:
@@ -223,7 +223,7 @@ async def test_an_engine_in_doubt_looks_again_by_itself(ledger: Database, monkey
 # What it hears.
 
 
-async def read(ledger: Database, node: str = NODE) -> News:
+async def read(ledger: Database, node: str = NODE) -> LedgerChanges:
     async with ledger.reader.connect() as connection:
         return await ledger_poll.read(connection, node)
 
@@ -256,7 +256,7 @@ async def test_news_name_what_this_node_is_asked_to_cancel(ledger: Database) -> 
     assert (await read(ledger)).requests == []
     async with ledger.engine.begin() as connection:
         await cancel.request_cancel(connection, held.id, "cancelled by ann", "ann")
-    assert (await read(ledger)).requests == [cancel.Asked(held.id, held.fence, "cancelled by ann")]
+    assert (await read(ledger)).requests == [cancel.StopRequest(held.id, held.fence, "cancelled by ann")]
     assert (await read(ledger, new_id())).requests == []
 
 
@@ -370,7 +370,7 @@ async def test_runs_that_may_start_are_told_of_once_in_poll_seconds_and_the_rest
     heard: list[bool] = []
     url = ledger.url.render_as_string(hide_password=False)
     heart = Heartbeat(url, await put_node(ledger), Lease(30), beat_seconds=5, lease_seconds=30, poll_seconds=3)
-    heart.start(lambda: None, lambda: None, on_news=lambda found: heard.append(found.is_claimable))
+    heart.start(lambda: None, lambda: None, on_changes=lambda found: heard.append(found.is_claimable))
     for second in range(8):
         await until(lambda second=second: asyncio.sleep(0, len(heard) == second + 1))
         boot_time.now += 1
@@ -389,10 +389,10 @@ async def test_looks_that_succeed_do_not_hide_that_beats_fail(
         raise ConnectionRefusedError("the ledger takes no writes")
 
     monkeypatch.setattr(nodes, "beat", fail)
-    heard: list[News] = []
+    heard: list[LedgerChanges] = []
     url = ledger.url.render_as_string(hide_password=False)
     heart = Heartbeat(url, await put_node(ledger), Lease(30), beat_seconds=5, lease_seconds=30)
-    heart.start(lambda: None, lambda: None, on_news=heard.append)
+    heart.start(lambda: None, lambda: None, on_changes=heard.append)
     for second in range(3):
         await until(lambda second=second: asyncio.sleep(0, len(fails) == second + 1 and heart.trouble))
         boot_time.now += 1

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from service import clock, config, logs
 from service.batch.context.current_run import current_run
 from service.batch.context.lease import Lease, Observer
-from service.batch.ledger import nodes, tables
+from service.batch.ledger import nodes, tables, transitions
 from service.batch.ledger.database_time import now_of
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import Claimed, mirror_progress
@@ -252,7 +252,7 @@ async def lose(ledger: Database, run: str, progress: tuple[int, int] | None) -> 
     clock.advance(timedelta(seconds=1))
     async with ledger.engine.begin() as connection:
         await connection.execute(update(tables.runs).where(tables.runs.c.state == "running").values(state="queued"))
-        (claimed,) = await claiming.claim(connection, [run], node, clock.now())
+        (claimed,) = await transitions.claim(connection, [run], node, clock.now())
     clock.advance(timedelta(seconds=1))
     if progress is not None:
         count, before = progress
@@ -388,8 +388,8 @@ async def test_a_node_that_cannot_renew_gives_up_its_runs_before_its_lease_ends(
     boot_time.stands_at = beaten_at + 25.1  # others wait until 30
     await until(world.has_no_lease)
     lost_at = clock.now()
-    assert (await world.service.readiness())["lease"] == "it could not be renewed, so nothing is started until it is"
-    world.service.engine.doubt()  # whatever the ledger says this node holds
+    assert (await world.service.readiness())["lease"] == "it could not be renewed, so no run is started until it is"
+    world.service.engine.recheck_claims()  # whatever the ledger says this node holds
     await asyncio.sleep(1.3)  # a slot comes due, and is left to others
     assert world.calls == 1
     assert [run["slot"] for run in await rows(world.ledger) if run["slot"] > lost_at] == []

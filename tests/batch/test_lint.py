@@ -1,4 +1,4 @@
-"""What is worth a look in a task. Each finding has its neighbour that is fine: a false alarm is a defect too."""
+"""Lint finds likely mistakes in a task, and no others: each rule is tested with a similar task without the mistake."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 
 from service import BaseTask, Missed, Retry
 from service.batch.cron.cron import schedule
-from service.batch.lint.lint import Finding, findings, longest_wait, shortest_interval, span
+from service.batch.lint.lint import LintFinding, findings, longest_wait, shortest_interval, span
 from tests.batch.ledger_world import make_task
 
 NOW = datetime(2026, 6, 1, 12, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-def found(cron: str | None = "0 2 * * *", /, run: Any = None, **attributes: Any) -> list[Finding]:
+def found(cron: str | None = "0 2 * * *", /, run: Any = None, **attributes: Any) -> list[LintFinding]:
     return findings(make_task("report", cron, run, **attributes), NOW)
 
 
@@ -104,14 +104,12 @@ FINE: list[tuple[str | None, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("severity", "rule", "cron", "attributes"), WRONG)
-def test_what_is_likely_to_be_a_mistake_is_found(
-    severity: str, rule: str, cron: str | None, attributes: dict[str, Any]
-) -> None:
+def test_a_likely_mistake_is_found(severity: str, rule: str, cron: str | None, attributes: dict[str, Any]) -> None:
     assert rules(cron, **attributes) == [(severity, rule)]
 
 
 @pytest.mark.parametrize(("cron", "attributes"), FINE)
-def test_what_may_well_be_meant_is_not(cron: str | None, attributes: dict[str, Any]) -> None:
+def test_a_declaration_without_a_likely_mistake_has_no_finding(cron: str | None, attributes: dict[str, Any]) -> None:
     assert found(cron, **attributes) == []
 
 

@@ -65,7 +65,7 @@ async def test_a_doubt_that_comes_in_the_midst_of_a_turn_starts_nothing_twice(
             patch.setattr(LocalEngine, "_has_claimable", lambda _: asyncio.sleep(0, True))
         turn = asyncio.create_task(engine._turn())
         await is_there.wait()
-        engine.doubt()
+        engine.recheck_claims()
         async with engine.claiming:
             claimed = await commit_a_claim(ledger)
             may_go_on.set()

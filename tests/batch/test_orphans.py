@@ -11,11 +11,11 @@ from sqlalchemy import event, text, update
 
 from service import clock
 from service.batch.firing import task_sync
-from service.batch.ledger import tables
+from service.batch.ledger import tables, transitions
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank, RunState
 from service.batch.nodes import ledger_poll
-from service.batch.queue import claiming, unserved
+from service.batch.queue import unserved
 from service.batch.queue.retry import retry
 from service.batch.queue.unserved import REASON, fail_orphans
 from service.batch.tasks.registry import Task
@@ -117,7 +117,7 @@ async def test_a_run_that_has_failed_so_may_be_retried_and_waits_for_its_task_as
         await retry(connection, run.id, "ann")
     assert await fail_orphans(ledger) == {}
     async with ledger.engine.begin() as connection:
-        (claimed,) = await claiming.claim(connection, [run.id], NODE, clock.now())
+        (claimed,) = await transitions.claim(connection, [run.id], NODE, clock.now())
     assert (claimed.id, claimed.attempt) == (run.id, 1)
 
 

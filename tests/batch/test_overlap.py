@@ -15,8 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from service import Retry, TaskRegistry, clock, current_run
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.execution.run_here import ManualRun
-from service.batch.ledger import runs, tables
-from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger import runs, tables, transitions
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.queue import claiming, concurrency
@@ -49,14 +50,14 @@ async def claim(
     async with ledger.engine.begin() as connection:
         heads = await claiming.heads(connection, list(loaded), now, limit, concurrency.rules(loaded.values()))
         others = {head.id: head.lane for head in heads if head.lane > 1}
-        return await claiming.claim(connection, [head.id for head in heads], node, now, others)
+        return await transitions.claim(connection, [head.id for head in heads], node, now, others)
 
 
 async def end(ledger: Database, run: str, now: datetime, state: RunState = RunState.SUCCEEDED, **changes: Any) -> None:
     (row,) = await rows(ledger, id=run)
     outcome = Outcome(run, row["fence"], state, state, row["attempt"], NODE, row["task"], now, now, **changes)
     async with ledger.engine.begin() as connection:
-        assert await runs.finish(connection, [outcome]) == []
+        assert await transitions.finish(connection, [outcome]) == []
 
 
 async def by_slot(ledger: Database) -> list[dict[str, Any]]:
@@ -226,7 +227,7 @@ async def test_the_database_refuses_a_lane_that_another_node_has_taken(ledger: D
     left = [run["id"] for run in await rows(ledger, state="queued")]
     with pytest.raises(IntegrityError):
         async with ledger.engine.begin() as connection:
-            await claiming.claim(connection, left, OTHER, minutes(1), {left[0]: 2, left[1]: 1})
+            await transitions.claim(connection, left, OTHER, minutes(1), {left[0]: 2, left[1]: 1})
     assert len(await rows(ledger, state="running")) == 1
 
 
@@ -366,8 +367,8 @@ async def test_the_node_that_runs_the_old_one_hears_of_it_with_its_next_look(
 
     loaded = await know(ledger, make_task("tick", overlap="replace", run=sync if is_sync else run))
     engine = LocalEngine(ledger, loaded, NODE)
-    looks, hear = [], engine.hear
-    monkeypatch.setattr(engine, "hear", lambda news: looks.append(news) or hear(news))
+    looks, on_changes = [], engine.on_changes
+    monkeypatch.setattr(engine, "on_changes", lambda changes: looks.append(changes) or on_changes(changes))
     fired = await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     engine.launch(fired.claimed)
     engine.start()

@@ -99,7 +99,7 @@ async def test_what_may_not_be_run_again_goes_on_to_its_end(ledger: Database, st
     async with ledger.reader.connect() as connection:
         told = await ledger_poll.read(connection, NODE)
     assert [one.is_pause for one in told.requests] == [True]
-    engine.hear(told)
+    engine.on_changes(told)
     may_end.append(True)
     (done,) = await until(lambda: rows(ledger, state="succeeded"))
     assert done["result"] == "done"

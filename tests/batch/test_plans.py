@@ -16,14 +16,13 @@ import pytest
 from sqlalchemy import event, insert, select, text, update
 
 from service import clock
-from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.chunks.checkpoints import PLACE_AND_FENCE
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.firing import firing, task_sync
-from service.batch.ledger import history, nodes, runs, schedules, tables
+from service.batch.ledger import attempts, missed_ranges, nodes, runs, schedules, tables, transitions
+from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.runs import Outcome
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, orphans
@@ -31,7 +30,9 @@ from service.batch.queue import cancel, claiming, enqueue, retry
 from service.batch.queue.capacity import Capacity
 from service.batch.retention.pruning import Keep, Pruner
 from service.batch.tasks.registry import Task
+from service.database import companions
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
@@ -126,8 +127,8 @@ async def plans(
 ) -> AsyncIterator[dict[str, list[tuple[str, list[str]]]]]:
     databases, folder = request.getfixturevalue(f"{request.param}_databases"), tmp_path_factory.mktemp("plans")
     urls = [
-        await databases.make(folder / f"{n}.db", history)
-        for n, history in enumerate((LEDGER_HISTORY, APPLICATION_HISTORY))
+        await databases.make(folder / f"{n}.db", *histories)
+        for n, histories in enumerate(((LEDGER_HISTORY,), APPLICATION_HISTORIES))
     ]
     ledger, application = (Database(url, setting="LEDGER_URL") for url in urls)
     kept = Plans(ledger, application)
@@ -166,7 +167,7 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
             progress = {"count": 1, "total": None, "count_before": 0, "message": "", "progress_at": None, "rate": 1.0}
             await runs.mirror_progress(connection, [{"id": one.id, "fence": one.fence, **progress}])
             ends = (one.id, one.fence, RunState.FAILED, "failed", 1, NODE, one.task, one.attempt_started_at)
-            assert await runs.finish(connection, [Outcome(*ends, ended_at=clock.now())]) == []
+            assert await transitions.finish(connection, [Outcome(*ends, ended_at=clock.now())]) == []
         with plans.of("rescue"):
             assert await orphans.rescue(connection, {str(dead.node): 0}, clock.now())
         with plans.of("retry"):
@@ -195,12 +196,12 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
             for given in ({}, {"task": "over-1"}, {"state": "failed"}, {"since": at}, {"before": (at, new_id())}):
                 await connection.execute(runs.listing(limit=10, **given))
         with plans.of("show"):
-            run = await history.latest(connection, "over-1")
+            run = await runs.latest(connection, "over-1")
             assert run is not None
             await runs.get(connection, run)
-            await history.begin_with(connection, "0000", 2)
-            await history.attempts_of(connection, run)
-            await history.missed_of(connection, "over-1", 3)
+            await runs.begin_with(connection, "0000", 2)
+            await attempts.of_run(connection, run)
+            await missed_ranges.of_task(connection, "over-1", 3)
         with plans.of("cancel"):
             await cancel.request_cancel(connection, run, "cancelled by ann", "ann")
         with plans.of("start"):
@@ -248,8 +249,10 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
         await runs.insert(connection, [new(name, exclusive=task.exclusive) for name, task in loaded.items()])
     async with application.engine.begin() as connection:
         fences = [{"run": new_id(), "name": "", "fence": 1} for _ in stopped]
-        await connection.execute(tables.checkpoints.insert(), fences)
-        await connection.execute(tables.once.insert(), [{"key": new_id(), "run": new_id(), "at": now} for _ in stopped])
+        await connection.execute(companions.checkpoints.insert(), fences)
+        await connection.execute(
+            companions.once.insert(), [{"key": new_id(), "run": new_id(), "at": now} for _ in stopped]
+        )
         await connection.execute(insert(User), [{"email": f"{n}@example.org"} for n in range(len(stopped))])
     for database in (ledger, application):
         if database.kind == "postgresql":

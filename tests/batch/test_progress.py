@@ -10,8 +10,9 @@ import pytest
 
 from service import clock
 from service.batch.context.progress import LONGEST_MESSAGE, Meter, Progress, pace
-from service.batch.ledger import runs
-from service.batch.ledger.runs import NewRun, Outcome
+from service.batch.ledger import runs, transitions
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.batch.queue import retry
@@ -265,7 +266,7 @@ async def test_the_end_keeps_the_numbers_and_has_no_rate(ledger: Database, said:
     last: dict[str, Any] = {"count": 9, "total": 10, "count_before": 0, "progress_at": AT} if said else {}
     outcome = Outcome(run, 3, RunState.SUCCEEDED, "succeeded", 1, NODE, "made", AT, AT, **last)
     async with ledger.engine.begin() as connection:
-        await runs.finish(connection, [outcome])
+        await transitions.finish(connection, [outcome])
     [found] = await rows(ledger, id=run)
     assert (found["count"], found["total"], found["rate"]) == (9 if said else 5, 10, None)
     assert found["message"] == (None if said else "five")
@@ -278,7 +279,7 @@ async def test_what_begins_again_from_the_beginning_has_done_nothing_yet(
     run = await running(ledger)
     await mirror(ledger, run, count=5, total=10, message="five", progress_at=AT)
     async with ledger.engine.begin() as connection:
-        await runs.finish(connection, [Outcome(run, 3, RunState.FAILED, "failed", 1, NODE, "made", AT, AT)])
+        await transitions.finish(connection, [Outcome(run, 3, RunState.FAILED, "failed", 1, NODE, "made", AT, AT)])
         if not anew:
             await retry.retry(connection, run, "ann")
     if anew:

@@ -101,7 +101,7 @@ async def test_a_sync_run_may_raise_it_too() -> None:
         raise RetryAfter(timedelta(seconds=7))
 
     ending = await ending_of(run, retry=RETRY)
-    assert (ending.wait, ending.reason) == (7, "RetryAfter: to be tried again after 7 s")
+    assert (ending.wait, ending.reason) == (7, "RetryAfter: retry after 7 s")
 
 
 @pytest.mark.parametrize("retry", [Retry(), Retry(attempts=3)])

@@ -11,8 +11,9 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
 from service import clock
-from service.batch.ledger import runs, tables
-from service.batch.ledger.runs import Claimed, NewRun, Outcome
+from service.batch.ledger import runs, tables, transitions
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import Claimed, NewRun
 from service.batch.ledger.states import FINAL, TRANSITIONS, Origin, Rank, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll
@@ -49,7 +50,7 @@ async def claim(ledger: Database, *names: str, limit: int = 10, node: str = NODE
     async with ledger.engine.begin() as connection:
         due = (await claiming.due(connection)).names
         heads = await claiming.heads(connection, [name for name in names if name in due], NOW, limit)
-        return await claiming.claim(connection, [head.id for head in heads], node, NOW)
+        return await transitions.claim(connection, [head.id for head in heads], node, NOW)
 
 
 def ending(claimed: Claimed, state: RunState = RunState.SUCCEEDED, **changes: object) -> Outcome:
@@ -60,7 +61,7 @@ def ending(claimed: Claimed, state: RunState = RunState.SUCCEEDED, **changes: ob
 
 async def finish(ledger: Database, *outcomes: Outcome) -> list[Outcome]:
     async with ledger.engine.begin() as connection:
-        return await runs.finish(connection, outcomes)
+        return await transitions.finish(connection, outcomes)
 
 
 async def test_two_queued_runs_of_one_task_never_stall_claiming(ledger: Database) -> None:

@@ -29,9 +29,9 @@ def at(text: str) -> datetime:
 
 
 def slots(cron: str, zone: str, after: str, until: str) -> list[str]:
-    """The slots of a stretch of UTC, each as `day hour:minute`, with seconds where there are any."""
-    found = Schedule(cron, zone).between(at(after), at(until))
-    return [slot.strftime("%d %H:%M:%S").removesuffix(":00") for slot in found]
+    """The slots in (after, until], both UTC, each as `day hour:minute`, with seconds unless they are 0."""
+    instants = Schedule(cron, zone).between(at(after), at(until))
+    return [slot.strftime("%d %H:%M:%S").removesuffix(":00") for slot in instants]
 
 
 def refusal(cron: str, zone: str = "UTC") -> str:
@@ -146,7 +146,7 @@ def test_a_nickname_fires_as_the_expression_it_stands_for(nickname: str, cron: s
         ("* * * *", ["'* * * *'", "has 4 fields", "five", "six", "@daily"]),
         ("", ["''", "has 0 fields"]),
         ("0 0 0 1 1 * 2026", ["has 7 fields"]),
-        ("@reboot", ["'@reboot'", "names no time", "@daily"]),
+        ("@reboot", ["'@reboot'", "does not name a time", "@daily"]),
         ("@fortnightly", ["'@fortnightly'", "@weekly"]),
     ],
 )
@@ -180,7 +180,7 @@ def test_an_unknown_zone_is_refused_by_its_name(zone: str) -> None:
     assert "'Europe/Berlin'" in message
 
 
-def test_a_refusal_is_one_of_our_errors_and_a_value_error() -> None:
+def test_a_refusal_is_a_batch_error_and_a_value_error() -> None:
     assert issubclass(InvalidSchedule, BatchError)
     with pytest.raises(ValueError, match="minute field"):
         Schedule("x * * * *")
@@ -442,7 +442,7 @@ def test_between_forwards_is_previous_backwards(cron: str, zone: str, start: dat
 
 
 def random_days(rng: random.Random) -> str:
-    """Day-of-month, month and day-of-week with all that cron's users write there."""
+    """Random day-of-month, month and day-of-week fields in every form that cron allows."""
     names = WEEKDAYS
     first, last = sorted(rng.sample(range(8), 2))
     weekday = rng.choice(["*", "*/2", str(first), f"{first}-{last}", f"{first},{last}", f"{first}#{rng.randint(1, 4)}"])

@@ -1,7 +1,7 @@
 """Schedule against a model of Debian's cron, around every clock change of every zone from 2020 to 2030.
 
-Zones that change alike are compared once. CRON_CASES sets the number of random cases (default 400), which are spread
-over all changes; CRON_CASES=100000 is the big form.
+Of the zones that change alike one is compared. CRON_CASES sets the number of random cases (default 400), which are
+spread over all changes; a thorough check takes CRON_CASES=100000.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
@@ -13,13 +12,10 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import BaseTask, Retry, TaskRegistry, clock, create_scheduler, current_run, logs
-from service import start_scheduler as start
-from service import stop_scheduler as stop
+from service import BaseTask, TaskRegistry, clock
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing import apscheduler as module
 from service.batch.firing.apscheduler import SlotTrigger, describe_jobs, next_run_times, set_schedule
-from service.errors import BatchError
 
 SECONDS = 5.0
 RARELY = "0 0 1 1 *"
@@ -40,17 +36,24 @@ def register(run: Any, name: str = "every", **attributes: Any) -> None:
 
 @pytest.fixture
 async def started() -> AsyncIterator[Callable[..., AsyncIOScheduler]]:
-    """create_scheduler and start_scheduler; stopped at the end."""
+    """A scheduler that runs, with a job for each registered task; stopped at the end."""
     made: list[AsyncIOScheduler] = []
 
-    def begin(*args: Any) -> AsyncIOScheduler:
-        made.append(create_scheduler(*args))
-        start(made[-1])
+    def begin(notify: Callable[[str], None]) -> AsyncIOScheduler:
+        made.append(with_jobs(notify))
+        module.start(made[-1])
         return made[-1]
 
     yield begin
     for scheduler in made:
-        await asyncio.wait_for(stop(scheduler), SECONDS)
+        module.stop(scheduler)
+
+
+def with_jobs(notify: Callable[[str], None]) -> AsyncIOScheduler:
+    scheduler = module.new_scheduler()
+    for task in TaskRegistry.tasks().values():
+        module.add_job(scheduler, task, notify)
+    return scheduler
 
 
 def fire_now(scheduler: AsyncIOScheduler, name: str = "every") -> None:
@@ -77,178 +80,23 @@ class Calls:
         return self.seen
 
 
-async def test_a_task_of_every_second_fires_every_second_with_its_exact_slot(started: Any) -> None:
-    calls = Calls()
-
-    async def run(self: Any, slot: datetime) -> None:
-        calls.add((slot, datetime.now(UTC) - slot))
-
-    register(run)
-    started()
-    (first, late), (second, _) = (await calls.reach(2))[:2]
-    assert (first.microsecond, second - first) == (0, timedelta(seconds=1))
-    assert timedelta(0) <= late < timedelta(seconds=1)
-
-
-async def test_sync_tasks_and_coroutines_behind_a_plain_decorator_run_to_their_end(started: Any) -> None:
-    calls = Calls()
-
-    async def finish() -> None:
-        await asyncio.sleep(0)
-        calls.add("decorated")
-
-    register(lambda self: calls.add(threading.current_thread().name), "sync")
-    register(lambda self: finish(), "decorated")
-    scheduler = started()
-    fire_now(scheduler, "sync")
-    fire_now(scheduler, "decorated")
-    seen = await calls.reach(2)
-    assert "decorated" in seen and any(what.startswith("batch-run-") for what in seen)
-
-
-@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
-@pytest.mark.parametrize("is_async", [True, False])
-async def test_a_task_that_raises_fires_again(started: Any, error: BaseException, is_async: bool) -> None:
-    calls = Calls()
-
-    def run(self: Any) -> None:
-        calls.add(1)
-        raise error
-
-    async def run_async(self: Any) -> None:
-        run(self)
-
-    register(run_async if is_async else run)
-    scheduler = started()
-    for number in (1, 2):
-        fire_now(scheduler)
-        await calls.reach(number)
-        await asyncio.sleep(0.01)
-
-
-async def test_a_failure_is_logged_with_task_and_run(started: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    logs.set_up(format="json")
-    calls = Calls()
-
-    async def run(self: Any) -> None:
-        calls.add(current_run().id)
-        raise ValueError("no good")
-
-    register(run)
-    fire_now(started())
-    [run_id] = await calls.reach(1)
-    await asyncio.sleep(0.01)
-    logs.flush()
-    line = next(line for line in capfd.readouterr().err.splitlines() if "no good" in line)
-    assert f'"run": "{run_id}"' in line and '"task": "every"' in line and "Traceback" in line
-
-
-async def test_a_run_alone_is_tried_again_as_its_policy_says(started: Any) -> None:
-    calls = Calls()
-
-    async def run(self: Any) -> None:
-        calls.add(current_run().attempt)
-        raise ValueError
-
-    register(run, schedule=RARELY, retry=Retry(attempts=3, wait=0.01))
-    fire_now(started())
-    assert await calls.reach(3) == [1, 2, 3]
-
-
-async def test_a_run_alone_times_out_and_the_next_slot_runs(started: Any) -> None:
-    calls, never = Calls(), asyncio.Event()
-
-    async def run(self: Any) -> None:
-        calls.add(1)
-        await never.wait()
-
-    register(run, timeout=0.01)
-    scheduler = started()
-    for number in (1, 2):
-        fire_now(scheduler)
-        await calls.reach(number)
-        await asyncio.sleep(0.05)
-
-
-@pytest.mark.parametrize(("overlap", "expected"), [("skip", 1), ("allow", 3)])
-async def test_overlap_is_kept_alone_too(started: Any, overlap: str, expected: int) -> None:
-    calls, release = Calls(), asyncio.Event()
-
-    async def run(self: Any) -> None:
-        calls.add(1)
-        await release.wait()
-
-    register(run, schedule=RARELY, overlap=overlap)
-    scheduler = started()
-    for _ in range(3):
-        fire_now(scheduler)
-        await asyncio.sleep(0.02)
-    release.set()
-    assert len(calls.seen) == expected
-
-
-async def test_no_context_of_the_starter_leaks_into_a_run(started: Any) -> None:
+async def test_no_context_of_the_starter_leaks_into_a_job(started: Any) -> None:
     calls = Calls()
 
     async def job() -> None:
         calls.add(secret.get())
 
-    register(lambda self: calls.add(secret.get()), schedule=RARELY)
     secret.set("of the starter")
-    scheduler = started()
-    fire_now(scheduler)
+    scheduler = started(calls.add)
     scheduler.add_job(job, "interval", seconds=60, id="job")
     fire_now(scheduler, "job")
-    assert await calls.reach(2) == ["nothing", "nothing"]
-
-
-async def test_stopping_fires_nothing_more_and_can_be_awaited_for_what_runs() -> None:
-    calls, release = Calls(), threading.Event()
-
-    def run(self: Any) -> None:
-        calls.add("begun")
-        release.wait(SECONDS)
-        calls.add("ended")
-
-    register(run)
-    scheduler = create_scheduler()
-    start(scheduler)
-    fire_now(scheduler)
-    await calls.reach(1)
-    over = stop(scheduler)
-    assert not scheduler.running
-    await asyncio.sleep(0.02)
-    assert not over.done()
-    release.set()
-    await asyncio.wait_for(stop(scheduler), SECONDS)
-    assert over.done() and calls.seen == ["begun", "ended"]
-
-
-async def test_stopping_does_not_wait_for_a_retry() -> None:
-    calls = Calls()
-
-    async def run(self: Any) -> None:
-        calls.add(1)
-        raise ValueError
-
-    register(run, retry=Retry(attempts=2, wait=60))
-    scheduler = create_scheduler()
-    start(scheduler)
-    fire_now(scheduler)
-    await calls.reach(1)
-    await asyncio.wait_for(stop(scheduler), SECONDS)
-    assert calls.seen == [1]
-
-
-def test_starting_outside_of_a_loop_says_what_it_needs() -> None:
-    with pytest.raises(BatchError, match=r"start_scheduler\(\) needs a running event loop"):
-        start(create_scheduler())
+    assert await calls.reach(1) == ["nothing"]
 
 
 async def test_jobs_carry_the_names_of_their_tasks(started: Any) -> None:
     register(Every.run, "b", schedule="0 5 * * *", timezone="Asia/Tokyo")
     register(Every.run, "a", description="", schedule=None)
-    before = create_scheduler(lambda _: None)
+    before = with_jobs(lambda _: None)
     assert next_run_times(before) == {"a": None, "b": None}
     jobs = {job["id"]: job for job in describe_jobs(started(lambda _: None))}
     assert (jobs["a"]["name"], jobs["a"]["next_run_time"], jobs["a"]["trigger"]) == ("a", None, "manual")
@@ -256,7 +104,7 @@ async def test_jobs_carry_the_names_of_their_tasks(started: Any) -> None:
     assert jobs["b"]["next_run_time"].endswith("T20:00:00+00:00")
 
 
-async def test_with_a_ledger_a_due_slot_is_only_told(started: Any) -> None:
+async def test_a_due_slot_is_told_and_runs_nothing(started: Any) -> None:
     calls = Calls()
     register(lambda self: calls.add("ran"))
     fire_now(started(calls.add))
@@ -354,17 +202,13 @@ def test_a_trigger_skips_the_slots_of_a_long_pause_and_survives_a_step_back() ->
     assert SlotTrigger(None).get_next_fire_time(None, slot) is None
 
 
-async def test_a_coroutine_job_that_somebody_adds_to_the_service_s_scheduler_is_awaited() -> None:
+async def test_a_coroutine_job_that_somebody_adds_to_the_service_s_scheduler_is_awaited(started: Any) -> None:
     done = asyncio.Event()
 
     async def job() -> None:
         await asyncio.sleep(0)
         done.set()
 
-    scheduler = create_scheduler(lambda name: None)
+    scheduler = started(lambda _: None)
     scheduler.add_job(job)
-    start(scheduler)
-    try:
-        await asyncio.wait_for(done.wait(), 5)
-    finally:
-        await stop(scheduler)
+    await asyncio.wait_for(done.wait(), SECONDS)

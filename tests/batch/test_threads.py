@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.concurrency.thread_pool import Threads
+from service.concurrency.thread_pool import ThreadPool
 
 SECONDS = 5.0
 colour: ContextVar[str] = ContextVar("colour", default="none")
@@ -31,7 +31,7 @@ async def until(is_so: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def hang(threads: Threads, opened: threading.Event, number: int = 1) -> list[asyncio.Task[Any]]:
+async def hang(threads: ThreadPool, opened: threading.Event, number: int = 1) -> list[asyncio.Task[Any]]:
     """So many calls that hang, every one begun in a thread."""
     begun = threading.Semaphore(0)
 
@@ -56,7 +56,7 @@ def raising(error: BaseException) -> None:
 
 
 async def test_a_call_runs_in_a_daemon_thread_of_our_own() -> None:
-    thread = await Threads(1).run(threading.current_thread)
+    thread = await ThreadPool(1).run(threading.current_thread)
     assert thread.daemon and thread.name.startswith("batch-run-")
 
 
@@ -66,14 +66,14 @@ async def test_a_call_sees_its_callers_context_and_changes_none() -> None:
         colour.set("changed inside")
         return before
 
-    threads = Threads(1)
+    threads = ThreadPool(1)
     colour.set("outside")
     assert [await threads.run(change), await threads.run(change)] == ["outside", "outside"]
     assert colour.get() == "outside"
 
 
 async def test_threads_are_used_again() -> None:
-    threads = Threads(8)
+    threads = ThreadPool(8)
     names = {(await threads.run(threading.current_thread)).name for _ in range(20)}
     assert len(names) <= 2
 
@@ -82,7 +82,7 @@ async def test_threads_are_used_again() -> None:
     "error", [ValueError("x"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
 )
 async def test_what_a_call_raises_comes_out_and_the_thread_lives_on(error: BaseException) -> None:
-    threads = Threads(1)
+    threads = ThreadPool(1)
     with pytest.raises(type(error)):
         await threads.run(raising, error)
     await until(lambda: threads.free == 1)
@@ -91,12 +91,12 @@ async def test_what_a_call_raises_comes_out_and_the_thread_lives_on(error: BaseE
 
 async def test_a_stop_iteration_comes_out_as_an_error_with_its_cause() -> None:
     with pytest.raises(RuntimeError, match=r"run\(\) raised StopIteration\(7\)") as caught:
-        await Threads(1).run(raising, StopIteration(7))
+        await ThreadPool(1).run(raising, StopIteration(7))
     assert isinstance(caught.value.__cause__, StopIteration)
 
 
 async def test_no_more_calls_than_the_limit_run_at_once_and_the_rest_wait(opened: threading.Event) -> None:
-    threads = Threads(2)
+    threads = ThreadPool(2)
     hanging = await hang(threads, opened, 2)
     waiting = [asyncio.create_task(threads.run(threading.get_ident)) for _ in range(5)]
     await asyncio.sleep(0.05)
@@ -108,7 +108,7 @@ async def test_no_more_calls_than_the_limit_run_at_once_and_the_rest_wait(opened
 
 
 async def test_a_call_that_waited_and_was_cancelled_never_runs(opened: threading.Event) -> None:
-    threads, ran = Threads(1), threading.Event()
+    threads, ran = ThreadPool(1), threading.Event()
     hanging = await hang(threads, opened)
     waiting = asyncio.create_task(threads.run(ran.set))
     await asyncio.sleep(0)
@@ -121,7 +121,7 @@ async def test_a_call_that_waited_and_was_cancelled_never_runs(opened: threading
 
 
 async def test_a_hung_thread_is_replaced(opened: threading.Event) -> None:
-    threads = Threads(1)
+    threads = ThreadPool(1)
     hanging = await hang(threads, opened)
     assert threads.free == 0
     await give_up(hanging)
@@ -130,7 +130,7 @@ async def test_a_hung_thread_is_replaced(opened: threading.Event) -> None:
 
 
 async def test_what_waits_behind_a_hung_thread_runs_when_that_is_abandoned(opened: threading.Event) -> None:
-    threads = Threads(1)
+    threads = ThreadPool(1)
     hanging = await hang(threads, opened)
     waiting = asyncio.create_task(threads.run(lambda: "next"))
     await asyncio.sleep(0)
@@ -139,7 +139,7 @@ async def test_what_waits_behind_a_hung_thread_runs_when_that_is_abandoned(opene
 
 
 async def test_hung_threads_are_replaced_up_to_a_bound(opened: threading.Event) -> None:
-    threads = Threads(2)
+    threads = ThreadPool(2)
     await give_up(await hang(threads, opened, 2))
     assert threads.free == 2
     await give_up(await hang(threads, opened, 2))
@@ -150,7 +150,7 @@ async def test_hung_threads_are_replaced_up_to_a_bound(opened: threading.Event) 
 
 
 async def test_an_abandoned_thread_ends_when_its_call_does(opened: threading.Event) -> None:
-    threads, found = Threads(1), []
+    threads, found = ThreadPool(1), []
     task = asyncio.create_task(threads.run(lambda: (found.append(threading.current_thread()), opened.wait())))
     await until(lambda: bool(found))
     await give_up([task])
@@ -160,7 +160,7 @@ async def test_an_abandoned_thread_ends_when_its_call_does(opened: threading.Eve
 
 
 async def test_idle_threads_end_when_closed() -> None:
-    threads = Threads(3)
+    threads = ThreadPool(3)
     thread = await threads.run(threading.current_thread)
     threads.close()
     await asyncio.to_thread(thread.join, SECONDS)
@@ -168,7 +168,7 @@ async def test_idle_threads_end_when_closed() -> None:
 
 
 async def test_a_thread_that_the_system_refuses_costs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = Threads(1)
+    threads = ThreadPool(1)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda _: raising(RuntimeError("can't start new thread")))
         with pytest.raises(RuntimeError, match="can't start new thread"):
@@ -179,10 +179,10 @@ async def test_a_thread_that_the_system_refuses_costs_no_place(monkeypatch: pyte
 
 HUNG = """
 import asyncio, threading
-from service.batch.threads import Threads
+from service.concurrency.thread_pool import ThreadPool
 async def main():
     begun = threading.Event()
-    call = asyncio.create_task(Threads(1).run(lambda: (begun.set(), threading.Event().wait())))
+    call = asyncio.create_task(ThreadPool(1).run(lambda: (begun.set(), threading.Event().wait())))
     await asyncio.to_thread(begun.wait)
     call.cancel()
     await asyncio.wait([call])

@@ -1,4 +1,4 @@
-"""Pruning: what goes, what stays, and what `batch account` says afterwards."""
+"""Pruning: which rows are deleted, which are kept, and that `batch account` is correct afterwards."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from service.batch.retention import pruning
 from service.batch.retention.pruning import Keep, Pruner
 from service.batch.retention.upkeep import Upkeep
 from service.batch.tasks.registry import Task
+from service.database import companions
 from service.database.engine import Database
 from tests.batch.ledger_world import know, make_task, rows, until
 from tests.batch.test_runs import insert, new
@@ -40,7 +41,7 @@ YOUNG = NOW - 80 * DAY
 async def one_database_for_both(ledger: Database) -> None:
     """The application's tables in the ledger's database, as on PostgreSQL."""
     async with ledger.engine.begin() as connection:
-        await connection.run_sync(tables.companions.create_all)
+        await connection.run_sync(companions.companions.create_all)
 
 
 def pruner(ledger: Database, application: Database | None = None, days: float = 90, per_task: int = 1) -> Pruner:
@@ -56,7 +57,7 @@ def of_slot(slot: datetime, **more: Any) -> Any:
 
 
 async def known(ledger: Database, *names: str, since: datetime = OLD - 10 * DAY) -> list[Task]:
-    """Tasks that fire each hour, whose schedules have been in force since then."""
+    """Tasks that fire each hour, whose schedules have been valid since `since`."""
     tasks = [make_task(name, "0 * * * *") for name in names or ("tick",)]
     await know(ledger, *tasks)
     async with ledger.engine.begin() as connection:
@@ -72,7 +73,7 @@ async def left(ledger: Database) -> set[str]:
 # Runs.
 
 
-async def test_a_run_that_ended_long_ago_goes_and_a_younger_one_stays(ledger: Database) -> None:
+async def test_a_run_that_ended_long_ago_is_deleted_and_a_younger_one_is_kept(ledger: Database) -> None:
     await known(ledger)
     old, young = over(OLD), over(YOUNG)
     await insert(ledger, old, young)
@@ -82,7 +83,7 @@ async def test_a_run_that_ended_long_ago_goes_and_a_younger_one_stays(ledger: Da
 
 
 @pytest.mark.parametrize("state", [RunState.QUEUED, RunState.RUNNING, RunState.RETRYING, RunState.INTERRUPTED])
-async def test_a_run_that_is_not_over_never_goes(ledger: Database, state: RunState) -> None:
+async def test_a_run_that_is_not_final_is_never_deleted(ledger: Database, state: RunState) -> None:
     await known(ledger)
     active = new("tick", state=state, created_at=OLD, due_at=OLD)
     late = over(YOUNG)
@@ -92,7 +93,7 @@ async def test_a_run_that_is_not_over_never_goes(ledger: Database, state: RunSta
     assert len(await left(ledger)) == 3
 
 
-async def test_the_newest_runs_of_each_task_stay_however_old_they_are(ledger: Database) -> None:
+async def test_the_newest_runs_of_each_task_are_kept_however_old_they_are(ledger: Database) -> None:
     await known(ledger, "often", "rarely")
     often = [over(OLD - n * HOUR, "often") for n in range(7)]
     rarely = [over(OLD - n * DAY, "rarely") for n in range(3)]
@@ -102,7 +103,7 @@ async def test_the_newest_runs_of_each_task_stay_however_old_they_are(ledger: Da
     assert await left(ledger) == {run.id for run in (*often[:4], *rarely)}
 
 
-async def test_what_belongs_to_a_run_goes_with_it(ledger: Database, application: Database) -> None:
+async def test_the_rows_that_belong_to_a_run_are_deleted_with_it(ledger: Database, application: Database) -> None:
     await known(ledger)
     old, young = over(OLD), over(YOUNG)
     await insert(ledger, old, young)
@@ -114,21 +115,21 @@ async def test_what_belongs_to_a_run_goes_with_it(ledger: Database, application:
         await run_logs.write(connection, run_logs.pack([Block(run, 1, 1, 0, lines) for run in both]))
     async with application.engine.begin() as connection:
         made = [{"run": run, "name": name, "fence": 1} for run in both for name in ("", "users")]
-        await connection.execute(insert_into(tables.checkpoints), made)
-        await connection.execute(insert_into(tables.once), [{"key": run, "run": run, "at": OLD} for run in both])
+        await connection.execute(insert_into(companions.checkpoints), made)
+        await connection.execute(insert_into(companions.once), [{"key": run, "run": run, "at": OLD} for run in both])
     await pruner(ledger, application).prune()
     for database, table in (
         (ledger, tables.attempts),
         (ledger, tables.log),
-        (application, tables.checkpoints),
-        (application, tables.once),
+        (application, companions.checkpoints),
+        (application, companions.once),
     ):
         assert {row["run"] for row in await rows(database, table)} == {young.id}, table.name
 
 
-async def test_what_stands_beside_the_data_is_found_by_an_index(ledger: Database) -> None:
-    """Their keys begin with the run, or have an index of their own."""
-    for table in (tables.checkpoints, tables.once):
+async def test_the_rows_in_the_application_database_are_found_by_an_index(ledger: Database) -> None:
+    """The keys of these tables begin with the run, or the run has an index of its own."""
+    for table in (companions.checkpoints, companions.once):
         statement = select(table.c.run).where(table.c.run == new_id()).limit(1)
         literal = statement.compile(dialect=ledger.engine.dialect, compile_kwargs={"literal_binds": True})
         explain = "EXPLAIN QUERY PLAN" if ledger.kind == "sqlite" else "EXPLAIN"
@@ -139,7 +140,7 @@ async def test_what_stands_beside_the_data_is_found_by_an_index(ledger: Database
         assert "SEARCH" in plan or "Index Cond" in plan, plan
 
 
-async def test_a_long_log_goes_in_several_steps(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_log_is_deleted_in_several_transactions(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await known(ledger)
     monkeypatch.setattr(pruning, "BLOCKS", 10)
     old = over(OLD)
@@ -152,7 +153,7 @@ async def test_a_long_log_goes_in_several_steps(ledger: Database, monkeypatch: p
 
 
 async def put_beside(ledger: Database, application: Database, *ids: str) -> None:
-    """What hangs on these runs: an attempt and a block of log lines; a place, a key and an item that was set aside."""
+    """Rows that belong to these runs: an attempt, a block of log lines, a checkpoint, a once key, an item set aside."""
     ended = {"fence": 1, "number": 1, "started_at": OLD, "ended_at": OLD, "outcome": "failed"}
     async with ledger.engine.begin() as connection:
         await connection.execute(insert_into(tables.attempts), [{"run": run, **ended} for run in ids])
@@ -161,18 +162,18 @@ async def put_beside(ledger: Database, application: Database, *ids: str) -> None
     item = {"task": "tick", "item": "7", "error": {}, "times": 1, "at": OLD}
     async with application.engine.begin() as connection:
         made = [{"run": run, "name": "users", "fence": 1, "count": 700} for run in ids]
-        await connection.execute(insert_into(tables.checkpoints), made)
-        await connection.execute(insert_into(tables.once), [{"key": run, "run": run, "at": OLD} for run in ids])
-        await connection.execute(insert_into(tables.quarantine), [{"id": new_id(), "run": r, **item} for r in ids])
+        await connection.execute(insert_into(companions.checkpoints), made)
+        await connection.execute(insert_into(companions.once), [{"key": run, "run": run, "at": OLD} for run in ids])
+        await connection.execute(insert_into(companions.quarantine), [{"id": new_id(), "run": r, **item} for r in ids])
 
 
 BESIDE = ("batch_attempts", "batch_log", "batch_checkpoints", "batch_once", "batch_quarantine")
 
 
 async def left_beside(ledger: Database, application: Database) -> dict[str, set[str]]:
-    """The runs that something hangs on, by table."""
+    """The runs that have rows in other tables, by table."""
     both = [(ledger, tables.attempts), (ledger, tables.log)]
-    both += [(application, table) for table in (tables.checkpoints, tables.once, tables.quarantine)]
+    both += [(application, table) for table in (companions.checkpoints, companions.once, companions.quarantine)]
     return {table.name: {row["run"] for row in await rows(database, table)} for database, table in both}
 
 
@@ -200,11 +201,11 @@ async def test_a_run_that_is_retried_while_it_is_pruned_keeps_its_place(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("step", ["_clear_beside", "_delete_logs"])
-async def test_what_a_crash_left_of_a_pruned_run_goes_with_the_next_pruning(
+async def test_the_next_pruning_deletes_the_rows_that_a_crash_left_of_a_pruned_run(
     ledger: Database, application: Database, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """No transaction spans both databases: between them a run that is there has its place, and one that is gone leaves
-    only what nobody asks for."""
+    """No transaction spans both databases. At each instant a run that exists has its checkpoint, and a deleted run
+    leaves only rows that nothing reads."""
     await known(ledger)
     old, young = over(OLD), over(YOUNG)
     await insert(ledger, old, young)
@@ -224,7 +225,7 @@ async def test_what_a_crash_left_of_a_pruned_run_goes_with_the_next_pruning(
     assert await rows(ledger, tables.pruned) == []
 
 
-async def test_two_that_prune_at_once_do_no_harm(ledger: Database) -> None:
+async def test_two_nodes_may_prune_at_the_same_time(ledger: Database) -> None:
     await known(ledger)
     await insert(ledger, *[over(OLD - n * HOUR) for n in range(1_000)], over(YOUNG))
     counts = await asyncio.gather(*(pruner(ledger).prune() for _ in range(3)))
@@ -242,7 +243,7 @@ async def account(ledger: Database) -> Account:
 
 
 async def missed(ledger: Database, first: datetime, last: datetime) -> None:
-    """A range of the hourly slots."""
+    """A missed range of hourly slots."""
     count = (last - first) // HOUR + 1
     row = {"first_slot": first, "last_slot": last, "count": count, "reason": "the service was down", "created_at": NOW}
     async with ledger.engine.begin() as connection:
@@ -253,7 +254,7 @@ def hours(first: datetime, last: datetime) -> list[Any]:
     return [of_slot(first + n * HOUR) for n in range((last - first) // HOUR + 1)]
 
 
-async def test_the_account_stays_true_and_begins_where_the_runs_do(ledger: Database) -> None:
+async def test_the_account_stays_complete_and_begins_at_the_oldest_run(ledger: Database) -> None:
     begin = (OLD - 10 * DAY).replace(minute=0)
     await known(ledger, since=begin - HOUR / 2)
     half = begin + 5 * DAY
@@ -271,8 +272,8 @@ async def test_the_account_stays_true_and_begins_where_the_runs_do(ledger: Datab
     assert abs(after.since - (clock.now() - 90 * DAY)) < HOUR
 
 
-async def test_the_account_does_not_begin_before_a_slot_whose_run_is_gone(ledger: Database) -> None:
-    """A kept run of an older slot, which was caught up or backfilled later, does not hold it back."""
+async def test_the_account_begins_after_each_slot_whose_run_was_deleted(ledger: Database) -> None:
+    """A kept run of an older slot, which was caught up or backfilled later, does not make the account begin earlier."""
     begin = (OLD - 10 * DAY).replace(minute=0)
     await known(ledger, since=begin - HOUR / 2)
     backfilled = of_slot(begin)
@@ -284,8 +285,8 @@ async def test_the_account_does_not_begin_before_a_slot_whose_run_is_gone(ledger
     assert found.since > begin + 9 * HOUR
 
 
-async def test_schedules_and_ranges_that_an_account_needs_stay(ledger: Database) -> None:
-    """Few runs, so all of them are kept, and so is what explains the slots between them."""
+async def test_schedules_and_ranges_that_an_account_needs_are_kept(ledger: Database) -> None:
+    """All of these few runs are kept, and so are the rows that account for the slots between them."""
     begin = (OLD - 10 * DAY).replace(minute=0)
     await known(ledger, since=begin - HOUR / 2)
     await insert(ledger, of_slot(begin))
@@ -295,7 +296,7 @@ async def test_schedules_and_ranges_that_an_account_needs_stay(ledger: Database)
     assert (await account(ledger)).is_complete
 
 
-async def test_schedules_that_ended_long_ago_go(ledger: Database) -> None:
+async def test_schedules_that_ended_long_ago_are_deleted(ledger: Database) -> None:
     await known(ledger)
     ended = {"task": "tick", "cron": "5 * * * *", "timezone": "UTC", "node": new_id(), "fired_until": OLD}
     async with ledger.engine.begin() as connection:
@@ -307,7 +308,7 @@ async def test_schedules_that_ended_long_ago_go(ledger: Database) -> None:
     assert [row["valid_until"] for row in await rows(ledger, tables.schedules) if row["valid_until"]] == [YOUNG + HOUR]
 
 
-async def test_the_newest_missed_range_stays_for_firing_may_make_it_longer(ledger: Database) -> None:
+async def test_the_newest_missed_range_is_kept_because_firing_may_extend_it(ledger: Database) -> None:
     await known(ledger)
     await missed(ledger, OLD.replace(minute=0) - 3 * HOUR, OLD.replace(minute=0))
     await insert(ledger, over(OLD), over(YOUNG))
@@ -315,7 +316,7 @@ async def test_the_newest_missed_range_stays_for_firing_may_make_it_longer(ledge
     assert len(await rows(ledger, tables.missed)) == 1
 
 
-async def test_nodes_that_stopped_go_after_a_day_and_those_that_live_stay(ledger: Database) -> None:
+async def test_nodes_are_deleted_a_day_after_they_stopped_and_live_ones_are_kept(ledger: Database) -> None:
     same = {"host": "h", "pid": 1, "version": "1", "started_at": OLD, "seen_at": OLD, "draining": False, "tasks": []}
     stopped = {"old": NOW - 2 * DAY, "young": NOW - HOUR, "alive": None, "old, with a run": NOW - 2 * DAY}
     made = [{"id": new_id(), "stopped_at": at, **same} for at in stopped.values()]
@@ -326,10 +327,10 @@ async def test_nodes_that_stopped_go_after_a_day_and_those_that_live_stay(ledger
     assert {row["id"] for row in await rows(ledger, tables.nodes)} == {node["id"] for node in made[1:]}
 
 
-# How it is done.
+# How rows are deleted.
 
 
-async def test_the_service_prunes_by_itself_and_survives_what_goes_wrong(
+async def test_the_upkeep_prunes_by_itself_and_continues_after_errors(
     ledger: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("service.batch.retention.upkeep.EVERY_SECONDS", 0.02)
@@ -359,7 +360,7 @@ async def test_the_service_prunes_by_itself_and_survives_what_goes_wrong(
     assert len(await rows(ledger, task="tick")) == 1
 
 
-async def test_a_ledger_with_nothing_old_is_asked_a_handful_of_questions(ledger: Database) -> None:
+async def test_pruning_a_ledger_without_old_rows_takes_a_few_statements(ledger: Database) -> None:
     await known(ledger, *(f"task-{number}" for number in range(50)), since=YOUNG)
     await insert(ledger, over(YOUNG))
     statements: list[str] = []
@@ -369,11 +370,11 @@ async def test_a_ledger_with_nothing_old_is_asked_a_handful_of_questions(ledger:
 
     engines = (
         [ledger.engine, ledger.reader] if ledger.kind == "sqlite" else [ledger.engine]
-    )  # the reader is a view of it
+    )  # on PostgreSQL the reader is a view of the engine
     for engine in engines:
         event.listen(engine.sync_engine, "before_cursor_execute", count)
     await pruner(ledger).prune()
-    assert len([one for one in statements if one != "BEGIN"]) < 9, statements
+    assert len([statement for statement in statements if statement != "BEGIN"]) < 9, statements
 
 
 async def test_a_batch_gets_smaller_while_transactions_take_long_and_grows_again(
@@ -381,7 +382,7 @@ async def test_a_batch_gets_smaller_while_transactions_take_long_and_grows_again
 ) -> None:
     await known(ledger)
     await insert(ledger, *[over(OLD - n * HOUR) for n in range(40)], over(YOUNG))
-    monkeypatch.setattr(pruning, "BATCH", 8)
+    monkeypatch.setattr(pruning, "RUNS", 8)
     sizes: list[int] = []
     delete_runs = Pruner._delete_runs
 
@@ -395,8 +396,8 @@ async def test_a_batch_gets_smaller_while_transactions_take_long_and_grows_again
     assert sizes == [8, 4, 2, 1, 1, 1, 2, 4, 8, 8, 1]
 
 
-async def test_deleting_a_batch_looks_at_its_runs_only(ledger: Database) -> None:
-    """By the index on state SQLite looked at every run that is over, for each hundred of them."""
+async def test_deleting_a_batch_reads_its_runs_only(ledger: Database) -> None:
+    """With the index on state SQLite would read every final run for each batch of a hundred."""
     if ledger.kind != "sqlite":
         return
     await known(ledger)
@@ -416,7 +417,7 @@ async def test_deleting_a_batch_looks_at_its_runs_only(ledger: Database) -> None
     assert "SEARCH batch_runs USING INDEX sqlite_autoindex_batch_runs_1 (id=?)" in plan, plan
 
 
-async def test_no_transaction_of_a_large_ledger_holds_others_up_for_long(ledger: Database) -> None:
+async def test_pruning_a_large_ledger_does_not_block_other_writers_for_long(ledger: Database) -> None:
     await known(ledger)
     await insert(ledger, *[of_slot(OLD - n * timedelta(seconds=1)) for n in range(4_000)], over(YOUNG))
     line = [LogLine("at", "info", "x", "line")]

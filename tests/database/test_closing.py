@@ -1,4 +1,4 @@
-"""SQLite connections are closed wherever a task is cancelled, also twice, and where the disk fails."""
+"""SQLite connections are closed wherever a task is cancelled, also twice, and when the disk fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sqlalchemy import text
 from service.database.engine import Database
 
 CONNECTIONS = 4
-"""One that writes, and three that read."""
+"""Use one writing and three reading connections."""
 
 
 def open_database(folder: Path) -> Database:
@@ -71,10 +71,10 @@ async def test_a_cancelled_dispose_closes_every_connection(
 
 @pytest.mark.parametrize("later", range(1, 4))
 @pytest.mark.parametrize("first", range(1, 12))
-async def test_a_task_that_is_cancelled_twice_leaves_nothing_that_waits_for_ever(
+async def test_a_task_that_is_cancelled_twice_leaves_no_task_that_waits_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, later: int
 ) -> None:
-    """The second time comes while the connection in which it was cancelled is being closed."""
+    """The second cancel comes while the connection that was in use at the first one is being closed."""
     database = open_database(tmp_path)
 
     async def work() -> None:
@@ -96,7 +96,7 @@ async def test_a_task_that_is_cancelled_twice_leaves_nothing_that_waits_for_ever
 async def test_a_connection_whose_rollback_fails_is_closed_and_its_thread_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is stopped as SQLAlchemy does it when a close was cancelled: without waiting for the thread."""
+    """The connection is stopped as SQLAlchemy does it when a close was cancelled: without waiting for the thread."""
 
     def fail(_: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")

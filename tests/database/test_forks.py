@@ -1,4 +1,4 @@
-"""What a forked child of a service keeps of its connections: nothing that a server could wait for."""
+"""A forked child of a service keeps no connection open that a server would wait for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import text
 from service.database.engine import Database
 
 
-async def test_a_transaction_ends_with_the_process_that_began_it_though_a_forked_child_lives_on(
+async def test_a_transaction_ends_with_the_process_that_began_it_although_a_forked_child_lives(
     postgres_database: str,
 ) -> None:
     database = Database(postgres_database, setting="LEDGER_URL")
@@ -34,7 +34,7 @@ async def test_a_transaction_ends_with_the_process_that_began_it_though_a_forked
     await database.dispose()
 
 
-async def test_its_parent_goes_on_with_its_connections(postgres_database: str) -> None:
+async def test_the_parent_of_a_forked_child_can_still_use_its_connections(postgres_database: str) -> None:
     database = Database(postgres_database, setting="LEDGER_URL")
     async with database.engine.begin() as connection:
         child = os.fork()

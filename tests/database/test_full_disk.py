@@ -1,4 +1,4 @@
-"""A full disk, as a database tells of it: the error says which disk and what to do, and no half transaction stays."""
+"""The error of a full disk says which disk is full and what to do, and no part of a transaction is committed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 @contextlib.contextmanager
 def no_file_may_grow() -> Iterator[None]:
-    """What a write gets then is another error than that of a full disk. To SQLite it is as good."""
+    """Limit the size of files: a write then fails with another error, which SQLite treats like that of a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
@@ -63,7 +63,7 @@ async def test_an_error_of_a_full_disk_names_the_file_and_the_setting_and_says_w
 
 
 async def test_a_transaction_that_sqlite_has_ended_by_itself_takes_no_further_statement(database: Database) -> None:
-    """Else what follows in the same session would be committed statement by statement, and the rest is gone."""
+    """Otherwise later statements in the same session would each be committed, and the earlier ones would be lost."""
     async with database.session() as db:
         await db.execute(text("PRAGMA cache_size = 10"))  # so that the statement itself has to write to the disk
         await db.execute(text("INSERT INTO rows VALUES ('before')"))
@@ -92,7 +92,7 @@ async def test_an_error_that_leaves_the_transaction_open_leaves_the_session_usab
     assert await rows(database) == ["before", "after"]
 
 
-async def test_a_full_disk_of_postgresql_is_told_too(postgres_database: str) -> None:
+async def test_a_full_disk_of_postgresql_is_reported_too(postgres_database: str) -> None:
     database = Database(postgres_database, setting="LEDGER_URL")
     raising = "DO $$ BEGIN RAISE 'could not extend file \"base/5\"' USING ERRCODE = 'disk_full'; END $$"
     for engine in (database.engine, database.reader):
@@ -109,11 +109,11 @@ async def test_a_full_disk_of_postgresql_is_told_too(postgres_database: str) -> 
     ("error", "kind", "cause"),
     [
         (TimeoutError(), "postgresql", "no answer in time"),
-        (TimeoutError(), "sqlite", "no answer in time; somebody may hold its write lock"),
+        (TimeoutError(), "sqlite", "no answer in time; another process may hold its write lock"),
         (ConnectionRefusedError(111, "Connection refused"), "postgresql", "[Errno 111] Connection refused"),
         (KeyError("x"), "sqlite", "KeyError: 'x'"),
         (OSError(), "postgresql", "OSError"),
     ],
 )
-def test_what_else_is_wrong_is_told_in_a_line(error: Exception, kind: str, cause: str) -> None:
+def test_the_cause_of_any_other_error_is_one_line(error: Exception, kind: str, cause: str) -> None:
     assert cause_of(error, kind) == cause

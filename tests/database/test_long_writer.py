@@ -20,7 +20,7 @@ from service.server.batch_service import BatchService
 from tests.batch.ledger_world import make_task, rows, until
 
 SECONDS = int(os.environ.get("WRITER_SECONDS", "11"))
-"""A little more than the longest that another process's lock is waited for, which is a minute otherwise."""
+"""A little more than the longest wait for another process's lock, which is a minute outside of this test."""
 
 
 async def test_a_long_writing_session_delays_no_slot_heartbeat_or_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Which database `get_db()` opens, where several services come and go in one process."""
+"""Which database `get_db()` opens if several services start and stop in one process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sqlalchemy import insert, select
 
 from service import current_run, get_db
 from service.application.models import User
-from service.batch.ledger.tables import checkpoints
 from service.batch.queue.enqueue import start
 from service.config import get_settings
+from service.database.companions import checkpoints
 from service.database.engine import Database
 from service.database.session import application_database, leave_application_database, use_application_database
 from service.errors import LeaseLost

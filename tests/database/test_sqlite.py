@@ -1,4 +1,4 @@
-"""SQLite: nothing lost, one writer a file, and readers that don't wait for it."""
+"""SQLite: no write is lost, each file has one writer, and readers do not wait for it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_concurrent_read_modify_writes_lose_nothing(database: Database) ->
 
 
 async def test_several_engines_on_one_file_lose_nothing(database: Database) -> None:
-    """As several processes would."""
+    """Several engines use the file as several processes would."""
     others = [Database(str(database.url), setting="DATABASE_URL") for _ in range(3)]
     await asyncio.gather(*(add_one(one, 30) for one in (database, *others)))
     assert await count(database) == 120
@@ -105,8 +105,8 @@ async def test_a_readonly_session_refuses_to_write(database: Database) -> None:
             await db.execute(text("UPDATE counter SET n = 1"))
 
 
-async def test_writers_of_one_process_queue_however_many(database: Database) -> None:
-    """More than a pool has connections: waiting must not use them up."""
+async def test_any_number_of_writers_of_one_process_queue(database: Database) -> None:
+    """There are more writers than connections in a pool, so that waiting writers must not take connections."""
     async with asyncio.timeout(20):
         await asyncio.gather(*(add_one(database, 1) for _ in range(100)))
     assert await count(database) == 100
@@ -122,7 +122,7 @@ async def test_a_second_writing_session_of_one_task_is_refused_and_names_the_fir
     assert await count(database) == 1
 
 
-async def test_the_refusal_counts_for_a_whole_run_with_its_child_tasks(database: Database) -> None:
+async def test_a_second_writing_session_is_refused_in_child_tasks_of_a_run_too(database: Database) -> None:
     async def child() -> None:
         async with get_db() as db:
             await db.execute(text("UPDATE counter SET n = 2"))
@@ -190,7 +190,7 @@ async def test_a_cancelled_session_leaves_no_transaction_behind(database: Databa
 async def test_a_connection_that_is_cut_off_amid_its_rows_gives_up_the_write_lock(
     database: Database, tmp_path: Path
 ) -> None:
-    """As a cancel does between a statement and its rows. The cursor may live on, in a traceback say."""
+    """A cancel between a statement and its rows has this effect. A traceback may keep the cursor alive."""
     async with database.engine.connect() as connection:
         await connection.execute(text("INSERT INTO counter VALUES (1), (2)"))
         driver = (await connection.get_raw_connection()).driver_connection

@@ -44,11 +44,11 @@ async def test_a_sync_run_reads_and_writes_on_the_loop_s_database(application: D
     assert threads[0] is not threads[1] is threading.main_thread()
 
 
-async def test_what_was_not_committed_is_rolled_back(application: Database) -> None:
+async def test_uncommitted_changes_are_rolled_back(application: Database) -> None:
     assert (await ending_of(lambda self: (call_db(forget), count()))).result == [None, 0]
 
 
-async def test_what_the_work_raises_is_raised_in_the_thread(application: Database) -> None:
+async def test_an_error_of_the_work_is_raised_in_the_thread(application: Database) -> None:
     def run(self: object) -> str:
         with pytest.raises(KeyError, match="mine"):
             call_db(lambda db: {}["mine"])
@@ -57,14 +57,14 @@ async def test_what_the_work_raises_is_raised_in_the_thread(application: Databas
     assert (await ending_of(run)).result == "went on"
 
 
-async def test_on_an_event_loop_it_is_refused(application: Database) -> None:
-    with pytest.raises(BatchError, match="would stop the event loop here: await instead"):
+async def test_call_db_on_an_event_loop_is_refused(application: Database) -> None:
+    with pytest.raises(BatchError, match="would block the event loop here: use await"):
         call_db(add)
     with pytest.raises(BatchError, match="await instead"):
         call_async(asyncio.sleep(0))
 
 
-async def test_a_long_writer_is_told_with_the_author_s_line(
+async def test_a_long_writing_session_is_logged_with_the_author_s_line(
     application: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(writers, "LONG_SECONDS", -1.0)
@@ -79,7 +79,7 @@ async def test_a_long_writer_is_told_with_the_author_s_line(
     assert all(f"{__file__}:{line} held" in text for text in told)
 
 
-async def test_in_a_thread_that_no_run_began_there_is_a_loop_for_the_call() -> None:
+async def test_in_a_thread_outside_of_runs_the_call_gets_an_event_loop() -> None:
     assert await asyncio.to_thread(call_async, asyncio.sleep(0, "slept")) == "slept"
 
 

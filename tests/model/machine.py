@@ -16,14 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Retry, TaskRegistry, clock
 from service.batch.account import accounting
-from service.batch.account.account import Entry, Finding, Kind
+from service.batch.account.account import AccountedSlot, AccountFinding, Kind
 from service.batch.execution.attempt import Attempt, Ending
 from service.batch.execution.write_buffer import Entry as Group
 from service.batch.execution.write_buffer import Journal
 from service.batch.firing import firing, task_sync
 from service.batch.firing.firing import Fired
 from service.batch.ledger import nodes
-from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
 from service.batch.nodes import ledger_poll, orphans
 from service.batch.nodes.node import Node
@@ -32,7 +33,7 @@ from service.batch.queue.capacity import Capacity
 from service.batch.queue.concurrency import Candidate
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
-from service.concurrency.thread_pool import Threads
+from service.concurrency.thread_pool import ThreadPool
 from tests.batch.ledger_world import make_task
 from tests.model import plain
 from tests.model.checks import check, name_runs, wrong_entries
@@ -43,7 +44,7 @@ START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 CRON = {20: "*/20 * * * * *", 60: "* * * * *", 120: "*/2 * * * *"}
 ENDS = ("succeeded", "failed", "timed out", "interrupted")
 MANY = 99
-THREADS = Threads(1)
+THREADS = ThreadPool(1)
 
 WHICH = st.sampled_from("AB")
 OTHER = {"A": "B", "B": "A"}
@@ -95,6 +96,11 @@ def does(**choices: Any) -> Callable[[Callable[..., None]], Any]:
     return decorate
 
 
+def change(old: str, new: str) -> str:
+    """What is counted when the state of a run changes so."""
+    return f"{old} -> {new}"
+
+
 class Process:
     """A process of the service, as far as the ledger meets it: what it has loaded, believes and holds."""
 
@@ -143,6 +149,7 @@ class Machine(RuleBasedStateMachine):
                 self._account()
         finally:
             self.happened.update(self.model.happened)
+            self.happened.update({change(*pair): number for pair, number in self.before.changes.items()})
             self.happened["examples"] += 1
             self._stack.close()
 
@@ -283,7 +290,7 @@ class Machine(RuleBasedStateMachine):
     def _account(self) -> None:
         entries: dict[str, dict[datetime, str]] = {name: {} for name in self.model.tasks}
 
-        def see(entry: Entry) -> None:
+        def see(entry: AccountedSlot) -> None:
             entries[entry.task][entry.slot] = str(entry.kind)
 
         complete = self.world.read(_account, see)
@@ -297,7 +304,7 @@ async def _write_group(connection: AsyncConnection, group: Group) -> list[Outcom
     return await group.write(connection)
 
 
-async def _account(connection: AsyncConnection, see: Callable[[Entry], None]) -> list[Finding]:
+async def _account(connection: AsyncConnection, see: Callable[[AccountedSlot], None]) -> list[AccountFinding]:
     """What the accounts of all tasks find wrong."""
     found = [each async for each in accounting.accounts(connection, START, see=see)]
     fine = (Kind.DUE, Kind.LATE)

@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.ledger import nodes, runs
+from service.batch.ledger import nodes, runs, transitions
 from service.batch.ledger.runs import Claimed
 from service.batch.nodes import orphans
 from service.batch.queue import claiming
@@ -62,7 +62,7 @@ class Nodes(Machine):
         expected = self.model.claim_these(wanted, now, process.id)
         others = {run: lane for run, lane in wanted.items() if lane > 1}
         try:
-            claimed = self.world.write(claiming.claim, list(wanted), process.id, clock.now(), others)
+            claimed = self.world.write(transitions.claim, list(wanted), process.id, clock.now(), others)
         except IntegrityError:
             assert expected is None, "the database refuses what the model allows"
             return

@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from service.batch.firing import misfires
+from service.batch.ledger.states import TRANSITIONS
 from service.batch.queue import unserved
 from service.testing.postgres import PostgresServer
 from tests.conftest import KINDS
 from tests.model.beside import Beside
-from tests.model.machine import Machine
+from tests.model.machine import Machine, change
 from tests.model.nodes import Nodes
 from tests.model.people import People
 from tests.model.world import World
@@ -41,6 +42,12 @@ SETTINGS = settings(
 MOST_ROUNDS = 8
 """Of so many examples each: two, and more until all has happened that has to. Each has a seed of its own."""
 
+SELDOM = {
+    *(("succeeded", "queued"), ("skipped", "queued"), ("cancelled", "queued")),
+    *(("interrupted", "cancelled"), ("retrying", "failed")),
+}
+"""Changes of a state that a few rounds need not have; tests/batch/test_transitions.py makes each of TRANSITIONS."""
+
 HAPPENS = (
     *("started when fired", "caught up", "missed", "skipped by skip", "skipped by wait", "replaced"),
     *("claimed queued", "claimed retrying", "claimed interrupted", "bounced", "written twice", "came back"),
@@ -57,6 +64,7 @@ HAPPENS = (
         "pruned",
         "schedule changed",
     ),
+    *(change(old, new) for old, following in TRANSITIONS.items() for new in following if (old, new) not in SELDOM),
 )
 """What has to be among it, or the examples prove too little."""
 

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Table, delete, select
+from sqlalchemy import Column, MetaData, Table, Text, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger import tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from service.testing.postgres import PostgresServer
 from tests.batch.lock_order import watch
+
+CHANGES = Table("changes", MetaData(), Column("old", Text), Column("new", Text))
+"""One row for each change of a run's state, written by a trigger: several of one transaction are all there."""
+
+_COUNTED = select(CHANGES.c.old, CHANGES.c.new, func.count()).group_by(CHANGES.c.old, CHANGES.c.new)
+
+TRIGGER = {
+    "sqlite": [
+        "CREATE TRIGGER record_change AFTER UPDATE OF state ON batch_runs WHEN old.state <> new.state "
+        "BEGIN INSERT INTO changes VALUES (old.state, new.state); END"
+    ],
+    "postgresql": [
+        "CREATE FUNCTION record_change() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN INSERT INTO changes VALUES (old.state, new.state); RETURN NULL; END'",
+        "CREATE TRIGGER record_change AFTER UPDATE OF state ON batch_runs FOR EACH ROW "
+        "WHEN (old.state <> new.state) EXECUTE FUNCTION record_change()",
+    ],
+}
 
 Row = dict[str, Any]
 Write = Callable[[AsyncConnection], Awaitable[Any]]
@@ -32,6 +51,8 @@ class Snapshot:
     missed: list[Row]
     nodes: dict[str, Row]
     tasks: dict[str, Row]
+    changes: Counter[tuple[str, str]]
+    """How often the state of a run has changed, from which to which, since the ledger was cleared."""
 
 
 class World:
@@ -48,7 +69,8 @@ class World:
         """Statements that could deadlock with others."""
         self.application = Database(f"sqlite+aiosqlite:///{folder}/app.db", setting="DATABASE_URL")
         self.run(migrate(self.ledger, LEDGER_HISTORY))
-        self.run(migrate(self.application, APPLICATION_HISTORY))
+        self.run(migrate(self.application, *APPLICATION_HISTORIES))
+        self.write(_record_changes)
 
     def close(self) -> None:
         self.run(self.ledger.dispose())
@@ -99,8 +121,14 @@ class World:
         return snapshot
 
 
+async def _record_changes(connection: AsyncConnection) -> None:
+    await connection.run_sync(CHANGES.create)
+    for statement in TRIGGER[connection.dialect.name]:
+        await connection.exec_driver_sql(statement)
+
+
 async def _clear(connection: AsyncConnection) -> None:
-    for table in tables.ledger.sorted_tables:
+    for table in (*tables.ledger.sorted_tables, CHANGES):
         await connection.execute(delete(table))
 
 
@@ -111,6 +139,7 @@ async def _look(connection: AsyncConnection) -> Snapshot:
         missed=await _rows(connection, tables.missed),
         nodes={row["id"]: row for row in await _rows(connection, tables.nodes)},
         tasks={row["name"]: row for row in await _rows(connection, tables.tasks)},
+        changes=Counter({(old, new): number for old, new, number in await connection.execute(_COUNTED)}),
     )
 
 

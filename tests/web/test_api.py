@@ -1,4 +1,4 @@
-"""The HTTP endpoints, in this process, with the lifespan that a server would drive."""
+"""The HTTP endpoints, in this process, with the lifespan that a server would run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tasks(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def running(monkeypatch: pytest.MonkeyPatch, url: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    """The application, started; `client.app` is it. `url`: both databases."""
+    """A client of the started application, `client.app`. `url`: the URL of both databases."""
     if url is not None:
         monkeypatch.setenv("DATABASE_URL", url)
         monkeypatch.setenv("LEDGER_URL", url if url.startswith("postgresql") else "sqlite:///ledger.db")
@@ -104,14 +104,14 @@ async def test_the_scheduler_is_in_the_applications_state_and_stops_with_it(monk
     assert not scheduler.running
 
 
-async def test_it_is_healthy_and_ready(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_started_service_is_healthy_and_ready(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(monkeypatch, database_url) as client:
         healthy, ready = await client.get("/healthz"), await client.get("/readyz")
     assert (healthy.status_code, healthy.json()) == (200, {"status": "ok"})
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
 
 
-async def test_it_is_not_ready_once_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stopping_service_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(monkeypatch) as client:
         app_of(client).state.batch.stopping.set()
         answer = await client.get("/readyz")
@@ -119,7 +119,7 @@ async def test_it_is_not_ready_once_it_stops(monkeypatch: pytest.MonkeyPatch) ->
     assert answer.json() == {"status": "not ready", "reasons": {"service": "it is stopping"}}
 
 
-async def test_it_is_not_ready_when_no_connection_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_without_a_free_connection_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "READY_SECONDS", 0.2)
     async with running(monkeypatch) as client, AsyncExitStack() as held:
         reader = app_of(client).state.batch.application.reader
@@ -138,7 +138,7 @@ def own_server() -> Iterator[OwnServer]:
         yield server
 
 
-async def test_without_its_database_it_is_healthy_but_not_ready_and_goes_on_when_it_is_back(
+async def test_without_its_database_a_service_is_healthy_but_not_ready_until_the_database_is_back(
     own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(monkeypatch, await own_server.create_database()) as client:
@@ -169,7 +169,7 @@ async def test_without_its_database_it_is_healthy_but_not_ready_and_goes_on_when
     assert {late - early for early, late in pairwise(slots)} == {timedelta(seconds=1)}
 
 
-async def test_what_is_not_there_is_404_and_what_only_reads_refuses_other_methods(
+async def test_an_unknown_path_is_404_and_a_reading_endpoint_refuses_other_methods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with running(monkeypatch) as client:
@@ -177,7 +177,7 @@ async def test_what_is_not_there_is_404_and_what_only_reads_refuses_other_method
         assert (await client.post("/scheduler/jobs")).status_code == 405
 
 
-async def test_a_server_is_told_in_one_line_why_it_can_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_gets_one_line_on_why_the_service_can_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKS_DIR", "jobs")
     config.forget_settings()
     sent = []

@@ -1,4 +1,4 @@
-"""Whether two backups are the same, byte by byte, wherever they are."""
+"""Tells by checksums whether two backups have the same bytes, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PIECE_BYTES = 8 * 1024 * 1024
 
 
 def sha256(source: Source, stop: Stop) -> str:
-    """Of all of it, read anew."""
+    """The SHA-256 of all bytes of the source, in hexadecimal digits."""
     digest = hashlib.sha256()
     for offset in range(0, source.size, PIECE_BYTES):
         stop.check()
@@ -19,5 +19,5 @@ def sha256(source: Source, stop: Stop) -> str:
     return digest.hexdigest()
 
 
-def is_same(one: Source, other: Source, stop: Stop) -> bool:
-    return one.size == other.size and sha256(one, stop) == sha256(other, stop)
+def is_same(left: Source, right: Source, stop: Stop) -> bool:
+    return left.size == right.size and sha256(left, stop) == sha256(right, stop)

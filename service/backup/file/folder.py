@@ -1,7 +1,7 @@
-"""The folder of backups: names, a place for a new one, and what to say when the file system refuses.
+"""Files in a folder of backups: their names, the reservation of a new name, and advice for errors of the file system.
 
-A name belongs to whoever creates its `.partial` file. As long as that exists nobody else can take the name, and
-whoever creates it afterwards finds the finished backup: so two processes never write over each other.
+A process reserves a name by creating the `.partial` file of that name. No other process can reserve the name while
+that file exists, and a process that creates it later finds the finished backup. So no backup is ever overwritten.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.errors import BackupError
 STAMP = "%Y%m%d_%H%M%S"
 NAME = re.compile(r"backup_([0-9]{8}_[0-9]{6})\.backup\.gz")
 PIN = ".pin"
-"""What the name of the small file ends with that pins the backup beside it."""
+"""Suffix of the small file that pins the backup beside it."""
 ABANDONED_AFTER = timedelta(days=1)
 
 _LARGER = "Free some space there, or set BACKUP_DIR to a folder on a larger disk."
@@ -34,12 +34,12 @@ _ADVICE = {
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), _NO_FOLDER),
 }
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What file systems say that don't know hard links: FAT, and some that are mounted from elsewhere."""
+"""Error numbers of file systems without hard links, such as FAT and some network file systems."""
 
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """An OSError of the block becomes a BackupError that names the folder and says what to do."""
+    """Turn an OSError of the block into a BackupError that names the folder and gives advice."""
     try:
         yield
     except OSError as error:
@@ -48,7 +48,7 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 def taken_at(path: Path) -> datetime | None:
-    """The instant in a backup's name; None when the name is not exactly one of ours."""
+    """The instant in a backup's name, in UTC; None if the name is not exactly that of a backup."""
     match = NAME.fullmatch(path.name)
     if match is None:
         return None
@@ -59,15 +59,15 @@ def taken_at(path: Path) -> datetime | None:
 
 
 @dataclass
-class Place:
-    """Where a new backup is written, and the name that it gets when it is complete."""
+class Reservation:
+    """The name of a new backup: the partial file that is written, and the final path of the complete file."""
 
     partial: Path
     final: Path
     published: bool = False
 
     def take(self) -> bool:
-        """Create the partial file; False when the name belongs to another backup."""
+        """Create the partial file. Returns False if another backup has the name."""
         try:
             os.close(os.open(self.partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except FileExistsError:
@@ -78,7 +78,10 @@ class Place:
         return True
 
     def publish(self) -> Path:
-        """Where somebody has copied a file of that name into the folder meanwhile, the next free name is taken."""
+        """Give the complete file its final name, and return it.
+
+        The name is that of a later second if a file with the reserved name has appeared in the folder meanwhile.
+        """
         at = taken_at(self.final)
         assert at is not None
         while True:
@@ -86,68 +89,72 @@ class Place:
                 publish(self.partial, self.final)
             except FileExistsError:
                 at += timedelta(seconds=1)
-                self.final = _place(self.final.parent, at).final
+                self.final = _reservation(self.final.parent, at).final
                 continue
             self.published = True
             return self.final
 
 
 @contextmanager
-def reserve(folder: Path, at: datetime) -> Iterator[Place]:
-    """A place named after `at`, or after the next second that is free. What is not published is removed."""
+def reserve(folder: Path, at: datetime) -> Iterator[Reservation]:
+    """Reserve the name of the instant `at`, or of the next second with a free name. An unpublished file is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    while not (place := _place(folder, at)).take():
+    while not (reservation := _reservation(folder, at)).take():
         at += timedelta(seconds=1)
     try:
-        yield place
+        yield reservation
     finally:
-        if not place.published:  # else a file of that name is another process's by now
-            remove_unfinished(place.partial)
+        if not reservation.published:  # after publishing, a partial file of that name may belong to another process
+            remove_unfinished(reservation.partial)
 
 
 def create(path: Path) -> int:
-    """A new file for this user alone, as a descriptor. Raises FileExistsError, also where a link stands."""
+    """Create a file that only this user may read or write, and return its descriptor.
+
+    Raises FileExistsError if a file or a symbolic link has that name.
+    """
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR, 0o600)
 
 
 def copy_beside(partial: Path) -> Path:
-    """A new file for the copy of SQLite's database of which the backup is made. Nobody can guess its name."""
+    """Create a file, with a name that can't be guessed, for the copy of the SQLite database to back up."""
     path = partial.with_suffix(f".copy.{secrets.token_hex(8)}")
     os.close(create(path))
     return path
 
 
 def remove_unfinished(partial: Path) -> None:
-    """With the copy, and what SQLite may have beside that."""
+    """Remove the partial file, the copy of the SQLite database, and SQLite's files beside the copy."""
     for path in (partial, *partial.parent.glob(f"{partial.stem}.copy*")):
         _remove_own(path)
 
 
-def _place(folder: Path, at: datetime) -> Place:
+def _reservation(folder: Path, at: datetime) -> Reservation:
     name = f"backup_{at.astimezone(UTC).strftime(STAMP)}"
-    return Place(folder / f".{name}.partial", folder / f"{name}.backup.gz")
+    return Reservation(folder / f".{name}.partial", folder / f"{name}.backup.gz")
 
 
 def remove_abandoned(folder: Path, now: datetime) -> None:
-    """Remove what a process that was killed left behind: nothing has been written to it for a day."""
+    """Remove unfinished files of killed processes: those that have not been written to for a day."""
     for pattern in (".backup_*.partial", ".backup_*.copy*"):
         for path in folder.glob(pattern):
             _remove_own(path, before=now - ABANDONED_AFTER)
 
 
 def _remove_own(path: Path, before: datetime | None = None) -> None:
-    """Only a file of this user: in a folder that others write to too, anything may have such a name."""
+    """Remove the file if this user owns it. In a shared folder, other users may have files with such names."""
     with suppress(OSError):
-        found = path.lstat()
-        is_own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
-        if is_own and (before is None or found.st_mtime < before.timestamp()):
+        status = path.lstat()
+        is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+        if is_own and (before is None or status.st_mtime < before.timestamp()):
             path.unlink()
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a whole file its name, which then outlives a power cut. Raises FileExistsError where that is taken.
+    """Give a complete file its final name durably. Raises FileExistsError if a file has that name.
 
-    A link never writes over a file, as a rename does. Where there are no links an empty file takes the name first.
+    A hard link never overwrites a file, but a rename does. On a file system without hard links, an empty file is
+    created under the final name before the rename.
     """
     try:
         os.link(partial, final)
@@ -165,12 +172,12 @@ def publish(partial: Path, final: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Make a change of names in this folder outlive a power cut."""
+    """Make changes of names in this folder durable, so that they survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF):  # some network file systems don't know it for folders
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # some network file systems can't synchronize folders
             raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Reads a JSON object from pieces of text, one element of its arrays at a time: what is parsed at once is bounded."""
+"""Reads a JSON object from pieces of text, one array element at a time, so that memory is bounded."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 LARGEST_ELEMENT = 1024 * 1024
-"""Characters of one element. Parsed, `{"":0},` takes 28 times as many bytes."""
+"""Largest number of characters of one element. Parsed, an element like `{"":0},` takes 28 times as many bytes."""
 
 _WHITE = " \t\n\r"
 
 
 class JsonReader:
-    """One object, from its first key to its end. Raises ValueError for what is no JSON, or is too large."""
+    """Reads one object, from its first key to its end. Raises ValueError if the text is not JSON, or is too large."""
 
     def __init__(self, pieces: Iterator[str]) -> None:
         self._pieces = pieces
@@ -22,18 +22,18 @@ class JsonReader:
         self._decoder = json.JSONDecoder(parse_constant=_refuse)
 
     def fields(self) -> Iterator[str]:
-        """Each key of the object; its value has to be read before the next key is asked for."""
+        """Yield each key of the object. The caller reads the value of a key before it takes the next key."""
         for _ in self._until("{", "}"):
             key = self.value()
             if not isinstance(key, str):
-                raise ValueError("it is no JSON")
+                raise ValueError("it is not JSON")
             self._take(":")
             yield key
         if self._next() is not None:
-            raise ValueError("something stands after its JSON")
+            raise ValueError("text follows its JSON")
 
     def items(self) -> Iterator[Any]:
-        """Each element of the array that begins here."""
+        """Yield each element of the array that begins here."""
         for _ in self._until("[", "]"):
             yield self.value()
 
@@ -45,15 +45,15 @@ class JsonReader:
             self._next()
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
-            except json.JSONDecodeError as error:  # perhaps only the half of it is here
+            except json.JSONDecodeError as error:  # the value may not have been read to its end
                 if not self._more():
-                    raise ValueError("it is no JSON") from error
+                    raise ValueError("it is not JSON") from error
                 continue
             except RecursionError as error:
                 raise ValueError("its JSON is nested too deeply") from error
-            except ValueError as error:  # NaN, or more digits than Python takes
-                raise ValueError("a number in its JSON is not one that is written by this service") from error
-            if end < len(self._text) or not self._more():  # else it may be the beginning of a longer number
+            except ValueError as error:  # NaN, or a number with more digits than Python accepts
+                raise ValueError("a number in its JSON is not one that this service writes") from error
+            if end < len(self._text) or not self._more():  # else the value may be the start of a longer number
                 self._at = end
                 return value
 
@@ -70,12 +70,12 @@ class JsonReader:
     def _take(self, allowed: str) -> str:
         char = self._next()
         if char is None or char not in allowed:
-            raise ValueError("it is no JSON")
+            raise ValueError("it is not JSON")
         self._at += 1
         return char
 
     def _next(self) -> str | None:
-        """The character after white space, which it goes past; None at the end."""
+        """Skip white space, and return the character after it; None at the end of the text."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in _WHITE:
@@ -85,7 +85,7 @@ class JsonReader:
                 return None
 
     def _more(self) -> bool:
-        """Take in as much again as is left, for an element that is not whole; False at the end."""
+        """Read at least as many characters as are left over, for an incomplete element. False at the end."""
         left = len(self._text) - self._at
         if left > LARGEST_ELEMENT:
             raise ValueError(f"an element of its JSON is larger than {LARGEST_ELEMENT:,} characters")

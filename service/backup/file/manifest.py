@@ -1,7 +1,7 @@
-"""What a backup's header and manifest may say: each field with its type and its bounds, and all that is kept of them.
+"""Reads a backup's header and manifest, and checks the type and the bounds of each field.
 
-Whoever can write a file can write any manifest with checksums that fit. What has another shape is refused by the name
-of the field; what is unknown is ignored, for a later version may say more.
+A file from elsewhere may hold any manifest with checksums that match, so nothing in it is trusted. An error names the
+field that is wrong. Unknown fields are ignored, because a later version may write more of them.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from service.backup.file.json_reader import JsonReader
 T = TypeVar("T")
 
 LARGEST_CONTENTS = 104 * 1024 * 1024
-"""Memory that all that is kept of one manifest may take. A manifest of 64 MiB that we write takes less."""
+"""Bytes of memory that the objects of a manifest may take. A manifest of 64 MiB that this service writes takes less."""
 TABLE_BYTES, MEMBER_BYTES, NAME_BYTES, SLOT_BYTES = 700, 320, 100, 8
-"""About what Python takes for a table or sequence, a member, one more name, and a place in a tuple."""
+"""Approximate bytes of memory for a table or sequence, a member, one more name, and an element of a tuple."""
 
 MOST_COLUMNS = 32_767
-"""SQLite can't have more, and PostgreSQL 1,600."""
+"""The most columns that a table can have in SQLite. PostgreSQL allows 1,600."""
 
 Texts = Annotated[tuple[Text, ...], Field(max_length=MOST_COLUMNS), FailFast()]
 
 
-def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
-        raise ValueError("a name stands there twice")
+        raise ValueError("it has a name twice")
     return names
 
 
 @dataclass(frozen=True, slots=True)
 class SavedTable:
-    """A table in a backup. `columns` are those that are not generated."""
+    """A table in a backup. `columns` has its columns without the generated ones, and `key` those of the primary key."""
 
     schema: str | None
     name: str
@@ -64,14 +64,14 @@ class SavedSequence:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """As the manifest has it. `folder`: where its rows are in the tar (PostgreSQL)."""
+    """A table as the manifest describes it. `folder`: the folder of its rows in the archive (PostgreSQL only)."""
 
     schema: Text | None
     name: Text
     folder: Annotated[str, Field(strict=True, pattern=f"^{FOLDER}$")] | None
-    columns: Annotated[Texts, AfterValidator(_different)]
+    columns: Annotated[Texts, AfterValidator(_distinct)]
     types: Texts
-    key: Annotated[Texts, AfterValidator(_different)]
+    key: Annotated[Texts, AfterValidator(_distinct)]
     rows: Number
     bytes: Number
 
@@ -82,7 +82,7 @@ _HEADER = TypeAdapter(Header)
 
 @dataclass(frozen=True)
 class Manifest:
-    """`tables` each with its folder (PostgreSQL)."""
+    """What a backup holds. `tables`: each table with its folder in the archive (None on SQLite)."""
 
     header: Header
     tables: tuple[tuple[SavedTable, str | None], ...]
@@ -92,36 +92,36 @@ class Manifest:
 
     @classmethod
     def read(cls, pieces: Iterator[str], source: str) -> Manifest:
-        """From the JSON's text. Raises ValueError, which names the field, and BackupError for a newer format."""
-        memory, found = _Memory(), dict[str, Any]()
+        """Read the JSON's text. Raises ValueError, which names the field, and BackupError for a newer format."""
+        memory, fields = _Memory(), dict[str, Any]()
         json = JsonReader(pieces)
         for key in json.fields():
-            if key in found:
-                raise ValueError(f"{key} stands in it twice")
+            if key in fields:
+                raise ValueError(f"it has {key} twice")
             if key in _LISTS and not json.is_array():
-                raise ValueError(f"{key} is no list")
+                raise ValueError(f"{key} is not a list")
             if key == "header":
-                found[key] = header_of(json.value(), source)
+                fields[key] = header_of(json.value(), source)
             elif key in _LISTS:
-                found[key] = tuple(_LISTS[key](json.items(), memory))
+                fields[key] = tuple(_LISTS[key](json.items(), memory))
             else:
                 for _ in json.items() if json.is_array() else (json.value(),):
                     memory.take(NAME_BYTES)
-        if missing := [name for name in ("header", *_LISTS) if name not in found]:
+        if missing := [name for name in ("header", *_LISTS) if name not in fields]:
             raise ValueError(f"{missing[0]} is missing")
-        manifest = cls(**found)
+        manifest = cls(**fields)
         manifest._check()
         return manifest
 
     def _check(self) -> None:
-        """What no field by itself can tell."""
+        """Check the conditions that concern more than one field."""
         is_sqlite = self.header.kind == SQLITE
         for number, (table, folder) in enumerate(self.tables):
             if (table.schema is None, folder is None) != (is_sqlite, is_sqlite):
                 raise ValueError(f"tables[{number}] has a schema and a folder that no backup of {self.header.kind} has")
             _refuse_impossible(f"tables[{number}]", table)
         if is_sqlite and self.sequences:
-            raise ValueError("sequences are not there on SQLite")
+            raise ValueError("it has sequences, which a backup of SQLite never has")
         _refuse_doubled("tables", [(table.schema, table.name) for table, _ in self.tables])
         _refuse_doubled("tables", [folder for _, folder in self.tables if folder is not None])
         _refuse_doubled("sequences", [(sequence.schema, sequence.name) for sequence in self.sequences])
@@ -131,7 +131,7 @@ class Manifest:
 
 
 class _Memory:
-    """Counts what is kept, and keeps equal names once."""
+    """Counts the memory that a manifest's objects take, and stores equal names once."""
 
     def __init__(self) -> None:
         self._left = LARGEST_CONTENTS
@@ -140,19 +140,19 @@ class _Memory:
     def take(self, size: int) -> None:
         self._left -= size
         if self._left < 0:
-            raise ValueError("it tells of more tables, columns and members than a backup of this service can have")
+            raise ValueError("it describes more tables, columns and members than a backup of this service can have")
 
-    def kept(self, names: Iterable[str]) -> tuple[str, ...]:
-        return tuple(map(self._kept, names))
+    def intern(self, names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(map(self._intern, names))
 
-    def _kept(self, name: str) -> str:
+    def _intern(self, name: str) -> str:
         known = self._names.setdefault(name, name)
         self.take(SLOT_BYTES if known is not name else SLOT_BYTES + NAME_BYTES + sys.getsizeof(name))
         return known
 
 
 def header_of(facts: Any, source: str) -> Header:
-    """Raises ValueError, which names the field, and BackupError for a newer format."""
+    """The header in parsed JSON. Raises ValueError, which names the field, and BackupError for a newer format."""
     Header.refuse_newer(facts, source)
     return _validated(_HEADER, facts, "header")
 
@@ -163,9 +163,8 @@ def _tables(items: Iterable[Any], memory: _Memory) -> Iterator[tuple[SavedTable,
         if len(table.columns) != len(table.types):
             raise ValueError(f"tables[{number}] has {len(table.columns)} columns and {len(table.types)} types")
         memory.take(TABLE_BYTES)
-        schema = None if table.schema is None else memory.kept([table.schema])[0]
-        names = (memory.kept(given) for given in ([table.name], table.columns, table.types, table.key))
-        (name,), columns, types, key = names
+        schema = None if table.schema is None else memory.intern([table.schema])[0]
+        (name,), columns, types, key = map(memory.intern, ([table.name], table.columns, table.types, table.key))
         yield SavedTable(schema, name, columns, types, key, table.rows, table.bytes), table.folder
 
 
@@ -173,18 +172,18 @@ def _sequences(items: Iterable[Any], memory: _Memory) -> Iterator[SavedSequence]
     for number, facts in enumerate(items):
         sequence = _validated(_SEQUENCE, facts, f"sequences[{number}]")
         memory.take(TABLE_BYTES)
-        schema, name = memory.kept([sequence.schema, sequence.name])
+        schema, name = memory.intern([sequence.schema, sequence.name])
         yield replace(sequence, schema=schema, name=name)
 
 
 def _left_out(items: Iterable[Any], memory: _Memory) -> Iterator[str]:
     for number, name in enumerate(items):
         memory.take(NAME_BYTES)
-        yield from memory.kept([_validated(_NAME, name, f"left_out[{number}]")])
+        yield from memory.intern([_validated(_NAME, name, f"left_out[{number}]")])
 
 
 def _members(items: Iterable[Any], memory: _Memory) -> Iterator[Member]:
-    """The pieces of one file follow one another, and share its name."""
+    """The gzip members. Those of one file follow one another, and share one string object as their name."""
     name = ""
     for number, facts in enumerate(items):
         member = _validated(_MEMBER, facts, f"members[{number}]")
@@ -209,11 +208,11 @@ def _validated(adapter: TypeAdapter[T], facts: Any, where: str) -> T:
 
 def _refuse_impossible(where: str, table: SavedTable) -> None:
     if table.schema is None and table.bytes:
-        raise ValueError(f"{where}.bytes are not 0, as they are on SQLite")
+        raise ValueError(f"{where}.bytes must be 0 for a table of SQLite")
     if table.schema is not None and "" in (table.schema, table.name, *table.columns, *table.key):
-        raise ValueError(f"{where} has an empty name, which PostgreSQL has not")
+        raise ValueError(f"{where} has an empty name, which PostgreSQL does not allow")
 
 
 def _refuse_doubled(where: str, names: list[Any]) -> None:
     if len(set(names)) < len(names):
-        raise ValueError(f"{where}: a name stands there twice")
+        raise ValueError(f"{where}: it has a name twice")

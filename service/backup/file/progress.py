@@ -1,4 +1,4 @@
-"""How far a backup is, told at most a few times a second."""
+"""The progress of making or restoring a backup, reported at most five times a second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ EVERY_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Progress:
-    """`bytes` of the `estimate` (0 where it is not known) in this stage: "copying", "packing" or "verifying"."""
+    """How far one stage has come, such as "copying", "packing" or "verifying".
+
+    `bytes`: bytes done in this stage. `estimate`: expected bytes of the stage; 0 if unknown. `rows`: rows done in all
+    stages.
+    """
 
     rows: int
     bytes: int
@@ -22,26 +26,29 @@ class Progress:
 
 
 class Meter:
-    """Adds up what the threads do, and tells `report` from whichever of them adds."""
+    """Adds up what the threads of a backup have done. `report` is called in the thread that adds."""
 
     def __init__(self, report: Callable[[Progress], None] | None) -> None:
         self._report = report
         self._lock = Lock()
-        self._now = Progress(0, 0, 0, "")
-        self._told_at = 0.0
+        self._progress = Progress(0, 0, 0, "")
+        self._reported_at = 0.0
 
     def begin(self, stage: str, estimate: int) -> None:
+        """Begin a stage of about `estimate` bytes (0: unknown)."""
         with self._lock:
-            self._now = Progress(self._now.rows, 0, estimate, stage)
-            self._tell(clock.monotonic())
+            self._progress = Progress(self._progress.rows, 0, estimate, stage)
+            self._call_report(clock.monotonic())
 
     def add(self, size: int, rows: int = 0) -> None:
+        """Add `size` bytes and `rows` rows that are done."""
         with self._lock:
-            self._now = replace(self._now, rows=self._now.rows + rows, bytes=self._now.bytes + size)
-            if (now := clock.monotonic()) - self._told_at >= EVERY_SECONDS:
-                self._tell(now)
+            progress = self._progress
+            self._progress = replace(progress, rows=progress.rows + rows, bytes=progress.bytes + size)
+            if (now := clock.monotonic()) - self._reported_at >= EVERY_SECONDS:
+                self._call_report(now)
 
-    def _tell(self, now: float) -> None:
-        self._told_at = now
+    def _call_report(self, now: float) -> None:
+        self._reported_at = now
         if self._report:
-            self._report(self._now)
+            self._report(self._progress)

@@ -1,6 +1,6 @@
-"""Reads backups: the manifest from the end of the file, then any member by itself, each checked before it is used.
+"""Reads backups: the manifest at the end of the file, then any gzip member by itself. Each is checked before its use.
 
-Nothing that a file says is believed: sizes are bounded before memory is taken, and names are only ever compared.
+Nothing in the file is trusted: sizes are checked before memory is allocated, and names are only compared.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from service.escaping import brief
 
 FIRST_BYTES = 64 * 1024
 LARGEST_HEADER = 4 * 1024 * 1024
-"""The header is looked for in so many bytes of the file, and if that is not all of it, in so many."""
+"""Bytes from the start of the file that are read for the header: FIRST_BYTES, or else LARGEST_HEADER."""
 
 Name = tuple[str | None, str]
 
 
 @dataclass(frozen=True)
 class Backup:
-    """An open backup. Its manifest was compared with the trailer; its members are compared when they are read."""
+    """An open backup. Its manifest has been checked against the trailer; each member is checked when it is read."""
 
     source: Source
     header: Header
@@ -58,16 +58,16 @@ class Backup:
     left_out: tuple[str, ...]
     members: tuple[Member, ...]
     _frames: dict[int, tuple[int | None, int]]
-    """Of a file's members, where it has several, by offset: the size of the file whose header stands before it, and the
-    padding after it."""
+    """For each member of a file with several members, by the member's offset: the size of the file if the member
+    begins with the file's header (else None), and the number of padding bytes at the member's end."""
     _by_table: dict[Name, tuple[Member, ...]]
-    """PostgreSQL: those with the rows of a table, by its schema and name, in the table's order."""
+    """PostgreSQL: the members with the rows of a table, by its schema and name, in the order of the table."""
     manifest_sha256: str
-    """Of the manifest as it is packed. It has the hash of each member: two backups with the same one are the same."""
+    """SHA-256 of the packed manifest. It covers the hashes of all members, so equal values mean equal backups."""
 
     @classmethod
     def open(cls, source: Source) -> Self:
-        """Raises BackupError for what is no backup, is cut, has a damaged manifest, or comes from a newer version."""
+        """Read the manifest. Raises BackupError if the source is no backup, is damaged, or has a newer format."""
         trailer = _trailer(source)
         try:
             manifest = _manifest(source, trailer)
@@ -88,20 +88,20 @@ class Backup:
         )
 
     def parts(self, table: SavedTable) -> Iterator[bytes]:
-        """PostgreSQL: the table's rows as COPY wrote them, in the table's order. A large row goes over several."""
+        """PostgreSQL: the table's rows as COPY wrote them, in the table's order. A part may end within a large row."""
         return map(self.content, self.members_of(table))
 
     def members_of(self, table: SavedTable) -> tuple[Member, ...]:
         return self._by_table.get((table.schema, table.name), ())
 
     def pieces(self) -> Iterator[bytes]:
-        """SQLite: the database file, from its first byte to its last."""
+        """SQLite: the pieces of the database file, from its first byte to its last."""
         for member in self.members:
             if member.name == DATABASE:
                 yield self.content(member)
 
     def content(self, member: Member) -> bytes:
-        """What this member holds of the tar's file, once every byte of it was compared with the manifest."""
+        """The part of a file that this member holds. Raises BackupError if any byte of it differs from the manifest."""
         size, after = self._frames.get(member.offset) or (member.bytes, len(padding(member.bytes)))
         before = 0 if size is None else tarfile.BLOCKSIZE
         packed = self.source.read(member.offset, member.packed)
@@ -115,12 +115,12 @@ class Backup:
         if after and raw[-after:] != bytes(after):
             raise damaged(self.source, f"{member.name} does not end as its manifest says")
         if member.rows is not None and count_rows(raw) != member.rows:
-            raise damaged(self.source, f"{member.name} has not the rows that its manifest counts")
+            raise damaged(self.source, f"{member.name} does not have the number of rows that its manifest says")
         return raw[before : before + member.bytes] if before or after else raw
 
 
 def read_header(path: Path) -> Header:
-    """What the first member says, and nothing else of the file is read."""
+    """The header in the first member. Nothing else of the file is read. Raises BackupError."""
     with LocalFile(path) as file:
         header = first_header(file)
     if header is None:
@@ -128,23 +128,23 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def damaged(source: Source, what: str) -> DamagedBackup:
-    return DamagedBackup(f"the backup {source.name} is damaged: {what}. Nothing was read from it; use another backup.")
+def damaged(source: Source, cause: str) -> DamagedBackup:
+    return DamagedBackup(f"the backup {source.name} is damaged: {cause}. Nothing was read from it; use another backup.")
 
 
 def _trailer(source: Source) -> Trailer:
     trailer = Trailer.unpack(source.read(max(source.size - TRAILER_BYTES, 0), TRAILER_BYTES))
     if trailer is None:
-        if first_header(source) is None:  # which also refuses a newer format
+        if first_header(source) is None:  # first_header() also refuses a newer format
             raise DamagedBackup(f"{source.name} is not a backup of this service")
-        raise damaged(source, "it does not end with a trailer, so its end is missing or something stands after it")
+        raise damaged(source, "it does not end with a trailer, so its end is missing or more bytes follow it")
     if trailer.offset + trailer.packed + TRAILER_BYTES != source.size:
-        raise damaged(source, "bytes are missing, or too many, before its trailer")
+        raise damaged(source, "there are too few or too many bytes before its trailer")
     return trailer
 
 
 def _manifest(source: Source, trailer: Trailer) -> Manifest:
-    """Raises ValueError, which says what is wrong in it."""
+    """The manifest. Raises DamagedBackup, or ValueError, which says which field is wrong."""
     if trailer.packed > LARGEST_MANIFEST:
         raise damaged(source, f"its manifest has {trailer.packed:,} bytes, and {LARGEST_MANIFEST:,} are allowed")
     packed = source.read(trailer.offset, trailer.packed)
@@ -153,11 +153,11 @@ def _manifest(source: Source, trailer: Trailer) -> Manifest:
     unpacked = Unpacked(packed)
     size = size_in(unpacked.read(tarfile.BLOCKSIZE), MANIFEST)
     if size is None or size > LARGEST_JSON:
-        raise damaged(source, "its last member is no manifest")
+        raise damaged(source, "its last member is not a manifest")
     manifest = Manifest.read(text(unpacked, size), source.name)
     rest = padding(size) + TAR_END
     if unpacked.read(len(rest) + 1) != rest or not unpacked.is_whole:
-        raise damaged(source, "its last member is no manifest")
+        raise damaged(source, "its last member is not a manifest")
     return manifest
 
 
@@ -165,17 +165,20 @@ def _parsed(source: Source, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise damaged(source, "its header is no JSON") from error
+        raise damaged(source, "its header is not JSON") from error
     if not isinstance(value, dict):
-        raise damaged(source, "its header is no JSON object")
+        raise damaged(source, "its header is not a JSON object")
     return value
 
 
 def first_header(source: Source) -> Header | None:
-    """None where the first member is not a header of ours."""
-    reads = (source.read(0, length) for length in (FIRST_BYTES, LARGEST_HEADER))
-    raws = (unpack(read, LARGEST_HEADER, exactly=False, more_follows=True) for read in reads)
-    raw = next(filter(None, raws), None)
+    """The header in the first member; None if the first member holds no file of a header's name.
+
+    Raises BackupError if the header is damaged, or has a newer format.
+    """
+    starts = (source.read(0, length) for length in (FIRST_BYTES, LARGEST_HEADER))
+    members = (unpack(start, LARGEST_HEADER, exactly=False, more_follows=True) for start in starts)
+    raw = next(filter(None, members), None)
     data = only_file(raw, HEADER) if raw else None
     if data is None:
         return None
@@ -186,7 +189,7 @@ def first_header(source: Source) -> Header | None:
 
 
 def _frames(members: tuple[Member, ...], kind: str, trailer: Trailer) -> dict[int, tuple[int | None, int]]:
-    """Raises ValueError unless the members stand one after the other, with names and sizes that backups have."""
+    """The field `_frames` of Backup. Raises ValueError if the members leave gaps, or have invalid names or sizes."""
     frames: dict[int, tuple[int | None, int]] = {}
     seen: set[str] = set()
     for name, run in groupby(members, key=lambda member: member.name):
@@ -195,7 +198,7 @@ def _frames(members: tuple[Member, ...], kind: str, trailer: Trailer) -> dict[in
         seen.add(name)
         pieces = list(run)
         if any((piece.rows is None) == (COPY.fullmatch(name) is not None) for piece in pieces):
-            raise ValueError(f"{name} has rows, or none, which no such member has")
+            raise ValueError(f"only the members of a table have a number of rows, which {name} contradicts")
         if len(pieces) > 1:
             frames |= dict.fromkeys((piece.offset for piece in pieces), (None, 0))
             size = sum(piece.bytes for piece in pieces)
@@ -218,24 +221,24 @@ def _is_allowed(name: str, kind: str, *, is_first: bool) -> bool:
 
 
 def _by_table(manifest: Manifest) -> dict[Name, tuple[Member, ...]]:
-    """The members with a table's rows, in its order. Raises ValueError unless they are those that it counts."""
+    """The field `_by_table` of Backup. Raises ValueError if the members hold other rows than the tables."""
     folders: dict[str, list[Member]] = {}
     for member in manifest.members:
         if match := COPY.fullmatch(member.name):
             folders.setdefault(match[1], []).append(member)
-    found: dict[Name, tuple[Member, ...]] = {}
+    by_table: dict[Name, tuple[Member, ...]] = {}
     for table, folder in manifest.tables:
         members = folders.pop(folder, []) if folder is not None else []
-        counted = (sum(member.rows or 0 for member in members), sum(member.bytes for member in members))
-        if folder is not None and (table.rows, table.bytes) != counted:
+        sums = (sum(member.rows or 0 for member in members), sum(member.bytes for member in members))
+        if folder is not None and (table.rows, table.bytes) != sums:
             raise ValueError(f"the members of {brief(table.name)} hold other rows than the table")
         if members:
-            found[table.schema, table.name] = tuple(sorted(members, key=_number))
+            by_table[table.schema, table.name] = tuple(sorted(members, key=_part_number))
     if folders:
         raise ValueError(f"it holds rows of no table of its manifest: {next(iter(folders))}")
-    return found
+    return by_table
 
 
-def _number(member: Member) -> int:
-    """Of the part. A part's pieces have the same one, and stay as they are in the file."""
+def _part_number(member: Member) -> int:
+    """The number of the part that the member belongs to. Several members of one part have the same number."""
     return int(member.name.rpartition("/")[2].removesuffix(".copy"))

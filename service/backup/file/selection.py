@@ -1,4 +1,4 @@
-"""Which tables a backup holds."""
+"""Selects the tables that a backup holds."""
 
 from __future__ import annotations
 
@@ -8,27 +8,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Self
 
+from service.database.our_tables import LEDGER_TABLES
 from service.errors import BackupError
 from service.escaping import echoed
 
 LEDGERS_MARK = "batch_alembic_version"
-LEDGERS = frozenset(
-    f"batch_{name}"
-    for name in (
-        "alembic_version",
-        "attempts",
-        "backups",
-        "catalog",
-        "log",
-        "missed",
-        "nodes",
-        "pruned",
-        "runs",
-        "schedules",
-        "tasks",
-    )
-)
-"""All of the ledger's tables. Not whatever begins with `batch_`: so may an author's own, which must not be missing."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +28,25 @@ class Selection:
         return cls(_patterns(include), _patterns(exclude), ledger)
 
     def holds(self, names: Iterable[str]) -> bool:
-        """Whether a table of these names (its own, with and without the schema, and those of what it is a part of)."""
+        """Whether a backup holds a table with these names.
+
+        `names`: its own name with and without the schema, and those of the tables that it is a partition of.
+        """
         names = tuple(names)
         return (not self.include or _matches(self.include, names)) and not _matches(self.exclude, names)
 
     def refuse_idle_patterns(self, tables: Iterable[Iterable[str]]) -> None:
-        """A pattern that matches none of the tables is most likely misspelt, and something would be missing."""
+        """Raises BackupError if a pattern matches none of the tables: it is probably misspelt."""
         names = {name for table in tables for name in table}
         for setting, patterns in (("BACKUP_INCLUDE", self.include), ("BACKUP_EXCLUDE", self.exclude)):
             for pattern in patterns:
                 if not _matches((pattern,), names):
-                    is_idle = f"{setting} has {echoed(pattern)}, which is the name of no table"
-                    raise BackupError(f"{is_idle}: look at its spelling")
+                    raise BackupError(f"{setting} has {echoed(pattern)}, which matches no table: look at its spelling")
 
 
 def is_ledgers(name: str) -> bool:
-    """Of a table in a schema that holds a ledger."""
-    return name in LEDGERS
+    """Whether the table of this name is one of the ledger's, where its schema holds a ledger."""
+    return name in LEDGER_TABLES
 
 
 def _patterns(text: str) -> tuple[str, ...]:
@@ -72,5 +58,5 @@ def _matches(patterns: Iterable[str], names: Iterable[str]) -> bool:
 
 
 def quoted(*names: str) -> str:
-    """As SQL, on both databases: a column, a table, or a schema and a table."""
+    """The quoted name for SQL on both databases: that of a column, of a table, or of a table with its schema."""
     return ".".join('"' + name.replace('"', '""') + '"' for name in names)

@@ -1,4 +1,4 @@
-"""Where a backup's bytes come from."""
+"""Sources of a backup's bytes: a local file, or any object that can be read by ranges."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ END_BYTES = 256 * 1024
 
 
 class Source(Protocol):
-    """Where a backup's bytes come from. Threads call it, several at once, never the loop."""
+    """The bytes of a backup. Its methods block, and several threads may call them at once."""
 
     @property
     def name(self) -> str:
-        """For messages: a path or an address, without credentials."""
+        """A path or an address for messages, without credentials."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """The size in bytes."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly these bytes, or fewer at the end. Raises BackupError."""
+        """Exactly these bytes, or fewer at the end of the source. Raises BackupError."""
 
 
 class LocalFile:
-    """A backup on this machine's disk: a file, and nothing else that can be opened.
+    """A backup in a regular file of this machine. Raises DamagedBackup for a device, a FIFO or a folder.
 
-    `follow`: a link counts as what it leads to, which only a person may want who names it.
+    `follow`: whether a symbolic link is followed. That is meant only for a path that a person has given.
     """
 
     def __init__(self, path: Path, *, follow: bool = True) -> None:
         self.path = path
         self.name = str(path)
         try:
-            # Without O_NONBLOCK a FIFO waits here for who writes into it.
+            # Without O_NONBLOCK, opening a FIFO would wait until a process opens it for writing.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW))
         except (OSError, ValueError) as error:
             raise BackupError(f"the backup {brief(self.name)} can't be read: {_cause(error)}") from error
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            raise DamagedBackup(f"{path} is no file, and so no backup of this service")
+            raise DamagedBackup(f"{path} is not a regular file, and so not a backup of this service")
         self._file = os.fdopen(descriptor, "rb", buffering=0)
         self.size = status.st_size
 
@@ -67,21 +68,21 @@ class LocalFile:
 
 
 class Fetched:
-    """Another source, whose last bytes were read at once: of a small backup they hold the manifest."""
+    """Wraps a source, and reads its last END_BYTES bytes in advance: those of a small backup hold the manifest."""
 
     def __init__(self, source: Source) -> None:
         self.name, self.size = source.name, source.size
         self._source = source
-        self._start = max(source.size - END_BYTES, 0)
-        self._end = source.read(self._start, END_BYTES)
+        self._end_offset = max(source.size - END_BYTES, 0)
+        self._end = source.read(self._end_offset, END_BYTES)
 
     def read(self, offset: int, length: int) -> bytes:
-        if offset < self._start:
+        if offset < self._end_offset:
             return self._source.read(offset, length)
-        return self._end[offset - self._start :][:length]
+        return self._end[offset - self._end_offset :][:length]
 
 
 def _cause(error: OSError | ValueError) -> str:
     if isinstance(error, ValueError):
         return "no file can have such a name"
-    return "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
+    return "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""What gzip members hold: a tar's file each, unpacked with a bound, whatever they claim to be."""
+"""Unpacks gzip members and the tar headers in them. Memory is bounded whatever a member claims about its size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from isal import igzip_lib
 from service.backup.file.format import padding
 
 AT_ONCE = 64 * 1024
-"""Bytes that are taken in and given out at once, where the whole need not be in memory."""
+"""Bytes that are unpacked at once, packed or unpacked, where the whole content need not be in memory."""
 
-_IsalError = cast(type[Exception], igzip_lib.IsalError)  # isal's own types are wrong here
+_IsalError = cast(type[Exception], igzip_lib.IsalError)  # the type annotations of isal are wrong here
 
 
 class Unpacked:
-    """The content of one gzip member, a little at a time."""
+    """Reads the content of one gzip member piece by piece."""
 
     def __init__(self, packed: bytes) -> None:
         self._packed = memoryview(packed)
@@ -29,30 +29,35 @@ class Unpacked:
         return self._unpacker.eof and not self._packed and not self._unpacker.unused_data
 
     def read(self, size: int) -> bytes:
-        """Fewer bytes at the end, and where what follows is damaged."""
-        found = bytearray()
-        while len(found) < size and not self._unpacker.eof:
-            taken = self._packed[: AT_ONCE if self._unpacker.needs_input else 0]
-            self._packed = self._packed[len(taken) :]
+        """The next `size` bytes; fewer at the end of the member, or before damaged data."""
+        content = bytearray()
+        while len(content) < size and not self._unpacker.eof:
+            packed = self._packed[: AT_ONCE if self._unpacker.needs_input else 0]
+            self._packed = self._packed[len(packed) :]
             try:
-                raw = self._unpacker.decompress(taken, size - len(found))
+                raw = self._unpacker.decompress(packed, size - len(content))
             except _IsalError:
                 break
             if not raw and not self._packed:
                 break
-            found += raw
-        return bytes(found)
+            content += raw
+        return bytes(content)
 
 
 def text(unpacked: Unpacked, size: int) -> Iterator[str]:
+    """The next `size` bytes as text, in pieces. Raises UnicodeDecodeError, which is a ValueError."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, size, AT_ONCE):
-        wanted = min(AT_ONCE, size - start)
-        yield decoder.decode(unpacked.read(wanted), final=start + wanted == size)
+        length = min(AT_ONCE, size - start)
+        yield decoder.decode(unpacked.read(length), final=start + length == size)
 
 
 def unpack(packed: bytes, size: int, *, exactly: bool = True, more_follows: bool = False) -> bytes | None:
-    """The content of one gzip member, of this size (or at most so large): never more than that takes memory."""
+    """The content of one gzip member; None if it is damaged, or its size is wrong. Memory is bounded by `size`.
+
+    `exactly`: whether the content must have `size` bytes, or at most that many. `more_follows`: whether other bytes may
+    follow the member.
+    """
     unpacker = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     try:
         raw: bytes = unpacker.decompress(packed, size + 1)
@@ -64,7 +69,7 @@ def unpack(packed: bytes, size: int, *, exactly: bool = True, more_follows: bool
 
 
 def only_file(raw: bytes, name: str, end: bytes = b"") -> bytes | None:
-    """The content of the tar's file with which a member begins and ends; None where it is not exactly that."""
+    """The content of the archive's file `name`, if `raw` is exactly that file and then `end`; else None."""
     block = tarfile.BLOCKSIZE
     size = size_in(raw[:block], name)
     if size is None or raw[block + size :] != padding(size) + end:
@@ -73,7 +78,7 @@ def only_file(raw: bytes, name: str, end: bytes = b"") -> bytes | None:
 
 
 def size_in(block: bytes, name: str) -> int | None:
-    """The size that a tar's header tells; None where it is not that of a file of this name."""
+    """The size in a tar header; None if the block is not the header of a regular file with this name."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
     except (tarfile.TarError, ValueError):

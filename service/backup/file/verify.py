@@ -1,4 +1,4 @@
-"""Reads a whole backup, on two threads, and compares it with its own checksums. It restores nothing."""
+"""Reads a whole backup in two threads, and compares it with its own checksums. Nothing is restored."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ READERS = 2
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What was read and found to be exactly what was written. `bytes` are those of the content."""
+class Verified:
+    """Numbers of a backup that was verified: rows, bytes of content, and gzip members."""
 
     rows: int
     bytes: int
     members: int
 
 
-def verify(source: Source, stop: Stop, on_member: Callable[[Member], None] | None = None) -> Checked:
-    """Raises BackupError, which names the first wrong member, when a byte of the file is not what was written.
+def verify(source: Source, stop: Stop, on_member: Callable[[Member], None] | None = None) -> Verified:
+    """Raises BackupError, which names the first wrong member, if any byte of the file is not what was written.
 
-    That covers gzip's own headers and checksums, members that are missing, doubled or at another place, and what
-    stands before, between and after them: the manifest has the place and the hash of each, the trailer the manifest's.
+    The manifest has the place and the hash of each member, and the trailer has those of the manifest. So damage is also
+    noticed in gzip's headers and checksums, and in bytes between members, and so are members that are missing, doubled
+    or moved. `on_member` is called in a reader's thread after each member that was read.
     """
-    header = first_header(source)  # before the manifest is in memory
+    header = first_header(source)  # before the manifest takes memory
     backup = Backup.open(source)
     if header is None or replace(header, rows=backup.header.rows) != backup.header:
         raise damaged(source, "its header is not the one that its manifest repeats")
@@ -39,20 +40,23 @@ def verify(source: Source, stop: Stop, on_member: Callable[[Member], None] | Non
     if backup.header.kind == SQLITE:
         _refuse_no_database(backup)
     rows = sum(table.rows for table in backup.tables)
-    return Checked(rows, sum(member.bytes for member in backup.members), len(backup.members))
+    return Verified(rows, sum(member.bytes for member in backup.members), len(backup.members))
 
 
 def _refuse_no_database(backup: Backup) -> None:
-    """What does not begin as a database of that size was never one that this service saved."""
+    """Raises DamagedBackup unless the database file begins as a SQLite database of its size does."""
     size = sum(member.bytes for member in backup.members if member.name == DATABASE)
     try:
         layout(next(backup.pieces(), b"")).refuse_another_size(size)
     except ValueError as error:
-        raise damaged(backup.source, f"its database is none of SQLite's: {error}") from error
+        raise damaged(backup.source, f"its database is not one of SQLite: {error}") from error
 
 
 class _Reading:
-    """Hands out the members in their order; after a wrong one no more, but what was handed out is read to its end."""
+    """Reads the members in their order in several threads.
+
+    After a wrong member, no further one is begun, but those that were begun are read, so the first wrong one is known.
+    """
 
     def __init__(self, backup: Backup, stop: Stop, on_member: Callable[[Member], None] | None) -> None:
         self._backup = backup
@@ -60,14 +64,14 @@ class _Reading:
         self._on_member = on_member
         self._lock = threading.Lock()
         self._next = 0
-        self._wrong: dict[int, BackupError] = {}
+        self._errors: dict[int, BackupError] = {}
 
     def run(self) -> None:
         with ThreadPoolExecutor(READERS, thread_name_prefix="backup-verify") as readers:
             for reader in [readers.submit(self._read) for _ in range(READERS)]:
                 reader.result()
-        if self._wrong:
-            raise self._wrong[min(self._wrong)]
+        if self._errors:
+            raise self._errors[min(self._errors)]
 
     def _read(self) -> None:
         while (number := self._take()) is not None:
@@ -76,13 +80,13 @@ class _Reading:
             try:
                 self._backup.content(member)
             except BackupError as error:
-                self._wrong[number] = error
+                self._errors[number] = error
             if self._on_member:
                 self._on_member(member)
 
     def _take(self) -> int | None:
         with self._lock:
-            if self._wrong or self._next == len(self._backup.members):
+            if self._errors or self._next == len(self._backup.members):
                 return None
             self._next += 1
             return self._next - 1

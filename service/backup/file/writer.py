@@ -1,4 +1,4 @@
-"""Writes the container: pieces are packed by two threads, and written in the order in which they were added."""
+"""Writes a backup's file: two threads compress its pieces, which are written in the order in which they were added."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from service.errors import BackupError
 
 PACKERS = 2
 AHEAD = 4
-"""So many pieces of one file wait to be packed: memory is bounded."""
+"""How many pieces of one file may wait to be packed, so that memory is bounded."""
 TOO_LARGE = "the database is larger than these backups can be: use pgBackRest, or exclude tables"
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of the tar's file `name`. `before` and `after` are the tar's own bytes."""
+    """A part of the archive's file `name`. `before` and `after`: the tar header and the padding around it."""
 
     name: str
     content: Sequence[bytes | bytearray | memoryview]
@@ -53,7 +53,7 @@ class _Piece:
 
 
 class Archive:
-    """A backup being written to `path`. One thread adds; nothing is kept in memory beyond the pieces under way."""
+    """Writes a backup to `path`. Only one thread may add to it. Memory holds only the pieces that are being packed."""
 
     def __init__(self, path: Path, taken_at: datetime) -> None:
         self.path = path
@@ -75,42 +75,42 @@ class Archive:
         self._file.close()
 
     def add_header(self, kind: str, **facts: Any) -> None:
-        """The first member: what somebody who lists backups wants to know (the fields of `Header`)."""
+        """Write the first member. `facts`: the other fields of `Header`."""
         taken_at = self.taken_at.isoformat(timespec="seconds")
         self._header = {"format": FORMAT, "kind": kind, "taken_at": taken_at, **facts}
         self._add_json(HEADER, self._header)
 
     def refuse_too_large(self, size: int, **contents: Any) -> None:
-        """Raises BackupError where the manifest of so many bytes, in these tables, could not be read back."""
+        """Raises BackupError if the reader would refuse the manifest of `size` bytes with these contents."""
         data = _json({"header": self._header, **contents, "members": []})
         refuse_size(size, besides=len(data))
         try:
             Manifest.read(iter([data.decode()]), self.path.name)
         except ValueError as error:
-            raise BackupError(f"the database has what these backups can't hold: {error}") from error
+            raise BackupError(f"these backups can't hold everything in the database: {error}") from error
 
     def add_rows(self, name: str, rows: Sequence[bytes | bytearray]) -> list[Future[int]]:
-        """A file of whole COPY rows; the futures give how many rows there are, when they are packed."""
+        """Add a file of whole COPY rows. Each future gives the number of rows in a piece when that has been packed."""
         size = sum(map(len, rows))
         if size <= PIECE_BYTES + PIECE_BYTES // 2:
             return [self._add(_Piece(name, rows, True, self._tar_header(name, size), padding(size)))]
         return [self._add(piece) for piece in self._file_of(name, size, _split(rows), has_rows=True)]
 
     def add_file(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
-        """A file of any size, in pieces of PIECE_BYTES."""
-        waiting: deque[Future[int]] = deque()
+        """Add a file of `size` bytes, which come in pieces of PIECE_BYTES."""
+        futures: deque[Future[int]] = deque()
         for piece in self._file_of(name, size, ([data] for data in pieces), has_rows=False):
-            waiting.append(self._add(piece))
-            if len(waiting) > AHEAD:
-                waiting.popleft().result()
-        for future in waiting:
+            futures.append(self._add(piece))
+            if len(futures) > AHEAD:
+                futures.popleft().result()
+        for future in futures:
             future.result()
 
     def finish(self, **contents: Any) -> None:
-        """The manifest, the trailer, and everything on the disk."""
+        """Write the manifest and the trailer, and flush the file to the disk. `contents`: fields of the manifest."""
         self._packers.shutdown()
         if len(self._members) != self._added:
-            raise RuntimeError("an error of a piece was not asked for")
+            raise RuntimeError("a piece failed, but the result of its future was not read")
         rows = sum(table["rows"] for table in contents["tables"])
         members = [{**asdict(member), "sha256": member.sha256.hex()} for member in self._members]
         data = _json({"header": {**self._header, "rows": rows}, **contents, "members": members})
@@ -131,19 +131,19 @@ class Archive:
     def _file_of(
         self, name: str, size: int, contents: Iterable[Sequence[bytes | bytearray | memoryview]], *, has_rows: bool
     ) -> Iterable[_Piece]:
-        """The pieces of one file of the tar: the first has its header before it, the last its padding after it."""
-        start = 0
+        """The pieces of one file of the archive. The first has the file's header, and the last its padding."""
+        offset = 0
         for content in contents:
-            before = b"" if start else self._tar_header(name, size)
-            start += sum(map(len, content))
-            yield _Piece(name, content, has_rows, before, padding(size) if start == size else b"")
+            before = b"" if offset else self._tar_header(name, size)
+            offset += sum(map(len, content))
+            yield _Piece(name, content, has_rows, before, padding(size) if offset == size else b"")
 
     def _add(self, piece: _Piece) -> Future[int]:
         number, self._added = self._added, self._added + 1
         return self._packers.submit(self._pack, number, piece)
 
     def _pack(self, number: int, piece: _Piece) -> int:
-        """In a thread of the packers. Whoever has packed the next piece writes it, and those that waited for it."""
+        """Compress a piece in a thread of the packers, and write all pieces that may be written now, in their order."""
         raw = b"".join((piece.before, *piece.content, piece.after))
         for content in piece.content:
             if isinstance(content, memoryview):
@@ -151,9 +151,9 @@ class Archive:
         size = len(raw) - len(piece.before) - len(piece.after)
         rows = count_rows(raw) if piece.has_rows else None
         packed = _pack((raw,))
-        done = (piece, size, rows, packed, hashlib.sha256(packed).digest())
+        sha256 = hashlib.sha256(packed).digest()
         with self._lock, explained(self.path.parent):
-            self._packed[number] = done
+            self._packed[number] = (piece, size, rows, packed, sha256)
             while (ready := self._packed.pop(len(self._members), None)) is not None:
                 self._write(*ready)
         return rows or 0
@@ -172,13 +172,16 @@ class Archive:
 
 
 def refuse_size(size: int, besides: int = 0) -> None:
-    """Raises BackupError where a manifest could not tell of so many bytes, and of what takes so much of it besides."""
+    """Raises BackupError if the manifest of a database of `size` bytes would be too large.
+
+    `besides`: bytes of the manifest that do not describe gzip members.
+    """
     if size // PIECE_BYTES * MEMBER_JSON + besides > LARGEST_JSON:
         raise BackupError(TOO_LARGE)
 
 
 def _split(chunks: Sequence[bytes | bytearray]) -> Iterator[Sequence[memoryview]]:
-    """The chunks in lists of at most PIECE_BYTES, without a copy."""
+    """Split the chunks into lists of at most PIECE_BYTES each, without copying."""
     piece: list[memoryview] = []
     left = PIECE_BYTES
     for chunk in chunks:
@@ -194,7 +197,7 @@ def _split(chunks: Sequence[bytes | bytearray]) -> Iterator[Sequence[memoryview]
 
 
 def count_rows(data: bytes) -> int:
-    """The line ends in COPY rows, or in a tar header and padding around them, which have none. Faster than count()."""
+    """Count line ends: one for each COPY row. A tar header and padding have none. This is faster than bytes.count()."""
     return len(data) - len(data.replace(b"\n", b""))
 
 

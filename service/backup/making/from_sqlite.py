@@ -18,7 +18,7 @@ from service.backup.file.format import DATABASE, PIECE_BYTES, SQLITE, tool
 from service.backup.file.progress import Meter
 from service.backup.file.selection import Selection
 from service.backup.file.writer import Archive, refuse_size
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.backup.sqlite import tables as sqlite_tables
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
@@ -37,10 +37,10 @@ _ADVICE = {
 }
 
 
-def write(order: Order, archive: Archive, meter: Meter, stop: Stop) -> None:
-    source = file_of(order.database)
+def write(request: BackupRequest, archive: Archive, meter: Meter, stop: Stop) -> None:
+    source = file_of(request.database)
     refuse_size(source.stat().st_size)
-    with _copy(source, copy_beside(archive.path), order.selection, meter, stop) as (copy, facts):
+    with _copy(source, copy_beside(archive.path), request.selection, meter, stop) as (copy, facts):
         header = {"server_version": sqlite3.sqlite_version, "tool": tool(), **facts.pop("header")}
         archive.add_header(SQLITE, database=source.name, **header)
         size = copy.stat().st_size
@@ -103,7 +103,7 @@ def _copy_pages(source: Path, copy: Path, meter: Meter, stop: Stop) -> None:
 def _refuse_damage(source: Path, copy: Path, stop: Stop) -> None:
     """Whatever a restore would refuse: also an index that does not fit its table, which quick_check does not see."""
     with _explained(source, copy.parent, stop), closing(_open(copy, "mode=ro&immutable=1")) as connection:
-        connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
+        connection.set_progress_handler(stop.is_requested, CHECK_EVERY_INSTRUCTIONS)
         cause = sqlite_tables.damage(connection)
     if cause:
         advice = _DAMAGED_INDEX if " index " in cause else _DAMAGED
@@ -117,10 +117,10 @@ def _choose(copy: Path, selection: Selection, stop: Stop) -> dict[str, Any]:
         unwanted = sqlite_tables.unwanted(connection, selection)
     if unwanted:
         with closing(_open(copy, "mode=rw")) as connection:
-            connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
+            connection.set_progress_handler(stop.is_requested, CHECK_EVERY_INSTRUCTIONS)
             sqlite_tables.drop(connection, unwanted)
     with closing(_open(copy, "mode=ro&immutable=1")) as connection:
-        connection.set_progress_handler(stop.asked, CHECK_EVERY_INSTRUCTIONS)
+        connection.set_progress_handler(stop.is_requested, CHECK_EVERY_INSTRUCTIONS)
         tables = sqlite_tables.described(connection)
     header = {"revisions": revisions, "revision": revisions.get("alembic_version")}
     return {"header": header, "tables": tables, "left_out": unwanted}

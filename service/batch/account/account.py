@@ -1,4 +1,4 @@
-"""What an account says of one task: how many slots were what, and what is to be told of. Pure; see accounting.py."""
+"""The account of one task: how many of its slots are of which kind, and findings. Pure; accounting.py makes it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 
 class Kind(StrEnum):
-    """What is there for a slot; `late` is due although a running service has the task.
+    """What the ledger has for a slot. `late` means that a running service has the task and has not handled the slot.
 
-    The last three are no slots: a scheduled run that no schedule asks for, a missed range whose count is not that of
-    the slots in it, and a time in which the schedule can't be read.
+    The last three kinds are not slots: `surplus` is a scheduled run whose slot no schedule has, `range` is a missed
+    range with another count than the slots in it, and `unreadable` is a period whose schedule can't be read.
     """
 
     RUN = "run"
@@ -29,12 +29,15 @@ class Kind(StrEnum):
 
 
 SLOTS = (Kind.RUN, Kind.SKIPPED, Kind.MISSED, Kind.DUE, Kind.LATE, Kind.GAP)
-TOLD = (Kind.DUE, Kind.LATE, Kind.GAP, Kind.SURPLUS, Kind.RANGE, Kind.UNREADABLE)
-WRONG = (Kind.LATE, Kind.GAP, Kind.RANGE, Kind.UNREADABLE)
+REPORTED = (Kind.DUE, Kind.LATE, Kind.GAP, Kind.SURPLUS, Kind.RANGE, Kind.UNREADABLE)
+INCOMPLETE = (Kind.LATE, Kind.GAP, Kind.RANGE, Kind.UNREADABLE)
 
 
-class Entry(NamedTuple):
-    """One slot: `run` is the id of its run with the `state`, `reason` that of a skip or of a missed range."""
+class AccountedSlot(NamedTuple):
+    """What became of one slot (aware, UTC), or a surplus run.
+
+    `run` is the id of its run and `state` the state of that; `reason` is the reason of a skip or of a missed range.
+    """
 
     task: str
     slot: datetime
@@ -45,8 +48,8 @@ class Entry(NamedTuple):
 
 
 @dataclass
-class Finding:
-    """`count` entries in a row, from `first` to `last`, that are of one kind in TOLD."""
+class AccountFinding:
+    """`count` consecutive slots from `first` to `last` (both included; aware, UTC), all of one kind in REPORTED."""
 
     kind: Kind
     first: datetime
@@ -57,77 +60,85 @@ class Finding:
 
 @dataclass
 class Account:
-    """What became of the slots of one task, `since` and `until` included. `since` may be later than was asked for."""
+    """What became of the slots of one task from `since` to `until`, both included; aware, UTC.
+
+
+    `since` is later than the caller's where the runs before it were pruned.
+    """
 
     task: str
     since: datetime
     until: datetime
     counts: Counter[Kind] = field(default_factory=Counter)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[AccountFinding] = field(default_factory=list)
     _last: Kind | None = None
 
     @property
     def slots(self) -> int:
+        """The number of slots, of all kinds."""
         return sum(self.counts[kind] for kind in SLOTS)
 
     @property
     def is_complete(self) -> bool:
-        return not any(self.counts[kind] for kind in WRONG)
+        """True if every slot is a run, a skip, missed, or due for less than a minute."""
+        return not any(self.counts[kind] for kind in INCOMPLETE)
 
-    def add(self, entry: Entry) -> None:
-        if entry.kind in TOLD:
-            if entry.kind == self._last:
-                self.findings[-1].last = entry.slot
+    def add(self, slot: AccountedSlot) -> None:
+        """Count one slot. Slots are added in order, so that consecutive ones of a kind make one finding."""
+        if slot.kind in REPORTED:
+            if slot.kind == self._last:
+                self.findings[-1].last = slot.slot
                 self.findings[-1].count += 1
             else:
-                self.findings.append(Finding(entry.kind, entry.slot, entry.slot, 1))
-        self._last = entry.kind
-        self.counts[entry.kind] += 1
+                self.findings.append(AccountFinding(slot.kind, slot.slot, slot.slot, 1))
+        self._last = slot.kind
+        self.counts[slot.kind] += 1
 
-    def tell(self, finding: Finding) -> None:
+    def report(self, finding: AccountFinding) -> None:
+        """Add a finding that is not about single slots."""
         self.counts[finding.kind] += 1
         self.findings.append(finding)
         self._last = None
 
 
-class Range(NamedTuple):
-    """A missed range as it stands in the ledger."""
+class RecordedRange(NamedTuple):
+    """A missed range as the ledger has it; `slots` is the recorded number of slots in it."""
 
     id: str
     first: datetime
     last: datetime
-    number: int
+    slots: int
     reason: str
 
 
 @dataclass
-class _Counted:
-    range: Range
+class _CountedRange:
+    range: RecordedRange
     seen: int = 0
 
 
-class Ranges:
-    """The missed ranges of a task, ordered by `first`, beside its slots, which are asked for in order."""
+class RecordedRanges:
+    """The missed ranges of a task, ordered by `first`, and how many slots of its schedules lie in each."""
 
-    def __init__(self, ranges: list[Range]) -> None:
-        self._counted = [_Counted(found) for found in ranges]
-        self._to_come = deque(self._counted)
-        self._here: list[_Counted] = []
+    def __init__(self, ranges: list[RecordedRange]) -> None:
+        self._counted = [_CountedRange(recorded) for recorded in ranges]
+        self._later = deque(self._counted)
+        self._current: list[_CountedRange] = []
 
-    def holding(self, slot: datetime) -> Range | None:
-        """The range that has this slot. Every slot has to be asked for, so that it is counted."""
-        while self._to_come and self._to_come[0].range.first <= slot:
-            self._here.append(self._to_come.popleft())
-        if not self._here:
+    def take(self, slot: datetime) -> RecordedRange | None:
+        """Count `slot` in the ranges that contain it, and return the first of them. Call it for each slot, in order."""
+        while self._later and self._later[0].range.first <= slot:
+            self._current.append(self._later.popleft())
+        if not self._current:
             return None
-        self._here = [counted for counted in self._here if counted.range.last >= slot]
-        for counted in self._here:
+        self._current = [counted for counted in self._current if counted.range.last >= slot]
+        for counted in self._current:
             counted.seen += 1
-        return self._here[0].range if self._here else None
+        return self._current[0].range if self._current else None
 
-    def wrong(self) -> Iterator[Finding]:
-        """After the last slot: those that have another count than there were slots in them."""
-        for found, seen in ((counted.range, counted.seen) for counted in self._counted):
-            if found.number != seen:
-                told = f"missed range {found.id} says {found.number} slots, the schedules have {seen} there"
-                yield Finding(Kind.RANGE, found.first, found.last, 1, told)
+    def with_wrong_counts(self) -> Iterator[AccountFinding]:
+        """A finding for each range whose recorded number of slots is wrong. Call it after the last slot."""
+        for recorded, seen in ((counted.range, counted.seen) for counted in self._counted):
+            if recorded.slots != seen:
+                text = f"missed range {recorded.id} counts {recorded.slots} slots, but the schedules have {seen} there"
+                yield AccountFinding(Kind.RANGE, recorded.first, recorded.last, 1, text)

@@ -1,10 +1,11 @@
-"""The account: every slot of an interval, computed anew from the schedules that a task had, and what became of it.
+"""The account: all slots of an interval, computed anew from the schedules of a task, and what became of each.
 
-A schedule has the slots in (valid_from, valid_until]. Whoever changes one first handles the old one's slots up to that
-instant, itself included, and the new one counts after it; so a slot at the very instant of a change belongs to the old.
+A schedule has the slots in (valid_from, valid_until]. A change of schedule first handles the slots of the old schedule
+up to and including the instant of the change, so a slot at that very instant belongs to the old schedule.
 
-No cursor takes part in finding slots. It only tells one that is yet to be handled, which is no gap, from one that is
-taken for handled and has no row. All of it uses this machine's time zones: where those changed since, it differs.
+Slots are computed without cursors. The cursor of a schedule only separates slots that are not handled yet from gaps:
+slots before the cursor that have no row. Slots are computed with this machine's time zone data; if that has changed
+since the slots were handled, the account differs from the ledger.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from sqlalchemy import Row, and_, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.account.account import Account, Entry, Finding, Kind, Range, Ranges
+from service.batch.account.account import Account, AccountedSlot, AccountFinding, Kind, RecordedRange, RecordedRanges
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing.misfires import INSTANT, ON_TIME
 from service.batch.ledger import database_time
@@ -29,14 +30,14 @@ from service.concurrency.offload import offload
 from service.errors import InvalidSchedule
 
 PAGE = 500
-"""Runs read at once: their rows are made on the event loop. More than one page of one task is never held."""
+"""Runs of one task that are read, and held in memory, at a time. Their rows are made on the event loop."""
 
 CHUNK = 2_000
-"""Slots computed at once, in a thread."""
+"""Slots that are computed at a time, in a thread."""
 
 
-def ignore(entry: Entry) -> None:
-    """For who wants no single entry."""
+def ignore(slot: AccountedSlot) -> None:
+    """The default `see` of `accounts`, for callers that need no single slots."""
 
 
 async def accounts(
@@ -45,13 +46,14 @@ async def accounts(
     until: datetime | None = None,
     task: str | None = None,
     lease: float = 30.0,
-    see: Callable[[Entry], None] = ignore,
+    see: Callable[[AccountedSlot], None] = ignore,
 ) -> AsyncIterator[Account]:
-    """The accounts of all tasks, or of one, that had a schedule in the interval; up to now at most.
+    """Yield the account of each task that had a schedule between `since` and `until`, or of `task` only.
 
-    Slots are computed in a thread. `see` is called with each, in order, on the event loop. A node counts as running
-    when it was seen within `lease` seconds. All is read from one snapshot: a transaction that is open on this
-    connection ends.
+    Both instants are aware and included; `until` is now at the latest, which is also the default. Slots are computed in
+    a thread, and `see` is called on the event loop with each of them, in order. A node counts as running if it was seen
+    within `lease` seconds. Everything is read from one snapshot, so a transaction that is open on `connection` is
+    rolled back first.
     """
     await connection.rollback()
     if connection.dialect.name == "postgresql":
@@ -60,14 +62,14 @@ async def accounts(
     until = min(until or now, now)
     running = await _tasks_of_running_nodes(connection, now - timedelta(seconds=lease))
     for name, spans in (await _spans(connection, since, until, task)).items():
-        found = Account(name, max(since, spans[0].accounted_from or since), until)
-        await _fill(found, connection, spans, now - ON_TIME if name in running else since, see)
-        yield found
+        account = Account(name, max(since, spans[0].accounted_from or since), until)
+        await _fill(account, connection, spans, now - ON_TIME if name in running else since, see)
+        yield account
 
 
 @dataclass
 class _Span:
-    """A schedule's part of the interval: the slots in (after, until]. Those after `handled` are yet to be fired."""
+    """The part (after, until] of an interval in which a schedule was valid. Slots after `handled` are not fired yet."""
 
     accounted_from: datetime | None
     after: datetime
@@ -81,14 +83,14 @@ async def _tasks_of_running_nodes(connection: AsyncConnection, since: datetime) 
     is_running = and_(
         nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.draining.is_(False), nodes.c.seen_at >= since
     )
-    found = await connection.execute(select(nodes.c.tasks).where(is_running))
-    return {name for names in found.scalars() for name in names}
+    names_by_node = await connection.execute(select(nodes.c.tasks).where(is_running))
+    return {name for names in names_by_node.scalars() for name in names}
 
 
 async def _spans(
     connection: AsyncConnection, since: datetime, until: datetime, task: str | None
 ) -> dict[str, list[_Span]]:
-    """By task, in the order of their names, the schedules that were valid in the interval."""
+    """The schedules that were valid in the interval, by task, in the order of the tasks' names."""
     statement = (
         select(schedules, tasks.c.accounted_from)
         .join(tasks, tasks.c.name == schedules.c.task, isouter=True)
@@ -98,10 +100,10 @@ async def _spans(
     )
     if task is not None:
         statement = statement.where(schedules.c.task == task)
-    found: dict[str, list[_Span]] = {}
+    spans: dict[str, list[_Span]] = {}
     for row in await connection.execute(statement):
-        found.setdefault(row.task, []).append(_span(row, since, until))
-    return found
+        spans.setdefault(row.task, []).append(_span(row, since, until))
+    return spans
 
 
 def _span(row: Row[Any], since: datetime, until: datetime) -> _Span:
@@ -122,93 +124,99 @@ def _span(row: Row[Any], since: datetime, until: datetime) -> _Span:
 
 
 async def _fill(
-    found: Account, connection: AsyncConnection, spans: list[_Span], late: datetime, see: Callable[[Entry], None]
+    account: Account,
+    connection: AsyncConnection,
+    spans: list[_Span],
+    late: datetime,
+    see: Callable[[AccountedSlot], None],
 ) -> None:
-    """Computed slots and rows side by side, one page of runs after the other. What is due before `late` is late."""
+    """Compare the computed slots with the rows, one page of runs at a time. Slots due before `late` are late."""
     unreadable = [span for span in spans if span.schedule is None and span.after < span.until]
     for span in unreadable:
-        found.tell(Finding(Kind.UNREADABLE, span.after, span.until, 1, span.error))
-    ranges = Ranges(await _missed(connection, found))
+        account.report(AccountFinding(Kind.UNREADABLE, span.after, span.until, 1, span.error))
+    ranges = RecordedRanges(await _missed(connection, account))
     handled = min(span.handled for span in spans)
-    after = found.since - INSTANT
-    while after < found.until:
-        page = await _runs(connection, found.task, after, found.until)
-        upto = page[-1].slot if len(page) == PAGE else found.until
-        entries = _entries(found.task, _slots(spans, after, upto), page, ranges, handled, late)
+    after = account.since - INSTANT
+    while after < account.until:
+        page = await _runs(connection, account.task, after, account.until)
+        page_end = page[-1].slot if len(page) == PAGE else account.until
+        slots = _accounted_slots(account.task, _slots(spans, after, page_end), page, ranges, handled, late)
         is_last = False
         while not is_last:
-            counted, is_last = await offload(_count, found, entries, unreadable)
-            for entry in counted:
-                see(entry)
-        after = upto
-    await offload(_tell_wrong_ranges, found, ranges, unreadable)
+            counted, is_last = await offload(_count, account, slots, unreadable)
+            for slot in counted:
+                see(slot)
+        after = page_end
+    await offload(_report_wrong_ranges, account, ranges, unreadable)
 
 
-def _count(found: Account, entries: Iterator[Entry], unreadable: list[_Span]) -> tuple[list[Entry], bool]:
-    """Add the next entries to the account; returns those that count, and whether they were the last."""
-    chunk = list(islice(entries, CHUNK))
-    counted = [e for e in chunk if e.kind != Kind.SURPLUS or not _is_within(unreadable, e.slot, e.slot)]
-    for entry in counted:
-        found.add(entry)
+def _count(
+    account: Account, slots: Iterator[AccountedSlot], unreadable: list[_Span]
+) -> tuple[list[AccountedSlot], bool]:
+    """Add the next slots to the account. Returns those that count, and whether they were the last ones."""
+    chunk = list(islice(slots, CHUNK))
+    counted = [each for each in chunk if each.kind != Kind.SURPLUS or not _overlaps(unreadable, each.slot, each.slot)]
+    for slot in counted:
+        account.add(slot)
     return counted, len(chunk) < CHUNK
 
 
-def _tell_wrong_ranges(found: Account, ranges: Ranges, unreadable: list[_Span]) -> None:
-    for wrong in ranges.wrong():
-        is_whole = found.since <= wrong.first and wrong.last <= found.until
-        if is_whole and not _is_within(unreadable, wrong.first, wrong.last):
-            found.tell(wrong)
+def _report_wrong_ranges(account: Account, ranges: RecordedRanges, unreadable: list[_Span]) -> None:
+    for finding in ranges.with_wrong_counts():
+        is_whole = account.since <= finding.first and finding.last <= account.until
+        if is_whole and not _overlaps(unreadable, finding.first, finding.last):
+            account.report(finding)
 
 
-def _is_within(spans: list[_Span], first: datetime, last: datetime) -> bool:
-    """Whether one of these has a part of the time from `first` to `last`."""
+def _overlaps(spans: list[_Span], first: datetime, last: datetime) -> bool:
+    """Whether one of the spans shares an instant with the time from `first` to `last`."""
     return any(span.after < last and first <= span.until for span in spans)
 
 
 def _slots(spans: list[_Span], after: datetime, until: datetime) -> Iterator[datetime]:
-    """The slots of all schedules in (after, until], each once: a clock that was set back lets schedules overlap."""
-    each = [
+    """The slots of all schedules in (after, until], each once: schedules overlap if a machine's clock was set back."""
+    slots_by_span = [
         span.schedule.between(max(span.after, after), min(span.until, until))
         for span in spans
         if span.schedule is not None and span.after < until and span.until > after
     ]
-    before = None
-    for slot in heapq.merge(*each):
-        if slot != before:
+    previous = None
+    for slot in heapq.merge(*slots_by_span):
+        if slot != previous:
             yield slot
-        before = slot
+        previous = slot
 
 
-def _entries(
+def _accounted_slots(
     task: str,
     due: Iterator[datetime],
     page: list[Row[Any]],
-    ranges: Ranges,
+    ranges: RecordedRanges,
     handled: datetime,
     late: datetime,
-) -> Iterator[Entry]:
+) -> Iterator[AccountedSlot]:
     by_slot = {run.slot: run for run in page}
     for slot in due:
-        range_ = ranges.holding(slot)
+        missed_range = ranges.take(slot)
         run = by_slot.pop(slot, None)
         if run is not None:
             kind = Kind.SKIPPED if run.state == RunState.SKIPPED else Kind.RUN
-            yield Entry(task, slot, kind, run.id, run.state, run.reason)
-        elif range_ is not None:
-            yield Entry(task, slot, Kind.MISSED, reason=range_.reason)
+            yield AccountedSlot(task, slot, kind, run.id, run.state, run.reason)
+        elif missed_range is not None:
+            yield AccountedSlot(task, slot, Kind.MISSED, reason=missed_range.reason)
         elif slot > handled:
-            yield Entry(task, slot, Kind.LATE if slot < late else Kind.DUE)
+            yield AccountedSlot(task, slot, Kind.LATE if slot < late else Kind.DUE)
         else:
-            yield Entry(task, slot, Kind.GAP)
+            yield AccountedSlot(task, slot, Kind.GAP)
     for run in by_slot.values():
-        if run.origin == Origin.SCHEDULE:  # a person may backfill a time that had no schedule
-            yield Entry(task, run.slot, Kind.SURPLUS, run.id, run.state, run.reason)
+        if run.origin == Origin.SCHEDULE:  # a person may backfill a time without a schedule
+            yield AccountedSlot(task, run.slot, Kind.SURPLUS, run.id, run.state, run.reason)
 
 
 async def _runs(connection: AsyncConnection, task: str, after: datetime, until: datetime) -> list[Row[Any]]:
     statement = (
         select(runs.c.slot, runs.c.id, runs.c.state, runs.c.reason, runs.c.origin)
-        .where(runs.c.task == task, text("origin <> 'manual'"))  # to the letter as in the index
+        .where(runs.c.task == task, text("origin <> 'manual'"))  # literally as in the partial index
         .where(runs.c.slot > after, runs.c.slot <= until)
         .order_by(runs.c.slot)
         .limit(PAGE)
@@ -216,10 +224,11 @@ async def _runs(connection: AsyncConnection, task: str, after: datetime, until: 
     return list(await connection.execute(statement))
 
 
-async def _missed(connection: AsyncConnection, of: Account) -> list[Range]:
+async def _missed(connection: AsyncConnection, account: Account) -> list[RecordedRange]:
     statement = (
         select(missed.c.id, missed.c.first_slot, missed.c.last_slot, missed.c.count, missed.c.reason)
-        .where(missed.c.task == of.task, missed.c.last_slot >= of.since, missed.c.first_slot <= of.until)
+        .where(missed.c.task == account.task)
+        .where(missed.c.last_slot >= account.since, missed.c.first_slot <= account.until)
         .order_by(missed.c.first_slot, missed.c.id)
     )
-    return [Range(*row) for row in await connection.execute(statement)]
+    return [RecordedRange(*row) for row in await connection.execute(statement)]

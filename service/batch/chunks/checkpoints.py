@@ -11,14 +11,14 @@ from sqlalchemy.orm import Session
 
 from service import clock
 from service.batch.context import fencing
-from service.batch.context.current_run import CurrentRun
-from service.batch.ledger.tables import checkpoints
+from service.batch.context.current_run import CurrentRun, state_of
+from service.database.companions import checkpoints
 from service.errors import ChunkError
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a loop stands after its last commit. `cursor`: JSON, None at the beginning."""
+class LoopPosition:
+    """Where a loop stands after its last commit. `cursor`: JSON, None at the beginning. `count`: items done."""
 
     cursor: Any = None
     count: int = 0
@@ -59,18 +59,18 @@ PLACE_AND_FENCE = _upsert(f"(:run, '', :fence, NULL, NULL, false, :at), {PLACE_R
 """One statement for both: each costs a round trip in each chunk."""
 
 
-async def read(connection: AsyncConnection, run: CurrentRun, name: str) -> Place:
+async def read(connection: AsyncConnection, run: CurrentRun, name: str) -> LoopPosition:
     """As it is committed; the beginning where there is no row."""
     columns = (checkpoints.c.cursor, checkpoints.c["count"], checkpoints.c.finished)
     query = select(*columns).where(checkpoints.c.run == run.id, checkpoints.c.name == name)
     row = (await connection.execute(query)).first()
     if row is None:
-        return Place()
+        return LoopPosition()
     cursor, count, is_finished = row
-    return Place(cursor["after"], count, cursor["chunks"], is_finished)
+    return LoopPosition(cursor["after"], count, cursor["chunks"], is_finished)
 
 
-async def write(db: AsyncSession, run: CurrentRun, name: str, before: Place, after: Place) -> None:
+async def write(db: AsyncSession, run: CurrentRun, name: str, before: LoopPosition, after: LoopPosition) -> None:
     """In the session's transaction, as the last before its commit: the place, and the fence where the run has one.
 
     Raises Overtaken when the loop does not stand at `before` any more, and LeaseLost.
@@ -89,7 +89,8 @@ async def write(db: AsyncSession, run: CurrentRun, name: str, before: Place, aft
 def _write(session: Session, run: CurrentRun, values: dict[str, Any]) -> bool:
     session.flush()
     connection = session.connection()
-    if run.is_fenced:
-        return fencing.pass_with(connection, run, PLACE_AND_FENCE, values)
-    values = {"run": run.id, "fence": run.fence, "at": clock.now(), **values}
+    state = state_of(run)
+    if state.is_fenced:
+        return fencing.pass_with(connection, state, PLACE_AND_FENCE, values)
+    values = {"run": run.id, "fence": state.fence, "at": clock.now(), **values}
     return connection.execute(PLACE, values).rowcount == 1

@@ -1,4 +1,4 @@
-"""How many slots a schedule has in an interval, without going through each: a downtime may have had millions. Pure."""
+"""Count the slots of a schedule in an interval without listing them: a downtime may contain millions. Pure."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ SECOND = timedelta(seconds=1)
 MIDNIGHT = datetime(2000, 1, 1)
 
 AROUND = timedelta(hours=26)
-"""So near to a clock change slots are counted one by one: no zone's clock moves by more, and slots move with it."""
+"""Within this distance of a clock change, slots are counted one by one. No zone's clock has ever changed by more."""
 
 Unit = tuple[timedelta, int]
 
 
 def count(schedule: Schedule, after: datetime, until: datetime) -> int:
-    """How many slots lie in (after, until], both aware. Whole days, hours and minutes are taken at once."""
-    changes = list(_changes(schedule, after - AROUND, until + AROUND))
+    """The number of slots in (after, until], both aware. Whole days, hours and minutes are counted in one step each."""
+    changes = list(_clock_changes(schedule, after - AROUND, until + AROUND))
     number = 0
     while (slot := schedule.next(after)) is not None and slot <= until:
-        after, slots = _stretch(schedule, slot, after, until, changes)
+        after, slots = _count_unit(schedule, slot, after, until, changes)
         number += slots
     return number
 
 
-def _stretch(
+def _count_unit(
     schedule: Schedule, slot: datetime, after: datetime, until: datetime, changes: list[datetime]
 ) -> tuple[datetime, int]:
-    """The longest unit of the clock around this slot that lies in (after, until]: where it ends, and its slots."""
+    """The end and the number of slots of the longest day, hour or minute that has `slot` and lies in (after, until]."""
     if not any(slot - AROUND <= change <= slot + AROUND for change in changes):
         wall = slot.astimezone(schedule.zone).replace(tzinfo=None)
         for length, slots in _units(schedule):
@@ -41,7 +41,7 @@ def _stretch(
 
 
 def _units(schedule: Schedule) -> tuple[Unit, ...]:
-    """A day, an hour and a minute that have a slot: how many they have."""
+    """The length of a day, an hour and a minute, each with the number of slots that one has if it has any."""
     hours, minutes, seconds = schedule.times_of_day
     return (
         (timedelta(days=1), hours * minutes * seconds),
@@ -50,10 +50,10 @@ def _units(schedule: Schedule) -> tuple[Unit, ...]:
     )
 
 
-def _changes(schedule: Schedule, start: datetime, end: datetime) -> Iterator[datetime]:
-    """When the zone's clock changes in between."""
-    at: datetime | None = start.astimezone(UTC).replace(microsecond=0)
-    while schedule.timezone != "UTC" and at is not None and at < end:
-        at = utc_offsets.change(schedule.zone, at, end)
-        if at is not None:
-            yield at
+def _clock_changes(schedule: Schedule, start: datetime, end: datetime) -> Iterator[datetime]:
+    """The instants between `start` and `end` at which the clock of the schedule's zone changes."""
+    instant: datetime | None = start.astimezone(UTC).replace(microsecond=0)
+    while schedule.timezone != "UTC" and instant is not None and instant < end:
+        instant = utc_offsets.change(schedule.zone, instant, end)
+        if instant is not None:
+            yield instant

@@ -1,15 +1,15 @@
 """When a task is due: a cron expression in a time zone, as a sequence of instants ("slots").
 
-cronsim reads the expression and walks it, but on naive wall time only: with aware datetimes it is wrong at some clock
-changes. The way from wall time to instants is here, and is that of Debian's cron:
+The library cronsim parses the expression and finds its times, but only in naive wall time: with aware datetimes its
+results are wrong at some clock changes. This module converts wall time to instants by the rules of Debian's cron:
 
-- A schedule whose minute or hour begins with `*` follows real time: a skipped hour is skipped, a repeated one fires in
-  both passes. So does one whose second begins with `*`, for it asks for a rhythm as well.
-- Any other names fixed times. Each fires once: if the clock skips it, at the instant of the jump; if the clock repeats
-  it, the first time. Times that fall on one instant share a slot.
+- A schedule whose second, minute or hour field begins with `*` follows real time. An hour that the clock skips has no
+  slots, and an hour that the clock repeats has its slots in both passes.
+- Every other schedule names fixed times. Each has one slot: at the instant of the clock change if the clock skips that
+  time, and in the first pass if the clock repeats it. Times that fall on the same instant share a slot.
 
-Debian stops doing so for a change of three hours and more, which it takes for a clock that was set. Here the rule holds
-for every change, so that a zone that skips a whole day (Samoa, 2011) skips no daily task.
+Debian treats a change of three hours or more as a clock that was set by hand, and does not apply these rules. Here they
+hold for every change, so that a daily task is not skipped when a zone skips a whole day (Samoa, 2011).
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ _ALLOWED = {
     "day-of-week": "0-7 (0 and 7 are Sunday), SUN-SAT, 5L (the last Friday) and 1#2 (the second Monday)",
 }
 
-# 5-5/2 is 5 in cron. cronsim takes it for 5/2, which is 5, 7, 9 and so on.
+# In cron 5-5/2 means 5. cronsim reads it as 5/2, which means 5, 7, 9 and so on.
 _ONE_VALUE_WITH_STEP = re.compile(r"(?<![^\s,])(\d+|[a-z]{3})-\1/0*[1-9]\d*(?![^\s,])", re.IGNORECASE)
 
 _LONGEST = 1_000
 
 _SECOND = timedelta(seconds=1)
 
-# cronsim's own limit. A date can be 40 years away (29 February as a given weekday, across 2100), never 50.
+# The limit that cronsim has too. The next date may be 40 years away (29 February on a given weekday), but never 50.
 _PATIENCE_YEARS = 50
 
-# A cron expression names no year, so whatever fires after this date fires again and again: no clock is needed.
+# A cron expression names no year: if it has a slot after this date, it has slots after every date.
 _REFERENCE = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -87,12 +87,12 @@ class Schedule:
         if self.next(_REFERENCE) is None:
             raise InvalidSchedule(
                 f"the cron expression {echoed(self.cron)} never fires in {self.timezone}: the clock skips "
-                "every time that it names; times that the zone's clock shows are allowed"
+                "every time that it names; times that the clock of the zone shows are allowed"
             )
 
     @property
     def words(self) -> str:
-        """The schedule as a person would say it in English, with the zone unless it is UTC."""
+        """The schedule in English words, with the zone unless it is UTC."""
         text = re.sub(r"(?<=[2-9])[123]th\b", _ordinal, self._parsed.explain())
         return text if self.timezone == "UTC" else f"{text} ({self.timezone})"
 
@@ -103,42 +103,42 @@ class Schedule:
 
     @property
     def times_of_day(self) -> tuple[int, int, int]:
-        """How many hours of a day it names, minutes of each, and seconds of each of these."""
+        """The number of hours in a day that have slots, of minutes in such an hour, and of seconds in such a minute."""
         return len(self._parsed.hours), len(self._parsed.minutes), len(self._parsed.seconds)
 
     @property
     def follows_real_time(self) -> bool:
-        """Whether it asks for a rhythm, which a clock change does not move; else it names fixed times."""
+        """True if its slots are a rhythm that a clock change does not move; False if they are fixed times of day."""
         return self._follows_real_time
 
     def next(self, after: datetime) -> datetime | None:
-        """The first slot strictly after `after` (aware, any zone; else ValueError), in UTC.
+        """The first slot strictly after `after`, in UTC.
 
-        None if there is none before the calendar ends, in the year 9999.
+        None if the calendar ends first, in the year 9999. Raises ValueError for a naive `after`.
         """
         after = _utc(after, "after")
-        # One tuple, so that threads see both ends of one search: nothing is due between them.
+        # Start and result of one search, in one tuple so that threads read both together: no slot lies between them.
         since, slot = self._memo[0]
         if since <= after < slot:
             return slot
-        found = self._search(after, _SECOND)
-        if found is not None:
-            self._memo[0] = (after, found)
-        return found
+        slot_found = self._search(after, _SECOND)
+        if slot_found is not None:
+            self._memo[0] = (after, slot_found)
+        return slot_found
 
     def previous(self, before: datetime) -> datetime | None:
-        """The last slot strictly before `before` (aware, any zone; else ValueError), in UTC.
+        """The last slot strictly before `before`, in UTC.
 
-        None if there is none since the calendar began, in the year 1.
+        None if the calendar begins first, in the year 1. Raises ValueError for a naive `before`.
         """
         return self._search(_utc(before, "before"), -_SECOND)
 
     def between(self, after: datetime, until: datetime) -> Iterator[datetime]:
-        """Every slot with `after` < slot <= `until` (aware, any zone; else ValueError), in order and lazily, in UTC."""
+        """Iterate over the slots in (after, until], in order and in UTC. Raises ValueError for a naive datetime."""
         return self._chain(_utc(after, "after"), _utc(until, "until"))
 
     def following(self, after: datetime, number: int) -> list[datetime]:
-        """The next slots strictly after `after` (aware, any zone; else ValueError), at most so many, in UTC."""
+        """The next `number` slots strictly after `after`, or fewer, in UTC. Raises ValueError for a naive datetime."""
         return list(islice(self._chain(_utc(after, "after"), datetime.max.replace(tzinfo=UTC)), number))
 
     def _chain(self, after: datetime, until: datetime) -> Iterator[datetime]:
@@ -147,7 +147,7 @@ class Schedule:
             after = slot
 
     def _search(self, start: datetime, step: timedelta) -> datetime | None:
-        """The slot nearest to `start` in the direction of `step`, `start` itself excluded."""
+        """The slot nearest to `start` in the direction of `step`, excluding `start` itself."""
         try:
             if start.microsecond:
                 start = start.replace(microsecond=0) + (_SECOND if step < timedelta(0) else timedelta(0))
@@ -160,22 +160,22 @@ class Schedule:
         except OverflowError:
             return None
 
-    def _search_real_time(self, at: datetime, step: timedelta) -> datetime | None:
-        """The first instant from `at` on, `at` included, when the zone's clock shows a time of the expression.
+    def _search_real_time(self, instant: datetime, step: timedelta) -> datetime | None:
+        """The nearest instant, `instant` included, when the zone's clock shows a time of the expression.
 
-        One stretch of constant offset at a time, for wall time is continuous within it and nowhere else.
+        Each pass searches a period of constant offset, because wall time is continuous only within such a period.
         """
-        year = at.year
-        while abs(at.year - year) <= _PATIENCE_YEARS:
-            wall = self._wall(at)
+        year = instant.year
+        while abs(instant.year - year) <= _PATIENCE_YEARS:
+            wall = self._wall(instant)
             match = next(_Walk(self._parsed, wall - step, step), None)
             if match is None:
                 break
-            slot = at + (match - wall)
-            change = utc_offsets.change(self.zone, at, slot)
+            slot = instant + (match - wall)
+            change = utc_offsets.change(self.zone, instant, slot)
             if change is None:
                 return slot
-            at = change
+            instant = change
         return None
 
     def _next_fixed(self, after: datetime) -> datetime | None:
@@ -184,18 +184,18 @@ class Schedule:
 
     def _previous_fixed(self, before: datetime) -> datetime | None:
         wall = self._wall(before)
-        # In a second pass, every time of the whole first pass is past, also those the clock has yet to repeat.
+        # In the second pass of a repeated hour, all times of the first pass lie in the past.
         repeated = before - wall.replace(tzinfo=self.zone).astimezone(UTC)
         slots = map(self._instant, _Walk(self._parsed, wall + repeated, -_SECOND))
         return next((slot for slot in slots if slot < before), None)
 
     def _instant(self, wall: datetime) -> datetime:
-        """When the clock shows `wall` first, or jumps over it."""
+        """The instant at which the clock first shows `wall`, or at which it skips it."""
         first = wall.replace(tzinfo=self.zone).astimezone(UTC)
         second = wall.replace(tzinfo=self.zone, fold=1).astimezone(UTC)
         if first <= second:
             return first
-        # A skipped time reads with the offsets of before (fold 0) and after (fold 1), so these two enclose the jump.
+        # For a skipped time, fold 0 uses the offset before the change and fold 1 the one after it: these enclose it.
         return utc_offsets.change(self.zone, second, first) or first
 
     def _wall(self, instant: datetime) -> datetime:
@@ -203,7 +203,7 @@ class Schedule:
 
 
 class _Walk(CronSim):
-    """cronsim's walk through naive wall time from `wall` on, itself excluded, without parsing the expression again."""
+    """cronsim's iteration over naive wall time, starting after `wall`, without parsing the expression again."""
 
     def __init__(self, parsed: CronSim, wall: datetime, step: timedelta) -> None:
         self.__dict__.update(parsed.__dict__)
@@ -215,7 +215,7 @@ class _Walk(CronSim):
         self.dt += self._step * seconds
 
     def advance_hour(self) -> bool:
-        # cronsim goes hour by hour, which is half the cost of a daily schedule.
+        # cronsim advances hour by hour, which takes half of the time of a daily schedule.
         hour = self.dt.hour
         if hour in self.hours:
             return False
@@ -226,7 +226,7 @@ class _Walk(CronSim):
 
 @functools.lru_cache(maxsize=4096)
 def schedule(cron: str, timezone: str = "UTC") -> Schedule:
-    """The one shared Schedule of this expression and zone, parsed once. Raises InvalidSchedule."""
+    """The shared Schedule of this expression and zone, which is parsed once. Raises InvalidSchedule."""
     return Schedule(cron, timezone)
 
 
@@ -263,7 +263,7 @@ def _expand(cron: str) -> str:
     if not nickname.startswith("@"):
         return cron
     if nickname not in _NICKNAMES:
-        reason = "is no schedule, for it names no time" if nickname == "@reboot" else "is no nickname that cron knows"
+        reason = "does not name a time" if nickname == "@reboot" else "is not one of cron's nicknames"
         raise InvalidSchedule(f"the cron expression {echoed(cron)} {reason}: allowed are {', '.join(_NICKNAMES)}")
     return _NICKNAMES[nickname]
 
@@ -279,11 +279,11 @@ def _what_is_wrong(parts: list[str]) -> str:
                 "besides * and lists (1,2), ranges (1-5) and steps (*/2)"
             )
     return (
-        f"never fires: no date fits its day-of-month, month and day-of-week fields {echoed(' '.join(parts[-3:]))}; "
-        "dates that the calendar has are allowed"
+        f"never fires: no date matches its day-of-month, month and day-of-week fields {echoed(' '.join(parts[-3:]))}; "
+        "dates that exist in the calendar are allowed"
     )
 
 
 def _ordinal(wrong: re.Match[str]) -> str:
-    """cronsim says 21th, 22th and 23th."""
+    """The correct ordinal: cronsim writes 21th, 22th and 23th."""
     return {"1th": "1st", "2th": "2nd", "3th": "3rd"}[wrong[0]]

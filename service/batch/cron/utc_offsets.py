@@ -10,12 +10,15 @@ _DAY = timedelta(days=1)
 
 
 def offset(zone: ZoneInfo, instant: datetime) -> timedelta:
-    """What the zone's clock is ahead of UTC at an aware instant."""
+    """How far the zone's clock is ahead of UTC at an aware instant."""
     return instant.astimezone(zone).utcoffset() or timedelta(0)
 
 
 def change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
-    """The first second (aware, UTC) with another offset than `start`, on the way to `end`, forwards or backwards."""
+    """The first second whose offset differs from that of `start`, on the way from `start` to `end`.
+
+    `start` (a whole second) and `end` are aware and in UTC; `end` may lie before `start`. None if nothing changes.
+    """
     here = offset(zone, start)
     stride = _DAY if start < end else -_DAY
     while start != end:

@@ -1,4 +1,4 @@
-"""Time zones by the names that IANA gives them, which mean the same on every machine."""
+"""Time zones by their IANA names, which mean the same on every machine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from service.escaping import echoed
 
 _NAME = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
 
-# What else lies in a machine's folder of zones: its own setting, a placeholder, and copies that may count leap seconds.
-_NO_ZONES = re.compile(r"localtime|posixrules|Factory|(right|posix)/.*")
+# Other files in a machine's folder of zones: its own setting, a placeholder, and copies that may count leap seconds.
+_NOT_IANA = re.compile(r"localtime|posixrules|Factory|(right|posix)/.*")
 
 
 def zone_of(timezone: str) -> ZoneInfo:
-    """Raises InvalidSchedule for what is no zone of IANA's, also where this machine has a file for it."""
+    """The zone of an IANA name. Raises InvalidSchedule for any other name, even if this machine has a file for it."""
     allowed = "IANA names such as 'Europe/Berlin' or 'UTC' are allowed"
-    if _NO_ZONES.fullmatch(timezone):
+    if _NOT_IANA.fullmatch(timezone):
         raise InvalidSchedule(f"the time zone {echoed(timezone)} means something else on each machine: {allowed}")
     try:
         if _NAME.fullmatch(timezone):

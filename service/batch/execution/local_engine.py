@@ -15,14 +15,16 @@ from service.batch.context.lease import LOST
 from service.batch.execution import write_buffer
 from service.batch.execution.attempt import Attempt, Ending
 from service.batch.execution.write_buffer import Entry, Journal
-from service.batch.ledger.runs import Claimed, Outcome
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
-from service.batch.nodes.ledger_poll import News
+from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
-from service.concurrency.thread_pool import Threads
+from service.concurrency.thread_pool import ThreadPool
+from service.database import troubles
 from service.database.engine import Database
 from service.errors import DatabaseError
 from service.logs import get_logger
@@ -56,7 +58,7 @@ class LocalEngine(Background):
         self._tasks = tasks
         self._max_running = max_running
         self._node = node
-        self._threads = Threads(max_threads)
+        self._threads = ThreadPool(max_threads)
         self._take_over = partial(fencing.take_over, database)
         self._journal = Journal(node)
         self._attempts: dict[str, Attempt] = {}
@@ -74,17 +76,20 @@ class LocalEngine(Background):
         """Look for claimable runs now."""
         self._wake.set()
 
-    def hear(self, news: News) -> None:
-        """Claim what may start, and stop what this node is asked to stop. By itself the engine asks nothing."""
-        if news.is_claimable:
-            self.wake()
-        asked = {(one.run, one.fence): one for one in news.requests}
-        for attempt in self.attempts if asked else []:
-            if (one := asked.get((attempt.claimed.id, attempt.claimed.fence))) is not None:
-                (attempt.pause if one.is_pause else attempt.cancel)(one.reason)
+    def on_changes(self, changes: LedgerChanges) -> None:
+        """Claim the runs that may start, and stop those that this node is asked to stop.
 
-    def doubt(self) -> None:
-        """A COMMIT may have gone through without a reply: look in the ledger for runs that this node holds."""
+        The engine does not ask the ledger for either by itself.
+        """
+        if changes.is_claimable:
+            self.wake()
+        requests = {(request.run, request.fence): request for request in changes.requests}
+        for attempt in self.attempts if requests else []:
+            if (request := requests.get((attempt.claimed.id, attempt.claimed.fence))) is not None:
+                (attempt.pause if request.is_pause else attempt.cancel)(request.reason)
+
+    def recheck_claims(self) -> None:
+        """Look into the ledger for runs that this node holds without knowing it: a COMMIT may have had no reply."""
         self.is_in_doubt = True
         self.wake()
 
@@ -129,7 +134,7 @@ class LocalEngine(Background):
         """Claim nothing more, from now on. Runs stop at their next checkpoint."""
         self._is_claiming, self._is_draining = False, True
         for attempt in self._attempts.values():
-            attempt.run.ask_to_stop("the service stops")
+            attempt.state.ask_to_stop("the service stops")
 
     async def drain(self, seconds: float) -> bool:
         """Let runs end for so long, then interrupt them; return when all is written (True), or can't be.
@@ -223,7 +228,7 @@ class LocalEngine(Background):
         try:
             await self._write(entry, in_doubt=in_doubt)
         except DBAPIError as error:
-            if not write_buffer.is_refused(error):
+            if not troubles.is_refused(error):
                 raise
             # Another node took the `exclusive` of what was to be claimed; or a row that can't be stored is among them.
             logger.warning(
@@ -233,7 +238,7 @@ class LocalEngine(Background):
             try:
                 await self._write(entry, claim=False)
             except DBAPIError as again:
-                if not write_buffer.is_refused(again):
+                if not troubles.is_refused(again):
                     raise
                 await self._write_one_by_one(entry)
             self.wake()
@@ -243,7 +248,7 @@ class LocalEngine(Background):
             try:
                 await self._write(part, claim=False)
             except DBAPIError as error:
-                if not write_buffer.is_refused(error):
+                if not troubles.is_refused(error):
                     raise
                 logger.error(f"{part} can't be stored as it is: {str(error).splitlines()[0]}")
                 await self._write(part.bare(), claim=False)

@@ -11,11 +11,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.execution.local_engine import LocalEngine
-from service.batch.ledger import database_time, runs
+from service.batch.ledger import database_time, runs, transitions
 from service.batch.ledger.runs import Claimed, NewRun
-from service.batch.ledger.states import FINAL, Origin, Rank, RunState
+from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import new_id
-from service.batch.queue import claiming, concurrency
+from service.batch.queue import concurrency
 from service.batch.tasks.parameters import SLOT
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
@@ -78,26 +78,19 @@ class ManualRun:
                 await asyncio.sleep(AGAIN_SECONDS)
 
     def _new(self, params: dict[str, Any] | None, slot: datetime | None, by: str | None, now: datetime) -> NewRun:
-        return NewRun(
-            id=self.id,
-            task=self._task.name,
-            slot=slot,
-            origin=Origin.MANUAL,
-            state=RunState.RUNNING,
-            rank=Rank.MANUAL,
-            catch_up=False,
-            due_at=now,
-            created_at=now,
-            exclusive=self._task.exclusive,
+        task = self._task
+        new = NewRun.running(
+            self._node,
+            task.name,
+            slot,
+            now,
+            exclusive=task.exclusive,
+            priority=task.policies.priority,
             params=params,
-            priority=self._task.policies.priority,
-            attempt=1,
-            node=self._node,
-            fence=1,
             requested_by=by,
-            started_at=now,
-            attempt_started_at=now,
         )
+        new.id = self.id
+        return new
 
     async def _start_again(self, row: dict[str, Any]) -> None:
         """A retry, once it is due. A service that runs beside this process may take it; then there is nothing to do."""
@@ -117,7 +110,7 @@ class ManualRun:
         try:
             async with connection.begin_nested():
                 taken = {self.id: await self._lane(connection)}
-                return await claiming.claim(connection, [self.id], self._node, now, taken)
+                return await transitions.claim(connection, [self.id], self._node, now, taken)
         except IntegrityError:
             return []
 

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, failures
 from service.batch.context.progress import Progress
 from service.batch.execution.attempt import Attempt, Ending
-from service.batch.ledger import database_time, run_logs, runs
+from service.batch.ledger import database_time, run_logs, runs, transitions
+from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.runs import Outcome
 from service.batch.ledger.states import Rank, RunState
 from service.concurrency.offload import offload
 from service.logs import get_logger
@@ -67,7 +66,7 @@ class Entry:
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
         """Returns the outcomes that bounced, because another node holds their run."""
-        bounced = await runs.finish(connection, await self._due_by_the_ledger(connection))
+        bounced = await transitions.finish(connection, await self._due_by_the_ledger(connection))
         await run_logs.write(connection, self.packed)
         await runs.mirror_progress(connection, self.progress)
         return bounced
@@ -96,7 +95,7 @@ class Journal:
         return len(self._outcomes)
 
     def ended(self, attempt: Attempt, ending: Ending) -> None:
-        self._keep(_blocks(attempt, attempt.run.take_lines if self._has_room else attempt.run.drop_lines))
+        self._keep(_blocks(attempt, attempt.state.log.take_lines if self._has_room else attempt.state.log.drop_lines))
         self._outcomes.append(_outcome(attempt, ending, self._node))
 
     def take(self, attempts: Iterable[Attempt]) -> Entry:
@@ -104,7 +103,7 @@ class Journal:
         running = list(attempts)
         for attempt in running:
             if self._has_room:
-                self._keep(_blocks(attempt, attempt.run.take_lines))
+                self._keep(_blocks(attempt, attempt.state.log.take_lines))
         outcomes, self._outcomes = self._outcomes[:GROUP_LIMIT], self._outcomes[GROUP_LIMIT:]
         blocks, self._blocks, self._bytes = self._blocks, [], 0
         return Entry(outcomes, blocks, self._take_progress(running))
@@ -131,7 +130,7 @@ class Journal:
 
 def progress_of(attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
     """What `runs.mirror_progress` has to be told of these attempts since it was told last."""
-    made = [(attempt, attempt.run.meter.take()) for attempt in attempts]
+    made = [(attempt, attempt.state.meter.take()) for attempt in attempts]
     return [
         {"id": attempt.claimed.id, "fence": attempt.claimed.fence, "rate": new.rate, **_progress(attempt, new)}
         for attempt, new in made
@@ -167,7 +166,7 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         error=failures.facts_of(ending.error) if ending.error else None,
         due_at=None if is_over else ended_at + timedelta(seconds=ending.wait or 0),
         rank=Rank.INTERRUPTED if interrupted else None,
-        **_progress(attempt, attempt.run.meter.latest()),
+        **_progress(attempt, attempt.state.meter.latest()),
     )
 
 
@@ -197,9 +196,3 @@ def tell(outcomes: list[Outcome]) -> None:
         if outcome.state == RunState.SUCCEEDED:
             seconds = (outcome.ended_at - outcome.started_at).total_seconds()
             logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id)
-
-
-def is_refused(error: DBAPIError) -> bool:
-    """What was sent can't be stored, now or later. asyncpg's data errors come without a class of their own."""
-    sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-    return isinstance(error, IntegrityError | DataError) or sqlstate[:2] in {"22", "23", "54"}

@@ -1,4 +1,4 @@
-"""APScheduler: it says that a slot is due, and carries nothing. The only module that imports it."""
+"""APScheduler: it says when a slot is due, and runs no task. The only module that imports it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from apscheduler.events import EVENT_JOB_EXECUTED, JobExecutionEvent
@@ -20,13 +19,7 @@ from apscheduler.triggers.base import BaseTrigger
 
 from service import clock
 from service.batch.cron.cron import Schedule
-from service.batch.execution.attempt import Attempt, Ending
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.states import Origin
-from service.batch.ledger.tables import new_id
-from service.batch.tasks.registry import Task, TaskRegistry
-from service.concurrency.thread_pool import Threads
-from service.errors import BatchError
+from service.batch.tasks.registry import Task
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
@@ -51,16 +44,11 @@ class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no typ
 
 
 class LoopExecutor(BaseExecutor):  # type: ignore[misc] # the same
-    """Calls a job's function right on the event loop; what it returns may be awaitable, and is awaited in a task."""
+    """For jobs that an application adds: calls the function on the event loop, and awaits what it returns in a task."""
 
-    def __init__(self, max_threads: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.threads = Threads(max_threads)
         self.running: set[asyncio.Task[None]] = set()
-        self.stopped = asyncio.Event()
-
-    def shutdown(self, wait: bool = True) -> None:
-        self.stopped.set()
 
     def _do_submit_job(self, job: Any, run_times: list[datetime]) -> None:
         events = [JobExecutionEvent(EVENT_JOB_EXECUTED, job.id, job._jobstore_alias, at) for at in run_times]
@@ -87,72 +75,52 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # the same
         else:
             self._run_job_success(job_id, events)
 
-    async def until_over(self) -> None:
-        while self.running:
-            await asyncio.wait(self.running)
-        self.threads.close()
-
 
 class NotifyExecutor(LoopExecutor):
     """For jobs that only say that a slot is due: without the books that APScheduler keeps on what runs."""
-
-    def __init__(self) -> None:
-        super().__init__(max_threads=1)
 
     def submit_job(self, job: Any, run_times: list[datetime]) -> None:
         job.func(*job.args, **job.kwargs)
 
 
-def create_scheduler(fire: Callable[[str], None] | None = None, max_threads: int = 32) -> AsyncIOScheduler:
-    """A scheduler with a job for each registered task: id = name, name = description.
-
-    `fire(name)` is called when a slot is due, and must return at once. Without it the scheduler stands alone: it runs
-    the tasks itself, with no ledger, so a slot that comes due while the process is down or blocked is not caught up.
-    """
-    scheduler = AsyncIOScheduler(
+def new_scheduler() -> AsyncIOScheduler:
+    """A scheduler without jobs, in UTC. It belongs to the event loop on which it is started."""
+    return AsyncIOScheduler(
         timezone=UTC,
-        executors={"default": LoopExecutor(max_threads), "notify": NotifyExecutor()},
+        executors={"default": LoopExecutor(), "notify": NotifyExecutor()},
         job_defaults={"coalesce": False, "max_instances": 1, "misfire_grace_time": None},
     )
-    for task in TaskRegistry.tasks().values():
-        add_job(scheduler, task, functools.partial(fire, task.name) if fire else None)
-    return scheduler
 
 
-def add_job(scheduler: AsyncIOScheduler, task: Task, fire: Callable[[], None] | None) -> None:
-    """A job that calls `fire` at each slot of the task; None: that runs the task itself."""
-    executor = scheduler._executors["default"]
-    many = fire is None and task.policies.overlap == "allow"
-    scheduler.add_job(
-        fire or functools.partial(_run_alone, task, executor),
-        executor="notify" if fire else "default",
-        trigger=SlotTrigger(task.schedule),
-        id=task.name,
-        name=task.description or task.name,
-        max_instances=sys.maxsize if many else 1,
-        replace_existing=True,
-    )
+def add_job(scheduler: AsyncIOScheduler, task: Task, notify: Callable[[str], None]) -> None:
+    """Add a job that calls `notify(task.name)`, which must return at once, at each slot of the task.
+
+    Its id is the task's name, and its name the task's description. A task that has a job already keeps it.
+    """
+    if scheduler.get_job(task.name) is None:
+        scheduler.add_job(
+            functools.partial(notify, task.name),
+            executor="notify",
+            trigger=SlotTrigger(task.schedule),
+            id=task.name,
+            name=task.description or task.name,
+        )
 
 
-def start_scheduler(scheduler: AsyncIOScheduler) -> None:
-    """Start it on the running event loop. Raises BatchError where there is none."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise BatchError("start_scheduler() needs a running event loop: call it in an `async def`") from None
-    scheduler.start()
-    _watch(scheduler)
-    logger.info("Scheduler started")
+def start(scheduler: AsyncIOScheduler) -> None:
+    """Start it on the running event loop, unless it runs."""
+    if not scheduler.running:
+        scheduler.start()
+        _watch(scheduler)
+        logger.info("Scheduler started")
 
 
-def stop_scheduler(scheduler: AsyncIOScheduler) -> asyncio.Future[None]:
-    """Stop firing now. Await what it returns to wait for the tasks that a scheduler without a ledger is running."""
-    executor: LoopExecutor = scheduler._executors["default"]
+def stop(scheduler: AsyncIOScheduler) -> None:
+    """Fire nothing more from now on."""
     if scheduler.running:
         BaseScheduler.shutdown(scheduler, wait=False)  # AsyncIOScheduler's own comes an iteration later
         scheduler._stop_timer()
         logger.info("Scheduler stopped")
-    return asyncio.ensure_future(executor.until_over())
 
 
 def set_schedule(scheduler: AsyncIOScheduler, name: str, schedule: Schedule | None, is_paused: bool = False) -> None:
@@ -205,34 +173,3 @@ def _wait_anew(scheduler: AsyncIOScheduler, now: datetime) -> None:
     for job in scheduler.get_jobs():
         if isinstance(job.trigger, SlotTrigger):
             job.modify(next_run_time=job.trigger.get_next_fire_time(None, now))
-
-
-async def _run_alone(task: Task, executor: LoopExecutor) -> None:
-    """One slot of a task, its retries included. What the ledger would keep stands in the log only."""
-    now = clock.now()
-    slot = task.schedule.previous(now + timedelta(microseconds=1)) if task.schedule else None
-    claimed = Claimed(new_id(), task.name, slot or now, Origin.SCHEDULE, None, 1, 0, now, now)
-    while True:
-        ending = await _attempt(claimed, task, executor.threads)
-        if ending.wait is None or await _is_set_within(executor.stopped, ending.wait):
-            return
-        claimed = replace(claimed, attempt=claimed.attempt + 1)
-
-
-async def _attempt(claimed: Claimed, task: Task, threads: Threads) -> Ending:
-    ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-    attempt = Attempt(claimed, task, threads, lambda _, ending: ended.set_result(ending))
-    attempt.start()
-    try:
-        return await asyncio.shield(ended)
-    except asyncio.CancelledError:
-        attempt.interrupt("the process stops")
-        raise
-
-
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,8 +17,7 @@ from service.batch.cron.cron import Schedule
 from service.batch.firing.misfires import INSTANT, ON_TIME
 from service.batch.ledger import database_time, runs, schedules
 from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import FINAL, Origin, Rank, RunState
-from service.batch.ledger.tables import new_id
+from service.batch.ledger.states import FINAL, Rank
 from service.batch.ledger.tables import runs as runs_table
 from service.batch.queue.retry import again
 from service.batch.tasks.registry import Task
@@ -144,17 +143,6 @@ class Backfill:
         return Entry(slot, Fate.AGAIN if self.redo and state in FINAL else Fate.LEFT, run, state)
 
     def _new(self, slot: datetime, now: datetime) -> NewRun:
-        return NewRun(
-            id=new_id(),
-            task=self.task.name,
-            slot=slot,
-            origin=Origin.BACKFILL,
-            state=RunState.QUEUED,
-            rank=Rank.CATCH_UP,
-            catch_up=True,
-            due_at=now,
-            created_at=now,
-            exclusive=self.task.exclusive,
-            priority=self.task.policies.priority,
-            requested_by=self.by,
-        )
+        task = self.task
+        asked: dict[str, Any] = {"priority": task.policies.priority, "requested_by": self.by}
+        return NewRun.queued(task.name, slot, now, is_backfill=True, exclusive=task.exclusive, **asked)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.engine import Engine
 from service.batch.firing import firing
 from service.batch.firing.firing import Fired, Plans
 from service.batch.queue.capacity import Capacity
@@ -28,7 +28,7 @@ LET_THROUGH_SECONDS = 1.0
 class Dispatcher(Background):
     """APScheduler's jobs call `notify`; the cursor in the ledger says which slots are meant."""
 
-    def __init__(self, database: Database, tasks: Mapping[str, Task], node: str, engine: LocalEngine) -> None:
+    def __init__(self, database: Database, tasks: Mapping[str, Task], node: str, engine: Engine) -> None:
         self._database = database
         self._tasks = tasks
         self._node = node
@@ -80,7 +80,7 @@ class Dispatcher(Background):
                 exc_info=None if known else error,
             )
             self.trouble = cause
-            self._engine.doubt()
+            self._engine.recheck_claims()
             for name in names:
                 self._later(self._pause, name)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)

@@ -17,8 +17,7 @@ from service.batch.firing.overlap import Overlap
 from service.batch.ledger import database_time, missed_ranges, runs, schedules
 from service.batch.ledger.runs import Active, Claimed, NewRun
 from service.batch.ledger.schedules import OpenSchedule
-from service.batch.ledger.states import Origin, Rank, RunState
-from service.batch.ledger.tables import new_id
+from service.batch.ledger.states import RunState
 from service.batch.queue.cancel import request_cancel
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.policies import Missed
@@ -169,12 +168,12 @@ def _plan(key: Key, now: datetime, budget: int) -> Plan:
 
 
 def _runs_of(task: Task, made: Plan, overlap: Overlap, node: str, capacity: Capacity, now: datetime) -> list[NewRun]:
-    catch_up = [_new(task, slot, Rank.CATCH_UP, now) for slot in made.catch_up]
-    on_time = [_new(task, slot, Rank.ON_TIME, now) for slot in made.on_time]
+    catch_up = [_new(task, slot, now, catch_up=True) for slot in made.catch_up]
+    on_time = [_new(task, slot, now) for slot in made.on_time]
     first = [run for run in on_time if overlap.admit(run, now)]
     for run in first:
         if run.state == RunState.QUEUED and overlap.take_lane(run) and capacity.take(task.on_loop):
-            _start(run, node, now)
+            run.start(node, now)
             overlap.started(run)
     return catch_up + on_time
 
@@ -184,23 +183,7 @@ async def _cancel(connection: AsyncConnection, replaced: list[tuple[Active, str]
         await request_cancel(connection, run.id, reason, by="its overlap policy")
 
 
-def _new(task: Task, slot: datetime, rank: int, now: datetime) -> NewRun:
-    return NewRun(
-        id=new_id(),
-        task=task.name,
-        slot=slot,
-        origin=Origin.SCHEDULE,
-        state=RunState.QUEUED,
-        rank=rank,
-        catch_up=rank == Rank.CATCH_UP,
-        due_at=now,
-        created_at=now,
-        exclusive=task.exclusive,
-        priority=task.policies.priority,
+def _new(task: Task, slot: datetime, now: datetime, catch_up: bool = False) -> NewRun:
+    return NewRun.scheduled(
+        task.name, slot, now, catch_up=catch_up, exclusive=task.exclusive, priority=task.policies.priority
     )
-
-
-def _start(run: NewRun, node: str, now: datetime) -> None:
-    """Make it one that this node starts at once."""
-    run.state, run.node, run.fence, run.attempt = RunState.RUNNING, node, 1, 1
-    run.started_at = run.attempt_started_at = now

@@ -35,7 +35,7 @@ class Overlap:
             self._replace_by(run, now)
         reason = self._in_the_way()
         if reason is not None:
-            run.state, run.reason, run.finished_at = RunState.SKIPPED, reason, now
+            run.skip(reason, now)
             return False
         self._ahead.append(run)
         return len(self._ahead) <= self._task.lanes
@@ -67,7 +67,7 @@ class Overlap:
             old = min(self._ahead, key=_slot)
             self._ahead.remove(old)
             if isinstance(old, NewRun):  # fired late, together with it
-                old.state, old.reason, old.finished_at = RunState.CANCELLED, reason, now
+                old.cancel(reason, now)
             else:
                 self.replaced.append((old, reason))
 

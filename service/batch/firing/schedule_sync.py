@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -17,7 +16,7 @@ from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import task_sync
 from service.batch.ledger import database_time, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule
-from service.batch.nodes.ledger_poll import News, State
+from service.batch.nodes.ledger_poll import LedgerChanges, State
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
@@ -61,7 +60,7 @@ class Schedules(Background):
         self._own: dict[str, Schedule | None] = {name: task.schedule for name, task in tasks.items()}
         self._told: dict[str, str] = {}
         self._started_at = clock.boottime()
-        self._news: News | None = None
+        self._changes: LedgerChanges | None = None
         self._state: State | None = None
         self._next: dict[str, datetime] = {}
         self._next_at = NEVER
@@ -85,18 +84,18 @@ class Schedules(Background):
                 await self._read_own()
                 if self._is_outdated():
                     await self._read_ledger()
-                elif self._news is not None and self._news.now >= self._next_at:
-                    await self._follow_due(self._news.now)
+                elif self._changes is not None and self._changes.now >= self._next_at:
+                    await self._follow_due(self._changes.now)
             except (DBAPIError, DatabaseError, OSError) as error:
                 self._tell("ledger", f"schedules can't be read from the ledger: {self._database.why(error)}")
             except Exception:  # the background loop's boundary: what is due must go on firing
                 logger.exception("refreshing the schedules failed")
 
-    def hear(self, news: News) -> None:
-        """They say whether the ledger has to be read again. That is not done here, but with the next refresh."""
-        if self._news is not None and news.now < self._news.now - AHEAD:  # its clock was set back
+    def on_changes(self, changes: LedgerChanges) -> None:
+        """Keep them: the next refresh decides by them whether it reads the ledger again."""
+        if self._changes is not None and changes.now < self._changes.now - AHEAD:  # its clock was set back
             self._is_unsettled = True
-        self._news = news
+        self._changes = changes
 
     async def refresh(self) -> None:
         """Read everything again, and change what differs."""
@@ -117,13 +116,13 @@ class Schedules(Background):
 
     def _is_outdated(self) -> bool:
         """Whether the ledger says something else than when it was last read."""
-        news = self._news
-        if self._is_unsettled or news is None:
+        changes = self._changes
+        if self._is_unsettled or changes is None:
             return self._is_unsettled
-        return news.state != self._state
+        return changes.state != self._state
 
     async def _read_ledger(self) -> None:
-        state = self._news.state if self._news is not None else None
+        state = self._changes.state if self._changes is not None else None
         gone, removed = await self.follow()
         if removed:
             await self._restore(removed)
@@ -152,8 +151,8 @@ class Schedules(Background):
         self._tasks |= new
         self._arrived = {}
         self._is_unsettled = True
-        for name, task in new.items():
-            scheduler.add_job(self._jobs, task, functools.partial(self._notify, name))
+        for task in new.values():
+            scheduler.add_job(self._jobs, task, self._notify)
 
     async def follow(self) -> tuple[list[str], set[str]]:
         """Make APScheduler's jobs those of the ledger's open schedules.

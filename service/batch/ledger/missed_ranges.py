@@ -1,4 +1,4 @@
-"""Queries that write missed ranges: slots that did not run, with the reason."""
+"""Queries on missed ranges: slots that did not run, with the reason."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text, update
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows, queues
@@ -69,3 +69,9 @@ async def _newest_missed(connection: AsyncConnection, names: list[str]) -> dict[
     ).columns(*columns)
     parameter = {"rows": json_rows.encode([{"task": name} for name in names], kind)}
     return {row.task: row for row in await connection.execute(statement, parameter)}
+
+
+async def of_task(connection: AsyncConnection, task: str, limit: int) -> list[dict[str, Any]]:
+    """The last missed ranges of a task, newest first; at most `limit`."""
+    newest = select(missed).where(missed.c.task == task).order_by(missed.c.last_slot.desc()).limit(limit)
+    return [dict(row) for row in (await connection.execute(newest)).mappings()]

@@ -14,8 +14,8 @@ from service.batch.ledger.tables import nodes
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A node as it was seen in the ledger. A stopped one still holds runs, or it would not be looked at."""
+class NodeStatus:
+    """A node as its row in the ledger describes it. `beats`: the counter that rises with each heartbeat."""
 
     id: str
     beats: int
@@ -36,6 +36,11 @@ async def beat(connection: AsyncConnection, node: str, loop_lag: float) -> bool:
     values = {"beats": nodes.c.beats + 1, "seen_at": database_time.moment(connection), "loop_lag": loop_lag}
     alive = update(nodes).where(nodes.c.id == node, nodes.c.stopped_at.is_(None))
     return (await connection.execute(alive.values(values))).rowcount == 1
+
+
+async def get(connection: AsyncConnection, node: str) -> dict[str, Any] | None:
+    row = (await connection.execute(select(nodes).where(nodes.c.id == node))).mappings().first()
+    return dict(row) if row is not None else None
 
 
 async def live_tasks(connection: AsyncConnection) -> set[str]:

@@ -1,4 +1,4 @@
-"""Every query on runs and their attempts. Each change of state is one statement that says from which state."""
+"""Runs: new ones, and queries on those that are there. What changes the state of a run is in transitions.py."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 from sqlalchemy import Select, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import json_rows, queues, tables
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import IN_THE_WAY_SQL, runs
+from service.batch.ledger import json_rows, queues
+from service.batch.ledger.states import Origin, Rank, RunState
+from service.batch.ledger.tables import IN_THE_WAY_SQL, new_id, runs
 
 
 @dataclass
 class NewRun:
-    """A row to be inserted. With state `running` the node starts it at once."""
+    """A row to be inserted. It is made by `scheduled`, `queued` or `running`; what it is then may change until it is
+    inserted: a node starts it at once, or a policy skips or cancels it. Instants are of the database's time.
+    """
 
     id: str
     task: str
@@ -42,6 +44,81 @@ class NewRun:
     started_at: datetime | None = None
     attempt_started_at: datetime | None = None
     finished_at: datetime | None = None
+
+    @classmethod
+    def scheduled(
+        cls, task: str, slot: datetime, now: datetime, *, catch_up: bool, exclusive: str | None, priority: int
+    ) -> NewRun:
+        """The run of a slot that is due. `catch_up`: the slot was missed first."""
+        return cls(
+            id=new_id(),
+            task=task,
+            slot=slot,
+            origin=Origin.SCHEDULE,
+            state=RunState.QUEUED,
+            rank=Rank.CATCH_UP if catch_up else Rank.ON_TIME,
+            catch_up=catch_up,
+            due_at=now,
+            created_at=now,
+            exclusive=exclusive,
+            priority=priority,
+        )
+
+    @classmethod
+    def queued(
+        cls,
+        task: str,
+        slot: datetime | None,
+        now: datetime,
+        *,
+        is_backfill: bool = False,
+        exclusive: str | None,
+        priority: int,
+        params: dict[str, Any] | None = None,
+        requested_by: str | None = None,
+        key: str | None = None,
+        parent: str | None = None,
+    ) -> NewRun:
+        """A run that somebody asked for, and that any node with the task takes. `key`: of which the task has one run.
+
+        `is_backfill`: it fills a slot of the past, behind all other runs. `parent`: the run whose code asked for it.
+        """
+        return cls(
+            id=new_id(),
+            task=task,
+            slot=slot,
+            origin=Origin.BACKFILL if is_backfill else Origin.MANUAL,
+            state=RunState.QUEUED,
+            rank=Rank.CATCH_UP if is_backfill else Rank.MANUAL,
+            catch_up=is_backfill,
+            due_at=now,
+            created_at=now,
+            exclusive=exclusive,
+            priority=priority,
+            params=params,
+            requested_by=requested_by,
+            key=key,
+            parent=parent,
+        )
+
+    @classmethod
+    def running(cls, node: str, task: str, slot: datetime | None, now: datetime, **asked: Any) -> NewRun:
+        """A run that a node starts at once. `asked`: as for `queued`."""
+        new = cls.queued(task, slot, now, **asked)
+        new.start(node, now)
+        return new
+
+    def start(self, node: str, now: datetime) -> None:
+        """Let this node start it at once, instead of any node later."""
+        self.state, self.node, self.fence, self.attempt = RunState.RUNNING, node, 1, 1
+        self.started_at = self.attempt_started_at = now
+
+    def skip(self, reason: str, now: datetime) -> None:
+        """It does not run, since others of its task are in its way."""
+        self.state, self.reason, self.finished_at = RunState.SKIPPED, reason, now
+
+    def cancel(self, reason: str, now: datetime) -> None:
+        self.state, self.reason, self.finished_at = RunState.CANCELLED, reason, now
 
 
 @dataclass(slots=True)
@@ -75,31 +152,6 @@ def claimed_from(new: NewRun) -> Claimed:
         new.created_at,
         new.attempt_started_at,
     )
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How one attempt ended, and the state that follows for its run."""
-
-    id: str
-    fence: int
-    state: RunState
-    outcome: str
-    number: int
-    node: str
-    task: str
-    started_at: datetime
-    ended_at: datetime
-    reason: str | None = None
-    result: Any = None
-    error: dict[str, Any] | None = None
-    due_at: datetime | None = None
-    rank: int | None = None
-    count: int | None = None
-    total: int | None = None
-    count_before: int | None = None
-    message: str | None = None
-    progress_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +205,6 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
 
 
 PROGRESS_COLUMNS = ("count", "total", "count_before", "message", "progress_at")
-FINISH_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", "finished_at", *PROGRESS_COLUMNS)
 PROGRESS = (
     "total = CASE WHEN v.count IS NULL THEN batch_runs.total ELSE v.total END, "
     "count = coalesce(v.count, batch_runs.count), "
@@ -162,60 +213,12 @@ PROGRESS = (
     "progress_at = coalesce(v.progress_at, batch_runs.progress_at)"
 )
 """What was never said leaves the row as it is; `count_before` is there as soon as something was."""
-ATTEMPT_COLUMNS = ("run", "fence", "number", "node", "started_at", "ended_at", "outcome", "error")
 
 
-async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Write how attempts ended. Returns those that bounced: another node holds their run now.
-
-    A run that somebody asked to cancel does not go on: what would be retried or resumed is cancelled.
-    """
-    if not outcomes:
-        return []
-    kind = connection.dialect.name
-    is_dropped = "batch_runs.cancel_reason IS NOT NULL AND v.state IN ('retrying', 'interrupted')"
-    statement = text(
-        f"UPDATE batch_runs SET state = CASE WHEN {is_dropped} THEN 'cancelled' ELSE v.state END, "
-        f"reason = CASE WHEN {is_dropped} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
-        f"finished_at = CASE WHEN {is_dropped} THEN v.ended_at ELSE v.finished_at END, "
-        "due_at = coalesce(v.due_at, batch_runs.due_at), rank = coalesce(v.rank, batch_runs.rank), "
-        f"{PROGRESS}, rate = NULL "
-        f"FROM {json_rows.source([*(runs.c[n] for n in FINISH_COLUMNS), tables.attempts.c.ended_at], kind)} "
-        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {_running(kind)} RETURNING batch_runs.id"
-    )
-    by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # as who cancels several, so that two seldom deadlock
-    encoded = json_rows.encode(map(_finish_row, by_id), kind)
-    written = set((await connection.execute(statement.columns(runs.c.id), {"rows": encoded})).scalars())
-    ended = [_attempt_row(outcome) for outcome in outcomes if outcome.id in written]
-    await json_rows.insert(connection, tables.attempts, ended, "(run, fence)")
-    if len(written) == len(outcomes):
-        return []
-    return await _bounced(connection, [outcome for outcome in outcomes if outcome.id not in written])
-
-
-def _running(kind: str) -> str:
+def is_running(kind: str) -> str:
+    """The condition that a run, which is found by its id, is running."""
     # The + keeps SQLite from driving the join by the index on state, which is quadratic.
     return "+batch_runs.state = 'running'" if kind == "sqlite" else "batch_runs.state = 'running'"
-
-
-def _finish_row(outcome: Outcome) -> dict[str, Any]:
-    row = {name: getattr(outcome, name, None) for name in FINISH_COLUMNS}
-    row["ended_at"] = outcome.ended_at
-    row["finished_at"] = None if outcome.due_at is not None else outcome.ended_at
-    return row
-
-
-def _attempt_row(outcome: Outcome) -> dict[str, Any]:
-    return {**{name: getattr(outcome, name, None) for name in ATTEMPT_COLUMNS}, "run": outcome.id}
-
-
-async def _bounced(connection: AsyncConnection, outcomes: list[Outcome]) -> list[Outcome]:
-    """Without those that are in the ledger already: the reply to their COMMIT was lost, not their lease."""
-    known = select(*(tables.attempts.c[name] for name in ("run", "fence", "outcome"))).where(
-        tables.attempts.c.run.in_([outcome.id for outcome in outcomes])
-    )
-    there = {tuple(row) for row in await connection.execute(known)}
-    return [outcome for outcome in outcomes if (outcome.id, outcome.fence, outcome.outcome) not in there]
 
 
 async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, Any]]) -> None:
@@ -226,7 +229,7 @@ async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, 
     columns = [runs.c[name] for name in ("id", "fence", "rate", *PROGRESS_COLUMNS)]
     statement = text(
         f"UPDATE batch_runs SET {PROGRESS}, rate = v.rate FROM {json_rows.source(columns, kind)} "
-        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {_running(kind)}"
+        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)}"
     )
     await connection.execute(statement, {"rows": json_rows.encode(progress, kind)})
 
@@ -262,3 +265,22 @@ def listing(
 async def get(connection: AsyncConnection, run_id: str) -> dict[str, Any] | None:
     row = (await connection.execute(select(runs).where(runs.c.id == run_id))).mappings().first()
     return dict(row) if row is not None else None
+
+
+async def begin_with(connection: AsyncConnection, prefix: str, limit: int) -> list[dict[str, Any]]:
+    """Runs whose id begins with these hex digits (at most 32, without dashes), newest first; at most `limit`."""
+    low, high = (_as_id(prefix.ljust(32, filler)) for filler in "0f")
+    columns = (runs.c.id, runs.c.task, runs.c.state, runs.c.created_at)
+    statement = select(*columns).where(runs.c.id.between(low, high)).order_by(runs.c.id.desc()).limit(limit)
+    return [dict(row) for row in (await connection.execute(statement)).mappings()]
+
+
+def _as_id(digits: str) -> str:
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+async def latest(connection: AsyncConnection, task: str) -> str | None:
+    """The id of the newest run of a task."""
+    newest = select(runs.c.id).where(runs.c.task == task).order_by(runs.c.created_at.desc(), runs.c.id.desc())
+    run: str | None = (await connection.execute(newest.limit(1))).scalar()
+    return run

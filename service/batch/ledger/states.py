@@ -1,4 +1,4 @@
-"""The states of a run, and which may follow which. Data only: every change of state elsewhere obeys this table."""
+"""The states of a run, and which may follow which. The statements in transitions.py are made from this table."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ class RunState(StrEnum):
     SKIPPED = "skipped"
 
 
-CLAIMABLE = (RunState.QUEUED, RunState.RETRYING, RunState.INTERRUPTED)
-ACTIVE = (RunState.QUEUED, RunState.RUNNING, RunState.RETRYING, RunState.INTERRUPTED)
-FINAL = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED)
-
 # Only a person leads out of a final state: `batch retry`, and `batch backfill --again`.
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
@@ -33,6 +29,16 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.CANCELLED: frozenset({RunState.QUEUED}),
     RunState.SKIPPED: frozenset({RunState.QUEUED}),
 }
+
+
+def before(state: RunState) -> tuple[RunState, ...]:
+    """The states from which a run may change to `state`."""
+    return tuple(earlier for earlier, following in TRANSITIONS.items() if state in following)
+
+
+CLAIMABLE = before(RunState.RUNNING)
+FINAL = before(RunState.QUEUED)
+ACTIVE = tuple(state for state in RunState if state not in FINAL)
 
 
 class Origin(StrEnum):

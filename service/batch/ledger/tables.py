@@ -1,4 +1,4 @@
-"""The ledger's tables, and the two that stand beside the authors' data in the application's database."""
+"""The ledger's tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -21,20 +20,14 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from service import clock
 from service.batch.ledger.states import ACTIVE, CLAIMABLE, RunState
-from service.database.types import UtcDateTime
-
-Id = String(36).with_variant(UUID(as_uuid=False), "postgresql")
-Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+from service.database.types import Id, Json, UtcDateTime
 
 ledger = MetaData()
-companions = MetaData()
 
 
 def where(condition: str) -> dict[str, Any]:
@@ -42,24 +35,27 @@ def where(condition: str) -> dict[str, Any]:
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
-def _is_one_of(states: Iterable[RunState], state: str = "state") -> str:
-    return f"{state} IN ({', '.join(repr(str(one)) for one in states)})"
-
-
 # A query is served by a partial index whose condition it repeats to the letter. With the bare column, SQLite would take
 # the index on all states instead, and read the runs of all tasks.
-_STATE = "(state || '')"
-WAITING_SQL = _is_one_of((RunState.QUEUED, RunState.INTERRUPTED), _STATE)
+UNINDEXED_STATE = "(state || '')"
+
+
+def is_one_of(states: Iterable[RunState], column: str = UNINDEXED_STATE) -> str:
+    """The condition that a run is in one of these states."""
+    return f"{column} IN ({', '.join(repr(str(state)) for state in states)})"
+
+
+WAITING_SQL = is_one_of(state for state in CLAIMABLE if state != RunState.RETRYING)
 """What may start now, whatever its `due_at` says: its maker's clock may have been ahead."""
-RETRYING_SQL = f"{_STATE} = 'retrying'"
+RETRYING_SQL = f"{UNINDEXED_STATE} = 'retrying'"
 """What may start once its `due_at` has come."""
-HELD_SQL = f"{_STATE} = 'running'"
+HELD_SQL = f"{UNINDEXED_STATE} = 'running'"
 """What some node holds; to find it by that."""
 RUNNING_SQL = "state = 'running'"
 """The same; to find it by its queue."""
-CLAIMABLE_SQL = _is_one_of(CLAIMABLE, _STATE)
-ACTIVE_SQL = _is_one_of(ACTIVE)
-IN_THE_WAY_SQL = f"{_is_one_of(ACTIVE, _STATE)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
+CLAIMABLE_SQL = is_one_of(CLAIMABLE)
+ACTIVE_SQL = is_one_of(ACTIVE, "state")
+IN_THE_WAY_SQL = f"{is_one_of(ACTIVE)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
 """What the next slot of a task may have to respect: all that runs, and what was on time. Not what waits behind them."""
 
 
@@ -141,7 +137,7 @@ runs = Table(
     Column("parent", Id),
     Column("created_at", UtcDateTime, nullable=False),
     *(Column(f"{what}_at", UtcDateTime) for what in ("started", "attempt_started", "finished")),
-    # Somebody wants it cancelled; its node sees that, see news.py.
+    # Somebody wants the run cancelled; its node reads that, see nodes/ledger_poll.py.
     Column("cancel_at", UtcDateTime),
     Column("cancel_by", Text),
     Column("cancel_reason", Text),
@@ -244,41 +240,4 @@ backups = Table(
     *(Column(f"{done}_at", UtcDateTime) for done in ("verified", "failed", "restored", "pinned")),
     *(Column(n, Text) for n in ("kind", "database", "revision", "verified_how", "failed_check", "pinned_by")),
     *(Column("manifest", String(64)), Column("created_at", UtcDateTime, nullable=False)),
-)
-
-checkpoints = Table(
-    "batch_checkpoints",
-    companions,
-    Column("run", Id, nullable=False),
-    Column("name", String(100), nullable=False),
-    Column("fence", BigInteger, nullable=False),
-    Column("cursor", Json),
-    Column("count", BigInteger),
-    Column("finished", Boolean, nullable=False, server_default=text("false")),
-    Column("result", Json),
-    Column("at", UtcDateTime),
-    PrimaryKeyConstraint("run", "name"),
-)
-
-quarantine = Table(
-    "batch_quarantine",
-    companions,
-    Column("id", Id, primary_key=True),
-    Column("run", Id, nullable=False),
-    Column("task", String(100), nullable=False),
-    Column("item", String(1000), nullable=False),
-    Column("error", Json, nullable=False),
-    Column("times", Integer, nullable=False),
-    Column("at", UtcDateTime, nullable=False),
-    Column("redriven_by", Id),
-    UniqueConstraint("run", "item"),
-)
-
-once = Table(
-    "batch_once",
-    companions,
-    Column("key", String(200), primary_key=True),
-    Column("run", Id, nullable=False),
-    Column("at", UtcDateTime, nullable=False),
-    Index("ix_batch_once_run", "run"),
 )

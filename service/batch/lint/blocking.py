@@ -1,4 +1,4 @@
-"""Calls in the source of a coroutine that block the event loop. Pure: it reads the source, and runs nothing."""
+"""Finds calls in the source of a coroutine that block the event loop. Pure: it reads the source and runs nothing."""
 
 from __future__ import annotations
 
@@ -15,27 +15,31 @@ BLOCKING = {
     *(f"httpx.{name}" for name in ("get", "post", "put", "patch", "delete", "head", "options", "request", "stream")),
 }
 PACKAGES = ("requests.",)
-"""All of their calls block."""
+"""Prefixes of modules in which every call blocks."""
 
 
 def blocking_calls(run: Callable[..., Any]) -> list[tuple[int, str]]:
-    """The line in its file, and the name as it is written, of each such call in the body of `run` itself."""
+    """The line in the file and the name as written of each blocking call in `run`, without its nested functions."""
     function = inspect.unwrap(run)
     try:
         lines, first = inspect.getsourcelines(function)
         tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, TypeError, SyntaxError):  # made at run time, or within other code on its line
+    except (
+        OSError,
+        TypeError,
+        SyntaxError,
+    ):  # no source: the function was made at run time, or is within other code on its line
         return []
-    known = getattr(function, "__globals__", {})
+    names = getattr(function, "__globals__", {})
     return [
         (first + call.lineno - 1, ast.unparse(call.func))
         for call in _calls(tree.body[0])
-        if _blocks(_full_name(call.func, known))
+        if _blocks(_full_name(call.func, names))
     ]
 
 
 def _calls(node: ast.AST) -> Iterator[ast.Call]:
-    """Not those in functions within: they may be meant for a thread."""
+    """The calls in a node, without those in nested functions, which may be meant for a thread."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.Lambda):
             continue
@@ -44,14 +48,14 @@ def _calls(node: ast.AST) -> Iterator[ast.Call]:
         yield from _calls(child)
 
 
-def _full_name(function: ast.expr, known: dict[str, Any]) -> str:
-    """`sleep` as time.sleep, where the module imported it so."""
+def _full_name(function: ast.expr, names: dict[str, Any]) -> str:
+    """The name with its module: `sleep` is `time.sleep` if the author's module imported it from there."""
     root, _, rest = ast.unparse(function).partition(".")
-    found = known.get(root)
-    if isinstance(found, ModuleType):
-        return f"{found.__name__}.{rest}"
-    if inspect.isroutine(found):
-        return f"{found.__module__}.{found.__qualname__}"
+    value = names.get(root)
+    if isinstance(value, ModuleType):
+        return f"{value.__name__}.{rest}"
+    if inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
     return f"{root}.{rest}"
 
 

@@ -1,4 +1,4 @@
-"""What the clock changes of its zone do to a schedule, in words. Pure."""
+"""The effects that clock changes of its zone have on a schedule, in words. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _SECOND = timedelta(seconds=1)
 _INSTANT = timedelta(microseconds=1)
 
 DAY = timedelta(days=1)
-"""No clock change is larger, or reaches further from its instant."""
+"""Upper bound on the size of a clock change, and on the distance from it of the slots that it affects."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A clock change that a schedule feels. `first` and `last` enclose the slots that are not as on other days."""
+    """A clock change that affects a schedule. Slots that differ from other days lie in [first, last]; aware, UTC."""
 
     at: datetime
     first: datetime
@@ -26,48 +26,49 @@ class Effect:
     words: str
 
     def touches(self, slot: datetime) -> bool:
+        """Whether the clock change affects this slot (aware)."""
         return self.first <= slot <= self.last
 
 
 def effects(of: Schedule, after: datetime, until: datetime) -> Iterator[Effect]:
-    """The clock changes in (after, until] that hit times of the schedule, in order. All instants are aware, in UTC."""
+    """Iterate over the clock changes in (after, until] that affect the schedule, in order. All instants are in UTC."""
     at = utc_offsets.change(of.zone, after, until)
     while at is not None:
-        if (found := _effect(of, at)) is not None:
-            yield found
+        if (effect := _effect(of, at)) is not None:
+            yield effect
         at = utc_offsets.change(of.zone, at, until)
 
 
 def _effect(of: Schedule, at: datetime) -> Effect | None:
     by = utc_offsets.offset(of.zone, at) - utc_offsets.offset(of.zone, at - _SECOND)
-    lands = _wall(of, at)
-    start, end = (lands - by, lands) if by > timedelta(0) else (lands, lands - by)
+    wall_after = _wall(of, at)
+    start, end = (wall_after - by, wall_after) if by > timedelta(0) else (wall_after, wall_after - by)
     times = _times(of, start, end)
     if not times or (of.follows_real_time and _keeps_its_rhythm(of, times, end, end - start)):
         return None
-    return _skipped(of, at, times, lands) if by > timedelta(0) else _repeated(of, at, times, end - start)
+    return _skipped(of, at, times, wall_after) if by > timedelta(0) else _repeated(of, at, times, end - start)
 
 
-def _skipped(of: Schedule, at: datetime, times: list[datetime], lands: datetime) -> Effect | None:
-    one = len(times) == 1
-    what = f"{_listed(times)} {'is' if one else 'are'} skipped by the clock change of {lands:%Y-%m-%d}"
+def _skipped(of: Schedule, at: datetime, times: list[datetime], wall_after: datetime) -> Effect | None:
+    is_single = len(times) == 1
+    change = f"{_listed(times)} {'is' if is_single else 'are'} skipped by the clock change of {wall_after:%Y-%m-%d}"
     if of.follows_real_time:
         slot = of.next(at - _INSTANT)
-        return Effect(at, slot, slot, f"{what}: {'does' if one else 'do'} not fire") if slot else None
-    together = "" if one else " once"
-    return Effect(at, at, at, f"{what}: {'fires' if one else 'fire'}{together} at {_shown(lands)}")
+        return Effect(at, slot, slot, f"{change}: {'does' if is_single else 'do'} not fire") if slot else None
+    once = "" if is_single else " once"
+    return Effect(at, at, at, f"{change}: {'fires' if is_single else 'fire'}{once} at {_hour_and_minute(wall_after)}")
 
 
 def _repeated(of: Schedule, at: datetime, times: list[datetime], length: timedelta) -> Effect:
-    one = len(times) == 1
-    what = f"{_listed(times)} {'comes' if one else 'come'} twice on {times[0]:%Y-%m-%d}"
-    how = "both times" if of.follows_real_time else "the first time"
+    is_single = len(times) == 1
+    change = f"{_listed(times)} {'comes' if is_single else 'come'} twice on {times[0]:%Y-%m-%d}"
+    passes = "both times" if of.follows_real_time else "the first time"
     last = at + length - _SECOND if of.follows_real_time else at - _SECOND
-    return Effect(at, at - length, last, f"{what}: {'fires' if one else 'fire'} {how}")
+    return Effect(at, at - length, last, f"{change}: {'fires' if is_single else 'fire'} {passes}")
 
 
 def _keeps_its_rhythm(of: Schedule, times: list[datetime], end: datetime, length: timedelta) -> bool:
-    """Whether the stretch after the one that is skipped or repeated is like it: then nobody notices."""
+    """Whether the period after the skipped or repeated one has slots at the same distances: then nothing changes."""
     return _times(of, end, end + length) == [time + length for time in times]
 
 
@@ -82,11 +83,11 @@ def _wall(of: Schedule, at: datetime) -> datetime:
 
 
 def _listed(times: list[datetime]) -> str:
-    shown = [_shown(time) for time in times]
-    if len(shown) > 2:
-        return f"{shown[0]} to {shown[-1]} ({len(shown)} times)"
-    return " and ".join(shown)
+    texts = [_hour_and_minute(time) for time in times]
+    if len(texts) > 2:
+        return f"{texts[0]} to {texts[-1]} ({len(texts)} times)"
+    return " and ".join(texts)
 
 
-def _shown(time: datetime) -> str:
+def _hour_and_minute(time: datetime) -> str:
     return f"{time:%H:%M:%S}" if time.second else f"{time:%H:%M}"

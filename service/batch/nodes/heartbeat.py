@@ -1,6 +1,7 @@
-"""The heartbeat: in a thread of its own, which a blocked event loop can't stop, a node says that it lives.
+"""The heartbeat: a thread in which a node says that it lives, so that a blocked event loop can't stop it.
 
-It also reads the news, hands them to the event loop, and takes over what dead nodes were running.
+The thread also reads what has changed in the ledger, hands that to the event loop, and takes over the runs of dead
+nodes.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 from service import clock
 from service.batch.context.lease import MARGIN, Lease, Observer
 from service.batch.ledger import database_time, nodes
-from service.batch.ledger.nodes import Seen
+from service.batch.ledger.nodes import NodeStatus
 from service.batch.nodes import ledger_poll, process_lock
-from service.batch.nodes.ledger_poll import LOOK_SECONDS, News
+from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.orphans import leave_nothing_running, rescue
 from service.database import troubles
 from service.database.engine import Database
@@ -31,12 +32,12 @@ LAST_TURN_SECONDS = 2.0
 
 
 class Heartbeat:
-    """Renews the lease of one node. What it is told to call, it calls on the event loop that started it."""
+    """Renews the lease of one node. It calls its callbacks on the event loop that started it."""
 
     row: dict[str, Any]
-    """The node's row in the ledger, in case that it has to be written anew."""
+    """The node's row in the ledger, to be written again if other nodes took this one for dead."""
     trouble: str | None
-    """What keeps it from the ledger, without addresses; None while all is well."""
+    """Why the ledger can't be reached, without addresses; None while it can."""
 
     def __init__(
         self,
@@ -48,9 +49,9 @@ class Heartbeat:
         poll_seconds: float = LOOK_SECONDS,
         fires: bool = True,
     ) -> None:
-        """`poll_seconds`: how often it says that runs may start. Other news are read every second at least.
+        """`poll_seconds`: how often it reports that runs may start. All else it reads every second at least.
 
-        `fires=False`: it watches no other node.
+        `fires=False`: it does not watch other nodes.
         """
         self._fires = fires
         self._url = url
@@ -74,9 +75,9 @@ class Heartbeat:
         self,
         on_loss: Callable[[], None],
         on_rescue: Callable[[], None],
-        on_news: Callable[[News], None] = lambda _: None,
+        on_changes: Callable[[LedgerChanges], None] = lambda _: None,
     ) -> None:
-        self._on_loss, self._on_rescue, self._on_news = on_loss, on_rescue, on_news
+        self._on_loss, self._on_rescue, self._on_changes = on_loss, on_rescue, on_changes
         self._lag.loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="batch-heartbeat", daemon=True)
         self._thread.start()
@@ -144,10 +145,10 @@ class Heartbeat:
             async with asyncio.timeout(self._patience):
                 self._look_at = clock.boottime() + self._look_seconds
                 is_due = clock.boottime() >= self._beat_at
-                found = await (self._beat(database) if is_due else self._look(database))
-                found.is_claimable = self._is_to_poll() and found.is_claimable
-                self._call(partial(self._on_news, found))
-                await self._rescue(database, found.others)
+                changes = await (self._beat(database) if is_due else self._look(database))
+                changes.is_claimable = self._is_to_poll() and changes.is_claimable
+                self._call(partial(self._on_changes, changes))
+                await self._rescue(database, changes.others)
             self.trouble = None
         except Exception as error:  # noqa: BLE001 - a background loop's boundary: the next beat may do better
             if self.trouble is None:
@@ -155,19 +156,19 @@ class Heartbeat:
             self.trouble = troubles.advice_on(error) or type(error).__name__
             self._beat_at = min(self._beat_at, self._look_at)
 
-    async def _beat(self, database: Database) -> News:
+    async def _beat(self, database: Database) -> LedgerChanges:
         """Beat, and look in the same transaction."""
         self._notice_a_loss()
         sent_at = clock.boottime()
         self._beat_at = sent_at + self._beat_seconds
         async with database.engine.begin() as connection:
             is_alive = await nodes.beat(connection, self._node, self._lag.take())
-            found = await ledger_poll.read(connection, self._node, self._fires)
+            changes = await ledger_poll.read(connection, self._node, self._fires)
         if not is_alive:
             sent_at = await self._come_back(database)
         self._lease.renew(sent_at)
         self._has_given_up = self._was_told = False
-        return found
+        return changes
 
     async def _come_back(self, database: Database) -> float:
         """Somebody has taken this node for dead. Returns the boot time at which it was sent that it lives.
@@ -187,7 +188,7 @@ class Heartbeat:
             await nodes.register(connection, {**self.row, "seen_at": now})
         return sent_at
 
-    async def _look(self, database: Database) -> News:
+    async def _look(self, database: Database) -> LedgerChanges:
         async with database.reader.connect() as connection:
             return await ledger_poll.read(connection, self._node, self._fires)
 
@@ -199,11 +200,11 @@ class Heartbeat:
         self._poll_at = now + self._poll_seconds - self._look_seconds / 2
         return True
 
-    async def _rescue(self, database: Database, found: Sequence[Seen]) -> None:
+    async def _rescue(self, database: Database, others: Sequence[NodeStatus]) -> None:
         """Take over the runs of nodes that are silent, and of those of this machine whose processes are gone."""
-        silent = self._observer.silent({node.id: node.beats for node in found if not node.is_stopped})
-        gone = {node.id for node in found if process_lock.is_gone(self._folder, node.id)}
-        dead = {n.id: n.beats for n in found if n.is_stopped or n.id in silent or n.id in gone}
+        silent = self._observer.silent({node.id: node.beats for node in others if not node.is_stopped})
+        gone = {node.id for node in others if process_lock.is_gone(self._folder, node.id)}
+        dead = {n.id: n.beats for n in others if n.is_stopped or n.id in silent or n.id in gone}
         if dead:
             await self._take_over(database, dead, silent)
 

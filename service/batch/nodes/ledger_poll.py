@@ -1,7 +1,8 @@
-"""News: all that an idle node asks the ledger, in one statement.
+"""All that an idle node asks the ledger, in one statement.
 
-What may start, which nodes there are, what this one is asked to cancel, whether schedules or tasks have changed. The
-heartbeat's thread reads it, so that nothing of it waits for a blocked event loop but what has to be done there.
+It asks whether runs may start, which nodes there are, which runs it is asked to stop, and whether schedules or tasks
+have changed. The heartbeat's thread executes the statement, so that a blocked event loop delays only what has to be
+done on that loop.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, queues
-from service.batch.ledger.nodes import Seen
+from service.batch.ledger.nodes import NodeStatus
 from service.batch.ledger.tables import HELD_SQL, catalog, nodes, runs, tasks
-from service.batch.queue.cancel import Asked
+from service.batch.queue.cancel import StopRequest
 from service.batch.queue.claiming import is_any_due
 
 LOOK_SECONDS = 1.0
-"""How often a node looks, at least: so much later than it could it sees a death, or hears of a cancel."""
+"""How often a node reads the ledger, at least. So it notices a dead node or a cancel request at most so much later."""
 
 State = tuple[int, frozenset[str]]
 
@@ -49,17 +50,17 @@ HOLDERS = (
 
 
 @dataclass
-class News:
-    """What one look has found. `now` is the ledger's time. A node that does not fire is told of requests only."""
+class LedgerChanges:
+    """What a node has read. `now` is the ledger's time. A node that does not fire reads only the requests."""
 
     now: datetime
     is_claimable: bool
     catalog: int
     """Rises once a schedule was opened or closed, or a task paused, resumed, removed or restored."""
-    others: list[Seen] = field(default_factory=list)
-    """The other nodes that are not marked as stopped, and those that are but hold runs all the same."""
-    requests: list[Asked] = field(default_factory=list)
-    """What this node is asked to cancel or to pause, and runs yet."""
+    others: list[NodeStatus] = field(default_factory=list)
+    """The other nodes that are not marked as stopped, and the stopped ones that still hold runs."""
+    requests: list[StopRequest] = field(default_factory=list)
+    """About runs that this node is running."""
 
     @property
     def state(self) -> State:
@@ -67,21 +68,21 @@ class News:
         return self.catalog, frozenset(node.id for node in self.others if node.fires and not node.is_stopped)
 
 
-async def read(connection: AsyncConnection, node: str, fires: bool = True) -> News:
-    """What there is for this node. One statement, which locks nothing."""
+async def read(connection: AsyncConnection, node: str, fires: bool = True) -> LedgerChanges:
+    """Read what concerns this node, by one statement, which locks nothing."""
     now = database_time.told_now(connection)
     parameters = {"node": node} | ({"now": now} if now is not None else {})
     statement = _statement(connection.dialect.name, now is not None, fires)
     first, *found = (await connection.execute(statement, parameters)).all()
-    news = News(first.at, first.words is not None, first.number)
+    changes = LedgerChanges(first.at, first.words is not None, first.number)
     for row in found:
         if row.kind == "living":
-            news.others += _seen(row.words or "")
+            changes.others += _status_of_each(row.words or "")
         elif row.kind == "stopped":
-            news.others.append(Seen(row.id, row.number, True))
+            changes.others.append(NodeStatus(row.id, row.number, True))
         else:
-            news.requests.append(Asked(row.id, row.number, row.words, row.kind == "pause"))
-    return news
+            changes.requests.append(StopRequest(row.id, row.number, row.words, row.kind == "pause"))
+    return changes
 
 
 @cache
@@ -118,10 +119,10 @@ def _living(node: ColumnElement[str]) -> Select[Any]:
     return select(literal("living"), _none(nodes.c.id), literal(0), listed, _none(nodes.c.stopped_at)).where(*alive)
 
 
-def _seen(listed: str) -> Iterator[Seen]:
+def _status_of_each(listed: str) -> Iterator[NodeStatus]:
     for one in listed.split():
         node, beats, fires = one.split(":")
-        yield Seen(node, int(beats), False, fires == "1")
+        yield NodeStatus(node, int(beats), False, fires == "1")
 
 
 def _holding(node: ColumnElement[str], kind: str) -> Select[Any]:

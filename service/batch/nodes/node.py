@@ -19,7 +19,7 @@ from service.batch.ledger.tables import new_id
 from service.batch.ledger.tables import nodes as nodes_table
 from service.batch.nodes import process_lock
 from service.batch.nodes.heartbeat import Heartbeat
-from service.batch.nodes.ledger_poll import LOOK_SECONDS, News
+from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.orphans import leave_nothing_running
 from service.concurrency.offload import offload
 
@@ -59,14 +59,14 @@ class Node:
         self._heartbeat.row = row
 
     def start(
-        self, on_loss: Callable[[], None], on_rescue: Callable[[], None], on_news: Callable[[News], None]
+        self, on_loss: Callable[[], None], on_rescue: Callable[[], None], on_changes: Callable[[LedgerChanges], None]
     ) -> None:
         """Beat from now on. Call it on the event loop whose lag is to be measured.
 
         All are called there: `on_loss` when the lease is lost, so that all runs are given up; `on_rescue` when runs of
-        others were taken over; `on_news` after each look at the ledger.
+        others were taken over; `on_changes` after each look at the ledger.
         """
-        self._heartbeat.start(on_loss, on_rescue, on_news)
+        self._heartbeat.start(on_loss, on_rescue, on_changes)
 
     async def drain(self, connection: AsyncConnection) -> None:
         await connection.execute(update(nodes_table).where(nodes_table.c.id == self.id).values(draining=True))

@@ -10,11 +10,10 @@ from typing import Any
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import json_rows, runs
-from service.batch.ledger.runs import Outcome
+from service.batch.ledger import json_rows, transitions
+from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.states import Rank, RunState
-from service.batch.ledger.tables import HELD_SQL, nodes, tasks
-from service.batch.ledger.tables import runs as runs_table
+from service.batch.ledger.tables import HELD_SQL, nodes, runs, tasks
 from service.batch.tasks.policies import not_run_again
 from service.logs import get_logger
 
@@ -39,7 +38,7 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     lost = await _running_on(connection, gone)
     losses = {run["id"]: _losses(run) for run in lost}
     final = await _not_run_again(connection, lost)
-    await runs.finish(connection, [_lost(run, losses[run["id"]], run["task"] in final, now) for run in lost])
+    await transitions.finish(connection, [_lost(run, losses[run["id"]], run["task"] in final, now) for run in lost])
     await _record_losses(connection, lost, losses)
     mark = update(nodes).where(nodes.c.id.in_(gone), nodes.c.stopped_at.is_(None))
     await connection.execute(mark.values(stopped_at=now))
@@ -52,12 +51,12 @@ async def leave_nothing_running(connection: AsyncConnection, node: str, now: dat
     """Interrupt what a node that stops in order has claimed but not started, or given up without a word."""
     left = await _running_on(connection, [node])
     final = await _not_run_again(connection, left)
-    await runs.finish(connection, [_left(run, run["task"] in final, now, reason) for run in left])
+    await transitions.finish(connection, [_left(run, run["task"] in final, now, reason) for run in left])
 
 
 async def _running_on(connection: AsyncConnection, of: list[str]) -> list[dict[str, Any]]:
-    running = select(runs_table).where(runs_table.c.node.in_(of), text(HELD_SQL))
-    found = await connection.execute(running.order_by(runs_table.c.id).with_for_update(skip_locked=True))
+    running = select(runs).where(runs.c.node.in_(of), text(HELD_SQL))
+    found = await connection.execute(running.order_by(runs.c.id).with_for_update(skip_locked=True))
     return [dict(row) for row in found.mappings()]
 
 
@@ -86,7 +85,7 @@ def _got_on(run: dict[str, Any]) -> bool:
 
 async def _record_losses(connection: AsyncConnection, lost: list[dict[str, Any]], losses: Mapping[str, int]) -> None:
     """On the rows of runs that this transaction has locked."""
-    kind, columns = connection.dialect.name, [runs_table.c[name] for name in ("id", "losses", "count_lost")]
+    kind, columns = connection.dialect.name, [runs.c[name] for name in ("id", "losses", "count_lost")]
     new = [
         {"id": run["id"], "losses": losses[run["id"]], "count_lost": max(run["count"] or 0, run["count_lost"] or 0)}
         for run in lost

@@ -1,8 +1,8 @@
-"""Claiming: which runs may start now, and taking them for a node."""
+"""Claiming: which runs may start now, and giving them to a node."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -11,15 +11,14 @@ from sqlalchemy import ColumnElement, Integer, and_, bindparam, false, func, or_
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
-from service.batch.ledger import database_time, json_rows, queues
+from service.batch.ledger import database_time, json_rows, queues, transitions
 from service.batch.ledger.runs import Claimed
-from service.batch.ledger.tables import CLAIMABLE_SQL, HELD_SQL, RUNNING_SQL, runs
+from service.batch.ledger.tables import HELD_SQL, RUNNING_SQL, runs
+from service.batch.ledger.transitions import CLAIMED_COLUMNS
 from service.batch.queue import concurrency
 from service.batch.queue.capacity import Capacity
 from service.batch.queue.concurrency import CANDIDATE_COLUMNS, Candidate, Rule
 from service.batch.tasks.registry import Task
-
-CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
 
 
 def is_any_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
@@ -69,7 +68,8 @@ async def take(
         return [], False
     chosen = [head for head in found if capacity.take(tasks[head.task].on_loop)]
     others = {head.id: head.lane for head in chosen if head.lane > 1}
-    return await claim(connection, [head.id for head in chosen], node, now, others), len(chosen) == len(found)
+    claimed = await transitions.claim(connection, [head.id for head in chosen], node, now, others)
+    return claimed, len(chosen) == len(found)
 
 
 async def startable(
@@ -141,40 +141,6 @@ def _plain_heads(kind: str, locks: bool, retries: bool) -> TextualSelect:
 def _share(limit: int, tasks: int) -> int:
     """How many runs of one task are looked at: all that there is room for, or twice its part of that."""
     return max(1, min(limit, -(-2 * limit // max(1, tasks))))
-
-
-async def claim(
-    connection: AsyncConnection, ids: Sequence[str], node: str, now: datetime, lanes: Mapping[str, int] | None = None
-) -> list[Claimed]:
-    """Take those of `ids` that are still to be had. An interrupted run goes on with the attempt it was in.
-
-    `lanes`: the lane of each that takes another than the first. Raises IntegrityError when another node has taken it.
-    """
-    if not ids:
-        return []
-    kind = connection.dialect.name
-    statement = text(
-        "UPDATE batch_runs SET state = 'running', node = :node, fence = fence + 1, "
-        "attempt = attempt + CASE WHEN state = 'interrupted' THEN 0 ELSE 1 END, "
-        "started_at = coalesce(started_at, :now), attempt_started_at = :now, reason = NULL, "
-        f"lane = {_claimed(kind, bool(lanes))} RETURNING {', '.join(f'batch_runs.{c.name}' for c in CLAIMED_COLUMNS)}"
-    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("node", type_=runs.c.node.type))
-    listed = [{"id": i, "lane": lanes.get(i, 1)} for i in ids] if lanes else [{"id": i} for i in ids]
-    parameters = {"rows": json_rows.encode(listed, kind), "node": node, "now": now}
-    return [Claimed(*row) for row in await connection.execute(statement.columns(*CLAIMED_COLUMNS), parameters)]
-
-
-def _claimed(kind: str, several: bool) -> str:
-    """The end of claim's SET, and its WHERE. No join where all take the first lane: SQLite would be quadratic."""
-    wanted = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {CLAIMABLE_SQL}"
-    if kind == "postgresql":
-        locked = f"SELECT id FROM batch_runs WHERE {wanted} ORDER BY id FOR UPDATE SKIP LOCKED"
-        wanted = f"batch_runs.id = ANY(ARRAY({locked}))"
-    if not several:
-        return f"1 WHERE {wanted}"
-    source = json_rows.source([runs.c.id, runs.c.lane], kind)
-    still = wanted if kind == "postgresql" else CLAIMABLE_SQL
-    return f"v.lane FROM {source} WHERE batch_runs.id = v.id AND {still}"
 
 
 async def held_by(connection: AsyncConnection, node: str) -> list[Claimed]:

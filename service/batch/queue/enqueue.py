@@ -15,8 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.context.current_run import current_run_if_any
 from service.batch.ledger import database_time, runs, tables
 from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import Origin, Rank, RunState
-from service.batch.ledger.tables import new_id
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import get_settings
@@ -72,7 +70,9 @@ async def enqueue(
     """Queue a run with checked parameters, in the caller's transaction; returns its id. Raises UnknownTask."""
     await _refuse_unknown(connection, task)
     now = await database_time.now_of(connection)
-    return await runs.insert_once(connection, _new(task, params, slot, now, by, key, parent))
+    asked: dict[str, Any] = {"params": params, "requested_by": by, "key": key, "parent": parent}
+    new = NewRun.queued(task.name, slot, now, exclusive=task.exclusive, priority=task.policies.priority, **asked)
+    return await runs.insert_once(connection, new)
 
 
 def use_service(database: Database, wake: Wake) -> None:
@@ -96,34 +96,6 @@ def _checked(task: Task, key: str | None, slot: datetime | None, params: dict[st
     if "key" in task.parameters.names:
         raise InvalidParameters(f"start({task.name}): run() has a parameter `key`, which is start()'s own: rename it")
     return task.parameters.to_json(params) or None
-
-
-def _new(
-    task: Task,
-    params: dict[str, Any] | None,
-    slot: datetime | None,
-    now: datetime,
-    by: str | None,
-    key: str | None,
-    parent: str | None,
-) -> NewRun:
-    return NewRun(
-        id=new_id(),
-        task=task.name,
-        slot=slot,
-        origin=Origin.MANUAL,
-        state=RunState.QUEUED,
-        rank=Rank.MANUAL,
-        catch_up=False,
-        due_at=now,
-        created_at=now,
-        exclusive=task.exclusive,
-        params=params,
-        priority=task.policies.priority,
-        requested_by=by,
-        key=key,
-        parent=parent,
-    )
 
 
 async def _refuse_unknown(connection: AsyncConnection, task: Task) -> None:

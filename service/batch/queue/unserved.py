@@ -8,10 +8,9 @@ from datetime import datetime, timedelta
 from itertools import product
 from typing import Any
 
-from sqlalchemy import Select, or_, select, text, update
+from sqlalchemy import Select, or_, select, text
 
-from service.batch.ledger import database_time
-from service.batch.ledger.states import RunState
+from service.batch.ledger import database_time, transitions
 from service.batch.ledger.tables import RETRYING_SQL, WAITING_SQL, runs, tasks
 from service.database.engine import Database
 
@@ -47,12 +46,11 @@ async def _fail_some(ledger: Database, task: str, waits: str, before: datetime) 
     """The task's row is locked: a node that loads the task comes before this, or its runs have failed by then."""
     removed = select(tasks.c.name).where(tasks.c.name == task, tasks.c.removed_at < before)
     some = _some(task, waits, before).order_by(runs.c.id).limit(BATCH)
-    failing = update(runs).where(runs.c.id.in_(some), text(waits))
     async with ledger.engine.begin() as connection:
         if (await connection.execute(removed.with_for_update())).first() is None:
             return 0
-        values = {"state": RunState.FAILED, "reason": REASON, "finished_at": await database_time.now_of(connection)}
-        return (await connection.execute(failing.values(values))).rowcount
+        now = await database_time.now_of(connection)
+        return await transitions.fail_waiting(connection, some, waits, REASON, now)
 
 
 def _some(task: Any, waits: str, before: datetime) -> Select[Any]:

@@ -1,4 +1,4 @@
-"""What is old enough to be deleted, as conditions and statements."""
+"""Conditions and statements that select the rows old enough to be deleted."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ NODE_AGE = timedelta(days=1)
 
 
 def delete_over(kind: str) -> TextualSelect:
-    """Deletes those of the runs in :rows that have ended before :before, and returns them."""
+    """A statement that deletes the runs in :rows that ended before :before, and returns them."""
     named = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)})"
-    # By the index on state SQLite would look at every run that is over, for each batch.
+    # Without `|| ''` SQLite would use the index on state and read every final run, for each batch.
     is_over = f"state || '' IN ({', '.join(repr(str(state)) for state in FINAL)}) AND finished_at < :before"
     statement = (
         f"DELETE FROM batch_runs WHERE {locked_by_id(f'{named} AND {is_over}', kind)} RETURNING id, slot, origin"
@@ -43,29 +43,31 @@ def delete_over(kind: str) -> TextualSelect:
 
 
 def is_gone(now: datetime) -> ColumnElement[bool]:
-    """Stopped for long. One that a run is still running on stays: it is how that run will be found and resumed."""
+    """Nodes that stopped long ago, except those that still hold a run: a rescue finds the run by its node."""
     held = select(runs.c.id).where(runs.c.node == nodes.c.id, text(HELD_SQL))
     return and_(nodes.c.stopped_at < now - NODE_AGE, ~held.exists())
 
 
 def is_over(before: datetime) -> ColumnElement[bool]:
+    """Runs in a final state that ended before `before`."""
     return and_(runs.c.state.in_(FINAL), runs.c.finished_at < before)
 
 
 def is_old(task: str, kept: Row[Any], before: datetime) -> ColumnElement[bool]:
-    """Over for long, and older than the oldest of those that are kept in any case."""
+    """Runs of `task` that ended before `before` and are older than `kept`, the oldest run that is kept at any age."""
     at, run = kept.created_at, kept.id
     is_older = and_(runs.c.created_at <= min(at, before), or_(runs.c.created_at < at, runs.c.id < run))
     return and_(runs.c.task == task, is_older, is_over(before))
 
 
 def is_after(at: datetime, run: str) -> ColumnElement[bool]:
+    """Runs after the one created at `at` with the id `run`, in the order of creation."""
     return and_(runs.c.created_at >= at, or_(runs.c.created_at > at, runs.c.id > run))
 
 
 def accounts_begin_later(before: datetime) -> Update:
-    """Each at `before`, or at its oldest slot that still has a run."""
-    has_slot = text("origin <> 'manual'")  # to the letter as in the index
+    """Let the account of each task begin at `before`, or at the task's oldest slot with a run if that is earlier."""
+    has_slot = text("origin <> 'manual'")  # literally as in the partial index
     oldest = select(func.min(runs.c.slot)).where(runs.c.task == tasks.c.name, has_slot).scalar_subquery()
     limit = literal(before, tasks.c.accounted_from.type)
     begin = case((oldest < limit, oldest), else_=limit)
@@ -73,7 +75,10 @@ def accounts_begin_later(before: datetime) -> Update:
 
 
 def is_before_the_account(at: Column[Any]) -> ColumnElement[bool]:
-    """Of its task. The newest missed range stays: firing may be about to make that one longer."""
+    """Rows whose instant `at` lies before the begin of their task's account.
+
+    A task's newest missed range is not among them, because firing may be about to extend it.
+    """
     begin = select(tasks.c.accounted_from).where(tasks.c.name == at.table.c.task).scalar_subquery()
     if at.table is not missed:
         return at < begin

@@ -1,4 +1,4 @@
-"""Upkeep: once an hour, while the service runs, the ledger is pruned, and runs fail that nobody would ever take."""
+"""Upkeep: once an hour a running service prunes the ledger and fails the runs that no service has the task for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 FIRST_SECONDS = 600.0
-"""After the start, when there is enough else to do."""
+"""The first upkeep waits this long after the start of the service, which has other work at that time."""
 
 EVERY_SECONDS = 3600.0
 
@@ -33,11 +33,11 @@ class Upkeep(Background):
             try:
                 for task, number in (await fail_orphans(self._ledger)).items():
                     logger.error(f"{number:,} runs of task {task} have failed: {REASON}")
-                went = +await self._pruner.prune()
-                if went:
-                    logger.info("pruned " + ", ".join(f"{number:,} {what}" for what, number in went.items()))
+                deleted = +await self._pruner.prune()
+                if deleted:
+                    logger.info("pruned " + ", ".join(f"{number:,} {name}" for name, number in deleted.items()))
             except (DBAPIError, DatabaseError, OSError) as error:
-                logger.warning(f"the upkeep stopped, and goes on in an hour: {str(error).splitlines()[0]}")
+                logger.warning(f"the upkeep stopped, and is repeated in an hour: {str(error).splitlines()[0]}")
             except Exception:  # the background loop's boundary
                 logger.exception("the upkeep failed")
             await asyncio.sleep(EVERY_SECONDS)

@@ -7,17 +7,18 @@ from collections.abc import AsyncIterable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 
-from sqlalchemy import Row, Select
-
-from service.batch.chunks.chunks import Chunks, chunks
-from service.batch.chunks.sources import CursorSource, File
-from service.batch.chunks.steps import Step
 from service.batch.tasks.policies import Missed, MissedPolicy, OverlapPolicy, Retry
 
 MYPY = False
 T = TypeVar("T")
 
 if TYPE_CHECKING:
+    from sqlalchemy import Row, Select
+
+    from service.batch.chunks.chunks import Chunks
+    from service.batch.chunks.sources import CursorSource, File
+    from service.batch.chunks.steps import Step
+
     T_co = TypeVar("T_co", covariant=True)
 
     class Property(Protocol[T_co]):
@@ -157,6 +158,8 @@ class BaseTask(ABC):
 
         Raises ChunkError for what would lose or double items.
         """
+        from service.batch.chunks.chunks import chunks
+
         return chunks(source, size, name, pause, retry_chunk, total, file, key=key, start=start, stop=stop)
 
     def step(self, name: str) -> Step:
@@ -168,6 +171,8 @@ class BaseTask(ABC):
 
         What `step.db` changed is committed together with the result (JSON). Raises ChunkError.
         """
+        from service.batch.chunks.steps import Step
+
         return Step(name)
 
     @abstractmethod

@@ -24,7 +24,7 @@ from service.batch.tasks.policies import Retry
 from service.batch.tasks.retry_after import seconds_asked
 from service.database.engine import Database
 from service.database.session import application_database
-from service.database.transient import is_transient
+from service.database.troubles import is_transient
 from service.errors import ChunkError, InvalidTask
 from service.logs import get_logger
 

@@ -41,7 +41,9 @@ class BackupDetails(Result):
     left_out: list[str] = Field(serialization_alias="left out")
 
 
-async def shown(access: BackupAccess, text: str, warn: Callable[[str], None]) -> tuple[BackupDetails, list[SavedTable]]:
+async def describe_backup(
+    access: BackupAccess, text: str, warn: Callable[[str], None]
+) -> tuple[BackupDetails, list[SavedTable]]:
     """All about one backup: what its manifest says, what the ledger knows, and its tables. Raises BackupError."""
 
     def work(_: object) -> tuple[str, Backup]:

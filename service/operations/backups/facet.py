@@ -51,7 +51,7 @@ class Backups:
 
     async def show(self, backup: str, warn: Warn) -> tuple[BackupDetails, Sequence[SavedTable]]:
         """What a backup holds and what is known of it, and its tables."""
-        return await details.shown(self._access, backup, warn)
+        return await details.describe_backup(self._access, backup, warn)
 
     async def verify(self, backup: str, tell: Tell = nobody) -> BackupResult:
         """Read a backup and compare every byte with its checksums; what comes of it is recorded."""

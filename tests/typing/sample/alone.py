@@ -1,4 +1,4 @@
-"""The scheduler without a ledger, and the service in an application."""
+"""The service that is started without the lifespan."""
 
 import asyncio
 from typing import assert_type
@@ -20,7 +20,7 @@ async def main() -> None:
     assert_type(TaskRegistry.get_all_tasks(), list[type[BaseTask]])
     scheduler = create_scheduler()
     try:
-        start_scheduler(scheduler)
+        await start_scheduler(scheduler)
     except BatchError as error:
         print(assert_type(error.message, str))
     await stop_scheduler(scheduler)

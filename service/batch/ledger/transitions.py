@@ -1,0 +1,164 @@
+"""The only module that changes the state of runs: one statement for each kind of change, made from TRANSITIONS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, Text, bindparam, case, func, literal, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import attempts, json_rows, tables
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import PROGRESS, PROGRESS_COLUMNS, Claimed, is_running, locked_by_id
+from service.batch.ledger.states import ACTIVE, TRANSITIONS, RunState, before
+from service.batch.ledger.tables import is_one_of, runs
+
+CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
+FINISH_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", "finished_at", *PROGRESS_COLUMNS)
+
+
+# Claiming: to `running`.
+
+
+async def claim(
+    connection: AsyncConnection, ids: Sequence[str], node: str, now: datetime, lanes: Mapping[str, int] | None = None
+) -> list[Claimed]:
+    """Give a node those of these runs that still wait. An interrupted run goes on with the attempt it was in.
+
+    `lanes`: the lane of each run that takes another lane than the first. Raises IntegrityError when another run holds
+    the lane of one of them.
+    """
+    if not ids:
+        return []
+    kind = connection.dialect.name
+    statement = text(
+        f"UPDATE batch_runs SET state = '{RunState.RUNNING}', node = :node, fence = fence + 1, "
+        f"attempt = attempt + CASE WHEN state = '{RunState.INTERRUPTED}' THEN 0 ELSE 1 END, "
+        "started_at = coalesce(started_at, :now), attempt_started_at = :now, reason = NULL, "
+        f"lane = {_claimed(kind, bool(lanes))} RETURNING {', '.join(f'batch_runs.{c.name}' for c in CLAIMED_COLUMNS)}"
+    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("node", type_=runs.c.node.type))
+    listed = [{"id": i, "lane": lanes.get(i, 1)} for i in ids] if lanes else [{"id": i} for i in ids]
+    parameters = {"rows": json_rows.encode(listed, kind), "node": node, "now": now}
+    return [Claimed(*row) for row in await connection.execute(statement.columns(*CLAIMED_COLUMNS), parameters)]
+
+
+def _claimed(kind: str, several: bool) -> str:
+    """The end of claim's SET, and its WHERE. No join where all take the first lane: SQLite would be quadratic."""
+    may_start = is_one_of(before(RunState.RUNNING))
+    wanted = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_start}"
+    if kind == "postgresql":
+        locked = f"SELECT id FROM batch_runs WHERE {wanted} ORDER BY id FOR UPDATE SKIP LOCKED"
+        wanted = f"batch_runs.id = ANY(ARRAY({locked}))"
+    if not several:
+        return f"1 WHERE {wanted}"
+    source = json_rows.source([runs.c.id, runs.c.lane], kind)
+    still = wanted if kind == "postgresql" else may_start
+    return f"v.lane FROM {source} WHERE batch_runs.id = v.id AND {still}"
+
+
+# The end of an attempt: from `running`.
+
+
+async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Write how attempts ended. Returns those that were not written, because another node holds their run now.
+
+    A run that somebody asked to cancel does not go on: it is cancelled instead of retried or resumed.
+    """
+    if not outcomes:
+        return []
+    may_become = TRANSITIONS[RunState.RUNNING]
+    if wrong := {RunState.CANCELLED, *(outcome.state for outcome in outcomes)} - may_become:
+        raise ValueError(f"a run that is running can't become {', '.join(sorted(wrong))}")
+    kind = connection.dialect.name
+    goes_on = is_one_of((state for state in ACTIVE if state in may_become), "v.state")
+    is_dropped = f"batch_runs.cancel_reason IS NOT NULL AND {goes_on}"
+    statement = text(
+        f"UPDATE batch_runs SET state = CASE WHEN {is_dropped} THEN '{RunState.CANCELLED}' ELSE v.state END, "
+        f"reason = CASE WHEN {is_dropped} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
+        f"finished_at = CASE WHEN {is_dropped} THEN v.ended_at ELSE v.finished_at END, "
+        "due_at = coalesce(v.due_at, batch_runs.due_at), rank = coalesce(v.rank, batch_runs.rank), "
+        f"{PROGRESS}, rate = NULL "
+        f"FROM {json_rows.source([*(runs.c[n] for n in FINISH_COLUMNS), tables.attempts.c.ended_at], kind)} "
+        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)} RETURNING batch_runs.id"
+    )
+    by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # as who cancels several, so that two seldom deadlock
+    encoded = json_rows.encode(map(_finish_row, by_id), kind)
+    written = set((await connection.execute(statement.columns(runs.c.id), {"rows": encoded})).scalars())
+    await attempts.record(connection, [outcome for outcome in outcomes if outcome.id in written])
+    if len(written) == len(outcomes):
+        return []
+    return await attempts.unrecorded(connection, [outcome for outcome in outcomes if outcome.id not in written])
+
+
+def _finish_row(outcome: Outcome) -> dict[str, Any]:
+    row = {name: getattr(outcome, name, None) for name in FINISH_COLUMNS}
+    row["ended_at"] = outcome.ended_at
+    row["finished_at"] = None if outcome.due_at is not None else outcome.ended_at
+    return row
+
+
+# What people ask for.
+
+
+async def cancel(connection: AsyncConnection, run_id: str, reason: str, by: str, now: datetime) -> RunState | None:
+    """Cancel a run that waits, or write the request on the row of a run that is running. The first request counts.
+
+    Returns the state that the run has then; None where the run is over, or there is no such run.
+    """
+    waiting = {"state": RunState.CANCELLED, "reason": reason, "finished_at": now}
+    asked = {"cancel_at": now, "cancel_by": by, "cancel_reason": reason}
+    values: dict[str, ColumnElement[Any]] = {name: _unless_running(name, value) for name, value in waiting.items()}
+    values |= {name: func.coalesce(runs.c[name], literal(value, runs.c[name].type)) for name, value in asked.items()}
+    may_end = runs.c.state.in_(before(RunState.CANCELLED))
+    statement = update(runs).where(runs.c.id == run_id, may_end).values(values)
+    state = (await connection.execute(statement.returning(runs.c.state))).scalar()
+    return RunState(state) if state is not None else None
+
+
+def _unless_running(name: str, value: Any) -> ColumnElement[Any]:
+    own = runs.c[name]
+    return case((runs.c.state == RunState.RUNNING, own), else_=literal(value, own.type))
+
+
+async def reopen(
+    connection: AsyncConnection,
+    ids: Sequence[str],
+    rank: int,
+    by: str,
+    now: datetime,
+    anew: bool = False,
+) -> set[str]:
+    """Queue those of these runs that are over, except those that have succeeded; returns their ids.
+
+    `anew`: those that have succeeded too, and how far the runs were is forgotten. Their fences go on rising. Attempts
+    and losses are counted anew, against what their tasks allow. The runs count as caught up from now on, so that they
+    don't stand in the way of a slot that is on time.
+    """
+    kind = connection.dialect.name
+    # By the index on states SQLite would read all runs that are over.
+    may_go_on = is_one_of(state for state in before(RunState.QUEUED) if anew or state != RunState.SUCCEEDED)
+    forgotten = "".join(f"{name} = NULL, " for name in PROGRESS_COLUMNS) if anew else ""
+    wanted = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_go_on}"
+    statement = text(
+        f"UPDATE batch_runs SET state = '{RunState.QUEUED}', rank = :rank, catch_up = true, due_at = :now, "
+        "requested_by = :by, reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, "
+        "attempts_before = attempt, losses = 0, count_lost = NULL, "
+        f"{forgotten}cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL "
+        f"WHERE {locked_by_id(wanted, kind)} RETURNING id"
+    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
+    rows = json_rows.encode([{"id": i} for i in ids], kind)
+    queued = await connection.execute(statement.columns(runs.c.id), {"rows": rows, "rank": rank, "by": by, "now": now})
+    return set(queued.scalars())
+
+
+# What nobody will ever start.
+
+
+async def fail_waiting(connection: AsyncConnection, ids: Select[Any], waits: str, reason: str, now: datetime) -> int:
+    """Fail the runs that have these ids and wait still; returns how many. `waits`: WAITING_SQL or RETRYING_SQL."""
+    may_fail = text(is_one_of(before(RunState.FAILED)))
+    failing = update(runs).where(runs.c.id.in_(ids), text(waits), may_fail)
+    values = {"state": RunState.FAILED, "reason": reason, "finished_at": now}
+    return (await connection.execute(failing.values(values))).rowcount

@@ -1,0 +1,296 @@
+"""One door for the state of a run: ledger/transitions.py makes the changes of TRANSITIONS, and nothing else makes any.
+
+The second half is a rule about the code, as in tests/test_architecture.py: tried on the project, and on made-up code
+that breaks it.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import runs, tables, transitions
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import NewRun
+from service.batch.ledger.states import ACTIVE, TRANSITIONS, RunState, before
+from service.batch.ledger.tables import RETRYING_SQL, WAITING_SQL
+from service.database.engine import Database
+from tests.batch.ledger_world import NODE
+from tests.batch.test_runs import new
+from tests.test_architecture import ROOT, Module, modules_in
+
+NOW = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
+
+CHANGES = [(old, new_state) for old, following in TRANSITIONS.items() for new_state in sorted(following)]
+
+Door = Callable[[AsyncConnection, str], Awaitable[object]]
+
+
+async def claim(connection: AsyncConnection, run: str) -> None:
+    await transitions.claim(connection, [run], NODE, NOW)
+
+
+async def claim_a_lane(connection: AsyncConnection, run: str) -> None:
+    await transitions.claim(connection, [run], NODE, NOW, {run: 2})
+
+
+async def cancel(connection: AsyncConnection, run: str) -> None:
+    await transitions.cancel(connection, run, "cancelled by ann", "ann", NOW)
+
+
+async def retry(connection: AsyncConnection, run: str) -> None:
+    await transitions.reopen(connection, [run], 0, "ann", NOW)
+
+
+async def begin_anew(connection: AsyncConnection, run: str) -> None:
+    await transitions.reopen(connection, [run], 0, "ann", NOW, anew=True)
+
+
+async def fail_waiting(connection: AsyncConnection, run: str) -> None:
+    for waits in (WAITING_SQL, RETRYING_SQL):
+        ids = select(tables.runs.c.id).where(tables.runs.c.id == run)
+        await transitions.fail_waiting(connection, ids, waits, "nobody has the task", NOW)
+
+
+def finish(state: RunState) -> Door:
+    async def finish_as(connection: AsyncConnection, run: str) -> None:
+        await transitions.finish(connection, [Outcome(run, 1, state, state, 1, NODE, "t", NOW, NOW)])
+
+    return finish_as
+
+
+async def finish_after_a_request(connection: AsyncConnection, run: str) -> None:
+    await cancel(connection, run)
+    await finish(RunState.RETRYING)(connection, run)
+
+
+DOORS: list[Door] = [
+    *(claim, claim_a_lane, cancel, retry, begin_anew, fail_waiting, finish_after_a_request),
+    *(finish(state) for state in sorted(TRANSITIONS[RunState.RUNNING])),
+]
+
+
+async def changed(ledger: Database, state: RunState, door: Door) -> RunState:
+    """The state that a run which was in `state` has after this."""
+    run = new(state=state, attempt=1, fence=1, node=NODE, attempt_started_at=NOW, exclusive=None)
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [run])
+        await door(connection, run.id)
+        row = await runs.get(connection, run.id)
+    assert row is not None
+    return RunState(row["state"])
+
+
+async def test_the_functions_make_each_change_of_the_table_and_no_other(ledger: Database) -> None:
+    made = {(state, await changed(ledger, state, door)) for state in RunState for door in DOORS}
+    assert {(old, now) for old, now in made if old != now} == set(CHANGES)
+
+
+@pytest.mark.parametrize(("old", "becomes"), CHANGES, ids=[f"{old}-{becomes}" for old, becomes in CHANGES])
+async def test_a_change_that_the_table_did_not_have_would_not_be_made(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch, old: RunState, becomes: RunState
+) -> None:
+    """So the statements are made from the table, and don't repeat it."""
+    monkeypatch.setitem(TRANSITIONS, old, TRANSITIONS[old] - {becomes})
+    for door in DOORS:
+        with contextlib.suppress(ValueError):  # `finish` refuses
+            assert await changed(ledger, old, door) != becomes
+
+
+async def test_an_attempt_can_not_end_in_a_state_that_a_running_run_never_has_next(ledger: Database) -> None:
+    for state in set(RunState) - TRANSITIONS[RunState.RUNNING]:
+        with pytest.raises(ValueError, match=f"can't become {state}"):
+            await changed(ledger, RunState.RUNNING, finish(state))
+
+
+def test_the_states_before_one_are_those_that_the_table_leads_from() -> None:
+    assert before(RunState.RUNNING) == ("queued", "retrying", "interrupted")
+    assert before(RunState.CANCELLED) == ACTIVE
+    assert before(RunState.SKIPPED) == ()
+
+
+# New runs.
+
+
+def test_the_run_of_a_slot_waits_for_its_turn_and_behind_all_others_if_its_slot_was_missed() -> None:
+    on_time, late = (
+        NewRun.scheduled("t", NOW, NOW, catch_up=catch_up, exclusive="t", priority=3) for catch_up in (False, True)
+    )
+    assert (on_time.state, on_time.origin, on_time.rank, on_time.catch_up) == ("queued", "schedule", 1, False)
+    assert (late.state, late.origin, late.rank, late.catch_up) == ("queued", "schedule", 3, True)
+    assert (on_time.slot, on_time.due_at, on_time.created_at) == (NOW, NOW, NOW)
+    assert (on_time.exclusive, on_time.priority, on_time.fence) == ("t", 3, 0)
+
+
+def test_a_run_that_is_asked_for_waits_too_and_one_by_backfill_behind_all_others() -> None:
+    asked = {"exclusive": None, "priority": 0, "params": {"a": 1}, "requested_by": "ann", "key": "k", "parent": "p"}
+    run, fills = (NewRun.queued("t", None, NOW, is_backfill=fills, **asked) for fills in (False, True))
+    assert (run.state, run.origin, run.rank, run.catch_up) == ("queued", "manual", 2, False)
+    assert (fills.state, fills.origin, fills.rank, fills.catch_up) == ("queued", "backfill", 3, True)
+    assert {name: getattr(run, name) for name in asked} == asked
+
+
+def test_a_run_that_a_node_starts_at_once_is_in_its_first_attempt_under_its_first_fence() -> None:
+    run = NewRun.running(NODE, "t", None, NOW, exclusive=None, priority=0)
+    assert (run.state, run.node, run.fence, run.attempt) == ("running", NODE, 1, 1)
+    assert run.started_at == run.attempt_started_at == NOW
+    assert runs.claimed_from(run).fence == 1
+
+
+# The rule: no other code sets a state.
+
+DOOR = "service.batch.ledger.transitions"
+FACTORY = "service.batch.ledger.runs"
+
+SETS_STATE = re.compile(
+    r"\bSET\b(?:(?!\b(?:FROM|WHERE|RETURNING)\b).)*?(?<![\w.])[\"`]?state[\"`]?\s*=", re.IGNORECASE | re.DOTALL
+)
+NEW_ROW = re.compile(r"\bINSERT\s+(?:OR\s+\w+\s+)?INTO\s+[\"`]?batch_runs\b", re.IGNORECASE)
+
+
+def text_of(node: ast.expr) -> str:
+    """What is known of a string that is written out: one in another's place, or computed, is an ellipsis."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mod):
+        return text_of(node.left) + text_of(node.right)
+    return "…"
+
+
+def names_of_the_table(module: Module) -> set[str]:
+    """How a module calls the table of the runs."""
+    imported = (node for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom))
+    aliases = {
+        alias.asname or alias.name
+        for node in imported
+        if (node.module or "").endswith("ledger.tables")
+        for alias in node.names
+        if alias.name == "runs"
+    }
+    return aliases | {"tables.runs"}
+
+
+def writes_of_states(module: Module) -> Iterator[tuple[int, str]]:
+    table, is_factory = names_of_the_table(module), module.name == FACTORY
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.expr) and SETS_STATE.search(text_of(node)):
+            yield node.lineno, "SQL that sets a state"
+        elif isinstance(node, ast.expr) and NEW_ROW.search(text_of(node)):
+            yield node.lineno, "SQL that inserts a run"
+        elif isinstance(node, ast.Call):
+            yield from ((node.lineno, what) for what in calls_that_write(node, table, is_factory))
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and not is_factory:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            assigned = {ast.unparse(part) for target in targets for part in _parts(target)} - {"self.state"}
+            if module.name.startswith("service.batch.") and any(name.endswith(".state") for name in assigned):
+                yield node.lineno, "sets the attribute `state` of another object"
+
+
+def _parts(target: ast.expr) -> list[ast.expr]:
+    return [part for each in target.elts for part in _parts(each)] if isinstance(target, ast.Tuple) else [target]
+
+
+def calls_that_write(call: ast.Call, table: set[str], is_factory: bool) -> Iterator[str]:
+    function = ast.unparse(call.func)
+    owner, _, name = function.rpartition(".")
+    of_the_table = owner in table or any(ast.unparse(argument) in table for argument in call.args)
+    if name in ("update", "insert", "merge") and of_the_table and not (is_factory and name == "insert"):
+        yield f"{name} of the table of the runs"
+    if name == "values" and (
+        any(keyword.arg == "state" for keyword in call.keywords)
+        or any(isinstance(part, ast.Constant) and part.value == "state" for part in _keys(call))
+    ):
+        yield "values with a state"
+    if name == "NewRun" and not is_factory:
+        yield "a run that is not from the factory"
+
+
+def _keys(call: ast.Call) -> Iterator[ast.AST]:
+    given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg is None)]
+    dicts = (part for value in given for part in ast.walk(value) if isinstance(part, ast.Dict))
+    return (key for each in dicts for key in each.keys if key is not None)
+
+
+def other_doors(modules: list[Module]) -> list[str]:
+    return [
+        f"{module.name}:{line} {what}"
+        for module in modules
+        if module.name != DOOR
+        for line, what in sorted(set(writes_of_states(module)))
+    ]
+
+
+def test_no_other_module_sets_the_state_of_a_run() -> None:
+    modules = [*modules_in(ROOT / "service"), *modules_in(ROOT / "tasks")]
+    assert other_doors([module for module in modules if ".migrations." not in module.name]) == []
+
+
+def test_the_rule_sees_every_statement_of_the_door() -> None:
+    (door,) = [module for module in modules_in(ROOT / "service/batch/ledger") if module.name == DOOR]
+    functions = [node for node in door.tree.body if isinstance(node, ast.AsyncFunctionDef)]
+    lines = [line for line, _ in writes_of_states(door)]
+    seen = [f.name for f in functions if any(f.lineno <= line <= (f.end_lineno or 0) for line in lines)]
+    assert seen == ["claim", "finish", "cancel", "reopen", "fail_waiting"]
+
+
+TABLE = "from service.batch.ledger.tables import runs"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "text(\"UPDATE batch_runs SET state = 'running' WHERE id = :id\")",
+        "text(f\"UPDATE batch_runs SET node = {node}, state='running'\")",
+        'text(f"UPDATE {table} SET node = :node, " + f"state = \'{state}\' WHERE id = :id")',
+        "text('update batch_runs\\nset\\n  reason = null,\\n  \"state\" = :state')",
+        "text('INSERT INTO batch_runs (id) VALUES (:id) ON CONFLICT (id) DO UPDATE SET state = excluded.state')",
+        "text('INSERT INTO batch_runs (id, state) VALUES (:id, :state)')",
+        f"{TABLE}\nupdate(runs).values(values)",
+        f"{TABLE} as table\nupdate(table).where(table.c.id == run).values(state='running')",
+        "from service.batch.ledger import tables\ntables.runs.update().values(values)",
+        "from service.batch.ledger import tables\nsqlalchemy.update(tables.runs)",
+        f"{TABLE}\ninsert(runs)",
+        "statement.values(state='running')",
+        "statement.values({'state': 'running', 'reason': None})",
+        "statement.values(**{'state': 'running'})",
+        "NewRun(new_id(), 'a')",
+        "runs.NewRun(new_id(), 'a')",
+        "run.state = RunState.RUNNING",
+        "run.state, run.reason = RunState.SKIPPED, reason",
+    ],
+)
+def test_code_that_sets_a_state_elsewhere_is_found(code: str) -> None:
+    assert other_doors([Module("service.batch.queue.claiming", code)])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "text(\"UPDATE batch_runs SET message = v.message FROM x WHERE state = 'running'\")",
+        "text(\"SELECT id FROM batch_runs WHERE state = 'running'\")",
+        "text(f\"UPDATE batch_runs SET {PROGRESS}, rate = v.rate WHERE batch_runs.state = 'running'\")",
+        f"{TABLE}\nselect(runs).where(runs.c.state == state)",
+        "update(tables.nodes).values(stopped_at=now)",
+        "replace(outcome, state=RunState.FAILED)",
+        "NewRun.scheduled('a', slot, now)",
+        "state = run.state",
+        "self.state = AttemptState.of(run, task, 1)",
+        "self.state.fence, run.state.is_fenced = 1, True",
+        "'''Sets of runs by their state = what they do.'''",
+    ],
+)
+def test_code_that_reads_a_state_is_not_found(code: str) -> None:
+    assert other_doors([Module("service.batch.queue.claiming", code)]) == []
+
+
+def test_what_the_made_up_code_breaks_is_no_matter_of_the_door() -> None:
+    assert other_doors([Module(DOOR, "text(\"UPDATE batch_runs SET state = 'running'\")")]) == []
