@@ -5,21 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from service.backup.making import process
 from service.config import forget_settings
+from tests.backup.here import in_a_process as in_a_process_of_its_own
+from tests.backup.here import make_backups_here
 
 
 @pytest.fixture(autouse=True)
 def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make backups in a thread, which is faster. Tests about the process use the fixture `in_a_process`."""
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
-    forget_settings()
+    make_backups_here(monkeypatch)
 
 
 @pytest.fixture
 def in_a_process(in_a_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make backups in a process of their own, as by default."""
-    monkeypatch.delenv("BACKUP_PROCESS")
-    forget_settings()
+    monkeypatch.setattr(process, "carry_out", in_a_process_of_its_own)
 
 
 @pytest.fixture

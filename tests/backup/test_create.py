@@ -28,6 +28,7 @@ from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
 from tests.backup.contents import connected, copies, execute, make_sqlite, opened, until
+from tests.backup.here import make_backups_here
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("in_a_process")
@@ -117,30 +118,22 @@ async def test_a_sqlite_backup_by_a_process_tells_its_progress(app_db: Path, tmp
         assert copy.execute("SELECT count(*) FROM users").fetchone() == (1,)
 
 
-async def test_a_setting_makes_backups_without_another_process(
-    table: str, tmp_path: Path, settings: Callable[..., None]
+@pytest.mark.parametrize("executable", [None, "", "no-python"])
+async def test_an_error_says_that_no_process_can_be_started_and_nothing_is_left(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executable: str | None
 ) -> None:
-    settings(BACKUP_PROCESS="0")
-    async with held(table):
-        backup = asyncio.create_task(create_backup(tmp_path / "backups"))
-        await it_waits(table)
-        assert workers() == []
-    assert copies(await backup) == {"public.t": b"1\n"}
-
-
-async def test_a_backup_is_made_in_threads_if_no_process_can_be_started(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-    assert copies(await create_backup(tmp_path / "backups")) == {"public.t": b"1\n"}
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(BackupError, match="no process could be started for it"):
+        await create_backup(tmp_path / "backups")
+    assert list((tmp_path / "backups").iterdir()) == []
 
 
 async def test_an_error_of_the_other_process_arrives_as_it_was_raised(
-    app_db: Path, tmp_path: Path, settings: Callable[..., None]
+    app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BackupError) as there:
         await create_backup(tmp_path / "backups")
-    settings(BACKUP_PROCESS="0")
+    make_backups_here(monkeypatch)
     with pytest.raises(BackupError) as here:
         await create_backup(tmp_path / "backups")
     assert there.value.message == here.value.message and "there is no database at" in here.value.message
@@ -158,9 +151,9 @@ class Faulty(Archive):
 
 
 async def test_a_file_that_cannot_be_read_back_never_becomes_a_backup(
-    app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Callable[..., None]
+    app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings(BACKUP_PROCESS="0")
+    make_backups_here(monkeypatch)
     make_sqlite(app_db, megabytes=1)
     monkeypatch.setattr(worker, "Archive", Faulty)
     with pytest.raises(BackupError, match=r"no backup was made in .* can't be read back .*The disk may be faulty"):
@@ -259,8 +252,8 @@ async def test_a_process_that_ends_before_it_reads_its_request_is_not_reported_a
     monkeypatch.setattr(process, "COMMAND", ("-c", "raise SystemExit(3)"))
     start = process._start
 
-    def ended() -> subprocess.Popen[bytes]:
-        started = start()
+    def ended(partial: Path) -> subprocess.Popen[bytes]:
+        started = start(partial)
         started.wait()
         return started
 

@@ -18,6 +18,7 @@ from service.batch.ledger.tables import ledger
 from service.config import forget_settings, get_settings
 from service.errors import BackupError
 from tests.backup.contents import connected, execute, make_sqlite, until
+from tests.backup.here import make_backups_here
 from tests.docs_blocks import ROOT
 from tests.processes import environment
 
@@ -90,7 +91,7 @@ CHANGED = [
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")  # one process for each of many backups would be slow
+    make_backups_here(monkeypatch)  # one process for each of many backups would be slow
 
 
 async def made(tmp_path: Path) -> str:

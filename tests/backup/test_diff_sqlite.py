@@ -21,6 +21,7 @@ from service.clock import now
 from service.concurrency.stoppable import Stop
 from service.config import get_settings
 from service.errors import BackupError
+from tests.backup.here import make_backups_here
 
 SCHEMA = """
 CREATE TABLE "Größe; DROP" ("Key" TEXT PRIMARY KEY, "select" TEXT);
@@ -44,7 +45,7 @@ INSERT INTO plain VALUES (1, 1), (2, 'text'), (3, x'616263'), (4, 0.1), (5, 'a' 
 
 @pytest.fixture
 def file(app_db: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")  # one process for each of many backups would be slow
+    make_backups_here(monkeypatch)  # one process for each of many backups would be slow
     execute(app_db, "PRAGMA journal_mode = WAL;" + SCHEMA + ROWS)
     return app_db
 

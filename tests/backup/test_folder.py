@@ -158,7 +158,6 @@ async def test_a_postgresql_backup_that_finds_the_disk_full_leaves_nothing(
     database: str, old_backup: Path, settings: Callable[..., None]
 ) -> None:
     await fill(database, rows=3_000)
-    settings(BACKUP_PROCESS="1")
     printed, _ = script(SMALL_DISK).communicate()
     assert "no backup was made in backups: File too large. Free some space there" in printed
     assert names(old_backup) == ["backup_20200101_000000.backup.gz"]

@@ -22,6 +22,7 @@ from service.config import forget_settings
 from service.errors import BackupError
 from service.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, until
+from tests.backup.here import make_backups_here
 from tests.backup.restores import (
     CHANGES,
     ROWS,
@@ -55,7 +56,7 @@ async def original(template: str, tmp_path_factory: pytest.TempPathFactory) -> P
     """A backup of the template."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", template)
-        patch.setenv("BACKUP_PROCESS", "0")
+        make_backups_here(patch)
         forget_settings()
         path = await create_backup(tmp_path_factory.mktemp("original"))
     forget_settings()
@@ -84,7 +85,7 @@ def owner(database: str) -> str:
 @pytest.fixture
 def empty(postgres_database: str, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of an empty database, which is set as the application's."""
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
     use_database(postgres_database)
     return postgres_database
 

@@ -18,6 +18,7 @@ from service.errors import BackupError
 from tasks.backup import BackupTask
 from tests.asking import access
 from tests.backup.contents import make_archive, make_sqlite
+from tests.backup.here import make_backups_here
 from tests.backup.s3 import Bucket, bucket, network, s3_server
 from tests.commands import Batch, in_this_process
 
@@ -34,7 +35,7 @@ batch = pytest.fixture(in_this_process)
 
 @pytest.fixture(autouse=True)
 def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
 
 
 @pytest.fixture

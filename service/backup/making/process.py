@@ -29,15 +29,11 @@ KILL_AFTER_SECONDS = 1.0
 """Less than a drain leaves to what it has cancelled: the file is then removed here."""
 
 
-class CannotStart(Exception):
-    """There may be no other process here."""
-
-
 def carry_out(
     request: BackupRequest, partial: Path, stop: Stop, report: Callable[[BackupProgress], None] | None
 ) -> None:
-    """As the worker's, which does it. Raises what the worker raised, and CannotStart before anything was done."""
-    process = _start()
+    """Have the worker write the backup into `partial`. Raises BackupError, also for what the worker raised."""
+    process = _start(partial)
     with process:
         try:
             _hand_over(process, request.as_json(partial))
@@ -53,11 +49,14 @@ def carry_out(
         raise BackupError(f"no backup was made in {partial.parent}: its process {_ending(process.returncode)}")
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(partial: Path) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen((sys.executable, *COMMAND), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return subprocess.Popen((sys.executable or "", *COMMAND), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     except (OSError, ValueError) as error:
-        raise CannotStart from error
+        raise BackupError(
+            f"no backup was made in {partial.parent}: no process could be started for it ({error}). Each backup has a "
+            f"process of its own, which runs {sys.executable or 'no interpreter: sys.executable is empty'}"
+        ) from error
 
 
 def _hand_over(process: subprocess.Popen[bytes], line: bytes) -> None:
