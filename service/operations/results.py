@@ -21,7 +21,7 @@ N = TypeVar("N")
 class Result(BaseModel):
     """The base of all answers. What a row of the ledger has beyond the fields is left out."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)  # a command uses few of them
 
     @classmethod
     def of(cls, row: Mapping[Any, Any], **more: Any) -> Self:

@@ -17,7 +17,8 @@ from service.batch.firing import task_sync
 from service.batch.ledger import schedules, tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.tables import new_id
-from service.batch.retention.pruning import Keep, Pruner
+from service.batch.retention.keep import Keep
+from service.batch.retention.pruning import Pruner
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, until
 from tests.batch.lock_order import watch
