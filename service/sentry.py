@@ -52,7 +52,8 @@ def _begin(settings: Settings) -> BaseClient | None:
         import sentry_sdk
     except ImportError:
         raise InvalidSetting(
-            "setting SENTRY_DSN: sending errors to Sentry needs the extra: pip install 'batch-system[sentry]'"
+            "setting SENTRY_DSN: sending errors to Sentry needs the extra `sentry`: "
+            "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[sentry]'"
         ) from None
     _tag_events()
     if settings.SENTRY_DSN is None or sentry_sdk.is_initialized():

@@ -221,8 +221,7 @@ async def test_the_role_of_the_compose_file_is_an_ordinary_one_and_has_what_the_
     make_backups_here(monkeypatch)
     try:
         settings = get_settings()
-        for history in HISTORIES:
-            await migrated(settings.DATABASE_URL, history)
+        await migrated(settings.DATABASE_URL, *HISTORIES)
         path = str(await create_backup(settings.BACKUP_DIR))
         assert len((await check_by_restoring(access(settings), path)).tables) == 5
         assert len((await restore(access(settings), RestoreRequest(path))).report.tables) == 5

@@ -28,6 +28,7 @@ from service import config, logs, sentry
 from service.batch.execution.run_here import ManualRun
 from service.config import get_settings
 from service.errors import InvalidSetting
+from service.logs.mode import mode
 from service.operations.context import Loaded
 from service.operations.operations import open_operations
 from service.server.batch_service import BatchService
@@ -324,7 +325,7 @@ async def test_an_error_that_a_task_swallows_and_logs_arrives(
     if where == "a service of its own":
         assert batch(tmp_path, "run", "robust", settings={"SENTRY_DSN": listener.dsn}).returncode == 0
     else:
-        monkeypatch.setattr(logs, "_is_set_up", False)
+        monkeypatch.setattr(mode, "is_set_up", False)
         assert (await run("robust"))["state"] == "succeeded"
     event = listener.event()
     assert error_of(event) == ("DomainError", "the account is closed")
@@ -456,7 +457,8 @@ def test_without_the_extra_the_setting_is_refused_with_what_to_install(tmp_path:
     done = batch(tmp_path, "run", "good", settings={"SENTRY_DSN": "http://5ecret@h/1", "PYTHONPATH": path})
     assert done.returncode == 2
     assert done.stderr == (
-        "batch: setting SENTRY_DSN: sending errors to Sentry needs the extra: pip install 'batch-system[sentry]'\n"
+        "batch: setting SENTRY_DSN: sending errors to Sentry needs the extra `sentry`: "
+        "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[sentry]'\n"
     )
 
 

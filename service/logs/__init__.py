@@ -1,4 +1,4 @@
-"""Logging: where lines go, what they are made of, and how they look."""
+"""Logging: makes loggers, keeps the lines of runs, and renders and writes lines in a thread."""
 
 from service.logs.handlers import catch_up as catch_up
 from service.logs.handlers import flush as flush

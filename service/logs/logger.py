@@ -1,4 +1,4 @@
-"""get_logger: what authors and the service log with."""
+"""get_logger(): loggers for authors and for the service."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ if TYPE_CHECKING:
 
 
 def get_logger(name: str | None = None) -> BoundLogger:
-    """A logger for `name` (give it `__name__`): `info("text", key=value)`, `error("text", exc_info=error)`."""
+    """A logger named `name`, by default like the calling module: `info("text", key=value, exc_info=error)`."""
     return cast("BoundLogger", _Logger(name or sys._getframe(1).f_globals.get("__name__", "?")))
 
 
 class _Logger:
-    """Makes structlog's logger when it is first used: importing structlog takes as long as half of SQLAlchemy."""
+    """Makes the structlog logger on first use, because importing structlog takes half as long as SQLAlchemy."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):  # copy and pickle look for methods of theirs
+        if attribute.startswith("__"):  # copy and pickle look for special methods
             raise AttributeError(attribute)
-        return getattr(self._made, attribute)
+        return getattr(self._logger, attribute)
 
     @cached_property
-    def _made(self) -> BoundLogger:
+    def _logger(self) -> BoundLogger:
         from service.logs.structured import make_logger
 
         return make_logger(self._name)

@@ -1,4 +1,4 @@
-"""What a line that is logged finds: the run that it belongs to, and what this process does with lines."""
+"""The state that logging uses: the run that a line belongs to, and how this process handles lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service import clock
 
 
 class RunLog(Protocol):
-    """What a run offers to its log lines: who it is, and a place to keep them."""
+    """The part of a run that logging uses: the context for its lines, and a method that keeps them."""
 
     @property
     def log_context(self) -> dict[str, Any]: ...
@@ -27,8 +27,8 @@ class Mode:
 
     Attributes:
         is_set_up: Whether `set_up` was called, so that lines go to our own handlers.
-        kept_level: In an application whose logging is its own: the level from which on lines of runs are kept for the
-            ledger; None where they are not.
+        kept_level: In an application with logging of its own, the lowest level of lines that are kept for the
+            ledger; None if none are.
     """
 
     is_set_up: bool = False
@@ -39,5 +39,5 @@ mode = Mode()
 
 
 def stamp_now() -> str:
-    """The time in UTC, as it stands in log lines: 2026-11-25T02:00:00.000Z."""
+    """The current time in UTC as in log lines: 2026-11-25T02:00:00.000Z."""
     return clock.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")

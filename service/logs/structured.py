@@ -1,4 +1,4 @@
-"""The loggers that `get_logger` hands out, made with structlog. Imported when the first line is logged."""
+"""Makes the structlog loggers behind `get_logger`. Imported when the first line is logged."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _FACTORY = structlog.stdlib.LoggerFactory()
 
 
 def make_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """A structlog logger that writes to the stdlib logger of this name."""
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         _FACTORY(name),
         processors=_PROCESSORS,
@@ -36,7 +37,7 @@ def configure() -> None:
 
 
 def _filter(logger: logging.Logger, method: str, event: EventDict) -> EventDict:
-    """What nobody wants goes no further."""
+    """Drop a line that is neither shown nor kept."""
     if _is_shown(logger, method) or _is_kept(method):
         return event
     raise structlog.DropEvent
@@ -47,12 +48,12 @@ def _is_shown(logger: logging.Logger, method: str) -> bool:
 
 
 def _is_kept(method: str) -> bool:
-    """In somebody else's application: whatever the level of its loggers is, the ledger gets what LOG_LEVEL says."""
+    """Whether the ledger gets the line of a run by LOG_LEVEL, in an application whose loggers have their own levels."""
     return mode.kept_level is not None and run_log.get() is not None and NAME_TO_LEVEL[method] >= mode.kept_level
 
 
 def _positional(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """`info("%s of %s", 1, 2)`. As in stdlib, a text that its arguments don't fit doesn't stop the code that logs."""
+    """Format `info("%s of %s", 1, 2)`. As in stdlib, arguments that do not fit the text do not raise."""
     args = event.pop("positional_args", ())
     try:
         return _FORMAT(logger, method, {**event, "positional_args": args})
@@ -64,7 +65,7 @@ _FORMAT = structlog.stdlib.PositionalArgumentsFormatter()
 
 
 def _hand_over(logger: logging.Logger, method: str, event: EventDict) -> Any:
-    """To the handlers of `set_up`; where nobody called it (a shell, another application), as a line of stdlib's own."""
+    """Pass the line to the handlers of `set_up`, or to stdlib logging if that was not called, as in an application."""
     if mode.is_set_up:
         return structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, method, event)
     failure = log_lines.failure(event.pop("exc_info", None))

@@ -1,1 +1,1 @@
-"""One process that serves: its lifespan, its signals, uvicorn around it, and its reloads."""
+"""The serving process: its lifespan, its signals, its HTTP server, and its reloads."""

@@ -1,4 +1,4 @@
-"""create_scheduler, start_scheduler and stop_scheduler: the service for code that starts it without the lifespan."""
+"""create_scheduler, start_scheduler and stop_scheduler: run the service without the lifespan."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from service.server.batch_service import BatchService
 logger = get_logger("service.batch")
 
 
-class _Serving:
-    """One service, in an asyncio task of its own: that stops the service also where it is cancelled."""
+class _ServiceTask:
+    """Runs one service in an asyncio task, which also stops the service if it is cancelled."""
 
     def __init__(self) -> None:
         self._settings = get_settings()
         self._batch = BatchService(self._settings)
-        self._is_over = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.scheduler = self._batch.scheduler
         for task in TaskRegistry.tasks().values():
@@ -38,13 +38,13 @@ class _Serving:
         loop = asyncio.get_running_loop()
         self._started = loop.create_future()
         self._task = loop.create_task(self._run())
-        self._task.add_done_callback(self._tell_failure)
+        self._task.add_done_callback(self._report_failure)
         apscheduler.start(self.scheduler)
         return self._started
 
     def stop(self) -> asyncio.Future[None]:
         apscheduler.stop(self.scheduler)
-        self._is_over.set()
+        self._stop_requested.set()
         if self._task is not None and not self._started.done():
             self._task.cancel()
         return asyncio.ensure_future(self._wait())
@@ -52,42 +52,42 @@ class _Serving:
     async def _run(self) -> None:
         with logs.keep_run_lines(self._settings.LOG_LEVEL):
             async with serving(self._batch, self._settings, is_guest=True):
-                if not self._started.done():  # whoever awaits it may have been cancelled
+                if not self._started.done():  # it is cancelled if the code that awaits it was
                     self._started.set_result(None)
-                await self._is_over.wait()
+                await self._stop_requested.wait()
 
     async def _wait(self) -> None:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    def _tell_failure(self, task: asyncio.Task[None]) -> None:
-        """Nobody has to await the start, so the log says it too."""
+    def _report_failure(self, task: asyncio.Task[None]) -> None:
+        """Raise the failure where the start is awaited, and log it too, because the start need not be awaited."""
         error = None if task.cancelled() else task.exception()
         if not self._started.done():
             self._started.set_exception(error or BatchError("the batch service was stopped before it had started"))
-            self._started.exception()  # asyncio need not say that nobody has asked for it
+            self._started.exception()  # so that asyncio does not warn that the exception was never retrieved
         if error is not None:
             apscheduler.stop(self.scheduler)
-            known = isinstance(error, BatchError)
-            logger.error(f"the batch service has ended: {error}", exc_info=None if known else error)
+            is_known = isinstance(error, BatchError)
+            logger.error(f"the batch service has ended: {error}", exc_info=None if is_known else error)
 
 
 def create_scheduler() -> AsyncIOScheduler:
     """The scheduler of a new batch service, with a job for each registered task: id = name, name = description.
 
-    The service has the settings of the environment. It also loads the tasks in TASKS_DIR when it starts.
+    The service takes its settings from the environment. When it starts, it also loads the tasks in TASKS_DIR.
     Raises InvalidSetting.
     """
-    made = _Serving()
-    made.scheduler.batch = made
-    return made.scheduler
+    service_task = _ServiceTask()
+    service_task.scheduler.batch = service_task
+    return service_task.scheduler
 
 
 def start_scheduler(scheduler: AsyncIOScheduler) -> asyncio.Future[None]:
-    """Start the service of `scheduler`, which create_scheduler made, on the running event loop.
+    """Start the service of a scheduler from create_scheduler() on the running event loop.
 
-    Jobs have their next run times at once. Await what it returns to wait until the service has started; that raises
-    BatchError where it can't. Raises BatchError where no event loop runs, or where it was started before.
+    The jobs have their next run times at once. Await the returned future to wait until the service has started: it
+    raises BatchError if the service can't start. Raises BatchError if no event loop runs, or on a second start.
     """
     try:
         asyncio.get_running_loop()
@@ -99,9 +99,9 @@ def start_scheduler(scheduler: AsyncIOScheduler) -> asyncio.Future[None]:
 
 
 def stop_scheduler(scheduler: AsyncIOScheduler) -> asyncio.Future[None]:
-    """Fire nothing more from now on, and stop the service.
+    """Stop firing at once, and stop the service.
 
-    Await what it returns to wait for that: runs have DRAIN_SECONDS to end, and are interrupted then. The next service
-    on the ledger goes on with those.
+    Await the returned future to wait for the stop. Runs that do not end within DRAIN_SECONDS are interrupted, and the
+    next service on the ledger resumes them.
     """
-    return scheduler.batch.stop()  # type: ignore[no-any-return] # the same
+    return scheduler.batch.stop()  # type: ignore[no-any-return] # APScheduler 3 has no types

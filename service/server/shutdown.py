@@ -32,11 +32,11 @@ class Stopping:
         self._is_guest = is_guest
         self._drain_seconds = settings.DRAIN_SECONDS
         self._loop = asyncio.get_running_loop()
-        self._watchdog = Watchdog(settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._look_at_server)
-        self._is_asked_by_server = _server_event()
+        self._watchdog = Watchdog(settings.MAX_LOOP_BLOCK, batch.leave_at_once, _flush, self._check_server)
+        self._has_server_request = _server_event()
         self._replaced: dict[int, Any] = {}
         self._received: set[int] = set()
-        self._is_asked = self._is_final = False
+        self._is_requested = self._is_final = False
         self._is_by_server = False
         self._work: asyncio.Task[None] | None = None
 
@@ -78,20 +78,20 @@ class Stopping:
     def _drained(self, _: asyncio.Task[None]) -> None:
         self._watchdog.is_drained = not self._batch.engine.running
 
-    def _ask(self, call: Callable[[], object], is_final: bool = True) -> None:
+    def _request_stop(self, call: Callable[[], object], is_final: bool = True) -> None:
         """Request a stop, which `call` performs on the event loop.
 
         It is called by a signal handler between any two lines of the main thread, or in the watchdog's thread. With
         `is_final` the process has to end too, unlike on Ctrl-C in a Python shell or under pytest.
         """
-        self._is_asked, self._is_final = True, self._is_final or is_final
+        self._is_requested, self._is_final = True, self._is_final or is_final
         self._watchdog.end_after(self._drain_seconds)
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(call)
 
-    def _look_at_server(self) -> None:
-        if not self._is_asked and self._is_asked_by_server():
-            self._ask(self._begin)
+    def _check_server(self) -> None:
+        if not self._is_requested and self._has_server_request():
+            self._request_stop(self._begin)
 
     def _replace_handlers(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -108,7 +108,7 @@ class Stopping:
                 signal.signal(number, before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._is_impatient(number):
+        if self._is_second_request(number):
             signal.signal(number, signal.SIG_DFL)
             self._watchdog.end_now(number)
             return
@@ -116,12 +116,12 @@ class Stopping:
         before = self._replaced[number]
         if before is signal.SIG_DFL:
             self._number = number
-            self._ask(lambda: self._stopped().add_done_callback(self._die))
+            self._request_stop(lambda: self._stopped().add_done_callback(self._raise_again))
             return
-        self._ask(self._begin, number == signal.SIGTERM or not self._is_guest)
+        self._request_stop(self._begin, number == signal.SIGTERM or not self._is_guest)
         before(number, frame)
 
-    def _is_impatient(self, number: int) -> bool:
+    def _is_second_request(self, number: int) -> bool:
         """Whether this signal asks for an immediate end, because it is the second one.
 
         SIGINT counts after any first signal, because a parent process may pass on SIGINT as SIGTERM. SIGTERM
@@ -132,7 +132,7 @@ class Stopping:
             return bool(self._received)
         return number in self._received and multiprocessing.parent_process() is None
 
-    def _die(self, _: asyncio.Task[None]) -> None:
+    def _raise_again(self, _: asyncio.Task[None]) -> None:
         """Raise the signal again with its default action, because no handler was replaced."""
         if not self._is_by_server:
             signal.signal(self._number, signal.SIG_DFL)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
 from service.backup.comparing.compare import diff
 from service.config import get_settings
+from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError
 from service.operations.backups.restore import RestoreRequest, check_by_restoring, restore
 from service.testing.postgres import PostgresServer
@@ -47,7 +47,7 @@ async def application(
     for url in (postgres_database, empty):
         await execute(url, f'ALTER DATABASE "{make_url(url).database}" OWNER TO {APPLICATION}')
     url = as_role(postgres_database, APPLICATION)
-    await migrated(url, APPLICATION_HISTORY)
+    await migrated(url, *APPLICATION_HISTORIES)
     await execute(
         url,
         "INSERT INTO users (email, created_at) VALUES ('a@example.org', now()), ('b@example.org', now())",

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from service import clock
-from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
 from service.batch.ledger import backups
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings, get_settings
+from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError, DamagedBackup
 from service.testing.postgres import PostgresServer
 from tasks.restore_drill import RestoreDrillTask
@@ -31,8 +31,11 @@ async def url(
     make_backups_here(monkeypatch)
     use_database(database_url)
     settings = get_settings()
-    for place, history in ((settings.DATABASE_URL, APPLICATION_HISTORY), (settings.ledger_url, LEDGER_HISTORY)):
-        await migrated(place, history)
+    for place, histories in (
+        (settings.DATABASE_URL, APPLICATION_HISTORIES),
+        (settings.ledger_url, (LEDGER_HISTORY,)),
+    ):
+        await migrated(place, *histories)
     await create_backup(settings.BACKUP_DIR)
     return database_url
 
@@ -43,7 +46,7 @@ async def test_the_latest_backup_is_restored_and_that_is_recorded(url: str, capl
     (row,) = (await access(get_settings()).known()).values()
     assert backups.state(row) == "restored" and row["restored_at"] is None, "nothing of the application's was restored"
     assert row["verified_at"] <= clock.now()
-    versions = 0 if url.startswith("sqlite") else 1  # what says at which migration a database is, is never restored
+    versions = 0 if url.startswith("sqlite") else 2  # what says at which migration a database is, is never restored
     assert told["backup"] == f"backups/{row['name']}" and told["tables"] == row["tables"] - versions
     assert "a temporary file" in caplog.text or "a scratch schema in postgresql" in caplog.text
 
@@ -81,7 +84,7 @@ async def test_a_drill_runs_in_the_database_of_its_own_setting(
         make_backups_here(monkeypatch)
         monkeypatch.setenv("RESTORE_DRILL_URL", drill)
         use_database(postgres_database)
-        await migrated(postgres_database, APPLICATION_HISTORY)
+        await migrated(postgres_database, *APPLICATION_HISTORIES)
         await execute(postgres_database, "INSERT INTO users (email, created_at) VALUES ('a@example.org', now())")
         await create_backup(get_settings().BACKUP_DIR)
         with caplog.at_level("INFO"):

@@ -27,8 +27,9 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.concurrency.stoppable import Stop
 from service.config import Settings, get_settings
 from service.errors import BackupError, DamagedBackup
-from service.operations.backups.catalogue import BackupSummary, describe_backup, listed, rescan
+from service.operations.backups.catalogue import BackupSummary, listed, rescan
 from service.operations.backups.copies import download, upload
+from service.operations.backups.details import describe_backup
 from service.operations.backups.make import check
 from service.operations.backups.pins import pin, unpin
 from service.operations.backups.prune import delete_old, plans
@@ -361,6 +362,6 @@ def test_a_small_forged_file_fills_neither_memory_nor_the_disk_nor_the_screen(wo
     if ALL:
         print(f"\n{path.stat().st_size:,} bytes; printed {len(done.stdout):,}")
         print("\n".join(f"  {peak:4} MB  {code or 0}  {' '.join(words)}" for words, code, peak in figures))
-    assert max(peak for _, _, peak in figures) < MOST_MEGABYTES, figures
+    assert max(peak for _, _, peak in figures) < MOST_MEGABYTES, [(w[0], c, p) for w, c, p in figures]
     assert len(done.stdout) < 25_000_000
     assert len(done.stderr.splitlines()) - len(told) <= len(commands), done.stderr.decode()

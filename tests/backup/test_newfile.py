@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
 from service.backup.file.reader import LocalFile
 from service.backup.restoring.restore import planned
@@ -20,11 +19,12 @@ from service.backup.restoring.scratch import restore_into_scratch
 from service.backup.sqlite.new_file import NewFile
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings
+from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError, DamagedBackup
 from tests.backup.restores import restored
 from tests.databases import migrated, url_of
 
-HISTORIES = (APPLICATION_HISTORY, LEDGER_HISTORY)
+HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
 SCHEMA = """
 PRAGMA page_size = 1024;
 PRAGMA auto_vacuum = INCREMENTAL;
@@ -123,7 +123,7 @@ def exclude(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 async def ours(tmp_path: Path, use_database: Callable[[str], None]) -> Path:
     """The URL of the application's database, which has the tables of the migrations."""
     path = tmp_path / "app.db"
-    await migrated(url_of(path), APPLICATION_HISTORY)
+    await migrated(url_of(path), *APPLICATION_HISTORIES)
     execute(path, "INSERT INTO users (id, email, created_at) VALUES (4, 'a@x', 0)")
     execute(path, "INSERT INTO sessions VALUES ('s', 4, 0, 0)")
     use_database(url_of(path))
@@ -326,14 +326,16 @@ async def test_a_drill_of_an_older_migration_makes_its_tables_as_they_were(
     tmp_path: Path, use_database: Callable[[str], None]
 ) -> None:
     path = tmp_path / "app.db"
-    await migrated(url_of(path), APPLICATION_HISTORY, "app_0002")
+    for history, revision in zip(APPLICATION_HISTORIES, ("app_0002", "data_0001"), strict=True):
+        await migrated(url_of(path), history, to=revision)
     use_database(url_of(path))
     backup = await create_backup(tmp_path / "backups")
-    await migrated(url_of(path), APPLICATION_HISTORY)
+    await migrated(url_of(path), *APPLICATION_HISTORIES)
     for place in (url_of(path), url_of(tmp_path / "none.db"), "postgresql+asyncpg://nobody@127.0.0.1:1/none"):
         report = await tried(backup, place, tmp_path / "room")
         assert {table.table for table in report.tables} == {
-            *("alembic_version", "batch_checkpoints", "batch_once", "sessions", "users"),
+            *("alembic_version", "batch_data_alembic_version"),
+            *("batch_checkpoints", "batch_once", "sessions", "users"),
         }
 
 
@@ -342,9 +344,9 @@ async def test_only_this_user_may_read_the_databases_that_a_restore_makes(tmp_pa
     try:
         await migrated(url_of(tmp_path / "ledger.db"), LEDGER_HISTORY)
         (tmp_path / "linked.db").symlink_to(tmp_path / "target.db")
-        await migrated(url_of(tmp_path / "linked.db"), APPLICATION_HISTORY)
+        await migrated(url_of(tmp_path / "linked.db"), *APPLICATION_HISTORIES)
         (tmp_path / "there.db").touch(0o640)
-        await migrated(url_of(tmp_path / "there.db"), APPLICATION_HISTORY)
+        await migrated(url_of(tmp_path / "there.db"), *APPLICATION_HISTORIES)
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("*.db")}

@@ -20,8 +20,8 @@ from service.batch.ledger import backups
 from service.batch.ledger.backups import Facts
 from service.config import forget_settings, get_settings
 from service.errors import BackupError, DatabaseError
-from service.operations.backups.catalogue import describe_backup
 from service.operations.backups.copies import download, upload
+from service.operations.backups.details import describe_backup
 from service.operations.backups.pins import PinChange, pin, unpin
 from service.operations.backups.prune import delete_old, plans
 from tests.asking import access

@@ -16,8 +16,8 @@ from service.backup.file.progress import Progress
 from service.backup.file.reader import Backup, LocalFile, read_header
 from service.backup.file.verify import verify
 from service.backup.postgresql import unloading
-from service.batch.ledger.tables import companions
 from service.concurrency.stoppable import Stop
+from service.database.companions import companions
 from tests.backup.contents import connected, copies, execute, manifest, members, restore, until
 from tests.backup.restores import restored
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
 from service.backup.file.reader import Backup, LocalFile
 from service.backup.restoring.count import Counted
@@ -22,6 +21,7 @@ from service.backup.restoring.restore import planned
 from service.backup.sqlite import plain_file
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings
+from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError
 from tests.backup.here import make_backups_here
 from tests.backup.restores import damage, killed_in_the_middle, restored
@@ -300,13 +300,14 @@ async def test_beside_tables_that_are_not_restored_another_shape_is_refused(
 
 async def test_another_revision_goes_into_a_new_file_only(tmp_path: Path, use_database: Callable[[str], None]) -> None:
     old, new = tmp_path / "old.db", tmp_path / "new.db"
-    await migrated(url_of(old), APPLICATION_HISTORY, "app_0002")
+    for history, revision in zip(APPLICATION_HISTORIES, ("app_0002", "data_0001"), strict=True):
+        await migrated(url_of(old), history, to=revision)
     use_database(url_of(old))
     backup = await create_backup(tmp_path / "backups")
-    await migrated(url_of(old), APPLICATION_HISTORY)
+    await migrated(url_of(old), *APPLICATION_HISTORIES)
     with pytest.raises(BackupError, match=r"the backup has app_0002, the database app_0004. Restore it into a new"):
-        await restored(backup, url_of(old), histories=[APPLICATION_HISTORY])
-    await restored(backup, url_of(new), histories=[APPLICATION_HISTORY])
+        await restored(backup, url_of(old), histories=APPLICATION_HISTORIES)
+    await restored(backup, url_of(new), histories=APPLICATION_HISTORIES)
     with closing(sqlite3.connect(new)) as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("app_0002",)]
 

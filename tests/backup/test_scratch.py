@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
 from service.backup.file.reader import Backup, LocalFile
 from service.backup.restoring.count import Counted, Report
 from service.backup.restoring.scratch import restore_into_scratch
 from service.batch.ledger.migration import LEDGER_HISTORY
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import History
 from service.errors import BackupError, DamagedBackup
 from service.operations.backups.restore import HISTORIES
@@ -332,7 +332,8 @@ async def test_the_tables_of_migrations_are_made_as_they_were_at_the_backups_rev
     database: str, drill: str, tmp_path: Path, settings: Callable[..., None]
 ) -> None:
     """The present tables don't matter for them; an author's own table beside them is made like the present one."""
-    await migrated(database, APPLICATION_HISTORY, "app_0002")
+    for history, revision in zip(APPLICATION_HISTORIES, ("app_0002", "data_0001"), strict=True):
+        await migrated(database, history, to=revision)
     await migrated(database, LEDGER_HISTORY)
     await execute(
         database,
@@ -341,7 +342,7 @@ async def test_the_tables_of_migrations_are_made_as_they_were_at_the_backups_rev
     )
     settings(BACKUP_LEDGER="1")
     path = await create_backup(tmp_path / "backups")
-    await migrated(database, APPLICATION_HISTORY)
+    await migrated(database, *APPLICATION_HISTORIES)
     await execute(database, "ALTER TABLE batch_once DROP at; DELETE FROM mine; DELETE FROM users")
     before = await everything(database)
     report = await tried(path, database, histories=HISTORIES)
@@ -358,7 +359,7 @@ async def test_the_tables_of_migrations_are_made_as_they_were_at_the_backups_rev
 async def test_keys_to_tables_that_the_backup_leaves_out_are_not_checked_and_that_is_reported(
     database: str, drill: str, tmp_path: Path, settings: Callable[..., None]
 ) -> None:
-    await migrated(database, APPLICATION_HISTORY)
+    await migrated(database, *APPLICATION_HISTORIES)
     await execute(
         database,
         "INSERT INTO users (email, created_at) VALUES ('a@example.org', now())",

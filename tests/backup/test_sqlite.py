@@ -20,6 +20,7 @@ from service.backup.making import from_sqlite as sqlite
 from service.backup.making.request import BackupRequest
 from service.batch.ledger.tables import ledger
 from service.concurrency.stoppable import Stop
+from service.database.our_tables import LEDGER_TABLES
 from service.errors import BackupError
 from tests.backup.contents import make_sqlite, manifest, members, opened
 
@@ -297,7 +298,7 @@ async def test_an_authors_table_beside_the_ledger_may_have_a_name_like_those_of_
 
 
 def test_each_table_of_the_ledger_is_known_by_its_name() -> None:
-    assert {*ledger.tables, selection.LEDGERS_MARK} == selection.LEDGERS
+    assert {*ledger.tables, selection.LEDGERS_MARK} == LEDGER_TABLES
 
 
 async def test_a_setting_includes_the_ledger_in_the_backup(

@@ -13,13 +13,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import get_db
-from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.chunks import checkpoints
 from service.batch.chunks.checkpoints import LoopPosition, Overtaken
 from service.batch.context import fencing
-from service.batch.ledger.tables import checkpoints as table
+from service.database.companions import checkpoints as table
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from service.database.session import application_database, leave_application_database, use_application_database
 from service.errors import LeaseLost
@@ -37,7 +37,7 @@ async def fenced(application: Database) -> Database:
 @pytest.fixture
 async def postgres_application(postgres_database: str) -> AsyncIterator[Database]:
     database = Database(postgres_database, setting="DATABASE_URL")
-    await migrate(database, APPLICATION_HISTORY)
+    await migrate(database, *APPLICATION_HISTORIES)
     use_application_database(database, partial(fencing.guard, idle_seconds=30))
     yield database
     leave_application_database(database)

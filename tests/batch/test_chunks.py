@@ -25,7 +25,8 @@ from service.batch.context import current_run, fencing
 from service.batch.context.attempt_state import AttemptState
 from service.batch.context.current_run import CurrentRun
 from service.batch.ledger.states import Origin
-from service.batch.ledger.tables import checkpoints, new_id
+from service.batch.ledger.tables import new_id
+from service.database.companions import checkpoints
 from service.database.engine import Database
 from service.database.session import use_application_database
 from service.errors import ChunkError, Interrupted

@@ -20,7 +20,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from service import call_db, clock, get_db
-from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.context import current_run, fencing
 from service.batch.context.attempt_state import AttemptState
@@ -29,10 +28,12 @@ from service.batch.execution import attempt as runner
 from service.batch.execution.attempt import Attempt, Ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
-from service.batch.ledger.tables import attempts, checkpoints, new_id, nodes, runs
+from service.batch.ledger.tables import attempts, new_id, nodes, runs
 from service.concurrency.thread_pool import ThreadPool
 from service.database import engine
+from service.database.companions import checkpoints
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from service.database.session import (
     application_database,
@@ -61,7 +62,7 @@ async def fenced(application: Database) -> Database:
 async def postgres_application(postgres_database: str) -> AsyncIterator[Database]:
     """The same on PostgreSQL only."""
     database = Database(postgres_database, setting="DATABASE_URL")
-    await migrate(database, APPLICATION_HISTORY)
+    await migrate(database, *APPLICATION_HISTORIES)
     use_application_database(database, partial(fencing.guard, idle_seconds=LEASE))
     yield database
     leave_application_database(database)
@@ -433,7 +434,7 @@ async def test_taking_over_waits_for_a_stopped_process_that_has_sqlite_s_lock(
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_GIVE_UP_SECONDS", 0.1)
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/app.db", setting="DATABASE_URL")
-    await migrate(database, APPLICATION_HISTORY)
+    await migrate(database, *APPLICATION_HISTORIES)
     use_application_database(database, partial(fencing.guard, idle_seconds=LEASE))
     new = Holder(2)
     stopped = sqlite3.connect(tmp_path / "app.db", isolation_level=None)

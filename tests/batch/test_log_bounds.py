@@ -162,7 +162,7 @@ async def test_a_log_of_many_bytes_is_stored_in_small_blocks_and_read_whole(ledg
     assert max(block.size for block in blocks) < 300_000
     async with ledger.engine.begin() as connection:
         await run_logs.write(connection, run_logs.pack(blocks))
-    reader = Reader(Databases(ledger, ledger, are_ready=True), run)
+    reader = Reader(Databases(ledger, ledger, 30.0, are_ready=True), run)
     assert [line async for block in reader.new_blocks(1) for line in block.unpacked().lines] == lines
     async with ledger.reader.connect() as connection:
         assert await run_logs.tail(connection, run, 20) == lines[-20:]

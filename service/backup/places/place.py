@@ -189,7 +189,10 @@ def at(url: str, settings: Settings) -> Storage:
     try:
         from service.backup.places.s3 import VARIABLES, Objects
     except ModuleNotFoundError as error:
-        raise BackupError(f"{url}: s3:// needs {error.name}: pip install 'batch-system[s3]'") from None
+        raise BackupError(
+            f"{url}: s3:// needs the package {error.name}, which the extra `s3` brings: "
+            "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[s3]'"
+        ) from None
     return Objects(url, {name: value for name in VARIABLES if (value := getattr(settings, name, None))})
 
 

@@ -50,9 +50,10 @@ async def connected(
     `setting`: the name of the setting that holds the database's URL, for messages. Raises BackupError for a connection
     argument that the driver does not accept, and the errors of asyncpg.
     """
-    arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments}
+    settings = {**arguments.get("server_settings", {}), **settings}
+    arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments, "server_settings": settings}
     try:
-        connection = await asyncpg.connect(**arguments, server_settings=settings)
+        connection = await asyncpg.connect(**arguments)
     except (TypeError, ValueError) as error:
         raise BackupError(f"{setting} has an option that the driver does not accept: {error}") from error
     try:

@@ -25,6 +25,7 @@ from service.backup.restoring import plan as plans
 from service.backup.restoring.count import Report, compared
 from service.backup.restoring.loading import load
 from service.backup.restoring.plan import Plan
+from service.backup.restoring.revisions import with_data
 from service.concurrency.stoppable import Stop, in_own_loop
 from service.database.migrate import History
 from service.database.urls import safe_url
@@ -107,13 +108,13 @@ async def _roll_back(connection: Any, transaction: Any) -> None:
 
 
 async def revisions(connection: Any, found: Target) -> dict[str, str]:
-    """What each of alembic's tables says."""
-    told = {}
+    """What each of alembic's tables says, and at which revision our tables are that have none."""
+    told: dict[str, str] = {}
     for relation in found.relations.values():
         if relation.kind == "r" and [column.name for column in relation.columns] == ["version_num"]:
             rows = await connection.fetch(f"SELECT version_num FROM {relation.sql} ORDER BY 1")  # noqa: S608 (quoted)
             told[str(relation)] = ", ".join(row["version_num"] for row in rows)
-    return told
+    return with_data(told, map(str, found.relations.values()))
 
 
 async def count(connection: Any, relations: Iterable[Relation]) -> dict[str, int]:

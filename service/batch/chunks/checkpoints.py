@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from service import clock
 from service.batch.context import fencing
 from service.batch.context.current_run import CurrentRun, state_of
-from service.batch.ledger.tables import checkpoints
+from service.database.companions import checkpoints
 from service.errors import ChunkError
 
 

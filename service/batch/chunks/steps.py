@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import clock
 from service.batch.context import current_run, fencing
-from service.batch.ledger.tables import checkpoints
+from service.database.companions import checkpoints
 from service.database.session import application_database
 from service.errors import ChunkError
 

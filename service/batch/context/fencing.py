@@ -19,9 +19,10 @@ from service import clock
 from service.batch.context.attempt_state import AttemptState
 from service.batch.context.current_run import current_run_if_any, state_of
 from service.batch.ledger import nodes
-from service.batch.ledger.tables import attempts, checkpoints
+from service.batch.ledger.tables import attempts
 from service.batch.ledger.tables import nodes as nodes_table
 from service.database import troubles
+from service.database.companions import checkpoints
 from service.database.engine import Database
 from service.database.session import application_database
 from service.errors import DatabaseBusy, LeaseLost

@@ -1,1 +1,1 @@
-"""What is likely to be a mistake in a task's declaration or source. Pure: no database, no clock."""
+"""Finds likely mistakes in a task's declaration or source. Pure: no database, no clock."""

@@ -1,1 +1,1 @@
-"""Deletes what is old, and decides when. Knows no settings."""
+"""Deletes old rows, and decides when. Knows no settings."""
