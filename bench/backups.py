@@ -194,20 +194,21 @@ class Bench:
         seconds = time.perf_counter() - began_at
         return self._figures(seconds, cpu, server_cpu, peaks, to)
 
-    def ours(self, url: str, *, in_process: bool = True) -> Figures:
+    def ours(self, url: str) -> Figures:
         os.sync()  # or its fsync would wait for what the ways before it have left to the system
         server_cpu = self._server_cpu()
-        with Peaks(but="beside.py" if in_process else " never ") as peaks:
-            said = self.beside("backup", url, in_process)
+        with Peaks(but="beside.py") as peaks:
+            said = self.beside("backup", url)
         figures = self._figures(said["verified"], said["cpu"], server_cpu, peaks, Path(said["path"]))
         return Figures(**{**vars(figures), "written": said["written"], "late": said["late"]})
 
-    def beside(self, mode: str, url: str, in_process: bool = True) -> Any:
+    def beside(self, mode: str, url: str) -> Any:
         """What bench/beside.py says, started with a new folder for its backup."""
         kept = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
-        settings = {"DATABASE_URL": url, "BACKUP_PROCESS": str(int(in_process))}
         command = [sys.executable, str(HERE / "beside.py"), mode, tempfile.mkdtemp(dir=self.folder)]
-        done = subprocess.run(command, env={**kept, **settings}, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            command, env={**kept, "DATABASE_URL": url}, stdout=subprocess.PIPE, text=True, check=False
+        )
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
         return json.loads(done.stdout)
@@ -402,13 +403,8 @@ def _yes(is_so: bool) -> str:
 
 def show_lateness(bench: Bench, url: str, beside_process: Mapping[str, float]) -> None:
     idle = bench.beside("idle", url)["late"]
-    thread = bench.ours(url, in_process=False).late or {}
     rows = [["", "p50", "p99", "max"]]
-    for name, late in {
-        "idle": idle,
-        "beside ours, in a process (the default)": beside_process,
-        "beside ours, in threads (BACKUP_PROCESS=0)": thread,
-    }.items():
+    for name, late in {"idle": idle, "beside ours": beside_process}.items():
         rows.append([name, *(f"{late[one]:.2f}" for one in ("p50", "p99", "max"))])
     print_table("How late a sleep of 5 ms ends in the process that makes the backup, ms", rows)
     above = beside_process["p99"] - idle["p99"]

@@ -3,7 +3,7 @@
     python bench/beside.py idle|backup FOLDER
 
 The loop's only work is to sleep for 5 ms, over and over, and to note how late it wakes. `backup` makes a backup of
-DATABASE_URL in FOLDER meanwhile, in the way that BACKUP_PROCESS says; `idle` makes none. Prints one line of JSON.
+DATABASE_URL in FOLDER meanwhile; `idle` makes none. Prints one line of JSON.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ from services import ROOT
 from sqlalchemy import text
 
 from service import logs
-from service.application.migration import APPLICATION_HISTORY
 from service.config import Settings
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from service.testing.postgres import PostgresServer, start_server
 
@@ -134,7 +134,7 @@ async def measure(server: PostgresServer, folder: str, options: argparse.Namespa
     urls = {"PostgreSQL": await server.create_database(), "SQLite": f"sqlite+aiosqlite:///{folder}/application.db"}
     for kind, url in urls.items():
         database = Database(url, setting="DATABASE_URL", pool_size=10)
-        await migrate(database, APPLICATION_HISTORY)
+        await migrate(database, *APPLICATION_HISTORIES)
         idle = Writers(database)
         await idle.beside(asyncio.sleep(options.idle))
         p99 = quantiles(idle.took, n=100, method="inclusive")[98]

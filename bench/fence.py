@@ -27,13 +27,14 @@ from machine import describe, print_table, version_of
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service import get_db, logs
-from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.context import current_run, fencing
+from service.batch.context.attempt_state import AttemptState
 from service.batch.context.current_run import CurrentRun
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import new_id
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from service.database.session import use_application_database
 from service.testing.postgres import PostgresServer, start_server
@@ -55,8 +56,9 @@ async def commits(count: int) -> list[float]:
 
 
 async def commits_of_a_run(count: int) -> list[float]:
-    run = CurrentRun(new_id(), "bench", datetime.now(UTC), 1, Origin.MANUAL)
-    run.fence, run.is_fenced = 1, True
+    state = AttemptState.of(new_id(), "bench", attempt=1)
+    state.fence, state.is_fenced = 1, True
+    run = CurrentRun(state.run, "bench", datetime.now(UTC), 1, Origin.MANUAL, state)
     own = contextvars.copy_context()
     own.run(current_run.enter, run)
     return await asyncio.get_running_loop().create_task(commits(count), context=own)
@@ -64,7 +66,7 @@ async def commits_of_a_run(count: int) -> list[float]:
 
 async def measure_one(url: str, options: argparse.Namespace) -> tuple[list[float], list[float]]:
     database = Database(url, setting="DATABASE_URL")
-    await migrate(database, APPLICATION_HISTORY)
+    await migrate(database, *APPLICATION_HISTORIES)
     use_application_database(database, lambda made: fencing.guard(made, idle_seconds=30))
     bare: list[float] = []
     fenced: list[float] = []

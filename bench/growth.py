@@ -45,13 +45,14 @@ from services import queued
 from sqlalchemy import insert, select, text
 
 from service.batch.ledger import database_time, transitions
+from service.database.histories import APPLICATION_HISTORIES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service import BaseTask, TaskRegistry, logs
-from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.context import current_run, fencing
+from service.batch.context.attempt_state import AttemptState
 from service.batch.context.current_run import CurrentRun
 from service.batch.firing import firing, task_sync
 from service.batch.ledger import runs
@@ -164,8 +165,9 @@ async def one_chunk(seconds: list[float]) -> None:
 
 
 async def inside_a_run(body: Callable[[], Awaitable[None]]) -> None:
-    run = CurrentRun(new_id(), "mine", datetime.now(UTC), 1, Origin.MANUAL)
-    run.fence, run.is_fenced = 1, True
+    state = AttemptState.of(new_id(), "mine", attempt=1)
+    state.fence, state.is_fenced = 1, True
+    run = CurrentRun(state.run, "mine", datetime.now(UTC), 1, Origin.MANUAL, state)
     own = contextvars.copy_context()
     own.run(current_run.enter, run)
 
@@ -197,10 +199,10 @@ async def open_ledger(
     own: int = 0,
 ) -> Ledger:
     databases = []
-    for history in (LEDGER_HISTORY, APPLICATION_HISTORY):
+    for histories in ((LEDGER_HISTORY,), APPLICATION_HISTORIES):
         sqlite = f"sqlite+aiosqlite:///{os.getcwd()}/{new_id()}.db"
         database = Database(sqlite if kind == "SQLite" else await server.create_database(), setting="LEDGER_URL")
-        await migrate(database, history)
+        await migrate(database, *histories)
         databases.append(database)
     ledger, application = databases
     fencing.guard(application, 30)

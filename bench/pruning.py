@@ -30,12 +30,12 @@ from services import queued
 from sqlalchemy import event, insert, text
 
 from service import logs
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger import runs, tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.states import RunState
 from service.batch.retention.pruning import Keep, Pruner
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from service.testing.postgres import PostgresServer, start_server
 
@@ -141,7 +141,7 @@ async def open_ledger(url: str, options: argparse.Namespace) -> Database:
 
 async def measure_one(url: str, folder: str, options: argparse.Namespace) -> tuple[Deleting, Writer, Writer, float]:
     application = Database(f"sqlite+aiosqlite:///{folder}/{time.monotonic_ns()}.db", setting="DATABASE_URL")
-    await migrate(application, APPLICATION_HISTORY)
+    await migrate(application, *APPLICATION_HISTORIES)
     ledger, deleting = await open_ledger(url, options), Deleting()
     alone, beside = Writer(ledger), Writer(ledger)
     await write_while(alone, asyncio.sleep(options.alone))

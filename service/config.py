@@ -124,7 +124,6 @@ class Settings(BaseSettings):
     BACKUP_INCLUDE: str = Field("", description="Tables to back up, as patterns. Empty: all of the application's.")
     BACKUP_EXCLUDE: str = Field("", description="Tables to leave out, as patterns.")
     BACKUP_LEDGER: bool = Field(False, description="Whether to back up the ledger's tables too.")
-    BACKUP_PROCESS: bool = Field(True, description="Whether a backup runs in a process of its own instead of a thread.")
 
     RESTORE_DRILL_CRON: str | None = Field(None, description="When RestoreDrillTask runs (UTC). Empty: never.")
     RESTORE_DRILL_URL: DatabaseUrl | None = Field(

@@ -14,8 +14,6 @@ from rich.cells import cell_len
 
 from service.escaping import line, lines, to_json
 
-Row = dict[str, Any]
-
 LAST = 16
 """The last column of a table is folded to fit the terminal, but is at least this many characters wide."""
 
@@ -48,7 +46,7 @@ def write(text: str, end: str = "\n", flush: bool = False) -> None:
     print(text, end=end, flush=flush)
 
 
-def show(rows: Sequence[Row], columns: Sequence[str], as_json: bool) -> None:
+def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Print rows: as JSON with all of their keys, or as a table of those `columns` that have a value in any row."""
     if as_json:
         show_json(list(rows))

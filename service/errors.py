@@ -14,6 +14,7 @@
     ├── DatabaseError
     │   ├── DatabaseUnreachable no connection to the database could be opened
     │   ├── DatabaseTooNew      the database has migrations that this code does not know
+    │   ├── DatabaseInUse       a process of an older version lives, and the ledger has to be migrated
     │   ├── DatabaseBusy        another connection held SQLite's write lock for too long
     │   ├── DamagedRow          a row of the ledger holds something that this code never writes
     │   ├── SecondWriter        a run that has a writing session on SQLite opened another one
@@ -113,6 +114,10 @@ class DatabaseUnreachable(DatabaseError):
 
 
 class DatabaseTooNew(DatabaseError):
+    pass
+
+
+class DatabaseInUse(DatabaseError):
     pass
 
 

@@ -14,7 +14,7 @@ from datetime import UTC
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from service.batch.context.current_run import CurrentRun, current_run_if_any
+from service.batch.context.current_run import CurrentRun, current_run_if_any, state_of
 from service.batch.nodes.node import package_version
 from service.concurrency.offload import offload
 from service.config import Settings
@@ -52,7 +52,8 @@ def _begin(settings: Settings) -> BaseClient | None:
         import sentry_sdk
     except ImportError:
         raise InvalidSetting(
-            "setting SENTRY_DSN: sending errors to Sentry needs the extra: pip install 'batch-system[sentry]'"
+            "setting SENTRY_DSN: sending errors to Sentry needs the extra `sentry`: "
+            "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[sentry]'"
         ) from None
     _tag_events()
     if settings.SENTRY_DSN is None or sentry_sdk.is_initialized():
@@ -122,7 +123,7 @@ def _with_run(event: Event, hint: Hint) -> Event | None:
     slot = run.slot.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
     tags = {"task": run.task, "run": run.id, "slot": f"{slot}Z", "attempt": str(run.attempt)}
     event.setdefault("tags", {}).update(tags)
-    if run.will_retry:
+    if state_of(run).will_retry:
         event["level"] = "warning"
     if _has_no_traceback(event):  # otherwise the timeouts of all tasks would be one issue
         event["fingerprint"] = ["{{ default }}", run.task]

@@ -1,33 +1,5 @@
-"""Back up the application's database, copy it elsewhere, and only then delete old backups."""
-
-from __future__ import annotations
-
-from service import BaseTask, TaskRegistry, get_logger, get_settings
-from service.operations.backups.make import on_the_run
-from service.operations.here import operations_here
-
-logger = get_logger(__name__)
+from service.shipped import backup
 
 
-class BackupTask(BaseTask):
-    name = "backup"
-    description = "Create a backup of the database"
-
-    @property
-    def schedule(self) -> str:
-        return get_settings().BACKUP_CRON
-
-    async def run(self) -> None:
-        settings, tell = get_settings(), on_the_run()
-        async with operations_here(settings) as operations:
-            backups = operations.backups
-            made = await backups.create(tell)
-            logger.info(f"Backup created: {made.path}")
-            if settings.BACKUP_URL:
-                for name in dict.fromkeys([made.facts.name, *await backups.waiting()]):
-                    copied = await backups.upload(name, tell, is_checked=name == made.facts.name)
-                    logger.info(f"Backup uploaded: {copied.url}")
-            await backups.prune(logger.warning, on_delete=lambda old: logger.info(f"Deleted old backup: {old}"))
-
-
-TaskRegistry.register(BackupTask)
+class BackupTask(backup.BackupTask):
+    """Back up the application's database, copy the backup elsewhere, and only then delete old backups."""

@@ -27,4 +27,4 @@ def access(settings: Settings) -> BackupAccess:
     """For functions on backups: databases that keep no connection between uses, as commands have them."""
     ledger = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
     application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pooled=False)
-    return BackupAccess(settings, Databases(ledger, application))
+    return BackupAccess(settings, Databases(ledger, application, settings.LEASE_SECONDS))

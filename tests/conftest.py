@@ -13,10 +13,10 @@ import hypothesis
 import pytest
 
 from service import TaskRegistry, config, logs
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database import session
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.session import leave_application_database, use_application_database
 from service.testing import postgres
 from service.testing.databases import wait_for
@@ -76,8 +76,8 @@ def pytest_collection_finish() -> None:
 def migrated_files(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
     """A folder with the two databases of the default settings, empty, as a service's first start makes them."""
     folder = tmp_path_factory.mktemp("first")
-    for name, history in (("app.db", APPLICATION_HISTORY), ("ledger.db", LEDGER_HISTORY)):
-        wait_for(migrated(url_of(folder / name), history))
+    for name, histories in (("app.db", APPLICATION_HISTORIES), ("ledger.db", (LEDGER_HISTORY,))):
+        wait_for(migrated(url_of(folder / name), *histories))
     return folder
 
 
@@ -144,7 +144,7 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
     """The URL of an empty database of each kind, or of a migrated one where a test has `application` too."""
     databases = request.getfixturevalue(f"{request.param}_databases")
     url = await databases.make(
-        tmp_path / "test.db", APPLICATION_HISTORY if "application" in request.fixturenames else None
+        tmp_path / "test.db", *(APPLICATION_HISTORIES if "application" in request.fixturenames else ())
     )
     yield url
     await databases.drop(url)

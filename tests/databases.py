@@ -18,12 +18,12 @@ class SQLiteFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    async def make(self, file: Path, history: History | None) -> str:
+    async def make(self, file: Path, *histories: History) -> str:
         """The URL of a new database: of an empty one, whose file is not there yet, or of a migrated one."""
-        if history is not None:
-            template = self._folder / f"{history.version_table}.db"
+        if histories:
+            template = self._folder / f"{histories[-1].version_table}.db"
             if not template.exists():
-                await migrated(url_of(template), history)
+                await migrated(url_of(template), *histories)
             shutil.copy(template, file)
         return url_of(file)
 
@@ -36,16 +36,16 @@ class PostgresDatabases:
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
-        self._templates: dict[History, str] = {}
+        self._templates: dict[tuple[History, ...], str] = {}
 
-    async def make(self, file: Path, history: History | None) -> str:
+    async def make(self, file: Path, *histories: History) -> str:
         """The URL of a new database: of an empty one, or of a migrated one. `file` is for the other kind."""
-        if history is None:
+        if not histories:
             return await self._server.create_database()
-        if history not in self._templates:
-            self._templates[history] = await self._server.create_database()
-            await migrated(self._templates[history], history)
-        return await self._server.create_database(template=str(make_url(self._templates[history]).database))
+        if histories not in self._templates:
+            self._templates[histories] = await self._server.create_database()
+            await migrated(self._templates[histories], *histories)
+        return await self._server.create_database(template=str(make_url(self._templates[histories]).database))
 
     async def drop(self, url: str) -> None:
         await self._server.drop_database(url)
@@ -59,7 +59,7 @@ def url_of(file: Path) -> str:
     return f"sqlite+aiosqlite:///{file}"
 
 
-async def migrated(url: str, history: History, to: str = "head") -> None:
+async def migrated(url: str, *histories: History, to: str = "head") -> None:
     database = Database(url, setting="LEDGER_URL", pooled=False)
-    await migrate(database, history, to)
+    await migrate(database, *histories, to=to)
     await database.dispose()

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 ELSEWHERE = {
     "docs/testing.md": "tests/testing/test_plugin.py",
     "docs/apps.md": "tests/test_apps.py",
+    "docs/apps-project.md": "tests/tasks/test_shipped.py",
 }
 """Pages whose Python is run by a test of their own."""
 

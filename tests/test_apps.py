@@ -25,9 +25,7 @@ from starlette.routing import Mount, Route
 
 from service import config, logs
 from service.app import create_app, lifespan
-from service.batch.context.current_run import CurrentRun
-from service.batch.ledger.states import Origin
-from service.clock import now
+from service.batch.context.attempt_state import LogBuffer
 from service.errors import InvalidSetting
 from service.web.api import routes
 from tests.batch.ledger_world import rows, until
@@ -286,11 +284,11 @@ def test_their_logging_stays_and_what_a_run_says_is_in_the_ledger(tmp_path: Path
 
 def test_where_our_logging_was_set_up_nothing_is_kept_twice() -> None:
     logs.set_up(stream=StringIO())
-    run = CurrentRun("run-1", "talks", now(), 1, Origin.SCHEDULE)
-    token = logs.run_log.set(run)
+    buffer = LogBuffer({"task": "talks", "run": "run-1"})
+    token = logs.run_log.set(buffer)
     try:
         with logs.keep_run_lines():
             logs.get_logger("mine").info("once")
     finally:
         logs.run_log.reset(token)
-    assert [line.text for line in run.take_lines()] == ["once"]
+    assert [line.text for line in buffer.take_lines()] == ["once"]

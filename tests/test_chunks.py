@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from tests.batch.ledger_world import rows
 from tests.processes import SERVE, Service, batch, process, service
@@ -115,9 +115,9 @@ class World:
         }
 
     async def make(self) -> None:
-        for url, history in ((self.url, APPLICATION_HISTORY), (self.settings["LEDGER_URL"], LEDGER_HISTORY)):
+        for url, histories in ((self.url, APPLICATION_HISTORIES), (self.settings["LEDGER_URL"], (LEDGER_HISTORY,))):
             database = Database(url, setting="DATABASE_URL", pooled=False)
-            await migrate(database, history)
+            await migrate(database, *histories)
         database = Database(self.url, setting="DATABASE_URL", pooled=False)
         async with database.engine.begin() as connection:
             await connection.execute(text("CREATE TABLE items (id INTEGER PRIMARY KEY)"))

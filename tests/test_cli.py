@@ -21,12 +21,12 @@ import pytest
 from sqlalchemy import text
 
 from service import TaskRegistry, clock
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.firing import task_sync
 from service.batch.ledger import database_time, runs, tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import NewRun
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment
@@ -375,7 +375,7 @@ async def newer(database_url: str) -> str:
     """A database that a newer version of the code has migrated."""
     database = Database(database_url, setting="LEDGER_URL")
     await migrate(database, LEDGER_HISTORY)
-    await migrate(database, APPLICATION_HISTORY)
+    await migrate(database, *APPLICATION_HISTORIES)
     async with database.engine.begin() as connection:
         for table in ("batch_alembic_version", "alembic_version"):
             await connection.execute(text(f"UPDATE {table} SET version_num = 'from_the_future'"))

@@ -29,6 +29,7 @@ from service.operations.backups.pins import pin
 from service.operations.backups.prune import delete_old, plans
 from tests.asking import access
 from tests.backup.contents import make_archive, make_sqlite
+from tests.backup.here import make_backups_here
 from tests.backup.s3 import SECRET, Bucket, bucket, refusing, s3_server
 from tests.commands import Batch, in_this_process, refuses
 from tests.docs_blocks import read
@@ -43,7 +44,7 @@ batch = pytest.fixture(in_this_process)
 
 @pytest.fixture(autouse=True)
 def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ def test_a_backup_goes_to_the_bucket_and_comes_back(batch: Batch, folder: Path, 
     assert f"{bucket.url}/{NEW}" in batch("backup", "verify", NEW).out
     assert batch("backup", "download").code == 0
     assert (folder / NEW).read_bytes() == data
-    refuses(batch("backup", "download", NEW), f"backups/{NEW} is there already")
+    refuses(batch("backup", "download", NEW), f"backups/{NEW} exists already")
     refuses(batch("backup", "download", OLD), f"{bucket.url}/{OLD}: there is no such backup")
 
 

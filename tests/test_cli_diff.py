@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from service.database.engine import Database
+from tests.backup.here import make_backups_here
 from tests.commands import Batch, in_this_process, refuses
 
 TABLES = """
@@ -31,7 +32,7 @@ UPDATE alembic_version SET version_num = 'app_0005'
 
 @pytest.fixture
 def batch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
     yield from in_this_process(capsys, monkeypatch)
 
 

@@ -16,15 +16,16 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from service.application.migration import APPLICATION_HISTORY
 from service.backup.sqlite import plain_file
 from service.batch.ledger import backups as records
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database import engine
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.operations.backups import restore
 from service.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, make_sqlite
+from tests.backup.here import make_backups_here
 from tests.backup.restores import damage
 from tests.backup.s3 import SECRET, Bucket, bucket, s3_server
 from tests.commands import Batch, in_this_process, refuses
@@ -59,7 +60,7 @@ class Long(BaseTask):
 
 @pytest.fixture(autouse=True)
 def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ async def test_an_idle_service_goes_on_working_on_the_restored_rows(
     database_url: str, tmp_path: Path, batch: Batch
 ) -> None:
     (tmp_path / "tasks/all.py").write_text(TASKS)
-    settings = {"DATABASE_URL": database_url, "POLL_SECONDS": "0.1", "BACKUP_PROCESS": "0"}
+    settings = {"DATABASE_URL": database_url, "POLL_SECONDS": "0.1"}
 
     def join(email: str) -> None:
         done = batch("run", "join", "--param", f"email={email}@x", "--queue", "--wait", **settings)
@@ -244,7 +245,8 @@ async def test_an_empty_postgresql_gets_the_tables_of_that_time_and_is_upgraded_
     postgres_database: str, postgres_server: PostgresServer, tmp_path: Path, batch: Batch
 ) -> None:
     (tmp_path / "tasks/all.py").write_text(TASKS)
-    await migrated(postgres_database, APPLICATION_HISTORY, "app_0002")
+    for history, revision in zip(APPLICATION_HISTORIES, ("app_0002", "data_0001"), strict=True):
+        await migrated(postgres_database, history, to=revision)
     await execute(postgres_database, "INSERT INTO users (email, created_at) VALUES ('a@x', now())")
     new = await postgres_server.create_database()
 
@@ -262,7 +264,7 @@ async def test_an_empty_postgresql_gets_the_tables_of_that_time_and_is_upgraded_
         await asyncio.to_thread(work)
         assert await emails(new) == ["a@x", "b@x"]
         async with connected(new) as connection:
-            head = APPLICATION_HISTORY.revisions[-1]
+            head = APPLICATION_HISTORIES[0].revisions[-1]
             assert await connection.fetchval("SELECT version_num FROM alembic_version") == head
     finally:
         await postgres_server.drop_database(new)
@@ -271,7 +273,7 @@ async def test_an_empty_postgresql_gets_the_tables_of_that_time_and_is_upgraded_
 async def test_what_fails_into_an_empty_postgresql_leaves_it_empty(
     postgres_database: str, postgres_server: PostgresServer, batch: Batch
 ) -> None:
-    await migrated(postgres_database, APPLICATION_HISTORY)
+    await migrated(postgres_database, *APPLICATION_HISTORIES)
     await execute(postgres_database, "CREATE TABLE mine AS SELECT 1 AS id")
     new = await postgres_server.create_database()
 
@@ -395,8 +397,8 @@ def test_what_a_run_wrote_after_the_safety_backup_is_not_lost(
 async def test_a_ledger_beside_no_tables_is_backed_up_before_it_is_replaced(
     postgres_database: str, postgres_server: PostgresServer, batch: Batch
 ) -> None:
-    for history in (APPLICATION_HISTORY, LEDGER_HISTORY):
-        await migrated(postgres_database, history)
+    for histories in (APPLICATION_HISTORIES, (LEDGER_HISTORY,)):
+        await migrated(postgres_database, *histories)
     new = await postgres_server.create_database()
 
     def work() -> None:

@@ -461,7 +461,7 @@ async def test_no_line_is_missed_or_repeated_when_blocks_come_under_a_new_fence(
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     run = await insert(ledger)
     await write(ledger, run, 1, 0, "a", "b")
-    reader = Reader(Databases(ledger, ledger, are_ready=True), run)
+    reader = Reader(Databases(ledger, ledger, 30.0, are_ready=True), run)
     assert await everything(reader, 1) == ["a", "b"]
     await write(ledger, run, 3, 0, "e")
     await write(ledger, run, 1, 2, "c")

@@ -138,6 +138,13 @@ def test_new_writes_a_task_that_can_be_used(batch: Batch, tmp_path: Path) -> Non
     assert batch("lint").out.endswith("1 task, 0 errors, 0 warnings, 0 notes\n")
 
 
+def test_in_an_empty_folder_a_new_task_gets_the_folder_of_tasks_too(batch: Batch, tmp_path: Path) -> None:
+    (tmp_path / "tasks").rmdir()
+    assert batch("new", "first", "--schedule", "none").code == 0
+    assert batch("run", "first").code == 0
+    assert "first" in (tmp_path / "tasks/first.py").read_text()
+
+
 def test_new_makes_a_package_of_the_folder_once(batch: Batch, tmp_path: Path) -> None:
     init = tmp_path / "tasks/__init__.py"
     batch("new", "one")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
 from sqlalchemy import update
 
 from service import clock
@@ -255,15 +255,15 @@ async def test_a_run_that_is_deleted_meanwhile_is_named(batch: Batch, prepared: 
 def drawn(width: int, now: datetime = AT, **more: Any) -> list[str]:
     written = io.StringIO()
     console = Console(file=written, width=width, force_terminal=True, color_system=None, legacy_windows=False)
-    console.print(bar.View(row(**more), now), end="")
+    console.print(Group(*bar.view(row(**more), now, width)), end="")
     screen = Screen(width)
-    screen.feed(written.getvalue().replace("\n", "\r\n"))
+    screen.feed(written.getvalue().removesuffix("\n").replace("\n", "\r\n"))
     return screen.lines
 
 
 def test_a_wide_terminal_has_it_on_one_line_and_the_message_below() -> None:
     top, message = drawn(120, **HALF, message="file 7")
-    assert top == f"slow running  {'━' * 16}{'─' * 24}  412,300 of 1,000,000  41.2 %  8,240 items/s  1 min 11 s left"
+    assert top == f"slow running  {'━' * 16}{' ' * 24}  412,300 of 1,000,000  41.2 %  8,240 items/s  1 min 11 s left"
     assert message == "file 7"
 
 
@@ -274,12 +274,12 @@ def test_nothing_is_wider_than_the_terminal(width: int) -> None:
     assert lines[0].endswith("…" if width <= 40 else " running")
     told = " ".join(" ".join(lines).split())
     assert "412,300 of 1,000,000" in told and "1 min 11 s left" in told and lines[-1].endswith("…")
-    assert any(re.fullmatch(rf"[━╸╺─]{{{width}}}", line) for line in lines)
+    assert any(re.fullmatch(r"[━╸╺]+", line) for line in lines)
 
 
 def test_without_a_total_it_has_the_count_and_how_long_it_goes_on() -> None:
     [line] = drawn(80, AT + timedelta(seconds=125), count=1_234, rate=5.0)
-    assert re.fullmatch(r"slow running  [━─ ]+  1,234  5.0 items/s  2 min 05 s so far", line)
+    assert re.fullmatch(r"slow running  [━ ]+  1,234  5.0 items/s  2 min 05 s so far", line)
 
 
 def test_what_waits_says_why_and_until_when() -> None:
@@ -318,7 +318,7 @@ def test_a_terminal_that_can_not_show_it_has_none(monkeypatch: pytest.MonkeyPatc
     assert isinstance(bar.display(FakeTerminal(), lambda *_: None), bar.Lines)
 
 
-RUNNING = r"slow running  ━*[╸╺]?[━─]*  [\d,]+ of 1,000  \d+\.\d %  [\d.]+ items/s  (\d+ min )?\d+ s left"
+RUNNING = r"slow running  ━*[╸╺]?[━ ]*  [\d,]+ of 1,000  \d+\.\d %  [\d.]+ items/s  (\d+ min )?\d+ s left"
 
 
 def has_bar(lines: list[str]) -> bool:
@@ -362,11 +362,9 @@ async def test_ctrl_c_leaves_the_run_alone_and_says_so(prepared: Database, tmp_p
             return halfway, code, shown.screen.lines
 
     halfway, code, end = await asyncio.to_thread(see)
-    assert [re.sub(r"[━╸╺]", "━", line) for line in halfway[:3]] == [
-        "slow running",
-        "━" * 40,
-        "20 of 1,000  2.0 %  1.0 items/s",
-    ]
+    top, drawn_bar, words = halfway[:3]
+    assert (top, re.sub(r"[━╸╺]", "━", drawn_bar)) == ("slow running", "━" * 40)
+    assert re.sub(" +", " ", words) == "20 of 1,000 2.0 % 1.0 items/s"
     assert code == 130
     assert "".join(end).replace(" ", "") == f"batch:therungoeson;`batchwatch{run}`followsitagain"
 

@@ -27,6 +27,7 @@ from service.operations.backups.restore import HISTORIES, RestoreRequest, check_
 from service.testing.postgres import PostgresServer
 from service.web import api
 from tests.asking import access
+from tests.backup.here import make_backups_here
 from tests.databases import migrated
 
 ROOT = Path(__file__).parent.parent
@@ -217,11 +218,10 @@ async def test_the_role_of_the_compose_file_is_an_ordinary_one_and_has_what_the_
         await postgres_server._execute(re.sub(r"\bbatch\b", ours, statement.replace(":'password'", "'secret'")))
     url = make_url(postgres_server.url).set(username=ours, password="secret", database=ours)
     monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
     try:
         settings = get_settings()
-        for history in HISTORIES:
-            await migrated(settings.DATABASE_URL, history)
+        await migrated(settings.DATABASE_URL, *HISTORIES)
         path = str(await create_backup(settings.BACKUP_DIR))
         assert len((await check_by_restoring(access(settings), path)).tables) == 5
         assert len((await restore(access(settings), RestoreRequest(path))).report.tables) == 5

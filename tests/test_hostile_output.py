@@ -13,13 +13,14 @@ import pytest
 from sqlalchemy import JSON, Column, LargeBinary, Table, insert
 from sqlalchemy.types import TypeEngine
 
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger import run_logs, tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.tables import new_id
+from service.database.companions import companions
 from service.database.engine import Database
-from service.database.types import UtcDateTime
+from service.database.histories import APPLICATION_HISTORIES
+from service.database.types import Id, UtcDateTime
 from tests.commands import Batch, Done, in_this_process
 from tests.databases import SQLiteFiles
 from tests.hostile import HOSTILE, SEEN, acts
@@ -55,7 +56,7 @@ def _value(column: Column[Any], kind: TypeEngine[Any]) -> Any:
     if isinstance(kind, UtcDateTime):
         return AT
     values: dict[type, Any] = {str: TEXT, int: 1, float: 1.0, bool: True}
-    return new_id() if kind is tables.Id else values[kind.python_type]
+    return new_id() if kind is Id else values[kind.python_type]
 
 
 @pytest.fixture
@@ -73,11 +74,11 @@ async def run(tmp_path: Path, sqlite_databases: SQLiteFiles, monkeypatch: pytest
         "batch_backups": {"name": "backup_20261125_020000.backup.gz"},
     }
     urls = {}
-    for name, history, metadata in (
-        ("LEDGER_URL", LEDGER_HISTORY, tables.ledger),
-        ("DATABASE_URL", APPLICATION_HISTORY, tables.companions),
+    for name, histories, metadata in (
+        ("LEDGER_URL", (LEDGER_HISTORY,), tables.ledger),
+        ("DATABASE_URL", APPLICATION_HISTORIES, companions),
     ):
-        urls[name] = await sqlite_databases.make(tmp_path / f"{name}.db", history)
+        urls[name] = await sqlite_databases.make(tmp_path / f"{name}.db", *histories)
         monkeypatch.setenv(name, urls[name])
         database = Database(urls[name], setting=name, pooled=False)
         async with database.engine.begin() as connection:

@@ -18,20 +18,18 @@ from typing import Any
 import pytest
 
 from service import get_logger, logs
-from service.batch.context.current_run import MAX_WAITING_LINES, CurrentRun
-from service.batch.ledger.states import Origin
-from service.clock import now
+from service.batch.context.attempt_state import MAX_WAITING_LINES, AttemptState, LogBuffer
 from tests.hostile import HOSTILE, SEEN, acts
 
 logger = get_logger("mine")
 
 
-def run_of(attempt: int = 1) -> CurrentRun:
-    return CurrentRun("run-1", "backup", now(), attempt, Origin.SCHEDULE)
+def run_of(attempt: int = 1) -> LogBuffer:
+    return AttemptState.of("run-1", "backup", attempt).log
 
 
 @contextmanager
-def inside(run: CurrentRun) -> Iterator[None]:
+def inside(run: LogBuffer) -> Iterator[None]:
     token = logs.run_log.set(run)
     try:
         yield
@@ -139,7 +137,7 @@ async def test_concurrent_runs_keep_their_own_lines() -> None:
     Lines()
     runs = [run_of() for _ in range(3)]
 
-    async def body(run: CurrentRun, number: int) -> None:
+    async def body(run: LogBuffer, number: int) -> None:
         logs.run_log.set(run)
         for _ in range(3):
             logger.info(f"of {number}")

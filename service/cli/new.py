@@ -72,14 +72,17 @@ def new(
 ) -> None:
     """Write the file of a new task, and its test.
 
-    The file goes into TASKS_DIR. Nothing is overwritten.
+    The file goes into TASKS_DIR. The folder `tasks` is made where none is set. Nothing is overwritten.
     """
     from service import console
     from service.batch.cron.cron import schedule as schedule_of
     from service.batch.tasks.discovery import folder_of
     from service.config import get_settings
 
-    folder = folder_of(get_settings().TASKS_DIR)
+    settings = get_settings()
+    if "TASKS_DIR" not in settings.model_fields_set:
+        settings.TASKS_DIR.mkdir(exist_ok=True)
+    folder = folder_of(settings.TASKS_DIR)
     module = _module(name)
     cron = None if schedule == NO_SCHEDULE else schedule_of(schedule)
     task, test = folder / f"{module}.py", tests / f"test_{module}.py"
@@ -90,12 +93,12 @@ def new(
         "schedule": f'"{cron.cron}"' if cron else "None",
         "async_": "" if sync else "async ",
         "file": task.as_posix(),
-        "package": _package(get_settings().TASKS_DIR, module),
+        "package": _package(settings.TASKS_DIR, module),
         **_gaps(),
     }
     tested = TEST.substitute(words) + (_test_of(cron, words) if cron else "")
     files = {task: TASK.substitute(words), test: tested}
-    if not (init := folder / "__init__.py").exists():  # without it checkers and tests may find our own `tasks` instead
+    if not (init := folder / "__init__.py").exists():  # without it a clone's own package `tasks` may be found instead
         files[init] = '"""The tasks of this service, one file each."""\n'
     _write(files)
     when = cron.words if cron else "Only by hand"

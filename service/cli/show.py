@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,7 @@ from service.errors import InvalidSchedule
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
-    from service.operations.results import RunDetails, TaskDetails
-
-Row = dict[str, Any]
+    from service.operations.results import Attempt, Node, Parameter, RunDetails, TaskDetails
 
 
 def show(run: RunOrTask, as_json: AsJson = False) -> None:
@@ -27,104 +26,112 @@ def show(run: RunOrTask, as_json: AsJson = False) -> None:
     Or it is a task's name: its schedule, policies, parameters, last runs, and the slots that it missed.
     """
     from service import console
+    from service.operations.results import RunDetails
 
     async def work(operations: Operations) -> tuple[str, RunDetails | TaskDetails]:
         kind, name = await operations.runs.find(run)
         return kind, await (operations.runs.show(name) if kind == "run" else operations.tasks.show(name))
 
     kind, details = ask(work, needs_tasks=False)
-    row = details.model_dump()
     if as_json:
-        console.show_json({"kind": kind, **row})
+        console.show_json({"kind": kind, **details.model_dump()})
+    elif isinstance(details, RunDetails):
+        _show_run(details)
     else:
-        (_show_run if kind == "run" else _show_task)(row)
+        _show_task(details)
 
 
-def _show_run(row: Row) -> None:
+def _show_run(run: RunDetails) -> None:
     from service import console
 
     console.show_values(
         {
-            "run": row["id"],
-            "task": row["task"],
-            "state": f"{row['state']}: {row['reason']}" if row["reason"] else row["state"],
-            "slot": _both(row["slot"], row["timezone"]),
-            "origin": row["origin"] + (f", asked for by {row['requested_by']}" if row["requested_by"] else ""),
-            "parent": row["parent"],
-            "params": _json(row["params"]),
-            "result": _json(row["result"]),
-            "progress": ", ".join(progress.words(row, clock.now())),
-            "message": row["message"],
-            "attempt": row["attempt"] or None,
-            "node": _node(row["node"]),
-            "created": row["created_at"],
-            "started": _after(row["started_at"], row["created_at"], "waited"),
-            "finished": _after(row["finished_at"], row["started_at"], "took"),
-            "next try": row["due_at"] if row["state"] == "retrying" else None,
-            "so far": _so_far(row),
+            "run": run.id,
+            "task": run.task,
+            "state": f"{run.state}: {run.reason}" if run.reason else run.state,
+            "slot": _both(run.slot, run.timezone),
+            "origin": run.origin + (f", asked for by {run.requested_by}" if run.requested_by else ""),
+            "parent": run.parent,
+            "params": _json(run.params),
+            "result": _json(run.result),
+            "progress": ", ".join(progress.words(run.model_dump(), clock.now())),
+            "message": run.message,
+            "attempt": run.attempt or None,
+            "node": _node(run.node),
+            "created": run.created_at,
+            "started": _after(run.started_at, run.created_at, "waited"),
+            "finished": _after(run.finished_at, run.started_at, "took"),
+            "next try": run.due_at if run.state == "retrying" else None,
+            "so far": _so_far(run),
         }
     )
-    _show_attempts(row["attempts"])
-    if row["log"]:
-        console.heading(f"Log (the last lines; `batch logs {row['id']}` shows all)")
-        for line in row["log"]:
-            console.write(text(line["at"], line["level"], line["logger"], line["text"]))
+    _show_attempts(run.attempts)
+    if run.log:
+        console.heading(f"Log (the last lines; `batch logs {run.id}` shows all)")
+        for line in run.log:
+            console.write(text(line.at, line.level, line.logger, line.text))
 
 
-def _show_attempts(attempts: list[Row]) -> None:
+def _show_attempts(attempts: Sequence[Attempt]) -> None:
     from service import console
 
     if not attempts:
         return
     console.heading("Attempts")
-    rows = [{**a, "took": _seconds(a["started_at"], a["ended_at"]), "error": _error(a["error"])} for a in attempts]
+    rows = [
+        {**each.model_dump(), "took": _seconds(each.started_at, each.ended_at), "error": _error(each.error)}
+        for each in attempts
+    ]
     console.show(rows, ["number", "outcome", "started_at", "took", "error"], as_json=False)
-    last = attempts[-1]["error"]
-    if last:
+    error = attempts[-1].error
+    if error:
         console.heading("Error of the last attempt")
-        console.write(console.INDENT + console.message(last["traceback"].rstrip()))
+        console.write(console.INDENT + console.message(error["traceback"].rstrip()))
 
 
-def _show_task(row: Row) -> None:
+def _show_task(task: TaskDetails) -> None:
     from service import console
 
-    gone = f"its file is gone since {utc(row['removed_at'])}" if row["removed_at"] else "its file can't be used here"
-    paused = f"since {utc(row['paused_at'])} by {row['paused_by']}" if row["paused_at"] else None
+    gone = f"its file is gone since {utc(task.removed_at)}" if task.removed_at else "its file can't be used here"
     console.show_values(
         {
-            "task": row["name"],
-            "description": row["description"],
-            "source": row["source"] + ("" if row["is_loaded"] else f" ({gone})"),
-            "schedule": f"{row['schedule']}: {row['words']}" if row["schedule"] else _no_schedule(row),
-            "paused": paused,
-            "next": [_both(slot["slot"], row["timezone"]) for slot in row["next"]],
-            "policies": [f"{name} = {value}" for name, value in row["policies"].items()] or "as by default",
-            "parameters": [_parameter(parameter) for parameter in row["parameters"] or []],
-            "first seen": row["first_seen_at"],
-            "last run": row["runs"][0]["id"] if row["runs"] else "none yet",
+            "task": task.name,
+            "description": task.description,
+            "source": task.source + ("" if task.is_loaded else f" ({gone})"),
+            "schedule": f"{task.schedule}: {task.words}" if task.schedule else _no_schedule(task),
+            "paused": f"since {utc(task.paused_at)} by {task.paused_by}" if task.paused_at else None,
+            "next": [_both(slot.slot, task.timezone) for slot in task.next],
+            "policies": [f"{name} = {value}" for name, value in task.policies.items()] or "as by default",
+            "parameters": [_parameter(parameter) for parameter in task.parameters or []],
+            "first seen": task.first_seen_at,
+            "last run": task.runs[0].id if task.runs else "none yet",
         }
     )
-    listed = {
-        "Last runs": (row["runs"], ["id", "slot", "origin", "state", "attempt", "started_at", "took", "reason"]),
-        "Missed": (row["missed"], ["first_slot", "last_slot", "count", "reason"]),
-        "Schedules it has had": (row["schedules"], ["cron", "timezone", "valid_from", "valid_until"]),
-    }
-    for title, (rows, columns) in listed.items():
-        if rows:
-            console.heading(title)
-            timed = [{**r, "took": _seconds(r.get("started_at"), r.get("finished_at"))} for r in rows]
-            console.show(timed, columns, as_json=False)
+    runs = [{**run.model_dump(), "took": _seconds(run.started_at, run.finished_at)} for run in task.runs]
+    _show_list("Last runs", runs, ["id", "slot", "origin", "state", "attempt", "started_at", "took", "reason"])
+    missed = [missed.model_dump() for missed in task.missed]
+    _show_list("Missed", missed, ["first_slot", "last_slot", "count", "reason"])
+    schedules = [span.model_dump() for span in task.schedules]
+    _show_list("Schedules it has had", schedules, ["cron", "timezone", "valid_from", "valid_until"])
 
 
-def _no_schedule(row: Row) -> str:
-    return "none any more" if row["schedules"] else "only by hand"
+def _show_list(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    from service import console
+
+    if rows:
+        console.heading(title)
+        console.show(rows, columns, as_json=False)
 
 
-def _parameter(parameter: Row) -> str:
-    kind = f": {parameter['type']}" if parameter["type"] else ""
-    if parameter["default"] is not None:
-        return f"{parameter['name']}{kind} = {parameter['default']}"
-    return f"{parameter['name']}{kind}" + (" (has to be given)" if parameter["required"] else "")
+def _no_schedule(task: TaskDetails) -> str:
+    return "none any more" if task.schedules else "only by hand"
+
+
+def _parameter(parameter: Parameter) -> str:
+    kind = f": {parameter.type}" if parameter.type else ""
+    if parameter.default is not None:
+        return f"{parameter.name}{kind} = {parameter.default}"
+    return f"{parameter.name}{kind}" + (" (has to be given)" if parameter.required else "")
 
 
 def _both(slot: datetime | None, timezone: str | None) -> str | None:
@@ -141,8 +148,8 @@ def _both(slot: datetime | None, timezone: str | None) -> str | None:
         return utc(slot)
 
 
-def _node(node: Row | None) -> str | None:
-    return f"process {node['pid']} on {node['host']} ({node['id']})" if node else None
+def _node(node: Node | None) -> str | None:
+    return f"process {node.pid} on {node.host} ({node.id})" if node else None
 
 
 def _after(at: datetime | None, before: datetime | None, word: str) -> str | None:
@@ -155,12 +162,12 @@ def _seconds(start: datetime | None, end: datetime | None) -> str | None:
     return f"{(end - start).total_seconds():.2f} s" if start and end else None
 
 
-def _so_far(row: Row) -> str | None:
+def _so_far(run: RunDetails) -> str | None:
     """How long the attempt that is going on has run."""
-    return _seconds(row["attempt_started_at"], clock.now()) if row["state"] == "running" else None
+    return _seconds(run.attempt_started_at, clock.now()) if run.state == "running" else None
 
 
-def _error(error: Row | None) -> str | None:
+def _error(error: dict[str, Any] | None) -> str | None:
     return f"{error['type']}: {error['message']}" if error else None
 
 

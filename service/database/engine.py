@@ -18,6 +18,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from service import clock
 from service.database import forks, troubles
+from service.database.urls import split_options
 from service.database.writers import WriterGuard
 from service.errors import DatabaseBusy, DatabaseUnreachable
 
@@ -138,7 +139,13 @@ def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: d
         options = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60}
     if url.drivername == "postgresql+asyncpg":
         # Generic plans live long, and became quadratic on tables that had just been emptied; custom plans did not.
-        settings = {"application_name": client[:63], "timezone": "UTC", "plan_cache_mode": "force_custom_plan"}
+        url, given_settings = split_options(url)
+        settings = {
+            **given_settings,
+            "application_name": client[:63],
+            "timezone": "UTC",
+            "plan_cache_mode": "force_custom_plan",
+        }
         options["connect_args"] = {"server_settings": settings, "timeout": 10}
     engine = create_async_engine(url, **options, **given)
     if url.drivername == "postgresql+asyncpg":

@@ -12,7 +12,20 @@ def safe_url(url: URL) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
+def split_options(url: URL) -> tuple[URL, dict[str, str]]:
+    """The URL without libpq's `options` (`?options=-csearch_path=shop`), and what a server is given for them.
+
+    asyncpg has no parameter of that name. The server takes the text as it is, when the connection begins.
+    """
+    if url.drivername != "postgresql+asyncpg" or not (given := url.query.get("options")):
+        return url, {}
+    options = given if isinstance(given, str) else " ".join(given)
+    return url.difference_update_query(["options"]), {"options": options}
+
+
 def connect_arguments(url: URL) -> dict[str, object]:
     """The arguments for asyncpg that SQLAlchemy would pass: hosts, sockets, ssl and the rest of the query."""
-    _, arguments = url.get_dialect()().create_connect_args(url)
-    return {name: value for name, value in arguments.items() if name not in ONLY_SQLALCHEMYS}
+    bare, settings = split_options(url)
+    _, arguments = bare.get_dialect()().create_connect_args(bare)
+    kept = {name: value for name, value in arguments.items() if name not in ONLY_SQLALCHEMYS}
+    return {**kept, "server_settings": settings}

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger import tables
 from service.batch.ledger.migration import LEDGER_HISTORY
+from service.batch.nodes import living, process_lock
 from service.config import Settings
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate, refuse_newer
 from service.errors import DatabaseError, DatabaseUnreachable, InvalidSetting
 
@@ -39,19 +41,29 @@ async def open_databases(settings: Settings, client: str = "batch") -> tuple[Dat
     async with AsyncExitStack() as stack:
         for database in (application, ledger):
             stack.push_async_callback(database.dispose)
-        await _prepare(application, ledger)
+        await _prepare(application, ledger, settings.LEASE_SECONDS)
         stack.pop_all()
     return application, ledger
 
 
-async def _prepare(application: Database, ledger: Database) -> None:
+async def _prepare(application: Database, ledger: Database, lease_seconds: float) -> None:
     """Check that both can be reached, and migrate them. Raises DatabaseError, InvalidSetting."""
     _refuse_memory(application, ledger)
     _refuse_one_file(application, ledger)
     for database in (application, ledger):
         await database.check()
-    await migrate(application, APPLICATION_HISTORY)
-    await migrate(ledger, LEDGER_HISTORY)
+    await migrate_ledger(ledger, lease_seconds)  # first: it is refused while processes of an older version live
+    await migrate(application, *APPLICATION_HISTORIES)
+
+
+async def migrate_ledger(ledger: Database, lease_seconds: float) -> None:
+    """Bring the ledger to the migrations of this code.
+
+    Raises DatabaseError; DatabaseInUse if a process that works with the older ledger lives.
+    """
+    folder = process_lock.folder_of(ledger.url)
+    refuse = partial(living.refuse_living, folder=folder, lease_seconds=lease_seconds)
+    await migrate(ledger, LEDGER_HISTORY, before=refuse)
 
 
 def _refuse_memory(*databases: Database) -> None:
@@ -86,7 +98,11 @@ class Databases:
     them; a service has done so already (`are_ready`). Connections come from the engines that it was given.
     """
 
-    def __init__(self, ledger: Database, application: Database, *, are_ready: bool = False) -> None:
+    def __init__(
+        self, ledger: Database, application: Database, lease_seconds: float, *, are_ready: bool = False
+    ) -> None:
+        """`lease_seconds`: how long after its last sign of life a process counts as alive (LEASE_SECONDS)."""
+        self._lease_seconds = lease_seconds
         self.ledger = ledger
         self.application = application
         self._is_readable = are_ready
@@ -153,12 +169,12 @@ class Databases:
                 f"there is no ledger yet at {self.ledger.safe_url} (LEDGER_URL): `batch serve` or `batch run` makes it"
             )
         await self.ledger.check()
-        await migrate(self.ledger, LEDGER_HISTORY)
+        await migrate_ledger(self.ledger, self._lease_seconds)
         self._is_migrated = self._is_readable = True
 
     async def migrate_both(self) -> None:
         """Migrate both databases, once. Raises DatabaseError, InvalidSetting."""
         await self.migrate_ledger()
         if not self._are_both_migrated:
-            await _prepare(self.application, self.ledger)
+            await _prepare(self.application, self.ledger, self._lease_seconds)
             self._are_both_migrated = True

@@ -49,7 +49,7 @@ class Operations:
         are_ready: bool = False,
     ) -> None:
         """`are_ready`: both databases are migrated. The rest is explained in Context."""
-        databases = Databases(ledger, application, are_ready=are_ready)
+        databases = Databases(ledger, application, settings.LEASE_SECONDS, are_ready=are_ready)
         keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK)
         self._settings = settings
         self._use(Context(databases, loaded, actor, settings.LEASE_SECONDS, keep, wake, node))

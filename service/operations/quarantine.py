@@ -11,8 +11,8 @@ from service.batch.chunks import quarantine
 from service.batch.chunks.quarantine import SetAside
 from service.batch.execution.run_here import checked
 from service.batch.ledger import runs as run_rows
-from service.batch.ledger import tables
 from service.batch.queue import enqueue
+from service.database import companions
 from service.errors import UnknownRun, WrongState
 from service.operations.context import Context
 from service.operations.databases import Databases, is_to_come
@@ -62,7 +62,7 @@ async def _items(databases: Databases, run: str) -> list[SetAside]:
         return []
     try:
         async with application.reader.connect() as connection:
-            there = await connection.run_sync(lambda sync: inspect(sync).has_table(tables.quarantine.name))
+            there = await connection.run_sync(lambda sync: inspect(sync).has_table(companions.quarantine.name))
         return await quarantine.listed(application, run) if there else []
     except (DBAPIError, OSError) as error:
         raise application.unreachable(error) from error

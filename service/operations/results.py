@@ -5,6 +5,7 @@ Instants are aware, in UTC, unless a field says otherwise.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
@@ -22,6 +23,13 @@ class Result(BaseModel):
     """The base of all answers. What a row of the ledger has beyond the fields is left out."""
 
     model_config = ConfigDict(frozen=True)
+
+    def __repr__(self) -> str:
+        """Bounded: asyncio makes the text of a task's result when the loop ends, and a result may be large."""
+        fields = ", ".join(f"{name}={reprlib.repr(value)}" for name, value in self)
+        return f"{type(self).__name__}({fields})"
+
+    __str__ = __repr__
 
     @classmethod
     def of(cls, row: Mapping[Any, Any], **more: Any) -> Self:

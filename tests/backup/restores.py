@@ -99,7 +99,7 @@ SEQUENCES = "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'S' ORDER 
 
 
 async def everything(url: str) -> dict[str, Any]:
-    """A hash of each table's rows, the schema, and where the sequences are. `url`: of a superuser."""
+    """A hash of each table's rows, the schema, and the values of sequences. `url`: that of a superuser."""
     async with connected(url) as connection:
         hashes = {
             table: await connection.fetchval(
@@ -121,7 +121,7 @@ async def restored(path: Path, url: str, **options: Any) -> Report:
 
 
 def damage(path: Path, which: Callable[[str], bool]) -> None:
-    """Flip one byte in the middle of the last member of such a name."""
+    """Flip one byte in the middle of the last member whose name fulfils the condition."""
     with LocalFile(path) as source:
         member = [member for member in Backup.open(source).members if which(member.name)][-1]
     with path.open("r+b") as file:
@@ -132,7 +132,7 @@ def damage(path: Path, which: Callable[[str], bool]) -> None:
 
 
 def rewrite(path: Path, change: Callable[[Any], None]) -> None:
-    """Let the manifest say something else, with the checksums that belong to it."""
+    """Change the manifest, and write it with valid checksums."""
     said = manifest(path)
     change(said)
     data = json.dumps(said).encode()
@@ -149,8 +149,8 @@ def rewrite(path: Path, change: Callable[[Any], None]) -> None:
 HANGING = """
 import asyncio, sys, threading
 from pathlib import Path
-from service.backup.reader import Backup, LocalFile
-from service.backup.restore import restore
+from service.backup.file.reader import Backup, LocalFile
+from service.backup.restoring.restore import restore
 
 class Hanging(LocalFile):
     def read(self, offset, length):
@@ -167,7 +167,7 @@ asyncio.run(restore(source, sys.argv[2]))
 
 
 async def killed_in_the_middle(path: Path, url: str, code: str = HANGING) -> None:
-    """A process that restores, and is killed by the system once it has loaded all but the last member."""
+    """Restore in a process that is killed by SIGKILL when it has loaded all but the last member."""
     started = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, str(path), url, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
     )

@@ -21,7 +21,7 @@ _numbers = count(1)
 
 @dataclass(frozen=True)
 class Bucket:
-    """An empty bucket. `settings`: the environment that reaches it; `url`: a prefix in it."""
+    """An empty bucket. `settings`: environment variables for access to it; `url`: a prefix in it."""
 
     name: str
     port: int
@@ -39,7 +39,7 @@ class Bucket:
         return [found["Key"] for found in self.client.list_objects_v2(Bucket=self.name).get("Contents", [])]
 
     def uploads(self) -> list[str]:
-        """The keys of multipart uploads that were begun and are not over."""
+        """The keys of multipart uploads that have begun and have not ended."""
         return [found["Key"] for found in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])]
 
     def put(self, key: str, data: bytes) -> None:
@@ -57,7 +57,7 @@ def keys(endpoint: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[ThreadedMotoServer]:
-    logging.getLogger("werkzeug").disabled = True  # a command's stderr is looked at
+    logging.getLogger("werkzeug").disabled = True  # tests compare the stderr of commands
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     yield server
@@ -66,7 +66,7 @@ def s3_server() -> Iterator[ThreadedMotoServer]:
 
 @pytest.fixture
 def bucket(s3_server: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """An empty bucket, which is BACKUP_URL's."""
+    """An empty bucket, to which BACKUP_URL is set."""
     _, port = s3_server.get_host_and_port()
     endpoint = f"http://127.0.0.1:{port}"
     client = boto3.client(
@@ -84,7 +84,7 @@ def bucket(s3_server: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch) -> Bu
 
 
 class Network:
-    """Passes bytes on to a port, until it is cut: after so many bytes from the client, if that was asked for."""
+    """Forwards bytes to a port until it is cut, by the test or after a number of bytes from the client."""
 
     def __init__(self, port: int, cut_after: int) -> None:
         self._to, self._left = port, cut_after
@@ -140,7 +140,7 @@ REFUSAL = """<?xml version="1.0" encoding="UTF-8"?>
 
 @contextmanager
 def refusing(status: int, code: str) -> Iterator[int]:
-    """A port whose server refuses all with this error, and tells secrets in it."""
+    """The port of a server that answers every request with this error, which contains secrets."""
     body = REFUSAL.format(code=code, message=f"not with {KEY}", key=KEY, secret=SECRET).encode()
     answer = b"HTTP/1.1 %d No\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
     listening = socket.create_server(("127.0.0.1", 0))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
 from service.backup.comparing.compare import diff
 from service.config import get_settings
+from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError
 from service.operations.backups.restore import RestoreRequest, check_by_restoring, restore
 from service.testing.postgres import PostgresServer
@@ -47,7 +47,7 @@ async def application(
     for url in (postgres_database, empty):
         await execute(url, f'ALTER DATABASE "{make_url(url).database}" OWNER TO {APPLICATION}')
     url = as_role(postgres_database, APPLICATION)
-    await migrated(url, APPLICATION_HISTORY)
+    await migrated(url, *APPLICATION_HISTORIES)
     await execute(
         url,
         "INSERT INTO users (email, created_at) VALUES ('a@example.org', now()), ('b@example.org', now())",
@@ -62,7 +62,7 @@ async def application(
     await postgres_server._execute(f"DROP ROLE {APPLICATION}")
 
 
-async def test_it_backs_up_compares_tries_out_and_restores_what_the_application_may_not_read(
+async def test_the_backup_role_backs_up_compares_tries_out_and_restores_rows_hidden_from_the_application(
     application: str, postgres_database: str, settings: Callable[..., None], tmp_path: Path
 ) -> None:
     other = get_settings().BACKUP_DATABASE_URL
@@ -81,7 +81,7 @@ async def test_it_backs_up_compares_tries_out_and_restores_what_the_application_
         assert [row["tableowner"] for row in await connection.fetch(OWNERS)] == [APPLICATION]
 
 
-async def test_into_an_empty_database_it_restores_as_the_application_which_owns_the_tables_then(
+async def test_a_restore_into_an_empty_database_makes_the_application_role_the_owner_of_the_tables(
     application: str, empty: str, settings: Callable[..., None], tmp_path: Path
 ) -> None:
     path = str(await create_backup(tmp_path / "backups"))
@@ -91,7 +91,7 @@ async def test_into_an_empty_database_it_restores_as_the_application_which_owns_
         assert [row["tableowner"] for row in await connection.fetch(OWNERS)] == [APPLICATION]
 
 
-async def test_an_error_names_its_setting_and_no_password(
+async def test_an_error_names_the_setting_and_not_the_password(
     application: str, settings: Callable[..., None], tmp_path: Path
 ) -> None:
     path = str(await create_backup(tmp_path / "backups"))

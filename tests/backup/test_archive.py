@@ -31,7 +31,7 @@ def backup(tmp_path: Path) -> Path:
     return make_archive(tmp_path / "small.backup.gz")
 
 
-def test_the_usual_tools_open_it(backup: Path) -> None:
+def test_tar_and_gzip_open_a_backup(backup: Path) -> None:
     listed = subprocess.run(["tar", "tzf", str(backup)], capture_output=True, text=True, check=True)
     parts = [f"data/000{table}-public.t{table}/000{part}.copy" for table in (1, 2) for part in (1, 2, 3)]
     assert listed.stdout.split() == ["header.json", *parts, "manifest.json"] == list(members(backup))
@@ -50,7 +50,7 @@ def test_the_manifest_has_the_place_of_every_member_and_the_trailer_that_of_the_
 
 
 class Counted(LocalFile):
-    """Counts what is read of it."""
+    """A source that counts the bytes that are read."""
 
     reads = 0
 
@@ -114,15 +114,15 @@ def test_pieces_are_in_the_order_in_which_they_were_added_however_long_each_take
 
 
 def begun(path: Path, size: int, **contents: Any) -> None:
-    """A backup that is refused before a row is added, or not."""
+    """Begin a backup of this size and content."""
     path.touch()
     with Archive(path, datetime.now(UTC)) as archive:
         archive.add_header("postgresql", **HEADER)
         archive.refuse_too_large(size, **{"tables": [TABLE], "sequences": [], "left_out": [], **contents})
 
 
-def test_what_could_not_be_read_back_is_refused_before_a_row_is_added(tmp_path: Path) -> None:
-    """The manifest counts gzip members: of 650 GB it is too large."""
+def test_a_manifest_that_could_not_be_read_back_is_refused_before_a_row_is_added(tmp_path: Path) -> None:
+    """The manifest lists all gzip members, so it is too large for a database of 700 GB."""
     begun(path := tmp_path / "begun", 500 * 1024**3)
     for size, contents, message in (
         (700 * 1024**3, {}, "larger than these backups can be: use pgBackRest, or exclude tables"),
@@ -136,7 +136,7 @@ def test_what_could_not_be_read_back_is_refused_before_a_row_is_added(tmp_path: 
 async def test_a_database_whose_manifest_would_be_too_large_is_not_copied(
     database_url: str, application: Database, use_database: Callable[[str], None], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """On both databases. A page of each stands for the hundreds of gigabytes that it would take."""
+    """The limits are so small in this test that one page of a database is too large."""
     use_database(database_url)
     monkeypatch.setattr("service.backup.file.writer.PIECE_BYTES", 1)
     monkeypatch.setattr("service.backup.file.writer.MEMBER_JSON", LARGEST_JSON)

@@ -24,10 +24,11 @@ from service.backup.file.selection import Selection
 from service.backup.file.verify import verify
 from service.backup.file.writer import Archive
 from service.backup.making import process, worker
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
 from tests.backup.contents import connected, copies, execute, make_sqlite, opened, until
+from tests.backup.here import make_backups_here
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("in_a_process")
@@ -41,7 +42,7 @@ print(create_backup_sync(Path("backups")))
 
 
 def workers(parent: int | None = None) -> list[int]:
-    """The processes that make backups for this one, or for `parent`."""
+    """The worker processes of this process, or of `parent`."""
     pid = parent or os.getpid()
     try:
         listed = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
@@ -70,7 +71,7 @@ def alive(pid: int) -> bool:
 
 @asynccontextmanager
 async def held(database: str) -> AsyncIterator[None]:
-    """A backup that begins in here waits."""
+    """A backup that begins in the block waits for a lock."""
     async with connected(database) as connection, connection.transaction():
         await connection.execute("LOCK t")
         yield
@@ -90,7 +91,7 @@ async def table(database: str) -> str:
     return database
 
 
-async def test_it_is_made_by_a_process_of_low_priority_whose_command_has_no_password(
+async def test_a_backup_is_made_by_a_process_of_low_priority_whose_command_has_no_password(
     database: str, table: str, tmp_path: Path, use_database: Callable[[str], None]
 ) -> None:
     use_database(make_url(database).set(password="very-secret").render_as_string(hide_password=False))
@@ -117,30 +118,22 @@ async def test_a_sqlite_backup_by_a_process_tells_its_progress(app_db: Path, tmp
         assert copy.execute("SELECT count(*) FROM users").fetchone() == (1,)
 
 
-async def test_where_the_setting_says_so_there_is_no_other_process(
-    table: str, tmp_path: Path, settings: Callable[..., None]
+@pytest.mark.parametrize("executable", [None, "", "no-python"])
+async def test_an_error_says_that_no_process_can_be_started_and_nothing_is_left(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executable: str | None
 ) -> None:
-    settings(BACKUP_PROCESS="0")
-    async with held(table):
-        backup = asyncio.create_task(create_backup(tmp_path / "backups"))
-        await it_waits(table)
-        assert workers() == []
-    assert copies(await backup) == {"public.t": b"1\n"}
-
-
-async def test_where_there_can_be_no_other_process_it_is_made_in_threads(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-    assert copies(await create_backup(tmp_path / "backups")) == {"public.t": b"1\n"}
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(BackupError, match="no process could be started for it"):
+        await create_backup(tmp_path / "backups")
+    assert list((tmp_path / "backups").iterdir()) == []
 
 
 async def test_an_error_of_the_other_process_arrives_as_it_was_raised(
-    app_db: Path, tmp_path: Path, settings: Callable[..., None]
+    app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BackupError) as there:
         await create_backup(tmp_path / "backups")
-    settings(BACKUP_PROCESS="0")
+    make_backups_here(monkeypatch)
     with pytest.raises(BackupError) as here:
         await create_backup(tmp_path / "backups")
     assert there.value.message == here.value.message and "there is no database at" in here.value.message
@@ -148,7 +141,7 @@ async def test_an_error_of_the_other_process_arrives_as_it_was_raised(
 
 
 class Faulty(Archive):
-    """A disk that does not keep what was written to it."""
+    """A file on a disk that does not keep the bytes that were written."""
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
@@ -157,10 +150,10 @@ class Faulty(Archive):
             file.write(bytes(8))
 
 
-async def test_what_cannot_be_read_back_never_becomes_a_backup(
-    app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Callable[..., None]
+async def test_a_file_that_cannot_be_read_back_never_becomes_a_backup(
+    app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings(BACKUP_PROCESS="0")
+    make_backups_here(monkeypatch)
     make_sqlite(app_db, megabytes=1)
     monkeypatch.setattr(worker, "Archive", Faulty)
     with pytest.raises(BackupError, match=r"no backup was made in .* can't be read back .*The disk may be faulty"):
@@ -168,7 +161,7 @@ async def test_what_cannot_be_read_back_never_becomes_a_backup(
     assert list((tmp_path / "backups").iterdir()) == []
 
 
-async def test_a_folder_that_takes_no_files_is_found_before_a_process_is_started(
+async def test_a_folder_that_cannot_be_written_is_noticed_before_a_process_is_started(
     app_db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_sqlite(app_db)
@@ -193,7 +186,7 @@ async def test_a_cancel_ends_the_process_and_leaves_nothing(
         assert list((tmp_path / "backups").iterdir()) == []
 
 
-async def test_a_process_that_does_not_hear_is_killed(
+async def test_a_process_that_does_not_end_after_a_cancel_is_killed(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "KILL_AFTER_SECONDS", 0.05)
@@ -243,7 +236,7 @@ async def test_a_process_that_is_killed_leaves_no_copy_of_a_sqlite_database(app_
     assert list((tmp_path / "backups").iterdir()) == []
 
 
-async def test_a_process_that_ends_without_a_word_made_no_backup(
+async def test_a_process_that_ends_without_a_result_made_no_backup(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "COMMAND", ("-c", "raise SystemExit(3)"))
@@ -252,15 +245,15 @@ async def test_a_process_that_ends_without_a_word_made_no_backup(
     assert list((tmp_path / "backups").iterdir()) == []
 
 
-async def test_a_process_that_ends_before_it_hears_its_order_is_not_taken_for_a_bad_disk(
+async def test_a_process_that_ends_before_it_reads_its_request_is_not_reported_as_a_disk_error(
     app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_sqlite(app_db)
     monkeypatch.setattr(process, "COMMAND", ("-c", "raise SystemExit(3)"))
     start = process._start
 
-    def ended() -> subprocess.Popen[bytes]:
-        started = start()
+    def ended(partial: Path) -> subprocess.Popen[bytes]:
+        started = start(partial)
         started.wait()
         return started
 
@@ -269,9 +262,7 @@ async def test_a_process_that_ends_before_it_hears_its_order_is_not_taken_for_a_
         await create_backup(tmp_path / "backups")
 
 
-async def test_when_the_process_that_ordered_it_is_killed_the_other_cleans_up(
-    table: str, app_db: Path, tmp_path: Path
-) -> None:
+async def test_when_the_caller_is_killed_the_worker_removes_its_files(table: str, app_db: Path, tmp_path: Path) -> None:
     async with held(table):
         ordering = subprocess.Popen([sys.executable, "-c", SYNC], env=environment())
         await it_waits(table)
@@ -287,21 +278,23 @@ async def test_when_the_process_that_ordered_it_is_killed_the_other_cleans_up(
         assert list((tmp_path / "backups").iterdir()) == []
 
 
-async def test_it_cleans_up_also_where_it_heard_its_order_only_after_that(app_db: Path, tmp_path: Path) -> None:
+async def test_a_worker_that_reads_its_request_after_the_death_of_its_caller_removes_its_files(
+    app_db: Path, tmp_path: Path
+) -> None:
     make_sqlite(app_db)
     partial = tmp_path / ".backup_20260329_120000.partial"
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for kind, status in (("sqlite", 0), ("of a kind that makes it fail", 1)):
         partial.touch()
-        order = Order(kind, str(app_db), "", clock.now(), Selection())
-        line = json.dumps({**json.loads(order.as_json(partial)), "by": gone.pid}).encode() + b"\n"
+        request = BackupRequest(kind, str(app_db), "", clock.now(), Selection())
+        line = json.dumps({**json.loads(request.as_json(partial)), "by": gone.pid}).encode() + b"\n"
         done = subprocess.run([sys.executable, *process.COMMAND], input=line, capture_output=True)
         assert done.returncode == status
         assert not list(tmp_path.glob(".backup_*"))
 
 
-async def test_when_both_are_killed_the_next_day_cleans_up(table: str, tmp_path: Path) -> None:
+async def test_the_files_of_a_killed_caller_and_worker_are_removed_a_day_later(table: str, tmp_path: Path) -> None:
     async with held(table):
         ordering = subprocess.Popen([sys.executable, "-c", SYNC], env=environment())
         await it_waits(table)
@@ -328,7 +321,7 @@ def test_a_script_needs_no_event_loop(app_db: Path, tmp_path: Path) -> None:
         assert copy.execute("SELECT count(*) FROM users").fetchone() == (1,)
 
 
-def test_the_process_loads_nothing_of_the_service_that_it_has_no_use_for() -> None:
+def test_the_worker_imports_no_module_of_the_service_that_it_does_not_need() -> None:
     code = "import sys, service.backup.making.worker; print(sorted({'sqlalchemy', 'starlette'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

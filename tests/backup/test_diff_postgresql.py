@@ -18,6 +18,7 @@ from service.batch.ledger.tables import ledger
 from service.config import forget_settings, get_settings
 from service.errors import BackupError
 from tests.backup.contents import connected, execute, make_sqlite, until
+from tests.backup.here import make_backups_here
 from tests.docs_blocks import ROOT
 from tests.processes import environment
 
@@ -90,7 +91,7 @@ CHANGED = [
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")  # a process more for each of so many backups takes its time
+    make_backups_here(monkeypatch)  # one process for each of many backups would be slow
 
 
 async def made(tmp_path: Path) -> str:
@@ -127,7 +128,7 @@ async def test_rows_tables_and_columns_that_differ_are_found_now_and_in_a_later_
 
 
 async def test_a_key_with_a_generated_column_does_not_tell_rows_apart(database: str, tmp_path: Path) -> None:
-    """It is not in the backup."""
+    """Generated columns are not in a backup."""
     await execute(
         database, "CREATE TABLE t (id int, day int GENERATED ALWAYS AS (id / 10) STORED, v int, PRIMARY KEY (day, id))"
     )
@@ -140,7 +141,7 @@ async def test_a_key_with_a_generated_column_does_not_tell_rows_apart(database: 
     assert rows(by_name(now)["t"]) == (None, None, None) and not by_name(now)["t"].same and now.tables == later.tables
 
 
-async def test_a_table_without_a_key_is_the_same_in_whatever_order_its_rows_come(database: str, tmp_path: Path) -> None:
+async def test_a_table_without_a_key_is_the_same_whatever_the_order_of_its_rows(database: str, tmp_path: Path) -> None:
     await execute(database, "CREATE TABLE notes AS SELECT n % 7 AS v FROM generate_series(1, 100) n")
     before = await made(tmp_path)
     await execute(
@@ -179,7 +180,7 @@ async def test_one_instant_is_compared_while_others_write(
         assert await connection.fetchval("SELECT count(*) FROM z") == 2
 
 
-async def test_what_a_side_leaves_out_is_named_and_not_compared(
+async def test_tables_that_one_side_leaves_out_are_named_and_not_compared(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables = ("batch_alembic_version", "batch_runs", "users", "scratch")
@@ -228,9 +229,11 @@ async def test_two_kinds_of_databases_can_not_be_compared(
     monkeypatch.setenv("DATABASE_URL", "sqlite:///app.db")
     forget_settings()
     of_sqlite = await made(tmp_path)
-    with pytest.raises(BackupError, match=r"backup of PostgreSQL, but the database .*app\.db.* is of SQLite: only two"):
+    with pytest.raises(
+        BackupError, match=r"backup of PostgreSQL, but the database .*app\.db.* is of SQLite: both must"
+    ):
         await diff(get_settings(), of_postgresql)
-    with pytest.raises(BackupError, match=f"of SQLite, but {of_postgresql} is of PostgreSQL: only two of one kind"):
+    with pytest.raises(BackupError, match=f"of SQLite, but {of_postgresql} is of PostgreSQL: both must be"):
         await diff(get_settings(), of_sqlite, of_postgresql)
 
 
@@ -246,14 +249,14 @@ async def test_no_password_is_shown_when_the_server_can_not_be_reached(
     assert "hunter2" not in refused.value.message and "127.0.0.1" in refused.value.message
 
 
-async def test_a_table_that_somebody_keeps_is_not_waited_for_for_ever(database: str, tmp_path: Path) -> None:
+async def test_a_comparison_does_not_wait_for_ever_for_a_locked_table(database: str, tmp_path: Path) -> None:
     await execute(database, "CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)")
     before = await made(tmp_path)
     async with connected(database) as connection:
         transaction = connection.transaction()
         await transaction.start()
         await connection.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
-        with pytest.raises(BackupError, match="something holds a table"):
+        with pytest.raises(BackupError, match="something holds the lock of a table"):
             await _with_short_patience(before)
         await transaction.rollback()
 
@@ -266,8 +269,8 @@ async def _with_short_patience(before: str) -> Difference:
 
 MEMORY = """
 import asyncio, sys
-from service.backup import tally
-from service.backup.diff import diff
+from service.backup.comparing import tally
+from service.backup.comparing.compare import diff
 from service.config import get_settings
 
 tally.WAITING_BYTES //= 16

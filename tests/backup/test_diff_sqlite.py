@@ -21,6 +21,7 @@ from service.clock import now
 from service.concurrency.stoppable import Stop
 from service.config import get_settings
 from service.errors import BackupError
+from tests.backup.here import make_backups_here
 
 SCHEMA = """
 CREATE TABLE "Größe; DROP" ("Key" TEXT PRIMARY KEY, "select" TEXT);
@@ -44,7 +45,7 @@ INSERT INTO plain VALUES (1, 1), (2, 'text'), (3, x'616263'), (4, 0.1), (5, 'a' 
 
 @pytest.fixture
 def file(app_db: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")  # a process more for each of so many backups takes its time
+    make_backups_here(monkeypatch)  # one process for each of many backups would be slow
     execute(app_db, "PRAGMA journal_mode = WAL;" + SCHEMA + ROWS)
     return app_db
 
@@ -111,8 +112,10 @@ WITHOUT_A_KEY = {
 
 
 @pytest.mark.parametrize("statement", WITHOUT_A_KEY)
-async def test_without_a_key_it_is_said_whether_rows_differ(file: Path, tmp_path: Path, statement: str) -> None:
-    """NULL stands in the key of `holes`, twice, so that does not tell its rows apart."""
+async def test_without_a_key_a_comparison_only_tells_whether_rows_differ(
+    file: Path, tmp_path: Path, statement: str
+) -> None:
+    """The key of `holes` is NULL in two rows, so it does not identify them."""
     before = await made(tmp_path)
     execute(file, statement)
     name, same = WITHOUT_A_KEY[statement]
@@ -130,7 +133,7 @@ async def test_a_dot_in_a_tables_name_is_no_schema(file: Path, tmp_path: Path) -
     }
 
 
-async def test_what_is_different_about_tables_is_said(file: Path, tmp_path: Path) -> None:
+async def test_differences_in_the_definitions_of_tables_are_reported(file: Path, tmp_path: Path) -> None:
     before = await made(tmp_path)
     execute(
         file,
@@ -187,7 +190,7 @@ async def test_one_instant_is_compared_while_others_write(
     assert all(table.same for table in (await after(before)).values())
 
 
-async def test_nothing_of_it_stays_and_the_database_is_as_it_was(file: Path, tmp_path: Path) -> None:
+async def test_a_comparison_leaves_no_files_and_does_not_change_the_database(file: Path, tmp_path: Path) -> None:
     before = await made(tmp_path)
     was = sorted(tmp_path.rglob("*")), file.read_bytes()
     await diff(get_settings(), before)
@@ -206,7 +209,7 @@ async def test_the_migrations_of_both_are_named(file: Path, tmp_path: Path) -> N
     assert (found.before.revision, found.after.revision) == ("app_0004", "app_0005")
 
 
-async def test_a_database_that_is_not_there_or_is_none_is_named(
+async def test_a_missing_or_invalid_database_is_named(
     file: Path, tmp_path: Path, use_database: Callable[[str], None]
 ) -> None:
     before = await made(tmp_path)

@@ -26,7 +26,7 @@ PARTS = st.lists(st.integers(1, 7), min_size=1)
 
 
 def row(key: tuple[int, str], value: str) -> bytes:
-    """The key's columns are the first and the last one."""
+    """A row whose key consists of the first and the last column."""
     return f"{key[0]}\t{value}\t{key[1]}".encode()
 
 
@@ -47,10 +47,10 @@ def counted(before: Sequence[bytes], after: Sequence[bytes], sizes: list[int], k
 
 
 @given(TABLES, TABLES, PARTS, st.randoms(use_true_random=False), st.sampled_from([0, 500, 10**9]))
-def test_the_counts_are_those_of_a_plain_dict_in_whatever_order_and_parts_the_rows_come(
+def test_the_counts_are_those_of_a_plain_dict_whatever_the_order_and_parts_of_the_rows(
     before: Rows, after: Rows, sizes: list[int], random: Random, waiting: int
 ) -> None:
-    for key in list(before)[::2]:  # else nearly no row would be the same on both sides
+    for key in list(before)[::2]:  # few values, so that many rows are the same on both sides
         after = {**after, key: before[key]}
     sides = [[row(key, value) for key, value in side.items()] for side in (before, after)]
     for side in sides:
@@ -66,7 +66,7 @@ def test_the_counts_are_those_of_a_plain_dict_in_whatever_order_and_parts_the_ro
 
 
 @given(st.lists(st.sampled_from("abc")), st.lists(st.sampled_from("abc")), PARTS)
-def test_without_a_key_rows_are_the_same_when_each_is_there_equally_often(
+def test_tables_without_a_key_are_the_same_if_each_row_occurs_equally_often(
     before: list[str], after: list[str], sizes: list[int]
 ) -> None:
     sides = [[value.encode() for value in side] for side in (before, after)]
@@ -84,7 +84,7 @@ def test_a_row_of_no_columns_is_a_row() -> None:
     assert lines(b"\n\n") == [b"", b""] and lines(b"") == []
 
 
-def test_a_comparison_that_is_asked_to_stop_ends() -> None:
+def test_a_comparison_ends_when_a_stop_is_requested() -> None:
     stop = Stop()
     with closing(Keyed((0,), stop)) as keyed:
         keyed.add(BEFORE, [b"%d" % number for number in range(1000)])
@@ -96,7 +96,7 @@ def test_a_comparison_that_is_asked_to_stop_ends() -> None:
             pace.end()
 
 
-def test_sorting_that_is_asked_to_stop_ends() -> None:
+def test_sorting_ends_when_a_stop_is_requested() -> None:
     stop = Stop()
     with closing(Keyed((0,), stop)) as keyed:
         keyed.add(AFTER, [b"%d" % number for number in range(50_000)])
@@ -107,9 +107,9 @@ def test_sorting_that_is_asked_to_stop_ends() -> None:
 
 MEMORY = """
 import sys
-from service.backup import tally
-from service.backup.tally import Keyed, Pace
-from service.backup.threads import Stop
+from service.backup.comparing import tally
+from service.backup.comparing.tally import Keyed, Pace
+from service.concurrency.stoppable import Stop
 
 tally.WAITING_BYTES //= 4
 tally.PREPARE = tally.PREPARE.replace("-8000", "-1000")
@@ -120,7 +120,7 @@ def parts(order):
         yield [b"%d\\tvalue\\t%0200d" % (order(n), n) for n in range(at, at + 5000)]
 
 pace = Pace(Keyed((0,), Stop()), parts(lambda n: n), Stop())
-for part in parts(lambda n: rows - n):  # no row meets its counterpart while it passes by
+for part in parts(lambda n: rows - n):  # the equal row of the other side never comes at the same time
     pace.after(part)
 counts = pace.end()
 peak = next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))
@@ -134,7 +134,7 @@ def test_memory_does_not_grow_with_the_rows_that_differ() -> None:
         command = [sys.executable, "-c", MEMORY, str(rows)]
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         changed, found[rows] = map(int, ran.stdout.split())
-        assert changed == rows - 2  # each key but the first and the last; the one in the middle has the same value
+        assert changed == rows - 2  # all but the first, the last and the middle key
     assert found[75_000] < found[25_000] + 8, found
 
 

@@ -22,18 +22,18 @@ async def test_a_drain_ends_the_backup_without_a_file_and_the_next_service_makes
         return not any(folder.iterdir())
 
     async def is_made() -> bool:
-        """For a moment the file has its own name and that of the unfinished one."""
+        """Whether the backup is complete: for a moment, the file has both its final and its partial name."""
         return any(folder.glob("backup_*.backup.gz")) and not await has_begun()
 
     with process(tmp_path, UVICORN, settings) as running:
         await asyncio.to_thread(running.wait_until_ready)
         async with connected(postgres_database) as holder, holder.transaction():
-            await holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")  # which the backup waits for
+            await holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")  # the backup waits for this lock
             queued = await asyncio.to_thread(batch, tmp_path, "run", "backup", "--queue", settings=settings)
             assert queued.returncode == 0, queued.stderr
             await until(has_begun)
             await asyncio.to_thread(running.stop)
-            await until(is_gone)  # on a busy machine by the other process, when the service has ended
+            await until(is_gone)  # the worker may remove it after the service has ended
     with process(tmp_path, UVICORN, settings):
         await until(is_made)
     assert len(list(folder.iterdir())) == 1

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from service import clock
-from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
 from service.batch.ledger import backups
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings, get_settings
+from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError, DamagedBackup
 from service.testing.postgres import PostgresServer
 from tasks.restore_drill import RestoreDrillTask
 from tests.asking import access
 from tests.backup.contents import execute
+from tests.backup.here import make_backups_here
 from tests.backup.restores import damage
 from tests.databases import migrated
 
@@ -26,12 +27,15 @@ from tests.databases import migrated
 async def url(
     database_url: str, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> str:
-    """The application's database, with a ledger, and a backup of it."""
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    """The URL of the application's database, with a ledger and a backup."""
+    make_backups_here(monkeypatch)
     use_database(database_url)
     settings = get_settings()
-    for place, history in ((settings.DATABASE_URL, APPLICATION_HISTORY), (settings.ledger_url, LEDGER_HISTORY)):
-        await migrated(place, history)
+    for place, histories in (
+        (settings.DATABASE_URL, APPLICATION_HISTORIES),
+        (settings.ledger_url, (LEDGER_HISTORY,)),
+    ):
+        await migrated(place, *histories)
     await create_backup(settings.BACKUP_DIR)
     return database_url
 
@@ -42,7 +46,7 @@ async def test_the_latest_backup_is_restored_and_that_is_recorded(url: str, capl
     (row,) = (await access(get_settings()).known()).values()
     assert backups.state(row) == "restored" and row["restored_at"] is None, "nothing of the application's was restored"
     assert row["verified_at"] <= clock.now()
-    versions = 0 if url.startswith("sqlite") else 1  # what says at which migration a database is, is never restored
+    versions = 0 if url.startswith("sqlite") else 2  # what says at which migration a database is, is never restored
     assert told["backup"] == f"backups/{row['name']}" and told["tables"] == row["tables"] - versions
     assert "a temporary file" in caplog.text or "a scratch schema in postgresql" in caplog.text
 
@@ -58,7 +62,9 @@ async def test_a_damaged_backup_fails_the_run_and_is_recorded_as_failed(url: str
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_a_drill_that_has_no_place_says_nothing_of_the_backup(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_drill_without_a_database_to_restore_into_records_nothing_about_the_backup(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RESTORE_DRILL_URL", "postgresql://nobody@127.0.0.1:1/none")
     forget_settings()
     with pytest.raises(BackupError):
@@ -66,7 +72,7 @@ async def test_a_drill_that_has_no_place_says_nothing_of_the_backup(url: str, mo
     assert await access(get_settings()).known() == {}
 
 
-async def test_it_runs_in_the_database_of_its_own_setting(
+async def test_a_drill_runs_in_the_database_of_its_own_setting(
     postgres_database: str,
     postgres_server: PostgresServer,
     use_database: Callable[[str], None],
@@ -75,10 +81,10 @@ async def test_it_runs_in_the_database_of_its_own_setting(
 ) -> None:
     drill = await postgres_server.create_database()
     try:
-        monkeypatch.setenv("BACKUP_PROCESS", "0")
+        make_backups_here(monkeypatch)
         monkeypatch.setenv("RESTORE_DRILL_URL", drill)
         use_database(postgres_database)
-        await migrated(postgres_database, APPLICATION_HISTORY)
+        await migrated(postgres_database, *APPLICATION_HISTORIES)
         await execute(postgres_database, "INSERT INTO users (email, created_at) VALUES ('a@example.org', now())")
         await create_backup(get_settings().BACKUP_DIR)
         with caplog.at_level("INFO"):
@@ -89,7 +95,7 @@ async def test_it_runs_in_the_database_of_its_own_setting(
 
 
 @pytest.mark.parametrize(("cron", "schedule"), [("0 4 * * 0", "0 4 * * 0"), ("", None)])
-def test_without_a_cron_it_is_only_started_by_hand(
+def test_a_drill_without_a_cron_expression_is_only_started_by_hand(
     monkeypatch: pytest.MonkeyPatch, cron: str, schedule: str | None
 ) -> None:
     monkeypatch.setenv("RESTORE_DRILL_CRON", cron)

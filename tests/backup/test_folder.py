@@ -60,7 +60,7 @@ print(peak() - before)
 
 
 def script(text: str) -> subprocess.Popen[str]:
-    """Runs in the current directory, with the environment that the fixtures made."""
+    """Run Python code in a process, in the current directory and with the environment of the fixtures."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -71,7 +71,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def old_backup(tmp_path: Path) -> Path:
-    """A folder with an older backup, which must stay as it is."""
+    """A folder with an older backup, which no test may change."""
     folder = tmp_path / "backups"
     folder.mkdir()
     (folder / "backup_20200101_000000.backup.gz").write_bytes(b"old")
@@ -111,7 +111,7 @@ def test_a_partial_file_that_another_process_made_after_publishing_is_not_remove
 
 
 def test_a_backup_whose_name_was_taken_while_it_was_made_gets_the_next_one(tmp_path: Path) -> None:
-    """Somebody has copied a file of that name into the folder."""
+    """A file with that name has been copied into the folder meanwhile."""
     with reserve(tmp_path, NOON) as place:
         place.partial.write_text("new")
         for second in (0, 1):
@@ -132,7 +132,7 @@ async def test_a_name_that_is_taken_is_never_written_to(app_db: Path, old_backup
     assert (old_backup / "backup_20200101_000000.backup.gz").read_bytes() == b"old"
 
 
-async def test_a_file_in_the_folders_place_is_an_error_that_says_what_to_do(app_db: Path, tmp_path: Path) -> None:
+async def test_a_file_with_the_name_of_the_folder_is_an_error_with_advice(app_db: Path, tmp_path: Path) -> None:
     make_sqlite(app_db)
     (tmp_path / "backups").write_text("a file")
     with pytest.raises(BackupError, match=r"no backup was made in .*backups: File exists. A file stands where"):
@@ -141,7 +141,7 @@ async def test_a_file_in_the_folders_place_is_an_error_that_says_what_to_do(app_
         await create_backup(tmp_path / "backups" / "deeper")
 
 
-async def test_a_folder_that_takes_no_files_is_an_error_that_says_what_to_do(app_db: Path) -> None:
+async def test_a_folder_that_cannot_be_written_is_an_error_with_advice(app_db: Path) -> None:
     make_sqlite(app_db)
     with pytest.raises(BackupError, match=r"no backup was made in /proc/self: .*BACKUP_DIR to another"):
         await create_backup(Path("/proc/self"))
@@ -158,7 +158,6 @@ async def test_a_postgresql_backup_that_finds_the_disk_full_leaves_nothing(
     database: str, old_backup: Path, settings: Callable[..., None]
 ) -> None:
     await fill(database, rows=3_000)
-    settings(BACKUP_PROCESS="1")
     printed, _ = script(SMALL_DISK).communicate()
     assert "no backup was made in backups: File too large. Free some space there" in printed
     assert names(old_backup) == ["backup_20200101_000000.backup.gz"]
@@ -186,7 +185,7 @@ async def test_rows_of_ten_megabytes_take_little_memory(database: str) -> None:
 
 
 async def fill(database: str, rows: int) -> None:
-    """So many rows of 1.2 KB that don't compress well."""
+    """Insert this number of rows of 1.2 KB that do not compress well."""
     async with connected(database) as connection:
         await connection.execute(
             "CREATE TABLE filler AS SELECT (SELECT string_agg(md5((n * i)::text), '') FROM generate_series(1, 37) i)"
@@ -209,7 +208,7 @@ async def test_a_cancel_leaves_nothing(app_db: Path, old_backup: Path, phase: st
     assert names(old_backup) == ["backup_20200101_000000.backup.gz"]
 
 
-async def test_what_a_killed_process_left_is_removed_a_day_later(app_db: Path, old_backup: Path) -> None:
+async def test_the_files_of_a_killed_process_are_removed_a_day_later(app_db: Path, old_backup: Path) -> None:
     make_sqlite(app_db)
     left = [old_backup / f".backup_20260301_120000.{suffix}" for suffix in ("partial", "copy", "copy-wal")]
     for path in left:
@@ -226,7 +225,7 @@ async def test_what_a_killed_process_left_is_removed_a_day_later(app_db: Path, o
 async def test_links_and_files_of_others_are_neither_written_through_nor_removed(
     app_db: Path, old_backup: Path, tmp_path: Path
 ) -> None:
-    """Somebody else who may write into the folder knows what a backup is called that is to come."""
+    """Another user who may write into the folder can guess the name of the next backup."""
     make_sqlite(app_db)
     precious = tmp_path / "precious"
     precious.write_text("of somebody else")
@@ -238,7 +237,7 @@ async def test_links_and_files_of_others_are_neither_written_through_nor_removed
     others = [old_backup / ".backup_20260302_120000.copy", old_backup / ".backup_20260303_120000.partial"]
     others[0].mkdir()
     others[1].touch()
-    if os.geteuid() == 0:  # only then can a file belong to another user
+    if os.geteuid() == 0:  # only root can give a file to another user
         os.chown(others[1], 65534, 65534)
     else:
         others.pop()
@@ -262,5 +261,5 @@ async def test_links_and_files_of_others_are_neither_written_through_nor_removed
         ".backup_20260329_120000.partial",
     ],
 )
-def test_a_name_that_is_not_exactly_ours_has_no_time(name: str) -> None:
+def test_only_the_exact_name_of_a_backup_has_a_time(name: str) -> None:
     assert taken_at(Path(name)) is None

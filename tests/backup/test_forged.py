@@ -27,8 +27,9 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.concurrency.stoppable import Stop
 from service.config import Settings, get_settings
 from service.errors import BackupError, DamagedBackup
-from service.operations.backups.catalogue import BackupSummary, listed, rescan, shown
+from service.operations.backups.catalogue import BackupSummary, listed, rescan
 from service.operations.backups.copies import download, upload
+from service.operations.backups.details import describe_backup
 from service.operations.backups.make import check
 from service.operations.backups.pins import pin, unpin
 from service.operations.backups.prune import delete_old, plans
@@ -63,7 +64,7 @@ batch = pytest.fixture(in_this_process)
 
 @dataclass(frozen=True)
 class World:
-    """A folder of backups with a sound one, and the application's database, whose rows are those of the backups."""
+    """A folder with a sound backup, and the application's database with the rows of that backup."""
 
     kind: str
     url: str
@@ -82,7 +83,7 @@ class World:
             return list(connection.iterdump())
 
     def files(self) -> dict[str, str]:
-        """Each file there is, with its hash; of the folder of backups only the names, and without the database."""
+        """The hashes of all files but the database; of the folder of backups only the names."""
         found = {}
         for path in self.root.rglob("*"):
             is_read = path.is_file() and not path.is_symlink() and self.folder not in path.parents
@@ -131,14 +132,14 @@ def all_of(world: World) -> Iterator[Forged]:
 
 
 def share_of(world: World) -> Iterator[Forged]:
-    """All of them, or every fourth, with the other kind of database others. (All are listed, and read for that.)"""
+    """All forged backups, or a quarter of them that depends on the kind of database. (Lists read all of them.)"""
     for number, one in enumerate(all_of(world)):
         if ALL or number % 4 == KINDS.index(world.kind):
             yield one
 
 
 async def refused(what: str, work: Awaitable[Any]) -> str | None:
-    """Why; None where it was done. Any other error fails the test, and the name of the forged file says where."""
+    """The error of a command; None if it succeeded. Errors that are no BackupError fail the test."""
     try:
         await work
     except BackupError as error:
@@ -155,7 +156,7 @@ def warn(text: str) -> None:
     assert text
 
 
-async def test_each_command_refuses_a_forged_backup_or_takes_it_for_data(world: World) -> None:
+async def test_each_command_refuses_a_forged_backup_or_treats_it_as_data(world: World) -> None:
     """Those that are refused are so by one sentence, before anything is written. What is in the others is not executed:
     the database has the same rows, tables, keys and sequences afterwards, and nothing is left in any folder."""
     before, files = await world.contents(), world.files()
@@ -176,7 +177,7 @@ async def test_each_command_refuses_a_forged_backup_or_takes_it_for_data(world: 
 
 def of_each_command(settings: Settings, path: str, sound: str) -> list[Callable[[], Awaitable[Any]]]:
     return [
-        lambda: shown(access(settings), path, warn),
+        lambda: describe_backup(access(settings), path, warn),
         lambda: check(access(settings), path),
         lambda: diff(settings, path),
         lambda: diff(settings, sound, path),
@@ -195,10 +196,10 @@ async def pinned(settings: Settings, path: str) -> None:
         await unpin(access(settings), Path(path).name)
 
 
-async def test_forged_backups_are_listed_as_what_they_are_and_the_others_as_ever(
+async def test_a_list_reports_forged_backups_and_shows_the_others_as_before(
     world: World, settings: Callable[..., None], postgres_server: PostgresServer
 ) -> None:
-    """In a ledger of the same kind of database, whose text has no NUL and no half characters."""
+    """The ledger is in the same kind of database, whose text allows no NUL and no lone surrogates."""
     url = await postgres_server.create_database() if world.kind == "postgresql" else url_of(world.root / "ledger.db")
     await migrated(url, LEDGER_HISTORY)
     settings(LEDGER_URL=url)
@@ -224,12 +225,12 @@ async def rescanned() -> list[BackupSummary]:
 
 
 def is_hostile(one: Forged, values: tuple[str, ...]) -> bool:
-    """Whether it has one of these values, or another shape than manifests have."""
+    """Whether the backup has a hostile value, or a manifest of another shape."""
     return one.what.endswith(values) or ": " not in one.what
 
 
 def error_of(path: Path) -> BackupError | None:
-    """With which opening the backup is refused."""
+    """The error with which opening the backup is refused; None if it can be opened."""
     try:
         with LocalFile(path) as source:
             Backup.open(source)
@@ -243,7 +244,7 @@ def is_whole(path: Path) -> bool:
 
 
 async def test_the_tasks_and_copies_leave_forged_backups_where_they_are(world: World) -> None:
-    """A drill of the latest, retention with the forged one as the newest, and the ways to another place and back."""
+    """Drills, retention, uploads and downloads do not move or delete a forged backup."""
     before, files = await world.contents(), world.files()
     settings, newest = get_settings(), world.folder / "backup_20260330_120000.backup.gz"
     elsewhere = world.root / "elsewhere" / FORGED
@@ -272,8 +273,8 @@ def verified(path: Path) -> None:
         verify(source, Stop())
 
 
-def test_what_is_printed_of_forged_backups_is_short_and_acts_in_no_terminal(world: World, batch: Batch) -> None:
-    """Of those that can be opened: their names may hold whatever a database's may."""
+def test_the_output_about_forged_backups_is_short_and_has_no_control_characters(world: World, batch: Batch) -> None:
+    """Names in a backup that can be opened may hold any text that a database allows."""
     path, sound = world.folder / FORGED, str(world.folder / LATEST)
     for one in share_of(world):
         one.write(path)
@@ -290,8 +291,10 @@ def test_what_is_printed_of_forged_backups_is_short_and_acts_in_no_terminal(worl
             assert all(char.isprintable() or char == "\n" for char in done.out + done.err), (one.what, words)
 
 
-async def test_what_is_no_file_is_no_backup_whatever_its_name_is(world: World, batch: Batch, tmp_path: Path) -> None:
-    """A FIFO must not be waited for, and a link in the folder leads to what whoever made it may not read."""
+async def test_a_file_that_is_not_regular_is_no_backup_whatever_its_name(
+    world: World, batch: Batch, tmp_path: Path
+) -> None:
+    """No command waits for a FIFO, or follows a link in the folder, which may lead to a file of another user."""
     number = iter(range(20))
     outside = forged.sound(tmp_path / "outside.gz", world.kind, world.database)
     strange = forged.strange_files(world.folder, lambda: f"backup_20260330_1200{next(number):02}.backup.gz", outside)
@@ -299,13 +302,13 @@ async def test_what_is_no_file_is_no_backup_whatever_its_name_is(world: World, b
     for path in strange:
         for text in (path.name, str(path)):
             follows = text == str(path) and path.is_symlink() and path.resolve() == outside
-            done = await refused(text, shown(access(get_settings()), text, warn))
+            done = await refused(text, describe_backup(access(get_settings()), text, warn))
             assert (done is None) == follows, (text, done)
-            assert follows or "is no file" in str(done) or "can't be read" in str(done) or "no backup" in str(done)
+            assert follows or "regular file" in str(done) or "can't be read" in str(done) or "no backup" in str(done)
     assert [summary.name for summary in await listed(access(get_settings()), warn)] == [LATEST]
 
 
-def test_a_name_that_no_file_can_have_is_refused_by_what_is_wrong_with_it(world: World, batch: Batch) -> None:
+def test_an_invalid_file_name_is_refused_with_the_reason(world: World, batch: Batch) -> None:
     for text in ("x" * 5_000, f"/tmp/{'x' * 5_000}", f"./{'y/' * 3_000}z", "s3://" + "b" * 5_000):
         for command in ("show", "verify", "diff", "download"):
             done = batch("backup", command, text)
@@ -320,7 +323,7 @@ for words in json.loads(sys.stdin.read()):
     sys.argv = ["batch", "backup", *words]
     config.forget_settings()
     gc.collect()
-    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    open("/proc/self/clear_refs", "w").write("5")  # reset the peak of the process's memory
     try:
         cli.main()
     except SystemExit as exited:
@@ -336,8 +339,8 @@ def bombs_of(kind: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("world", "what"), [*bombs_of("sqlite"), *bombs_of("postgresql")], indirect=["world"])
-def test_a_small_file_takes_neither_memory_nor_the_disk_nor_the_screen(world: World, what: str) -> None:
-    """One process does every command on it. What each takes is measured, and printed where all bombs are tried."""
+def test_a_small_forged_file_fills_neither_memory_nor_the_disk_nor_the_screen(world: World, what: str) -> None:
+    """One process executes every command on it. The memory and disk space of each command are measured."""
     path, sound = world.root / "forged" / FORGED, world.folder / LATEST
     path.parent.mkdir()
     forged.bombs(world.kind, world.database)[what](path)
@@ -359,6 +362,6 @@ def test_a_small_file_takes_neither_memory_nor_the_disk_nor_the_screen(world: Wo
     if ALL:
         print(f"\n{path.stat().st_size:,} bytes; printed {len(done.stdout):,}")
         print("\n".join(f"  {peak:4} MB  {code or 0}  {' '.join(words)}" for words, code, peak in figures))
-    assert max(peak for _, _, peak in figures) < MOST_MEGABYTES, figures
+    assert max(peak for _, _, peak in figures) < MOST_MEGABYTES, [(w[0], c, p) for w, c, p in figures]
     assert len(done.stdout) < 25_000_000
     assert len(done.stderr.splitlines()) - len(told) <= len(commands), done.stderr.decode()

@@ -39,7 +39,7 @@ def read(text: str, sizes: list[int]) -> dict[str, Any]:
     st.sampled_from([None, 1]),
     st.booleans(),
 )
-def test_whatever_json_is_written_is_read_however_it_is_cut(
+def test_any_json_is_read_whatever_pieces_it_comes_in(
     value: dict[str, Any], sizes: list[int], indent: int | None, is_ascii: bool
 ) -> None:
     assert read(json.dumps(value, indent=indent, ensure_ascii=is_ascii), sizes) == value
@@ -54,12 +54,12 @@ def test_whatever_json_is_written_is_read_however_it_is_cut(
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [1, 1_000_000])
-def test_what_is_no_json_is_refused(text: str, size: int) -> None:
+def test_text_that_is_not_json_is_refused(text: str, size: int) -> None:
     with pytest.raises(ValueError, match="JSON"):
         read(text, [max(size, len(text) // 50)])
 
 
-def test_an_element_that_is_too_large_is_refused_before_all_of_it_is_taken_in(
+def test_an_element_that_is_too_large_is_refused_before_it_is_read_to_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(json_reader, "LARGEST_ELEMENT", 1_000)

@@ -19,7 +19,7 @@ ROWS = st.lists(st.tuples(st.integers(0, 15), st.integers(0, 15)), min_size=1, m
 def test_a_value_that_is_too_large_is_refused_in_columns_whose_errors_repeat_it(
     rows: list[tuple[int, int]], size: int
 ) -> None:
-    """Whatever the parts are, as long as one of them is smaller than the bound."""
+    """The value is refused whatever parts the row comes in."""
     data = b"".join(b"x" * first + b"\t" + b"y" * second + b"\n" for first, second in rows)
     parts = [data[at : at + size] for at in range(0, len(data), size)]
     bounded = _Bounded(TABLE)

@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import text
 
 from service import clock
-from service.application.migration import APPLICATION_HISTORY
 from service.backup.file.verify import verify
 from service.backup.places.pins import Pin, read
 from service.backup.places.place import Places, backups
@@ -18,6 +17,7 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.concurrency.stoppable import Stop
 from service.config import get_settings
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.errors import DamagedBackup
 from service.operations.backups.make import check
 from service.operations.backups.pins import pin
@@ -42,7 +42,7 @@ def named(night: int, off: timedelta = timedelta()) -> str:
 
 
 async def backed_up(night: int, off: timedelta = timedelta()) -> None:
-    """The task's run of a night, while the clock is wrong by so much."""
+    """Run the backup task while the clock is wrong by this much."""
     with clock.moved(FIRST + night * DAY + off):
         await BackupTask().run()
 
@@ -62,7 +62,7 @@ async def in_places() -> list[set[str]]:
 
 @pytest.fixture
 async def new_database(database_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """On the new machine: of the same kind, and empty."""
+    """The URL of an empty database of the same kind, on the new machine."""
     if database_url.startswith("sqlite"):
         (tmp_path / "new").mkdir()
         yield url_of(tmp_path / "new" / "app.db")
@@ -78,8 +78,8 @@ async def lost_machine(database_url: str, bucket: Bucket, settings: Callable[...
     """Has made three backups, pinned the first, and is gone for ten days; only the bucket is left. Returns what was
     pinned."""
     settings(DATABASE_URL=database_url, BACKUP_DIR="lost")
-    for history, url in ((APPLICATION_HISTORY, database_url), (LEDGER_HISTORY, get_settings().ledger_url)):
-        await migrated(url, history)
+    for histories, url in ((APPLICATION_HISTORIES, database_url), ((LEDGER_HISTORY,), get_settings().ledger_url)):
+        await migrated(url, *histories)
     database = Database(database_url, setting="DATABASE_URL", pooled=False)
     async with database.engine.begin() as connection:
         await connection.execute(text("INSERT INTO users (email, created_at) VALUES ('ann@x', :at)"), {"at": FIRST})
@@ -92,7 +92,7 @@ async def lost_machine(database_url: str, bucket: Bucket, settings: Callable[...
     return named(LOST[0])
 
 
-async def test_who_restores_on_a_new_machine_loses_nothing_afterwards(
+async def test_after_a_restore_on_a_new_machine_no_backup_is_lost(
     lost_machine: str, new_database: str, bucket: Bucket, settings: Callable[..., None], tmp_path: Path
 ) -> None:
     pinned = lost_machine
@@ -100,8 +100,8 @@ async def test_who_restores_on_a_new_machine_loses_nothing_afterwards(
     with clock.moved(FIRST - DAY / 2):
         done = await restore(access(get_settings()), RestoreRequest("latest"))
     assert done.report.backup == f"{bucket.url}/{named(LOST[-1])}" and await people(new_database) == ["ann@x"]
-    for history, url in ((APPLICATION_HISTORY, new_database), (LEDGER_HISTORY, get_settings().ledger_url)):
-        await migrated(url, history)  # as a service does when it starts
+    for histories, url in ((APPLICATION_HISTORIES, new_database), ((LEDGER_HISTORY,), get_settings().ledger_url)):
+        await migrated(url, *histories)  # a service migrates when it starts
 
     await backed_up(0)
     assert await in_places() == [{named(0)}, {named(night) for night in (*LOST, 0)}]

@@ -1,4 +1,4 @@
-"""What a restored SQLite file is: its tables of the live file or of the migrations, its rows of the backup."""
+"""A restored SQLite file: its tables come from the live file or the migrations, its rows from the backup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
 from service.backup.file.reader import LocalFile
 from service.backup.restoring.restore import planned
@@ -20,11 +19,12 @@ from service.backup.restoring.scratch import restore_into_scratch
 from service.backup.sqlite.new_file import NewFile
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings
+from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError, DamagedBackup
 from tests.backup.restores import restored
 from tests.databases import migrated, url_of
 
-HISTORIES = (APPLICATION_HISTORY, LEDGER_HISTORY)
+HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
 SCHEMA = """
 PRAGMA page_size = 1024;
 PRAGMA auto_vacuum = INCREMENTAL;
@@ -104,7 +104,7 @@ def asked(path: Path, *questions: str) -> list[list[Any]]:
 
 @pytest.fixture
 def url(app_db: Path, use_database: Callable[[str], None]) -> str:
-    """A database with something of everything, which is the application's."""
+    """The URL of the application's database, which has every kind of table and object."""
     execute(app_db, SCHEMA)
     use_database(url_of(app_db))
     return url_of(app_db)
@@ -121,9 +121,9 @@ def exclude(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.fixture
 async def ours(tmp_path: Path, use_database: Callable[[str], None]) -> Path:
-    """A database of the migrations' tables, which is the application's."""
+    """The URL of the application's database, which has the tables of the migrations."""
     path = tmp_path / "app.db"
-    await migrated(url_of(path), APPLICATION_HISTORY)
+    await migrated(url_of(path), *APPLICATION_HISTORIES)
     execute(path, "INSERT INTO users (id, email, created_at) VALUES (4, 'a@x', 0)")
     execute(path, "INSERT INTO sessions VALUES ('s', 4, 0, 0)")
     use_database(url_of(path))
@@ -135,7 +135,7 @@ def lost(path: Path) -> None:
         file.unlink()
 
 
-async def test_rows_indexes_views_triggers_and_virtual_tables_are_there_as_they_were(
+async def test_a_restore_brings_back_rows_indexes_views_triggers_and_virtual_tables(
     app_db: Path, url: str, tmp_path: Path
 ) -> None:
     before = asked(app_db, *QUESTIONS)
@@ -153,7 +153,7 @@ async def test_rows_indexes_views_triggers_and_virtual_tables_are_there_as_they_
     ]
 
 
-async def test_tables_that_stay_keep_their_rows_and_numbers_whatever_they_are(
+async def test_tables_of_any_kind_that_are_not_restored_keep_their_rows_and_rowids(
     app_db: Path, url: str, tmp_path: Path, exclude: Callable[[str], None]
 ) -> None:
     exclude("notes, pairs, texts, own, found, boxes, words")
@@ -171,7 +171,7 @@ async def test_tables_that_stay_keep_their_rows_and_numbers_whatever_they_are(
 
 
 def after_filling(monkeypatch: pytest.MonkeyPatch, path: Path, script: str) -> None:
-    """Somebody else commits this when the new file has the rows of the backup, and nobody holds a lock yet."""
+    """Another connection commits this when the new file has the rows of the backup, before the restore locks."""
     fill = NewFile.fill
 
     def filled(*given: Any) -> dict[str, int]:
@@ -182,7 +182,7 @@ def after_filling(monkeypatch: pytest.MonkeyPatch, path: Path, script: str) -> N
     monkeypatch.setattr(NewFile, "fill", filled)
 
 
-async def test_what_others_commit_to_tables_that_stay_until_the_file_is_locked_is_not_lost(
+async def test_commits_before_the_lock_to_tables_that_are_not_restored_are_not_lost(
     app_db: Path, url: str, tmp_path: Path, exclude: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exclude("notes")
@@ -209,7 +209,7 @@ async def test_tables_that_somebody_changes_meanwhile_are_not_overwritten(
         ("users", "", "sessions", "users"),
     ],
 )
-async def test_rows_that_would_refer_to_nothing_are_refused_whichever_table_stays(
+async def test_rows_that_would_refer_to_missing_rows_are_refused_whichever_table_is_restored(
     ours: Path, tmp_path: Path, exclude: Callable[[str], None], left_out: str, change: str, child: str, parent: str
 ) -> None:
     exclude(left_out)
@@ -224,7 +224,7 @@ async def test_rows_that_would_refer_to_nothing_are_refused_whichever_table_stay
     assert asked(ours, "SELECT id FROM users", "SELECT session_id FROM sessions") == before
 
 
-async def test_on_an_empty_machine_the_migrations_make_what_the_backup_leaves_out(
+async def test_on_an_empty_machine_the_migrations_make_the_tables_that_the_backup_leaves_out(
     ours: Path, tmp_path: Path, exclude: Callable[[str], None]
 ) -> None:
     exclude("sessions")
@@ -247,10 +247,10 @@ async def test_on_an_empty_machine_the_migrations_make_what_the_backup_leaves_ou
     assert stat.S_IMODE(ours.stat().st_mode) == 0o600
 
 
-async def test_a_table_that_the_backup_leaves_out_and_nobody_makes_is_named(
+async def test_a_table_that_the_backup_leaves_out_and_no_migration_makes_is_named(
     ours: Path, tmp_path: Path, exclude: Callable[[str], None]
 ) -> None:
-    """Else it would be missing for ever, in a database that says it is at the newest migration."""
+    """Otherwise it would be missing for ever in a database that is recorded as being at the newest migration."""
     execute(ours, "CREATE TABLE orders (id INT); CREATE TABLE cache (id INT)")
     exclude("cache")
     backup = await create_backup(tmp_path / "backups")
@@ -304,7 +304,7 @@ async def tried(backup: Path, url: str, folder: Path) -> Any:
         return await restore_into_scratch(source, url, folder=folder, histories=HISTORIES)
 
 
-async def test_a_drill_is_the_same_restore_into_a_file_that_goes_again(
+async def test_a_drill_is_the_same_restore_into_a_temporary_file(
     app_db: Path, url: str, tmp_path: Path, use_database: Callable[[str], None]
 ) -> None:
     backup, room = await create_backup(tmp_path / "backups"), tmp_path / "room"
@@ -326,25 +326,27 @@ async def test_a_drill_of_an_older_migration_makes_its_tables_as_they_were(
     tmp_path: Path, use_database: Callable[[str], None]
 ) -> None:
     path = tmp_path / "app.db"
-    await migrated(url_of(path), APPLICATION_HISTORY, "app_0002")
+    for history, revision in zip(APPLICATION_HISTORIES, ("app_0002", "data_0001"), strict=True):
+        await migrated(url_of(path), history, to=revision)
     use_database(url_of(path))
     backup = await create_backup(tmp_path / "backups")
-    await migrated(url_of(path), APPLICATION_HISTORY)
+    await migrated(url_of(path), *APPLICATION_HISTORIES)
     for place in (url_of(path), url_of(tmp_path / "none.db"), "postgresql+asyncpg://nobody@127.0.0.1:1/none"):
         report = await tried(backup, place, tmp_path / "room")
         assert {table.table for table in report.tables} == {
-            *("alembic_version", "batch_checkpoints", "batch_once", "sessions", "users"),
+            *("alembic_version", "batch_data_alembic_version"),
+            *("batch_checkpoints", "batch_once", "sessions", "users"),
         }
 
 
-async def test_databases_that_we_make_are_for_this_user_alone(tmp_path: Path) -> None:
+async def test_only_this_user_may_read_the_databases_that_a_restore_makes(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         await migrated(url_of(tmp_path / "ledger.db"), LEDGER_HISTORY)
         (tmp_path / "linked.db").symlink_to(tmp_path / "target.db")
-        await migrated(url_of(tmp_path / "linked.db"), APPLICATION_HISTORY)
+        await migrated(url_of(tmp_path / "linked.db"), *APPLICATION_HISTORIES)
         (tmp_path / "there.db").touch(0o640)
-        await migrated(url_of(tmp_path / "there.db"), APPLICATION_HISTORY)
+        await migrated(url_of(tmp_path / "there.db"), *APPLICATION_HISTORIES)
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("*.db")}

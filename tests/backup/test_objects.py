@@ -29,7 +29,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As small as S3 takes them, and no long waits."""
+    """Parts as small as S3 allows, and short waits before a retry."""
     monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
     quick = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50)}
     monkeypatch.setattr(s3, "RETRY", {"max_retries": 2, "retry_timeout": timedelta(seconds=5), "backoff": quick})
@@ -37,7 +37,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of two parts and a bit."""
+    """A backup of a little more than two parts."""
     path = tmp_path_factory.mktemp("large") / NAME
     path.write_bytes(os.urandom(MIB) * 11)
     return path
@@ -81,26 +81,26 @@ def test_a_small_file_goes_up_as_one_and_can_be_deleted(bucket: Bucket, tmp_path
     assert bucket.keys() == ["shop/db/deeper/notes.txt"]
 
 
-def test_where_the_etag_says_nothing_everything_is_read_back(
+def test_an_object_whose_etag_is_no_checksum_is_read_back(
     bucket: Bucket, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3._Sent, "etag", lambda self: "of-an-encrypted-object")
+    monkeypatch.setattr(s3._Upload, "etag", lambda self: "of-an-encrypted-object")
     put(store(bucket), large)
     assert bucket.keys() == [f"shop/db/{NAME}"]
 
 
-def test_what_is_not_what_was_sent_is_removed_and_told(
+def test_an_object_that_differs_from_the_upload_is_removed_and_reported(
     bucket: Bucket, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file changes under the upload: its checksums are of other bytes than those that went."""
-    monkeypatch.setattr(s3._Sent, "etag", lambda self: "other")
-    monkeypatch.setattr(s3._Sent, "sha256", lambda self: hashlib.sha256(b"other").hexdigest())
+    """The checksums of the upload are of other bytes than the stored object, as if the file changed meanwhile."""
+    monkeypatch.setattr(s3._Upload, "etag", lambda self: "other")
+    monkeypatch.setattr(s3._Upload, "sha256", lambda self: hashlib.sha256(b"other").hexdigest())
     with pytest.raises(BackupError, match=rf"{bucket.url}/{NAME} is not what was sent, so it was removed again"):
         put(store(bucket), large)
     assert bucket.keys() == []
 
 
-def test_a_network_that_is_cut_in_the_midst_leaves_no_object_and_the_next_try_begins_anew(
+def test_an_upload_that_loses_its_connection_leaves_no_object_and_the_next_one_starts_anew(
     bucket: Bucket, large: Path
 ) -> None:
     with network(bucket.port, cut_after=6 * MIB) as between:
@@ -130,10 +130,10 @@ UPLOAD = """
 import os
 import sys
 from pathlib import Path
-from service.backup import objects
-from service.backup.reader import LocalFile
-from service.backup.threads import Stop
-objects.PART_BYTES = 5 * 1024 * 1024
+from service.backup.places import s3
+from service.backup.file.reader import LocalFile
+from service.concurrency.stoppable import Stop
+s3.PART_BYTES = 5 * 1024 * 1024
 
 def tell(done):
     if done > 10_000_000:
@@ -141,8 +141,8 @@ def tell(done):
         sys.stdin.read()
 
 path = Path(sys.argv[1])
-settings = {name: os.environ[name] for name in objects.VARIABLES if name in os.environ}
-objects.Objects(sys.argv[2], settings).put(LocalFile(path), path.name, Stop(), tell)
+settings = {name: os.environ[name] for name in s3.VARIABLES if name in os.environ}
+s3.Objects(sys.argv[2], settings).put(LocalFile(path), path.name, Stop(), tell)
 """
 
 
@@ -170,7 +170,7 @@ def test_an_upload_that_is_killed_leaves_no_object_and_the_next_one_is_whole(buc
         (400, "SomethingElse", "the store refuses that (SomethingElse)."),
     ],
 )
-def test_what_the_store_refuses_is_told_without_what_its_answer_holds(
+def test_an_error_of_the_store_is_reported_without_the_text_of_its_answer(
     bucket: Bucket, large: Path, status: int, code: str, told: str
 ) -> None:
     with refusing(status, code) as port:
@@ -182,7 +182,7 @@ def test_what_the_store_refuses_is_told_without_what_its_answer_holds(
             assert SECRET not in message and "AKIA" not in message
 
 
-def test_a_bucket_that_is_not_there_is_named(bucket: Bucket, large: Path) -> None:
+def test_a_missing_bucket_is_named(bucket: Bucket, large: Path) -> None:
     storage = Objects("s3://never-made/shop", keys(f"http://127.0.0.1:{bucket.port}"))
     for attempt in (lambda: put(storage, large), storage.listed, lambda: storage.open(NAME)):
         with pytest.raises(
@@ -193,10 +193,10 @@ def test_a_bucket_that_is_not_there_is_named(bucket: Bucket, large: Path) -> Non
         store(bucket).open(NAME)
 
 
-def test_a_server_that_nobody_runs_is_told(bucket: Bucket, large: Path) -> None:
+def test_a_refused_connection_is_reported(bucket: Bucket, large: Path) -> None:
     with network(bucket.port, cut_after=0) as between:
         port = between.port
-    with pytest.raises(BackupError, match=r"nobody listens there\. Look at the network, AWS_ENDPOINT_URL"):
+    with pytest.raises(BackupError, match=r"the connection was refused\. Look at the network, AWS_ENDPOINT_URL"):
         store(bucket, port).listed()
 
 
@@ -206,14 +206,14 @@ def test_a_server_that_nobody_runs_is_told(bucket: Bucket, large: Path) -> None:
         (
             "AWS_ENDPOINT_URL",
             "minio:9000",
-            "AWS_ENDPOINT_URL is no endpoint of a store; allowed: https:",
+            "AWS_ENDPOINT_URL is not the endpoint of a store; allowed: https:",
         ),
-        ("AWS_ENDPOINT_URL", f"http://bob:{SECRET}@host", "AWS_ENDPOINT_URL is no endpoint of a store"),
-        ("AWS_ACCESS_KEY_ID", f"{SECRET}\n", "AWS_ACCESS_KEY_ID has a space in it, or an end of a line"),
+        ("AWS_ENDPOINT_URL", f"http://bob:{SECRET}@host", "AWS_ENDPOINT_URL is not the endpoint of a store"),
+        ("AWS_ACCESS_KEY_ID", f"{SECRET}\n", "AWS_ACCESS_KEY_ID has a space or a control character in it"),
         ("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", SECRET, "one of the variables AWS_… has a value that is not allowed"),
     ],
 )
-def test_a_variable_that_cannot_be_used_is_named_and_not_shown(name: str, value: str, told: str) -> None:
+def test_an_invalid_variable_is_named_without_its_value(name: str, value: str, told: str) -> None:
     with pytest.raises(BackupError) as caught:
         Objects("s3://bucket/shop", {**keys("http://127.0.0.1:1"), name: value})
     assert told in caught.value.message and SECRET not in caught.value.message

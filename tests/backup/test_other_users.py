@@ -1,4 +1,4 @@
-"""Backups in folders that other users of the machine write to: what they put there stops nothing and stays as it is."""
+"""Backups in folders that other users write to: files of other users stop no backup, and are not changed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BESIDE = ("", "-journal", "-wal")
 
 
 class Shared:
-    """A folder of all users, in which this user has a folder of its own with a file that is dear to it."""
+    """A folder that all users may write to, in which this user has a folder with a file that must not be changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class Shared:
             self.precious.write_text("dear")
 
     def squat(self, kind: str, *names: str, at: datetime = NOON) -> None:
-        """Another user takes these names. `at`: when it looks as if he had last written there."""
+        """Create files of another user with these names. `at`: their time of modification."""
         with user(OTHER):
             for name in names:
                 SQUATS[kind](self.folder / name)
@@ -61,7 +61,7 @@ class Shared:
         os.utime(self.precious, (at.timestamp(), at.timestamp()))
 
     def assert_untouched(self, before: dict[str, Seen], but: Path | None = None) -> None:
-        """Where one user plays both, what looks like an abandoned file is one, and may be removed."""
+        """If one user plays both roles, a file that looks abandoned is one of its own, and may be removed."""
         after = self.seen()
         if but is not None:
             after.pop(but.name)
@@ -71,14 +71,14 @@ class Shared:
         assert self.precious.read_text() == "dear"
 
     def seen(self) -> dict[str, Seen]:
-        """What another user has put into the folder: each with its kind and mode, its owner and its size."""
+        """The files of another user in the folder: kind and mode, owner, and size of each."""
         paths = [path for path in self.folder.iterdir() if not path.name.startswith(("own", "app.db"))]
         found = {path.name: path.lstat() for path in paths}
         return {name: (seen.st_mode, seen.st_uid, seen.st_size) for name, seen in found.items()}
 
     @contextmanager
     def nothing_waits(self) -> Iterator[None]:
-        """A FIFO that is opened is a failure, and no test that hangs."""
+        """Fail the test, instead of hanging, if a FIFO is opened."""
         over = threading.Event()
         with ThreadPoolExecutor(1) as pool:
             waited = pool.submit(self._release, over)
@@ -89,7 +89,7 @@ class Shared:
             assert not waited.result()
 
     def _release(self, over: threading.Event) -> bool:
-        """Let go whoever waits for the other end of a FIFO for too long. Whether that was so."""
+        """Open the other end of a FIFO for a process that waits for it. Returns whether one was waiting."""
         if over.wait(PATIENCE_SECONDS):
             return False
         while not over.wait(0.05):
@@ -105,7 +105,7 @@ def shared(monkeypatch: pytest.MonkeyPatch, use_database: Callable[[str], None])
         shared = Shared(folder)
         make_sqlite(folder / "app.db")
         use_database(f"sqlite:///{folder}/app.db")
-        create_backup_sync(folder / "own/first")  # all is imported from here on: this user may not read our Python
+        create_backup_sync(folder / "own/first")  # import everything first: this user may not read the Python files
         for path in folder.glob("app.db*"):
             os.chown(path, OWN, -1)
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -114,7 +114,7 @@ def shared(monkeypatch: pytest.MonkeyPatch, use_database: Callable[[str], None])
 
 
 def names_at(instant: datetime) -> list[str]:
-    """The names that a backup has had at this instant, without any chance in them."""
+    """The names of a backup's files at this instant, without the random parts."""
     name = f".backup_{instant:%Y%m%d_%H%M%S}"
     return [f"{name}.partial", *(f"{name}.copy{more}" for more in BESIDE)]
 
@@ -125,7 +125,7 @@ squat = pytest.mark.parametrize("kind", SQUATS)
 
 
 @squat
-def test_a_backup_is_made_whatever_another_user_has_put_where_it_is_written(shared: Shared, kind: str) -> None:
+def test_a_backup_is_made_whatever_files_another_user_has_put_into_its_folder(shared: Shared, kind: str) -> None:
     first, *later = [names_at(NOON + timedelta(seconds=second)) for second in range(3)]
     shared.squat(kind, *first, *(name for names in later for name in names if ".copy" in name))
     before = shared.seen()
@@ -138,7 +138,7 @@ def test_a_backup_is_made_whatever_another_user_has_put_where_it_is_written(shar
 
 
 @squat
-def test_what_looks_abandoned_and_is_another_user_s_stays_and_stops_no_backup(shared: Shared, kind: str) -> None:
+def test_abandoned_files_of_another_user_are_kept_and_stop_no_backup(shared: Shared, kind: str) -> None:
     shared.squat(kind, *ABANDONED, at=LONG_AGO)
     before = shared.seen()
     with user(OWN), shared.nothing_waits():
@@ -147,7 +147,7 @@ def test_what_looks_abandoned_and_is_another_user_s_stays_and_stops_no_backup(sh
 
 
 @squat
-def test_a_copy_is_made_beside_what_looks_abandoned_and_is_another_user_s(shared: Shared, kind: str) -> None:
+def test_a_copy_is_made_beside_abandoned_files_of_another_user(shared: Shared, kind: str) -> None:
     shared.squat(kind, *ABANDONED, at=LONG_AGO)
     before = shared.seen()
     with user(OWN), shared.nothing_waits():
@@ -160,7 +160,7 @@ def test_a_copy_is_made_beside_what_looks_abandoned_and_is_another_user_s(shared
 
 
 @squat
-def test_a_backup_is_tried_out_beside_what_another_user_has_put_there(shared: Shared, kind: str) -> None:
+def test_a_backup_is_tried_out_beside_the_files_of_another_user(shared: Shared, kind: str) -> None:
     names = [f".20260329_120000_{os.getpid() + number}.restore" for number in range(1, 3)]
     shared.squat(kind, *names, ".restore_20260218_120000_abcdefgh", at=LONG_AGO)
     before = shared.seen()

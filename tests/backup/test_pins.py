@@ -1,4 +1,4 @@
-"""Pins: small files beside the backups, in each place, that no prune passes by."""
+"""Pins: small files beside the backups in each place, which keep them from being pruned."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from service.batch.ledger import backups
 from service.batch.ledger.backups import Facts
 from service.config import forget_settings, get_settings
 from service.errors import BackupError, DatabaseError
-from service.operations.backups.catalogue import shown
 from service.operations.backups.copies import download, upload
+from service.operations.backups.details import describe_backup
 from service.operations.backups.pins import PinChange, pin, unpin
 from service.operations.backups.prune import delete_old, plans
 from tests.asking import access
@@ -36,7 +36,7 @@ NOW = datetime(2025, 11, 26, 2, 0, tzinfo=UTC)
 
 @pytest.fixture
 def folder(tmp_path: Path, settings: Callable[..., None]) -> Path:
-    """Two backups, of which the older one is old enough to go."""
+    """A folder with two backups, of which the older one is old enough to be deleted."""
     folder = tmp_path / "backups"
     folder.mkdir()
     make_archive(folder / OLD)
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, settings: Callable[..., None]) -> Path:
 
 @pytest.fixture
 def in_ledger(ledger_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty ledger of each kind, in a place of its own."""
+    """The URL of an empty ledger, of each kind of database, separate from the application's database."""
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     forget_settings()
     return ledger_url
@@ -72,7 +72,9 @@ async def pinned_by_an_older_version(*places: str) -> None:
     await access(get_settings()).recorded(write)
 
 
-async def test_a_pin_stands_beside_the_file_in_each_place_and_goes_from_each(folder: Path, bucket: Bucket) -> None:
+async def test_a_pin_is_written_beside_the_backup_in_each_place_and_removed_from_each(
+    folder: Path, bucket: Bucket
+) -> None:
     await upload(access(get_settings()), OLD)
     with clock.moved(NOW):
         assert await pin(access(get_settings()), OLD, "ann") == PinChange(backup=OLD, changed=True)
@@ -86,10 +88,10 @@ async def test_a_pin_stands_beside_the_file_in_each_place_and_goes_from_each(fol
     assert await pruned() == [f"backups/{OLD}"]
 
 
-async def test_a_pin_goes_with_its_backup_and_before_it(
+async def test_a_pin_is_copied_with_its_backup_and_before_it(
     folder: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So a prune on another machine finds no copy without its pin."""
+    """So a prune on another machine never sees a copy without its pin."""
     settings = get_settings()
     pins.put(Folder(folder), OLD, Pin("ann", NOW))
     put, there = Objects.put, []
@@ -101,7 +103,9 @@ async def test_a_pin_goes_with_its_backup_and_before_it(
     assert pins.read(Folder(folder), OLD) == Pin("ann", NOW)
 
 
-async def test_a_place_that_is_away_is_told_and_the_other_one_is_pinned(folder: Path, bucket: Bucket) -> None:
+async def test_an_unreachable_place_is_reported_and_the_backup_in_the_other_place_is_pinned(
+    folder: Path, bucket: Bucket
+) -> None:
     await upload(access(get_settings()), OLD)
     with refusing(403, "AccessDenied") as port, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
@@ -115,8 +119,10 @@ async def test_a_place_that_is_away_is_told_and_the_other_one_is_pinned(folder: 
     assert await pruned() == [], "what is pinned in one place is pinned in both"
 
 
-async def test_a_pin_that_comes_at_the_last_moment_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look at the places and the deletion."""
+async def test_a_backup_that_is_pinned_just_before_its_deletion_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pin appears after the places were listed, and before the deletion."""
     settings = get_settings()
     with clock.moved(NOW):
         planned = await plans(access(settings))
@@ -125,7 +131,7 @@ async def test_a_pin_that_comes_at_the_last_moment_is_seen(folder: Path, monkeyp
         assert [one async for one in delete_old(access(settings), planned)] == [] and (folder / OLD).exists()
 
 
-async def test_a_backup_that_is_deleted_while_it_is_pinned_is_not_called_pinned(
+async def test_a_backup_that_is_deleted_while_it_is_pinned_is_not_reported_as_pinned(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Folder.write
@@ -152,31 +158,31 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
-async def test_whatever_a_pin_holds_it_pins_and_is_only_shown(folder: Path, content: bytes) -> None:
+async def test_a_pin_pins_whatever_it_holds_and_its_content_is_only_displayed(folder: Path, content: bytes) -> None:
     (folder / f"{OLD}.pin").write_bytes(content)
     assert pins.read(Folder(folder), OLD) == Pin()
-    about, _ = await shown(access(get_settings()), OLD, print)
+    about, _ = await describe_backup(access(get_settings()), OLD, print)
     assert about.pinned == "yes" and about.pinned_by is None
     assert await pruned() == []
 
 
-async def test_of_a_name_only_what_can_be_printed_is_shown(folder: Path) -> None:
+async def test_only_the_printable_characters_of_a_name_in_a_pin_are_displayed(folder: Path) -> None:
     by = "\x1b[2Jann\u202e\ud800" + "x" * 200
     (folder / f"{OLD}.pin").write_text(json.dumps({"by": by, "at": "2025-11-26T02:00:00+00:00"}))
-    about, _ = await shown(access(get_settings()), OLD, print)
+    about, _ = await describe_backup(access(get_settings()), OLD, print)
     assert about.pinned_by == "?[2Jann??" + "x" * 91 and about.pinned == NOW
 
 
 @pytest.mark.parametrize(
     "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path), lambda path: os.symlink("no", path)]
 )
-async def test_whatever_kind_of_file_a_pin_is_it_pins(folder: Path, make: Callable[[Path], None]) -> None:
+async def test_a_pin_of_any_file_type_pins(folder: Path, make: Callable[[Path], None]) -> None:
     make(folder / f"{OLD}.pin")
     assert await pruned() == []
     assert pins.read(Folder(folder), OLD) == Pin()
 
 
-async def test_in_a_bucket_too_so_much_of_a_pin_is_read_and_no_more(folder: Path, bucket: Bucket) -> None:
+async def test_a_pin_in_a_bucket_is_read_up_to_a_bound(folder: Path, bucket: Bucket) -> None:
     await upload(access(get_settings()), OLD)
     bucket.put(f"shop/db/{OLD}.pin", b"[" * 10_000)
     _, elsewhere = Places.of(get_settings()).all()
@@ -206,10 +212,10 @@ async def test_pins_of_an_older_ledger_are_written_beside_their_files_once(in_le
     assert await pruned() == [f"backups/{OLD}"]
 
 
-async def test_pins_of_an_older_ledger_wait_for_a_place_that_is_away(
+async def test_pins_of_an_older_ledger_are_kept_for_an_unreachable_place(
     in_ledger: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other place is not set for a while. The row of the folder was all that the older version knew."""
+    """BACKUP_URL is not set for a while. The older version only had the row of the folder."""
     (tmp_path / "other").mkdir()
     make_archive(tmp_path / "other" / OLD)
     make_archive(tmp_path / "other" / NEW)
@@ -224,7 +230,7 @@ async def test_pins_of_an_older_ledger_wait_for_a_place_that_is_away(
     assert await pruned() == [f"{tmp_path}/other/{OLD}"]
 
 
-async def test_a_ledger_that_is_away_may_know_pins_so_nothing_is_unpinned_or_deleted(
+async def test_nothing_is_unpinned_or_deleted_while_the_ledger_which_may_have_pins_is_unreachable(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pins.put(Folder(folder), OLD, Pin())
@@ -254,8 +260,8 @@ async def test_a_place_that_the_ledger_does_not_know_is_read_and_recorded_before
         assert [one async for one in delete_old(access(settings), planned)] == []
 
 
-async def test_what_cannot_be_judged_stays_and_is_not_recorded(in_ledger: str, folder: Path) -> None:
-    """A newer version has made it, and this one was put back."""
+async def test_a_backup_of_a_newer_format_is_kept_and_not_recorded(in_ledger: str, folder: Path) -> None:
+    """A newer version made the backup, and then this version was installed again."""
     header = {**HEADER, "format": 2, "kind": "postgresql", "taken_at": "2025-11-01T02:00:00+00:00"}
     forge(folder / OLD, [("header.json", json.dumps(header).encode())])
     with clock.moved(NOW):

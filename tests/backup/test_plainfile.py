@@ -1,4 +1,4 @@
-"""A SQLite backup from elsewhere is a whole database file, whose bytes and whose schema may be anything."""
+"""A SQLite backup from elsewhere holds a whole database file, whose bytes and schema may be hostile."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def pieces(path: Path) -> Iterator[bytes]:
 
 
 def forged(path: Path, database: Path, *tables: dict[str, Any]) -> Path:
-    """A backup with valid checksums of whatever file."""
+    """Write a backup with valid checksums that holds this file."""
     path.touch()
     with Archive(path, datetime(2026, 3, 29, 12, tzinfo=UTC)) as archive:
         archive.add_header("sqlite", **HEADER)
@@ -68,7 +68,7 @@ def forged(path: Path, database: Path, *tables: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Callable[..., Path]:
-    """A forged backup of a database that a script makes; `schema` is then written over its schema as it stands."""
+    """A forged backup of a database that a script makes; then statements of `schema` change its schema directly."""
 
     def make(script: str, *tables: dict[str, Any], schema: tuple[str, ...] = ()) -> Path:
         database = tmp_path / "hostile.sqlite3"
@@ -96,7 +96,7 @@ def contents(path: Path) -> Any:
 
 
 def with_header(page_size: int, pages: int) -> bytes:
-    """As a file of such pages begins."""
+    """The first bytes of a SQLite file with this page size and number of pages."""
     head = b"SQLite format 3\0" + (page_size % 65535).to_bytes(2, "big") + bytes(6) + (1).to_bytes(4, "big")
     return (head + pages.to_bytes(4, "big")).ljust(92, b"\0") + (1).to_bytes(4, "big") + bytes(4)
 
@@ -107,11 +107,11 @@ def with_header(page_size: int, pages: int) -> bytes:
         (b"", "does not begin as a SQLite database does"),
         (with_header(4096, 1), "bytes, but 1 pages of 4,096 bytes"),
         (with_header(4096, 2**32 - 1), "bytes, but 4,294,967,295 pages of 4,096 bytes"),
-        (with_header(1000, 6291), "its pages have 1,000 bytes"),
-        (with_header(256, 24576), "its pages have 256 bytes"),
+        (with_header(1000, 6291), "its header gives pages of 1,000 bytes"),
+        (with_header(256, 24576), "its header gives pages of 256 bytes"),
     ],
 )
-async def test_what_is_no_database_is_refused_before_a_byte_is_written(
+async def test_a_file_that_is_not_a_database_is_refused_before_a_byte_is_written(
     app_db: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bytes, words: str
 ) -> None:
     bomb = tmp_path / "bomb"
@@ -126,7 +126,7 @@ async def test_what_is_no_database_is_refused_before_a_byte_is_written(
         await tried(backup, url)
 
 
-async def test_a_disk_without_room_for_it_is_told_before_a_byte_is_written(
+async def test_a_disk_without_room_is_reported_before_a_byte_is_written(
     app_db: Path, url: str, tmp_path: Path, hostile: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backup = hostile(LIVE)
@@ -166,7 +166,7 @@ HOSTILE_SCHEMAS = {
 
 
 @pytest.mark.parametrize("what", HOSTILE_SCHEMAS)
-async def test_a_schema_that_is_not_what_it_says_is_damage_and_changes_nothing(
+async def test_a_schema_that_contradicts_its_manifest_is_damage_and_changes_nothing(
     app_db: Path, url: str, hostile: Callable[..., Path], what: str
 ) -> None:
     script, schema = HOSTILE_SCHEMAS[what]
@@ -177,7 +177,7 @@ async def test_a_schema_that_is_not_what_it_says_is_damage_and_changes_nothing(
     assert contents(app_db) == before
 
 
-async def test_nothing_of_the_files_own_schema_comes_into_the_database_or_is_called(
+async def test_nothing_of_the_files_own_schema_is_restored_or_executed(
     app_db: Path, url: str, hostile: Callable[..., Path]
 ) -> None:
     before = contents(app_db)[1]
@@ -198,10 +198,10 @@ async def test_nothing_of_the_files_own_schema_comes_into_the_database_or_is_cal
     assert report.rows == 1
 
 
-async def test_an_index_of_the_file_that_says_something_else_is_not_asked(
+async def test_an_index_of_the_file_that_contradicts_its_table_is_not_used(
     app_db: Path, url: str, hostile: Callable[..., Path]
 ) -> None:
-    """The index has all columns, so SQLite would read it instead of the table."""
+    """The index has all columns, so SQLite would otherwise read it instead of the table."""
     backup = hostile(
         "CREATE TABLE t (id INTEGER PRIMARY KEY, data); CREATE TABLE u (id INTEGER PRIMARY KEY, data);"
         "INSERT INTO t VALUES (1, 'right'); INSERT INTO u VALUES (1, 'wrong');"
@@ -217,7 +217,7 @@ async def test_an_index_of_the_file_that_says_something_else_is_not_asked(
 
 
 @pytest.mark.parametrize("number", ["'x'", "x'00'", "NULL", "-5", "1e300"])
-async def test_numbers_of_the_file_that_are_none_are_left_alone(
+async def test_autoincrement_values_of_the_file_that_are_not_numbers_are_ignored(
     app_db: Path, url: str, hostile: Callable[..., Path], number: str
 ) -> None:
     backup = hostile(LIVE + f"; UPDATE sqlite_sequence SET seq = {number}; INSERT INTO sqlite_sequence VALUES ('t', 7)")
@@ -230,7 +230,7 @@ NUMBERS = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE
 
 
 def many_tables(count: int, columns: str) -> str:
-    """So many more tables in a schema, all of which say that they begin at one page."""
+    """A statement that adds this number of tables to a schema, all with the same root page."""
     return (
         f"INSERT INTO sqlite_master {NUMBERS.format(count)} SELECT 'table', 't' || n, 't' || n,"
         f" (SELECT max(rootpage) FROM sqlite_master), 'CREATE TABLE t' || n || ' ({columns})' FROM n"
@@ -243,15 +243,17 @@ async def test_a_schema_that_takes_too_much_memory_is_refused_before_sqlite_read
 ) -> None:
     backup = hostile(LIVE, schema=(many_tables(count, columns),))
     monkeypatch.setattr(plain_file, "guard", lambda *_: pytest.fail("SQLite was to open it"))
-    with pytest.raises(DamagedBackup, match=r"its schema has more than 20,000 tables, .* or more than 4,194,304 bytes"):
+    with pytest.raises(
+        DamagedBackup, match=r"its schema has more than 20,000 tables, .* or their text .* 4,194,304 bytes"
+    ):
         await restored(backup, url)
 
 
 PEAK = """
 import asyncio, re, sys
 from pathlib import Path
-from service.backup.reader import LocalFile
-from service.backup.restore import restore
+from service.backup.file.reader import LocalFile
+from service.backup.restoring.restore import restore
 from service.errors import BackupError
 
 async def main():
@@ -267,7 +269,7 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[
 
 
 def peak(backup: Path, url: str) -> tuple[str, int]:
-    """What a restore in a process of its own says, and how many megabytes it took at most."""
+    """The output of a restore in a process of its own, and its peak of memory in megabytes."""
     ran = subprocess.run(
         [sys.executable, "-c", PEAK, backup, url], capture_output=True, text=True, cwd=ROOT, check=True
     )
@@ -312,7 +314,7 @@ def test_only_this_user_may_enter_the_folder_where_a_file_is_unpacked(tmp_path: 
         os.umask(before)
 
 
-def test_what_is_opened_with_care_calls_no_view_and_believes_no_schema(tmp_path: Path) -> None:
+def test_a_guarded_connection_executes_no_view_and_trusts_no_schema(tmp_path: Path) -> None:
     execute(tmp_path / "a", f"{LIVE}; CREATE VIEW v AS SELECT * FROM t")
     with closing(sqlite3.connect(tmp_path / "a")) as connection:
         guard(connection, 0)

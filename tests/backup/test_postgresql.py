@@ -16,8 +16,8 @@ from service.backup.file.progress import Progress
 from service.backup.file.reader import Backup, LocalFile, read_header
 from service.backup.file.verify import verify
 from service.backup.postgresql import unloading
-from service.batch.ledger.tables import companions
 from service.concurrency.stoppable import Stop
+from service.database.companions import companions
 from tests.backup.contents import connected, copies, execute, manifest, members, restore, until
 from tests.backup.restores import restored
 
@@ -51,7 +51,7 @@ async def fresh_database(beside: str) -> AsyncIterator[str]:
 async def test_transfers_between_tables_are_in_the_backup_whole(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_bytes: int
 ) -> None:
-    """Four tables whose sum stays, of which each connection of the backup copies some, or some pages."""
+    """The sum over four tables is constant. Each connection of the backup copies some tables or pages."""
     monkeypatch.setattr(unloading, "RANGE_BYTES", range_bytes)
     tables = "abcd"
     for name in tables:
@@ -164,7 +164,7 @@ async def test_the_settings_of_a_role_do_not_change_how_values_are_written(datab
     )
     settings = ("datestyle = 'German, DMY'", "timezone = 'Asia/Tokyo'", "statement_timeout = 1")
     settings += ("search_path = pg_catalog",)
-    # In one connection: the next one would have a millisecond for its statement.
+    # In one connection, because a new one would have the timeout of a millisecond.
     await execute(database, *(f'ALTER DATABASE "{name}" SET {setting}' for setting in settings))
     backup = await create_backup(tmp_path / "backups")
     assert copies(backup)["public.t"] == b"2026-03-04 05:06:07+00\tpublic.t\n"
@@ -272,7 +272,7 @@ async def test_the_header_has_the_revision_of_every_alembic_history(database: st
     }
 
 
-async def test_a_cycle_of_foreign_keys_and_a_composite_one_hinder_nothing(database: str, tmp_path: Path) -> None:
+async def test_cyclic_and_composite_foreign_keys_do_not_hinder_a_backup(database: str, tmp_path: Path) -> None:
     await execute(
         database,
         "CREATE TABLE a (x int, y int, b int, PRIMARY KEY (x, y)); CREATE TABLE b (id int PRIMARY KEY, x int, y int)",
@@ -324,7 +324,7 @@ async def test_the_ledgers_tables_are_left_out_and_named(database: str, tmp_path
     assert manifest(backup)["left_out"] == [f"public.{name}" for name in ledgers]
 
 
-async def test_the_ledger_is_in_the_backup_where_it_is_asked_for(
+async def test_a_setting_includes_the_ledger_in_the_backup(
     database: str, tmp_path: Path, settings: Callable[..., None]
 ) -> None:
     await execute(database, *(f"CREATE TABLE {name} (id int)" for name in ("batch_alembic_version", "batch_runs", "t")))
@@ -366,7 +366,7 @@ async def test_patterns_choose_the_tables_and_the_rest_is_named(
     assert [str(sequence) for sequence in backup.sequences] == [f"{name}_id_seq" for name in with_ids]
 
 
-async def test_where_no_ledger_is_an_authors_table_may_have_any_name(database: str, tmp_path: Path) -> None:
+async def test_in_a_schema_without_a_ledger_an_authors_table_may_have_any_name(database: str, tmp_path: Path) -> None:
     await execute(database, "CREATE TABLE batch_orders AS SELECT 1 AS id")
     assert copies(await create_backup(tmp_path / "backups")) == {"public.batch_orders": b"1\n"}
 

@@ -18,7 +18,7 @@ from tests.backup.contents import connected, copies, execute, manifest, until
 
 @pytest.fixture
 async def role(database: str) -> AsyncIterator[str]:
-    """The same database, as a role that may make tables there, and nothing else."""
+    """The URL of the database for a role that may only create tables in it."""
     name = f"batch_{uuid4().hex}"
     async with connected(database) as connection:
         await connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'; CREATE SCHEMA own AUTHORIZATION {name}")
@@ -71,7 +71,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("statement", REFUSED)
-async def test_what_a_backup_could_not_bring_back_is_refused_unless_it_is_excluded(
+async def test_relations_that_a_backup_could_not_bring_back_are_refused_unless_excluded(
     database: str, tmp_path: Path, settings: Callable[..., None], statement: str
 ) -> None:
     await execute(
@@ -91,7 +91,7 @@ async def test_what_a_backup_could_not_bring_back_is_refused_unless_it_is_exclud
 
 
 @pytest.mark.parametrize("setting", ["BACKUP_INCLUDE", "BACKUP_EXCLUDE"])
-async def test_a_pattern_that_is_no_tables_name_is_an_error(
+async def test_a_pattern_that_matches_no_table_is_an_error(
     database: str, tmp_path: Path, settings: Callable[..., None], setting: str
 ) -> None:
     await execute(database, "CREATE TABLE users (id int)")
@@ -100,7 +100,7 @@ async def test_a_pattern_that_is_no_tables_name_is_an_error(
         await create_backup(tmp_path / "backups")
 
 
-async def test_a_table_that_may_not_be_read_hinders_nothing_where_it_is_excluded(
+async def test_an_excluded_table_need_not_be_readable(
     role: str, database: str, use_database: Callable[[str], None], tmp_path: Path, settings: Callable[..., None]
 ) -> None:
     await execute(database, "CREATE TABLE not_yours (id int)")
@@ -110,7 +110,7 @@ async def test_a_table_that_may_not_be_read_hinders_nothing_where_it_is_excluded
     assert copies(await create_backup(tmp_path / "backups")) == {"own.t": b"1\n"}
 
 
-async def test_one_connection_is_enough_where_the_role_may_have_no_more(
+async def test_one_connection_is_enough_if_the_role_may_have_no_second_one(
     role: str, database: str, use_database: Callable[[str], None], tmp_path: Path
 ) -> None:
     await execute(role, "CREATE TABLE own.t AS SELECT 1 AS id", "CREATE TABLE own.u AS SELECT 2 AS id")
@@ -144,11 +144,11 @@ async def test_both_connections_see_the_same_instant(database: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["nonsense", "command_timeout"])
-async def test_an_option_that_the_driver_does_not_take_is_an_error_that_says_so(
+async def test_an_option_that_the_driver_does_not_accept_is_named(
     database: str, use_database: Callable[[str], None], tmp_path: Path, name: str
 ) -> None:
     use_database(make_url(database).update_query_dict({name: "x"}).render_as_string(hide_password=False))
-    with pytest.raises(BackupError, match=rf"DATABASE_URL has an option that the driver does not take: .*{name}"):
+    with pytest.raises(BackupError, match=rf"DATABASE_URL has an option that the driver does not accept: .*{name}"):
         await create_backup(tmp_path / "backups")
 
 
@@ -177,7 +177,7 @@ async def test_a_migration_that_is_under_way_is_in_the_backup_whole(
     assert copies(await backup) == expected
 
 
-async def test_a_cancel_is_heard_while_the_server_is_waited_for(database: str, tmp_path: Path) -> None:
+async def test_a_cancel_ends_a_backup_that_waits_for_the_server(database: str, tmp_path: Path) -> None:
     await execute(database, "CREATE TABLE t (id int)")
     async with connected(database) as connection, connection.transaction():
         await connection.execute("LOCK t")
@@ -215,7 +215,7 @@ async def test_a_server_that_cannot_be_reached_is_an_error_without_the_password(
     assert list((tmp_path / "backups").iterdir()) == []
 
 
-async def test_a_wrong_name_of_the_database_is_an_error_that_says_so(
+async def test_a_wrong_name_of_the_database_is_named_in_the_error(
     database: str, use_database: Callable[[str], None], tmp_path: Path
 ) -> None:
     use_database(make_url(database).set(database="nowhere").render_as_string(hide_password=False))
@@ -237,7 +237,7 @@ async def test_no_connection_stays_open(database: str, tmp_path: Path) -> None:
 
 
 async def test_the_tables_of_an_extension_are_left_out_and_named(database: str, tmp_path: Path) -> None:
-    """They come with the extension, and may belong to a superuser."""
+    """CREATE EXTENSION makes them, and they may belong to a superuser."""
     await execute(
         database,
         "CREATE TABLE t AS SELECT 1 AS id",

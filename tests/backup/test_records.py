@@ -1,4 +1,4 @@
-"""What the ledger knows of backups, on both databases."""
+"""The records of backups in the ledger, on both databases."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def row_of(connection: AsyncConnection, name: str = NAME, place: str = FOL
     return row
 
 
-async def test_the_file_s_facts_are_written_anew_and_what_was_done_stays(ledger: Database) -> None:
+async def test_recording_a_backup_again_updates_the_facts_of_its_file_and_keeps_its_checks(ledger: Database) -> None:
     run = new_id()
     async with ledger.engine.begin() as connection:
         await backups.record(connection, facts(taken_by_run=run), FOLDER, AT)
@@ -60,7 +60,7 @@ async def test_a_file_of_another_size_is_another_file_and_was_never_checked(ledg
     assert backups.state(row) == "not verified" and (row["verified_at"], row["restored_at"]) == (None, None)
 
 
-async def test_what_is_known_of_a_backup_in_one_place_is_not_known_of_its_copy(ledger: Database) -> None:
+async def test_the_record_of_a_backup_in_one_place_does_not_apply_to_its_copy(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
         for place in (FOLDER, FAR):
             await backups.record(connection, facts(), place, AT)
@@ -72,7 +72,7 @@ async def test_what_is_known_of_a_backup_in_one_place_is_not_known_of_its_copy(l
         assert [row["place"] for row in await backups.listed(connection)] == [FAR]
 
 
-async def test_what_its_manifest_hashed_to_when_it_was_made_is_known_wherever_it_is_copied(ledger: Database) -> None:
+async def test_the_hash_of_the_manifest_at_its_making_is_known_for_every_copy(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
         await backups.record(connection, facts(manifest="made"), FOLDER, AT, is_new=True)
         await backups.record(connection, facts(manifest="read later"), FOLDER, AT)
@@ -109,7 +109,7 @@ async def test_many_may_record_one_backup_at_once(ledger: Database) -> None:
         assert len(await backups.listed(connection)) == 1
 
 
-async def test_a_rescan_drops_the_others_of_its_place_but_none_that_is_newer_than_its_look(ledger: Database) -> None:
+async def test_a_rescan_drops_missing_backups_of_its_place_but_none_recorded_after_it_began(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
         for name, at in (("kept", AT), ("lost", AT), ("new", LATER)):
             await backups.record(connection, facts(name), FOLDER, at)
@@ -131,7 +131,7 @@ OLD_ROWS = [
 
 @pytest.fixture
 async def old_ledger(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """As the version before left it: a row spoke of all places."""
+    """A ledger of the previous version, in which one row described a backup in all places."""
     await migrated(database_url, LEDGER_HISTORY, "ledger_0006")
     database = Database(database_url, setting="LEDGER_URL", pooled=False)
     statement = text(
@@ -166,7 +166,7 @@ async def test_an_older_ledger_is_taken_over_place_by_place(old_ledger: str) -> 
     assert {row["rows"] for row in rows.values()} == {7} and {row["taken_at"] for row in rows.values()} == {AT}
 
 
-async def test_who_only_reads_migrates_nothing_and_says_that_the_ledger_is_older(old_ledger: str) -> None:
+async def test_reading_does_not_migrate_an_older_ledger_and_reports_that_it_is_older(old_ledger: str) -> None:
     with pytest.raises(DatabaseError, match="the ledger is at an older migration than this code; `batch serve` migr"):
         await access(get_settings()).known()
     database = Database(old_ledger, setting="LEDGER_URL", pooled=False)
@@ -176,8 +176,10 @@ async def test_who_only_reads_migrates_nothing_and_says_that_the_ledger_is_older
     await database.dispose()
 
 
-async def test_what_is_only_noted_migrates_nothing_either(old_ledger: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A restore backs up what is there, and may then bring back the tables of the ledger at their own migration."""
+async def test_an_optional_record_does_not_migrate_an_older_ledger(
+    old_ledger: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A restore records the backup that it makes first, and may then restore the ledger at an older migration."""
 
     async def write(connection: AsyncConnection) -> None:
         await backups.record(connection, facts(), FOLDER, AT)
@@ -188,7 +190,7 @@ async def test_what_is_only_noted_migrates_nothing_either(old_ledger: str, caplo
         await access(get_settings()).known()
 
 
-async def test_where_no_ledger_is_yet_nothing_is_made_and_nothing_written(
+async def test_without_a_ledger_nothing_is_created_or_recorded(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEDGER_URL", database_url)

@@ -22,6 +22,7 @@ from service.config import forget_settings
 from service.errors import BackupError
 from service.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, until
+from tests.backup.here import make_backups_here
 from tests.backup.restores import (
     CHANGES,
     ROWS,
@@ -39,7 +40,7 @@ OWNER = "batch_owner_of_all"
 
 @pytest.fixture(scope="module")
 async def template(postgres_server: PostgresServer) -> AsyncIterator[str]:
-    """A database with something of everything, of a role that owns it and is nothing more."""
+    """A database with every kind of table and object, owned by an ordinary role."""
     url = await postgres_server.create_database()
     only = make_url(url).database
     await execute(url, f"CREATE ROLE {OWNER} LOGIN PASSWORD 'secret'; GRANT ALL ON SCHEMA public TO {OWNER}")
@@ -52,10 +53,10 @@ async def template(postgres_server: PostgresServer) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="module")
 async def original(template: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template's backup."""
+    """A backup of the template."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", template)
-        patch.setenv("BACKUP_PROCESS", "0")
+        make_backups_here(patch)
         forget_settings()
         path = await create_backup(tmp_path_factory.mktemp("original"))
     forget_settings()
@@ -64,13 +65,13 @@ async def original(template: str, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 async def backup(original: Path, tmp_path: Path) -> Path:
-    """A copy of it, that may be damaged."""
+    """A copy of that backup, which a test may damage."""
     return Path(shutil.copy(original, tmp_path))
 
 
 @pytest.fixture
 async def database(template: str, postgres_server: PostgresServer) -> AsyncIterator[str]:
-    """The URL, for a superuser, of a copy of the template."""
+    """The URL of a copy of the template, for a superuser."""
     url = await postgres_server.create_database(template=str(make_url(template).database))
     yield url
     await postgres_server.drop_database(url)
@@ -83,8 +84,8 @@ def owner(database: str) -> str:
 
 @pytest.fixture
 def empty(postgres_database: str, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty database, which is the application's."""
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    """The URL of an empty database, which is set as the application's."""
+    make_backups_here(monkeypatch)
     use_database(postgres_database)
     return postgres_database
 
@@ -94,7 +95,7 @@ def as_owner(url: str) -> str:
 
 
 async def refusal(path: Path, url: str) -> str:
-    """What the restore says; nothing of it may change anything."""
+    """The message with which the restore is refused. The restore may not change anything."""
     before = await everything(url)
     with pytest.raises(BackupError) as caught:
         await restored(path, url)
@@ -139,11 +140,11 @@ async def test_a_cancelled_restore_leaves_everything_and_no_lock(database: str, 
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    async def still() -> None:
+    async def last_check() -> None:
         loop.call_soon_threadsafe(asked.set)
         await asyncio.Event().wait()
 
-    restoring = asyncio.create_task(restored(backup, owner, still=still))
+    restoring = asyncio.create_task(restored(backup, owner, last_check=last_check))
     await asked.wait()
     restoring.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -153,15 +154,15 @@ async def test_a_cancelled_restore_leaves_everything_and_no_lock(database: str, 
     assert await everything(database) == before
 
 
-async def test_who_may_not_restore_any_more_is_asked_when_nobody_else_can_write(owner: str, backup: Path) -> None:
-    async def still() -> None:
+async def test_the_last_check_is_made_when_nobody_else_can_write(owner: str, backup: Path) -> None:
+    async def last_check() -> None:
         async with connected(owner) as connection:
             with pytest.raises(Exception, match="lock timeout"):
                 await connection.execute("SET lock_timeout = '1ms'; INSERT INTO strays VALUES (3)")
         raise BackupError("a run has begun")
 
     with pytest.raises(BackupError, match="a run has begun"):
-        await restored(backup, owner, still=still)
+        await restored(backup, owner, last_check=last_check)
 
 
 async def test_a_backup_that_is_damaged_halfway_is_rolled_back(database: str, owner: str, backup: Path) -> None:
@@ -229,13 +230,13 @@ async def test_a_database_that_has_another_shape_is_refused(
     assert words in message and "nothing was changed" in message
 
 
-async def test_all_that_is_in_the_way_is_told_at_once(database: str, owner: str, backup: Path) -> None:
+async def test_all_problems_are_reported_at_once(database: str, owner: str, backup: Path) -> None:
     await execute(owner, "DROP TABLE nothing", "ALTER TABLE strays DROP id")
     message = await refusal(backup, database)
     assert "public.nothing is missing" in message and "column id of public.strays is missing" in message
 
 
-async def test_another_revision_is_refused_with_the_way_that_there_is(empty: str, tmp_path: Path) -> None:
+async def test_another_revision_is_refused_with_advice(empty: str, tmp_path: Path) -> None:
     await execute(empty, "CREATE TABLE alembic_version AS SELECT 'old'::text AS version_num", "CREATE TABLE t (id int)")
     path = await create_backup(tmp_path / "backups")
     await execute(empty, "UPDATE alembic_version SET version_num = 'new'", "INSERT INTO t VALUES (1)")
@@ -244,7 +245,7 @@ async def test_another_revision_is_refused_with_the_way_that_there_is(empty: str
     assert "Let the code of that time make an empty database" in message
 
 
-async def test_what_says_at_which_revision_it_is_is_never_written(empty: str, tmp_path: Path) -> None:
+async def test_the_version_table_is_never_restored(empty: str, tmp_path: Path) -> None:
     await execute(empty, "CREATE TABLE alembic_version AS SELECT 'one'::text AS version_num", "CREATE TABLE t (id int)")
     path = await create_backup(tmp_path / "backups")
     async with connected(empty) as connection:
@@ -268,7 +269,7 @@ async def test_a_backup_of_another_kind_is_refused(backup: Path, tmp_path: Path)
         await restored(backup, f"sqlite+aiosqlite:///{tmp_path}/app.db")
 
 
-async def test_who_holds_a_table_is_named(
+async def test_the_session_that_holds_a_table_is_named(
     database: str, owner: str, backup: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(server.SETTINGS, "lock_timeout", "50ms")
@@ -280,7 +281,7 @@ async def test_who_holds_a_table_is_named(
     assert "secret" not in caught.value.message
 
 
-async def test_a_table_that_is_not_in_the_backup_stays_and_its_keys_are_checked(
+async def test_a_table_that_is_not_in_the_backup_is_kept_and_its_foreign_keys_are_checked(
     database: str, owner: str, backup: Path
 ) -> None:
     await execute(
@@ -337,18 +338,18 @@ async def test_writers_wait_and_then_find_the_restored_rows(empty: str, tmp_path
         nonlocal writer
         writer = asyncio.create_task(execute(empty, "UPDATE t SET n = n + 1"))
 
-    async def still() -> None:
+    async def last_check() -> None:
         loop.call_soon_threadsafe(begin)
         await until(waiting)
 
-    await restored(path, empty, still=still)
+    await restored(path, empty, last_check=last_check)
     assert writer is not None
     await writer
     async with connected(empty) as connection:
         assert await connection.fetchval("SELECT n FROM t") == 2
 
 
-async def test_an_older_snapshot_finds_no_rows_as_the_documents_say(empty: str, tmp_path: Path) -> None:
+async def test_a_transaction_with_an_older_snapshot_finds_no_rows_as_documented(empty: str, tmp_path: Path) -> None:
     await execute(empty, "CREATE TABLE t AS SELECT 1 AS n")
     path = await create_backup(tmp_path / "backups")
     async with connected(empty) as connection:
@@ -388,7 +389,7 @@ async def test_a_commit_whose_answer_is_lost_is_looked_up(
         await restored(path, empty)
 
 
-async def test_the_ledger_goes_round_and_what_tells_of_files_stays(
+async def test_the_ledger_is_restored_without_its_records_of_backups(
     empty: str, use_database: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await migrated(empty, LEDGER_HISTORY)
@@ -407,7 +408,7 @@ async def test_the_ledger_goes_round_and_what_tells_of_files_stays(
     assert changed == ["batch_backups"] and after["shape"] == before["shape"]
 
 
-async def test_a_migration_that_ends_just_before_the_locks_is_seen_whatever_the_isolation(
+async def test_a_migration_that_ends_just_before_the_locks_is_noticed_at_every_isolation_level(
     empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await execute(empty, "CREATE TABLE alembic_version AS SELECT 'old'::text AS version_num", "CREATE TABLE t (id int)")
@@ -451,22 +452,22 @@ async def test_the_plan_names_the_owner_of_a_table_that_it_may_not_read(
     assert "the table public.strays belongs to postgres: only its owner can restore it" in plan.problems
 
 
-async def test_an_option_that_the_driver_lacks_is_said_without_the_password(empty: str, tmp_path: Path) -> None:
+async def test_an_option_unknown_to_the_driver_is_reported_without_the_password(empty: str, tmp_path: Path) -> None:
     await execute(empty, "CREATE TABLE t (id int)")
     path = await create_backup(tmp_path / "backups")
     url = make_url(empty).set(password="hunter2").update_query_dict({"oops": "1"})
-    with pytest.raises(BackupError, match="an option that the driver does not take") as caught:
+    with pytest.raises(BackupError, match="an option that the driver does not accept") as caught:
         await restored(path, url.render_as_string(hide_password=False))
     assert "hunter2" not in caught.value.message
 
 
-async def test_a_server_that_is_away_is_said_without_the_password(backup: Path) -> None:
+async def test_an_unreachable_server_is_reported_without_the_password(backup: Path) -> None:
     with pytest.raises(BackupError, match=r"nothing was restored into .*//ann:\*\*\*@127.0.0.1:1/app") as caught:
         await restored(backup, "postgresql+asyncpg://ann:hunter2@127.0.0.1:1/app?ssl=disable")
     assert "hunter2" not in str(caught.value)
 
 
-async def test_who_has_a_table_and_wants_another_goes_first(
+async def test_a_session_that_holds_one_table_and_waits_for_another_goes_first(
     empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await execute(empty, "CREATE TABLE t AS SELECT 1 AS n", "CREATE TABLE u AS SELECT 1 AS n")

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
 from service.backup.file.reader import Backup, LocalFile
 from service.backup.restoring.count import Counted
@@ -22,7 +21,9 @@ from service.backup.restoring.restore import planned
 from service.backup.sqlite import plain_file
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.config import forget_settings
+from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError
+from tests.backup.here import make_backups_here
 from tests.backup.restores import damage, killed_in_the_middle, restored
 from tests.databases import migrated, url_of
 
@@ -52,8 +53,8 @@ UPDATE plain SET data = 'changed';
 
 @pytest.fixture
 def url(app_db: Path, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> str:
-    """A database, which is the application's."""
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    """The URL of the application's database."""
+    make_backups_here(monkeypatch)
     execute(app_db, SCHEMA)
     found = f"sqlite+aiosqlite:///{app_db}"
     use_database(found)
@@ -126,16 +127,16 @@ async def test_a_dry_run_changes_nothing(app_db: Path, url: str, backup: Path) -
 KILLED = """
 import asyncio, sys, threading
 from pathlib import Path
-from service.backup import restore_sqlite
-from service.backup.reader import LocalFile
-from service.backup.restore import restore
+from service.backup.restoring import restore_sqlite
+from service.backup.file.reader import LocalFile
+from service.backup.restoring.restore import restore
 
-async def still():
+async def last_check():
     print("in the middle", flush=True)
     threading.Event().wait()
 
 restore_sqlite.STEP_PAGES = 10_000
-asyncio.run(restore(LocalFile(Path(sys.argv[1])), sys.argv[2], still=still))
+asyncio.run(restore(LocalFile(Path(sys.argv[1])), sys.argv[2], last_check=last_check))
 """
 
 
@@ -156,25 +157,25 @@ async def test_kill_9_in_the_middle_leaves_the_old_rows_and_the_next_one_cleans_
 
 
 @pytest.mark.parametrize("is_partial", [False, True])
-async def test_who_may_not_restore_any_more_is_asked_when_nobody_else_can_write(
+async def test_the_last_check_is_made_when_nobody_else_can_write(
     app_db: Path, url: str, backup: Path, is_partial: bool
 ) -> None:
     execute(app_db, CHANGES + ("CREATE TABLE apart (id INT)" if is_partial else ""))
     before = everything(app_db)
 
-    async def still() -> None:
+    async def last_check() -> None:
         refused = pytest.raises(sqlite3.OperationalError, match="locked")
         with closing(sqlite3.connect(app_db, timeout=0)) as writer, refused:
             writer.execute("DELETE FROM plain")
         raise BackupError("a run has begun")
 
     with pytest.raises(BackupError, match="a run has begun"):
-        await restored(backup, url, still=still)
+        await restored(backup, url, last_check=last_check)
     assert everything(app_db) == before
 
 
 @pytest.mark.parametrize("is_partial", [False, True])
-async def test_a_writer_that_does_not_end_is_told(
+async def test_a_writer_that_does_not_end_is_reported(
     app_db: Path, url: str, backup: Path, is_partial: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plain_file, "BUSY_SECONDS", 0.05)
@@ -212,7 +213,7 @@ async def test_a_cancel_ends_the_wait_for_a_writer(
 
 @pytest.mark.usefixtures("leaves_nothing_beside")
 @pytest.mark.parametrize("size", [512, 65536])
-async def test_a_file_of_another_page_size_keeps_that_and_rows_keep_their_numbers(
+async def test_a_file_keeps_its_page_size_and_rows_keep_their_rowids(
     app_db: Path, url: str, backup: Path, size: int
 ) -> None:
     before = everything(app_db)
@@ -226,10 +227,8 @@ async def test_a_file_of_another_page_size_keeps_that_and_rows_keep_their_number
 
 
 @pytest.mark.usefixtures("leaves_nothing_beside")
-async def test_tables_that_nobody_here_can_make_are_named_and_nothing_is_made(
-    app_db: Path, url: str, backup: Path
-) -> None:
-    """They are in no migration of ours, and there is no live file. The backup's own text is never used."""
+async def test_tables_without_trusted_sql_are_named_and_nothing_is_made(app_db: Path, url: str, backup: Path) -> None:
+    """No migration makes them, and there is no live file. The SQL in the backup is never used."""
     for path in app_db.parent.glob("app.db*"):
         path.unlink()
     with LocalFile(backup) as source:
@@ -241,7 +240,7 @@ async def test_tables_that_nobody_here_can_make_are_named_and_nothing_is_made(
 
 
 @pytest.mark.usefixtures("leaves_nothing_beside")
-async def test_tables_that_are_not_in_the_backup_stay(
+async def test_tables_that_are_not_in_the_backup_are_kept(
     app_db: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BACKUP_EXCLUDE", "blank")
@@ -263,7 +262,9 @@ async def test_tables_that_are_not_in_the_backup_stay(
     assert report.tables == dry.tables and Counted("books", 0, 2) in report.tables
 
 
-async def test_a_table_that_stays_must_still_find_what_it_refers_to(app_db: Path, url: str, backup: Path) -> None:
+async def test_a_restore_that_would_break_the_foreign_keys_of_another_table_is_refused(
+    app_db: Path, url: str, backup: Path
+) -> None:
     execute(app_db, CHANGES + "CREATE TABLE reviews (author INT REFERENCES authors); INSERT INTO reviews VALUES (4)")
     before = everything(app_db)
     with pytest.raises(BackupError, match="rows of reviews would refer to rows of authors that are not there"):
@@ -285,7 +286,7 @@ async def test_a_table_that_stays_must_still_find_what_it_refers_to(app_db: Path
         ("CREATE TABLE alembic_version AS SELECT 'b' AS version_num", "has none, the database b"),
     ],
 )
-async def test_beside_tables_that_stay_another_shape_is_refused(
+async def test_beside_tables_that_are_not_restored_another_shape_is_refused(
     app_db: Path, url: str, backup: Path, change: str, words: str
 ) -> None:
     execute(app_db, f"CREATE TABLE apart (id INT); {change}")
@@ -299,13 +300,14 @@ async def test_beside_tables_that_stay_another_shape_is_refused(
 
 async def test_another_revision_goes_into_a_new_file_only(tmp_path: Path, use_database: Callable[[str], None]) -> None:
     old, new = tmp_path / "old.db", tmp_path / "new.db"
-    await migrated(url_of(old), APPLICATION_HISTORY, "app_0002")
+    for history, revision in zip(APPLICATION_HISTORIES, ("app_0002", "data_0001"), strict=True):
+        await migrated(url_of(old), history, to=revision)
     use_database(url_of(old))
     backup = await create_backup(tmp_path / "backups")
-    await migrated(url_of(old), APPLICATION_HISTORY)
+    await migrated(url_of(old), *APPLICATION_HISTORIES)
     with pytest.raises(BackupError, match=r"the backup has app_0002, the database app_0004. Restore it into a new"):
-        await restored(backup, url_of(old), histories=[APPLICATION_HISTORY])
-    await restored(backup, url_of(new), histories=[APPLICATION_HISTORY])
+        await restored(backup, url_of(old), histories=APPLICATION_HISTORIES)
+    await restored(backup, url_of(new), histories=APPLICATION_HISTORIES)
     with closing(sqlite3.connect(new)) as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("app_0002",)]
 
@@ -323,20 +325,20 @@ async def test_a_damaged_backup_changes_nothing(app_db: Path, url: str, backup: 
     ("place", "words"),
     [(":memory:", "must name a file"), ("/nowhere/at/all.db", "make its folder first")],
 )
-async def test_where_no_file_can_be_is_refused(url: str, backup: Path, place: str, words: str) -> None:
+async def test_a_path_where_no_file_can_be_made_is_refused(url: str, backup: Path, place: str, words: str) -> None:
     with pytest.raises(BackupError, match=words):
         await restored(backup, f"sqlite+aiosqlite:///{place}")
 
 
-async def test_what_is_no_database_is_refused(tmp_path: Path, url: str, backup: Path) -> None:
+async def test_a_target_that_is_not_a_database_is_refused(tmp_path: Path, url: str, backup: Path) -> None:
     (tmp_path / "cat.db").write_bytes(b"meow" * 1000)
     with pytest.raises(BackupError, match=r"cat.db: file is not a database. Check that it is a SQLite database"):
         await restored(backup, f"sqlite+aiosqlite:///{tmp_path}/cat.db")
     assert (tmp_path / "cat.db").read_bytes() == b"meow" * 1000
 
 
-async def test_writers_go_on_after_it(app_db: Path, url: str, backup: Path) -> None:
-    """What they write afterwards stands on the restored rows."""
+async def test_writers_go_on_after_the_restore(app_db: Path, url: str, backup: Path) -> None:
+    """Their later writes change the restored rows."""
     execute(app_db, "DELETE FROM plain")
     begun, done = threading.Event(), threading.Event()
 
@@ -348,11 +350,11 @@ async def test_writers_go_on_after_it(app_db: Path, url: str, backup: Path) -> N
 
     thread = threading.Thread(target=write)
 
-    async def still() -> None:
+    async def last_check() -> None:
         thread.start()
         begun.wait()
 
-    await restored(backup, url, still=still)
+    await restored(backup, url, last_check=last_check)
     thread.join()
     with closing(sqlite3.connect(app_db)) as connection:
         assert connection.execute("SELECT data FROM plain ORDER BY rowid DESC").fetchone() == (3,)
@@ -369,13 +371,15 @@ async def test_rows_that_a_present_constraint_drops_are_noticed_before_the_commi
     assert everything(app_db) == before
 
 
-async def test_a_row_that_a_present_constraint_refuses_is_told_as_that(app_db: Path, url: str, backup: Path) -> None:
+async def test_a_row_that_a_present_constraint_refuses_is_reported_with_the_reason(
+    app_db: Path, url: str, backup: Path
+) -> None:
     execute(app_db, "DROP TABLE plain; CREATE TABLE plain (data CHECK (data > 1)); CREATE TABLE apart (id)")
     with pytest.raises(BackupError, match=r"CHECK constraint failed: .* The table refuses a row of the backup"):
         await restored(backup, url)
 
 
-async def test_the_ledger_in_the_same_file_goes_round_and_what_tells_of_files_stays(
+async def test_the_ledger_in_the_same_file_is_restored_without_its_records_of_backups(
     app_db: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await migrated(url, LEDGER_HISTORY)
@@ -393,7 +397,7 @@ async def test_the_ledger_in_the_same_file_goes_round_and_what_tells_of_files_st
     assert [name for name, rows in after["rows"].items() if rows != before["rows"][name]] == ["batch_backups"]
 
 
-async def test_what_fails_after_the_commit_is_no_failure(
+async def test_an_error_after_the_commit_is_not_a_failed_restore(
     app_db: Path, url: str, backup: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = everything(app_db)
@@ -411,7 +415,7 @@ async def test_what_fails_after_the_commit_is_no_failure(
     assert everything(app_db) == before
 
 
-async def test_only_what_a_killed_restore_left_is_removed(url: str, backup: Path, tmp_path: Path) -> None:
+async def test_only_the_files_of_a_killed_restore_are_removed(url: str, backup: Path, tmp_path: Path) -> None:
     folder, left, elsewhere = tmp_path / "room", ".restore_20260101_000000_abcdefgh", tmp_path / "elsewhere"
     for name in (".restore_mine", left):
         (folder / name).mkdir(parents=True)
@@ -420,7 +424,7 @@ async def test_only_what_a_killed_restore_left_is_removed(url: str, backup: Path
     (elsewhere / "precious").write_text("of somebody else")
     (folder / left.replace("a", "b")).symlink_to(elsewhere)
     (folder / left.replace("a", "c")).write_text("no folder")
-    if os.geteuid() == 0:  # only then can a file belong to somebody else
+    if os.geteuid() == 0:  # only root can give a file to another user
         (folder / left.replace("a", "d")).mkdir()
         os.chown(folder / left.replace("a", "d"), 65534, 65534)
     kept = {path.name for path in folder.iterdir()} - {left}

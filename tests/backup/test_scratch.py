@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from service.application.migration import APPLICATION_HISTORY
 from service.backup import create_backup
 from service.backup.file.reader import Backup, LocalFile
 from service.backup.restoring.count import Counted, Report
 from service.backup.restoring.scratch import restore_into_scratch
 from service.batch.ledger.migration import LEDGER_HISTORY
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import History
 from service.errors import BackupError, DamagedBackup
 from service.operations.backups.restore import HISTORIES
 from service.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, make_sqlite, manifest, until
+from tests.backup.here import make_backups_here
 from tests.backup.restores import (
     CHANGES,
     HANGING,
@@ -43,20 +44,20 @@ SCHEMAS = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'batch%'"
 
 @pytest.fixture
 def database(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
     return database
 
 
 @pytest.fixture
 async def backup(database: str, tmp_path: Path) -> Path:
-    """Of a database with something of everything."""
+    """A backup of a database with every kind of table and object."""
     await execute(database, SCHEMA, ROWS, TRIGGERS)
     return await create_backup(tmp_path / "backups")
 
 
 @pytest.fixture
 async def drill(postgres_server: PostgresServer) -> AsyncIterator[str]:
-    """Another database, which is empty."""
+    """The URL of another database, which is empty."""
     url = await postgres_server.create_database()
     yield url
     await postgres_server.drop_database(url)
@@ -67,7 +68,7 @@ async def tried(path: Path, url: str, drill: str | None = None, histories: Seque
         return await restore_into_scratch(source, url, drill_url=drill, histories=histories)
 
 
-async def test_every_row_is_loaded_beside_the_application_and_nothing_stays(database: str, backup: Path) -> None:
+async def test_every_row_is_loaded_beside_the_application_and_nothing_is_left(database: str, backup: Path) -> None:
     await execute(database, CHANGES)
     before = await everything(database)
     report = await tried(backup, database)
@@ -79,7 +80,7 @@ async def test_every_row_is_loaded_beside_the_application_and_nothing_stays(data
         assert await connection.fetchval(SCHEMAS) == 0
 
 
-async def test_what_no_migration_makes_is_like_the_tables_of_the_drills_database(
+async def test_tables_that_no_migration_makes_are_like_those_of_the_drills_database(
     database: str, backup: Path, drill: str
 ) -> None:
     with pytest.raises(BackupError, match=r"no table for the rows of Größe.x.Zeilen, public.authors, .* and 3 more. "):
@@ -103,7 +104,7 @@ async def test_what_no_migration_makes_is_like_the_tables_of_the_drills_database
         ("DROP SEQUENCE books_id_seq CASCADE", "the sequence public.books_id_seq is missing"),
     ],
 )
-async def test_nothing_is_said_of_a_backup_that_could_not_be_loaded_as_a_whole(
+async def test_nothing_is_concluded_about_a_backup_that_could_not_be_loaded_completely(
     database: str, backup: Path, change: str, why: str
 ) -> None:
     await execute(database, change)
@@ -114,7 +115,7 @@ async def test_nothing_is_said_of_a_backup_that_could_not_be_loaded_as_a_whole(
 
 @pytest.mark.parametrize("is_beside", [True, False])
 async def test_rows_that_refer_to_nothing_are_found(database: str, drill: str, tmp_path: Path, is_beside: bool) -> None:
-    """They were no violation when the backup was made: the key is younger."""
+    """The foreign key was created after the backup, so the rows were no violation then."""
     await execute(database, "CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE b (a int)", "INSERT INTO b VALUES (1)")
     path = await create_backup(tmp_path / "backups")
     await execute(database, "INSERT INTO a VALUES (1)", "ALTER TABLE b ADD FOREIGN KEY (a) REFERENCES a")
@@ -139,8 +140,8 @@ async def test_damage_is_found(database: str, backup: Path) -> None:
         await tried(backup, database)
 
 
-async def test_text_of_a_file_is_never_run_as_sql(database: str, drill: str, tmp_path: Path) -> None:
-    """A type that the server would read as `integer` and a comment, behind which another column's name goes on."""
+async def test_text_in_a_backup_is_never_executed_as_sql(database: str, drill: str, tmp_path: Path) -> None:
+    """A column type that ends with the beginning of a comment, and a column name that continues after it."""
     await execute(database, "CREATE TABLE t AS SELECT 1 AS id, 2 AS other")
     path = await create_backup(tmp_path / "backups")
     begun = "\n); COMMIT; CREATE TABLE stolen AS SELECT 1 AS id --"
@@ -159,8 +160,8 @@ async def test_text_of_a_file_is_never_run_as_sql(database: str, drill: str, tmp
             assert await connection.fetchval(SCHEMAS) == 0
 
 
-async def test_names_of_a_file_are_only_compared(database: str, tmp_path: Path) -> None:
-    """Of schemas, tables, columns, types, sequences and revisions; and what is no value for a sequence."""
+async def test_names_in_a_backup_are_only_compared(database: str, tmp_path: Path) -> None:
+    """Names of schemas, tables, columns, types, sequences and revisions, and invalid values of sequences."""
     await execute(database, "CREATE TABLE t (id serial PRIMARY KEY)", "INSERT INTO t VALUES (1)")
     original = await create_backup(tmp_path / "backups")
     before, text = await everything(database), 'x"; DROP TABLE t --\n\0\ud800'
@@ -193,7 +194,7 @@ async def test_names_of_a_file_are_only_compared(database: str, tmp_path: Path) 
     assert await everything(database) == before
 
 
-async def test_what_is_in_the_way_is_told_in_one_message_of_bounded_length(database: str, tmp_path: Path) -> None:
+async def test_all_problems_are_reported_in_one_message_of_bounded_length(database: str, tmp_path: Path) -> None:
     await execute(database, "CREATE TABLE t AS SELECT 1 AS id")
     path = await create_backup(tmp_path / "backups")
 
@@ -208,7 +209,7 @@ async def test_what_is_in_the_way_is_told_in_one_message_of_bounded_length(datab
         assert len(caught.value.message) < 5_000
 
 
-async def test_a_role_that_may_make_no_schema_is_told_what_to_do(database: str, backup: Path) -> None:
+async def test_a_role_that_may_not_create_a_schema_gets_advice(database: str, backup: Path) -> None:
     await execute(database, "CREATE ROLE batch_poor LOGIN")
     try:
         poor = make_url(database).set(username="batch_poor").render_as_string(hide_password=False)
@@ -220,7 +221,7 @@ async def test_a_role_that_may_make_no_schema_is_told_what_to_do(database: str, 
         await execute(database, "DROP ROLE batch_poor")
 
 
-async def test_the_applications_own_database_is_no_place_for_a_drill(database: str, backup: Path) -> None:
+async def test_a_drill_refuses_the_applications_own_database(database: str, backup: Path) -> None:
     with pytest.raises(BackupError, match="RESTORE_DRILL_URL is the application's own database"):
         await tried(backup, database, database)
 
@@ -275,10 +276,10 @@ async def test_kill_9_in_the_middle_leaves_nothing(database: str, backup: Path) 
     assert await everything(database) == before
 
 
-async def test_sqlite_is_tried_in_a_file_that_goes_again(
+async def test_a_sqlite_backup_is_tried_in_a_temporary_file(
     app_db: Path, tmp_path: Path, use_database: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
     url = f"sqlite+aiosqlite:///{app_db}"
     use_database(url)
     make_sqlite(app_db)
@@ -293,7 +294,7 @@ async def test_sqlite_is_tried_in_a_file_that_goes_again(
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-async def test_tables_of_another_migration_are_no_place_for_the_rows(database: str, tmp_path: Path) -> None:
+async def test_a_drill_refuses_tables_of_another_migration(database: str, tmp_path: Path) -> None:
     version = "CREATE TABLE alembic_version AS SELECT 'old'::text AS version_num"
     await execute(database, version, "CREATE TABLE t AS SELECT 1 AS id")
     path = await create_backup(tmp_path / "backups")
@@ -302,7 +303,7 @@ async def test_tables_of_another_migration_are_no_place_for_the_rows(database: s
         await tried(path, database)
 
 
-async def test_postgresql_is_tried_in_the_drills_database_where_the_application_is_on_sqlite_by_now(
+async def test_a_postgresql_backup_is_tried_in_the_drills_database_if_the_application_is_on_sqlite(
     backup: Path, drill: str, tmp_path: Path
 ) -> None:
     await execute(drill, SCHEMA)
@@ -330,8 +331,9 @@ async def test_a_key_over_periods_is_checked_too(database: str, tmp_path: Path) 
 async def test_the_tables_of_migrations_are_made_as_they_were_at_the_backups_revision(
     database: str, drill: str, tmp_path: Path, settings: Callable[..., None]
 ) -> None:
-    """Whatever the present ones look like; an author's own table beside them is like the present one."""
-    await migrated(database, APPLICATION_HISTORY, "app_0002")
+    """The present tables don't matter for them; an author's own table beside them is made like the present one."""
+    for history, revision in zip(APPLICATION_HISTORIES, ("app_0002", "data_0001"), strict=True):
+        await migrated(database, history, to=revision)
     await migrated(database, LEDGER_HISTORY)
     await execute(
         database,
@@ -340,7 +342,7 @@ async def test_the_tables_of_migrations_are_made_as_they_were_at_the_backups_rev
     )
     settings(BACKUP_LEDGER="1")
     path = await create_backup(tmp_path / "backups")
-    await migrated(database, APPLICATION_HISTORY)
+    await migrated(database, *APPLICATION_HISTORIES)
     await execute(database, "ALTER TABLE batch_once DROP at; DELETE FROM mine; DELETE FROM users")
     before = await everything(database)
     report = await tried(path, database, histories=HISTORIES)
@@ -354,10 +356,10 @@ async def test_the_tables_of_migrations_are_made_as_they_were_at_the_backups_rev
         await tried(path, database, histories=HISTORIES)
 
 
-async def test_keys_to_tables_that_the_backup_leaves_out_are_not_checked_and_that_is_said(
+async def test_keys_to_tables_that_the_backup_leaves_out_are_not_checked_and_that_is_reported(
     database: str, drill: str, tmp_path: Path, settings: Callable[..., None]
 ) -> None:
-    await migrated(database, APPLICATION_HISTORY)
+    await migrated(database, *APPLICATION_HISTORIES)
     await execute(
         database,
         "INSERT INTO users (email, created_at) VALUES ('a@example.org', now())",
@@ -383,7 +385,7 @@ def upgrade():
 
 @pytest.fixture
 def own_history(tmp_path: Path) -> History:
-    """An author's own migration, with a type that it makes."""
+    """A history of an author's own, whose migration creates a type."""
     folder = tmp_path / "migrations"
     (folder / "versions").mkdir(parents=True)
     (folder / "versions/own_1_moods.py").write_text(MIGRATION)
@@ -403,7 +405,7 @@ async def test_types_that_migrations_make_are_those_of_the_backup(
 async def test_migrations_that_change_present_tables_are_rolled_back(
     database: str, drill: str, tmp_path: Path, own_history: History
 ) -> None:
-    """They name a schema, so that they reach past the scratch one."""
+    """The migrations name a schema, so they change tables outside of the scratch schema."""
     await migrated(database, own_history)
     path = await create_backup(tmp_path / "backups")
     with (own_history.folder / "versions/own_1_moods.py").open("a") as file:

@@ -1,4 +1,4 @@
-"""What a restore says of a server's errors: what is wrong, and none of the values."""
+"""A restore's messages about errors of the server: they give the cause, and no values of rows."""
 
 from __future__ import annotations
 

@@ -17,16 +17,17 @@ from service.backup.file.reader import Backup, LocalFile, read_header
 from service.backup.file.selection import Selection
 from service.backup.file.writer import Archive
 from service.backup.making import from_sqlite as sqlite
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.batch.ledger.tables import ledger
 from service.concurrency.stoppable import Stop
+from service.database.our_tables import LEDGER_TABLES
 from service.errors import BackupError
 from tests.backup.contents import make_sqlite, manifest, members, opened
 
 
 @pytest.fixture
 def writer(app_db: Path) -> Iterator[list[int]]:
-    """A thread that moves money, and counts its moves, as fast as it can. Nothing of it ever leaves the WAL."""
+    """A thread that transfers money and counts the transfers as fast as it can. All its commits stay in the WAL."""
     make_sqlite(app_db, megabytes=20)
     moves, stop, started = [0], threading.Event(), threading.Event()
 
@@ -86,18 +87,18 @@ class CommitsAtEachStep(Stop):
         self.commits += 1
 
 
-def test_commits_during_the_copy_never_make_it_begin_anew(
+def test_commits_during_the_copy_never_restart_it(
     app_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As they do where the copy reads without a transaction of its own: beside a busy writer it would never end."""
+    """Without a read transaction each commit would restart the copy, so beside a busy writer it would never end."""
     make_sqlite(app_db, megabytes=4)
     monkeypatch.setattr(sqlite, "STEP_PAGES", 100)
     stop = CommitsAtEachStep(app_db)
     backup = tmp_path / "made.backup.gz"
     backup.touch()
-    order = Order("sqlite", str(app_db), "", clock.now(), Selection())
-    with Archive(backup, order.started) as archive:
-        sqlite.write(order, archive, Meter(None), stop)
+    request = BackupRequest("sqlite", str(app_db), "", clock.now(), Selection())
+    with Archive(backup, request.started) as archive:
+        sqlite.write(request, archive, Meter(None), stop)
     assert 10 < stop.commits < 30
     with opened(backup) as copy:
         assert copy.execute("SELECT email FROM users").fetchone() == ("a@example.org",), "the instant of its start"
@@ -158,7 +159,9 @@ async def test_a_damaged_database_is_an_error(app_db: Path, tmp_path: Path, offs
     assert list((tmp_path / "backups").iterdir()) == []
 
 
-async def test_an_index_that_lacks_rows_is_an_error_for_no_restore_would_take_it(app_db: Path, tmp_path: Path) -> None:
+async def test_an_index_that_lacks_rows_is_an_error_because_no_restore_would_accept_it(
+    app_db: Path, tmp_path: Path
+) -> None:
     make_sqlite(app_db)
     with closing(sqlite3.connect(app_db, isolation_level=None)) as connection:
         connection.execute("CREATE INDEX emails ON users (email)")
@@ -169,7 +172,7 @@ async def test_an_index_that_lacks_rows_is_an_error_for_no_restore_would_take_it
     assert list((tmp_path / "backups").iterdir()) == []
 
 
-async def test_what_needs_a_function_or_a_collation_of_the_applications_is_backed_up_unchecked(
+async def test_tables_that_need_a_function_or_collation_of_the_application_are_backed_up_unchecked(
     app_db: Path, tmp_path: Path
 ) -> None:
     make_sqlite(app_db)
@@ -193,7 +196,9 @@ async def test_what_needs_a_function_or_a_collation_of_the_applications_is_backe
 
 
 @pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///file:app.db?uri=true"])
-async def test_what_is_not_a_file_is_an_error(use_database: Callable[[str], None], tmp_path: Path, url: str) -> None:
+async def test_a_database_that_is_not_a_file_is_an_error(
+    use_database: Callable[[str], None], tmp_path: Path, url: str
+) -> None:
     use_database(url)
     with pytest.raises(BackupError, match="DATABASE_URL must name a file"):
         await create_backup(tmp_path / "backups")
@@ -219,7 +224,7 @@ INSERT INTO words VALUES ('a cat on a mat'), ('a dog');
 """
 
 
-async def test_everything_that_a_database_can_hold_comes_out_whole(app_db: Path, tmp_path: Path) -> None:
+async def test_everything_that_a_database_can_hold_is_in_its_backup(app_db: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(app_db)) as connection:
         connection.executescript(ODD)
         before = list(connection.iterdump())
@@ -293,10 +298,10 @@ async def test_an_authors_table_beside_the_ledger_may_have_a_name_like_those_of_
 
 
 def test_each_table_of_the_ledger_is_known_by_its_name() -> None:
-    assert {*ledger.tables, selection.LEDGERS_MARK} == selection.LEDGERS
+    assert {*ledger.tables, selection.LEDGERS_MARK} == LEDGER_TABLES
 
 
-async def test_the_ledger_is_in_the_backup_where_it_is_asked_for(
+async def test_a_setting_includes_the_ledger_in_the_backup(
     app_db: Path, tmp_path: Path, settings: Callable[..., None]
 ) -> None:
     make_ledger(app_db)
@@ -335,7 +340,7 @@ async def test_progress_tells_each_stage(app_db: Path, tmp_path: Path) -> None:
     assert all(progress.estimate > 5_000_000 for progress in seen)
 
 
-async def test_the_loop_is_never_held_up(in_a_process: None, app_db: Path, tmp_path: Path) -> None:
+async def test_the_event_loop_is_never_blocked(in_a_process: None, app_db: Path, tmp_path: Path) -> None:
     make_sqlite(app_db, megabytes=20)
     backup = asyncio.create_task(create_backup(tmp_path / "backups"))
     gaps, last = [], clock.monotonic()

@@ -1,4 +1,4 @@
-"""How a backup is named, and the folder as a place of backups."""
+"""Finding a backup by its name, and a folder as a place of backups."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_backup_is_found_by_its_path_its_name_or_as_the_latest(folder: Path, t
     assert found(text) == means
 
 
-def test_what_is_not_there_is_told_with_what_is(folder: Path) -> None:
+def test_a_missing_backup_is_reported_with_the_newest_one(folder: Path) -> None:
     told = refused("backup_20200101_000000.backup.gz")
     assert told.startswith(
         "there is no backup backup_20200101_000000.backup.gz in backups (BACKUP_DIR); the newest there"
@@ -82,15 +82,15 @@ def test_what_is_not_there_is_told_with_what_is(folder: Path) -> None:
     assert NEW in told and told.endswith("Allowed: a path, a name, latest, s3://bucket/prefix/name")
     assert refused(f"backups/{FAR}") == f"the backup backups/{FAR} can't be read: No such file or directory"
     assert refused("gs://key:secret@bucket/x") == (
-        "there are no backups at gs://…; allowed: s3://bucket/prefix, file:///folder"
+        "a backup can't be at gs://…; allowed: s3://bucket/prefix, file:///folder"
     )
 
 
-def test_where_nothing_is_latest_is_told_so(tmp_path: Path) -> None:
+def test_latest_is_an_error_if_there_is_no_backup(tmp_path: Path) -> None:
     assert refused("latest") == "there is no backup in backups (BACKUP_DIR)"
 
 
-def test_the_bucket_is_looked_at_where_the_folder_has_no_such_backup(bucket: Bucket, folder: Path) -> None:
+def test_the_bucket_is_searched_if_the_folder_has_no_such_backup(bucket: Bucket, folder: Path) -> None:
     bucket.put(f"shop/db/{FAR}", (folder / NEW).read_bytes())
     bucket.put(f"shop/db/{OLD}", b"")
     bucket.put("shop/db/notes.txt", b"")
@@ -107,7 +107,7 @@ def test_the_latest_is_the_newest_of_both_places(bucket: Bucket, folder: Path) -
     assert found("latest") == f"backups/{FAR}", "where both have it, the one that is near"
 
 
-def test_what_is_named_after_a_time_to_come_is_not_the_latest_and_is_named(
+def test_a_backup_with_a_name_in_the_future_is_not_the_latest_and_is_named(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     in_two_days, in_half_an_hour = "backup_20251127_020000.backup.gz", "backup_20251125_123000.backup.gz"
@@ -115,13 +115,13 @@ def test_what_is_named_after_a_time_to_come_is_not_the_latest_and_is_named(
         make_archive(folder / "backup_20300101_000000.backup.gz")
         make_archive(folder / in_two_days)
         assert found("latest") == found(f"file://{folder}/latest").removeprefix(f"{folder.parent}/") == f"backups/{NEW}"
-        told = "backup_20251127_020000.backup.gz, backup_20300101_000000.backup.gz are of a time to come"
+        told = "backup_20251127_020000.backup.gz, backup_20300101_000000.backup.gz are in the future"
         assert told in caplog.text
         make_archive(folder / in_half_an_hour)
         assert found("latest") == f"backups/{in_half_an_hour}", "clocks differ by so much"
 
 
-def test_where_one_place_cannot_be_looked_at_no_backup_is_called_the_latest(bucket: Bucket, folder: Path) -> None:
+def test_latest_is_an_error_if_one_place_cannot_be_listed(bucket: Bucket, folder: Path) -> None:
     with refusing(403, "AccessDenied") as port, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         told = refused("latest")
@@ -138,7 +138,7 @@ def test_a_file_url_is_decoded(folder: Path, tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("url", ["file://backups", "file://host/mnt", "file:///a?b", "file:///a#b", "file:///a%00b"])
-def test_an_address_that_is_no_whole_path_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_file_url_without_an_absolute_path_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("BACKUP_URL", url)
     forget_settings()
     with pytest.raises(InvalidSetting, match=r"^setting BACKUP_URL: not the URL of a folder.*allowed: file:///"):
@@ -175,7 +175,7 @@ def test_without_the_library_the_extra_is_named(folder: Path, monkeypatch: pytes
     for name in [name for name in sys.modules if name.startswith("obstore")] + ["service.backup.places.s3"]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "obstore", None)
-    assert refused(FAR).endswith("pip install 'batch-system[s3]'")
+    assert refused(FAR).endswith("pip install 'PATH_OF_THE_CLONE_OR_WHEEL[s3]'")
     assert found(NEW) == f"backups/{NEW}"
 
 
@@ -187,7 +187,7 @@ def test_the_env_file_may_hold_the_keys(bucket: Bucket, tmp_path: Path, monkeypa
     assert found(FAR) == f"{bucket.url}/{FAR}"
 
 
-def test_only_names_that_are_exactly_ours_are_backups(folder: Path) -> None:
+def test_only_files_with_exact_backup_names_are_backups(folder: Path) -> None:
     listed = Folder(folder).listed()
     assert len(listed) == 6 and list(backups(listed)) == [OLD, NEW]
     assert Folder(folder / "missing").listed() == {}
@@ -213,29 +213,29 @@ def test_a_copy_has_its_name_only_when_it_is_whole(folder: Path, tmp_path: Path)
     target, seen = Folder(tmp_path / "copies"), []
     with LocalFile(folder / NEW) as source:
         target.put(source, FAR, Stop(), lambda done: seen.append(sorted(target.listed())))
-        with pytest.raises(BackupError, match=f"{FAR} is there already"):
+        with pytest.raises(BackupError, match=f"{FAR} exists already"):
             target.put(source, FAR, Stop(), nothing)
     assert seen and all(OURS.fullmatch(name) is None for names in seen for name in names)
     copy = tmp_path / "copies" / FAR
     assert copy.read_bytes() == (folder / NEW).read_bytes() and copy.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_copy_never_writes_over_a_file_that_came_meanwhile(folder: Path, tmp_path: Path) -> None:
+def test_a_copy_never_overwrites_a_file_that_appeared_meanwhile(folder: Path, tmp_path: Path) -> None:
     target = Folder(tmp_path / "copies")
 
     def somebody_else(_: int) -> None:
         (tmp_path / "copies" / FAR).write_bytes(b"another backup")
 
-    with LocalFile(folder / NEW) as source, pytest.raises(BackupError, match=f"{FAR} is there already"):
+    with LocalFile(folder / NEW) as source, pytest.raises(BackupError, match=f"{FAR} exists already"):
         target.put(source, FAR, Stop(), somebody_else)
     assert {path.name: path.read_bytes() for path in (tmp_path / "copies").iterdir()} == {FAR: b"another backup"}
 
 
 @pytest.mark.parametrize("knows_links", [True, False])
-def test_a_copy_outlives_a_power_cut_once_it_has_its_name(
+def test_a_copy_with_its_final_name_survives_a_power_failure(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows_links: bool
 ) -> None:
-    """Its folder is synced after the name is there, and a file system without links never writes over a file either."""
+    """The folder is synchronized after the rename. A file system without hard links overwrites no file either."""
     events: list[str] = []
     target, fsync = Folder(tmp_path / "copies"), os.fsync
 
@@ -253,10 +253,10 @@ def test_a_copy_outlives_a_power_cut_once_it_has_its_name(
     with LocalFile(folder / NEW) as source:
         target.put(source, FAR, Stop(), nothing)
         assert events == ["folder synced with True"] and list(target.listed()) == [FAR]
-        with pytest.raises(BackupError, match=f"{FAR} is there already"):
+        with pytest.raises(BackupError, match=f"{FAR} exists already"):
             target.put(source, FAR, Stop(), nothing)
         target.delete(FAR)
-        with pytest.raises(BackupError, match=f"{FAR} is there already"):
+        with pytest.raises(BackupError, match=f"{FAR} exists already"):
             target.put(source, FAR, Stop(), lambda _: (target.path / FAR).touch())
     assert target.listed() == {FAR: 0}
 
@@ -273,7 +273,7 @@ def test_a_copy_that_is_stopped_or_not_sound_leaves_nothing(folder: Path, tmp_pa
     assert target.listed() == {}
 
 
-def test_a_disk_that_is_full_in_the_midst_keeps_what_was_there_and_nothing_else(folder: Path) -> None:
+def test_a_disk_that_becomes_full_during_a_copy_keeps_only_the_earlier_files(folder: Path) -> None:
     before = sorted(path.name for path in folder.iterdir())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with LocalFile(folder / NEW) as source:
@@ -286,16 +286,16 @@ def test_a_disk_that_is_full_in_the_midst_keeps_what_was_there_and_nothing_else(
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
-def test_a_folder_that_cannot_be_written_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with LocalFile(folder / NEW) as source, pytest.raises(BackupError, match=r"file.*A file stands where a folder"):
         Folder(tmp_path / "file").put(source, FAR, Stop(), nothing)
     os.mkdir(folder / FAR)
-    with pytest.raises(BackupError, match=rf"the old backup .*{FAR} can't be deleted: .* Do it by hand"):
+    with pytest.raises(BackupError, match=rf"the old backup .*{FAR} can't be deleted: .* Delete it by hand"):
         Folder(folder).delete(FAR)
 
 
-def test_a_place_that_is_none_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_place_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKUP_URL", "gs://bucket")
     forget_settings()
     with pytest.raises(InvalidSetting, match=r"setting BACKUP_URL: .*allowed: s3://bucket/prefix or file:///folder"):

@@ -18,6 +18,7 @@ from service.errors import BackupError
 from tasks.backup import BackupTask
 from tests.asking import access
 from tests.backup.contents import make_archive, make_sqlite
+from tests.backup.here import make_backups_here
 from tests.backup.s3 import Bucket, bucket, network, s3_server
 from tests.commands import Batch, in_this_process
 
@@ -34,7 +35,7 @@ batch = pytest.fixture(in_this_process)
 
 @pytest.fixture(autouse=True)
 def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def folder(app_db: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def keeping_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As little as can be kept: what is older than a day goes, but for the newest."""
+    """Settings that keep as little as possible: the newest backup, and those of the last day."""
     monkeypatch.setenv("BACKUP_KEEP_LAST", "1")
     monkeypatch.setenv("BACKUP_RETENTION_DAYS", "1")
     forget_settings()
@@ -76,7 +77,7 @@ async def test_nothing_is_deleted_when_no_backup_could_be_made(app_db: Path, fol
     assert names(folder) == before
 
 
-async def test_the_settings_say_where_to_and_for_how_long(
+async def test_settings_choose_the_folder_and_the_retention(
     app_db: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_sqlite(app_db)
@@ -109,7 +110,7 @@ async def test_the_bucket_gets_a_copy_and_keeps_by_the_same_rules(
 async def test_nothing_is_deleted_anywhere_when_the_upload_fails(
     app_db: Path, folder: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store lists, but takes nothing: its quota is used up."""
+    """The store lists objects, but accepts no upload, because its quota is used up."""
     make_sqlite(app_db)
     for name in (OLD, YOUNG):
         bucket.put(f"shop/db/{name}", b"")
@@ -123,7 +124,7 @@ async def test_nothing_is_deleted_anywhere_when_the_upload_fails(
     assert names(folder) >= {OLD, "backup_20260329_120000.backup.gz"} and len(bucket.keys()) == 2
 
 
-def test_a_run_records_its_backup_and_the_next_one_uploads_what_an_outage_left(
+def test_a_run_records_its_backup_and_the_next_run_uploads_those_that_an_outage_left(
     app_db: Path, batch: Batch, bucket: Bucket, tmp_path: Path
 ) -> None:
     (tmp_path / "tasks/backup.py").write_text((ROOT / "tasks/backup.py").read_text())
@@ -158,7 +159,7 @@ async def test_a_much_smaller_backup_deletes_nothing_and_says_why(
 async def test_a_backup_that_has_failed_its_check_deletes_nothing(
     app_db: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk lies: what was read back is not what is there a moment later."""
+    """The disk is faulty: the file changes after it was read back."""
     make_sqlite(app_db)
 
     async def damaged(output_dir: Path, **more: object) -> Path:
@@ -173,13 +174,13 @@ async def test_a_backup_that_has_failed_its_check_deletes_nothing(
     assert OLD in names(folder)
 
 
-def test_the_schedule_is_the_settings(app_db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_schedule_comes_from_the_settings(app_db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKUP_CRON", "30 4 * * 0")
     forget_settings()
     assert BackupTask().schedule == "30 4 * * 0"
 
 
-def test_it_runs_by_hand_in_a_plain_interpreter(app_db: Path, tmp_path: Path) -> None:
+def test_the_task_runs_by_hand_in_a_plain_interpreter(app_db: Path, tmp_path: Path) -> None:
     make_sqlite(app_db)
     code = "import asyncio; from tasks.backup import BackupTask; asyncio.run(BackupTask().run())"
     subprocess.run([sys.executable, "-W", "error", "-c", code], env={"PYTHONPATH": str(ROOT)}, check=True)

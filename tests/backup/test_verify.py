@@ -47,7 +47,7 @@ def backup(path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One file that examples change, and its bytes beside it."""
+    """A backup that examples of Hypothesis change, and a copy of its bytes beside it."""
     path = make_archive(tmp_path_factory.mktemp("backups") / "changed.backup.gz")
     path.with_suffix(".whole").write_bytes(path.read_bytes())
     return path
@@ -59,7 +59,7 @@ def check(backup: Path) -> Verified:
 
 
 def refused(backup: Path, match: str) -> None:
-    """By one sentence that names the file."""
+    """Verifying the backup fails with a one-line message that names the file."""
     with pytest.raises(BackupError, match=match) as caught:
         check(backup)
     assert str(backup) in caught.value.message and "\n" not in caught.value.message
@@ -70,7 +70,7 @@ def test_a_whole_backup_passes(backup: Path) -> None:
     assert (checked.rows, checked.members) == (6, 7)
 
 
-def test_verifying_ends_when_it_is_asked_to(backup: Path) -> None:
+def test_verifying_ends_when_a_stop_is_requested(backup: Path) -> None:
     stop = Stop()
     stop.request()
     with pytest.raises(Stopped), LocalFile(backup) as file:
@@ -78,7 +78,7 @@ def test_verifying_ends_when_it_is_asked_to(backup: Path) -> None:
 
 
 class Crossed(LocalFile):
-    """What stands at one place is there only when another was read."""
+    """A source of which one read waits for another read."""
 
     first = second = -1
 
@@ -94,7 +94,7 @@ class Crossed(LocalFile):
         return super().read(offset, length)
 
 
-def test_the_first_wrong_member_is_named_also_where_a_later_one_was_found_before(backup: Path) -> None:
+def test_the_first_wrong_member_is_named_even_if_a_later_one_was_noticed_earlier(backup: Path) -> None:
     members = gzip_members(backup)
     for number in (3, 5):
         members[number] = members[number][:-1] + b"\xff"
@@ -118,7 +118,7 @@ def swapped(members: list[bytes]) -> list[bytes]:
 
 
 def swapped_in_size(members: list[bytes]) -> list[bytes]:
-    """Two of the same length, so that every place is still right."""
+    """Two members of the same length, so that all offsets stay the same."""
     assert len(members[2]) == len(members[3])
     return swapped(members)
 
@@ -158,7 +158,7 @@ def nothing_before_it(members: list[bytes]) -> list[bytes]:
         two_trailers, another_after_it, something_after_it, nothing_before_it,
     ],
 )  # fmt: skip
-def test_members_that_are_not_where_they_were_are_found_though_gzip_finds_nothing(
+def test_moved_members_are_noticed_though_gzip_notices_nothing(
     backup: Path, change: Callable[[list[bytes]], list[bytes]]
 ) -> None:
     backup.write_bytes(b"".join(change(gzip_members(backup))))
@@ -166,7 +166,7 @@ def test_members_that_are_not_where_they_were_are_found_though_gzip_finds_nothin
     refused(backup, "is damaged|is not a backup of this service")
 
 
-def test_a_backup_without_its_end_is_told_from_a_file_that_never_was_one(backup: Path) -> None:
+def test_a_truncated_backup_is_distinguished_from_a_file_that_never_was_a_backup(backup: Path) -> None:
     backup.write_bytes(backup.read_bytes()[:-1])
     refused(backup, r"is damaged: it does not end with a trailer")
     latin = tarfile.TarInfo("Größe").tobuf(tarfile.GNU_FORMAT, "latin-1") + bytes(1024)
@@ -180,14 +180,14 @@ def test_a_backup_without_its_end_is_told_from_a_file_that_never_was_one(backup:
             read_header(backup)
 
 
-def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BackupError, match=r"nowhere.backup.gz can't be read: No such file"):
         read_header(tmp_path / "nowhere.backup.gz")
 
 
 @st.composite
 def changed(draw: st.DrawFn, data: bytes) -> bytes:
-    """The bytes with a bit flipped, a piece cut out, put in, doubled, moved or overwritten, or the end cut off."""
+    """The bytes with one flipped bit, with a part removed, inserted, doubled, moved or overwritten, or truncated."""
     start = draw(st.integers(0, len(data) - 1))
     end = draw(st.integers(start, min(len(data), start + 2000)))
     there = draw(st.integers(0, len(data)))
@@ -213,7 +213,7 @@ def changed(draw: st.DrawFn, data: bytes) -> bytes:
 
 @settings(max_examples=EXAMPLES)
 @given(data=st.data())
-def test_every_change_of_the_bytes_is_found(whole: Path, data: st.DataObject) -> None:
+def test_every_change_of_the_bytes_is_noticed(whole: Path, data: st.DataObject) -> None:
     original = whole.with_suffix(".whole").read_bytes()
     damaged = data.draw(changed(original))
     assume(damaged != original)
@@ -221,8 +221,8 @@ def test_every_change_of_the_bytes_is_found(whole: Path, data: st.DataObject) ->
     refused(whole, "is damaged|is not a backup of this service|made by a newer version")
 
 
-def test_every_bit_of_gzips_own_fields_counts(backup: Path) -> None:
-    """Those that gunzip ignores: the time, the flags and the system in each header, and all of the trailer."""
+def test_a_change_of_any_bit_in_gzips_own_fields_is_noticed(backup: Path) -> None:
+    """The bits that gunzip ignores: time, flags and system in each header, and the whole trailer."""
     original = backup.read_bytes()
     starts = [sum(map(len, gzip_members(backup)[:number])) for number in (0, 1, 7)]
     places = [start + place for start in starts for place in range(10)]
@@ -233,7 +233,7 @@ def test_every_bit_of_gzips_own_fields_counts(backup: Path) -> None:
         refused(backup, "is damaged|is not a backup of this service")
 
 
-def test_a_newer_format_is_named_also_where_its_end_looks_otherwise(path: Path) -> None:
+def test_a_newer_format_is_named_even_if_its_end_differs(path: Path) -> None:
     newer = {**json.loads(HEADER_FILE[1]), "format": 2}
     forge(path, [("header.json", json.dumps(newer).encode())])
     for content in (path.read_bytes(), path.read_bytes()[:-20]):
@@ -247,12 +247,12 @@ def test_a_newer_format_is_named_also_where_its_end_looks_otherwise(path: Path) 
     "name",
     ["../escaped.copy", "/etc/passwd", "data/0001-t/../../0001.copy", "data/0001-t/1.copy\n", "x"],
 )
-def test_a_name_that_no_backup_has_is_refused(path: Path, name: str) -> None:
+def test_a_member_with_a_name_that_no_backup_has_is_refused(path: Path, name: str) -> None:
     forge(path, [HEADER_FILE, (name, b"1\n")])
     refused(path, "is not one that this service writes .*is not allowed there")
 
 
-def test_a_name_that_is_there_twice_is_refused(path: Path) -> None:
+def test_two_members_with_one_name_are_refused(path: Path) -> None:
     other = "data/0001-public.t/0002.copy"
     forge(path, [HEADER_FILE, (PART, b"1\n"), (other, b"2\n"), (PART, b"3\n")], tables=[TABLE])
     refused(path, "is not allowed there")
@@ -260,7 +260,7 @@ def test_a_name_that_is_there_twice_is_refused(path: Path) -> None:
     refused(path, "0001.copy holds more or less than its manifest says")
 
 
-def test_something_between_two_members_is_refused(path: Path) -> None:
+def test_bytes_between_two_members_are_refused(path: Path) -> None:
     forge(path, [HEADER_FILE, (PART, b"1\n")], tables=[TABLE])
     header, part = listed(path)
     between = gzip.compress(b"")
@@ -273,7 +273,7 @@ def test_rows_of_no_table_are_refused(path: Path) -> None:
     refused(forge(path, [HEADER_FILE, (PART, b"1\n")]), "holds rows of no table of its manifest: data/0001-public.t")
 
 
-def test_counts_that_do_not_agree_are_refused(path: Path) -> None:
+def test_contradicting_counts_are_refused(path: Path) -> None:
     forge(path, [HEADER_FILE, (PART, b"1\n")], tables=[{**TABLE, "rows": 2}])
     refused(path, "the members of t hold other rows than the table")
     forge(path, [HEADER_FILE, (PART, b"12")], tables=[TABLE])
@@ -283,7 +283,7 @@ def test_counts_that_do_not_agree_are_refused(path: Path) -> None:
 
 
 def listed(path: Path) -> list[dict[str, Any]]:
-    """The members, as the manifest has them, of a forged backup whose manifest may be refused."""
+    """The members in the manifest of a forged backup, which may be refused."""
     raw = gzip.decompress(gzip_members(path)[-2])[512:].rstrip(b"\0")
     members: list[dict[str, Any]] = json.loads(raw)["members"]
     return members
@@ -334,8 +334,8 @@ def tar_file(name: str, content: bytes) -> bytes:
         ("the manifest", 90_000_000, 80_000_000),
     ],
 )
-def test_a_bomb_takes_no_memory(path: Path, where: str, size: int, allowed: int) -> None:
-    """What the manifest says of it is small, and with that what is unpacked of it."""
+def test_a_decompression_bomb_takes_no_memory(path: Path, where: str, size: int, allowed: int) -> None:
+    """The manifest gives a small size, and no more than that is unpacked."""
     if where == "a member":
         forge(path, [HEADER_FILE, (PART, bytes(size))], tables=[TABLE])
         small = [listed(path)[0], {**listed(path)[1], "bytes": 2, "rows": 1}]
@@ -356,7 +356,7 @@ def test_a_bomb_takes_no_memory(path: Path, where: str, size: int, allowed: int)
 
 
 def with_second(path: Path, second: bytes, members: list[dict[str, Any]]) -> None:
-    """These bytes after the header's member, and a manifest and a trailer that fit."""
+    """Write a backup with these bytes after the header's member, and with a matching manifest and trailer."""
     first = gzip_members(path)[0]
     manifest = {"header": json.loads(HEADER_FILE[1]), "tables": [TABLE], "sequences": [], "left_out": []}
     last = gzip.compress(tar_file("manifest.json", json.dumps({**manifest, "members": members}).encode()) + bytes(1024))
@@ -364,7 +364,7 @@ def with_second(path: Path, second: bytes, members: list[dict[str, Any]]) -> Non
     path.write_bytes(first + second + last + trailer.pack())
 
 
-def test_what_is_read_for_use_is_checked_as_when_it_is_verified(backup: Path) -> None:
+def test_reading_checks_a_backup_as_verifying_does(backup: Path) -> None:
     members = gzip_members(backup)
     members[2] = members[2][:-1] + b"\xff"
     backup.write_bytes(b"".join(members))

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Table, select
 
 from service import BaseTask, TaskRegistry, clock, current_run
+from service.batch.context.current_run import state_of
 from service.batch.context.lease import Lease
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import firing, task_sync
@@ -94,7 +95,7 @@ async def until(condition: Any, seconds: float = 30.0) -> Any:
 
 async def until_counted() -> None:
     """In a run: until its loop knows how many items there are. It counts them beside the work, which may end first."""
-    meter = current_run().meter
+    meter = state_of(current_run()).meter
 
     async def counted() -> bool:
         return meter._said.total is not None  # latest() would tell the journal that it is written

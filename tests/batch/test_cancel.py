@@ -25,6 +25,7 @@ from service.batch.queue import retry as again
 from service.batch.queue.cancel import StopRequest
 from service.batch.queue.retry import retry
 from service.batch.tasks.registry import Task
+from service.database import companions
 from service.database.engine import Database
 from service.errors import InvalidParameters, UnknownRun
 from service.testing.engine import DrivenEngine
@@ -306,9 +307,9 @@ async def test_again_clears_the_checkpoints_and_leaves_the_fence(ledger: Databas
     await insert(ledger, over, active)
     async with application.engine.begin() as connection:
         made = [{"run": run.id, "name": name, "fence": 1} for run in (over, active) for name in ("", "users")]
-        await connection.execute(insert_into(tables.checkpoints), made)
+        await connection.execute(insert_into(companions.checkpoints), made)
     assert await again.again(ledger, application, [over.id, active.id], Rank.CATCH_UP, "ann") == {over.id}
-    left = {(row["run"], row["name"]) for row in await rows(application, tables.checkpoints)}
+    left = {(row["run"], row["name"]) for row in await rows(application, companions.checkpoints)}
     assert left == {(over.id, ""), (active.id, ""), (active.id, "users")}
     assert [run["state"] for run in await rows(ledger)] == ["queued", "running"]
 

@@ -13,13 +13,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import get_db
-from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.chunks import checkpoints
 from service.batch.chunks.checkpoints import LoopPosition, Overtaken
 from service.batch.context import fencing
-from service.batch.ledger.tables import checkpoints as table
+from service.database.companions import checkpoints as table
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from service.database.session import application_database, leave_application_database, use_application_database
 from service.errors import LeaseLost
@@ -37,7 +37,7 @@ async def fenced(application: Database) -> Database:
 @pytest.fixture
 async def postgres_application(postgres_database: str) -> AsyncIterator[Database]:
     database = Database(postgres_database, setting="DATABASE_URL")
-    await migrate(database, APPLICATION_HISTORY)
+    await migrate(database, *APPLICATION_HISTORIES)
     use_application_database(database, partial(fencing.guard, idle_seconds=30))
     yield database
     leave_application_database(database)
@@ -83,7 +83,7 @@ async def test_each_commit_of_a_loop_has_one_statement_for_the_place_and_the_fen
     fenced: Database, is_fenced: bool
 ) -> None:
     attempt = Attempt()
-    attempt.run.is_fenced = is_fenced
+    attempt.state.is_fenced = is_fenced
     with statements(fenced) as seen:
         await attempt.does(loop)
     assert len(seen) == 3  # two chunks, and the end of the loop
@@ -120,7 +120,7 @@ async def test_a_chunk_that_was_committed_without_a_reply_is_overtaken_also_wher
 ) -> None:
     """The COMMIT goes through after somebody has looked, and found the place where it was before."""
     attempt = Attempt()
-    attempt.run.is_fenced = is_fenced
+    attempt.state.is_fenced = is_fenced
     places = [LoopPosition(), LoopPosition("a", 3, 1), LoopPosition("b", 3 + items, 2)]
 
     async def commit(chunk: int, email: str) -> None:
@@ -140,7 +140,7 @@ async def test_a_chunk_that_was_committed_without_a_reply_is_overtaken_also_wher
 async def test_a_lease_that_ends_within_the_statement_refuses_the_commit(fenced: Database) -> None:
     """It is looked at when the transaction begins, before the statement and after it."""
     attempt, looks = Attempt(), iter((True, True, False))
-    attempt.run.holds_lease = lambda: next(looks)
+    attempt.state.holds_lease = lambda: next(looks)
     with pytest.raises(LeaseLost, match="the lease of this node is over"):
         await attempt.does(loop)
     assert await stored() == ([], {})

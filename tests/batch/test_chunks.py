@@ -22,9 +22,11 @@ from service import BaseTask, get_db
 from service.batch.chunks import chunks as chunk_loop
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.context import current_run, fencing
+from service.batch.context.attempt_state import AttemptState
 from service.batch.context.current_run import CurrentRun
 from service.batch.ledger.states import Origin
-from service.batch.ledger.tables import checkpoints, new_id
+from service.batch.ledger.tables import new_id
+from service.database.companions import checkpoints
 from service.database.engine import Database
 from service.database.session import use_application_database
 from service.errors import ChunkError, Interrupted
@@ -76,8 +78,9 @@ class Attempt:
     """One attempt of a run: `await Attempt(run).does(body)`. A later one has a larger fence."""
 
     def __init__(self, before: Attempt | None = None) -> None:
-        self.run = CurrentRun(before.run.id if before else new_id(), "made", SLOT, 1, Origin.SCHEDULE)
-        self.run.fence, self.run.is_fenced = (before.run.fence if before else 0) + 1, True
+        self.state = AttemptState.of(before.run.id if before else new_id(), "made", attempt=1)
+        self.state.fence, self.state.is_fenced = (before.run.fence if before else 0) + 1, True
+        self.run = CurrentRun(self.state.run, "made", SLOT, 1, Origin.SCHEDULE, self.state)
 
     async def does(self, body: Callable[[], Awaitable[Any]]) -> Any:
         own = contextvars.copy_context()
@@ -85,13 +88,13 @@ class Attempt:
 
         async def work() -> Any:
             result = await body()
-            self.run.loops.raise_owed()
+            self.state.loops.raise_owed()
             return result
 
         try:
             return await asyncio.get_running_loop().create_task(work(), context=own)
         finally:
-            self.run.loops.close()
+            self.state.loops.close()
 
 
 async def seen() -> list[int]:
@@ -533,7 +536,7 @@ async def test_a_run_that_is_asked_to_stop_stops_between_two_chunks_and_resumes(
         async for chunk in task.chunks(select(Item), key=Item.id, size=10):
             async with chunk as (db, items):
                 see(db, items)
-                first.run.ask_to_stop("the service stops")
+                first.state.ask_to_stop("the service stops")
 
     with pytest.raises(Interrupted):
         await first.does(body)
@@ -549,7 +552,7 @@ async def test_a_pause_between_chunks_ends_when_the_run_is_asked_to_stop(world: 
         async for chunk in task.chunks(select(Item), key=Item.id, size=10, pause=30):
             async with chunk as (db, items):
                 see(db, items)
-            asyncio.get_running_loop().call_later(0.05, attempt.run.ask_to_stop, "the service stops")
+            asyncio.get_running_loop().call_later(0.05, attempt.state.ask_to_stop, "the service stops")
 
     with pytest.raises(Interrupted):
         async with asyncio.timeout(10):
@@ -666,7 +669,7 @@ async def test_progress_counts_what_was_committed_and_all_there_is(world: Databa
         async for chunk in task.chunks(select(Item), key=Item.id, size=10, total=True):
             async with chunk as (_, _items):
                 await until_counted()
-            made.append(attempt.run.meter.latest())
+            made.append(attempt.state.meter.latest())
         return made
 
     made = await attempt.does(body)
@@ -683,7 +686,7 @@ async def test_rows_are_counted_only_where_that_was_asked_for(world: Database, m
 
     monkeypatch.setattr(Pages, "count", count)
     await attempt.does(whole)
-    last = attempt.run.meter.latest()
+    last = attempt.state.meter.latest()
     assert (counts, last and last.done, last and last.total) == ([], 25, None)
 
 
@@ -694,12 +697,12 @@ async def test_a_loop_that_has_ended_knows_its_total_without_a_count(world: Data
         loop = task.chunks(iter(range(25)), size=10, total=True)
         async for chunk in loop:
             async with chunk:
-                assert (said := attempt.run.meter.latest()) is None or said.total is None
+                assert (said := attempt.state.meter.latest()) is None or said.total is None
 
         assert [chunk async for chunk in loop] == []  # asked once more, it counts no more
 
     await attempt.does(body)
-    last = attempt.run.meter.latest()
+    last = attempt.state.meter.latest()
     assert last is not None and (last.done, last.total) == (25, 25)
 
 
@@ -717,14 +720,14 @@ async def test_nothing_is_kept_of_inner_loops_that_have_ended_but_how_much_they_
                 async with part:
                     most = max(most, len(alive))
             del inner, part
-        return most, len(attempt.run.loops._known)
+        return most, len(attempt.state.loops._known)
 
     gc.disable()
     try:
         assert await attempt.does(body) == (1, 0)
     finally:
         gc.enable()
-    last = attempt.run.meter.latest()
+    last = attempt.state.meter.latest()
     assert last is not None and last.done == 40 + 40 * 3
 
 
@@ -769,5 +772,5 @@ async def test_what_earlier_attempts_did_is_told_apart(world: Database) -> None:
     await first.does(partial(both, 1))
     second = Attempt(first)
     await second.does(partial(both, 3))
-    made = [one.run.meter.latest() for one in (first, second)]
+    made = [one.state.meter.latest() for one in (first, second)]
     assert [(one.done, one.before) for one in made if one] == [(12 + 4, 0), (12 + 12, 12 + 4)]

@@ -20,18 +20,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from service import call_db, clock, get_db
-from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.context import current_run, fencing
+from service.batch.context.attempt_state import AttemptState
 from service.batch.context.current_run import CurrentRun
 from service.batch.execution import attempt as runner
 from service.batch.execution.attempt import Attempt, Ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
-from service.batch.ledger.tables import attempts, checkpoints, new_id, nodes, runs
+from service.batch.ledger.tables import attempts, new_id, nodes, runs
 from service.concurrency.thread_pool import ThreadPool
 from service.database import engine
+from service.database.companions import checkpoints
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from service.database.session import (
     application_database,
@@ -60,7 +62,7 @@ async def fenced(application: Database) -> Database:
 async def postgres_application(postgres_database: str) -> AsyncIterator[Database]:
     """The same on PostgreSQL only."""
     database = Database(postgres_database, setting="DATABASE_URL")
-    await migrate(database, APPLICATION_HISTORY)
+    await migrate(database, *APPLICATION_HISTORIES)
     use_application_database(database, partial(fencing.guard, idle_seconds=LEASE))
     yield database
     leave_application_database(database)
@@ -71,8 +73,9 @@ class Holder:
     """A run as some node holds it: `await holder.does(work)` is code of that run."""
 
     def __init__(self, number: int, run: str | None = None, is_fenced: bool = True) -> None:
-        self.run = CurrentRun(run or new_id(), "made", SLOT, 1, Origin.SCHEDULE)
-        self.run.fence, self.run.is_fenced = number, is_fenced
+        self.state = AttemptState.of(run or new_id(), "made", attempt=1)
+        self.state.fence, self.state.is_fenced = number, is_fenced
+        self.run = CurrentRun(self.state.run, "made", SLOT, 1, Origin.SCHEDULE, self.state)
 
     async def does(self, work: Work) -> Any:
         own = contextvars.copy_context()
@@ -272,7 +275,7 @@ async def test_outside_of_runs_nothing_is_fenced(fenced: Database) -> None:
 async def test_nothing_is_committed_after_the_node_s_own_lease_though_nobody_has_noticed(fenced: Database) -> None:
     """No other holder, no word of the heartbeat: the clock alone says so."""
     holder, is_held = Holder(1), [True]
-    holder.run.holds_lease = lambda: is_held[0]
+    holder.state.holds_lease = lambda: is_held[0]
 
     async def frozen() -> None:
         async with get_db() as db:
@@ -293,7 +296,7 @@ async def test_nothing_is_committed_after_the_node_s_own_lease_though_nobody_has
 
 async def test_a_lease_that_ends_within_the_fence_statement_refuses_the_commit(fenced: Database) -> None:
     holder, looks = Holder(1), iter((True, True, False))
-    holder.run.holds_lease = lambda: next(looks)
+    holder.state.holds_lease = lambda: next(looks)
     with pytest.raises(LeaseLost):
         await holder.does(by_engine_begin)
     assert (await emails(fenced), await fences(fenced)) == ([], {})
@@ -333,7 +336,7 @@ async def test_a_task_that_is_not_fenced_needs_no_table_for_it(fenced: Database)
     async with fenced.engine.begin() as connection:
         await connection.execute(text("DROP TABLE batch_checkpoints"))
     holder = Holder(1, is_fenced=False)
-    holder.run.holds_lease = lambda: False
+    holder.state.holds_lease = lambda: False
     await holder.does(by_flush)
     assert await emails(fenced) == ["a"]
     with pytest.raises(DBAPIError, match="batch_checkpoints"):
@@ -417,7 +420,7 @@ async def test_taking_over_ends_what_the_lost_node_has_open(
     async with old.engine.connect() as its, other.engine.connect() as another:
         for connection in (its, another):
             await connection.execute(text("SELECT 1"))
-        await holder.does(partial(fencing.take_over, ledger, holder.run))
+        await holder.does(partial(fencing.take_over, ledger, holder.state))
         await another.execute(text("SELECT 1"))
         with nullcontext() if has_come_back else pytest.raises(DBAPIError):
             await its.execute(text("SELECT 1"))
@@ -431,13 +434,13 @@ async def test_taking_over_waits_for_a_stopped_process_that_has_sqlite_s_lock(
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_GIVE_UP_SECONDS", 0.1)
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/app.db", setting="DATABASE_URL")
-    await migrate(database, APPLICATION_HISTORY)
+    await migrate(database, *APPLICATION_HISTORIES)
     use_application_database(database, partial(fencing.guard, idle_seconds=LEASE))
     new = Holder(2)
     stopped = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
     stopped.execute("BEGIN IMMEDIATE")
     stopped.execute("INSERT INTO batch_checkpoints (run, name, fence) VALUES (?, '', 1)", (new.run.id,))
-    taking = asyncio.create_task(new.does(partial(fencing.take_over, database, new.run)))
+    taking = asyncio.create_task(new.does(partial(fencing.take_over, database, new.state)))
     await until(lambda: _true("waits to take over" in caplog.text))
     assert not taking.done()
     stopped.execute("COMMIT")  # it woke up: this is valid, and the next one sees it
@@ -477,7 +480,7 @@ async def test_taking_over_does_not_wait_for_a_table_that_is_not_there(ledger: D
     new = Holder(2)
     async with asyncio.timeout(5):
         with pytest.raises(DBAPIError, match="batch_checkpoints"):
-            await new.does(partial(fencing.take_over, ledger, new.run))
+            await new.does(partial(fencing.take_over, ledger, new.state))
 
 
 # Attempts that are over.

@@ -11,7 +11,6 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.cron.cron import schedule
 from service.batch.firing import task_sync
 from service.batch.ledger import schedules, tables
@@ -19,6 +18,7 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.tables import new_id
 from service.batch.retention.pruning import Keep, Pruner
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from tests.batch.ledger_world import NODE, fire, know, make_task, until
 from tests.batch.lock_order import watch
 from tests.batch.test_runs import insert as insert_runs
@@ -33,8 +33,8 @@ Do = Callable[[AsyncConnection], Awaitable[object]]
 @pytest.fixture
 async def ledger(postgres_database: str) -> AsyncIterator[Database]:
     """Both histories in one PostgreSQL database."""
-    for history in (LEDGER_HISTORY, APPLICATION_HISTORY):
-        await migrated(postgres_database, history)
+    for histories in ((LEDGER_HISTORY,), APPLICATION_HISTORIES):
+        await migrated(postgres_database, *histories)
     database = Database(postgres_database, setting="LEDGER_URL")
     yield database
     await database.dispose()

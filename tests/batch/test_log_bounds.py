@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 from service import failures, get_logger, logs
-from service.batch.context.current_run import CurrentRun
+from service.batch.context.attempt_state import LogBuffer
 from service.batch.execution import write_buffer
 from service.batch.execution.write_buffer import Journal
 from service.batch.ledger import run_logs
 from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.states import Origin, RunState
+from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
-from service.clock import now
 from service.database.engine import Database
 from service.operations.databases import Databases
 from service.operations.run_log import Reader
@@ -38,12 +37,12 @@ logger = get_logger("mine")
 
 
 @contextmanager
-def inside_a_run() -> Iterator[CurrentRun]:
+def inside_a_run() -> Iterator[LogBuffer]:
     logs.set_up(stream=StringIO())
-    run = CurrentRun("run-1", "backup", now(), 1, Origin.SCHEDULE)
-    token = logs.run_log.set(run)
+    buffer = LogBuffer({"task": "backup", "run": "run-1"})
+    token = logs.run_log.set(buffer)
     try:
-        yield run
+        yield buffer
     finally:
         logs.run_log.reset(token)
 
@@ -163,7 +162,7 @@ async def test_a_log_of_many_bytes_is_stored_in_small_blocks_and_read_whole(ledg
     assert max(block.size for block in blocks) < 300_000
     async with ledger.engine.begin() as connection:
         await run_logs.write(connection, run_logs.pack(blocks))
-    reader = Reader(Databases(ledger, ledger, are_ready=True), run)
+    reader = Reader(Databases(ledger, ledger, 30.0, are_ready=True), run)
     assert [line async for block in reader.new_blocks(1) for line in block.unpacked().lines] == lines
     async with ledger.reader.connect() as connection:
         assert await run_logs.tail(connection, run, 20) == lines[-20:]

@@ -16,7 +16,6 @@ import pytest
 from sqlalchemy import event, insert, select, text, update
 
 from service import clock
-from service.application.migration import APPLICATION_HISTORY
 from service.application.models import User
 from service.batch.chunks.checkpoints import PLACE_AND_FENCE
 from service.batch.chunks.keyset_pages import Pages
@@ -31,7 +30,9 @@ from service.batch.queue import cancel, claiming, enqueue, retry
 from service.batch.queue.capacity import Capacity
 from service.batch.retention.pruning import Keep, Pruner
 from service.batch.tasks.registry import Task
+from service.database import companions
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
@@ -126,8 +127,8 @@ async def plans(
 ) -> AsyncIterator[dict[str, list[tuple[str, list[str]]]]]:
     databases, folder = request.getfixturevalue(f"{request.param}_databases"), tmp_path_factory.mktemp("plans")
     urls = [
-        await databases.make(folder / f"{n}.db", history)
-        for n, history in enumerate((LEDGER_HISTORY, APPLICATION_HISTORY))
+        await databases.make(folder / f"{n}.db", *histories)
+        for n, histories in enumerate(((LEDGER_HISTORY,), APPLICATION_HISTORIES))
     ]
     ledger, application = (Database(url, setting="LEDGER_URL") for url in urls)
     kept = Plans(ledger, application)
@@ -248,8 +249,10 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
         await runs.insert(connection, [new(name, exclusive=task.exclusive) for name, task in loaded.items()])
     async with application.engine.begin() as connection:
         fences = [{"run": new_id(), "name": "", "fence": 1} for _ in stopped]
-        await connection.execute(tables.checkpoints.insert(), fences)
-        await connection.execute(tables.once.insert(), [{"key": new_id(), "run": new_id(), "at": now} for _ in stopped])
+        await connection.execute(companions.checkpoints.insert(), fences)
+        await connection.execute(
+            companions.once.insert(), [{"key": new_id(), "run": new_id(), "at": now} for _ in stopped]
+        )
         await connection.execute(insert(User), [{"email": f"{n}@example.org"} for n in range(len(stopped))])
     for database in (ledger, application):
         if database.kind == "postgresql":

@@ -15,6 +15,7 @@ import pytest
 from pydantic import BaseModel, model_serializer
 
 from service import Retry, current_run, failures, get_logger, logs
+from service.batch.context.current_run import state_of
 from service.batch.execution import attempt
 from service.batch.ledger.states import RunState
 from tests.batch.attempts import SLOT, Begun, Quick, ending_of
@@ -254,7 +255,7 @@ async def test_of_a_result_that_is_too_large_the_beginning_is_kept(result: Any) 
     ending = await begun.ending()
     assert ending.state == RunState.SUCCEEDED
     assert isinstance(ending.result, str) and 100 < len(ending.result) <= 1_001 and ending.result.endswith("…")
-    [line] = begun.run.take_lines()
+    [line] = begun.attempt.state.log.take_lines()
     assert line.text == "the result has more than 1,000,000 bytes: only its beginning is kept"
 
 
@@ -369,7 +370,7 @@ async def test_an_attempt_stopped_before_its_first_step_ends_at_once() -> None:
 
 async def test_a_checkpoint_ends_a_run_that_is_asked_to_stop() -> None:
     def run(self: Any) -> None:
-        current_run().ask_to_stop("the service stops")
+        state_of(current_run()).ask_to_stop("the service stops")
         try:
             current_run().checkpoint()
         except Exception:  # noqa: BLE001 - what an author writes, and what must not catch it
@@ -389,7 +390,7 @@ async def test_the_lines_of_a_run_are_kept_with_its_failure() -> None:
 
     begun = Begun(run)
     await begun.ending()
-    first, second, last = begun.run.take_lines()
+    first, second, last = begun.attempt.state.log.take_lines()
     assert (first.logger, first.level, first.text) == ("mine", "info", "working n=1")
     assert (second.logger, second.level, second.text) == ("library", "warning", "careful: hot")
     assert last.level == "error" and last.text.startswith("quick failed: ValueError: no good\nTraceback")

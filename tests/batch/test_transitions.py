@@ -190,9 +190,13 @@ def writes_of_states(module: Module) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, what) for what in calls_that_write(node, table, is_factory))
         elif isinstance(node, ast.Assign | ast.AnnAssign) and not is_factory:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            assigned = [part for target in targets for part in ast.walk(target) if isinstance(part, ast.Attribute)]
-            if module.name.startswith("service.batch.") and any(part.attr == "state" for part in assigned):
-                yield node.lineno, "sets the attribute `state`"
+            assigned = {ast.unparse(part) for target in targets for part in _parts(target)} - {"self.state"}
+            if module.name.startswith("service.batch.") and any(name.endswith(".state") for name in assigned):
+                yield node.lineno, "sets the attribute `state` of another object"
+
+
+def _parts(target: ast.expr) -> list[ast.expr]:
+    return [part for each in target.elts for part in _parts(each)] if isinstance(target, ast.Tuple) else [target]
 
 
 def calls_that_write(call: ast.Call, table: set[str], is_factory: bool) -> Iterator[str]:
@@ -279,6 +283,8 @@ def test_code_that_sets_a_state_elsewhere_is_found(code: str) -> None:
         "replace(outcome, state=RunState.FAILED)",
         "NewRun.scheduled('a', slot, now)",
         "state = run.state",
+        "self.state = AttemptState.of(run, task, 1)",
+        "self.state.fence, run.state.is_fenced = 1, True",
         "'''Sets of runs by their state = what they do.'''",
     ],
 )

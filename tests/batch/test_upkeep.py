@@ -26,6 +26,7 @@ from service.batch.retention import pruning
 from service.batch.retention.pruning import Keep, Pruner
 from service.batch.retention.upkeep import Upkeep
 from service.batch.tasks.registry import Task
+from service.database import companions
 from service.database.engine import Database
 from tests.batch.ledger_world import know, make_task, rows, until
 from tests.batch.test_runs import insert, new
@@ -40,7 +41,7 @@ YOUNG = NOW - 80 * DAY
 async def one_database_for_both(ledger: Database) -> None:
     """The application's tables in the ledger's database, as on PostgreSQL."""
     async with ledger.engine.begin() as connection:
-        await connection.run_sync(tables.companions.create_all)
+        await connection.run_sync(companions.companions.create_all)
 
 
 def pruner(ledger: Database, application: Database | None = None, days: float = 90, per_task: int = 1) -> Pruner:
@@ -114,21 +115,21 @@ async def test_the_rows_that_belong_to_a_run_are_deleted_with_it(ledger: Databas
         await run_logs.write(connection, run_logs.pack([Block(run, 1, 1, 0, lines) for run in both]))
     async with application.engine.begin() as connection:
         made = [{"run": run, "name": name, "fence": 1} for run in both for name in ("", "users")]
-        await connection.execute(insert_into(tables.checkpoints), made)
-        await connection.execute(insert_into(tables.once), [{"key": run, "run": run, "at": OLD} for run in both])
+        await connection.execute(insert_into(companions.checkpoints), made)
+        await connection.execute(insert_into(companions.once), [{"key": run, "run": run, "at": OLD} for run in both])
     await pruner(ledger, application).prune()
     for database, table in (
         (ledger, tables.attempts),
         (ledger, tables.log),
-        (application, tables.checkpoints),
-        (application, tables.once),
+        (application, companions.checkpoints),
+        (application, companions.once),
     ):
         assert {row["run"] for row in await rows(database, table)} == {young.id}, table.name
 
 
 async def test_the_rows_in_the_application_database_are_found_by_an_index(ledger: Database) -> None:
     """The keys of these tables begin with the run, or the run has an index of its own."""
-    for table in (tables.checkpoints, tables.once):
+    for table in (companions.checkpoints, companions.once):
         statement = select(table.c.run).where(table.c.run == new_id()).limit(1)
         literal = statement.compile(dialect=ledger.engine.dialect, compile_kwargs={"literal_binds": True})
         explain = "EXPLAIN QUERY PLAN" if ledger.kind == "sqlite" else "EXPLAIN"
@@ -161,9 +162,9 @@ async def put_beside(ledger: Database, application: Database, *ids: str) -> None
     item = {"task": "tick", "item": "7", "error": {}, "times": 1, "at": OLD}
     async with application.engine.begin() as connection:
         made = [{"run": run, "name": "users", "fence": 1, "count": 700} for run in ids]
-        await connection.execute(insert_into(tables.checkpoints), made)
-        await connection.execute(insert_into(tables.once), [{"key": run, "run": run, "at": OLD} for run in ids])
-        await connection.execute(insert_into(tables.quarantine), [{"id": new_id(), "run": r, **item} for r in ids])
+        await connection.execute(insert_into(companions.checkpoints), made)
+        await connection.execute(insert_into(companions.once), [{"key": run, "run": run, "at": OLD} for run in ids])
+        await connection.execute(insert_into(companions.quarantine), [{"id": new_id(), "run": r, **item} for r in ids])
 
 
 BESIDE = ("batch_attempts", "batch_log", "batch_checkpoints", "batch_once", "batch_quarantine")
@@ -172,7 +173,7 @@ BESIDE = ("batch_attempts", "batch_log", "batch_checkpoints", "batch_once", "bat
 async def left_beside(ledger: Database, application: Database) -> dict[str, set[str]]:
     """The runs that have rows in other tables, by table."""
     both = [(ledger, tables.attempts), (ledger, tables.log)]
-    both += [(application, table) for table in (tables.checkpoints, tables.once, tables.quarantine)]
+    both += [(application, table) for table in (companions.checkpoints, companions.once, companions.quarantine)]
     return {table.name: {row["run"] for row in await rows(database, table)} for database, table in both}
 
 

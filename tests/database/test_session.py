@@ -12,9 +12,9 @@ from sqlalchemy import insert, select
 
 from service import current_run, get_db
 from service.application.models import User
-from service.batch.ledger.tables import checkpoints
 from service.batch.queue.enqueue import start
 from service.config import get_settings
+from service.database.companions import checkpoints
 from service.database.engine import Database
 from service.database.session import application_database, leave_application_database, use_application_database
 from service.errors import LeaseLost

@@ -24,6 +24,7 @@ from examples.start_other import GreetNewUsersTask, GreetUserTask
 from examples.sync import SyncTask
 from service import TaskRegistry, current_run, get_db
 from service.application.models import Session, User
+from service.batch.context.current_run import state_of
 from service.testing import Batch
 from service.testing.records import RunRecord
 from tests.batch.ledger_world import until_counted
@@ -313,7 +314,7 @@ async def test_a_run_that_is_stopped_between_chunks_goes_on_behind_the_last(batc
         async def _end(self, db: AsyncSession, session: Session, at: datetime) -> None:
             await super()._end(db, session, at)
             if session.session_id == "long-005":
-                current_run().ask_to_stop("the service stops")
+                state_of(current_run()).ask_to_stop("the service stops")
 
     batch.add(Stopped)
     await add(*long_ones(25))

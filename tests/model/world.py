@@ -12,10 +12,10 @@ from typing import Any
 from sqlalchemy import Column, MetaData, Table, Text, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.application.migration import APPLICATION_HISTORY
 from service.batch.ledger import tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
 from service.testing.postgres import PostgresServer
 from tests.batch.lock_order import watch
@@ -69,7 +69,7 @@ class World:
         """Statements that could deadlock with others."""
         self.application = Database(f"sqlite+aiosqlite:///{folder}/app.db", setting="DATABASE_URL")
         self.run(migrate(self.ledger, LEDGER_HISTORY))
-        self.run(migrate(self.application, APPLICATION_HISTORY))
+        self.run(migrate(self.application, *APPLICATION_HISTORIES))
         self.write(_record_changes)
 
     def close(self) -> None:

@@ -21,8 +21,10 @@ from service.database.engine import Database
 from service.testing import Batch
 from tasks.cleanup_sessions import CleanupSessionsTask
 from tasks.daily_report import DailyReportTask
+from tests.backup.here import make_backups_here
 from tests.batch.ledger_world import until_counted
 from tests.conftest import KINDS
+from tests.docs_blocks import blocks, read
 from tests.processes import environment
 
 ROOT = Path(__file__).parent.parent.parent
@@ -105,7 +107,7 @@ async def test_all_at_once_they_can_be_deleted_too(application: Database) -> Non
 
 
 async def test_three_days_of_the_shipped_tasks(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKUP_PROCESS", "0")
+    make_backups_here(monkeypatch)
     config.forget_settings()
     load_tasks(ROOT / "tasks")
     batch.set_time(NOON)
@@ -173,6 +175,20 @@ async def test_a_user_that_is_deleted_takes_its_sessions_along(application: Data
 def test_the_shipped_tasks_load_and_register_themselves() -> None:
     assert load_tasks(ROOT / "tasks") == []
     assert set(TaskRegistry.tasks()) >= {"backup", "cleanup_sessions", "daily_report"}
+
+
+def test_a_file_of_the_page_has_a_task_of_the_package(tmp_path: Path) -> None:
+    """Also when it is loaded once more, as each test of an author does."""
+    for block in blocks(read("docs/apps-project.md"), "python"):
+        if block.file:
+            (tmp_path / block.file).write_text(block.code)
+            assert len([line for line in block.code.splitlines() if line and '"""' not in line]) == 2
+    for _ in range(2):
+        TaskRegistry.clear()
+        assert load_tasks(Path("tasks")) == []
+        assert set(TaskRegistry.tasks()) == {"backup", "restore_drill"}
+    assert TaskRegistry.get("backup").source == "tasks/nightly_backup.py"
+    assert TaskRegistry.get("backup").schedule is not None
 
 
 async def test_a_task_runs_by_hand_in_a_plain_interpreter(application: Database, tmp_path: Path) -> None:

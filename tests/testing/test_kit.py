@@ -7,13 +7,27 @@ import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 
-from service import BaseTask, Missed, Retry, call_async, clock, current_run, get_db, get_logger, get_settings, start
+from service import (
+    BaseTask,
+    ItemTask,
+    Missed,
+    Retry,
+    Skip,
+    call_async,
+    clock,
+    current_run,
+    get_db,
+    get_logger,
+    get_settings,
+    start,
+)
 from service.application.models import User
-from service.errors import BatchError, InvalidParameters, InvalidTask, UnknownTask
+from service.errors import BatchError, InvalidParameters, InvalidTask, UnknownTask, WrongState
 from service.testing.kit import START, Batch
 from service.testing.records import RunRecord
 
@@ -266,3 +280,69 @@ def before_and_after() -> Iterator[None]:
 
 async def test_afterwards_the_clock_goes_on(before_and_after: None, batch: Batch) -> None:
     assert clock.is_moved()
+
+
+# What people can ask of runs and tasks, a test can ask too.
+
+
+class Greets(ItemTask):
+    """Sets one user aside, as long as it is told to."""
+
+    name, schedule = "greets", None
+    skip = Skip(limit=5)
+    refuses = True
+
+    def items(self) -> Any:
+        return select(User)
+
+    async def save(self, item: Any, fetched: Any, db: Any) -> None:
+        if self.refuses and item.id == 2:
+            raise ValueError("not this one")
+
+
+async def test_a_run_that_has_failed_is_given_a_new_attempt(batch: Batch) -> None:
+    batch.fail_next(InAThread, OSError("no network"))
+    failed = await batch.run(InAThread)
+    assert failed.state == "failed"
+    retried = await batch.retry(failed)
+    assert (retried.id, retried.state, retried.requested_by) == (failed.id, "succeeded", "test")
+    with pytest.raises(WrongState, match="has succeeded"):
+        await batch.retry(failed.id)
+    assert (await batch.retry(failed.id, from_the_beginning=True)).attempt == 3
+
+
+async def test_a_run_that_waits_is_cancelled(batch: Batch) -> None:
+    batch.add(Hello)
+    await batch.advance(seconds=1)
+    waiting = await start(Hello)
+    cancelled = await batch.cancel(waiting)
+    assert (cancelled.state, cancelled.reason) == ("cancelled", "cancelled by test")
+    with pytest.raises(WrongState, match="can't be cancelled"):
+        await batch.cancel(waiting)
+
+
+async def test_items_that_were_set_aside_are_done_again(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with get_db() as db:
+        db.add_all([User(email=f"{number}") for number in range(3)])
+        await db.commit()
+    run = await batch.run(Greets)
+    [item] = await batch.quarantined(run)
+    assert (item.item, item.error["type"], item.redriven_by) == ("2", "ValueError", None)
+    monkeypatch.setattr(Greets, "refuses", False)
+    redriven = await batch.redrive(run)
+    assert (redriven.state, redriven.parent) == ("succeeded", run.id)
+    [item] = await batch.quarantined(run)
+    assert item.redriven_by == redriven.id
+    with pytest.raises(WrongState, match="none is left"):
+        await batch.redrive(run)
+
+
+async def test_a_paused_task_misses_its_slots(batch: Batch) -> None:
+    batch.add(Hello)
+    await batch.advance(hours=1)
+    await batch.pause(Hello)
+    assert await batch.advance(hours=2) == []
+    await batch.unpause(Hello)
+    [missed] = batch.missed(Hello)
+    assert (missed.count, missed.reason) == (2, "paused by test")
+    assert [run.state for run in await batch.advance(hours=1)] == ["succeeded"]

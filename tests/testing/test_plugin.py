@@ -126,3 +126,66 @@ import pytest
 async def test_fires(batch):
     assert len(await batch.advance(days=1)) == 1
 """
+
+
+METADATA = """
+import pytest
+from sqlalchemy import Column, Integer, MetaData, Table
+
+orders = MetaData(schema={schema!r})
+Table("orders", orders, Column("id", Integer, primary_key=True))
+
+
+def made_by_migrations(url):
+    import sqlite3
+    import sqlalchemy
+    file = sqlalchemy.make_url(url).database
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def batch_metadata():
+    return {tables}
+"""
+HAS_ORDERS = """
+import pytest
+from service import get_db
+from sqlalchemy import text
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("number", [1, 2])
+async def test_each_test_has_the_empty_table_beside_ours(batch, number):
+    async with get_db() as db:
+        for table in ("{table}", "batch_once"):
+            assert (await db.execute(text(f"SELECT count(*) FROM {{table}}"))).scalar_one() == 0
+        await db.execute(text("INSERT INTO {table} VALUES (1)"))
+        await db.commit()
+"""
+
+
+@pytest.mark.parametrize(
+    ("tables", "schema", "database"),
+    [
+        ("orders", None, "sqlite"),
+        ("orders", None, "postgresql"),
+        ("orders", "shop", "postgresql"),
+        ("[MetaData(), orders]", None, "sqlite"),
+        ("made_by_migrations", None, "sqlite"),
+    ],
+)
+def test_the_applications_own_tables_are_made_for_each_test(
+    pytester: pytest.Pytester, tables: str, schema: str | None, database: str
+) -> None:
+    pytester.makeconftest(METADATA.format(tables=tables, schema=schema))
+    pytester.makepyfile(HAS_ORDERS.format(table=f"{schema}.orders" if schema else "orders"))
+    options = ("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function", f"--batch-database={database}")
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=2)
+
+
+def test_a_schema_is_refused_on_sqlite_by_name(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(METADATA.format(tables="orders", schema="shop"))
+    pytester.makepyfile(HAS_ORDERS.format(table="shop.orders"))
+    done = pytester.runpytest_subprocess("-o", "asyncio_default_fixture_loop_scope=function")
+    done.stdout.fnmatch_lines(["*batch_metadata has tables in the schema shop, and SQLite has no schemas*"])

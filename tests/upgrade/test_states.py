@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from service import clock, config, logs
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.tasks.discovery import load_tasks
 from service.config import get_settings
 from service.server.batch_service import BatchService
@@ -147,6 +148,41 @@ def test_a_backup_that_older_code_made_is_verified_and_restored(
     assert batch("run", "sort").code == 0  # which upgrades the database to the migrations of the present code
     emails = asyncio.run(state.select("DATABASE_URL", "SELECT email FROM users WHERE id <= 3 ORDER BY id"))
     assert emails == [("ada@example.com",), ("bad@example.com",), ("eve@example.com",)]
+
+
+@each_state
+def test_backups_of_the_last_version_are_restored_onto_the_database_that_was_upgraded(
+    state: State, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the ledger in them, on PostgreSQL, which is at the migration before. Older ones differ in its tables."""
+    monkeypatch.setenv("BACKUP_DIR", str(tmp_path / "backups"))
+    assert batch("run", "sort").code == 0
+    asyncio.run(state.execute("DELETE FROM users WHERE id = 1"))
+    for backup in states.backups(state.name, state.kind):
+        assert batch("backup", "verify", str(backup), "--restore").code == 0
+    restored = batch("backup", "restore", str(backup), "--yes", "--no-safety")  # the run ended at this very instant
+    if (state.name, state.kind) == ("backups", "postgresql"):
+        assert restored.code == 2 and "the backup has ledger_0006" in restored.err
+        return
+    assert restored.code == 0, restored.err
+    emails = asyncio.run(state.select("DATABASE_URL", "SELECT email FROM users WHERE id <= 3 ORDER BY id"))
+    assert emails == [("ada@example.com",), ("bad@example.com",), ("eve@example.com",)]
+    assert batch("run", "sort").code == 0
+
+
+@each_state
+def test_each_history_has_its_version_table_afterwards(state: State, batch: Batch) -> None:
+    """Code of the recorded version knows no migration of the ledger after its own, and says that it is newer."""
+    before = version(state, "LEDGER_URL", "batch_alembic_version")
+    assert batch("run", "sort").code == 0
+    assert version(state, "DATABASE_URL", "alembic_version") == "app_0004"
+    assert version(state, "DATABASE_URL", "batch_data_alembic_version") == "data_0003"
+    assert before < version(state, "LEDGER_URL", "batch_alembic_version") == LEDGER_HISTORY.revisions[-1]
+
+
+def version(state: State, setting: str, table: str) -> str:
+    [(revision,)] = asyncio.run(state.select(setting, f"SELECT version_num FROM {table}"))
+    return str(revision)
 
 
 def empty(state: State, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""diff(): what differs between a backup and the database as it is now, or between two backups."""
+"""diff(): the differences between a backup and the current database, or between two backups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from service import clock
 from service.backup.comparing import postgresql_rows, sqlite_rows
 from service.backup.comparing.differences import Difference, Side, Table
-from service.backup.comparing.postgresql_rows import Database
+from service.backup.comparing.postgresql_rows import CurrentDatabase
 from service.backup.comparing.tally import AFTER, BEFORE
 from service.backup.file.format import POSTGRESQL, SQLITE, WORDS
 from service.backup.file.progress import Meter
@@ -29,9 +29,9 @@ FILES = ("before.sqlite3", "after.sqlite3")
 
 
 async def diff(settings: Settings, before: str, after: str | None = None) -> Difference:
-    """From the backup `before` to the backup `after`, or to the application's database as it is now.
+    """The differences from the backup `before` to the backup `after`, or to the application's current database.
 
-    They are found as `Places.find` does. All is read by a thread, and nothing is changed. Raises BackupError.
+    `Places.find` finds the backups. A thread reads them, and nothing is changed. Raises BackupError.
     """
     return await in_thread(lambda stop: _diff(settings, before, after, stop))
 
@@ -66,11 +66,10 @@ def _opened(settings: Settings, name: str) -> Iterator[Backup]:
 def _with_database(old: Backup, settings: Settings, stop: Stop) -> Difference:
     setting, text = settings.backup_database
     url = make_url(text)
-    name = safe_url(url)
-    _refuse_another_kind(old, url.get_backend_name(), f"the database {name} ({setting})")
+    _refuse_another_kind(old, url.get_backend_name(), f"the database {safe_url(url)} ({setting})")
     if old.header.kind == POSTGRESQL:
         selection = Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER)
-        database = Database(url.database or "", name, setting, connect_arguments(url), selection)
+        database = CurrentDatabase(url.database or "", safe_url(url), setting, connect_arguments(url), selection)
         return postgresql_rows.with_database(old, _side(old), database, stop)
     return _with_file(old, url, stop)
 
@@ -99,14 +98,16 @@ def _refuse_another_kind(old: Backup, kind: str, name: str) -> None:
     if old.header.kind != kind:
         raise BackupError(
             f"{old.source.name} is a backup of {WORDS[old.header.kind]}, but {name} is of {WORDS.get(kind, kind)}: "
-            "only two of one kind can be compared"
+            "both must be of the same kind"
         )
 
 
 def _side(backup: Backup, tables: tuple[Table, ...] | None = None) -> Side:
     header = backup.header
     if tables is None:
-        tables = tuple(Table(one.schema, one.name, one.columns, one.types, one.key) for one in backup.tables)
+        tables = tuple(
+            Table(table.schema, table.name, table.columns, table.types, table.key) for table in backup.tables
+        )
     return Side(
         name=backup.source.name,
         taken_at=header.taken_at,
@@ -132,6 +133,6 @@ def _folder() -> Iterator[Path]:
 
 
 def _extracted(backup: Backup, file: Path, stop: Stop) -> Path:
-    """The database in a SQLite backup, as a file for as long as it is needed."""
+    """Unpack the database of a SQLite backup into a file, and return it."""
     unpack(backup, file, Meter(None), stop)
     return file

@@ -1,4 +1,4 @@
-"""What differs between two states of a database: values that say nothing about where they were found."""
+"""The differences between two states of a database, as plain values, whatever kind of database it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.escaping import brief
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table as one side has it. `key`: the columns of its primary key."""
+    """A table as one side has it. `types`: of its columns, in their order. `key`: the columns of its primary key."""
 
     schema: str | None
     name: str
@@ -32,7 +32,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two states: a backup, or the database as it is now. `left_out`: tables about which it says nothing."""
+    """One of the two states: a backup, or the current database.
+
+    `taken_at`: the instant of the state (UTC). `left_out`: paths of the tables that the state leaves out.
+    """
 
     name: str
     taken_at: datetime
@@ -46,14 +49,14 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A table as both sides have it; None where one does not."""
+    """A table on both sides; None for a side that does not have it."""
 
     before: Table | None
     after: Table | None
 
     @property
     def name(self) -> str:
-        """For people: the schema `public` goes without saying."""
+        """The name for messages, without the schema `public`."""
         table = self.before or self.after
         if table is None:
             return ""
@@ -61,34 +64,34 @@ class Pair:
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """The columns that both have, in the order of the side before."""
+        """The columns that both sides have, in the order of the side before."""
         after = self._of_after()
         return tuple(name for name in self._of_before() if name in after)
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Empty when there is none, not the same one, or a generated column is in it: then rows can't be told apart."""
+        """The columns of the primary key if it is the same on both sides and has no generated column; else empty."""
         if self.before is None or self.after is None or self.before.key != self.after.key:
             return ()
         return self.before.key if set(self.before.key) <= set(self.shared) else ()
 
     @property
     def changes(self) -> list[str]:
-        """What is different about the table itself, a sentence each."""
+        """The differences in the definition of the table, one text each."""
         if self.before is None or self.after is None:
             return [f"table {brief(self.name)} {'added' if self.before is None else 'removed'}"]
-        was, now = self._of_before(), self._of_after()
-        said = [f"column {brief(name)} added, {brief(now[name])}" for name in now if name not in was]
-        said += [f"column {brief(name)} removed" for name in was if name not in now]
-        said += [
-            f"column {brief(name)} was {brief(was[name])}, is {brief(now[name])}"
+        old, new = self._of_before(), self._of_after()
+        changes = [f"column {brief(name)} added, {brief(new[name])}" for name in new if name not in old]
+        changes += [f"column {brief(name)} removed" for name in old if name not in new]
+        changes += [
+            f"column {brief(name)} was {brief(old[name])}, is {brief(new[name])}"
             for name in self.shared
-            if was[name] != now[name]
+            if old[name] != new[name]
         ]
         if self.before.key != self.after.key:
-            old, new = (brief(", ".join(key)) or "none" for key in (self.before.key, self.after.key))
-            said.append(f"primary key was {old}, is {new}")
-        return [f"{brief(self.name)}: {sentence}" for sentence in said]
+            old_key, new_key = (brief(", ".join(key)) or "none" for key in (self.before.key, self.after.key))
+            changes.append(f"primary key was {old_key}, is {new_key}")
+        return [f"{brief(self.name)}: {change}" for change in changes]
 
     def _of_before(self) -> dict[str, str]:
         return self.before.type_of if self.before else {}
@@ -99,9 +102,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class TableDifference:
-    """`added`, `removed`, `changed`: rows, where the primary key tells them apart; else None.
+    """The differences of a table. `rows_before`, `rows_after`: numbers of rows; None if that side has no such table.
 
-    Values are compared in the columns that both sides have; `same` says that no row differs there.
+    `added`, `removed`, `changed`: numbers of rows; None if no common primary key identifies rows. Rows are compared in
+    the columns that both sides have, and `same` says whether all rows are equal there. `key`: the columns of the common
+    primary key. `schema`: the differences in the definition of the table, one text each.
     """
 
     table: str
@@ -131,7 +136,7 @@ class TableDifference:
 
 @dataclass(frozen=True)
 class Difference:
-    """`tables`: the largest first. `left_out`: those that one side has, and the other one leaves out."""
+    """All differences. `tables`: the largest first. `left_out`: tables of one side that the other side leaves out."""
 
     before: Side
     after: Side
@@ -142,8 +147,7 @@ class Difference:
     def of(cls, before: Side, after: Side, counted: Iterable[tuple[Pair, Counts]]) -> Self:
         tables = [TableDifference.of(pair, counts) for pair, counts in counted]
         tables.sort(key=lambda table: (-max(table.rows_before or 0, table.rows_after or 0), table.table))
-        left_out = {table.path for one, other in ((before, after), (after, before)) for table in _unknown(one, other)}
-        return cls(before, after, tuple(tables), tuple(sorted(left_out)))
+        return cls(before, after, tuple(tables), tuple(sorted(_left_out(before, after))))
 
     @property
     def added(self) -> int:
@@ -159,16 +163,16 @@ class Difference:
 
     @property
     def schema(self) -> list[str]:
-        return [sentence for table in self.tables for sentence in table.schema]
+        return [change for table in self.tables for change in table.schema]
 
 
 def pairs(before: Side, after: Side) -> list[Pair]:
-    """Every table of either side, by name, but those that the other one leaves out."""
+    """Every table of either side, by name, without those that the other side leaves out."""
     old, new = ({table.path: table for table in side.tables} for side in (before, after))
-    unknown = {table.path for one, other in ((before, after), (after, before)) for table in _unknown(one, other)}
-    return [Pair(old.get(path), new.get(path)) for path in sorted((old.keys() | new.keys()) - unknown)]
+    return [Pair(old.get(path), new.get(path)) for path in sorted((old.keys() | new.keys()) - _left_out(before, after))]
 
 
-def _unknown(one: Side, other: Side) -> Iterable[Table]:
-    there = {table.path for table in other.tables}
-    return (table for table in one.tables if table.path in other.left_out and table.path not in there)
+def _left_out(before: Side, after: Side) -> set[str]:
+    """The paths of the tables that one side has, and the other side leaves out."""
+    old, new = ({table.path for table in side.tables} for side in (before, after))
+    return ((old & after.left_out) - new) | ((new & before.left_out) - old)

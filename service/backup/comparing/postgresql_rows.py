@@ -1,7 +1,7 @@
-"""Compares a backup of a PostgreSQL database with the database, or with another backup, by COPY's own text.
+"""Compares a backup of a PostgreSQL database with the database, or with another backup, by the text format of COPY.
 
-The database is read as a backup reads it: one snapshot, the same settings, the same columns in the same order. So equal
-rows are equal bytes.
+The database is read as for a backup: in one snapshot, with the same settings, and with the same columns in the same
+order. So equal rows have equal bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from service.backup.file.format import POSTGRESQL
 from service.backup.file.reader import Backup
 from service.backup.file.selection import Selection, is_ledgers, quoted
 from service.backup.postgresql import snapshot
-from service.backup.postgresql.relations import Relation
+from service.backup.postgresql.relations import SourceRelation
 from service.concurrency.stoppable import Stop, in_own_loop
 from service.errors import BackupError
 from service.escaping import brief
@@ -29,21 +29,22 @@ PART_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True)
-class Database:
-    """The application's. `arguments` are the connection's, with the password; `shown` is for messages, without it.
+class CurrentDatabase:
+    """The application's database.
 
-    `setting` names it.
+    `arguments`: those of the connection, with the password. `safe_url`: the URL without the password, for messages.
+    `setting`: the setting that holds the URL.
     """
 
     name: str
-    shown: str
+    safe_url: str
     setting: str
     arguments: dict[str, Any]
     selection: Selection
 
 
-class _Saved:
-    """The rows of a backup's tables."""
+class _SavedRows:
+    """The rows of the tables in a backup."""
 
     def __init__(self, backup: Backup) -> None:
         self._backup = backup
@@ -52,42 +53,45 @@ class _Saved:
     def count(self, table: Table | None) -> int:
         return self._tables[table.schema, table.name].rows if table else 0
 
-    def rows(self, table: Table | None, wanted: Iterable[str]) -> Iterator[list[bytes]]:
-        """Of each row the wanted columns."""
+    def rows(self, table: Table | None, columns: Iterable[str]) -> Iterator[list[bytes]]:
+        """The rows with these columns, in groups."""
         if table is None:
             return
         saved = self._tables[table.schema, table.name]
-        cut_rows = cut(saved.columns, tuple(wanted))
+        cut_rows = cut(saved.columns, tuple(columns))
         yield from map(cut_rows, whole_rows(self._backup.parts(saved)))
 
 
 def between(old: Backup, new: Backup, before: Side, after: Side, stop: Stop) -> Difference:
-    counted, was, now = [], _Saved(old), _Saved(new)
+    """Compare two backups. Raises BackupError."""
+    counts, old_rows, new_rows = [], _SavedRows(old), _SavedRows(new)
     for pair in pairs(before, after):
-        if (known := _of_one_side(pair, was.count(pair.before), now.count(pair.after))) is not None:
-            counted.append((pair, known))
+        known = _counts_without_rows(pair, old_rows.count(pair.before), new_rows.count(pair.after))
+        if known is not None:
+            counts.append((pair, known))
             continue
         with _tallied(pair, stop) as tally:
-            pace = Pace(tally, was.rows(pair.before, pair.shared), stop)
-            for rows in now.rows(pair.after, pair.shared):
+            pace = Pace(tally, old_rows.rows(pair.before, pair.shared), stop)
+            for rows in new_rows.rows(pair.after, pair.shared):
                 pace.after(rows)
-            counted.append((pair, pace.end()))
-    return Difference.of(before, after, counted)
+            counts.append((pair, pace.end()))
+    return Difference.of(before, after, counts)
 
 
-def with_database(old: Backup, before: Side, database: Database, stop: Stop) -> Difference:
+def with_database(old: Backup, before: Side, database: CurrentDatabase, stop: Stop) -> Difference:
+    """Compare a backup with the current database. Raises BackupError."""
     with _explained(database):
         return in_own_loop(_with_database(old, before, database, stop), stop)
 
 
-async def _with_database(old: Backup, before: Side, database: Database, stop: Stop) -> Difference:
+async def _with_database(old: Backup, before: Side, database: CurrentDatabase, stop: Stop) -> Difference:
     has_ledger = any(is_ledgers(table.name) for table in old.tables)
     selection = Selection(database.selection.include, database.selection.exclude, ledger=has_ledger)
     async with snapshot.connected(database.arguments, setting=database.setting) as connection:
         contents = await snapshot.take(connection, selection)
         facts = await snapshot.facts(connection, contents)
         after = Side(
-            name=f"the database {database.shown}",
+            name=f"the database {database.safe_url}",
             taken_at=clock.now(),
             kind=POSTGRESQL,
             database=database.name,
@@ -96,34 +100,34 @@ async def _with_database(old: Backup, before: Side, database: Database, stop: St
             tables=tuple(map(_table, contents.tables)),
             left_out=frozenset(contents.left_out),
         )
-        was = _Saved(old)
-        counted = [(pair, await _count(connection, was, pair, stop)) for pair in pairs(before, after)]
-    return Difference.of(before, after, counted)
+        old_rows = _SavedRows(old)
+        counts = [(pair, await _count(connection, old_rows, pair, stop)) for pair in pairs(before, after)]
+    return Difference.of(before, after, counts)
 
 
-def _table(relation: Relation) -> Table:
+def _table(relation: SourceRelation) -> Table:
     return Table(relation.schema, relation.name, relation.names, relation.types, relation.key)
 
 
-async def _count(connection: Any, was: _Saved, pair: Pair, stop: Stop) -> Counts:
+async def _count(connection: Any, old_rows: _SavedRows, pair: Pair, stop: Stop) -> Counts:
     stop.check()
-    rows = await _rows_now(connection, pair.after) if pair.before is None or not pair.shared else 0
-    if (known := _of_one_side(pair, was.count(pair.before), rows)) is not None:
+    rows = await _count_current(connection, pair.after) if pair.before is None or not pair.shared else 0
+    if (known := _counts_without_rows(pair, old_rows.count(pair.before), rows)) is not None:
         return known
     assert pair.after is not None
     with _tallied(pair, stop) as tally:
-        pace = Pace(tally, was.rows(pair.before, pair.shared), stop)
-        gathered = _Gathered(pace)
+        pace = Pace(tally, old_rows.rows(pair.before, pair.shared), stop)
+        receiver = _Receiver(pace)
         await connection.copy_from_table(
-            pair.after.name, schema_name=pair.after.schema, columns=pair.shared, output=gathered.receive
+            pair.after.name, schema_name=pair.after.schema, columns=pair.shared, output=receiver.receive
         )
-        gathered.flush()
+        receiver.flush()
         return pace.end()
 
 
 @dataclass
-class _Gathered:
-    """What the server sends, in parts of whole rows: each row comes as one message."""
+class _Receiver:
+    """Gathers the rows that the server sends into parts. Each row comes in one message, so parts hold whole rows."""
 
     pace: Pace
 
@@ -141,15 +145,16 @@ class _Gathered:
         self.pace.after(lines(part))
 
 
-async def _rows_now(connection: Any, table: Table | None) -> int:
+async def _count_current(connection: Any, table: Table | None) -> int:
+    """The number of rows of a table in the current database; 0 for None."""
     if table is None:
         return 0
     name = quoted(table.schema or "", table.name)
     return int(await connection.fetchval(f"SELECT count(*) FROM ONLY {name}"))  # noqa: S608 (names are quoted)
 
 
-def _of_one_side(pair: Pair, before: int, after: int) -> Counts | None:
-    """What is known without a look at the rows, of which one side has none, or nothing that could be compared."""
+def _counts_without_rows(pair: Pair, before: int, after: int) -> Counts | None:
+    """The counts of a table that one side lacks, or without shared columns; None if its rows must be compared."""
     if pair.before is None or pair.after is None:
         return Counts(before, after, added=after, removed=before, changed=0, same=False)
     if not pair.shared:
@@ -159,25 +164,27 @@ def _of_one_side(pair: Pair, before: int, after: int) -> Counts | None:
 
 @contextmanager
 def _tallied(pair: Pair, stop: Stop) -> Iterator[Tally]:
-    made = Keyed([pair.shared.index(name) for name in pair.key], stop) if pair.key else Keyless()
+    tally = Keyed([pair.shared.index(name) for name in pair.key], stop) if pair.key else Keyless()
     try:
-        with closing(made) as tally:
+        with closing(tally):
             yield tally
     except UnfitRow as error:
         raise BackupError(f"{brief(pair.name)} can't be compared: {error}") from error
 
 
 @contextmanager
-def _explained(database: Database) -> Iterator[None]:
+def _explained(database: CurrentDatabase) -> Iterator[None]:
+    """Turn an error of the server or of the network in the block into a BackupError with advice."""
     try:
         yield
     except asyncpg.LockNotAvailableError as error:
         raise BackupError(
-            f"the database {database.shown} could not be compared: something holds a table, a migration perhaps. Try "
-            "again when it is over."
+            f"the database {database.safe_url} could not be compared: something holds the lock of a table, a migration "
+            "perhaps. Try again when it is over."
         ) from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
         raise BackupError(
-            f"the database {database.shown} could not be compared: {cause}. Look at {database.setting} and the server."
+            f"the database {database.safe_url} could not be compared: {cause}. Look at {database.setting} and the "
+            "server."
         ) from error

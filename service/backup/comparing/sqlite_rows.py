@@ -1,6 +1,7 @@
-"""Compares two SQLite databases, table by table, in one connection that has both: SQLite does the work.
+"""Compares two SQLite databases by SQL, table by table, in one connection to which both are attached.
 
-Rows are joined by the key's index, so nothing is sorted and memory stays flat. Both are only read, each as one instant.
+Rows are joined by the index of the key, so nothing is sorted and memory stays flat. Both databases are only read, each
+at one instant.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ CHECK_EVERY_INSTRUCTIONS = 100_000
 FETCHED = 500
 COLUMNS_AT_ONCE = 100
 SCHEMAS = ("main", "newer")
-"""What the two are called in the connection, before and after. (The main one decides about the encoding.)"""
+"""The schema names of the databases before and after. (The encoding of the main one applies to the connection.)"""
 
 
 @contextmanager
 def attached(before: str, after: str, stop: Stop, packed: int = 0) -> Iterator[sqlite3.Connection]:
-    """A connection with both databases, given as URIs; both show one instant until it is closed.
+    """A connection to both databases, given as URIs, each of which stays at one instant until the end of the block.
 
-    `packed`: the bytes of the (larger) backup, of whose file nothing is believed.
+    `packed`: the bytes of the larger backup; its database file is not trusted. Raises BackupError.
     """
     with explained("the databases", stop), closing(_connected(before)) as connection:
         guard(connection, packed)
@@ -48,47 +49,51 @@ def attached(before: str, after: str, stop: Stop, packed: int = 0) -> Iterator[s
 
 
 def uri(path: Path, is_ours: bool) -> str:
-    """`is_ours`: nobody else opens it. A database that is in use needs the right to write its `-shm` beside it."""
+    """The URI of a file. `is_ours`: whether only this process uses it.
+
+    A database that others use is opened for writing too, because SQLite may have to write the `-shm` file beside it.
+    """
     return f"{path.absolute().as_uri()}?{'immutable=1' if is_ours else 'mode=rw'}"
 
 
 def tables(connection: sqlite3.Connection, side: int) -> tuple[Table, ...]:
-    """Ordinary ones, by name."""
-    found = connection.execute(
+    """The ordinary tables of one side, by name."""
+    names = connection.execute(
         "SELECT name FROM pragma_table_list WHERE schema = ? AND type = 'table'"
         " AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY 1",
         (SCHEMAS[side],),
     ).fetchall()
-    return tuple(_table(connection, side, name) for (name,) in found)
+    return tuple(_table(connection, side, name) for (name,) in names)
 
 
 def _table(connection: sqlite3.Connection, side: int, name: str) -> Table:
-    """Without the columns that are generated."""
+    """The table without its generated columns."""
     columns = connection.execute(
         "SELECT name, type, pk FROM pragma_table_xinfo(?, ?) WHERE hidden = 0 ORDER BY cid", (name, SCHEMAS[side])
     ).fetchall()
-    names, types = (tuple(column[place] for column in columns) for place in (0, 1))
-    key = tuple(column for _, column in sorted((place, column) for column, _, place in columns if place))
+    names, types = (tuple(column[field] for column in columns) for field in (0, 1))
+    key = tuple(column for _, column in sorted((position, column) for column, _, position in columns if position))
     return Table(None, name, names, types, key)
 
 
 def revisions(connection: sqlite3.Connection, side: int) -> dict[str, str]:
-    """What alembic's tables say, by the table's name."""
-    found = {}
+    """The revisions in Alembic's version tables, by the table's name."""
+    revisions_by_table = {}
     for table in tables(connection, side):
         if table.columns == ("version_num",):
             named = f"{SCHEMAS[side]}.{quoted(table.name)}"
             rows = connection.execute(f"SELECT version_num FROM {named} ORDER BY 1")  # noqa: S608 (names are quoted)
-            found[table.name] = ", ".join(str(version) for (version,) in rows)
-    return found
+            revisions_by_table[table.name] = ", ".join(str(version) for (version,) in rows)
+    return revisions_by_table
 
 
 def compare(connection: sqlite3.Connection, before: Side, after: Side, stop: Stop) -> Difference:
-    counted = []
+    """Compare the two databases of a connection from `attached`. Raises BackupError."""
+    counts = []
     for pair in pairs(before, after):
         with explained(f"table {pair.name}", stop):
-            counted.append((pair, _counts(connection, pair)))
-    return Difference.of(before, after, counted)
+            counts.append((pair, _counts(connection, pair)))
+    return Difference.of(before, after, counts)
 
 
 def _counts(connection: sqlite3.Connection, pair: Pair) -> Counts:
@@ -111,10 +116,10 @@ def _count(connection: sqlite3.Connection, side: int, pair: Pair) -> int:
 
 
 def _collations(connection: sqlite3.Connection, pair: Pair) -> list[str]:
-    """How each column of the key is compared; empty when rows can't be told apart by it.
+    """The collation of each column of the key; empty if the key does not identify rows on both sides.
 
-    That is also so where the key's types or collations differ (no index would serve), or where NULL stands in it, which
-    SQLite allows, several times over.
+    The key is not used either if its types or collations differ, because then no index helps, or if it contains NULL,
+    which SQLite allows in several rows.
     """
     types = [table.type_of for table in (pair.before, pair.after) if table]
     if not pair.key or any(types[BEFORE][name] != types[AFTER][name] for name in pair.key):
@@ -126,24 +131,24 @@ def _collations(connection: sqlite3.Connection, pair: Pair) -> list[str]:
 
 
 def _collations_of(connection: sqlite3.Connection, side: int, pair: Pair) -> list[str]:
-    """Those of the key's index. An INTEGER PRIMARY KEY has none, and needs none."""
-    found = connection.execute(
+    """The collations in the index of the key. An INTEGER PRIMARY KEY has no index, and needs none."""
+    rows = connection.execute(
         "SELECT x.name, x.coll FROM pragma_index_list(?, ?) AS i, pragma_index_xinfo(i.name, ?) AS x"
         " WHERE i.origin = 'pk' AND x.key",
         (pair.name, SCHEMAS[side], SCHEMAS[side]),
     )
-    by_column = dict(found.fetchall())
+    by_column = dict(rows.fetchall())
     return [by_column.get(name, "BINARY") for name in pair.key]
 
 
 def _has_null(connection: sqlite3.Connection, side: int, pair: Pair) -> bool:
     null = " OR ".join(f"{quoted(name)} IS NULL" for name in pair.key)
-    found = connection.execute(f"SELECT EXISTS (SELECT 1 FROM {_named(side, pair)} WHERE {null})").fetchone()  # noqa: S608 (names are quoted)
-    return bool(found[0])
+    (has_null,) = connection.execute(f"SELECT EXISTS (SELECT 1 FROM {_named(side, pair)} WHERE {null})").fetchone()  # noqa: S608 (names are quoted)
+    return bool(has_null)
 
 
 def _matched(connection: sqlite3.Connection, pair: Pair, collations: Iterable[str]) -> tuple[int, int]:
-    """How many keys both sides have, and how many of those rows differ otherwise."""
+    """How many keys both sides have, and how many of the rows with those keys differ."""
     joined = " AND ".join(
         f"a.{quoted(name)} = b.{quoted(name)} COLLATE {quoted(collation)}"
         for name, collation in zip(pair.key, collations, strict=True)
@@ -156,14 +161,17 @@ def _matched(connection: sqlite3.Connection, pair: Pair, collations: Iterable[st
 
 
 def _differs(columns: Sequence[str]) -> str:
-    """By value and by type, for 1 is not 1.0; in groups, for there may be 2,000 columns."""
-    said = []
-    for at in range(0, len(columns), COLUMNS_AT_ONCE):
-        names = [quoted(name) for name in columns[at : at + COLUMNS_AT_ONCE]]
-        b = ", ".join(f"b.{name}, typeof(b.{name})" for name in names)
-        a = ", ".join(f"a.{name} COLLATE BINARY, typeof(a.{name})" for name in names)
-        said.append(f"({b}) IS NOT ({a})")
-    return " OR ".join(said)
+    """The SQL condition that two rows differ in these columns, in value or type (1 is not 1.0).
+
+    The columns are compared in groups, because there may be 2,000 of them.
+    """
+    conditions = []
+    for start in range(0, len(columns), COLUMNS_AT_ONCE):
+        names = [quoted(name) for name in columns[start : start + COLUMNS_AT_ONCE]]
+        before = ", ".join(f"b.{name}, typeof(b.{name})" for name in names)
+        after = ", ".join(f"a.{name} COLLATE BINARY, typeof(a.{name})" for name in names)
+        conditions.append(f"({before}) IS NOT ({after})")
+    return " OR ".join(conditions)
 
 
 def _keyless(connection: sqlite3.Connection, pair: Pair) -> Counts:
@@ -175,7 +183,7 @@ def _keyless(connection: sqlite3.Connection, pair: Pair) -> Counts:
     for side in (BEFORE, AFTER):
         cursor = connection.execute(f"SELECT {values} FROM {_named(side, pair)}")  # noqa: S608 (names are quoted)
         while rows := cursor.fetchmany(FETCHED):
-            tally.add(side, [marshal.dumps(row, 2) for row in rows])  # 2: equal values are equal bytes
+            tally.add(side, [marshal.dumps(row, 2) for row in rows])  # in version 2, equal values have equal bytes
     return tally.counts()
 
 
@@ -189,6 +197,7 @@ def _connected(uri: str) -> sqlite3.Connection:
 
 @contextmanager
 def explained(what: str, stop: Stop) -> Iterator[None]:
+    """Turn an error of SQLite in the block into a BackupError. `what`: the compared part, for the message."""
     try:
         yield
     except sqlite3.Error as error:

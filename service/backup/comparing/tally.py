@@ -1,8 +1,8 @@
-"""Counts what two streams of rows have in common, whatever the order of either, and in flat memory.
+"""Counts the rows that differ between two streams of rows, whatever the order of the rows, in flat memory.
 
-Rows are bytes as COPY writes them, each unlike all others of its side. Those that both sides have cancel each other out
-while they pass by; what is left waits for its counterpart, and when too much is waiting, hashes of it go into a file of
-SQLite's. That file has no name, so it is gone with its process. At the end SQLite sorts it by key.
+Rows are bytes in the text format of COPY; within one side, all rows differ. A row waits until the other side has the
+equal row, and then both are dropped. When too many rows are waiting, their hashes are written into a temporary file of
+SQLite. The file has no name, so it is removed when its process ends. At the end, SQLite sorts it by key.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from service.errors import BackupError
 BEFORE, AFTER = 0, 1
 WAITING_BYTES = 12 * 1024 * 1024
 LARGEST_ROW = 32 * 1024 * 1024
-"""Bytes of a row of a backup: the one thing that can't be compared in pieces."""
+"""Largest row of a backup in bytes: a row is compared as a whole, so it must be in memory."""
 ROW_OVERHEAD = 120
-"""Bytes that Python needs for a row in a set, beside those of the row."""
+"""Bytes of memory that Python needs for a row in a set, in addition to the bytes of the row."""
 CACHE_KILOBYTES = 8_000
 DIGEST_BYTES = 16
 CHECK_EVERY_INSTRUCTIONS = 100_000
@@ -42,12 +42,16 @@ SELECT coalesce(sum(before = 0), 0), coalesce(sum(after = 0), 0), coalesce(sum(b
 
 
 class UnfitRow(Exception):
-    """A row that can't be compared, and why."""
+    """A row can't be compared. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many rows only one side has, and how many both have with other values. None: the table has no key."""
+    """Numbers of rows. `before`, `after`: those of each side. `same`: whether no row differs.
+
+    `added`, `removed`: rows that only one side has. `changed`: rows whose other values differ between the sides. These
+    three are None for a table without a key.
+    """
 
     before: int
     after: int
@@ -58,7 +62,7 @@ class Counts:
 
 
 class Keyed:
-    """Compares rows that have a key: `key` are the places of its columns."""
+    """Compares rows with a key. `key`: the positions of its columns in the row."""
 
     def __init__(self, key: Sequence[int], stop: Stop) -> None:
         self._key_of = _key_of(key)
@@ -72,16 +76,16 @@ class Keyed:
         self._rows[side] += len(rows)
         new = set(rows)
         other = self._waiting[1 - side]
-        met = new & other
-        other -= met
-        new -= met
-        self._size += _size(new) - _size(met)
+        equal = new & other
+        other -= equal
+        new -= equal
+        self._size += _size(new) - _size(equal)
         self._waiting[side].update(new)
         if self._size > WAITING_BYTES:
             self._spill()
 
     def counts(self) -> Counts:
-        """The end: both sides have given all."""
+        """The counts, after all rows of both sides were added."""
         self._spill()
         with _explained(self._stop), closing(self._opened()) as file:
             added, removed, changed = file.execute(COUNT).fetchone()
@@ -95,14 +99,17 @@ class Keyed:
             self._file.close()
 
     def _spill(self) -> None:
-        """Rows whose key both sides have differ in the rest, for equal ones are gone. The others go into the file."""
+        """Empty the memory: count the waiting rows whose key both sides have, and write the others into the file.
+
+        Rows with the same key differ in other columns, because equal rows have been dropped already.
+        """
         before, after = ({self._key_of(row): row for row in rows} for rows in self._waiting)
-        both = before.keys() & after.keys()
-        self._changed += len(both)
+        common = before.keys() & after.keys()
+        self._changed += len(common)
         with _explained(self._stop):
             for side, rows in enumerate((before, after)):
-                left = ((key, side, rows[key]) for key in rows.keys() - both)
-                self._opened().executemany("INSERT INTO spilled VALUES (?, ?, ?)", map(_hashed, left))
+                others = ((key, side, rows[key]) for key in rows.keys() - common)
+                self._opened().executemany("INSERT INTO spilled VALUES (?, ?, ?)", map(_hashed, others))
         for waiting in self._waiting:
             waiting.clear()
         self._size = 0
@@ -116,7 +123,7 @@ class Keyed:
 
 
 class Keyless:
-    """Compares rows that have no key, and may be there several times: only whether both sides have the same."""
+    """Compares rows without a key, which may be repeated. It only tells whether both sides have the same rows."""
 
     def __init__(self) -> None:
         self._rows = [0, 0]
@@ -139,16 +146,17 @@ Tally = Keyed | Keyless
 
 
 class Pace:
-    """Feeds a tally from both sides at the same speed, so that equal rows meet while they pass by."""
+    """Adds the rows of both sides to a tally at the same pace, so that few rows have to wait for the equal row."""
 
     def __init__(self, tally: Tally, before: Iterator[Sequence[bytes]], stop: Stop) -> None:
         self._tally = tally
         self._before = before
         self._stop = stop
         self._ahead = 0
-        """How many rows more of the other side there were."""
+        """How many more rows of the side after than of the side before were added."""
 
     def after(self, rows: Sequence[bytes]) -> None:
+        """Add rows of the side after, and as many of the side before."""
         self._stop.check()
         self._tally.add(AFTER, rows)
         self._ahead += len(rows)
@@ -156,12 +164,13 @@ class Pace:
             pass
 
     def end(self) -> Counts:
+        """Add the remaining rows of the side before, and return the counts."""
         while self._follow():
             pass
         return self._tally.counts()
 
     def _follow(self) -> bool:
-        """False when the side before has no more."""
+        """Add the next rows of the side before. Returns False if it has no more."""
         self._stop.check()
         rows = next(self._before, None)
         if rows is None:
@@ -172,51 +181,52 @@ class Pace:
 
 
 def whole_rows(parts: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """The rows of parts that may end amidst one. Raises UnfitRow for one that is larger than LARGEST_ROW."""
-    begun = bytearray()
+    """The rows of these parts, in groups. A part may end within a row. Raises UnfitRow above LARGEST_ROW."""
+    rest = bytearray()
     for part in parts:
         end = part.rfind(b"\n") + 1
         if end:
-            yield lines(bytes(begun + part[:end]))
-            begun.clear()
-        begun += part[end:]
-        if len(begun) > LARGEST_ROW:
+            yield lines(bytes(rest + part[:end]))
+            rest.clear()
+        rest += part[end:]
+        if len(rest) > LARGEST_ROW:
             raise UnfitRow(f"a row is larger than {LARGEST_ROW // 1024**2} MiB")
-    if begun:
-        yield [bytes(begun)]
+    if rest:
+        yield [bytes(rest)]
 
 
 def lines(part: bytes) -> list[bytes]:
-    """The rows of a part that holds whole ones. (Not splitlines(): a row may hold other ends of lines.)"""
+    """The rows of a part that holds whole rows. (splitlines() would also split at other line ends within a row.)"""
     return part.removesuffix(b"\n").split(b"\n") if part else []
 
 
-def _key_of(places: Sequence[int]) -> Callable[[bytes], bytes]:
-    if tuple(places) == (0,):
+def _key_of(positions: Sequence[int]) -> Callable[[bytes], bytes]:
+    """A function that returns the key of a row: the values of the columns at these positions."""
+    if tuple(positions) == (0,):
         return lambda row: row.partition(b"\t")[0]
-    last = max(places) + 1
+    last = max(positions) + 1
 
     def key_of(row: bytes) -> bytes:
-        return _chosen(row.split(b"\t", last), places)
+        return _select(row.split(b"\t", last), positions)
 
     return key_of
 
 
-def cut(columns: Sequence[str], wanted: Sequence[str]) -> Callable[[list[bytes]], list[bytes]]:
-    """A function that leaves of each row the wanted columns, in their order."""
-    if tuple(columns) == tuple(wanted):
+def cut(columns: Sequence[str], kept: Sequence[str]) -> Callable[[list[bytes]], list[bytes]]:
+    """A function that reduces rows with `columns` to the columns `kept`, in the order of `kept`."""
+    if tuple(columns) == tuple(kept):
         return lambda rows: rows
-    places = [list(columns).index(name) for name in wanted]
+    positions = [list(columns).index(name) for name in kept]
 
     def cut_rows(rows: list[bytes]) -> list[bytes]:
-        return [_chosen(row.split(b"\t"), places) for row in rows]
+        return [_select(row.split(b"\t"), positions) for row in rows]
 
     return cut_rows
 
 
-def _chosen(values: list[bytes], places: Sequence[int]) -> bytes:
+def _select(values: list[bytes], positions: Sequence[int]) -> bytes:
     try:
-        return b"\t".join([values[place] for place in places])
+        return b"\t".join([values[position] for position in positions])
     except IndexError:
         raise UnfitRow("a row has fewer columns than the table") from None
 
@@ -225,8 +235,8 @@ def _size(rows: Collection[bytes]) -> int:
     return sum(map(len, rows)) + ROW_OVERHEAD * len(rows)
 
 
-def _hashed(left: tuple[bytes, int, bytes]) -> tuple[bytes, int, bytes]:
-    key, side, row = left
+def _hashed(entry: tuple[bytes, int, bytes]) -> tuple[bytes, int, bytes]:
+    key, side, row = entry
     return key if len(key) < DIGEST_BYTES else _digest(key), side, _digest(row)
 
 
@@ -241,6 +251,6 @@ def _explained(stop: Stop) -> Iterator[None]:
     except sqlite3.Error as error:
         stop.check()
         raise BackupError(
-            f"the rows could not be sorted: {error}. A comparison needs room for about 50 bytes of each row that "
-            "differs: free some in the folder for temporary files, or set TMPDIR to another one."
+            f"the rows could not be sorted: {error}. A comparison needs about 50 bytes of disk space for each row that "
+            "differs: free some in the folder for temporary files, or set TMPDIR to another folder."
         ) from error

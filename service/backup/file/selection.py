@@ -8,27 +8,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Self
 
+from service.database.our_tables import LEDGER_TABLES
 from service.errors import BackupError
 from service.escaping import echoed
 
 LEDGERS_MARK = "batch_alembic_version"
-LEDGERS = frozenset(
-    f"batch_{name}"
-    for name in (
-        "alembic_version",
-        "attempts",
-        "backups",
-        "catalog",
-        "log",
-        "missed",
-        "nodes",
-        "pruned",
-        "runs",
-        "schedules",
-        "tasks",
-    )
-)
-"""All of the ledger's tables. Not whatever begins with `batch_`: so may an author's own, which must not be missing."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +45,8 @@ class Selection:
 
 
 def is_ledgers(name: str) -> bool:
-    """Of a table in a schema that holds a ledger."""
-    return name in LEDGERS
+    """Whether the table of this name is one of the ledger's, where its schema holds a ledger."""
+    return name in LEDGER_TABLES
 
 
 def _patterns(text: str) -> tuple[str, ...]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
@@ -15,8 +13,8 @@ from service.backup.file.folder import explained, remove_abandoned, reserve
 from service.backup.file.format import POSTGRESQL, SQLITE
 from service.backup.file.progress import Progress
 from service.backup.file.selection import Selection
-from service.backup.making import process, worker
-from service.backup.making.request import Order
+from service.backup.making import process
+from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop, in_thread
 from service.config import Settings, get_settings
 from service.database.urls import connect_arguments, safe_url
@@ -31,53 +29,44 @@ async def create_backup(output_dir: Path, *, on_progress: Callable[[Progress], N
     """Back up the application's database (DATABASE_URL) into `output_dir`, which is made if missing.
 
     Returns the new file. Raises BackupError, which says what to do; then, and when cancelled, nothing of the new
-    backup stays and older ones are as they were. The work is done in a process of its own, at a low priority, or in
-    threads where there can be none (BACKUP_PROCESS=0); never on the event loop, where `on_progress` is called.
+    backup stays and older ones are as they were. The work is done in a process of its own, at a low priority;
+    `on_progress` is called on the event loop.
     """
-    order, in_process = _order(get_settings())
+    request = _backup_request(get_settings())
     loop = asyncio.get_running_loop()
 
     def report(progress: Progress) -> None:
         if on_progress:
             loop.call_soon_threadsafe(on_progress, progress)
 
-    return await in_thread(lambda stop: _create(order, Path(output_dir), in_process, stop, report))
+    return await in_thread(lambda stop: _create(request, Path(output_dir), stop, report))
 
 
 def create_backup_sync(output_dir: Path) -> Path:
     """As create_backup(), for scripts without an event loop."""
-    order, in_process = _order(get_settings())
-    return _create(order, Path(output_dir), in_process, Stop(), None)
+    request = _backup_request(get_settings())
+    return _create(request, Path(output_dir), Stop(), None)
 
 
-def _order(settings: Settings) -> tuple[Order, bool]:
+def _backup_request(settings: Settings) -> BackupRequest:
     setting, text = settings.backup_database
     url = make_url(text)
     if url.drivername not in KINDS:
         raise BackupError(f"can't back up {url.drivername}: {setting} must be one of {', '.join(KINDS)}")
     kind = KINDS[url.drivername]
-    order = Order(
+    return BackupRequest(
         kind=kind,
         database=url.database or "",
-        shown=safe_url(url),
+        safe_url=safe_url(url),
         started=clock.now(),
         selection=Selection.of(settings.BACKUP_INCLUDE, settings.BACKUP_EXCLUDE, settings.BACKUP_LEDGER),
         arguments=connect_arguments(url) if kind == POSTGRESQL else {},
         setting=setting,
     )
-    return order, settings.BACKUP_PROCESS and bool(sys.executable)
 
 
-def _create(order: Order, folder: Path, in_process: bool, stop: Stop, report: Report) -> Path:
-    with explained(folder), reserve(folder, order.started) as place:
-        remove_abandoned(folder, order.started)
-        _carry_out(order, place.partial, in_process, stop, report)
-        return place.publish()
-
-
-def _carry_out(order: Order, partial: Path, in_process: bool, stop: Stop, report: Report) -> None:
-    if in_process:
-        with suppress(process.CannotStart):
-            process.carry_out(order, partial, stop, report)
-            return
-    worker.carry_out(order, partial, stop, report)
+def _create(request: BackupRequest, folder: Path, stop: Stop, report: Report) -> Path:
+    with explained(folder), reserve(folder, request.started) as reservation:
+        remove_abandoned(folder, request.started)
+        process.carry_out(request, reservation.partial, stop, report)
+        return reservation.publish()

@@ -15,7 +15,7 @@ import asyncpg
 from service.backup.file.format import POSTGRESQL, tool
 from service.backup.file.progress import Meter
 from service.backup.file.writer import Archive
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.backup.postgresql import snapshot
 from service.backup.postgresql.unloading import described, unload
 from service.concurrency.stoppable import Stop, in_own_loop
@@ -31,18 +31,18 @@ _ADVICE = {
 }
 
 
-def write(order: Order, archive: Archive, meter: Meter, stop: Stop) -> None:
-    with _explained(order):
-        in_own_loop(_write(order, archive, meter), stop)
+def write(request: BackupRequest, archive: Archive, meter: Meter, stop: Stop) -> None:
+    with _explained(request):
+        in_own_loop(_write(request, archive, meter), stop)
 
 
-async def _write(order: Order, archive: Archive, meter: Meter) -> None:
-    async with snapshot.connected(order.arguments, setting=order.setting) as connection:
-        contents = await snapshot.take(connection, order.selection)
+async def _write(request: BackupRequest, archive: Archive, meter: Meter) -> None:
+    async with snapshot.connected(request.arguments, setting=request.setting) as connection:
+        contents = await snapshot.take(connection, request.selection)
         if not contents.tables:
-            raise BackupError(f"there is no table in the database {order.shown}: look at {order.setting}")
+            raise BackupError(f"there is no table in the database {request.safe_url}: look at {request.setting}")
         facts = await snapshot.facts(connection, contents)
-        archive.add_header(POSTGRESQL, database=order.database, tool=tool(), **facts)
+        archive.add_header(POSTGRESQL, database=request.database, tool=tool(), **facts)
         sizes = await snapshot.sizes(connection, contents.tables)
         archive.refuse_too_large(
             sum(size.bytes for size in sizes.values()),
@@ -50,7 +50,7 @@ async def _write(order: Order, archive: Archive, meter: Meter) -> None:
             sequences=await snapshot.values(connection, contents.sequences),
             left_out=contents.left_out,
         )
-        async with snapshot.shared(connection, order.arguments, contents.tables) as second:
+        async with snapshot.shared(connection, request.arguments, contents.tables) as second:
             connections = [one for one in (connection, second) if one is not None]
             tables = await unload(connections, contents.tables, sizes, archive, meter)
         sequences = await snapshot.values(connection, contents.sequences)
@@ -58,11 +58,11 @@ async def _write(order: Order, archive: Archive, meter: Meter) -> None:
 
 
 @contextmanager
-def _explained(order: Order) -> Iterator[None]:
+def _explained(request: BackupRequest) -> Iterator[None]:
     """The one place where an error of the server or of the network becomes ours. (Files' errors are ours by then.)"""
     try:
         yield
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
-        advice = _ADVICE.get(type(error), f"Look at {order.setting} and the server.")
-        raise BackupError(f"the database {order.shown} could not be backed up: {cause}. {advice}") from error
+        advice = _ADVICE.get(type(error), f"Look at {request.setting} and the server.")
+        raise BackupError(f"the database {request.safe_url} could not be backed up: {cause}. {advice}") from error

@@ -18,7 +18,7 @@ from service.backup.file.format import DATABASE, PIECE_BYTES, SQLITE, tool
 from service.backup.file.progress import Meter
 from service.backup.file.selection import Selection
 from service.backup.file.writer import Archive, refuse_size
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.backup.sqlite import tables as sqlite_tables
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
@@ -37,10 +37,10 @@ _ADVICE = {
 }
 
 
-def write(order: Order, archive: Archive, meter: Meter, stop: Stop) -> None:
-    source = file_of(order.database)
+def write(request: BackupRequest, archive: Archive, meter: Meter, stop: Stop) -> None:
+    source = file_of(request.database)
     refuse_size(source.stat().st_size)
-    with _copy(source, copy_beside(archive.path), order.selection, meter, stop) as (copy, facts):
+    with _copy(source, copy_beside(archive.path), request.selection, meter, stop) as (copy, facts):
         header = {"server_version": sqlite3.sqlite_version, "tool": tool(), **facts.pop("header")}
         archive.add_header(SQLITE, database=source.name, **header)
         size = copy.stat().st_size

@@ -1,4 +1,4 @@
-"""A backup in a process of its own, seen from the process that orders it."""
+"""Starts the process that makes a backup, sends the request to it, and reads its answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from service.backup.file.progress import Progress
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
 
@@ -29,16 +29,12 @@ KILL_AFTER_SECONDS = 1.0
 """Less than a drain leaves to what it has cancelled: the file is then removed here."""
 
 
-class CannotStart(Exception):
-    """There may be no other process here."""
-
-
-def carry_out(order: Order, partial: Path, stop: Stop, report: Callable[[Progress], None] | None) -> None:
-    """As the worker's, which does it. Raises what the worker raised, and CannotStart before anything was done."""
-    process = _start()
+def carry_out(request: BackupRequest, partial: Path, stop: Stop, report: Callable[[Progress], None] | None) -> None:
+    """Have the worker write the backup into `partial`. Raises BackupError, also for what the worker raised."""
+    process = _start(partial)
     with process:
         try:
-            _hand_over(process, order.as_json(partial))
+            _hand_over(process, request.as_json(partial))
             with stop.calling(lambda: _end(process)):
                 result = _listen(process.stdout, report)
                 process.wait()
@@ -51,11 +47,14 @@ def carry_out(order: Order, partial: Path, stop: Stop, report: Callable[[Progres
         raise BackupError(f"no backup was made in {partial.parent}: its process {_ending(process.returncode)}")
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(partial: Path) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen((sys.executable, *COMMAND), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return subprocess.Popen((sys.executable or "", *COMMAND), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     except (OSError, ValueError) as error:
-        raise CannotStart from error
+        raise BackupError(
+            f"no backup was made in {partial.parent}: no process could be started for it ({error}). Each backup has a "
+            f"process of its own, which runs {sys.executable or 'no interpreter: sys.executable is empty'}"
+        ) from error
 
 
 def _hand_over(process: subprocess.Popen[bytes], line: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What is to be backed up, and into which file: plain values, so that another process can be told."""
+"""The request for a backup: plain values that can be sent to another process."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from service.backup.file.selection import Selection
 
 
 @dataclass(frozen=True)
-class Order:
-    """`arguments` are the connection's: they may hold a password. `shown` is the database for messages, without it.
+class BackupRequest:
+    """The database to back up, and what of it.
 
-    `setting` names the database.
+    `arguments`: those of the connection, which may hold a password. `safe_url`: the database's URL without a password,
+    for messages. `setting`: the setting that holds the URL. `started`: when the backup was requested (UTC).
     """
 
     kind: str
     database: str
-    shown: str
+    safe_url: str
     started: datetime
     selection: Selection
     arguments: dict[str, Any] = field(default_factory=dict, repr=False)
     setting: str = "DATABASE_URL"
 
     def as_json(self, partial: Path) -> bytes:
-        """One line, with the file to write and the process that orders it."""
+        """One line of JSON, with the file to write and the process id of the caller."""
         more = {"started": self.started.isoformat(), "partial": str(partial), "by": os.getpid()}
         return json.dumps({**asdict(self), **more}).encode() + b"\n"
 

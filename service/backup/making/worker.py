@@ -1,7 +1,7 @@
-"""Carries out an order: `python -m service.backup.making.worker` does so in a process of its own, at a low priority.
+"""Makes a requested backup: `python -m service.backup.making.worker` does so in its own process, at a low priority.
 
-The order comes as a line on stdin, which then stays open: its end means that the backup is not wanted any more, or
-that whoever ordered it is gone. Signals are for that process, which hears them too, to decide on.
+The request comes as one line on stdin, which then stays open. The end of stdin means that the caller no longer wants
+the backup, or has ended. The worker ignores signals: the caller receives them too, and decides.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from service.backup.file.reader import LocalFile
 from service.backup.file.verify import verify
 from service.backup.file.writer import Archive
 from service.backup.making import from_postgresql, from_sqlite
-from service.backup.making.request import Order
+from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop, Stopped
 from service.errors import BackupError
 
-Writer = Callable[[Order, Archive, Meter, Stop], None]
+Writer = Callable[[BackupRequest, Archive, Meter, Stop], None]
 WRITERS: dict[str, Writer] = {POSTGRESQL: from_postgresql.write, SQLITE: from_sqlite.write}
 NICE = 10
 
 
-def carry_out(order: Order, partial: Path, stop: Stop, report: Callable[[Progress], None] | None) -> None:
+def carry_out(request: BackupRequest, partial: Path, stop: Stop, report: Callable[[Progress], None] | None) -> None:
     """Write the backup into the file that is there already, and read it back."""
     meter = Meter(report)
     with explained(partial.parent):
-        with Archive(partial, order.started) as archive:
-            WRITERS[order.kind](order, archive, meter, stop)
+        with Archive(partial, request.started) as archive:
+            WRITERS[request.kind](request, archive, meter, stop)
         _read_back(partial, meter, stop)
 
 
@@ -58,18 +58,18 @@ def main() -> None:
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     os.nice(NICE)
-    order, partial, ordered_by = Order.from_json(sys.stdin.buffer.readline())
+    request, partial, requested_by = BackupRequest.from_json(sys.stdin.buffer.readline())
     stop = Stop()
     threading.Thread(target=_until_unwanted, args=(stop,), daemon=True).start()
     try:
-        carry_out(order, partial, stop, lambda progress: _say(progress=asdict(progress)))
+        carry_out(request, partial, stop, lambda progress: _say(progress=asdict(progress)))
         _say(done=True)
     except BackupError as error:
         _say(error=error.message)
     except Stopped:
         remove_unfinished(partial)  # that process may end before it comes to it
     finally:
-        if os.getppid() != ordered_by:  # else what an error leaves is for that process to remove
+        if os.getppid() != requested_by:  # a caller that is alive removes the file of a failed backup itself
             remove_unfinished(partial)
 
 

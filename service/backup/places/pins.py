@@ -1,6 +1,6 @@
-"""A pinned backup has a small file beside it, in each place: NAME.pin, with who pinned it and when as JSON.
+"""Pins: small files NAME.pin beside a backup in each place, with who pinned it and when, as JSON.
 
-That it is there is all that counts, whatever it holds: what is in it is only ever shown.
+A backup is pinned if the file exists, whatever it holds. Its content is only displayed.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from service.backup.places.place import Storage, backups
 from service.errors import BackupError
 
 MOST_BYTES = 4096
-MOST_LETTERS = 100
+MOST_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
 class Pin:
-    """None where the file does not say it."""
+    """Who pinned a backup, and when (UTC). None if the file does not say so."""
 
     by: str | None = None
     at: datetime | None = None
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is in a place: its backups with their sizes, and the names to which there is a pin, with a backup or not."""
+class Listing:
+    """The backups of a place with their sizes in bytes, and the names that are pinned, also those without a backup."""
 
     place: str
     sizes: dict[str, int]
@@ -38,14 +38,15 @@ class Seen:
 
     @property
     def orphans(self) -> frozenset[str]:
+        """The names that are pinned, but of which the place has no backup."""
         return self.pinned - self.sizes.keys()
 
 
-def look(storage: Storage) -> Seen:
-    """Raises BackupError."""
+def look(storage: Storage) -> Listing:
+    """List the backups and pins of a place. Raises BackupError."""
     listed = storage.listed()
     names = (name.removesuffix(PIN) for name in listed if name.endswith(PIN))
-    return Seen(storage.place, backups(listed), frozenset(name for name in names if taken_at(Path(name))))
+    return Listing(storage.place, backups(listed), frozenset(name for name in names if taken_at(Path(name))))
 
 
 def is_pinned(storage: Storage, name: str) -> bool:
@@ -53,13 +54,13 @@ def is_pinned(storage: Storage, name: str) -> bool:
 
 
 def put(storage: Storage, name: str, pin: Pin) -> bool:
-    """False: it was pinned already, and by whom stays. Raises BackupError."""
+    """Pin a backup. Returns False if it is pinned already; then its pin is left as it is. Raises BackupError."""
     at = pin.at.isoformat(timespec="seconds") if pin.at else None
     return storage.write(name + PIN, json.dumps({"by": pin.by, "at": at}).encode() + b"\n")
 
 
 def remove(storage: Storage, name: str) -> bool:
-    """False: it was not pinned. Raises BackupError."""
+    """Unpin a backup. Returns False if it was not pinned. Raises BackupError."""
     if not is_pinned(storage, name):
         return False
     storage.delete(name + PIN)
@@ -67,7 +68,7 @@ def remove(storage: Storage, name: str) -> bool:
 
 
 def read(storage: Storage, name: str) -> Pin:
-    """Raises BackupError where the place can't be read."""
+    """The content of a backup's pin. Raises BackupError if the place can't be read."""
     return _parsed(storage.read(name + PIN, MOST_BYTES + 1))
 
 
@@ -78,13 +79,13 @@ def _parsed(data: bytes) -> Pin:
         facts = None
     if not isinstance(facts, dict):
         return Pin()
-    return Pin(_shown(facts.get("by")), _instant(facts.get("at")))
+    return Pin(_printable(facts.get("by")), _instant(facts.get("at")))
 
 
-def _shown(by: object) -> str | None:
+def _printable(by: object) -> str | None:
     if not isinstance(by, str):
         return None
-    return "".join(letter if letter.isprintable() else "?" for letter in by[:MOST_LETTERS])
+    return "".join(character if character.isprintable() else "?" for character in by[:MOST_CHARACTERS])
 
 
 def _instant(at: object) -> datetime | None:
@@ -96,9 +97,12 @@ def _instant(at: object) -> datetime | None:
 
 
 def remove_orphans(storage: Storage, names: Iterable[str], now: datetime) -> None:
-    """Remove the pins of these backups, which are gone. A young one may be of a copy on its way: the pin goes first."""
+    """Remove the pins of these backups, which no longer exist.
+
+    A pin younger than a day is kept: a copy of the backup may be on its way, and the pin is copied first.
+    """
     for name in names:
-        with suppress(BackupError):  # it does no harm where it is
+        with suppress(BackupError):  # a pin that is left does no harm
             changed = storage.changed_at(name + PIN)
             if changed and now - changed > ABANDONED_AFTER and not storage.has(name):
                 storage.delete(name + PIN)

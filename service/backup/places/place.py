@@ -1,4 +1,7 @@
-"""Where backups are, a folder or a bucket, by the same few verbs; and how one of them is named. Threads call it."""
+"""Places that hold backups, a folder or a bucket, with the same few methods; and finding a backup by its name.
+
+All of it blocks, so it is called in threads.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from service.backup.file.digest import PIECE_BYTES
 from service.backup.file.folder import PIN, explained, publish, remove_abandoned, sync, taken_at
 from service.backup.file.reader import LocalFile, Source
 from service.backup.file.verify import verify
-from service.backup.places.retention import ahead_named, is_ahead, latest_of
+from service.backup.places.retention import describe_future, is_in_future, latest_of
 from service.concurrency.stoppable import Stop
 from service.config import Settings, get_settings
 from service.errors import BackupError, UnknownBackup
@@ -32,37 +35,43 @@ logger = get_logger(__name__)
 
 LATEST = "latest"
 FOLDER = "folder"
-"""BACKUP_DIR as a place. The other one is called by its URL."""
+"""The place of BACKUP_DIR in the ledger. The place of BACKUP_URL is its URL."""
 
 
 def nothing(_: int) -> None:
-    """For who wants to hear nothing."""
+    """A callback for callers that need no progress."""
 
 
 class Storage(Protocol):
-    """A place of backups. `name`: as people know it, without credentials; `place`: as the ledger does."""
+    """A place that holds backups. `name`: its path or URL without credentials. `place`: its key in the ledger.
+
+    The methods raise BackupError if the place can't be read or written.
+    """
 
     name: str
     place: str
 
     def listed(self) -> dict[str, int]:
-        """The size of each file by its name, others than backups too."""
+        """The size in bytes of each file by its name, also of files that are not backups."""
 
     def has(self, name: str) -> bool: ...
 
     def open(self, name: str) -> LocalFile | Object: ...
 
     def read(self, name: str, most: int) -> bytes:
-        """So many bytes of a small file; none of what is no file."""
+        """The first `most` bytes of a small file; no bytes if it is not a regular file."""
 
     def write(self, name: str, data: bytes) -> bool:
-        """A small file. False: there is one of that name, which stays as it is."""
+        """Write a small file. Returns False if there is a file of that name, which is left as it is."""
 
     def changed_at(self, name: str) -> datetime | None:
-        """When it was written, by the place's clock; None where it is gone."""
+        """When the file was written, by the clock of the place, in UTC; None if there is no such file."""
 
     def put(self, source: Source, name: str, stop: Stop, tell: Callable[[int], None]) -> None:
-        """Copy a backup there. It has its name only when it is whole and was compared."""
+        """Copy a backup to this place. It gets its name only when it is complete and has been verified.
+
+        `tell` is called with the number of bytes copied so far.
+        """
 
     def delete(self, name: str) -> None: ...
 
@@ -76,7 +85,7 @@ class Folder:
         self.place = place
 
     def listed(self) -> dict[str, int]:
-        """Nothing where the folder is missing."""
+        """Sizes by name, as in Storage; empty if the folder does not exist."""
         if not self.path.exists():
             return {}
         try:
@@ -126,15 +135,15 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_abandoned(self.path, clock.now())
             if self.has(name):
-                raise BackupError(f"{final} is there already")
+                raise BackupError(f"{final} exists already")
             try:
                 _copy(source, partial, stop, tell)
-                with LocalFile(partial) as copied:
-                    copied.name = source.name  # in messages: the partial file will be gone
-                    verify(copied, stop)
+                with LocalFile(partial) as copy:
+                    copy.name = source.name  # messages name the source, because the partial file is removed
+                    verify(copy, stop)
                 publish(partial, final)
             except FileExistsError:
-                raise BackupError(f"{final} is there already") from None
+                raise BackupError(f"{final} exists already") from None
             finally:
                 partial.unlink(missing_ok=True)
 
@@ -143,7 +152,7 @@ class Folder:
             (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise BackupError(
-                f"the old backup {self.path / name} can't be deleted: {error.strerror}. Do it by hand."
+                f"the old backup {self.path / name} can't be deleted: {error.strerror}. Delete it by hand."
             ) from error
 
 
@@ -152,7 +161,7 @@ def _sizes(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, int]]:
         with suppress(FileNotFoundError):  # another process has just renamed or deleted it
             if entry.is_file(follow_symlinks=False):
                 yield entry.name, entry.stat(follow_symlinks=False).st_size
-            elif entry.name.endswith(PIN):  # whatever it is, it pins
+            elif entry.name.endswith(PIN):  # anything with this suffix is a pin, also a folder or a link
                 yield entry.name, 0
 
 
@@ -167,7 +176,7 @@ def _copy(source: Source, to: Path, stop: Stop, tell: Callable[[int], None]) -> 
 
 
 def at(url: str, settings: Settings) -> Storage:
-    """The place that a URL names. Raises BackupError."""
+    """The place with this URL, `s3://bucket/prefix` or `file:///folder`. Raises BackupError."""
     if url.startswith(FILE):
         try:
             return Folder(folder_of(url), place=url)
@@ -175,18 +184,21 @@ def at(url: str, settings: Settings) -> Storage:
             raise BackupError(f"the address {url} is {error}") from None
     if not url.startswith("s3://"):
         raise BackupError(
-            f"there are no backups at {url.split('://')[0]}://…; allowed: s3://bucket/prefix, file:///folder"
+            f"a backup can't be at {url.split('://')[0]}://…; allowed: s3://bucket/prefix, file:///folder"
         )
     try:
         from service.backup.places.s3 import VARIABLES, Objects
     except ModuleNotFoundError as error:
-        raise BackupError(f"{url}: for s3:// ({error.name} is missing): pip install 'batch-system[s3]'") from None
+        raise BackupError(
+            f"{url}: s3:// needs the package {error.name}, which the extra `s3` brings: "
+            "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[s3]'"
+        ) from None
     return Objects(url, {name: value for name in VARIABLES if (value := getattr(settings, name, None))})
 
 
 @dataclass(frozen=True)
 class Places:
-    """The folder of backups (BACKUP_DIR), and where they are copied to (BACKUP_URL)."""
+    """The folder of backups (BACKUP_DIR), and the place that they are copied to (BACKUP_URL)."""
 
     folder: Folder
     url: str | None
@@ -197,19 +209,19 @@ class Places:
         return cls(Folder(settings.BACKUP_DIR), settings.BACKUP_URL, settings)
 
     def elsewhere(self) -> Storage | None:
-        """None where BACKUP_URL is empty. Raises BackupError, and InvalidSetting where it is BACKUP_DIR."""
+        """The place of BACKUP_URL; None if it is not set. Raises BackupError, or InvalidSetting if it is BACKUP_DIR."""
         if self.url is None:
             return None
         refuse_one_place(self.folder.path, self.url)
         return at(self.url, self.settings)
 
     def all(self) -> list[Storage]:
-        """The folder first. Raises as `elsewhere` does."""
+        """Both places, the folder first. Raises the errors of `elsewhere`."""
         elsewhere = self.elsewhere()
         return [self.folder, *([elsewhere] if elsewhere else [])]
 
     def find(self, text: str) -> LocalFile | Object:
-        """The backup that a path, a name, `latest` or an address means. Raises BackupError."""
+        """The backup with this path, name or address, or the newest one for `latest`. Raises BackupError."""
         if "://" in text:
             storage, name = self.addressed(text)
             return storage.open(name)
@@ -217,19 +229,19 @@ class Places:
             return self._latest()
         if os.sep in text or os.path.isfile(text):
             return LocalFile(Path(text))
-        found = backups(self.folder.listed())
-        if text in found:
+        names = backups(self.folder.listed())
+        if text in names:
             return self.folder.open(text)
         if (elsewhere := self.elsewhere()) is not None and text in backups(elsewhere.listed()):
             return elsewhere.open(text)
-        near = f"; the newest there is {newest_here}" if (newest_here := latest_of(found, clock.now())) else ""
+        near = f"; the newest there is {newest_here}" if (newest_here := latest_of(names, clock.now())) else ""
         raise UnknownBackup(
             f"there is no backup {brief(text)} in {self._where()}{near}. Allowed: a path, a name, latest, "
             "s3://bucket/prefix/name"
         )
 
     def _latest(self) -> LocalFile | Object:
-        """The newest of both places: a place that can't be looked at may have a newer one than the other."""
+        """The newest backup of both places. Raises BackupError if one can't be listed: it may have the newest."""
         try:
             found = newest(self.all(), clock.now())
         except BackupError as error:
@@ -241,7 +253,7 @@ class Places:
         return storage.open(name)
 
     def addressed(self, text: str) -> tuple[Storage, str]:
-        """The place and the name that an address means. Raises BackupError."""
+        """The place and the name in the address of a backup; `latest` is the name of the newest. Raises BackupError."""
         if text.startswith("s3://") and any(mark in text for mark in "@?#"):
             raise BackupError(
                 "only a bucket, a prefix and a name may stand in s3://bucket/prefix/name; keys are read from "
@@ -260,28 +272,28 @@ class Places:
 
 
 def newest(storages: Iterable[Storage], now: datetime) -> tuple[Storage, str] | None:
-    """Where the latest backup is, and its name. None: there is none, or only such as are of a time to come."""
-    found: list[tuple[str, Storage]] = []
+    """The place and the name of the newest backup; None if there is none except backups with names in the future."""
+    newest_of_each: list[tuple[str, Storage]] = []
     for storage in storages:
         names = backups(storage.listed())
         if name := latest_of(names, now):
-            found.append((name, storage))
-        if ahead := [one for one in names if is_ahead(one, now)]:
-            logger.warning(f"{ahead_named(ahead)} in {storage.name}: not taken for the latest")
-    if not found:
+            newest_of_each.append((name, storage))
+        if future_names := [name for name in names if is_in_future(name, now)]:
+            logger.warning(f"{describe_future(future_names)} in {storage.name}: not taken for the latest")
+    if not newest_of_each:
         return None
-    name, storage = max(found, key=lambda one: one[0])  # the first of them, where both have it
+    name, storage = max(newest_of_each, key=lambda pair: pair[0])  # the first place, if both have that name
     return storage, name
 
 
 def find(text: str) -> LocalFile | Object:
-    """The backup that a path, a name, `latest` or an address means, to be closed by a `with`. Raises BackupError.
+    """Open the backup with this path, name or address; the caller closes it, by a `with`. Raises BackupError.
 
-    Threads call it. `latest` is the newest of the folder's and of those at BACKUP_URL.
+    `latest` means the newest backup of BACKUP_DIR and BACKUP_URL. The call blocks, so it is made in a thread.
     """
     return Places.of(get_settings()).find(text)
 
 
 def backups(listed: dict[str, int]) -> dict[str, int]:
-    """Of these files the backups: those whose names are exactly what ours are. By name, so by time."""
+    """The files whose names are exactly those of backups, with their sizes, in the order of their times."""
     return {name: size for name, size in sorted(listed.items()) if taken_at(Path(name)) is not None}

@@ -1,7 +1,7 @@
-"""Backups in a bucket, by S3's protocol. The only module that uses obstore: the extra `s3` installs it.
+"""Backups in a bucket, by the S3 protocol. Only this module uses obstore, which the extra `s3` installs.
 
-An object has its name only when all of it is there, so a cut upload leaves nothing that looks like a backup. What an
-error of the library says is never passed on as it is: it may hold addresses with signatures.
+An object appears in the bucket only when its upload is complete, so an interrupted upload leaves no part of a backup.
+The text of an error of obstore is never passed on unchanged, because it may hold URLs with signatures.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from service.backup.file.reader import Source
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError, PlaceUnreachable, UnknownBackup
 
-if TYPE_CHECKING:  # at run time they are not there
+if TYPE_CHECKING:  # these names exist only in the type stubs of obstore
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
 PART_BYTES = 8 * 1024 * 1024
 MOST_PARTS = 9_000
-"""S3 takes 10,000."""
+"""The most parts of an upload; S3 allows 10,000."""
 PIECE_BYTES = 1024 * 1024
 PARTS_AT_ONCE = 3
 RETRY: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
@@ -39,10 +39,10 @@ VARIABLES = (
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_SKIP_SIGNATURE"),
     *("AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_KMS_KEY_ID", "AWS_CHECKSUM_ALGORITHM"),
 )
-"""Those that `.env` may hold too. In the environment the library knows more of them."""
+"""The variables that may also stand in `.env`. In the environment, obstore reads further ones."""
 
 _KEYS = "Look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN."
-_REACH = "Look at the network, AWS_ENDPOINT_URL and AWS_REGION; then it can be tried again."
+_REACH = "Look at the network, AWS_ENDPOINT_URL and AWS_REGION, and try again."
 _ADVICE = {
     "NoSuchBucket": "there is no such bucket. Make it, or look at BACKUP_URL.",
     "NoSuchKey": "there is no such backup.",
@@ -58,10 +58,10 @@ _ADVICE = {
 
 
 class Objects:
-    """The backups right below a bucket's prefix."""
+    """A place in a bucket: the objects directly below a prefix."""
 
     def __init__(self, url: str, settings: Mapping[str, str]) -> None:
-        """`settings`: those of VARIABLES that are set. Raises BackupError."""
+        """`url`: s3://bucket/prefix. `settings`: the values of those VARIABLES that are set. Raises BackupError."""
         self.name = self.place = url.rstrip("/")
         bucket, _, prefix = self.name.removeprefix("s3://").partition("/")
         config = cast("S3Config", {name.lower(): value for name, value in settings.items()})
@@ -72,10 +72,10 @@ class Objects:
             )
 
     def listed(self) -> dict[str, int]:
-        """The size of each object by its name."""
+        """The size in bytes of each object by its name."""
         with self._explained():
-            found = obstore.list_with_delimiter(self._store)["objects"]
-            return {str(one["path"]).rsplit("/", 1)[-1]: int(one["size"]) for one in found}
+            objects = obstore.list_with_delimiter(self._store)["objects"]
+            return {str(entry["path"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in objects}
 
     def has(self, name: str) -> bool:
         return self.changed_at(name) is not None
@@ -102,15 +102,15 @@ class Objects:
         return True
 
     def put(self, source: Source, name: str, stop: Stop, tell: Callable[[int], None]) -> None:
-        """Upload a backup, and compare what the store has then. `tell` is called with the bytes that are read."""
-        sent = _Sent(source, stop, tell)
+        """Upload a backup, and compare the stored object with it. `tell` is called with the number of bytes read."""
+        upload = _Upload(source, stop, tell)
         with self._explained(name):
-            if source.size <= sent.part:
-                obstore.put(self._store, name, b"".join(sent), use_multipart=False)
+            if source.size <= upload.part:
+                obstore.put(self._store, name, b"".join(upload), use_multipart=False)
             else:
-                obstore.put(self._store, name, iter(sent), chunk_size=sent.part, max_concurrency=PARTS_AT_ONCE)
+                obstore.put(self._store, name, iter(upload), chunk_size=upload.part, max_concurrency=PARTS_AT_ONCE)
         with self.open(name) as stored:
-            if (stored.size, stored.etag) == (source.size, sent.etag()) or sha256(stored, stop) == sent.sha256():
+            if (stored.size, stored.etag) == (source.size, upload.etag()) or sha256(stored, stop) == upload.sha256():
                 return
         self.delete(name)
         raise BackupError(f"{self.name}/{name} is not what was sent, so it was removed again. Try again.")
@@ -126,19 +126,19 @@ class Objects:
 
 
 def _is_plain(settings: Mapping[str, str]) -> bool:
-    """Whether the endpoint is without encryption. Raises BackupError for values with which the library would panic."""
+    """Whether the endpoint uses HTTP without TLS. Raises BackupError for values that would make obstore panic."""
     for name, value in settings.items():
         if not value.isprintable() or " " in value:
-            raise BackupError(f"{name} has a space in it, or an end of a line")
+            raise BackupError(f"{name} has a space or a control character in it")
     endpoints = {name: settings.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")}
     for name, endpoint in endpoints.items():
         if endpoint and not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", endpoint):
-            raise BackupError(f"{name} is no endpoint of a store; allowed: https://host, or http://host:port")
+            raise BackupError(f"{name} is not the endpoint of a store; allowed: https://host, or http://host:port")
     return any(endpoint.startswith("http://") for endpoint in endpoints.values())
 
 
 class Object:
-    """A backup in a bucket, read by ranges."""
+    """A source that reads an object of a bucket by ranges."""
 
     def __init__(self, store: S3Store, path: str, name: str) -> None:
         self.name = name
@@ -152,7 +152,7 @@ class Object:
         self.etag = str(meta["e_tag"] or "").strip('"')
 
     def read(self, offset: int, length: int) -> bytes:
-        """Fewer bytes at the end of it."""
+        """These bytes, or fewer at the end of the object."""
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
@@ -166,8 +166,8 @@ class Object:
         pass
 
 
-class _Sent:
-    """A file's pieces on their way, and the checksums of what went."""
+class _Upload:
+    """Yields the pieces of a source, and computes the checksums of what it has yielded."""
 
     def __init__(self, source: Source, stop: Stop, tell: Callable[[int], None]) -> None:
         self.part = max(PART_BYTES, -(-source.size // MOST_PARTS))
@@ -189,7 +189,7 @@ class _Sent:
                 yield piece
 
     def etag(self) -> str:
-        """What S3 calls an object that was put so, unless it is encrypted with a key of somebody's."""
+        """The entity tag that S3 gives to an object uploaded in these parts, unless it is encrypted with KMS keys."""
         if len(self._parts) <= 1:
             return str(self._parts[0].hexdigest()) if self._parts else ""
         joined = b"".join(part.digest() for part in self._parts)
@@ -225,9 +225,9 @@ def _cause(text: str) -> str:
     for words, cause in (
         ("169.254.169.254", f"there are no keys for the store. {_KEYS}"),
         ("redirect", _ADVICE["PermanentRedirect"]),
-        ("dns error", f"its host has no address. {_REACH}"),
+        ("dns error", f"the name of its host can't be resolved. {_REACH}"),
         ("certificate", "its certificate is not trusted. Look at AWS_ENDPOINT_URL."),
-        ("onnection refused", f"nobody listens there. {_REACH}"),
+        ("onnection refused", f"the connection was refused. {_REACH}"),
         ("timed out", f"it does not answer. {_REACH}"),
         ("Config error", "one of the variables AWS_… has a value that is not allowed."),
     ):

@@ -1,4 +1,7 @@
-"""What there is in a PostgreSQL database, what of it a backup holds, and what is refused before a byte is written."""
+"""Reads from the catalog of a PostgreSQL database which tables and sequences a backup holds.
+
+What a backup would hold wrongly or not at all is refused before anything is written.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from service.backup.file.selection import LEDGERS_MARK, Selection, is_ledgers, quoted
 from service.errors import BackupError
 
-# For a partition the tables above it, for an identity's or serial's sequence the table that owns it.
+# The column "above": for a partition the tables that it belongs to; for the sequence of a column, the column's table.
 RELATIONS = """
 SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, c.relpersistence = 'u' AS is_unlogged,
     columns.names, columns.types, ARRAY(
@@ -46,8 +49,12 @@ _LEAVE_OUT = "Leave it out by BACKUP_EXCLUDE"
 
 
 @dataclass(frozen=True)
-class Relation:
-    """A table, a sequence, or another thing that has rows. `above` are the oids of what it is a part of."""
+class SourceRelation:
+    """A relation of the database to back up: a table, a sequence, a foreign table or a materialized view.
+
+    `kind`: PostgreSQL's relkind. `names`, `types`: its columns without the generated ones. `key`: the columns of the
+    primary key. `above`: the oids of the tables that it belongs to. `is_extensions`: whether an extension owns it.
+    """
 
     schema: str
     name: str
@@ -63,88 +70,94 @@ class Relation:
     is_extensions: bool
 
     def __str__(self) -> str:
-        """As SQL."""
+        """The quoted name for SQL."""
         return f"{quoted(self.schema)}.{quoted(self.name)}"
 
     @property
     def path(self) -> str:
-        """For people, and for patterns."""
+        """The name with the schema, for messages and for the patterns of a selection."""
         return f"{self.schema}.{self.name}"
 
 
 @dataclass(frozen=True)
 class Contents:
-    """`tables` are those that hold rows: of a partitioned table its partitions. `versions` are alembic's tables."""
+    """What a backup holds. `tables`: those with rows, so the partitions of a partitioned table instead of that table.
 
-    tables: list[Relation]
-    sequences: list[Relation]
+    `left_out`: the paths of the tables that the backup leaves out. `versions`: the version tables of Alembic.
+    """
+
+    tables: list[SourceRelation]
+    sequences: list[SourceRelation]
     left_out: list[str]
-    versions: list[Relation]
+    versions: list[SourceRelation]
 
 
 async def contents(connection: Any, selection: Selection) -> Contents:
-    found = [_relation(row) for row in await connection.fetch(RELATIONS)]
-    by_oid = {relation.oid: relation for relation in found}
+    """Read what a backup with this selection holds. Raises BackupError for what a backup can't hold."""
+    relations = [_relation(row) for row in await connection.fetch(RELATIONS)]
+    by_oid = {relation.oid: relation for relation in relations}
 
-    def names(relation: Relation) -> list[str]:
+    def names(relation: SourceRelation) -> list[str]:
         family = [relation, *(by_oid[oid] for oid in relation.above if oid in by_oid)]
         return [name for member in family for name in (member.path, member.name)]
 
-    selection.refuse_idle_patterns(map(names, found))
-    ledgers = set() if selection.ledger else {one.schema for one in found if one.name == LEDGERS_MARK}
-    chosen = [one for one in found if _is_chosen(one, names(one), ledgers, selection)]
+    selection.refuse_idle_patterns(map(names, relations))
+    ledgers = set() if selection.ledger else {each.schema for each in relations if each.name == LEDGERS_MARK}
+    chosen = [relation for relation in relations if _is_chosen(relation, names(relation), ledgers, selection)]
     _refuse(chosen)
     if await connection.fetchval(LARGE_OBJECTS):
         raise BackupError("the database holds large objects, which these backups can't contain: use pg_dump")
-    tables = [one for one in chosen if one.kind == "r"]
-    saved = {one.oid for one in tables}
+    tables = [relation for relation in chosen if relation.kind == "r"]
+    saved = {table.oid for table in tables}
     return Contents(
         tables=tables,
-        sequences=[one for one in chosen if one.kind == "S"],
-        left_out=[one.path for one in found if one.kind in "rfm" and one.oid not in saved],
-        versions=[one for one in found if one.kind == "r" and one.names == ("version_num",) and one.may_be_read],
+        sequences=[relation for relation in chosen if relation.kind == "S"],
+        left_out=[each.path for each in relations if each.kind in "rfm" and each.oid not in saved],
+        versions=[
+            each for each in relations if each.kind == "r" and each.names == ("version_num",) and each.may_be_read
+        ],
     )
 
 
-def _relation(row: Any) -> Relation:
+def _relation(row: Any) -> SourceRelation:
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    return Relation(**values)
+    return SourceRelation(**values)
 
 
-def _is_chosen(relation: Relation, names: Iterable[str], ledgers: set[str], selection: Selection) -> bool:
+def _is_chosen(relation: SourceRelation, names: Iterable[str], ledgers: set[str], selection: Selection) -> bool:
     if relation.is_extensions or (relation.schema in ledgers and is_ledgers(relation.name)):
         return False
     return relation.kind in "rSf" and selection.holds(names)
 
 
-def _refuse(chosen: list[Relation]) -> None:
-    """What would be missing or wrong in a backup is said before anything is written."""
+def _refuse(chosen: list[SourceRelation]) -> None:
+    """Raises BackupError if a chosen relation would be missing or incomplete in a backup."""
     _refuse_those(
         chosen,
-        lambda one: one.kind == "f",
+        lambda relation: relation.kind == "f",
         f"is a foreign table, whose rows are in another database: back that up. {_LEAVE_OUT}",
     )
     _refuse_those(
         chosen,
-        lambda one: one.is_unlogged and one.kind == "r",
+        lambda relation: relation.is_unlogged and relation.kind == "r",
         f"is unlogged, so a crash of the server empties it. {_LEAVE_OUT}, or ALTER TABLE … SET LOGGED",
     )
     _refuse_those(
         chosen,
-        lambda one: not one.may_be_read,
+        lambda relation: not relation.may_be_read,
         "may not be read by this role. A backup needs the owner, or a role with pg_read_all_data and BYPASSRLS "
         "(BACKUP_DATABASE_URL)",
     )
     _refuse_those(
         chosen,
-        lambda one: one.has_row_security,
+        lambda relation: relation.has_row_security,
         "has row-level security, which hides rows from this role. "
         "A backup needs a role with BYPASSRLS (BACKUP_DATABASE_URL), or the owner where it is not forced",
     )
 
 
-def _refuse_those(chosen: list[Relation], condition: Callable[[Relation], bool], reason: str) -> None:
-    refused = [one.path for one in chosen if condition(one)]
+def _refuse_those(chosen: list[SourceRelation], condition: Callable[[SourceRelation], bool], reason: str) -> None:
+    refused = [relation.path for relation in chosen if condition(relation)]
     if refused:
         more = f" (as are {len(refused) - 1} more: {', '.join(refused[1:4])})" if refused[1:] else ""
         raise BackupError(f"the table {refused[0]} {reason}{more}.")

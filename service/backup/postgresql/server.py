@@ -1,4 +1,4 @@
-"""A restore's connection to a PostgreSQL server, and what to say when the server refuses."""
+"""A restore's connections to a PostgreSQL server: settings, locks, the commit, and messages for the server's errors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from service.database.urls import connect_arguments, safe_url
 from service.errors import BackupError
 
 LOCK_SECONDS = 10
-"""Whoever wants a table that the restore waits for waits behind it, so it does not wait for long."""
+"""How long a restore waits for a lock. Other sessions that want the table wait behind it, so it must be short."""
 ASK_AGAIN_SECONDS = 0.2
 ASK_TIMES = 25
 
-# Values are read as they were written. The role's search path stays: functions of checks and defaults may need it.
+# Values are read with the settings that they were written with. The search path of the role is kept, because functions
+# in checks and defaults may need it.
 SETTINGS = {
     "row_security": "off",
     "timezone": "UTC",
@@ -47,13 +48,14 @@ ORDER BY a.xact_start NULLS LAST, a.pid LIMIT 1
 
 @asynccontextmanager
 async def connected(url: URL) -> AsyncIterator[Any]:
+    """A connection with the settings of a restore."""
     async with snapshot.connected(connect_arguments(url), SETTINGS, f"the URL of {safe_url(url)}") as connection:
         yield connection
 
 
 @contextmanager
 def explained(url: URL) -> Iterator[None]:
-    """The one place where an error of the server or of the network becomes ours."""
+    """Turn an error of the server or of the network in the block into a BackupError."""
     try:
         yield
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
@@ -63,7 +65,7 @@ def explained(url: URL) -> Iterator[None]:
 
 
 def cause_of(error: BaseException) -> str:
-    """One line, with what the server adds to it, and without the values of rows."""
+    """The message of an error in one line, with the server's detail, and without values of rows."""
     cause = troubles.without_data(error, (str(error) or type(error).__name__).splitlines()[0])
     detail = (getattr(error, "detail", None) or "").partition("\n")[0]
     if not detail or detail.startswith("Failing row"):
@@ -72,7 +74,7 @@ def cause_of(error: BaseException) -> str:
 
 
 async def lock(connection: Any, url: URL, relations: Sequence[tuple[int, str]]) -> None:
-    """Take these tables (id, name as SQL) for this transaction alone. Raises BackupError, which says who has one."""
+    """Lock these tables (oid, name as SQL) exclusively. Raises BackupError, which names the session that uses one."""
     if not relations:
         return
     names = ", ".join(name for _, name in relations)
@@ -82,7 +84,7 @@ async def lock(connection: Any, url: URL, relations: Sequence[tuple[int, str]]) 
             async with connection.transaction():
                 await connection.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
             return
-        except asyncpg.DeadlockDetectedError as error:  # who has one of them waits for another: that one goes first
+        except asyncpg.DeadlockDetectedError as error:  # a session with one table waits for another: let it go first
             if clock.monotonic() >= until:
                 raise await _in_use(url, relations) from error
         except asyncpg.LockNotAvailableError as error:
@@ -91,36 +93,40 @@ async def lock(connection: Any, url: URL, relations: Sequence[tuple[int, str]]) 
 
 async def _in_use(url: URL, relations: Sequence[tuple[int, str]]) -> BackupError:
     async with connected(url) as other:
-        holder = await other.fetchrow(HOLDERS, [number for number, _ in relations])
-    who = (
+        holder = await other.fetchrow(HOLDERS, [oid for oid, _ in relations])
+    cause = (
         f"{holder['relation']} is in use by {holder['application_name'] or 'a session'} of {holder['usename']} "
         f"(pid {holder['pid']})"
         if holder
         else "a table was in use"
     )
     return BackupError(
-        f"nothing was restored into {safe_url(url)}: {who}, and was not let go within {LOCK_SECONDS} s. End that, or "
-        "try again when it is over"
+        f"nothing was restored into {safe_url(url)}: {cause}, and was not released within {LOCK_SECONDS} s. End that "
+        "session, or try again later"
     )
 
 
 async def commit(connection: Any, url: URL, transaction: Any, number: str) -> None:
-    """Commit; where the answer is lost, ask what became of the transaction of this number (an xid8)."""
+    """Commit. If the connection is lost meanwhile, ask the server whether the transaction was committed.
+
+    `number`: the transaction's id (xid8). Raises BackupError if the server does not answer that either.
+    """
     try:
         await transaction.commit()
     except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError) as error:
-        state = await _looked_up(url, number)
+        state = await _state_of_transaction(url, number)
         if state == "committed":
             return
         if state != "aborted":
             raise BackupError(
-                f"the connection to {safe_url(url)} was lost while the restore committed, and nobody can say yet "
-                "whether it did: look at the rows when the server is back"
+                f"the connection to {safe_url(url)} was lost during the commit of the restore, so it is not known "
+                "whether it was committed: look at the rows when the server is back"
             ) from error
         raise
 
 
-async def _looked_up(url: URL, number: str) -> str | None:
+async def _state_of_transaction(url: URL, number: str) -> str | None:
+    """`committed` or `aborted`; None if the server does not say so within ASK_TIMES attempts."""
     for _ in range(ASK_TIMES):
         try:
             async with connected(url) as other:
@@ -133,5 +139,5 @@ async def _looked_up(url: URL, number: str) -> str | None:
     return None
 
 
-Still = Callable[[], Coroutine[Any, Any, None]]
-"""Asked once nobody else can write: raises BackupError where the restore must not happen."""
+LastCheck = Callable[[], Coroutine[Any, Any, None]]
+"""Awaited when nobody else can write to the tables any more. Raises BackupError if the restore must not happen."""

@@ -1,4 +1,4 @@
-"""One consistent view of a PostgreSQL database over two connections."""
+"""One consistent view of a PostgreSQL database, over one or two connections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import asyncpg
 
 from service.backup.file.selection import Selection
 from service.backup.postgresql import relations
-from service.backup.postgresql.relations import Contents, Relation
+from service.backup.postgresql.relations import Contents, SourceRelation
 from service.errors import BackupError
 
 TRIES = 5
@@ -20,8 +20,8 @@ CONNECT_SECONDS = 10
 CLOSE_SECONDS = 5
 AT_ONCE = 100
 
-# As pg_dump has them: values are written so that they mean the same wherever they are read, and a part of the rows
-# is never taken for all of them, which row security would do silently.
+# The settings of pg_dump. Values are written so that they mean the same on every server, and row security raises an
+# error instead of silently hiding rows.
 SETTINGS = {
     "row_security": "off",
     "search_path": "",
@@ -37,7 +37,7 @@ SETTINGS = {
     "application_name": "batch/backup",
 }
 
-# Unknown before PostgreSQL 17, and so not to be set at the start of a connection.
+# Servers before PostgreSQL 17 do not know this setting, so it can't be among the settings of a new connection.
 NO_TIME_LIMIT = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'"
 
 
@@ -45,29 +45,32 @@ NO_TIME_LIMIT = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings
 async def connected(
     arguments: dict[str, Any], settings: dict[str, str] = SETTINGS, setting: str = "DATABASE_URL"
 ) -> AsyncIterator[Any]:
-    """A connection with these settings from its start, whatever the role's and the database's are.
+    """A connection with these server settings, which override those of the role and of the database.
 
-    `setting`: where the database's URL stands, for an error.
+    `setting`: the name of the setting that holds the database's URL, for messages. Raises BackupError for a connection
+    argument that the driver does not accept, and the errors of asyncpg.
     """
-    arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments}
+    settings = {**arguments.get("server_settings", {}), **settings}
+    arguments = {"timeout": CONNECT_SECONDS, "statement_cache_size": 0, **arguments, "server_settings": settings}
     try:
-        connection = await asyncpg.connect(**arguments, server_settings=settings)
+        connection = await asyncpg.connect(**arguments)
     except (TypeError, ValueError) as error:
-        raise BackupError(f"{setting} has an option that the driver does not take: {error}") from error
+        raise BackupError(f"{setting} has an option that the driver does not accept: {error}") from error
     try:
         await connection.fetch(NO_TIME_LIMIT)
         yield connection
-        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # what was to be done is done
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # all work is done by now
             await connection.close(timeout=CLOSE_SECONDS)
     finally:
         connection.terminate()
 
 
 async def take(connection: Any, selection: Selection) -> Contents:
-    """Begin the transaction that sees one instant, with every table locked against TRUNCATE and ALTER.
+    """Begin a transaction that sees one instant of the database, and lock every table against TRUNCATE and ALTER.
 
-    Those two are not hidden by a snapshot, so the locks come before it: LOCK TABLE takes none, the query after it
-    does. What was made, dropped or altered between the first look and the locks shows as a difference.
+    A snapshot does not hide TRUNCATE and ALTER, so the locks are taken before it: LOCK TABLE takes no snapshot, but the
+    query after it does. If that query returns other relations than before the locks, everything is tried again. Raises
+    BackupError after TRIES attempts.
     """
     for _ in range(TRIES):
         before = await relations.contents(connection, selection)
@@ -75,14 +78,14 @@ async def take(connection: Any, selection: Selection) -> Contents:
         if await _lock(connection, before.tables) and await relations.contents(connection, selection) == before:
             return before
         await transaction.rollback()
-    raise BackupError("tables are being made or altered all the time: back up when the migration is over")
+    raise BackupError("tables are created or altered all the time: back up when the migration is over")
 
 
 @asynccontextmanager
-async def shared(first: Any, arguments: dict[str, Any], tables: list[Relation]) -> AsyncIterator[Any]:
-    """A second connection that sees what the first sees; None where the server has none to give.
+async def shared(first: Any, arguments: dict[str, Any], tables: list[SourceRelation]) -> AsyncIterator[Any]:
+    """A second connection with the snapshot of the first one; None if the server has no connection or lock left.
 
-    Its locks don't wait: behind an ALTER that waits for the first connection they would wait for ever.
+    It does not wait for locks: behind an ALTER that waits for the first connection, it would wait for ever.
     """
     try:
         async with connected(arguments) as connection:
@@ -91,13 +94,16 @@ async def shared(first: Any, arguments: dict[str, Any], tables: list[Relation]) 
         yield None
 
 
-async def _join(first: Any, connection: Any, tables: list[Relation]) -> bool:
+async def _join(first: Any, connection: Any, tables: list[SourceRelation]) -> bool:
     snapshot = await first.fetchval("SELECT pg_catalog.pg_export_snapshot()")
     await _begin(connection)
     await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
     try:
         await _lock(connection, tables, "NOWAIT")
-    except (asyncpg.LockNotAvailableError, asyncpg.OutOfMemoryError):  # or no room in the server for so many locks
+    except (
+        asyncpg.LockNotAvailableError,
+        asyncpg.OutOfMemoryError,
+    ):  # the server's table of locks is full
         return False
     return True
 
@@ -108,44 +114,44 @@ async def _begin(connection: Any) -> Any:
     return transaction
 
 
-async def _lock(connection: Any, tables: list[Relation], how: str = "") -> bool:
-    """False when one of the tables has just gone."""
+async def _lock(connection: Any, tables: list[SourceRelation], option: str = "") -> bool:
+    """Lock the tables for reading. Returns False if one of them was dropped meanwhile."""
     if not tables:
         return True
     names = ", ".join(f"ONLY {table}" for table in tables)
     try:
-        await connection.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE {how}")
+        await connection.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE {option}")
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         return False
     return True
 
 
 async def facts(connection: Any, contents: Contents) -> dict[str, Any]:
-    """For the header: which server it was, what its transactions saw, and what migrations it had."""
+    """Fields of the backup's header: version of the server, snapshot, and the revisions in Alembic's version tables."""
     row = await connection.fetchrow(
         "SELECT pg_catalog.current_setting('server_version') AS server_version,"
         " pg_catalog.pg_current_snapshot()::text AS snapshot"
     )
     revisions = {table.path: await _revision(connection, table) for table in contents.versions}
-    ours = [revision for path, revision in revisions.items() if path.endswith(".alembic_version")]
-    return {**row, "revisions": revisions, "revision": ours[0] if ours else None}
+    default_table = [revision for path, revision in revisions.items() if path.endswith(".alembic_version")]
+    return {**row, "revisions": revisions, "revision": default_table[0] if default_table else None}
 
 
-async def _revision(connection: Any, table: Relation) -> str:
+async def _revision(connection: Any, table: SourceRelation) -> str:
     rows = await connection.fetch(f"SELECT version_num FROM {table} ORDER BY 1")  # noqa: S608 (names are quoted)
     return ", ".join(row["version_num"] for row in rows)
 
 
 @dataclass(frozen=True)
 class Size:
-    """`pages` of the table itself; `bytes` with what is stored beside it."""
+    """Size of a table. `pages`: those of the table itself. `bytes`: with what is stored beside it (large values)."""
 
     pages: int
     bytes: int
 
 
-async def sizes(connection: Any, tables: list[Relation]) -> dict[str, Size]:
-    """By the table's oid. It would wait for locks, so call it when they are held."""
+async def sizes(connection: Any, tables: list[SourceRelation]) -> dict[str, Size]:
+    """The sizes by the table's oid. The query needs locks of the tables, so it is made when they are held."""
     rows = await connection.fetch(
         "SELECT oid::text, pg_catalog.pg_relation_size(oid) / pg_catalog.current_setting('block_size')::int AS pages,"
         " pg_catalog.pg_table_size(oid) AS bytes FROM unnest($1::oid[]) AS t(oid)",
@@ -154,13 +160,16 @@ async def sizes(connection: Any, tables: list[Relation]) -> dict[str, Size]:
     return {row["oid"]: Size(row["pages"], row["bytes"]) for row in rows}
 
 
-async def values(connection: Any, sequences: list[Relation]) -> list[dict[str, Any]]:
-    """Sequences know no snapshots: read after it was taken, a value is at or past those in the rows."""
-    found: list[dict[str, Any]] = []
+async def values(connection: Any, sequences: list[SourceRelation]) -> list[dict[str, Any]]:
+    """The state of each sequence: schema, name, last_value, is_called.
+
+    A snapshot does not cover sequences. Read after the snapshot, a sequence is at or past the values in the rows.
+    """
+    states: list[dict[str, Any]] = []
     for start in range(0, len(sequences), AT_ONCE):
-        some = sequences[start : start + AT_ONCE]
-        selects = (f"SELECT {n} AS n, last_value, is_called FROM {one}" for n, one in enumerate(some))  # noqa: S608 (quoted)
+        group = sequences[start : start + AT_ONCE]
+        selects = (f"SELECT {n} AS n, last_value, is_called FROM {each}" for n, each in enumerate(group))  # noqa: S608 (quoted)
         for row in await connection.fetch(f"{' UNION ALL '.join(selects)} ORDER BY n"):
-            names = {"schema": some[row["n"]].schema, "name": some[row["n"]].name}
-            found.append({**names, "last_value": row["last_value"], "is_called": row["is_called"]})
-    return found
+            names = {"schema": group[row["n"]].schema, "name": group[row["n"]].name}
+            states.append({**names, "last_value": row["last_value"], "is_called": row["is_called"]})
+    return states

@@ -1,4 +1,4 @@
-"""What a PostgreSQL database holds that a restore has to know: tables, keys between them, triggers, sequences."""
+"""Reads from the catalog of a PostgreSQL database what a restore needs: tables, foreign keys, triggers, sequences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
-# Those that a partition has from its parent come and go with the parent's.
+# Keys that a partition inherits are left out: they are dropped and created together with the key of the parent.
 KEYS = """
 SELECT k.oid AS id, k.conname AS name, k.conrelid AS holder, k.confrelid AS referred,
     pg_catalog.pg_get_constraintdef(k.oid) AS text, pg_catalog.obj_description(k.oid, 'pg_constraint') AS comment
@@ -53,7 +53,7 @@ LARGE_OBJECTS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
 
 @dataclass(frozen=True)
 class Column:
-    """`is_needed`: a row must give it a value."""
+    """A column of a table. `is_needed`: every row must have a value for it, because it has no default."""
 
     name: str
     type: str
@@ -63,9 +63,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Relation:
-    """`parent`: of a partition. `is_forced`: row security holds for the owner too; `is_hidden`: for this role.
+    """A relation of the database that is restored into.
 
-    `place` is the schema that it is in. It differs from `schema` where it stands for a relation of that one.
+    `parent`: the id of the table that it is a partition of. `is_forced`: row security applies to its owner too;
+    `is_hidden`: it applies to this role. `place`: the schema that the relation is in. It differs from `schema` only for
+    a relation that stands for one in `schema`, as the copies of a trial restore do.
     """
 
     id: int
@@ -90,7 +92,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Key:
-    """A foreign key; `holder` has it, and refers to `referred`."""
+    """A foreign key from the table `holder` to the table `referred` (ids). `text`: its definition in SQL."""
 
     id: int
     name: str
@@ -102,7 +104,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Trigger:
-    """`state`: O is enabled, D disabled, R for replicas, A always."""
+    """A trigger. `state`: O is enabled, D is disabled, R fires on replicas only, A fires always."""
 
     relation: int
     name: str
@@ -111,7 +113,7 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Counter:
-    """A sequence. `relation` and `column`: whose values it makes."""
+    """A sequence. `relation` and `column`: the column that takes its values from it, if there is one."""
 
     id: int
     step: int
@@ -123,6 +125,8 @@ class Counter:
 
 @dataclass(frozen=True)
 class Target:
+    """The database that is restored into. `relations` and `sequences`: by their ids."""
+
     relations: dict[int, Relation]
     keys: tuple[Key, ...]
     triggers: tuple[Trigger, ...]
@@ -130,39 +134,40 @@ class Target:
     has_large_objects: bool
 
     def find(self, schema: str | None, name: str) -> Relation | None:
-        return next((r for r in self.relations.values() if (r.schema, r.name) == (schema, name)), None)
+        relations = self.relations.values()
+        return next((relation for relation in relations if (relation.schema, relation.name) == (schema, name)), None)
 
     def with_parents(self, relations: Collection[Relation]) -> set[int]:
-        """The ids of these, and of the partitioned tables that they are parts of."""
-        found: set[int] = set()
+        """The ids of these relations, and of the partitioned tables that they belong to."""
+        ids: set[int] = set()
         for relation in relations:
-            one: int | None = relation.id
-            while one is not None and one not in found:
-                found.add(one)
-                one = self.relations[one].parent if one in self.relations else None
-        return found
+            current: int | None = relation.id
+            while current is not None and current not in ids:
+                ids.add(current)
+                current = self.relations[current].parent if current in self.relations else None
+        return ids
 
     def keys_of(self, relations: Collection[Relation]) -> list[Key]:
-        """Those that begin or end at one of these."""
+        """The foreign keys from or to one of these relations or its parents."""
         ids = self.with_parents(relations)
         return [key for key in self.keys if key.holder in ids or key.referred in ids]
 
 
 async def look(connection: Any) -> Target:
-    """What is there, with types as they are written with an empty search path, which is put back afterwards."""
-    before = await connection.fetchval("SELECT pg_catalog.current_setting('search_path')")
+    """Read the target, with types written in full. The search path is emptied for that, and restored afterwards."""
+    search_path = await connection.fetchval("SELECT pg_catalog.current_setting('search_path')")
     await connection.execute("SELECT pg_catalog.set_config('search_path', '', false)")
     relations = await connection.fetch(RELATIONS)
     columns: dict[int, list[Column]] = {row["id"]: [] for row in relations}
     for row in await connection.fetch(COLUMNS, list(columns)):
         facts = dict(row)
         columns[facts.pop("relation")].append(Column(**facts))
-    found = Target(
+    target = Target(
         {row["id"]: Relation(**row, place=row["schema"], columns=tuple(columns[row["id"]])) for row in relations},
         tuple(Key(**row) for row in await connection.fetch(KEYS)),
         tuple(Trigger(**row) for row in await connection.fetch(TRIGGERS)),
         {row["id"]: Counter(**row) for row in await connection.fetch(SEQUENCES)},
         await connection.fetchval(LARGE_OBJECTS),
     )
-    await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", before)
-    return found
+    await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", search_path)
+    return target

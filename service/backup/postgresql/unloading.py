@@ -1,7 +1,7 @@
-"""The rows of PostgreSQL's tables by COPY, over the connections that there are, into the archive.
+"""Copies the rows of PostgreSQL's tables by COPY into the archive, over one or two connections.
 
-A large table is copied in ranges of its pages, so that the connections share it. A snapshot's rows stay where they are:
-what would move them (VACUUM FULL, CLUSTER) waits for the locks that are held.
+A large table is copied in ranges of its pages, so that both connections can work on it. The rows of a snapshot keep
+their pages, because VACUUM FULL and CLUSTER, which would move them, wait for the locks that are held.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from service.backup.file.format import PIECE_BYTES
 from service.backup.file.progress import Meter
 from service.backup.file.selection import quoted
 from service.backup.file.writer import Archive
-from service.backup.postgresql.relations import Relation
+from service.backup.postgresql.relations import SourceRelation
 from service.backup.postgresql.snapshot import Size
 from service.errors import BackupError
 
 RANGE_BYTES = 32 * 1024 * 1024
 PARTS_OF_A_RANGE = 100_000
-"""More than there ever are: a part's number says where its rows stand in the table, whoever copies them when."""
+"""More parts than a range can have. Part numbers follow the order of the rows, whichever connection copies them."""
 RANGES_SINCE = 14
-"""The first PostgreSQL that reads a range of pages without reading the whole table."""
+"""The first version of PostgreSQL that reads a range of pages without reading the whole table."""
 AHEAD = 2
-"""So many parts of a connection wait to be packed: memory is bounded."""
+"""How many parts of a connection may wait to be packed, so that memory is bounded."""
 
 
 @dataclass
 class _Table:
-    """What has come of a table so far."""
+    """A table, and how much of it has been copied."""
 
-    table: Relation
+    table: SourceRelation
     number: int
     rows: int = 0
     bytes: int = 0
@@ -43,11 +43,16 @@ class _Table:
 
     @property
     def folder(self) -> str:
-        """At most 73 characters, so that a tar header holds the path, and different also where case is not seen."""
+        """The table's folder in the archive.
+
+        It has at most 73 characters, so that the path fits into a tar header, and its number makes it unique also
+        on file systems that ignore case.
+        """
         name = ".".join(quote(part, safe="").replace(".", "%2E") for part in (self.table.schema, self.table.name))
         return f"data/{self.number:04}-{name[:60]}"
 
     def facts(self) -> dict[str, Any]:
+        """The table's entry in the manifest."""
         return {
             "schema": self.table.schema,
             "name": self.table.name,
@@ -63,7 +68,10 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Job:
-    """A table, or its pages from `start` to before `end` (None: to its end), and how many ranges are before it."""
+    """A table or a range of its pages. `number`: the number of ranges before it.
+
+    `start`: its first page; None for the whole table. `end`: the page after its last one; None for the table's end.
+    """
 
     table: _Table
     number: int = 0
@@ -72,49 +80,49 @@ class _Job:
 
     @property
     def rows(self) -> str:
-        """As SQL."""
+        """The query for the rows of the range, in SQL."""
         before = "" if self.end is None else f" AND ctid < '({self.end},0)'"
         columns = ", ".join(map(quoted, self.table.table.names))
         return f"SELECT {columns} FROM ONLY {self.table.table} WHERE ctid >= '({self.start},0)'{before}"  # noqa: S608 (quoted)
 
 
-def described(relations: list[Relation]) -> list[dict[str, Any]]:
-    """What the manifest says of each before any row was copied."""
+def described(relations: list[SourceRelation]) -> list[dict[str, Any]]:
+    """The entries of these tables in the manifest, before any row has been copied."""
     return [_Table(relation, number).facts() for number, relation in enumerate(relations, 1)]
 
 
 async def unload(
-    connections: list[Any], relations: list[Relation], sizes: Mapping[str, Size], archive: Archive, meter: Meter
+    connections: list[Any], relations: list[SourceRelation], sizes: Mapping[str, Size], archive: Archive, meter: Meter
 ) -> list[dict[str, Any]]:
-    """Each connection takes the largest table that is left. Returns what the manifest says of each, in their order.
+    """Copy all rows, the largest tables first. Returns the tables' entries in the manifest, in their given order.
 
-    `sizes`: by the tables' oids.
+    `sizes`: by the tables' oids. Each connection takes the next table or range when it has finished one.
     """
     meter.begin("copying", sum(size.bytes for size in sizes.values()))
     tables = [_Table(relation, number) for number, relation in enumerate(relations, 1)]
     can_split = len(connections) > 1 and connections[0].get_server_version().major >= RANGES_SINCE
-    waiting = deque(
+    jobs = deque(
         job
         for table in sorted(tables, key=lambda table: -sizes[table.table.oid].bytes)
         for job in (_ranges(table, sizes[table.table.oid]) if can_split else [_Job(table)])
     )
 
-    async def copy_those_left(connection: Any) -> None:
-        while waiting:
-            await _copy(connection, waiting.popleft(), archive, meter)
+    async def work(connection: Any) -> None:
+        while jobs:
+            await _copy(connection, jobs.popleft(), archive, meter)
 
-    copying = [asyncio.ensure_future(copy_those_left(connection)) for connection in connections]
+    workers = [asyncio.ensure_future(work(connection)) for connection in connections]
     try:
-        await asyncio.gather(*copying)
+        await asyncio.gather(*workers)
     finally:
-        for copier in copying:
-            copier.cancel()
-        await asyncio.wait(copying)
+        for worker in workers:
+            worker.cancel()
+        await asyncio.wait(workers)
     return [table.facts() for table in tables]
 
 
 def _ranges(table: _Table, size: Size) -> Iterator[_Job]:
-    """Of as many pages as have, with what is stored beside them, about RANGE_BYTES. The last one has no end."""
+    """Divide a table into ranges of about RANGE_BYTES, with what is stored beside their pages. The last has no end."""
     count = min(size.bytes // RANGE_BYTES, size.pages)
     if count < 2 or not table.table.names:
         yield _Job(table)
@@ -134,12 +142,12 @@ async def _copy(connection: Any, job: _Job, archive: Archive, meter: Meter) -> N
         status = await connection.copy_from_query(job.rows, output=rows.receive)
     await rows.finish()
     if status != f"COPY {rows.count}":
-        raise BackupError(f"the server says {status} about {table}, but {rows.count} rows arrived: try again")
+        raise BackupError(f"the server reports {status} for {table}, but sent {rows.count} rows: try again")
 
 
 @dataclass
 class _Rows:
-    """Gathers the rows of one job into parts. PostgreSQL sends each row as one message, so a part's are whole."""
+    """Gathers the rows of one job into parts. PostgreSQL sends each row in one message, so parts hold whole rows."""
 
     archive: Archive
     meter: Meter
@@ -148,7 +156,7 @@ class _Rows:
     count: int = 0
     _chunks: list[bytearray] = field(default_factory=list)
     _gathered: int = 0
-    _waiting: deque[Future[int]] = field(default_factory=deque)
+    _futures: deque[Future[int]] = field(default_factory=deque)
 
     async def receive(self, data: bytearray) -> None:
         self._chunks.append(data)
@@ -157,11 +165,11 @@ class _Rows:
             await self._flush_large()
         elif self._gathered >= PIECE_BYTES:
             self._flush()
-            while len(self._waiting) > AHEAD:
+            while len(self._futures) > AHEAD:
                 await self._settle()
 
     async def _flush_large(self) -> None:
-        """A row of many megabytes: the driver would keep it until it has the next one."""
+        """Write a row of many megabytes at once, and free it: the driver refers to it until it has the next row."""
         chunks = self._chunks
         self._flush()
         await self.finish()
@@ -171,19 +179,19 @@ class _Rows:
     async def finish(self) -> None:
         if self._chunks:
             self._flush()
-        while self._waiting:
+        while self._futures:
             await self._settle()
 
     def _flush(self) -> None:
         self.part += 1
         self.table.parts += 1
-        self._waiting += self.archive.add_rows(f"{self.table.folder}/{self.part:04}.copy", self._chunks)
+        self._futures += self.archive.add_rows(f"{self.table.folder}/{self.part:04}.copy", self._chunks)
         self.table.bytes += self._gathered
         self.meter.add(self._gathered)
         self._chunks, self._gathered = [], 0
 
     async def _settle(self) -> None:
-        rows = await asyncio.wrap_future(self._waiting.popleft())
+        rows = await asyncio.wrap_future(self._futures.popleft())
         self.count += rows
         self.table.rows += rows
         self.meter.add(0, rows)

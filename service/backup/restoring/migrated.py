@@ -15,6 +15,7 @@ from service.backup.file.reader import Backup
 from service.backup.file.selection import LEDGERS_MARK, quoted
 from service.backup.postgresql import target
 from service.backup.restoring.plan import has_ledger, is_new
+from service.backup.restoring.revisions import of_backup
 from service.database import troubles
 from service.database.migrate import History, make_tables
 from service.errors import BackupError
@@ -35,12 +36,12 @@ class Needed:
 
 def needed(backup: Backup, histories: Iterable[History]) -> list[Needed]:
     """Of these histories those that make tables of the backup. A revision that this code doesn't know makes none."""
-    found = []
+    found, revisions = [], of_backup(backup)
     for history in histories:
         if history.version_table == LEDGERS_MARK and not has_ledger(backup):
             continue
         known = history.revisions
-        for table, revision in backup.header.revisions.items():
+        for table, revision in revisions.items():
             if table.rpartition(".")[2] == history.version_table and revision in known:
                 found.append(Needed(history, revision, table))
                 break

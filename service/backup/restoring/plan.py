@@ -12,6 +12,7 @@ from service.backup.file.format import WORDS
 from service.backup.file.reader import Backup, SavedTable
 from service.backup.file.selection import LEDGERS_MARK, is_ledgers
 from service.backup.postgresql.target import Relation, Target
+from service.backup.restoring import revisions
 from service.database.urls import safe_url
 from service.errors import BackupError
 
@@ -82,12 +83,12 @@ def restored(backup: Backup) -> tuple[SavedTable, ...]:
 
 def other_revisions(backup: Backup, present: Mapping[str, str]) -> list[str]:
     """`present`: what the target's tables of alembic say, by their names."""
-    found = []
-    for table in sorted({**backup.header.revisions, **present}):
+    found, in_backup = [], revisions.of_backup(backup)
+    for table in sorted({**in_backup, **present}):
         if _name(table) == LEDGERS_MARK and not has_ledger(backup):
             continue
-        saved, now = backup.header.revisions.get(table), present.get(table)
-        if saved != now:
+        saved, now = in_backup.get(table), present.get(table)
+        if revisions.differ(saved, now):
             found.append(
                 f"it is at another migration revision ({table}): the backup has {saved or 'none'}, the database "
                 f"{now or 'none'}. {ONTO_ITS_OWN[backup.header.kind]}, and start the present code, which upgrades it"

@@ -16,6 +16,7 @@ from service.backup.file.reader import Backup, SavedTable
 from service.backup.file.selection import LEDGERS_MARK, is_ledgers
 from service.backup.restoring import plan as plans
 from service.backup.restoring.plan import Plan
+from service.backup.restoring.revisions import of_backup, with_data
 from service.backup.sqlite import tables as sqlite_tables
 from service.backup.sqlite.new_file import LIVE, file_settings
 from service.backup.sqlite.plain_file import BY_HAND, opened
@@ -44,7 +45,8 @@ class Live:
             return cls()
         with closing(opened(path, "mode=rw")) as connection:
             rows = {str(table["name"]): int(table["rows"]) for table in sqlite_tables.described(connection)}
-            structure, revisions = Structure.of(connection), sqlite_tables.revisions(connection)
+            structure = Structure.of(connection)
+            revisions = with_data(sqlite_tables.revisions(connection), rows)
             return cls(structure, rows, revisions, file_settings(connection)) if structure.tables else cls()
 
 
@@ -110,10 +112,11 @@ def _structure(backup: Backup, live: Live, histories: Sequence[History], folder:
     names = [*(table.name for table in backup.tables), *_left_out(backup)]
     if all(live.structure.table(name) for name in names):
         return live.structure, Made()
+    revisions = of_backup(backup)
     known = {
-        history: backup.header.revisions[history.version_table]
+        history: revisions[history.version_table]
         for history in histories
-        if backup.header.revisions.get(history.version_table) in history.revisions
+        if revisions.get(history.version_table) in history.revisions
         and (history.version_table != LEDGERS_MARK or plans.has_ledger(backup))
     }
     if not known:
@@ -129,7 +132,7 @@ async def _migrate(path: Path, revisions: Mapping[History, str]) -> None:
     database = Database(f"sqlite+aiosqlite:///{path}", setting="DATABASE_URL", pooled=False)
     try:
         for history, revision in revisions.items():
-            await migrate(database, history, revision)
+            await migrate(database, history, to=revision)
     finally:
         await database.dispose()
 

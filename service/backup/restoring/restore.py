@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, make_url
 
 from service.backup.file.progress import Meter, Progress
 from service.backup.file.reader import Backup, Source
-from service.backup.postgresql.server import Still
+from service.backup.postgresql.server import LastCheck
 from service.backup.restoring import plan as plans
 from service.backup.restoring import restore_postgresql, restore_sqlite
 from service.backup.restoring.count import Report
@@ -42,7 +42,7 @@ async def restore(
     url: str,
     *,
     dry_run: bool = False,
-    still: Still | None = None,
+    last_check: LastCheck | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     folder: Path | None = None,
     histories: Sequence[History] = (),
@@ -52,7 +52,7 @@ async def restore(
     `histories` are the migrations that make the tables which the database lacks, at the backup's revision. SQLite:
     `folder` has room for twice the data (that of temporary files otherwise).
 
-    `still` is awaited once nobody else can write to the tables any more, on another event loop, and prevents the
+    `last_check` is awaited once nobody else can write to the tables any more, on another event loop, and prevents the
     restore by raising. Raises BackupError, which says why; then, when cancelled and when the process is killed,
     everything in the database is as it was. (A cancel that comes while it commits may find it done.) `on_progress` is
     called on this event loop, where no work is done.
@@ -70,11 +70,11 @@ async def restore(
             return restore_sqlite.run(
                 *(backup, target, meter, stop),
                 dry_run=dry_run,
-                still=still,
+                last_check=last_check,
                 folder=folder or Path(tempfile.gettempdir()),
                 histories=histories,
             )
-        return restore_postgresql.run(backup, target, meter, stop, histories, dry_run=dry_run, still=still)
+        return restore_postgresql.run(backup, target, meter, stop, histories, dry_run=dry_run, last_check=last_check)
 
     return await in_thread(work)
 

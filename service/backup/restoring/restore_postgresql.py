@@ -18,13 +18,14 @@ from service.backup.file.progress import Meter
 from service.backup.file.reader import Backup, SavedSequence
 from service.backup.file.selection import is_ledgers, quoted
 from service.backup.postgresql import server, target
-from service.backup.postgresql.server import Still
+from service.backup.postgresql.server import LastCheck
 from service.backup.postgresql.target import Counter, Key, Relation, Target
 from service.backup.restoring import migrated
 from service.backup.restoring import plan as plans
 from service.backup.restoring.count import Report, compared
 from service.backup.restoring.loading import load
 from service.backup.restoring.plan import Plan
+from service.backup.restoring.revisions import with_data
 from service.concurrency.stoppable import Stop, in_own_loop
 from service.database.migrate import History
 from service.database.urls import safe_url
@@ -71,14 +72,14 @@ def run(
     histories: Sequence[History],
     *,
     dry_run: bool,
-    still: Still | None,
+    last_check: LastCheck | None,
 ) -> Report:
     with server.explained(url):
-        return in_own_loop(_restore(backup, url, meter, histories, dry_run, still), stop)
+        return in_own_loop(_restore(backup, url, meter, histories, dry_run, last_check), stop)
 
 
 async def _restore(
-    backup: Backup, url: URL, meter: Meter, histories: Sequence[History], dry_run: bool, still: Still | None
+    backup: Backup, url: URL, meter: Meter, histories: Sequence[History], dry_run: bool, last_check: LastCheck | None
 ) -> Report:
     started = clock.monotonic()
     async with server.connected(url) as connection:
@@ -87,7 +88,7 @@ async def _restore(
         try:
             number = await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text")
             await migrated.make_missing(connection, backup, histories)
-            work = await _locked(connection, backup, url, still)
+            work = await _locked(connection, backup, url, last_check)
             counted = compared(backup.source.name, work.plan.tables, *await work.replace(backup, meter))
         except BaseException:
             await _roll_back(connection, transaction)
@@ -107,13 +108,13 @@ async def _roll_back(connection: Any, transaction: Any) -> None:
 
 
 async def revisions(connection: Any, found: Target) -> dict[str, str]:
-    """What each of alembic's tables says."""
-    told = {}
+    """What each of alembic's tables says, and at which revision our tables are that have none."""
+    told: dict[str, str] = {}
     for relation in found.relations.values():
         if relation.kind == "r" and [column.name for column in relation.columns] == ["version_num"]:
             rows = await connection.fetch(f"SELECT version_num FROM {relation.sql} ORDER BY 1")  # noqa: S608 (quoted)
             told[str(relation)] = ", ".join(row["version_num"] for row in rows)
-    return told
+    return with_data(told, map(str, found.relations.values()))
 
 
 async def count(connection: Any, relations: Iterable[Relation]) -> dict[str, int]:
@@ -123,8 +124,8 @@ async def count(connection: Any, relations: Iterable[Relation]) -> dict[str, int
     }
 
 
-async def _locked(connection: Any, backup: Backup, url: URL, still: Still | None) -> Work:
-    """The work, with all its tables locked. The ledger's come last: `still` may have to read them."""
+async def _locked(connection: Any, backup: Backup, url: URL, last_check: LastCheck | None) -> Work:
+    """The work, with all its tables locked. The ledger's come last: `last_check` may have to read them."""
     tables = plans.restored(backup)
     seen = await target.look(connection)
     there = [relation for table in tables if (relation := seen.find(table.schema, table.name))]
@@ -133,8 +134,8 @@ async def _locked(connection: Any, backup: Backup, url: URL, still: Still | None
     every = [seen.relations[number] for number in sorted({r.id for r in there} | holders)]
     wanted = [relation for relation in every if relation.is_owned]
     await server.lock(connection, url, [(r.id, r.sql) for r in wanted if not is_ledgers(r.name)])
-    if still is not None:
-        await still()
+    if last_check is not None:
+        await last_check()
     await server.lock(connection, url, [(r.id, r.sql) for r in wanted if is_ledgers(r.name)])
     found = await target.look(connection)
     made = plans.for_postgresql(backup, url, found, await revisions(connection, found), {})

@@ -21,7 +21,7 @@ from service import clock
 from service.backup.file.folder import create
 from service.backup.file.progress import Meter
 from service.backup.file.reader import Backup
-from service.backup.postgresql.server import Still
+from service.backup.postgresql.server import LastCheck
 from service.backup.restoring import plan_sqlite
 from service.backup.restoring.count import Counted, Report, compared
 from service.backup.restoring.plan import Plan
@@ -65,7 +65,7 @@ def run(
     stop: Stop,
     *,
     dry_run: bool,
-    still: Still | None,
+    last_check: LastCheck | None,
     folder: Path,
     histories: Sequence[History] = (),
 ) -> Report:
@@ -78,7 +78,7 @@ def run(
             if dry_run and not path.exists():
                 new.make_views_and_triggers()
             else:
-                _Swap(new, work, path, meter, stop, still, dry_run).carry_out()
+                _Swap(new, work, path, meter, stop, last_check, dry_run).carry_out()
     made = work.plan
     return Report(made.backup, made.database, counted, clock.monotonic() - started, dry_run, made.notes)
 
@@ -124,14 +124,21 @@ class _Swap:
     """The new file's pages over those of the live one, once what is kept was taken from there."""
 
     def __init__(
-        self, new: NewFile, work: Work, path: Path, meter: Meter, stop: Stop, still: Still | None, dry_run: bool
+        self,
+        new: NewFile,
+        work: Work,
+        path: Path,
+        meter: Meter,
+        stop: Stop,
+        last_check: LastCheck | None,
+        dry_run: bool,
     ) -> None:
         self._new = new
         self._work = work
         self._path = path
         self._meter = meter
         self._stop = stop
-        self._still = still
+        self._last_check = last_check
         self._dry_run = dry_run
         self._patience = Patience(path, stop)
         self._is_locked = False
@@ -184,8 +191,8 @@ class _Swap:
         self._left = remaining
 
     def _complete(self) -> None:
-        if self._still is not None:
-            asyncio.run(self._still())
+        if self._last_check is not None:
+            asyncio.run(self._last_check())
         self._refuse_others_tables()
         if self._work.live.structure.tables:
             self._new.keep(LIVE, self._path, self._work.kept(LIVE))

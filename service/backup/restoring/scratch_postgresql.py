@@ -27,6 +27,7 @@ from service.backup.restoring.count import Report, compared
 from service.backup.restoring.migrated import Needed
 from service.backup.restoring.plan import Plan
 from service.backup.restoring.restore_postgresql import INTEGERS, Work, revisions
+from service.backup.restoring.revisions import of_backup
 from service.concurrency.stoppable import Stop, in_own_loop
 from service.database.migrate import History
 from service.database.urls import safe_url
@@ -204,7 +205,7 @@ class _Scratch:
                 f"here make one, nor does {safe_url(place)} have one: let your own migrations make it there, and try "
                 "again"
             )
-        present = await revisions(self.connection, self.live) if self.copies else self.backup.header.revisions
+        present = await revisions(self.connection, self.live) if self.copies else of_backup(self.backup)
         present = {**present, **{one.table: one.revision for one in self.wanted}}
         found = plans.for_postgresql(self.backup, place, self.target, present, {})
         found = replace(found, database=f"a scratch schema in {found.database}")

@@ -1,4 +1,4 @@
-"""SQLite: a new database file, whose tables are made of trusted text, and filled with the rows of a backup."""
+"""Makes a new SQLite database file: its tables from trusted SQL, their rows from a backup."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from service.errors import BackupError, DamagedBackup
 
 FILE_SETTINGS = ("page_size", "encoding", "auto_vacuum", "application_id", "user_version")
 WRITING = ("journal_mode = OFF", "synchronous = OFF", "foreign_keys = OFF", "temp_store = FILE", "cache_size = -32000")
-"""For a file that is thrown away where anything fails."""
+"""Settings for speed without safety: the file is thrown away if anything fails."""
 LARGEST_VALUE = 2**31 - 1
 SAVED, LIVE, MADE = "saved", "live", "made"
-"""Schemas of the connection: the file of the backup, which is not trusted; the live file; what the migrations made."""
+"""Schemas of the connection: the file of the backup, which is not trusted; the live file; that of the migrations."""
 SEQUENCES = "sqlite_sequence"
 
 
 def file_settings(connection: sqlite3.Connection) -> dict[str, int | str]:
-    """What a file is, apart from its tables."""
+    """The settings that a database file stores besides its tables, by the names of their pragmas."""
     return {name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in FILE_SETTINGS}
 
 
 class NewFile:
+    """The new database file. `structure`: the tables, indexes, views and triggers that it gets."""
+
     def __init__(self, path: Path, backup: Backup, structure: Structure, stop: Stop) -> None:
         self._path = path
         self._backup = backup
@@ -52,18 +54,18 @@ class NewFile:
         self.connection.close()
 
     def make_tables(self, settings: Mapping[str, int | str]) -> None:
-        """A table's indexes follow when it has its rows; views and triggers at the end, so that none fires."""
+        """Create the tables. Indexes follow when a table has its rows, and triggers at the end, so that none fires."""
         for name, value in settings.items():
             self.connection.execute(f"PRAGMA {name} = {value!r}")
         for setting in WRITING:
             self.connection.execute(f"PRAGMA {setting}")
-        for one in self._structure.created("table"):
-            self.connection.execute(one.sql)
+        for table in self._structure.created("table"):
+            self.connection.execute(table.sql)
         if self._structure.has_statistics:
             self.connection.execute("ANALYZE")
 
     def fill(self, saved: Path, tables: Sequence[SavedTable], meter: Meter) -> dict[str, int]:
-        """The rows of the backup; returns how many each of these tables has. Raises DamagedBackup."""
+        """Copy the rows of the backup. Returns the number of rows of each table by its name. Raises DamagedBackup."""
         meter.begin("restoring", 0)
         with loading(self._backup, "the database", self._stop):
             self._attach(SAVED, saved, "immutable=1")
@@ -75,8 +77,8 @@ class NewFile:
             return self._counted(tables)
 
     def keep(self, schema: str, path: Path, tables: Iterable[str]) -> None:
-        """The rows of tables that are not restored, from the live file or from what the migrations made."""
-        self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)  # these are no file's from outside
+        """Copy the rows of tables that are not restored, from the live file or from the file of the migrations."""
+        self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)  # these files are trusted
         self._attach(schema, path, "mode=rw")
         for name in tables:
             for part in self._structure.parts(name):
@@ -88,16 +90,16 @@ class NewFile:
             self.connection.execute("INSERT INTO main.sqlite_stat1 SELECT * FROM live.sqlite_stat1")
 
     def go_on_behind(self, schema: str, table: str) -> None:
-        """AUTOINCREMENT gives no number that it has given in that schema."""
-        there, here = self._last_number(schema, table), self._last_number("main", table)
-        if there is None or there <= (here or 0):
+        """Continue AUTOINCREMENT behind the last number that the table has given in that schema."""
+        last, own_last = self._last_number(schema, table), self._last_number("main", table)
+        if last is None or last <= (own_last or 0):
             return
-        changed = self.connection.execute("UPDATE main.sqlite_sequence SET seq = ? WHERE name = ?", (there, table))
+        changed = self.connection.execute("UPDATE main.sqlite_sequence SET seq = ? WHERE name = ?", (last, table))
         if changed.rowcount == 0:
-            self.connection.execute("INSERT INTO main.sqlite_sequence (name, seq) VALUES (?, ?)", (table, there))
+            self.connection.execute("INSERT INTO main.sqlite_sequence (name, seq) VALUES (?, ?)", (table, last))
 
     def refuse_orphans(self, restored: Collection[str]) -> None:
-        """Rows that refer to nothing, where one of the two tables was restored and the other one was not."""
+        """Raises BackupError if rows of a table refer to missing rows, and only one of the two tables is restored."""
         restored = {name.lower() for name in restored}
         for table in self._structure.tables:
             keys = self.connection.execute('SELECT lower("table") FROM pragma_foreign_key_list(?)', (table.name,))
@@ -112,8 +114,8 @@ class NewFile:
                     )
 
     def make_views_and_triggers(self) -> None:
-        for one in self._structure.created("view", "trigger"):
-            self.connection.execute(one.sql)
+        for view_or_trigger in self._structure.created("view", "trigger"):
+            self.connection.execute(view_or_trigger.sql)
 
     def _attach(self, schema: str, path: Path, mode: str) -> None:
         self.connection.execute(f"ATTACH ? AS {schema}", (uri_of(path, mode),))
@@ -129,56 +131,61 @@ class NewFile:
             self.go_on_behind(SAVED, table.name)
 
     def _refuse_unlike(self, name: str, columns: tuple[str, ...]) -> None:
-        """The file's own schema may say of a table whatever it likes, so it is looked at; and its pages are checked."""
-        kind = self.connection.execute(
+        """Raises DamagedBackup unless the backup's file has a table with this name, these columns, and sound pages.
+
+        The file's schema is not trusted: it could define a view under that name, for example.
+        """
+        is_table = self.connection.execute(
             "SELECT type IN ('table', 'shadow') FROM pragma_table_list WHERE schema = ? AND name = ?", (SAVED, name)
         ).fetchone()
-        found = self.connection.execute(
+        names = self.connection.execute(
             "SELECT name FROM pragma_table_xinfo(?, ?) WHERE hidden = ? ORDER BY cid", (name, SAVED, PLAIN_COLUMN)
         )
-        if kind != (1,) or tuple(column for (column,) in found) != columns:
-            raise self._damaged(f"{name} is no table with the columns that its manifest says")
+        if is_table != (1,) or tuple(column for (column,) in names) != columns:
+            raise self._damaged(f"{name} is not a table with the columns in its manifest")
         self.connection.execute("PRAGMA ignore_check_constraints = ON")
         (result,) = self.connection.execute(f"PRAGMA {SAVED}.quick_check({quoted(name)})").fetchone()
         self.connection.execute("PRAGMA ignore_check_constraints = OFF")
         if result != "ok":
             raise self._damaged(str(result.splitlines()[-1]))
 
-    def _damaged(self, why: str) -> DamagedBackup:
+    def _damaged(self, cause: str) -> DamagedBackup:
         return DamagedBackup(
-            f"the database in the backup {self._backup.source.name} is damaged, and nothing was changed: {why}. Use "
+            f"the database in the backup {self._backup.source.name} is damaged, and nothing was changed: {cause}. Use "
             "another backup"
         )
 
     def _copy(self, name: str, schema: str, columns: tuple[str, ...]) -> None:
-        """Rows keep their numbers. The schema's indexes are not used: those of the backup may say anything."""
-        number = row_number(self.connection, name)
-        listed = ", ".join([*([number] if number else []), *map(quoted, columns)])
+        """Copy all rows of a table, with their rowids. NOT INDEXED, because the backup's indexes are not trusted."""
+        rowid = row_number(self.connection, name)
+        listed = ", ".join([*([rowid] if rowid else []), *map(quoted, columns)])
         to, table = f"main.{quoted(name)}", f"{schema}.{quoted(name)}"
         self.connection.execute(f"DELETE FROM {to}")  # noqa: S608 (quoted, as is all below)
         self.connection.execute(f"INSERT INTO {to} ({listed}) SELECT {listed} FROM {table} NOT INDEXED")  # noqa: S608
 
     def _make_indexes(self, table: str) -> None:
-        for one in self._structure.created("index"):
-            if one.table == table:
-                self.connection.execute(one.sql)
+        for index in self._structure.created("index"):
+            if index.table == table:
+                self.connection.execute(index.sql)
 
     def _has_numbers(self, schema: str) -> bool:
-        found = self.connection.execute(f"SELECT 1 FROM {schema}.sqlite_master WHERE name = ?", (SEQUENCES,))  # noqa: S608
-        return found.fetchone() is not None
+        """Whether the schema has a table with AUTOINCREMENT."""
+        rows = self.connection.execute(f"SELECT 1 FROM {schema}.sqlite_master WHERE name = ?", (SEQUENCES,))  # noqa: S608
+        return rows.fetchone() is not None
 
     def _last_number(self, schema: str, table: str) -> int | None:
+        """The last number that AUTOINCREMENT has given to the table in that schema; None if there is none."""
         if not (self._has_numbers(schema) and self._has_numbers("main")):
             return None
-        found = self.connection.execute(
+        rows = self.connection.execute(
             f"SELECT max(seq) FROM {schema}.{SEQUENCES} WHERE name = ? AND typeof(seq) = 'integer'",  # noqa: S608
             (table,),
         )
-        number: int | None = found.fetchone()[0]
+        number: int | None = rows.fetchone()[0]
         return number
 
     def _counted(self, tables: Sequence[SavedTable]) -> dict[str, int]:
-        """By another connection: what a virtual table keeps in its memory is older than its rows."""
+        """Count the rows by a new connection: in this one, a virtual table may hold state older than its rows."""
         with closing(opened(self._path, "mode=ro")) as connection:
             guard(connection, self._backup.source.size)
             connection.set_progress_handler(self._stop.is_requested, CHECK_EVERY_INSTRUCTIONS)

@@ -1,6 +1,6 @@
-"""SQLite: the database file that a backup holds, unpacked into a folder of this process's own, and opened with care.
+"""Unpacks the SQLite file in a backup into a private folder, and opens it with protections for untrusted files.
 
-Whoever wrote the file may have written its schema too: views, triggers, generated columns and functions in checks.
+The schema of a file from elsewhere may hold anything: views, triggers, generated columns and functions in checks.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from service.errors import BackupError, DamagedBackup
 CHECK_EVERY_INSTRUCTIONS = 100_000
 BUSY_SECONDS = 10.0
 LISTEN_SECONDS = 0.1
-"""So long at once does it wait for a lock: a cancel is heard between two waits."""
+"""How long one attempt to get a lock waits. A cancel is noticed between two attempts."""
 PREFIX = ".restore_"
 OURS = re.compile(rf"{re.escape(PREFIX)}[0-9]{{8}}_[0-9]{{6}}_\w+")
 LARGEST_VALUE = 64 * 1024 * 1024
-"""A value of a file from outside may be so large, or as large as the packed file: what is small takes little memory."""
+"""Largest value in bytes of a file from elsewhere, or the size of the packed backup if that is larger."""
 LARGEST_STATEMENT = 4 * 1024 * 1024
 
 BY_HAND = (
-    "Who trusts the backup can take the whole database out of it, while nobody uses the file: "
+    "If you trust the backup, you can extract the whole database from it, while nothing uses the file: "
     "tar xzOf FILE database.sqlite3 > app.db"
 )
 
 _ROWS = {
-    sqlite3.SQLITE_CONSTRAINT: "The table refuses a row of the backup: its constraints are others by now.",
-    sqlite3.SQLITE_TOOBIG: f"A value is larger than may come from outside. {BY_HAND}",
+    sqlite3.SQLITE_CONSTRAINT: "The table refuses a row of the backup: its constraints have changed since.",
+    sqlite3.SQLITE_TOOBIG: f"A value is larger than a file from elsewhere may have. {BY_HAND}",
     **dict.fromkeys((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB), "The file is damaged: use another backup."),
 }
 _ADVICE = {
@@ -58,14 +58,14 @@ _ADVICE = {
 
 @contextmanager
 def workplace(folder: Path) -> Iterator[Path]:
-    """A folder inside this one that nobody else may enter. It is removed with all that is in it.
+    """A new folder inside this one that only this user may enter. It is removed with its content afterwards.
 
-    Those of processes that were killed are removed first.
+    Such folders of processes that were killed are removed first.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
-        path, descriptor = _made(folder)
+        path, descriptor = _locked_folder(folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
@@ -75,20 +75,20 @@ def workplace(folder: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _made(folder: Path) -> tuple[Path, int]:
-    """The folder, and the lock by which others see that it is in use."""
+def _locked_folder(folder: Path) -> tuple[Path, int]:
+    """Create the folder and lock it, so that other processes see that it is in use. Returns it and its descriptor."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{clock.now().strftime(STAMP)}_", dir=folder))
         with suppress(FileNotFoundError):
             descriptor = _opened_folder(path)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if path.exists():  # else another process took it for an abandoned one before it was locked
+            if path.exists():  # else another process removed it as abandoned before it was locked
                 return path, descriptor
             os.close(descriptor)
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """What nobody holds a lock on, if it is ours."""
+    """Remove the folders with such names that this user owns and that no process has locked."""
     for path in folder.glob(f"{PREFIX}*"):
         if OURS.fullmatch(path.name):
             with suppress(OSError):
@@ -110,9 +110,10 @@ def _opened_folder(path: Path) -> int:
 
 
 def unpack(backup: Backup, path: Path, meter: Meter, stop: Stop, copies: int = 1) -> None:
-    """The database file of a backup, in a folder of our own, on a disk that has room for so many of it.
+    """Write the database file of a backup to `path`, in a folder of this process's own.
 
-    Raises BackupError before the first byte is written where it is no SQLite database or there is no room for it.
+    Raises BackupError before the first byte is written if it is not a SQLite database, or if the disk has no room for
+    `copies` copies of it.
     """
     size = sum(member.bytes for member in backup.members if member.name == DATABASE)
     pieces = backup.pieces()
@@ -161,6 +162,7 @@ def _unwritable(folder: Path, error: OSError) -> BackupError:
 
 
 def opened(path: Path, mode: str, wait: float = BUSY_SECONDS) -> sqlite3.Connection:
+    """A connection to the file. `mode`: parameters of SQLite's URI. `wait`: how many seconds it waits for a lock."""
     return sqlite3.connect(uri_of(path, mode), uri=True, timeout=wait, isolation_level=None)
 
 
@@ -169,10 +171,10 @@ def uri_of(path: Path, mode: str) -> str:
 
 
 def guard(connection: sqlite3.Connection, packed: int, *, defensive: bool = True) -> None:
-    """Before a file from outside is opened or attached: as SQLite's page on untrusted files says, and bounds.
+    """Protect a connection before an untrusted file is opened or attached, as SQLite's documentation advises.
 
-    `packed`: the bytes of the backup. Views and triggers are refused, whatever is asked. `defensive` is to be had with
-    Python 3.12; it refuses writes to the tables of a full-text index.
+    Views and triggers are never executed, and the sizes of values and statements are bounded. `packed`: the bytes of
+    the backup. `defensive` has an effect from Python 3.12 on; it refuses writes to the tables of a full-text index.
     """
     for setting in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
         connection.execute(f"PRAGMA {setting}")
@@ -184,12 +186,12 @@ def guard(connection: sqlite3.Connection, packed: int, *, defensive: bool = True
 
 
 def _allow_no_views(action: int, first: Any, second: Any, schema: Any, inside: str | None) -> int:
-    """`inside`: the view or trigger whose text asks."""
+    """SQLite's authorizer. `inside`: the view or trigger whose SQL requests the action."""
     return sqlite3.SQLITE_OK if inside is None else sqlite3.SQLITE_DENY
 
 
 class Patience:
-    """How long is waited for a file's write lock."""
+    """Limits how long a restore waits for the write lock of a file."""
 
     def __init__(self, path: Path, stop: Stop) -> None:
         self._path = path
@@ -197,18 +199,18 @@ class Patience:
         self._until = clock.monotonic() + BUSY_SECONDS
 
     def again(self) -> None:
-        """It was taken. Raises BackupError when that goes on for too long."""
+        """Call this before each new attempt. Raises BackupError when BUSY_SECONDS have passed, and Stopped."""
         self._stop.check()
         if clock.monotonic() >= self._until:
             raise BackupError(
                 f"nothing was restored into {self._path.absolute()}: another program has held its write lock for "
-                f"{BUSY_SECONDS:g} s. End that, or try again when it is over"
+                f"{BUSY_SECONDS:g} s. End that program, or try again later"
             )
 
 
 @contextmanager
 def explained(path: Path, stop: Stop) -> Iterator[None]:
-    """The one place where an error of SQLite becomes ours."""
+    """Turn an error of SQLite in the block into a BackupError with advice."""
     try:
         yield
     except sqlite3.Error as error:
@@ -220,7 +222,10 @@ def explained(path: Path, stop: Stop) -> Iterator[None]:
 
 @contextmanager
 def loading(backup: Backup, what: str, stop: Stop) -> Iterator[None]:
-    """An error of SQLite means that the backup's rows are damaged, or that a table refuses them."""
+    """Turn an error of SQLite about damaged or refused rows of the backup into a DamagedBackup.
+
+    `what`: the loaded part of the backup, for the message.
+    """
     try:
         yield
     except sqlite3.Error as error:

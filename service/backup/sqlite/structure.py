@@ -1,6 +1,6 @@
-"""What a SQLite database is made of, as text that is trusted: the application's own, or that of our migrations.
+"""The structure of a SQLite database as trusted SQL, which comes from the application's file or from the migrations.
 
-A new file is made of it. Nothing of a backup's own schema ever is.
+A restore makes the new file from it. The SQL in a backup's own schema is never executed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Self
 from service.backup.sqlite.tables import ORDINARY, PLAIN_COLUMN, VIRTUAL
 
 SHADOW = "shadow"
-"""SQLite's word for a table in which a virtual one keeps its rows."""
+"""SQLite's word for a table in which a virtual table stores its rows."""
 STATISTICS = "sqlite_stat1"
 
 OBJECTS = """
@@ -24,8 +24,8 @@ ORDER BY rowid
 
 
 @dataclass(frozen=True)
-class Object:
-    """A table, an index, a view or a trigger; `table` is the one (or the view) that it belongs to."""
+class SchemaObject:
+    """A table, an index, a view or a trigger. `table`: the table or view that it belongs to, or its own name."""
 
     kind: str
     name: str
@@ -38,9 +38,9 @@ class Object:
 
 @dataclass(frozen=True)
 class Table:
-    """`columns`: the type of each that is not generated. `needed`: those to which a row must give a value.
+    """A table. `columns`: the declared types of its columns by name, without the generated ones.
 
-    `owner`: the virtual table whose rows it keeps.
+    `needed`: the columns that every row must have a value for. `owner`: the virtual table whose rows it stores.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Structure:
-    """`has_statistics`: ANALYZE was called at some time."""
+    """The objects and tables of a database. `has_statistics`: whether ANALYZE has been executed in it."""
 
-    objects: tuple[Object, ...] = ()
+    objects: tuple[SchemaObject, ...] = ()
     tables: tuple[Table, ...] = ()
     has_statistics: bool = False
 
     @classmethod
     def of(cls, connection: sqlite3.Connection) -> Self:
-        objects = tuple(Object(*row) for row in connection.execute(OBJECTS))
+        objects = tuple(SchemaObject(*row) for row in connection.execute(OBJECTS))
         kinds = connection.execute(
             "SELECT name, type FROM pragma_table_list WHERE schema = 'main' AND type IN (?, ?, ?)"
             " AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name",
@@ -72,11 +72,11 @@ class Structure:
         return cls(objects, tables, statistics is not None)
 
     def with_missing(self, other: Self) -> Self:
-        """And the other one's tables and views that are not here."""
-        here = {one.table for one in self.objects}
+        """This structure, and the tables and views of the other one that are missing in it."""
+        names = {each.table for each in self.objects}
         return type(self)(
-            (*self.objects, *(one for one in other.objects if one.table not in here)),
-            (*self.tables, *(table for table in other.tables if table.name not in here)),
+            (*self.objects, *(each for each in other.objects if each.table not in names)),
+            (*self.tables, *(table for table in other.tables if table.name not in names)),
             self.has_statistics,
         )
 
@@ -84,31 +84,31 @@ class Structure:
         return next((table for table in self.tables if table.name == name), None)
 
     def parts(self, name: str) -> list[Table]:
-        """The tables that hold a table's rows: itself, or those of a virtual one, which may have none."""
+        """The tables that store a table's rows: the table itself, or the shadow tables of a virtual table, if any."""
         return [
             table for table in self.tables if table.owner == name or (table.name == name and table.kind == ORDINARY)
         ]
 
     def with_rows(self) -> list[Table]:
-        """Without the tables that are parts of others, and without those that only show the rows of others."""
+        """The tables with rows of their own: no shadow tables, and no virtual tables without shadow tables."""
         return [table for table in self.tables if table.owner is None and self.parts(table.name)]
 
-    def created(self, *kinds: str) -> Iterator[Object]:
-        """Those of these kinds, in the order in which they can be made. Virtual tables make their own themselves."""
+    def created(self, *kinds: str) -> Iterator[SchemaObject]:
+        """The objects of these kinds in the order of their creation, without shadow tables: SQLite creates those."""
         shadows = {table.name for table in self.tables if table.kind == SHADOW}
         for kind in kinds:
-            yield from (one for one in self.objects if one.kind == kind and one.table not in shadows)
+            yield from (each for each in self.objects if each.kind == kind and each.table not in shadows)
 
     def unmakeable(self) -> list[str]:
-        """What can't be made here, with the reason: it needs a function, a collation or a module of the application."""
-        found: dict[str, str] = {}
+        """A message for each table that can't be created, as one with a function or module of the application."""
+        problems: dict[str, str] = {}
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-            for one in self.created("table", "index"):
+            for each in self.created("table", "index"):
                 try:
-                    connection.execute(one.sql)
+                    connection.execute(each.sql)
                 except sqlite3.Error as error:
-                    found.setdefault(one.table, f"{one} can't be made here ({error})")
-        return list(found.values())
+                    problems.setdefault(each.table, f"{each} can't be made here ({error})")
+        return list(problems.values())
 
 
 def _table(connection: sqlite3.Connection, name: str, kind: str, virtual: list[str]) -> Table:
@@ -124,7 +124,7 @@ def _table(connection: sqlite3.Connection, name: str, kind: str, virtual: list[s
 
 
 def row_number(connection: sqlite3.Connection, table: str) -> str | None:
-    """The name of the number that a table's rows have beside their columns. None: there is none, or its key is it."""
+    """The name of a table's hidden rowid. None if it has no rowid, or if its primary key is the rowid."""
     (is_without,) = connection.execute(
         "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?", (table,)
     ).fetchone()

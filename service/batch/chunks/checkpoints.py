@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from service import clock
 from service.batch.context import fencing
-from service.batch.context.current_run import CurrentRun
-from service.batch.ledger.tables import checkpoints
+from service.batch.context.current_run import CurrentRun, state_of
+from service.database.companions import checkpoints
 from service.errors import ChunkError
 
 
@@ -89,7 +89,8 @@ async def write(db: AsyncSession, run: CurrentRun, name: str, before: LoopPositi
 def _write(session: Session, run: CurrentRun, values: dict[str, Any]) -> bool:
     session.flush()
     connection = session.connection()
-    if run.is_fenced:
-        return fencing.pass_with(connection, run, PLACE_AND_FENCE, values)
-    values = {"run": run.id, "fence": run.fence, "at": clock.now(), **values}
+    state = state_of(run)
+    if state.is_fenced:
+        return fencing.pass_with(connection, state, PLACE_AND_FENCE, values)
+    values = {"run": run.id, "fence": state.fence, "at": clock.now(), **values}
     return connection.execute(PLACE, values).rowcount == 1

@@ -20,7 +20,7 @@ from service.batch.chunks.keyset_pages import Page, Pages, Source
 from service.batch.chunks.sources import CursorPages, CursorSource, File, Items
 from service.batch.chunks.transaction_guard import Guard
 from service.batch.context import current_run, fencing
-from service.batch.context.current_run import CurrentRun
+from service.batch.context.current_run import CurrentRun, state_of
 from service.database.engine import Database
 from service.database.session import application_database
 from service.database.troubles import cause_of, is_transient
@@ -47,7 +47,7 @@ class Chunks(Generic[T]):
             raise ChunkError(
                 f"chunks() keeps its place in SQLite or PostgreSQL, and {self.database.setting} is {self.database.kind}"
             )
-        self.name = self.run.loops.name("chunks", name) if self.run is not None else name or ""
+        self.name = state_of(self.run).loops.name("chunks", name) if self.run is not None else name or ""
         self.place = LoopPosition()
         self.total: int | None = None
         self._wants_total = total
@@ -72,12 +72,12 @@ class Chunks(Generic[T]):
     async def __anext__(self) -> Chunk[T]:
         if self.run is not None:
             self.run.checkpoint()
-            self.run.loops.asked(self)
+            state_of(self.run).loops.asked(self)
         await self._before_next()
         if not self._is_known:
             await self._look_up()
         if self._chunk is None and self._wants_total and self.run is not None and self.total is None:
-            self.run.loops.in_background(self._count(self.run))
+            state_of(self.run).loops.in_background(self._count(self.run))
         if self.place.is_finished or not (self._expects_more or await self._has_more()):
             await self._finish()
             raise StopAsyncIteration
@@ -122,7 +122,7 @@ class Chunks(Generic[T]):
 
     def _tell(self) -> None:
         if self.run is not None:
-            self.run.progress(*self.run.loops.advanced(self))
+            self.run.progress(*state_of(self.run).loops.advanced(self))
 
     async def _count(self, run: CurrentRun) -> None:
         """Once, beside the work: the place, and what lies behind it, at one instant. Where it fails, nobody knows."""
@@ -152,14 +152,14 @@ class Chunks(Generic[T]):
         self._chunk, self._has_ended = None, True  # nothing keeps it alive but the author's own hands
         self.total = self.done if self._wants_total else None
         self._tell()
-        self.run.loops.ended(self)
+        state_of(self.run).loops.ended(self)
 
     def committed(self, place: LoopPosition, page: Page[T]) -> None:
         self.place = place
         self._failures = 0
         self._expects_more = not page.is_last
         if self.run is not None:
-            self.run.loops.committed(self, place.chunks, page.items)
+            state_of(self.run).loops.committed(self, place.chunks, page.items)
         self._tell()
 
     def failed(self, number: int, error: BaseException) -> bool:
@@ -168,7 +168,7 @@ class Chunks(Generic[T]):
         is_for_again = isinstance(error, Overtaken) or (self._retries and is_transient(error))
         if self.run is None or not is_for_again or self._failures >= TRIES:
             return False
-        self.run.loops.owes(self, error)
+        state_of(self.run).loops.owes(self, error)
         logger.warning(f"chunk {number} of loop {self.name!r} is tried again: {cause_of(error, self.database.kind)}")
         return True
 

@@ -15,7 +15,8 @@ from service import clock, failures
 from service.batch.chunks import cursor_json
 from service.batch.context.current_run import CurrentRun
 from service.batch.ledger import json_rows
-from service.batch.ledger.tables import new_id, quarantine
+from service.batch.ledger.tables import new_id
+from service.database.companions import quarantine
 from service.database.engine import Database
 
 INSERT = text(

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import clock
 from service.batch.context import current_run, fencing
-from service.batch.ledger.tables import checkpoints
+from service.database.companions import checkpoints
 from service.database.session import application_database
 from service.errors import ChunkError
 
@@ -42,7 +42,7 @@ class Step:
         if self._run is not None:
             if self._database.kind not in fencing.KINDS:
                 raise ChunkError(f"step() needs SQLite or PostgreSQL, and DATABASE_URL is {self._database.kind}")
-            self._row = self._run.loops.name("step", name)
+            self._row = current_run.state_of(self._run).loops.name("step", name)
 
     @property
     def db(self) -> AsyncSession:

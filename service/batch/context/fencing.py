@@ -16,12 +16,13 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from service import clock
-from service.batch.context import current_run
-from service.batch.context.current_run import CurrentRun
+from service.batch.context.attempt_state import AttemptState
+from service.batch.context.current_run import current_run_if_any, state_of
 from service.batch.ledger import nodes
-from service.batch.ledger.tables import attempts, checkpoints
+from service.batch.ledger.tables import attempts
 from service.batch.ledger.tables import nodes as nodes_table
 from service.database import troubles
+from service.database.companions import checkpoints
 from service.database.engine import Database
 from service.database.session import application_database
 from service.errors import DatabaseBusy, LeaseLost
@@ -65,7 +66,7 @@ def guard(database: Database, idle_seconds: float) -> None:
     event.listen(engine, "commit", _at_commit)
 
 
-async def take_over(ledger: Database, run: CurrentRun) -> None:
+async def take_over(ledger: Database, state: AttemptState) -> None:
     """Raise the fence, before an attempt that is not the first of its run: from here on no older one can commit.
 
     Call it inside the run. On PostgreSQL the connections of the nodes that lost this run are ended first: they may hold
@@ -76,32 +77,32 @@ async def take_over(ledger: Database, run: CurrentRun) -> None:
     while application.kind in KINDS:
         try:
             if application.kind == "postgresql":
-                await _evict_lost(application, ledger, run)
+                await _evict_lost(application, ledger, state)
             async with application.engine.begin():
                 return  # its commit raises the fence
         except DatabaseBusy as error:
-            logger.warning(f"{run.task} waits to take over run {run.id}: {error}")
+            logger.warning(f"{state.task} waits to take over run {state.run}: {error}")
         except (DBAPIError, OSError) as error:
             if not troubles.is_unreachable(error):
                 raise
             if not is_told:
-                logger.warning(f"{run.task} waits to take over run {run.id}: {application.why(error)}")
+                logger.warning(f"{state.task} waits to take over run {state.run}: {application.why(error)}")
             is_told = True
             await asyncio.sleep(AWAY_SECONDS)
 
 
-def seal(run: CurrentRun) -> None:
+def seal(state: AttemptState) -> None:
     """From now on nothing of this attempt commits in this process, and what it has open is cut off.
 
     Its connections are closed under it, so the database rolls back; on SQLite the write lock is free then.
     """
-    run.is_sealed = True
+    state.is_sealed = True
     here = asyncio.get_running_loop()
-    for reference in run.transactions.keyrefs():  # in one step: a thread of the run may begin one meanwhile
+    for reference in state.transactions.keyrefs():  # in one step: a thread of the run may begin one meanwhile
         connection = reference()
         if connection is None:
             continue
-        loop = run.transactions[connection]
+        loop = state.transactions[connection]
         if loop is here:
             _cut(connection)
         else:  # a thread of the run has a loop of its own
@@ -109,9 +110,9 @@ def seal(run: CurrentRun) -> None:
                 loop.call_soon_threadsafe(_cut, connection)
 
 
-async def _evict_lost(application: Database, ledger: Database, run: CurrentRun) -> None:
+async def _evict_lost(application: Database, ledger: Database, state: AttemptState) -> None:
     """The rescuer has done so on the ledger's server, which may be another one."""
-    lost = select(attempts.c.node).where(attempts.c.run == run.id, attempts.c.outcome == "lost")
+    lost = select(attempts.c.node).where(attempts.c.run == state.run, attempts.c.outcome == "lost")
     still = select(nodes_table.c.id).where(nodes_table.c.id.in_(lost), nodes_table.c.stopped_at.is_not(None))
     async with ledger.reader.connect() as connection:
         gone = (await connection.execute(still)).scalars().all()
@@ -120,43 +121,45 @@ async def _evict_lost(application: Database, ledger: Database, run: CurrentRun) 
             await nodes.end_connections(connection, gone)
 
 
-def pass_with(connection: Connection, run: CurrentRun, statement: TextClause, values: dict[str, Any]) -> bool:
+def pass_with(connection: Connection, state: AttemptState, statement: TextClause, values: dict[str, Any]) -> bool:
     """Check the fence by a statement that writes one row more, so that the commit needs no statement of its own.
 
     The statement writes the row of the fence as CHECK_FENCE does. Its parameters are `run`, `fence`, `at` and `values`.
     False when it did not write the other row: then nothing may be committed. Raises LeaseLost.
     """
-    _refuse_lost(run)
-    written = _execute(connection, run, statement, values)
+    _refuse_lost(state)
+    written = _execute(connection, state, statement, values)
     if written == 2:
-        run.passed.add(connection.get_transaction())
-    elif written == 0 or _has_newer_holder(connection, run):
-        raise _newer_holder(run)
+        state.passed.add(connection.get_transaction())
+    elif written == 0 or _has_newer_holder(connection, state):
+        raise _newer_holder(state)
     return written == 2
 
 
 def _at_begin(idle_ms: int, connection: Connection) -> None:
-    run = current_run.current_run_if_any()
+    run = current_run_if_any()
     if run is None or _is_autocommit(connection):
         return
-    run.transactions[connection] = asyncio.get_running_loop()
+    state = state_of(run)
+    state.transactions[connection] = asyncio.get_running_loop()
     if _is_read_only(connection):
         return
-    _refuse_lost(run)
-    if run.is_fenced and connection.dialect.name == "postgresql":
+    _refuse_lost(state)
+    if state.is_fenced and connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}")
 
 
 def _at_commit(connection: Connection) -> None:
-    run = current_run.current_run_if_any()
+    run = current_run_if_any()
     if run is None or _is_autocommit(connection) or _is_read_only(connection):
         return
+    state = state_of(run)
     try:
-        _refuse_lost(run)
-        if run.is_fenced and connection.dialect.name in KINDS and connection.get_transaction() not in run.passed:
-            if _execute(connection, run, CHECK_FENCE, {}) != 1:
-                raise _newer_holder(run)
-            _refuse_lost(run)  # once more: the statement may have waited, or the process been stopped within it
+        _refuse_lost(state)
+        if state.is_fenced and connection.dialect.name in KINDS and connection.get_transaction() not in state.passed:
+            if _execute(connection, state, CHECK_FENCE, {}) != 1:
+                raise _newer_holder(state)
+            _refuse_lost(state)  # once more: the statement may have waited, or the process been stopped within it
     except BaseException:
         _roll_back(connection)
         raise
@@ -172,41 +175,43 @@ def _is_autocommit(connection: Connection) -> bool:
     return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
 
 
-def _refuse_lost(run: CurrentRun) -> None:
+def _refuse_lost(state: AttemptState) -> None:
     """By what this process knows itself. Its lease ends on the clock, so also where nobody has noticed that yet."""
-    if run.is_sealed:
-        raise LeaseLost(f"{run.task}: this attempt of run {run.id} has ended or was given up, and can't write any more")
-    run.is_lost = run.is_lost or (run.is_fenced and not run.holds_lease())
-    if run.is_lost:
+    if state.is_sealed:
         raise LeaseLost(
-            f"{run.task}: the lease of this node is over, so another one may hold run {run.id} by now, and this "
+            f"{state.task}: this attempt of run {state.run} has ended or was given up, and can't write any more"
+        )
+    state.is_lost = state.is_lost or (state.is_fenced and not state.holds_lease())
+    if state.is_lost:
+        raise LeaseLost(
+            f"{state.task}: the lease of this node is over, so another one may hold run {state.run} by now, and this "
             "attempt can't write any more; nothing of this transaction is committed"
         )
 
 
-def _execute(connection: Connection, run: CurrentRun, statement: TextClause, values: dict[str, Any]) -> int:
+def _execute(connection: Connection, state: AttemptState, statement: TextClause, values: dict[str, Any]) -> int:
     """How many rows a fence statement wrote. (RETURNING would take half as long again on SQLite.)"""
-    values = {"run": run.id, "fence": run.fence, "at": clock.now(), **values}
+    values = {"run": state.run, "fence": state.fence, "at": clock.now(), **values}
     try:
         return connection.execute(statement, values).rowcount
     except DBAPIError as error:
-        if troubles.sqlstate_of(error) != troubles.SERIALIZATION_FAILURE or not _has_newer_holder(connection, run):
+        if troubles.sqlstate_of(error) != troubles.SERIALIZATION_FAILURE or not _has_newer_holder(connection, state):
             raise
         return 0
 
 
-def _newer_holder(run: CurrentRun) -> LeaseLost:
+def _newer_holder(state: AttemptState) -> LeaseLost:
     return LeaseLost(
-        f"{run.task}: another node holds run {run.id} now, so this older attempt (fence {run.fence}) "
+        f"{state.task}: another node holds run {state.run} now, so this older attempt (fence {state.fence}) "
         "can't write any more; nothing of this transaction is committed"
     )
 
 
-def _has_newer_holder(connection: Connection, run: CurrentRun) -> bool:
+def _has_newer_holder(connection: Connection, state: AttemptState) -> bool:
     """As a new transaction sees it: the old one's snapshot may be from before the fence was raised."""
     _roll_back(connection)
-    newest = connection.execute(NEWEST, {"run": run.id}).scalar()
-    return newest is not None and newest > run.fence
+    newest = connection.execute(NEWEST, {"run": state.run}).scalar()
+    return newest is not None and newest > state.fence
 
 
 def _roll_back(connection: Connection) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import clock
 from service.batch.context.current_run import current_run
-from service.batch.ledger.tables import once as once_table
+from service.database.companions import once as once_table
 from service.errors import BatchError
 
 LONGEST_KEY = 200

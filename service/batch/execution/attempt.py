@@ -16,7 +16,8 @@ from pydantic_core import to_json
 
 from service import clock, escaping, failures
 from service.batch.context import current_run
-from service.batch.context.current_run import CurrentRun, for_ever
+from service.batch.context.attempt_state import AttemptState, always_held
+from service.batch.context.current_run import CurrentRun
 from service.batch.context.fencing import seal
 from service.batch.context.lease import LOST
 from service.batch.ledger.runs import Claimed
@@ -84,8 +85,8 @@ class Attempt:
         task: Task,
         threads: ThreadPool,
         on_end: Callable[[Attempt, Ending], None],
-        take_over: Callable[[CurrentRun], Awaitable[None]] | None = None,
-        holds_lease: Callable[[], bool] = for_ever,
+        take_over: Callable[[AttemptState], Awaitable[None]] | None = None,
+        holds_lease: Callable[[], bool] = always_held,
     ) -> None:
         """`take_over` is awaited, inside the run, before the body of an attempt that is not its run's first.
 
@@ -95,12 +96,13 @@ class Attempt:
         self.task = task
         slot = (claimed.slot or claimed.created_at).astimezone(task.zone)
         origin = Origin(claimed.origin)
-        self.run = CurrentRun(claimed.id, task.name, slot, claimed.attempt, origin, task.schedule)
-        self.run.fence, self.run.holds_lease = claimed.fence, holds_lease
-        self.run.is_fenced = claimed.fence > 0 and task.policies.fenced
+        self.state = AttemptState.of(claimed.id, task.name, claimed.attempt, task.schedule)
+        self.state.fence, self.state.holds_lease = claimed.fence, holds_lease
+        self.state.is_fenced = claimed.fence > 0 and task.policies.fenced
+        self.run = CurrentRun(claimed.id, task.name, slot, claimed.attempt, origin, self.state)
         self.lines_taken = 0
         self._launched_at = clock.boottime()
-        self._take_over = take_over if self.run.is_fenced and claimed.fence > 1 else None
+        self._take_over = take_over if self.state.is_fenced and claimed.fence > 1 else None
         self._threads = threads
         self._on_end = on_end
         self._stop: Ending | None = None
@@ -128,7 +130,7 @@ class Attempt:
         if self._stop is not None or self._ended:
             return
         self._stop = ending
-        self.run.ask_to_stop(ending.reason or ending.outcome)
+        self.state.ask_to_stop(ending.reason or ending.outcome)
         self._body.cancel()
         self._later(ABANDON_SECONDS, self._abandon)
 
@@ -143,7 +145,7 @@ class Attempt:
     def pause(self, reason: str) -> None:
         """Have it stop at its next checkpoint, if it may go on from there."""
         if self.task.policies.rerun:
-            self.run.ask_to_stop(reason)
+            self.state.ask_to_stop(reason)
 
     def abandon(self) -> None:
         """Give it up now, if it was asked to stop."""
@@ -159,17 +161,17 @@ class Attempt:
 
     async def _run(self) -> None:
         current_run.enter(self.run)
-        run_log.set(self.run)
+        run_log.set(self.state.log)
         session_owner.set(self.run)
         home_loop.set(asyncio.get_running_loop())
         bind_to_service()
         try:
             if self._take_over is not None:
-                await self._take_over(self.run)
+                await self._take_over(self.state)
             parameters = self.task.parameters.to_call(self.claimed.params or {}, self.run.slot)
             self._has_begun = True
             result = await call(self.task, parameters, self._threads)
-            self.run.loops.raise_owed()
+            self.state.loops.raise_owed()
             ending = self._succeeded(result)
         except asyncio.CancelledError as error:
             ending = self._stop or self._failed(error, "failed", "it was cancelled from inside")
@@ -177,7 +179,7 @@ class Attempt:
             ending = self._stop or self._interrupted(str(stopped))
         except BaseException as error:  # noqa: BLE001 - the attempt's boundary; SystemExit must not end the service
             ending = self._stop or self._failed(error)
-        if self.run.is_lost:  # whatever its body made of the refusal: what it did is not all there
+        if self.state.is_lost:  # whatever its body made of the refusal: what it did is not all there
             ending = self._stop or self._interrupted(LOST)
         if not self._ended:
             self._report(ending)
@@ -195,7 +197,7 @@ class Attempt:
             f"; attempt {self.claimed.attempt + 1} follows in {ending.wait:.1f} s" if ending.wait is not None else ""
         )
         if ending.error is not None:
-            self.run.will_retry = ending.wait is not None
+            self.state.will_retry = ending.wait is not None
             logger.error(f"{self.task.name} failed: {ending.reason}{again}", exc_info=ending.error)
         elif ending.state != RunState.SUCCEEDED:
             logger.warning(f"{self.task.name} was {ending.outcome}: {ending.reason}")
@@ -234,9 +236,9 @@ class Attempt:
         self._ended = True
         for timer in self._timers:
             timer.cancel()
-        self.run.loops.close()
+        self.state.loops.close()
         if ending.state != RunState.SUCCEEDED:  # a thread, a coroutine or a part of it may still go on
-            seal(self.run)
+            seal(self.state)
         self._on_end(self, ending)
 
     def _later(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:

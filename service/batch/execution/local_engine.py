@@ -134,7 +134,7 @@ class LocalEngine(Background):
         """Claim nothing more, from now on. Runs stop at their next checkpoint."""
         self._is_claiming, self._is_draining = False, True
         for attempt in self._attempts.values():
-            attempt.run.ask_to_stop("the service stops")
+            attempt.state.ask_to_stop("the service stops")
 
     async def drain(self, seconds: float) -> bool:
         """Let runs end for so long, then interrupt them; return when all is written (True), or can't be.

@@ -95,7 +95,7 @@ class Journal:
         return len(self._outcomes)
 
     def ended(self, attempt: Attempt, ending: Ending) -> None:
-        self._keep(_blocks(attempt, attempt.run.take_lines if self._has_room else attempt.run.drop_lines))
+        self._keep(_blocks(attempt, attempt.state.log.take_lines if self._has_room else attempt.state.log.drop_lines))
         self._outcomes.append(_outcome(attempt, ending, self._node))
 
     def take(self, attempts: Iterable[Attempt]) -> Entry:
@@ -103,7 +103,7 @@ class Journal:
         running = list(attempts)
         for attempt in running:
             if self._has_room:
-                self._keep(_blocks(attempt, attempt.run.take_lines))
+                self._keep(_blocks(attempt, attempt.state.log.take_lines))
         outcomes, self._outcomes = self._outcomes[:GROUP_LIMIT], self._outcomes[GROUP_LIMIT:]
         blocks, self._blocks, self._bytes = self._blocks, [], 0
         return Entry(outcomes, blocks, self._take_progress(running))
@@ -130,7 +130,7 @@ class Journal:
 
 def progress_of(attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
     """What `runs.mirror_progress` has to be told of these attempts since it was told last."""
-    made = [(attempt, attempt.run.meter.take()) for attempt in attempts]
+    made = [(attempt, attempt.state.meter.take()) for attempt in attempts]
     return [
         {"id": attempt.claimed.id, "fence": attempt.claimed.fence, "rate": new.rate, **_progress(attempt, new)}
         for attempt, new in made
@@ -166,7 +166,7 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         error=failures.facts_of(ending.error) if ending.error else None,
         due_at=None if is_over else ended_at + timedelta(seconds=ending.wait or 0),
         rank=Rank.INTERRUPTED if interrupted else None,
-        **_progress(attempt, attempt.run.meter.latest()),
+        **_progress(attempt, attempt.state.meter.latest()),
     )
 
 

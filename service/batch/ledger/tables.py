@@ -1,4 +1,4 @@
-"""The ledger's tables, and the two that stand beside the authors' data in the application's database."""
+"""The ledger's tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -21,20 +20,14 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from service import clock
 from service.batch.ledger.states import ACTIVE, CLAIMABLE, RunState
-from service.database.types import UtcDateTime
-
-Id = String(36).with_variant(UUID(as_uuid=False), "postgresql")
-Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+from service.database.types import Id, Json, UtcDateTime
 
 ledger = MetaData()
-companions = MetaData()
 
 
 def where(condition: str) -> dict[str, Any]:
@@ -247,41 +240,4 @@ backups = Table(
     *(Column(f"{done}_at", UtcDateTime) for done in ("verified", "failed", "restored", "pinned")),
     *(Column(n, Text) for n in ("kind", "database", "revision", "verified_how", "failed_check", "pinned_by")),
     *(Column("manifest", String(64)), Column("created_at", UtcDateTime, nullable=False)),
-)
-
-checkpoints = Table(
-    "batch_checkpoints",
-    companions,
-    Column("run", Id, nullable=False),
-    Column("name", String(100), nullable=False),
-    Column("fence", BigInteger, nullable=False),
-    Column("cursor", Json),
-    Column("count", BigInteger),
-    Column("finished", Boolean, nullable=False, server_default=text("false")),
-    Column("result", Json),
-    Column("at", UtcDateTime),
-    PrimaryKeyConstraint("run", "name"),
-)
-
-quarantine = Table(
-    "batch_quarantine",
-    companions,
-    Column("id", Id, primary_key=True),
-    Column("run", Id, nullable=False),
-    Column("task", String(100), nullable=False),
-    Column("item", String(1000), nullable=False),
-    Column("error", Json, nullable=False),
-    Column("times", Integer, nullable=False),
-    Column("at", UtcDateTime, nullable=False),
-    Column("redriven_by", Id),
-    UniqueConstraint("run", "item"),
-)
-
-once = Table(
-    "batch_once",
-    companions,
-    Column("key", String(200), primary_key=True),
-    Column("run", Id, nullable=False),
-    Column("at", UtcDateTime, nullable=False),
-    Index("ix_batch_once_run", "run"),
 )

@@ -15,7 +15,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from service import clock
 from service.logs import get_logger
@@ -27,7 +27,7 @@ PREFIX = ".batch-node-"
 NODE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def folder_of(ledger_url: str) -> Path:
+def folder_of(ledger_url: str | URL) -> Path:
     """Where the nodes of a ledger have their files: that of an SQLite file, which is of this machine as they are."""
     url = make_url(ledger_url)
     if url.get_backend_name() == "sqlite":

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, json_rows, runs, transitions
 from service.batch.ledger.states import ACTIVE, Rank
-from service.batch.ledger.tables import checkpoints, quarantine
+from service.database.companions import checkpoints, quarantine
 from service.database.engine import Database
 from service.errors import UnknownRun, WrongState
 

@@ -40,18 +40,16 @@ from service.batch.ledger.schedules import lock_tasks
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import (
     attempts,
-    checkpoints,
     log,
     missed,
     nodes,
-    once,
     pruned,
-    quarantine,
     runs,
     schedules,
     tasks,
 )
 from service.batch.retention import conditions
+from service.database.companions import checkpoints, once, quarantine
 from service.database.engine import Database
 
 RUNS = 100

@@ -10,17 +10,16 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
-from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.backup.file.folder import taken_at
-from service.backup.file.reader import Backup, LocalFile, SavedTable, Source, first_header
+from service.backup.file.reader import LocalFile, Source, first_header
 from service.backup.file.source import Fetched
 from service.backup.places import pins
-from service.backup.places.pins import Pin, Seen
+from service.backup.places.pins import Listing
 from service.backup.places.place import FOLDER, Storage
-from service.backup.places.retention import Decision, Kept, Rules, Verdict, decide
+from service.backup.places.retention import Candidate, Decision, Rules, Verdict, decide
 from service.batch.ledger import backups
 from service.batch.ledger.backups import Facts, Row
 from service.concurrency.stoppable import in_thread
@@ -65,26 +64,6 @@ class BackupSummary(Result):
     pinned: bool
 
 
-class BackupDetails(Result):
-    """What a backup's manifest says, and what the ledger knows of it. `pinned`: when it was, or yes."""
-
-    backup: str
-    taken: datetime
-    of_database: str = Field(serialization_alias="of")
-    migration: str | None
-    made_by: str = Field(serialization_alias="made by")
-    run: str | None
-    size: int
-    rows: int
-    check: str
-    checked: datetime | None
-    wrong: str | None
-    restored: datetime | None
-    pinned: datetime | str | None
-    pinned_by: str | None = Field(serialization_alias="pinned by")
-    left_out: list[str] = Field(serialization_alias="left out")
-
-
 async def listed(access: BackupAccess, warn: Callable[[str], None]) -> list[BackupSummary]:
     """All backups of each place, the newest first. `warn` is told what could not be asked; the rest is listed all the
     same, and nothing is changed.
@@ -108,16 +87,16 @@ async def listed(access: BackupAccess, warn: Callable[[str], None]) -> list[Back
     return _rows(seen, rows | {(FOLDER, name): row for name, row in read.items()}, access)
 
 
-def _remembered(rows: dict[Key, Row], url: str) -> Seen:
-    return Seen(url, {name: row["size"] or 0 for (place, name), row in rows.items() if place == url}, frozenset())
+def _remembered(rows: dict[Key, Row], url: str) -> Listing:
+    return Listing(url, {name: row["size"] or 0 for (place, name), row in rows.items() if place == url}, frozenset())
 
 
-def _unknown(seen: Seen, rows: dict[Key, Row]) -> dict[str, int]:
+def _unknown(seen: Listing, rows: dict[Key, Row]) -> dict[str, int]:
     """The backups of a place that the ledger does not know, or knows as files of another size."""
     return {n: size for n, size in seen.sizes.items() if rows.get((seen.place, n), backups.UNKNOWN)["size"] != size}
 
 
-async def adopted(access: BackupAccess, storages: Sequence[Storage], seen: Sequence[Seen]) -> dict[Key, Row]:
+async def adopted(access: BackupAccess, storages: Sequence[Storage], seen: Sequence[Listing]) -> dict[Key, Row]:
     """What is known of the backups in these places, once the manifests of all that the ledger did not know are read.
 
     Without a ledger it is what they say. Of one that can't be read nothing is recorded: it may be sound.
@@ -186,12 +165,12 @@ def _brief(source: Source, name: str) -> Facts:
     return Facts(name, at, header.kind, header.database, header.revision, source.size)
 
 
-def _pinned(seen: Sequence[Seen], rows: dict[Key, Row]) -> frozenset[str]:
+def _pinned(seen: Sequence[Listing], rows: dict[Key, Row]) -> frozenset[str]:
     """What is pinned in one of the places, or by an older version in the ledger, is pinned in all of them."""
     return frozenset(row["name"] for row in rows.values() if row["pinned_at"]).union(*(one.pinned for one in seen))
 
 
-def decided(seen: Sequence[Seen], rows: dict[Key, Row], access: BackupAccess) -> list[Decision]:
+def decided(seen: Sequence[Listing], rows: dict[Key, Row], access: BackupAccess) -> list[Decision]:
     """What is to become of the backups in each place."""
     pinned = _pinned(seen, rows)
     rules = Rules(
@@ -206,14 +185,14 @@ def decided(seen: Sequence[Seen], rows: dict[Key, Row], access: BackupAccess) ->
     ]
 
 
-def _kept(name: str, row: Row | None, is_pinned: bool) -> Kept:
+def _kept(name: str, row: Row | None, is_pinned: bool) -> Candidate:
     at, row = taken_at(Path(name)), row or backups.UNKNOWN
     assert at is not None
     checked = row["verified_at"] is not None, row["failed_at"] is not None
-    return Kept(name, at, row["rows"], *checked, pinned=is_pinned, unread=_is_unread(row))
+    return Candidate(name, at, row["rows"], *checked, pinned=is_pinned, unread=_is_unread(row))
 
 
-def _rows(seen: list[Seen], rows: dict[Key, Row], access: BackupAccess) -> list[BackupSummary]:
+def _rows(seen: list[Listing], rows: dict[Key, Row], access: BackupAccess) -> list[BackupSummary]:
     """For people: `check`, `kept` and `where` are words."""
     found, pinned = [], _pinned(seen, rows)
     for one, decision in zip(seen, decided(seen, rows, access), strict=True):
@@ -225,7 +204,7 @@ def _rows(seen: list[Seen], rows: dict[Key, Row], access: BackupAccess) -> list[
     return sorted(found, key=lambda summary: summary.name, reverse=True)
 
 
-def _row(seen: Seen, verdict: Verdict, row: Row) -> Row:
+def _row(seen: Listing, verdict: Verdict, row: Row) -> Row:
     state = "not readable" if _is_unread(row) else backups.state(row)
     return {
         **{key: value for key, value in row.items() if not key.startswith("pinned")},
@@ -263,47 +242,3 @@ async def rescan(access: BackupAccess) -> int:
     if await access.recorded(write) is None:
         raise BackupError("there is no ledger yet that a rescan could write: `batch serve` or `batch run` makes it")
     return len(found)
-
-
-async def shown(access: BackupAccess, text: str, warn: Callable[[str], None]) -> tuple[BackupDetails, list[SavedTable]]:
-    """All about one backup: what its manifest says, what the ledger knows, and its tables. Raises BackupError."""
-
-    def work(_: object) -> tuple[str, Backup]:
-        with access.places.find(text) as source:
-            return source.name, Backup.open(source)
-
-    source, backup = await in_thread(work)
-    header, name, place = backup.header, Path(source).name, access.place_of(source)
-    row: Row | None = None
-    pin: Pin | None = None
-    try:
-        if place is not None:
-            pin = await in_thread(lambda _: _pin(access, place, name))
-            row = await access.asked(partial(backups.get, name=name, place=place))
-    except DatabaseError as error:
-        warn(f"what the ledger knows of it is not shown: {error.message}")
-    row = row or backups.UNKNOWN
-    state = backups.state(row)
-    about = BackupDetails(
-        backup=source,
-        taken=header.taken_at,
-        of_database=f"{header.database} ({header.kind} {header.server_version})",
-        migration=header.revision,
-        made_by=header.tool,
-        run=row["taken_by_run"],
-        size=backup.source.size,
-        rows=sum(table.rows for table in backup.tables),
-        check=CHECKS.get(state, state),
-        checked=row["verified_at"] or row["failed_at"],
-        wrong=row["failed_check"],
-        restored=row["restored_at"],
-        pinned=(pin.at or "yes") if pin else row["pinned_at"],
-        pinned_by=pin.by if pin else row["pinned_by"],
-        left_out=list(backup.left_out),
-    )
-    return about, list(backup.tables)
-
-
-def _pin(access: BackupAccess, place: str, name: str) -> Pin | None:
-    (storage,) = (one for one in access.places.all() if one.place == place)
-    return pins.read(storage, name) if pins.is_pinned(storage, name) else None

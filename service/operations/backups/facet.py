@@ -9,9 +9,10 @@ from service.backup.comparing.differences import Difference
 from service.backup.file.reader import SavedTable
 from service.backup.restoring.count import Report
 from service.backup.restoring.plan import Plan
-from service.operations.backups import catalogue, copies, make, pins, prune, restore
+from service.operations.backups import catalogue, copies, details, make, pins, prune, restore
 from service.operations.backups.access import BackupAccess
-from service.operations.backups.catalogue import BackupDetails, BackupSummary
+from service.operations.backups.catalogue import BackupSummary
+from service.operations.backups.details import BackupDetails
 from service.operations.backups.make import BackupResult, Tell, nobody
 from service.operations.backups.pins import PinChange
 from service.operations.backups.prune import PrunedBackup
@@ -50,7 +51,7 @@ class Backups:
 
     async def show(self, backup: str, warn: Warn) -> tuple[BackupDetails, Sequence[SavedTable]]:
         """What a backup holds and what is known of it, and its tables."""
-        return await catalogue.shown(self._access, backup, warn)
+        return await details.describe_backup(self._access, backup, warn)
 
     async def verify(self, backup: str, tell: Tell = nobody) -> BackupResult:
         """Read a backup and compare every byte with its checksums; what comes of it is recorded."""

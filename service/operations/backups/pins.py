@@ -14,7 +14,7 @@ from pathlib import Path
 from service import clock
 from service.backup.file.folder import taken_at
 from service.backup.places import pins
-from service.backup.places.pins import Pin, Seen
+from service.backup.places.pins import Listing, Pin
 from service.backup.places.place import Storage
 from service.batch.ledger import backups
 from service.concurrency.stoppable import Stop, in_thread
@@ -84,7 +84,7 @@ def _everywhere(access: BackupAccess, name: str, done: str, work: Callable[[Stor
     return any(did)
 
 
-async def written_out(access: BackupAccess, storages: Sequence[Storage], seen: Sequence[Seen]) -> list[Seen]:
+async def written_out(access: BackupAccess, storages: Sequence[Storage], seen: Sequence[Listing]) -> list[Listing]:
     """What is seen once the pins of the ledger stand beside their files. Those of other places wait in the ledger.
 
     It may be done again at any moment: a pin that is there stays as it is. Raises BackupError and DatabaseError.

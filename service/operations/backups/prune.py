@@ -11,9 +11,9 @@ from functools import partial
 
 from service import clock
 from service.backup.places import pins
-from service.backup.places.pins import Seen
+from service.backup.places.pins import Listing
 from service.backup.places.place import FOLDER, Storage
-from service.backup.places.retention import Decision, ahead_named
+from service.backup.places.retention import Decision, describe_future
 from service.batch.ledger import backups
 from service.concurrency.stoppable import Stop, in_thread
 from service.operations.backups.access import BackupAccess
@@ -27,7 +27,7 @@ class Plan:
     """What is to become of the backups in one place."""
 
     storage: Storage
-    seen: Seen
+    seen: Listing
     decision: Decision
 
 
@@ -55,8 +55,8 @@ def warnings(planned: list[Plan], *, is_meant: bool = False) -> list[str]:
                 f"No old backup is deleted in {plan.storage.name}: {plan.decision.too_many}, more than half. Look at "
                 "`batch backup prune --dry-run` and the settings BACKUP_…; `batch backup prune --yes` deletes them"
             )
-        if plan.decision.ahead:
-            found.append(f"{ahead_named(plan.decision.ahead)} in {plan.storage.name}: not taken for the newest")
+        if plan.decision.in_future:
+            found.append(f"{describe_future(plan.decision.in_future)} in {plan.storage.name}: not taken for the newest")
     return found
 
 

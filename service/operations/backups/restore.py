@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.application.migration import APPLICATION_HISTORY
 from service.backup.file.reader import Backup, LocalFile, Source
 from service.backup.restoring.count import Report
 from service.backup.restoring.plan import Plan
@@ -28,9 +27,11 @@ from service.batch.ledger import backups, database_time
 from service.batch.ledger.backups import Facts
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.states import ACTIVE
-from service.batch.ledger.tables import nodes, runs
+from service.batch.ledger.tables import runs
 from service.batch.nodes import process_lock
+from service.batch.nodes.living import living_nodes
 from service.concurrency.stoppable import in_thread
+from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.make import (
@@ -43,7 +44,7 @@ from service.operations.backups.make import (
 )
 from service.operations.results import Result
 
-HISTORIES = (APPLICATION_HISTORY, LEDGER_HISTORY)
+HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
 MOST_NAMED = 5
 
 
@@ -113,18 +114,12 @@ async def activity(access: BackupAccess, since: datetime | None = None) -> Activ
 
 async def _activity(access: BackupAccess, since: datetime | None, connection: AsyncConnection) -> Activity:
     """What was running on a node that is dead is as interrupted as it will be called: nothing takes it up meanwhile."""
-    folder = process_lock.folder_of(access.settings.ledger_url)
     now = await database_time.now_of(connection)
-    late = now - timedelta(seconds=access.settings.LEASE_SECONDS)
-    seen = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(nodes.c.stopped_at.is_(None), nodes.c.seen_at >= late)
-    living = {
-        row.id: f"pid {row.pid} on {row.host}"
-        for row in await connection.execute(seen)
-        if not process_lock.is_gone(folder, row.id)
-    }
+    folder = process_lock.folder_of(access.settings.ledger_url)
+    living = await living_nodes(connection, folder, access.settings.LEASE_SECONDS)
     active = await _those(connection, runs.c.state.in_(ACTIVE)) if living else ()
     ended = await _those(connection, runs.c.started_at.is_not(None), runs.c.finished_at >= since) if since else ()
-    return Activity(tuple(living.values()), active, ended, now)
+    return Activity(tuple(living), active, ended, now)
 
 
 async def _those(connection: AsyncConnection, *conditions: Any) -> tuple[str, ...]:
@@ -191,7 +186,7 @@ async def restore(access: BackupAccess, request: RestoreRequest, tell: Tell = no
                 source,
                 url,
                 dry_run=request.dry_run,
-                still=still,
+                last_check=still,
                 on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
                 folder=access.settings.BACKUP_DIR,
                 histories=HISTORIES,

@@ -1,6 +1,7 @@
-"""Pruning finds what a run did once by the run, not by reading the whole table."""
+"""Makes nothing. The tables that it made are those of the history data_… (service/database/migrations).
 
-from alembic import op
+It stays, because databases are at this revision, and later migrations of a clone may follow it.
+"""
 
 revision = "app_0003"
 down_revision = "app_0002"
@@ -9,4 +10,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.create_index("ix_batch_once_run", "batch_once", ["run"], unique=False)
+    pass

@@ -1,0 +1,121 @@
+"""What the service keeps about an attempt while it goes on: its fence, its log buffer, its open transactions."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from service.batch.context.loop_positions import Loops
+from service.batch.context.progress import Meter
+from service.batch.cron.cron import Schedule
+from service.batch.ledger.run_logs import LogLine
+from service.logs import log_lines
+
+MAX_WAITING_LINES = 10_000
+MAX_WAITING_BYTES = 4_000_000
+"""Bounds of the lines that an attempt has logged, and that the ledger has not taken yet."""
+
+
+def always_held() -> bool:
+    """Lease check for code that runs without a node: always held."""
+    return True
+
+
+class LogBuffer:
+    """The lines that an attempt has logged and that are not in the ledger yet. Any thread may add one.
+
+    Attributes:
+        log_context: What stands beside each line of the attempt in the log of the process.
+    """
+
+    def __init__(self, log_context: dict[str, Any]) -> None:
+        self.log_context = log_context
+        self._lines: list[LogLine] = []
+        self._size = 0
+        self._lost_lines = 0
+        self._lock = threading.Lock()
+
+    def keep_line(self, at: str, level: str, logger: str, text: str) -> None:
+        """Add a line, or count it as lost where the buffer is full."""
+        line = LogLine(at, level, logger, log_lines.bounded(text, log_lines.LONGEST_LINE))
+        with self._lock:
+            if len(self._lines) < MAX_WAITING_LINES and self._size < MAX_WAITING_BYTES:
+                self._lines.append(line)
+                self._size += line.size
+            else:
+                self._lost_lines += 1
+
+    def take_lines(self) -> list[LogLine]:
+        """The lines since the last call. If some were lost, one more line at the end says how many."""
+        if not self._lines:
+            return []
+        with self._lock:
+            taken, self._lines, self._size = self._lines, [], 0
+            if self._lost_lines:
+                taken.append(_dropped(taken[-1].at, self._lost_lines))
+                self._lost_lines = 0
+        return taken
+
+    def drop_lines(self) -> list[LogLine]:
+        """Empty the buffer, because its reader has no room; returns one line that says how many lines were dropped."""
+        with self._lock:
+            dropped, self._lines, self._size = self._lines, [], 0
+            number, self._lost_lines = len(dropped) + self._lost_lines, 0
+        return [_dropped(dropped[-1].at, number)] if dropped else []
+
+
+def _dropped(at: str, number: int) -> LogLine:
+    text = f"{number:,} lines were dropped: they came faster than the ledger takes them"
+    return LogLine(at, "warning", "service.batch", text)
+
+
+@dataclass(eq=False)
+class AttemptState:
+    """The state of one attempt of the run with the id `run`.
+
+    Attributes:
+        fence: The number under which it may commit to the application's database.
+        is_fenced: Whether its commits check the fence.
+        is_sealed: The attempt has ended or was given up, and may not commit any more.
+        is_lost: It wanted to write when its node did not hold its lease.
+        holds_lease: Whether its node may work on it right now.
+        will_retry: It has failed, and another attempt follows.
+        schedule: That of the task; None where the task has none.
+        stop_reason: Why it is asked to stop; None while it is not.
+        stopping: Set when it is asked to stop. It exists once the run has waited for that.
+        transactions: The connections that it has used, each with the event loop that it belongs to.
+        passed: The transactions in which the fence was checked already.
+    """
+
+    run: str
+    task: str
+    log: LogBuffer
+    fence: int = 0
+    is_fenced: bool = False
+    holds_lease: Callable[[], bool] = always_held
+    schedule: Schedule | None = None
+    is_sealed: bool = False
+    is_lost: bool = False
+    will_retry: bool = False
+    stop_reason: str | None = None
+    stopping: asyncio.Event | None = None
+    transactions: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = field(default_factory=WeakKeyDictionary)
+    passed: WeakSet[Any] = field(default_factory=WeakSet)
+    loops: Loops = field(default_factory=Loops)
+    meter: Meter = field(default_factory=Meter)
+
+    @classmethod
+    def of(cls, run: str, task: str, attempt: int, schedule: Schedule | None = None) -> AttemptState:
+        """The state of an attempt that begins. `attempt` counts from 1."""
+        context: dict[str, Any] = {"task": task, "run": run}
+        return cls(run, task, LogBuffer({**context, "attempt": attempt} if attempt > 1 else context), schedule=schedule)
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Have it stop at its next checkpoint. The first reason counts."""
+        self.stop_reason = self.stop_reason or reason
+        if self.stopping is not None:
+            self.stopping.set()

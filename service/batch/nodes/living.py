@@ -1,0 +1,37 @@
+"""Which processes live, for those who must not work beside them: a restore, and the migration of an older ledger."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import database_time
+from service.batch.ledger.tables import nodes
+from service.batch.nodes import process_lock
+from service.errors import DatabaseInUse
+
+
+async def living_nodes(connection: AsyncConnection, folder: Path, lease_seconds: float) -> list[str]:
+    """The processes that have said within a lease, by the ledger's time, that they live: "pid 12 on host".
+
+    `folder`: where the nodes of this machine have their locked files. One whose file is not locked any more is dead.
+    """
+    late = await database_time.now_of(connection) - timedelta(seconds=lease_seconds)
+    seen = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(nodes.c.stopped_at.is_(None), nodes.c.seen_at >= late)
+    return [
+        f"pid {row.pid} on {row.host}"
+        for row in await connection.execute(seen.order_by(nodes.c.id))
+        if not process_lock.is_gone(folder, row.id)
+    ]
+
+
+async def refuse_living(connection: AsyncConnection, folder: Path, lease_seconds: float) -> None:
+    """Raises DatabaseInUse where a process lives that works with an older ledger, which is about to be migrated."""
+    if living := await living_nodes(connection, folder, lease_seconds):
+        raise DatabaseInUse(
+            "the ledger is of an older version, and is not migrated while a process of that version lives: "
+            f"{', '.join(living)}. Stop it first. If it was killed, try again in {lease_seconds:g} s (LEASE_SECONDS)"
+        )

@@ -1,0 +1,34 @@
+"""The names of all our tables, and what the migrations of an application must leave out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LEDGER_TABLES = frozenset(
+    f"batch_{name}"
+    for name in (
+        "alembic_version",
+        "attempts",
+        "backups",
+        "catalog",
+        "log",
+        "missed",
+        "nodes",
+        "pruned",
+        "runs",
+        "schedules",
+        "tasks",
+    )
+)
+DATA_TABLES = frozenset(f"batch_{name}" for name in ("checkpoints", "data_alembic_version", "once", "quarantine"))
+"""They stand in the application's database, because they commit with the authors' data."""
+OUR_TABLES = LEDGER_TABLES | DATA_TABLES
+"""All of them. Not every name that begins with `batch_`: the authors' own tables may be named so too."""
+
+
+def include_object(object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+    """Whether Alembic's autogenerate may look at this object: False for our tables. For `context.configure(…)`.
+
+    A table that the application's own metadata declares is the application's, whatever its name.
+    """
+    return not (type_ == "table" and reflected and compare_to is None and name in OUR_TABLES)

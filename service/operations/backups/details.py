@@ -1,0 +1,87 @@
+"""All about one backup: what its manifest says, and what the ledger knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from pydantic import Field
+
+from service.backup.file.reader import Backup, SavedTable
+from service.backup.places import pins
+from service.backup.places.pins import Pin
+from service.batch.ledger import backups
+from service.batch.ledger.backups import Row
+from service.concurrency.stoppable import in_thread
+from service.errors import DatabaseError
+from service.operations.backups.access import BackupAccess
+from service.operations.backups.catalogue import CHECKS
+from service.operations.results import Result
+
+
+class BackupDetails(Result):
+    """What a backup's manifest says, and what the ledger knows of it. `pinned`: when it was, or yes."""
+
+    backup: str
+    taken: datetime
+    of_database: str = Field(serialization_alias="of")
+    migration: str | None
+    made_by: str = Field(serialization_alias="made by")
+    run: str | None
+    size: int
+    rows: int
+    check: str
+    checked: datetime | None
+    wrong: str | None
+    restored: datetime | None
+    pinned: datetime | str | None
+    pinned_by: str | None = Field(serialization_alias="pinned by")
+    left_out: list[str] = Field(serialization_alias="left out")
+
+
+async def describe_backup(
+    access: BackupAccess, text: str, warn: Callable[[str], None]
+) -> tuple[BackupDetails, list[SavedTable]]:
+    """All about one backup: what its manifest says, what the ledger knows, and its tables. Raises BackupError."""
+
+    def work(_: object) -> tuple[str, Backup]:
+        with access.places.find(text) as source:
+            return source.name, Backup.open(source)
+
+    source, backup = await in_thread(work)
+    header, name, place = backup.header, Path(source).name, access.place_of(source)
+    row: Row | None = None
+    pin: Pin | None = None
+    try:
+        if place is not None:
+            pin = await in_thread(lambda _: _pin(access, place, name))
+            row = await access.asked(partial(backups.get, name=name, place=place))
+    except DatabaseError as error:
+        warn(f"what the ledger knows of it is not shown: {error.message}")
+    row = row or backups.UNKNOWN
+    state = backups.state(row)
+    about = BackupDetails(
+        backup=source,
+        taken=header.taken_at,
+        of_database=f"{header.database} ({header.kind} {header.server_version})",
+        migration=header.revision,
+        made_by=header.tool,
+        run=row["taken_by_run"],
+        size=backup.source.size,
+        rows=sum(table.rows for table in backup.tables),
+        check=CHECKS.get(state, state),
+        checked=row["verified_at"] or row["failed_at"],
+        wrong=row["failed_check"],
+        restored=row["restored_at"],
+        pinned=(pin.at or "yes") if pin else row["pinned_at"],
+        pinned_by=pin.by if pin else row["pinned_by"],
+        left_out=list(backup.left_out),
+    )
+    return about, list(backup.tables)
+
+
+def _pin(access: BackupAccess, place: str, name: str) -> Pin | None:
+    (storage,) = (one for one in access.places.all() if one.place == place)
+    return pins.read(storage, name) if pins.is_pinned(storage, name) else None

@@ -1,0 +1,35 @@
+"""Restores the latest backup into tables that nobody else sees, counts the rows, and removes them again."""
+
+from __future__ import annotations
+
+from service.batch.tasks.base import BaseTask
+from service.config import get_settings
+from service.logs import get_logger
+from service.operations.backups.make import on_the_run
+from service.operations.here import operations_here
+
+logger = get_logger(__name__)
+
+
+class RestoreDrillTask(BaseTask):
+    """Prove that the latest backup can be restored. Without RESTORE_DRILL_CRON it is only started by hand.
+
+    Raises BackupError when the backup is damaged or can't be tried out.
+    """
+
+    name = "restore_drill"
+    description = "Restore the latest backup into a scratch database, and compare the counts"
+
+    @property
+    def schedule(self) -> str | None:
+        return get_settings().RESTORE_DRILL_CRON
+
+    async def run(self) -> dict[str, int | str]:
+        async with operations_here(get_settings()) as operations:
+            report = await operations.backups.verify_by_restoring("latest", on_the_run())
+        for note in report.notes:
+            logger.warning(note)
+        logger.info(
+            f"{report.backup} restored into {report.where}: {report.rows:,} rows of {len(report.tables)} tables"
+        )
+        return {"backup": report.backup, "tables": len(report.tables), "rows": report.rows}

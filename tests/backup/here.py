@@ -1,0 +1,14 @@
+"""Backups without a process of their own, whose start takes most of a test's time."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.backup.making import process, worker
+
+in_a_process = process.carry_out
+
+
+def make_backups_here(patch: pytest.MonkeyPatch) -> None:
+    """Have the worker carry them out in the thread that orders them."""
+    patch.setattr(process, "carry_out", worker.carry_out)

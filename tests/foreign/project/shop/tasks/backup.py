@@ -1,0 +1,5 @@
+from service.shipped import backup
+
+
+class BackupTask(backup.BackupTask):
+    """Back up the shop."""

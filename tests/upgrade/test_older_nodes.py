@@ -1,0 +1,75 @@
+"""A ledger is not migrated while a process lives that works with it as it is."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert, text, update
+
+from service import clock
+from service.batch.ledger import database_time
+from service.batch.ledger.migration import LEDGER_HISTORY
+from service.batch.ledger.tables import new_id, nodes
+from service.batch.nodes import process_lock
+from service.batch.nodes.process_lock import Presence
+from service.config import get_settings
+from service.database.engine import Database
+from service.database.migrate import migrate
+from service.errors import DatabaseInUse
+from service.operations.databases import migrate_ledger
+
+OLDER = LEDGER_HISTORY.revisions[-2]
+
+
+@pytest.fixture
+async def older(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """A ledger at the migration before the newest, with a node that has just said that it lives."""
+    monkeypatch.setenv("LEDGER_URL", database_url)
+    database = Database(database_url, setting="LEDGER_URL", pooled=False)
+    await migrate(database, LEDGER_HISTORY, to=OLDER)
+    async with database.engine.begin() as connection:
+        at = await database_time.now_of(connection)
+        row = {"id": new_id(), "host": "web-1", "pid": 4711, "version": "0.1", "started_at": at, "seen_at": at}
+        await connection.execute(insert(nodes).values({**row, "draining": False, "tasks": []}))
+    return database
+
+
+async def revision(database: Database) -> str:
+    async with database.reader.connect() as connection:
+        return str((await connection.execute(text("SELECT version_num FROM batch_alembic_version"))).scalar_one())
+
+
+async def test_a_living_node_of_an_older_ledger_keeps_it_as_it_is_and_is_named(older: Database) -> None:
+    with pytest.raises(DatabaseInUse, match=r"pid 4711 on web-1\. Stop it first.*LEASE_SECONDS"):
+        await migrate_ledger(older, get_settings())
+    assert await revision(older) == OLDER
+
+
+@pytest.mark.parametrize("end", ["stopped", "silent for a lease", "killed on this machine"])
+async def test_once_it_is_dead_the_ledger_is_migrated(older: Database, end: str, tmp_path: Path) -> None:
+    settings = get_settings()
+    if end == "killed on this machine":
+        async with older.reader.connect() as connection:
+            (row,) = await connection.execute(nodes.select())
+        folder = process_lock.folder_of(settings.ledger_url)
+        Presence(folder, row.id)._let_go()  # as the kernel does: the file stays, without its lock
+    else:
+        at = clock.now()
+        gone = (
+            {"stopped_at": at} if end == "stopped" else {"seen_at": at - timedelta(seconds=settings.LEASE_SECONDS + 1)}
+        )
+        async with older.engine.begin() as connection:
+            await connection.execute(update(nodes).values(gone))
+    await migrate_ledger(older, settings)
+    assert await revision(older) == LEDGER_HISTORY.revisions[-1]
+
+
+async def test_a_ledger_of_this_version_is_nobodys_business(older: Database) -> None:
+    """Processes of one version start beside each other."""
+    async with older.engine.begin() as connection:
+        await connection.execute(
+            text(f"UPDATE batch_alembic_version SET version_num = '{LEDGER_HISTORY.revisions[-1]}'")
+        )
+    await migrate_ledger(older, get_settings())
