@@ -324,7 +324,7 @@ async def test_reads_of_an_older_ledger_migrate_nothing(database_url: str, monke
     forget_settings()
     ledger = Database(get_settings().ledger_url, setting="LEDGER_URL", pooled=False)
     older = LEDGER_HISTORY.revisions[-2]
-    await migrate(ledger, LEDGER_HISTORY, older)
+    await migrate(ledger, LEDGER_HISTORY, to=older)
 
     async def revision() -> Any:
         async with ledger.reader.connect() as connection:

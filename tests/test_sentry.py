@@ -309,7 +309,7 @@ async def test_the_parameters_of_a_statement_are_shown_only_if_the_setting_says_
     everywhere = {
         "stderr": written.getvalue(),
         "the ledger": repr(row),
-        "batch show": repr(shown),
+        "batch show": repr(shown.model_dump()),
         "Sentry": b"".join(listener.bodies).decode(),
     }
     assert (row["state"], len(shown.attempts), len(listener.events)) == ("failed", 1, 2)

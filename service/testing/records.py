@@ -17,6 +17,7 @@ from service.batch.ledger.states import FINAL
 from service.batch.ledger.tables import attempts, log, missed, runs
 from service.config import get_settings
 from service.database.engine import Database
+from service.operations.databases import Databases
 from service.testing.databases import wait_for
 
 T = TypeVar("T")
@@ -109,8 +110,10 @@ def missed_ranges(task: str | None) -> list[MissedRange]:
 
 
 async def _with_ledger(work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-    database = Database(get_settings().ledger_url, setting="LEDGER_URL", pooled=False)
-    async with database.reader.connect() as connection:
+    settings = get_settings()
+    ledger = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
+    async with Databases(ledger, ledger, settings.LEASE_SECONDS, are_ready=True).reading() as connection:
+        assert connection is not None, "the fixture has made the ledger"
         return await work(connection)
 
 
