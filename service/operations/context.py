@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from service.batch.retention.keep import Keep
+from service.batch.retention.retention import Keep
 from service.errors import UnknownTask
 from service.escaping import echoed
 from service.operations.databases import Databases

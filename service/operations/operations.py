@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from service.batch.retention.keep import Keep
+from service.batch.retention.retention import Keep
 from service.config import Settings
 from service.database.engine import Database
 from service.operations.context import Context, Loaded, nothing

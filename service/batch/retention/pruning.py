@@ -48,7 +48,7 @@ from service.batch.ledger.tables import (
     tasks,
 )
 from service.batch.retention import conditions
-from service.batch.retention.keep import Keep
+from service.batch.retention.retention import Keep
 from service.database.companions import checkpoints, once, quarantine
 from service.database.engine import Database
 
