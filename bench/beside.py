@@ -22,7 +22,7 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from service.backup import create_backup
-from service.backup.file.progress import Progress
+from service.backup.file.progress import BackupProgress
 
 NAP_SECONDS = 0.005
 IDLE_SECONDS = float(os.environ.get("BENCH_IDLE_SECONDS", "5"))
@@ -46,7 +46,7 @@ class Lateness:
 async def make_backup(folder: Path) -> dict[str, Any]:
     written_at = 0.0
 
-    def hear(progress: Progress) -> None:
+    def hear(progress: BackupProgress) -> None:
         nonlocal written_at
         if progress.stage == "verifying" and not written_at:
             written_at = time.perf_counter()

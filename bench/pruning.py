@@ -33,7 +33,8 @@ from service import logs
 from service.batch.ledger import runs, tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.states import RunState
-from service.batch.retention.pruning import Keep, Pruner
+from service.batch.retention.pruning import Pruner
+from service.batch.retention.retention import Keep
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate

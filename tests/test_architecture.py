@@ -227,7 +227,7 @@ def cycles(modules: list[Module]) -> list[str]:
 
 
 def foreign_apscheduler(modules: list[Module]) -> list[str]:
-    """Only scheduler.py uses apscheduler. Elsewhere its names may stand in annotations, and nowhere else."""
+    """Only firing/apscheduler.py uses apscheduler. Elsewhere its names may stand in annotations, and nowhere else."""
     wrong = []
     for module in modules:
         if module.name == "service.batch.firing.apscheduler":
@@ -522,6 +522,24 @@ def test_what_a_file_of_tasks_imports_loads_no_library_that_only_the_service_nee
     code = "from service import BaseTask, get_db, get_logger; import sys; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert not set(HEAVY.split()) & set(ran.stdout.split())
+
+
+LISTS = """
+import sys
+from contextlib import suppress
+from service.cli import main
+sys.argv = ["batch", "runs"]
+with suppress(SystemExit):
+    main()
+print(*sys.modules)
+"""
+
+
+def test_a_command_that_lists_loads_neither_migrations_nor_the_parts_of_a_service(tmp_path: Path) -> None:
+    heavy = {"alembic", "mako", "apscheduler", "asyncpg", "httpx", "isal", "starlette", "structlog", "uvicorn"}
+    ran = subprocess.run([sys.executable, "-c", LISTS], capture_output=True, text=True, cwd=tmp_path, check=True)
+    head, loaded = ran.stdout.splitlines()
+    assert head.startswith("id ") and not heavy & set(loaded.split())
 
 
 def test_the_root_package_names_what_type_checkers_see() -> None:

@@ -388,7 +388,8 @@ async def newer(database_url: str) -> str:
 def test_a_newer_database_is_refused_and_left_alone(
     batch: Batch, report: None, newer: str, setting: str, command: str
 ) -> None:
-    refuses(batch(*command.split(), **{setting: newer}, PORT="0"), setting, "from_the_future", "newer", code=3)
+    settings = {"LEDGER_URL": "sqlite:///./ledger.db", setting: newer, "PORT": "0"}
+    refuses(batch(*command.split(), **settings), setting, "from_the_future", "newer", code=3)
 
 
 @pytest.mark.parametrize("command", ["runs", "tasks"])

@@ -87,7 +87,7 @@ def test_a_backup_is_made_checked_listed_and_shown(batch: Batch, tmp_path: Path,
     assert made.code == 0 and made.json["kind"] == "sqlite" and Path(made.json["backup"]).is_file()
     name = made.json["name"]
     told = batch("backup", "verify")
-    assert (told.code, told.err) == (0, "") and f"{name}: 1 row of 6 tables in " in told.out
+    assert (told.code, told.err) == (0, "") and f"{name}: 2 rows of 7 tables in " in told.out
     assert told.out.endswith("verified (checksums only)\n")
     (row,) = batch("backup", "list", "--json").json
     assert (row["name"], row["check"], row["where"], row["revision"]) == (name, "checksums only", "folder", "app_0004")
@@ -96,6 +96,7 @@ def test_a_backup_is_made_checked_listed_and_shown(batch: Batch, tmp_path: Path,
     assert {table["table"]: table["rows"] for table in batch("backup", "show", "latest", "--json").json["tables"]} == {
         **dict.fromkeys(("batch_checkpoints", "batch_once", "batch_quarantine", "sessions", "users"), 0),
         "alembic_version": 1,
+        "batch_data_alembic_version": 1,
     }
 
 

@@ -29,7 +29,7 @@ from service.config import get_settings
 from service.errors import InvalidSetting
 from service.server.batch_service import BatchService
 from service.testing.postgres import OwnServer, find_binaries
-from tests.batch.ledger_world import make_task, rows, until
+from tests.batch.ledger_world import make_task, refresh, rows, until
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -179,10 +179,10 @@ async def test_a_run_past_its_timeout_has_failed(begin: Begin) -> None:
 
 async def test_a_file_that_is_added_while_the_service_runs_is_loaded_and_fires(begin: Begin) -> None:
     service = await begin()
-    await service.schedules.refresh()
+    await refresh(service.schedules)
     Path("tasks/dropped.py").write_text(DROPPED)
     for _ in range(2):
-        await service.schedules.refresh()
+        await refresh(service.schedules)
     clock.advance(MINUTE)
     fire(service, "dropped")
     assert (await run_in(service, "succeeded", task="dropped"))["result"] == "here"
@@ -199,19 +199,19 @@ async def test_a_file_whose_import_hangs_delays_no_schedule_and_is_named(
     make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))
     service = await begin()
     logging.getLogger().addHandler(caplog.handler)
-    await service.schedules.refresh()
+    await refresh(service.schedules)
     Path("tasks/dropped.py").write_text(HANGS + DROPPED)
     async with asyncio.timeout(10):
         for _ in range(2):
-            await service.schedules.refresh()
+            await refresh(service.schedules)
         config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
-        await service.schedules.refresh()
+        await refresh(service.schedules)
     assert str(service.scheduler.get_job("dynamic").trigger) == "cron[0 8 * * *] UTC"
     await until(lambda: told(caplog, "tasks/dropped.py: its import has not ended after 0.1 s"))
     Path("go on").touch()
 
     async def loaded() -> bool:
-        await service.schedules.refresh()
+        await refresh(service.schedules)
         return "dropped" in service.tasks
 
     await until(loaded)
@@ -226,9 +226,9 @@ async def test_a_file_that_is_added_while_the_ledger_is_unreachable_is_loaded_la
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = await begin()
-    await service.schedules.refresh()
+    await refresh(service.schedules)
     Path("tasks/dropped.py").write_text(DROPPED)
-    await service.schedules.refresh()
+    await refresh(service.schedules)
 
     async def away(*_: object) -> None:
         raise DBAPIError("INSERT", {}, OSError("away"))
@@ -236,9 +236,9 @@ async def test_a_file_that_is_added_while_the_ledger_is_unreachable_is_loaded_la
     with monkeypatch.context() as patch:
         patch.setattr(task_sync, "record_tasks", away)
         with pytest.raises(DBAPIError):
-            await service.schedules.refresh()
+            await refresh(service.schedules)
     assert "dropped" not in service.tasks
-    await service.schedules.refresh()
+    await refresh(service.schedules)
     assert "dropped" in service.tasks and service.scheduler.get_job("dropped").next_run_time
 
 
@@ -550,8 +550,8 @@ async def test_a_task_that_was_taken_for_gone_is_restored_by_the_node_that_has_i
 
     async with service.ledger.engine.begin() as connection:
         assert await task_sync.remove_gone(connection, ["tick"], nobody) == ["tick"]
-    await service.schedules.refresh()
-    await service.schedules.refresh()
+    await refresh(service.schedules)
+    await refresh(service.schedules)
     (task,) = await rows(service.ledger, tables.tasks)
     assert task["removed_at"] is None
     assert service.scheduler.get_job("tick").next_run_time is not None
@@ -603,12 +603,12 @@ async def test_a_schedule_from_settings_is_read_again_and_an_invalid_one_is_igno
     service = await begin()
     logging.getLogger().addHandler(caplog.handler)
     env.write_text('CUSTOM_TASK_CRON="0 8 * * *"\n')
-    await service.schedules.refresh()
+    await refresh(service.schedules)
     assert str(service.scheduler.get_job("dynamic").trigger) == "cron[0 8 * * *] UTC"
     assert [s["cron"] for s in await rows(service.ledger, tables.schedules)] == ["0 7 * * *", "0 8 * * *"]
     env.write_text('CUSTOM_TASK_CRON="0 99 * * *"\n')
-    await service.schedules.refresh()
-    await service.schedules.refresh()
+    await refresh(service.schedules)
+    await refresh(service.schedules)
     assert str(service.scheduler.get_job("dynamic").trigger) == "cron[0 8 * * *] UTC"
     assert caplog.text.count("'0 99 * * *'") == 1
 
@@ -635,7 +635,7 @@ async def test_a_node_follows_the_ledgers_schedule_even_where_its_own_differs(
     other = make_task("donor", "0 9 * * *")
     async with service.ledger.engine.begin() as connection:
         await task_sync.set_schedules(connection, {"tick": other.schedule}, {"tick": task}, new_id())
-    await service.schedules.refresh()
+    await refresh(service.schedules)
     assert str(service.scheduler.get_job("tick").trigger) == "cron[0 9 * * *] UTC"
     assert "tick fires by another node's schedule (0 9 * * * UTC)" in caplog.text
     assert len(await rows(service.ledger, tables.schedules)) == 2
@@ -646,15 +646,15 @@ async def test_a_paused_task_has_no_next_run_time_and_resumes(begin: Begin) -> N
     service = await begin()
     async with service.ledger.engine.begin() as connection:
         await task_sync.pause(connection, "tick", "ann", {"tick": task})
-    await service.schedules.refresh()
+    await refresh(service.schedules)
     assert service.scheduler.get_job("tick").next_run_time is None
     clock.advance(3 * MINUTE)
-    await service.schedules.refresh()
+    await refresh(service.schedules)
     (found,) = await until(lambda: rows(service.ledger, tables.missed))
     assert (found["count"], found["reason"]) == (3, "paused by ann")
     async with service.ledger.engine.begin() as connection:
         await task_sync.resume(connection, "tick")
-    await service.schedules.refresh()
+    await refresh(service.schedules)
     assert service.scheduler.get_job("tick").next_run_time is not None
 
 

@@ -14,6 +14,7 @@ from service.config import get_settings
 from service.operations.context import Loaded
 from service.operations.operations import open_operations
 from service.server.batch_service import BatchService
+from tests.batch.ledger_world import refresh
 from tests.processes import batch
 
 TASK = """
@@ -61,7 +62,7 @@ async def restarted() -> BatchService:
 async def has_loaded(service: BatchService, source: str) -> None:
     """The files were looked at twice, and this one is what it runs."""
     for _ in range(2):
-        await service.schedules.refresh()
+        await refresh(service.schedules)
     assert service.tasks["same"].source == source
 
 
@@ -77,7 +78,7 @@ async def service() -> AsyncIterator[BatchService]:
     """It has the later one by name, for the other came afterwards."""
     write("later")
     service = await restarted()
-    await service.schedules.refresh()
+    await refresh(service.schedules)
     write("early")
     await has_loaded(service, "tasks/later.py")
     yield service

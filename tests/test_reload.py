@@ -300,7 +300,8 @@ async def test_a_reload_lets_a_short_run_end_and_interrupts_a_long_one_which_the
 GIVES_UP_SOON = (
     sys.executable,
     "-c",
-    "from service import config, reload; reload.GIVE_UP_SECONDS = 0.5; reload.serve(config.get_settings(), port=0)",
+    "from service.config import get_settings; from service.server import reload; "
+    "reload.GIVE_UP_SECONDS = 0.5; reload.serve(get_settings(), port=0)",
 )
 
 

@@ -42,7 +42,7 @@ def ask(
     """
     from service import logs
 
-    logs.set_up(log_level)
+    logs.set_up(log_level, lazily=True)
     return wait_for(_asked(work, needs_tasks))
 
 

@@ -14,6 +14,7 @@ import os
 import queue
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, TextIO
 
 from service import escaping
@@ -92,11 +93,16 @@ class _Writer(logging.handlers.QueueListener):
     queue: _Waiting
 
     def __init__(self, lines: _Waiting, format: str, stream: TextIO) -> None:
+        super().__init__(lines)
+        self._format = format
+        self._stream = stream
+
+    @cached_property
+    def _formatter(self) -> logging.Formatter:
+        """Made for the first line: most commands write none, and structlog takes long to import."""
         from service.logs import rendering
 
-        super().__init__(lines)
-        self._formatter = rendering.formatter(format, colors=stream.isatty())
-        self._stream = stream
+        return rendering.formatter(self._format, colors=self._stream.isatty())
 
     def handle(self, record: logging.LogRecord) -> None:
         try:
@@ -133,20 +139,24 @@ class _Writer(logging.handlers.QueueListener):
 _writer: _Writer | None = None
 
 
-def set_up(level: str = "INFO", format: str = "console", stream: TextIO | None = None) -> None:
+def set_up(level: str = "INFO", format: str = "console", stream: TextIO | None = None, *, lazily: bool = False) -> None:
     """Write all logging of this process to `stream` (default: stderr), as `console` or `json` lines.
 
     It may be called again, and replaces the handlers of the root logger.
-    """
-    from service.logs import structured
 
+
+    `lazily`: import structlog, which takes long, when the first line is logged. Most commands log none.
+    """
     global _writer
     flush()
     lines = _Waiting()
     _writer = _Writer(lines, format, stream or sys.stderr)
     _writer.start()
     mode.is_set_up = True
-    structured.configure()
+    if not lazily:
+        from service.logs import structured
+
+        structured.configure()
     root = logging.getLogger()
     root.handlers[:] = [RunLogHandler(), _Queue(lines)]
     root.setLevel(level)

@@ -78,3 +78,6 @@ def _hand_over(logger: logging.Logger, method: str, event: EventDict) -> Any:
 
 
 _PROCESSORS: list[Processor] = [_filter, *rendering.SHARED, _positional, _hand_over]
+
+if mode.is_set_up:  # lazily
+    configure()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from service.batch.retention.pruning import Keep
-from service.batch.tasks.discovery import BrokenFile
-from service.batch.tasks.registry import Task
+from service.batch.retention.retention import Keep
 from service.errors import UnknownTask
 from service.escaping import echoed
 from service.operations.databases import Databases
+
+if TYPE_CHECKING:
+    from service.batch.tasks.discovery import BrokenFile
+    from service.batch.tasks.registry import Task
 
 
 class Loaded(NamedTuple):

@@ -22,7 +22,7 @@ N = TypeVar("N")
 class Result(BaseModel):
     """The base of all answers. What a row of the ledger has beyond the fields is left out."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)  # a command uses few of them
 
     def __repr__(self) -> str:
         """Bounded: asyncio makes the text of a task's result when the loop ends, and a result may be large."""

@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.execution.run_here import checked
 from service.batch.ledger import attempts as attempt_rows
 from service.batch.ledger import database_time, nodes, run_logs, schedules
 from service.batch.ledger import runs as run_rows
@@ -19,7 +18,7 @@ from service.batch.queue import cancel, enqueue
 from service.batch.queue import retry as again
 from service.errors import InvalidParameters, UnknownRun, WrongState
 from service.escaping import echoed
-from service.operations import pruning, run_log
+from service.operations import run_log
 from service.operations.context import Context
 from service.operations.finding import Meant, meant, only_run, refuse_unknown_task, run_of
 from service.operations.results import Attempt, Line, LogBlock, Node, RunDetails, RunNow, RunSummary, Started
@@ -120,6 +119,8 @@ class Runs:
         `key`: where the task has a run with this key already, that one is returned. Raises UnknownTask, and
         InvalidParameters before anything is written.
         """
+        from service.batch.execution.run_here import checked
+
         context = self._context
         loaded = context.task(task)
         _check(slot, key)
@@ -160,10 +161,14 @@ class Runs:
 
     async def prune(self) -> Mapping[str, int]:
         """Delete what was over long ago; returns how many rows went, by what they are."""
+        from service.operations import pruning
+
         return await pruning.prune(self._context)
 
     async def count_prunable(self) -> Mapping[str, int]:
         """How many runs `prune` would delete, by task. Changes nothing."""
+        from service.operations import pruning
+
         return await pruning.count(self._context)
 
     async def _now(self, run_id: str) -> RunNow:

@@ -21,7 +21,8 @@ from service.batch.ledger import database_time
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.node import Node
 from service.batch.queue import enqueue
-from service.batch.retention.pruning import Keep, Pruner
+from service.batch.retention.pruning import Pruner
+from service.batch.retention.retention import Keep
 from service.batch.retention.upkeep import Upkeep
 from service.batch.tasks.discovery import BrokenFile, folder_of
 from service.batch.tasks.live_reload import TasksFolder

@@ -9,10 +9,23 @@ from functools import partial
 from typing import Any
 
 from service.batch.context.current_run import current_run, state_of
+from service.batch.context.loop_positions import Loop, Loops
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.registry import Task
 from service.testing.kills import Kill
 from service.testing.records import CommittedChunk
+
+
+class RecordedLoops(Loops):
+    """The loops of an attempt, which call `on_commit` with a loop's name, a chunk's number and its items."""
+
+    def __init__(self, on_commit: Callable[[str, int, list[Any]], None]) -> None:
+        super().__init__()
+        self._on_commit = on_commit
+
+    def committed(self, loop: Loop, number: int, items: list[Any]) -> None:
+        super().committed(loop, number, items)
+        self._on_commit(loop.name, number, items)
 
 
 class Recorder:
@@ -29,7 +42,7 @@ class Recorder:
     def prepare(self, task: Task, instance: BaseTask) -> None:
         """For a new instance, inside its attempt."""
         run = current_run()
-        state_of(run).loops.on_commit = partial(self._committed, run.id)
+        state_of(run).loops = RecordedLoops(partial(self._committed, run.id))
         if self.kill is not None:
             self.kill.prepare(instance)
 

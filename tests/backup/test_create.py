@@ -18,7 +18,7 @@ from sqlalchemy import make_url
 
 from service import clock
 from service.backup import create_backup
-from service.backup.file.progress import Progress
+from service.backup.file.progress import BackupProgress
 from service.backup.file.reader import LocalFile
 from service.backup.file.selection import Selection
 from service.backup.file.verify import verify
@@ -110,7 +110,7 @@ async def test_a_backup_is_made_by_a_process_of_low_priority_whose_command_has_n
 
 async def test_a_sqlite_backup_by_a_process_tells_its_progress(app_db: Path, tmp_path: Path) -> None:
     make_sqlite(app_db, megabytes=1)
-    seen: list[Progress] = []
+    seen: list[BackupProgress] = []
     backup = await create_backup(tmp_path / "backups", on_progress=seen.append)
     await asyncio.sleep(0)
     assert list(dict.fromkeys(progress.stage for progress in seen)) == ["copying", "packing", "verifying"]

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import make_url
 
 from service.backup import create_backup
-from service.backup.file.progress import Progress
+from service.backup.file.progress import BackupProgress
 from service.backup.file.reader import Backup, LocalFile, read_header
 from service.backup.file.verify import verify
 from service.backup.postgresql import unloading
@@ -307,11 +307,11 @@ async def test_a_field_of_ten_megabytes_is_whole_and_goes_over_members_of_the_us
 async def test_progress_rises_to_all_of_the_rows(database: str, tmp_path: Path) -> None:
     await execute(database, "CREATE TABLE t AS SELECT n, repeat(md5(n::text), 9) FROM generate_series(1, 30000) n")
     await execute(database, "ANALYZE t")
-    seen: list[Progress] = []
+    seen: list[BackupProgress] = []
     await create_backup(tmp_path / "backups", on_progress=seen.append)
     await asyncio.sleep(0)
     assert [stage for stage, _ in groupby(progress.stage for progress in seen)] == ["copying", "verifying"]
-    assert seen[0] == Progress(0, 0, seen[0].estimate, "copying") and 8_000_000 < seen[0].estimate < 12_000_000
+    assert seen[0] == BackupProgress(0, 0, seen[0].estimate, "copying") and 8_000_000 < seen[0].estimate < 12_000_000
     assert seen[-1].rows == 30_000 and seen[-1].estimate > 0
 
 

@@ -12,7 +12,7 @@ import pytest
 from service import clock
 from service.backup import create_backup
 from service.backup.file import selection
-from service.backup.file.progress import Meter, Progress
+from service.backup.file.progress import BackupMeter, BackupProgress
 from service.backup.file.reader import Backup, LocalFile, read_header
 from service.backup.file.selection import Selection
 from service.backup.file.writer import Archive
@@ -98,7 +98,7 @@ def test_commits_during_the_copy_never_restart_it(
     backup.touch()
     request = BackupRequest("sqlite", str(app_db), "", clock.now(), Selection())
     with Archive(backup, request.started) as archive:
-        sqlite.write(request, archive, Meter(None), stop)
+        sqlite.write(request, archive, BackupMeter(None), stop)
     assert 10 < stop.commits < 30
     with opened(backup) as copy:
         assert copy.execute("SELECT email FROM users").fetchone() == ("a@example.org",), "the instant of its start"
@@ -333,7 +333,7 @@ async def test_patterns_choose_the_tables(
 
 async def test_progress_tells_each_stage(app_db: Path, tmp_path: Path) -> None:
     make_sqlite(app_db, megabytes=5)
-    seen: list[Progress] = []
+    seen: list[BackupProgress] = []
     await create_backup(tmp_path / "backups", on_progress=seen.append)
     await asyncio.sleep(0)
     assert list(dict.fromkeys(progress.stage for progress in seen)) == ["copying", "packing", "verifying"]

@@ -26,7 +26,7 @@ from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.policies import MISSED, Missed
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, fire, know, make_task, rows
+from tests.batch.ledger_world import NODE, fire, know, make_task, refresh, rows
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -279,8 +279,8 @@ async def test_a_rolling_deploy_with_two_schedules_is_complete(ledger: Database)
     await b.open()
     for n in range(4, 9):
         await fire_at(ledger, old if n % 2 else new, minutes(n))
-        await a.refresh()
-        await b.refresh()
+        await refresh(a)
+        await refresh(b)
     await a.open()  # it restarts with the old code: its schedule is in force again
     await fire_at(ledger, new, minutes(10))
     found = await account(ledger)

@@ -192,7 +192,7 @@ def test_a_folder_that_is_not_there_is_an_error_that_names_the_setting() -> None
 SEVERAL = """
 from pathlib import Path
 from service import TaskRegistry
-from service.batch.loader import load_tasks
+from service.batch.tasks.discovery import load_tasks
 print(load_tasks(Path("tasks")), [t.cls().run() for t in TaskRegistry.tasks().values()])
 """
 

@@ -16,7 +16,8 @@ from service.batch.firing import task_sync
 from service.batch.ledger import schedules, tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.tables import new_id
-from service.batch.retention.pruning import Keep, Pruner
+from service.batch.retention.pruning import Pruner
+from service.batch.retention.retention import Keep
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from tests.batch.ledger_world import NODE, fire, know, make_task, until

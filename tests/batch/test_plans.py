@@ -28,7 +28,8 @@ from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, orphans
 from service.batch.queue import cancel, claiming, enqueue, retry
 from service.batch.queue.capacity import Capacity
-from service.batch.retention.pruning import Keep, Pruner
+from service.batch.retention.pruning import Pruner
+from service.batch.retention.retention import Keep
 from service.batch.tasks.registry import Task
 from service.database import companions
 from service.database.engine import Database

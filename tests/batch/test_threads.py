@@ -19,7 +19,7 @@ colour: ContextVar[str] = ContextVar("colour", default="none")
 
 @pytest.fixture
 def opened() -> Iterator[threading.Event]:
-    """Hung calls wait for this; the end of the test opens it."""
+    """The event that hung calls wait for. It is set at the end of the test."""
     event = threading.Event()
     yield event
     event.set()
@@ -32,7 +32,7 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 
 async def hang(threads: ThreadPool, opened: threading.Event, number: int = 1) -> list[asyncio.Task[Any]]:
-    """So many calls that hang, every one begun in a thread."""
+    """Start this number of calls that hang, and wait until each has begun in a thread."""
     begun = threading.Semaphore(0)
 
     def wait() -> None:
@@ -81,7 +81,7 @@ async def test_threads_are_used_again() -> None:
 @pytest.mark.parametrize(
     "error", [ValueError("x"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
 )
-async def test_what_a_call_raises_comes_out_and_the_thread_lives_on(error: BaseException) -> None:
+async def test_an_error_of_a_call_is_raised_and_its_thread_goes_on(error: BaseException) -> None:
     threads = ThreadPool(1)
     with pytest.raises(type(error)):
         await threads.run(raising, error)
@@ -89,7 +89,7 @@ async def test_what_a_call_raises_comes_out_and_the_thread_lives_on(error: BaseE
     assert await threads.run(lambda: "next") == "next"
 
 
-async def test_a_stop_iteration_comes_out_as_an_error_with_its_cause() -> None:
+async def test_a_stop_iteration_is_raised_as_a_runtime_error_with_its_cause() -> None:
     with pytest.raises(RuntimeError, match=r"run\(\) raised StopIteration\(7\)") as caught:
         await ThreadPool(1).run(raising, StopIteration(7))
     assert isinstance(caught.value.__cause__, StopIteration)
@@ -129,7 +129,7 @@ async def test_a_hung_thread_is_replaced(opened: threading.Event) -> None:
     assert await asyncio.wait_for(threads.run(lambda: "next"), SECONDS) == "next"
 
 
-async def test_what_waits_behind_a_hung_thread_runs_when_that_is_abandoned(opened: threading.Event) -> None:
+async def test_a_call_that_waits_behind_a_hung_one_runs_when_that_is_abandoned(opened: threading.Event) -> None:
     threads = ThreadPool(1)
     hanging = await hang(threads, opened)
     waiting = asyncio.create_task(threads.run(lambda: "next"))
@@ -167,7 +167,7 @@ async def test_idle_threads_end_when_closed() -> None:
     assert not thread.is_alive()
 
 
-async def test_a_thread_that_the_system_refuses_costs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thread_that_the_system_refuses_does_not_use_up_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = ThreadPool(1)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda _: raising(RuntimeError("can't start new thread")))

@@ -23,7 +23,8 @@ from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import new_id
 from service.batch.queue.retry import retry
 from service.batch.retention import pruning
-from service.batch.retention.pruning import Keep, Pruner
+from service.batch.retention.pruning import Pruner
+from service.batch.retention.retention import Keep
 from service.batch.retention.upkeep import Upkeep
 from service.batch.tasks.registry import Task
 from service.database import companions

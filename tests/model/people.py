@@ -18,7 +18,8 @@ from service.batch.firing.misfires import INSTANT
 from service.batch.ledger.states import Rank
 from service.batch.nodes import ledger_poll
 from service.batch.queue import cancel, enqueue, retry, unserved
-from service.batch.retention.pruning import Keep, Pruner
+from service.batch.retention.pruning import Pruner
+from service.batch.retention.retention import Keep
 from service.errors import InvalidParameters
 from tests.model import plain
 from tests.model.machine import CRON, NUMBER, WHICH, Machine, does

@@ -14,19 +14,18 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.tables import new_id, nodes
 from service.batch.nodes import process_lock
 from service.batch.nodes.process_lock import Presence
-from service.config import get_settings
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.errors import DatabaseInUse
 from service.operations.databases import migrate_ledger
 
 OLDER = LEDGER_HISTORY.revisions[-2]
+LEASE_SECONDS = 30
 
 
 @pytest.fixture
-async def older(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Database:
+async def older(database_url: str) -> Database:
     """A ledger at the migration before the newest, with a node that has just said that it lives."""
-    monkeypatch.setenv("LEDGER_URL", database_url)
     database = Database(database_url, setting="LEDGER_URL", pooled=False)
     await migrate(database, LEDGER_HISTORY, to=OLDER)
     async with database.engine.begin() as connection:
@@ -43,26 +42,23 @@ async def revision(database: Database) -> str:
 
 async def test_a_living_node_of_an_older_ledger_keeps_it_as_it_is_and_is_named(older: Database) -> None:
     with pytest.raises(DatabaseInUse, match=r"pid 4711 on web-1\. Stop it first.*LEASE_SECONDS"):
-        await migrate_ledger(older, get_settings())
+        await migrate_ledger(older, LEASE_SECONDS)
     assert await revision(older) == OLDER
 
 
 @pytest.mark.parametrize("end", ["stopped", "silent for a lease", "killed on this machine"])
 async def test_once_it_is_dead_the_ledger_is_migrated(older: Database, end: str, tmp_path: Path) -> None:
-    settings = get_settings()
     if end == "killed on this machine":
         async with older.reader.connect() as connection:
             (row,) = await connection.execute(nodes.select())
-        folder = process_lock.folder_of(settings.ledger_url)
+        folder = process_lock.folder_of(older.url)
         Presence(folder, row.id)._let_go()  # as the kernel does: the file stays, without its lock
     else:
         at = clock.now()
-        gone = (
-            {"stopped_at": at} if end == "stopped" else {"seen_at": at - timedelta(seconds=settings.LEASE_SECONDS + 1)}
-        )
+        gone = {"stopped_at": at} if end == "stopped" else {"seen_at": at - timedelta(seconds=LEASE_SECONDS + 1)}
         async with older.engine.begin() as connection:
             await connection.execute(update(nodes).values(gone))
-    await migrate_ledger(older, settings)
+    await migrate_ledger(older, LEASE_SECONDS)
     assert await revision(older) == LEDGER_HISTORY.revisions[-1]
 
 
@@ -72,4 +68,4 @@ async def test_a_ledger_of_this_version_is_nobodys_business(older: Database) -> 
         await connection.execute(
             text(f"UPDATE batch_alembic_version SET version_num = '{LEDGER_HISTORY.revisions[-1]}'")
         )
-    await migrate_ledger(older, get_settings())
+    await migrate_ledger(older, LEASE_SECONDS)

@@ -20,7 +20,7 @@ from service.batch.firing import task_sync
 from service.errors import InvalidSetting
 from service.testing.postgres import OwnServer, find_binaries
 from service.web import api
-from tests.batch.ledger_world import rows, until
+from tests.batch.ledger_world import refresh, rows, until
 
 TASKS = '''
 from service import BaseTask
@@ -90,7 +90,7 @@ async def test_a_paused_task_has_no_next_run_time(database_url: str, monkeypatch
         batch = app_of(client).state.batch
         async with batch.ledger.engine.begin() as connection:
             await task_sync.pause(connection, "nightly", "ann", batch.tasks, batch.node.id)
-        await batch.schedules.refresh()
+        await refresh(batch.schedules)
         jobs = {job["id"]: job for job in (await client.get("/scheduler/jobs")).json()}
     assert (jobs["nightly"]["next_run_time"], jobs["nightly"]["trigger"]) == (None, "cron[0 1 * * *] Asia/Tokyo")
     assert jobs["often"]["next_run_time"] is not None

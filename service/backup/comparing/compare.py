@@ -15,7 +15,7 @@ from service.backup.comparing.differences import Difference, Side, Table
 from service.backup.comparing.postgresql_rows import CurrentDatabase
 from service.backup.comparing.tally import AFTER, BEFORE
 from service.backup.file.format import POSTGRESQL, SQLITE, WORDS
-from service.backup.file.progress import Meter
+from service.backup.file.progress import BackupMeter
 from service.backup.file.reader import Backup
 from service.backup.file.selection import Selection
 from service.backup.places.place import Places
@@ -134,5 +134,5 @@ def _folder() -> Iterator[Path]:
 
 def _extracted(backup: Backup, file: Path, stop: Stop) -> Path:
     """Unpack the database of a SQLite backup into a file, and return it."""
-    unpack(backup, file, Meter(None), stop)
+    unpack(backup, file, BackupMeter(None), stop)
     return file

@@ -12,7 +12,7 @@ EVERY_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Progress:
+class BackupProgress:
     """How far one stage has come, such as "copying", "packing" or "verifying".
 
     `bytes`: bytes done in this stage. `estimate`: expected bytes of the stage; 0 if unknown. `rows`: rows done in all
@@ -25,19 +25,19 @@ class Progress:
     stage: str
 
 
-class Meter:
+class BackupMeter:
     """Adds up what the threads of a backup have done. `report` is called in the thread that adds."""
 
-    def __init__(self, report: Callable[[Progress], None] | None) -> None:
+    def __init__(self, report: Callable[[BackupProgress], None] | None) -> None:
         self._report = report
         self._lock = Lock()
-        self._progress = Progress(0, 0, 0, "")
+        self._progress = BackupProgress(0, 0, 0, "")
         self._reported_at = 0.0
 
     def begin(self, stage: str, estimate: int) -> None:
         """Begin a stage of about `estimate` bytes (0: unknown)."""
         with self._lock:
-            self._progress = Progress(self._progress.rows, 0, estimate, stage)
+            self._progress = BackupProgress(self._progress.rows, 0, estimate, stage)
             self._call_report(clock.monotonic())
 
     def add(self, size: int, rows: int = 0) -> None:

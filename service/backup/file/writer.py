@@ -81,7 +81,7 @@ class Archive:
         self._add_json(HEADER, self._header)
 
     def refuse_too_large(self, size: int, **contents: Any) -> None:
-        """Raises BackupError if the reader would refuse the manifest of `size` bytes with these contents."""
+        """Raises BackupError if the reader would refuse the manifest. `size`: bytes of the database."""
         data = _json({"header": self._header, **contents, "members": []})
         refuse_size(size, besides=len(data))
         try:

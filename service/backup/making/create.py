@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 from service import clock
 from service.backup.file.folder import explained, remove_abandoned, reserve
 from service.backup.file.format import POSTGRESQL, SQLITE
-from service.backup.file.progress import Progress
+from service.backup.file.progress import BackupProgress
 from service.backup.file.selection import Selection
 from service.backup.making import process
 from service.backup.making.request import BackupRequest
@@ -22,10 +22,10 @@ from service.errors import BackupError
 
 KINDS = {"sqlite+aiosqlite": SQLITE, "postgresql+asyncpg": POSTGRESQL}
 
-Report = Callable[[Progress], None] | None
+Report = Callable[[BackupProgress], None] | None
 
 
-async def create_backup(output_dir: Path, *, on_progress: Callable[[Progress], None] | None = None) -> Path:
+async def create_backup(output_dir: Path, *, on_progress: Callable[[BackupProgress], None] | None = None) -> Path:
     """Back up the application's database (DATABASE_URL) into `output_dir`, which is made if missing.
 
     Returns the new file. Raises BackupError, which says what to do; then, and when cancelled, nothing of the new
@@ -35,7 +35,7 @@ async def create_backup(output_dir: Path, *, on_progress: Callable[[Progress], N
     request = _backup_request(get_settings())
     loop = asyncio.get_running_loop()
 
-    def report(progress: Progress) -> None:
+    def report(progress: BackupProgress) -> None:
         if on_progress:
             loop.call_soon_threadsafe(on_progress, progress)
 

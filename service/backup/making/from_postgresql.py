@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import asyncpg
 
 from service.backup.file.format import POSTGRESQL, tool
-from service.backup.file.progress import Meter
+from service.backup.file.progress import BackupMeter
 from service.backup.file.writer import Archive
 from service.backup.making.request import BackupRequest
 from service.backup.postgresql import snapshot
@@ -31,12 +31,12 @@ _ADVICE = {
 }
 
 
-def write(request: BackupRequest, archive: Archive, meter: Meter, stop: Stop) -> None:
+def write(request: BackupRequest, archive: Archive, meter: BackupMeter, stop: Stop) -> None:
     with _explained(request):
         in_own_loop(_write(request, archive, meter), stop)
 
 
-async def _write(request: BackupRequest, archive: Archive, meter: Meter) -> None:
+async def _write(request: BackupRequest, archive: Archive, meter: BackupMeter) -> None:
     async with snapshot.connected(request.arguments, setting=request.setting) as connection:
         contents = await snapshot.take(connection, request.selection)
         if not contents.tables:

@@ -15,7 +15,7 @@ from typing import Any
 
 from service.backup.file.folder import copy_beside
 from service.backup.file.format import DATABASE, PIECE_BYTES, SQLITE, tool
-from service.backup.file.progress import Meter
+from service.backup.file.progress import BackupMeter
 from service.backup.file.selection import Selection
 from service.backup.file.writer import Archive, refuse_size
 from service.backup.making.request import BackupRequest
@@ -37,7 +37,7 @@ _ADVICE = {
 }
 
 
-def write(request: BackupRequest, archive: Archive, meter: Meter, stop: Stop) -> None:
+def write(request: BackupRequest, archive: Archive, meter: BackupMeter, stop: Stop) -> None:
     source = file_of(request.database)
     refuse_size(source.stat().st_size)
     with _copy(source, copy_beside(archive.path), request.selection, meter, stop) as (copy, facts):
@@ -67,7 +67,7 @@ def file_of(name: str) -> Path:
 
 @contextmanager
 def _copy(
-    source: Path, copy: Path, selection: Selection, meter: Meter, stop: Stop
+    source: Path, copy: Path, selection: Selection, meter: BackupMeter, stop: Stop
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A copy of the database in a file that is removed afterwards, and what there is in it."""
     try:
@@ -79,7 +79,7 @@ def _copy(
         copy.unlink(missing_ok=True)
 
 
-def _copy_pages(source: Path, copy: Path, meter: Meter, stop: Stop) -> None:
+def _copy_pages(source: Path, copy: Path, meter: BackupMeter, stop: Stop) -> None:
     with closing(_open(source, "mode=rw")) as reading, closing(_open(copy, "mode=rw")) as writing:
         # Without an open read transaction each commit of another connection would start the copy anew, for ever.
         reading.execute("BEGIN")
@@ -143,7 +143,7 @@ def _explained(source: Path, folder: Path, stop: Stop) -> Iterator[None]:
         raise BackupError(message) from error
 
 
-def _pieces(path: Path, meter: Meter, stop: Stop) -> Iterator[bytes]:
+def _pieces(path: Path, meter: BackupMeter, stop: Stop) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             stop.check()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from service.backup.file.progress import Progress
+from service.backup.file.progress import BackupProgress
 from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
@@ -29,7 +29,9 @@ KILL_AFTER_SECONDS = 1.0
 """Less than a drain leaves to what it has cancelled: the file is then removed here."""
 
 
-def carry_out(request: BackupRequest, partial: Path, stop: Stop, report: Callable[[Progress], None] | None) -> None:
+def carry_out(
+    request: BackupRequest, partial: Path, stop: Stop, report: Callable[[BackupProgress], None] | None
+) -> None:
     """Have the worker write the backup into `partial`. Raises BackupError, also for what the worker raised."""
     process = _start(partial)
     with process:
@@ -78,13 +80,13 @@ def _input(process: subprocess.Popen[bytes]) -> IO[bytes]:
     return process.stdin
 
 
-def _listen(lines: IO[bytes] | None, report: Callable[[Progress], None] | None) -> dict[str, Any]:
+def _listen(lines: IO[bytes] | None, report: Callable[[BackupProgress], None] | None) -> dict[str, Any]:
     """The last line says how it ended; those before it how far it is."""
     said: dict[str, Any] = {}
     for line in lines or ():
         said = json.loads(line)
         if "progress" in said and report:
-            report(Progress(**said["progress"]))
+            report(BackupProgress(**said["progress"]))
     return said
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from service.backup.file.folder import explained, remove_unfinished
 from service.backup.file.format import POSTGRESQL, SQLITE
-from service.backup.file.progress import Meter, Progress
+from service.backup.file.progress import BackupMeter, BackupProgress
 from service.backup.file.reader import LocalFile
 from service.backup.file.verify import verify
 from service.backup.file.writer import Archive
@@ -28,21 +28,23 @@ from service.backup.making.request import BackupRequest
 from service.concurrency.stoppable import Stop, Stopped
 from service.errors import BackupError
 
-Writer = Callable[[BackupRequest, Archive, Meter, Stop], None]
+Writer = Callable[[BackupRequest, Archive, BackupMeter, Stop], None]
 WRITERS: dict[str, Writer] = {POSTGRESQL: from_postgresql.write, SQLITE: from_sqlite.write}
 NICE = 10
 
 
-def carry_out(request: BackupRequest, partial: Path, stop: Stop, report: Callable[[Progress], None] | None) -> None:
+def carry_out(
+    request: BackupRequest, partial: Path, stop: Stop, report: Callable[[BackupProgress], None] | None
+) -> None:
     """Write the backup into the file that is there already, and read it back."""
-    meter = Meter(report)
+    meter = BackupMeter(report)
     with explained(partial.parent):
         with Archive(partial, request.started) as archive:
             WRITERS[request.kind](request, archive, meter, stop)
         _read_back(partial, meter, stop)
 
 
-def _read_back(partial: Path, meter: Meter, stop: Stop) -> None:
+def _read_back(partial: Path, meter: BackupMeter, stop: Stop) -> None:
     try:
         with LocalFile(partial) as file:
             meter.begin("verifying", file.size)

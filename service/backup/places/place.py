@@ -234,7 +234,7 @@ class Places:
             return self.folder.open(text)
         if (elsewhere := self.elsewhere()) is not None and text in backups(elsewhere.listed()):
             return elsewhere.open(text)
-        near = f"; the newest there is {newest_here}" if (newest_here := latest_of(names, clock.now())) else ""
+        near = f"; the newest there is {latest}" if (latest := latest_of(names, clock.now())) else ""
         raise UnknownBackup(
             f"there is no backup {brief(text)} in {self._where()}{near}. Allowed: a path, a name, latest, "
             "s3://bucket/prefix/name"
@@ -243,13 +243,13 @@ class Places:
     def _latest(self) -> LocalFile | Object:
         """The newest backup of both places. Raises BackupError if one can't be listed: it may have the newest."""
         try:
-            found = newest(self.all(), clock.now())
+            latest = newest(self.all(), clock.now())
         except BackupError as error:
             why = error.message.rstrip(".")
             raise type(error)(f"{why}. So which backup is the latest is not known: give its name") from error
-        if found is None:
+        if latest is None:
             raise UnknownBackup(f"there is no backup in {self._where()}")
-        storage, name = found
+        storage, name = latest
         return storage.open(name)
 
     def addressed(self, text: str) -> tuple[Storage, str]:
@@ -263,9 +263,9 @@ class Places:
         storage = at(url, self.settings)
         if name != LATEST:
             return storage, name
-        if (found := newest([storage], clock.now())) is None:
+        if (latest := newest([storage], clock.now())) is None:
             raise UnknownBackup(f"there is no backup in {storage.name}")
-        return found
+        return latest
 
     def _where(self) -> str:
         return f"{self.folder.name} (BACKUP_DIR)" + (f" or {self.url} (BACKUP_URL)" if self.url else "")

@@ -201,8 +201,10 @@ class _Upload:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """What the library raises becomes an UnknownBackup or a PlaceUnreachable, which names the object, and holds nothing
-    of the request."""
+    """Turn an error of obstore into an UnknownBackup or a PlaceUnreachable, which names the object.
+
+    Its message holds nothing of the request, which may have secrets in it.
+    """
     try:
         yield
     except (BaseError, OSError, ValueError) as error:

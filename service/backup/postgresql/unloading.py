@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from service.backup.file.format import PIECE_BYTES
-from service.backup.file.progress import Meter
+from service.backup.file.progress import BackupMeter
 from service.backup.file.selection import quoted
 from service.backup.file.writer import Archive
 from service.backup.postgresql.relations import SourceRelation
@@ -92,7 +92,11 @@ def described(relations: list[SourceRelation]) -> list[dict[str, Any]]:
 
 
 async def unload(
-    connections: list[Any], relations: list[SourceRelation], sizes: Mapping[str, Size], archive: Archive, meter: Meter
+    connections: list[Any],
+    relations: list[SourceRelation],
+    sizes: Mapping[str, Size],
+    archive: Archive,
+    meter: BackupMeter,
 ) -> list[dict[str, Any]]:
     """Copy all rows, the largest tables first. Returns the tables' entries in the manifest, in their given order.
 
@@ -132,7 +136,7 @@ def _ranges(table: _Table, size: Size) -> Iterator[_Job]:
         yield _Job(table, number, start, end)
 
 
-async def _copy(connection: Any, job: _Job, archive: Archive, meter: Meter) -> None:
+async def _copy(connection: Any, job: _Job, archive: Archive, meter: BackupMeter) -> None:
     rows, table = _Rows(archive, meter, job.table, job.number * PARTS_OF_A_RANGE), job.table.table
     if job.start is None:
         status = await connection.copy_from_table(
@@ -150,7 +154,7 @@ class _Rows:
     """Gathers the rows of one job into parts. PostgreSQL sends each row in one message, so parts hold whole rows."""
 
     archive: Archive
-    meter: Meter
+    meter: BackupMeter
     table: _Table
     part: int
     count: int = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from service.backup.file.progress import Meter
+from service.backup.file.progress import BackupMeter
 from service.backup.file.reader import Backup, SavedTable
 from service.backup.postgresql.server import cause_of
 from service.errors import BackupError, DamagedBackup
@@ -20,7 +20,7 @@ NOT_ECHOED = ("text", "bytea", "character varying", "character")
 """Types that take any text, or whose errors are short. The others have no values of that size but in rare cases."""
 
 
-async def load(connection: Any, backup: Backup, table: SavedTable, to: tuple[str, str], meter: Meter) -> int:
+async def load(connection: Any, backup: Backup, table: SavedTable, to: tuple[str, str], meter: BackupMeter) -> int:
     """Copy a table's rows into the table `to` (schema, name); returns how many the server has taken.
 
     Raises DamagedBackup where the rows are damaged, or the server refuses one, and BackupError for a value too large.
@@ -64,7 +64,7 @@ class _Bounded:
             )
 
 
-async def _parts(backup: Backup, table: SavedTable, meter: Meter) -> AsyncIterator[bytes]:
+async def _parts(backup: Backup, table: SavedTable, meter: BackupMeter) -> AsyncIterator[bytes]:
     parts, bounded = backup.parts(table), _Bounded(table)
     ahead = asyncio.ensure_future(asyncio.to_thread(next, parts, None))
     try:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from sqlalchemy.engine import URL, make_url
 
-from service.backup.file.progress import Meter, Progress
+from service.backup.file.progress import BackupMeter, BackupProgress
 from service.backup.file.reader import Backup, Source
 from service.backup.postgresql.server import LastCheck
 from service.backup.restoring import plan as plans
@@ -43,7 +43,7 @@ async def restore(
     *,
     dry_run: bool = False,
     last_check: LastCheck | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[BackupProgress], None] | None = None,
     folder: Path | None = None,
     histories: Sequence[History] = (),
 ) -> Report:
@@ -59,13 +59,13 @@ async def restore(
     """
     target, loop = make_url(url), asyncio.get_running_loop()
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: BackupProgress) -> None:
         if on_progress:
             loop.call_soon_threadsafe(on_progress, progress)
 
     def work(stop: Stop) -> Report:
         backup, kind = _opened(source, target)
-        meter = Meter(tell)
+        meter = BackupMeter(tell)
         if kind is restore_sqlite:
             return restore_sqlite.run(
                 *(backup, target, meter, stop),

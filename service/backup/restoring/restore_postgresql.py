@@ -14,7 +14,7 @@ import asyncpg
 from sqlalchemy.engine import URL
 
 from service import clock
-from service.backup.file.progress import Meter
+from service.backup.file.progress import BackupMeter
 from service.backup.file.reader import Backup, SavedSequence
 from service.backup.file.selection import is_ledgers, quoted
 from service.backup.postgresql import server, target
@@ -67,7 +67,7 @@ async def _planned(connection: Any, backup: Backup, url: URL, histories: Sequenc
 def run(
     backup: Backup,
     url: URL,
-    meter: Meter,
+    meter: BackupMeter,
     stop: Stop,
     histories: Sequence[History],
     *,
@@ -79,7 +79,12 @@ def run(
 
 
 async def _restore(
-    backup: Backup, url: URL, meter: Meter, histories: Sequence[History], dry_run: bool, last_check: LastCheck | None
+    backup: Backup,
+    url: URL,
+    meter: BackupMeter,
+    histories: Sequence[History],
+    dry_run: bool,
+    last_check: LastCheck | None,
 ) -> Report:
     started = clock.monotonic()
     async with server.connected(url) as connection:
@@ -156,7 +161,7 @@ class Work:
         relations = [found.find(table.schema, table.name) for table in plan.tables]
         return cls(connection, plan, found, [relation for relation in relations if relation is not None])
 
-    async def replace(self, backup: Backup, meter: Meter) -> tuple[dict[str, int], dict[str, int]]:
+    async def replace(self, backup: Backup, meter: BackupMeter) -> tuple[dict[str, int], dict[str, int]]:
         """The rows of each table before and after."""
         keys = self.target.keys_of(self.relations)
         await self._free(keys)

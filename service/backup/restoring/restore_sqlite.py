@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 
 from service import clock
 from service.backup.file.folder import create
-from service.backup.file.progress import Meter
+from service.backup.file.progress import BackupMeter
 from service.backup.file.reader import Backup
 from service.backup.postgresql.server import LastCheck
 from service.backup.restoring import plan_sqlite
@@ -61,7 +61,7 @@ def file_of(url: URL) -> Path:
 def run(
     backup: Backup,
     url: URL,
-    meter: Meter,
+    meter: BackupMeter,
     stop: Stop,
     *,
     dry_run: bool,
@@ -84,7 +84,7 @@ def run(
 
 
 def try_out(
-    backup: Backup, application: URL, meter: Meter, stop: Stop, *, folder: Path, histories: Sequence[History] = ()
+    backup: Backup, application: URL, meter: BackupMeter, stop: Stop, *, folder: Path, histories: Sequence[History] = ()
 ) -> Report:
     """The same restore into an empty file, which is removed: only the swap is missing. Raises BackupError."""
     started = clock.monotonic()
@@ -100,7 +100,7 @@ def try_out(
 
 @contextmanager
 def _filled(
-    backup: Backup, work: Work, place: Path, meter: Meter, stop: Stop
+    backup: Backup, work: Work, place: Path, meter: BackupMeter, stop: Stop
 ) -> Iterator[tuple[NewFile, tuple[Counted, ...]]]:
     """A new file with all tables, and with all rows but those that are kept of the live file."""
     saved = place / "saved.sqlite3"
@@ -128,7 +128,7 @@ class _Swap:
         new: NewFile,
         work: Work,
         path: Path,
-        meter: Meter,
+        meter: BackupMeter,
         stop: Stop,
         last_check: LastCheck | None,
         dry_run: bool,

@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy.engine import URL, make_url
 
 from service.backup.file.format import SQLITE, WORDS
-from service.backup.file.progress import Meter, Progress
+from service.backup.file.progress import BackupMeter, BackupProgress
 from service.backup.file.reader import Backup, Source
 from service.backup.restoring import restore_sqlite, scratch_postgresql
 from service.backup.restoring.count import Report
@@ -24,7 +24,7 @@ async def restore_into_scratch(
     url: str,
     *,
     drill_url: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[BackupProgress], None] | None = None,
     folder: Path | None = None,
     histories: Sequence[History] = (),
 ) -> Report:
@@ -37,7 +37,7 @@ async def restore_into_scratch(
     """
     application, drill, loop = make_url(url), make_url(drill_url) if drill_url else None, asyncio.get_running_loop()
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: BackupProgress) -> None:
         if on_progress:
             loop.call_soon_threadsafe(on_progress, progress)
 
@@ -45,9 +45,11 @@ async def restore_into_scratch(
         backup = Backup.open(source)
         if backup.header.kind == SQLITE:
             place = folder or Path(tempfile.gettempdir())
-            return restore_sqlite.try_out(backup, application, Meter(tell), stop, folder=place, histories=histories)
+            return restore_sqlite.try_out(
+                backup, application, BackupMeter(tell), stop, folder=place, histories=histories
+            )
         refuse_unfit(backup, application, drill)
-        return scratch_postgresql.run(backup, drill or application, Meter(tell), stop, histories)
+        return scratch_postgresql.run(backup, drill or application, BackupMeter(tell), stop, histories)
 
     return await in_thread(work)
 

@@ -16,7 +16,7 @@ import asyncpg
 from sqlalchemy.engine import URL
 
 from service import clock
-from service.backup.file.progress import Meter
+from service.backup.file.progress import BackupMeter
 from service.backup.file.reader import Backup, SavedTable
 from service.backup.file.selection import quoted
 from service.backup.postgresql import server, target
@@ -42,12 +42,12 @@ WHERE l.pid = pg_catalog.pg_backend_pid() AND l.relation = ANY($1::oid[]) AND l.
 """
 
 
-def run(backup: Backup, place: URL, meter: Meter, stop: Stop, histories: Sequence[History]) -> Report:
+def run(backup: Backup, place: URL, meter: BackupMeter, stop: Stop, histories: Sequence[History]) -> Report:
     with server.explained(place):
         return in_own_loop(_restore(backup, place, meter, histories), stop)
 
 
-async def _restore(backup: Backup, place: URL, meter: Meter, histories: Sequence[History]) -> Report:
+async def _restore(backup: Backup, place: URL, meter: BackupMeter, histories: Sequence[History]) -> Report:
     started, where = clock.monotonic(), f"a scratch schema in {safe_url(place)}, which was rolled back"
     async with server.connected(place) as connection:
         transaction = connection.transaction(isolation="read_committed")

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from service.backup.file.folder import create
-from service.backup.file.progress import Meter
+from service.backup.file.progress import BackupMeter
 from service.backup.file.reader import Backup, SavedTable
 from service.backup.file.selection import quoted
 from service.backup.sqlite.plain_file import CHECK_EVERY_INSTRUCTIONS, guard, loading, opened, uri_of
@@ -64,7 +64,7 @@ class NewFile:
         if self._structure.has_statistics:
             self.connection.execute("ANALYZE")
 
-    def fill(self, saved: Path, tables: Sequence[SavedTable], meter: Meter) -> dict[str, int]:
+    def fill(self, saved: Path, tables: Sequence[SavedTable], meter: BackupMeter) -> dict[str, int]:
         """Copy the rows of the backup. Returns the number of rows of each table by its name. Raises DamagedBackup."""
         meter.begin("restoring", 0)
         with loading(self._backup, "the database", self._stop):

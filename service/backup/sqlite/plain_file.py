@@ -22,7 +22,7 @@ from service import clock
 from service.backup.file import sqlite_pages
 from service.backup.file.folder import STAMP, create
 from service.backup.file.format import DATABASE
-from service.backup.file.progress import Meter
+from service.backup.file.progress import BackupMeter
 from service.backup.file.reader import Backup
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError, DamagedBackup
@@ -109,7 +109,7 @@ def _opened_folder(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
-def unpack(backup: Backup, path: Path, meter: Meter, stop: Stop, copies: int = 1) -> None:
+def unpack(backup: Backup, path: Path, meter: BackupMeter, stop: Stop, copies: int = 1) -> None:
     """Write the database file of a backup to `path`, in a folder of this process's own.
 
     Raises BackupError before the first byte is written if it is not a SQLite database, or if the disk has no room for

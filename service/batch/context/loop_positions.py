@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from service.errors import ChunkError
@@ -27,12 +27,10 @@ class Loops:
     """Those of one attempt.
 
     Attributes:
-        on_commit: Called with each chunk that was committed: its loop's name, its number, its items. For tests.
         before: Items of them that earlier attempts did.
     """
 
     def __init__(self) -> None:
-        self.on_commit: Callable[[str, int, list[Any]], None] | None = None
         self._names: set[str] = set()
         self._unnamed = 0
         self._known: dict[str, tuple[int, int | None]] = {}
@@ -78,8 +76,6 @@ class Loops:
         """Its chunk. It may owe one no more: the beginning of a chunk is tried again inside the same `async with`."""
         self._owed.pop(loop.name, None)
         self._here += len(items)
-        if self.on_commit is not None:
-            self.on_commit(loop.name, number, items)
 
     def raise_owed(self) -> None:
         """For the end of `run()`: a loop that was left, although its last chunk was not committed, has failed."""

@@ -97,11 +97,6 @@ class Schedules(Background):
             self._is_unsettled = True
         self._changes = changes
 
-    async def refresh(self) -> None:
-        """Read everything again, and change what differs."""
-        await self._read_own()
-        await self._read_ledger()
-
     async def _read_own(self) -> None:
         """What is new in this process: files, and values of schedules."""
         await self._load_new()

@@ -15,7 +15,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -49,6 +48,7 @@ from service.batch.ledger.tables import (
     tasks,
 )
 from service.batch.retention import conditions
+from service.batch.retention.retention import Keep
 from service.database.companions import checkpoints, once, quarantine
 from service.database.engine import Database
 
@@ -62,14 +62,6 @@ LONG_SECONDS = 0.025
 
 PAUSE_SECONDS = 0.05
 """Pause between two transactions, in which others can take SQLite's write lock."""
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Which runs are kept: those that ended at most `days` ago, and always the newest `per_task` runs of each task."""
-
-    days: float
-    per_task: int
 
 
 class DeleteSize:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.backup.file.folder import taken_at
-from service.backup.file.progress import Progress
+from service.backup.file.progress import BackupProgress
 from service.backup.file.reader import Backup, LocalFile, Source
 from service.backup.file.verify import verify
 from service.backup.making.create import create_backup
@@ -65,7 +65,7 @@ class BackupResult(Result):
 async def create(access: BackupAccess, tell: Tell = nobody) -> BackupResult:
     """Make a backup in BACKUP_DIR. It has its name only after it was read back, so it counts as verified."""
 
-    def report(progress: Progress) -> None:
+    def report(progress: BackupProgress) -> None:
         rows = f", {progress.rows:,} rows" if progress.rows else ""  # of SQLite's pages nobody counts them
         tell(progress.bytes, progress.estimate, progress.stage + rows)
 

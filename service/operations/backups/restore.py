@@ -168,10 +168,10 @@ async def restore(access: BackupAccess, request: RestoreRequest, tell: Tell = no
     plan: Plan | None = None
     since: datetime | None = None
 
-    async def still() -> None:
+    async def last_check() -> None:
         (await activity(access, since)).refuse(request.force, plan)
 
-    await still()
+    await last_check()
     source = await in_thread(lambda _: access.places.find(request.backup))
     try:
         facts = await _own_facts(access, source, request)
@@ -186,7 +186,7 @@ async def restore(access: BackupAccess, request: RestoreRequest, tell: Tell = no
                 source,
                 url,
                 dry_run=request.dry_run,
-                last_check=still,
+                last_check=last_check,
                 on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
                 folder=access.settings.BACKUP_DIR,
                 histories=HISTORIES,
