@@ -386,7 +386,7 @@ def test_what_was_changed_since_we_made_it_is_told_though_its_checksums_fit(
         (tmp_path / "backups" / name).unlink()
         refuses(batch("backup", "download", name), *words, code=3)
     told = batch("backup", "restore", str(path), "--dry-run", "--changed")
-    assert "was changed" not in told.err and "is one of PostgreSQL" in told.err, "the next thing that is in the way"
+    assert "was changed" not in told.err and "is of PostgreSQL" in told.err, "the next thing that is in the way"
 
 
 def test_a_rescan_finds_what_was_changed_since_we_made_it(batch: Batch, tmp_path: Path, ledger: Path) -> None:

@@ -191,7 +191,7 @@ def test_what_is_no_backup_is_refused(changed: Path, batch: Batch, tmp_path: Pat
 def test_no_password_is_ever_shown(changed: Path, batch: Batch) -> None:
     url = "postgresql://ann:hunter2@127.0.0.1:1/app"
     done = batch("backup", "restore", "latest", "--yes", DATABASE_URL=url, LEDGER_URL="sqlite:///none.db")
-    refuses(done, "is one of SQLite, and postgresql+asyncpg://ann:***@127.0.0.1:1/app is PostgreSQL")
+    refuses(done, "is of SQLite, but postgresql+asyncpg://ann:***@127.0.0.1:1/app is PostgreSQL")
     assert "hunter2" not in done.err + done.out
 
 

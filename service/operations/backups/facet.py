@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from service.backup.comparing.compare import diff
 from service.backup.comparing.differences import Difference
 from service.backup.file.reader import SavedTable
-from service.backup.restoring.count import Report
-from service.backup.restoring.plan import Plan
+from service.backup.restoring.count import RestoreReport
+from service.backup.restoring.plan import RestorePlan
 from service.operations.backups import catalogue, copies, details, make, pins, prune, restore
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.catalogue import BackupSummary
@@ -57,7 +57,7 @@ class Backups:
         """Read a backup and compare every byte with its checksums; what comes of it is recorded."""
         return await make.check(self._access, backup, tell)
 
-    async def verify_by_restoring(self, backup: str, tell: Tell = nobody) -> Report:
+    async def verify_by_restoring(self, backup: str, tell: Tell = nobody) -> RestoreReport:
         """Restore a backup where nobody sees it, and compare what is there; what comes of it is recorded."""
         return await restore.check_by_restoring(self._access, backup, tell)
 
@@ -96,7 +96,7 @@ class Backups:
         """Let a backup be deleted again when it is old."""
         return await pins.unpin(self._access, backup)
 
-    async def plan_restore(self, request: RestoreRequest) -> Plan:
+    async def plan_restore(self, request: RestoreRequest) -> RestorePlan:
         """What `restore` would do. Raises BackupError where something is in the way."""
         return await restore.plan_if_possible(self._access, request)
 

@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.backup.file.reader import Backup, LocalFile, Source
-from service.backup.restoring.count import Report
-from service.backup.restoring.plan import Plan
+from service.backup.restoring.count import RestoreReport
+from service.backup.restoring.plan import RestorePlan
 from service.backup.restoring.restore import planned
 from service.backup.restoring.restore import restore as restore_backup
 from service.backup.restoring.scratch import restore_into_scratch
@@ -63,7 +63,7 @@ class RestoreRequest:
 class Restored(Result):
     """`safety`: the path of the backup of what was there before; None where nothing was, or none was request."""
 
-    report: Report
+    report: RestoreReport
     safety: str | None
 
 
@@ -79,7 +79,7 @@ class Activity:
     ended: tuple[str, ...] = ()
     at: datetime | None = None
 
-    def refuse(self, force: bool, plan: Plan | None = None) -> None:
+    def refuse(self, force: bool, plan: RestorePlan | None = None) -> None:
         """Raises BackupError where a restore would be wrong; with `plan` also for what that would replace."""
         if self.runs:
             raise BackupError(
@@ -127,7 +127,7 @@ async def _those(connection: AsyncConnection, *conditions: Any) -> tuple[str, ..
     return tuple(f"{row.task} {row.id} ({row.state})" for row in await connection.execute(found))
 
 
-async def plan_of(access: BackupAccess, request: RestoreRequest) -> Plan:
+async def plan_of(access: BackupAccess, request: RestoreRequest) -> RestorePlan:
     """What would be done, and what is in the way. Raises BackupError where there is no such backup."""
     source = await in_thread(lambda _: access.places.find(request.backup))
     try:
@@ -138,7 +138,7 @@ async def plan_of(access: BackupAccess, request: RestoreRequest) -> Plan:
     return plan
 
 
-async def plan_if_possible(access: BackupAccess, request: RestoreRequest) -> Plan:
+async def plan_if_possible(access: BackupAccess, request: RestoreRequest) -> RestorePlan:
     """What would be done. Raises BackupError where something is in the way, or there is no such backup."""
     found = await activity(access)
     found.refuse(request.force)
@@ -148,7 +148,7 @@ async def plan_if_possible(access: BackupAccess, request: RestoreRequest) -> Pla
     return plan
 
 
-async def _planned(access: BackupAccess, source: Source) -> tuple[str, Plan]:
+async def _planned(access: BackupAccess, source: Source) -> tuple[str, RestorePlan]:
     """The database's URL, and what would be done. In an empty one the application has to own what is made."""
     _, url = access.settings.backup_database
     plan = await planned(source, url, histories=HISTORIES)
@@ -165,7 +165,7 @@ async def restore(access: BackupAccess, request: RestoreRequest, tell: Tell = no
     after that waits, and finds the restored rows; one that ended since the backup of what is there would be in neither.
     Raises BackupError; then everything is as it was.
     """
-    plan: Plan | None = None
+    plan: RestorePlan | None = None
     since: datetime | None = None
 
     async def last_check() -> None:
@@ -210,7 +210,7 @@ def _saying_where(safety: str | None) -> Iterator[None]:
         raise type(error)(message) from error
 
 
-async def _safety(access: BackupAccess, plan: Plan, tell: Tell) -> str | None:
+async def _safety(access: BackupAccess, plan: RestorePlan, tell: Tell) -> str | None:
     """A backup of what is there, which holds all that the restore replaces."""
     if plan.is_new and not plan.rows:
         return None
@@ -235,7 +235,7 @@ def _tables_of(path: str) -> set[str]:
         return {str(table) for table in Backup.open(source).tables}
 
 
-async def check_by_restoring(access: BackupAccess, backup: str, tell: Tell = nobody) -> Report:
+async def check_by_restoring(access: BackupAccess, backup: str, tell: Tell = nobody) -> RestoreReport:
     """Prove that a backup loads, where nobody sees it; what comes of it is recorded. Raises BackupError."""
     source = await in_thread(lambda _: access.places.find(backup))
     try:
