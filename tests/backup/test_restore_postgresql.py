@@ -242,7 +242,7 @@ async def test_another_revision_is_refused_with_advice(empty: str, tmp_path: Pat
     await execute(empty, "UPDATE alembic_version SET version_num = 'new'", "INSERT INTO t VALUES (1)")
     message = await refusal(path, empty)
     assert "(public.alembic_version): the backup has old, the database new" in message
-    assert "Let the code of that time make an empty database" in message
+    assert "Make an empty database with the code that made the backup" in message
 
 
 async def test_the_version_table_is_never_restored(empty: str, tmp_path: Path) -> None:
