@@ -360,7 +360,7 @@ def test_after_a_restore_that_failed_it_is_said_what_latest_means_by_now(
         writer.execute("BEGIN IMMEDIATE")
         done = batch("backup", "restore", "latest", "--yes")
     assert done.code == 2 and "has held its write lock" in done.err
-    assert f"`latest` is now backups/{backups(tmp_path)[1]}, of what is there" in done.err
+    assert f"`latest` is now backups/{backups(tmp_path)[1]}, the backup made before the restore" in done.err
 
 
 def test_a_ledger_that_is_away_afterwards_is_told_and_no_failure(
@@ -374,7 +374,7 @@ def test_a_ledger_that_is_away_afterwards_is_told_and_no_failure(
         connection.execute("DELETE FROM users")
     done = batch("backup", "restore", "latest", "--yes", "--no-safety")
     assert done.code == 0, done.err
-    assert "The ledger has not heard" in done.err and users(tmp_path / "app.db") == ["a@x"]
+    assert "could not be recorded in the ledger" in done.err and users(tmp_path / "app.db") == ["a@x"]
 
 
 def test_what_a_run_wrote_after_the_safety_backup_is_not_lost(

@@ -13,7 +13,7 @@ from service.cli.options import AsJson, utc
 
 if TYPE_CHECKING:
     from service.backup.restoring.plan import RestorePlan
-    from service.operations.backups.restore import Restored, RestoreRequest
+    from service.operations.backups.restore import RestoreRequest, RestoreResult
 
 FILE = typer.Argument(metavar="FILE", help="A path, a name, `latest`, or s3://bucket/prefix/name.", show_default=False)
 
@@ -89,14 +89,14 @@ def _ask(plan: RestorePlan) -> None:
         raise BackupError("that is not its name: nothing was restored")
 
 
-def _done(request: RestoreRequest) -> Restored:
+def _done(request: RestoreRequest) -> RestoreResult:
     from service.cli.meter import metered
 
     with metered("restore") as tell:
         return ask(lambda operations: operations.backups.restore(request, tell), log_level=LOGGED)
 
 
-def _tell(done: Restored) -> None:
+def _tell(done: RestoreResult) -> None:
     from service import console
     from service.cli.meter import counted
 
@@ -112,7 +112,7 @@ def _tell(done: Restored) -> None:
     console.say(f"{counted(report.rows, len(report.tables))} {would} ({report.seconds:.1f} s)")
 
 
-def _as_json(done: Restored, plan: RestorePlan) -> None:
+def _as_json(done: RestoreResult, plan: RestorePlan) -> None:
     from dataclasses import asdict
 
     from service import console

@@ -5,7 +5,7 @@ from __future__ import annotations
 from service.batch.tasks.base import BaseTask
 from service.config import get_settings
 from service.logs import get_logger
-from service.operations.backups.make import on_the_run
+from service.operations.backups.make import report_to_run
 from service.operations.here import operations_here
 
 logger = get_logger(__name__)
@@ -22,7 +22,7 @@ class BackupTask(BaseTask):
         return get_settings().BACKUP_CRON
 
     async def run(self) -> None:
-        settings, tell = get_settings(), on_the_run()
+        settings, tell = get_settings(), report_to_run()
         async with operations_here(settings) as operations:
             backups = operations.backups
             made = await backups.create(tell)
