@@ -1,4 +1,4 @@
-"""Restores the latest backup into tables that nobody else sees, counts the rows, and removes them again."""
+"""Restores the latest backup into a scratch place, counts the rows, and removes them again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ logger = get_logger(__name__)
 
 
 class RestoreDrillTask(BaseTask):
-    """Prove that the latest backup can be restored. Without RESTORE_DRILL_CRON it is only started by hand.
+    """Prove that the latest backup can be restored. Without RESTORE_DRILL_CRON it only runs when it is started.
 
-    Raises BackupError when the backup is damaged or can't be tried out.
+    Raises BackupError if the backup is damaged or can't be tried out.
     """
 
     name = "restore_drill"

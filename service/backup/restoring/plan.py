@@ -102,8 +102,8 @@ def revision_problems(backup: Backup, present: Mapping[str, str]) -> list[str]:
         if revisions.differ(saved, now):
             problems.append(
                 f"the database is at another migration revision ({table}): the backup has {saved or 'none'}, the "
-                f"database {now or 'none'}. {AT_ITS_REVISION[backup.header.kind]}, and then start the present code, which "
-                "upgrades it"
+                f"database {now or 'none'}. {AT_ITS_REVISION[backup.header.kind]}, and then start the present "
+                "code, which upgrades it"
             )
     return problems
 

@@ -174,7 +174,7 @@ def _header_facts(source: Source, name: str) -> Facts:
 
 
 def _pinned(listings: Sequence[Listing], rows: dict[BackupKey, Row]) -> frozenset[str]:
-    """The names of all backups that are pinned in one of the places, or were pinned in the ledger by an older version."""
+    """The names of all backups that are pinned in one of the places, or in the ledger by an older version."""
     in_ledger = frozenset(row["name"] for row in rows.values() if row["pinned_at"])
     return in_ledger.union(*(listing.pinned for listing in listings))
 
