@@ -220,7 +220,7 @@ async def test_the_ledger_is_never_restored_beneath_a_service(
 
     def work() -> None:
         assert batch("backup", "create", **settings).code == 0
-        refuses(batch(*words, "--force"), "the backup holds the ledger", "pid 1 on h", "--force is not enough")
+        refuses(batch(*words, "--force"), "the backup holds the ledger", "pid 1 on h", "--force does not allow this")
 
     await asyncio.to_thread(work)
     await execute(postgres_database, "UPDATE batch_nodes SET stopped_at = now()")
