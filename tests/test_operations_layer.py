@@ -233,7 +233,7 @@ async def test_a_service_wakes_its_engine_when_a_run_was_queued(service: BatchSe
 
 
 async def has_succeeded(operations: Operations, run: str) -> bool:
-    now = await operations.runs.look(run)
+    now = await operations.runs.get(run)
     return now is not None and now.state == "succeeded"
 
 
