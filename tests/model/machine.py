@@ -30,7 +30,7 @@ from service.batch.nodes import ledger_poll, orphans
 from service.batch.nodes.node import Node
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
-from service.batch.queue.concurrency import Candidate
+from service.batch.queue.concurrency import Head
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
@@ -112,7 +112,7 @@ class Process:
         self.held: dict[tuple[str, int], Claimed] = {}
         self.counters: dict[str, int] = {}
         """Those of the other nodes, when it last looked at them."""
-        self.heads: list[Candidate] = []
+        self.heads: list[Head] = []
         """What it saw when it last looked for something to claim."""
 
     def row(self) -> dict[str, Any]:
