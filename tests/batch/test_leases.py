@@ -482,7 +482,7 @@ async def test_a_run_claimed_by_a_frozen_process_is_not_begun(world: World, monk
 async def test_a_run_claimed_across_a_loss_of_the_lease_is_not_begun(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reply to the COMMIT of a claim came late: another node took the run before, and this node has a lease again."""
+    """The reply to the COMMIT of a claim came late: another node took the run, and this node has a lease again."""
     calls: list[int] = []
 
     async def run(self: object) -> None:
