@@ -249,7 +249,7 @@ class BatchService:
         }
         if self.node.trouble is not None and not self.is_stopping:
             reasons.setdefault("ledger", f"the heartbeat can't write to it ({self.node.trouble})")
-        if self.engine.is_in_doubt and not self.is_stopping:
+        if self.engine.is_recheck_due and not self.is_stopping:
             reasons.setdefault("ledger", "writing to it failed and is repeated; see the log for the error")
         if self._fires and self.dispatcher.trouble is not None and not self.is_stopping:
             reasons.setdefault("ledger", "slots can't be fired, which is repeated; see the log for the error")

@@ -36,7 +36,7 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
 
 
 def works(meter: Meter, wait: Wait, rate: int, seconds: int) -> Progress | None:
-    """As the journal sees a run that does `rate` items a second; the last that it took."""
+    """The progress of a run that does `rate` items a second, as the write buffer last took it."""
     taken = meter.take() or meter.latest()
     assert taken is not None and taken.done is not None
     for second in range(seconds):
