@@ -178,7 +178,7 @@ class Attempt:
             parameters = self.task.parameters.to_call(self.claimed.params or {}, self.run.slot)
             self._has_begun = True
             result = await call(self.task, parameters, self._threads)
-            self.state.loops.raise_owed()
+            self.state.loops.raise_rolled_back()
             ending = self._succeeded(result)
         except asyncio.CancelledError as error:
             ending = self._stop or self._failed(error, "failed", "it was cancelled from inside")
