@@ -99,7 +99,7 @@ async def until_counted() -> None:
     meter = state_of(current_run()).meter
 
     async def counted() -> bool:
-        return meter._said.total is not None  # latest() would tell the journal that it is written
+        return meter._reported.total is not None  # latest() would mark it as taken
 
     await until(counted)
 

@@ -88,7 +88,7 @@ class Attempt:
 
         async def work() -> Any:
             result = await body()
-            self.state.loops.raise_owed()
+            self.state.loops.raise_rolled_back()
             return result
 
         try:
@@ -720,7 +720,7 @@ async def test_nothing_is_kept_of_inner_loops_that_have_ended_but_how_much_they_
                 async with part:
                     most = max(most, len(alive))
             del inner, part
-        return most, len(attempt.state.loops._known)
+        return most, len(attempt.state.loops._progress)
 
     gc.disable()
     try:

@@ -133,7 +133,7 @@ async def test_a_service_is_not_ready_for_as_long_as_no_slot_can_be_fired(
             service.dispatcher.notify("a")
             while (service.dispatcher.trouble is None) is not is_ready:
                 await asyncio.sleep(0.01)
-            while service.engine.is_in_doubt:
+            while service.engine.is_recheck_due:
                 await asyncio.sleep(0.01)
             assert ("ledger" not in await service.readiness()) is is_ready
     finally:

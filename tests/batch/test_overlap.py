@@ -101,7 +101,7 @@ async def test_one_slot_waits_and_the_next_ones_are_skipped_because_of_it(ledger
     assert skipped[0]["finished_at"] == minutes(2.6)
 
 
-async def test_max_waiting_says_how_many_wait(ledger: Database) -> None:
+async def test_max_waiting_limits_how_many_slots_wait(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait", max_waiting=3))
     for n in range(5):
         await fire(ledger, loaded, minutes(n + 0.6), Capacity(5, 5))
@@ -152,7 +152,7 @@ async def test_a_slot_that_waits_keeps_no_other_task_from_running(ledger: Databa
     assert [one.task for one in await claim(ledger, loaded, minutes(2), limit=1)] == ["other"]
 
 
-async def test_with_several_lanes_only_so_many_slots_begin_as_there_are_no_others_before_them(ledger: Database) -> None:
+async def test_with_several_lanes_a_slot_takes_a_lane_only_after_earlier_slots_have_theirs(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait", max_running=2, max_waiting=2))
     between = {"state": "retrying", "due_at": minutes(9), "attempt": 1}
     at = [minutes(n + 0.5) for n in range(3)]
@@ -166,7 +166,7 @@ async def test_with_several_lanes_only_so_many_slots_begin_as_there_are_no_other
 # max_running
 
 
-async def test_a_queue_with_lanes_starts_what_a_clock_ahead_has_made(ledger: Database) -> None:
+async def test_a_queue_with_lanes_starts_runs_made_by_a_clock_that_is_ahead(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", max_running=2))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("tick", due_at=minutes(60))])
@@ -174,7 +174,7 @@ async def test_a_queue_with_lanes_starts_what_a_clock_ahead_has_made(ledger: Dat
 
 
 @pytest.mark.parametrize("overlap", ["skip", "wait", "allow", "replace"])
-async def test_max_running_lets_so_many_run_at_once_whatever_the_overlap_policy(ledger: Database, overlap: str) -> None:
+async def test_max_running_limits_runs_under_every_overlap_policy(ledger: Database, overlap: str) -> None:
     loaded = await know(ledger, make_task("tick", overlap=overlap, max_running=2))
     for n in range(5):
         await fire(ledger, loaded, minutes(n + 0.6), Capacity(9, 9))
@@ -197,7 +197,7 @@ async def test_the_reason_names_a_run_when_several_are_in_the_way(ledger: Databa
     assert skipped["reason"] == f"{of_slot(first)} (and 1 more) was still running"
 
 
-async def test_any_free_lane_will_do_and_a_retry_may_take_another_one(ledger: Database) -> None:
+async def test_a_run_may_take_any_free_lane_and_its_retry_another_one(ledger: Database) -> None:
     loaded = await know(ledger, make_task("many", None, overlap="allow", max_running=3))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("many", due_at=START) for _ in range(6)])
@@ -283,7 +283,7 @@ async def test_a_node_that_fires_runs_only_in_lanes_that_are_empty(ledger: Datab
 # replace
 
 
-async def test_the_active_run_is_asked_to_end_and_the_new_slot_waits_for_that(ledger: Database) -> None:
+async def test_replace_asks_the_active_run_to_stop_and_the_new_slot_waits_for_its_end(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace"))
     await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
@@ -338,7 +338,7 @@ async def test_the_oldest_slot_is_the_one_that_is_replaced_even_where_a_younger_
     assert (await rows(ledger, state="running"))[0]["cancel_reason"] is None
 
 
-async def test_what_a_person_started_is_not_replaced(ledger: Database) -> None:
+async def test_a_run_that_a_person_started_is_not_replaced(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace"))
     by_hand = new("tick", state="running", node=OTHER, attempt=1)
     async with ledger.engine.begin() as connection:
@@ -349,7 +349,7 @@ async def test_what_a_person_started_is_not_replaced(ledger: Database) -> None:
 
 
 @pytest.mark.parametrize("is_sync", [False, True])
-async def test_the_node_that_runs_the_old_one_hears_of_it_with_its_next_look(
+async def test_the_node_of_the_replaced_run_reads_the_request_with_its_next_poll(
     ledger: Database, is_sync: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It looks once a second. (One look may be on its way, and another while the end is written.)"""
@@ -393,7 +393,7 @@ async def test_the_node_that_runs_the_old_one_hears_of_it_with_its_next_look(
 # By hand
 
 
-async def test_a_run_by_hand_takes_a_lane_that_is_empty_and_waits_where_there_is_none(ledger: Database) -> None:
+async def test_a_run_by_hand_takes_a_free_lane_and_waits_if_there_is_none(ledger: Database) -> None:
     loaded = await know(ledger, make_task("many", None, max_running=2))
     held = new("many", state="running", node=OTHER, attempt=1, lane=1)
     async with ledger.engine.begin() as connection:
@@ -478,7 +478,7 @@ async def test_a_firing_reads_nothing_of_a_catch_up_that_waits(ledger: Database)
         assert [run.id for run in (await runs.active(connection, ["tick"]))["tick"]] == [on_time.id]
 
 
-async def test_claiming_asks_no_more_than_before_where_no_task_has_a_rule_of_its_own(ledger: Database) -> None:
+async def test_claiming_needs_no_further_statements_without_tasks_with_rules(ledger: Database) -> None:
     loaded = await know(ledger, make_task("plain"), make_task("free", overlap="allow"))
     await fire(ledger, loaded, minutes(0.6))
     statements: list[str] = []
@@ -492,7 +492,7 @@ async def test_claiming_asks_no_more_than_before_where_no_task_has_a_rule_of_its
     assert len(statements) == 2
 
 
-async def test_a_run_that_once_had_another_lane_takes_the_first_when_there_is_one_only(ledger: Database) -> None:
+async def test_a_run_that_once_had_another_lane_takes_the_first_if_only_one_is_left(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", None))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("tick", due_at=START, lane=3), new("tick", due_at=START, lane=2)])

@@ -55,7 +55,7 @@ async def start(ledger: Database) -> AsyncIterator[Start]:
 
 
 @pytest.mark.parametrize("is_sync", [False, True])
-async def test_what_runs_stops_at_its_next_checkpoint_and_goes_on_after_the_pause(
+async def test_a_pause_stops_a_running_run_at_its_next_checkpoint_until_resume(
     ledger: Database, start: Start, is_sync: bool
 ) -> None:
     fences: list[int] = []
@@ -84,7 +84,7 @@ async def test_what_runs_stops_at_its_next_checkpoint_and_goes_on_after_the_paus
     assert fences == [1, 2]
 
 
-async def test_what_may_not_be_run_again_goes_on_to_its_end(ledger: Database, start: Start) -> None:
+async def test_a_run_that_may_not_be_repeated_goes_on_to_its_end_during_a_pause(ledger: Database, start: Start) -> None:
     may_end: list[bool] = []
 
     def run(self: Any) -> str:
@@ -106,7 +106,7 @@ async def test_what_may_not_be_run_again_goes_on_to_its_end(ledger: Database, st
 
 
 @pytest.mark.parametrize("policies", [{}, {"overlap": "allow"}, {"max_running": 2}], ids=str)
-async def test_what_waits_is_held_and_what_a_person_starts_after_it_is_not(
+async def test_a_pause_holds_waiting_runs_but_not_those_a_person_starts_later(
     ledger: Database, policies: dict[str, Any]
 ) -> None:
     tasks = await know(ledger, make_task("tick", None, **policies))

@@ -91,6 +91,6 @@ def _write(session: Session, run: CurrentRun, values: dict[str, Any]) -> bool:
     connection = session.connection()
     state = state_of(run)
     if state.is_fenced:
-        return fencing.pass_with(connection, state, PLACE_AND_FENCE, values)
+        return fencing.check_with(connection, state, PLACE_AND_FENCE, values)
     values = {"run": run.id, "fence": state.fence, "at": clock.now(), **values}
     return connection.execute(PLACE, values).rowcount == 1

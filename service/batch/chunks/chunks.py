@@ -72,7 +72,7 @@ class Chunks(Generic[T]):
     async def __anext__(self) -> Chunk[T]:
         if self.run is not None:
             self.run.checkpoint()
-            state_of(self.run).loops.asked(self)
+            state_of(self.run).loops.before_chunk(self)
         await self._before_next()
         if not self._is_known:
             await self._look_up()
@@ -168,7 +168,7 @@ class Chunks(Generic[T]):
         is_for_again = isinstance(error, Overtaken) or (self._retries and is_transient(error))
         if self.run is None or not is_for_again or self._failures >= TRIES:
             return False
-        state_of(self.run).loops.owes(self, error)
+        state_of(self.run).loops.rolled_back(self, error)
         logger.warning(f"chunk {number} of loop {self.name!r} is tried again: {cause_of(error, self.database.kind)}")
         return True
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from service.batch.ledger.runs import Active, NewRun
 from service.batch.ledger.states import Origin, RunState
-from service.batch.queue.concurrency import empty
+from service.batch.queue.concurrency import free_lanes
 from service.batch.tasks.registry import Task
 
 
@@ -23,7 +23,7 @@ class Overlap:
         active = list(active)
         on_time = [run for run in active if run.origin == Origin.SCHEDULE and not run.catch_up]
         self._ahead: list[Active | NewRun] = sorted(on_time, key=_waits_last)
-        self._lanes = empty(task.lanes, {run.lane for run in active if run.state == RunState.RUNNING})
+        self._lanes = free_lanes(task.lanes, {run.lane for run in active if run.state == RunState.RUNNING})
         self.replaced: list[tuple[Active, str]] = []
         """Runs that are to be cancelled, each with the reason."""
 

@@ -16,7 +16,7 @@ from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import task_sync
 from service.batch.ledger import database_time, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule
-from service.batch.nodes.ledger_poll import LedgerChanges, State
+from service.batch.nodes.ledger_poll import FiringState, LedgerChanges
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
@@ -61,7 +61,7 @@ class Schedules(Background):
         self._told: dict[str, str] = {}
         self._started_at = clock.boottime()
         self._changes: LedgerChanges | None = None
-        self._state: State | None = None
+        self._state: FiringState | None = None
         self._next: dict[str, datetime] = {}
         self._next_at = NEVER
         self._is_unsettled = True
@@ -114,10 +114,10 @@ class Schedules(Background):
         changes = self._changes
         if self._is_unsettled or changes is None:
             return self._is_unsettled
-        return changes.state != self._state
+        return changes.firing_state != self._state
 
     async def _read_ledger(self) -> None:
-        state = self._changes.state if self._changes is not None else None
+        state = self._changes.firing_state if self._changes is not None else None
         gone, removed = await self.follow()
         if removed:
             await self._restore(removed)
