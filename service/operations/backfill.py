@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from service.batch.firing import backfill
-from service.batch.firing.backfill import Backfill, Entry, Fate
+from service.batch.firing.backfill import Backfill, SlotAction, SlotDecision
 from service.errors import InvalidParameters
 from service.operations.context import Context
 from service.operations.results import Result
@@ -37,10 +37,10 @@ class BackfillRequest:
 
 
 class BackfillSlot(Result):
-    """A slot of a backfill: `fate` is new, again or left. `run` and `state`: of the run that it has already."""
+    """A slot of a backfill: `action` is new, again or left; `run` and `state` are those of the run that it had."""
 
     slot: datetime
-    fate: str
+    action: str
     run: str | None
     state: str | None
 
@@ -73,9 +73,9 @@ async def run(context: Context, request: BackfillRequest, see: Callable[[Backfil
         )
     work = Backfill(databases.ledger, databases.application, task, context.actor, request.redo)
 
-    def tell(entry: Entry) -> None:
-        see(BackfillSlot(slot=entry.slot, fate=entry.fate, run=entry.run, state=entry.state))
+    def tell(decision: SlotDecision) -> None:
+        see(BackfillSlot(**decision._asdict()))
 
     counts = await (work.look if request.dry_run else work.make)(interval, tell)
     context.wake()
-    return BackfillCounts(new=counts[Fate.NEW], again=counts[Fate.AGAIN], left=counts[Fate.LEFT])
+    return BackfillCounts(new=counts[SlotAction.NEW], again=counts[SlotAction.AGAIN], left=counts[SlotAction.LEFT])
