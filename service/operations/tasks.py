@@ -78,7 +78,7 @@ class Tasks:
         """Stop firing a task, by the actor. One that is paused already stays as it is. Raises UnknownTask."""
         context = self._context
         async with context.databases.changing() as connection:
-            loaded = context.loaded().tasks if context.node else task_sync.NOTHING
+            loaded = context.loaded().tasks if context.node else task_sync.NO_TASKS
             before = await task_sync.pause(connection, name, context.actor, loaded, context.node)
             pause = before or await task_sync.pause_of(connection, name)
         assert pause is not None

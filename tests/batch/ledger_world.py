@@ -57,7 +57,7 @@ async def fire(
         async with ledger.engine.begin() as connection:
             fired = await firing.fire(connection, again, loaded, node, capacity or Capacity(0, 0), now)
         first = first or fired
-        again = {name for name, at in fired.again.items() if at <= now}
+        again = {name for name, at in fired.again_at.items() if at <= now}
     assert first is not None
     return first
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import TaskRegistry, clock
 from service.batch.firing import firing, misfires, task_sync
-from service.batch.firing.firing import Plans
+from service.batch.firing.firing import SlotPlans
 from service.batch.ledger import schedules as slots
 from service.batch.ledger import tables, transitions
 from service.batch.ledger.tables import new_id
@@ -232,7 +232,7 @@ async def test_a_schedule_that_another_node_is_firing_is_looked_at_again(ledger:
     async with other.engine.begin() as holding:
         await slots.lock(holding, ["tick"])
         fired = await fire(ledger, loaded, minutes(0.6))
-        assert list(fired.again) == ["tick"]
+        assert list(fired.again_at) == ["tick"]
         assert await rows(ledger) == []
     await other.dispose()
     await fire(ledger, loaded, minutes(0.6))
@@ -244,7 +244,7 @@ async def test_a_slot_asked_for_too_early_is_asked_for_again_at_its_time(ledger:
     loaded = await know(ledger, make_task("tick"))
     with clock.moved(minutes(0.5)):
         fired = await fire(ledger, loaded, minutes(0.5) - timedelta(seconds=7))
-    assert fired.again == {"tick": minutes(0.5)}
+    assert fired.again_at == {"tick": minutes(0.5)}
 
 
 async def remove_gone(ledger: Database, live: set[str]) -> list[str]:
@@ -315,11 +315,11 @@ async def test_what_was_missed_is_planned_while_no_transaction_is_open_and_holds
     async with ledger.engine.begin() as connection:
         fired = await firing.fire(connection, loaded, loaded, NODE, Capacity(0, 0), now, ahead={})
     assert [run["task"] for run in await rows(ledger)] == ["today"]
-    assert {row.task for row in fired.behind} == {"old0", "old1", "old2"} == fired.again.keys()
+    assert {row.task for row in fired.behind} == {"old0", "old1", "old2"} == fired.again_at.keys()
     ahead = await firing.plan_ahead(fired.behind, loaded, now)
     async with ledger.engine.begin() as connection:
-        fired = await firing.fire(connection, fired.again, loaded, NODE, Capacity(0, 0), now, ahead=ahead)
-    assert (fired.behind, fired.again) == ([], {})
+        fired = await firing.fire(connection, fired.again_at, loaded, NODE, Capacity(0, 0), now, ahead=ahead)
+    assert (fired.behind, fired.again_at) == ([], {})
     missed = await rows(ledger, tables.missed)
     assert [row["count"] for row in missed] == [479, 479, 479]
     assert len(await rows(ledger, catch_up=True)) == 3
@@ -348,7 +348,7 @@ async def test_a_transaction_catches_up_with_a_bounded_number_of_slots_of_all_sc
     policy = Missed("all", max_age=timedelta(days=30))
     loaded = await know(ledger, *[make_task(f"t{n}", f"{n}-59 * * * *", missed=policy) for n in range(schedules)])
     now, again, turns = minutes(21), set(loaded), 0
-    ahead: Plans = {}
+    ahead: SlotPlans = {}
     advanced = set()
     while again:
         before = len(await rows(ledger, catch_up=True))
@@ -359,7 +359,7 @@ async def test_a_transaction_catches_up_with_a_bounded_number_of_slots_of_all_sc
         if turns in (1, 2):
             advanced |= {run["task"] for run in made}
         ahead = await firing.plan_ahead(fired.behind, loaded, now)
-        again = {name for name, at in fired.again.items() if at <= now}
+        again = {name for name, at in fired.again_at.items() if at <= now}
         turns += 1
     assert len(advanced) == min(schedules, 10)
     for task in loaded.values():
