@@ -128,7 +128,7 @@ async def test_fewer_items_than_are_done_are_told(world: Database) -> None:
     first = Attempt()
     with pytest.raises(OSError, match="no network"):
         await first.does(lambda: over(iter(range(9)), fails=3))
-    with pytest.raises(ChunkError, match="only 4 items came, and 6 are done"):
+    with pytest.raises(ChunkError, match="only 4 items, but 6 are done"):
         await Attempt(first).does(lambda: over(iter(range(4))))
 
 

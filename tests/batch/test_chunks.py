@@ -152,7 +152,7 @@ async def test_a_later_attempt_goes_on_behind_the_last_chunk_that_was_committed(
     caplog.set_level("INFO")
     assert [part[0] for part in await Attempt(first).does(whole)] == [11, 21]
     assert await seen() == list(range(1, 26))
-    assert "resumes behind chunk 1" in caplog.text and "10 are done" in caplog.text
+    assert "resumes after chunk 1" in caplog.text and "10 are done" in caplog.text
     (row,) = await rows()
     assert (row.name, row.count, row.finished, row.fence) == ("chunks:1", 25, True, 2)
 
@@ -420,7 +420,7 @@ async def test_the_body_neither_commits_nor_rolls_back(world: Database) -> None:
                 with contextlib.suppress(IntegrityError):
                     await db.flush()
 
-    with pytest.raises(ChunkError, match="commits by itself"):
+    with pytest.raises(ChunkError, match="calls commit"):
         await Attempt().does(commits)
     for body in (rolls_back, writes_after_that, catches_a_bad_flush):
         with pytest.raises(ChunkError, match="was rolled back inside its block"):

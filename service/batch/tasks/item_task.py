@@ -131,7 +131,7 @@ class _Work:
         return max(self._task.size, self._task.concurrency)
 
     @property
-    def ahead(self) -> None:
+    def next_items(self) -> None:
         return None
 
     async def has_more(self, database: Database, cursor: Any) -> bool:
