@@ -119,7 +119,7 @@ class Second:
     ],
 )
 @pytest.mark.parametrize("retry_chunk", [True, False])
-async def test_what_postgresql_refuses_is_done_again_in_the_attempt_or_in_the_next(
+async def test_chunks_that_postgresql_refuses_are_retried_in_the_attempt_or_in_the_next(
     world: Database, meets: Meets, isolation: str, sqlstate: str, retry_chunk: bool
 ) -> None:
     async with world.engine.begin() as connection:
@@ -187,7 +187,7 @@ async def test_a_locking_select_holds_the_rows_of_a_chunk_and_no_others(world: D
 
 @on_postgresql
 @pytest.mark.parametrize("commits", [True, False])
-async def test_once_is_true_for_one_of_two_that_ask_at_the_same_time(world: Database, commits: bool) -> None:
+async def test_once_is_true_for_one_of_two_concurrent_transactions(world: Database, commits: bool) -> None:
     async def asks(has_asked: asyncio.Event, may_go_on: asyncio.Event, commits: bool) -> bool:
         async with get_db() as db:
             found = await once(db, "invoice-1")
@@ -208,7 +208,7 @@ async def test_once_is_true_for_one_of_two_that_ask_at_the_same_time(world: Data
     assert (one.result(), other.result()) == (True, not commits)
 
 
-async def test_what_was_set_aside_is_rolled_back_with_its_chunk(world: Database) -> None:
+async def test_an_item_set_aside_is_rolled_back_with_its_chunk(world: Database) -> None:
     worse = {5: lambda tries: TypeError("worse") if tries == 1 else None}
     own = make(bad={3: ValueError("bad"), **worse}, skip=Skip(limit=9, on=ValueError))
     first = Attempt()

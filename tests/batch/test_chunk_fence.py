@@ -79,7 +79,7 @@ async def stored() -> tuple[list[str], dict[str, tuple[int, int | None]]]:
 
 
 @pytest.mark.parametrize("is_fenced", [True, False])
-async def test_each_commit_of_a_loop_has_one_statement_for_the_place_and_the_fence(
+async def test_each_commit_of_a_loop_has_one_statement_for_the_position_and_the_fence(
     fenced: Database, is_fenced: bool
 ) -> None:
     attempt = Attempt()
@@ -115,7 +115,7 @@ async def test_a_chunk_of_an_older_holder_is_refused(fenced: Database, has_gone_
 
 @pytest.mark.parametrize("items", [0, 1])
 @pytest.mark.parametrize("is_fenced", [True, False])
-async def test_a_chunk_that_was_committed_without_a_reply_is_overtaken_also_where_it_held_no_item(
+async def test_a_chunk_committed_without_a_reply_is_not_committed_again_even_if_it_was_empty(
     fenced: Database, items: int, is_fenced: bool
 ) -> None:
     """The COMMIT goes through after somebody has looked, and found the place where it was before."""
@@ -137,7 +137,7 @@ async def test_a_chunk_that_was_committed_without_a_reply_is_overtaken_also_wher
     assert await stored() == (["one", "two"], {NAME: (1, 3 + items), **fence_row})
 
 
-async def test_a_lease_that_ends_within_the_statement_refuses_the_commit(fenced: Database) -> None:
+async def test_a_lease_that_ends_during_the_statement_refuses_the_commit(fenced: Database) -> None:
     """It is looked at when the transaction begins, before the statement and after it."""
     attempt, looks = Attempt(), iter((True, True, False))
     attempt.state.holds_lease = lambda: next(looks)
@@ -146,7 +146,7 @@ async def test_a_lease_that_ends_within_the_statement_refuses_the_commit(fenced:
     assert await stored() == ([], {})
 
 
-async def test_what_passed_the_fence_is_one_transaction_and_no_later_one_of_its_session(fenced: Database) -> None:
+async def test_the_fence_is_checked_again_for_each_transaction_of_a_session(fenced: Database) -> None:
     old = Attempt()
     new = Attempt(old)
 
@@ -164,7 +164,9 @@ async def test_what_passed_the_fence_is_one_transaction_and_no_later_one_of_its_
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
-async def test_a_serialization_failure_of_a_place_is_looked_up(postgres_application: Database, is_lost: bool) -> None:
+async def test_after_a_serialization_failure_of_a_position_the_fence_is_read(
+    postgres_application: Database, is_lost: bool
+) -> None:
     """The snapshot of the old holder is from before the new one raised the fence."""
     old = Attempt()
     new = Attempt(old) if is_lost else old

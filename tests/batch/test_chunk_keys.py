@@ -293,7 +293,7 @@ without_decimals = pytest.mark.filterwarnings("ignore:Dialect sqlite.* does .not
 
 
 @without_decimals
-async def test_each_kind_of_key_has_its_place_to_the_last_digit(application: Database, collation: str) -> None:
+async def test_a_position_keeps_each_kind_of_key_exactly(application: Database, collation: str) -> None:
     for kind, (_, values, _) in KINDS.items():
         rows = [(number, value) for number, value in enumerate(values)]
         for descends in (False, True):
@@ -312,7 +312,7 @@ async def test_each_row_is_visited_once_whatever_the_key(application: Database, 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("column", ["at", "price"])
 @pytest.mark.parametrize("descends", [False, True])
-async def test_what_sqlite_made_itself_in_another_form_is_refused_and_not_skipped(
+async def test_a_key_in_another_format_made_by_sqlite_is_refused(
     application: Database, column: str, descends: bool
 ) -> None:
     """It compares these as texts or floats: the next page would not begin behind the last row."""
@@ -328,7 +328,7 @@ async def test_what_sqlite_made_itself_in_another_form_is_refused_and_not_skippe
         await walk(table, key)
 
 
-async def test_a_place_may_be_infinite(application: Database) -> None:
+async def test_a_key_may_be_an_infinite_float(application: Database) -> None:
     use_application_database(application, partial(fencing.guard, idle_seconds=30))
     table = Table(f"made_{next(NUMBERS)}", MetaData(), Column("x", Double, primary_key=True))
     async with application.engine.begin() as connection:
