@@ -213,9 +213,9 @@ async def test_a_redrive_processes_only_the_items_set_aside_and_marks_them(world
     third = Attempt()
     assert await third.does(partial(own().run, redrive=first.run.id)) == {"done": 1, "set_aside": 0}
     assert (await seen())[-1] == 13
-    with pytest.raises(ChunkError, match="has no items set aside that are not done again yet"):
+    with pytest.raises(ChunkError, match="has no items set aside that are not processed yet"):
         await Attempt().does(partial(own().run, redrive=first.run.id))
-    with pytest.raises(ChunkError, match=r"not done again yet: 99"):
+    with pytest.raises(ChunkError, match=r"not processed yet: 99"):
         await Attempt().does(partial(own().run, redrive=second.run.id, items=["14", "99"]))
 
 
@@ -237,7 +237,7 @@ async def test_keys_of_several_columns_and_selects_of_columns(world: Database) -
     assert len(await seen()) == 24
     assert [item for item, _, _ in await aside(attempt.run.id)] == ['["b", 3]']
     Own.key = None
-    with pytest.raises(ChunkError, match="say which of them tell its rows apart"):
+    with pytest.raises(ChunkError, match="name those that identify a row"):
         await Attempt().does(Own().run)
 
 

@@ -190,7 +190,7 @@ def test_a_signature_that_can_not_be_a_schema_is_refused() -> None:
     def unknown(a: NoSuchType) -> None: ...  # type: ignore[name-defined] # noqa: F821
     def misspelled(a: date.Date) -> None: ...  # type: ignore[name-defined]
 
-    assert not_a_task(positional) == "run() takes 'a' by position only; parameters are passed by name: take out the `/`"
+    assert not_a_task(positional) == "run() takes 'a' by position only; parameters are passed by name: remove the `/`"
     refused = not_a_task(foreign)
     assert "the parameters of run() can't be checked: " in refused and "types that pydantic reads" in refused
     assert "arbitrary_types_allowed" not in refused

@@ -55,7 +55,7 @@ def test_a_timeout_is_seconds_or_a_timedelta(given: Any, seconds: float | None) 
         ("max_running", True, "an int from 1 to 1,000, or None"),
         ("max_waiting", 0, "an int from 1 to 1,000"),
         ("max_waiting", None, "an int from 1 to 1,000"),
-        ("max_waiting", 2, "1, unless overlap is 'wait'"),
+        ("max_waiting", 2, "1, unless overlap = 'wait'"),
         ("priority", 1001, "an int from -1000 to 1000"),
         ("priority", "high", "an int from -1000 to 1000"),
         ("priority", 1.5, "an int from -1000 to 1000"),
@@ -69,7 +69,7 @@ def test_a_value_that_is_not_allowed_is_refused_with_what_is(attribute: str, val
 
 def test_a_limit_of_one_contradicts_allowed_overlap() -> None:
     assert policies(max_running=1).overlap == "skip"
-    refused = "max_running is 1; allowed: None, or from 2, where overlap is 'allow'"
+    refused = "max_running is 1; allowed: None, or an int from 2, with overlap = 'allow'"
     assert refusal(max_running=1, overlap="allow") == refused
     assert policies(max_running=2, overlap="allow").max_running == 2
 
@@ -96,7 +96,10 @@ def test_a_missed_policy_may_be_its_name() -> None:
         ({"max_wait": float("inf")}, "Retry(max_wait) is inf"),
         ({"max_wait": 1e12}, "Retry(max_wait) is 1000000000000.0; allowed: seconds from 0, up to 100 years"),
         ({"jitter": 2}, "Retry(jitter) is 2; allowed: a share from 0 to 1"),
-        ({"on": "ValueError"}, "Retry(on) is 'ValueError'; allowed: an exception class, or a tuple of some"),
+        (
+            {"on": "ValueError"},
+            "Retry(on) is 'ValueError'; allowed: an exception class, or a tuple of exception classes",
+        ),
         ({"on": (int,)}, "Retry(on) is (<class 'int'>,)"),
         ({"on": 5}, "Retry(on) is 5"),
     ],
