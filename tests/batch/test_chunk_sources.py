@@ -1,4 +1,4 @@
-"""Loops over what is no select, steps, and once(): on both databases."""
+"""Loops over sources that are no select, steps, and once(), on both databases."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def over(source: Any, fails: int | None = None, **options: Any) -> None:
 
 
 async def resumed(make: Any) -> list[int]:
-    """What is seen when the second chunk fails, and a later attempt goes on."""
+    """The items that are seen when the second chunk fails and a later attempt goes on."""
     first = Attempt()
     with pytest.raises(OSError, match="no network"):
         await first.does(lambda: over(make(), fails=2))
@@ -48,7 +48,7 @@ async def listing() -> AsyncIterator[int]:
 
 
 class Api:
-    """Pages of two, with a token, and an empty one in between."""
+    """Pages of two items with a token; one page in between is empty."""
 
     asked: list[Any]
 
@@ -68,8 +68,8 @@ async def test_a_later_attempt_skips_the_done_items_of_an_iterable(world: Databa
 async def test_a_later_attempt_skips_the_done_items_of_a_generator_and_an_async_generator(world: Database) -> None:
     assert await resumed(lambda: (number for number in range(10))) == list(range(10))
     async with get_db() as db:
-        for one in (await db.scalars(select(Seen))).all():
-            await db.delete(one)
+        for row in (await db.scalars(select(Seen))).all():
+            await db.delete(row)
         await db.commit()
     assert await resumed(listing) == list(range(10))
 
@@ -133,7 +133,7 @@ async def test_a_source_with_fewer_items_than_are_done_is_refused(world: Databas
 
 
 async def test_items_that_are_no_rows_can_be_read_before_the_block(world: Database) -> None:
-    """So that a loop inside a loop works on SQLite, which has one writer, and is redone when it was not completed."""
+    """With that a loop inside a loop works on SQLite, which has one writer, and an unfinished inner loop is resumed."""
 
     async def body(fails: bool) -> None:
         async for chunk in task.chunks(["a", "b"], size=1):
@@ -155,7 +155,7 @@ async def test_items_that_are_no_rows_can_be_read_before_the_block(world: Databa
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "told"),
+    ("source", "options", "message"),
     [
         ("abc", {}, "was given a str; allowed"),
         (7, {}, "was given a int; allowed"),
@@ -165,8 +165,8 @@ async def test_items_that_are_no_rows_can_be_read_before_the_block(world: Databa
         (select(Item), {"key": Item.id, "size": 0}, "size=0; allowed: an int from 1"),
     ],
 )
-async def test_an_object_that_is_no_source_is_refused(world: Database, source: Any, options: Any, told: str) -> None:
-    with pytest.raises(ChunkError, match=told):
+async def test_an_object_that_is_no_source_is_refused(world: Database, source: Any, options: Any, message: str) -> None:
+    with pytest.raises(ChunkError, match=message):
         task.chunks(source, **options)
 
 
@@ -234,10 +234,10 @@ async def test_outside_a_run_a_step_is_never_done_already(world: Database) -> No
 async def test_once_is_true_for_the_first_transaction_that_commits(world: Database) -> None:
     async def asks(commits: bool) -> bool:
         async with get_db() as db:
-            found = await once(db, "invoice-1")
+            is_first = await once(db, "invoice-1")
             if commits:
                 await db.commit()
-            return found
+            return is_first
 
     assert await Attempt().does(partial(asks, False)) is True
     assert await Attempt().does(partial(asks, True)) is True

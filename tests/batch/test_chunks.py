@@ -107,7 +107,7 @@ def see(db: AsyncSession, items: list[Any], chunk: int = 0) -> None:
 
 
 async def whole(size: int = 10, **options: Any) -> list[list[int]]:
-    """A loop that sees all items; returns what its chunks held."""
+    """Loop over the items, and return the items of each chunk."""
     held = []
     async for chunk in task.chunks(select(Item), key=options.pop("key", Item.id), size=size, **options):
         async with chunk as (db, items):
@@ -187,7 +187,7 @@ async def test_leaving_the_block_early_commits(world: Database, leave: str) -> N
 
 
 LEFT = {"end": 25, "break": 20, "return": 20, "break outside": 20, "error": 10, "timeout": 10}
-"""A loop that is left in its second chunk, and how many items were committed then."""
+"""How a loop is left in its second chunk, and how many items are committed then."""
 
 
 @pytest.mark.parametrize("leave", LEFT)
@@ -307,9 +307,9 @@ async def test_rows_that_the_body_changes_are_neither_skipped_nor_processed_twic
                     item.done = 1
                 await db.execute(delete(Item).where(Item.id.in_([i.id for i in items if i.id % 3 == 0])))
                 if chunk.number == 1:
-                    db.add(Item(id=0, kind="a", done=0))  # behind the place
+                    db.add(Item(id=0, kind="a", done=0))  # before the position
                 if chunk.number == 7:
-                    db.add(Item(id=26, kind="a", done=0))  # ahead of it, and it was the last chunk
+                    db.add(Item(id=26, kind="a", done=0))  # after it, while the last chunk is open
                 await db.flush()
 
     await Attempt().does(body)
@@ -328,7 +328,7 @@ async def test_composite_keys_in_every_order_visit_all_rows(world: Database) -> 
         async with get_db(readonly=True) as db:
             order = key if isinstance(key, tuple) else (key,)
             expected = list((await db.scalars(select(Item.id).order_by(*order))).all())
-        assert [one for part in held for one in part] == expected
+        assert list(chain(*held)) == expected
 
 
 async def test_start_is_included_and_stop_is_excluded(world: Database) -> None:
@@ -345,9 +345,9 @@ async def test_a_select_may_have_columns_or_one_column_or_for_update(world: Data
             rows += [tuple(row) for row in items]
     assert rows[:2] == [(1, "b"), (2, "a")] and len(rows) == 25
     ids = []
-    async for one in task.chunks(select(Item.id), key=Item.id, size=20):
-        async with one as (_, found):
-            ids += found
+    async for chunk in task.chunks(select(Item.id), key=Item.id, size=20):
+        async with chunk as (_, items):
+            ids += items
     assert ids == list(range(1, 26))
 
 
@@ -377,11 +377,11 @@ REFUSED: list[tuple[Any, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("statement", "key", "told"), REFUSED, ids=[told[:12] for _, _, told in REFUSED])
+@pytest.mark.parametrize(("statement", "key", "message"), REFUSED, ids=[message[:12] for _, _, message in REFUSED])
 async def test_selects_and_keys_that_would_lose_rows_are_refused(
-    world: Database, statement: Any, key: Any, told: str
+    world: Database, statement: Any, key: Any, message: str
 ) -> None:
-    with pytest.raises(ChunkError, match=told):
+    with pytest.raises(ChunkError, match=message):
         task.chunks(statement, key=key)
 
 
@@ -471,13 +471,13 @@ async def test_wrong_use_is_refused_with_an_explanation(world: Database) -> None
         async for chunk in task.chunks(select(Item), key=Item.id):
             assert chunk.items
 
-    for body, told in [
+    for body, message in [
         (passes_by, "chunk 1 was not entered"),
         (enters_twice, "was entered already"),
         (asks_inside, "is still open"),
         (looks_before, "inside `async with chunk"),
     ]:
-        with pytest.raises(ChunkError, match=told):
+        with pytest.raises(ChunkError, match=message):
             await Attempt().does(body)
     with pytest.raises(TypeError, match="needs `async for`"):
         iter(task.chunks(select(Item), key=Item.id))
@@ -671,16 +671,16 @@ async def test_progress_is_the_number_of_committed_items_and_of_all_items(world:
     attempt = Attempt()
 
     async def body() -> list[Any]:
-        made = []
+        progress = []
         async for chunk in task.chunks(select(Item), key=Item.id, size=10, total=True):
             async with chunk as (_, _items):
                 await until_counted()
-            made.append(attempt.state.meter.latest())
-        return made
+            progress.append(attempt.state.meter.latest())
+        return progress
 
-    made = await attempt.does(body)
-    assert (made[-1].done, made[-1].total) == (25, 25)
-    assert [one.done for one in made] == [10, 20, 25]
+    progress = await attempt.does(body)
+    assert (progress[-1].done, progress[-1].total) == (25, 25)
+    assert [each.done for each in progress] == [10, 20, 25]
 
 
 async def test_rows_are_counted_only_with_total(world: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -705,7 +705,7 @@ async def test_a_finished_loop_knows_its_total_without_a_count(world: Database) 
             async with chunk:
                 assert (said := attempt.state.meter.latest()) is None or said.total is None
 
-        assert [chunk async for chunk in loop] == []  # asked once more, it counts no more
+        assert [chunk async for chunk in loop] == []  # a finished loop does not count again
 
     await attempt.does(body)
     last = attempt.state.meter.latest()
@@ -778,5 +778,5 @@ async def test_items_of_earlier_attempts_are_counted_apart(world: Database) -> N
     await first.does(partial(both, 1))
     second = Attempt(first)
     await second.does(partial(both, 3))
-    made = [one.state.meter.latest() for one in (first, second)]
-    assert [(one.done, one.before) for one in made if one] == [(12 + 4, 0), (12 + 12, 12 + 4)]
+    progress = [attempt.state.meter.latest() for attempt in (first, second)]
+    assert [(each.done, each.before) for each in progress if each] == [(12 + 4, 0), (12 + 12, 12 + 4)]

@@ -1,4 +1,4 @@
-"""ItemTask: fetched outside, saved in savepoints, bad items set aside: on both databases."""
+"""ItemTask on both databases: items are fetched outside of transactions, saved in savepoints, or set aside."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make(**attributes: Any) -> type[_Made]:
 
 
 async def aside(run: str) -> list[tuple[str, str, int]]:
-    return [(one.item, one.error["message"], one.times) for one in await quarantine.listed(application_database(), run)]
+    return [(row.item, row.error["message"], row.times) for row in await quarantine.listed(application_database(), run)]
 
 
 async def test_each_item_is_saved_once(world: Database) -> None:
@@ -132,7 +132,7 @@ async def test_concurrency_items_are_fetched_at_a_time_while_no_transaction_is_o
         nonlocal waiting, most
         waiting += 1
         most = max(most, waiting)
-        async with get_db() as db:  # on SQLite it would wait for ever for a chunk's
+        async with get_db() as db:  # on SQLite this would wait for ever for the session of an open chunk
             see(db, [-item.id])
             await db.commit()
         await asyncio.sleep(0.01)
@@ -176,7 +176,7 @@ async def test_a_row_inserted_during_the_fetches_is_not_skipped(world: Database)
         if item.id == 5:
             async with get_db() as db:
                 await db.delete(await db.get_one(Item, 6))
-                db.add(Item(id=0, kind="a", done=0))  # behind it only later: before it nothing is done yet
+                db.add(Item(id=0, kind="a", done=0))  # its key is before those fetched, and nothing is committed yet
                 await db.commit()
 
     own = make(fetch=fetch)
