@@ -132,7 +132,7 @@ OLD_ROWS = [
 @pytest.fixture
 async def old_ledger(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A ledger of the previous version, in which one row described a backup in all places."""
-    await migrated(database_url, LEDGER_HISTORY, "ledger_0006")
+    await migrated(database_url, LEDGER_HISTORY, to="ledger_0006")
     database = Database(database_url, setting="LEDGER_URL", pooled=False)
     statement = text(
         "INSERT INTO batch_backups (name, taken_at, rows, local, url, uploaded_at, verified_at, verified_how, "

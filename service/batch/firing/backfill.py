@@ -25,8 +25,8 @@ from service.concurrency.offload import offload
 from service.database.engine import Database
 from service.errors import InvalidParameters
 
-PAGE = 1_000
-"""Slots handled in one transaction."""
+PAGE = 250
+"""Slots handled in one transaction, whose rows are made on the event loop."""
 
 
 class SlotAction(StrEnum):
