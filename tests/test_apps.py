@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import re
 import signal
@@ -23,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from service import config, logs
+from service import config, logs, start
 from service.app import create_app, lifespan
 from service.batch.context.attempt_state import LogBuffer
 from service.errors import InvalidSetting
@@ -88,17 +89,31 @@ async def test_an_application_of_the_page_answers_fires_and_drains(page: Path, c
     with process(page, words) as running:
         assert wait_for(running, "/batch/readyz").json() == {"status": "ready"}
         assert "Hello" in running.get("/").text
-        jobs = running.get("/batch/scheduler/jobs").json()
-        assert [(job["id"], job["name"]) for job in jobs] == [("customers", "Greet a customer every minute.")]
+        jobs = {job["id"]: job for job in running.get("/batch/scheduler/jobs").json()}
+        assert jobs.keys() == {"customers", "greeting"}
+        assert jobs["customers"]["name"] == "Greet a customer every minute."
         if "myapp" in command:
-            (own,) = running.get("/scheduler/jobs").json()
-            assert list(own) == ["id", "name", "next_run_time", "trigger"] and own["trigger"] == jobs[0]["trigger"]
+            own = {job["id"]: job for job in running.get("/scheduler/jobs").json()}
+            assert list(own["customers"]) == ["id", "name", "next_run_time", "trigger"]
+            assert own["customers"]["trigger"] == jobs["customers"]["trigger"]
         async with ledger_in(page) as ledger:
             (run, *_) = await until(lambda: rows(ledger, task="customers", state="succeeded"), 20)
             assert run["result"] == "customer"
             running.stop(signal.SIGTERM)
             assert await rows(ledger, state="running") == []
         assert "Traceback" not in running.stderr
+
+
+async def test_a_task_of_the_page_reads_the_state_that_its_application_has_set(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKS_DIR", "myapp/tasks")
+    monkeypatch.syspath_prepend(page)
+    application = importlib.import_module("myapp.main").app
+    async with started(application), ledger_in(page) as ledger:
+        await start(importlib.import_module("myapp.tasks.greeting").GreetingTask)
+        [run] = await until(lambda: rows(ledger, task="greeting", state="succeeded"), 20)
+    assert run["result"] == "Hello"
 
 
 # The routes.

@@ -26,7 +26,7 @@ from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED
 from starlette.applications import Starlette
 
 from service.app import lifespan
-from service.batch.nodes.loop_watchdog import ENDED, GRACE_SECONDS, LAST_SECONDS
+from service.batch.nodes.loop_watchdog import EXIT_CODE, GRACE_SECONDS, LAST_SECONDS
 from service.testing.postgres import OwnServer, find_binaries
 from service.web.api import routes
 from tests.processes import Service, batch, process, service
@@ -270,10 +270,10 @@ CODES = {
     "hung thread": 0,
     "loop spins": 0,
     "loop sleeps": 0,
-    "SQLite locked": ENDED,
+    "SQLite locked": EXIT_CODE,
     "PostgreSQL away": 0,
     "asked twice": -signal.SIGTERM,
-    "not asked": ENDED,
+    "not asked": EXIT_CODE,
 }
 """hypercorn, granian and uvicorn with workers have exit codes that do not depend on those of their workers."""
 
@@ -318,7 +318,10 @@ def test_the_log_says_which_run_blocked_the_loop_and_where(cases: dict[str, Case
 
 
 def test_a_process_that_is_ended_by_the_watchdog_logs_why(cases: dict[str, Case]) -> None:
-    assert "this process is ended, to be started anew (MAX_LOOP_BLOCK is 2): the event loop" in cases["not asked"].said
+    assert (
+        "this process is ended, so that it is started anew (MAX_LOOP_BLOCK is 2): the event loop"
+        in cases["not asked"].said
+    )
     assert "running" in cases["not asked"].states("hangs")  # so that it counts as a loss when it is rescued
 
 

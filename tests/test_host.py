@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Retry, clock, config, current_run, get_logger, logs
 from service.batch.execution.local_engine import LocalEngine
-from service.batch.execution.write_buffer import Entry
+from service.batch.execution.write_buffer import Group
 from service.batch.firing import schedule_sync, task_sync
 from service.batch.ledger import run_logs, tables, transitions
 from service.batch.ledger.attempts import Outcome
@@ -470,9 +470,9 @@ async def test_a_group_that_was_committed_without_a_reply_is_written_again_witho
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     committed = asyncio.Event()
-    write = Entry.write
+    write = Group.write
 
-    async def lose_the_reply(self: Entry, connection: AsyncConnection) -> list[Outcome]:
+    async def lose_the_reply(self: Group, connection: AsyncConnection) -> list[Outcome]:
         bounced = await write(self, connection)
         if self.outcomes and not committed.is_set():
             await connection.commit()
@@ -485,7 +485,7 @@ async def test_a_group_that_was_committed_without_a_reply_is_written_again_witho
 
     make_task("tick", run=run)
     service = await begin()
-    monkeypatch.setattr(Entry, "write", lose_the_reply)
+    monkeypatch.setattr(Group, "write", lose_the_reply)
     clock.advance(MINUTE)
     fire(service, "tick")
     await asyncio.wait_for(committed.wait(), 5)

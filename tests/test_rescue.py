@@ -178,6 +178,6 @@ def folder_of(ledger: Database) -> Path:
 def dead_node(folder: Path) -> str:
     """The id of a node whose process is gone: its file is there, and nobody holds it."""
     node = new_id()
-    process_lock.Presence(folder, node)._let_go()
+    process_lock.ProcessLock(folder, node)._release()
     assert process_lock.is_gone(folder, node)
     return node

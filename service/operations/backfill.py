@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from service.batch.firing import backfill
-from service.batch.firing.backfill import Backfill, Entry, Fate
+from service.batch.firing.backfill import Backfill, SlotAction, SlotDecision
 from service.errors import InvalidParameters
 from service.operations.context import Context
 from service.operations.results import Result
@@ -38,10 +38,10 @@ class BackfillRequest:
 
 
 class BackfillSlot(Result):
-    """A slot of a backfill. `fate`: new, again or left. `run` and `state`: of the run that the slot had before."""
+    """A slot of a backfill: `action` is new, again or left; `run` and `state` are those of the run that it had."""
 
     slot: datetime
-    fate: str
+    action: str
     run: str | None
     state: str | None
 
@@ -78,9 +78,9 @@ async def run(context: Context, request: BackfillRequest, on_slot: Callable[[Bac
         )
     task_backfill = Backfill(databases.ledger, databases.application, task, context.actor, request.redo)
 
-    def pass_on(entry: Entry) -> None:
-        on_slot(BackfillSlot(slot=entry.slot, fate=entry.fate, run=entry.run, state=entry.state))
+    def pass_on(decision: SlotDecision) -> None:
+        on_slot(BackfillSlot(**decision._asdict()))
 
     counts = await (task_backfill.look if request.dry_run else task_backfill.make)(interval, pass_on)
     context.wake()
-    return BackfillCounts(new=counts[Fate.NEW], again=counts[Fate.AGAIN], left=counts[Fate.LEFT])
+    return BackfillCounts(new=counts[SlotAction.NEW], again=counts[SlotAction.AGAIN], left=counts[SlotAction.LEFT])

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.batch.chunks import quarantine
 from service.batch.chunks.quarantine import SetAside
-from service.batch.execution.run_here import checked
+from service.batch.execution.run_here import checked_parameters
 from service.batch.ledger import runs as run_rows
 from service.batch.queue import enqueue
 from service.database import companions
@@ -49,7 +49,7 @@ class Quarantine:
         if missing := sorted(set(items or ()) - left) or ([] if left else ["none is left"]):
             raise WrongState(f"the run {run} has no such items set aside: {', '.join(missing)}")
         task = context.task(row["task"])
-        params = checked(task, {"redrive": run, **({"items": list(items)} if items else {})})
+        params = checked_parameters(task, {"redrive": run, **({"items": list(items)} if items else {})})
         async with context.databases.changing() as connection:
             started = await enqueue.enqueue(connection, task, params, None, context.actor, parent=run)
         context.wake()

@@ -121,12 +121,12 @@ class Runs:
         `key`: if the task has a run with this key already, that run is returned. Raises UnknownTask, and
         InvalidParameters before anything is written.
         """
-        from service.batch.execution.run_here import checked
+        from service.batch.execution.run_here import checked_parameters
 
         context = self._context
         loaded = context.task(task)
         _check_slot_and_key(slot, key)
-        values = checked(loaded, params)
+        values = checked_parameters(loaded, params)
         async with context.databases.changing() as connection:
             run = await enqueue.enqueue(connection, loaded, values, slot, context.actor, key)
         context.wake()

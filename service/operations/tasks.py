@@ -79,7 +79,7 @@ class Tasks:
         """Stop firing a task. An existing pause is unchanged. Returns the pause. Raises UnknownTask."""
         context = self._context
         async with context.databases.changing() as connection:
-            loaded = context.loaded().tasks if context.node else task_sync.NOTHING
+            loaded = context.loaded().tasks if context.node else task_sync.NO_TASKS
             before = await task_sync.pause(connection, name, context.actor, loaded, context.node)
             pause = before or await task_sync.pause_of(connection, name)
         assert pause is not None

@@ -16,7 +16,7 @@ from service.batch.context import fencing
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import apscheduler, task_sync
 from service.batch.firing.dispatcher import Dispatcher
-from service.batch.firing.schedule_sync import Schedules
+from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import database_time
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.node import Node
@@ -176,11 +176,11 @@ class BatchService:
         lease = self._settings.LEASE_SECONDS
         for task in self.tasks.values():
             apscheduler.add_job(self.scheduler, task, self.notify)
-        self.schedules = Schedules(
+        self.schedules = ScheduleSync(
             self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, self.notify, lease
         )
         await self.schedules.open()
-        await self.schedules.follow()
+        await self.schedules.update_jobs()
         self._on_changes.append(self.schedules.on_changes)
         keep = Keep(self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK)
         upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
@@ -219,7 +219,7 @@ class BatchService:
 
     async def _leave(self) -> None:
         if await self._write_if_reachable(self.ledger, self.node.leave):
-            await self.node.forget()
+            await self.node.unlock()
             self._has_left = True
 
     async def _leave_alone(self) -> None:
@@ -227,7 +227,7 @@ class BatchService:
             return
         ledger = Database(self._settings.ledger_url, setting="LEDGER_URL", pooled=False, client=f"batch/{self.node.id}")
         if await self._write_if_reachable(ledger, self.node.leave):
-            self.node.forget_at_once()
+            self.node.unlock_at_once()
 
     async def _write_if_reachable(self, ledger: Database, write: Callable[[AsyncConnection], Awaitable[None]]) -> bool:
         try:
@@ -249,7 +249,7 @@ class BatchService:
         }
         if self.node.trouble is not None and not self.is_stopping:
             reasons.setdefault("ledger", f"the heartbeat can't write to it ({self.node.trouble})")
-        if self.engine.is_in_doubt and not self.is_stopping:
+        if self.engine.is_recheck_due and not self.is_stopping:
             reasons.setdefault("ledger", "writing to it failed and is repeated; see the log for the error")
         if self._fires and self.dispatcher.trouble is not None and not self.is_stopping:
             reasons.setdefault("ledger", "slots can't be fired, which is repeated; see the log for the error")

@@ -67,7 +67,7 @@ async def pinned_by_an_older_version(*places: str) -> None:
     async def write(connection: backups.AsyncConnection) -> None:
         for place in places:
             await backups.record(connection, Facts(OLD, NOW, size=1), place, NOW)
-            await backups._change(connection, OLD, place, pinned_at=NOW, pinned_by="ann")
+            await backups._update(connection, OLD, place, pinned_at=NOW, pinned_by="ann")
 
     await access(get_settings()).in_ledger(write)
 

@@ -74,7 +74,7 @@ async def test_a_run_that_is_running_gets_a_request_and_the_first_one_counts(led
 
 
 @pytest.mark.parametrize("state", FINAL)
-async def test_a_run_that_is_over_stays_as_it_is(ledger: Database, state: RunState) -> None:
+async def test_a_cancel_does_not_change_a_run_that_has_ended(ledger: Database, state: RunState) -> None:
     run = new(state=state, reason="so it was", finished_at=NOW)
     await insert(ledger, run)
     before = await only(ledger)
@@ -82,7 +82,7 @@ async def test_a_run_that_is_over_stays_as_it_is(ledger: Database, state: RunSta
     assert await only(ledger) == before
 
 
-async def test_a_run_that_is_not_there_can_not_be_cancelled(ledger: Database) -> None:
+async def test_cancelling_an_unknown_run_returns_none(ledger: Database) -> None:
     assert await ask(ledger, new_id()) is None
 
 
@@ -115,7 +115,7 @@ async def test_a_run_that_ended_before_its_node_saw_the_request_keeps_its_end(
     assert (await only(ledger))["state"] == state
 
 
-async def test_a_request_beside_the_write_of_a_retry_is_not_lost(ledger: Database) -> None:
+async def test_a_request_during_the_write_of_a_retry_is_not_lost(ledger: Database) -> None:
     """The outcome is written, and not committed yet, when the request comes."""
     await insert(ledger, new())
     (claimed,) = await claim(ledger, "t")
@@ -168,7 +168,7 @@ async def worlds(ledger: Database) -> AsyncIterator[Any]:
         yield make
 
 
-async def test_an_async_run_gets_a_cancelled_error_within_two_seconds(ledger: Database, worlds: Any) -> None:
+async def test_an_async_run_is_cancelled_by_a_cancelled_error(ledger: Database, worlds: Any) -> None:
     seen: list[BaseException] = []
 
     async def run(self: Any) -> None:
@@ -198,13 +198,13 @@ def calls_checkpoint(self: Any) -> None:
 
 
 @pytest.mark.parametrize("run", [looks_at_cancelled, calls_checkpoint])
-async def test_a_sync_run_sees_it_and_stops(ledger: Database, worlds: Any, run: Any) -> None:
+async def test_a_sync_run_sees_the_request_and_stops(ledger: Database, worlds: Any, run: Any) -> None:
     ended, took = await (await worlds(run)).cancelled()
     assert (ended["state"], ended["reason"], ended["result"]) == ("cancelled", "cancelled by ann", None)
     assert took < 2
 
 
-async def test_a_run_that_ignores_it_is_given_up(
+async def test_a_run_that_ignores_the_request_is_given_up(
     ledger: Database, worlds: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "ABANDON_SECONDS", 0.2)
@@ -221,7 +221,7 @@ async def test_a_run_that_ignores_it_is_given_up(
     free.set()
 
 
-async def test_a_request_to_another_fence_is_not_ours(ledger: Database, worlds: Any) -> None:
+async def test_a_request_for_another_fence_is_ignored(ledger: Database, worlds: Any) -> None:
     """This node lost the run: whoever holds it now cancels it."""
     world = await worlds(looks_at_cancelled)
     await insert(ledger, new("tick"))
@@ -240,7 +240,7 @@ async def test_a_request_to_another_fence_is_not_ours(ledger: Database, worlds: 
 
 
 @pytest.mark.parametrize("state", [RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED])
-async def test_a_run_that_is_over_goes_on_with_a_new_attempt(ledger: Database, state: RunState) -> None:
+async def test_retry_queues_an_ended_run_for_a_new_attempt(ledger: Database, state: RunState) -> None:
     await insert(
         ledger,
         new(state=state, reason="so it was", attempt=2, fence=3, finished_at=NOW, started_at=NOW, origin="schedule"),
@@ -274,9 +274,9 @@ async def test_a_cancelled_run_that_is_retried_is_not_cancelled_again(ledger: Da
 
 
 @pytest.mark.parametrize(
-    ("state", "word"), [(RunState.SUCCEEDED, "--again"), *((s, "not over") for s in ("queued", "running", "retrying"))]
+    ("state", "word"), [(RunState.SUCCEEDED, "--again"), *((s, "not ended") for s in ("queued", "running", "retrying"))]
 )
-async def test_what_can_not_be_retried_is_refused_with_its_state(ledger: Database, state: str, word: str) -> None:
+async def test_a_refused_retry_names_the_state_of_the_run(ledger: Database, state: str, word: str) -> None:
     run = new(state=state)
     await insert(ledger, run)
     async with ledger.engine.connect() as connection:
@@ -287,7 +287,7 @@ async def test_what_can_not_be_retried_is_refused_with_its_state(ledger: Databas
     assert (await only(ledger))["state"] == state
 
 
-async def test_a_retried_run_of_a_slot_is_not_in_the_way_of_todays_slot(ledger: Database) -> None:
+async def test_a_retried_run_of_an_old_slot_does_not_block_the_current_slot(ledger: Database) -> None:
     """The overlap policy looks at what is on time, and this is not any more."""
     loaded = await know(ledger, make_task("tick", "0 * * * *"))
     async with ledger.engine.begin() as connection:
@@ -302,7 +302,7 @@ async def test_a_retried_run_of_a_slot_is_not_in_the_way_of_todays_slot(ledger: 
     assert [run["state"] for run in await rows(ledger)] == ["queued", "queued"]
 
 
-async def test_again_clears_the_checkpoints_and_leaves_the_fence(ledger: Database, application: Database) -> None:
+async def test_again_deletes_the_checkpoints_and_keeps_the_fence(ledger: Database, application: Database) -> None:
     over, active = new(state="succeeded", origin=Origin.MANUAL), new(state="running", attempt=1)
     await insert(ledger, over, active)
     async with application.engine.begin() as connection:
@@ -314,7 +314,7 @@ async def test_again_clears_the_checkpoints_and_leaves_the_fence(ledger: Databas
     assert [run["state"] for run in await rows(ledger)] == ["queued", "running"]
 
 
-async def test_what_is_not_over_does_not_begin_again(ledger: Database, application: Database) -> None:
+async def test_again_leaves_runs_that_have_not_ended_as_they_are(ledger: Database, application: Database) -> None:
     run = new(state="running")
     await insert(ledger, run)
     with pytest.raises(InvalidParameters, match="is running"):

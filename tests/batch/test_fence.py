@@ -1,4 +1,4 @@
-"""The fence in the application's database: who may commit, and what becomes of what was refused."""
+"""The fence in the application database: which attempts may commit, and what follows when a commit is refused."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def postgres_application(postgres_database: str) -> AsyncIterator[Database
 
 
 class Holder:
-    """A run as some node holds it: `await holder.does(work)` is code of that run."""
+    """A run under one fence: `await holder.does(work)` executes `work` as code of that run."""
 
     def __init__(self, number: int, run: str | None = None, is_fenced: bool = True) -> None:
         self.state = AttemptState.of(run or new_id(), "made", attempt=1)
@@ -197,7 +197,7 @@ async def test_each_way_of_writing_is_fenced_by_one_statement(fenced: Database, 
 
 
 @way_of_writing
-async def test_an_older_holder_commits_nothing_nor_does_the_pool_s_next_user_for_it(
+async def test_an_older_holder_commits_nothing_and_leaves_no_open_transaction_in_the_pool(
     fenced: Database, write: Work
 ) -> None:
     old = Holder(1)
@@ -272,8 +272,8 @@ async def test_outside_of_runs_nothing_is_fenced(fenced: Database) -> None:
     assert seen == []
 
 
-async def test_nothing_is_committed_after_the_node_s_own_lease_though_nobody_has_noticed(fenced: Database) -> None:
-    """No other holder, no word of the heartbeat: the clock alone says so."""
+async def test_nothing_is_committed_after_the_end_of_the_lease_even_before_it_is_noticed(fenced: Database) -> None:
+    """There is no other holder and no report of the heartbeat: only the clock shows that the lease has ended."""
     holder, is_held = Holder(1), [True]
     holder.state.holds_lease = lambda: is_held[0]
 
@@ -303,7 +303,7 @@ async def test_a_lease_that_ends_within_the_fence_statement_refuses_the_commit(f
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-async def test_a_run_that_was_refused_for_its_lease_is_resumed_whatever_it_made_of_that(
+async def test_a_run_whose_commit_was_refused_is_resumed_even_if_it_catches_the_error(
     fenced: Database, ledger: Database
 ) -> None:
     is_held = [True]
@@ -332,7 +332,7 @@ async def test_a_run_that_was_refused_for_its_lease_is_resumed_whatever_it_made_
     assert (await emails(fenced), await fences(fenced)) == (["a"], {done["id"]: 2})
 
 
-async def test_a_task_that_is_not_fenced_needs_no_table_for_it(fenced: Database) -> None:
+async def test_a_task_that_is_not_fenced_needs_no_table_of_checkpoints(fenced: Database) -> None:
     async with fenced.engine.begin() as connection:
         await connection.execute(text("DROP TABLE batch_checkpoints"))
     holder = Holder(1, is_fenced=False)
@@ -343,7 +343,7 @@ async def test_a_task_that_is_not_fenced_needs_no_table_for_it(fenced: Database)
         await Holder(1).does(with_statement_only)
 
 
-async def test_a_thread_s_own_event_loop_is_fenced_too(fenced: Database) -> None:
+async def test_commits_in_the_event_loop_of_a_thread_are_fenced_too(fenced: Database) -> None:
     old = Holder(1)
     await Holder(2, old.run.id).takes_over()
 
@@ -357,8 +357,10 @@ async def test_a_thread_s_own_event_loop_is_fenced_too(fenced: Database) -> None
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 @pytest.mark.parametrize("is_lost", [True, False])
-async def test_a_serialization_failure_is_looked_up(postgres_application: Database, level: str, is_lost: bool) -> None:
-    """The snapshot of the old holder is from before the new one raised the fence."""
+async def test_after_a_serialization_failure_the_fence_is_read_again(
+    postgres_application: Database, level: str, is_lost: bool
+) -> None:
+    """The snapshot of the old holder was taken before the new holder raised the fence."""
     database = postgres_application
     old = Holder(1)
     other = Holder(2 if is_lost else 1, old.run.id)
@@ -403,10 +405,10 @@ async def test_postgresql_ends_a_transaction_of_a_run_that_idles(postgres_databa
 
 
 @pytest.mark.parametrize("has_come_back", [False, True])
-async def test_taking_over_ends_what_the_lost_node_has_open(
+async def test_taking_over_ends_the_connections_of_the_lost_node(
     ledger: Database, postgres_application: Database, has_come_back: bool
 ) -> None:
-    """Unless that node lives again: then its connections are of use."""
+    """The connections of a node that lives again are kept."""
     lost, holder = new_id(), Holder(2)
     async with ledger.engine.begin() as connection:
         row = {"id": lost, "host": "elsewhere", "pid": 1, "version": "1", "draining": False, "tasks": []}
@@ -429,7 +431,7 @@ async def test_taking_over_ends_what_the_lost_node_has_open(
     await other.dispose()
 
 
-async def test_taking_over_waits_for_a_stopped_process_that_has_sqlite_s_lock(
+async def test_taking_over_waits_for_a_stopped_process_that_holds_the_sqlite_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_GIVE_UP_SECONDS", 0.1)
@@ -452,10 +454,10 @@ async def test_taking_over_waits_for_a_stopped_process_that_has_sqlite_s_lock(
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-async def test_a_run_that_is_resumed_waits_for_an_application_database_that_is_away(
+async def test_a_resumed_run_waits_while_the_application_database_can_not_be_reached(
     ledger: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has not failed by that: its body may not even need it."""
+    """The run does not fail, since its body may not even need that database."""
     away = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", setting="DATABASE_URL")
     use_application_database(away, partial(fencing.guard, idle_seconds=LEASE))
     task = make_task("made", None)
@@ -474,7 +476,7 @@ async def test_a_run_that_is_resumed_waits_for_an_application_database_that_is_a
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-async def test_taking_over_does_not_wait_for_a_table_that_is_not_there(ledger: Database, fenced: Database) -> None:
+async def test_taking_over_does_not_wait_for_a_missing_table(ledger: Database, fenced: Database) -> None:
     async with fenced.engine.begin() as connection:
         await connection.execute(text("DROP TABLE batch_checkpoints"))
     new = Holder(2)
@@ -483,11 +485,11 @@ async def test_taking_over_does_not_wait_for_a_table_that_is_not_there(ledger: D
             await new.does(partial(fencing.take_over, ledger, new.state))
 
 
-# Attempts that are over.
+# Attempts that have ended.
 
 
 class Started:
-    """An attempt of a task, under some fence."""
+    """An attempt of a task, under a given fence."""
 
     def __init__(self, run: Any, number: int = 1, **attributes: Any) -> None:
         task = make_task("made", None, run, **attributes)
@@ -502,7 +504,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "ABANDON_SECONDS", 0.1)
 
 
-async def test_a_coroutine_that_was_given_up_can_t_commit_any_more(fenced: Database, impatient: None) -> None:
+async def test_a_coroutine_that_was_given_up_can_not_commit(fenced: Database, impatient: None) -> None:
     go_on = asyncio.Event()
     tried: list[BaseException] = []
 
@@ -532,10 +534,10 @@ async def _true(value: bool) -> bool:
 
 
 @pytest.mark.parametrize("opening", ["session", "engine"])
-async def test_giving_up_an_attempt_rolls_back_what_it_has_open(
+async def test_giving_up_an_attempt_rolls_back_its_transactions(
     fenced: Database, impatient: None, opening: str
 ) -> None:
-    """On SQLite the write lock, and the one connection for writing, are free then."""
+    """On SQLite this frees the write lock, and the only connection for writing."""
     has_written, go_on = asyncio.Event(), asyncio.Event()
     tried: list[BaseException] = []
 
@@ -575,7 +577,7 @@ async def test_giving_up_an_attempt_rolls_back_what_it_has_open(
         await by_flush()
 
 
-async def test_a_hung_thread_that_was_given_up_can_t_commit_any_more(fenced: Database, impatient: None) -> None:
+async def test_a_hung_thread_that_was_given_up_can_not_commit(fenced: Database, impatient: None) -> None:
     go_on = threading.Event()
     tried: list[BaseException] = []
 
@@ -593,7 +595,7 @@ async def test_a_hung_thread_that_was_given_up_can_t_commit_any_more(fenced: Dat
     assert await emails(fenced) == []
 
 
-async def test_what_a_failed_attempt_left_running_can_t_commit_any_more(fenced: Database) -> None:
+async def test_code_that_a_failed_attempt_left_running_can_not_commit(fenced: Database) -> None:
     go_on = asyncio.Event()
     left: list[asyncio.Task[None]] = []
 

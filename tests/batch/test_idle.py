@@ -41,7 +41,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class Seconds:
-    """The boot-time clock stands still, but when the test lets it go on."""
+    """The boot-time clock stands still until the test moves it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = clock.boottime()
@@ -55,7 +55,7 @@ def boot_time(monkeypatch: pytest.MonkeyPatch) -> Seconds:
 
 
 class Asked:
-    """What all connections of this process were asked since `clear`, in whatever thread."""
+    """The statements of all connections of this process since `clear`, in all threads."""
 
     def __init__(self) -> None:
         self.statements: list[str] = []
@@ -89,7 +89,7 @@ def asked() -> Any:
 
 
 class Services:
-    """Services in this process, on one ledger. Their own timers are short: only the boot-time clock holds them up."""
+    """Services in this process, on one ledger. Their timers are short, so they wait only for the boot-time clock."""
 
     def __init__(self, boot_time: Seconds) -> None:
         self._boot_time = boot_time
@@ -139,11 +139,11 @@ async def start(ledger_url: str, monkeypatch: pytest.MonkeyPatch, boot_time: Sec
         yield start
 
 
-# What it asks.
+# The statements of an idle node.
 
 
 @pytest.mark.parametrize("number", [1, 3])
-async def test_an_idle_node_asks_once_a_second_and_beats_in_the_same_transaction(
+async def test_an_idle_node_polls_once_a_second_and_beats_in_the_same_transaction(
     start: Any, asked: Asked, number: int
 ) -> None:
     for task in range(50):
@@ -157,7 +157,9 @@ async def test_an_idle_node_asks_once_a_second_and_beats_in_the_same_transaction
     assert len(asked.statements) == 12 * number  # a beat in 5 seconds
 
 
-async def test_a_run_that_goes_on_without_a_word_costs_no_more(start: Any, asked: Asked, ledger: Database) -> None:
+async def test_a_run_that_reports_nothing_costs_no_further_statements(
+    start: Any, asked: Asked, ledger: Database
+) -> None:
     async def run(_: object) -> None:
         await asyncio.Event().wait()
 
@@ -174,9 +176,7 @@ async def test_a_run_that_goes_on_without_a_word_costs_no_more(start: Any, asked
     assert asked.transactions == 5
 
 
-async def test_a_run_that_waits_for_another_is_looked_for_without_a_write(
-    start: Any, asked: Asked, ledger: Database
-) -> None:
+async def test_a_run_that_waits_for_another_causes_no_writes(start: Any, asked: Asked, ledger: Database) -> None:
     make_task("tick", None)
     services = await start()
     other = await put_node(ledger)
@@ -197,8 +197,10 @@ async def test_a_run_that_waits_for_another_is_looked_for_without_a_write(
     await until(lambda: ledger_world.rows(ledger, state="succeeded", node=services.all[0].node.id))
 
 
-async def test_an_engine_in_doubt_looks_again_by_itself(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither what it runs nor a change in the ledger would have it look at what it has claimed."""
+async def test_an_engine_that_lost_the_reply_of_a_claim_checks_its_claims_again(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its runs nor a change in the ledger would make it check its claims."""
     take, lost = claiming.take, asyncio.Event()
 
     async def lose_the_reply(connection: AsyncConnection, *more: Any) -> tuple[list[Claimed], bool]:
@@ -220,7 +222,7 @@ async def test_an_engine_in_doubt_looks_again_by_itself(ledger: Database, monkey
     await engine.stop()
 
 
-# What it hears.
+# What a poll reports.
 
 
 async def read(ledger: Database, node: str = NODE) -> LedgerChanges:
@@ -228,7 +230,7 @@ async def read(ledger: Database, node: str = NODE) -> LedgerChanges:
         return await ledger_poll.read(connection, node)
 
 
-async def test_news_say_that_a_run_may_start_once_it_is_due(ledger: Database) -> None:
+async def test_a_poll_reports_that_a_run_may_start_once_it_is_due(ledger: Database) -> None:
     assert not (await read(ledger)).is_claimable
     await insert(ledger, new(state="retrying", due_at=START + MINUTE), new(state="succeeded", finished_at=START))
     for at, is_claimable in ((START, False), (START + MINUTE, True)):
@@ -239,7 +241,7 @@ async def test_news_say_that_a_run_may_start_once_it_is_due(ledger: Database) ->
     assert abs(real.now - clock.now()) < timedelta(seconds=5)
 
 
-async def test_news_name_the_others_that_live_or_still_hold_runs(ledger: Database) -> None:
+async def test_a_poll_names_the_other_nodes_that_live_or_still_hold_runs(ledger: Database) -> None:
     own, live, left, holds = [await put_node(ledger) for _ in range(4)]
     await put_run(ledger, holds)
     async with ledger.engine.begin() as connection:
@@ -250,7 +252,7 @@ async def test_news_name_the_others_that_live_or_still_hold_runs(ledger: Databas
     assert found == {live: (1, False), holds: (0, True)}
 
 
-async def test_news_name_what_this_node_is_asked_to_cancel(ledger: Database) -> None:
+async def test_a_poll_names_the_runs_that_this_node_is_asked_to_cancel(ledger: Database) -> None:
     await insert(ledger, new())
     (held,) = await claim(ledger, "t")
     assert (await read(ledger)).requests == []
@@ -260,16 +262,16 @@ async def test_news_name_what_this_node_is_asked_to_cancel(ledger: Database) -> 
     assert (await read(ledger, new_id())).requests == []
 
 
-async def test_news_differ_once_schedules_or_tasks_or_nodes_have_changed(ledger: Database) -> None:
+async def test_the_firing_state_changes_with_schedules_tasks_and_nodes(ledger: Database) -> None:
     tick, other, manual = make_task("tick", "0 7 * * *"), make_task("other", "0 9 * * *"), make_task("manual", None)
     await know(ledger, tick, manual)
     node = await put_node(ledger)
 
     async def differ_after(change: Callable[[AsyncConnection], Awaitable[Any]]) -> bool:
-        before = (await read(ledger)).state
+        before = (await read(ledger)).firing_state
         async with ledger.engine.begin() as connection:
             await change(connection)
-        return (await read(ledger)).state != before
+        return (await read(ledger)).firing_state != before
 
     async def nobody(_: AsyncConnection) -> set[str]:
         return set()
@@ -291,14 +293,14 @@ async def test_news_differ_once_schedules_or_tasks_or_nodes_have_changed(ledger:
 
 async def test_a_firing_changes_nothing_that_other_nodes_have_to_read(ledger: Database) -> None:
     loaded = await know(ledger, *(make_task(f"t{n}") for n in range(5)))
-    before = (await read(ledger)).state
+    before = (await read(ledger)).firing_state
     for minute in range(1, 4):
         await ledger_world.fire(ledger, loaded, clock.now() + minute * MINUTE)
-        assert (await read(ledger)).state == before
+        assert (await read(ledger)).firing_state == before
 
 
-async def test_the_version_of_the_catalog_is_the_last_that_a_change_locks(ledger: Database, asked: Asked) -> None:
-    """It is one row for all: whoever locked it first and something else after it would wait in a circle with others."""
+async def test_a_change_locks_the_version_of_the_catalog_last(ledger: Database, asked: Asked) -> None:
+    """All nodes share this one row: a transaction that locks it first and other rows later could deadlock."""
     tick = make_task("tick")
     loaded = await know(ledger, tick)
 
@@ -320,7 +322,7 @@ async def test_the_version_of_the_catalog_is_the_last_that_a_change_locks(ledger
         assert (of_the_catalog[-1], sum(of_the_catalog)) == (True, 1)
 
 
-async def test_a_process_that_runs_what_it_was_handed_is_no_service_and_watches_nobody(
+async def test_a_node_that_does_not_fire_neither_watches_others_nor_counts_as_a_service(
     ledger: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tick = make_task("tick")
@@ -329,14 +331,14 @@ async def test_a_process_that_runs_what_it_was_handed_is_no_service_and_watches_
         monkeypatch.setenv(name, value)
     config.forget_settings()
     other = await put_node(ledger)
-    before = (await read(ledger)).state
+    before = (await read(ledger)).firing_state
     service = BatchService(get_settings(), fires=False)
     await service.start()
     (row,) = await ledger_world.rows(ledger, tables.nodes, id=service.node.id)
     assert (row["fires"], row["tasks"], row["stopped_at"]) == (False, [], None)
     own = await read(ledger)
     assert {one.id: one.fires for one in own.others} == {other: True, service.node.id: False}
-    assert own.state == before  # nobody reads the schedules again because of it
+    assert own.firing_state == before  # nobody reads the schedules again because of it
     async with ledger.reader.connect() as connection:
         assert (await ledger_poll.read(connection, service.node.id, fires=False)).others == []
         assert await nodes.live_tasks(connection) == {"theirs"}
@@ -357,13 +359,13 @@ async def test_only_the_schedules_whose_slot_has_come_are_read_again(
         clock.advance(MINUTE)
         await services.second()
         await until(lambda: ledger_world.rows(ledger, state="succeeded"))
-        await until(lambda: asyncio.sleep(0, services.all[0].schedules._next_at > clock.now()))
-        assert services.all[0].schedules._next["tick"] == START + 1.5 * MINUTE
+        await until(lambda: asyncio.sleep(0, services.all[0].schedules._next_slot > clock.now()))
+        assert services.all[0].schedules._next_slots["tick"] == START + 1.5 * MINUTE
     whole = [one for one in asked.others if "FROM batch_schedules" in one and "v." not in one]
     assert whole == []
 
 
-async def test_runs_that_may_start_are_told_of_once_in_poll_seconds_and_the_rest_each_second(
+async def test_claimable_runs_are_reported_once_in_poll_seconds_and_other_changes_each_second(
     ledger: Database, boot_time: Seconds
 ) -> None:
     await insert(ledger, new())
@@ -378,10 +380,10 @@ async def test_runs_that_may_start_are_told_of_once_in_poll_seconds_and_the_rest
     assert heard[:8] == [True, False, False, True, False, False, True, False]
 
 
-async def test_looks_that_succeed_do_not_hide_that_beats_fail(
+async def test_polls_that_succeed_do_not_hide_beats_that_fail(
     ledger: Database, boot_time: Seconds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where somebody holds SQLite's write lock."""
+    """This happens while another process holds the write lock of SQLite."""
     fails: list[float] = []
 
     async def fail(*_: object) -> bool:
@@ -400,10 +402,10 @@ async def test_looks_that_succeed_do_not_hide_that_beats_fail(
     assert heard == []
 
 
-async def test_a_death_is_seen_while_the_event_loop_is_blocked(ledger: Database) -> None:
+async def test_a_dead_node_is_rescued_while_the_event_loop_is_blocked(ledger: Database) -> None:
     url = ledger.url.render_as_string(hide_password=False)
     dead = await put_node(ledger)
-    process_lock.Presence(process_lock.folder_of(url), dead)._let_go()
+    process_lock.ProcessLock(process_lock.folder_of(url), dead)._release()
     run = await put_run(ledger, dead)
     heart = Heartbeat(url, await put_node(ledger), Lease(30), beat_seconds=5, lease_seconds=30)
 
@@ -418,7 +420,7 @@ async def test_a_death_is_seen_while_the_event_loop_is_blocked(ledger: Database)
     await asyncio.to_thread(heart.stop)
 
 
-async def test_a_pause_elsewhere_is_followed_after_the_next_look(start: Any, ledger: Database) -> None:
+async def test_a_pause_on_another_node_takes_effect_with_the_next_poll(start: Any, ledger: Database) -> None:
     task = make_task("tick")
     services = await start()
     job = services.all[0].scheduler.get_job("tick")
@@ -429,10 +431,10 @@ async def test_a_pause_elsewhere_is_followed_after_the_next_look(start: Any, led
     await until(lambda: asyncio.sleep(0, job.next_run_time is None))
 
 
-async def test_a_slot_that_has_come_by_the_ledgers_time_is_fired_whatever_the_scheduler_thinks(
+async def test_a_slot_that_is_due_by_database_time_fires_even_if_apscheduler_is_wrong(
     start: Any, ledger: Database
 ) -> None:
-    """This node's clock may be minutes behind. Here APScheduler is, for ours is moved."""
+    """The clock of a node may be minutes behind. Here the clock of APScheduler is behind, since only ours is moved."""
     with clock.moved(START):
         make_task("tick")
         services = await start()
@@ -443,7 +445,7 @@ async def test_a_slot_that_has_come_by_the_ledgers_time_is_fired_whatever_the_sc
 
 
 @pytest.mark.parametrize("has_node", [True, False])
-async def test_a_task_is_removed_once_its_last_node_is_taken_for_dead_or_nobody_comes_with_it_for_a_lease(
+async def test_a_task_is_removed_when_no_living_node_has_had_it_for_a_lease(
     start: Any, ledger: Database, has_node: bool
 ) -> None:
     if has_node:

@@ -35,7 +35,7 @@ from tests.databases import migrated
 
 
 class BootTime:
-    """The boot-time clock, moved on by so many seconds, or standing still at an instant."""
+    """The boot-time clock, which the test moves forward or stops at an instant."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
@@ -59,26 +59,26 @@ class TestObserver:
         assert observer.silent({"a": 1}) == {"a"}
         assert observer.silent({"a": 2}) == set()
 
-    def test_a_counter_that_moves_begins_a_lease_anew(self, boot_time: BootTime) -> None:
+    def test_a_counter_that_rises_begins_the_lease_anew(self, boot_time: BootTime) -> None:
         observer = Observer(lease_seconds=30)
         for beats in range(20):
             assert observer.silent({"a": beats // 2, "b": 1}) == ({"b"} if beats >= 3 else set())
             boot_time.ahead += 10.1
 
-    def test_what_happened_while_nobody_looked_proves_nothing(self, boot_time: BootTime) -> None:
+    def test_time_without_polls_does_not_make_a_node_silent(self, boot_time: BootTime) -> None:
         observer = Observer(lease_seconds=30)
         observer.silent({"a": 1})
         boot_time.ahead += 3600
         assert observer.silent({"a": 1}) == set()
 
-    def test_a_node_that_was_away_is_watched_from_when_it_is_back(self, boot_time: BootTime) -> None:
+    def test_a_node_that_comes_back_is_watched_from_that_instant(self, boot_time: BootTime) -> None:
         observer = Observer(lease_seconds=30)
         for beats in ({"a": 1}, {"a": 1}, {}, {"a": 1}):
             assert observer.silent(beats) == set()
             boot_time.ahead += 11
 
 
-def test_a_lease_counts_from_before_the_beat_was_sent_and_ends_before_others_see_it_end(boot_time: BootTime) -> None:
+def test_a_lease_counts_from_the_sending_of_the_beat_and_ends_before_others_see_its_end(boot_time: BootTime) -> None:
     lease = Lease(30)
     assert not lease.is_held
     sent_at = clock.boottime()
@@ -132,7 +132,7 @@ async def test_a_dead_node_is_marked_as_stopped_and_its_run_interrupted(ledger: 
         assert await nodes.live_tasks(connection) == set()
 
 
-async def test_a_node_that_beats_at_that_very_moment_is_left_alone(ledger: Database) -> None:
+async def test_a_node_that_beats_during_the_rescue_is_not_marked_as_stopped(ledger: Database) -> None:
     node = await put_node(ledger)
     run = await put_run(ledger, node)
     async with ledger.engine.begin() as connection:
@@ -142,8 +142,8 @@ async def test_a_node_that_beats_at_that_very_moment_is_left_alone(ledger: Datab
     assert (await rows(ledger, tables.nodes))[0]["stopped_at"] is None
 
 
-async def test_a_run_that_was_claimed_after_its_node_was_taken_for_dead_is_found(ledger: Database) -> None:
-    """A process may be frozen between the look at its lease and the COMMIT of its claim, and die after that."""
+async def test_a_run_claimed_after_its_node_was_marked_as_stopped_is_rescued(ledger: Database) -> None:
+    """A process may be frozen between the check of its lease and the COMMIT of its claim, and die after that."""
     node = await put_node(ledger)
     await rescue_now(ledger, {node: 0})
     async with ledger.reader.connect() as connection:
@@ -177,7 +177,7 @@ async def test_a_lock_that_a_frozen_node_holds_delays_no_heartbeat(postgres_data
         await ledger.dispose()
 
 
-async def test_the_connections_of_a_node_that_has_beaten_since_it_was_found_silent_stay(postgres_database: str) -> None:
+async def test_connections_of_a_node_that_has_beaten_again_are_not_ended(postgres_database: str) -> None:
     await migrated(postgres_database, LEDGER_HISTORY)
     ledger = Database(postgres_database, setting="LEDGER_URL")
     back, frozen, own = [await put_node(ledger) for _ in range(3)]
@@ -205,7 +205,7 @@ async def test_the_connections_of_a_node_that_has_beaten_since_it_was_found_sile
             await database.dispose()
 
 
-async def test_a_lost_run_that_may_not_run_again_has_failed(ledger: Database) -> None:
+async def test_a_lost_run_that_may_not_be_repeated_fails(ledger: Database) -> None:
     await know(ledger, make_task("once", rerun=False), make_task("often"))
     node = await put_node(ledger)
     once, often = await put_run(ledger, node, "once"), await put_run(ledger, node, "often")
@@ -230,10 +230,10 @@ LOSSES = {
 
 
 @pytest.mark.parametrize(("attempts", "is_poison"), LOSSES.values(), ids=LOSSES)
-async def test_a_run_is_poison_when_it_was_lost_three_times_without_getting_on(
+async def test_a_run_that_is_lost_three_times_without_progress_fails(
     ledger: Database, attempts: list[tuple[int, int] | None], is_poison: bool
 ) -> None:
-    """`attempts`: what each had counted when its node was lost, and how much of that earlier ones had done."""
+    """`attempts`: for each attempt its count when its node was lost, and how much of that earlier attempts had done."""
     run = await put_run(ledger, await put_node(ledger))
     with clock.moved(clock.now()):
         states = [await lose(ledger, run, progress) for progress in attempts]
@@ -263,7 +263,7 @@ async def lose(ledger: Database, run: str, progress: tuple[int, int] | None) -> 
     return str((await rows(ledger, id=run))[0]["state"])
 
 
-async def test_an_attempt_that_may_not_run_again_fails_when_the_service_stops_once_it_has_begun() -> None:
+async def test_an_attempt_that_may_not_be_repeated_fails_if_the_service_stops_after_its_begin() -> None:
     async def run(self: object) -> None:
         await asyncio.Event().wait()
 
@@ -275,14 +275,14 @@ async def test_an_attempt_that_may_not_run_again_fails_when_the_service_stops_on
     assert ending.reason == "the service stopped while it ran, and it is not run again (rerun = False)"
 
 
-async def test_an_attempt_that_may_not_run_again_is_resumed_where_it_had_not_begun() -> None:
+async def test_an_attempt_that_may_not_be_repeated_is_resumed_if_it_had_not_begun() -> None:
     begun = Begun(lambda self: None, rerun=False)
     begun.attempt.interrupt("the service stopped")
     assert (await begun.ending()).state == "interrupted"
 
 
 async def test_a_node_of_another_machine_that_falls_silent_is_rescued_after_a_lease(ledger: Database) -> None:
-    """It has no locked file here, so its counter alone tells."""
+    """The node has no locked file here, so only its counter shows that it is dead."""
     node = await put_node(ledger)
     run = await put_run(ledger, node)
     rescued = asyncio.Event()
@@ -296,16 +296,16 @@ async def test_a_node_of_another_machine_that_falls_silent_is_rescued_after_a_le
     assert (await rows(ledger, id=run))[0]["state"] == "interrupted"
 
 
-async def test_others_are_looked_at_between_the_beats_too(ledger: Database) -> None:
+async def test_other_nodes_are_checked_between_beats_too(ledger: Database) -> None:
     url = ledger.url.render_as_string(hide_password=False)
     node, own = await put_node(ledger), await put_node(ledger)
-    process = process_lock.Presence(process_lock.folder_of(url), node)
+    process = process_lock.ProcessLock(process_lock.folder_of(url), node)
     rescued = asyncio.Event()
     heart = Heartbeat(url, own, Lease(300), beat_seconds=100, lease_seconds=300)
     heart.start(on_loss=lambda: None, on_rescue=rescued.set)
     await until(lambda: rows(ledger, tables.nodes, id=own, beats=1))
     assert not rescued.is_set()
-    process._let_go()
+    process._release()
     await asyncio.wait_for(rescued.wait(), 10)
     await asyncio.to_thread(heart.stop)
     assert (await rows(ledger, tables.nodes, id=own))[0]["beats"] == 1
@@ -402,7 +402,7 @@ async def test_a_node_that_cannot_renew_gives_up_its_runs_before_its_lease_ends(
     assert caplog.text.count("could not renew its lease in time") == 1
 
 
-async def test_a_machine_that_wakes_up_gives_up_its_runs_even_if_nobody_took_them(
+async def test_a_machine_that_wakes_up_gives_up_its_runs_even_if_no_node_took_them(
     world: World, boot_time: BootTime
 ) -> None:
     held = await world.running()
@@ -423,7 +423,7 @@ async def take_for_dead(world: World, then: Callable[[], None] = lambda: None) -
     await until(taken)
 
 
-async def test_a_node_that_was_taken_for_dead_gives_up_and_comes_back_under_its_id(
+async def test_a_node_that_was_marked_as_stopped_gives_up_its_runs_and_keeps_its_id(
     world: World, boot_time: BootTime, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger().addHandler(caplog.handler)
@@ -441,7 +441,7 @@ async def test_a_node_that_was_taken_for_dead_gives_up_and_comes_back_under_its_
     await until(lambda: rows(world.ledger, state="succeeded", fence=1))  # and it runs further slots
 
 
-async def test_a_node_that_was_taken_for_dead_while_its_lease_held_gives_up_too(
+async def test_a_node_that_was_marked_as_stopped_within_its_lease_gives_up_its_runs(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = await world.running()
@@ -458,7 +458,7 @@ async def test_a_node_that_claims_a_run_again_ends_its_own_lost_attempt_first(wo
     await until(world.has_stopped)
 
 
-async def test_a_node_whose_row_is_gone_registers_anew(world: World) -> None:
+async def test_a_node_whose_row_was_deleted_registers_again(world: World) -> None:
     await world.running()
     async with world.ledger.engine.begin() as connection:
         await connection.execute(tables.nodes.delete())
@@ -466,9 +466,7 @@ async def test_a_node_whose_row_is_gone_registers_anew(world: World) -> None:
     assert (node["id"], node["tasks"]) == (world.service.node.id, ["long"])
 
 
-async def test_what_was_claimed_while_the_process_was_frozen_is_not_begun(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_run_claimed_by_a_frozen_process_is_not_begun(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.running()
     engine = world.service.engine
     run = await put_run(world.ledger, world.service.node.id, "long-too")
@@ -481,10 +479,10 @@ async def test_what_was_claimed_while_the_process_was_frozen_is_not_begun(
     assert world.calls == 1
 
 
-async def test_what_was_claimed_across_a_loss_of_the_lease_is_not_begun(
+async def test_a_run_claimed_across_a_loss_of_the_lease_is_not_begun(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reply to its COMMIT came late: others took the run meanwhile, and this node has a lease again."""
+    """The reply to the COMMIT of a claim came late: another node took the run, and this node has a lease again."""
     calls: list[int] = []
 
     async def run(self: object) -> None:
@@ -507,7 +505,7 @@ async def test_what_was_claimed_across_a_loss_of_the_lease_is_not_begun(
     assert calls == [2]
 
 
-async def test_what_was_claimed_while_the_drain_began_is_handed_on_before_its_body_begins(
+async def test_a_run_claimed_while_the_drain_begins_is_interrupted_before_its_body_begins(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []

@@ -42,12 +42,12 @@ async def commit_a_claim(ledger: Database) -> runs.Claimed:
 
 
 @pytest.mark.parametrize("await_of_the_turn", ["_has_claimable", "_write"])
-async def test_a_doubt_that_comes_in_the_midst_of_a_turn_starts_nothing_twice(
+async def test_a_recheck_requested_during_a_turn_starts_no_run_twice(
     ledger: Database, monkeypatch: pytest.MonkeyPatch, await_of_the_turn: str
 ) -> None:
-    """A look for lost claims must not see one that is about to be launched, so it holds `claiming`: all of it, or none.
+    """A recheck holds `claiming` all the time, so that it does not see runs that are about to be launched.
 
-    Two firings, one after the other: the first one's COMMIT has no reply, the second one's is about to be launched.
+    Two firings follow each other: the COMMIT of the first gets no reply, the runs of the second are being launched.
     """
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE)
@@ -71,9 +71,9 @@ async def test_a_doubt_that_comes_in_the_midst_of_a_turn_starts_nothing_twice(
             may_go_on.set()
             await turn
             engine.launch([claimed], engine.losses)
-    is_in_doubt = engine.is_in_doubt
+    is_recheck_due = engine.is_recheck_due
     await asyncio.sleep(0)
     counted.may_end.set()
     await engine.settle()
-    assert (counted.begun, is_in_doubt, engine.is_in_doubt) == (1, True, False)
+    assert (counted.begun, is_recheck_due, engine.is_recheck_due) == (1, True, False)
     assert [row["state"] for row in await rows(ledger)] == ["succeeded"]

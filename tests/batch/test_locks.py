@@ -1,4 +1,4 @@
-"""Transactions that lock several rows do so in one order. On PostgreSQL: SQLite has one writer."""
+"""Transactions that lock several rows lock them in one order. Only on PostgreSQL, since SQLite has one writer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Do = Callable[[AsyncConnection], Awaitable[object]]
 
 @pytest.fixture
 async def ledger(postgres_database: str) -> AsyncIterator[Database]:
-    """Both histories in one PostgreSQL database."""
+    """The tables of the ledger and of the application in one PostgreSQL database."""
     for histories in ((LEDGER_HISTORY,), APPLICATION_HISTORIES):
         await migrated(postgres_database, *histories)
     database = Database(postgres_database, setting="LEDGER_URL")
@@ -42,7 +42,7 @@ async def ledger(postgres_database: str) -> AsyncIterator[Database]:
 
 
 async def until_waiting(ledger: Database, number: int) -> None:
-    """Until so many transactions wait for a row that another one holds."""
+    """Wait until this number of transactions wait for locks of other transactions."""
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
@@ -72,8 +72,10 @@ BESIDE: dict[str, Do] = {
 
 
 @pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
-async def test_a_task_that_is_taken_in_while_somebody_changes_it_deadlocks_nobody(ledger: Database, beside: Do) -> None:
-    """Whoever waits for the task's row must not hold its schedule's already."""
+async def test_recording_a_task_while_another_transaction_changes_it_does_not_deadlock(
+    ledger: Database, beside: Do
+) -> None:
+    """A transaction that waits for the row of the task must not hold the row of its schedule."""
     loaded = await know(ledger, make_task("tick", "0 * * * *"))
     if beside is BESIDE["resume"]:
         await write(ledger, BESIDE["pause"])
@@ -89,7 +91,7 @@ async def test_a_task_that_is_taken_in_while_somebody_changes_it_deadlocks_nobod
 
 
 async def make_old(connection: AsyncConnection) -> None:
-    """Something that pruning has to move the beginning of all accounts for."""
+    """Write an old missed range, for which pruning has to move the beginning of all accounts."""
     await connection.execute(update(tables.tasks).values(accounted_from=OLD))
     row = {"task": "a", "first_slot": OLD, "last_slot": OLD, "count": 1, "reason": "it was down", "created_at": OLD}
     await connection.execute(insert(tables.missed).values(id=new_id(), **row))
@@ -108,10 +110,10 @@ def recording(*names: str) -> Callable[[Database], Awaitable[object]]:
 
 
 @pytest.mark.parametrize("first", [recording("z", "m", "a"), prune], ids=["record", "prune"])
-async def test_two_that_lock_several_tasks_deadlock_neither(
+async def test_two_transactions_that_lock_several_tasks_do_not_deadlock(
     ledger: Database, first: Callable[[Database], Awaitable[object]]
 ) -> None:
-    """Held up in their midst by a third one, each of them has locked what the other one comes to next."""
+    """A third transaction stops both halfway, when each has locked rows that the other one needs next."""
     for name in ("z", "m", "n", "a"):  # so they lie in the table, too
         await recording(name)(ledger)
     await write(ledger, make_old)
@@ -141,7 +143,7 @@ async def test_each_transaction_on_tasks_locks_them_first_and_by_name(ledger: Da
     assert wrong == []
 
 
-async def test_an_order_that_can_deadlock_would_be_seen(ledger: Database) -> None:
+async def test_the_check_finds_an_order_of_locks_that_can_deadlock(ledger: Database) -> None:
     wrong = watch(ledger)
     await know(ledger, make_task("tick"), make_task("tock"))
     async with ledger.engine.begin() as connection:

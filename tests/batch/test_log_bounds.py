@@ -16,7 +16,7 @@ import pytest
 from service import failures, get_logger, logs
 from service.batch.context.attempt_state import LogBuffer
 from service.batch.execution import write_buffer
-from service.batch.execution.write_buffer import Journal
+from service.batch.execution.write_buffer import WriteBuffer
 from service.batch.ledger import run_logs
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.states import RunState
@@ -82,7 +82,7 @@ LARGE: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_value_that_is_logged_has_an_end(name: str) -> None:
+def test_a_logged_value_is_cut_to_a_bounded_length(name: str) -> None:
     value = LARGE[name]()
     with inside_a_run() as run:
         logger.info("seen", value=value)
@@ -92,7 +92,7 @@ def test_a_value_that_is_logged_has_an_end(name: str) -> None:
     assert second.text == "seen"
 
 
-def test_an_error_that_is_logged_has_an_end_and_its_last_frame() -> None:
+def test_a_logged_error_is_cut_and_keeps_its_last_frame() -> None:
     with inside_a_run() as run:
         try:
             raise Endless
@@ -119,15 +119,15 @@ async def log_much(self: Any) -> None:
         logger.info(f"{number} {'x' * 10_000}")
 
 
-async def test_a_ledger_that_is_away_costs_a_bounded_number_of_bytes_and_each_run_says_what_was_dropped(
+async def test_while_the_ledger_is_away_bytes_are_bounded_and_each_run_logs_what_was_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(write_buffer, "MOST_BYTES", 2_000_000)
     logs.set_up(stream=StringIO())
-    waiting = Journal(NODE)
+    waiting = WriteBuffer(NODE)
     for _ in range(10):
         begun = Begun(log_much)
-        waiting.ended(begun.attempt, await begun.ending())
+        waiting.add_ending(begun.attempt, await begun.ending())
         waiting.put_back(waiting.take([]))  # it could not be written
     blocks = waiting.take([]).blocks
     assert sum(len(line.text) for block in blocks for line in block.lines) < 4_000_000
@@ -139,17 +139,19 @@ async def test_a_ledger_that_is_away_costs_a_bounded_number_of_bytes_and_each_ru
     ] * (10 - whole)
 
 
-async def test_running_attempts_keep_their_lines_while_the_ledger_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_running_attempts_keep_their_lines_while_the_write_buffer_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(write_buffer, "MOST_BYTES", 500_000)
     logs.set_up(stream=StringIO())
-    waiting, begun = Journal(NODE), [Begun(log_much) for _ in range(3)]
+    waiting, begun = WriteBuffer(NODE), [Begun(log_much) for _ in range(3)]
     for each in begun:
         await each.ending()
     seen: list[int] = []
     for _ in range(5):
-        entry = waiting.take([each.attempt for each in begun])
-        seen.append(sum(len(block.lines) for block in entry.blocks))
-        assert sum(block.size for block in entry.blocks) < 2_000_000
+        group = waiting.take([each.attempt for each in begun])
+        seen.append(sum(len(block.lines) for block in group.blocks))
+        assert sum(block.size for block in group.blocks) < 2_000_000
     assert sum(seen) == 300 and seen[:2] != [300, 0]
 
 
@@ -168,7 +170,7 @@ async def test_a_log_of_many_bytes_is_stored_in_small_blocks_and_read_whole(ledg
         assert await run_logs.tail(connection, run, 20) == lines[-20:]
 
 
-def test_a_block_that_would_fill_the_memory_is_named_and_not_unpacked() -> None:
+def test_a_block_that_would_fill_the_memory_is_refused_and_named() -> None:
     bomb = zlib.compress(json.dumps([["2026-11-25", "info", "mine", " " * 40_000_000]]).encode())
     assert len(bomb) < 50_000
     [line] = run_logs.unpack(bomb)
@@ -197,7 +199,7 @@ def test_what_waits_for_a_slow_stderr_is_bounded_in_bytes(monkeypatch: pytest.Mo
     assert "the last" in stream.getvalue()
 
 
-async def test_an_error_in_the_ledger_has_an_end() -> None:
+async def test_an_error_in_the_ledger_is_cut_to_a_bounded_length() -> None:
     async def run(self: Any) -> None:
         raise Endless
 

@@ -17,7 +17,7 @@ from sqlalchemy import event, insert, select, text, update
 
 from service import clock
 from service.application.models import User
-from service.batch.chunks.checkpoints import PLACE_AND_FENCE
+from service.batch.chunks.checkpoints import UPSERT_WITH_FENCE
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.firing import firing, task_sync
 from service.batch.ledger import attempts, missed_ranges, nodes, runs, schedules, tables, transitions
@@ -186,7 +186,7 @@ async def _send_what_a_chunk_sends(plans: Plans, application: Database) -> None:
         with plans.of("chunk"):
             await pages.load(db, first.cursor)
             values = {"run": new_id(), "name": "chunks:1", "fence": 1, "cursor": {}, "count": 1, "before": 0}
-            await db.execute(PLACE_AND_FENCE, {**values, "finished": False, "at": clock.now()})
+            await db.execute(UPSERT_WITH_FENCE, {**values, "finished": False, "at": clock.now()})
         await db.commit()
 
 
@@ -280,7 +280,7 @@ def scanned(name: str, statement: str, plan: list[str]) -> list[str]:
     return [line for line in lines if name not in IN_ORDER or not re.search(IN_ORDER[name], line)]
 
 
-def test_no_statement_reads_a_large_table_through(plans: Found) -> None:
+def test_no_statement_scans_a_large_table(plans: Found) -> None:
     wrong = [
         f"{name}: {statement}: {line}"
         for name, statements in plans.items()
@@ -290,18 +290,18 @@ def test_no_statement_reads_a_large_table_through(plans: Found) -> None:
     assert wrong == []
 
 
-def test_a_scan_would_be_seen() -> None:
+def test_the_check_finds_a_scan() -> None:
     statement = "SELECT q.id FROM batch_runs q, batch_tasks"
     wrong = ["SCAN q", "  ->  Seq Scan on batch_tasks t"]
     assert scanned("fire", statement, [*wrong, "SEARCH q USING INDEX x", "SCAN json_each"]) == wrong
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_runs_are_found_by_the_indexes_that_are_for_it(plans: Found, name: str) -> None:
+def test_runs_are_found_by_the_indexes_meant_for_that(plans: Found, name: str) -> None:
     assert PLANS[name] <= used(plans, name) <= PLANS[name] | HARMLESS
 
 
-async def test_the_first_runs_of_a_queue_are_read_in_its_order_and_not_its_whole_backlog(ledger: Database) -> None:
+async def test_only_the_first_runs_of_a_queue_are_read(ledger: Database) -> None:
     """PostgreSQL reads through all that a bitmap has. SQLite has none, and sorts in a tree of its own."""
     loaded = await know(ledger, *(make_task(f"free-{n}", None, overlap="allow") for n in range(10)))
     plans = Plans(ledger)

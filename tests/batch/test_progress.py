@@ -1,4 +1,4 @@
-"""How far a run is and how fast: what its code says, what the ledger is told, and when it will be done."""
+"""The progress of a run: what its code reports, what is written to the ledger, the rate and the expected end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service import clock
-from service.batch.context.progress import LONGEST_MESSAGE, Meter, Progress, pace
+from service.batch.context.progress import LONGEST_MESSAGE, Progress, ProgressMeter, pace
 from service.batch.ledger import runs, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import NewRun
@@ -25,7 +25,7 @@ Wait = Callable[[float], None]
 
 @pytest.fixture
 def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
-    """Time that passes only when it is told to."""
+    """Lets time pass: the clock stands still otherwise."""
     now = [1000.0]
     monkeypatch.setattr(clock, "monotonic", lambda: now[0])
 
@@ -35,69 +35,69 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
     return wait
 
 
-def works(meter: Meter, wait: Wait, rate: int, seconds: int) -> Progress | None:
-    """As the journal sees a run that does `rate` items a second; the last that it took."""
+def works(meter: ProgressMeter, wait: Wait, rate: int, seconds: int) -> Progress | None:
+    """The progress of a run that does `rate` items a second, as the write buffer last took it."""
     taken = meter.take() or meter.latest()
     assert taken is not None and taken.done is not None
     for second in range(seconds):
         wait(1)
-        meter.say(taken.done + rate * (second + 1), 1_000_000, None)
+        meter.report(taken.done + rate * (second + 1), 1_000_000, None)
         last = meter.take()
     return last
 
 
-# How fast
+# The rate
 
 
-def test_the_rate_is_that_of_the_last_minute(wait: Wait) -> None:
-    meter = Meter()
-    meter.say(0, 1_000_000, None)
+def test_the_rate_is_measured_over_the_last_minute(wait: Wait) -> None:
+    meter = ProgressMeter()
+    meter.report(0, 1_000_000, None)
     fast = works(meter, wait, 100, seconds=100)
     half = works(meter, wait, 10, seconds=30)
     slow = works(meter, wait, 10, seconds=30)
     assert [one.rate for one in (fast, half, slow) if one] == [100, 55, 10]
 
 
-def test_one_number_is_no_rate_and_what_was_done_before_it_is_not_counted(wait: Wait) -> None:
-    meter = Meter()
-    meter.say(5_000, None, None)
+def test_a_rate_needs_two_numbers_and_counts_only_items_done_after_the_first(wait: Wait) -> None:
+    meter = ProgressMeter()
+    meter.report(5_000, None, None)
     wait(1)
-    meter.say(5_000, None, None)
+    meter.report(5_000, None, None)
     first = meter.take()
     wait(1)
-    meter.say(5_010, None, None)
+    meter.report(5_010, None, None)
     second = meter.take()
     assert first is not None and first.rate is None
     assert second is not None and second.rate == 5
 
 
-def test_what_earlier_attempts_did_is_no_part_of_the_rate(wait: Wait) -> None:
-    """A second loop of a resumed run comes to know what it has done when it begins."""
-    meter = Meter()
-    meter.say(400, None, None, before=400)
+def test_items_done_by_earlier_attempts_do_not_count_for_the_rate(wait: Wait) -> None:
+    """A second loop of a resumed run learns what earlier attempts have done when it begins."""
+    meter = ProgressMeter()
+    meter.report(400, None, None, before=400)
     wait(10)
-    meter.say(500, None, None, before=400)
+    meter.report(500, None, None, before=400)
     meter.take()
     wait(10)
-    meter.say(100_600, None, None, before=100_400)
+    meter.report(100_600, None, None, before=100_400)
     assert meter.take() == Progress(100_600, None, None, 100_400, 10, 0)
 
 
-def test_a_number_that_goes_down_is_another_count(wait: Wait) -> None:
-    meter = Meter()
-    meter.say(0, 1_000_000, None)
+def test_a_number_that_goes_down_begins_a_new_count(wait: Wait) -> None:
+    meter = ProgressMeter()
+    meter.report(0, 1_000_000, None)
     works(meter, wait, 100, seconds=10)
-    meter.say(1, 10, None)
+    meter.report(1, 10, None)
     anew = meter.take()
     assert anew is not None and anew.rate is None
     wait(2)
-    meter.say(2, 10, None)
+    meter.report(2, 10, None)
     assert meter.take() == Progress(2, 10, None, 0, 0.5, 0)
 
 
-def test_the_rate_of_a_run_that_does_nothing_falls_to_zero_and_the_ledger_is_told_so(wait: Wait) -> None:
-    meter = Meter()
-    meter.say(0, None, None)
+def test_the_rate_of_a_stalled_run_falls_to_zero_and_is_written_to_the_ledger(wait: Wait) -> None:
+    meter = ProgressMeter()
+    meter.report(0, None, None)
     works(meter, wait, 100, seconds=60)
     told = []
     for _ in range(600):
@@ -110,12 +110,12 @@ def test_the_rate_of_a_run_that_does_nothing_falls_to_zero_and_the_ledger_is_tol
     assert meter.take() is None
 
 
-def test_a_chunk_that_takes_no_longer_than_the_last_one_is_no_stall(wait: Wait) -> None:
-    meter = Meter()
-    meter.say(0, 100, None)
+def test_the_rate_stays_while_a_chunk_takes_no_longer_than_the_last_one(wait: Wait) -> None:
+    meter = ProgressMeter()
+    meter.report(0, 100, None)
     for done in (9, 18):
         wait(90)
-        meter.say(done, 100, None)
+        meter.report(done, 100, None)
         meter.take()
     told = []
     for _ in range(18):
@@ -126,35 +126,35 @@ def test_a_chunk_that_takes_no_longer_than_the_last_one_is_no_stall(wait: Wait) 
     assert late == sorted(late, reverse=True) and 0.08 < late[-1] < late[0] < 0.1
 
 
-def test_what_is_known_is_not_told_again_but_at_the_end(wait: Wait) -> None:
-    meter = Meter()
+def test_unchanged_progress_is_taken_only_once_and_at_the_end(wait: Wait) -> None:
+    meter = ProgressMeter()
     assert (meter.take(), meter.latest()) == (None, None)
-    meter.say(1, 2, "one")
+    meter.report(1, 2, "one")
     assert meter.take() == Progress(1, 2, "one", 0, None, 0)
     wait(60)
     assert meter.take() is None
     assert meter.latest() == Progress(1, 2, "one", 0, None, 60)
 
 
-# What is said
+# Reports
 
 
-def test_a_message_may_come_alone_and_stays_until_the_next(wait: Wait) -> None:
-    meter = Meter()
-    meter.say(None, None, "begins")
+def test_a_message_may_be_given_alone_and_stays_until_the_next(wait: Wait) -> None:
+    meter = ProgressMeter()
+    meter.report(None, None, "begins")
     assert meter.take() == Progress(message="begins")
-    meter.say(3, 9, None)
-    meter.say(None, None, "goes on")
+    meter.report(3, 9, None)
+    meter.report(None, None, "goes on")
     assert meter.take() == Progress(3, 9, "goes on", age=0)
-    meter.say(4, None, "")
+    meter.report(4, None, "")
     taken = meter.take()
     assert taken is not None and (taken.done, taken.total, taken.message) == (4, None, None)
 
 
-def test_a_message_is_one_line_and_not_too_long() -> None:
-    meter = Meter()
+def test_a_message_becomes_one_line_of_a_bounded_length() -> None:
+    meter = ProgressMeter()
     for given, kept in [("a\nb\t\x1b[31mc ", "a b [31mc"), ("x" * 500, "x" * (LONGEST_MESSAGE - 1) + "…")]:
-        meter.say(1, None, given)
+        meter.report(1, None, given)
         taken = meter.latest()
         assert taken is not None and taken.message == kept
 
@@ -171,15 +171,15 @@ def test_a_message_is_one_line_and_not_too_long() -> None:
         ((None, 5, "x"), "was given no done"),
     ],
 )
-def test_what_is_no_progress_is_refused_and_changes_nothing(given: tuple[Any, Any, Any], says: str) -> None:
-    meter = Meter()
-    meter.say(1, 2, "one")
+def test_invalid_progress_is_refused_and_changes_nothing(given: tuple[Any, Any, Any], says: str) -> None:
+    meter = ProgressMeter()
+    meter.report(1, 2, "one")
     with pytest.raises(ValueError, match=says):
-        meter.say(*given)
+        meter.report(*given)
     assert meter.latest() == Progress(1, 2, "one", age=pytest.approx(0, abs=1))
 
 
-# When it will be done
+# The expected end
 
 
 def row(**more: Any) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def row(**more: Any) -> dict[str, Any]:
     return {**known, "progress_at": AT, "attempt_started_at": AT - timedelta(hours=1), **more}
 
 
-def test_the_end_is_seen_from_where_the_count_stands() -> None:
+def test_the_expected_end_is_computed_from_the_count_and_the_rate() -> None:
     assert pace(row(), AT + timedelta(seconds=5)) == (20, AT + timedelta(seconds=30))
 
 
@@ -206,11 +206,11 @@ def test_the_end_is_seen_from_where_the_count_stands() -> None:
         ({"count": 1_000}, 20),
     ],
 )
-def test_where_something_is_not_known_the_end_is_not_either(more: dict[str, Any], rate: float | None) -> None:
+def test_without_a_total_or_a_rate_the_expected_end_is_not_known(more: dict[str, Any], rate: float | None) -> None:
     assert pace(row(**more), AT + timedelta(seconds=2)) == (rate, None)
 
 
-def test_an_end_that_has_passed_is_not_known() -> None:
+def test_an_expected_end_in_the_past_is_not_known() -> None:
     assert pace(row(), AT + timedelta(seconds=31)) == (20, None)
 
 
@@ -243,7 +243,7 @@ async def mirror(ledger: Database, run: str, fence: int = 3, **more: Any) -> dic
     return {name: found[name] for name in (*runs.PROGRESS_COLUMNS, "rate")}
 
 
-async def test_all_of_it_is_mirrored_and_what_was_not_said_again_is_kept(ledger: Database) -> None:
+async def test_all_values_are_mirrored_and_missing_ones_are_kept(ledger: Database) -> None:
     run = await running(ledger)
     whole = {"count": 5, "total": 10, "count_before": 2, "message": "five", "rate": 1.5, "progress_at": AT}
     assert await mirror(ledger, run, **whole) == whole
@@ -260,7 +260,7 @@ async def test_a_node_that_lost_the_run_mirrors_nothing(ledger: Database) -> Non
 
 
 @pytest.mark.parametrize("said", [True, False])
-async def test_the_end_keeps_the_numbers_and_has_no_rate(ledger: Database, said: bool) -> None:
+async def test_an_ended_run_keeps_its_numbers_and_has_no_rate(ledger: Database, said: bool) -> None:
     run = await running(ledger)
     await mirror(ledger, run, count=5, total=10, message="five", rate=1.5, progress_at=AT)
     last: dict[str, Any] = {"count": 9, "total": 10, "count_before": 0, "progress_at": AT} if said else {}
@@ -273,7 +273,7 @@ async def test_the_end_keeps_the_numbers_and_has_no_rate(ledger: Database, said:
 
 
 @pytest.mark.parametrize("anew", [True, False])
-async def test_what_begins_again_from_the_beginning_has_done_nothing_yet(
+async def test_a_run_that_begins_again_from_the_beginning_has_no_progress(
     ledger: Database, application: Database, anew: bool
 ) -> None:
     run = await running(ledger)

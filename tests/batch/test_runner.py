@@ -68,7 +68,7 @@ def returning_super(self: Any) -> Any:
         (lambda self: "sync", "sync"),
     ],
 )
-async def test_whatever_way_run_is_written_its_body_runs_to_its_end(run: Any, result: Any) -> None:
+async def test_the_body_of_run_is_executed_in_every_way_it_may_be_written(run: Any, result: Any) -> None:
     ending = await ending_of(run)
     assert (ending.state, ending.result, ending.error) == (RunState.SUCCEEDED, result, None)
 
@@ -82,9 +82,10 @@ async def async_items() -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize("run", [lambda self: items(), lambda self: async_items()])
-async def test_a_generator_that_comes_back_is_no_success_for_nobody_ran_it(run: Any) -> None:
+async def test_a_run_that_returns_a_generator_fails(run: Any) -> None:
     ending = await ending_of(run)
-    assert ending.state == RunState.FAILED and "a body with a yield in it that nobody runs" in (ending.reason or "")
+    assert ending.state == RunState.FAILED
+    assert "a function with a yield in it is not executed by a call" in (ending.reason or "")
 
 
 def raising(error: BaseException, is_async: bool) -> Any:
@@ -121,7 +122,7 @@ UNSHOWABLE.lineno, UNSHOWABLE.text = 1, 5  # type: ignore[assignment] # it can't
         (UNSHOWABLE, "RuntimeError: SyntaxError, whose text can't be read"),
     ],
 )
-async def test_whatever_run_raises_is_a_failure_of_that_run(is_async: bool, error: BaseException, reason: str) -> None:
+async def test_every_error_of_a_body_fails_only_its_own_run(is_async: bool, error: BaseException, reason: str) -> None:
     ending = await ending_of(raising(error, is_async))
     assert (ending.state, ending.outcome) == (RunState.FAILED, "failed")
     assert (ending.reason or "").startswith(reason) and traceback.format_exception(ending.error)
@@ -135,7 +136,7 @@ async def test_the_traceback_begins_with_the_authors_code(is_async: bool) -> Non
     assert [(frame.filename, frame.name) for frame in frames] == [(__file__, "run_async" if is_async else "run")]
 
 
-async def test_an_error_that_is_not_the_authors_keeps_its_text() -> None:
+async def test_an_error_outside_the_authors_code_keeps_its_text() -> None:
     ending = await ending_of(lambda self: items())
     assert ending.error is not None
     assert "".join(traceback.format_exception(ending.error)).startswith("TypeError: run() returned <generator")
@@ -156,7 +157,7 @@ async def test_stored_parameters_and_the_slot_reach_run() -> None:
     assert ending.result == ["2026-01-02", "2026-11-25T02:00:00Z", 3]
 
 
-async def test_parameters_that_no_longer_fit_fail_the_run_and_are_not_tried_again() -> None:
+async def test_parameters_that_no_longer_fit_fail_the_run_without_a_retry() -> None:
     ending = await ending_of(answer, params={"gone": 1}, retry=Retry(attempts=5))
     assert ending.state == RunState.FAILED and "there is no parameter 'gone'" in (ending.reason or "")
 
@@ -231,7 +232,7 @@ def raising_items() -> Iterator[int]:
     ],
 )
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_no_result_makes_a_run_fail_whose_body_has_succeeded(make: Any, is_async: bool) -> None:
+async def test_a_run_succeeds_even_if_its_result_can_not_be_kept(make: Any, is_async: bool) -> None:
     async def run_async(self: Any) -> Any:
         return make()
 
@@ -249,7 +250,7 @@ async def test_a_result_that_is_no_json_is_described() -> None:
 @pytest.mark.parametrize(
     "result", ["x" * 2_000_000, ["x" * 1_000] * 2_000, [1] * 2_000_000, {"a": [["x" * 2_000_000]]}, b"x" * 2_000_000]
 )
-async def test_of_a_result_that_is_too_large_the_beginning_is_kept(result: Any) -> None:
+async def test_the_beginning_of_a_result_that_is_too_large_is_kept(result: Any) -> None:
     logs.set_up()
     begun = Begun(lambda self: result)
     ending = await begun.ending()
@@ -277,7 +278,7 @@ class RaisingLater(Exception):
         return "first"
 
 
-async def test_an_error_whose_text_can_be_read_only_once_ends_the_run_all_the_same() -> None:
+async def test_an_error_whose_text_can_be_read_only_once_ends_the_run() -> None:
     ending = await ending_of(raising(RaisingLater(), False))
     assert ending.state == RunState.FAILED and (ending.reason or "").startswith("RaisingLater")
     assert ending.error is not None and failures.facts_of(ending.error)["type"] == "RaisingLater"
@@ -294,7 +295,7 @@ async def test_no_context_of_the_services_start_leaks_into_a_run(is_async: bool)
 
 
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_current_run_is_there_in_a_coroutine_and_in_a_thread(is_async: bool) -> None:
+async def test_current_run_works_in_a_coroutine_and_in_a_thread(is_async: bool) -> None:
     async def run_async(self: Any) -> Any:
         return current_run().id
 
@@ -302,7 +303,7 @@ async def test_current_run_is_there_in_a_coroutine_and_in_a_thread(is_async: boo
     assert ending.result == "run-1"
 
 
-async def test_a_failure_that_may_be_retried_says_when() -> None:
+async def test_the_ending_of_a_failure_that_is_retried_says_when() -> None:
     retry = Retry(attempts=2, wait=10, jitter=0, on=(OSError,))
     first = await ending_of(raising(ConnectionError("away"), True), retry=retry)
     assert (first.state, first.wait) == (RunState.RETRYING, 10)
@@ -349,16 +350,16 @@ async def test_a_hung_thread_times_out_and_is_given_up(monkeypatch: pytest.Monke
     assert ending.outcome == "timed out" and begun.run.cancelled
 
 
-async def test_a_sync_run_that_looks_whether_it_is_asked_to_stop_ends_before_its_retry_begins() -> None:
-    over = threading.Event()
+async def test_a_sync_run_that_checks_cancelled_ends_before_its_retry_begins() -> None:
+    stopped = threading.Event()
 
     def run(self: Any) -> None:
         while not current_run().cancelled:
-            over.wait(0.005)
-        over.set()
+            stopped.wait(0.005)
+        stopped.set()
 
     ending = await Begun(run, timeout=0.05).ending()
-    assert ending.outcome == "timed out" and over.is_set()
+    assert ending.outcome == "timed out" and stopped.is_set()
 
 
 async def test_an_attempt_stopped_before_its_first_step_ends_at_once() -> None:

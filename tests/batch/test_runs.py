@@ -79,7 +79,7 @@ async def held(ledger: Database) -> list[Claimed]:
         return await claiming.held_by(connection, NODE)
 
 
-async def test_a_backlog_of_one_task_hides_nobody(ledger: Database) -> None:
+async def test_a_backlog_of_one_task_does_not_hide_other_tasks(ledger: Database) -> None:
     backlog = [new("big", rank=Rank.CATCH_UP, due_at=NOW - timedelta(hours=1)) for _ in range(2_000)]
     await insert(ledger, *backlog, new("small"))
     claimed = await claim(ledger, "big", "small", limit=2)
@@ -104,14 +104,14 @@ async def test_the_order_is_interrupted_then_on_time_then_manual_then_catch_up(l
     assert [ranks[one.id] for one in order] == wanted
 
 
-async def test_where_room_is_short_the_higher_priority_goes_first(ledger: Database) -> None:
+async def test_with_little_capacity_the_higher_priority_goes_first(ledger: Database) -> None:
     await insert(ledger, new("low", priority=-5), new("high", priority=5), new("plain"))
     (claimed,) = await claim(ledger, "low", "high", "plain", limit=1)
     assert claimed.task == "high"
 
 
 @pytest.mark.parametrize("state", [RunState.QUEUED, RunState.INTERRUPTED])
-async def test_what_is_no_retry_may_start_whatever_the_clock_of_its_maker_said(
+async def test_a_queued_run_may_start_even_if_the_clock_of_its_maker_was_ahead(
     ledger: Database, state: RunState
 ) -> None:
     """That one was ahead, or it was set back since."""

@@ -76,14 +76,14 @@ async def test_a_started_run_runs_at_once_with_its_parameters_and_slot(batch: Ba
 
 
 @pytest.mark.parametrize("parent", [Welcome, WelcomeInAThread])
-async def test_a_run_that_a_run_started_names_it(batch: BatchService, parent: type[BaseTask]) -> None:
+async def test_a_run_started_by_a_run_names_its_parent(batch: BatchService, parent: type[BaseTask]) -> None:
     parent_id = await start(parent)
     child = await ended(batch, str((await ended(batch, parent_id))["result"]))
     assert (child["task"], child["state"], child["parent"]) == ("greet", "succeeded", parent_id)
     assert child["requested_by"] == f"task {TaskRegistry.of(parent).name}"
 
 
-async def test_the_same_key_starts_a_task_once_however_many_ask_at_the_same_time(batch: BatchService) -> None:
+async def test_concurrent_starts_with_the_same_key_make_one_run(batch: BatchService) -> None:
     ids = await asyncio.gather(*(start(Greet, key="order 7", whom=f"{n}") for n in range(10)))
     assert len(set(ids)) == 1
     await ended(batch, ids[0])
@@ -103,7 +103,7 @@ async def test_the_same_key_starts_a_task_once_however_many_ask_at_the_same_time
         ({"slot": datetime(2026, 1, 1)}, r"start\(greet\): slot is .*; allowed: an aware datetime"),
     ],
 )
-async def test_what_does_not_fit_is_refused_before_anything_is_written(
+async def test_invalid_arguments_are_refused_before_anything_is_written(
     batch: BatchService, given: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InvalidParameters, match=message):
@@ -122,14 +122,14 @@ async def test_a_task_that_no_service_has_loaded_is_refused(batch: BatchService)
         await start(Late)
 
 
-async def test_a_parameter_named_key_is_start_s_own(batch: BatchService) -> None:
+async def test_a_task_with_a_parameter_named_key_can_not_be_started(batch: BatchService) -> None:
     class Keyed(BaseTask):
         name = "keyed"
         schedule = None
 
         async def run(self, key: str = "") -> None: ...
 
-    with pytest.raises(InvalidParameters, match="parameter `key`, which is start"):
+    with pytest.raises(InvalidParameters, match=r"a parameter `key`, but start\(\) has a parameter of that name too"):
         await start(Keyed, key="a")
 
 
@@ -153,6 +153,6 @@ async def test_a_process_without_a_service_queues_runs_for_one(
 
 
 @pytest.mark.first_start
-async def test_without_a_ledger_the_error_says_who_makes_it() -> None:
+async def test_without_a_ledger_the_error_says_how_to_make_one() -> None:
     with pytest.raises(DatabaseError, match=r"no such table: batch_tasks \(a service makes the tables.*LEDGER_URL"):
         await start(Greet)

@@ -78,7 +78,7 @@ DOORS: list[Door] = [
 
 
 async def changed(ledger: Database, state: RunState, door: Door) -> RunState:
-    """The state that a run which was in `state` has after this."""
+    """The state of a run that was in `state` after one of the functions was called."""
     run = new(state=state, attempt=1, fence=1, node=NODE, attempt_started_at=NOW, exclusive=None)
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [run])
@@ -88,29 +88,29 @@ async def changed(ledger: Database, state: RunState, door: Door) -> RunState:
     return RunState(row["state"])
 
 
-async def test_the_functions_make_each_change_of_the_table_and_no_other(ledger: Database) -> None:
+async def test_the_functions_make_exactly_the_allowed_transitions(ledger: Database) -> None:
     made = {(state, await changed(ledger, state, door)) for state in RunState for door in DOORS}
     assert {(old, now) for old, now in made if old != now} == set(CHANGES)
 
 
 @pytest.mark.parametrize(("old", "becomes"), CHANGES, ids=[f"{old}-{becomes}" for old, becomes in CHANGES])
-async def test_a_change_that_the_table_did_not_have_would_not_be_made(
+async def test_a_transition_that_is_removed_from_the_table_is_not_made_any_more(
     ledger: Database, monkeypatch: pytest.MonkeyPatch, old: RunState, becomes: RunState
 ) -> None:
-    """So the statements are made from the table, and don't repeat it."""
+    """This shows that the statements are built from the table."""
     monkeypatch.setitem(TRANSITIONS, old, TRANSITIONS[old] - {becomes})
     for door in DOORS:
         with contextlib.suppress(ValueError):  # `finish` refuses
             assert await changed(ledger, old, door) != becomes
 
 
-async def test_an_attempt_can_not_end_in_a_state_that_a_running_run_never_has_next(ledger: Database) -> None:
+async def test_an_attempt_can_not_end_in_a_state_that_does_not_follow_running(ledger: Database) -> None:
     for state in set(RunState) - TRANSITIONS[RunState.RUNNING]:
         with pytest.raises(ValueError, match=f"can't become {state}"):
             await changed(ledger, RunState.RUNNING, finish(state))
 
 
-def test_the_states_before_one_are_those_that_the_table_leads_from() -> None:
+def test_before_returns_the_states_from_which_a_run_may_change() -> None:
     assert before(RunState.RUNNING) == ("queued", "retrying", "interrupted")
     assert before(RunState.CANCELLED) == ACTIVE
     assert before(RunState.SKIPPED) == ()
@@ -119,7 +119,7 @@ def test_the_states_before_one_are_those_that_the_table_leads_from() -> None:
 # New runs.
 
 
-def test_the_run_of_a_slot_waits_for_its_turn_and_behind_all_others_if_its_slot_was_missed() -> None:
+def test_the_run_of_a_slot_is_queued_and_ranked_last_if_its_slot_was_missed() -> None:
     on_time, late = (
         NewRun.scheduled("t", NOW, NOW, catch_up=catch_up, exclusive="t", priority=3) for catch_up in (False, True)
     )
@@ -129,7 +129,7 @@ def test_the_run_of_a_slot_waits_for_its_turn_and_behind_all_others_if_its_slot_
     assert (on_time.exclusive, on_time.priority, on_time.fence) == ("t", 3, 0)
 
 
-def test_a_run_that_is_asked_for_waits_too_and_one_by_backfill_behind_all_others() -> None:
+def test_a_started_run_is_queued_and_ranked_last_if_it_is_a_backfill() -> None:
     asked = {"exclusive": None, "priority": 0, "params": {"a": 1}, "requested_by": "ann", "key": "k", "parent": "p"}
     run, fills = (NewRun.queued("t", None, NOW, is_backfill=fills, **asked) for fills in (False, True))
     assert (run.state, run.origin, run.rank, run.catch_up) == ("queued", "manual", 2, False)
@@ -137,7 +137,7 @@ def test_a_run_that_is_asked_for_waits_too_and_one_by_backfill_behind_all_others
     assert {name: getattr(run, name) for name in asked} == asked
 
 
-def test_a_run_that_a_node_starts_at_once_is_in_its_first_attempt_under_its_first_fence() -> None:
+def test_a_run_that_a_node_starts_at_once_has_attempt_one_and_fence_one() -> None:
     run = NewRun.running(NODE, "t", None, NOW, exclusive=None, priority=0)
     assert (run.state, run.node, run.fence, run.attempt) == ("running", NODE, 1, 1)
     assert run.started_at == run.attempt_started_at == NOW
@@ -156,7 +156,7 @@ NEW_ROW = re.compile(r"\bINSERT\s+(?:OR\s+\w+\s+)?INTO\s+[\"`]?batch_runs\b", re
 
 
 def text_of(node: ast.expr) -> str:
-    """What is known of a string that is written out: one in another's place, or computed, is an ellipsis."""
+    """A literal string, with an ellipsis in place of each part that is computed."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -167,7 +167,7 @@ def text_of(node: ast.expr) -> str:
 
 
 def names_of_the_table(module: Module) -> set[str]:
-    """How a module calls the table of the runs."""
+    """The names under which a module uses the table of runs."""
     imported = (node for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom))
     aliases = {
         alias.asname or alias.name
@@ -234,7 +234,7 @@ def test_no_other_module_sets_the_state_of_a_run() -> None:
     assert other_doors([module for module in modules if ".migrations." not in module.name]) == []
 
 
-def test_the_rule_sees_every_statement_of_the_door() -> None:
+def test_the_check_finds_every_statement_of_transitions_py() -> None:
     (door,) = [module for module in modules_in(ROOT / "service/batch/ledger") if module.name == DOOR]
     functions = [node for node in door.tree.body if isinstance(node, ast.AsyncFunctionDef)]
     lines = [line for line, _ in writes_of_states(door)]
@@ -268,7 +268,7 @@ TABLE = "from service.batch.ledger.tables import runs"
         "run.state, run.reason = RunState.SKIPPED, reason",
     ],
 )
-def test_code_that_sets_a_state_elsewhere_is_found(code: str) -> None:
+def test_the_check_finds_code_that_sets_a_state_elsewhere(code: str) -> None:
     assert other_doors([Module("service.batch.queue.claiming", code)])
 
 
@@ -288,9 +288,9 @@ def test_code_that_sets_a_state_elsewhere_is_found(code: str) -> None:
         "'''Sets of runs by their state = what they do.'''",
     ],
 )
-def test_code_that_reads_a_state_is_not_found(code: str) -> None:
+def test_the_check_allows_code_that_only_reads_a_state(code: str) -> None:
     assert other_doors([Module("service.batch.queue.claiming", code)]) == []
 
 
-def test_what_the_made_up_code_breaks_is_no_matter_of_the_door() -> None:
+def test_the_check_allows_transitions_py_to_set_states() -> None:
     assert other_doors([Module(DOOR, "text(\"UPDATE batch_runs SET state = 'running'\")")]) == []

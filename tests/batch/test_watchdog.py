@@ -26,14 +26,14 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 
 def asked(at: Time) -> Watchdog:
-    """One whose question waits for the event loop's next turn."""
+    """A watchdog whose callback waits for the next turn of the event loop."""
     watchdog = Watchdog(2, leave=lambda: None, flush=lambda: None)
     at.now += ASK_SECONDS
     watchdog.measure()
     return watchdog
 
 
-async def test_a_loop_that_gives_no_answer_is_blocked_until_it_does(at: Time) -> None:
+async def test_a_loop_that_runs_no_callbacks_counts_as_blocked_until_it_does(at: Time) -> None:
     watchdog = asked(at)
     for _ in range(8):
         at.now += TICK_SECONDS
@@ -45,7 +45,7 @@ async def test_a_loop_that_gives_no_answer_is_blocked_until_it_does(at: Time) ->
     assert watchdog.blocked == 0
 
 
-async def test_the_hour_for_which_a_process_was_frozen_does_not_count(at: Time) -> None:
+async def test_an_hour_in_which_the_process_was_frozen_does_not_count_as_blocked(at: Time) -> None:
     watchdog = asked(at)
     at.now += 3600
     watchdog.measure()
@@ -53,7 +53,7 @@ async def test_the_hour_for_which_a_process_was_frozen_does_not_count(at: Time) 
 
 
 def test_a_loop_that_does_not_run_is_not_blocked(at: Time) -> None:
-    """Between two tests, for example, in which one loop is used again."""
+    """A loop does not run between two tests that use the same loop, for example."""
     loop = asyncio.new_event_loop()
 
     async def make() -> Watchdog:
@@ -66,7 +66,7 @@ def test_a_loop_that_does_not_run_is_not_blocked(at: Time) -> None:
     loop.close()
 
 
-async def test_its_thread_ends_when_it_is_stopped() -> None:
+async def test_stop_ends_the_thread_of_the_watchdog() -> None:
     looks: list[float] = []
     watchdog = Watchdog(2, leave=lambda: None, flush=lambda: None, look=lambda: looks.append(time.monotonic()))
     watchdog.start()

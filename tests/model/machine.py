@@ -18,8 +18,7 @@ from service import Retry, TaskRegistry, clock
 from service.batch.account import accounting
 from service.batch.account.account import AccountedSlot, AccountFinding, Kind
 from service.batch.execution.attempt import Attempt, Ending
-from service.batch.execution.write_buffer import Entry as Group
-from service.batch.execution.write_buffer import Journal
+from service.batch.execution.write_buffer import Group, WriteBuffer
 from service.batch.firing import firing, task_sync
 from service.batch.firing.firing import Fired
 from service.batch.ledger import nodes
@@ -30,7 +29,7 @@ from service.batch.nodes import ledger_poll, orphans
 from service.batch.nodes.node import Node
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
-from service.batch.queue.concurrency import Candidate
+from service.batch.queue.concurrency import Head
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
@@ -108,11 +107,11 @@ class Process:
         self.node = Node(url, beat_seconds=5, lease_seconds=30)
         self.id = self.node.id
         self.tasks = tasks
-        self.journal = Journal(self.id)
+        self.buffer = WriteBuffer(self.id)
         self.held: dict[tuple[str, int], Claimed] = {}
         self.counters: dict[str, int] = {}
         """Those of the other nodes, when it last looked at them."""
-        self.heads: list[Candidate] = []
+        self.heads: list[Head] = []
         """What it saw when it last looked for something to claim."""
 
     def row(self) -> dict[str, Any]:
@@ -200,7 +199,7 @@ class Machine(RuleBasedStateMachine):
         while again:
             fired: Fired = self.world.write(firing.fire, again, process.tasks, process.id, room)
             self._take(process, fired.claimed)
-            again = {name for name, at in fired.again.items() if at <= fired.now}
+            again = {name for name, at in fired.again_at.items() if at <= fired.now}
         name_runs(self.model, self.world.look())
 
     def _claim(self, which: str, most: int) -> None:
@@ -239,7 +238,7 @@ class Machine(RuleBasedStateMachine):
         return self.model.left(run, "its node could not renew its lease") if run else plain.Ending("failed", "failed")
 
     def _write(self, process: Process, ends: Sequence[tuple[Claimed, plain.Ending]], times: int = 1) -> None:
-        """A node writes how attempts ended, in one group; a second time where it heard no reply."""
+        """A node writes the outcomes of attempts in one group, several times if it got no reply."""
         if not ends:
             return
         group = self._group(process, ends)
@@ -249,13 +248,13 @@ class Machine(RuleBasedStateMachine):
             assert bounced == expected, f"bounced: {bounced}, and should be {expected}"
 
     def _group(self, process: Process, ends: Sequence[tuple[Claimed, plain.Ending]]) -> Group:
-        """What it holds no more, and has to write."""
+        """End these attempts on a node; returns the group that it has to write."""
         for claimed, ending in ends:
             attempt = Attempt(claimed, self.tasks[claimed.task], THREADS, lambda *_: None)
             wait = ending.wait if ending.state == "retrying" else None
-            process.journal.ended(attempt, Ending(RunState(ending.state), ending.outcome, ending.reason, wait=wait))
+            process.buffer.add_ending(attempt, Ending(RunState(ending.state), ending.outcome, ending.reason, wait=wait))
             del process.held[claimed.id, claimed.fence]
-        return process.journal.take(())
+        return process.buffer.take(())
 
     def _ends(self, claimed: Claimed, ending: plain.Ending) -> bool:
         run = self._of(claimed)

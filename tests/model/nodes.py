@@ -182,5 +182,5 @@ class Nodes(Machine):
 
 async def _come_back(connection: AsyncConnection, process: Process) -> None:
     now = clock.now()
-    await orphans.leave_nothing_running(connection, process.id, now, "its node had lost its lease")
+    await orphans.interrupt_runs_of(connection, process.id, now, "its node had lost its lease")
     await nodes.register(connection, process.row())

@@ -161,14 +161,14 @@ class People(Machine):
 
     @precondition(lambda self: any(run.state in plain.WAITING for run in self.model.runs))
     @does(number=NUMBER)
-    def fail_orphans(self, number: int) -> None:
-        """A service sees to what has waited for long for tasks that are gone, as that of a run that waits."""
+    def fail_unserved(self, number: int) -> None:
+        """A service fails runs that have waited for 24 hours for removed tasks. The task of one such run is removed."""
         run = self._pick(number, plain.WAITING)
         if run is not None and run.task.removed_at is None:
             self._remove(run.task)
             self.compare()
         self.model.now = clock.advance(unserved.GRACE + timedelta(seconds=1))
-        assert self.world.run(unserved.fail_orphans(self.world.ledger)) == +self.model.fail_orphans(unserved.GRACE)
+        assert self.world.run(unserved.fail_unserved(self.world.ledger)) == +self.model.fail_unserved(unserved.GRACE)
 
     @does(minutes=st.sampled_from([1, 3]), per_task=st.sampled_from([1, 3]))
     def prune(self, minutes: int, per_task: int) -> None:

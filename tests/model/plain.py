@@ -492,7 +492,7 @@ class Model:
         task.removed_at, task.handled, task.place = None, self.now, next(self._numbers)
         task.spans.append(Span(task.spans[-1].period, self.now))
 
-    def fail_orphans(self, grace: timedelta) -> Counter[str]:
+    def fail_unserved(self, grace: timedelta) -> Counter[str]:
         """What has waited for so long for a task that was removed as long ago."""
         failed: Counter[str] = Counter()
         before = self.now - grace

@@ -13,7 +13,7 @@ from service.batch.ledger import database_time
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.tables import new_id, nodes
 from service.batch.nodes import process_lock
-from service.batch.nodes.process_lock import Presence
+from service.batch.nodes.process_lock import ProcessLock
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.errors import DatabaseInUse
@@ -52,7 +52,7 @@ async def test_once_it_is_dead_the_ledger_is_migrated(older: Database, end: str,
         async with older.reader.connect() as connection:
             (row,) = await connection.execute(nodes.select())
         folder = process_lock.folder_of(older.url)
-        Presence(folder, row.id)._let_go()  # as the kernel does: the file stays, without its lock
+        ProcessLock(folder, row.id)._release()  # as the kernel does: the file stays, without its lock
     else:
         at = clock.now()
         gone = {"stopped_at": at} if end == "stopped" else {"seen_at": at - timedelta(seconds=LEASE_SECONDS + 1)}

@@ -10,14 +10,14 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from service.batch.context.loop_positions import Loops
-from service.batch.context.progress import Meter
+from service.batch.context.progress import ProgressMeter
 from service.batch.cron.cron import Schedule
 from service.batch.ledger.run_logs import LogLine
 from service.logs import log_lines
 
 MAX_WAITING_LINES = 10_000
 MAX_WAITING_BYTES = 4_000_000
-"""Bounds of the lines that an attempt has logged, and that the ledger has not taken yet."""
+"""Upper bounds of the log lines of an attempt that are not written to the ledger yet: their number, and their size."""
 
 
 def always_held() -> bool:
@@ -29,7 +29,7 @@ class LogBuffer:
     """The lines that an attempt has logged and that are not in the ledger yet. Any thread may add one.
 
     Attributes:
-        log_context: What stands beside each line of the attempt in the log of the process.
+        log_context: Values by name that the log of the process shows with each line of the attempt.
     """
 
     def __init__(self, log_context: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class LogBuffer:
                 self._lost_lines += 1
 
     def take_lines(self) -> list[LogLine]:
-        """The lines since the last call. If some were lost, one more line at the end says how many."""
+        """The lines since the last call. If lines were lost, one more line at the end says how many."""
         if not self._lines:
             return []
         with self._lock:
@@ -61,7 +61,7 @@ class LogBuffer:
         return taken
 
     def drop_lines(self) -> list[LogLine]:
-        """Empty the buffer, because its reader has no room; returns one line that says how many lines were dropped."""
+        """Empty the buffer, because the write buffer is full. Returns one line with the number of dropped lines."""
         with self._lock:
             dropped, self._lines, self._size = self._lines, [], 0
             number, self._lost_lines = len(dropped) + self._lost_lines, 0
@@ -78,17 +78,17 @@ class AttemptState:
     """The state of one attempt of the run with the id `run`.
 
     Attributes:
-        fence: The number under which it may commit to the application's database.
-        is_fenced: Whether its commits check the fence.
-        is_sealed: The attempt has ended or was given up, and may not commit any more.
-        is_lost: It wanted to write when its node did not hold its lease.
-        holds_lease: Whether its node may work on it right now.
-        will_retry: It has failed, and another attempt follows.
-        schedule: That of the task; None where the task has none.
-        stop_reason: Why it is asked to stop; None while it is not.
-        stopping: Set when it is asked to stop. It exists once the run has waited for that.
-        transactions: The connections that it has used, each with the event loop that it belongs to.
-        passed: The transactions in which the fence was checked already.
+        fence: The number under which the attempt may commit to the application database.
+        is_fenced: Whether the fence is checked at each commit.
+        is_sealed: Whether the attempt has ended or was given up. Then it may not commit any more.
+        is_lost: Whether a write was refused because the node did not hold its lease.
+        holds_lease: Returns whether the node holds its lease now.
+        will_retry: Whether the attempt has failed and another one follows.
+        schedule: The schedule of the task; None for a task without one.
+        stop_reason: Why the attempt is asked to stop; None while it is not.
+        stopping: An event that is set when the attempt is asked to stop. None until code of the run waits for it.
+        transactions: The connections that the attempt has used, each with the event loop that it belongs to.
+        checked: The transactions in which the fence was checked already.
     """
 
     run: str
@@ -104,9 +104,9 @@ class AttemptState:
     stop_reason: str | None = None
     stopping: asyncio.Event | None = None
     transactions: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = field(default_factory=WeakKeyDictionary)
-    passed: WeakSet[Any] = field(default_factory=WeakSet)
+    checked: WeakSet[Any] = field(default_factory=WeakSet)
     loops: Loops = field(default_factory=Loops)
-    meter: Meter = field(default_factory=Meter)
+    meter: ProgressMeter = field(default_factory=ProgressMeter)
 
     @classmethod
     def of(cls, run: str, task: str, attempt: int, schedule: Schedule | None = None) -> AttemptState:
@@ -115,7 +115,7 @@ class AttemptState:
         return cls(run, task, LogBuffer({**context, "attempt": attempt} if attempt > 1 else context), schedule=schedule)
 
     def ask_to_stop(self, reason: str) -> None:
-        """Have it stop at its next checkpoint. The first reason counts."""
+        """Ask the attempt to stop at its next checkpoint. A later call does not change the reason."""
         self.stop_reason = self.stop_reason or reason
         if self.stopping is not None:
             self.stopping.set()

@@ -1,4 +1,4 @@
-"""current_run(): what the code of a task may ask about the run it is in."""
+"""current_run(): the run that the calling code belongs to, and what that code may do with it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from service.errors import BatchError, Interrupted
 class CurrentRun:
     """The run that this code belongs to.
 
-    `id` is a UUID. `slot` is aware, in the task's zone; a manual run's is the instant asked for, or that of `--slot`.
-    `attempt` counts from 1. `origin` says why the run exists.
+    `id` is a UUID. `slot` is aware, in the task's zone; for a manual run it is the instant that was given as the slot,
+    or else the instant of its start. `attempt` counts from 1. `origin` says why the run exists.
     """
 
     id: str
@@ -36,7 +36,7 @@ class CurrentRun:
 
     @property
     def fence(self) -> int:
-        """The number of this holder of the run. It rises each time that a process takes the run up."""
+        """A number that rises each time a process claims the run."""
         return self._state.fence
 
     @property
@@ -48,16 +48,16 @@ class CurrentRun:
 
     @property
     def cancelled(self) -> bool:
-        """True once the run is asked to stop: sync code may look here, and return."""
+        """Whether the run is asked to stop. Sync code may check this, and return."""
         return self._state.stop_reason is not None
 
     def checkpoint(self) -> None:
-        """A place where the run may stop: raises Interrupted (not an Exception) when it is asked to."""
+        """Let the run stop here: raises Interrupted (not a subclass of Exception) if the run is asked to stop."""
         if self.cancelled:
             raise Interrupted(self._state.stop_reason)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait so long; raises Interrupted as soon as the run is asked to stop."""
+        """Wait for `seconds`. Raises Interrupted as soon as the run is asked to stop."""
         stopping = self._state.stopping = self._state.stopping or asyncio.Event()
         self.checkpoint()
         with contextlib.suppress(TimeoutError):
@@ -66,18 +66,19 @@ class CurrentRun:
         self.checkpoint()
 
     def progress(self, done: int | None = None, total: int | None = None, message: str | None = None) -> None:
-        """Say how far the run is, in whole items and in a line for people. The ledger gets it at most twice a second.
+        """Report how many items are done, of how many, and a line for people. It is stored at most twice a second.
 
-        `total`: None where it is not known. `message`: stays until the next one; "" takes it away. It may come alone,
-        in a loop over chunks too, which count by themselves. Raises ValueError.
+        `done`, `total`: whole numbers from 0; None: not known. `message`: kept until the next one; "" removes it. A
+        message may be given without numbers, for example in a loop over chunks, which counts by itself. Raises
+        ValueError.
         """
-        self._state.meter.say(done, total, message, before=self._state.loops.before)
+        self._state.meter.report(done, total, message, before=self._state.loops.before)
 
     def idempotency_key(self, item: object) -> str:
-        """A UUID for what this run does about `item`: the same in each of its attempts, whatever the chunks.
+        """A UUID for the work of this run on `item`. It is the same in each attempt of the run, and for any chunks.
 
-        `item`: a str, an int, another value that JSON has, a UUID, a date, a tuple of such; or an object of a mapped
-        class, of which the primary key counts. Raises BatchError.
+        `item`: a str, an int, another JSON value, a UUID, a date, or a tuple of these; or an object of a mapped class,
+        which is identified by its primary key. Raises BatchError.
         """
         state = inspect(item, raiseerr=False)
         if isinstance(state, InstanceState):
@@ -100,14 +101,15 @@ def current_run() -> CurrentRun:
 
 
 def current_run_if_any() -> CurrentRun | None:
+    """The run that this code belongs to; None outside a run."""
     return _current.get()
 
 
 def state_of(run: CurrentRun) -> AttemptState:
-    """What the service keeps about the attempt, which is no matter of the code inside it."""
+    """What the service keeps about the attempt. It is not for the author's code."""
     return run._state
 
 
 def enter(run: CurrentRun) -> None:
-    """Make `run` the current one in this context, which is the attempt's own and ends with it."""
+    """Make `run` the current run in this context. Each attempt has a context of its own, which ends with it."""
     _current.set(run)

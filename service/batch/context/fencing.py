@@ -1,7 +1,7 @@
-"""The fence in the application's own database: what a run commits there needs the run's newest fence.
+"""The fence in the application database: a run may commit there only with its newest fence.
 
-It hangs on the engine's events. Each root commit of a run first executes one statement in its own transaction; a run's
-older holder, and an attempt that was given up, are refused there. Outside of runs nothing happens.
+It is checked by listeners of the engine. Each commit of a run first executes one statement in the same transaction. An
+attempt with an older fence, and an attempt that was given up, get an error there. Outside of runs nothing is checked.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ CHECK_FENCE = text(
     bindparam("fence", type_=BigInteger()),
     bindparam("at", type_=checkpoints.c.at.type),
 )
-NEWEST = select(checkpoints.c.fence).where(
+NEWEST_FENCE = select(checkpoints.c.fence).where(
     checkpoints.c.run == bindparam("run", type_=checkpoints.c.run.type), checkpoints.c.name == OWN_ROW
 )
 AWAY_SECONDS = 1.0
 
 
 def guard(database: Database, idle_seconds: float) -> None:
-    """Fence what runs commit to this database: the application's.
+    """Check the fence at each commit of a run to this application database.
 
-    On PostgreSQL a run's transaction that is idle for `idle_seconds` is ended by the server: a process that was
-    stopped within one keeps its row locks for no longer.
+    On PostgreSQL the server ends a transaction of a run that is idle for `idle_seconds`, so that a process that was
+    stopped in it does not keep its row locks any longer.
     """
     if database.kind not in KINDS:
         logger.warning(
-            f"runs are not fenced on {database.kind} ({database.setting}): a process that was taken for lost "
-            "and goes on may commit there. SQLite and PostgreSQL have the fence"
+            f"runs are not fenced on {database.kind} ({database.setting}): a process that was taken for dead "
+            "and goes on may commit there. Only SQLite and PostgreSQL are supported by the fence"
         )
     engine = database.engine.sync_engine
     event.listen(engine, "begin", functools.partial(_at_begin, round(idle_seconds * 1000)), insert=True)
@@ -67,17 +67,17 @@ def guard(database: Database, idle_seconds: float) -> None:
 
 
 async def take_over(ledger: Database, state: AttemptState) -> None:
-    """Raise the fence, before an attempt that is not the first of its run: from here on no older one can commit.
+    """Raise the fence at the begin of an attempt that is not the first of its run. Older attempts can't commit then.
 
-    Call it inside the run. On PostgreSQL the connections of the nodes that lost this run are ended first: they may hold
-    locks. SQLite's lock can't be taken from a process that is only stopped, so this waits for it; and for a server that
-    is away, since a run that is only resumed has not failed by that. Raises LeaseLost.
+    Call it inside the run. On PostgreSQL the connections of nodes that have lost this run are ended first, since they
+    may hold locks. The SQLite lock of a stopped process can't be removed, so this waits for it. It also waits while
+    the server can't be reached: that is no reason for a resumed run to fail. Raises LeaseLost.
     """
-    application, is_told = application_database(), False
+    application, has_logged = application_database(), False
     while application.kind in KINDS:
         try:
             if application.kind == "postgresql":
-                await _evict_lost(application, ledger, state)
+                await _end_connections_of_lost_nodes(application, ledger, state)
             async with application.engine.begin():
                 return  # its commit raises the fence
         except DatabaseBusy as error:
@@ -85,52 +85,53 @@ async def take_over(ledger: Database, state: AttemptState) -> None:
         except (DBAPIError, OSError) as error:
             if not troubles.is_unreachable(error):
                 raise
-            if not is_told:
+            if not has_logged:
                 logger.warning(f"{state.task} waits to take over run {state.run}: {application.why(error)}")
-            is_told = True
+            has_logged = True
             await asyncio.sleep(AWAY_SECONDS)
 
 
 def seal(state: AttemptState) -> None:
-    """From now on nothing of this attempt commits in this process, and what it has open is cut off.
+    """Let nothing of this attempt commit in this process any more, and close the connections of its transactions.
 
-    Its connections are closed under it, so the database rolls back; on SQLite the write lock is free then.
+    The database then rolls these transactions back; on SQLite the write lock is free after that.
     """
     state.is_sealed = True
-    here = asyncio.get_running_loop()
-    for reference in state.transactions.keyrefs():  # in one step: a thread of the run may begin one meanwhile
+    running_loop = asyncio.get_running_loop()
+    for reference in state.transactions.keyrefs():  # a copy: a thread of the run may begin a transaction meanwhile
         connection = reference()
         if connection is None:
             continue
         loop = state.transactions[connection]
-        if loop is here:
-            _cut(connection)
-        else:  # a thread of the run has a loop of its own
-            with contextlib.suppress(RuntimeError):  # that one is closed
-                loop.call_soon_threadsafe(_cut, connection)
+        if loop is running_loop:
+            _cut_off(connection)
+        else:  # a thread of the run has an event loop of its own
+            with contextlib.suppress(RuntimeError):  # that loop is closed
+                loop.call_soon_threadsafe(_cut_off, connection)
 
 
-async def _evict_lost(application: Database, ledger: Database, state: AttemptState) -> None:
-    """The rescuer has done so on the ledger's server, which may be another one."""
+async def _end_connections_of_lost_nodes(application: Database, ledger: Database, state: AttemptState) -> None:
+    """The rescue has ended their connections to the server of the ledger; the application may use another server."""
     lost = select(attempts.c.node).where(attempts.c.run == state.run, attempts.c.outcome == "lost")
-    still = select(nodes_table.c.id).where(nodes_table.c.id.in_(lost), nodes_table.c.stopped_at.is_not(None))
+    stopped = select(nodes_table.c.id).where(nodes_table.c.id.in_(lost), nodes_table.c.stopped_at.is_not(None))
     async with ledger.reader.connect() as connection:
-        gone = (await connection.execute(still)).scalars().all()
-    if gone:
+        node_ids = (await connection.execute(stopped)).scalars().all()
+    if node_ids:
         async with application.reader.connect() as connection:
-            await nodes.end_connections(connection, gone)
+            await nodes.end_connections(connection, node_ids)
 
 
-def pass_with(connection: Connection, state: AttemptState, statement: TextClause, values: dict[str, Any]) -> bool:
-    """Check the fence by a statement that writes one row more, so that the commit needs no statement of its own.
+def check_with(connection: Connection, state: AttemptState, statement: TextClause, values: dict[str, Any]) -> bool:
+    """Check the fence by a statement that writes one more row, so that the commit needs no further statement.
 
-    The statement writes the row of the fence as CHECK_FENCE does. Its parameters are `run`, `fence`, `at` and `values`.
-    False when it did not write the other row: then nothing may be committed. Raises LeaseLost.
+    `statement` writes the row of the fence as CHECK_FENCE does, and one other row. Its parameters are `run`, `fence`,
+    `at` and those in `values`. Returns False if it has not written the other row: then the transaction must not be
+    committed. Raises LeaseLost.
     """
     _refuse_lost(state)
     written = _execute(connection, state, statement, values)
     if written == 2:
-        state.passed.add(connection.get_transaction())
+        state.checked.add(connection.get_transaction())
     elif written == 0 or _has_newer_holder(connection, state):
         raise _newer_holder(state)
     return written == 2
@@ -156,27 +157,33 @@ def _at_commit(connection: Connection) -> None:
     state = state_of(run)
     try:
         _refuse_lost(state)
-        if state.is_fenced and connection.dialect.name in KINDS and connection.get_transaction() not in state.passed:
+        if state.is_fenced and connection.dialect.name in KINDS and connection.get_transaction() not in state.checked:
             if _execute(connection, state, CHECK_FENCE, {}) != 1:
                 raise _newer_holder(state)
-            _refuse_lost(state)  # once more: the statement may have waited, or the process been stopped within it
+            _refuse_lost(state)  # again: the statement may have waited, or the process may have been stopped meanwhile
     except BaseException:
         _roll_back(connection)
         raise
 
 
 def _is_read_only(connection: Connection) -> bool:
-    """Its commit needs no fence, but while it is open it keeps PostgreSQL from removing old rows."""
+    """Whether the transaction only reads. Its commit needs no fence.
+
+    Its connection is kept in `transactions` all the same: while it is open, PostgreSQL can't remove old rows.
+    """
     return bool(connection.get_execution_options().get("postgresql_readonly"))
 
 
 def _is_autocommit(connection: Connection) -> bool:
-    """Nothing is left to be refused when it comes to the commit."""
+    """Whether each statement commits by itself. Then a fence at the commit would come too late."""
     return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
 
 
 def _refuse_lost(state: AttemptState) -> None:
-    """By what this process knows itself. Its lease ends on the clock, so also where nobody has noticed that yet."""
+    """Raises LeaseLost if the attempt is sealed, or the lease of the node has ended by the clock.
+
+    The heartbeat may not have noticed the end of the lease yet.
+    """
     if state.is_sealed:
         raise LeaseLost(
             f"{state.task}: this attempt of run {state.run} has ended or was given up, and can't write any more"
@@ -190,7 +197,10 @@ def _refuse_lost(state: AttemptState) -> None:
 
 
 def _execute(connection: Connection, state: AttemptState, statement: TextClause, values: dict[str, Any]) -> int:
-    """How many rows a fence statement wrote. (RETURNING would take half as long again on SQLite.)"""
+    """Execute a fence statement. Returns how many rows it has written, 0 if there is a newer holder.
+
+    It uses no RETURNING, which would take half as long again on SQLite.
+    """
     values = {"run": state.run, "fence": state.fence, "at": clock.now(), **values}
     try:
         return connection.execute(statement, values).rowcount
@@ -208,15 +218,18 @@ def _newer_holder(state: AttemptState) -> LeaseLost:
 
 
 def _has_newer_holder(connection: Connection, state: AttemptState) -> bool:
-    """As a new transaction sees it: the old one's snapshot may be from before the fence was raised."""
+    """Whether the run has a newer fence. It rolls back first, since the old snapshot may not show the newer fence."""
     _roll_back(connection)
-    newest = connection.execute(NEWEST, {"run": state.run}).scalar()
+    newest = connection.execute(NEWEST_FENCE, {"run": state.run}).scalar()
     return newest is not None and newest > state.fence
 
 
 def _roll_back(connection: Connection) -> None:
-    """On the driver's connection. SQLAlchemy takes a commit that raised for done: without this the transaction would
-    stay open in the pool, and the next user's commit would be its too."""
+    """Roll back on the connection of the driver.
+
+    SQLAlchemy regards a commit that has raised as done. Without this the transaction would stay open in the pool, and
+    the next commit on that connection would commit it too.
+    """
     if connection.invalidated:
         return
     try:
@@ -226,6 +239,6 @@ def _roll_back(connection: Connection) -> None:
         raise
 
 
-def _cut(connection: Connection) -> None:
+def _cut_off(connection: Connection) -> None:
     if not connection.closed and not connection.invalidated and connection.in_transaction():
         connection.invalidate()

@@ -1,4 +1,4 @@
-"""Leases: how long a silent node counts as alive, for itself and for those that watch it. No wall clock takes part."""
+"""Leases: how long a node without a beat counts as alive, for itself and for other nodes. No wall clock is used."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ MARGIN = 1 / 6
 """The share of a lease, at its end, in which a node that can't renew it gives up its runs."""
 
 LOST = "its node could not renew its lease"
-"""Why a run is given up then, and resumed: the reason on its row."""
+"""The reason on the row of a run that was given up because the lease has ended. The run is resumed later."""
 
 
 class Lease:
-    """This node's own. It may work on runs while it holds it.
+    """The lease of this node: it may work on runs while it holds its lease.
 
-    Others count a whole lease from when they saw its last beat. The node counts from before it sent that, and less by
-    the margin: so its runs are given up before anybody takes them. The heartbeat's thread writes it, all may read it.
+    Other nodes count a whole lease from the instant at which they read its last beat. The node counts from the instant
+    before it sent that beat, and a shorter time: so it gives up its runs before other nodes rescue them. The thread of
+    the heartbeat renews the lease; any thread may read it.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -30,35 +31,36 @@ class Lease:
         return clock.boottime() < self._ends_at
 
     def renew(self, sent_at: float) -> None:
-        """A beat that was sent at `sent_at` (boot time) is in the ledger."""
+        """Renew the lease from `sent_at`, the boot time (seconds) just before the committed beat was sent."""
         self._ends_at = sent_at + self.usable_seconds
 
     def end(self) -> None:
-        """Others have taken this node for dead."""
+        """End the lease at once, because another node has marked this one as stopped."""
         self._ends_at = -math.inf
 
 
 class Observer:
-    """Which nodes are silent, judged by their counters on this process's own boot-time clock.
+    """Finds the nodes that are silent, by their counters of beats and the boot-time clock of this process.
 
-    A node is silent when its counter was seen unchanged for a whole lease. While the ledger could not be read, or this
-    process was suspended, nobody was watched: after such a gap everybody counts as alive anew.
+    A node is silent if its counter has not changed for a whole lease. After a time in which the ledger could not be
+    read, or in which this process was suspended, each node counts as alive for another lease.
     """
 
     def __init__(self, lease_seconds: float) -> None:
         self._lease = lease_seconds
-        self._seen: dict[str, tuple[int, float]] = {}
-        self._looked_at = -math.inf
+        self._last_changes: dict[str, tuple[int, float]] = {}
+        """The counter of each node, and the boot time at which it was first read with this value."""
+        self._read_at = -math.inf
 
     def silent(self, beats: Mapping[str, int]) -> set[str]:
-        """Take in the counters that were just read, by node; returns the nodes among them that are silent."""
+        """The ids of the silent nodes. `beats`: the counters that were just read, by id."""
         now = clock.boottime()
-        if now - self._looked_at > self._lease / 2:
-            self._seen = {}
-        self._looked_at = now
-        self._seen = {node: self._sight(node, counter, now) for node, counter in beats.items()}
-        return {node for node, (_, since) in self._seen.items() if now - since >= self._lease}
+        if now - self._read_at > self._lease / 2:
+            self._last_changes = {}
+        self._read_at = now
+        self._last_changes = {node: self._last_change(node, counter, now) for node, counter in beats.items()}
+        return {node for node, (_, since) in self._last_changes.items() if now - since >= self._lease}
 
-    def _sight(self, node: str, beats: int, now: float) -> tuple[int, float]:
-        before = self._seen.get(node)
+    def _last_change(self, node: str, beats: int, now: float) -> tuple[int, float]:
+        before = self._last_changes.get(node)
         return before if before is not None and before[0] == beats else (beats, now)

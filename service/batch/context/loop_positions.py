@@ -1,4 +1,4 @@
-"""The loops and steps of one attempt: their names, what they owe, and how far they have come together."""
+"""The loops and steps of one attempt: their names, their chunks that were rolled back, and their common progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = re.compile(r"[^\s]{1,80}")
 
 
 class Loop(Protocol):
-    """What is asked of a loop here."""
+    """A loop over chunks. `done`: items in committed chunks of all attempts. `total`: all items; None: not known."""
 
     name: str
 
@@ -24,90 +24,94 @@ class Loop(Protocol):
 
 
 class Loops:
-    """Those of one attempt.
+    """The loops and steps of one attempt.
 
     Attributes:
-        before: Items of them that earlier attempts did.
+        before: How many items of these loops earlier attempts have done.
     """
 
     def __init__(self) -> None:
         self._names: set[str] = set()
         self._unnamed = 0
-        self._known: dict[str, tuple[int, int | None]] = {}
-        """How far each loop is that has not ended, and its total."""
+        self._progress: dict[str, tuple[int, int | None]] = {}
+        """The items done and the total of each loop that has not ended, by its name."""
         self._done = self._total = self._without_total = 0
-        """Of all, those too that have ended; the last: how many loops have no total."""
+        """Sums over all loops, the ended ones included: items done, totals, and loops whose total is not known."""
         self._unnamed_at: dict[str, int] = {}
-        self._owed: dict[str, BaseException] = {}
+        self._rolled_back: dict[str, BaseException] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self.before = self._here = 0
+        self.before = self._done_here = 0
 
     def name(self, kind: str, name: str | None) -> str:
-        """The `name` of its row in batch_checkpoints: as given, or by its number in this attempt. Raises ChunkError."""
+        """The `name` for the row of a loop or step in batch_checkpoints. None: its number in this attempt.
+
+        `kind`: "chunks" or "step". Raises ChunkError if the name is not allowed, or is used already.
+        """
         if name is None:
             self._unnamed += 1
             name = str(self._unnamed)
         elif not NAME.fullmatch(name):
             raise ChunkError(f"name={name!r}; allowed: 1 to 80 characters without spaces")
-        whole = f"{kind}:{name}"
-        if whole in self._names:
+        key = f"{kind}:{name}"
+        if key in self._names:
             raise ChunkError(
                 f"the name {name!r} is used twice in this run, and the second would find the place of the first: "
                 "give each its own, such as name=f'orders-{shop.id}'"
             )
-        self._names.add(whole)
-        return whole
+        self._names.add(key)
+        return key
 
-    def asked(self, loop: Loop) -> None:
-        """For its next chunk. Raises ChunkError where a loop without a name began inside of its last one."""
+    def before_chunk(self, loop: Loop) -> None:
+        """Call it before a loop hands out a chunk. Raises ChunkError if an unnamed loop began in its last chunk."""
         if self._unnamed_at.get(loop.name, self._unnamed) != self._unnamed:
             raise ChunkError(
-                "a loop inside a loop needs a name of its own, made of what the outer one is at, such as "
+                "a loop inside a loop needs a name of its own, made from the current item of the outer loop, such as "
                 "name=f'orders-{shop.id}': by its number alone it could not be told from the others"
             )
         self._unnamed_at[loop.name] = self._unnamed
-        self._owed.pop(loop.name, None)
+        self._rolled_back.pop(loop.name, None)
 
-    def owes(self, loop: Loop, error: BaseException) -> None:
-        """Its last chunk was rolled back by `error`, and it will hand it out again when it is asked."""
-        self._owed[loop.name] = error
+    def rolled_back(self, loop: Loop, error: BaseException) -> None:
+        """Note that the last chunk of a loop was rolled back by `error`. The loop will hand it out again."""
+        self._rolled_back[loop.name] = error
 
     def committed(self, loop: Loop, number: int, items: list[Any]) -> None:
-        """Its chunk. It may owe one no more: the beginning of a chunk is tried again inside the same `async with`."""
-        self._owed.pop(loop.name, None)
-        self._here += len(items)
+        """Note that a chunk was committed. It may have been rolled back before, and repeated in its `async with`."""
+        self._rolled_back.pop(loop.name, None)
+        self._done_here += len(items)
 
-    def raise_owed(self) -> None:
-        """For the end of `run()`: a loop that was left, although its last chunk was not committed, has failed."""
-        for error in self._owed.values():
+    def raise_rolled_back(self) -> None:
+        """Call it at the end of `run()`: raises the error of a loop that was left after a chunk was rolled back."""
+        for error in self._rolled_back.values():
             raise error
 
     def advanced(self, loop: Loop) -> tuple[int, int | None]:
-        """Items done, and in all as far as that is known, by all loops of this attempt together."""
-        self._add(self._known.get(loop.name), -1)
-        self._known[loop.name] = loop.done, loop.total
-        self._add(self._known[loop.name], 1)
-        self.before = self._done - self._here
+        """Take in the numbers of a loop. Returns the items done and the total of all loops; None: not all are known."""
+        self._add(self._progress.get(loop.name), -1)
+        self._progress[loop.name] = loop.done, loop.total
+        self._add(self._progress[loop.name], 1)
+        self.before = self._done - self._done_here
         return self._done, self._total if not self._without_total else None
 
-    def _add(self, one: tuple[int, int | None] | None, sign: int) -> None:
-        if one is not None:
-            done, total = one
+    def _add(self, progress: tuple[int, int | None] | None, sign: int) -> None:
+        if progress is not None:
+            done, total = progress
             self._done += sign * done
             self._total += sign * (total or 0)
             self._without_total += sign * (total is None)
 
     def ended(self, loop: Loop) -> None:
-        """It hands out no more chunks. There may be thousands of them, one after another: nothing is kept of it."""
-        self._known.pop(loop.name, None)
+        """Forget a loop that hands out no more chunks, except for its sums. A run may have thousands of loops."""
+        self._progress.pop(loop.name, None)
         self._unnamed_at.pop(loop.name, None)
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.Task(work, loop=asyncio.get_running_loop())  # no task factory: it is no part of the run's work
+        """Execute `work` beside the run, until the attempt ends."""
+        task = asyncio.Task(work, loop=asyncio.get_running_loop())  # a task factory of the application does not see it
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
     def close(self) -> None:
-        """The attempt is over."""
+        """Cancel the work in the background, because the attempt has ended."""
         for task in list(self._background):
             task.cancel()

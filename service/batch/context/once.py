@@ -1,4 +1,4 @@
-"""For what can't share a transaction with its run's place: do it once by a key, or let the other side see to it."""
+"""once(): for work that must be done by one transaction only, although a run may be repeated or run twice."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ CLAIM = text(
 
 
 async def once(db: AsyncSession, key: str) -> bool:
-    """True for the first transaction with this key that commits; False for each later one, in whatever run.
+    """Whether this is the first transaction with this key that commits. False for all later ones, of any run.
 
-    `if await once(db, f"invoice-{invoice.id}"): …` Whoever asks at the same time waits for the first one's commit.
-    A key is forgotten when the run that used it is pruned. Raises BatchError outside a run.
+    `if await once(db, f"invoice-{invoice.id}"): …` If two transactions use a key at the same time, the second waits
+    until the first ends. `key`: 1 to 200 characters. It is deleted when the run that used it is pruned. Raises
+    BatchError for another length, and outside a run.
     """
     if not 0 < len(key) <= LONGEST_KEY:
         raise BatchError(f"once() was given a key of {len(key)} characters; allowed: 1 to {LONGEST_KEY}")
-    found = await db.execute(CLAIM, {"key": key, "run": current_run().id, "at": clock.now()})
-    return found.first() is not None
+    inserted = await db.execute(CLAIM, {"key": key, "run": current_run().id, "at": clock.now()})
+    return inserted.first() is not None

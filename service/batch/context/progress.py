@@ -1,4 +1,4 @@
-"""How far an attempt is and how fast: what its code says, what the ledger is told, and when it will be done."""
+"""Progress: how many items an attempt has done, how fast, and when it will be done."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from service.batch.ledger.states import RunState
 from service.escaping import echoed
 
 WINDOW_SECONDS = 60.0
+"""The time over which the rate is measured."""
 AGAIN_SECONDS = 5.0
-"""So often the ledger is told of a rate that falls because nothing is done."""
+"""How often a falling rate is written to the ledger while no item is done."""
 LONGEST_MESSAGE = 200
 LONGEST_READ = 2_000
-"""Characters of a message that are looked at: it may come from inside a loop."""
+"""How many characters of a message are read. This bounds the time that a call takes, which may be inside a loop."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where an attempt is.
+    """The progress of an attempt.
 
-    `before`: how many of `done` earlier attempts did. `rate`: items a second over the last minute; None: not known yet.
-    `age`: seconds since `done` rose; None while there is no number.
+    `done`, `total`: items; None: not known. `before`: how many items of `done` were done by earlier attempts. `rate`:
+    items per second over the last minute; None: not known yet. `age`: seconds since `done` rose; None without `done`.
     """
 
     done: int | None = None
@@ -38,7 +39,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Report:
     done: int | None
     total: int | None
     message: str | None
@@ -46,74 +47,78 @@ class _Said:
     at: float
 
 
-_NOTHING = _Said(None, None, None, 0, 0.0)
+_NO_REPORT = _Report(None, None, None, 0, 0.0)
 
 
-class Meter:
-    """Of one attempt. Its code says how far it is, from whatever thread; the journal asks."""
+class ProgressMeter:
+    """The progress of one attempt. Any thread of the attempt reports it; the write buffer takes it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._said = self._taken = _NOTHING
+        self._reported = self._taken = _NO_REPORT
         self._taken_at = 0.0
         self._points: deque[tuple[float, int]] = deque()
-        """When, and what this attempt had done by then; the first may be older than the window."""
+        """Instants (monotonic time) and the items that this attempt had done by then, oldest first.
 
-    def say(self, done: int | None, total: int | None, message: str | None, before: int = 0) -> None:
-        """Raises ValueError."""
+        The first point may be older than the window.
+        """
+
+    def report(self, done: int | None, total: int | None, message: str | None, before: int = 0) -> None:
+        """Take in a report of the attempt's code, as CurrentRun.progress describes it. Raises ValueError."""
         _check(done, total, message)
         with self._lock:
-            last, now = self._said, clock.monotonic()
+            last, now = self._reported, clock.monotonic()
             if done is None:
                 done, total, before = last.done, last.total, last.before
             message = last.message if message is None else _line(message) or None
-            self._said = _Said(done, total, message, before, now)
+            self._reported = _Report(done, total, message, before, now)
             if not self._points:
-                self._add(self._said)
+                self._add(self._reported)
 
     def take(self) -> Progress | None:
-        """What the ledger has to be told now; None: it knows."""
+        """The progress that has to be written to the ledger now. None: it has not changed since it was last taken."""
         with self._lock:
             now = clock.monotonic()
-            if self._said is self._taken and not self._is_slowing(now):
+            if self._reported is self._taken and not self._is_slowing(now):
                 return None
             return self._measure(now)
 
     def latest(self) -> Progress | None:
-        """None: nothing was ever said."""
+        """The progress, changed or not. None: nothing was reported."""
         with self._lock:
-            return self._measure(clock.monotonic()) if self._said is not _NOTHING else None
+            return self._measure(clock.monotonic()) if self._reported is not _NO_REPORT else None
 
     def _measure(self, now: float) -> Progress:
-        said = self._taken = self._said
+        report = self._taken = self._reported
         self._taken_at = now
-        self._add(said)
+        self._add(report)
         age = now - self._points[-1][0] if self._points else None
-        return Progress(said.done, said.total, said.message, said.before, self._rate(now), age)
+        return Progress(report.done, report.total, report.message, report.before, self._rate(now), age)
 
-    def _add(self, said: _Said) -> None:
-        if said.done is None:
+    def _add(self, report: _Report) -> None:
+        if report.done is None:
             return
-        done = said.done - said.before
-        if self._points and done < self._points[-1][1]:  # it counts something else now
+        done = report.done - report.before
+        if self._points and done < self._points[-1][1]:  # the code has begun to count something else
             self._points.clear()
-        if not self._points or (done > self._points[-1][1] and said.at > self._points[-1][0]):
-            self._points.append((said.at, done))
+        if not self._points or (done > self._points[-1][1] and report.at > self._points[-1][0]):
+            self._points.append((report.at, done))
 
     def _rate(self, now: float) -> float | None:
-        """What takes no longer than the last time is no slower: an item may take minutes."""
+        """Items per second. It falls only when an item takes longer than the one before it did."""
         if len(self._points) < 2:
             return None
-        at, done = self._points[-1]
-        end = max(at, now - self._gap)
-        if end > at + WINDOW_SECONDS:
+        last_at, last_done = self._points[-1]
+        end = max(last_at, now - self._gap)
+        if end > last_at + WINDOW_SECONDS:
             return 0.0
         while len(self._points) > 2 and self._points[1][0] <= end - WINDOW_SECONDS:
             self._points.popleft()
-        began_at, begun = self._points[0]
-        return (done - begun) / (end - began_at)
+        first_at, first_done = self._points[0]
+        return (last_done - first_done) / (end - first_at)
 
     def _is_slowing(self, now: float) -> bool:
+        """Whether the rate is falling because no item is done, and was last written AGAIN_SECONDS ago."""
         if len(self._points) < 2 or now < self._taken_at + AGAIN_SECONDS:
             return False
         since = now - self._points[-1][0] - self._gap
@@ -126,9 +131,9 @@ class Meter:
 
 
 def pace(run: Mapping[str, Any], now: datetime) -> tuple[float | None, datetime | None]:
-    """How many items a second, and when a run will be done; None: not known.
+    """The rate of a run in items per second, and the instant (UTC) at which it will be done. None: not known.
 
-    `run`: its row. `now`: the ledger's time. What an earlier attempt wrote says nothing about the one that goes on.
+    `run`: the row of the run by column name. `now`: the database time. Progress of an earlier attempt is not used.
     """
     rate, at = run["rate"], run["progress_at"]
     if run["state"] != RunState.RUNNING or rate is None or at is None or at < run["attempt_started_at"]:
@@ -149,11 +154,11 @@ def _check(done: object, total: object, message: object) -> None:
     if message is not None and not isinstance(message, str):
         raise ValueError(f"progress(message) is {echoed(message)}; allowed: a str")
     if done is None and (total is not None or message is None):
-        raise ValueError("progress() was given no done: only a message may come without")
+        raise ValueError("progress() was given no done: only a message may be given without it")
 
 
 def _line(text: str) -> str:
-    """For people, on one line: a long message, or one with lines of its own, is not worth a failed run."""
+    """The message as one line of at most LONGEST_MESSAGE characters. A message that does not fit is no error."""
     beginning = text[:LONGEST_READ]
-    shown = " ".join("".join(char if char.isprintable() else " " for char in beginning).split())
-    return shown if len(shown) <= LONGEST_MESSAGE else f"{shown[: LONGEST_MESSAGE - 1]}…"
+    line = " ".join("".join(char if char.isprintable() else " " for char in beginning).split())
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 1]}…"

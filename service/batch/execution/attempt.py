@@ -1,4 +1,4 @@
-"""One attempt: call `run`, watch its time, and say how it ended. Knows no database."""
+"""One attempt: it calls `run` of the task, enforces the timeout, and reports how it ended. Knows no database."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ from service.logs import get_logger, log_lines, run_log
 logger = get_logger("service.batch")
 
 LARGEST_RESULT = 1_000_000
+"""The size of a result as JSON, in bytes, at most."""
 LONGEST_BEGINNING = 1_000
+"""How many characters of a larger result are kept."""
 LONGEST_DESCRIPTION = 10_000
-"""Bytes of a result; characters of one that has more, and of one that is no JSON."""
+"""How many characters of the repr of a result are kept that is not JSON."""
 
 _TEXTS, _CONTAINERS = (str, bytes), (dict, list, tuple, set, frozenset)
 
@@ -47,7 +49,10 @@ ABANDON_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended: the run's next state, and why. `wait`: seconds until it is tried again."""
+    """How an attempt ended: the next state of its run, and why. `wait`: seconds until the next attempt; None: no retry.
+
+    `outcome`: a word for the attempt's row, such as "timed out".
+    """
 
     state: RunState
     outcome: str
@@ -58,9 +63,10 @@ class Ending:
 
 
 async def call(task: Task, parameters: Mapping[str, Any], threads: ThreadPool) -> Any:
-    """Run a fresh instance: on the loop if `run` is a coroutine function, else in a thread.
+    """Call `run` of a new instance: on the event loop if it is a coroutine function, otherwise in a thread.
 
-    What comes back may be awaitable (a coroutine behind a plain decorator): then it is awaited here.
+    If the result is awaitable (a coroutine function behind a plain decorator), it is awaited. Raises TypeError if the
+    result is a generator.
     """
     run = task.cls().run
     if task.on_loop:
@@ -72,12 +78,12 @@ async def call(task: Task, parameters: Mapping[str, Any], threads: ThreadPool) -
     while inspect.isawaitable(result):
         result = await result
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
-        raise TypeError(f"run() returned {result!r}, a body with a yield in it that nobody runs")
+        raise TypeError(f"run() returned {result!r}: a function with a yield in it is not executed by a call")
     return result
 
 
 class Attempt:
-    """One attempt in this process, from `start` until `on_end` is called: exactly once, whatever happens."""
+    """One attempt in this process. It begins with `start`, and ends with exactly one call of `on_end`."""
 
     def __init__(
         self,
@@ -88,9 +94,9 @@ class Attempt:
         take_over: Callable[[AttemptState], Awaitable[None]] | None = None,
         holds_lease: Callable[[], bool] = always_held,
     ) -> None:
-        """`take_over` is awaited, inside the run, before the body of an attempt that is not its run's first.
+        """`take_over` is awaited inside the run before the body of a fenced attempt, except for the run's first fence.
 
-        `holds_lease`: whether this node may work. What the run wants to commit while it may not is refused.
+        `holds_lease`: whether this node holds its lease. While it does not, the commits of the run are refused.
         """
         self.claimed = claimed
         self.task = task
@@ -110,23 +116,24 @@ class Attempt:
         self._timers: list[asyncio.TimerHandle] = []
 
     def ledger_time(self) -> datetime:
-        """The present: when it was claimed, and what has passed since. This machine's clock may be wrong."""
+        """The present by database time (UTC): the instant of the claim plus the time since, by the boot-time clock."""
         if clock.is_moved():
             return clock.now()
         return self.claimed.attempt_started_at + timedelta(seconds=clock.boottime() - self._launched_at)
 
     def start(self) -> None:
-        # A context of its own: whatever was set around the service's start must not leak into runs.
+        """Start the attempt as a task of the running event loop."""
+        # An empty context: context variables that were set when the service started must not leak into runs.
         self._context = contextvars.Context()
         name = f"run {self.claimed.id} of {self.task.name}"
         self._body = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
-        self._body.add_done_callback(self._over)
+        self._body.add_done_callback(self._on_body_done)
         if (timeout := self.task.policies.timeout) is not None:
             error = TimeoutError(f"timed out after {timeout:g} s")
             self._later(timeout, self.stop, self._failed(error, "timed out", str(error)))
 
     def stop(self, ending: Ending) -> None:
-        """End it with `ending`: by cancelling, and by giving it up if that does not help."""
+        """Cancel the body, so that the attempt ends with `ending`. If the body goes on, the attempt is given up."""
         if self._stop is not None or self._ended:
             return
         self._stop = ending
@@ -135,28 +142,28 @@ class Attempt:
         self._later(ABANDON_SECONDS, self._abandon)
 
     def interrupt(self, reason: str) -> None:
-        """Stop it because the service stops."""
+        """Stop the attempt because the service stops. The run is resumed later."""
         self.stop(self._interrupted(reason))
 
     def cancel(self, reason: str) -> None:
-        """Stop it because somebody asked for that; it will not go on."""
+        """Stop the attempt because its run was cancelled. The run is not resumed."""
         self.stop(Ending(RunState.CANCELLED, "cancelled", reason))
 
     def pause(self, reason: str) -> None:
-        """Have it stop at its next checkpoint, if it may go on from there."""
+        """Ask the run to stop at its next checkpoint. A run that may not be repeated goes on."""
         if self.task.policies.rerun:
             self.state.ask_to_stop(reason)
 
     def abandon(self) -> None:
-        """Give it up now, if it was asked to stop."""
+        """Give the attempt up now if it was stopped and still goes on."""
         if self._stop is not None:
             self._abandon()
 
     def give_up(self, reason: str) -> None:
-        """End it at once, whatever its body does: its run may be another node's by now."""
+        """End the attempt at once, also if its body goes on: another node may hold the run by now."""
         self.interrupt(reason)
         if not self._ended and self._stop is not None:
-            self._context.run(self._report, self._stop)
+            self._context.run(self._log_ending, self._stop)
             self._end(self._stop)
 
     async def _run(self) -> None:
@@ -171,7 +178,7 @@ class Attempt:
             parameters = self.task.parameters.to_call(self.claimed.params or {}, self.run.slot)
             self._has_begun = True
             result = await call(self.task, parameters, self._threads)
-            self.state.loops.raise_owed()
+            self.state.loops.raise_rolled_back()
             ending = self._succeeded(result)
         except asyncio.CancelledError as error:
             ending = self._stop or self._failed(error, "failed", "it was cancelled from inside")
@@ -179,26 +186,26 @@ class Attempt:
             ending = self._stop or self._interrupted(str(stopped))
         except BaseException as error:  # noqa: BLE001 - the attempt's boundary; SystemExit must not end the service
             ending = self._stop or self._failed(error)
-        if self.state.is_lost:  # whatever its body made of the refusal: what it did is not all there
+        if self.state.is_lost:  # a commit was refused; the body may have caught that error
             ending = self._stop or self._interrupted(LOST)
         if not self._ended:
-            self._report(ending)
+            self._log_ending(ending)
             self._end(ending)
 
-    def _over(self, body: asyncio.Task[None]) -> None:
-        """Cancelled before its first step it had no chance to say so itself."""
+    def _on_body_done(self, body: asyncio.Task[None]) -> None:
+        """End the attempt if the body has not done so: it was cancelled before its first step."""
         if not self._ended:
             error = asyncio.CancelledError() if body.cancelled() else body.exception()
-            self._end(self._stop or self._failed(error or RuntimeError("it ended without an ending")))
+            self._end(self._stop or self._failed(error or RuntimeError("the attempt ended without an ending")))
 
-    def _report(self, ending: Ending) -> None:
-        """The last line of the attempt in its own log, unless it went well."""
-        again = (
+    def _log_ending(self, ending: Ending) -> None:
+        """Write the last line of the attempt to its log, unless it has succeeded."""
+        next_attempt = (
             f"; attempt {self.claimed.attempt + 1} follows in {ending.wait:.1f} s" if ending.wait is not None else ""
         )
         if ending.error is not None:
             self.state.will_retry = ending.wait is not None
-            logger.error(f"{self.task.name} failed: {ending.reason}{again}", exc_info=ending.error)
+            logger.error(f"{self.task.name} failed: {ending.reason}{next_attempt}", exc_info=ending.error)
         elif ending.state != RunState.SUCCEEDED:
             logger.warning(f"{self.task.name} was {ending.outcome}: {ending.reason}")
 
@@ -208,7 +215,7 @@ class Attempt:
         return Ending(RunState.SUCCEEDED, "succeeded", result=_as_json(result))
 
     def _interrupted(self, reason: str) -> Ending:
-        """It will be resumed, unless its task may not be run again and its body has begun."""
+        """The ending of an interrupt. If the body has begun and the task may not be repeated, its run fails."""
         if self._has_begun and not self.task.policies.rerun:
             return Ending(RunState.FAILED, "interrupted", not_run_again(reason))
         return Ending(RunState.INTERRUPTED, "interrupted", reason)
@@ -216,18 +223,18 @@ class Attempt:
     def _failed(self, error: BaseException, outcome: str = "failed", reason: str | None = None) -> Ending:
         retry = self.task.policies.retry
         number = self.claimed.attempt - self.claimed.attempts_before
-        is_for_later = isinstance(error, (*retry.on, RetryAfter)) and not isinstance(error, InvalidParameters)
+        may_retry = isinstance(error, (*retry.on, RetryAfter)) and not isinstance(error, InvalidParameters)
         wait = retry.seconds_before(number + 1, seconds_asked(error))
-        error = failures.readable(_below_us(error))
+        error = failures.readable(_without_our_frames(error))
         reason = reason or failures.line_of(error)
-        if number >= retry.attempts or not is_for_later:
+        if number >= retry.attempts or not may_retry:
             return Ending(RunState.FAILED, outcome, reason, error=error)
         return Ending(RunState.RETRYING, outcome, reason, error=error, wait=wait)
 
     def _abandon(self) -> None:
         if not self._ended and self._stop is not None:
             self._context.run(logger.warning, f"{self.task.name} did not stop when asked to, and was given up")
-            self._context.run(self._report, self._stop)
+            self._context.run(self._log_ending, self._stop)
             self._end(self._stop)
 
     def _end(self, ending: Ending) -> None:
@@ -237,7 +244,7 @@ class Attempt:
         for timer in self._timers:
             timer.cancel()
         self.state.loops.close()
-        if ending.state != RunState.SUCCEEDED:  # a thread, a coroutine or a part of it may still go on
+        if ending.state != RunState.SUCCEEDED:  # a thread or a coroutine of the attempt may still go on
             seal(self.state)
         self._on_end(self, ending)
 
@@ -246,7 +253,7 @@ class Attempt:
 
 
 def _as_json(result: Any) -> Any:
-    """A result that JSON can't hold is described: whatever it is, the body has succeeded."""
+    """The result as JSON values. A result that can't be stored is described in a text: the run has succeeded anyway."""
     if result is None:
         return None
     try:
@@ -255,22 +262,22 @@ def _as_json(result: Any) -> Any:
         encoded = to_json(result, inf_nan_mode="strings", fallback=repr)
         return json.loads(encoded) if len(encoded) <= LARGEST_RESULT else _beginning(encoded.decode(errors="replace"))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's object may raise anything
-        kind, shown = type(result).__name__, escaping.echoed(result, LONGEST_DESCRIPTION)
-        return f"a result of type {kind} that can't be kept as JSON ({failures.line_of(error)}): {shown}"
+        type_name, text = type(result).__name__, escaping.echoed(result, LONGEST_DESCRIPTION)
+        return f"a result of type {type_name} that can't be kept as JSON ({failures.line_of(error)}): {text}"
 
 
 def _is_large(result: Any) -> bool:
-    """Whether it is so large that it must not even be encoded, as far as that can be seen without recursion."""
-    left, waiting = LARGEST_RESULT, [result]
-    while waiting:
-        value = waiting.pop()
+    """Whether the texts and containers in the result are so large that it must not be encoded. Needs no recursion."""
+    bytes_left, unread = LARGEST_RESULT, [result]
+    while unread:
+        value = unread.pop()
         if isinstance(value, _TEXTS):
-            left -= len(value)
+            bytes_left -= len(value)
         elif isinstance(value, _CONTAINERS):
-            left -= 2 * len(value)
-            if left >= 0:
-                waiting += value.values() if isinstance(value, dict) else value
-        if left < 0:
+            bytes_left -= 2 * len(value)
+            if bytes_left >= 0:
+                unread += value.values() if isinstance(value, dict) else value
+        if bytes_left < 0:
             return True
     return False
 
@@ -283,9 +290,9 @@ def _beginning(encoded: str) -> str:
 _OURS = {function.__code__.co_filename for function in (call, ThreadPool.run)}
 
 
-def _below_us(error: BaseException) -> BaseException:
-    """Our frames at the top of its traceback say nothing to the author."""
-    below = error.__traceback__
-    while below is not None and below.tb_frame.f_code.co_filename in _OURS:
-        below = below.tb_next
-    return error.with_traceback(below)
+def _without_our_frames(error: BaseException) -> BaseException:
+    """The error with a traceback that begins with the author's code."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in _OURS:
+        frames = frames.tb_next
+    return error.with_traceback(frames)

@@ -1,4 +1,4 @@
-"""What the dispatcher needs of an engine, which carries the runs that a node has claimed."""
+"""The protocol of engines: what the dispatcher needs of the object that executes the runs of a node."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ class Engine(Protocol):
     """Executes the runs that its node claims. LocalEngine does so in this process."""
 
     claiming: asyncio.Lock
-    """Held from the transaction that claims runs until `launch` has got them."""
+    """Held from the begin of a transaction that claims runs until `launch` was called with them."""
 
     losses: int
-    """How often the node has lost its lease."""
+    """How often this node has lost its lease."""
 
     @property
     def capacity(self) -> Capacity:
-        """How many more runs the engine can take now."""
+        """How many more runs the engine can execute now."""
 
     def may_work(self) -> bool:
-        """Whether the node holds its lease. While it does not, nothing may be claimed."""
+        """Whether the node holds its lease. While it does not, the node may claim nothing."""
 
     def launch(self, claimed: Sequence[Claimed], losses: int) -> None:
         """Start runs that the node has claimed. `losses`: the value of `losses` before it claimed them.
 
-        Where the lease was lost since, another node may hold these runs, so their attempts end at once.
+        If the lease was lost in between, another node may hold these runs, so their attempts end at once.
         """
 
     def wake(self) -> None:
         """Look for runs that may start now. Returns at once."""
 
     def recheck_claims(self) -> None:
-        """Look into the ledger for runs that this node holds without knowing it.
+        """Have the ledger searched for runs that this node holds without knowing it. Returns at once.
 
-        To be called after a transaction that failed: its COMMIT may have gone through without a reply.
+        Call it after a claiming transaction has failed: its COMMIT may have succeeded although no reply came.
         """

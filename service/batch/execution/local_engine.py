@@ -1,4 +1,4 @@
-"""The local engine: runs execute in this process, claimed from the ledger as there is room."""
+"""The local engine claims runs from the ledger and executes them in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.batch.context import fencing
 from service.batch.context.lease import LOST
 from service.batch.execution import write_buffer
 from service.batch.execution.attempt import Attempt, Ending
-from service.batch.execution.write_buffer import Entry, Journal
+from service.batch.execution.write_buffer import Group, WriteBuffer
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
@@ -32,16 +32,18 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 GROUP_SECONDS = 0.01
+"""How long the engine waits for further attempts to end, in order to write their outcomes together."""
 FLUSH_SECONDS = 0.25
+"""How often the log lines and the progress of running attempts are written."""
 LONGEST_PAUSE = 5.0
 REACT_SECONDS = 0.5
-"""How long an interrupted run may take to end by itself, when the service stops."""
+"""How long an interrupted run may take to end by itself when the service stops."""
 WRITE_SECONDS = 1.0
-"""How long the ledger may take, when the service stops, to be told what is left."""
+"""How long writing the last outcomes to the ledger may take when the service stops."""
 
 
 class LocalEngine(Background):
-    """Claims runs, executes them, and writes how they ended in groups."""
+    """Claims runs, executes them, and writes their outcomes in groups."""
 
     def __init__(
         self,
@@ -53,34 +55,33 @@ class LocalEngine(Background):
         claims: bool = True,
         may_work: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`may_work`: whether this node holds its lease. While it does not, it claims nothing, and no run commits."""
+        """`max_running`, `max_threads`: how many runs at once, and how many of them in threads. `claims=False`: execute
+        only the runs that are launched. `may_work`: whether this node holds its lease; without it no run commits.
+        """
         self._database = database
         self._tasks = tasks
         self._max_running = max_running
         self._node = node
         self._threads = ThreadPool(max_threads)
         self._take_over = partial(fencing.take_over, database)
-        self._journal = Journal(node)
+        self._buffer = WriteBuffer(node)
         self._attempts: dict[str, Attempt] = {}
-        self._over: dict[str, asyncio.Event] = {}
+        self._written_events: dict[str, asyncio.Event] = {}
         self._wake, self._all_ended, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._is_claiming, self.may_work = claims, may_work
-        self._is_draining = self.is_in_doubt = False
+        self._is_draining = self.is_recheck_due = False
         self.losses = 0
-        """How often this node has lost its lease. What was claimed across a loss may be somebody else's by now."""
+        """How often this node has lost its lease. Another node may hold runs that were claimed before a loss."""
         self.claiming = asyncio.Lock()
-        """Held from a claim's transaction to the launch of what it claimed, so that nobody takes it for lost."""
+        """Held from a claiming transaction until its runs were launched, so that a recheck does not launch them too."""
 
     def wake(self) -> None:
-        """Look for claimable runs now."""
+        """Look for claimable runs now. Returns at once."""
         self._wake.set()
 
     def on_changes(self, changes: LedgerChanges) -> None:
-        """Claim the runs that may start, and stop those that this node is asked to stop.
-
-        The engine does not ask the ledger for either by itself.
-        """
+        """Claim the runs that may start, and stop the runs of this node that a person has cancelled or paused."""
         if changes.is_claimable:
             self.wake()
         requests = {(request.run, request.fence): request for request in changes.requests}
@@ -89,18 +90,20 @@ class LocalEngine(Background):
                 (attempt.pause if request.is_pause else attempt.cancel)(request.reason)
 
     def recheck_claims(self) -> None:
-        """Look into the ledger for runs that this node holds without knowing it: a COMMIT may have had no reply."""
-        self.is_in_doubt = True
+        """Have the ledger searched for runs that this node holds without knowing it. Returns at once."""
+        self.is_recheck_due = True
         self.wake()
 
     @property
     def capacity(self) -> Capacity:
+        """How many more runs the engine can execute now. None while it claims nothing."""
         if not self._is_claiming or not self.may_work():
             return Capacity(0, 0)
         return Capacity(self._max_running - len(self._attempts), self._threads.free)
 
     @property
     def running(self) -> int:
+        """How many runs execute, or have ended and are not written yet."""
         return len(self._attempts)
 
     @property
@@ -108,39 +111,37 @@ class LocalEngine(Background):
         return list(self._attempts.values())
 
     def launch(self, claimed: Sequence[Claimed], losses: int | None = None) -> None:
-        """Start what this node has claimed. `losses`: what that was before it did."""
-        for one in claimed:
-            task = self._tasks[one.task]
-            if one.id in self._attempts:  # its fence was lost meanwhile
-                self._attempts[one.id].give_up(LOST)
-            attempt = Attempt(one, task, self._threads, self._ended, self._take_over, self.may_work)
-            self._attempts[one.id] = attempt
+        """Start runs that this node has claimed. `losses`: the value of `losses` before it claimed them."""
+        for run in claimed:
+            task = self._tasks[run.task]
+            if run.id in self._attempts:  # this node had lost the run, and has claimed it again
+                self._attempts[run.id].give_up(LOST)
+            attempt = Attempt(run, task, self._threads, self._on_end, self._take_over, self.may_work)
+            self._attempts[run.id] = attempt
             attempt.start()
-            if self._is_draining:  # claimed while the drain began
+            if self._is_draining:  # the drain began during the claim
                 attempt.interrupt("the service stopped")
-            elif not self.may_work() or losses not in (None, self.losses):  # the process was frozen meanwhile
+            elif not self.may_work() or losses not in (None, self.losses):  # the lease was lost during the claim
                 attempt.give_up(LOST)
         if claimed:
             self._idle.clear()
             self.wake()
 
     def give_up(self) -> None:
-        """End all attempts at once: this node has lost its lease. What they report goes by their fences."""
+        """End all attempts at once, because this node has lost its lease. Fences decide which outcomes are written."""
         self.losses += 1
         for attempt in self.attempts:
             attempt.give_up(LOST)
 
     def begin_drain(self) -> None:
-        """Claim nothing more, from now on. Runs stop at their next checkpoint."""
+        """Claim nothing more from now on, and ask the running runs to stop at their next checkpoint."""
         self._is_claiming, self._is_draining = False, True
         for attempt in self._attempts.values():
             attempt.state.ask_to_stop("the service stops")
 
     async def drain(self, seconds: float) -> bool:
-        """Let runs end for so long, then interrupt them; return when all is written (True), or can't be.
-
-        What comes after `seconds` is over before the watchdog ends the process (`watchdog.GRACE_SECONDS`).
-        """
+        """Wait up to `seconds` until the runs end, then interrupt them. Returns whether all outcomes were written."""
+        # What follows after `seconds` takes less time than the watchdog grants (loop_watchdog.GRACE_SECONDS).
         self.begin_drain()
         if await self._is_idle_within(seconds):
             return True
@@ -156,21 +157,20 @@ class LocalEngine(Background):
         await super().stop()
         self._threads.close()
 
-    async def until_over(self, run_id: str) -> None:
-        """Return when this node has written how the run ended."""
+    async def until_written(self, run_id: str) -> None:
+        """Wait until this node has written the outcome of its attempt of the run."""
         while run_id in self._attempts:
-            over = self._over.setdefault(run_id, asyncio.Event())
-            await over.wait()
+            await self._written_events.setdefault(run_id, asyncio.Event()).wait()
 
     async def _is_idle_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
         return self._idle.is_set()
 
-    def _ended(self, attempt: Attempt, ending: Ending) -> None:
-        """Its row stays `running`, and takes up room, until the ending is written."""
-        self._journal.ended(attempt, ending)
-        if self._journal.waiting == len(self._attempts):
+    def _on_end(self, attempt: Attempt, ending: Ending) -> None:
+        """Buffer how an attempt ended. Its run stays `running`, and counts for the capacity, until that is written."""
+        self._buffer.add_ending(attempt, ending)
+        if self._buffer.waiting == len(self._attempts):
             self._all_ended.set()
         self.wake()
 
@@ -180,26 +180,25 @@ class LocalEngine(Background):
             try:
                 await self._turn(is_woken=await self._until_needed())
                 pause = 0.1
-            except Exception as error:  # the background loop's boundary: a bad turn must not end the engine
-                known = isinstance(error, DBAPIError | DatabaseError | OSError)
-                cause = self._database.why(error) if known else str(error).split("\n")[0]
-                logger.error(
-                    f"writing to the ledger failed, again in {pause:.1f} s: {cause}", exc_info=None if known else error
-                )
-                self.is_in_doubt = True
+            except Exception as error:  # the background loop's boundary: a failed turn must not end the engine
+                is_expected = isinstance(error, DBAPIError | DatabaseError | OSError)
+                cause = self._database.why(error) if is_expected else str(error).split("\n")[0]
+                text = f"writing to the ledger failed, the next attempt is in {pause:.1f} s: {cause}"
+                logger.error(text, exc_info=None if is_expected else error)
+                self.is_recheck_due = True
                 await asyncio.sleep(pause)
                 pause = min(LONGEST_PAUSE, pause * 2)
                 self.wake()
 
     async def _until_needed(self) -> bool:
-        """Until something ended or was queued; or, with False, until it is time to flush logs."""
+        """Wait until the engine is woken (returns True), or until logs and progress have to be written (False)."""
         try:
             async with asyncio.timeout(FLUSH_SECONDS if self._attempts else None):
                 await self._wake.wait()
         except TimeoutError:
             return False
         self._wake.clear()
-        if self._journal.waiting < len(self._attempts):
+        if self._buffer.waiting < len(self._attempts):
             self._all_ended.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GROUP_SECONDS):
@@ -207,68 +206,67 @@ class LocalEngine(Background):
         return True
 
     async def _turn(self, is_woken: bool = True) -> None:
-        """Write a group, and claim what there is room for, in one transaction."""
-        entry = self._journal.take(self._attempts.values())
-        # Decided once: a look for lost claims without `claiming` would find what others here are about to launch.
-        in_doubt, self.is_in_doubt = self.is_in_doubt, False
+        """Write a group and claim as many runs as the capacity allows, in one transaction."""
+        group = self._buffer.take(self._attempts.values())
+        # Read once: a recheck without the lock `claiming` would find runs that the dispatcher is about to launch.
+        rechecks, self.is_recheck_due = self.is_recheck_due, False
         try:
-            if in_doubt:
+            if rechecks:
                 async with self.claiming:
-                    await self._write_group(entry, in_doubt=True)
-            elif entry or (is_woken and self.capacity.runs > 0 and await self._has_claimable()):
-                await self._write_group(entry)
+                    await self._write_group(group, rechecks=True)
+            elif group or (is_woken and self.capacity.runs > 0 and await self._has_claimable()):
+                await self._write_group(group)
         except BaseException:
-            self._journal.put_back(entry)
-            self.is_in_doubt |= in_doubt
+            self._buffer.put_back(group)
+            self.is_recheck_due |= rechecks
             raise
-        if self._journal.waiting:
+        if self._buffer.waiting:
             self.wake()
 
-    async def _write_group(self, entry: Entry, in_doubt: bool = False) -> None:
+    async def _write_group(self, group: Group, rechecks: bool = False) -> None:
         try:
-            await self._write(entry, in_doubt=in_doubt)
+            await self._write(group, rechecks=rechecks)
         except DBAPIError as error:
             if not troubles.is_refused(error):
                 raise
-            # Another node took the `exclusive` of what was to be claimed; or a row that can't be stored is among them.
-            logger.warning(
-                f"nothing is claimed in this turn, another node may have been first: {str(error).splitlines()[0]}"
-            )
-            self.is_in_doubt |= in_doubt
+            # Another node runs a run with the `exclusive` of one that was to be claimed, or a row can't be stored.
+            cause = str(error).splitlines()[0]
+            logger.warning(f"nothing is claimed in this turn, another node may have been first: {cause}")
+            self.is_recheck_due |= rechecks
             try:
-                await self._write(entry, claim=False)
-            except DBAPIError as again:
-                if not troubles.is_refused(again):
+                await self._write(group, claim=False)
+            except DBAPIError as second_error:
+                if not troubles.is_refused(second_error):
                     raise
-                await self._write_one_by_one(entry)
+                await self._write_one_by_one(group)
             self.wake()
 
-    async def _write_one_by_one(self, entry: Entry) -> None:
-        for part in entry.parts():
+    async def _write_one_by_one(self, group: Group) -> None:
+        for part in group.parts():
             try:
                 await self._write(part, claim=False)
             except DBAPIError as error:
                 if not troubles.is_refused(error):
                     raise
                 logger.error(f"{part} can't be stored as it is: {str(error).splitlines()[0]}")
-                await self._write(part.bare(), claim=False)
+                await self._write(part.states_only(), claim=False)
 
     async def _has_claimable(self) -> bool:
-        """What is due may be waiting for a run that goes on: then no transaction is worth while."""
+        """Whether a run may start. Due runs may wait for another run to end; then no transaction is begun."""
         async with self._database.reader.connect() as connection:
             return bool((await claiming.startable(connection, self._tasks, self.capacity))[1])
 
-    async def _write(self, entry: Entry, claim: bool = True, in_doubt: bool = False) -> None:
-        await entry.prepare()
+    async def _write(self, group: Group, claim: bool = True, rechecks: bool = False) -> None:
+        await group.prepare()
         async with self._database.engine.begin() as connection:
-            bounced = await entry.write(connection)
+            bounced = await group.write(connection)
             losses = self.losses
-            claimed = await self._claim(connection, freed=len(entry.outcomes)) if claim else []
-            if in_doubt:
+            claimed = await self._claim(connection, freed=len(group.outcomes)) if claim else []
+            if rechecks:
                 held = await claiming.held_by(connection, self._node)
                 known = {(attempt.claimed.id, attempt.claimed.fence) for attempt in self._attempts.values()}
-                claimed += [one for one in held if (one.id, one.fence) not in known and one not in claimed]
-        self._written(entry.outcomes, bounced)
+                claimed += [run for run in held if (run.id, run.fence) not in known and run not in claimed]
+        self._on_written(group.outcomes, bounced)
         self.launch(claimed, losses)
 
     async def _claim(self, connection: AsyncConnection, freed: int) -> list[Claimed]:
@@ -279,22 +277,22 @@ class LocalEngine(Background):
             self.wake()
         return claimed
 
-    def _written(self, outcomes: list[Outcome], bounced: list[Outcome]) -> None:
+    def _on_written(self, outcomes: list[Outcome], bounced: list[Outcome]) -> None:
+        """Forget the attempts whose outcomes were written, or refused (`bounced`), and log them."""
         lost = {outcome.id for outcome in bounced}
         for outcome in outcomes:
             attempt = self._attempts.get(outcome.id)
             if attempt is None or attempt.claimed.fence != outcome.fence:
-                continue  # it was written already, before a failure that had its group written again
+                continue  # an earlier write of this group had succeeded although it seemed to fail
             del self._attempts[outcome.id]
-            if (over := self._over.pop(outcome.id, None)) is not None:
-                over.set()
+            if (written := self._written_events.pop(outcome.id, None)) is not None:
+                written.set()
             if outcome.id in lost:
-                logger.error(
-                    f"{attempt.task.name}: another node holds run {outcome.id}; what it did here is not recorded"
-                )
+                text = f"another node holds run {outcome.id}; what it did here is not recorded"
+                logger.error(f"{attempt.task.name}: {text}")
             elif outcome.state == RunState.RETRYING and outcome.due_at is not None:
                 wait = (outcome.due_at - outcome.ended_at).total_seconds()
                 asyncio.get_running_loop().call_later(wait, self.wake)
         if not self._attempts:
             self._idle.set()
-        write_buffer.tell([outcome for outcome in outcomes if outcome.id not in lost])
+        write_buffer.log_outcomes([outcome for outcome in outcomes if outcome.id not in lost])

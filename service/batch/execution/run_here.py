@@ -1,4 +1,4 @@
-"""A run that a person asked for, executed in the process that asked."""
+"""Run here: a run that a person starts, executed in the process of the command itself."""
 
 from __future__ import annotations
 
@@ -24,18 +24,22 @@ from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
-AGAIN_SECONDS = 0.5
+RETRY_SECONDS = 0.5
+"""The wait between two tries to start a run whose task is active elsewhere."""
 
 
-def checked(task: Task, given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a person gave for the parameters of `run()`, as the ledger stores it. Raises InvalidParameters."""
-    if SLOT in given:
+def checked_parameters(task: Task, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The parameters of `run()` that a person has given, in the form in which the ledger stores them.
+
+    Raises InvalidParameters.
+    """
+    if SLOT in parameters:
         raise InvalidParameters(f"parameter {SLOT}: it is the run's slot, so give it as --slot")
-    return task.parameters.to_json(given) or None
+    return task.parameters.to_json(parameters) or None
 
 
 class ManualRun:
-    """One run of `task` on `node`. It is written as running at once, so no other node can claim it in between."""
+    """One run of `task` on the node with the id `node`. It is inserted as running, so no other node can claim it."""
 
     def __init__(self, database: Database, engine: LocalEngine, task: Task, node: str) -> None:
         self.id = new_id()
@@ -45,41 +49,42 @@ class ManualRun:
         self._node = node
 
     async def execute(
-        self, given: Mapping[str, Any], slot: datetime | None, requested_by: str | None
+        self, parameters: Mapping[str, Any], slot: datetime | None, requested_by: str | None
     ) -> dict[str, Any]:
-        """Run it to its end, retries included; returns its row. Raises InvalidParameters before anything is written.
+        """Execute the run to its end, retries included, and return its row by column name.
 
-        Where another run of the task is active and overlap is not allowed, it waits for that one.
+        If another run of the task is active and the task may not overlap, it first waits for that run to end. Raises
+        InvalidParameters before anything is written.
         """
-        await self._start(checked(self._task, given), slot, requested_by)
+        await self._start(checked_parameters(self._task, parameters), slot, requested_by)
         while True:
-            await self._engine.until_over(self.id)
+            await self._engine.until_written(self.id)
             row = await self._row()
             if row["state"] in FINAL or row["state"] == RunState.INTERRUPTED:
                 return row
-            await self._start_again(row)
+            await self._start_retry(row)
 
     async def _start(self, params: dict[str, Any] | None, slot: datetime | None, by: str | None) -> None:
-        told = False
+        has_logged = False
         while True:
             try:
                 async with self._engine.claiming:
                     async with self._database.engine.begin() as connection:
                         losses = self._engine.losses
-                        new = self._new(params, slot, by, await database_time.now_of(connection))
-                        new.lane = await self._lane(connection)
-                        await runs.insert(connection, [new])
-                    self._engine.launch([runs.claimed_from(new)], losses)
+                        new_run = self._new_run(params, slot, by, await database_time.now_of(connection))
+                        new_run.lane = await self._lane(connection)
+                        await runs.insert(connection, [new_run])
+                    self._engine.launch([runs.claimed_from(new_run)], losses)
                 return
             except IntegrityError:
-                if not told:
+                if not has_logged:
                     logger.info(f"another run of {self._task.name} is active; waiting for its end")
-                told = True
-                await asyncio.sleep(AGAIN_SECONDS)
+                has_logged = True
+                await asyncio.sleep(RETRY_SECONDS)
 
-    def _new(self, params: dict[str, Any] | None, slot: datetime | None, by: str | None, now: datetime) -> NewRun:
+    def _new_run(self, params: dict[str, Any] | None, slot: datetime | None, by: str | None, now: datetime) -> NewRun:
         task = self._task
-        new = NewRun.running(
+        new_run = NewRun.running(
             self._node,
             task.name,
             slot,
@@ -89,11 +94,11 @@ class ManualRun:
             params=params,
             requested_by=by,
         )
-        new.id = self.id
-        return new
+        new_run.id = self.id
+        return new_run
 
-    async def _start_again(self, row: dict[str, Any]) -> None:
-        """A retry, once it is due. A service that runs beside this process may take it; then there is nothing to do."""
+    async def _start_retry(self, row: dict[str, Any]) -> None:
+        """Start the retry of the run if it is due, otherwise wait a little. A service may claim the retry instead."""
         async with self._engine.claiming:
             async with self._database.engine.begin() as connection:
                 losses = self._engine.losses
@@ -102,25 +107,25 @@ class ManualRun:
                 claimed = await self._claim(connection, now) if is_due else []
             self._engine.launch(claimed, losses)
         if not claimed:
-            left = (row["due_at"] - now).total_seconds()
-            await asyncio.sleep(min(AGAIN_SECONDS, left) if left > 0 else AGAIN_SECONDS)
+            seconds_left = (row["due_at"] - now).total_seconds()
+            await asyncio.sleep(min(RETRY_SECONDS, seconds_left) if seconds_left > 0 else RETRY_SECONDS)
 
     async def _claim(self, connection: AsyncConnection, now: datetime) -> list[Claimed]:
-        """None when another run of the task is running."""
+        """Claim the run. Returns an empty list if another run of the task is running, or a service was first."""
         try:
             async with connection.begin_nested():
-                taken = {self.id: await self._lane(connection)}
-                return await transitions.claim(connection, [self.id], self._node, now, taken)
+                lanes = {self.id: await self._lane(connection)}
+                return await transitions.claim(connection, [self.id], self._node, now, lanes)
         except IntegrityError:
             return []
 
     async def _lane(self, connection: AsyncConnection) -> int:
-        """One that is empty; or one that is not, which the database refuses."""
+        """The number of a free lane. If none is free it returns 1, and the database then refuses the run."""
         name, number = self._task.exclusive, self._task.lanes
         if name is None or number == 1:
             return 1
-        empty = (await concurrency.free(connection, {name: number}))[name]
-        return empty[0] if empty else 1
+        free_lanes = (await concurrency.free(connection, {name: number}))[name]
+        return free_lanes[0] if free_lanes else 1
 
     async def _row(self) -> dict[str, Any]:
         async with self._database.reader.connect() as connection:

@@ -1,4 +1,4 @@
-"""What a node still has to write about its runs: how they ended, what they logged, how far they are."""
+"""The write buffer: outcomes, log lines and progress of a node's runs, which are written to the ledger in groups."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ from service.concurrency.offload import offload
 from service.logs import get_logger
 
 GROUP_LIMIT = 1_000
+"""How many outcomes are written in one transaction, at most."""
 MOST_BYTES = 32_000_000
-"""Of lines that wait for the ledger, all runs together. What comes then waits in its run, and is bounded there."""
+"""Bytes of log lines of all runs in the buffer, at most. Further lines stay in the log buffers of their attempts."""
 PROGRESS_SECONDS = 0.5
+"""How often the progress of the runs is written, in seconds."""
 FEW = 20
+"""Up to this number of outcomes each is logged in a line of its own."""
 
 logger = get_logger("service.batch")
 
 
 @dataclass
-class Entry:
-    """One group, written in one transaction."""
+class Group:
+    """The outcomes, log blocks and progress that are written in one transaction."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     progress: list[dict[str, Any]] = field(default_factory=list)
     packed: list[dict[str, Any]] = field(default_factory=list)
+    """The blocks as rows with compressed lines, once `prepare` has made them."""
 
     def __bool__(self) -> bool:
         return bool(self.outcomes or self.blocks or self.progress)
@@ -45,42 +49,45 @@ class Entry:
         ends = [f"the end of run {outcome.id}" for outcome in self.outcomes]
         return ", ".join(ends + [f"lines of run {block.run}" for block in self.blocks])
 
-    def parts(self) -> Iterator[Entry]:
-        """Each of its rows for itself, but for the progress, which is of the moment."""
-        yield from (Entry(outcomes=[outcome]) for outcome in self.outcomes)
-        yield from (Entry(blocks=[block]) for block in self.blocks)
+    def parts(self) -> Iterator[Group]:
+        """A group for each outcome and each block. The progress is left out: it is reported again later."""
+        yield from (Group(outcomes=[outcome]) for outcome in self.outcomes)
+        yield from (Group(blocks=[block]) for block in self.blocks)
 
-    def bare(self) -> Entry:
-        """What must be written in any case: the states."""
-        lost = "its result or error can't be stored"
-        return Entry(
+    def states_only(self) -> Group:
+        """The outcomes without their results, errors and messages, which could not be stored."""
+        reason = "its result or error can't be stored"
+        return Group(
             [
-                replace(o, result=None, error=None, message=None, reason=lost if o.state == RunState.FAILED else None)
+                replace(o, result=None, error=None, message=None, reason=reason if o.state == RunState.FAILED else None)
                 for o in self.outcomes
             ]
         )
 
     async def prepare(self) -> None:
-        """Compress the lines, before a transaction is open."""
+        """Compress the log lines. Call it before the transaction begins."""
         self.packed = await offload(run_logs.pack, self.blocks) if self.blocks else []
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
-        """Returns the outcomes that bounced, because another node holds their run."""
+        """Write the group in the caller's transaction. Returns the outcomes whose runs another node holds."""
         bounced = await transitions.finish(connection, await self._due_by_the_ledger(connection))
         await run_logs.write(connection, self.packed)
         await runs.mirror_progress(connection, self.progress)
         return bounced
 
     async def _due_by_the_ledger(self, connection: AsyncConnection) -> list[Outcome]:
-        """What goes on later is claimed by the ledger's time, and that may have stepped while the attempt went on."""
+        """The outcomes, with the instants of retries and resumes by database time.
+
+        The clock of the database may have been set while the attempt went on.
+        """
         if all(outcome.due_at is None for outcome in self.outcomes):
             return self.outcomes
         now = await database_time.now_of(connection)
         return [replace(o, due_at=now + (o.due_at - o.ended_at)) if o.due_at else o for o in self.outcomes]
 
 
-class Journal:
-    """Collects between two groups. What could not be written is put back, and goes with the next one."""
+class WriteBuffer:
+    """Collects what the next group will write. A group that could not be written is put back."""
 
     def __init__(self, node: str) -> None:
         self._node = node
@@ -91,33 +98,36 @@ class Journal:
 
     @property
     def waiting(self) -> int:
-        """Outcomes that are not written yet."""
+        """The number of outcomes that are not written yet."""
         return len(self._outcomes)
 
-    def ended(self, attempt: Attempt, ending: Ending) -> None:
-        self._keep(_blocks(attempt, attempt.state.log.take_lines if self._has_room else attempt.state.log.drop_lines))
+    def add_ending(self, attempt: Attempt, ending: Ending) -> None:
+        """Add the outcome of an attempt that has ended, and its last log lines."""
+        log = attempt.state.log
+        self._add_blocks(_blocks(attempt, log.drop_lines if self._is_full else log.take_lines))
         self._outcomes.append(_outcome(attempt, ending, self._node))
 
-    def take(self, attempts: Iterable[Attempt]) -> Entry:
-        """The next group: outcomes up to a limit, and what the running attempts have logged since."""
+    def take(self, attempts: Iterable[Attempt]) -> Group:
+        """The next group: up to GROUP_LIMIT outcomes, and the new log lines and progress of `attempts`."""
         running = list(attempts)
         for attempt in running:
-            if self._has_room:
-                self._keep(_blocks(attempt, attempt.state.log.take_lines))
+            if not self._is_full:
+                self._add_blocks(_blocks(attempt, attempt.state.log.take_lines))
         outcomes, self._outcomes = self._outcomes[:GROUP_LIMIT], self._outcomes[GROUP_LIMIT:]
         blocks, self._blocks, self._bytes = self._blocks, [], 0
-        return Entry(outcomes, blocks, self._take_progress(running))
+        return Group(outcomes, blocks, self._take_progress(running))
 
-    def put_back(self, entry: Entry) -> None:
-        self._outcomes = entry.outcomes + self._outcomes
+    def put_back(self, group: Group) -> None:
+        """Put a group that could not be written in front of what was collected since."""
+        self._outcomes = group.outcomes + self._outcomes
         newer, self._blocks, self._bytes = self._blocks, [], 0
-        self._keep(entry.blocks + newer)
+        self._add_blocks(group.blocks + newer)
 
     @property
-    def _has_room(self) -> bool:
-        return self._bytes < MOST_BYTES
+    def _is_full(self) -> bool:
+        return self._bytes >= MOST_BYTES
 
-    def _keep(self, blocks: list[Block]) -> None:
+    def _add_blocks(self, blocks: list[Block]) -> None:
         self._blocks += blocks
         self._bytes += sum(block.size for block in blocks)
 
@@ -129,28 +139,28 @@ class Journal:
 
 
 def progress_of(attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
-    """What `runs.mirror_progress` has to be told of these attempts since it was told last."""
-    made = [(attempt, attempt.state.meter.take()) for attempt in attempts]
+    """The rows for `runs.mirror_progress`: one for each attempt with progress that was not taken yet."""
+    taken = [(attempt, attempt.state.meter.take()) for attempt in attempts]
     return [
         {"id": attempt.claimed.id, "fence": attempt.claimed.fence, "rate": new.rate, **_progress(attempt, new)}
-        for attempt, new in made
+        for attempt, new in taken
         if new is not None
     ]
 
 
 def _blocks(attempt: Attempt, take: Callable[[], list[LogLine]]) -> list[Block]:
-    """`take`: how its run gives its lines."""
-    claimed, made = attempt.claimed, []
+    """The lines of an attempt in blocks. `take`: the method of its log buffer that returns them."""
+    claimed, blocks = attempt.claimed, []
     for lines in run_logs.split(take()):
-        made.append(Block(claimed.id, claimed.fence, claimed.attempt, attempt.lines_taken, lines))
+        blocks.append(Block(claimed.id, claimed.fence, claimed.attempt, attempt.lines_taken, lines))
         attempt.lines_taken += len(lines)
-    return made
+    return blocks
 
 
 def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
     claimed, ended_at = attempt.claimed, attempt.ledger_time()
-    interrupted = ending.state == RunState.INTERRUPTED
-    is_over = ending.wait is None and not interrupted
+    is_interrupted = ending.state == RunState.INTERRUPTED
+    is_final = ending.wait is None and not is_interrupted
     return Outcome(
         id=claimed.id,
         fence=claimed.fence,
@@ -164,30 +174,33 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         reason=ending.reason,
         result=ending.result,
         error=failures.facts_of(ending.error) if ending.error else None,
-        due_at=None if is_over else ended_at + timedelta(seconds=ending.wait or 0),
-        rank=Rank.INTERRUPTED if interrupted else None,
+        due_at=None if is_final else ended_at + timedelta(seconds=ending.wait or 0),
+        rank=Rank.INTERRUPTED if is_interrupted else None,
         **_progress(attempt, attempt.state.meter.latest()),
     )
 
 
-def _progress(attempt: Attempt, made: Progress | None) -> dict[str, Any]:
-    """The values of PROGRESS_COLUMNS, if something was said."""
-    if made is None:
+def _progress(attempt: Attempt, progress: Progress | None) -> dict[str, Any]:
+    """The values of PROGRESS_COLUMNS by column name. Empty if the attempt has reported no progress."""
+    if progress is None:
         return {}
-    since, at = attempt.claimed.attempt_started_at, None
-    if made.age is not None:
-        at = max(since, attempt.ledger_time() - timedelta(seconds=made.age))
+    started_at, at = attempt.claimed.attempt_started_at, None
+    if progress.age is not None:
+        at = max(started_at, attempt.ledger_time() - timedelta(seconds=progress.age))
     return {
-        "count": made.done,
-        "total": made.total,
-        "count_before": made.before,
-        "message": made.message,
+        "count": progress.done,
+        "total": progress.total,
+        "count_before": progress.before,
+        "message": progress.message,
         "progress_at": at,
     }
 
 
-def tell(outcomes: list[Outcome]) -> None:
-    """A line for each run where they are few; else one for all. Those that went wrong have said so themselves."""
+def log_outcomes(outcomes: list[Outcome]) -> None:
+    """Log a line for each run that has succeeded; for more than FEW outcomes one line with their numbers.
+
+    An attempt that did not succeed has logged its own line.
+    """
     if len(outcomes) > FEW:
         counts = Counter(outcome.outcome for outcome in outcomes)
         logger.info(", ".join(f"{number:,} runs {outcome}" for outcome, number in counts.items()))

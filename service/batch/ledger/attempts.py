@@ -1,4 +1,4 @@
-"""Queries on attempts that have ended. The attempt that is going on stands on the row of its run."""
+"""Queries on attempts that have ended. An attempt that is still running is kept in the row of its run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ COLUMNS = ("run", "fence", "number", "node", "started_at", "ended_at", "outcome"
 
 @dataclass(slots=True)
 class Outcome:
-    """How one attempt ended, and the state that follows for its run.
+    """How one attempt ended, and the next state of its run.
 
-    `id` is the run's, `number` the attempt's. `due_at`: when the run may start again, if it goes on.
+    `id`: of the run. `number`: of the attempt, from 1. `outcome`: a word for the attempt, such as "lost". `due_at`: the
+    instant at which a run that goes on may start again; None: the run has ended. All instants are aware.
     """
 
     id: str
@@ -52,15 +53,15 @@ async def record(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> No
 
 
 async def unrecorded(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those of these that are not in the ledger. One that is there was written by a COMMIT whose reply was lost."""
-    known = select(attempts.c.run, attempts.c.fence, attempts.c.outcome).where(
+    """Those of `outcomes` that are not in the ledger. The others were written by a COMMIT whose reply was lost."""
+    statement = select(attempts.c.run, attempts.c.fence, attempts.c.outcome).where(
         attempts.c.run.in_([outcome.id for outcome in outcomes])
     )
-    there = {tuple(row) for row in await connection.execute(known)}
-    return [outcome for outcome in outcomes if (outcome.id, outcome.fence, outcome.outcome) not in there]
+    recorded = {tuple(row) for row in await connection.execute(statement)}
+    return [outcome for outcome in outcomes if (outcome.id, outcome.fence, outcome.outcome) not in recorded]
 
 
 async def of_run(connection: AsyncConnection, run: str) -> list[dict[str, Any]]:
-    """The attempts of a run that have ended, oldest first."""
+    """The attempts of a run that have ended, oldest first, as rows by column name."""
     statement = select(attempts).where(attempts.c.run == run).order_by(attempts.c.fence)
     return [dict(row) for row in (await connection.execute(statement)).mappings()]

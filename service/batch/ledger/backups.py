@@ -1,8 +1,8 @@
-"""batch_backups: what is known of each backup beside what its file says. A row is a name in a place.
+"""Queries on batch_backups: what is known of each backup. Each row is about one backup (its name) in one place.
 
-Facts come from the file, and are written anew whenever it is read. What was done with it (verified, restored), and what
-its manifest hashed to when we made it, is here only, so a lost ledger loses it. Each function is one statement: the
-database decides races.
+Facts are read from the file of the backup, and written again each time it is read. When the backup was verified or
+restored, and the hash that its manifest had when it was made, is stored only here, so it is lost with the ledger. Each
+function is one statement, so the database decides races.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ CHECKSUMS, RESTORED = "checksums", "restored"
 
 @dataclass(frozen=True)
 class Facts:
-    """What a backup's file says. None where it was not read. `manifest`: the SHA-256 of its packed manifest."""
+    """What the file of a backup says about it. None: not read from the file, or not known.
+
+    `taken_at`: aware. `size`: in bytes. `rows`, `tables`: how many. `manifest`: the SHA-256 of the packed manifest.
+    """
 
     name: str
     taken_at: datetime
@@ -39,7 +42,7 @@ class Facts:
 
 
 UNKNOWN: Row = dict.fromkeys(backups.c.keys())
-"""A row of which nothing is known."""
+"""The row of a backup about which nothing is known."""
 FACTS = tuple(Facts.__dataclass_fields__)
 _LATER = ("kind", "database", "revision", "size", "rows", "tables", "taken_by_run", "manifest")
 _CHECKED = ("verified_at", "verified_how", "failed_at", "failed_check", "restored_at")
@@ -57,94 +60,98 @@ _UPSERT = text(
 
 
 async def record(connection: AsyncConnection, facts: Facts, place: str, at: datetime, *, is_new: bool = False) -> None:
-    """A backup that was found in a place. What is known of it there stays, unless it is a file of another size by now.
+    """Write the row of a backup in a place. What is known about it is kept, unless its file has another size by now.
 
-    `is_new`: we have just made it, so what its manifest hashes to is what it has to be, wherever it is copied.
+    `is_new`: the backup was just made. Then the hash of its manifest is stored, and each copy must have the same hash.
     """
     manifest = facts.manifest if is_new else None
     await connection.execute(_UPSERT, {**asdict(facts), "manifest": manifest, "place": place, "created_at": at})
 
 
 async def manifests(connection: AsyncConnection, name: str) -> Sequence[str]:
-    """What the manifest of a backup of this name hashed to when we made it. Nothing: we did not, or nobody knows."""
-    made = select(backups.c.manifest).where(backups.c.name == name, backups.c.manifest.is_not(None))
-    return (await connection.execute(made)).scalars().all()
+    """The hashes that the manifests of backups of this name had when they were made. Empty: none is known."""
+    statement = select(backups.c.manifest).where(backups.c.name == name, backups.c.manifest.is_not(None))
+    return (await connection.execute(statement)).scalars().all()
 
 
 async def verified(connection: AsyncConnection, name: str, place: str, how: str, at: datetime) -> bool:
-    """It is good. Once restored it stays "restored", as long as no check of it fails. False: no such row."""
+    """Write that a check of a backup has succeeded. Returns False if there is no such row.
+
+    `how`: CHECKSUMS or RESTORED. A row with RESTORED keeps that until a check fails.
+    """
     how_now = func.coalesce(func.nullif(backups.c.verified_how, CHECKSUMS), how)
-    return await _change(
+    return await _update(
         connection, name, place, verified_at=at, verified_how=how_now, failed_at=None, failed_check=None
     )
 
 
 async def failed(connection: AsyncConnection, name: str, place: str, why: str, at: datetime) -> bool:
-    """It is not good, whatever was known before."""
-    return await _change(connection, name, place, failed_at=at, failed_check=why, verified_at=None, verified_how=None)
+    """Write that a check of a backup has failed; this replaces a success. Returns False if there is no such row."""
+    return await _update(connection, name, place, failed_at=at, failed_check=why, verified_at=None, verified_how=None)
 
 
 async def restored(connection: AsyncConnection, name: str, place: str, at: datetime) -> bool:
-    """The application's database was restored from it."""
-    return await _change(connection, name, place, restored_at=at)
+    """Write that the application database was restored from a backup. Returns False if there is no such row."""
+    return await _update(connection, name, place, restored_at=at)
 
 
 async def pins(connection: AsyncConnection) -> Sequence[Row]:
-    """Pins of an older version, which kept them here: they still have to be written beside their files."""
+    """The rows with pins. An older version kept pins in the ledger; they have to be written beside the files."""
     return await _rows(connection, backups.c.pinned_at.is_not(None))
 
 
 async def pin_written(connection: AsyncConnection, name: str, place: str) -> bool:
-    """The pin stands beside the file now, and there alone."""
-    return await _change(connection, name, place, pinned_at=None, pinned_by=None)
+    """Remove a pin from the ledger when it was written beside the file. Returns False if there is no such row."""
+    return await _update(connection, name, place, pinned_at=None, pinned_by=None)
 
 
 async def unpin(connection: AsyncConnection, name: str) -> bool:
-    """Drop what an older version has pinned. False: nothing was."""
-    pinned = (backups.c.name == name) & backups.c.pinned_at.is_not(None)
-    changed = await connection.execute(update(backups).where(pinned).values(pinned_at=None, pinned_by=None))
-    return bool(changed.rowcount)
+    """Remove the pins of a backup from the ledger, in all places. Returns False if there was none."""
+    is_pinned = (backups.c.name == name) & backups.c.pinned_at.is_not(None)
+    updated = await connection.execute(update(backups).where(is_pinned).values(pinned_at=None, pinned_by=None))
+    return bool(updated.rowcount)
 
 
 async def gone(connection: AsyncConnection, name: str, place: str) -> None:
-    """Its file is no more in that place."""
+    """Delete the row of a backup whose file is not in that place any more."""
     await connection.execute(delete(backups).where(backups.c.name == name, backups.c.place == place))
 
 
 async def keep_only(connection: AsyncConnection, place: str, names: Collection[str], before: datetime) -> int:
-    """Drop the rows of other backups, which are not in this place any more; returns how many.
+    """Delete the rows of backups in a place, except those in `names`, whose files were found. Returns how many.
 
-    `before`: when the place was looked at. What was recorded since is of a newer file. What an older version has pinned
-    stays: a folder that is not mounted has no files either, and a pin that is lost is found out too late.
+    `before`: the instant at which the files were listed. Rows that were written later belong to newer files, and stay.
+    Rows with pins stay too: a folder that is not mounted seems to have no files, and a lost pin is noticed too late.
     """
-    old = (backups.c.place == place) & (backups.c.created_at < before) & backups.c.pinned_at.is_(None)
-    dropped = await connection.execute(delete(backups).where(backups.c.name.not_in(list(names)), old))
-    return dropped.rowcount
+    is_old = (backups.c.place == place) & (backups.c.created_at < before) & backups.c.pinned_at.is_(None)
+    deleted = await connection.execute(delete(backups).where(backups.c.name.not_in(list(names)), is_old))
+    return deleted.rowcount
 
 
 async def get(connection: AsyncConnection, name: str, place: str) -> Row | None:
-    found = await _rows(connection, backups.c.name == name, backups.c.place == place)
-    return found[0] if found else None
+    """The row of a backup in a place; None if there is none."""
+    rows = await _rows(connection, backups.c.name == name, backups.c.place == place)
+    return rows[0] if rows else None
 
 
 async def listed(connection: AsyncConnection) -> Sequence[Row]:
-    """All of them, the newest first."""
+    """All rows, newest backup first."""
     return await _rows(connection)
 
 
 async def _rows(connection: AsyncConnection, *conditions: Any) -> list[Row]:
     order = (backups.c.taken_at.desc(), backups.c.name.desc(), backups.c.place)
-    found = await connection.execute(select(backups).where(*conditions).order_by(*order))
-    return [dict(row) for row in found.mappings()]
+    rows = await connection.execute(select(backups).where(*conditions).order_by(*order))
+    return [dict(row) for row in rows.mappings()]
 
 
-async def _change(connection: AsyncConnection, name: str, place: str, **values: Any) -> bool:
-    of_it = (backups.c.name == name) & (backups.c.place == place)
-    return bool((await connection.execute(update(backups).where(of_it).values(values))).rowcount)
+async def _update(connection: AsyncConnection, name: str, place: str, **values: Any) -> bool:
+    is_meant = (backups.c.name == name) & (backups.c.place == place)
+    return bool((await connection.execute(update(backups).where(is_meant).values(values))).rowcount)
 
 
 def state(row: Mapping[str, Any]) -> str:
-    """For people: `restored`, `checksums`, `failed` or `not verified`."""
+    """A word for people: `restored`, `checksums`, `failed` or `not verified`."""
     if row["failed_at"] is not None:
         return "failed"
     return str(row["verified_how"] or "not verified")

@@ -12,19 +12,19 @@ from service.batch.ledger.tables import schedules
 
 
 async def now_of(connection: AsyncConnection) -> datetime:
-    """The database's own time; a test's moved clock where there is one. SQLite's is this machine's."""
-    if (told := told_now(connection)) is not None:
-        return told
-    at: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
-    return at
+    """The database time, in UTC. On SQLite it is the clock of this machine, in tests a clock that may be moved."""
+    if (now := process_now(connection)) is not None:
+        return now
+    database_now: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+    return database_now
 
 
-def told_now(connection: AsyncConnection) -> datetime | None:
-    """The time where the database has to be told it. None: it is PostgreSQL, which knows."""
+def process_now(connection: AsyncConnection) -> datetime | None:
+    """The time by the clock of this process, if that is the database time. None: PostgreSQL uses its own clock."""
     return clock.now() if connection.dialect.name != "postgresql" or clock.is_moved() else None
 
 
 def moment(connection: AsyncConnection) -> ColumnElement[datetime]:
-    """The database's time as a part of a statement: when that began."""
-    told, kind = told_now(connection), schedules.c.fired_until.type
-    return literal(told, kind) if told is not None else func.statement_timestamp(type_=kind)
+    """The database time as an expression in a statement: the instant at which the statement began."""
+    now, column_type = process_now(connection), schedules.c.fired_until.type
+    return literal(now, column_type) if now is not None else func.statement_timestamp(type_=column_type)

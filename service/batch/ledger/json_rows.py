@@ -1,6 +1,7 @@
-"""Many rows in one parameter: a JSON array that the database reads as a table.
+"""Many rows in one parameter of a statement: a JSON array that the database reads as a table.
 
-One statement for any number of rows, the same shape on both databases, and within every driver's limit of arguments.
+So one statement takes any number of rows. It works on both databases, and stays within the drivers' limits of
+parameters.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ POSTGRESQL_TYPES = {
 
 
 def source(columns: Iterable[Column[Any]], kind: str) -> str:
-    """`v`: the FROM item whose columns are these, read from the parameter :rows."""
+    """SQL for a FROM item with the alias `v`, which reads these columns from the parameter :rows."""
     if kind == "postgresql":
         fields = ", ".join(f'"{c.name}" {_postgresql_type(c)}' for c in columns)
         return f"jsonb_to_recordset(CAST(:rows AS jsonb)) AS v({fields})"
@@ -51,22 +52,22 @@ def _arrow(column: Column[Any]) -> str:
 
 
 def encode(rows: Iterable[Mapping[str, Any]], kind: str) -> str:
-    """The value of :rows. Instants take the form of this database's columns; keys whose value is None are left out."""
+    """The value of the parameter :rows. Instants are written as this database stores them; None values are left out."""
 
     stamps: dict[datetime, str | None] = {}
 
-    def fit(value: Any) -> Any:
+    def convert(value: Any) -> Any:
         if not isinstance(value, datetime):
             return str(value)
-        if value not in stamps:  # a group has few instants, many times over
+        if value not in stamps:  # the same few instants occur in many rows
             stamps[value] = stamp(value, kind)
         return stamps[value]
 
-    encoded = json.dumps([{k: v for k, v in row.items() if v is not None} for row in rows], default=fit)
+    encoded = json.dumps([{k: v for k, v in row.items() if v is not None} for row in rows], default=convert)
     return _without_unstorable(encoded) if _UNSTORABLE.search(encoded) else encoded
 
 
-# PostgreSQL's text can't hold U+0000 nor half a surrogate pair; one such row must not hold up its whole group.
+# PostgreSQL can store neither U+0000 nor half a surrogate pair in a text. Such a row must not make all others fail.
 _UNSTORABLE = re.compile(r"\\(u0000|ud[89a-f])", re.IGNORECASE)
 
 
@@ -75,7 +76,7 @@ def _without_unstorable(encoded: str) -> str:
 
 
 def storable(value: Any) -> Any:
-    """The same without what PostgreSQL's text can't hold."""
+    """The JSON value with other characters in place of those that PostgreSQL can't store."""
     if isinstance(value, str):
         return value.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
     if isinstance(value, dict):
@@ -84,7 +85,7 @@ def storable(value: Any) -> Any:
 
 
 def among(column: Column[Any], values: Iterable[Any], kind: str) -> TextualSelect:
-    """For `column.in_(…)`: any number of values, in the parameter :rows."""
+    """A subquery for `column.in_(…)` with any number of values, which are in the parameter :rows."""
     encoded = encode([{column.name: value} for value in values], kind)
     statement = text(f'SELECT v."{column.name}" FROM {source([column], kind)}').bindparams(rows=encoded)
     return statement.columns(column)
@@ -97,9 +98,10 @@ async def insert(
     conflict: str = "",
     returning: Column[Any] | None = None,
 ) -> list[Any]:
-    """Insert rows that have the same keys, in one statement. Returns the values of `returning`.
+    """Insert rows that have the same keys, in one statement.
 
-    `conflict` is the target of ON CONFLICT … DO NOTHING. What is the same in all rows is sent once.
+    `conflict`: the target of ON CONFLICT … DO NOTHING. `returning`: a column; its values in the inserted rows are
+    returned. A value that is the same in all rows is sent only once.
     """
     if not rows:
         return []
@@ -109,9 +111,9 @@ async def insert(
     columns = [table.c[name] for name in rows[0] if name not in same]
     listed = ", ".join(f'"{c.name}"' for c in (*columns, *same_columns))
     values = ", ".join([*(f'v."{c.name}"' for c in columns), *(f":same_{c.name}" for c in same_columns)])
-    # SQLite needs the WHERE to tell an upsert's ON from a join's.
-    origin = f" FROM {source(columns, kind)}" if columns else ""
-    statement = f"INSERT INTO {table.name} ({listed}) SELECT {values}{origin} WHERE true"
+    # Without the WHERE SQLite would take the ON of ON CONFLICT for that of a join.
+    from_clause = f" FROM {source(columns, kind)}" if columns else ""
+    statement = f"INSERT INTO {table.name} ({listed}) SELECT {values}{from_clause} WHERE true"
     if conflict:
         statement += f" ON CONFLICT {conflict} DO NOTHING"
     parameters = {f"same_{c.name}": storable(same[c.name]) for c in same_columns}

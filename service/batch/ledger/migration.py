@@ -1,4 +1,4 @@
-"""The migrations of the ledger's tables."""
+"""The history of the ledger: where its migrations are, and its version table."""
 
 from pathlib import Path
 

@@ -16,7 +16,7 @@ from service.batch.ledger.tables import missed, new_id
 
 @dataclass(frozen=True)
 class MissedRange:
-    """Consecutive slots of one task that do not run, and why. `first` and `last` are aware, and both included."""
+    """Consecutive slots of one task that do not run, and why. `first` and `last` are aware, and both belong to it."""
 
     first: datetime
     last: datetime
@@ -25,41 +25,49 @@ class MissedRange:
 
 
 async def record(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, MissedRange]], now: datetime) -> None:
-    """Write missed ranges. One that goes on where the task's last one ended, for the same reason, makes that longer.
+    """Write missed ranges, each with the open schedule of its task.
 
-    Not across a change of schedule: the new one knows nothing of the old one's slots in between, which may have run.
+    If a range follows the last range of its task without a gap, and has the same reason, that one is extended. This is
+    not done across a change of schedule, since slots of the old schedule in between may have run.
     """
     if not ranges:
         return
-    newest = await _newest_missed(connection, [row.task for row, _ in ranges])
-    fresh = []
-    for row, found in ranges:
+    newest = await _newest(connection, [row.task for row, _ in ranges])
+    new_rows = []
+    for row, missed_range in ranges:
         last = newest.get(row.task)
-        if last is not None and last.reason == found.reason and _goes_on(row, last.last_slot, found.first):
-            longer = update(missed).where(missed.c.id == last.id)
-            await connection.execute(longer.values(last_slot=found.last, count=missed.c.count + found.count))
+        if (
+            last is not None
+            and last.reason == missed_range.reason
+            and _follows(row, last.last_slot, missed_range.first)
+        ):
+            extended = update(missed).where(missed.c.id == last.id)
+            count = missed.c.count + missed_range.count
+            await connection.execute(extended.values(last_slot=missed_range.last, count=count))
         else:
-            fresh.append(_missed_row(row.task, found, now))
-    await json_rows.insert(connection, missed, fresh)
+            new_rows.append(_row_of(row.task, missed_range, now))
+    await json_rows.insert(connection, missed, new_rows)
 
 
-def _goes_on(row: OpenSchedule, last: datetime, first: datetime) -> bool:
+def _follows(row: OpenSchedule, last: datetime, first: datetime) -> bool:
+    """Whether `first` is the next slot after `last` in this schedule."""
     return last > row.valid_from and last == row.schedule.previous(first)
 
 
-def _missed_row(task: str, found: MissedRange, now: datetime) -> dict[str, Any]:
+def _row_of(task: str, missed_range: MissedRange, now: datetime) -> dict[str, Any]:
     return {
         "id": new_id(),
         "task": task,
-        "first_slot": found.first,
-        "last_slot": found.last,
-        "count": found.count,
-        "reason": found.reason,
+        "first_slot": missed_range.first,
+        "last_slot": missed_range.last,
+        "count": missed_range.count,
+        "reason": missed_range.reason,
         "created_at": now,
     }
 
 
-async def _newest_missed(connection: AsyncConnection, names: list[str]) -> dict[str, Any]:
+async def _newest(connection: AsyncConnection, names: list[str]) -> dict[str, Any]:
+    """The row of the last missed range of each task, by task."""
     kind = connection.dialect.name
     columns = [missed.c.id, missed.c.task, missed.c.reason, missed.c.last_slot]
     newest = "SELECT x.id FROM batch_missed x WHERE x.task = v.task ORDER BY x.last_slot DESC LIMIT 1"
@@ -72,6 +80,6 @@ async def _newest_missed(connection: AsyncConnection, names: list[str]) -> dict[
 
 
 async def of_task(connection: AsyncConnection, task: str, limit: int) -> list[dict[str, Any]]:
-    """The last missed ranges of a task, newest first; at most `limit`."""
+    """The last missed ranges of a task, newest first, as rows by column name; at most `limit`."""
     newest = select(missed).where(missed.c.task == task).order_by(missed.c.last_slot.desc()).limit(limit)
     return [dict(row) for row in (await connection.execute(newest)).mappings()]

@@ -1,4 +1,4 @@
-"""Every query on nodes: the rows in which processes say that they live."""
+"""Every query on nodes. A node is one running process of the service, and has one row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.batch.ledger.tables import nodes
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """A node as its row in the ledger describes it. `beats`: the counter that rises with each heartbeat."""
+    """A node as its row in the ledger describes it. `beats`: the counter that rises with each beat."""
 
     id: str
     beats: int
@@ -24,53 +24,64 @@ class NodeStatus:
 
 
 async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
-    """Put a node into the ledger, or back into it: one that was taken for dead lives again under its id."""
+    """Write a node's row. If the node has a row that was marked as stopped, that row is alive again.
+
+    `row`: the values of the columns of `batch_nodes`, by name.
+    """
     values = {"stopped_at": None, "seen_at": row["seen_at"], "beats": nodes.c.beats + 1}
-    known = await connection.execute(update(nodes).where(nodes.c.id == row["id"]).values(values))
-    if known.rowcount == 0:
+    updated = await connection.execute(update(nodes).where(nodes.c.id == row["id"]).values(values))
+    if updated.rowcount == 0:
         await connection.execute(insert(nodes).values(row))
 
 
 async def beat(connection: AsyncConnection, node: str, loop_lag: float) -> bool:
-    """Say that a node lives. False: somebody has taken it for dead."""
+    """Add one to the counter of a node. Returns False if the node is marked as stopped, or has no row.
+
+    `loop_lag`: how long a callback last waited on its event loop, in seconds.
+    """
     values = {"beats": nodes.c.beats + 1, "seen_at": database_time.moment(connection), "loop_lag": loop_lag}
-    alive = update(nodes).where(nodes.c.id == node, nodes.c.stopped_at.is_(None))
-    return (await connection.execute(alive.values(values))).rowcount == 1
+    living = update(nodes).where(nodes.c.id == node, nodes.c.stopped_at.is_(None))
+    return (await connection.execute(living.values(values))).rowcount == 1
 
 
 async def get(connection: AsyncConnection, node: str) -> dict[str, Any] | None:
+    """The row of a node by column name; None if there is no such node."""
     row = (await connection.execute(select(nodes).where(nodes.c.id == node))).mappings().first()
     return dict(row) if row is not None else None
 
 
 async def live_tasks(connection: AsyncConnection) -> set[str]:
-    """The names of the tasks that some live service has loaded. Each one's heartbeat marks the dead as stopped."""
-    serving = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.fires)
-    found = (await connection.execute(serving)).scalars()
-    return {name for names in found for name in names}
+    """The names of the tasks that some node has loaded which fires and is not marked as stopped."""
+    firing = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.fires)
+    names_by_node = (await connection.execute(firing)).scalars()
+    return {name for names in names_by_node for name in names}
 
 
 async def record_loaded(connection: AsyncConnection, node: str, tasks: Iterable[str]) -> None:
-    """Say which tasks a node has loaded by now."""
+    """Write the names of the tasks that a node has loaded by now."""
     await connection.execute(update(nodes).where(nodes.c.id == node).values(tasks=sorted(tasks)))
 
 
-async def still_as_seen(connection: AsyncConnection, beats: Mapping[str, int]) -> set[str]:
-    """Those of these nodes whose counters are still the ones that were seen.
+async def with_same_beats(connection: AsyncConnection, beats: Mapping[str, int]) -> set[str]:
+    """The ids of those nodes in `beats` (beats by id) whose counter has not risen.
 
-    They can't beat until this transaction is over, but for one that is in the midst of it, or was stopped there.
+    Their rows are locked, so they can't beat until this transaction ends. Only a row that another transaction has
+    locked already, such as a beat that is going on or is frozen, is read without a lock.
     """
-    found = select(nodes.c.id, nodes.c.beats).where(nodes.c.id.in_(beats)).order_by(nodes.c.id)
-    await connection.execute(found.with_for_update(skip_locked=True))
-    return {node for node, count in await connection.execute(found) if count == beats[node]}
+    listed = select(nodes.c.id, nodes.c.beats).where(nodes.c.id.in_(beats)).order_by(nodes.c.id)
+    await connection.execute(listed.with_for_update(skip_locked=True))
+    return {node for node, count in await connection.execute(listed) if count == beats[node]}
 
 
-async def end_connections(connection: AsyncConnection, of: Iterable[str]) -> None:
-    """End what silent nodes have open on PostgreSQL: a frozen one may sit on locks. Only those of our own role."""
-    names = sorted(of)
+async def end_connections(connection: AsyncConnection, node_ids: Iterable[str]) -> None:
+    """End the PostgreSQL connections of silent nodes, since a frozen node may hold locks.
+
+    Only connections of the role of this connection are ended. On SQLite nothing is done.
+    """
+    names = sorted(node_ids)
     if not names or connection.dialect.name != "postgresql":
         return
-    theirs = "usename = current_user AND split_part(application_name, '/', 2) = ANY(:nodes)"
-    ours = "split_part(application_name, '/', 1) = 'batch' AND pid <> pg_backend_pid()"
-    statement = f"SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE {theirs} AND {ours}"
+    is_theirs = "usename = current_user AND split_part(application_name, '/', 2) = ANY(:nodes)"
+    is_of_service = "split_part(application_name, '/', 1) = 'batch' AND pid <> pg_backend_pid()"
+    statement = f"SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE {is_theirs} AND {is_of_service}"
     await connection.execute(text(statement), {"nodes": names})

@@ -1,8 +1,8 @@
-"""What may start, in SQL: the tasks that have something, and the first runs of a queue. Looks at nothing else.
+"""SQL that finds runs that may start: the tasks that have such runs, and the first runs of a queue.
 
-A backlog of a task that this node has not loaded, of one that is paused, or of retries that are due tomorrow costs no
-more than a few looks into an index. What waits and what is retried later are looked at apart: they have indexes of
-their own. The tasks are found by jumping from one to the next, which a recursive query does in both databases.
+A long queue of a task that this node has not loaded, or that is paused, and retries that are due tomorrow cost only a
+few index lookups. Runs that wait and runs that are retried later have an index each, so there is a query for each. The
+names of the tasks are found by jumping from one to the next in the index, by a recursive query.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ RETRIES = RETRYING_SQL
 
 
 def names(condition: str, until_found: bool = False) -> str:
-    """A query for the tasks that have such runs, one of which at least no pause holds.
+    """SQL for the names of the tasks that have runs of this condition which are not all held by a pause.
 
-    `condition`: WAITS or RETRIES. `until_found`: no more than the first of these tasks.
+    `condition`: WAITS or RETRIES. `until_found`: only the first of these names.
     """
-    # No EXISTS, which PostgreSQL would make a join with all paused tasks.
+    # PostgreSQL would execute an EXISTS here as a join with all paused tasks.
     paused_at = "SELECT t.paused_at FROM batch_tasks t WHERE t.name = w.task"
     newest = f"SELECT max(y.created_at) FROM batch_runs y WHERE y.task = w.task AND {condition}"
     held = f"coalesce(({paused_at}) >= ({newest}), false)"
@@ -39,14 +39,16 @@ def names(condition: str, until_found: bool = False) -> str:
 
 
 def first(of: str, limit: str, retries: bool, also: str = "true", lock: str = "") -> str:
-    """A query for the ids of the first runs of a queue of the task `v.task`.
+    """SQL for the ids of the first runs of the task `v.task` that may start, in their order.
 
-    `of`: "exclusive = v.task", or "exclusive IS NULL" for what is in no queue. `retries`: some are due at :now.
+    `of`: "exclusive = v.task" for the runs in the queue, or "exclusive IS NULL" for runs that are in no queue.
+    `limit`: SQL for their number. `retries`: whether retries are due at :now. `also`: a further condition on the run
+    `q`. `lock`: a locking clause.
     """
     shape = "SELECT q.id, q.rank, q.due_at FROM batch_runs q WHERE q.task = v.task AND q."
     may_start = f"{not_held('q')} AND {also}"
-    # PostgreSQL has no statistics of WAITING_SQL, so it expects few runs to wait: fewer than the limit. Then it would
-    # read and sort the whole backlog. A limit whose value it doesn't know has it follow the order of the index.
+    # PostgreSQL has no statistics of WAITING_SQL, and expects fewer waiting runs than the limit. So it would read and
+    # sort the whole queue. With a subquery as the limit, whose value is unknown, it reads in the order of the index.
     order = f"ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT {limit}){lock}"
     parts = [f"{shape}{of} AND {WAITING_SQL} AND {may_start} {order}"]
     if retries:
@@ -59,10 +61,10 @@ def first(of: str, limit: str, retries: bool, also: str = "true", lock: str = ""
 
 
 def among(column: str, query: str, kind: str) -> str:
-    """`column IN (query)`, in the form by which PostgreSQL looks into the index of the column."""
+    """SQL for `column IN (query)`, in the form for which PostgreSQL uses the index of the column."""
     return f"{column} = ANY(ARRAY({query}))" if kind == "postgresql" else f"{column} IN ({query})"
 
 
 def parameters(retries: bool) -> list[BindParameter[Any]]:
-    """What `first` has to be told."""
+    """The typed parameters of the SQL that `first` returns."""
     return [bindparam("now", type_=runs.c.due_at.type)] if retries else []

@@ -15,14 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger.tables import log
 
 BLOCK_BYTES = 256_000
-"""Lines go into a block until they are so many bytes: whoever reads a log has some blocks in memory at a time."""
+"""A block is full when its lines take this many bytes. A reader of a log has a few blocks in memory at a time."""
 
 MOST_UNPACKED = 32_000_000
-"""Bytes of a block as JSON. Earlier versions may have written larger ones, which are not read."""
+"""The size of a block as JSON, in bytes, at most. Larger blocks of earlier versions are not read."""
 
 
 @dataclass(frozen=True)
 class LogLine:
+    """A line that a run has logged. `at`: the instant in ISO format. `logger`: the name of the logger."""
+
     at: str
     level: str
     logger: str
@@ -30,13 +32,13 @@ class LogLine:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes, in memory or in the ledger."""
+        """About how many bytes the line takes in memory and in the ledger."""
         return 200 + sys.getsizeof(self.text)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some lines of one run, counted from `first_line` (0) within what was written under this fence."""
+    """Consecutive lines of one run. `first_line`: the number of the first one among those of this fence, from 0."""
 
     run: str
     fence: int
@@ -46,13 +48,13 @@ class Block:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes while it waits."""
+        """About how many bytes the block takes in memory."""
         return sum(line.size for line in self.lines)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A block as it is stored. Some of them fit into memory where their lines would not."""
+    """A block as it is stored, compressed. `lines`: how many lines it has."""
 
     run: str
     fence: int
@@ -62,11 +64,12 @@ class Packed:
     block: bytes
 
     def unpacked(self) -> Block:
+        """The block with its lines. It decompresses, so call it in a thread."""
         return Block(self.run, self.fence, self.attempt, self.first_line, list(unpack(self.block)))
 
 
 def split(lines: Sequence[LogLine]) -> Iterator[list[LogLine]]:
-    """The lines of one block after the other."""
+    """The lines of each block, one block after the other."""
     block: list[LogLine] = []
     size = 0
     for line in lines:
@@ -80,7 +83,7 @@ def split(lines: Sequence[LogLine]) -> Iterator[list[LogLine]]:
 
 
 def pack(blocks: Sequence[Block]) -> list[dict[str, Any]]:
-    """The rows for these blocks. Compresses, so call it in a thread."""
+    """The rows of these blocks, by column name. It compresses, so call it in a thread."""
     return [
         {
             "run": block.run,
@@ -99,10 +102,11 @@ def _fields(line: LogLine) -> tuple[str, str, str, str]:
 
 
 async def write(connection: AsyncConnection, packed: list[dict[str, Any]]) -> None:
+    """Insert the rows that `pack` has made."""
     if not packed:
         return
     listed, values = ", ".join(c.name for c in log.c), ", ".join(f":{c.name}" for c in log.c)
-    # A block may be there already: the reply to its COMMIT was lost.
+    # There may be a row of the same block already, if the reply to its COMMIT was lost.
     statement = text(f"INSERT INTO batch_log ({listed}) VALUES ({values}) ON CONFLICT DO NOTHING")
     await connection.execute(statement.bindparams(*(bindparam(c.name, type_=c.type) for c in log.c)), packed)
 
@@ -120,7 +124,7 @@ async def fences(connection: AsyncConnection, run: str) -> list[int]:
 
 
 async def page(connection: AsyncConnection, run: str, fence: int, first_line: int, limit: int) -> list[Packed]:
-    """The next blocks that were written under this fence, from line `first_line` on; at most `limit`."""
+    """The blocks of a run under this fence that begin at line `first_line` or later, in order; at most `limit`."""
     statement = (
         select(log.c.attempt, log.c.first_line, log.c.lines, log.c.block)
         .where(log.c.run == run, log.c.fence == fence, log.c.first_line >= first_line)
@@ -145,6 +149,7 @@ async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLin
 
 
 def unpack(block: bytes) -> Iterator[LogLine]:
+    """The lines of a compressed block. If it can't be read, there is only one line, which says so."""
     decompressor = zlib.decompressobj()
     encoded = decompressor.decompress(block, MOST_UNPACKED)
     if not decompressor.eof:

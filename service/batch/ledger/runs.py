@@ -1,4 +1,4 @@
-"""Runs: new ones, and queries on those that are there. What changes the state of a run is in transitions.py."""
+"""Runs: the making of new runs, and queries on runs. Only transitions.py changes the state of a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from service.batch.ledger.tables import IN_THE_WAY_SQL, new_id, runs
 
 @dataclass
 class NewRun:
-    """A row to be inserted. It is made by `scheduled`, `queued` or `running`; what it is then may change until it is
-    inserted: a node starts it at once, or a policy skips or cancels it. Instants are of the database's time.
+    """A run that is to be inserted, made by `scheduled`, `queued` or `running`. All instants are database time.
+
+    Its state may change before it is inserted: a node may start it at once, and a policy may skip or cancel it.
     """
 
     id: str
@@ -49,7 +50,7 @@ class NewRun:
     def scheduled(
         cls, task: str, slot: datetime, now: datetime, *, catch_up: bool, exclusive: str | None, priority: int
     ) -> NewRun:
-        """The run of a slot that is due. `catch_up`: the slot was missed first."""
+        """The run of a due slot. `catch_up`: the slot was missed, and is caught up now."""
         return cls(
             id=new_id(),
             task=task,
@@ -79,9 +80,10 @@ class NewRun:
         key: str | None = None,
         parent: str | None = None,
     ) -> NewRun:
-        """A run that somebody asked for, and that any node with the task takes. `key`: of which the task has one run.
+        """A run that a person or code has asked for. Any node that has loaded the task may claim it.
 
-        `is_backfill`: it fills a slot of the past, behind all other runs. `parent`: the run whose code asked for it.
+        `is_backfill`: the run is for a slot of the past, and starts after all other runs of the task. `key`: the task
+        has at most one run with this key. `parent`: the id of the run whose code asked for this one.
         """
         return cls(
             id=new_id(),
@@ -102,28 +104,29 @@ class NewRun:
         )
 
     @classmethod
-    def running(cls, node: str, task: str, slot: datetime | None, now: datetime, **asked: Any) -> NewRun:
-        """A run that a node starts at once. `asked`: as for `queued`."""
-        new = cls.queued(task, slot, now, **asked)
+    def running(cls, node: str, task: str, slot: datetime | None, now: datetime, **queued: Any) -> NewRun:
+        """A run that a node starts at once. `queued`: the keyword arguments of `queued`."""
+        new = cls.queued(task, slot, now, **queued)
         new.start(node, now)
         return new
 
     def start(self, node: str, now: datetime) -> None:
-        """Let this node start it at once, instead of any node later."""
+        """Make it a running run of this node, instead of a queued one that any node may claim."""
         self.state, self.node, self.fence, self.attempt = RunState.RUNNING, node, 1, 1
         self.started_at = self.attempt_started_at = now
 
     def skip(self, reason: str, now: datetime) -> None:
-        """It does not run, since others of its task are in its way."""
+        """Make it a skipped run: other runs of its task are in its way."""
         self.state, self.reason, self.finished_at = RunState.SKIPPED, reason, now
 
     def cancel(self, reason: str, now: datetime) -> None:
+        """Make it a cancelled run: another slot replaces it."""
         self.state, self.reason, self.finished_at = RunState.CANCELLED, reason, now
 
 
 @dataclass(slots=True)
 class Claimed:
-    """A run that this node works on now, under `fence`."""
+    """A run that a node has claimed, with the `fence` of the claim. Instants are aware."""
 
     id: str
     task: str
@@ -135,11 +138,11 @@ class Claimed:
     created_at: datetime
     attempt_started_at: datetime
     attempts_before: int = 0
-    """Attempts up to a person's last retry: those that its task allows count from there."""
+    """How many attempts there were when a person last retried the run. The attempts of the policy count from there."""
 
 
 def claimed_from(new: NewRun) -> Claimed:
-    """The claim that goes with a row that was inserted as running."""
+    """The claimed run for a new run that was inserted as running."""
     assert new.attempt_started_at is not None
     return Claimed(
         new.id,
@@ -156,6 +159,8 @@ def claimed_from(new: NewRun) -> Claimed:
 
 @dataclass(frozen=True)
 class Active:
+    """A run that an overlap policy may have to consider; see `active`."""
+
     id: str
     task: str
     slot: datetime | None
@@ -165,32 +170,32 @@ class Active:
     lane: int
 
 
-def locked_by_id(wanted: str, kind: str) -> str:
-    """A condition on batch_runs, for an UPDATE or a DELETE of several: locks them by id, so that two never deadlock."""
+def locked_by_id(condition: str, kind: str) -> str:
+    """The condition for an UPDATE or DELETE of several runs. PostgreSQL locks them by id, so that no two deadlock."""
     if kind != "postgresql":
-        return wanted
-    return f"batch_runs.id = ANY(ARRAY(SELECT id FROM batch_runs WHERE {wanted} ORDER BY id FOR UPDATE))"
+        return condition
+    return f"batch_runs.id = ANY(ARRAY(SELECT id FROM batch_runs WHERE {condition} ORDER BY id FOR UPDATE))"
 
 
 async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]:
-    """Insert runs; a slot that has its run already is left alone. Returns the ids that went in."""
+    """Insert runs, except for slots that have a run already. Returns the ids of the inserted runs."""
     conflict = "(task, slot) WHERE origin <> 'manual'"
     return set(await json_rows.insert(connection, runs, [vars(run) for run in new], conflict, runs.c.id))
 
 
 async def insert_once(connection: AsyncConnection, new: NewRun) -> str:
-    """Insert a run, and return its id; where its task has a run with its key already, that one's."""
+    """Insert a run, unless its task has a run with the same key. Returns the id of the run with this key."""
     inserted = await json_rows.insert(connection, runs, [vars(new)], "(task, key) WHERE key IS NOT NULL", runs.c.id)
     if inserted:
         return new.id
-    known = select(runs.c.id).where(runs.c.task == new.task, runs.c.key == new.key)
-    return str((await connection.execute(known)).scalar_one())
+    same_key = select(runs.c.id).where(runs.c.task == new.task, runs.c.key == new.key)
+    return str((await connection.execute(same_key)).scalar_one())
 
 
 async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:
-    """The runs of these tasks that are running, and the on-time ones that are active, by task.
+    """The running runs of these tasks, and their active on-time runs, by task.
 
-    Not what waits behind them: that may be a long catch-up.
+    Other runs that wait are not read: there may be very many, such as those of a catch-up.
     """
     kind = connection.dialect.name
     columns = [runs.c[name] for name in Active.__dataclass_fields__]
@@ -198,10 +203,10 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     named = queues.among("task", f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}", kind)
     statement = text(f"SELECT {listed} FROM batch_runs WHERE {named} AND {IN_THE_WAY_SQL}")
     parameter = {"rows": json_rows.encode([{"task": name} for name in names], kind)}
-    found: dict[str, list[Active]] = {}
+    by_task: dict[str, list[Active]] = {}
     for row in await connection.execute(statement.columns(*columns), parameter):
-        found.setdefault(row.task, []).append(Active(*row))
-    return found
+        by_task.setdefault(row.task, []).append(Active(*row))
+    return by_task
 
 
 PROGRESS_COLUMNS = ("count", "total", "count_before", "message", "progress_at")
@@ -212,17 +217,17 @@ PROGRESS = (
     "message = CASE WHEN v.count_before IS NULL THEN batch_runs.message ELSE v.message END, "
     "progress_at = coalesce(v.progress_at, batch_runs.progress_at)"
 )
-"""What was never said leaves the row as it is; `count_before` is there as soon as something was."""
+"""The SET clause for progress. Columns without a new value stay; `count_before` is NULL if nothing was reported."""
 
 
 def is_running(kind: str) -> str:
-    """The condition that a run, which is found by its id, is running."""
-    # The + keeps SQLite from driving the join by the index on state, which is quadratic.
+    """The condition that a run is running, for statements that find the run by its id."""
+    # Without the + SQLite would use the index on state for the join, which takes quadratic time.
     return "+batch_runs.state = 'running'" if kind == "sqlite" else "batch_runs.state = 'running'"
 
 
 async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, Any]]) -> None:
-    """Write how far running runs are: `id`, `fence`, PROGRESS_COLUMNS and `rate` of each."""
+    """Write the progress of running runs. `progress`: `id`, `fence`, `rate` and PROGRESS_COLUMNS of each run."""
     if not progress:
         return
     kind = connection.dialect.name
@@ -248,7 +253,7 @@ def listing(
     limit: int = 50,
     before: tuple[datetime, str] | None = None,
 ) -> Select[Any]:
-    """Runs, newest first. `before` is the (created_at, id) of the last row of the page before."""
+    """A query for a page of runs, newest first. `before`: the (created_at, id) of the last row of the previous page."""
     statement = select(*(runs.c[name] for name in LISTED)).order_by(runs.c.created_at.desc(), runs.c.id.desc())
     if task is not None:
         statement = statement.where(runs.c.task == task)
@@ -263,12 +268,16 @@ def listing(
 
 
 async def get(connection: AsyncConnection, run_id: str) -> dict[str, Any] | None:
+    """The row of a run by column name; None if there is no such run."""
     row = (await connection.execute(select(runs).where(runs.c.id == run_id))).mappings().first()
     return dict(row) if row is not None else None
 
 
 async def begin_with(connection: AsyncConnection, prefix: str, limit: int) -> list[dict[str, Any]]:
-    """Runs whose id begins with these hex digits (at most 32, without dashes), newest first; at most `limit`."""
+    """The id, task, state and creation of runs whose id begins with `prefix`, newest first; at most `limit`.
+
+    `prefix`: at most 32 hex digits, without dashes.
+    """
     low, high = (_as_id(prefix.ljust(32, filler)) for filler in "0f")
     columns = (runs.c.id, runs.c.task, runs.c.state, runs.c.created_at)
     statement = select(*columns).where(runs.c.id.between(low, high)).order_by(runs.c.id.desc()).limit(limit)
@@ -280,7 +289,7 @@ def _as_id(digits: str) -> str:
 
 
 async def latest(connection: AsyncConnection, task: str) -> str | None:
-    """The id of the newest run of a task."""
+    """The id of the newest run of a task; None if it has none."""
     newest = select(runs.c.id).where(runs.c.task == task).order_by(runs.c.created_at.desc(), runs.c.id.desc())
     run: str | None = (await connection.execute(newest.limit(1))).scalar()
     return run

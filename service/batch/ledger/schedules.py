@@ -1,4 +1,4 @@
-"""Queries on schedules: which one each task has, and up to where its slots were handled."""
+"""Queries on schedules: the open schedule of each task, and its cursor, up to which slots were handled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from service.errors import InvalidSchedule
 
 @dataclass(slots=True)
 class OpenSchedule:
-    """The schedule that a task has now, and up to where its slots were handled."""
+    """The schedule that a task has now. `fired_until`: its cursor. Instants are aware.
+
+    `paused_by`: who has paused the task; None: it is not paused.
+    """
 
     id: str
     task: str
@@ -30,12 +33,12 @@ class OpenSchedule:
 
     @property
     def schedule(self) -> Schedule:
-        """Raises InvalidSchedule where `is_usable` says no."""
+        """The schedule object. Raises InvalidSchedule if `is_usable` is False."""
         return schedule(self.cron, self.timezone)
 
     @property
     def is_usable(self) -> bool:
-        """False for what another version wrote and this one can't read: a zone that is gone, say."""
+        """Whether this version can read the expression and the zone, which another version may have written."""
         try:
             return self.schedule is not None
         except InvalidSchedule:
@@ -56,21 +59,21 @@ def _open() -> Select[Any]:
 
 
 def among(column: Column[Any], values: Iterable[Any], kind: str) -> ColumnElement[bool]:
-    """`column` is one of `values`, in the form by which PostgreSQL looks into the index, however few rows there are."""
+    """The condition `column IN (values)`, in a form for which PostgreSQL uses the index even of a small table."""
     listed = json_rows.among(column, values, kind)
     return column == func.any(func.array(listed.scalar_subquery())) if kind == "postgresql" else column.in_(listed)
 
 
 async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]:
-    """All of them, by task. Reads, locks nothing."""
+    """All open schedules, by task. Locks nothing."""
     return {row.task: OpenSchedule(*row) for row in await connection.execute(_open())}
 
 
 async def lock_tasks(connection: AsyncConnection, names: Iterable[str] | None = None) -> None:
-    """Lock these tasks, or all. On PostgreSQL: SQLite has one writer, which holds all.
+    """Lock the rows of these tasks; None: of all tasks. On SQLite nothing is done: it has one writer at a time.
 
-    Whoever locks several rows takes tasks by their names, then schedules by their ids, then runs by theirs, so that
-    nobody deadlocks. `catalog.record_tasks` locks tasks in this order too.
+    Each transaction that locks several rows locks tasks by name, then schedules by id, then runs by id, so that no two
+    deadlock. `task_sync.record_tasks` locks tasks in this order too.
     """
     if (kind := connection.dialect.name) != "postgresql":
         return
@@ -81,9 +84,10 @@ async def lock_tasks(connection: AsyncConnection, names: Iterable[str] | None = 
 
 
 async def lock(connection: AsyncConnection, names: Collection[str], wait: bool = False) -> list[OpenSchedule]:
-    """Lock and return the open schedules of these tasks. Without `wait` those that another node holds are left out.
+    """Lock and return the open schedules of these tasks. Without `wait` those that are locked elsewhere are left out.
 
-    With it their tasks are locked first (see `lock_tasks`); who does not wait may hold none of them.
+    With `wait` the rows of the tasks are locked first (see `lock_tasks`). Without `wait` no lock is waited for, so the
+    tasks need not be locked.
     """
     if wait:
         await lock_tasks(connection, names)
@@ -93,24 +97,25 @@ async def lock(connection: AsyncConnection, names: Collection[str], wait: bool =
 
 
 async def still_open(connection: AsyncConnection, names: Iterable[str]) -> dict[str, OpenSchedule]:
-    """The open schedules of these tasks, locked or not."""
+    """The open schedules of these tasks, by task. Includes those that another transaction has locked."""
     named = among(schedules.c.task, names, connection.dialect.name)
     return {row.task: OpenSchedule(*row) for row in await connection.execute(_open().where(named))}
 
 
 async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: datetime) -> None:
-    """Set `fired_until` of these schedules (by id), which this transaction has locked."""
+    """Move the cursors (`fired_until`) of the schedules with these ids to `until`. The caller has locked them."""
     named = among(schedules.c.id, ids, connection.dialect.name)
     await connection.execute(update(schedules).where(named, schedules.c.fired_until < until).values(fired_until=until))
 
 
-async def open_new(connection: AsyncConnection, wanted: Mapping[str, Schedule], node: str, now: datetime) -> None:
-    """Give these tasks, which have no open schedule, theirs; slots count from now on.
+async def open_new(connection: AsyncConnection, new: Mapping[str, Schedule], node: str, now: datetime) -> None:
+    """Write the open schedules of tasks that have none. `new`: by name of task. Slots count from `now` on.
 
-    Or from where an earlier one ended, if that is later: a clock that was ahead has handled the slots up to there.
+    If an earlier schedule of a task ends later than `now`, slots count from that end: the slots before it were handled
+    by a clock that was ahead.
     """
-    ends = await _ends_after(connection, wanted, now)
-    new = [
+    ends = await _ends_after(connection, new, now)
+    rows = [
         {
             "id": new_id(),
             "task": task,
@@ -120,15 +125,15 @@ async def open_new(connection: AsyncConnection, wanted: Mapping[str, Schedule], 
             "node": node,
             "fired_until": ends.get(task, now),
         }
-        for task, schedule in wanted.items()
+        for task, schedule in new.items()
     ]
-    await json_rows.insert(connection, schedules, new, "(task) WHERE valid_until IS NULL")
-    named = among(tasks.c.name, wanted, connection.dialect.name)
+    await json_rows.insert(connection, schedules, rows, "(task) WHERE valid_until IS NULL")
+    named = among(tasks.c.name, new, connection.dialect.name)
     await connection.execute(update(tasks).where(named, tasks.c.accounted_from.is_(None)).values(accounted_from=now))
 
 
 async def _ends_after(connection: AsyncConnection, names: Iterable[str], now: datetime) -> dict[str, datetime]:
-    """When the last schedule of these tasks ended, for those where that is after `now`."""
+    """The end of the last schedule of each of these tasks, for ends after `now`."""
     named = among(schedules.c.task, names, connection.dialect.name)
     last = select(schedules.c.task, func.max(schedules.c.valid_until).label("at"))
     ended = last.where(named, schedules.c.valid_until > now).group_by(schedules.c.task)
@@ -136,9 +141,9 @@ async def _ends_after(connection: AsyncConnection, names: Iterable[str], now: da
 
 
 async def close(connection: AsyncConnection, ids: Iterable[str], now: datetime) -> None:
-    """Close these schedules (by id), which this transaction has locked, and whose slots are handled up to `now`.
+    """Close the schedules with these ids at `now`. The caller has locked them and handled their slots up to `now`.
 
-    Or further, if a clock was ahead: then they end where their cursors are.
+    If a clock was ahead, a cursor may be later than `now`; then the schedule ends at its cursor.
     """
     named = among(schedules.c.id, ids, connection.dialect.name)
     end = case(
@@ -148,6 +153,6 @@ async def close(connection: AsyncConnection, ids: Iterable[str], now: datetime) 
 
 
 async def history(connection: AsyncConnection, task: str) -> list[dict[str, Any]]:
-    """The schedules that a task has had, oldest first."""
+    """All schedules that a task has had, oldest first, as rows by column name."""
     statement = select(tables.schedules).where(schedules.c.task == task).order_by(schedules.c.valid_from)
     return [dict(row) for row in (await connection.execute(statement)).mappings()]

@@ -1,4 +1,4 @@
-"""The states of a run, and which may follow which. The statements in transitions.py are made from this table."""
+"""The states of a run, and the allowed transitions. The statements in transitions.py are made from TRANSITIONS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RunState(StrEnum):
     SKIPPED = "skipped"
 
 
-# Only a person leads out of a final state: `batch retry`, and `batch backfill --again`.
+# Only a person can change a final state, by `batch retry` or `batch backfill --again`.
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
     RunState.RUNNING: frozenset(
@@ -50,7 +50,7 @@ class Origin(StrEnum):
 
 
 class Rank:
-    """A run's place in the queue of its task: smaller goes first."""
+    """The class of a run in the queue of its task: a smaller one goes first."""
 
     INTERRUPTED = 0
     ON_TIME = 1

@@ -1,4 +1,4 @@
-"""The ledger's tables."""
+"""The tables of the ledger."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ ledger = MetaData()
 
 
 def where(condition: str) -> dict[str, Any]:
-    """Of a partial index on both databases."""
+    """The keyword arguments for the condition of a partial index on both databases."""
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
-# A query is served by a partial index whose condition it repeats to the letter. With the bare column, SQLite would take
-# the index on all states instead, and read the runs of all tasks.
+# A partial index is used only by a query that repeats its condition exactly. With the bare column SQLite would use the
+# index on all states instead, and read the runs of all tasks.
 UNINDEXED_STATE = "(state || '')"
 
 
@@ -46,33 +46,33 @@ def is_one_of(states: Iterable[RunState], column: str = UNINDEXED_STATE) -> str:
 
 
 WAITING_SQL = is_one_of(state for state in CLAIMABLE if state != RunState.RETRYING)
-"""What may start now, whatever its `due_at` says: its maker's clock may have been ahead."""
+"""Runs that may start now. Their `due_at` does not matter: it may be from a clock that was ahead."""
 RETRYING_SQL = f"{UNINDEXED_STATE} = 'retrying'"
-"""What may start once its `due_at` has come."""
+"""Runs that may start at their `due_at`."""
 HELD_SQL = f"{UNINDEXED_STATE} = 'running'"
-"""What some node holds; to find it by that."""
+"""Running runs, in the form that uses the index on nodes."""
 RUNNING_SQL = "state = 'running'"
-"""The same; to find it by its queue."""
+"""Running runs, in the form that uses the index on `exclusive` and `lane`."""
 CLAIMABLE_SQL = is_one_of(CLAIMABLE)
 ACTIVE_SQL = is_one_of(ACTIVE, "state")
 IN_THE_WAY_SQL = f"{is_one_of(ACTIVE)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
-"""What the next slot of a task may have to respect: all that runs, and what was on time. Not what waits behind them."""
+"""Runs that an overlap policy considers for the next slot: all running ones, and those of slots on time."""
 
 
 def not_held(run: str) -> str:
-    """Of what may start: a pause holds the runs of its task that there were when it began.
+    """The condition that no pause holds a run. A pause holds the runs of its task that were created before it.
 
-    `run`: the alias of batch_runs. No join, which would have a plan of its own: the queue's index has the order.
+    `run`: the alias of batch_runs. It is no join, so that runs are still read in the order of the queue's index.
     """
     return f"coalesce({run}.created_at > (SELECT t.paused_at FROM batch_tasks t WHERE t.name = {run}.task), true)"
 
 
 def new_id() -> str:
-    """A UUIDv7: sortable by the time it was made (RFC 9562, method 3: 12 bits below the millisecond)."""
-    milliseconds, rest = divmod(clock.unix_ns(), 1_000_000)
-    high = milliseconds << 16 | 0x7000 | rest * 4096 // 1_000_000
-    text = f"{high:016x}{0x8000000000000000 | secrets.randbits(62):016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    """A new UUIDv7: ids sort by the time of their making (RFC 9562, method 3: 12 bits below the millisecond)."""
+    milliseconds, nanoseconds = divmod(clock.unix_ns(), 1_000_000)
+    high = milliseconds << 16 | 0x7000 | nanoseconds * 4096 // 1_000_000
+    digits = f"{high:016x}{0x8000000000000000 | secrets.randbits(62):016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 tasks = Table(
@@ -123,11 +123,12 @@ runs = Table(
     Column("exclusive", String(120)),
     Column("lane", SmallInteger, nullable=False, server_default="1"),
     Column("due_at", UtcDateTime, nullable=False),
-    # `attempts_before`: up to a person's last retry. `losses` of its node, since `count` went beyond `count_lost`.
+    # `attempts_before`: attempts before a person's last retry. `losses`: how often its node was lost without progress.
     *(Column(name, Integer, nullable=False, server_default="0") for name in ("attempt", "attempts_before", "losses")),
     Column("node", Id),
     Column("fence", BigInteger, nullable=False, server_default="0"),
-    # Of the attempt that is going on: what was done before it, what it says, items a second, since when `count` stands.
+    # Progress. `count_before`: items done by earlier attempts. `count_lost`: the largest count at a loss. `rate`: items
+    # per second. `progress_at`: the instant since which `count` has this value.
     *(Column(name, BigInteger) for name in ("count", "total", "count_before", "count_lost")),
     Column("message", Text),
     Column("rate", Float),
@@ -136,18 +137,18 @@ runs = Table(
     Column("key", String(200)),
     Column("parent", Id),
     Column("created_at", UtcDateTime, nullable=False),
-    *(Column(f"{what}_at", UtcDateTime) for what in ("started", "attempt_started", "finished")),
-    # Somebody wants the run cancelled; its node reads that, see nodes/ledger_poll.py.
+    *(Column(f"{event}_at", UtcDateTime) for event in ("started", "attempt_started", "finished")),
+    # The request to cancel a running run, which its node reads (see nodes/ledger_poll.py).
     Column("cancel_at", UtcDateTime),
     Column("cancel_by", Text),
     Column("cancel_reason", Text),
-    # A manual run may be made for an instant that is a slot, as often as a person likes.
+    # There may be any number of manual runs for a slot.
     Index("uq_batch_runs_task_slot", "task", "slot", unique=True, **where("origin <> 'manual'")),
     Index("uq_batch_runs_task_key", "task", "key", unique=True, **where("key IS NOT NULL")),
     Index("uq_batch_runs_exclusive", "exclusive", "lane", unique=True, **where(RUNNING_SQL)),
     Index("ix_batch_runs_held", "node", **where(HELD_SQL)),
     Index("ix_batch_runs_in_the_way", "task", **where(IN_THE_WAY_SQL)),
-    # Which tasks have something to start, and in which order; for what waits and for what is retried later.
+    # Which tasks have runs to start, and the order of these runs: for waiting runs, and for retries.
     Index("ix_batch_runs_waiting", "task", "created_at", **where(WAITING_SQL)),
     Index("ix_batch_runs_queue", "task", "exclusive", "rank", "due_at", "id", **where(WAITING_SQL)),
     Index("ix_batch_runs_retry_due", "due_at", **where(RETRYING_SQL)),
@@ -158,8 +159,8 @@ runs = Table(
     Index("ix_batch_runs_created", "created_at", "id"),
 )
 
-# The attempt that is going on stands on its run's row; here it is written once, when it has ended.
-# A run that was interrupted takes up the same attempt again: the fence tells the two tries apart.
+# A running attempt is kept in the row of its run. A row is written here once, when the attempt has ended. An
+# interrupted run goes on with the same attempt, which then has another row with another fence.
 attempts = Table(
     "batch_attempts",
     ledger,
@@ -201,12 +202,12 @@ nodes = Table(
     Column("loop_lag", Float, nullable=False, server_default="0"),
     Column("tasks", Json, nullable=False),
     Column("stopped_at", UtcDateTime),
-    # False for a process that runs what it was handed and ends, such as `batch run`: it is no service.
+    # False for a process that executes only the run it was started for, such as `batch run`.
     Column("fires", Boolean, nullable=False, server_default=text("true")),
     Index("ix_batch_nodes_live", "id", "fires", **where("stopped_at IS NULL")),
 )
 
-# One row, whose version rises with each change of tasks or schedules that others have to follow.
+# One row, whose version rises with each change of tasks or schedules that other nodes have to follow.
 catalog = Table(
     "batch_catalog",
     ledger,
@@ -226,7 +227,7 @@ log = Table(
     PrimaryKeyConstraint("run", "fence", "first_line"),
 )
 
-# Runs that were deleted while something of them may still be there: logs, or rows in the application's database.
+# Deleted runs of which logs, or rows in the application database, may still have to be deleted.
 pruned = Table("batch_pruned", ledger, Column("run", Id, primary_key=True))
 
 backups = Table(
@@ -237,7 +238,7 @@ backups = Table(
     Column("taken_at", UtcDateTime, nullable=False),
     *(Column(name, BigInteger) for name in ("size", "rows", "tables")),
     Column("taken_by_run", Id),
-    *(Column(f"{done}_at", UtcDateTime) for done in ("verified", "failed", "restored", "pinned")),
+    *(Column(f"{event}_at", UtcDateTime) for event in ("verified", "failed", "restored", "pinned")),
     *(Column(n, Text) for n in ("kind", "database", "revision", "verified_how", "failed_check", "pinned_by")),
     *(Column("manifest", String(64)), Column("created_at", UtcDateTime, nullable=False)),
 )

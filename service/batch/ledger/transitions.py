@@ -1,4 +1,4 @@
-"""The only module that changes the state of runs: one statement for each kind of change, made from TRANSITIONS."""
+"""The only module that changes the state of runs: one statement for each kind of change, built from TRANSITIONS."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ FINISH_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", 
 async def claim(
     connection: AsyncConnection, ids: Sequence[str], node: str, now: datetime, lanes: Mapping[str, int] | None = None
 ) -> list[Claimed]:
-    """Give a node those of these runs that still wait. An interrupted run goes on with the attempt it was in.
+    """Give a node those of the runs `ids` that may still start. Returns them. An interrupted run keeps its attempt.
 
-    `lanes`: the lane of each run that takes another lane than the first. Raises IntegrityError when another run holds
-    the lane of one of them.
+    `lanes`: the lane of each run that takes another lane than the first. Raises IntegrityError if another run is
+    running in one of these lanes.
     """
     if not ids:
         return []
@@ -39,51 +39,55 @@ async def claim(
         "started_at = coalesce(started_at, :now), attempt_started_at = :now, reason = NULL, "
         f"lane = {_claimed(kind, bool(lanes))} RETURNING {', '.join(f'batch_runs.{c.name}' for c in CLAIMED_COLUMNS)}"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("node", type_=runs.c.node.type))
-    listed = [{"id": i, "lane": lanes.get(i, 1)} for i in ids] if lanes else [{"id": i} for i in ids]
-    parameters = {"rows": json_rows.encode(listed, kind), "node": node, "now": now}
+    rows = [{"id": i, "lane": lanes.get(i, 1)} for i in ids] if lanes else [{"id": i} for i in ids]
+    parameters = {"rows": json_rows.encode(rows, kind), "node": node, "now": now}
     return [Claimed(*row) for row in await connection.execute(statement.columns(*CLAIMED_COLUMNS), parameters)]
 
 
-def _claimed(kind: str, several: bool) -> str:
-    """The end of claim's SET, and its WHERE. No join where all take the first lane: SQLite would be quadratic."""
+def _claimed(kind: str, has_lanes: bool) -> str:
+    """The value of `lane` and the WHERE clause of `claim`.
+
+    Without other lanes than the first it is no join, which would take quadratic time on SQLite.
+    """
     may_start = is_one_of(before(RunState.RUNNING))
-    wanted = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_start}"
+    condition = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_start}"
     if kind == "postgresql":
-        locked = f"SELECT id FROM batch_runs WHERE {wanted} ORDER BY id FOR UPDATE SKIP LOCKED"
-        wanted = f"batch_runs.id = ANY(ARRAY({locked}))"
-    if not several:
-        return f"1 WHERE {wanted}"
+        locked = f"SELECT id FROM batch_runs WHERE {condition} ORDER BY id FOR UPDATE SKIP LOCKED"
+        condition = f"batch_runs.id = ANY(ARRAY({locked}))"
+    if not has_lanes:
+        return f"1 WHERE {condition}"
     source = json_rows.source([runs.c.id, runs.c.lane], kind)
-    still = wanted if kind == "postgresql" else may_start
-    return f"v.lane FROM {source} WHERE batch_runs.id = v.id AND {still}"
+    condition = condition if kind == "postgresql" else may_start
+    return f"v.lane FROM {source} WHERE batch_runs.id = v.id AND {condition}"
 
 
 # The end of an attempt: from `running`.
 
 
 async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Write how attempts ended. Returns those that were not written, because another node holds their run now.
+    """Write the outcomes of attempts. Returns those that were not written, because another node holds their run now.
 
-    A run that somebody asked to cancel does not go on: it is cancelled instead of retried or resumed.
+    A run that has a request to cancel it is cancelled instead of retried or resumed. Raises ValueError if a running run
+    may not change to a state in `outcomes`.
     """
     if not outcomes:
         return []
-    may_become = TRANSITIONS[RunState.RUNNING]
-    if wrong := {RunState.CANCELLED, *(outcome.state for outcome in outcomes)} - may_become:
+    following = TRANSITIONS[RunState.RUNNING]
+    if wrong := {RunState.CANCELLED, *(outcome.state for outcome in outcomes)} - following:
         raise ValueError(f"a run that is running can't become {', '.join(sorted(wrong))}")
     kind = connection.dialect.name
-    goes_on = is_one_of((state for state in ACTIVE if state in may_become), "v.state")
-    is_dropped = f"batch_runs.cancel_reason IS NOT NULL AND {goes_on}"
+    goes_on = is_one_of((state for state in ACTIVE if state in following), "v.state")
+    is_cancelled = f"batch_runs.cancel_reason IS NOT NULL AND {goes_on}"
     statement = text(
-        f"UPDATE batch_runs SET state = CASE WHEN {is_dropped} THEN '{RunState.CANCELLED}' ELSE v.state END, "
-        f"reason = CASE WHEN {is_dropped} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
-        f"finished_at = CASE WHEN {is_dropped} THEN v.ended_at ELSE v.finished_at END, "
+        f"UPDATE batch_runs SET state = CASE WHEN {is_cancelled} THEN '{RunState.CANCELLED}' ELSE v.state END, "
+        f"reason = CASE WHEN {is_cancelled} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
+        f"finished_at = CASE WHEN {is_cancelled} THEN v.ended_at ELSE v.finished_at END, "
         "due_at = coalesce(v.due_at, batch_runs.due_at), rank = coalesce(v.rank, batch_runs.rank), "
         f"{PROGRESS}, rate = NULL "
         f"FROM {json_rows.source([*(runs.c[n] for n in FINISH_COLUMNS), tables.attempts.c.ended_at], kind)} "
         f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)} RETURNING batch_runs.id"
     )
-    by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # as who cancels several, so that two seldom deadlock
+    by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # the usual order of locks, so that deadlocks are rare
     encoded = json_rows.encode(map(_finish_row, by_id), kind)
     written = set((await connection.execute(statement.columns(runs.c.id), {"rows": encoded})).scalars())
     await attempts.record(connection, [outcome for outcome in outcomes if outcome.id in written])
@@ -99,18 +103,18 @@ def _finish_row(outcome: Outcome) -> dict[str, Any]:
     return row
 
 
-# What people ask for.
+# Requests of people.
 
 
 async def cancel(connection: AsyncConnection, run_id: str, reason: str, by: str, now: datetime) -> RunState | None:
-    """Cancel a run that waits, or write the request on the row of a run that is running. The first request counts.
+    """Cancel a waiting run, or write a request to the row of a running run. An earlier request is not changed.
 
-    Returns the state that the run has then; None where the run is over, or there is no such run.
+    Returns the state of the run after that; None if the run has ended, or does not exist.
     """
-    waiting = {"state": RunState.CANCELLED, "reason": reason, "finished_at": now}
-    asked = {"cancel_at": now, "cancel_by": by, "cancel_reason": reason}
-    values: dict[str, ColumnElement[Any]] = {name: _unless_running(name, value) for name, value in waiting.items()}
-    values |= {name: func.coalesce(runs.c[name], literal(value, runs.c[name].type)) for name, value in asked.items()}
+    ending = {"state": RunState.CANCELLED, "reason": reason, "finished_at": now}
+    request = {"cancel_at": now, "cancel_by": by, "cancel_reason": reason}
+    values: dict[str, ColumnElement[Any]] = {name: _unless_running(name, value) for name, value in ending.items()}
+    values |= {name: func.coalesce(runs.c[name], literal(value, runs.c[name].type)) for name, value in request.items()}
     may_end = runs.c.state.in_(before(RunState.CANCELLED))
     statement = update(runs).where(runs.c.id == run_id, may_end).values(values)
     state = (await connection.execute(statement.returning(runs.c.state))).scalar()
@@ -118,8 +122,8 @@ async def cancel(connection: AsyncConnection, run_id: str, reason: str, by: str,
 
 
 def _unless_running(name: str, value: Any) -> ColumnElement[Any]:
-    own = runs.c[name]
-    return case((runs.c.state == RunState.RUNNING, own), else_=literal(value, own.type))
+    column = runs.c[name]
+    return case((runs.c.state == RunState.RUNNING, column), else_=literal(value, column.type))
 
 
 async def reopen(
@@ -130,35 +134,37 @@ async def reopen(
     now: datetime,
     anew: bool = False,
 ) -> set[str]:
-    """Queue those of these runs that are over, except those that have succeeded; returns their ids.
+    """Queue those of the runs `ids` that have ended, except those that have succeeded. Returns their ids.
 
-    `anew`: those that have succeeded too, and how far the runs were is forgotten. Their fences go on rising. Attempts
-    and losses are counted anew, against what their tasks allow. The runs count as caught up from now on, so that they
-    don't stand in the way of a slot that is on time.
+    `anew`: runs that have succeeded are queued too, and the progress of the runs is deleted. Their fences go on rising.
+    Attempts and losses are counted from zero again. The runs count as caught up from now on, so that overlap policies
+    do not consider them for slots on time.
     """
     kind = connection.dialect.name
-    # By the index on states SQLite would read all runs that are over.
-    may_go_on = is_one_of(state for state in before(RunState.QUEUED) if anew or state != RunState.SUCCEEDED)
-    forgotten = "".join(f"{name} = NULL, " for name in PROGRESS_COLUMNS) if anew else ""
-    wanted = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_go_on}"
+    # is_one_of keeps SQLite from using the index on states, by which it would read all ended runs.
+    may_reopen = is_one_of(state for state in before(RunState.QUEUED) if anew or state != RunState.SUCCEEDED)
+    no_progress = "".join(f"{name} = NULL, " for name in PROGRESS_COLUMNS) if anew else ""
+    condition = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_reopen}"
     statement = text(
         f"UPDATE batch_runs SET state = '{RunState.QUEUED}', rank = :rank, catch_up = true, due_at = :now, "
         "requested_by = :by, reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, "
         "attempts_before = attempt, losses = 0, count_lost = NULL, "
-        f"{forgotten}cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL "
-        f"WHERE {locked_by_id(wanted, kind)} RETURNING id"
+        f"{no_progress}cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL "
+        f"WHERE {locked_by_id(condition, kind)} RETURNING id"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
     rows = json_rows.encode([{"id": i} for i in ids], kind)
     queued = await connection.execute(statement.columns(runs.c.id), {"rows": rows, "rank": rank, "by": by, "now": now})
     return set(queued.scalars())
 
 
-# What nobody will ever start.
+# Runs that no node will start.
 
 
-async def fail_waiting(connection: AsyncConnection, ids: Select[Any], waits: str, reason: str, now: datetime) -> int:
-    """Fail the runs that have these ids and wait still; returns how many. `waits`: WAITING_SQL or RETRYING_SQL."""
+async def fail_waiting(
+    connection: AsyncConnection, ids: Select[Any], condition: str, reason: str, now: datetime
+) -> int:
+    """Fail the runs with these ids that still wait. Returns how many. `condition`: WAITING_SQL or RETRYING_SQL."""
     may_fail = text(is_one_of(before(RunState.FAILED)))
-    failing = update(runs).where(runs.c.id.in_(ids), text(waits), may_fail)
+    failing = update(runs).where(runs.c.id.in_(ids), text(condition), may_fail)
     values = {"state": RunState.FAILED, "reason": reason, "finished_at": now}
     return (await connection.execute(failing.values(values))).rowcount

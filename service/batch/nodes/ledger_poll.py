@@ -1,8 +1,7 @@
-"""All that an idle node asks the ledger, in one statement.
+"""The ledger poll: one statement by which an idle node reads everything that may concern it.
 
-It asks whether runs may start, which nodes there are, which runs it is asked to stop, and whether schedules or tasks
-have changed. The heartbeat's thread executes the statement, so that a blocked event loop delays only what has to be
-done on that loop.
+It reads whether runs may start, which nodes there are, which of its own runs it is to stop, and whether schedules or
+tasks have changed. The thread of the heartbeat executes the statement, so a blocked event loop does not delay it.
 """
 
 from __future__ import annotations
@@ -36,9 +35,10 @@ from service.batch.queue.cancel import StopRequest
 from service.batch.queue.claiming import is_any_due
 
 LOOK_SECONDS = 1.0
-"""How often a node reads the ledger, at least. So it notices a dead node or a cancel request at most so much later."""
+"""Seconds between two polls, at most: the upper bound on how late a dead node or a cancel request is noticed."""
 
-State = tuple[int, frozenset[str]]
+FiringState = tuple[int, frozenset[str]]
+"""The version of the catalog, and the ids of the other nodes that fire."""
 
 _NEXT_HOLDER = f"SELECT r.node FROM batch_runs r WHERE {HELD_SQL} AND r.node {{}} ORDER BY r.node LIMIT 1"
 HOLDERS = (
@@ -46,36 +46,36 @@ HOLDERS = (
     f"SELECT ({_NEXT_HOLDER.format('> h.node')}) FROM h WHERE h.node IS NOT NULL) "
     "SELECT h.node FROM h WHERE h.node IS NOT NULL"
 )
-"""The nodes that hold runs, however many these are: from one to the next, in the index."""
+"""The ids of the nodes that hold runs. It reads one index entry for each node, not one for each run."""
 
 
 @dataclass
 class LedgerChanges:
-    """What a node has read. `now` is the ledger's time. A node that does not fire reads only the requests."""
+    """What a node has read by one poll. `now`: the database time. A node that does not fire reads only the requests."""
 
     now: datetime
     is_claimable: bool
     catalog: int
-    """Rises once a schedule was opened or closed, or a task paused, resumed, removed or restored."""
+    """The version of the catalog. It rises when a schedule or a task changes; a pause and a resume count too."""
     others: list[NodeStatus] = field(default_factory=list)
     """The other nodes that are not marked as stopped, and the stopped ones that still hold runs."""
     requests: list[StopRequest] = field(default_factory=list)
-    """About runs that this node is running."""
+    """Requests to stop runs that this node is running."""
 
     @property
-    def state(self) -> State:
-        """What it depends on which tasks are fired, and when: the catalog, and who else fires."""
+    def firing_state(self) -> FiringState:
+        """If this has changed since the last poll, the node reads tasks and schedules again."""
         return self.catalog, frozenset(node.id for node in self.others if node.fires and not node.is_stopped)
 
 
 async def read(connection: AsyncConnection, node: str, fires: bool = True) -> LedgerChanges:
-    """Read what concerns this node, by one statement, which locks nothing."""
-    now = database_time.told_now(connection)
+    """Poll the ledger for this node, by one statement that locks nothing."""
+    now = database_time.process_now(connection)
     parameters = {"node": node} | ({"now": now} if now is not None else {})
     statement = _statement(connection.dialect.name, now is not None, fires)
-    first, *found = (await connection.execute(statement, parameters)).all()
-    changes = LedgerChanges(first.at, first.words is not None, first.number)
-    for row in found:
+    ledger_row, *other_rows = (await connection.execute(statement, parameters)).all()
+    changes = LedgerChanges(ledger_row.at, ledger_row.words is not None, ledger_row.number)
+    for row in other_rows:
         if row.kind == "living":
             changes.others += _status_of_each(row.words or "")
         elif row.kind == "stopped":
@@ -86,53 +86,58 @@ async def read(connection: AsyncConnection, node: str, fires: bool = True) -> Le
 
 
 @cache
-def _statement(kind: str, is_told_the_time: bool, fires: bool) -> CompoundSelect[Any]:
-    """Rows of one shape, the first of which is about the whole ledger. Putting it together takes as long as asking."""
+def _statement(kind: str, has_now: bool, fires: bool) -> CompoundSelect[Any]:
+    """The statement. Its rows all have the same columns; the first row is about the whole ledger.
+
+    It is cached, because building it takes as long as executing it. `has_now`: the time is given as a parameter.
+    """
     instant = nodes.c.stopped_at.type
-    now = bindparam("now", type_=instant) if is_told_the_time else func.statement_timestamp(type_=instant)
+    now = bindparam("now", type_=instant) if has_now else func.statement_timestamp(type_=instant)
     node = bindparam("node", type_=nodes.c.id.type)
     version = func.coalesce(select(catalog.c.version).where(catalog.c.id == 1).scalar_subquery(), 0)
     ledger = select(
         literal("ledger").label("kind"),
-        _none(nodes.c.id).label("id"),
+        _null(nodes.c.id).label("id"),
         version.label("number"),
-        case((is_any_due(now), "claimable")).label("words") if fires else _none(tasks.c.name).label("words"),
+        case((is_any_due(now), "claimable")).label("words") if fires else _null(tasks.c.name).label("words"),
         now.label("at"),
     )
     requests = select(
-        literal("request"), runs.c.id, runs.c.fence, runs.c.cancel_reason, _none(nodes.c.stopped_at)
+        literal("request"), runs.c.id, runs.c.fence, runs.c.cancel_reason, _null(nodes.c.stopped_at)
     ).where(runs.c.cancel_reason.is_not(None), text(HELD_SQL), runs.c.node == node)
     held = (
-        select(literal("pause"), runs.c.id, runs.c.fence, "paused by " + tasks.c.paused_by, _none(nodes.c.stopped_at))
+        select(literal("pause"), runs.c.id, runs.c.fence, "paused by " + tasks.c.paused_by, _null(nodes.c.stopped_at))
         .select_from(runs.join(tasks, tasks.c.name == runs.c.task))
         .where(tasks.c.paused_at >= runs.c.created_at, text(HELD_SQL), runs.c.node == node)
     )
-    others = [_living(node), _holding(node, kind)] if fires else []
+    others = [_living(node), _stopped_holders(node, kind)] if fires else []
     return ledger.union_all(requests, held, *others)
 
 
 def _living(node: ColumnElement[str]) -> Select[Any]:
-    """All in one row: one for each would take longer than all else, where there are a hundred."""
+    """The other nodes that are not marked as stopped, all in one row: a hundred rows would take longer to read."""
     fires = case((nodes.c.fires, ":1"), else_=":0")
     listed = func.aggregate_strings(cast(nodes.c.id, String) + ":" + cast(nodes.c.beats, String) + fires, " ")
-    alive = (nodes.c.stopped_at.is_(None), nodes.c.id != node)
-    return select(literal("living"), _none(nodes.c.id), literal(0), listed, _none(nodes.c.stopped_at)).where(*alive)
+    is_living = (nodes.c.stopped_at.is_(None), nodes.c.id != node)
+    return select(literal("living"), _null(nodes.c.id), literal(0), listed, _null(nodes.c.stopped_at)).where(*is_living)
 
 
 def _status_of_each(listed: str) -> Iterator[NodeStatus]:
-    for one in listed.split():
-        node, beats, fires = one.split(":")
+    """`listed`: "id:beats:fires" of each node, separated by spaces."""
+    for fields in listed.split():
+        node, beats, fires = fields.split(":")
         yield NodeStatus(node, int(beats), False, fires == "1")
 
 
-def _holding(node: ColumnElement[str], kind: str) -> Select[Any]:
-    """Those that are marked as stopped, and hold runs. Of all that hold some there is one look for each node."""
+def _stopped_holders(node: ColumnElement[str], kind: str) -> Select[Any]:
+    """The other nodes that are marked as stopped and still hold runs."""
     holds = text(queues.among("batch_nodes.id", HOLDERS, kind))
-    stopped = (nodes.c.stopped_at.is_not(None), nodes.c.id != node)
-    return select(literal("stopped"), nodes.c.id, nodes.c.beats, _none(tasks.c.name), nodes.c.stopped_at).where(
-        holds, *stopped
+    is_stopped = (nodes.c.stopped_at.is_not(None), nodes.c.id != node)
+    return select(literal("stopped"), nodes.c.id, nodes.c.beats, _null(tasks.c.name), nodes.c.stopped_at).where(
+        holds, *is_stopped
     )
 
 
-def _none(like: ColumnElement[Any]) -> ColumnElement[Any]:
+def _null(like: ColumnElement[Any]) -> ColumnElement[Any]:
+    """NULL of the type of the column `like`."""
     return cast(null(), like.type)

@@ -1,4 +1,4 @@
-"""Which processes live, for those who must not work beside them: a restore, and the migration of an older ledger."""
+"""Which nodes are alive. A restore and the migration of an older ledger are refused while there are any."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from service.errors import DatabaseInUse
 
 
 async def living_nodes(connection: AsyncConnection, folder: Path, lease_seconds: float) -> list[str]:
-    """The processes that have said within a lease, by the ledger's time, that they live: "pid 12 on host".
+    """The nodes that have beaten within `lease_seconds` by the database time, each as "pid 12 on host".
 
-    `folder`: where the nodes of this machine have their locked files. One whose file is not locked any more is dead.
+    `folder`: where the nodes of this machine have their locked files. A node whose file is not locked any more is dead.
     """
-    late = await database_time.now_of(connection) - timedelta(seconds=lease_seconds)
-    seen = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(nodes.c.stopped_at.is_(None), nodes.c.seen_at >= late)
+    oldest = await database_time.now_of(connection) - timedelta(seconds=lease_seconds)
+    recent = select(nodes.c.id, nodes.c.host, nodes.c.pid).where(
+        nodes.c.stopped_at.is_(None), nodes.c.seen_at >= oldest
+    )
     return [
         f"pid {row.pid} on {row.host}"
-        for row in await connection.execute(seen.order_by(nodes.c.id))
+        for row in await connection.execute(recent.order_by(nodes.c.id))
         if not process_lock.is_gone(folder, row.id)
     ]
 
 
 async def refuse_living(connection: AsyncConnection, folder: Path, lease_seconds: float) -> None:
-    """Raises DatabaseInUse where a process lives that works with an older ledger, which is about to be migrated."""
+    """Refuse the migration of an older ledger: raises DatabaseInUse while a node of that ledger is alive."""
     if living := await living_nodes(connection, folder, lease_seconds):
         raise DatabaseInUse(
             "the ledger is of an older version, and is not migrated while a process of that version lives: "

@@ -1,4 +1,4 @@
-"""This process in the ledger: a row, a locked file, a lease that its heartbeat renews."""
+"""The node: this process in the ledger. It has a row there, a locked file, and a lease that its heartbeat renews."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from service.batch.ledger.tables import nodes as nodes_table
 from service.batch.nodes import process_lock
 from service.batch.nodes.heartbeat import Heartbeat
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
-from service.batch.nodes.orphans import leave_nothing_running
+from service.batch.nodes.orphans import interrupt_runs_of
 from service.concurrency.offload import offload
 
 
 class Node:
-    """One running process of the service. `fires=False`: it runs what it is handed, and nobody else's work is its."""
+    """One running process of the service.
+
+    `fires=False`: it executes only the runs that it is given. It fires and claims nothing, and rescues no other node.
+    """
 
     def __init__(
         self,
@@ -42,7 +45,8 @@ class Node:
         self._heartbeat = Heartbeat(url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, fires)
 
     async def register(self, connection: AsyncConnection, tasks: Iterable[str], now: datetime) -> None:
-        self._presence = await offload(process_lock.Presence, self._folder, self.id)
+        """Lock this process's file, and write its row to the ledger. `tasks`: the names of the tasks it has loaded."""
+        self._process_lock = await offload(process_lock.ProcessLock, self._folder, self.id)
         row: dict[str, Any] = {
             "id": self.id,
             "host": socket.gethostname(),
@@ -63,12 +67,13 @@ class Node:
     ) -> None:
         """Beat from now on. Call it on the event loop whose lag is to be measured.
 
-        All are called there: `on_loss` when the lease is lost, so that all runs are given up; `on_rescue` when runs of
-        others were taken over; `on_changes` after each look at the ledger.
+        The callbacks are called on that loop: `on_loss` when the lease is lost, so that all runs are given up;
+        `on_rescue` when runs of dead nodes were rescued; `on_changes` after each poll of the ledger.
         """
         self._heartbeat.start(on_loss, on_rescue, on_changes)
 
     async def drain(self, connection: AsyncConnection) -> None:
+        """Write to the ledger that this node starts no more runs."""
         await connection.execute(update(nodes_table).where(nodes_table.c.id == self.id).values(draining=True))
 
     @property
@@ -77,32 +82,34 @@ class Node:
 
     @property
     def trouble(self) -> str | None:
-        """What keeps its heartbeat from the ledger; None while all is well."""
+        """Why the heartbeat can't reach the ledger; None while it can."""
         return self._heartbeat.trouble
 
     async def stop(self) -> None:
-        """Stop beating."""
+        """Stop the heartbeat, and wait for the end of its thread."""
         await offload(self._heartbeat.stop)
 
     def fall_silent(self) -> None:
-        """The same, in any thread and without waiting for it."""
+        """Stop the heartbeat without waiting for it. May be called in any thread."""
         self._heartbeat.fall_silent()
 
     async def leave(self, connection: AsyncConnection) -> None:
+        """Interrupt the runs that this node still holds, and mark it as stopped, in the caller's transaction."""
         now = await database_time.now_of(connection)
-        await leave_nothing_running(connection, self.id, now, "the service stopped")
+        await interrupt_runs_of(connection, self.id, now, "the service stopped")
         await connection.execute(update(nodes_table).where(nodes_table.c.id == self.id).values(stopped_at=now))
 
-    async def forget(self) -> None:
-        """Nothing is left to be rescued, and that is committed."""
-        await offload(self._presence.end)
+    async def unlock(self) -> None:
+        """Remove the locked file of this process. Call it when the transaction of `leave` was committed."""
+        await offload(self._process_lock.remove)
 
-    def forget_at_once(self) -> None:
-        """The same, in any thread."""
-        self._presence.end()
+    def unlock_at_once(self) -> None:
+        """Do the same as `unlock`, in any thread."""
+        self._process_lock.remove()
 
 
 def package_version() -> str:
+    """The version of the installed package; "unknown" if it is not installed."""
     try:
         return version("batch-system")
     except PackageNotFoundError:

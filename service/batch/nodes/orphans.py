@@ -1,4 +1,4 @@
-"""Rescue: the runs of a dead node are interrupted, so that any node resumes them."""
+"""Rescue of orphans: the runs of a dead node are interrupted, so that any node resumes them."""
 
 from __future__ import annotations
 
@@ -20,73 +20,75 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 MOST_LOSSES = 3
-"""A run that took its node down so often, without having got on in between, is not started again."""
+"""How often a run may lose its node without progress in between. Then it fails: it may be the run that kills nodes."""
 
 
 async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: datetime) -> list[str]:
-    """Mark these nodes as stopped and interrupt what they were running. `dead`: the counters they were seen with.
+    """Mark dead nodes as stopped, and interrupt the runs that they hold. Returns the ids of the nodes it has marked.
 
-    Returns the ids of those that were still found so. One that has beaten since is left alone; so is, until the next
-    time, what somebody holds a lock on. No attempt is used up. A run that is lost for the third time since it got on
-    fails instead: it may be what kills its nodes.
+    `dead`: the beats of each node when it was found dead, by its id. A node that has beaten since is left as it is.
+    Rows that another transaction has locked are left for the next time. A rescue uses up no attempt. A run that is lost
+    for the third time without progress fails instead.
     """
-    found = select(nodes.c.id, nodes.c.beats).where(nodes.c.id.in_(dead)).order_by(nodes.c.id)
-    locked = await connection.execute(found.with_for_update(skip_locked=True))
+    suspects = select(nodes.c.id, nodes.c.beats).where(nodes.c.id.in_(dead)).order_by(nodes.c.id)
+    locked = await connection.execute(suspects.with_for_update(skip_locked=True))
     gone = [node for node, beats in locked if beats == dead[node]]
     if not gone:
         return []
-    lost = await _running_on(connection, gone)
+    lost = await _runs_of(connection, gone)
     losses = {run["id"]: _losses(run) for run in lost}
     final = await _not_run_again(connection, lost)
-    await transitions.finish(connection, [_lost(run, losses[run["id"]], run["task"] in final, now) for run in lost])
+    outcomes = [_outcome_of_lost(run, losses[run["id"]], run["task"] in final, now) for run in lost]
+    await transitions.finish(connection, outcomes)
     await _record_losses(connection, lost, losses)
     mark = update(nodes).where(nodes.c.id.in_(gone), nodes.c.stopped_at.is_(None))
     await connection.execute(mark.values(stopped_at=now))
     names = ", ".join(sorted({run["task"] for run in lost})) or "nothing"
-    logger.warning(f"nodes that ended without a word, or lost their lease: {len(gone)}; they were running: {names}")
+    logger.warning(f"{len(gone)} nodes have died or lost their lease; the tasks of their runs: {names}")
     return gone
 
 
-async def leave_nothing_running(connection: AsyncConnection, node: str, now: datetime, reason: str) -> None:
-    """Interrupt what a node that stops in order has claimed but not started, or given up without a word."""
-    left = await _running_on(connection, [node])
-    final = await _not_run_again(connection, left)
-    await transitions.finish(connection, [_left(run, run["task"] in final, now, reason) for run in left])
+async def interrupt_runs_of(connection: AsyncConnection, node: str, now: datetime, reason: str) -> None:
+    """Interrupt the runs that a node still holds: claimed and not started, or given up and not reported."""
+    held = await _runs_of(connection, [node])
+    final = await _not_run_again(connection, held)
+    await transitions.finish(connection, [_outcome_of_left(run, run["task"] in final, now, reason) for run in held])
 
 
-async def _running_on(connection: AsyncConnection, of: list[str]) -> list[dict[str, Any]]:
-    running = select(runs).where(runs.c.node.in_(of), text(HELD_SQL))
-    found = await connection.execute(running.order_by(runs.c.id).with_for_update(skip_locked=True))
-    return [dict(row) for row in found.mappings()]
+async def _runs_of(connection: AsyncConnection, node_ids: list[str]) -> list[dict[str, Any]]:
+    """The rows of the runs that these nodes hold, locked, but for those that another transaction has locked."""
+    held = select(runs).where(runs.c.node.in_(node_ids), text(HELD_SQL))
+    rows = await connection.execute(held.order_by(runs.c.id).with_for_update(skip_locked=True))
+    return [dict(row) for row in rows.mappings()]
 
 
-async def _not_run_again(connection: AsyncConnection, lost: list[dict[str, Any]]) -> set[str]:
-    """The tasks among those of these runs with `rerun = False`. This node may not have loaded them."""
-    statement = select(tasks.c.name, tasks.c.policies).where(tasks.c.name.in_({run["task"] for run in lost}))
+async def _not_run_again(connection: AsyncConnection, held: list[dict[str, Any]]) -> set[str]:
+    """The tasks of these runs that declare `rerun = False`, by the ledger: this node may not have loaded them."""
+    statement = select(tasks.c.name, tasks.c.policies).where(tasks.c.name.in_({run["task"] for run in held}))
     return {name for name, policies in await connection.execute(statement) if not policies.get("rerun", True)}
 
 
 def _losses(run: dict[str, Any]) -> int:
-    """How often it has lost its node since it got on, this time included."""
-    return 1 if _got_on(run) else run["losses"] + 1
+    """How often the run has lost its node since it last made progress, this time included."""
+    return 1 if _made_progress(run) else run["losses"] + 1
 
 
-def _got_on(run: dict[str, Any]) -> bool:
-    """Whether the attempt that was lost did something that the next one need not do again.
+def _made_progress(run: dict[str, Any]) -> bool:
+    """Whether the lost attempt did work that the next one need not repeat.
 
-    Loops over chunks go on where earlier attempts ended, so what they have counted beyond that is there to stay. A task
-    that counts by itself may have begun at zero: it got on if it came further than any attempt that was lost before.
+    Loops over chunks go on where earlier attempts ended, so each item they have counted since then is done for good. A
+    task that counts by itself may begin at zero again: it made progress if it came further than all lost attempts.
     """
     count, before = run["count"], run["count_before"]
     if count is None or run["progress_at"] is None or run["progress_at"] < run["attempt_started_at"]:
-        return False  # it has said nothing; what stands there is an earlier attempt's
+        return False  # this attempt has reported nothing; the row has the progress of an earlier one
     return bool(count > before if before else count > (run["count_lost"] or 0))
 
 
 async def _record_losses(connection: AsyncConnection, lost: list[dict[str, Any]], losses: Mapping[str, int]) -> None:
-    """On the rows of runs that this transaction has locked."""
+    """Write how often the runs were lost to their rows, which this transaction has locked."""
     kind, columns = connection.dialect.name, [runs.c[name] for name in ("id", "losses", "count_lost")]
-    new = [
+    rows = [
         {"id": run["id"], "losses": losses[run["id"]], "count_lost": max(run["count"] or 0, run["count_lost"] or 0)}
         for run in lost
     ]
@@ -94,10 +96,10 @@ async def _record_losses(connection: AsyncConnection, lost: list[dict[str, Any]]
         f"UPDATE batch_runs SET losses = v.losses, count_lost = v.count_lost FROM {json_rows.source(columns, kind)} "
         "WHERE batch_runs.id = v.id"
     )
-    await connection.execute(statement, {"rows": json_rows.encode(new, kind)})
+    await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})
 
 
-def _lost(run: dict[str, Any], losses: int, is_final: bool, now: datetime) -> Outcome:
+def _outcome_of_lost(run: dict[str, Any], losses: int, is_final: bool, now: datetime) -> Outcome:
     reason = "the node was lost while it ran"
     outcome = _interrupted(run, now, "lost", reason)
     if is_final:
@@ -107,7 +109,7 @@ def _lost(run: dict[str, Any], losses: int, is_final: bool, now: datetime) -> Ou
     return _failed(outcome, f"poison: {reason}, {MOST_LOSSES} times without progress")
 
 
-def _left(run: dict[str, Any], is_final: bool, now: datetime, reason: str) -> Outcome:
+def _outcome_of_left(run: dict[str, Any], is_final: bool, now: datetime, reason: str) -> Outcome:
     outcome = _interrupted(run, now, "interrupted", reason)
     return _failed(outcome, not_run_again(reason)) if is_final else outcome
 

@@ -1,8 +1,8 @@
-"""A locked file for each node of this machine. The kernel drops the lock with the process, however that ends.
+"""Process locks: each node of this machine keeps a locked file. The kernel drops the lock whenever the process ends.
 
-The folder may be one that every user of the machine writes to. So no folder of ours is in it, whose name somebody could
-take first: each file has a name that nobody knows beforehand. Only a regular file of this user that names its node
-inside counts, so that one which was put there, linked or renamed proves nothing.
+All users of the machine may be able to write to the folder. A subfolder with a fixed name could be created by another
+user first, so there is none, and each file has a name that can't be guessed. A file counts only if it is a regular file
+of this user and contains the id of its node: files that others have put there, linked or renamed are ignored.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 OLD_NS = 30 * 86_400 * 1_000_000_000
+"""The age at which the file of a dead node is removed in any case: 30 days, in nanoseconds."""
 PREFIX = ".batch-node-"
 NODE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def folder_of(ledger_url: str | URL) -> Path:
-    """Where the nodes of a ledger have their files: that of an SQLite file, which is of this machine as they are."""
+    """The folder of the locked files: that of the ledger's SQLite file, otherwise the one for temporary files."""
     url = make_url(ledger_url)
     if url.get_backend_name() == "sqlite":
         return Path(url.database or "").parent
     try:
         return Path(tempfile.gettempdir())
-    except FileNotFoundError:  # no folder can be written to, as is said when the node's file can't be made
+    except FileNotFoundError:  # no folder is writable; ProcessLock then logs a warning
         return Path()
 
 
@@ -42,10 +43,10 @@ def file_of(folder: Path, node: str) -> Path:
     return folder / f"{PREFIX}{node}"
 
 
-class Presence:
-    """This process's own file. Locked while it lives; a stopped (SIGSTOP) process still holds it.
+class ProcessLock:
+    """The locked file of this process. It stays locked until the process ends, also while that is stopped (SIGSTOP).
 
-    Where no such file can be had, the node's lease alone decides whether it lives.
+    If the file can't be made, only the lease of the node decides whether it is alive.
     """
 
     def __init__(self, folder: Path, node: str) -> None:
@@ -57,28 +58,29 @@ class Presence:
         except OSError as error:
             logger.warning(
                 f"this node can't have a locked file in the folder {folder} ({error.strerror}): if its process is "
-                "killed, its runs are resumed when its lease is over, and not at once"
+                "killed, its runs are resumed when its lease has ended, and not at once"
             )
-        # A forked child, such as a process pool's, would hold the lock beyond this process's end.
-        os.register_at_fork(after_in_child=self._let_go)
+        # Otherwise a forked child, such as a worker of a process pool, would keep the lock after this process ends.
+        os.register_at_fork(after_in_child=self._release)
 
-    def end(self) -> None:
+    def remove(self) -> None:
+        """Remove the file and release the lock."""
         if self._file is not None:
             self._path.unlink(missing_ok=True)
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
 
 
 def is_gone(folder: Path, node: str) -> bool:
-    """True if that node ran on this machine and is dead. Where it has no file here, nothing is known: False."""
+    """Whether the node ran on this machine and its process has ended. False if it has no file here."""
     if NODE.fullmatch(node) is None:
         return False
     try:
-        # Without O_NONBLOCK a FIFO, or somebody's lease on a file, would hold this up.
+        # Without O_NONBLOCK this would block on a FIFO, or on a file on which another process holds a kernel lease.
         file = os.open(file_of(folder, node), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
@@ -88,15 +90,18 @@ def is_gone(folder: Path, node: str) -> bool:
         os.close(file)
 
 
-def forget(folder: Path, node: str) -> None:
-    """Remove the file of a dead node, once its runs are taken over."""
+def remove_if_gone(folder: Path, node: str) -> None:
+    """Remove the file of a dead node. Call it when the rescue of its runs was committed."""
     if is_gone(folder, node):
         with contextlib.suppress(OSError):
             file_of(folder, node).unlink()
 
 
 def _make(path: Path, node: str) -> int:
-    """A new file, locked. Raises OSError, and leaves none then: one without a lock would say that its node is dead."""
+    """Make a new file and lock it; returns its descriptor. Raises OSError.
+
+    If the lock fails, the file is removed: a file without a lock would mean that its node is dead.
+    """
     file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,10 +114,10 @@ def _make(path: Path, node: str) -> int:
 
 
 def _is_ours(file: int, node: str) -> bool:
-    """Whether this open file was made by a process of this user, for this node."""
-    found = os.fstat(file)
-    is_regular = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
-    return is_regular and os.pread(file, len(node) + 1, 0) == node.encode()
+    """Whether this open file is a regular file of this user that contains the id of this node."""
+    status = os.fstat(file)
+    is_own_file = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+    return is_own_file and os.pread(file, len(node) + 1, 0) == node.encode()
 
 
 def _lock(file: int) -> bool:
@@ -124,16 +129,16 @@ def _lock(file: int) -> bool:
 
 
 def _clean_up(folder: Path) -> None:
-    """Remove what is left of ledgers that nobody serves any more."""
-    with contextlib.suppress(OSError), os.scandir(folder) as found:
-        for entry in found:
+    """Remove old files of dead nodes. They stay behind if their ledger is not used any more."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
             node = entry.name.removeprefix(PREFIX)
             if node != entry.name and _is_old(entry):
-                forget(folder, node)
+                remove_if_gone(folder, node)
 
 
 def _is_old(entry: os.DirEntry[str]) -> bool:
     try:
         return clock.unix_ns() - entry.stat(follow_symlinks=False).st_mtime_ns > OLD_NS
-    except OSError:  # somebody else has removed it
+    except OSError:  # another process has removed it
         return False

@@ -1,4 +1,4 @@
-"""Cancelling a run: at once where nobody works on it, else by a request that its node sees."""
+"""Cancelling a run: at once if it is waiting, otherwise by a request that the node of the run reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from service.batch.ledger.tables import runs
 
 @dataclass(frozen=True)
 class StopRequest:
-    """A request to stop a run that runs under this fence. `is_pause`: it goes on later; otherwise it is cancelled."""
+    """A request to stop the run `run` that is running under `fence`.
+
+    `is_pause`: the task was paused, and the run resumes later. Otherwise the run is cancelled.
+    """
 
     run: str
     fence: int
@@ -23,21 +26,22 @@ class StopRequest:
 
 
 async def request_cancel(connection: AsyncConnection, run_id: str, reason: str, by: str) -> RunState | None:
-    """Cancel an active run, in the caller's transaction; returns its state then, or None where there is no such run.
+    """Cancel an active run, in the caller's transaction. Returns the state of the run after that; None: no such run.
 
-    CANCELLED: it was waiting (queued, retrying, interrupted), and is over now. RUNNING: the request stands on its row.
-    The node that holds the run looks for requests every second (see ledger_poll.py) and cancels the attempt, which then
-    ends as `cancelled` with this reason. If the node dies before that, or the attempt ends with a retry or an interrupt
-    meanwhile, the run is cancelled too (`transitions.finish`). So a run with a request never starts again, but it may
-    yet succeed or fail. Any other state: the run was over already, and nothing was changed. The first request counts.
+    CANCELLED: the run was waiting (queued, retrying, interrupted), and is cancelled now. RUNNING: the request was
+    written to the row of the run. The node that holds the run reads requests every second (see ledger_poll.py) and
+    cancels the attempt, which then ends as `cancelled` with this reason. If the node dies before that, or if the
+    attempt ends with a retry or an interrupt, the run is cancelled too (`transitions.finish`). So a run with a request
+    never starts again, but its current attempt may still succeed or fail. Any other state: the run had ended already,
+    and nothing was changed. A second request changes nothing.
 
     Args:
-        reason: What will stand on the row, a sentence without a full stop, such as "cancelled by ann".
-        by: Who asked: a user's name, or "task x".
+        reason: The reason that is written to the row: a sentence without a full stop, such as "cancelled by ann".
+        by: Who asks for it: a user's name, or "task x".
     """
     now = await database_time.now_of(connection)
     state = await transitions.cancel(connection, run_id, reason, by, now)
     if state is not None:
         return state
-    final = (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar()
-    return RunState(final) if final is not None else None
+    final_state = (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar()
+    return RunState(final_state) if final_state is not None else None

@@ -1,8 +1,8 @@
-"""Lanes: with max_running = k the queue of a task has k of them, and each holds one running run.
+"""Lanes: with max_running = k the queue of a task has k lanes, and each lane holds one running run.
 
-A lane is chosen when a run is taken, and the unique index on (exclusive, lane) decides races. It means nothing while
-the run waits, so k may change from one deployment to the next. Only tasks with a rule of their own are looked at here:
-those with several lanes, and those whose slots wait. For the others claims.py needs no more than one probe.
+A lane is chosen when a run is claimed, and the unique index on (exclusive, lane) decides races. The lane of a waiting
+run has no meaning, so k may change from one deployment to the next. This module serves only tasks with a rule: those
+with `max_running`, and those whose slots wait for each other. For other tasks claiming.py reads one index entry.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from service.batch.tasks.registry import Task
 
 @dataclass(frozen=True)
 class Rule:
-    """`waits`: a slot's run begins only after the end of those before it, their retries included."""
+    """How many runs of a task may run at once (`lanes`), and whether its slots wait for each other (`waits`).
+
+    With `waits` the run of a slot begins only when the runs of earlier slots have ended, their retries included.
+    """
 
     lanes: int
     waits: bool
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A run that is first in its queue, or one of the first."""
+class Head:
+    """A run that is first in its queue, or among the first, and may start. `lane`: the lane it may take, from 1."""
 
     id: str
     task: str
@@ -43,17 +46,17 @@ class Candidate:
     lane: int = 1
 
     @property
-    def place(self) -> tuple[int, int, datetime, str]:
-        """Where it stands among those of other tasks: smaller goes first."""
+    def sort_key(self) -> tuple[int, int, datetime, str]:
+        """The order among the runs of all tasks: smaller goes first."""
         return -self.priority, self.rank, self.due_at, self.id
 
 
-CANDIDATE_COLUMNS = [runs.c[name] for name in ("id", "task", "priority", "rank", "due_at", "state")]
+HEAD_COLUMNS = [runs.c[name] for name in ("id", "task", "priority", "rank", "due_at", "state")]
 _BLOCKED: Column[Any] = Column("blocked", Boolean)
 
 
 def rules(tasks: Iterable[Task]) -> dict[str, Rule]:
-    """The rules of those tasks that have one of their own."""
+    """The rules by name of task, for those tasks that have one."""
     return {
         task.name: Rule(task.lanes, task.policies.overlap == "wait")
         for task in tasks
@@ -62,9 +65,9 @@ def rules(tasks: Iterable[Task]) -> dict[str, Rule]:
 
 
 async def free(connection: AsyncConnection, lanes: Mapping[str, int]) -> dict[str, list[int]]:
-    """The lanes of these queues that a run may take now. Fewer than are empty where more lanes were allowed before."""
+    """The lanes that a run may take now, smallest first, by name of task. `lanes`: the number of lanes of each task."""
     kind = connection.dialect.name
-    # CROSS has SQLite begin with the names, and not with all that is running.
+    # With CROSS SQLite reads the names first, and not all running runs.
     statement = text(
         f"SELECT x.exclusive, x.lane FROM {json_rows.source([runs.c.task], kind)} CROSS JOIN batch_runs x "
         f"WHERE x.exclusive = v.task AND x.{RUNNING_SQL}"
@@ -73,42 +76,46 @@ async def free(connection: AsyncConnection, lanes: Mapping[str, int]) -> dict[st
     taken: dict[str, set[int]] = {name: set() for name in lanes}
     for name, lane in await connection.execute(statement, parameter):
         taken[name].add(lane)
-    return {name: empty(number, taken[name]) for name, number in lanes.items()}
+    return {name: free_lanes(number, taken[name]) for name, number in lanes.items()}
 
 
-def empty(lanes: int, taken: set[int]) -> list[int]:
-    """The numbers that may be taken, smallest first."""
-    left = [lane for lane in range(1, lanes + 1) if lane not in taken]
-    return left[: max(0, lanes - len(taken))]
+def free_lanes(lanes: int, taken: set[int]) -> list[int]:
+    """The numbers of the lanes that a run may take, smallest first.
+
+    Lanes above `lanes` may be taken too, since the limit was higher before. They count, so that at most `lanes` runs
+    are running.
+    """
+    untaken = [lane for lane in range(1, lanes + 1) if lane not in taken]
+    return untaken[: max(0, lanes - len(taken))]
 
 
-async def candidates(
+async def heads_by_rules(
     connection: AsyncConnection, rules: Mapping[str, Rule], now: datetime, limit: int, retries: bool = True
-) -> list[Candidate]:
-    """Of each queue the first runs that may start now, as many as its rule lets, each with its lane."""
+) -> list[Head]:
+    """The first runs of each queue in `rules` that may start now, as many as its rule allows, each with its lane."""
     lanes = await free(connection, {name: rule.lanes for name, rule in rules.items()})
-    lanes = {name: left for name, left in lanes.items() if left}
-    waiting = {name: len(lanes[name]) for name, rule in rules.items() if rule.waits and name in lanes}
-    if waiting:
-        pending = await _pending(connection, waiting)
-        waiting = {name: number - pending[name] for name, number in waiting.items()}
+    lanes = {name: numbers for name, numbers in lanes.items() if numbers}
+    slots_left = {name: len(lanes[name]) for name, rule in rules.items() if rule.waits and name in lanes}
+    if slots_left:
+        pending = await _pending(connection, slots_left)
+        slots_left = {name: number - pending[name] for name, number in slots_left.items()}
     most = min(limit, max(map(len, lanes.values()), default=0))
     chosen = []
-    blocked = {name for name, number in waiting.items() if number < 1}
-    for one in await _first(connection, lanes, blocked, now, most, retries):
-        if one.task in waiting and (one.state, one.rank) == (RunState.QUEUED, Rank.ON_TIME):
-            if waiting[one.task] < 1:
+    blocked = {name for name, number in slots_left.items() if number < 1}
+    for head in await _first(connection, lanes, blocked, now, most, retries):
+        if head.task in slots_left and (head.state, head.rank) == (RunState.QUEUED, Rank.ON_TIME):
+            if slots_left[head.task] < 1:
                 continue
-            waiting[one.task] -= 1
-        if lanes[one.task]:
-            chosen.append(Candidate(**{**vars(one), "lane": lanes[one.task].pop(0)}))
+            slots_left[head.task] -= 1
+        if lanes[head.task]:
+            chosen.append(Head(**{**vars(head), "lane": lanes[head.task].pop(0)}))
     return chosen
 
 
 async def _pending(connection: AsyncConnection, names: Iterable[str]) -> Counter[str]:
-    """How many on-time runs of each queue have begun and will go on: retrying ones, and interrupted ones."""
+    """How many on-time runs of each queue have begun and will go on: those that are retrying or interrupted."""
     kind = connection.dialect.name
-    # The bare column would have PostgreSQL take the index on slots, and read all that the task has ever had.
+    # With the bare column PostgreSQL would use the index on slots, and read all runs that the task ever had.
     begun = (
         "SELECT count(*) FROM batch_runs q WHERE q.task = v.task AND q.exclusive = v.task "
         f"AND q.rank <= {Rank.ON_TIME} AND q.state <> 'queued' AND (q.origin || '') = 'schedule' "
@@ -124,8 +131,8 @@ async def _pending(connection: AsyncConnection, names: Iterable[str]) -> Counter
 
 async def _first(
     connection: AsyncConnection, names: Iterable[str], blocked: set[str], now: datetime, most: int, retries: bool
-) -> list[Candidate]:
-    """The first `most` of each queue that are due; without the slots that wait, where the queue is blocked for them."""
+) -> list[Head]:
+    """The first `most` due runs of each queue. In the queues in `blocked` queued on-time runs are left out."""
     if most < 1:
         return []
     kind = connection.dialect.name
@@ -133,10 +140,10 @@ async def _first(
     first = queues.first("exclusive = v.task", ":most", retries, also=may_start)
     given = json_rows.source([runs.c.task, _BLOCKED], kind)
     statement = text(
-        f"SELECT {', '.join(f'r.{c.name}' for c in CANDIDATE_COLUMNS)} "
+        f"SELECT {', '.join(f'r.{c.name}' for c in HEAD_COLUMNS)} "
         f"FROM {given} JOIN batch_runs r ON {queues.among('r.id', first, kind)} "
         "ORDER BY r.priority DESC, r.rank, r.due_at, r.id"
     ).bindparams(*queues.parameters(retries), bindparam("most", type_=Integer()))
     encoded = json_rows.encode([{"task": name, "blocked": name in blocked or None} for name in names], kind)
     parameters = {"rows": encoded, "most": most} | ({"now": now} if retries else {})
-    return [Candidate(*row) for row in await connection.execute(statement.columns(*CANDIDATE_COLUMNS), parameters)]
+    return [Head(*row) for row in await connection.execute(statement.columns(*HEAD_COLUMNS), parameters)]

@@ -1,4 +1,4 @@
-"""start(): a run that code asks for, from a request or from another run. Any node with the task takes it."""
+"""start(): code queues a run, in an HTTP handler or in another run. Any node that has loaded the task runs it."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ LONGEST_KEY = 200
 
 Wake = Callable[[], None]
 
-# A service's ledger, and what wakes its engine, on its event loop.
+# For each event loop the ledger of its service, and the function that wakes the engine of that service.
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Database, Wake]] = WeakKeyDictionary()
 
 
 async def start(task: type[BaseTask], /, *, key: str | None = None, slot: datetime | None = None, **params: Any) -> str:
-    """Start a run of `task` with these parameters of its `run()`, and return the run's id at once.
+    """Queue a run of `task` with `params`, the parameters of its `run()`, and return its id (a UUID) at once.
 
-    It runs in whichever process of the service has room, after what the task has to do already. It is written in a
-    transaction of its own: a rollback of yours does not take it back.
+    A process of the service runs it as soon as it has capacity and the runs before it in the task's queue have
+    started. The run is written in a transaction of its own: a rollback of the caller's transaction does not remove it.
 
     Args:
-        key: 1 to 200 characters. The same key starts a task once: where it has a run with this key, whatever its
-            parameters and state, that one's id is returned. A key is known for as long as its run is kept.
-        slot: The instant (aware) to run it for; None: that of the start.
+        key: 1 to 200 characters. The same key starts a task once: if the task has a run with this key already, with
+            any parameters and in any state, the id of that run is returned. A key is known as long as its run is kept.
+        slot: The instant (aware) that the run is for; None: the instant of this call.
 
-    Raises InvalidParameters before anything is written, UnknownTask when no service has loaded the task, and
-    DatabaseError when the ledger can't be reached.
+    Raises InvalidParameters before anything is written, UnknownTask if no service has loaded the task, and
+    DatabaseError if the ledger can't be reached.
     """
-    known = TaskRegistry.of(task)
-    checked = _checked(known, key, slot, params)
-    database, wake = _services.get(asyncio.get_running_loop()) or _outside()
+    declared = TaskRegistry.of(task)
+    checked = _checked(declared, key, slot, params)
+    database, wake = _services.get(asyncio.get_running_loop()) or _without_service()
     try:
         async with database.engine.begin() as connection:
             parent = current_run_if_any()
             by = f"task {parent.task}" if parent else None
-            run_id = await enqueue(connection, known, checked, slot, by, key, parent.id if parent else None)
+            run_id = await enqueue(connection, declared, checked, slot, by, key, parent.id if parent else None)
     except DBAPIError as error:
         raise database.unreachable(error) from error
     wake()
@@ -67,24 +67,28 @@ async def enqueue(
     key: str | None = None,
     parent: str | None = None,
 ) -> str:
-    """Queue a run with checked parameters, in the caller's transaction; returns its id. Raises UnknownTask."""
+    """Queue a run in the caller's transaction, and return its id. Raises UnknownTask.
+
+    `params` are checked already. `by`: who asks for the run. `parent`: the id of the run whose code asks for it.
+    """
     await _refuse_unknown(connection, task)
     now = await database_time.now_of(connection)
-    asked: dict[str, Any] = {"params": params, "requested_by": by, "key": key, "parent": parent}
-    new = NewRun.queued(task.name, slot, now, exclusive=task.exclusive, priority=task.policies.priority, **asked)
-    return await runs.insert_once(connection, new)
+    request: dict[str, Any] = {"params": params, "requested_by": by, "key": key, "parent": parent}
+    new_run = NewRun.queued(task.name, slot, now, exclusive=task.exclusive, priority=task.policies.priority, **request)
+    return await runs.insert_once(connection, new_run)
 
 
 def use_service(database: Database, wake: Wake) -> None:
-    """Make `start()` on this event loop use a service's ledger, and wake its engine."""
+    """Make `start()` on this event loop use the ledger of a service. `wake` is called after each start."""
     _services[asyncio.get_running_loop()] = database, wake
 
 
 def use_no_service() -> None:
+    """Make `start()` on this event loop open the ledger of the settings again."""
     _services.pop(asyncio.get_running_loop(), None)
 
 
-def _outside() -> tuple[Database, Wake]:
+def _without_service() -> tuple[Database, Wake]:
     return Database(get_settings().ledger_url, setting="LEDGER_URL", pooled=False), lambda: None
 
 
@@ -94,15 +98,17 @@ def _checked(task: Task, key: str | None, slot: datetime | None, params: dict[st
     if slot is not None and slot.utcoffset() is None:
         raise InvalidParameters(f"start({task.name}): slot is {echoed(slot)}; allowed: an aware datetime")
     if "key" in task.parameters.names:
-        raise InvalidParameters(f"start({task.name}): run() has a parameter `key`, which is start()'s own: rename it")
+        raise InvalidParameters(
+            f"start({task.name}): run() has a parameter `key`, but start() has a parameter of that name too: rename it"
+        )
     return task.parameters.to_json(params) or None
 
 
 async def _refuse_unknown(connection: AsyncConnection, task: Task) -> None:
-    """Nobody would ever run it."""
-    known = select(tables.tasks.c.name).where(tables.tasks.c.name == task.name, tables.tasks.c.removed_at.is_(None))
-    if (await connection.execute(known)).first() is None:
+    """Raises UnknownTask if no service has loaded the task: then nothing would ever run it."""
+    in_ledger = select(tables.tasks.c.name).where(tables.tasks.c.name == task.name, tables.tasks.c.removed_at.is_(None))
+    if (await connection.execute(in_ledger)).first() is None:
         raise UnknownTask(
-            f"{task.name}: no service has loaded this task, which is in {task.source}: it runs what is in "
-            "TASKS_DIR, or was registered before its start"
+            f"{task.name}: no service has loaded this task, which is in {task.source}: a service runs the tasks in "
+            "TASKS_DIR, and those that were registered before it started"
         )

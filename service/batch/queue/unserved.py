@@ -1,4 +1,4 @@
-"""Orphans: runs that wait for a task which no service has any more. They fail, for nobody would ever take them."""
+"""Unserved runs: runs that wait for a task which no service has any more. They fail, since no node would run them."""
 
 from __future__ import annotations
 
@@ -17,42 +17,57 @@ from service.database.engine import Database
 GRACE = timedelta(hours=24)
 REASON = "no service has had this task for 24 h"
 
-WAITS = (WAITING_SQL, RETRYING_SQL)
-"""Each has an index that begins with the task."""
+CONDITIONS = (WAITING_SQL, RETRYING_SQL)
+"""The conditions for waiting runs. For each there is an index that begins with the task."""
 BATCH = 100
-"""Runs that fail in one transaction, at most."""
+"""How many runs fail in one transaction, at most."""
 PAUSE_SECONDS = 0.05
-"""Between two transactions, so that whoever waits for SQLite's one writer has its turn."""
+"""The pause between two transactions, in which others may write to SQLite, which has one writer at a time."""
 
 
-async def fail_orphans(ledger: Database) -> Counter[str]:
-    """Fail what has waited for so long, for a task that was removed as long ago. Returns how many runs, by task."""
+async def fail_unserved(ledger: Database) -> Counter[str]:
+    """Fail the runs that have waited for more than GRACE for a task that was removed more than GRACE ago.
+
+    Returns the number of these runs by task.
+    """
     counts: Counter[str] = Counter()
     async with ledger.reader.connect() as connection:
         before = await database_time.now_of(connection) - GRACE
-        has_some = or_(*(_some(tasks.c.name, waits, before).limit(1).scalar_subquery().is_not(None) for waits in WAITS))
-        removed = await connection.execute(select(tasks.c.name).where(tasks.c.removed_at < before, has_some))
+        has_unserved = or_(
+            *(
+                _unserved(tasks.c.name, condition, before).limit(1).scalar_subquery().is_not(None)
+                for condition in CONDITIONS
+            )
+        )
+        removed = await connection.execute(select(tasks.c.name).where(tasks.c.removed_at < before, has_unserved))
         names = sorted(removed.scalars())
-    for name, waits in product(names, WAITS):
+    for name, condition in product(names, CONDITIONS):
         failed = BATCH
         while failed == BATCH:
-            failed = await _fail_some(ledger, name, waits, before)
+            failed = await _fail_some(ledger, name, condition, before)
             counts[name] += failed
             await asyncio.sleep(PAUSE_SECONDS)
     return +counts
 
 
-async def _fail_some(ledger: Database, task: str, waits: str, before: datetime) -> int:
-    """The task's row is locked: a node that loads the task comes before this, or its runs have failed by then."""
+async def _fail_some(ledger: Database, task: str, condition: str, before: datetime) -> int:
+    """Fail up to BATCH unserved runs of a task in one transaction; returns how many.
+
+    The row of the task is locked: a node that loads the task either commits first, and then no run fails, or waits
+    until these runs have failed.
+    """
     removed = select(tasks.c.name).where(tasks.c.name == task, tasks.c.removed_at < before)
-    some = _some(task, waits, before).order_by(runs.c.id).limit(BATCH)
+    ids = _unserved(task, condition, before).order_by(runs.c.id).limit(BATCH)
     async with ledger.engine.begin() as connection:
         if (await connection.execute(removed.with_for_update())).first() is None:
             return 0
         now = await database_time.now_of(connection)
-        return await transitions.fail_waiting(connection, some, waits, REASON, now)
+        return await transitions.fail_waiting(connection, ids, condition, REASON, now)
 
 
-def _some(task: Any, waits: str, before: datetime) -> Select[Any]:
-    """Runs of a task that have waited since before then: a person may have retried one after the task was removed."""
-    return select(runs.c.id).where(runs.c.task == task, text(waits), runs.c.due_at < before)
+def _unserved(task: Any, condition: str, before: datetime) -> Select[Any]:
+    """The ids of the runs of a task that have waited since `before`.
+
+    Their own wait is looked at, since a person may have retried a run after the task was removed.
+    """
+    return select(runs.c.id).where(runs.c.task == task, text(condition), runs.c.due_at < before)

@@ -6,7 +6,7 @@ import asyncio
 
 from sqlalchemy.exc import DBAPIError
 
-from service.batch.queue.unserved import REASON, fail_orphans
+from service.batch.queue.unserved import REASON, fail_unserved
 from service.batch.retention.pruning import Pruner
 from service.concurrency.background import Background
 from service.database.engine import Database
@@ -31,7 +31,7 @@ class Upkeep(Background):
         await asyncio.sleep(self._first)
         while True:
             try:
-                for task, number in (await fail_orphans(self._ledger)).items():
+                for task, number in (await fail_unserved(self._ledger)).items():
                     logger.error(f"{number:,} runs of task {task} have failed: {REASON}")
                 deleted = +await self._pruner.prune()
                 if deleted:

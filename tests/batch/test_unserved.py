@@ -17,7 +17,7 @@ from service.batch.ledger.states import FINAL, Rank, RunState
 from service.batch.nodes import ledger_poll
 from service.batch.queue import unserved
 from service.batch.queue.retry import retry
-from service.batch.queue.unserved import REASON, fail_orphans
+from service.batch.queue.unserved import REASON, fail_unserved
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, rows
@@ -52,20 +52,20 @@ async def states(ledger: Database) -> dict[str, str]:
     return {run["id"]: run["state"] for run in await rows(ledger)}
 
 
-async def test_what_waits_for_a_task_that_was_removed_a_day_ago_has_failed(ledger: Database) -> None:
+async def test_runs_that_wait_for_a_task_removed_a_day_ago_fail(ledger: Database) -> None:
     await removed(ledger)
     made = [waiting(state=state) for state in WAITING]
     await insert(ledger, *made)
-    assert await fail_orphans(ledger) == {"gone": 3}
+    assert await fail_unserved(ledger) == {"gone": 3}
     for run in await rows(ledger):
         assert (run["state"], run["reason"]) == ("failed", REASON)
         assert clock.now() - run["finished_at"] < HOUR
     async with ledger.reader.connect() as connection:
         assert not (await ledger_poll.read(connection, NODE)).is_claimable
-    assert await fail_orphans(ledger) == {}
+    assert await fail_unserved(ledger) == {}
 
 
-async def test_everything_else_stays_as_it_is(ledger: Database) -> None:
+async def test_all_other_runs_stay_as_they_are(ledger: Database) -> None:
     await removed(ledger)
     await removed(ledger, "lately", hours=23)
     await know(ledger, make_task("there", None))
@@ -74,11 +74,11 @@ async def test_everything_else_stays_as_it_is(ledger: Database) -> None:
     running = waiting(state=RunState.RUNNING, node=NODE, fence=1, attempt_started_at=LONG_AGO)
     await insert(ledger, *over, *young, running, waiting("lately"), waiting("there"))
     before = await rows(ledger)
-    assert await fail_orphans(ledger) == {}
+    assert await fail_unserved(ledger) == {}
     assert await rows(ledger) == before
 
 
-async def test_a_node_that_loads_the_task_at_that_moment_keeps_its_runs(
+async def test_runs_of_a_task_that_a_node_loads_at_that_moment_do_not_fail(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It came after the look for such tasks, and before the first of their runs was changed."""
@@ -92,36 +92,38 @@ async def test_a_node_that_loads_the_task_at_that_moment_keeps_its_runs(
         return await fail_some(*given)
 
     monkeypatch.setattr(unserved, "_fail_some", loaded_first)
-    assert await fail_orphans(ledger) == {}
+    assert await fail_unserved(ledger) == {}
     assert set((await states(ledger)).values()) == {"queued"}
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-async def test_a_node_that_is_about_to_commit_that_it_has_the_task_keeps_its_runs(ledger: Database) -> None:
+async def test_runs_of_a_task_that_a_node_is_about_to_commit_do_not_fail(ledger: Database) -> None:
     task = await removed(ledger)
     await insert(ledger, waiting())
     async with ledger.engine.begin() as loading:
         await task_sync.record_tasks(loading, {"gone": task}, clock.now())
-        failing = asyncio.create_task(fail_orphans(ledger))
+        failing = asyncio.create_task(fail_unserved(ledger))
         await until_waiting(ledger, 1)
     assert await failing == {}
     assert set((await states(ledger)).values()) == {"queued"}
 
 
-async def test_a_run_that_has_failed_so_may_be_retried_and_waits_for_its_task_as_long_again(ledger: Database) -> None:
+async def test_a_failed_unserved_run_may_be_retried_and_then_waits_for_another_24_hours(ledger: Database) -> None:
     await removed(ledger)
     run = waiting()
     await insert(ledger, run)
-    await fail_orphans(ledger)
+    await fail_unserved(ledger)
     async with ledger.engine.begin() as connection:
         await retry(connection, run.id, "ann")
-    assert await fail_orphans(ledger) == {}
+    assert await fail_unserved(ledger) == {}
     async with ledger.engine.begin() as connection:
         (claimed,) = await transitions.claim(connection, [run.id], NODE, clock.now())
     assert (claimed.id, claimed.attempt) == (run.id, 1)
 
 
-async def test_many_fail_in_several_transactions(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_unserved_runs_fail_in_several_transactions(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(unserved, "BATCH", 2)
     await removed(ledger)
     await removed(ledger, "other")
@@ -134,11 +136,11 @@ async def test_many_fail_in_several_transactions(ledger: Database, monkeypatch: 
         return sizes[-1]
 
     monkeypatch.setattr(unserved, "_fail_some", note)
-    assert await fail_orphans(ledger) == {"gone": 5, "other": 4}
+    assert await fail_unserved(ledger) == {"gone": 5, "other": 4}
     assert sizes == [2, 2, 1, 0, 2, 2, 0, 0]
 
 
-async def test_looking_for_them_costs_one_look_into_the_index_for_each_removed_task(ledger: Database) -> None:
+async def test_the_search_reads_the_index_once_for_each_removed_task(ledger: Database) -> None:
     """In a ledger with a history, of which PostgreSQL has its statistics."""
     await removed(ledger)
     history = {"state": RunState.SUCCEEDED, "finished_at": LONG_AGO}
@@ -151,7 +153,7 @@ async def test_looking_for_them_costs_one_look_into_the_index_for_each_removed_t
             asked.append((statement, parameters))
 
     event.listen(ledger.reader.sync_engine, "before_cursor_execute", note)
-    await fail_orphans(ledger)
+    await fail_unserved(ledger)
     ((statement, parameters),) = asked
     explain = "EXPLAIN QUERY PLAN" if ledger.kind == "sqlite" else "EXPLAIN"
     async with ledger.engine.begin() as connection:

@@ -15,7 +15,7 @@ import pytest
 from service import clock
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import process_lock
-from service.batch.nodes.process_lock import Presence, file_of, is_gone
+from service.batch.nodes.process_lock import ProcessLock, file_of, is_gone
 from tests.users import ARE_TWO, OTHER, OWN, WHO, shared_folder, user
 
 POSTGRESQL = "postgresql+asyncpg://somewhere/ledger"
@@ -39,9 +39,9 @@ def aged(*paths: Path) -> None:
 
 
 def dead_file(folder: Path) -> Path:
-    """What a process of this user has left that was killed."""
+    """The file that a killed process of this user has left."""
     node = new_id()
-    Presence(folder, node)._let_go()
+    ProcessLock(folder, node)._release()
     assert is_gone(folder, node)
     return file_of(folder, node)
 
@@ -60,7 +60,7 @@ SQUATS: dict[str, Put] = {
 
 
 @pytest.mark.parametrize("squat", SQUATS)
-def test_a_name_that_another_user_has_taken_keeps_no_node_from_its_file_and_deletes_nothing(
+def test_files_of_other_users_neither_stop_a_node_nor_are_deleted(
     shared: Path, squat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with user(OWN):
@@ -72,17 +72,17 @@ def test_a_name_that_another_user_has_taken_keeps_no_node_from_its_file_and_dele
     before = sorted(shared.rglob("*"))
     node = new_id()
     with user(OWN), caplog.at_level(logging.WARNING, "service.batch"):
-        own = Presence(process_lock.folder_of(POSTGRESQL), node)
+        own = ProcessLock(process_lock.folder_of(POSTGRESQL), node)
         assert not is_gone(process_lock.folder_of(POSTGRESQL), node)
-        own._let_go()
+        own._release()
         assert is_gone(process_lock.folder_of(POSTGRESQL), node)
-        process_lock.forget(process_lock.folder_of(POSTGRESQL), node)
+        process_lock.remove_if_gone(process_lock.folder_of(POSTGRESQL), node)
     assert sorted(shared.rglob("*")) == before
     assert caplog.messages == []
 
 
 def test_only_a_file_that_names_its_node_proves_that_the_node_is_dead(shared: Path) -> None:
-    """What somebody links or renames, where the folder lets him, would have a living node's runs done twice."""
+    """If a linked or renamed file counted, the runs of a living node would be executed twice."""
     with user(OWN):
         dead = dead_file(shared)
         renamed, linked, pointed = (file_of(shared, new_id()) for _ in range(3))
@@ -91,7 +91,7 @@ def test_only_a_file_that_names_its_node_proves_that_the_node_is_dead(shared: Pa
         os.rename(dead_file(shared), renamed)
         for path in (renamed, linked, pointed):
             assert not is_gone(shared, node_of(path))
-            process_lock.forget(shared, node_of(path))
+            process_lock.remove_if_gone(shared, node_of(path))
             assert path.is_symlink() or path.exists()
         assert is_gone(shared, node_of(dead))
 
@@ -106,7 +106,7 @@ HOSTILE: dict[str, Put] = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_what_another_user_puts_under_a_name_like_ours_is_no_dead_node_and_stays(shared: Path, what: str) -> None:
+def test_a_foreign_file_with_the_name_of_a_node_is_ignored_and_kept(shared: Path, what: str) -> None:
     path = file_of(shared, new_id())
     with user(OWN):
         (shared / "somebody's").write_text(node_of(path))
@@ -118,29 +118,29 @@ def test_what_another_user_puts_under_a_name_like_ours_is_no_dead_node_and_stays
     with user(OWN):
         if ARE_TWO or what != "a file that names it":  # one user's file that names a node is that node's
             assert not is_gone(shared, node_of(path))
-            Presence(shared, new_id()).end()
+            ProcessLock(shared, new_id()).remove()
     assert sorted(shared.iterdir()) == before
 
 
 @pytest.mark.parametrize("node", ["", "../elsewhere", "a\0b", "x" * 300, "0" * 36])
-def test_an_id_that_is_none_names_no_file(shared: Path, node: str) -> None:
+def test_an_invalid_node_id_names_no_file(shared: Path, node: str) -> None:
     assert not is_gone(shared, node)
-    process_lock.forget(shared, node)
+    process_lock.remove_if_gone(shared, node)
 
 
-def test_what_dead_processes_left_long_ago_is_removed_and_nothing_else(shared: Path) -> None:
+def test_only_old_files_of_dead_nodes_are_removed(shared: Path) -> None:
     with user(OWN):
         old, young = dead_file(shared), dead_file(shared)
         aged(old)
-        living = Presence(shared, node := new_id())
+        living = ProcessLock(shared, node := new_id())
         aged(file_of(shared, node))
-        Presence(shared, new_id()).end()
+        ProcessLock(shared, new_id()).remove()
         assert not old.exists() and young.exists() and file_of(shared, node).exists()
-        living.end()
+        living.remove()
 
 
 @pytest.mark.parametrize("way", ["no folder", "taken name", "no locks", "closed folder"])
-def test_a_node_that_can_have_no_locked_file_lives_by_its_lease_alone(
+def test_without_a_locked_file_only_the_lease_decides_about_a_node(
     shared: Path, way: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node, folder = new_id(), shared / "folder"
@@ -155,9 +155,9 @@ def test_a_node_that_can_have_no_locked_file_lives_by_its_lease_alone(
     if way == "no locks":
         monkeypatch.setattr(fcntl, "flock", no_locks)
     with user(OWN), caplog.at_level(logging.WARNING, "service.batch"):
-        own = Presence(folder, node)
+        own = ProcessLock(folder, node)
     assert f"can't have a locked file in the folder {folder}" in caplog.text and "lease" in caplog.text
-    own.end()
+    own.remove()
     left = list(folder.iterdir()) if folder.exists() else []
     assert left == ([file_of(folder, node)] if way == "taken name" else [])
 
@@ -166,12 +166,12 @@ def no_locks(file: int, operation: int) -> None:
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
-def test_without_any_folder_for_temporary_files_a_node_starts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_starts_without_a_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> str:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    Presence(process_lock.folder_of(POSTGRESQL), new_id()).end()
+    ProcessLock(process_lock.folder_of(POSTGRESQL), new_id()).remove()
 
 
 def test_the_nodes_of_an_sqlite_ledger_have_their_files_beside_it(tmp_path: Path) -> None:
