@@ -127,7 +127,7 @@ def test_what_came_due_while_nothing_runs_is_due_and_no_gap(folder: Path) -> Non
     done = batch(folder, "account")
     assert done.returncode == 0, done
     (due,) = (line for line in lines(done) if line.startswith("DUE tick "))
-    text = "not handled yet; a service does so when it next fires, or starts"
+    text = "not handled yet; a service handles it when it next fires or starts"
     assert re.fullmatch(rf"DUE tick {AT} to {AT}: 1\d\d slots: {text}", due)
     assert re.fullmatch(COMPLETE + r"; 1\d\d are due and not handled yet", last_line(done))
 

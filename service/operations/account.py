@@ -14,7 +14,7 @@ from service.operations.finding import refuse_unknown_task
 from service.operations.results import Result
 
 TEXTS = {
-    Kind.DUE: "not handled yet; a service does so when it next fires, or starts",
+    Kind.DUE: "not handled yet; a service handles it when it next fires or starts",
     Kind.LATE: "not handled for more than a minute, though a running service has the task",
     Kind.GAP: "no run, no skip, no missed range",
     Kind.SURPLUS: "a scheduled run, but no schedule has the slot",

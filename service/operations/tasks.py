@@ -52,20 +52,20 @@ class Tasks:
         """The loaded tasks by name, followed by the files that can't be used."""
         tasks, broken = self._context.loaded()
         async with self._context.databases.reading() as connection:
-            opened = await schedules.open_schedules(connection) if connection is not None else {}
-            served = await task_sync.served_from(connection) if connection is not None else {}
-        summaries = await offload(_summaries, tasks, opened, served)
+            open_schedules = await schedules.open_schedules(connection) if connection is not None else {}
+            sources = await task_sync.served_from(connection) if connection is not None else {}
+        summaries = await offload(_summaries, tasks, open_schedules, sources)
         return [*summaries, *(TaskSummary(source=file.source, error=file.error) for file in broken)]
 
     async def show(self, name: str) -> TaskDetails:
         """The details of one task, which is loaded or in the ledger. Raises UnknownTask."""
         loaded = self._context.loaded().tasks.get(name)
         async with self._context.databases.reading() as connection:
-            known = await task_rows.get(connection, name) if connection is not None else None
-            if loaded is None and known is None:
+            row = await task_rows.get(connection, name) if connection is not None else None
+            if loaded is None and row is None:
                 raise UnknownTask(f"no task is named {echoed(name)}")
             rows = await _TaskRows.read(connection, name)
-        return await offload(_details, name, loaded, known or {}, rows)
+        return await offload(_details, name, loaded, row or {}, rows)
 
     async def lint(self, names: Collection[str] = (), next_slots: int = 5) -> Sequence[LintedTask]:
         """Check all loaded tasks, or those of `names`, for likely mistakes. Raises UnknownTask.
@@ -94,12 +94,12 @@ class Tasks:
     async def pause_of(self, name: str) -> Paused | None:
         """The pause of a task; None if it is not paused. Raises UnknownTask."""
         async with self._context.databases.reading() as connection:
-            known = await task_rows.get(connection, name) if connection is not None else None
-        if known is None:
+            row = await task_rows.get(connection, name) if connection is not None else None
+        if row is None:
             raise UnknownTask(f"the ledger knows no task {echoed(name)}")
-        if known["paused_at"] is None:
+        if row["paused_at"] is None:
             return None
-        return Paused(at=known["paused_at"], by=known["paused_by"] or "somebody", is_new=False)
+        return Paused(at=row["paused_at"], by=row["paused_by"] or "somebody", is_new=False)
 
 
 def _paused(pause: Pause | None, *, is_new: bool) -> Paused | None:
@@ -107,15 +107,15 @@ def _paused(pause: Pause | None, *, is_new: bool) -> Paused | None:
 
 
 def _summaries(
-    tasks: Mapping[str, Task], opened: Mapping[str, OpenSchedule], served: Mapping[str, str]
+    tasks: Mapping[str, Task], open_schedules: Mapping[str, OpenSchedule], sources: Mapping[str, str]
 ) -> list[TaskSummary]:
     by_name = sorted(tasks.values(), key=lambda task: task.name)
-    return [_summary(task, opened.get(task.name), served.get(task.name)) for task in by_name]
+    return [_summary(task, open_schedules.get(task.name), sources.get(task.name)) for task in by_name]
 
 
-def _summary(task: Task, opened: OpenSchedule | None, served_from: str | None) -> TaskSummary:
-    current = opened.schedule if opened is not None else task.schedule
-    paused = opened is not None and opened.paused_by is not None
+def _summary(task: Task, span: OpenSchedule | None, served_from: str | None) -> TaskSummary:
+    current = span.schedule if span is not None else task.schedule
+    paused = span is not None and span.paused_by is not None
     return TaskSummary(
         name=task.name,
         description=task.description,
@@ -149,20 +149,20 @@ class _TaskRows:
         return rows
 
 
-def _details(name: str, loaded: Task | None, known: Mapping[str, Any], rows: _TaskRows) -> TaskDetails:
-    current = _current(rows.schedules, loaded, is_removed=bool(known.get("removed_at")))
-    is_paused = bool(known.get("paused_at"))
-    dates = {key: known.get(key) for key in ("paused_at", "paused_by", "removed_at", "first_seen_at")}
+def _details(name: str, loaded: Task | None, row: Mapping[str, Any], rows: _TaskRows) -> TaskDetails:
+    current = _current(rows.schedules, loaded, is_removed=bool(row.get("removed_at")))
+    is_paused = bool(row.get("paused_at"))
+    dates = {key: row.get(key) for key in ("paused_at", "paused_by", "removed_at", "first_seen_at")}
     return TaskDetails(
         name=name,
-        description=loaded.description if loaded else known["description"],
-        source=loaded.source if loaded else known["source"],
+        description=loaded.description if loaded else row["description"],
+        source=loaded.source if loaded else row["source"],
         is_loaded=loaded is not None,
         schedule=current.cron if current else None,
         timezone=current.timezone if current else None,
         words=current.words if current else None,
         next=_next_slots(current) if current and not is_paused else [],
-        policies=_changed_policies(loaded.policies.as_json() if loaded else known["policies"]),
+        policies=_changed_policies(loaded.policies.as_json() if loaded else row["policies"]),
         parameters=_parameters(loaded) if loaded else None,
         runs=rows.runs,
         missed=rows.missed,
@@ -176,10 +176,10 @@ def _current(spans: list[ScheduleSpan], loaded: Task | None, is_removed: bool) -
 
     None if the ledger has only closed schedules, because then the services know the task without a schedule.
     """
-    opened = [span for span in spans if span.valid_until is None]
+    valid = [span for span in spans if span.valid_until is None]
     try:
-        if opened:
-            return schedule(opened[0].cron, opened[0].timezone)
+        if valid:
+            return schedule(valid[0].cron, valid[0].timezone)
     except InvalidSchedule:  # another version of the code has written it
         return None
     return loaded.schedule if loaded and (is_removed or not spans) else None
