@@ -122,7 +122,7 @@ def test_the_page_names_the_same_numbers() -> None:
     assert f"is **{grace}** in all three files" in PAGE
     assert f"`DRAIN_SECONDS` ({DRAIN:g})" in PAGE
     text = " ".join(PAGE.split())
-    assert f"the {grace - DRAIN:g} seconds between" in text
+    assert f"difference of {grace - DRAIN:g} seconds" in text
     assert f"default of 30, set `DRAIN_SECONDS` to {30 - (grace - DRAIN):g}" in text
     assert f"| `DRAIN_SECONDS` | {grace - DRAIN:g} less than" in PAGE
 
