@@ -1,4 +1,4 @@
-"""Slots that come while runs of their task are active: skip, wait, allow, replace, and max_running."""
+"""Slots that are due while runs of their task are active: skip, wait, allow, replace, and max_running."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def still_clock() -> object:
 async def claim(
     ledger: Database, loaded: dict[str, Task], now: datetime, limit: int = 100, node: str = NODE
 ) -> list[Claimed]:
-    """What a node does in its turn."""
+    """Claim runs as a node does in each turn."""
     async with ledger.engine.begin() as connection:
         heads = await claiming.heads(connection, list(loaded), now, limit, concurrency.rules(loaded.values()))
         others = {head.id: head.lane for head in heads if head.lane > 1}
@@ -352,7 +352,7 @@ async def test_a_run_that_a_person_started_is_not_replaced(ledger: Database) -> 
 async def test_the_node_of_the_replaced_run_reads_the_request_with_its_next_poll(
     ledger: Database, is_sync: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It looks once a second. (One look may be on its way, and another while the end is written.)"""
+    """It polls once a second. One poll may be going on at the request, and another while the end is written."""
     begun = asyncio.Event()
     loop = asyncio.get_running_loop()
 

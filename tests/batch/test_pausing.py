@@ -1,4 +1,4 @@
-"""A pause holds the runs that there are: what runs stops at its next checkpoint, and what waits goes on waiting."""
+"""A pause holds the runs of its task: running runs stop at their next checkpoint, and waiting runs are not started."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def resume(ledger: Database) -> None:
 
 @pytest.fixture
 async def start(ledger: Database) -> AsyncIterator[Start]:
-    """Starts a node that has the task `tick`, and a run of it that goes on."""
+    """Starts a node with the task `tick`, and a run of it that does not end by itself."""
     async with AsyncExitStack() as stack:
 
         async def start(run: Any, **attributes: Any) -> LocalEngine:
