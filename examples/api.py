@@ -1,11 +1,11 @@
-"""Call an API over HTTP, then save what it said.
+"""Call an API over HTTP, then save its answer.
 
-No database session is open during the call: on SQLite it would hold up every other writer for as long as the other
-side takes to answer, on PostgreSQL it would hold a connection. The address is a setting of yours, in `.env`:
+No database session is open during the call. An open one would block all other writers on SQLite until the API answers,
+and on PostgreSQL it would hold a connection. The address is a setting of your own, in `.env`:
 
     API_URL=https://api.example.com/users
 
-It answers with JSON such as `[{"email": "ada@example.com"}]`.
+The API answers with JSON such as `[{"email": "ada@example.com"}]`.
 """
 
 from datetime import timedelta
@@ -28,13 +28,13 @@ people = TypeAdapter(list[Person])
 
 
 class APITask(BaseTask):
-    """Add the users of another system who are not here yet."""
+    """Add the users of another system that this database does not have yet."""
 
     name = "api_task"
-    description = "Add the users of another system who are not here yet"
+    description = "Add the users of another system that this database does not have yet"
     schedule = "0 5 * * *"
     timeout = timedelta(minutes=5)
-    # What may be better in a minute is tried again. An answer that makes no sense (a ValidationError) is not.
+    # Temporary errors are tried again. An invalid answer, which is a ValidationError, is not.
     retry = Retry(attempts=4, wait=30, on=(httpx.TransportError, httpx.HTTPStatusError))
 
     async def run(self) -> int:
@@ -44,9 +44,9 @@ class APITask(BaseTask):
         return added
 
     async def _fetch(self, url: str) -> set[str]:
-        async with httpx.AsyncClient(timeout=10) as client:  # seconds, for each step: connect, send, wait for data
+        async with httpx.AsyncClient(timeout=10) as client:  # seconds for each step: connect, send, wait for data
             response = await client.get(url)
-        response.raise_for_status()  # without it, a 503 would look like data
+        response.raise_for_status()  # otherwise the body of a 503 would be read as data
         return {person.email for person in people.validate_json(response.content)}
 
     async def _save(self, emails: set[str]) -> int:

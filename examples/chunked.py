@@ -1,10 +1,10 @@
-"""Go through many rows in chunks, each of which commits what was changed and the place together.
+"""Process many rows in chunks. Each chunk commits its changes together with the position of the loop.
 
-Pages go by key: "the next 100 after the last one". Never by OFFSET where the loop changes the rows: these sessions no
-longer match once they are ended, the rest moves up, and OFFSET 100 would skip the 100 that took their places.
+Rows are read by key: "the next 100 after the last key". OFFSET would be wrong, because the loop changes the rows: once
+100 sessions are ended they no longer match, the other rows move up, and OFFSET 100 would skip the next 100.
 
-Memory holds one chunk, SQLite's write lock is free between chunks, and what is committed stays done: a run that is
-stopped or crashes goes on behind the last chunk.
+Memory holds one chunk, and SQLite's write lock is free between chunks. A run that is stopped or crashes goes on after
+the last committed chunk.
 """
 
 from datetime import datetime, timedelta

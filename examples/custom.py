@@ -1,4 +1,4 @@
-"""The smallest task that is worth having: a name, a schedule, and a run that logs."""
+"""The smallest useful task: a name, a schedule, and a run that logs."""
 
 from service import BaseTask, TaskRegistry, get_logger
 
@@ -15,7 +15,7 @@ class MyCustomTask(BaseTask):
     async def run(self) -> None:
         logger.info(f"Starting {self.name}")
 
-        # Your work: ask the database, call an API, write a file.
+        # Your work comes here: query a database, call an API, write a file.
 
         logger.info(f"Completed {self.name}")
 

@@ -1,7 +1,7 @@
-"""Work on the application database: read in a read-only session, then write in a short one of its own.
+"""Work on the application database: read in a read-only session, then write in a short session of its own.
 
-A read-only session waits for nobody. A writing one holds SQLite's only write lock from its first statement to its
-commit, so it is opened late and closed early.
+A read-only session never waits for other sessions. A writing session holds SQLite's only write lock from its first
+statement to its commit, so it is opened as late and closed as early as possible.
 """
 
 import secrets
@@ -16,10 +16,10 @@ logger = get_logger(__name__)
 
 
 class DatabaseTask(BaseTask):
-    """Give each user who has no session one that lasts a day."""
+    """Create a session that lasts a day for each user without a session."""
 
     name = "database_task"
-    description = "Give each user who has no session one that lasts a day"
+    description = "Create a session that lasts a day for each user without a session"
     schedule = "0 4 * * *"
 
     async def run(self, slot: datetime) -> int:
@@ -32,7 +32,7 @@ class DatabaseTask(BaseTask):
             db.add_all(Session(session_id=secrets.token_hex(16), user_id=user, expires_at=end) for user in users)
             await db.commit()  # get_db() never commits by itself
 
-        logger.info(f"Gave {len(users)} users a session")
+        logger.info(f"Created {len(users)} sessions")
         return len(users)
 
 

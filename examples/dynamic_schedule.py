@@ -1,9 +1,9 @@
-"""A schedule that comes from a setting, so that it can change without a change of code.
+"""A schedule that comes from a setting, so that it can be changed without changing code.
 
     CUSTOM_TASK_CRON="0 7 * * *"
 
-A service reads the property again every few seconds, and `.env` when it changes. `get_settings().CUSTOM_TASK_CRON`
-alone works too; then the setting has to be there, or the file is reported as broken.
+A service reads the property again every few seconds, and `.env` when it changes. With `get_settings().CUSTOM_TASK_CRON`
+instead of `getattr` the setting is required: without it, the file is reported as broken.
 """
 
 from service import BaseTask, TaskRegistry, get_logger, get_settings
@@ -12,10 +12,10 @@ logger = get_logger(__name__)
 
 
 class DynamicScheduleTask(BaseTask):
-    """Run when CUSTOM_TASK_CRON says so."""
+    """Run on the schedule in the setting CUSTOM_TASK_CRON."""
 
     name = "dynamic_schedule"
-    description = "Run when CUSTOM_TASK_CRON says so; without it, at 07:00"
+    description = "Run on the schedule in CUSTOM_TASK_CRON, by default at 07:00"
 
     @property
     def schedule(self) -> str:

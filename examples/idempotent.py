@@ -1,8 +1,8 @@
-"""A task that does its work once for each day, however often it runs: by hand, again after a crash, or late.
+"""A task that does its work once for each day, even if it runs again: by hand, after a crash, or late.
 
-Two things make it so. The day is that of the slot, not today: a run that is late, or resumed after midnight, is still
-about the day it was due for. And the mark that a day was processed is committed together with what was done, so
-neither is ever there without the other.
+This needs two things. The day is that of the slot, not today: a run that is late, or resumed after midnight, still
+processes the day for which it was due. And the mark that a day was processed is committed together with the work, so
+that one never exists without the other.
 """
 
 from datetime import date, datetime, timedelta
@@ -15,8 +15,8 @@ from service.application.models import Session
 
 logger = get_logger(__name__)
 
-# The first run makes it, so that this file works by itself. A table of your own belongs into
-# service/application/models.py, and a migration makes it. The primary key lets only one of two runs commit.
+# The first run creates the table, so that this file works by itself. A table of your own belongs into
+# service/application/models.py, and a migration creates it. The primary key lets only one of two runs commit.
 processed_days = Table(
     "processed_days",
     MetaData(),
@@ -26,10 +26,10 @@ processed_days = Table(
 
 
 class IdempotentTask(BaseTask):
-    """Make the sessions that are open at the slot last a day longer, once for each day."""
+    """Extend the sessions that are open at the slot by a day, once for each day."""
 
     name = "idempotent_task"
-    description = "Make open sessions last a day longer, once for each day"
+    description = "Extend open sessions by a day, once for each day"
     schedule = "0 8 * * *"
 
     async def run(self, slot: datetime) -> int:
@@ -41,8 +41,8 @@ class IdempotentTask(BaseTask):
                 return 0
             count = await self._process(db, slot)
             await self._mark_as_processed(db, day)
-            await db.commit()  # what was done and the mark: both or neither
-        logger.info(f"Made {count} sessions longer for {day}")
+            await db.commit()  # commits the work and the mark together
+        logger.info(f"Extended {count} sessions for {day}")
         return count
 
     async def _is_already_processed(self, db: AsyncSession, day: date) -> bool:
@@ -50,7 +50,7 @@ class IdempotentTask(BaseTask):
         return await db.scalar(mark) is not None
 
     async def _process(self, db: AsyncSession, slot: datetime) -> int:
-        """Done twice it would do harm: each session would get two days."""
+        """Extend the sessions. If this were done twice for a day, each session would be extended by two days."""
         sessions = (await db.scalars(select(Session).where(Session.expires_at > slot))).all()
         for session in sessions:
             session.expires_at += timedelta(days=1)

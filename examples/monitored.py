@@ -1,7 +1,7 @@
-"""Say how long the work took, how far it is, and what came out.
+"""Report the duration, the progress and the result of the work.
 
-The ledger knows when each run began and ended, so a task that wants no more needs none of this. Measure what a run has
-inside. `time.monotonic()` is for that: the wall clock can be set back, and durations with it.
+The ledger records when each run began and ended, so a task only has to measure parts of a run. Use `time.monotonic()`
+for durations, since the wall clock can be set back while the work is going on.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ logger = get_logger(__name__)
 
 
 class MonitoredTask(BaseTask):
-    """Show the time, the progress and the result of a run."""
+    """Report the duration, the progress and the result of a run."""
 
     name = "monitored_task"
-    description = "Show the time, the progress and the result of a run"
+    description = "Report the duration, the progress and the result of a run"
     schedule = "0 10 * * *"
 
     async def run(self, steps: int = 5, pause: float = 0.02) -> dict[str, float]:
@@ -25,7 +25,7 @@ class MonitoredTask(BaseTask):
             for done in range(steps):
                 await self._execute(pause)
                 current_run().progress(done + 1, steps)
-        finally:  # also when it fails
+        finally:  # also if the work fails
             elapsed = time.monotonic() - began
             logger.info(f"Task {self.name} ended after {elapsed:.2f} s")
         return {"steps": steps, "seconds": elapsed}

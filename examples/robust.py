@@ -1,9 +1,9 @@
-"""Handle errors inside a task: what is logged with `exc_info` stands in the run's log, and in Sentry if it is set up.
+"""Handle errors inside a task. An error logged with `exc_info` is in the log of the run, and in Sentry if configured.
 
-An error that is handled is over: the run has `succeeded`, and is not tried again. Handle it so where the next slot
-makes good for this one. In most tasks it is better to let it fly. Then the run has `failed`, with the traceback in the
-ledger; a Retry policy tries it again; and Sentry gets it just the same. Or handle what you know how to handle, and let
-the rest fly: leave out the second `except`.
+After a handled error the run has `succeeded`, and it is not tried again. That is right when the next slot does the same
+work anyway. In most tasks it is better not to catch the error: then the run has `failed`, the traceback is in the
+ledger, a Retry policy can try the run again, and Sentry receives the error too. To handle only the errors that you
+expect, leave out the second `except`.
 """
 
 from sqlalchemy import func, select
@@ -15,10 +15,10 @@ logger = get_logger(__name__)
 
 
 class RobustTask(BaseTask):
-    """Check that no session ends before it begins."""
+    """Check that no session expires before it was created."""
 
     name = "robust_task"
-    description = "Check that no session ends before it begins"
+    description = "Check that no session expires before it was created"
     schedule = "0 6 * * *"
 
     async def run(self) -> None:
@@ -34,7 +34,7 @@ class RobustTask(BaseTask):
         async with get_db(readonly=True) as db:
             count = await db.scalar(wrong)
         if count:
-            raise DomainError(f"{count} sessions end before they begin")
+            raise DomainError(f"{count} sessions expire before they were created")
 
 
 TaskRegistry.register(RobustTask)

@@ -1,10 +1,10 @@
-"""Start runs of another task, each with its parameters; `key` starts each of them once.
+"""Start runs of another task with parameters. With a `key`, each of them is started only once.
 
-Each of those runs has a log, a result and an error of its own, so one user who can't be greeted holds up nobody.
+Each run has its own log, result and error, so a greeting that fails does not affect the others.
 
-`start()` writes a queued run and returns its id at once: whichever process has room runs it. It works the same in a
-request handler. Where there is a run with the same key already, its id is returned and nothing is started, so this
-task may run again, and look back further than one slot, without greeting anybody twice.
+`start()` writes a queued run and returns its id at once; any node with capacity executes the run. It works the same in
+a request handler. If a run with the same key exists already, its id is returned and nothing is started. So this task
+may run again, and look back further than one slot, without greeting a user twice.
 """
 
 from datetime import datetime, timedelta
@@ -22,8 +22,8 @@ class GreetUserTask(BaseTask):
 
     name = "greet_user"
     description = "Greet one user"
-    schedule = None  # only when it is asked for
-    overlap = "allow"  # several users at a time
+    schedule = None  # it is only started by other code, or by hand
+    overlap = "allow"  # several runs may run at once
 
     async def run(self, user_id: int) -> str:
         async with get_db(readonly=True) as db:

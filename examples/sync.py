@@ -1,7 +1,7 @@
-"""A run that is not async: it has a thread of its own, so it may block. For files, and for libraries that are sync.
+"""A run that is not async executes in a thread of its own, so it may block: for files, and for sync libraries.
 
-`call_db` gives it the database: the function runs in a session, as `async with get_db()` would have it, while the
-thread waits. It should only ask and return: what takes long comes after it, in the thread.
+`call_db` gives it the database: it calls a function with a session, as `async with get_db()` would open it, while the
+thread waits. The function should only query and return; do work that takes long afterwards, in the thread.
 """
 
 import csv
@@ -26,11 +26,11 @@ class SyncTask(BaseTask):
     def run(self, file: Path = Path("users.csv")) -> int:
         rows = call_db(self._rows, readonly=True)
         part = file.with_name(f"{file.name}.part")
-        with part.open("w", newline="", encoding="utf-8") as opened:
-            writer = csv.writer(opened)
+        with part.open("w", newline="", encoding="utf-8") as part_file:
+            writer = csv.writer(part_file)
             writer.writerow(["id", "email"])
             writer.writerows(rows)
-        part.replace(file)  # whoever reads the file never sees half of it
+        part.replace(file)  # so that no reader ever sees half of the file
         logger.info(f"Wrote {len(rows)} users into {file}")
         return len(rows)
 

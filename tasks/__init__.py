@@ -1,1 +1,1 @@
-"""The tasks. Drop a file with a task here: its class registers itself when the service starts."""
+"""The tasks. A file with a task in this folder is imported when the service starts, and its class is registered."""

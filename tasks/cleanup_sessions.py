@@ -1,4 +1,4 @@
-"""Deletes expired sessions every hour, in chunks: many of them hold up nobody else, and a restart goes on behind."""
+"""Deletes expired sessions every hour, in chunks: it blocks no other writer for long, and a restart resumes it."""
 
 from service import BaseTask, TaskRegistry, get_logger
 from service.application.sessions import SessionService

@@ -1,4 +1,4 @@
-"""Counts what happened on the day before."""
+"""Counts the new users and sessions of the day before."""
 
 from datetime import date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
@@ -12,7 +12,7 @@ logger = get_logger(__name__)
 
 
 class DailyReportTask(BaseTask):
-    """Report the new users and sessions of the day before the slot, in the task's time zone."""
+    """Report the new users and sessions of the day before the slot, by the task's time zone."""
 
     name = "daily_report"
     description = "Report the new users and sessions of the day before"

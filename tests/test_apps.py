@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import re
 import signal
@@ -23,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from service import config, logs
+from service import config, logs, start
 from service.app import create_app, lifespan
 from service.batch.context.attempt_state import LogBuffer
 from service.errors import InvalidSetting
@@ -99,6 +100,18 @@ async def test_an_application_of_the_page_answers_fires_and_drains(page: Path, c
             running.stop(signal.SIGTERM)
             assert await rows(ledger, state="running") == []
         assert "Traceback" not in running.stderr
+
+
+async def test_a_task_of_the_page_reads_the_state_that_its_application_has_set(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKS_DIR", "myapp/tasks")
+    monkeypatch.syspath_prepend(page)
+    application = importlib.import_module("myapp.main").app
+    async with started(application), ledger_in(page) as ledger:
+        await start(importlib.import_module("myapp.tasks.greeting").GreetingTask)
+        [run] = await until(lambda: rows(ledger, task="greeting", state="succeeded"), 20)
+    assert run["result"] == "Hello"
 
 
 # The routes.

@@ -80,7 +80,7 @@ def test_cut_off_before_in_and_after_its_commits_each_item_is_done_exactly_once(
         said += running.stderr
     world.assert_exactly_once()
     assert "follows in" in said and "is tried again" in said
-    told = ("follows in", "is tried again", "resumes behind", "committed already")
+    told = ("follows in", "is tried again", "resumes after", "already committed")
     seconds = time.monotonic() - began_at
     print(
         f"seed {SEED}: {len(faults)} faults, {ITEMS // SIZE} chunks, {seconds:.0f} s; attempt {attempt}, fence {fence}"
@@ -102,7 +102,7 @@ def test_frozen_before_its_commit_it_is_refused_when_it_wakes_up(world: World) -
             world.until_seen(world.seen, other)
             frozen.process.send_signal(signal.SIGCONT)
             assert world.until_over(other)[0] == "succeeded"
-            assert "resumes behind chunk 19" in other.stderr
+            assert "resumes after chunk 19" in other.stderr
             until(lambda: "what it did here is not recorded" in frozen.stderr, frozen)
     assert "work failed: DBAPIError" in frozen.stderr  # its COMMIT: the one that took over has ended its connections
     outcomes = world.query("SELECT fence, outcome FROM batch_attempts ORDER BY fence", ledger=True)

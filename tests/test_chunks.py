@@ -230,7 +230,7 @@ def test_stopped_in_the_middle_it_is_interrupted_and_the_node_beside_it_goes_on(
         stopped.stop(signal.SIGTERM)
         assert world.until_over(other)[:2] == ("succeeded", 1)
         assert "was interrupted" in stopped.stderr
-        assert "resumes behind chunk" in other.stderr
+        assert "resumes after chunk" in other.stderr
     outcomes = world.query("SELECT number, outcome FROM batch_attempts ORDER BY fence", ledger=True)
     assert outcomes == [(1, "interrupted"), (1, "succeeded")]
     world.assert_exactly_once()

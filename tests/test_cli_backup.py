@@ -26,7 +26,7 @@ from service.errors import BackupError
 from service.operations.backups.copies import upload, waiting
 from service.operations.backups.make import check
 from service.operations.backups.pins import pin
-from service.operations.backups.prune import delete_old, plans
+from service.operations.backups.prune import delete_old, prune_plans
 from tests.asking import access
 from tests.backup.contents import make_archive, make_sqlite
 from tests.backup.here import make_backups_here
@@ -149,7 +149,7 @@ def test_a_rescan_keeps_pins_adds_what_is_new_and_drops_what_is_gone(batch: Batc
         (OLD, True, "folder"),
         (moved, False, "folder"),
     ]
-    assert asyncio.run(access(get_settings()).known()).keys() == {("folder", OLD), ("folder", moved)}
+    assert asyncio.run(access(get_settings()).records()).keys() == {("folder", OLD), ("folder", moved)}
 
 
 def test_a_file_that_is_none_of_ours_but_for_its_name_is_listed_and_spares_the_others(
@@ -206,14 +206,14 @@ def test_what_has_another_name_than_backups_have_is_no_backup_of_ours_when_it_is
     with clock.moved(datetime(2026, 3, 29, 13, tzinfo=UTC)):
         assert batch("backup", "download", f"s3://{bucket.name}/elsewhere/renamed.gz").code == 0
         assert asyncio.run(waiting(access(get_settings()))) == []
-    assert (folder / "renamed.gz").exists() and asyncio.run(access(get_settings()).known()) == {}
+    assert (folder / "renamed.gz").exists() and asyncio.run(access(get_settings()).records()) == {}
 
 
 def test_what_is_there_already_is_not_sent_again_and_never_written_over(
     batch: Batch, folder: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
     bucket.put(f"shop/db/{NEW}", other := make_archive(tmp_path / "other", tables=1).read_bytes())
-    refuses(batch("backup", "upload", NEW), f"{bucket.url}/{NEW} is another backup already", "a place of its own")
+    refuses(batch("backup", "upload", NEW), f"{bucket.url}/{NEW} exists and is another backup", "a place of its own")
     assert bucket.client.get_object(Bucket=bucket.name, Key=f"shop/db/{NEW}")["Body"].read() == other
     for place in (bucket.url, f"file://{tmp_path}/mount"):
         first, again = (batch("backup", "upload", OLD, BACKUP_URL=place) for _ in range(2))
@@ -310,7 +310,7 @@ def test_the_work_is_done_and_told_also_while_the_ledger_is_away(
     away = {"LEDGER_URL": "postgresql://bob:hunter2@127.0.0.1:1/ledger", "BACKUP_URL": f"file://{tmp_path}/mount"}
     done = batch("backup", *words, **away)
     assert done.code == 0 and " row" in done.out
-    assert "The ledger has not heard what was done with backup_" in done.err and "hunter2" not in done.err
+    assert "could not be recorded in the ledger" in done.err and "hunter2" not in done.err
 
 
 def test_a_pin_holds_until_it_is_taken_off(batch: Batch, folder: Path, ledger: Path, keeping_one: None) -> None:
@@ -339,7 +339,7 @@ async def test_what_is_pinned_between_the_look_and_the_prune_stays(
 ) -> None:
     settings = get_settings()
     with clock.moved(NOW + timedelta(days=900)):
-        planned = await plans(access(settings))
+        planned = await prune_plans(access(settings))
         assert [plan.decision.going for plan in planned] == [[OLD]]
         await pin(access(settings), OLD, "somebody else")
         assert [one async for one in delete_old(access(settings), planned)] == []
@@ -386,7 +386,7 @@ def test_what_was_changed_since_we_made_it_is_told_though_its_checksums_fit(
         (tmp_path / "backups" / name).unlink()
         refuses(batch("backup", "download", name), *words, code=3)
     told = batch("backup", "restore", str(path), "--dry-run", "--changed")
-    assert "was changed" not in told.err and "is one of PostgreSQL" in told.err, "the next thing that is in the way"
+    assert "was changed" not in told.err and "is of PostgreSQL" in told.err, "the next thing that is in the way"
 
 
 def test_a_rescan_finds_what_was_changed_since_we_made_it(batch: Batch, tmp_path: Path, ledger: Path) -> None:
@@ -437,7 +437,7 @@ async def test_only_verified_and_young_ones_wait_for_their_copy(
 
 def test_upload_without_a_place_names_the_setting(batch: Batch, folder: Path) -> None:
     refuses(batch("backup", "upload"), "BACKUP_URL is empty", "s3://bucket/prefix")
-    refuses(batch("backup", "download", NEW), "BACKUP_URL is empty", "whole address")
+    refuses(batch("backup", "download", NEW), "BACKUP_URL is empty", "whole URL")
 
 
 def test_an_empty_place_is_told(batch: Batch) -> None:

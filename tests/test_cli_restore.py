@@ -191,7 +191,7 @@ def test_what_is_no_backup_is_refused(changed: Path, batch: Batch, tmp_path: Pat
 def test_no_password_is_ever_shown(changed: Path, batch: Batch) -> None:
     url = "postgresql://ann:hunter2@127.0.0.1:1/app"
     done = batch("backup", "restore", "latest", "--yes", DATABASE_URL=url, LEDGER_URL="sqlite:///none.db")
-    refuses(done, "is one of SQLite, and postgresql+asyncpg://ann:***@127.0.0.1:1/app is PostgreSQL")
+    refuses(done, "is of SQLite, but postgresql+asyncpg://ann:***@127.0.0.1:1/app is PostgreSQL")
     assert "hunter2" not in done.err + done.out
 
 
@@ -220,7 +220,7 @@ async def test_the_ledger_is_never_restored_beneath_a_service(
 
     def work() -> None:
         assert batch("backup", "create", **settings).code == 0
-        refuses(batch(*words, "--force"), "the backup holds the ledger", "pid 1 on h", "--force is not enough")
+        refuses(batch(*words, "--force"), "the backup holds the ledger", "pid 1 on h", "--force does not allow this")
 
     await asyncio.to_thread(work)
     await execute(postgres_database, "UPDATE batch_nodes SET stopped_at = now()")
@@ -360,7 +360,7 @@ def test_after_a_restore_that_failed_it_is_said_what_latest_means_by_now(
         writer.execute("BEGIN IMMEDIATE")
         done = batch("backup", "restore", "latest", "--yes")
     assert done.code == 2 and "has held its write lock" in done.err
-    assert f"`latest` is now backups/{backups(tmp_path)[1]}, of what is there" in done.err
+    assert f"`latest` is now backups/{backups(tmp_path)[1]}, the backup made before the restore" in done.err
 
 
 def test_a_ledger_that_is_away_afterwards_is_told_and_no_failure(
@@ -374,7 +374,7 @@ def test_a_ledger_that_is_away_afterwards_is_told_and_no_failure(
         connection.execute("DELETE FROM users")
     done = batch("backup", "restore", "latest", "--yes", "--no-safety")
     assert done.code == 0, done.err
-    assert "The ledger has not heard" in done.err and users(tmp_path / "app.db") == ["a@x"]
+    assert "could not be recorded in the ledger" in done.err and users(tmp_path / "app.db") == ["a@x"]
 
 
 def test_what_a_run_wrote_after_the_safety_backup_is_not_lost(

@@ -133,14 +133,14 @@ class Looks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._number = 0
-        look = Runs.look
+        look = Runs.get
 
         async def counted(*given: Any) -> Any:
             found = await look(*given)
             self._number += 1
             return found
 
-        monkeypatch.setattr(Runs, "look", counted)
+        monkeypatch.setattr(Runs, "get", counted)
         monkeypatch.setattr(run_log, "POLL_SECONDS", 0.01)
 
     async def more(self, number: int) -> None:

@@ -15,7 +15,7 @@ from service import errors, get_db, start
 from service.application.models import User
 from service.batch.context.current_run import CurrentRun
 from service.batch.cron.cron import schedule
-from service.batch.firing.misfires import plan
+from service.batch.firing.misfires import plan_slots
 from service.batch.ledger.states import TRANSITIONS, RunState
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.policies import MISSED, OVERLAP, Missed, Retry
@@ -99,7 +99,7 @@ def test_the_worked_example_is_what_the_policies_do(code: str, runs: str, said: 
     policy = eval(code, {"Missed": Missed, "timedelta": timedelta})
     missed = policy if isinstance(policy, Missed) else Missed(policy)
     ten_past = [datetime(2027, 1, 4, hour, 10, tzinfo=UTC) for hour in (9, 12)]
-    made = plan(schedule("*/30 * * * *"), *ten_past, missed)
+    made = plan_slots(schedule("*/30 * * * *"), *ten_past, missed)
     range_ = made.missed and f"{made.missed.first:%H:%M} to {made.missed.last:%H:%M}, {made.missed.count} slots"
     assert (range_ or "nothing") == said
     assert re.findall(r"\d\d:\d\d", runs) == [f"{slot:%H:%M}" for slot in made.catch_up]

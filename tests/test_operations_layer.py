@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import structlog
+from pydantic import ValidationError
 from sqlalchemy import event, text
 from sqlalchemy import insert as insert_into
 
@@ -29,9 +30,10 @@ from service.config import forget_settings, get_settings
 from service.database import engine as engines
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.errors import BatchError, DatabaseUnreachable, UnknownRun, UnknownTask, WrongState
+from service.errors import BatchError, DamagedRow, DatabaseUnreachable, UnknownRun, UnknownTask, WrongState
 from service.operations.context import Loaded
 from service.operations.operations import Operations, open_operations
+from service.operations.results import Attempt, Line, LogBlock, Started
 from service.operations.runs import Runs
 from service.server.batch_service import BatchService
 from tests.asking import operations_on
@@ -231,7 +233,7 @@ async def test_a_service_wakes_its_engine_when_a_run_was_queued(service: BatchSe
 
 
 async def has_succeeded(operations: Operations, run: str) -> bool:
-    now = await operations.runs.look(run)
+    now = await operations.runs.get(run)
     return now is not None and now.state == "succeeded"
 
 
@@ -338,3 +340,24 @@ async def test_reads_of_an_older_ledger_migrate_nothing(database_url: str, monke
         with pytest.raises(UnknownTask):
             await operations.tasks.pause("hourly")
     assert await revision() == LEDGER_HISTORY.revisions[-1]
+
+
+# Answers
+
+
+def test_the_text_of_an_answer_is_bounded_whatever_it_holds() -> None:
+    lines = [Line(at="now", level="info", logger="mine", text="x" * 1_000_000)] * 1_000
+    assert len(repr(LogBlock(fence=1, attempt=1, lines=lines))) < 2_000
+
+
+def test_a_row_that_this_code_has_not_written_is_damaged_and_named() -> None:
+    row = {"number": 1, "run": new_id(), "fence": 1, "node": None, "outcome": "failed", "error": "a text"}
+    with pytest.raises(DamagedRow, match="Attempt, error") as caught:
+        Attempt.of({**row, "started_at": clock.now(), "ended_at": clock.now()})
+    assert caught.value.kind == "damaged"
+
+
+def test_an_answer_can_not_be_changed() -> None:
+    started = Started(id=new_id(), task="hourly")
+    with pytest.raises(ValidationError):
+        started.task = "another"  # type: ignore[misc]

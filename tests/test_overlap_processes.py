@@ -17,7 +17,7 @@ SECONDS = 4.0
 TASKS = """
 import asyncio, os
 from service import BaseTask
-from service.batch.dispatcher import Dispatcher
+from service.batch.firing.dispatcher import Dispatcher
 
 silent, notify = set(), Dispatcher.notify
 Dispatcher.notify = lambda self, name: None if name in silent else notify(self, name)

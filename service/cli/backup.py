@@ -166,7 +166,7 @@ def prune(
     """
     from service import console
 
-    pruned = ask(lambda operations: operations.backups.prune(_warn, dry_run=dry_run, is_meant=yes), log_level=LOGGED)
+    pruned = ask(lambda operations: operations.backups.prune(_warn, dry_run=dry_run, allow_many=yes), log_level=LOGGED)
     if as_json or pruned:
         console.show([row.model_dump() for row in pruned], ("backup", "where", "then", "why"), as_json)
     else:

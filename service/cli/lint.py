@@ -13,7 +13,7 @@ from service.cli.options import AsJson, utc, whole
 from service.escaping import line
 
 if TYPE_CHECKING:
-    from service.operations.lint import Checked, LintSlot
+    from service.operations.lint import LintedTask, LintSlot
 
 
 def lint(
@@ -41,11 +41,11 @@ def lint(
     raise SystemExit(1 if _count(checked, "error") + _count(checked, "warning") else 0)
 
 
-def _count(checked: Sequence[Checked], severity: str) -> int:
+def _count(checked: Sequence[LintedTask], severity: str) -> int:
     return sum(finding.severity == severity for task in checked for finding in task.findings)
 
 
-def _print(checked: Sequence[Checked]) -> None:
+def _print(checked: Sequence[LintedTask]) -> None:
     from service import console
 
     for task in checked:
@@ -71,7 +71,7 @@ def _print_slot(slot: LintSlot) -> None:
     console.say(f"    {utc(slot.slot)}{local}" + (f"  {slot.mark}" if slot.mark else ""))
 
 
-def _summary(checked: Sequence[Checked]) -> str:
+def _summary(checked: Sequence[LintedTask]) -> str:
     tasks = sum(task.task is not None for task in checked)
     counts = [(tasks, "task"), *((_count(checked, severity), severity) for severity in ("error", "warning", "note"))]
     return ", ".join(f"{number} {word}{'' if number == 1 else 's'}" for number, word in counts)

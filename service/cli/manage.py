@@ -101,7 +101,7 @@ def backfill(
     def see(slot: BackfillSlot) -> None:
         if dry_run:
             run = f"run {slot.run} {slot.state}" if slot.run else "no run"
-            console.say(f"{utc(slot.slot)}  {slot.fate:<5}  {run}")
+            console.say(f"{utc(slot.slot)}  {slot.action:<5}  {run}")
 
     async def work(operations: Operations) -> tuple[BackfillCounts, str | None]:
         counts = await operations.slots.backfill(request, see)

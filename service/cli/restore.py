@@ -12,8 +12,8 @@ from service.cli.opening import ask
 from service.cli.options import AsJson, utc
 
 if TYPE_CHECKING:
-    from service.backup.restoring.plan import Plan
-    from service.operations.backups.restore import Restored, RestoreRequest
+    from service.backup.restoring.plan import RestorePlan
+    from service.operations.backups.restore import RestoreRequest, RestoreResult
 
 FILE = typer.Argument(metavar="FILE", help="A path, a name, `latest`, or s3://bucket/prefix/name.", show_default=False)
 
@@ -54,7 +54,7 @@ def restore(
         _tell(done)
 
 
-def _say(plan: Plan) -> None:
+def _say(plan: RestorePlan) -> None:
     from service import console
 
     rows = sum(table.rows for table in plan.tables)
@@ -72,11 +72,11 @@ def _say(plan: Plan) -> None:
         console.say(f"note: {note}")
 
 
-def _now(plan: Plan) -> dict[str, int]:
+def _now(plan: RestorePlan) -> dict[str, int]:
     return {str(table): plan.rows[str(table)] for table in plan.tables if str(table) in plan.rows}
 
 
-def _ask(plan: Plan) -> None:
+def _ask(plan: RestorePlan) -> None:
     """The database's name has to be typed, where somebody can."""
     from service import console
     from service.errors import BackupError
@@ -89,14 +89,14 @@ def _ask(plan: Plan) -> None:
         raise BackupError("that is not its name: nothing was restored")
 
 
-def _done(request: RestoreRequest) -> Restored:
+def _done(request: RestoreRequest) -> RestoreResult:
     from service.cli.meter import metered
 
     with metered("restore") as tell:
         return ask(lambda operations: operations.backups.restore(request, tell), log_level=LOGGED)
 
 
-def _tell(done: Restored) -> None:
+def _tell(done: RestoreResult) -> None:
     from service import console
     from service.cli.meter import counted
 
@@ -112,7 +112,7 @@ def _tell(done: Restored) -> None:
     console.say(f"{counted(report.rows, len(report.tables))} {would} ({report.seconds:.1f} s)")
 
 
-def _as_json(done: Restored, plan: Plan) -> None:
+def _as_json(done: RestoreResult, plan: RestorePlan) -> None:
     from dataclasses import asdict
 
     from service import console

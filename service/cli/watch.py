@@ -87,7 +87,7 @@ async def _see_here(operations: Operations, run: str, shown: Bar | Lines) -> Non
 
     while True:
         with suppress(DatabaseError, OSError):
-            now = await operations.runs.look(run)
+            now = await operations.runs.get(run)
             if now is not None:
                 shown.see(now.model_dump())
         await asyncio.sleep(run_log.POLL_SECONDS)

@@ -1,1 +1,1 @@
-"""What a person or a program can ask of the system. Prints nothing and sets up no logging."""
+"""What a person or a program can ask of the system. It prints nothing and sets up no logging."""

@@ -1,4 +1,4 @@
-"""The account of slots, as operations answer it: what became of every slot of an interval."""
+"""Answers the account of slots: what became of every slot of an interval."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ TEXTS = {
 
 
 class SlotOutcome(Result):
-    """What became of one slot. `run`: the id of its run; `state` and `reason` are that run's, or `reason` why not."""
+    """What became of one slot.
+
+    `run`: the id of its run. `state`: of that run. `reason`: of that run, or why the slot has no run. `text`: what the
+    kind means, if it has to be explained.
+    """
 
     task: str
     slot: datetime
@@ -35,7 +39,7 @@ class SlotOutcome(Result):
 
 
 class SlotFinding(Result):
-    """Something that an account tells of: `count` slots in a row, from `first` to `last`, that are of one kind."""
+    """Consecutive slots of one kind, which a person should know of: `count` slots from `first` to `last`."""
 
     kind: str
     first: datetime
@@ -45,7 +49,7 @@ class SlotFinding(Result):
 
 
 class TaskAccount(Result):
-    """The account of one task: how many of its slots, from `since` to `until`, were what."""
+    """The account of one task: how many of its slots from `since` to `until` are of each kind."""
 
     task: str
     since: datetime
@@ -63,7 +67,7 @@ class TaskAccount(Result):
 class Accounts(Result):
     """The accounts of several tasks. `complete`: every slot is accounted for.
 
-    `due` slots are yet to be handled; `unaccounted` ones have no run, skip or missed range, or are late.
+    `due`: slots that will be handled soon. `unaccounted`: slots that have no run, skip or missed range, or are late.
     """
 
     tasks: list[TaskAccount]
@@ -79,26 +83,26 @@ async def accounts(
     since: datetime,
     until: datetime | None,
     task: str | None,
-    see: Callable[[SlotOutcome], None] | None,
+    on_slot: Callable[[SlotOutcome], None] | None,
 ) -> Accounts:
-    """The accounts of all tasks, or of one. `see` is called with each slot. Raises UnknownTask, DatabaseError."""
+    """The accounts of all tasks, or of one. `on_slot` is called with each slot. Raises UnknownTask, DatabaseError."""
 
-    def tell(entry: AccountedSlot) -> None:
-        if see is not None:
-            see(_outcome(entry))
+    def pass_on(slot: AccountedSlot) -> None:
+        if on_slot is not None:
+            on_slot(_outcome(slot))
 
     async with context.databases.reading() as connection:
         if task is not None:
             await refuse_unknown_task(connection, task)
         if connection is None:
             return _accounts([])
-        shown = accounting.ignore if see is None else tell
-        found = accounting.accounts(connection, since, until, task, context.lease_seconds, shown)
-        return _accounts([account async for account in found])
+        see = accounting.ignore if on_slot is None else pass_on
+        accounts = accounting.accounts(connection, since, until, task, context.lease_seconds, see)
+        return _accounts([account async for account in accounts])
 
 
-def _outcome(entry: AccountedSlot) -> SlotOutcome:
-    return SlotOutcome(**entry._asdict(), text=TEXTS.get(entry.kind))
+def _outcome(slot: AccountedSlot) -> SlotOutcome:
+    return SlotOutcome(**slot._asdict(), text=TEXTS.get(slot.kind))
 
 
 def _accounts(accounts: list[Account]) -> Accounts:

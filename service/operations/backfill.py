@@ -1,4 +1,4 @@
-"""Runs for slots of the past, when somebody asks for them."""
+"""Makes runs for slots of the past on request."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from service.batch.firing import backfill
-from service.batch.firing.backfill import Backfill, Entry, Fate
+from service.batch.firing.backfill import Backfill, SlotAction, SlotDecision
 from service.errors import InvalidParameters
 from service.operations.context import Context
 from service.operations.results import Result
 
 MOST_SLOTS = 10_000
-"""More slots at once than a person may have meant."""
+"""A backfill of more slots is refused unless the request allows it, because it may be a mistake."""
 
 
 @dataclass(frozen=True)
 class BackfillRequest:
-    """A backfill as a person asks for it.
+    """The request for a backfill.
 
     Attributes:
+        task: The name of a loaded task.
         since: The first instant, aware.
         until: The last instant, aware, included.
-        redo: Also where a slot's run is over: that gets a new attempt from the beginning.
-        allow_many: Also more than MOST_SLOTS slots.
+        redo: Give runs that have ended a new attempt from the beginning.
+        allow_many: Allow more than MOST_SLOTS slots.
         dry_run: Change nothing.
     """
 
@@ -37,16 +38,16 @@ class BackfillRequest:
 
 
 class BackfillSlot(Result):
-    """A slot of a backfill: `fate` is new, again or left. `run` and `state`: of the run that it has already."""
+    """A slot of a backfill: `action` is new, again or left; `run` and `state` are those of the run that it had."""
 
     slot: datetime
-    fate: str
+    action: str
     run: str | None
     state: str | None
 
 
 class BackfillCounts(Result):
-    """How many slots got a run, had their run done again, or were left as they are."""
+    """How many slots got a run (`new`), had their run repeated (`again`), or were unchanged (`left`)."""
 
     new: int
     again: int
@@ -54,11 +55,15 @@ class BackfillCounts(Result):
 
     @property
     def slots(self) -> int:
+        """The number of all slots."""
         return self.new + self.again + self.left
 
 
-async def run(context: Context, request: BackfillRequest, see: Callable[[BackfillSlot], None]) -> BackfillCounts:
-    """Make the runs, or only look; `see` is called with each slot. Raises InvalidParameters, UnknownTask."""
+async def run(context: Context, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None]) -> BackfillCounts:
+    """Make the runs, unless it is a dry run. `on_slot` is called with each slot.
+
+    Raises InvalidParameters, UnknownTask and DatabaseError.
+    """
     task = context.task(request.task)
     databases = context.databases
     if not request.dry_run:
@@ -71,11 +76,11 @@ async def run(context: Context, request: BackfillRequest, see: Callable[[Backfil
         raise InvalidParameters(
             f"task {task.name}: there are more than {MOST_SLOTS:,} slots in this interval; --yes allows that"
         )
-    work = Backfill(databases.ledger, databases.application, task, context.actor, request.redo)
+    task_backfill = Backfill(databases.ledger, databases.application, task, context.actor, request.redo)
 
-    def tell(entry: Entry) -> None:
-        see(BackfillSlot(slot=entry.slot, fate=entry.fate, run=entry.run, state=entry.state))
+    def pass_on(decision: SlotDecision) -> None:
+        on_slot(BackfillSlot(**decision._asdict()))
 
-    counts = await (work.look if request.dry_run else work.make)(interval, tell)
+    counts = await (task_backfill.look if request.dry_run else task_backfill.make)(interval, pass_on)
     context.wake()
-    return BackfillCounts(new=counts[Fate.NEW], again=counts[Fate.AGAIN], left=counts[Fate.LEFT])
+    return BackfillCounts(new=counts[SlotAction.NEW], again=counts[SlotAction.AGAIN], left=counts[SlotAction.LEFT])

@@ -1,4 +1,4 @@
-"""What every facet of the operations needs: the databases, the loaded tasks, and who asks."""
+"""What every facet of the operations needs: the databases, the loaded tasks, and the name of the caller."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ class Loaded(NamedTuple):
     broken: Sequence[BrokenFile] = ()
 
 
-def nothing() -> None:
-    """For operations outside a service, where no engine has to be woken."""
+def wake_nothing() -> None:
+    """Used outside a service, where no engine has to be woken."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """Handed to each facet.
+    """The context of all facets.
 
     Attributes:
-        loaded: Returns the loaded tasks. It is called only where they are needed, since the first call may import them.
-        actor: Who asks, as it will stand in the ledger: a user's name.
-        lease_seconds: A process that was not seen for so long does not count as living.
+        loaded: Returns the loaded tasks. It is called only when they are needed, because the first call may import
+            them.
+        actor: The name of the user who asks, which is recorded in the ledger.
+        lease_seconds: A process counts as alive for so many seconds after its last sign of life.
         keep: Which runs pruning keeps.
-        wake: Called when a run was queued, so that a service in this process looks for it at once.
+        wake: Called after a run was queued, so that a service in this process claims it at once.
         node: The id of the service's node in this process; empty outside a service.
     """
 
@@ -45,11 +46,11 @@ class Context:
     actor: str
     lease_seconds: float
     keep: Keep
-    wake: Callable[[], None] = nothing
+    wake: Callable[[], None] = wake_nothing
     node: str = ""
 
     def task(self, name: str) -> Task:
-        """A loaded task. Raises UnknownTask, which lists the names there are."""
+        """The loaded task of this name. Raises UnknownTask, whose message lists the names of the loaded tasks."""
         tasks = self.loaded().tasks
         if name not in tasks:
             names = ", ".join(sorted(tasks)) or "none"

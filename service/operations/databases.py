@@ -1,4 +1,4 @@
-"""The ledger and the application's database, as a service opens them, and as operations read and change them."""
+"""Opens, migrates and checks the ledger and the application's database, for services and for operations."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from service.errors import DatabaseError, DatabaseUnreachable, InvalidSetting
 
 @contextmanager
 def errors_explained() -> Iterator[None]:
-    """In the block, what a driver raises becomes a DatabaseError, where no code nearer to it has done so."""
+    """Turn errors of database drivers into DatabaseError, if no inner code has done so."""
     try:
         yield
     except DBAPIError as error:
         cause = str(error.orig).splitlines()[0]
-        raise DatabaseError(f"the database (DATABASE_URL or LEDGER_URL) failed on the way: {cause}") from error
+        raise DatabaseError(f"a statement in the database (DATABASE_URL or LEDGER_URL) failed: {cause}") from error
 
 
 async def open_databases(settings: Settings, client: str = "batch") -> tuple[Database, Database]:
-    """The application's database and the ledger, reachable and migrated. Raises DatabaseError, InvalidSetting."""
+    """Open and migrate both databases. Returns the application's database and the ledger.
+
+    `client`: the name by which PostgreSQL lists the connections. Raises DatabaseError and InvalidSetting.
+    """
     shows, pool_size = settings.BATCH_SHOW_SQL_PARAMETERS, settings.DATABASE_POOL_SIZE
     application = Database(
         settings.DATABASE_URL, setting="DATABASE_URL", pool_size=pool_size, client=client, shows_values=shows
@@ -57,9 +60,9 @@ async def _prepare(application: Database, ledger: Database, lease_seconds: float
 
 
 async def migrate_ledger(ledger: Database, lease_seconds: float) -> None:
-    """Bring the ledger to the migrations of this code.
+    """Migrate the ledger to the revision of this code.
 
-    Raises DatabaseError; DatabaseInUse if a process that works with the older ledger lives.
+    Raises DatabaseError; DatabaseInUse if a process of an older version still lives.
     """
     folder = process_lock.folder_of(ledger.url)
     refuse = partial(living.refuse_living, folder=folder, lease_seconds=lease_seconds)
@@ -70,15 +73,15 @@ def _refuse_memory(*databases: Database) -> None:
     for database in databases:
         if database.kind == "sqlite" and database.url.database in (None, "", ":memory:"):
             raise InvalidSetting(
-                f"setting {database.setting}: a database in memory is gone with its connection; give it a file"
+                f"setting {database.setting}: a database in memory is lost with its connection; name a file"
             )
 
 
 def _refuse_one_file(application: Database, ledger: Database) -> None:
     if application.kind == ledger.kind == "sqlite" and _file_of(application).resolve() == _file_of(ledger).resolve():
         raise InvalidSetting(
-            "setting LEDGER_URL: it is the same SQLite file as DATABASE_URL, whose one writer would stop the "
-            "service whenever a task holds a session open; give the ledger a file of its own, or leave it empty"
+            "setting LEDGER_URL: it names the same SQLite file as DATABASE_URL. A file allows one writer, so a task "
+            "with an open session would stop the service: name another file, or leave the setting empty"
         )
 
 
@@ -86,16 +89,16 @@ def _file_of(database: Database) -> Path:
     return Path(database.url.database or "")
 
 
-def is_to_come(database: Database) -> bool:
-    """Whether this is an SQLite file that is not there yet, in a folder that is."""
+def is_missing_file(database: Database) -> bool:
+    """Whether the database is an SQLite file that does not exist yet, in a folder that exists."""
     return database.kind == "sqlite" and _file_of(database).parent.is_dir() and not _file_of(database).exists()
 
 
 class Databases:
-    """Access to the two databases for operations.
+    """Gives operations access to the two databases.
 
-    Reading makes no file and migrates nothing. The first change checks that the databases can be reached, and migrates
-    them; a service has done so already (`are_ready`). Connections come from the engines that it was given.
+    Reading creates no file and migrates nothing. The first change checks that the databases can be reached, and
+    migrates them, unless a service has done so already (`are_ready`).
     """
 
     def __init__(
@@ -111,9 +114,9 @@ class Databases:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection | None]:
-        """A connection that reads the ledger; None where there is no ledger yet.
+        """A connection that reads the ledger; None if there is no ledger yet.
 
-        Raises DatabaseUnreachable, and DatabaseTooNew where a newer version of the code has migrated it.
+        Raises DatabaseUnreachable, and DatabaseTooNew if a newer version of the code has migrated the ledger.
         """
         if not self._is_readable:
             self._is_readable = await self._can_read()
@@ -138,10 +141,10 @@ class Databases:
         return True
 
     async def has_ledger(self) -> bool:
-        """Whether there is a ledger, of whichever version. Raises DatabaseUnreachable."""
+        """Whether there is a ledger, of any version. Raises DatabaseUnreachable."""
         if self._is_migrated:
             return True
-        if is_to_come(self.ledger):
+        if is_missing_file(self.ledger):
             return False
         await self.ledger.check()
         try:
@@ -152,7 +155,7 @@ class Databases:
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that changes the ledger. Raises DatabaseUnreachable, also where there is no ledger yet."""
+        """A transaction that changes the ledger. Raises DatabaseUnreachable, also if there is no ledger yet."""
         await self.migrate_ledger()
         try:
             async with self.ledger.engine.begin() as connection:
@@ -161,7 +164,7 @@ class Databases:
             raise self.ledger.unreachable(error) from error
 
     async def migrate_ledger(self) -> None:
-        """Migrate the ledger, once. Raises DatabaseUnreachable where there is none: nothing is there to be changed."""
+        """Migrate the ledger, once. Raises DatabaseUnreachable if there is no ledger that could be changed."""
         if self._is_migrated:
             return
         if self.ledger.kind == "sqlite" and not _file_of(self.ledger).exists():

@@ -1,4 +1,4 @@
-"""Which run or task a person means by what was typed: a run's id, the beginning of one, or a task's name."""
+"""Finds the run or the task that a text means: the id of a run, the beginning of one, or the name of a task."""
 
 from __future__ import annotations
 
@@ -13,52 +13,53 @@ from service.errors import UnknownRun, UnknownTask
 from service.escaping import echoed
 from service.operations.context import Context
 
-SHORTEST = 6
-"""So many digits of a run's id have to be given, at least."""
+FEWEST_DIGITS = 6
+"""How many digits of a run's id have to be given at least."""
 
-CANDIDATES = 10
-"""So many runs are named where several have ids that begin as was typed."""
+MOST_NAMED = 10
+"""How many runs an error names at most if several ids begin with the given digits."""
 
 
-class Meant(NamedTuple):
-    """A run's id, or a task's name."""
+class RunOrTask(NamedTuple):
+    """A run or a task. `name`: the whole id of the run, or the name of the task."""
 
     kind: Literal["run", "task"]
     name: str
 
 
-async def meant(context: Context, given: str) -> Meant:
-    """The run or the task that `given` means. Raises UnknownRun, also where several ids begin so, and UnknownTask.
+async def run_or_task(context: Context, given: str) -> RunOrTask:
+    """The run or the task that `given` means.
 
-    Tasks are looked for in the ledger first, and then among the loaded ones.
+    Tasks are looked for in the ledger first, and then among the loaded tasks. Raises UnknownTask, and UnknownRun, also
+    if several ids begin with `given`.
     """
     digits = given.lower().replace("-", "")
     is_id = re.fullmatch(r"[0-9a-f]{1,32}", digits) is not None
     names: set[str] = set()
     async with context.databases.reading() as connection:
         if connection is not None:
-            if is_id and len(digits) == 32 and (run := await _beginning_with(connection, digits)):
-                return Meant("run", run)
+            if is_id and len(digits) == 32 and (run := await _run_with_digits(connection, digits)):
+                return RunOrTask("run", run)
             names = set(await task_sync.known(connection))
             if given in names:
-                return Meant("task", given)
-            if is_id and len(digits) >= SHORTEST and (run := await _beginning_with(connection, digits)):
-                return Meant("run", run)
+                return RunOrTask("task", given)
+            if is_id and len(digits) >= FEWEST_DIGITS and (run := await _run_with_digits(connection, digits)):
+                return RunOrTask("run", run)
     names |= context.loaded().tasks.keys()
     if given in names:
-        return Meant("task", given)
+        return RunOrTask("task", given)
     listed = ", ".join(sorted(names)) or "none"
     if is_id:
         raise UnknownRun(
-            f"no run has the id {echoed(given)}, or one that begins so (at least {SHORTEST} digits are needed), "
-            f"and no task is named so; the tasks are: {listed}"
+            f"no run has the id {echoed(given)}, or an id that begins with it (at least {FEWEST_DIGITS} digits are "
+            f"needed), and no task has that name; the tasks are: {listed}"
         )
-    raise UnknownTask(f"no task is named {echoed(given)}, and no run has such an id; the tasks are: {listed}")
+    raise UnknownTask(f"no task is named {echoed(given)}, and it is no id of a run; the tasks are: {listed}")
 
 
 async def run_of(context: Context, given: str) -> str:
-    """The id of the run that is meant; of a task, its newest one. Raises UnknownRun or UnknownTask."""
-    kind, name = await meant(context, given)
+    """The id of the run that `given` means; of a task, the id of its newest run. Raises UnknownRun or UnknownTask."""
+    kind, name = await run_or_task(context, given)
     if kind == "run":
         return name
     async with context.databases.reading() as connection:
@@ -69,31 +70,32 @@ async def run_of(context: Context, given: str) -> str:
 
 
 async def only_run(connection: AsyncConnection | None, given: str) -> str:
-    """The id of the run whose id is `given`, or begins so; `connection`: None where there is no ledger yet.
+    """The id of the run whose id is `given` or begins with it; `connection`: None if there is no ledger yet.
 
-    Raises UnknownRun, also where several ids begin so.
+    Raises UnknownRun, also if several ids begin with `given`.
     """
     digits = given.lower().replace("-", "")
-    is_long_enough = re.fullmatch(rf"[0-9a-f]{{{SHORTEST},32}}", digits) is not None
-    if connection is not None and is_long_enough and (run := await _beginning_with(connection, digits)):
+    is_long_enough = re.fullmatch(rf"[0-9a-f]{{{FEWEST_DIGITS},32}}", digits) is not None
+    if connection is not None and is_long_enough and (run := await _run_with_digits(connection, digits)):
         return run
     raise UnknownRun(
-        f"no run has the id {echoed(given)}, or one that begins so (at least {SHORTEST} digits are needed); "
-        "`batch runs` lists them"
+        f"no run has the id {echoed(given)}, or an id that begins with it (at least {FEWEST_DIGITS} digits are "
+        "needed); `batch runs` lists the runs"
     )
 
 
-async def _beginning_with(connection: AsyncConnection, digits: str) -> str | None:
-    runs = await run_rows.begin_with(connection, digits, CANDIDATES + 1)
+async def _run_with_digits(connection: AsyncConnection, digits: str) -> str | None:
+    """The only run whose id begins with these digits. Raises UnknownRun if there are several."""
+    runs = await run_rows.begin_with(connection, digits, MOST_NAMED + 1)
     if len(runs) > 1:
-        shown = "; ".join(f"{run['id']} ({run['task']}, {run['state']})" for run in runs[:CANDIDATES])
-        more = ", and more" if len(runs) > CANDIDATES else ""
-        raise UnknownRun(f"several runs have ids that begin with {echoed(digits)}: {shown}{more}")
+        named = "; ".join(f"{run['id']} ({run['task']}, {run['state']})" for run in runs[:MOST_NAMED])
+        more = ", and more" if len(runs) > MOST_NAMED else ""
+        raise UnknownRun(f"several runs have ids that begin with {echoed(digits)}: {named}{more}")
     return runs[0]["id"] if runs else None
 
 
 async def refuse_unknown_task(connection: AsyncConnection | None, task: str) -> None:
-    """Raises UnknownTask where the ledger has never seen the task."""
+    """Raises UnknownTask if the ledger has no task of this name."""
     names = sorted(await task_sync.known(connection)) if connection is not None else []
     if task not in names:
         raise UnknownTask(f"the ledger knows no task {echoed(task)}; it knows: {', '.join(names) or 'none'}")

@@ -1,4 +1,4 @@
-"""The operations that code on an event loop can use, such as a task: those of the service there, or opened ones."""
+"""Gives tasks and other code the operations of the service on their event loop, or opens operations."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ _services: WeakKeyDictionary[asyncio.AbstractEventLoop, Operations] = WeakKeyDic
 
 
 def use_operations(operations: Operations) -> None:
-    """Make `operations_here` on this event loop give the operations of a service."""
+    """Make operations_here() give these operations of a service on the running event loop."""
     _services[asyncio.get_running_loop()] = operations
 
 
 def use_no_operations() -> None:
+    """Undo use_operations() on the running event loop."""
     _services.pop(asyncio.get_running_loop(), None)
 
 
 @asynccontextmanager
 async def operations_here(settings: Settings) -> AsyncIterator[Operations]:
-    """The operations of the service on this event loop; where there is none, they are opened from the settings.
+    """The operations of the service on the running event loop; without a service they are opened by the settings.
 
-    `settings`: also for the service's, whose backups then are as these say.
+    `settings`: the settings of backups; they also apply to the operations of the service.
     """
     if (operations := _services.get(asyncio.get_running_loop())) is not None:
         yield operations.under(settings)

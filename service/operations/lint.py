@@ -1,4 +1,4 @@
-"""What is likely to be a mistake in the loaded tasks. No database is asked."""
+"""Checks the loaded tasks for likely mistakes. No database is used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.operations.results import Result
 
 
 class LintSlot(Result):
-    """A slot to come; `local` is the same instant in the schedule's zone, `mark` what a clock change does to it."""
+    """A future slot; `local`: the same instant in the schedule's zone. `mark`: the effect of a clock change on it."""
 
     slot: datetime
     local: datetime
@@ -25,15 +25,18 @@ class LintSlot(Result):
 
 
 class LintFinding(Result):
-    """`severity`: error (the file can't be used), warning (to be changed) or note (to be known)."""
+    """A likely mistake. `severity`: error (the file can't be used), warning (should be changed) or note."""
 
     severity: str
     rule: str
     message: str
 
 
-class Checked(Result):
-    """A task, or a file that can't be used, which has no `task`; `words`: its schedule in words."""
+class LintedTask(Result):
+    """The findings about a task, or about a file that can't be used, for which `task` is None.
+
+    `words`: the schedule in words.
+    """
 
     task: str | None
     source: str
@@ -44,15 +47,15 @@ class Checked(Result):
     findings: list[LintFinding]
 
 
-def check(loaded: Loaded, names: Collection[str], number: int) -> list[Checked]:
-    """The tasks by name, all or those of `names`, with `number` next slots; without `names` also the broken files.
+def check(loaded: Loaded, names: Collection[str], number: int) -> list[LintedTask]:
+    """Check all tasks, or those of `names`; each result has up to `number` future slots.
 
-    Raises UnknownTask.
+    Without `names` the results include the files that can't be used. Raises UnknownTask.
     """
     _refuse_unknown(names, loaded)
     chosen = [task for name, task in sorted(loaded.tasks.items()) if not names or name in names]
     files = [] if names else [_broken(file.source, file.error) for file in loaded.broken]
-    return [*(_checked(task, number) for task in chosen), *files]
+    return [*(_linted(task, number) for task in chosen), *files]
 
 
 def _refuse_unknown(names: Collection[str], loaded: Loaded) -> None:
@@ -63,31 +66,31 @@ def _refuse_unknown(names: Collection[str], loaded: Loaded) -> None:
         raise UnknownTask(f"no task is named {echoed(unknown[0])}; the tasks are: {listed}{unusable}")
 
 
-def _checked(task: Task, number: int) -> Checked:
+def _linted(task: Task, number: int) -> LintedTask:
     schedule = task.schedule
-    return Checked(
+    return LintedTask(
         task=task.name,
         source=task.source,
         schedule=schedule.cron if schedule else None,
         timezone=schedule.timezone if schedule else None,
         words=schedule.words if schedule else None,
-        next=_next(schedule, number) if schedule else [],
+        next=_next_slots(schedule, number) if schedule else [],
         findings=[LintFinding.of(vars(finding)) for finding in findings(task, clock.now())],
     )
 
 
-def _next(schedule: Schedule, number: int) -> list[LintSlot]:
+def _next_slots(schedule: Schedule, number: int) -> list[LintSlot]:
     slots = list(schedule.following(clock.now(), number))
     if not slots:
         return []
-    around = list(effects(schedule, slots[0] - DAY, slots[-1] + DAY))
+    changes = list(effects(schedule, slots[0] - DAY, slots[-1] + DAY))
 
     def mark(slot: datetime) -> str | None:
-        return next((effect.words for effect in around if effect.touches(slot)), None)
+        return next((effect.words for effect in changes if effect.touches(slot)), None)
 
     return [LintSlot(slot=slot, local=slot.astimezone(schedule.zone), mark=mark(slot)) for slot in slots]
 
 
-def _broken(source: str, error: str) -> Checked:
+def _broken(source: str, error: str) -> LintedTask:
     finding = LintFinding(severity="error", rule="broken", message=error)
-    return Checked(task=None, source=source, schedule=None, timezone=None, words=None, next=[], findings=[finding])
+    return LintedTask(task=None, source=source, schedule=None, timezone=None, words=None, next=[], findings=[finding])

@@ -15,13 +15,13 @@ from service.operations.results import Node
 
 
 class Nodes:
-    """Reads which processes there are. Each method raises DatabaseError where the ledger can't be read."""
+    """Reads the processes of the service. Each method raises DatabaseError if the ledger can't be read."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     async def list(self) -> Sequence[Node]:
-        """All processes that the ledger knows, the newest first, those that have stopped too."""
+        """All processes that the ledger knows, also those that have stopped, the newest first."""
         async with self._context.databases.reading() as connection:
             if connection is None:
                 return []
@@ -29,12 +29,12 @@ class Nodes:
             return [Node.of(row) for row in rows.mappings()]
 
     async def has(self, task: str) -> bool:
-        """Whether a service that has loaded this task, and fires, was seen within a lease."""
+        """Whether a living service that fires has loaded this task. It is alive if it was seen within the lease."""
         async with self._context.databases.reading() as connection:
             return connection is not None and await _is_served(connection, task, self._context.lease_seconds)
 
 
 async def _is_served(connection: AsyncConnection, task: str, lease_seconds: float) -> bool:
     since = await database_time.now_of(connection) - timedelta(seconds=lease_seconds)
-    living = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.seen_at >= since)
-    return any(task in names for names in (await connection.execute(living)).scalars())
+    statement = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.seen_at >= since)
+    return any(task in names for names in (await connection.execute(statement)).scalars())

@@ -1,4 +1,4 @@
-"""Operations: the one object by which a person or a program asks something of the system."""
+"""Operations: the object by which a person or a program reads and changes the system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from service.batch.retention.retention import Keep
 from service.config import Settings
 from service.database.engine import Database
-from service.operations.context import Context, Loaded, nothing
+from service.operations.context import Context, Loaded, wake_nothing
 from service.operations.databases import Databases
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class Operations:
-    """What can be asked of the system, in facets: `tasks`, `runs`, `slots`, `quarantine`, `nodes`,
-    `backups`.
+    """All operations of the system, in the facets `tasks`, `runs`, `slots`, `quarantine`, `nodes` and `backups`.
 
-    It makes no database engine, sets up no logging, reads no settings and imports no author's file: all that is handed
-    in. So a serving process may call it for each request. It lives on the event loop of its databases.
+    It creates no database engine, sets up no logging, reads no settings and imports no tasks, so a serving process may
+    use it for each request. It belongs to the event loop of its databases.
 
-    A facet is imported when it is first used: a command uses one, and all together take longer than most commands run.
+    A facet is imported on first use, because a command needs only one, and importing all takes longer than most
+    commands.
     """
 
     def __init__(
@@ -41,28 +41,28 @@ class Operations:
         settings: Settings,
         *,
         actor: str = "batch",
-        wake: Callable[[], None] = nothing,
+        wake: Callable[[], None] = wake_nothing,
         node: str = "",
         are_ready: bool = False,
     ) -> None:
-        """`are_ready`: both databases are migrated. The rest is explained in Context."""
+        """`are_ready`: both databases are migrated already. Context explains the other arguments."""
         databases = Databases(ledger, application, settings.LEASE_SECONDS, are_ready=are_ready)
         keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK)
         self._settings = settings
         self._context = Context(databases, loaded, actor, settings.LEASE_SECONDS, keep, wake, node)
 
     def by(self, actor: str) -> Operations:
-        """The same, asked by `actor`, whose name will stand in the ledger beside what is changed."""
+        """The same operations for another actor, whose name the ledger records with each change."""
         return self._with(self._settings, replace(self._context, actor=actor))
 
     def under(self, settings: Settings) -> Operations:
-        """The same, with other settings of backups: a service may have read them anew since it has started."""
+        """The same operations with other settings of backups, which may have changed since the service started."""
         return self._with(settings, self._context)
 
     def _with(self, settings: Settings, context: Context) -> Operations:
-        asked = object.__new__(type(self))
-        asked._settings, asked._context = settings, context
-        return asked
+        operations = object.__new__(type(self))
+        operations._settings, operations._context = settings, context
+        return operations
 
     @cached_property
     def tasks(self) -> Tasks:
@@ -106,9 +106,9 @@ class Operations:
 async def open_operations(
     settings: Settings, loaded: Callable[[], Loaded], actor: str = "batch"
 ) -> AsyncIterator[Operations]:
-    """The operations of a process that is no service, such as a command: its databases keep no connection between uses.
+    """The operations of a process that is not a service, such as a command.
 
-    Nothing is connected to before it is needed. `loaded` is called where tasks are needed.
+    Its databases connect on first use, and keep no connection between uses. `loaded` is called when tasks are needed.
     """
     shows = settings.BATCH_SHOW_SQL_PARAMETERS
     ledger = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False, shows_values=shows)

@@ -1,4 +1,4 @@
-"""Deleting what was over long ago, when somebody asks for it; a service does it every hour by itself."""
+"""Deletes old runs on request. A service does the same every hour."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from service.operations.context import Context
 
 
 async def prune(context: Context) -> Mapping[str, int]:
-    """Delete, and return how many rows went, by what they are. Raises DatabaseError."""
+    """Delete old runs and what belongs to them. Returns how many rows were deleted, by kind. Raises DatabaseError."""
     await context.databases.migrate_both()
     return await _pruner(context).prune()
 
 
 async def count(context: Context) -> Mapping[str, int]:
-    """How many runs would go, by task; nothing where there is no ledger yet. Raises DatabaseError."""
+    """How many runs pruning would delete, by task; empty if there is no ledger yet. Raises DatabaseError."""
     async with context.databases.reading() as connection:
         if connection is None:
             return {}

@@ -1,4 +1,4 @@
-"""`operations.quarantine`: the items that runs set aside, and runs that do them again."""
+"""`operations.quarantine`: the items that runs set aside, and redrives of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from service.batch.queue import enqueue
 from service.database import companions
 from service.errors import UnknownRun, WrongState
 from service.operations.context import Context
-from service.operations.databases import Databases, is_to_come
+from service.operations.databases import Databases, is_missing_file
 from service.operations.finding import only_run
 from service.operations.results import Quarantined, Started
 
 
 class Quarantine:
-    """Reads the items of a run, and queues runs that do them again. Raises DatabaseError where a database is away."""
+    """Reads the items that a run set aside, and queues redrives. Raises DatabaseError if a database can't be used."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -33,9 +33,10 @@ class Quarantine:
         return [Quarantined.of(vars(item)) for item in await _items(self._context.databases, run)]
 
     async def redrive(self, given: str, items: Sequence[str] | None = None) -> Started:
-        """Queue a run that does a run's items again, all that are left or only these; `items` as `list` gives them.
+        """Queue a run that processes again the items that a run set aside: all that are left, or `items`.
 
-        Raises UnknownRun, UnknownTask where the task is not loaded, and WrongState where the run has no such items.
+        `items`: keys as in Quarantined.item. Raises UnknownRun, UnknownTask if the task is not loaded, and WrongState
+        if the run has no such items left.
         """
         context = self._context
         async with context.databases.reading() as connection:
@@ -56,13 +57,13 @@ class Quarantine:
 
 
 async def _items(databases: Databases, run: str) -> list[SetAside]:
-    """Nothing where the application's database has no such table yet."""
+    """The items that the run set aside; none if the application's database has no table of them yet."""
     application = databases.application
-    if is_to_come(application):
+    if is_missing_file(application):
         return []
     try:
         async with application.reader.connect() as connection:
-            there = await connection.run_sync(lambda sync: inspect(sync).has_table(companions.quarantine.name))
-        return await quarantine.listed(application, run) if there else []
+            has_table = await connection.run_sync(lambda sync: inspect(sync).has_table(companions.quarantine.name))
+        return await quarantine.listed(application, run) if has_table else []
     except (DBAPIError, OSError) as error:
         raise application.unreachable(error) from error

@@ -1,6 +1,6 @@
-"""What operations answer: frozen models, whose fields are the keys of `--json` and of the HTTP API.
+"""The results of operations: frozen models, whose fields are the keys of `--json` and of the HTTP API.
 
-Instants are aware, in UTC, unless a field says otherwise.
+Instants are aware and in UTC, unless the docstring of a model says otherwise.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from service.batch.context.progress import pace
 from service.errors import DamagedRow
 
 N = TypeVar("N")
-"""The node of a run: its id, or what is known of it."""
+"""The node of a run: its id, or its details."""
 
 
 class Result(BaseModel):
-    """The base of all answers. What a row of the ledger has beyond the fields is left out."""
+    """The base of all results. Columns of a row that are not fields are left out."""
 
-    model_config = ConfigDict(frozen=True, defer_build=True)  # a command uses few of them
+    model_config = ConfigDict(frozen=True, defer_build=True)  # a command uses few models
 
     def __repr__(self) -> str:
-        """Bounded: asyncio makes the text of a task's result when the loop ends, and a result may be large."""
+        """A short text, because asyncio makes the text of a task's result at the end of a loop, and it may be large."""
         fields = ", ".join(f"{name}={reprlib.repr(value)}" for name, value in self)
         return f"{type(self).__name__}({fields})"
 
     __str__ = __repr__
 
     @classmethod
-    def of(cls, row: Mapping[Any, Any], **more: Any) -> Self:
-        """Made from a row of the ledger; `more` are fields that the row has not, or has otherwise.
+    def of(cls, row: Mapping[Any, Any], **fields: Any) -> Self:
+        """Make the result from a row of the ledger; `fields` complete or replace those of the row.
 
-        Raises DamagedRow where a column has something else than this code writes there.
+        Raises DamagedRow if a column has a value that this code does not write there.
         """
         try:
-            return cls.model_validate({**row, **more})
+            return cls.model_validate({**row, **fields})
         except ValidationError as error:
-            fields = ", ".join(sorted({str(wrong["loc"][0]) for wrong in error.errors()}))
-            raise DamagedRow(f"the ledger has a row that can't be read: {cls.__name__}, {fields}") from None
+            names = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
+            raise DamagedRow(f"the ledger has a row that can't be read: {cls.__name__}, {names}") from None
 
 
 class Slot(Result):
-    """A slot; `local` is the same instant in the schedule's time zone."""
+    """A slot; `local`: the same instant in the schedule's time zone."""
 
     slot: datetime
     local: datetime
 
 
 class TaskSummary(Result):
-    """A task of the loaded files; or a file that can't be used, which has an `error` and no name.
+    """A loaded task, or a file that can't be used, which has an `error` and no name.
 
-    `next_run_time` is None without a schedule and during a pause. `served_from`: the file from which running services
-    have loaded it; None where no service has the task.
+    `next_run_time`: None without a schedule and during a pause. `served_from`: the file from which running services
+    have loaded the task; None if no service has loaded it.
     """
 
     name: str | None = None
@@ -70,7 +70,7 @@ class TaskSummary(Result):
 
 
 class Node(Result):
-    """A process that is, or was, part of the service. `loop_lag`: seconds that a callback waited on its event loop."""
+    """A process of the service, which may have stopped. `loop_lag`: how many seconds a callback waited on its loop."""
 
     id: str
     host: str
@@ -88,12 +88,15 @@ class Node(Result):
     @field_validator("tasks", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        """Whatever else somebody has written there names no tasks."""
+        """A value that is no list, which somebody else must have written, counts as an empty list."""
         return value if isinstance(value, list) else []
 
 
 class RunShort(Result, Generic[N]):
-    """The short form of a run. `rate`: items a second; `eta`: when it will be done at that rate. None: not known."""
+    """The short form of a run. `rate`: items a second. `eta`: when the run will be done at that rate.
+
+    Both are None if they are not known.
+    """
 
     id: str
     task: str
@@ -116,17 +119,17 @@ class RunShort(Result, Generic[N]):
 
     @classmethod
     def at(cls, row: Mapping[Any, Any], now: datetime) -> Self:
-        """Made from a run's row; `now` is the ledger's time, for `rate` and `eta`."""
+        """Make the result from the row of a run; `now`: the ledger's time, for `rate` and `eta`. Raises DamagedRow."""
         rate, eta = pace(row, now)
         return cls.of(row, rate=rate, eta=eta)
 
 
 class RunSummary(RunShort[str | None]):
-    """A run as lists show it. `node`: the id of the process that runs it, or ran it last."""
+    """A run in a list. `node`: the id of the process that executes it, or executed it last."""
 
 
 class RunRow(RunShort[N], Generic[N]):
-    """What the ledger has about a run in its own row."""
+    """All columns of a run in the ledger."""
 
     params: dict[str, Any] | None
     result: Any
@@ -150,7 +153,7 @@ class RunRow(RunShort[N], Generic[N]):
 
 
 class RunNow(RunRow[str | None]):
-    """A run at one moment; `now` is the ledger's time."""
+    """A run at one moment; `now`: the ledger's time at that moment."""
 
     now: datetime
 
@@ -169,7 +172,7 @@ class Attempt(Result):
 
 
 class Line(Result):
-    """A line of a run's log. `at`: ISO 8601, as it was logged."""
+    """A line of a run's log. `at`: the instant as ISO 8601 text, as it was logged."""
 
     at: str
     level: str
@@ -178,7 +181,7 @@ class Line(Result):
 
 
 class LogBlock(Result):
-    """Lines that a run has logged in a row, all in one attempt and under one fence."""
+    """Consecutive lines of a run's log, all of one attempt and one fence."""
 
     fence: int
     attempt: int
@@ -186,7 +189,7 @@ class LogBlock(Result):
 
 
 class RunDetails(RunRow[Node | None]):
-    """All about one run. `timezone`: of its task's schedule. `log`: the last lines."""
+    """The details of a run. `timezone`: of the schedule of its task. `log`: the last lines of its log."""
 
     timezone: str | None
     attempts: list[Attempt]
@@ -194,7 +197,7 @@ class RunDetails(RunRow[Node | None]):
 
 
 class Parameter(Result):
-    """A parameter of a task's `run()`. `type` and `default` are Python, as text."""
+    """A parameter of a task's `run()`. `type` and `default`: Python expressions as text."""
 
     name: str
     type: str | None
@@ -203,7 +206,7 @@ class Parameter(Result):
 
 
 class MissedRange(Result):
-    """Slots of a task that did not run, from the first to the last, and why."""
+    """Consecutive slots of a task that did not run, and the reason."""
 
     id: str
     task: str
@@ -215,7 +218,7 @@ class MissedRange(Result):
 
 
 class ScheduleSpan(Result):
-    """A schedule that a task has, or had, and from when until when. Slots up to `fired_until` were handled."""
+    """A schedule that a task has or had, with the interval of its validity. Slots up to `fired_until` were handled."""
 
     id: str
     task: str
@@ -228,9 +231,10 @@ class ScheduleSpan(Result):
 
 
 class TaskDetails(Result):
-    """All about one task. `policies` are those that differ from the defaults, by dotted name, such as retry.attempts.
+    """The details of a task. `policies`: those that differ from the defaults, by dotted name, such as retry.attempts.
 
-    `is_loaded`: its file can be used here; else `parameters` is None, and the rest is what the ledger knows.
+    `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other fields are from the
+    ledger. `words`: the schedule in words.
     """
 
     name: str
@@ -253,7 +257,7 @@ class TaskDetails(Result):
 
 
 class Paused(Result):
-    """The pause of a task. `is_new`: it began, or ended, by this very request."""
+    """The pause of a task. `is_new`: this request has begun or ended it."""
 
     at: datetime
     by: str
@@ -263,7 +267,7 @@ class Paused(Result):
 class Quarantined(Result):
     """An item that a run set aside. `item`: its key as JSON text. `error` has `type`, `message` and `traceback`.
 
-    `times`: how often it was tried. `redriven_by`: the run that has done it again.
+    `times`: how often it was tried. `redriven_by`: the id of the run that has processed it again.
     """
 
     run: str

@@ -1,4 +1,4 @@
-"""The log of a run, block by block, also while it is being written."""
+"""Reads the log of a run, block by block, also while the run is active."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from service.operations.results import Line, LogBlock
 POLL_SECONDS = 0.5
 PAGE = 20
 LATE_FENCES = 20
-"""A node that lost a run may still write its last lines: so many fences before the newest are looked at again."""
+"""How many fences before the newest are read again, because a node that lost a run may still write its last lines."""
 
 
 async def blocks(context: Context, given: str, follow: bool) -> AsyncGenerator[LogBlock | str]:
-    """The blocks of a run, oldest first; at the end its state. With `follow` that is its final one.
+    """The blocks of a run, oldest first, and at the end its state. With `follow` it ends with the run's final state.
 
-    `given` is a run's id, how that begins, or a task, whose newest run is meant. Raises UnknownRun or UnknownTask.
-    No connection is held while the caller has a block in hand.
+    `given`: the id of a run, the beginning of one, or a task, which stands for its newest run. No connection is held
+    between blocks. Raises UnknownRun, UnknownTask and DatabaseError.
     """
     run = await run_of(context, given)
     reader = Reader(context.databases, run)
     while True:
-        state, fence = await _state(context.databases, run)  # before the lines: a final state comes with the last ones
+        state, fence = await _state(context.databases, run)  # first: a final state comes with the last lines
         async for block in reader.new_blocks(fence):
-            yield await offload(_answer, block)
+            yield await offload(_log_block, block)
         if not follow or state in FINAL:
             yield state
             return
         await asyncio.sleep(POLL_SECONDS)
 
 
-def _answer(packed: Packed) -> LogBlock:
+def _log_block(packed: Packed) -> LogBlock:
     block: Block = packed.unpacked()
     return LogBlock(fence=block.fence, attempt=block.attempt, lines=[Line.of(vars(line)) for line in block.lines])
 
@@ -54,7 +54,7 @@ async def _state(databases: Databases, run: str) -> tuple[str, int]:
 
 
 class Reader:
-    """Knows how far it has read under each fence, so that no block comes twice, and none is passed over."""
+    """Reads the new blocks of a run. It keeps its position under each fence, so it returns each block once."""
 
     def __init__(self, databases: Databases, run: str) -> None:
         self._databases = databases
@@ -63,9 +63,9 @@ class Reader:
         self._has_started = False
 
     async def new_blocks(self, newest: int) -> AsyncIterator[Packed]:
-        """What was written since the last call, as it is stored. `newest` is the run's fence."""
-        late = range(max(0, newest - LATE_FENCES), newest + 1)
-        fences = list(late) if self._has_started else await self._fences()
+        """The blocks that were written since the last call, as they are stored. `newest`: the run's current fence."""
+        recent = range(max(0, newest - LATE_FENCES), newest + 1)
+        fences = list(recent) if self._has_started else await self._fences()
         self._has_started = True
         for fence in fences:
             while page := await self._page(fence):

@@ -1,4 +1,4 @@
-"""`operations.slots`: what became of the slots of an interval, and runs for those of the past."""
+"""`operations.slots`: the account of the slots of an interval, and backfills."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from service.operations.context import Context
 
 
 def ignore(slot: BackfillSlot) -> None:
-    """For callers that want no single slot."""
+    """For callers that need only the counts."""
 
 
 class Slots:
-    """Accounts for slots and backfills them. Each method raises DatabaseError where a database can't be used."""
+    """Accounts for slots and backfills them. Each method raises DatabaseError if a database can't be used."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -26,14 +26,16 @@ class Slots:
         since: datetime,
         until: datetime | None = None,
         task: str | None = None,
-        see: Callable[[SlotOutcome], None] | None = None,
+        on_slot: Callable[[SlotOutcome], None] | None = None,
     ) -> Accounts:
         """What became of each slot from `since` to `until` (aware; None: now), of all tasks or of one.
 
-        The slots are computed in a thread. `see` is called with each of them, on the event loop. Raises UnknownTask.
+        The slots are computed in a thread. `on_slot` is called with each, on the event loop. Raises UnknownTask.
         """
-        return await account.accounts(self._context, since, until, task, see)
+        return await account.accounts(self._context, since, until, task, on_slot)
 
-    async def backfill(self, request: BackfillRequest, see: Callable[[BackfillSlot], None] = ignore) -> BackfillCounts:
-        """Make runs for slots of the past; `see` is called with each slot. Raises InvalidParameters, UnknownTask."""
-        return await backfill.run(self._context, request, see)
+    async def backfill(
+        self, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] = ignore
+    ) -> BackfillCounts:
+        """Make runs for slots of the past; `on_slot` gets each slot. Raises InvalidParameters and UnknownTask."""
+        return await backfill.run(self._context, request, on_slot)

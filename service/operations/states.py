@@ -1,4 +1,4 @@
-"""The states that a run can be in. (A module of its own, which imports little: a shell's completion asks for it.)"""
+"""The states of a run. This module imports little, because the completion of a shell needs it."""
 
 from __future__ import annotations
 

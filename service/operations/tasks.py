@@ -23,7 +23,7 @@ from service.errors import InvalidSchedule, UnknownTask
 from service.escaping import echoed
 from service.operations import lint
 from service.operations.context import Context
-from service.operations.lint import Checked
+from service.operations.lint import LintedTask
 from service.operations.results import (
     MissedRange,
     Parameter,
@@ -43,13 +43,13 @@ DEFAULTS = Policies(None, Retry(), "skip", Missed(), 0).as_json()
 
 
 class Tasks:
-    """Lists, shows, pauses and resumes tasks. Each method raises DatabaseError where the ledger can't be used."""
+    """Lists, shows, checks, pauses and resumes tasks. Each method raises DatabaseError if the ledger can't be used."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     async def list(self) -> Sequence[TaskSummary]:
-        """The loaded tasks by name, and after them the files that can't be used."""
+        """The loaded tasks by name, followed by the files that can't be used."""
         tasks, broken = self._context.loaded()
         async with self._context.databases.reading() as connection:
             opened = await schedules.open_schedules(connection) if connection is not None else {}
@@ -58,7 +58,7 @@ class Tasks:
         return [*summaries, *(TaskSummary(source=file.source, error=file.error) for file in broken)]
 
     async def show(self, name: str) -> TaskDetails:
-        """All about one task, which is loaded or known to the ledger. Raises UnknownTask."""
+        """The details of one task, which is loaded or in the ledger. Raises UnknownTask."""
         loaded = self._context.loaded().tasks.get(name)
         async with self._context.databases.reading() as connection:
             known = await task_rows.get(connection, name) if connection is not None else None
@@ -67,31 +67,32 @@ class Tasks:
             rows = await _TaskRows.read(connection, name)
         return await offload(_details, name, loaded, known or {}, rows)
 
-    async def lint(self, names: Collection[str] = (), next_slots: int = 5) -> Sequence[Checked]:
-        """What is likely to be a mistake in the loaded tasks, all or those of `names`. Raises UnknownTask.
+    async def lint(self, names: Collection[str] = (), next_slots: int = 5) -> Sequence[LintedTask]:
+        """Check all loaded tasks, or those of `names`, for likely mistakes. Raises UnknownTask.
 
-        Each has so many of its next slots. Without `names` the files that can't be used follow. No database is asked.
+        Each result has up to `next_slots` future slots. Without `names` the files that can't be used follow. No
+        database is used.
         """
         return await offload(lint.check, self._context.loaded(), names, next_slots)
 
     async def pause(self, name: str) -> Paused:
-        """Stop firing a task, by the actor. One that is paused already stays as it is. Raises UnknownTask."""
+        """Stop firing a task. An existing pause is unchanged. Returns the pause. Raises UnknownTask."""
         context = self._context
         async with context.databases.changing() as connection:
-            loaded = context.loaded().tasks if context.node else task_sync.NOTHING
+            loaded = context.loaded().tasks if context.node else task_sync.NO_TASKS
             before = await task_sync.pause(connection, name, context.actor, loaded, context.node)
             pause = before or await task_sync.pause_of(connection, name)
         assert pause is not None
         return Paused(at=pause.at, by=pause.by, is_new=before is None)
 
     async def resume(self, name: str) -> Paused | None:
-        """Fire a task again from now on. Returns the pause that has ended, if there was one. Raises UnknownTask."""
+        """Fire a task again from now on. Returns the pause that has ended, or None. Raises UnknownTask."""
         async with self._context.databases.changing() as connection:
             ended = await task_sync.resume(connection, name)
         return _paused(ended, is_new=True)
 
     async def pause_of(self, name: str) -> Paused | None:
-        """The pause in which a task is; None where it is not paused. Raises UnknownTask."""
+        """The pause of a task; None if it is not paused. Raises UnknownTask."""
         async with self._context.databases.reading() as connection:
             known = await task_rows.get(connection, name) if connection is not None else None
         if known is None:
@@ -128,7 +129,7 @@ def _summary(task: Task, opened: OpenSchedule | None, served_from: str | None) -
 
 
 class _TaskRows:
-    """What the ledger has about one task, beside its own row."""
+    """What the ledger has about one task, besides the row of the task itself."""
 
     def __init__(self) -> None:
         self.schedules: list[ScheduleSpan] = []
@@ -137,7 +138,7 @@ class _TaskRows:
 
     @classmethod
     async def read(cls, connection: AsyncConnection | None, name: str) -> _TaskRows:
-        """Empty where there is no ledger yet."""
+        """Read the rows; they are empty if there is no ledger yet."""
         rows = cls()
         if connection is not None:
             rows.schedules = [ScheduleSpan.of(row) for row in await schedules.history(connection, name)]
@@ -161,7 +162,7 @@ def _details(name: str, loaded: Task | None, known: Mapping[str, Any], rows: _Ta
         timezone=current.timezone if current else None,
         words=current.words if current else None,
         next=_next_slots(current) if current and not is_paused else [],
-        policies=_different(loaded.policies.as_json() if loaded else known["policies"]),
+        policies=_changed_policies(loaded.policies.as_json() if loaded else known["policies"]),
         parameters=_parameters(loaded) if loaded else None,
         runs=rows.runs,
         missed=rows.missed,
@@ -171,15 +172,15 @@ def _details(name: str, loaded: Task | None, known: Mapping[str, Any], rows: _Ta
 
 
 def _current(spans: list[ScheduleSpan], loaded: Task | None, is_removed: bool) -> Schedule | None:
-    """The schedule that fires: the ledger's, where a service has been; else the one in the file.
+    """The schedule that fires: the open one in the ledger, or else that of the loaded task.
 
-    None where the services have closed the last one: they have read that there is none now.
+    None if the ledger has only closed schedules, because then the services know the task without a schedule.
     """
     opened = [span for span in spans if span.valid_until is None]
     try:
         if opened:
             return schedule(opened[0].cron, opened[0].timezone)
-    except InvalidSchedule:  # written by another version
+    except InvalidSchedule:  # another version of the code has written it
         return None
     return loaded.schedule if loaded and (is_removed or not spans) else None
 
@@ -188,24 +189,24 @@ def _next_slots(current: Schedule) -> list[Slot]:
     return [Slot(slot=slot, local=slot.astimezone(current.zone)) for slot in current.following(clock.now(), NEXT_SLOTS)]
 
 
-def _different(policies: Mapping[str, Any]) -> dict[str, Any]:
+def _changed_policies(policies: Mapping[str, Any]) -> dict[str, Any]:
     """The policies that differ from the defaults, by dotted name, such as retry.attempts."""
-    default = _flat(DEFAULTS)
-    return {name: value for name, value in _flat(policies).items() if default.get(name) != value}
+    default = _by_dotted_name(DEFAULTS)
+    return {name: value for name, value in _by_dotted_name(policies).items() if default.get(name) != value}
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def _by_dotted_name(values: Mapping[str, Any]) -> dict[str, Any]:
     parts = ((key, value if isinstance(value, dict) else {"": value}) for key, value in values.items())
     return {f"{key}.{inner}".rstrip("."): value for key, part in parts for inner, value in part.items()}
 
 
 def _parameters(task: Task) -> list[Parameter]:
-    taken = inspect.signature(task.cls.run).parameters
+    signature = inspect.signature(task.cls.run).parameters
     return [
         Parameter(
             name=name,
-            type=_type(taken[name].annotation),
-            default=None if taken[name].default is inspect.Parameter.empty else echoed(taken[name].default),
+            type=_type(signature[name].annotation),
+            default=None if signature[name].default is inspect.Parameter.empty else echoed(signature[name].default),
             required=name in task.parameters.required,
         )
         for name in task.parameters.names

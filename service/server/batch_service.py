@@ -16,7 +16,7 @@ from service.batch.context import fencing
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import apscheduler, task_sync
 from service.batch.firing.dispatcher import Dispatcher
-from service.batch.firing.schedule_sync import Schedules
+from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import database_time
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.node import Node
@@ -176,11 +176,11 @@ class BatchService:
         lease = self._settings.LEASE_SECONDS
         for task in self.tasks.values():
             apscheduler.add_job(self.scheduler, task, self.notify)
-        self.schedules = Schedules(
+        self.schedules = ScheduleSync(
             self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, self.notify, lease
         )
         await self.schedules.open()
-        await self.schedules.follow()
+        await self.schedules.update_jobs()
         self._on_changes.append(self.schedules.on_changes)
         keep = Keep(self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK)
         upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))

@@ -1,1 +1,1 @@
-"""Tasks that the package brings. A file of three lines in TASKS_DIR registers one of them."""
+"""Tasks that come with the package. A file of three lines in TASKS_DIR registers one of them."""

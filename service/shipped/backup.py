@@ -5,14 +5,14 @@ from __future__ import annotations
 from service.batch.tasks.base import BaseTask
 from service.config import get_settings
 from service.logs import get_logger
-from service.operations.backups.make import on_the_run
+from service.operations.backups.make import report_to_run
 from service.operations.here import operations_here
 
 logger = get_logger(__name__)
 
 
 class BackupTask(BaseTask):
-    """Make a backup by the settings BACKUP_…, at BACKUP_CRON. Raises BackupError, and then nothing old is deleted."""
+    """Make a backup by the settings BACKUP_…, at BACKUP_CRON. After a BackupError no old backup is deleted."""
 
     name = "backup"
     description = "Create a backup of the database"
@@ -22,13 +22,13 @@ class BackupTask(BaseTask):
         return get_settings().BACKUP_CRON
 
     async def run(self) -> None:
-        settings, tell = get_settings(), on_the_run()
+        settings, on_progress = get_settings(), report_to_run()
         async with operations_here(settings) as operations:
             backups = operations.backups
-            made = await backups.create(tell)
-            logger.info(f"Backup created: {made.path}")
+            backup = await backups.create(on_progress)
+            logger.info(f"Backup created: {backup.path}")
             if settings.BACKUP_URL:
-                for name in dict.fromkeys([made.facts.name, *await backups.waiting()]):
-                    copied = await backups.upload(name, tell, is_checked=name == made.facts.name)
-                    logger.info(f"Backup uploaded: {copied.url}")
-            await backups.prune(logger.warning, on_delete=lambda old: logger.info(f"Deleted old backup: {old}"))
+                for name in dict.fromkeys([backup.facts.name, *await backups.waiting()]):
+                    copy = await backups.upload(name, on_progress, is_checked=name == backup.facts.name)
+                    logger.info(f"Backup uploaded: {copy.url}")
+            await backups.prune(logger.warning, on_delete=lambda path: logger.info(f"Deleted old backup: {path}"))

@@ -1,20 +1,20 @@
-"""Restores the latest backup into tables that nobody else sees, counts the rows, and removes them again."""
+"""Restores the latest backup into a scratch place, counts the rows, and removes them again."""
 
 from __future__ import annotations
 
 from service.batch.tasks.base import BaseTask
 from service.config import get_settings
 from service.logs import get_logger
-from service.operations.backups.make import on_the_run
+from service.operations.backups.make import report_to_run
 from service.operations.here import operations_here
 
 logger = get_logger(__name__)
 
 
 class RestoreDrillTask(BaseTask):
-    """Prove that the latest backup can be restored. Without RESTORE_DRILL_CRON it is only started by hand.
+    """Prove that the latest backup can be restored. Without RESTORE_DRILL_CRON it only runs when it is started.
 
-    Raises BackupError when the backup is damaged or can't be tried out.
+    Raises BackupError if the backup is damaged or can't be tried out.
     """
 
     name = "restore_drill"
@@ -26,7 +26,7 @@ class RestoreDrillTask(BaseTask):
 
     async def run(self) -> dict[str, int | str]:
         async with operations_here(get_settings()) as operations:
-            report = await operations.backups.verify_by_restoring("latest", on_the_run())
+            report = await operations.backups.verify_by_restoring("latest", report_to_run())
         for note in report.notes:
             logger.warning(note)
         logger.info(

@@ -152,7 +152,7 @@ class DrivenService:
                     fired = await fire(connection, names, self._tasks, self.node, self._engine.capacity, clock.now())
                 self._engine.launch(fired.claimed)
             await self._run_what_is_due()
-            names = {name for name, at in fired.again.items() if at <= clock.now()}
+            names = {name for name, at in fired.again_at.items() if at <= clock.now()}
         await self._run_what_is_due()
 
     async def _run_what_is_due(self) -> None:

@@ -20,7 +20,7 @@ def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def in_a_process(in_a_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make backups in a process of their own, as by default."""
-    monkeypatch.setattr(process, "carry_out", in_a_process_of_its_own)
+    monkeypatch.setattr(process, "run_worker", in_a_process_of_its_own)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 
 from service.backup.making import process, worker
 
-in_a_process = process.carry_out
+in_a_process = process.run_worker
 
 
 def make_backups_here(patch: pytest.MonkeyPatch) -> None:
     """Have the worker carry them out in the thread that orders them."""
-    patch.setattr(process, "carry_out", worker.carry_out)
+    patch.setattr(process, "run_worker", worker.carry_out)

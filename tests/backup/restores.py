@@ -14,7 +14,7 @@ from typing import Any
 
 from service.backup.file.format import TAR_END, Trailer, padding
 from service.backup.file.reader import Backup, LocalFile
-from service.backup.restoring.count import Report
+from service.backup.restoring.count import RestoreReport
 from service.backup.restoring.restore import restore as restore_source
 from tests.backup.contents import connected, manifest
 
@@ -115,7 +115,7 @@ async def everything(url: str) -> dict[str, Any]:
         return {"rows": hashes, "shape": shape, "sequences": sequences}
 
 
-async def restored(path: Path, url: str, **options: Any) -> Report:
+async def restored(path: Path, url: str, **options: Any) -> RestoreReport:
     with LocalFile(path) as source:
         return await restore_source(source, url, **options)
 

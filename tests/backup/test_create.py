@@ -156,7 +156,9 @@ async def test_a_file_that_cannot_be_read_back_never_becomes_a_backup(
     make_backups_here(monkeypatch)
     make_sqlite(app_db, megabytes=1)
     monkeypatch.setattr(worker, "Archive", Faulty)
-    with pytest.raises(BackupError, match=r"no backup was made in .* can't be read back .*The disk may be faulty"):
+    with pytest.raises(
+        BackupError, match=r"no backup was made in .* the new file could not be verified .*The disk may be faulty"
+    ):
         await create_backup(tmp_path / "backups")
     assert list((tmp_path / "backups").iterdir()) == []
 
@@ -240,7 +242,7 @@ async def test_a_process_that_ends_without_a_result_made_no_backup(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "COMMAND", ("-c", "raise SystemExit(3)"))
-    with pytest.raises(BackupError, match=r"its process ended with status 3: what it wrote on stderr says why"):
+    with pytest.raises(BackupError, match=r"its process ended with status 3: look at its output on stderr"):
         await create_backup(tmp_path / "backups")
     assert list((tmp_path / "backups").iterdir()) == []
 
@@ -258,7 +260,7 @@ async def test_a_process_that_ends_before_it_reads_its_request_is_not_reported_a
         return started
 
     monkeypatch.setattr(process, "_start", ended)
-    with pytest.raises(BackupError, match=r"its process ended with status 3: what it wrote on stderr says why"):
+    with pytest.raises(BackupError, match=r"its process ended with status 3: look at its output on stderr"):
         await create_backup(tmp_path / "backups")
 
 

@@ -43,7 +43,7 @@ async def url(
 async def test_the_latest_backup_is_restored_and_that_is_recorded(url: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         told = await RestoreDrillTask().run()
-    (row,) = (await access(get_settings()).known()).values()
+    (row,) = (await access(get_settings()).records()).values()
     assert backups.state(row) == "restored" and row["restored_at"] is None, "nothing of the application's was restored"
     assert row["verified_at"] <= clock.now()
     versions = 0 if url.startswith("sqlite") else 2  # what says at which migration a database is, is never restored
@@ -56,7 +56,7 @@ async def test_a_damaged_backup_fails_the_run_and_is_recorded_as_failed(url: str
     damage(path, lambda name: name != "header.json")
     with pytest.raises(DamagedBackup, match="is damaged"):
         await RestoreDrillTask().run()
-    (row,) = (await access(get_settings()).known()).values()
+    (row,) = (await access(get_settings()).records()).values()
     assert (row["name"], backups.state(row), row["verified_how"]) == (path.name, "failed", None)
     assert "is damaged" in row["failed_check"]
 
@@ -69,7 +69,7 @@ async def test_a_drill_without_a_database_to_restore_into_records_nothing_about_
     forget_settings()
     with pytest.raises(BackupError):
         await RestoreDrillTask().run()
-    assert await access(get_settings()).known() == {}
+    assert await access(get_settings()).records() == {}
 
 
 async def test_a_drill_runs_in_the_database_of_its_own_setting(

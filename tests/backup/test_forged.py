@@ -27,12 +27,12 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.concurrency.stoppable import Stop
 from service.config import Settings, get_settings
 from service.errors import BackupError, DamagedBackup
-from service.operations.backups.catalogue import BackupSummary, listed, rescan
+from service.operations.backups.catalogue import BackupSummary, list_backups, rescan
 from service.operations.backups.copies import download, upload
 from service.operations.backups.details import describe_backup
 from service.operations.backups.make import check
 from service.operations.backups.pins import pin, unpin
-from service.operations.backups.prune import delete_old, plans
+from service.operations.backups.prune import delete_old, prune_plans
 from service.operations.backups.restore import RestoreRequest, check_by_restoring, plan_of, restore
 from service.testing.postgres import PostgresServer
 from tests.asking import access
@@ -209,7 +209,7 @@ async def test_a_list_reports_forged_backups_and_shows_the_others_as_before(
         one.write(world.folder / name)
         names[name] = one.what
     is_damaged = {name: isinstance(error_of(world.folder / name), DamagedBackup) for name in names}
-    for summaries in (await listed(access(get_settings()), warn), await rescanned()):
+    for summaries in (await list_backups(access(get_settings()), warn), await rescanned()):
         found = {summary.name: summary for summary in summaries}
         assert found.keys() == {*names, LATEST}
         assert found[LATEST].check == "not verified" and found[LATEST].database == "app"
@@ -221,7 +221,7 @@ async def test_a_list_reports_forged_backups_and_shows_the_others_as_before(
 
 async def rescanned() -> list[BackupSummary]:
     await rescan(access(get_settings()))
-    return await listed(access(get_settings()), warn)
+    return await list_backups(access(get_settings()), warn)
 
 
 def is_hostile(one: Forged, values: tuple[str, ...]) -> bool:
@@ -252,7 +252,7 @@ async def test_the_tasks_and_copies_leave_forged_backups_where_they_are(world: W
         one.write(newest)
         await refused(one.what, check_by_restoring(access(settings), "latest"))
         with clock.moved(NOW):
-            planned = await plans(access(settings))
+            planned = await prune_plans(access(settings))
             assert not [name async for name in delete_old(access(settings), planned)], one.what
         assert planned[0].decision.doubt or is_whole(newest), one.what
         copy = world.root / "elsewhere" / newest.name
@@ -298,14 +298,14 @@ async def test_a_file_that_is_not_regular_is_no_backup_whatever_its_name(
     number = iter(range(20))
     outside = forged.sound(tmp_path / "outside.gz", world.kind, world.database)
     strange = forged.strange_files(world.folder, lambda: f"backup_20260330_1200{next(number):02}.backup.gz", outside)
-    assert [summary.name for summary in await listed(access(get_settings()), warn)] == [LATEST]
+    assert [summary.name for summary in await list_backups(access(get_settings()), warn)] == [LATEST]
     for path in strange:
         for text in (path.name, str(path)):
             follows = text == str(path) and path.is_symlink() and path.resolve() == outside
             done = await refused(text, describe_backup(access(get_settings()), text, warn))
             assert (done is None) == follows, (text, done)
             assert follows or "regular file" in str(done) or "can't be read" in str(done) or "no backup" in str(done)
-    assert [summary.name for summary in await listed(access(get_settings()), warn)] == [LATEST]
+    assert [summary.name for summary in await list_backups(access(get_settings()), warn)] == [LATEST]
 
 
 def test_an_invalid_file_name_is_refused_with_the_reason(world: World, batch: Batch) -> None:

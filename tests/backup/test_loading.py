@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from service.backup.file.reader import SavedTable
 from service.backup.restoring import loading
-from service.backup.restoring.loading import _Bounded
+from service.backup.restoring.loading import _ValueSizes
 from service.errors import BackupError
 
 TABLE = SavedTable("public", "t", ("a", "b"), ("bigint", "character varying(255)"), (), 0, 0)
@@ -22,11 +22,11 @@ def test_a_value_that_is_too_large_is_refused_in_columns_whose_errors_repeat_it(
     """The value is refused whatever parts the row comes in."""
     data = b"".join(b"x" * first + b"\t" + b"y" * second + b"\n" for first, second in rows)
     parts = [data[at : at + size] for at in range(0, len(data), size)]
-    bounded = _Bounded(TABLE)
+    sizes = _ValueSizes(TABLE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "LARGEST_ECHO", 8)
         if any(first > 8 for first, _ in rows):
             with pytest.raises(BackupError, match=r"public.t is larger than .* type bigint .*by hand"):
-                list(map(bounded.see, parts))
+                list(map(sizes.add, parts))
         else:
-            list(map(bounded.see, parts))
+            list(map(sizes.add, parts))

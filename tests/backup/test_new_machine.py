@@ -105,7 +105,7 @@ async def test_after_a_restore_on_a_new_machine_no_backup_is_lost(
 
     await backed_up(0)
     assert await in_places() == [{named(0)}, {named(night) for night in (*LOST, 0)}]
-    rows = await access(get_settings()).known()
+    rows = await access(get_settings()).records()
     assert {name for (_, name), row in rows.items() if row["verified_at"]} == {named(0)}, "the others were only read"
 
     for night in range(1, 7):
@@ -129,7 +129,7 @@ async def test_after_a_restore_on_a_new_machine_no_backup_is_lost(
     sound = {named(night) for night in (4, 5, 6, 9, 10, 11, 12, 13)}
     assert here == sound | {named(7, YEAR)} and there == here | {pinned}
     assert read(Places.of(get_settings()).all()[1], pinned) == Pin("ann", FIRST + LOST[0] * DAY)
-    rows = await access(get_settings()).known()
+    rows = await access(get_settings()).records()
     for storage, names in zip(Places.of(get_settings()).all(), (here, there), strict=True):
         for name in names:
             is_verified = rows[storage.place, name]["verified_at"] is not None

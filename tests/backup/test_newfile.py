@@ -197,7 +197,7 @@ async def test_tables_that_somebody_changes_meanwhile_are_not_overwritten(
 ) -> None:
     backup = await create_backup(tmp_path / "backups")
     after_filling(monkeypatch, app_db, "CREATE TABLE late AS SELECT 1 AS n; DELETE FROM pairs")
-    with pytest.raises(BackupError, match="somebody has changed its tables meanwhile"):
+    with pytest.raises(BackupError, match="another program has changed its tables meanwhile"):
         await restored(backup, url)
     assert asked(app_db, "SELECT n FROM late", "SELECT * FROM pairs") == [[(1,)], []]
 

@@ -23,7 +23,7 @@ from service.errors import BackupError, DatabaseError
 from service.operations.backups.copies import download, upload
 from service.operations.backups.details import describe_backup
 from service.operations.backups.pins import PinChange, pin, unpin
-from service.operations.backups.prune import delete_old, plans
+from service.operations.backups.prune import delete_old, prune_plans
 from tests.asking import access
 from tests.backup.contents import HEADER, forge, make_archive
 from tests.backup.s3 import Bucket, bucket, refusing, s3_server
@@ -56,7 +56,7 @@ def in_ledger(ledger_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 async def pruned() -> list[str]:
     settings = get_settings()
     with clock.moved(NOW):
-        return [one async for one in delete_old(access(settings), await plans(access(settings)))]
+        return [one async for one in delete_old(access(settings), await prune_plans(access(settings)))]
 
 
 def pins_in(bucket: Bucket) -> set[str]:
@@ -67,9 +67,9 @@ async def pinned_by_an_older_version(*places: str) -> None:
     async def write(connection: backups.AsyncConnection) -> None:
         for place in places:
             await backups.record(connection, Facts(OLD, NOW, size=1), place, NOW)
-            await backups._change(connection, OLD, place, pinned_at=NOW, pinned_by="ann")
+            await backups._update(connection, OLD, place, pinned_at=NOW, pinned_by="ann")
 
-    await access(get_settings()).recorded(write)
+    await access(get_settings()).in_ledger(write)
 
 
 async def test_a_pin_is_written_beside_the_backup_in_each_place_and_removed_from_each(
@@ -125,7 +125,7 @@ async def test_a_backup_that_is_pinned_just_before_its_deletion_is_kept(
     """The pin appears after the places were listed, and before the deletion."""
     settings = get_settings()
     with clock.moved(NOW):
-        planned = await plans(access(settings))
+        planned = await prune_plans(access(settings))
         assert [plan.decision.going for plan in planned] == [[OLD]]
         pins.put(Folder(folder), OLD, Pin("ann", NOW))
         assert [one async for one in delete_old(access(settings), planned)] == [] and (folder / OLD).exists()
@@ -197,7 +197,7 @@ async def test_a_pin_whose_backup_is_gone_is_removed_a_day_later(folder: Path, b
         bucket.put(f"shop/db/{name}", b"")
     for age, left in ((timedelta(hours=23), {lost, others}), (timedelta(hours=25), {others})):
         with clock.moved(datetime.now(UTC) + age):
-            async for _ in delete_old(access(get_settings()), await plans(access(get_settings()))):
+            async for _ in delete_old(access(get_settings()), await prune_plans(access(get_settings()))):
                 pass
         assert {path.name for path in folder.glob("*.pin")} == left
         assert pins_in(bucket) == left
@@ -207,7 +207,7 @@ async def test_pins_of_an_older_ledger_are_written_beside_their_files_once(in_le
     await pinned_by_an_older_version(FOLDER)
     assert await pruned() == []
     assert pins.read(Folder(folder), OLD) == Pin("ann", NOW)
-    assert (await access(get_settings()).known())[FOLDER, OLD]["pinned_at"] is None
+    assert (await access(get_settings()).records())[FOLDER, OLD]["pinned_at"] is None
     (folder / f"{OLD}.pin").unlink()
     assert await pruned() == [f"backups/{OLD}"]
 
@@ -249,8 +249,8 @@ async def test_a_place_that_the_ledger_does_not_know_is_read_and_recorded_before
     (folder / broken).write_bytes((folder / NEW).read_bytes()[:-1])
     settings = get_settings()
     with clock.moved(NOW):
-        planned = await plans(access(settings))
-        known_of = await access(settings).known()
+        planned = await prune_plans(access(settings))
+        known_of = await access(settings).records()
         assert {name: (row["rows"], backups.state(row)) for (_, name), row in known_of.items()} == {
             NEW: (6, "not verified"),
             OLD: (6, "not verified"),
@@ -265,6 +265,6 @@ async def test_a_backup_of_a_newer_format_is_kept_and_not_recorded(in_ledger: st
     header = {**HEADER, "format": 2, "kind": "postgresql", "taken_at": "2025-11-01T02:00:00+00:00"}
     forge(folder / OLD, [("header.json", json.dumps(header).encode())])
     with clock.moved(NOW):
-        (plan,) = await plans(access(get_settings()))
+        (plan,) = await prune_plans(access(get_settings()))
     assert {one.name: one.why for one in plan.decision.verdicts} == {NEW: "the newest", OLD: "can't be read"}
-    assert (FOLDER, OLD) not in await access(get_settings()).known()
+    assert (FOLDER, OLD) not in await access(get_settings()).records()

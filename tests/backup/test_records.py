@@ -132,7 +132,7 @@ OLD_ROWS = [
 @pytest.fixture
 async def old_ledger(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A ledger of the previous version, in which one row described a backup in all places."""
-    await migrated(database_url, LEDGER_HISTORY, "ledger_0006")
+    await migrated(database_url, LEDGER_HISTORY, to="ledger_0006")
     database = Database(database_url, setting="LEDGER_URL", pooled=False)
     statement = text(
         "INSERT INTO batch_backups (name, taken_at, rows, local, url, uploaded_at, verified_at, verified_how, "
@@ -152,8 +152,8 @@ async def old_ledger(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 async def test_an_older_ledger_is_taken_over_place_by_place(old_ledger: str) -> None:
-    await access(get_settings()).recorded(lambda connection: backups.record(connection, facts(), FOLDER, AT))
-    rows = await access(get_settings()).known()
+    await access(get_settings()).in_ledger(lambda connection: backups.record(connection, facts(), FOLDER, AT))
+    rows = await access(get_settings()).records()
     assert rows.pop((FOLDER, NAME))["rows"] == 3_000_000_000
     assert {key: (row["verified_how"], row["pinned_by"], row["created_at"]) for key, row in rows.items()} == {
         (FOLDER, "here"): ("restored", None, AT),
@@ -168,7 +168,7 @@ async def test_an_older_ledger_is_taken_over_place_by_place(old_ledger: str) -> 
 
 async def test_reading_does_not_migrate_an_older_ledger_and_reports_that_it_is_older(old_ledger: str) -> None:
     with pytest.raises(DatabaseError, match="the ledger is at an older migration than this code; `batch serve` migr"):
-        await access(get_settings()).known()
+        await access(get_settings()).records()
     database = Database(old_ledger, setting="LEDGER_URL", pooled=False)
     async with database.reader.connect() as connection:
         version = await connection.execute(text("SELECT version_num FROM batch_alembic_version"))
@@ -184,10 +184,13 @@ async def test_an_optional_record_does_not_migrate_an_older_ledger(
     async def write(connection: AsyncConnection) -> None:
         await backups.record(connection, facts(), FOLDER, AT)
 
-    await access(get_settings()).noted(NAME, write)
-    assert f"The ledger has not heard what was done with {NAME}: the ledger is at an older migration" in caplog.text
+    await access(get_settings()).record_if_possible(NAME, write)
+    assert (
+        f"What was done with {NAME} could not be recorded in the ledger: the ledger is at an older migration"
+        in caplog.text
+    )
     with pytest.raises(DatabaseError):
-        await access(get_settings()).known()
+        await access(get_settings()).records()
 
 
 async def test_without_a_ledger_nothing_is_created_or_recorded(
@@ -196,7 +199,7 @@ async def test_without_a_ledger_nothing_is_created_or_recorded(
     monkeypatch.setenv("LEDGER_URL", database_url)
     forget_settings()
     assert (
-        await access(get_settings()).recorded(lambda connection: backups.record(connection, facts(), FOLDER, AT))
+        await access(get_settings()).in_ledger(lambda connection: backups.record(connection, facts(), FOLDER, AT))
         is None
     )
-    assert await access(get_settings()).known() == {} and list(tmp_path.glob("*.db")) == []
+    assert await access(get_settings()).records() == {} and list(tmp_path.glob("*.db")) == []

@@ -14,7 +14,7 @@ from service.backup import create_backup
 from service.backup.file.reader import LocalFile
 from service.backup.postgresql import server
 from service.backup.restoring import restore_postgresql
-from service.backup.restoring.count import Counted
+from service.backup.restoring.count import TableCounts
 from service.backup.restoring.loading import load
 from service.backup.restoring.restore import planned
 from service.batch.ledger.migration import LEDGER_HISTORY
@@ -109,7 +109,7 @@ async def test_the_owner_restores_a_database_that_equals_the_snapshot(database: 
     assert await everything(database) != before
     report = await restored(backup, owner)
     assert await everything(database) == before
-    assert Counted("public.authors", 4, 2) in report.tables and Counted("public.strays", 2, 1) in report.tables
+    assert TableCounts("public.authors", 4, 2) in report.tables and TableCounts("public.strays", 2, 1) in report.tables
     assert report.rows == sum(table.after for table in report.tables) == 11
     async with connected(owner) as connection:
         assert await connection.fetchval("SELECT nextval('books_number_seq')") == 90
@@ -123,7 +123,7 @@ async def test_a_dry_run_counts_and_changes_nothing(database: str, owner: str, b
     await execute(owner, CHANGES)
     before = await everything(database)
     report = await restored(backup, owner, dry_run=True)
-    assert report.dry_run and Counted("public.authors", 4, 2) in report.tables
+    assert report.dry_run and TableCounts("public.authors", 4, 2) in report.tables
     assert await everything(database) == before
 
 
@@ -208,7 +208,7 @@ async def test_rows_of_ten_megabytes_come_back(empty: str, tmp_path: Path) -> No
         ("ALTER TYPE mood RENAME TO moods", "the type public.moods, but public.mood in the backup"),
         (
             "ALTER TABLE nothing DROP id; ALTER TABLE nothing ADD id int GENERATED ALWAYS AS (1) STORED",
-            "the column id of public.nothing is a generated one in the database",
+            "the column id of public.nothing is a generated column in the database",
         ),
         (
             "ALTER TABLE books ALTER id DROP DEFAULT; DROP SEQUENCE books_id_seq",
@@ -242,7 +242,7 @@ async def test_another_revision_is_refused_with_advice(empty: str, tmp_path: Pat
     await execute(empty, "UPDATE alembic_version SET version_num = 'new'", "INSERT INTO t VALUES (1)")
     message = await refusal(path, empty)
     assert "(public.alembic_version): the backup has old, the database new" in message
-    assert "Let the code of that time make an empty database" in message
+    assert "Make an empty database with the code that made the backup" in message
 
 
 async def test_the_version_table_is_never_restored(empty: str, tmp_path: Path) -> None:
@@ -263,9 +263,7 @@ async def test_a_table_of_another_role_is_refused_by_its_name(database: str, own
 
 
 async def test_a_backup_of_another_kind_is_refused(backup: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        BackupError, match=r"is one of PostgreSQL, and .* is SQLite: a backup can only be restored into"
-    ):
+    with pytest.raises(BackupError, match=r"is of PostgreSQL, but .* is SQLite: a backup can only be restored into"):
         await restored(backup, f"sqlite+aiosqlite:///{tmp_path}/app.db")
 
 
@@ -302,7 +300,7 @@ async def test_a_table_that_is_not_in_the_backup_is_kept_and_its_foreign_keys_ar
             "ALTER TABLE books DISABLE TRIGGER always; INSERT INTO books (id, author) VALUES (9, 1);"
             "INSERT INTO reviews VALUES (2, 9)"
         )
-    assert "rows of public.reviews would refer to rows that are not there" in await refusal(backup, database)
+    assert "rows of public.reviews would refer to rows that do not exist" in await refusal(backup, database)
 
 
 async def test_values_past_a_sequence_move_it_on(empty: str, tmp_path: Path) -> None:
@@ -403,7 +401,7 @@ async def test_the_ledger_is_restored_without_its_records_of_backups(
     await execute(empty, row, known)
     report = await restored(path, empty)
     after = await everything(empty)
-    assert Counted("public.batch_missed", 2, 1) in report.tables
+    assert TableCounts("public.batch_missed", 2, 1) in report.tables
     changed = [name for name, rows in after["rows"].items() if rows != before["rows"][name]]
     assert changed == ["batch_backups"] and after["shape"] == before["shape"]
 

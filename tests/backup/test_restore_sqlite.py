@@ -16,7 +16,7 @@ import pytest
 
 from service.backup import create_backup
 from service.backup.file.reader import Backup, LocalFile
-from service.backup.restoring.count import Counted
+from service.backup.restoring.count import TableCounts
 from service.backup.restoring.restore import planned
 from service.backup.sqlite import plain_file
 from service.batch.ledger.migration import LEDGER_HISTORY
@@ -96,7 +96,7 @@ async def test_a_restored_file_equals_the_snapshot(app_db: Path, url: str, backu
     execute(app_db, CHANGES)
     report = await restored(backup, url)
     assert everything(app_db) == before
-    assert Counted("authors", 4, 2) in report.tables and Counted("blank", 0, 0) in report.tables
+    assert TableCounts("authors", 4, 2) in report.tables and TableCounts("blank", 0, 0) in report.tables
     with closing(sqlite3.connect(app_db)) as connection:
         assert connection.execute("INSERT INTO authors (name) VALUES ('next') RETURNING id").fetchone() == (3,)
 
@@ -120,7 +120,7 @@ async def test_a_dry_run_changes_nothing(app_db: Path, url: str, backup: Path) -
     execute(app_db, CHANGES)
     before = everything(app_db)
     report = await restored(backup, url, dry_run=True)
-    assert report.dry_run and Counted("authors", 4, 2) in report.tables
+    assert report.dry_run and TableCounts("authors", 4, 2) in report.tables
     assert everything(app_db) == before
 
 
@@ -259,7 +259,7 @@ async def test_tables_that_are_not_in_the_backup_are_kept(
     before["rows"].pop("sqlite_sequence")
     assert after["rows"].pop("sqlite_sequence") == ["('authors', 4)"], "numbers that were given are not given again"
     assert after == before
-    assert report.tables == dry.tables and Counted("books", 0, 2) in report.tables
+    assert report.tables == dry.tables and TableCounts("books", 0, 2) in report.tables
 
 
 async def test_a_restore_that_would_break_the_foreign_keys_of_another_table_is_refused(
@@ -393,7 +393,7 @@ async def test_the_ledger_in_the_same_file_is_restored_without_its_records_of_ba
         assert (await planned(source, url)).holds_ledger
     report = await restored(backup, url)
     after = everything(app_db)
-    assert Counted("batch_missed", 2, 1) in report.tables
+    assert TableCounts("batch_missed", 2, 1) in report.tables
     assert [name for name, rows in after["rows"].items() if rows != before["rows"][name]] == ["batch_backups"]
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 
 from service.backup import create_backup
 from service.backup.file.reader import Backup, LocalFile
-from service.backup.restoring.count import Counted, Report
+from service.backup.restoring.count import RestoreReport, TableCounts
 from service.backup.restoring.scratch import restore_into_scratch
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database.histories import APPLICATION_HISTORIES
@@ -63,7 +63,7 @@ async def drill(postgres_server: PostgresServer) -> AsyncIterator[str]:
     await postgres_server.drop_database(url)
 
 
-async def tried(path: Path, url: str, drill: str | None = None, histories: Sequence[History] = ()) -> Report:
+async def tried(path: Path, url: str, drill: str | None = None, histories: Sequence[History] = ()) -> RestoreReport:
     with LocalFile(path) as source:
         return await restore_into_scratch(source, url, drill_url=drill, histories=histories)
 
@@ -72,7 +72,7 @@ async def test_every_row_is_loaded_beside_the_application_and_nothing_is_left(da
     await execute(database, CHANGES)
     before = await everything(database)
     report = await tried(backup, database)
-    assert {Counted("public.authors", None, 2), Counted("Größe.x.Zeilen", None, 2)} <= set(report.tables)
+    assert {TableCounts("public.authors", None, 2), TableCounts("Größe.x.Zeilen", None, 2)} <= set(report.tables)
     assert report.rows == 11 and "a scratch schema in postgresql" in report.where
     assert report.notes == ("the foreign key Zeilen_Tag_Teil_fkey of Größe.x.Zeilen was not checked",), "partitioned"
     assert await everything(database) == before
@@ -94,7 +94,7 @@ async def test_tables_that_no_migration_makes_are_like_those_of_the_drills_datab
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ("DROP TABLE nothing", "no table for the rows of public.nothing. Neither the migrations here make one, nor"),
+        ("DROP TABLE nothing", "no table for the rows of public.nothing. Neither the service's migrations nor"),
         ("ALTER TABLE strays DROP author", "the column author of public.strays is missing"),
         ("ALTER TABLE strays ALTER id TYPE text", "id of public.strays has the type text, but integer in the backup"),
         (
@@ -121,7 +121,8 @@ async def test_rows_that_refer_to_nothing_are_found(database: str, drill: str, t
     await execute(database, "INSERT INTO a VALUES (1)", "ALTER TABLE b ADD FOREIGN KEY (a) REFERENCES a")
     await execute(drill, "CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE b (a int REFERENCES a)")
     with pytest.raises(
-        DamagedBackup, match=r"rows of public.b in the backup .* refer to rows of public.a that are not"
+        DamagedBackup,
+        match=r"rows of public.b in the backup .* refer to rows of public.a that the backup does not have",
     ):
         await tried(path, database, None if is_beside else drill)
 
@@ -286,7 +287,7 @@ async def test_a_sqlite_backup_is_tried_in_a_temporary_file(
     backup = await create_backup(tmp_path / "backups")
     before = {path.name for path in tmp_path.iterdir()}
     report = await tried(backup, url)
-    assert report.tables == (Counted("filler", None, 0), Counted("users", None, 1))
+    assert report.tables == (TableCounts("filler", None, 0), TableCounts("users", None, 1))
     assert {path.name for path in tmp_path.iterdir()} == before
     damage(backup, lambda name: name == "database.sqlite3")
     with pytest.raises(BackupError, match="is damaged"):
@@ -346,7 +347,7 @@ async def test_the_tables_of_migrations_are_made_as_they_were_at_the_backups_rev
     await execute(database, "ALTER TABLE batch_once DROP at; DELETE FROM mine; DELETE FROM users")
     before = await everything(database)
     report = await tried(path, database, histories=HISTORIES)
-    assert {Counted("public.users", None, 1), Counted("public.mine", None, 1)} <= set(report.tables)
+    assert {TableCounts("public.users", None, 1), TableCounts("public.mine", None, 1)} <= set(report.tables)
     assert "public.batch_runs" in {one.table for one in report.tables} and report.notes == ()
     assert await everything(database) == before
     with pytest.raises(BackupError, match=r"no table for the rows of public.mine. "):

@@ -134,7 +134,7 @@ def test_a_run_records_its_backup_and_the_next_run_uploads_those_that_an_outage_
     assert bucket.keys() == []
     done = batch("run", "backup", AWS_ENDPOINT_URL=bucket.settings["AWS_ENDPOINT_URL"])
     assert done.code == 0, done.err
-    rows = list(asyncio.run(access(get_settings()).known()).values())
+    rows = list(asyncio.run(access(get_settings()).records()).values())
     near, far = ([row for row in rows if row["place"] == place] for place in ("folder", bucket.url))
     assert len(far) == 2 and sorted(bucket.keys()) == sorted(f"shop/db/{row['name']}" for row in far)
     assert {row["verified_how"] for row in rows} == {"checksums"} and {row["name"] for row in near} == {
@@ -207,7 +207,7 @@ def delete(self, name, unlink=Folder.delete):
 async def prune():
     Folder.delete = delete
     async with open_operations(get_settings(), Loaded) as operations:
-        await operations.backups.prune(print, is_meant=True)
+        await operations.backups.prune(print, allow_many=True)
 
 asyncio.run(prune())
 """

@@ -16,7 +16,7 @@ from service.batch.context.lease import Lease
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import firing, task_sync
 from service.batch.firing.firing import Fired
-from service.batch.firing.schedule_sync import Schedules
+from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import database_time, nodes
 from service.batch.ledger.tables import new_id, runs
 from service.batch.nodes.heartbeat import Heartbeat
@@ -57,7 +57,7 @@ async def fire(
         async with ledger.engine.begin() as connection:
             fired = await firing.fire(connection, again, loaded, node, capacity or Capacity(0, 0), now)
         first = first or fired
-        again = {name for name, at in fired.again.items() if at <= now}
+        again = {name for name, at in fired.again_at.items() if at <= now}
     assert first is not None
     return first
 
@@ -104,7 +104,7 @@ async def until_counted() -> None:
     await until(counted)
 
 
-async def refresh(schedules: Schedules) -> None:
-    """Read everything again, and change what differs, without waiting for the next turn of the loop."""
+async def refresh(schedules: ScheduleSync) -> None:
+    """Refresh the schedules now, without waiting for the next turn of the loop."""
     await schedules._read_own()
     await schedules._read_ledger()

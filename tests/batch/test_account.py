@@ -18,7 +18,7 @@ from service.batch.account.account import Account, AccountedSlot, Kind
 from service.batch.cron.cron import Schedule
 from service.batch.firing import apscheduler as scheduler
 from service.batch.firing import task_sync
-from service.batch.firing.schedule_sync import Schedules
+from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import tables
 from service.batch.ledger.tables import missed, new_id, nodes, runs, schedules, tasks
 from service.batch.queue.capacity import Capacity
@@ -289,9 +289,9 @@ async def test_a_rolling_deploy_with_two_schedules_is_complete(ledger: Database)
     assert (found.slots, found.is_complete, found.findings) == (3 + 3 + 2, True, [])
 
 
-def _replica(ledger: Database, loaded: Loaded, node: str) -> Schedules:
+def _replica(ledger: Database, loaded: Loaded, node: str) -> ScheduleSync:
     jobs = scheduler.new_scheduler()
-    return Schedules(ledger, TasksFolder(Path("tasks")), loaded, node, jobs, lambda name: None, 30.0)
+    return ScheduleSync(ledger, TasksFolder(Path("tasks")), loaded, node, jobs, lambda name: None, 30.0)
 
 
 @on_sqlite

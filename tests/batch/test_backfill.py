@@ -13,7 +13,7 @@ from sqlalchemy import update
 from service.batch.account import accounting
 from service.batch.account.account import Account, Kind
 from service.batch.firing import backfill, task_sync
-from service.batch.firing.backfill import Backfill, Entry, Fate, Interval
+from service.batch.firing.backfill import Backfill, Interval, SlotAction, SlotDecision
 from service.batch.ledger import tables
 from service.batch.ledger.states import Rank
 from service.batch.tasks.policies import Missed
@@ -44,37 +44,37 @@ async def interval(ledger: Database, since: datetime = FROM, until: datetime = N
 
 
 def filling(ledger: Database, task: Task) -> Backfill:
-    return Backfill(ledger, ledger, task, "ann")  # the application's database is needed for --again only
+    return Backfill(ledger, ledger, task, "ann")  # the application's database is needed for `redo` only
 
 
-async def account(ledger: Database) -> Account:
+async def account_of(ledger: Database) -> Account:
     async with ledger.reader.connect() as connection:
-        (found,) = [one async for one in accounting.accounts(connection, FROM, NOW)]
-    return found
+        (account,) = [account async for account in accounting.accounts(connection, FROM, NOW)]
+    return account
 
 
-async def test_slots_without_a_run_get_one_behind_everything_else(ledger: Database) -> None:
+async def test_slots_without_a_run_get_one_with_the_last_rank(ledger: Database) -> None:
     task = await known(ledger, priority=3)
-    made = await filling(ledger, task).make(await interval(ledger, FROM, FROM + 2 * HOUR))
-    assert made == Counter({Fate.NEW: 3})
-    found = await rows(ledger)
-    assert [run["slot"] for run in found] == [FROM, FROM + HOUR, FROM + 2 * HOUR]
+    counts = await filling(ledger, task).make(await interval(ledger, FROM, FROM + 2 * HOUR))
+    assert counts == Counter({SlotAction.NEW: 3})
+    runs = await rows(ledger)
+    assert [run["slot"] for run in runs] == [FROM, FROM + HOUR, FROM + 2 * HOUR]
     same = {"origin", "state", "rank", "catch_up", "exclusive", "priority", "requested_by"}
-    assert {tuple(run[name] for name in sorted(same)) for run in found} == {
+    assert {tuple(run[name] for name in sorted(same)) for run in runs} == {
         (True, "tick", "backfill", 3, Rank.CATCH_UP, "ann", "queued")
     }
 
 
-async def test_a_slot_gets_one_run_however_often_it_is_asked_for(ledger: Database) -> None:
+async def test_four_backfills_at_once_make_one_run_per_slot(ledger: Database) -> None:
     task = await known(ledger)
     wanted = await interval(ledger)
-    made = await asyncio.gather(*(filling(ledger, task).make(wanted) for _ in range(4)))
-    assert sum(counts[Fate.NEW] for counts in made) == 13
-    assert sum(counts[Fate.LEFT] for counts in made) == 39
+    all_counts = await asyncio.gather(*(filling(ledger, task).make(wanted) for _ in range(4)))
+    assert sum(counts[SlotAction.NEW] for counts in all_counts) == 13
+    assert sum(counts[SlotAction.LEFT] for counts in all_counts) == 39
     assert len(await rows(ledger)) == 13
 
 
-async def test_slots_that_have_a_run_are_left_alone_unless_it_is_to_go_again(ledger: Database) -> None:
+async def test_without_redo_a_slot_that_has_a_run_is_left_alone(ledger: Database) -> None:
     task = await known(ledger, missed=Missed("all"))
     await fire(ledger, {"tick": task}, FROM + 2 * HOUR + HOUR / 2)
     slots = [run["slot"] for run in await rows(ledger)]
@@ -83,11 +83,11 @@ async def test_slots_that_have_a_run_are_left_alone_unless_it_is_to_go_again(led
         for slot, state in states.items():
             await connection.execute(update(tables.runs).where(tables.runs.c.slot == slot).values(state=state))
     wanted = await interval(ledger, FROM, FROM + 3 * HOUR)
-    assert await filling(ledger, task).make(wanted) == {Fate.NEW: 1, Fate.LEFT: 3}
+    assert await filling(ledger, task).make(wanted) == {SlotAction.NEW: 1, SlotAction.LEFT: 3}
     assert {run["slot"]: run["state"] for run in await rows(ledger)} == {**states, FROM + 3 * HOUR: "queued"}
 
 
-async def test_with_again_a_run_that_is_over_gets_a_new_attempt(ledger: Database, application: Database) -> None:
+async def test_with_redo_a_run_in_a_final_state_gets_a_new_attempt(ledger: Database, application: Database) -> None:
     task = await known(ledger, missed=Missed("all"))
     await fire(ledger, {"tick": task}, FROM + HOUR + HOUR / 2)
     first, second = await rows(ledger)
@@ -96,11 +96,14 @@ async def test_with_again_a_run_that_is_over_gets_a_new_attempt(ledger: Database
             update(tables.runs).where(tables.runs.c.id == first["id"]).values(state="failed", attempt=1, fence=1)
         )
     wanted = await interval(ledger, FROM, FROM + HOUR)
-    assert await Backfill(ledger, application, task, "ann", redo=True).look(wanted) == {Fate.AGAIN: 1, Fate.LEFT: 1}
-    seen: list[Entry] = []
-    made = await Backfill(ledger, application, task, "ann", redo=True).make(wanted, seen.append)
-    assert made == {Fate.AGAIN: 1, Fate.LEFT: 1}
-    assert seen[0] == Entry(FROM, Fate.AGAIN, first["id"], "failed")
+    assert await Backfill(ledger, application, task, "ann", redo=True).look(wanted) == {
+        SlotAction.AGAIN: 1,
+        SlotAction.LEFT: 1,
+    }
+    seen: list[SlotDecision] = []
+    counts = await Backfill(ledger, application, task, "ann", redo=True).make(wanted, seen.append)
+    assert counts == {SlotAction.AGAIN: 1, SlotAction.LEFT: 1}
+    assert seen[0] == SlotDecision(FROM, SlotAction.AGAIN, first["id"], "failed")
     again, active = await rows(ledger)
     assert (again["state"], again["origin"], again["fence"], again["rank"]) == ("queued", "schedule", 1, Rank.CATCH_UP)
     assert active == second
@@ -108,14 +111,14 @@ async def test_with_again_a_run_that_is_over_gets_a_new_attempt(ledger: Database
 
 async def test_a_dry_run_lists_the_slots_and_changes_nothing(ledger: Database) -> None:
     task = await known(ledger)
-    seen: list[Entry] = []
+    seen: list[SlotDecision] = []
     counts = await filling(ledger, task).look(await interval(ledger, FROM, FROM + HOUR), seen.append)
-    assert counts == {Fate.NEW: 2}
-    assert seen == [Entry(FROM, Fate.NEW), Entry(FROM + HOUR, Fate.NEW)]
+    assert counts == {SlotAction.NEW: 2}
+    assert seen == [SlotDecision(FROM, SlotAction.NEW), SlotDecision(FROM + HOUR, SlotAction.NEW)]
     assert await rows(ledger) == []
 
 
-async def test_slots_to_come_are_left_out(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_future_slots_are_left_out(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await known(ledger)
     monkeypatch.setattr("service.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW))
     wanted = await interval(ledger, NOW - HOUR, NOW + 24 * HOUR)
@@ -123,10 +126,10 @@ async def test_slots_to_come_are_left_out(ledger: Database, monkeypatch: pytest.
     assert await (await interval(ledger)).count(5) == 6  # more than were asked for
 
 
-async def test_a_slot_that_may_still_be_fired_on_time_is_left_to_that(
+async def test_a_slot_that_a_service_may_still_fire_on_time_is_left_out(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a run of it there already, the overlap policy would decide about others for a run that was never made."""
+    """If the backfill made its run, the overlap policy would skip or replace other runs in favour of that run."""
     task = await known(ledger, schedule="0,30 * * * * *")
     monkeypatch.setattr("service.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW))
     late = [NOW - timedelta(seconds=s) for s in (90, 60, 30, 0)]
@@ -135,7 +138,7 @@ async def test_a_slot_that_may_still_be_fired_on_time_is_left_to_that(
     assert list((await interval(ledger, late[0], NOW)).slots()) == late[:3]
 
 
-async def test_there_is_nothing_to_backfill_without_a_schedule_or_an_interval(ledger: Database) -> None:
+async def test_a_backfill_without_a_schedule_or_with_an_empty_interval_is_refused(ledger: Database) -> None:
     await known(ledger)
     with pytest.raises(InvalidParameters, match="no slots from 2026-03-10 12:30:00 to 2026-03-10 00:00:00 UTC"):
         await interval(ledger, NOW, FROM)
@@ -148,36 +151,36 @@ async def test_there_is_nothing_to_backfill_without_a_schedule_or_an_interval(le
 async def test_a_missed_range_that_is_backfilled_stays_accounted_for_and_counts_once(ledger: Database) -> None:
     task = await known(ledger, missed="skip")
     await fire(ledger, {"tick": task}, NOW)
-    before = await account(ledger)
+    before = await account_of(ledger)
     assert (before.counts[Kind.MISSED], before.slots, before.is_complete) == (13, 13, True)
     await filling(ledger, task).make(await interval(ledger, FROM + HOUR, FROM + 3 * HOUR))
-    after = await account(ledger)
+    after = await account_of(ledger)
     assert (after.counts[Kind.RUN], after.counts[Kind.MISSED], after.slots) == (3, 10, 13)
     assert after.is_complete and after.findings == []
 
 
 async def test_slots_that_are_backfilled_before_they_were_handled_do_not_run_twice(ledger: Database) -> None:
-    """No service runs; the next one finds them due."""
+    """The backfill runs while no service does; the service that starts next finds the slots due."""
     task = await known(ledger, missed=Missed("all"))
     await filling(ledger, task).make(await interval(ledger))
     await fire(ledger, {"tick": task}, NOW)
     assert len(await rows(ledger)) == 13
-    found = await account(ledger)
-    assert (found.counts[Kind.RUN], found.is_complete) == (13, True)
+    account = await account_of(ledger)
+    assert (account.counts[Kind.RUN], account.is_complete) == (13, True)
 
 
-async def test_slots_before_the_schedule_began_may_be_filled_and_are_no_surplus(ledger: Database) -> None:
+async def test_runs_for_slots_before_the_schedule_began_are_not_counted_as_surplus(ledger: Database) -> None:
     task = await known(ledger, missed="skip")
     await fire(ledger, {"tick": task}, NOW)
     async with ledger.engine.begin() as connection:
         await connection.execute(update(tables.tasks).values(accounted_from=FROM - 3 * HOUR))
     await filling(ledger, task).make(await interval(ledger, FROM - 2 * HOUR, FROM - HOUR))
     assert len(await rows(ledger)) == 2
-    found = await account(ledger)
-    assert (found.counts[Kind.SURPLUS], found.is_complete) == (0, True)
+    account = await account_of(ledger)
+    assert (account.counts[Kind.SURPLUS], account.is_complete) == (0, True)
 
 
-async def test_todays_slot_does_not_wait_for_a_backfill(ledger: Database) -> None:
+async def test_a_slot_on_time_does_not_wait_for_the_runs_of_a_backfill(ledger: Database) -> None:
     task = await known(ledger)
     await filling(ledger, task).make(await interval(ledger, FROM, NOW - 2 * HOUR))
     async with ledger.engine.begin() as connection:
@@ -187,8 +190,8 @@ async def test_todays_slot_does_not_wait_for_a_backfill(ledger: Database) -> Non
     assert [(run["state"], run["rank"]) for run in on_time] == [("queued", Rank.ON_TIME)]
 
 
-async def test_ten_thousand_slots_are_made_in_seconds(ledger: Database) -> None:
+async def test_ten_thousand_slots_are_backfilled_in_seconds(ledger: Database) -> None:
     task = await known(ledger, schedule="* * * * * *")
     wanted = await interval(ledger, FROM, FROM + timedelta(seconds=9_999))
     async with asyncio.timeout(20):
-        assert await filling(ledger, task).make(wanted) == {Fate.NEW: 10_000}
+        assert await filling(ledger, task).make(wanted) == {SlotAction.NEW: 10_000}

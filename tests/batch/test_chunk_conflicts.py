@@ -1,4 +1,4 @@
-"""Chunks that the database really refuses: deadlocks, serialization failures, lost connections, an older attempt.
+"""Chunks that a real database refuses: deadlocks, serialization failures, lost connections, an older attempt.
 
 About 8 s, half of it for PostgreSQL's start.
 """
@@ -36,7 +36,7 @@ def add_one(item: int) -> Any:
 
 
 async def somebody_else(does: Callable[[AsyncConnection], Awaitable[Any]]) -> None:
-    """Outside of the run, in a transaction that is committed."""
+    """Do this in a committed transaction outside of the run."""
 
     async def work() -> None:
         async with application_database().engine.begin() as connection:
@@ -57,7 +57,9 @@ async def deadlock(db: AsyncSession) -> None:
         await connection.execute(add_one(1))
 
     holds = asyncio.Event()
-    await db.execute(text("SET LOCAL deadlock_timeout = '20ms'"))  # so it is the one that finds it, and gives way
+    await db.execute(
+        text("SET LOCAL deadlock_timeout = '20ms'")
+    )  # so this session detects the deadlock, and is the one that fails
     await db.execute(add_one(1))
     async with asyncio.TaskGroup() as group:
         group.create_task(somebody_else(the_other_way_round))
@@ -76,7 +78,7 @@ async def an_older_snapshot(db: AsyncSession) -> None:
 
 
 async def write_skew(db: AsyncSession) -> None:
-    """Nothing fails before the commit."""
+    """Cause a serialization failure that only the commit shows."""
 
     async def reads_and_writes(connection: AsyncConnection) -> None:
         await connection.execute(select(func.sum(Item.done)))
@@ -92,7 +94,7 @@ async def a_lost_connection(db: AsyncSession) -> None:
 
 
 class Second:
-    """A loop whose second chunk meets something, once. `tries`: the chunks that were begun."""
+    """A loop in whose second chunk `meets` is called once. `tries`: the numbers of the chunks that were begun."""
 
     def __init__(self, meets: Meets) -> None:
         self.meets = meets
@@ -119,13 +121,13 @@ class Second:
     ],
 )
 @pytest.mark.parametrize("retry_chunk", [True, False])
-async def test_what_postgresql_refuses_is_done_again_in_the_attempt_or_in_the_next(
+async def test_chunks_that_postgresql_refuses_are_retried_in_the_attempt_or_in_the_next(
     world: Database, meets: Meets, isolation: str, sqlstate: str, retry_chunk: bool
 ) -> None:
     async with world.engine.begin() as connection:
         statement = f"ALTER DATABASE \"{world.url.database}\" SET default_transaction_isolation = '{isolation}'"
         await connection.execute(text(statement))
-    await world.dispose()  # new connections have it
+    await world.dispose()  # new connections use the setting
     first, second = Attempt(), Second(meets)
     if retry_chunk:
         await first.does(partial(second.loop, True))
@@ -142,11 +144,15 @@ async def test_what_postgresql_refuses_is_done_again_in_the_attempt_or_in_the_ne
 
 @pytest.mark.parametrize(
     ("database_url", "inside"),
-    [("sqlite", False), ("postgresql", False), ("postgresql", True)],  # SQLite's one writer holds up the others
+    [
+        ("sqlite", False),
+        ("postgresql", False),
+        ("postgresql", True),
+    ],  # on SQLite an open chunk would block the other attempt
     indirect=["database_url"],
 )
 async def test_an_older_attempt_commits_no_chunk_once_a_newer_one_has(world: Database, inside: bool) -> None:
-    """The first one is held up before its second chunk, or in it, while the next attempt does two chunks more."""
+    """The first attempt is stopped before or in its second chunk, while the next one commits two more chunks."""
     first = Attempt()
     later = Attempt(first)
 
@@ -174,41 +180,43 @@ async def test_a_locking_select_holds_the_rows_of_a_chunk_and_no_others(world: D
             return list((await connection.scalars(select(Item.id).with_for_update(skip_locked=True))).all())
 
     async def body() -> list[list[int]]:
-        found = []
+        free_ids = []
         async for chunk in task.chunks(select(Item).with_for_update(), key=Item.id, size=20):
             async with chunk:
-                found.append(sorted(await free()))
-        return found
+                free_ids.append(sorted(await free()))
+        return free_ids
 
     [first, second] = await Attempt().does(body)
-    assert first == list(range(22, 26))  # one row more is read, to know whether there is a next chunk
+    assert first == list(
+        range(22, 26)
+    )  # the chunk of 20 rows locks 21: the last one tells whether there is a next chunk
     assert second == list(range(1, 21))
 
 
 @on_postgresql
 @pytest.mark.parametrize("commits", [True, False])
-async def test_once_is_true_for_one_of_two_that_ask_at_the_same_time(world: Database, commits: bool) -> None:
+async def test_once_is_true_for_one_of_two_concurrent_transactions(world: Database, commits: bool) -> None:
     async def asks(has_asked: asyncio.Event, may_go_on: asyncio.Event, commits: bool) -> bool:
         async with get_db() as db:
-            found = await once(db, "invoice-1")
+            is_first = await once(db, "invoice-1")
             has_asked.set()
             await may_go_on.wait()
             if commits:
                 await db.commit()
-            return found
+            return is_first
 
     asked, go_on, always = asyncio.Event(), asyncio.Event(), asyncio.Event()
     always.set()
     async with asyncio.TaskGroup() as group:
-        one = group.create_task(Attempt().does(partial(asks, asked, go_on, commits)))
+        first = group.create_task(Attempt().does(partial(asks, asked, go_on, commits)))
         await asked.wait()
         other = group.create_task(Attempt().does(partial(asks, always, always, True)))
         await until(somebody_waits)
         go_on.set()
-    assert (one.result(), other.result()) == (True, not commits)
+    assert (first.result(), other.result()) == (True, not commits)
 
 
-async def test_what_was_set_aside_is_rolled_back_with_its_chunk(world: Database) -> None:
+async def test_an_item_set_aside_is_rolled_back_with_its_chunk(world: Database) -> None:
     worse = {5: lambda tries: TypeError("worse") if tries == 1 else None}
     own = make(bad={3: ValueError("bad"), **worse}, skip=Skip(limit=9, on=ValueError))
     first = Attempt()

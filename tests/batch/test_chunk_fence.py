@@ -1,4 +1,4 @@
-"""A chunk's place and the fence are one statement: it refuses an older holder as the fence by itself does."""
+"""One statement writes the position and the fence of a chunk. It refuses an older holder of the run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def postgres_application(postgres_database: str) -> AsyncIterator[Database
 
 @contextmanager
 def statements(database: Database) -> Iterator[list[str]]:
-    """Those about batch_checkpoints."""
+    """The statements about batch_checkpoints."""
     seen: list[str] = []
 
     def see(_: Any, __: Any, statement: str, *___: Any) -> None:
@@ -59,7 +59,7 @@ def statements(database: Database) -> Iterator[list[str]]:
 
 
 async def loop(name: str = "a") -> None:
-    """Two chunks with one user each."""
+    """Commit two chunks with one user each."""
     async for chunk in task.chunks(range(2), size=1):
         async with chunk as (db, _):
             db.add(User(email=f"{name}{chunk.number}"))
@@ -71,15 +71,15 @@ async def takes_over() -> None:
 
 
 async def stored() -> tuple[list[str], dict[str, tuple[int, int | None]]]:
-    """The users; and the fence and the count of each row of batch_checkpoints."""
+    """The emails of the users, and the fence and count of each row of batch_checkpoints by name."""
     async with get_db(readonly=True) as db:
         emails = (await db.scalars(select(User.email).order_by(User.email))).all()
-        found = await db.execute(select(table.c.name, table.c.fence, table.c["count"]))
-        return list(emails), {name: (number, count) for name, number, count in found}
+        rows = await db.execute(select(table.c.name, table.c.fence, table.c["count"]))
+        return list(emails), {name: (number, count) for name, number, count in rows}
 
 
 @pytest.mark.parametrize("is_fenced", [True, False])
-async def test_each_commit_of_a_loop_has_one_statement_for_the_place_and_the_fence(
+async def test_each_commit_of_a_loop_has_one_statement_for_the_position_and_the_fence(
     fenced: Database, is_fenced: bool
 ) -> None:
     attempt = Attempt()
@@ -93,7 +93,7 @@ async def test_each_commit_of_a_loop_has_one_statement_for_the_place_and_the_fen
 
 @pytest.mark.parametrize("has_gone_on", [False, True])
 async def test_a_chunk_of_an_older_holder_is_refused(fenced: Database, has_gone_on: bool) -> None:
-    """Whether or not the newer holder has moved the place by then."""
+    """That holds whether or not the newer holder has already committed a chunk."""
     old = Attempt()
     new = Attempt(old)
 
@@ -106,7 +106,7 @@ async def test_a_chunk_of_an_older_holder_is_refused(fenced: Database, has_gone_
 
     with pytest.raises(LeaseLost, match="another node holds run"):
         await old.does(wakes_up)
-    async with get_db() as db:  # outside of runs, with the connection of the refused one
+    async with get_db() as db:  # outside of runs, with the connection of the refused commit
         db.add(User(email="z"))
         await db.commit()
     place = {NAME: (2, 2)} if has_gone_on else {}
@@ -115,18 +115,18 @@ async def test_a_chunk_of_an_older_holder_is_refused(fenced: Database, has_gone_
 
 @pytest.mark.parametrize("items", [0, 1])
 @pytest.mark.parametrize("is_fenced", [True, False])
-async def test_a_chunk_that_was_committed_without_a_reply_is_overtaken_also_where_it_held_no_item(
+async def test_a_chunk_committed_without_a_reply_is_not_committed_again_even_if_it_was_empty(
     fenced: Database, items: int, is_fenced: bool
 ) -> None:
-    """The COMMIT goes through after somebody has looked, and found the place where it was before."""
+    """The COMMIT takes effect after the loop has read its position, and rows it as it was before."""
     attempt = Attempt()
     attempt.state.is_fenced = is_fenced
-    places = [LoopPosition(), LoopPosition("a", 3, 1), LoopPosition("b", 3 + items, 2)]
+    positions = [LoopPosition(), LoopPosition("a", 3, 1), LoopPosition("b", 3 + items, 2)]
 
     async def commit(chunk: int, email: str) -> None:
         async with get_db() as db:
             db.add(User(email=email))
-            await checkpoints.write(db, attempt.run, NAME, places[chunk - 1], places[chunk])
+            await checkpoints.write(db, attempt.run, NAME, positions[chunk - 1], positions[chunk])
             await db.commit()
 
     await attempt.does(partial(commit, 1, "one"))
@@ -137,8 +137,8 @@ async def test_a_chunk_that_was_committed_without_a_reply_is_overtaken_also_wher
     assert await stored() == (["one", "two"], {NAME: (1, 3 + items), **fence_row})
 
 
-async def test_a_lease_that_ends_within_the_statement_refuses_the_commit(fenced: Database) -> None:
-    """It is looked at when the transaction begins, before the statement and after it."""
+async def test_a_lease_that_ends_during_the_statement_refuses_the_commit(fenced: Database) -> None:
+    """The lease is checked at the begin of the transaction, before the statement, and after it."""
     attempt, looks = Attempt(), iter((True, True, False))
     attempt.state.holds_lease = lambda: next(looks)
     with pytest.raises(LeaseLost, match="the lease of this node is over"):
@@ -146,7 +146,7 @@ async def test_a_lease_that_ends_within_the_statement_refuses_the_commit(fenced:
     assert await stored() == ([], {})
 
 
-async def test_what_passed_the_fence_is_one_transaction_and_no_later_one_of_its_session(fenced: Database) -> None:
+async def test_the_fence_is_checked_again_for_each_transaction_of_a_session(fenced: Database) -> None:
     old = Attempt()
     new = Attempt(old)
 
@@ -164,8 +164,10 @@ async def test_what_passed_the_fence_is_one_transaction_and_no_later_one_of_its_
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
-async def test_a_serialization_failure_of_a_place_is_looked_up(postgres_application: Database, is_lost: bool) -> None:
-    """The snapshot of the old holder is from before the new one raised the fence."""
+async def test_after_a_serialization_failure_of_a_position_the_fence_is_read(
+    postgres_application: Database, is_lost: bool
+) -> None:
+    """The snapshot of the old holder is older than the fence of the new one."""
     old = Attempt()
     new = Attempt(old) if is_lost else old
     engine = postgres_application.engine.execution_options(isolation_level="REPEATABLE READ")

@@ -1,6 +1,6 @@
-"""Loops over keys of all kinds, interrupted anywhere, whose bodies delete, update and insert rows: each row once.
+"""Loops over all kinds of keys visit each row once: interrupted anywhere, with rows deleted, updated and inserted.
 
-Rows come in the database's own order, whatever that is for a text or a UUID. CHUNK_EXAMPLES makes a long form of it:
+The order of texts and UUIDs is that of the database. CHUNK_EXAMPLES sets the number of examples for a longer run:
 `CHUNK_EXAMPLES=2000 pytest tests/batch/test_chunk_keys.py`. About 8 s.
 """
 
@@ -63,7 +63,7 @@ SETTINGS = settings(
 )
 NUMBERS = count()
 MOST_CHUNKS = 30
-"""A loop that does not get on is not waited for."""
+"""A bound that fails the test when a loop makes no progress."""
 
 SMALLEST = datetime.resolution
 AT = datetime(2024, 2, 29, 23, 59, 59, 999_998)
@@ -103,15 +103,17 @@ KINDS: dict[str, tuple[Any, list[Any], st.SearchStrategy[Any]]] = {
     "flag": (Boolean(), [False, True], st.booleans()),
     "data": (LargeBinary(), [b"", b"\0", b"\0\0", b"a", b"\xff"], st.binary(max_size=4)),
 }
-"""By name: a column's type, values of it that are close to each other or to the ends, and any values of it."""
+"""By name: a column's type, values close to each other or to the ends of its range, and a strategy for any values."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """`key`: names of columns, and whether they descend. `rows`: an id and the values of the columns of `kinds`.
+    """A table, a loop over it, and what happens during the loop.
 
-    `start`, `stop`: of the rows. `spare`: those that a body inserts. `acts`: what the bodies of the chunks do, in turn.
-    `stops`: after so many chunks, and whether inside of the block.
+    `key`: the names of columns, and whether their order is descending. `rows`: an id and the values of the columns of
+    `kinds`. `start`, `stop`: the indexes in `rows` of the bounds of the loop. `spare`: rows that a body inserts.
+    `acts`: what the bodies of the chunks do, one after another. `stops`: the numbers of the chunks at which the loop is
+    interrupted, and whether that happens inside the block.
     """
 
     kinds: list[str]
@@ -130,7 +132,7 @@ def cases(draw: st.DrawFn) -> Case:
     kinds = draw(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=3, unique=True))
     has_id = draw(st.booleans())
     names = draw(st.permutations([*kinds, *["id"] * has_id]))
-    least, most = (6, 14) if len(names) == 1 else (1, 4)  # so that parts of composite keys are the same
+    least, most = (6, 14) if len(names) == 1 else (1, 4)  # few values, so that parts of composite keys are equal
     pools = [draw(st.lists(_values(kind), min_size=least, max_size=most)) for kind in kinds]
     values = st.tuples(BIG, *(st.sampled_from(pool) for pool in pools))
     unique = [_id] if has_id else [_id, _folded]
@@ -162,7 +164,7 @@ def _id(row: tuple[Any, ...]) -> Any:
 
 
 def _folded(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """As NOCASE sees them, which knows ASCII alone."""
+    """The text as NOCASE compares it, which ignores case in ASCII only."""
     return tuple(_lower(value) if isinstance(value, str) else value for value in row[1:])
 
 
@@ -175,7 +177,7 @@ class Interrupted(Exception):
 
 
 class Walk:
-    """A case on one database: its table, the loop over it, and what it has to visit."""
+    """A case on one database: its table, the loop over it, and the rows that it has to visit."""
 
     def __init__(self, case: Case, collation: str) -> None:
         self.case = case
@@ -183,7 +185,7 @@ class Walk:
         columns = [Column(kind, types[kind], nullable=False) for kind in case.kinds]
         unique = [] if ("id", False) in case.key or ("id", True) in case.key else [UniqueConstraint(*case.kinds)]
         own = (Column("id", BigInteger, primary_key=True, autoincrement=False), Column("done", Integer, default=0))
-        # A name of its own: PostgreSQL's driver remembers what a statement was.
+        # A new name for each case, since PostgreSQL's driver caches prepared statements.
         self.table = Table(f"keyed_{next(NUMBERS)}", MetaData(), *own, *columns, *unique)
         self.order = [self.table.c[name].desc() if descends else self.table.c[name] for name, descends in case.key]
         self.visited: list[int] = []
@@ -219,7 +221,7 @@ class Walk:
             async with chunk as (db, items):
                 ids = [row.id for row in items]
                 ordered = await self._ordered(db)
-                assert ids == [one for one in ordered if one in set(ids)]
+                assert ids == [id_ for id_ in ordered if id_ in set(ids)]
                 must, spare = await self._act(db, ids, ordered)
                 if stops is True:
                     raise Interrupted
@@ -232,16 +234,16 @@ class Walk:
     async def _act(
         self, db: AsyncSession, ids: list[int], ordered: list[int]
     ) -> tuple[set[int], list[tuple[Any, ...]]]:
-        """What a body does to its table. Returns what must be visited then, and what may still be inserted."""
+        """Change the table as a body does. Returns the ids that must be visited then, and the rows left to insert."""
         act = dict(enumerate(self.case.acts)).get(self.chunks, "")
         kept = {self._row(index) for index in (self.case.start, self.case.stop)}
-        mine = self.table.c.id.in_([one for one in ids if one not in kept])
+        mine = self.table.c.id.in_([id_ for id_ in ids if id_ not in kept])
         if act == "update":
             await db.execute(update(self.table).where(mine).values(done=1))
         if act == "delete":
             await db.execute(delete(self.table).where(mine))
         if act == "delete ahead" and ids:
-            gone = [one for one in ordered[ordered.index(ids[-1]) + 1 :] if one not in kept][:1]
+            gone = [id_ for id_ in ordered[ordered.index(ids[-1]) + 1 :] if id_ not in kept][:1]
             await db.execute(delete(self.table).where(self.table.c.id.in_(gone)))
             return self.must - set(gone), self.spare
         if act == "insert" and ids and self.spare:
@@ -255,7 +257,7 @@ class Walk:
         return list((await db.scalars(select(self.table.c.id).order_by(*self.order))).all())
 
     def _within(self, ordered: Sequence[int]) -> Sequence[int]:
-        """Of ids in order: those from `start` to before `stop`."""
+        """The ids from `start` (included) to `stop` (excluded), of ids in the order of the key."""
         start, stop = self._row(self.case.start), self._row(self.case.stop)
         first = 0 if start is None else ordered.index(start)
         return ordered[first:] if stop is None else ordered[first : ordered.index(stop)]
@@ -275,14 +277,14 @@ class Walk:
 
 @pytest.fixture
 async def collation(application: Database) -> str:
-    """One that does not go by the code points."""
+    """The name of a collation that does not order by code points."""
     use_application_database(application, partial(fencing.guard, idle_seconds=30))
     if application.kind == "sqlite":
         return "NOCASE"
     async with application.reader.connect() as connection:
         found = await connection.execute(text("SELECT collname FROM pg_collation WHERE collprovider IN ('c', 'i')"))
         for name in found.scalars():
-            with contextlib.suppress(DBAPIError):  # this server was built without it
+            with contextlib.suppress(DBAPIError):  # this server was built without the collation
                 async with connection.begin_nested():
                     if await connection.scalar(text(f"""SELECT 'a' < 'B' COLLATE "{name}" """)):
                         return str(name)
@@ -293,7 +295,7 @@ without_decimals = pytest.mark.filterwarnings("ignore:Dialect sqlite.* does .not
 
 
 @without_decimals
-async def test_each_kind_of_key_has_its_place_to_the_last_digit(application: Database, collation: str) -> None:
+async def test_a_position_keeps_each_kind_of_key_exactly(application: Database, collation: str) -> None:
     for kind, (_, values, _) in KINDS.items():
         rows = [(number, value) for number, value in enumerate(values)]
         for descends in (False, True):
@@ -312,10 +314,10 @@ async def test_each_row_is_visited_once_whatever_the_key(application: Database, 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("column", ["at", "price"])
 @pytest.mark.parametrize("descends", [False, True])
-async def test_what_sqlite_made_itself_in_another_form_is_refused_and_not_skipped(
+async def test_a_key_in_another_format_made_by_sqlite_is_refused(
     application: Database, column: str, descends: bool
 ) -> None:
-    """It compares these as texts or floats: the next page would not begin behind the last row."""
+    """SQLite compares these values as text or floats, so the next page would not begin after the last row."""
     use_application_database(application, partial(fencing.guard, idle_seconds=30))
     columns = [Column("at", DateTime, nullable=False), Column("price", Numeric(12, 2), nullable=False)]
     table = Table(f"made_{next(NUMBERS)}", MetaData(), Column("id", Integer, primary_key=True), *columns)
@@ -323,12 +325,12 @@ async def test_what_sqlite_made_itself_in_another_form_is_refused_and_not_skippe
         await connection.run_sync(table.create)
         made = "VALUES (1, CURRENT_TIMESTAMP, 1.111), (2, CURRENT_TIMESTAMP, 2.222)"
         await connection.execute(text(f"INSERT INTO {table.name} (id, at, price) {made}"))
-    key = tuple(one.desc() if descends else one for one in (table.c[column], table.c.id))
-    with pytest.raises(ChunkError, match=rf"key=made_\d+\.{column}, made_\d+\.id otherwise than SQLAlchemy writes it"):
+    key = tuple(column_.desc() if descends else column_ for column_ in (table.c[column], table.c.id))
+    with pytest.raises(ChunkError, match=rf"key=made_\d+\.{column}, made_\d+\.id in another format"):
         await walk(table, key)
 
 
-async def test_a_place_may_be_infinite(application: Database) -> None:
+async def test_a_key_may_be_an_infinite_float(application: Database) -> None:
     use_application_database(application, partial(fencing.guard, idle_seconds=30))
     table = Table(f"made_{next(NUMBERS)}", MetaData(), Column("x", Double, primary_key=True))
     async with application.engine.begin() as connection:

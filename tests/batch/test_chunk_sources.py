@@ -1,4 +1,4 @@
-"""Loops over what is no select, steps, and once(): on both databases."""
+"""Loops over sources that are no select, steps, and once(), on both databases."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def over(source: Any, fails: int | None = None, **options: Any) -> None:
 
 
 async def resumed(make: Any) -> list[int]:
-    """What is seen when the second chunk fails, and a later attempt goes on."""
+    """The items that are seen when the second chunk fails and a later attempt goes on."""
     first = Attempt()
     with pytest.raises(OSError, match="no network"):
         await first.does(lambda: over(make(), fails=2))
@@ -48,7 +48,7 @@ async def listing() -> AsyncIterator[int]:
 
 
 class Api:
-    """Pages of two, with a token, and an empty one in between."""
+    """Pages of two items with a token; one page in between is empty."""
 
     asked: list[Any]
 
@@ -61,20 +61,20 @@ class Api:
         return pages[cursor]
 
 
-async def test_an_iterable_is_passed_over_up_to_its_place(world: Database) -> None:
+async def test_a_later_attempt_skips_the_done_items_of_an_iterable(world: Database) -> None:
     assert await resumed(lambda: range(10)) == list(range(10))
 
 
-async def test_a_generator_and_an_async_one_too(world: Database) -> None:
+async def test_a_later_attempt_skips_the_done_items_of_a_generator_and_an_async_generator(world: Database) -> None:
     assert await resumed(lambda: (number for number in range(10))) == list(range(10))
     async with get_db() as db:
-        for one in (await db.scalars(select(Seen))).all():
-            await db.delete(one)
+        for row in (await db.scalars(select(Seen))).all():
+            await db.delete(row)
         await db.commit()
     assert await resumed(listing) == list(range(10))
 
 
-async def test_pages_of_an_api_are_asked_for_behind_the_place(world: Database) -> None:
+async def test_pages_of_an_api_are_requested_after_the_cursor(world: Database) -> None:
     first, api = Attempt(), Api()
     with pytest.raises(OSError, match="no network"):
         await first.does(lambda: over(api, fails=3))
@@ -104,7 +104,7 @@ async def test_a_file_that_has_changed_is_refused(world: Database, tmp_path: Pat
     assert await seen() == [0, 1, 2]
 
 
-async def test_a_file_itself_is_known_as_one(world: Database, tmp_path: Path) -> None:
+async def test_an_open_file_as_the_source_is_checked_without_file(world: Database, tmp_path: Path) -> None:
     path = tmp_path / "numbers.txt"
     path.write_text("1\n2\n3\n4\n")
 
@@ -124,16 +124,16 @@ async def test_a_file_itself_is_known_as_one(world: Database, tmp_path: Path) ->
         await Attempt(first).does(body)
 
 
-async def test_fewer_items_than_are_done_are_told(world: Database) -> None:
+async def test_a_source_with_fewer_items_than_are_done_is_refused(world: Database) -> None:
     first = Attempt()
     with pytest.raises(OSError, match="no network"):
         await first.does(lambda: over(iter(range(9)), fails=3))
-    with pytest.raises(ChunkError, match="only 4 items came, and 6 are done"):
+    with pytest.raises(ChunkError, match="only 4 items, but 6 are done"):
         await Attempt(first).does(lambda: over(iter(range(4))))
 
 
-async def test_items_that_are_no_rows_are_there_before_the_block(world: Database) -> None:
-    """So that a loop inside a loop works on SQLite, which has one writer, and is redone when it was not completed."""
+async def test_items_that_are_no_rows_can_be_read_before_the_block(world: Database) -> None:
+    """With that a loop inside a loop works on SQLite, which has one writer, and an unfinished inner loop is resumed."""
 
     async def body(fails: bool) -> None:
         async for chunk in task.chunks(["a", "b"], size=1):
@@ -155,7 +155,7 @@ async def test_items_that_are_no_rows_are_there_before_the_block(world: Database
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "told"),
+    ("source", "options", "message"),
     [
         ("abc", {}, "was given a str; allowed"),
         (7, {}, "was given a int; allowed"),
@@ -165,8 +165,8 @@ async def test_items_that_are_no_rows_are_there_before_the_block(world: Database
         (select(Item), {"key": Item.id, "size": 0}, "size=0; allowed: an int from 1"),
     ],
 )
-async def test_a_source_that_is_none_is_told(world: Database, source: Any, options: Any, told: str) -> None:
-    with pytest.raises(ChunkError, match=told):
+async def test_an_object_that_is_no_source_is_refused(world: Database, source: Any, options: Any, message: str) -> None:
+    with pytest.raises(ChunkError, match=message):
         task.chunks(source, **options)
 
 
@@ -196,7 +196,7 @@ async def test_a_step_that_is_done_is_not_repeated_and_has_its_result(world: Dat
     assert {row.name: row.result for row in await rows()} == {"step:first": {"pair": [1, 2]}, "step:second": None}
 
 
-async def test_wrong_use_of_a_step_is_told(world: Database) -> None:
+async def test_wrong_use_of_a_step_is_refused(world: Database) -> None:
     async def uses_the_session_of_a_done_one() -> None:
         async with task.step("a") as step:
             see(step.db, [1])
@@ -221,7 +221,7 @@ async def test_wrong_use_of_a_step_is_told(world: Database) -> None:
         await Attempt(first).does(uses_the_session_of_a_done_one)
 
 
-async def test_outside_a_run_a_step_is_done_each_time(world: Database) -> None:
+async def test_outside_a_run_a_step_is_never_done_already(world: Database) -> None:
     for _ in range(2):
         async with task.step("a") as step:
             assert not step.is_done
@@ -231,13 +231,13 @@ async def test_outside_a_run_a_step_is_done_each_time(world: Database) -> None:
     assert await seen() == [1, 1]
 
 
-async def test_once_is_true_for_the_first_that_commits(world: Database) -> None:
+async def test_once_is_true_for_the_first_transaction_that_commits(world: Database) -> None:
     async def asks(commits: bool) -> bool:
         async with get_db() as db:
-            found = await once(db, "invoice-1")
+            is_first = await once(db, "invoice-1")
             if commits:
                 await db.commit()
-            return found
+            return is_first
 
     assert await Attempt().does(partial(asks, False)) is True
     assert await Attempt().does(partial(asks, True)) is True

@@ -1,4 +1,4 @@
-"""Chunks: the author's data and the loop's place in one commit, on both databases."""
+"""Chunks: the author's data and the position of the loop in one commit, on both databases."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def see(db: AsyncSession, items: list[Any], chunk: int = 0) -> None:
 
 
 async def whole(size: int = 10, **options: Any) -> list[list[int]]:
-    """A loop that sees all items; returns what its chunks held."""
+    """Loop over the items, and return the items of each chunk."""
     held = []
     async for chunk in task.chunks(select(Item), key=options.pop("key", Item.id), size=size, **options):
         async with chunk as (db, items):
@@ -122,7 +122,7 @@ async def test_each_item_is_seen_once_in_the_keys_order(world: Database) -> None
     assert await seen() == list(range(1, 26))
 
 
-async def test_outside_a_run_it_works_and_keeps_no_place(world: Database) -> None:
+async def test_outside_a_run_a_loop_works_and_keeps_no_position(world: Database) -> None:
     await whole()
     await whole()
     assert await seen() == 2 * list(range(1, 26))
@@ -134,7 +134,7 @@ async def rows() -> list[Any]:
         return list((await db.execute(select(checkpoints).where(checkpoints.c.name != ""))).all())
 
 
-async def test_a_later_attempt_goes_on_behind_the_last_chunk_that_was_committed(
+async def test_a_later_attempt_goes_on_after_the_last_committed_chunk(
     world: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fails() -> None:
@@ -152,7 +152,7 @@ async def test_a_later_attempt_goes_on_behind_the_last_chunk_that_was_committed(
     caplog.set_level("INFO")
     assert [part[0] for part in await Attempt(first).does(whole)] == [11, 21]
     assert await seen() == list(range(1, 26))
-    assert "resumes behind chunk 1" in caplog.text and "10 are done" in caplog.text
+    assert "resumes after chunk 1" in caplog.text and "10 are done" in caplog.text
     (row,) = await rows()
     assert (row.name, row.count, row.finished, row.fence) == ("chunks:1", 25, True, 2)
 
@@ -187,11 +187,11 @@ async def test_leaving_the_block_early_commits(world: Database, leave: str) -> N
 
 
 LEFT = {"end": 25, "break": 20, "return": 20, "break outside": 20, "error": 10, "timeout": 10}
-"""A loop that is left in its second chunk, and how many items were committed then."""
+"""How a loop is left in its second chunk, and how many items are committed then."""
 
 
 @pytest.mark.parametrize("leave", LEFT)
-async def test_however_a_loop_is_left_a_writing_session_after_it_has_its_turn(world: Database, leave: str) -> None:
+async def test_a_writing_session_can_be_opened_after_a_loop_however_it_was_left(world: Database, leave: str) -> None:
     async def loop() -> None:
         async for chunk in task.chunks(select(Item), key=Item.id, size=10):
             with contextlib.suppress(ValueError, TimeoutError):
@@ -219,7 +219,7 @@ async def test_however_a_loop_is_left_a_writing_session_after_it_has_its_turn(wo
     assert await seen() == [*range(1, LEFT[leave] + 1), 100]
 
 
-async def test_a_cancel_rolls_back_the_chunk_that_it_meets(world: Database) -> None:
+async def test_a_cancel_rolls_back_the_open_chunk(world: Database) -> None:
     is_in = asyncio.Event()
 
     async def body() -> None:
@@ -241,7 +241,9 @@ async def test_a_cancel_rolls_back_the_chunk_that_it_meets(world: Database) -> N
     assert [part[0] for part in await Attempt(first).does(whole)] == [11, 21]
 
 
-async def test_an_error_that_is_caught_outside_hands_the_same_chunk_out_again(world: Database) -> None:
+async def test_after_an_error_that_is_caught_outside_its_block_the_same_chunk_is_returned_again(
+    world: Database,
+) -> None:
     numbers = []
 
     async def body() -> None:
@@ -259,7 +261,9 @@ async def test_an_error_that_is_caught_outside_hands_the_same_chunk_out_again(wo
     assert await seen() == list(range(1, 26))
 
 
-async def test_a_chunk_whose_error_is_caught_for_ever_is_told(world: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_chunk_whose_error_is_caught_each_time_fails_after_five_tries(
+    world: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(chunk_loop, "FIRST_WAIT", 0.001)
 
     async def body() -> None:
@@ -268,12 +272,12 @@ async def test_a_chunk_whose_error_is_caught_for_ever_is_told(world: Database, m
                 async with chunk:
                     raise ValueError("bad")
 
-    with pytest.raises(ChunkError, match=r"chunk 1 was rolled back 5 times in a row.*can't go past it"):
+    with pytest.raises(ChunkError, match=r"chunk 1 was rolled back 5 times in a row.*can't skip it"):
         await Attempt().does(body)
     assert await seen() == []
 
 
-async def test_a_timeout_that_is_caught_rolls_back_that_chunk_alone(world: Database) -> None:
+async def test_a_timeout_that_is_caught_rolls_back_only_its_chunk(world: Database) -> None:
     tries = []
 
     async def body() -> None:
@@ -294,7 +298,7 @@ async def test_a_timeout_that_is_caught_rolls_back_that_chunk_alone(world: Datab
     assert await seen() == [*range(1, 26), 100]
 
 
-async def test_rows_that_the_body_changes_are_neither_skipped_nor_done_twice(world: Database) -> None:
+async def test_rows_that_the_body_changes_are_neither_skipped_nor_processed_twice(world: Database) -> None:
     async def body() -> None:
         async for chunk in task.chunks(select(Item).where(Item.done == 0), key=Item.id, size=4):
             async with chunk as (db, items):
@@ -303,16 +307,16 @@ async def test_rows_that_the_body_changes_are_neither_skipped_nor_done_twice(wor
                     item.done = 1
                 await db.execute(delete(Item).where(Item.id.in_([i.id for i in items if i.id % 3 == 0])))
                 if chunk.number == 1:
-                    db.add(Item(id=0, kind="a", done=0))  # behind the place
+                    db.add(Item(id=0, kind="a", done=0))  # before the position
                 if chunk.number == 7:
-                    db.add(Item(id=26, kind="a", done=0))  # ahead of it, and it was the last chunk
+                    db.add(Item(id=26, kind="a", done=0))  # after it, while the last chunk is open
                 await db.flush()
 
     await Attempt().does(body)
     assert await seen() == list(range(1, 27))
 
 
-async def test_composite_keys_in_every_order_see_all(world: Database) -> None:
+async def test_composite_keys_in_every_order_visit_all_rows(world: Database) -> None:
     for key in [
         (Item.kind, Item.id),
         (Item.kind.desc(), Item.id.desc()),
@@ -324,30 +328,30 @@ async def test_composite_keys_in_every_order_see_all(world: Database) -> None:
         async with get_db(readonly=True) as db:
             order = key if isinstance(key, tuple) else (key,)
             expected = list((await db.scalars(select(Item.id).order_by(*order))).all())
-        assert [one for part in held for one in part] == expected
+        assert list(chain(*held)) == expected
 
 
-async def test_bounds_are_from_start_to_before_stop(world: Database) -> None:
+async def test_start_is_included_and_stop_is_excluded(world: Database) -> None:
     assert [*chain(*await whole(start=5, stop=20))] == list(range(5, 20))
     assert [*chain(*await whole(key=Item.id.desc(), start=20, stop=5))] == list(range(20, 5, -1))
     held = await whole(key=(Item.kind, Item.id), start=("a", 20), stop=("b", 5))
     assert [*chain(*held)] == [20, 22, 24, 1, 3]
 
 
-async def test_columns_and_one_column_and_locks(world: Database) -> None:
+async def test_a_select_may_have_columns_or_one_column_or_for_update(world: Database) -> None:
     rows = []
     async for chunk in task.chunks(select(Item.id, Item.kind).with_for_update(), key=Item.id, size=20):
         async with chunk as (_, items):
             rows += [tuple(row) for row in items]
     assert rows[:2] == [(1, "b"), (2, "a")] and len(rows) == 25
     ids = []
-    async for one in task.chunks(select(Item.id), key=Item.id, size=20):
-        async with one as (_, found):
-            ids += found
+    async for chunk in task.chunks(select(Item.id), key=Item.id, size=20):
+        async with chunk as (_, items):
+            ids += items
     assert ids == list(range(1, 26))
 
 
-async def test_aliases_and_core_tables(world: Database) -> None:
+async def test_a_select_may_be_of_aliases_and_core_tables(world: Database) -> None:
     other = aliased(Item)
     async for chunk in task.chunks(select(other).where(other.id > 20), key=other.id, size=3):
         async with chunk as (db, items):
@@ -373,13 +377,15 @@ REFUSED: list[tuple[Any, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("statement", "key", "told"), REFUSED, ids=[told[:12] for _, _, told in REFUSED])
-async def test_what_would_lose_rows_is_refused(world: Database, statement: Any, key: Any, told: str) -> None:
-    with pytest.raises(ChunkError, match=told):
+@pytest.mark.parametrize(("statement", "key", "message"), REFUSED, ids=[message[:12] for _, _, message in REFUSED])
+async def test_selects_and_keys_that_would_lose_rows_are_refused(
+    world: Database, statement: Any, key: Any, message: str
+) -> None:
+    with pytest.raises(ChunkError, match=message):
         task.chunks(statement, key=key)
 
 
-async def test_a_key_that_a_join_repeats_is_told_before_a_row_is_lost(world: Database) -> None:
+async def test_a_key_that_a_join_repeats_is_refused_before_a_row_is_lost(world: Database) -> None:
     async with get_db() as db:
         see(db, [1, 1, 2, 2])
         await db.commit()
@@ -394,7 +400,7 @@ async def test_a_key_that_a_join_repeats_is_told_before_a_row_is_lost(world: Dat
     assert pairs == [(1, 1), (1, 2), (2, 3), (2, 4)]
 
 
-async def test_the_body_neither_commits_nor_rolls_back(world: Database) -> None:
+async def test_a_body_that_commits_or_rolls_back_is_refused(world: Database) -> None:
     async def commits() -> None:
         async for chunk in task.chunks(select(Item), key=Item.id):
             async with chunk as (db, items):
@@ -420,7 +426,7 @@ async def test_the_body_neither_commits_nor_rolls_back(world: Database) -> None:
                 with contextlib.suppress(IntegrityError):
                     await db.flush()
 
-    with pytest.raises(ChunkError, match="commits by itself"):
+    with pytest.raises(ChunkError, match="calls commit"):
         await Attempt().does(commits)
     for body in (rolls_back, writes_after_that, catches_a_bad_flush):
         with pytest.raises(ChunkError, match="was rolled back inside its block"):
@@ -428,7 +434,7 @@ async def test_the_body_neither_commits_nor_rolls_back(world: Database) -> None:
     assert await seen() == []
 
 
-async def test_savepoints_are_the_bodys_own(world: Database) -> None:
+async def test_the_body_may_use_savepoints(world: Database) -> None:
     async def body() -> None:
         async for chunk in task.chunks(select(Item), key=Item.id):
             async with chunk as (db, items):
@@ -444,7 +450,7 @@ async def test_savepoints_are_the_bodys_own(world: Database) -> None:
     assert await seen() == [1, 2, *range(4, 26)]
 
 
-async def test_wrong_use_is_told(world: Database) -> None:
+async def test_wrong_use_is_refused_with_an_explanation(world: Database) -> None:
     async def passes_by() -> None:
         async for _ in task.chunks(select(Item), key=Item.id):
             pass
@@ -465,13 +471,13 @@ async def test_wrong_use_is_told(world: Database) -> None:
         async for chunk in task.chunks(select(Item), key=Item.id):
             assert chunk.items
 
-    for body, told in [
+    for body, message in [
         (passes_by, "chunk 1 was not entered"),
         (enters_twice, "was entered already"),
         (asks_inside, "is still open"),
         (looks_before, "inside `async with chunk"),
     ]:
-        with pytest.raises(ChunkError, match=told):
+        with pytest.raises(ChunkError, match=message):
             await Attempt().does(body)
     with pytest.raises(TypeError, match="needs `async for`"):
         iter(task.chunks(select(Item), key=Item.id))
@@ -479,7 +485,7 @@ async def test_wrong_use_is_told(world: Database) -> None:
         await asyncio.to_thread(lambda: task.chunks(select(Item), key=Item.id))
 
 
-async def test_two_loops_have_a_place_each(world: Database) -> None:
+async def test_two_loops_have_a_position_each(world: Database) -> None:
     async def body(fails: bool) -> None:
         async for chunk in task.chunks(select(Item).where(Item.kind == "a"), key=Item.id, size=5):
             async with chunk as (db, items):
@@ -529,7 +535,7 @@ async def test_a_name_that_is_used_twice_is_refused(world: Database) -> None:
         await Attempt().does(partial(whole, name="two words"))
 
 
-async def test_a_run_that_is_asked_to_stop_stops_between_two_chunks_and_resumes(world: Database) -> None:
+async def test_a_stop_request_ends_a_run_between_two_chunks_and_it_resumes(world: Database) -> None:
     first = Attempt()
 
     async def body() -> None:
@@ -545,7 +551,7 @@ async def test_a_run_that_is_asked_to_stop_stops_between_two_chunks_and_resumes(
     assert await seen() == list(range(1, 26))
 
 
-async def test_a_pause_between_chunks_ends_when_the_run_is_asked_to_stop(world: Database) -> None:
+async def test_a_stop_request_ends_a_pause_between_chunks(world: Database) -> None:
     attempt = Attempt()
 
     async def body() -> None:
@@ -564,7 +570,7 @@ class Deadlock(Exception):
     sqlstate = "40P01"
 
 
-async def test_with_retry_chunk_one_that_the_database_refused_is_handed_out_again(world: Database) -> None:
+async def test_with_retry_chunk_a_chunk_that_the_database_refused_is_returned_again(world: Database) -> None:
     tries: list[int] = []
 
     async def body(**options: Any) -> None:
@@ -587,7 +593,7 @@ async def test_with_retry_chunk_one_that_the_database_refused_is_handed_out_agai
     assert await seen() == list(range(1, 26))
 
 
-async def test_what_the_database_refuses_again_and_again_fails_the_attempt(
+async def test_a_chunk_that_the_database_refuses_each_time_fails_the_attempt(
     world: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunk_loop, "FIRST_WAIT", 0.001)
@@ -605,7 +611,7 @@ async def test_what_the_database_refuses_again_and_again_fails_the_attempt(
     assert tries == [1, *[2] * chunk_loop.TRIES]
 
 
-async def test_a_loop_that_is_left_with_a_chunk_that_was_refused_has_failed(world: Database) -> None:
+async def test_leaving_a_loop_whose_last_chunk_was_refused_fails_the_attempt(world: Database) -> None:
     async def body() -> None:
         async for chunk in task.chunks(select(Item), key=Item.id, size=10, retry_chunk=True):
             async with chunk as (db, items):
@@ -618,7 +624,7 @@ async def test_a_loop_that_is_left_with_a_chunk_that_was_refused_has_failed(worl
         await Attempt().does(body)
 
 
-async def test_a_chunk_that_began_at_the_second_try_owes_nothing(
+async def test_a_chunk_whose_begin_succeeds_at_the_second_try_does_not_fail_the_attempt(
     world: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = []
@@ -642,7 +648,7 @@ async def test_a_chunk_that_began_at_the_second_try_owes_nothing(
     assert await seen() == list(range(1, 11))
 
 
-async def test_a_commit_whose_reply_was_lost_is_not_done_again(
+async def test_a_chunk_whose_commit_lost_its_reply_is_not_processed_again(
     world: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = []
@@ -661,23 +667,23 @@ async def test_a_commit_whose_reply_was_lost_is_not_done_again(
     assert await seen() == list(range(1, 26))
 
 
-async def test_progress_counts_what_was_committed_and_all_there_is(world: Database) -> None:
+async def test_progress_is_the_number_of_committed_items_and_of_all_items(world: Database) -> None:
     attempt = Attempt()
 
     async def body() -> list[Any]:
-        made = []
+        progress = []
         async for chunk in task.chunks(select(Item), key=Item.id, size=10, total=True):
             async with chunk as (_, _items):
                 await until_counted()
-            made.append(attempt.state.meter.latest())
-        return made
+            progress.append(attempt.state.meter.latest())
+        return progress
 
-    made = await attempt.does(body)
-    assert (made[-1].done, made[-1].total) == (25, 25)
-    assert [one.done for one in made] == [10, 20, 25]
+    progress = await attempt.does(body)
+    assert (progress[-1].done, progress[-1].total) == (25, 25)
+    assert [each.done for each in progress] == [10, 20, 25]
 
 
-async def test_rows_are_counted_only_where_that_was_asked_for(world: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_are_counted_only_with_total(world: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt, counts = Attempt(), []
 
     async def count(*_: Any) -> int:
@@ -690,7 +696,7 @@ async def test_rows_are_counted_only_where_that_was_asked_for(world: Database, m
     assert (counts, last and last.done, last and last.total) == ([], 25, None)
 
 
-async def test_a_loop_that_has_ended_knows_its_total_without_a_count(world: Database) -> None:
+async def test_a_finished_loop_knows_its_total_without_a_count(world: Database) -> None:
     attempt = Attempt()
 
     async def body() -> None:
@@ -699,14 +705,14 @@ async def test_a_loop_that_has_ended_knows_its_total_without_a_count(world: Data
             async with chunk:
                 assert (said := attempt.state.meter.latest()) is None or said.total is None
 
-        assert [chunk async for chunk in loop] == []  # asked once more, it counts no more
+        assert [chunk async for chunk in loop] == []  # a finished loop does not count again
 
     await attempt.does(body)
     last = attempt.state.meter.latest()
     assert last is not None and (last.done, last.total) == (25, 25)
 
 
-async def test_nothing_is_kept_of_inner_loops_that_have_ended_but_how_much_they_did(world: Database) -> None:
+async def test_only_the_numbers_of_items_are_kept_of_inner_loops_that_have_ended(world: Database) -> None:
     attempt, alive = Attempt(), weakref.WeakSet[Any]()
 
     async def body() -> tuple[int, int]:
@@ -731,7 +737,7 @@ async def test_nothing_is_kept_of_inner_loops_that_have_ended_but_how_much_they_
     assert last is not None and last.done == 40 + 40 * 3
 
 
-async def test_the_total_is_right_also_where_rows_go_while_they_are_counted(
+async def test_the_total_is_right_even_if_rows_are_deleted_during_the_count(
     world: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt, count, is_counting, may_count = Attempt(), Pages.count, asyncio.Event(), asyncio.Event()
@@ -758,7 +764,7 @@ async def test_the_total_is_right_also_where_rows_go_while_they_are_counted(
     assert await attempt.does(body) == 25
 
 
-async def test_what_earlier_attempts_did_is_told_apart(world: Database) -> None:
+async def test_items_of_earlier_attempts_are_counted_apart(world: Database) -> None:
     async def both(limit: int) -> None:
         for kind in "ab":
             mine = select(Item).where(Item.kind == kind)
@@ -772,5 +778,5 @@ async def test_what_earlier_attempts_did_is_told_apart(world: Database) -> None:
     await first.does(partial(both, 1))
     second = Attempt(first)
     await second.does(partial(both, 3))
-    made = [one.state.meter.latest() for one in (first, second)]
-    assert [(one.done, one.before) for one in made if one] == [(12 + 4, 0), (12 + 12, 12 + 4)]
+    progress = [attempt.state.meter.latest() for attempt in (first, second)]
+    assert [(each.done, each.before) for each in progress if each] == [(12 + 4, 0), (12 + 12, 12 + 4)]

@@ -1,4 +1,4 @@
-"""The dispatcher where slots can't be fired: what it tries again, and what it says of it."""
+"""The dispatcher: its retries and its readiness while firing fails, and its calls to the engine."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Failing(Dispatcher):
         return Fired(clock.now())
 
 
-async def test_while_firing_fails_each_slot_is_one_more_try_and_one_timer_waits_for_each_task(
+async def test_while_firing_fails_each_slot_causes_one_try_and_each_task_has_one_timer(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else each second of an outage would add a try to every later one."""
+    """With a timer per failed try, the number of tries would grow with each second of an outage."""
     tasks = await know(ledger, make_task("a"), make_task("b"))
     dispatcher = Failing(ledger, tasks, NODE, LocalEngine(ledger, tasks, NODE))
     monkeypatch.setattr("service.batch.firing.dispatcher.LONGEST_PAUSE", 3600.0)  # no timer is over within the test
@@ -60,7 +60,7 @@ async def test_while_firing_fails_each_slot_is_one_more_try_and_one_timer_waits_
 
 
 class Recording:
-    """An engine that carries nothing: it keeps what it is handed."""
+    """An engine that executes nothing, and records the calls of the dispatcher."""
 
     losses = 3
 
@@ -84,7 +84,7 @@ class Recording:
         self.checks += 1
 
 
-async def test_the_dispatcher_hands_what_it_claimed_to_any_engine_and_has_it_look_after_a_failure(
+async def test_the_dispatcher_launches_claimed_runs_on_any_engine_and_makes_it_recheck_after_a_failure(
     ledger: Database,
 ) -> None:
     tasks = await know(ledger, make_task("a", "* * * * * *"))
@@ -101,7 +101,7 @@ async def test_the_dispatcher_hands_what_it_claimed_to_any_engine_and_has_it_loo
         timer.cancel()
 
 
-async def test_what_failed_is_tried_again_by_itself(ledger: Database) -> None:
+async def test_a_failed_firing_is_tried_again_until_it_succeeds(ledger: Database) -> None:
     tasks = await know(ledger, make_task("a"))
     dispatcher = Failing(ledger, tasks, NODE, LocalEngine(ledger, tasks, NODE))
     dispatcher._pause = 0.001
@@ -116,10 +116,10 @@ async def test_what_failed_is_tried_again_by_itself(ledger: Database) -> None:
     await dispatcher.stop()
 
 
-async def test_a_service_is_not_ready_for_as_long_as_no_slot_can_be_fired(
+async def test_a_service_is_not_ready_while_no_slot_can_be_fired(
     ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also while its heartbeat is written and its database answers."""
+    """That holds although its heartbeat is written and its database answers."""
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     service = BatchService(get_settings())
     await service.start()

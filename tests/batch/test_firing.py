@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import TaskRegistry, clock
 from service.batch.firing import firing, misfires, task_sync
-from service.batch.firing.firing import Plans
+from service.batch.firing.firing import SlotPlans
 from service.batch.ledger import schedules as slots
 from service.batch.ledger import tables, transitions
 from service.batch.ledger.tables import new_id
@@ -62,7 +62,7 @@ async def test_firing_twice_for_one_instant_makes_no_second_run(ledger: Database
     assert len(await rows(ledger)) == 1
 
 
-async def test_a_slot_that_has_a_row_already_is_left_alone(ledger: Database) -> None:
+async def test_a_slot_that_already_has_a_run_is_left_alone(ledger: Database) -> None:
     """The cursor was set back by hand: the unique index holds."""
     loaded = await know(ledger, make_task("tick"))
     await fire(ledger, loaded, minutes(0.6))
@@ -73,7 +73,7 @@ async def test_a_slot_that_has_a_row_already_is_left_alone(ledger: Database) -> 
     assert [run["state"] for run in await rows(ledger)] == ["queued"]
 
 
-async def test_with_room_a_run_is_inserted_as_running_under_its_first_fence(ledger: Database) -> None:
+async def test_with_capacity_a_run_is_inserted_as_running_with_its_first_fence(ledger: Database) -> None:
     loaded = await know(ledger, make_task("a"), make_task("b"))
     fired = await fire(ledger, loaded, minutes(0.6), Capacity(1, 0))
     assert len(fired.claimed) == 1
@@ -119,16 +119,16 @@ async def test_downtime_follows_the_missed_policy(ledger: Database, policy: str,
     assert on_time["slot"] == minutes(9.5)
 
 
-async def test_a_catch_up_does_not_block_the_slot_of_today(ledger: Database) -> None:
+async def test_a_catch_up_does_not_block_a_slot_on_time(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", missed=Missed("all")))
     await fire(ledger, loaded, minutes(10))
     await fire(ledger, loaded, minutes(10.6))
     states = {run["slot"]: run["state"] for run in await rows(ledger) if not run["catch_up"]}
     assert states[minutes(9.5)] == "queued"
-    assert states[minutes(10.5)] == "skipped"  # because of that one, not of the catch-up before it
+    assert states[minutes(10.5)] == "skipped"  # because of the run on time, not of the catch-up before it
 
 
-async def test_a_long_downtime_grows_one_range(ledger: Database) -> None:
+async def test_the_firings_after_a_long_downtime_extend_one_missed_range(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", "* * * * * *", missed="skip"))
     await fire(ledger, loaded, START + timedelta(hours=4))
     (found,) = await rows(ledger, tables.missed)
@@ -140,7 +140,7 @@ async def test_a_long_downtime_grows_one_range(ledger: Database) -> None:
     assert len(await rows(ledger)) == 60
 
 
-async def test_a_pause_is_one_range_that_grows_and_never_a_catch_up(ledger: Database) -> None:
+async def test_the_slots_of_a_pause_are_one_missed_range_and_are_never_caught_up(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", missed="all"))
     with clock.moved(minutes(0.6)):
         async with ledger.engine.begin() as connection:
@@ -158,7 +158,7 @@ async def test_a_pause_is_one_range_that_grows_and_never_a_catch_up(ledger: Data
     assert [run["slot"] for run in await rows(ledger)] == [minutes(0.5), minutes(10.5)]
 
 
-async def test_a_changed_schedule_handles_the_old_slots_first(ledger: Database) -> None:
+async def test_before_a_schedule_changes_the_due_slots_of_the_old_one_are_handled(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", missed="all"))
     with clock.moved(minutes(3)):
         changed = {"tick": Task(**{**vars(loaded["tick"]), "schedule": make_task("other", "0 * * * *").schedule})}
@@ -172,10 +172,8 @@ async def test_a_changed_schedule_handles_the_old_slots_first(ledger: Database) 
 
 
 @pytest.mark.parametrize("how", ["changed", "gone"])
-async def test_a_schedule_after_one_that_a_clock_ahead_has_fired_counts_from_where_that_ended(
-    ledger: Database, how: str
-) -> None:
-    """Else slots that were missed an hour ahead would run, and those that ran could be missed."""
+async def test_a_new_schedule_begins_where_a_clock_ahead_had_fired_the_old_one_to(ledger: Database, how: str) -> None:
+    """Otherwise slots that the clock ahead recorded as missed would run, and slots that ran could be missed."""
     loaded = await know(ledger, make_task("tick", missed="skip"))
     await fire(ledger, loaded, minutes(60.6))
     every_second = make_task("other", "*/2 * * * *").schedule
@@ -202,7 +200,7 @@ async def test_an_unchanged_schedule_writes_no_new_row(ledger: Database) -> None
 
 
 async def test_thousands_of_tasks_fire_in_one_transaction(ledger: Database) -> None:
-    """Beyond asyncpg's 32,767 arguments, had each value one."""
+    """With one argument for each value, the statements would exceed asyncpg's limit of 32,767."""
     tasks = [make_task(f"t{i}") for i in range(3_000)]
     loaded = await know(ledger, *tasks)
     fired = await fire(ledger, loaded, minutes(0.6), Capacity(5_000, 0))
@@ -218,7 +216,7 @@ async def test_two_dispatchers_in_opposite_order_never_deadlock(ledger: Database
     for n in range(100):
         now = minutes(n + 0.6)
         await asyncio.gather(fire(ledger, loaded, now), fire(other, backwards, now, node=new_id()))
-        # What one left to the other because it was locked is due still; both have let go by now.
+        # Schedules that one skipped because the other had locked them are still due, and no longer locked.
         await fire(ledger, loaded, now)
     await other.dispose()
     found = await rows(ledger)
@@ -226,25 +224,25 @@ async def test_two_dispatchers_in_opposite_order_never_deadlock(ledger: Database
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)  # SQLite's one writer waits instead
-async def test_a_schedule_that_another_node_is_firing_is_looked_at_again(ledger: Database, ledger_url: str) -> None:
+async def test_a_schedule_that_another_node_is_firing_is_tried_again(ledger: Database, ledger_url: str) -> None:
     loaded = await know(ledger, make_task("tick"))
     other = Database(ledger_url, setting="LEDGER_URL")
     async with other.engine.begin() as holding:
         await slots.lock(holding, ["tick"])
         fired = await fire(ledger, loaded, minutes(0.6))
-        assert list(fired.again) == ["tick"]
+        assert list(fired.again_at) == ["tick"]
         assert await rows(ledger) == []
     await other.dispose()
     await fire(ledger, loaded, minutes(0.6))
     assert len(await rows(ledger)) == 1
 
 
-async def test_a_slot_asked_for_too_early_is_asked_for_again_at_its_time(ledger: Database) -> None:
+async def test_a_slot_reported_too_early_is_fired_again_at_its_time(ledger: Database) -> None:
     """This machine's clock is ahead of the database's."""
     loaded = await know(ledger, make_task("tick"))
     with clock.moved(minutes(0.5)):
         fired = await fire(ledger, loaded, minutes(0.5) - timedelta(seconds=7))
-    assert fired.again == {"tick": minutes(0.5)}
+    assert fired.again_at == {"tick": minutes(0.5)}
 
 
 async def remove_gone(ledger: Database, live: set[str]) -> list[str]:
@@ -287,7 +285,7 @@ async def test_a_run_outlives_a_change_of_its_tasks_overlap_policy(ledger: Datab
     assert claimed.slot == minutes(0.5)
 
 
-async def test_a_schedule_that_cannot_be_read_any_more_holds_up_no_other_and_is_replaced(ledger: Database) -> None:
+async def test_a_schedule_that_can_no_longer_be_read_is_replaced_and_the_others_fire(ledger: Database) -> None:
     loaded = await know(ledger, make_task("bad"), make_task("good"))
     async with ledger.engine.begin() as connection:
         where = tables.schedules.c.task == "bad"
@@ -303,7 +301,7 @@ async def test_a_schedule_that_cannot_be_read_any_more_holds_up_no_other_and_is_
 # After a downtime of many schedules
 
 
-async def test_what_was_missed_is_planned_while_no_transaction_is_open_and_holds_up_no_slot_of_today(
+async def test_missed_slots_are_planned_outside_of_transactions_and_do_not_delay_slots_on_time(
     ledger: Database,
 ) -> None:
     old = [make_task(f"old{minute}", f"{minute} * * * *", missed=Missed("once")) for minute in range(3)]
@@ -315,11 +313,11 @@ async def test_what_was_missed_is_planned_while_no_transaction_is_open_and_holds
     async with ledger.engine.begin() as connection:
         fired = await firing.fire(connection, loaded, loaded, NODE, Capacity(0, 0), now, ahead={})
     assert [run["task"] for run in await rows(ledger)] == ["today"]
-    assert {row.task for row in fired.behind} == {"old0", "old1", "old2"} == fired.again.keys()
+    assert {row.task for row in fired.behind} == {"old0", "old1", "old2"} == fired.again_at.keys()
     ahead = await firing.plan_ahead(fired.behind, loaded, now)
     async with ledger.engine.begin() as connection:
-        fired = await firing.fire(connection, fired.again, loaded, NODE, Capacity(0, 0), now, ahead=ahead)
-    assert (fired.behind, fired.again) == ([], {})
+        fired = await firing.fire(connection, fired.again_at, loaded, NODE, Capacity(0, 0), now, ahead=ahead)
+    assert (fired.behind, fired.again_at) == ([], {})
     missed = await rows(ledger, tables.missed)
     assert [row["count"] for row in missed] == [479, 479, 479]
     assert len(await rows(ledger, catch_up=True)) == 3
@@ -340,7 +338,7 @@ async def test_a_plan_for_a_cursor_that_has_moved_since_is_dropped(ledger: Datab
 
 
 @pytest.mark.parametrize("schedules", [3, 12])
-async def test_a_transaction_catches_up_with_a_bounded_number_of_slots_of_all_schedules_and_nothing_is_lost_or_doubled(
+async def test_each_transaction_catches_up_a_bounded_number_of_slots_and_each_slot_runs_once(
     ledger: Database, monkeypatch: pytest.MonkeyPatch, schedules: int
 ) -> None:
     monkeypatch.setattr(misfires, "BUDGET", 20)
@@ -348,7 +346,7 @@ async def test_a_transaction_catches_up_with_a_bounded_number_of_slots_of_all_sc
     policy = Missed("all", max_age=timedelta(days=30))
     loaded = await know(ledger, *[make_task(f"t{n}", f"{n}-59 * * * *", missed=policy) for n in range(schedules)])
     now, again, turns = minutes(21), set(loaded), 0
-    ahead: Plans = {}
+    ahead: SlotPlans = {}
     advanced = set()
     while again:
         before = len(await rows(ledger, catch_up=True))
@@ -359,7 +357,7 @@ async def test_a_transaction_catches_up_with_a_bounded_number_of_slots_of_all_sc
         if turns in (1, 2):
             advanced |= {run["task"] for run in made}
         ahead = await firing.plan_ahead(fired.behind, loaded, now)
-        again = {name for name, at in fired.again.items() if at <= now}
+        again = {name for name, at in fired.again_at.items() if at <= now}
         turns += 1
     assert len(advanced) == min(schedules, 10)
     for task in loaded.values():
@@ -367,7 +365,7 @@ async def test_a_transaction_catches_up_with_a_bounded_number_of_slots_of_all_sc
         assert sorted(run["slot"] for run in await rows(ledger, task=task.name)) == due
 
 
-async def test_a_firing_looks_for_runs_in_the_way_of_those_tasks_only_where_some_may_be(ledger: Database) -> None:
+async def test_a_firing_reads_active_runs_only_for_tasks_with_a_limit(ledger: Database) -> None:
     loaded = await know(ledger, make_task("free", overlap="allow"), make_task("plain"))
     statements: list[str] = []
 
@@ -376,8 +374,8 @@ async def test_a_firing_looks_for_runs_in_the_way_of_those_tasks_only_where_some
 
     event.listen(ledger.engine.sync_engine, "before_cursor_execute", keep)
     await fire(ledger, {"free": loaded["free"]}, minutes(1))
-    without = [one for one in statements if "FROM batch_runs" in one]
+    without = [statement for statement in statements if "FROM batch_runs" in statement]
     await fire(ledger, {"plain": loaded["plain"]}, minutes(1))
     event.remove(ledger.engine.sync_engine, "before_cursor_execute", keep)
     assert without == []
-    assert any("FROM batch_runs" in one for one in statements)
+    assert any("FROM batch_runs" in statement for statement in statements)

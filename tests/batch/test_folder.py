@@ -1,4 +1,4 @@
-"""The tasks folder of a process that runs: files that are dropped in, mended, changed, removed."""
+"""The tasks folder of a process that runs: files that are added, corrected, changed, removed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder() -> TasksFolder:
     return folder
 
 
-def test_a_new_file_is_loaded_when_it_looks_the_same_twice(folder: TasksFolder) -> None:
+def test_a_new_file_is_loaded_when_two_scans_find_it_unchanged(folder: TasksFolder) -> None:
     assert folder.load_new() == {}
     write("second", "half a f")
     assert folder.load_new() == {}
@@ -62,7 +62,7 @@ def test_a_file_that_failed_is_tried_again_when_it_was_changed(folder: TasksFold
     assert folder.broken == []
 
 
-def test_a_file_that_failed_at_the_start_can_be_mended_too() -> None:
+def test_a_file_that_failed_at_the_start_can_be_corrected() -> None:
     write("first", "class")
     folder = TasksFolder(Path("tasks"))
     assert folder.load() == {} and len(folder.broken) == 1
@@ -71,21 +71,21 @@ def test_a_file_that_failed_at_the_start_can_be_mended_too() -> None:
     assert list(folder.load_new()) == ["first"] and folder.broken == []
 
 
-def test_a_file_that_changed_is_told_once_and_stays_what_it_was(
+def test_a_changed_file_is_logged_once_and_its_old_version_stays(
     folder: TasksFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     write("first", schedule="30 * * * *")
     for _ in range(4):
         assert folder.load_new() == {}
     [told] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert told.startswith("tasks/first.py has changed, and this process runs what it was")
+    assert told.startswith("tasks/first.py has changed, but this process goes on with the old version")
     write("first", schedule="31 * * * *")
     folder.load_new()
     folder.load_new()
     assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 2
 
 
-def test_a_second_task_of_a_name_is_refused(folder: TasksFolder) -> None:
+def test_a_second_task_with_the_same_name_is_refused(folder: TasksFolder) -> None:
     write("other", TASK.replace("{name}", "first"))
     folder.load_new()
     assert folder.load_new() == {}
@@ -93,7 +93,7 @@ def test_a_second_task_of_a_name_is_refused(folder: TasksFolder) -> None:
     assert broken.source == "tasks/other.py" and "two tasks are named 'first'" in broken.error
 
 
-def test_a_file_or_folder_that_is_gone_changes_nothing(folder: TasksFolder) -> None:
+def test_a_removed_file_or_folder_changes_nothing(folder: TasksFolder) -> None:
     Path("tasks/first.py").unlink()
     assert folder.load_new() == {}
     Path("tasks").rename("elsewhere")
@@ -111,7 +111,7 @@ def test_names_that_begin_with_an_underscore_are_left_out(folder: TasksFolder) -
 BAD_SCHEDULE = TASK.replace("{schedule}", "61 * * * *")
 
 
-def test_a_file_whose_class_was_refused_can_be_mended(folder: TasksFolder) -> None:
+def test_a_file_whose_class_was_refused_can_be_corrected(folder: TasksFolder) -> None:
     write("second", BAD_SCHEDULE)
     folder.load_new()
     assert folder.load_new() == {} and "61" in folder.broken[0].error
@@ -120,7 +120,7 @@ def test_a_file_whose_class_was_refused_can_be_mended(folder: TasksFolder) -> No
     assert list(folder.load_new()) == ["second"] and folder.broken == []
 
 
-def test_a_file_that_needs_another_is_tried_again_when_that_is_mended_or_comes(folder: TasksFolder) -> None:
+def test_a_file_that_failed_is_tried_again_when_another_file_changes_or_is_added(folder: TasksFolder) -> None:
     write("second", "from tasks._helper import NAME\n" + TASK)
     folder.load_new()
     assert folder.load_new() == {} and "_helper" in folder.broken[0].error
@@ -142,10 +142,10 @@ def test_a_file_with_a_good_and_a_bad_class_needs_a_restart(
     write("second", both.replace("61", "1"))
     folder.load_new()
     folder.load_new()
-    assert "tasks/second.py has changed, and this process runs what it was" in caplog.text
+    assert "tasks/second.py has changed, but this process goes on with the old version" in caplog.text
 
 
-def test_a_file_that_is_gone_is_told_once_and_counts_as_broken_no_more(
+def test_a_removed_file_is_logged_once_and_is_no_longer_broken(
     folder: TasksFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     write("second", "1 / 0")
@@ -159,7 +159,7 @@ def test_a_file_that_is_gone_is_told_once_and_counts_as_broken_no_more(
     assert caplog.text.count("tasks/first.py is gone, and this process still runs its tasks") == 1
 
 
-def test_a_broken_init_is_one_entry_until_it_is_mended() -> None:
+def test_a_broken_init_is_reported_once_until_it_is_corrected() -> None:
     """In a folder of another name: `tasks` is imported already, and stays."""
     jobs = Path("jobs_with_a_broken_init")
     jobs.mkdir()

@@ -359,8 +359,8 @@ async def test_only_the_schedules_whose_slot_has_come_are_read_again(
         clock.advance(MINUTE)
         await services.second()
         await until(lambda: ledger_world.rows(ledger, state="succeeded"))
-        await until(lambda: asyncio.sleep(0, services.all[0].schedules._next_at > clock.now()))
-        assert services.all[0].schedules._next["tick"] == START + 1.5 * MINUTE
+        await until(lambda: asyncio.sleep(0, services.all[0].schedules._next_slot > clock.now()))
+        assert services.all[0].schedules._next_slots["tick"] == START + 1.5 * MINUTE
     whole = [one for one in asked.others if "FROM batch_schedules" in one and "v." not in one]
     assert whole == []
 

@@ -1,4 +1,4 @@
-"""ItemTask: fetched outside, saved in savepoints, bad items set aside: on both databases."""
+"""ItemTask on both databases: items are fetched outside of transactions, saved in savepoints, or set aside."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make(**attributes: Any) -> type[_Made]:
 
 
 async def aside(run: str) -> list[tuple[str, str, int]]:
-    return [(one.item, one.error["message"], one.times) for one in await quarantine.listed(application_database(), run)]
+    return [(row.item, row.error["message"], row.times) for row in await quarantine.listed(application_database(), run)]
 
 
 async def test_each_item_is_saved_once(world: Database) -> None:
@@ -64,7 +64,7 @@ class Unreadable(ValueError):
         raise ZeroDivisionError
 
 
-async def test_an_item_whose_error_can_t_be_shown_or_stored_as_it_is_is_set_aside_too(world: Database) -> None:
+async def test_an_item_whose_error_can_t_be_formatted_or_stored_is_set_aside_too(world: Database) -> None:
     attempt = Attempt()
     bad = {3: Unreadable(), 4: ValueError("a\0b"), 5: ValueError("x" * 1_000_000)}
     assert await attempt.does(make(bad=bad, skip=Skip(limit=3))().run) == {"done": 22, "set_aside": 3}
@@ -74,13 +74,13 @@ async def test_an_item_whose_error_can_t_be_shown_or_stored_as_it_is_is_set_asid
     assert fifth[1] == "x" * 20_000
 
 
-async def test_an_item_that_always_fails_fails_the_run_where_nothing_is_said_of_it(world: Database) -> None:
+async def test_without_skip_an_item_that_always_fails_fails_the_run(world: Database) -> None:
     with pytest.raises(ValueError, match="bad"):
         await Attempt().does(make(bad={13: ValueError("bad")})().run)
     assert await seen() == list(range(1, 11))
 
 
-async def test_bad_items_are_set_aside_with_the_error_and_leave_nothing(world: Database) -> None:
+async def test_bad_items_are_set_aside_with_the_error_and_their_changes_are_rolled_back(world: Database) -> None:
     attempt = Attempt()
     own = make(bad={3: ValueError("bad"), 13: KeyError("gone")}, skip=Skip(limit=2, on=(ValueError, KeyError)))
     assert await attempt.does(own().run) == {"done": 23, "set_aside": 2}
@@ -92,12 +92,12 @@ async def test_bad_items_are_set_aside_with_the_error_and_leave_nothing(world: D
         assert (await db.get_one(Item, 3)).done == 0
 
 
-async def test_an_error_that_skip_does_not_name_fails_the_run(world: Database) -> None:
+async def test_an_error_that_skip_does_not_include_fails_the_run(world: Database) -> None:
     with pytest.raises(TypeError, match="worse"):
         await Attempt().does(make(bad={3: TypeError("worse")}, skip=Skip(limit=2, on=ValueError))().run)
 
 
-async def test_beyond_the_limit_the_run_fails_and_says_so_in_all_its_attempts(world: Database) -> None:
+async def test_beyond_the_limit_each_attempt_of_the_run_fails_with_that_reason(world: Database) -> None:
     first = Attempt()
     own = make(bad=dict.fromkeys((1, 2, 11), ValueError("bad")), skip=Skip(limit=2))
     for attempt in (first, Attempt(first)):
@@ -107,7 +107,7 @@ async def test_beyond_the_limit_the_run_fails_and_says_so_in_all_its_attempts(wo
     assert len(await aside(first.run.id)) == 2
 
 
-async def test_an_error_that_passes_is_tried_again_for_the_item_alone(world: Database) -> None:
+async def test_a_temporary_error_is_retried_for_the_item_alone(world: Database) -> None:
     own = make(
         bad={3: lambda tries: ConnectionError() if tries < 3 else None, 4: ConnectionError("never")}, skip=Skip(9)
     )
@@ -117,7 +117,7 @@ async def test_an_error_that_passes_is_tried_again_for_the_item_alone(world: Dat
     assert await aside(attempt.run.id) == [("4", "never", 3)]
 
 
-async def test_a_deadlock_has_the_whole_chunk_saved_again(world: Database) -> None:
+async def test_after_a_deadlock_the_whole_chunk_is_saved_again(world: Database) -> None:
     deadlock = DBAPIError("UPDATE", {}, Deadlock())
     own = make(bad={3: lambda tries: deadlock if tries == 1 else None}, skip=Skip(9))
     assert await Attempt().does(own().run) == {"done": 25, "set_aside": 0}
@@ -125,14 +125,14 @@ async def test_a_deadlock_has_the_whole_chunk_saved_again(world: Database) -> No
     assert await seen() == list(range(1, 26))
 
 
-async def test_so_many_are_fetched_at_a_time_and_no_transaction_is_open(world: Database) -> None:
+async def test_concurrency_items_are_fetched_at_a_time_while_no_transaction_is_open(world: Database) -> None:
     waiting, most = 0, 0
 
     async def fetch(self: Any, item: Item) -> str:
         nonlocal waiting, most
         waiting += 1
         most = max(most, waiting)
-        async with get_db() as db:  # on SQLite it would wait for ever for a chunk's
+        async with get_db() as db:  # on SQLite this would wait for ever for the session of an open chunk
             see(db, [-item.id])
             await db.commit()
         await asyncio.sleep(0.01)
@@ -150,7 +150,7 @@ async def test_so_many_are_fetched_at_a_time_and_no_transaction_is_open(world: D
     assert most == 4
 
 
-async def test_what_fetch_raises_is_tried_again_and_then_set_aside(world: Database) -> None:
+async def test_an_item_whose_fetch_raises_is_retried_and_then_set_aside(world: Database) -> None:
     tries: Counter[int] = Counter()
 
     async def fetch(self: Any, item: Item) -> int:
@@ -171,12 +171,12 @@ async def test_what_fetch_raises_is_tried_again_and_then_set_aside(world: Databa
     assert await aside(attempt.run.id) == [("3", "not there", 1)]
 
 
-async def test_a_row_that_comes_while_others_are_fetched_is_not_passed_over(world: Database) -> None:
+async def test_a_row_inserted_during_the_fetches_is_not_skipped(world: Database) -> None:
     async def fetch(self: Any, item: Item) -> None:
         if item.id == 5:
             async with get_db() as db:
                 await db.delete(await db.get_one(Item, 6))
-                db.add(Item(id=0, kind="a", done=0))  # behind it only later: before it nothing is done yet
+                db.add(Item(id=0, kind="a", done=0))  # its key is before those fetched, and nothing is committed yet
                 await db.commit()
 
     own = make(fetch=fetch)
@@ -184,7 +184,7 @@ async def test_a_row_that_comes_while_others_are_fetched_is_not_passed_over(worl
     assert await seen() == [0, *range(1, 6), *range(7, 26)]
 
 
-async def test_a_later_attempt_fetches_and_saves_behind_what_is_done(world: Database) -> None:
+async def test_a_later_attempt_fetches_and_saves_only_the_items_left(world: Database) -> None:
     fetched = []
 
     async def fetch(self: Any, item: Item) -> None:
@@ -201,7 +201,7 @@ async def test_a_later_attempt_fetches_and_saves_behind_what_is_done(world: Data
     assert await seen() == list(range(1, 26))
 
 
-async def test_a_redrive_does_just_those_again_and_marks_them(world: Database) -> None:
+async def test_a_redrive_processes_only_the_items_set_aside_and_marks_them(world: Database) -> None:
     first = Attempt()
     own = make(bad=dict.fromkeys((3, 13, 14), ValueError("bad")), skip=Skip(9))
     await first.does(own().run)
@@ -213,9 +213,9 @@ async def test_a_redrive_does_just_those_again_and_marks_them(world: Database) -
     third = Attempt()
     assert await third.does(partial(own().run, redrive=first.run.id)) == {"done": 1, "set_aside": 0}
     assert (await seen())[-1] == 13
-    with pytest.raises(ChunkError, match="has no items set aside that are not done again yet"):
+    with pytest.raises(ChunkError, match="has no items set aside that are not processed yet"):
         await Attempt().does(partial(own().run, redrive=first.run.id))
-    with pytest.raises(ChunkError, match=r"not done again yet: 99"):
+    with pytest.raises(ChunkError, match=r"not processed yet: 99"):
         await Attempt().does(partial(own().run, redrive=second.run.id, items=["14", "99"]))
 
 
@@ -237,7 +237,7 @@ async def test_keys_of_several_columns_and_selects_of_columns(world: Database) -
     assert len(await seen()) == 24
     assert [item for item, _, _ in await aside(attempt.run.id)] == ['["b", 3]']
     Own.key = None
-    with pytest.raises(ChunkError, match="say which of them tell its rows apart"):
+    with pytest.raises(ChunkError, match="name those that identify a row"):
         await Attempt().does(Own().run)
 
 
@@ -246,12 +246,12 @@ async def test_outside_a_run_a_bad_item_raises(world: Database) -> None:
         await make(bad={3: ValueError("bad")}, skip=Skip(9))().run()
 
 
-async def test_the_loop_leaves_its_place_in_the_same_row_as_any_other(world: Database) -> None:
+async def test_an_item_task_keeps_its_position_like_any_other_loop(world: Database) -> None:
     await Attempt().does(make()().run)
     assert [(row.name, row.count, row.finished) for row in await rows()] == [("chunks:1", 25, True)]
 
 
-def test_a_skip_says_what_is_allowed() -> None:
+def test_an_invalid_skip_is_refused_with_the_allowed_values() -> None:
     with pytest.raises(InvalidTask, match=r"Skip\(limit\) is 0; allowed: an int from 1"):
         Skip(limit=0)
     with pytest.raises(InvalidTask, match=r"Skip\(on\) is 'x'; allowed"):

@@ -42,7 +42,7 @@ class Unreadable(Exception):
 """
 
 
-def test_a_file_whose_error_can_t_be_shown_is_reported_and_the_others_run() -> None:
+def test_a_file_whose_error_can_t_be_formatted_is_reported_and_the_others_run() -> None:
     write(
         good="from service import BaseTask\nclass Good(BaseTask):\n name, schedule = 'good', None\n def run(self): ...",
         raising=f"{UNREADABLE}raise Unreadable",
@@ -93,7 +93,7 @@ def test_abstract_classes_and_underscored_names_do_not_register_themselves() -> 
     assert loaded() == ["concrete"]
 
 
-def test_a_class_whose_run_is_misspelled_is_no_task_and_is_told() -> None:
+def test_a_class_whose_run_is_misspelled_is_no_task_and_is_logged() -> None:
     stream = StringIO()
     logs.set_up(stream=stream)
     write(typo=task("typo").replace("def run", "def rnu"))
@@ -140,20 +140,20 @@ def test_a_broken_file_is_logged_with_its_traceback_and_without_the_import_machi
     assert "in broken\n        1 / 0" in stream.getvalue() and "importlib" not in stream.getvalue()
 
 
-def test_what_a_failed_file_had_registered_is_forgotten() -> None:
+def test_the_tasks_of_a_file_that_failed_are_forgotten() -> None:
     write(half=task("half") + "TaskRegistry.register(Made)\n1 / 0")
     assert len(load()) == 1
     assert loaded() == []
 
 
-def test_a_file_that_was_mended_is_imported_anew() -> None:
+def test_a_file_that_was_corrected_is_imported_again() -> None:
     write(mended="1 / 0")
     assert len(load()) == 1
     write(mended=task("mended"))
     assert (load(), loaded()) == ([], ["mended"])
 
 
-def test_one_bad_class_leaves_the_others_of_its_file() -> None:
+def test_an_invalid_class_does_not_prevent_the_others_of_its_file() -> None:
     head = "class {}(BaseTask):\n    name = 'bad'\n    def run(self): ...\n"
     init = head.format("Bad") + "    schedule = None\n    def __init__(self): {}['x']\n"
     missing = head.format("Dynamic") + "    schedule = property(lambda _: get_settings().NO_CRON)\n"
@@ -175,7 +175,7 @@ def test_two_files_that_import_each_other_see_the_same_classes() -> None:
     assert TaskRegistry.get("b").cls().run() is TaskRegistry.get("a").cls
 
 
-def test_a_folder_of_an_odd_name_and_files_of_odd_names_are_loaded() -> None:
+def test_a_folder_and_files_whose_names_are_no_identifiers_are_loaded() -> None:
     odd = Path("my-tasks.v2")
     odd.mkdir()
     (odd / "_part.py").write_text("NAME = 'odd'\n")
@@ -184,7 +184,7 @@ def test_a_folder_of_an_odd_name_and_files_of_odd_names_are_loaded() -> None:
     assert TaskRegistry.get("odd").source == "my-tasks.v2/2024.my-report.py"
 
 
-def test_a_folder_that_is_not_there_is_an_error_that_names_the_setting() -> None:
+def test_a_missing_folder_is_an_error_that_names_the_setting() -> None:
     with pytest.raises(InvalidSetting, match=r"setting TASKS_DIR: there is no folder 'nowhere'"):
         load_tasks(Path("nowhere"))
 
@@ -198,7 +198,7 @@ print(load_tasks(Path("tasks")), [t.cls().run() for t in TaskRegistry.tasks().va
 
 
 @pytest.mark.parametrize("init", [None, "HERE = 1\n"])
-def test_the_folders_own_files_are_found_though_another_package_tasks_is_installed(init: str | None) -> None:
+def test_the_files_of_the_folder_are_found_although_another_package_tasks_is_installed(init: str | None) -> None:
     """In a process of its own, as `batch` starts: with this project's tasks/ on the path, and not the folder."""
     if init is not None:
         Path("tasks/__init__.py").write_text(init)
@@ -246,9 +246,7 @@ def run_of(name: str) -> Any:
 
 @pytest.mark.parametrize("is_absolute", [True, False])
 @pytest.mark.parametrize("has_init", [True, False])
-def test_a_folder_in_a_package_has_its_imports_and_its_classes_once(
-    myapp: Path, is_absolute: bool, has_init: bool
-) -> None:
+def test_a_folder_in_a_package_is_imported_once(myapp: Path, is_absolute: bool, has_init: bool) -> None:
     if not has_init:
         (myapp / "tasks" / "__init__.py").unlink()
     assert load_tasks(myapp / "tasks" if is_absolute else Path("src/myapp/tasks")) == []
@@ -263,14 +261,14 @@ def test_a_folder_in_a_package_has_its_imports_and_its_classes_once(
     assert myapp.tasks.a.Relative is TaskRegistry.get("relative").cls
 
 
-def test_what_the_application_had_imported_before_is_not_imported_again(myapp: Path) -> None:
+def test_modules_that_the_application_had_imported_are_not_imported_again(myapp: Path) -> None:
     sys.path.insert(0, str(myapp.parent))
     before = import_module("myapp.tasks.a")
     assert load_tasks(Path("src/myapp/tasks")) == []
     assert TaskRegistry.get("relative").cls is before.Relative
 
 
-def test_a_package_that_is_reached_through_a_link_is_not_imported_again(myapp: Path) -> None:
+def test_a_package_behind_a_symbolic_link_is_not_imported_again(myapp: Path) -> None:
     Path("link").symlink_to(myapp.parent, target_is_directory=True)
     sys.path.insert(0, str(Path("link").absolute()))
     before = import_module("myapp.tasks.a")
@@ -305,7 +303,7 @@ def test_a_folder_of_a_dotted_name_wins_over_a_package(myapp: Path) -> None:
     assert loaded() == ["of_the_folder"]
 
 
-def test_the_working_directory_is_no_package_though_it_has_an_init(imports: None) -> None:
+def test_the_working_directory_is_no_package_even_with_an_init(imports: None) -> None:
     Path("__init__.py").touch()
     write(_part_of_it="VALUE = 'mine'\n")
     write(one="from tasks._part_of_it import VALUE\n" + task("one", body="return VALUE"))
@@ -314,7 +312,7 @@ def test_the_working_directory_is_no_package_though_it_has_an_init(imports: None
     assert TaskRegistry.get("one").cls.__module__.startswith("tasks.one")
 
 
-def test_an_error_in_a_package_around_the_tasks_is_told_and_what_does_not_need_it_runs(myapp: Path) -> None:
+def test_an_error_in_a_package_around_the_tasks_is_reported_and_tasks_that_do_not_need_it_run(myapp: Path) -> None:
     (myapp / "__init__.py").write_text("\n1 / 0\n")
     (myapp / "tasks" / "c.py").write_text(HEAD + task("apart"))
     broken = {file.source: file.error for file in load_tasks(Path("src/myapp/tasks"))}
@@ -336,7 +334,9 @@ def test_an_error_in_a_package_around_the_tasks_is_told_and_what_does_not_need_i
         ("myapp..tasks", "there is no folder 'myapp..tasks' in "),
     ],
 )
-def test_a_place_without_tasks_is_an_error_that_says_what_is_there(myapp: Path, name: str, reason: str) -> None:
+def test_a_place_that_is_no_folder_or_package_is_an_error_that_says_what_it_is(
+    myapp: Path, name: str, reason: str
+) -> None:
     sys.path.insert(0, str(myapp.parent))
     with pytest.raises(InvalidSetting) as raised:
         load_tasks(Path(name))

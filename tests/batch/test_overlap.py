@@ -1,4 +1,4 @@
-"""Slots that are due while runs of their task are active: skip, wait, allow, replace, and max_running."""
+"""The overlap policies skip, wait, allow and replace, and max_running: slots that are due while runs are active."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def still_clock() -> object:
 async def claim(
     ledger: Database, loaded: dict[str, Task], now: datetime, limit: int = 100, node: str = NODE
 ) -> list[Claimed]:
-    """Claim runs as a node does in each turn."""
+    """Claim runs as a node does."""
     async with ledger.engine.begin() as connection:
         heads = await claiming.heads(connection, list(loaded), now, limit, concurrency.rules(loaded.values()))
         others = {head.id: head.lane for head in heads if head.lane > 1}
@@ -91,7 +91,7 @@ async def test_a_slot_waits_for_the_end_of_the_active_run_and_then_runs(ledger: 
     assert claimed.id == second["id"]
 
 
-async def test_one_slot_waits_and_the_next_ones_are_skipped_because_of_it(ledger: Database) -> None:
+async def test_one_slot_waits_and_the_next_ones_are_skipped(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait"))
     for n in range(4):
         await fire(ledger, loaded, minutes(n + 0.6), Capacity(5, 5))
@@ -101,7 +101,7 @@ async def test_one_slot_waits_and_the_next_ones_are_skipped_because_of_it(ledger
     assert skipped[0]["finished_at"] == minutes(2.6)
 
 
-async def test_max_waiting_limits_how_many_slots_wait(ledger: Database) -> None:
+async def test_max_waiting_is_the_number_of_slots_that_may_wait(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait", max_waiting=3))
     for n in range(5):
         await fire(ledger, loaded, minutes(n + 0.6), Capacity(5, 5))
@@ -116,13 +116,13 @@ async def test_max_waiting_limits_how_many_slots_wait(ledger: Database) -> None:
         assert claimed.slot == minutes(n + 1.5)
 
 
-async def test_slots_fired_late_together_wait_for_each_other(ledger: Database) -> None:
+async def test_slots_fired_late_in_one_transaction_wait_for_each_other(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", "*/20 * * * * *", overlap="wait"))
     await fire(ledger, loaded, START + timedelta(seconds=50), Capacity(5, 5))
     assert await states(ledger) == ["running", "queued", "skipped"]
 
 
-async def test_a_slot_waits_for_the_retries_of_the_one_before_it_and_what_a_person_started_does_not(
+async def test_a_slot_waits_for_the_retries_of_the_previous_slot_and_a_manual_run_does_not(
     ledger: Database,
 ) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait"))
@@ -135,38 +135,40 @@ async def test_a_slot_waits_for_the_retries_of_the_one_before_it_and_what_a_pers
     by_hand = new("tick", due_at=minutes(2), created_at=minutes(2))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [by_hand])
-    assert [one.id for one in await claim(ledger, loaded, minutes(2.1))] == [by_hand.id]
+    assert [run.id for run in await claim(ledger, loaded, minutes(2.1))] == [by_hand.id]
     await end(ledger, by_hand.id, minutes(2.2))
     (again,) = await claim(ledger, loaded, minutes(3))
     assert (again.id, again.attempt) == (first["id"], 2)
     await end(ledger, first["id"], minutes(3.1))
-    assert [one.slot for one in await claim(ledger, loaded, minutes(3.2))] == [minutes(1.5)]
+    assert [run.slot for run in await claim(ledger, loaded, minutes(3.2))] == [minutes(1.5)]
 
 
-async def test_a_slot_that_waits_keeps_no_other_task_from_running(ledger: Database) -> None:
+async def test_a_waiting_slot_does_not_delay_other_tasks(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait", priority=100), make_task("other", None))
     await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("other", due_at=minutes(1))])
-    assert [one.task for one in await claim(ledger, loaded, minutes(2), limit=1)] == ["other"]
+    assert [run.task for run in await claim(ledger, loaded, minutes(2), limit=1)] == ["other"]
 
 
-async def test_with_several_lanes_a_slot_takes_a_lane_only_after_earlier_slots_have_theirs(ledger: Database) -> None:
+async def test_with_several_lanes_a_run_between_two_attempts_keeps_its_place_before_later_slots(
+    ledger: Database,
+) -> None:
     loaded = await know(ledger, make_task("tick", overlap="wait", max_running=2, max_waiting=2))
     between = {"state": "retrying", "due_at": minutes(9), "attempt": 1}
     at = [minutes(n + 0.5) for n in range(3)]
     slots = [new("tick", origin="schedule", slot=slot, rank=Rank.ON_TIME, due_at=slot) for slot in at]
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [replace(slots[0], **between), *slots[1:]])
-    assert [one.slot for one in await claim(ledger, loaded, minutes(3))] == [at[1]]
+    assert [run.slot for run in await claim(ledger, loaded, minutes(3))] == [at[1]]
     assert await claim(ledger, loaded, minutes(3)) == []
 
 
 # max_running
 
 
-async def test_a_queue_with_lanes_starts_runs_made_by_a_clock_that_is_ahead(ledger: Database) -> None:
+async def test_a_queue_with_lanes_starts_runs_that_a_clock_ahead_has_made(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", max_running=2))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("tick", due_at=minutes(60))])
@@ -174,7 +176,7 @@ async def test_a_queue_with_lanes_starts_runs_made_by_a_clock_that_is_ahead(ledg
 
 
 @pytest.mark.parametrize("overlap", ["skip", "wait", "allow", "replace"])
-async def test_max_running_limits_runs_under_every_overlap_policy(ledger: Database, overlap: str) -> None:
+async def test_max_running_limits_concurrent_runs_with_each_overlap_policy(ledger: Database, overlap: str) -> None:
     loaded = await know(ledger, make_task("tick", overlap=overlap, max_running=2))
     for n in range(5):
         await fire(ledger, loaded, minutes(n + 0.6), Capacity(9, 9))
@@ -197,7 +199,7 @@ async def test_the_reason_names_a_run_when_several_are_in_the_way(ledger: Databa
     assert skipped["reason"] == f"{of_slot(first)} (and 1 more) was still running"
 
 
-async def test_a_run_may_take_any_free_lane_and_its_retry_another_one(ledger: Database) -> None:
+async def test_a_run_takes_any_empty_lane_and_its_retry_may_take_another_one(ledger: Database) -> None:
     loaded = await know(ledger, make_task("many", None, overlap="allow", max_running=3))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("many", due_at=START) for _ in range(6)])
@@ -231,7 +233,7 @@ async def test_the_database_refuses_a_lane_that_another_node_has_taken(ledger: D
     assert len(await rows(ledger, state="running")) == 1
 
 
-async def test_two_nodes_at_once_never_run_more_than_allowed(ledger: Database, ledger_url: str) -> None:
+async def test_two_nodes_together_never_run_more_than_max_running(ledger: Database, ledger_url: str) -> None:
     loaded = await know(ledger, make_task("many", None, max_running=3))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("many", due_at=START) for _ in range(40)])
@@ -270,7 +272,7 @@ async def test_max_running_may_change_while_runs_are_going_on(
     assert len(await rows(ledger, state="running")) == limit
 
 
-async def test_a_node_that_fires_runs_only_in_lanes_that_are_empty(ledger: Database) -> None:
+async def test_a_firing_starts_runs_only_in_empty_lanes(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", max_running=2))
     async with ledger.engine.begin() as connection:
         by_hand = [new("tick", state="running", node=OTHER, attempt=1, lane=lane) for lane in (1, 2)]
@@ -283,7 +285,7 @@ async def test_a_node_that_fires_runs_only_in_lanes_that_are_empty(ledger: Datab
 # replace
 
 
-async def test_replace_asks_the_active_run_to_stop_and_the_new_slot_waits_for_its_end(ledger: Database) -> None:
+async def test_replace_requests_the_end_of_the_active_run_and_the_new_slot_waits_for_it(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace"))
     await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     await fire(ledger, loaded, minutes(1.6), Capacity(5, 5))
@@ -292,10 +294,10 @@ async def test_replace_asks_the_active_run_to_stop_and_the_new_slot_waits_for_it
     assert old["cancel_reason"] == f"{of_slot(young)} replaced it"
     assert await claim(ledger, loaded, minutes(1.7)) == []
     await end(ledger, old["id"], minutes(1.8), RunState.CANCELLED, reason=old["cancel_reason"])
-    assert [one.id for one in await claim(ledger, loaded, minutes(1.9))] == [young["id"]]
+    assert [run.id for run in await claim(ledger, loaded, minutes(1.9))] == [young["id"]]
 
 
-async def test_a_run_that_only_waits_is_replaced_at_once_and_the_newest_slot_is_the_one_that_runs(
+async def test_a_queued_run_is_replaced_at_once_by_the_newest_slot(
     ledger: Database,
 ) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace"))
@@ -306,7 +308,7 @@ async def test_a_run_that_only_waits_is_replaced_at_once_and_the_newest_slot_is_
     assert young["state"] == "running"
 
 
-async def test_a_run_that_is_between_two_attempts_is_replaced(ledger: Database) -> None:
+async def test_a_run_between_two_attempts_is_replaced(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace"))
     await fire(ledger, loaded, minutes(0.6), Capacity(5, 5))
     (old,) = await rows(ledger)
@@ -315,16 +317,16 @@ async def test_a_run_that_is_between_two_attempts_is_replaced(ledger: Database) 
     assert await states(ledger) == ["cancelled", "running"]
 
 
-async def test_of_slots_that_are_fired_late_together_the_newest_replaces_the_others(ledger: Database) -> None:
+async def test_of_slots_fired_late_in_one_transaction_the_newest_replaces_the_others(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", "*/10 * * * * *", overlap="replace"))
     fired = await fire(ledger, loaded, START + timedelta(seconds=30), Capacity(5, 5))
     assert await states(ledger) == ["cancelled", "cancelled", "running"]
     first, second, third = await by_slot(ledger)
     assert (first["reason"], second["reason"]) == (f"{of_slot(second)} replaced it", f"{of_slot(third)} replaced it")
-    assert [one.id for one in fired.claimed] == [third["id"]]
+    assert [run.id for run in fired.claimed] == [third["id"]]
 
 
-async def test_the_oldest_slot_is_the_one_that_is_replaced_even_where_a_younger_one_was_quicker(
+async def test_the_oldest_slot_is_replaced_even_if_a_younger_one_has_started(
     ledger: Database,
 ) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace", max_running=2))
@@ -338,7 +340,7 @@ async def test_the_oldest_slot_is_the_one_that_is_replaced_even_where_a_younger_
     assert (await rows(ledger, state="running"))[0]["cancel_reason"] is None
 
 
-async def test_a_run_that_a_person_started_is_not_replaced(ledger: Database) -> None:
+async def test_a_manual_run_is_not_replaced(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", overlap="replace"))
     by_hand = new("tick", state="running", node=OTHER, attempt=1)
     async with ledger.engine.begin() as connection:
@@ -349,10 +351,10 @@ async def test_a_run_that_a_person_started_is_not_replaced(ledger: Database) -> 
 
 
 @pytest.mark.parametrize("is_sync", [False, True])
-async def test_the_node_of_the_replaced_run_reads_the_request_with_its_next_poll(
+async def test_the_node_of_a_replaced_run_notices_it_within_two_ledger_polls(
     ledger: Database, is_sync: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It polls once a second. One poll may be going on at the request, and another while the end is written."""
+    """It polls once a second. (One poll may be under way, and another may happen while the end is written.)"""
     begun = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -393,7 +395,7 @@ async def test_the_node_of_the_replaced_run_reads_the_request_with_its_next_poll
 # By hand
 
 
-async def test_a_run_by_hand_takes_a_free_lane_and_waits_if_there_is_none(ledger: Database) -> None:
+async def test_a_run_by_hand_takes_an_empty_lane_or_waits_for_one(ledger: Database) -> None:
     loaded = await know(ledger, make_task("many", None, max_running=2))
     held = new("many", state="running", node=OTHER, attempt=1, lane=1)
     async with ledger.engine.begin() as connection:
@@ -445,7 +447,7 @@ async def test_the_retry_of_a_run_by_hand_waits_while_another_run_of_the_task_is
 
 
 @pytest.mark.parametrize("overlap", ["skip", "wait", "replace"])
-async def test_a_catch_up_of_ten_thousand_slots_neither_starves_nor_skips_the_slot_of_today(
+async def test_a_catch_up_of_ten_thousand_slots_neither_delays_nor_skips_a_slot_on_time(
     ledger: Database, overlap: str
 ) -> None:
     loaded = await know(
@@ -456,20 +458,20 @@ async def test_a_catch_up_of_ten_thousand_slots_neither_starves_nor_skips_the_sl
     caught_up = await rows(ledger, task="tick", catch_up=True)
     assert len(caught_up) == 9_999
     today = START + days - timedelta(seconds=30)
-    (claimed,) = [one for one in await claim(ledger, loaded, START + days) if one.task == "tick"]
+    (claimed,) = [run for run in await claim(ledger, loaded, START + days) if run.task == "tick"]
     assert claimed.slot == today
     await end(ledger, claimed.id, START + days)
-    (old,) = [one for one in await claim(ledger, loaded, START + days) if one.task == "tick"]
+    (old,) = [run for run in await claim(ledger, loaded, START + days) if run.task == "tick"]
     assert old.slot == START + timedelta(seconds=30)
     await fire(ledger, loaded, START + days + MINUTE, Capacity(5, 5))
     (row,) = await rows(ledger, task="tick", slot=today + MINUTE)
     assert (row["state"], row["rank"]) == ("queued", Rank.ON_TIME)
     await end(ledger, old.id, START + days + MINUTE)
-    (claimed,) = [one for one in await claim(ledger, loaded, START + days + MINUTE) if one.task == "tick"]
+    (claimed,) = [run for run in await claim(ledger, loaded, START + days + MINUTE) if run.task == "tick"]
     assert claimed.slot == today + MINUTE
 
 
-async def test_a_firing_reads_nothing_of_a_catch_up_that_waits(ledger: Database) -> None:
+async def test_a_firing_does_not_read_queued_runs_of_a_catch_up(ledger: Database) -> None:
     make_task("tick")
     backlog = [new("tick", origin="schedule", slot=minutes(-n), rank=Rank.CATCH_UP, catch_up=True) for n in range(50)]
     on_time = new("tick", origin="schedule", slot=minutes(1), rank=Rank.ON_TIME)
@@ -478,7 +480,7 @@ async def test_a_firing_reads_nothing_of_a_catch_up_that_waits(ledger: Database)
         assert [run.id for run in (await runs.active(connection, ["tick"]))["tick"]] == [on_time.id]
 
 
-async def test_claiming_needs_no_further_statements_without_tasks_with_rules(ledger: Database) -> None:
+async def test_claiming_tasks_without_limits_takes_two_statements(ledger: Database) -> None:
     loaded = await know(ledger, make_task("plain"), make_task("free", overlap="allow"))
     await fire(ledger, loaded, minutes(0.6))
     statements: list[str] = []
@@ -492,7 +494,7 @@ async def test_claiming_needs_no_further_statements_without_tasks_with_rules(led
     assert len(statements) == 2
 
 
-async def test_a_run_that_once_had_another_lane_takes_the_first_if_only_one_is_left(ledger: Database) -> None:
+async def test_a_run_of_another_lane_takes_the_first_lane_when_there_is_only_one(ledger: Database) -> None:
     loaded = await know(ledger, make_task("tick", None))
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [new("tick", due_at=START, lane=3), new("tick", due_at=START, lane=2)])

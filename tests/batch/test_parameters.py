@@ -59,11 +59,11 @@ def test_the_signature_names_the_parameters_and_the_required_ones() -> None:
     assert (parameters.names, parameters.required, parameters.takes_slot) == (["day", "dry_run"], ["day"], False)
 
 
-def test_text_becomes_what_the_annotation_says() -> None:
+def test_a_text_is_converted_to_the_annotated_type() -> None:
     assert called(report, day="2026-11-24", dry_run="true") == {"day": date(2026, 11, 24), "dry_run": True}
 
 
-def test_only_what_was_given_is_stored_so_defaults_stay_the_codes() -> None:
+def test_defaults_are_not_stored() -> None:
     assert Parameters("job", report).to_json({"day": date(2026, 11, 24)}) == {"day": "2026-11-24"}
 
 
@@ -98,7 +98,7 @@ def test_a_value_comes_back_from_the_ledger_as_it_was(kind: Any, value: Any) -> 
     assert called(run, value=value) == {"value": value}
 
 
-def test_an_unknown_parameter_is_refused_with_those_there_are() -> None:
+def test_an_unknown_parameter_is_refused_with_the_known_names() -> None:
     assert refusal(report, day="2026-01-01", date="2026-01-01") == (
         "parameters of task job: there is no parameter 'date' (it takes day, dry_run)"
     )
@@ -110,7 +110,7 @@ def test_a_missing_and_a_wrong_parameter_are_named_together() -> None:
     assert "day is required" in message and "dry_run is 'maybe': Input should be a valid boolean" in message
 
 
-def test_limits_in_the_annotation_count() -> None:
+def test_limits_in_the_annotation_are_checked() -> None:
     def run(n: Annotated[int, Field(ge=1)] = 1) -> None: ...
 
     assert called(run, n="2") == {"n": 2}
@@ -118,13 +118,13 @@ def test_limits_in_the_annotation_count() -> None:
 
 
 @pytest.mark.parametrize("text", ["nan", "inf"])
-def test_a_number_that_json_does_not_have_is_refused(text: str) -> None:
+def test_a_number_that_json_can_not_hold_is_refused(text: str) -> None:
     def run(rate: float) -> None: ...
 
     assert f"rate is '{text}'" in refusal(run, rate=text)
 
 
-def test_what_json_can_not_hold_is_refused() -> None:
+def test_a_value_that_json_can_not_hold_is_refused() -> None:
     def run(thing: Any) -> None: ...
 
     assert "the ledger can't store them" in refusal(run, thing=object())
@@ -137,13 +137,13 @@ def test_a_parameter_may_have_any_name(name: str) -> None:
     assert called(run, **{name: 5}) == {name: 5}
 
 
-def test_the_slot_is_filled_in() -> None:
+def test_the_parameter_slot_is_the_slot_of_the_run() -> None:
     assert called(at_slot) == {"slot": SLOT}
     assert called(at_slot, n="7") == {"slot": SLOT, "n": 7}
     assert Parameters("job", at_slot).required == []
 
 
-def test_beside_a_slot_the_other_parameters_are_checked_and_stored_as_ever() -> None:
+def test_other_parameters_beside_slot_are_checked_and_stored() -> None:
     def run(slot: datetime, day: date) -> None: ...
 
     assert Parameters("job", run).to_json({"day": "2026-01-01"}) == {"day": "2026-01-01"}
@@ -152,13 +152,13 @@ def test_beside_a_slot_the_other_parameters_are_checked_and_stored_as_ever() -> 
     assert "day is required" in refusal(run)
 
 
-def test_a_slot_that_was_given_wins_and_needs_an_offset() -> None:
+def test_a_given_slot_replaces_that_of_the_run_and_needs_an_offset() -> None:
     assert called(at_slot, slot="2026-01-01T00:00+09:00") == {"slot": datetime(2026, 1, 1, tzinfo=JAPAN)}
     assert "slot is '2026-01-01': it needs an offset" in refusal(at_slot, slot="2026-01-01")
 
 
 @pytest.mark.parametrize("kind", [date, str, int, bool])
-def test_a_slot_that_can_not_take_every_datetime_is_refused(kind: type[Any]) -> None:
+def test_a_parameter_slot_whose_type_is_no_datetime_is_refused(kind: type[Any]) -> None:
     def run(slot: Any) -> None: ...
 
     run.__annotations__["slot"] = kind
@@ -173,24 +173,24 @@ def test_a_slot_may_be_optional_or_without_a_type(kind: Any) -> None:
     assert called(run) == {"slot": SLOT}
 
 
-def test_a_parameter_without_a_type_takes_anything() -> None:
+def test_a_parameter_without_a_type_accepts_any_value() -> None:
     assert called(lambda x: None, x=["a", 1]) == {"x": ["a", 1]}
 
 
-def test_a_catch_all_takes_nothing_from_outside() -> None:
+def test_args_and_kwargs_are_no_parameters() -> None:
     def run(a: int = 1, *args: Any, **kwargs: Any) -> None: ...
 
     assert Parameters("job", run).names == ["a"]
     assert "there is no parameter 'b' (it takes a)" in refusal(run, b=1)
 
 
-def test_a_signature_that_can_not_be_a_schema_is_refused() -> None:
+def test_a_signature_without_a_schema_is_refused() -> None:
     def positional(a: int, /) -> None: ...
     def foreign(a: pytest.FixtureRequest) -> None: ...
     def unknown(a: NoSuchType) -> None: ...  # type: ignore[name-defined] # noqa: F821
     def misspelled(a: date.Date) -> None: ...  # type: ignore[name-defined]
 
-    assert not_a_task(positional) == "run() takes 'a' by position only; parameters are passed by name: take out the `/`"
+    assert not_a_task(positional) == "run() takes 'a' by position only; parameters are passed by name: remove the `/`"
     refused = not_a_task(foreign)
     assert "the parameters of run() can't be checked: " in refused and "types that pydantic reads" in refused
     assert "arbitrary_types_allowed" not in refused

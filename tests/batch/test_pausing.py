@@ -1,4 +1,4 @@
-"""A pause holds the runs of its task: running runs stop at their next checkpoint, and waiting runs are not started."""
+"""A pause holds existing runs: running ones stop at their next checkpoint, and queued ones stay queued."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def start(ledger: Database) -> AsyncIterator[Start]:
 
 
 @pytest.mark.parametrize("is_sync", [False, True])
-async def test_a_pause_stops_a_running_run_at_its_next_checkpoint_until_resume(
+async def test_a_running_run_stops_at_its_next_checkpoint_and_goes_on_after_the_pause(
     ledger: Database, start: Start, is_sync: bool
 ) -> None:
     fences: list[int] = []
@@ -84,7 +84,7 @@ async def test_a_pause_stops_a_running_run_at_its_next_checkpoint_until_resume(
     assert fences == [1, 2]
 
 
-async def test_a_run_that_may_not_be_repeated_goes_on_to_its_end_during_a_pause(ledger: Database, start: Start) -> None:
+async def test_a_run_that_may_not_be_rerun_goes_on_to_its_end(ledger: Database, start: Start) -> None:
     may_end: list[bool] = []
 
     def run(self: Any) -> str:
@@ -97,16 +97,16 @@ async def test_a_run_that_may_not_be_repeated_goes_on_to_its_end_during_a_pause(
     engine = await start(run, rerun=False)
     await pause(ledger)
     async with ledger.reader.connect() as connection:
-        told = await ledger_poll.read(connection, NODE)
-    assert [one.is_pause for one in told.requests] == [True]
-    engine.on_changes(told)
+        changes = await ledger_poll.read(connection, NODE)
+    assert [request.is_pause for request in changes.requests] == [True]
+    engine.on_changes(changes)
     may_end.append(True)
     (done,) = await until(lambda: rows(ledger, state="succeeded"))
     assert done["result"] == "done"
 
 
 @pytest.mark.parametrize("policies", [{}, {"overlap": "allow"}, {"max_running": 2}], ids=str)
-async def test_a_pause_holds_waiting_runs_but_not_those_a_person_starts_later(
+async def test_queued_runs_are_held_and_runs_that_a_person_starts_afterwards_are_not(
     ledger: Database, policies: dict[str, Any]
 ) -> None:
     tasks = await know(ledger, make_task("tick", None, **policies))
@@ -120,7 +120,7 @@ async def test_a_pause_holds_waiting_runs_but_not_those_a_person_starts_later(
     assert await is_claimable(ledger)
     async with ledger.engine.begin() as connection:
         claimed, _ = await claiming.take(connection, tasks, NODE, Capacity(10, 10))
-    assert [one.id for one in claimed] == [after.id]
+    assert [run.id for run in claimed] == [after.id]
     assert not await is_claimable(ledger)
     await resume(ledger)
     assert await is_claimable(ledger)

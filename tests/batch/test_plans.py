@@ -17,7 +17,7 @@ from sqlalchemy import event, insert, select, text, update
 
 from service import clock
 from service.application.models import User
-from service.batch.chunks.checkpoints import PLACE_AND_FENCE
+from service.batch.chunks.checkpoints import UPSERT_WITH_FENCE
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.firing import firing, task_sync
 from service.batch.ledger import attempts, missed_ranges, nodes, runs, schedules, tables, transitions
@@ -186,7 +186,7 @@ async def _send_what_a_chunk_sends(plans: Plans, application: Database) -> None:
         with plans.of("chunk"):
             await pages.load(db, first.cursor)
             values = {"run": new_id(), "name": "chunks:1", "fence": 1, "cursor": {}, "count": 1, "before": 0}
-            await db.execute(PLACE_AND_FENCE, {**values, "finished": False, "at": clock.now()})
+            await db.execute(UPSERT_WITH_FENCE, {**values, "finished": False, "at": clock.now()})
         await db.commit()
 
 

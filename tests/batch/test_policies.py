@@ -23,7 +23,7 @@ def refusal(**attributes: Any) -> str:
     return caught.value.message
 
 
-def test_a_task_that_says_nothing_has_the_defaults() -> None:
+def test_a_task_without_policies_has_the_defaults() -> None:
     assert policies() == Policies(None, Retry(attempts=1), "skip", Missed("once", timedelta(days=1)), 0)
 
 
@@ -55,32 +55,32 @@ def test_a_timeout_is_seconds_or_a_timedelta(given: Any, seconds: float | None) 
         ("max_running", True, "an int from 1 to 1,000, or None"),
         ("max_waiting", 0, "an int from 1 to 1,000"),
         ("max_waiting", None, "an int from 1 to 1,000"),
-        ("max_waiting", 2, "1, unless overlap is 'wait'"),
+        ("max_waiting", 2, "1, unless overlap = 'wait'"),
         ("priority", 1001, "an int from -1000 to 1000"),
         ("priority", "high", "an int from -1000 to 1000"),
         ("priority", 1.5, "an int from -1000 to 1000"),
         ("fenced", None, "True or False"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_refused_with_what_is(attribute: str, value: Any, allowed: str) -> None:
+def test_an_invalid_value_is_refused_with_the_allowed_values(attribute: str, value: Any, allowed: str) -> None:
     message = refusal(**{attribute: value})
     assert attribute in message.lower() and repr(value) in message and allowed in message
 
 
-def test_a_limit_of_one_contradicts_allowed_overlap() -> None:
+def test_max_running_of_one_with_overlap_allow_is_refused() -> None:
     assert policies(max_running=1).overlap == "skip"
-    refused = "max_running is 1; allowed: None, or from 2, where overlap is 'allow'"
+    refused = "max_running is 1; allowed: None, or an int from 2, with overlap = 'allow'"
     assert refusal(max_running=1, overlap="allow") == refused
     assert policies(max_running=2, overlap="allow").max_running == 2
 
 
-def test_how_many_wait_is_for_tasks_whose_slots_wait() -> None:
+def test_max_waiting_is_allowed_with_overlap_wait_only() -> None:
     assert policies(overlap="wait").max_waiting == 1
     assert policies(overlap="wait", max_waiting=5).max_waiting == 5
     assert policies(overlap="skip", max_waiting=1).max_waiting == 1
 
 
-def test_a_missed_policy_may_be_its_name() -> None:
+def test_a_missed_policy_may_be_given_by_its_name() -> None:
     assert policies(missed="all").missed == Missed("all")
 
 
@@ -96,12 +96,15 @@ def test_a_missed_policy_may_be_its_name() -> None:
         ({"max_wait": float("inf")}, "Retry(max_wait) is inf"),
         ({"max_wait": 1e12}, "Retry(max_wait) is 1000000000000.0; allowed: seconds from 0, up to 100 years"),
         ({"jitter": 2}, "Retry(jitter) is 2; allowed: a share from 0 to 1"),
-        ({"on": "ValueError"}, "Retry(on) is 'ValueError'; allowed: an exception class, or a tuple of some"),
+        (
+            {"on": "ValueError"},
+            "Retry(on) is 'ValueError'; allowed: an exception class, or a tuple of exception classes",
+        ),
         ({"on": (int,)}, "Retry(on) is (<class 'int'>,)"),
         ({"on": 5}, "Retry(on) is 5"),
     ],
 )
-def test_a_retry_names_the_argument_that_is_wrong(arguments: dict[str, Any], named: str) -> None:
+def test_an_invalid_argument_of_retry_is_named(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidTask) as caught:
         Retry(**arguments)
     assert caught.value.message.startswith(named)
@@ -118,7 +121,7 @@ def test_a_retry_names_the_argument_that_is_wrong(arguments: dict[str, Any], nam
         ({"max_count": True}, "Missed(max_count) is True"),
     ],
 )
-def test_a_missed_names_the_argument_that_is_wrong(arguments: dict[str, Any], named: str) -> None:
+def test_an_invalid_argument_of_missed_is_named(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidTask) as caught:
         Missed(**arguments)
     assert caught.value.message.startswith(named)
@@ -146,9 +149,7 @@ def test_jitter_spreads_the_wait_by_its_share() -> None:
     st.floats(1, 3e9) | st.integers(1, 10**9),
     st.floats(0, 3e9) | st.integers(0, 10**9),
 )
-def test_every_attempt_has_a_wait_however_many_there_are(
-    attempt: int, wait: float, factor: float, max_wait: float
-) -> None:
+def test_the_wait_before_any_attempt_is_finite(attempt: int, wait: float, factor: float, max_wait: float) -> None:
     seconds = Retry(wait=wait, factor=factor, max_wait=max_wait, jitter=0).seconds_before(attempt)
     assert min(wait, max_wait) <= seconds <= max_wait
 

@@ -59,7 +59,7 @@ def test_the_same_class_twice_is_one_task() -> None:
     assert TaskRegistry.get_all_tasks() == [Plain]
 
 
-def test_tasks_stand_in_the_order_of_their_registration() -> None:
+def test_tasks_are_kept_in_the_order_of_their_registration() -> None:
     second, first = made(name="a"), made(name="b")
     TaskRegistry.register(first)
     TaskRegistry.register(second)
@@ -79,14 +79,14 @@ def test_two_classes_with_one_name_are_an_error_that_names_both_files(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["", "With Space", "Upper", "a" * 101, "a\n", "é", 7, None])
-def test_a_name_that_is_not_allowed_is_refused_with_what_is(name: Any) -> None:
+def test_an_invalid_name_is_refused_with_the_allowed_characters(name: Any) -> None:
     message = refusal(made(name=name))
     shown = "missing" if name is None else echoed(name)
     assert message.startswith(f"task class Made in {Path(__file__)}: name is {shown}; allowed: 1 to 100 of a-z 0-9 _ .")
 
 
 @pytest.mark.parametrize("name", ["a", "0", "a_b.c-d", "a" * 100])
-def test_a_name_of_the_allowed_letters_is_taken(name: str) -> None:
+def test_a_name_of_the_allowed_characters_is_accepted(name: str) -> None:
     TaskRegistry.register(made(name=name))
     assert TaskRegistry.get(name).name == name
 
@@ -109,8 +109,8 @@ def test_an_abstract_class_is_refused_with_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize("thing", [Plain(), "plain", None])
-def test_what_is_no_class_is_refused(thing: Any) -> None:
-    assert refusal(thing) == f"a task is a subclass of BaseTask, and {thing!r} is none"
+def test_an_object_that_is_no_class_is_refused(thing: Any) -> None:
+    assert refusal(thing) == f"a task must be a subclass of BaseTask, and {thing!r} is not a class"
     assert "not a subclass of BaseTask" in refusal(int)
 
 
@@ -118,14 +118,14 @@ def test_an_init_with_arguments_is_refused() -> None:
     def init(self: Any, dsn: str) -> None: ...
 
     assert "Made" in (message := refusal(made(__init__=init)))
-    assert "can't be made without arguments" in message and "'dsn'" in message
+    assert "can't be instantiated without arguments" in message and "'dsn'" in message
 
 
 def test_an_init_that_raises_is_refused_with_its_error() -> None:
     def init(_: Any) -> None:
         raise KeyError("TOKEN")
 
-    assert refusal(made(__init__=init)).endswith("can't be made without arguments: KeyError: 'TOKEN'")
+    assert refusal(made(__init__=init)).endswith("can't be instantiated without arguments: KeyError: 'TOKEN'")
 
 
 @pytest.mark.parametrize("attribute", ["name", "description", "schedule", "timezone"])
@@ -135,7 +135,7 @@ def test_a_property_that_raises_is_refused_with_its_error(attribute: str, error:
     assert message.endswith(f"{attribute} can't be read: {type(error).__name__}: oh")
 
 
-def test_an_error_of_ours_in_a_property_is_told_as_it_is() -> None:
+def test_the_message_of_a_batch_error_in_a_property_is_kept() -> None:
     message = refusal(made(schedule=raises(InvalidSetting("setting PORT: too large"))))
     assert message.endswith("schedule can't be read: setting PORT: too large")
 
@@ -149,14 +149,14 @@ def test_attributes_may_be_properties() -> None:
     assert task.may_change and not TaskRegistry.get(TaskRegistry.register(Plain)().name).may_change
 
 
-def test_a_property_is_read_again_from_a_fresh_instance() -> None:
+def test_a_property_is_read_again_from_a_new_instance() -> None:
     crons = iter(["0 1 * * *"] * 5 + ["0 2 * * *"] * 5)
     TaskRegistry.register(made(schedule=property(lambda _: next(crons))))
     seen = {schedule.cron for _ in range(6) if (schedule := TaskRegistry.get("made").read_schedule())}
     assert seen == {"0 1 * * *", "0 2 * * *"}
 
 
-def test_the_docstrings_first_line_stands_in_for_a_missing_description() -> None:
+def test_the_default_description_is_the_first_line_of_the_docstring() -> None:
     for cls in (Plain, made(name="bare"), made(name="own", __doc__="No.", description="Yes")):
         TaskRegistry.register(cls)
     assert [task.description for task in TaskRegistry.tasks().values()] == ["Do the plain thing.", "", "Yes"]
@@ -174,7 +174,7 @@ def test_an_unknown_time_zone_is_refused() -> None:
     assert "timezone is None; allowed: an IANA name such as" in refusal(made(timezone=None))
 
 
-def test_a_missing_schedule_is_told_from_none() -> None:
+def test_a_missing_schedule_is_refused_and_none_is_not() -> None:
     class Timeless(BaseTask):
         name = "timeless"
 
@@ -189,19 +189,19 @@ def test_a_missing_schedule_is_told_from_none() -> None:
 def test_a_schedule_needs_defaults_for_every_parameter() -> None:
     def run(self: Any, day: date, dry_run: bool = False) -> None: ...
 
-    assert "run() needs day, which a scheduled run can't fill" in refusal(made(run=run))
+    assert "run() needs day, for which a scheduled run has no value" in refusal(made(run=run))
     TaskRegistry.register(made(run=run, schedule=None))
     assert TaskRegistry.get("made").parameters.names == ["day", "dry_run"]
 
 
-def test_a_slot_needs_no_default() -> None:
+def test_the_parameter_slot_needs_no_default() -> None:
     def run(self: Any, slot: datetime) -> None: ...
 
     TaskRegistry.register(made(run=run))
     assert TaskRegistry.get("made").parameters.takes_slot
 
 
-def test_a_run_with_a_yield_is_refused_for_its_body_would_never_run() -> None:
+def test_a_run_with_a_yield_is_refused() -> None:
     def generator(self: Any) -> Any:
         yield
 
@@ -211,7 +211,7 @@ def test_a_run_with_a_yield_is_refused_for_its_body_would_never_run() -> None:
     assert "yield" in refusal(made(run=generator)) and "yield" in refusal(made(run=async_generator))
 
 
-def test_a_policy_on_the_instance_is_refused_not_ignored() -> None:
+def test_a_policy_on_the_instance_is_refused() -> None:
     def init(self: Any) -> None:
         self.timeout = 5
 

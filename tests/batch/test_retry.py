@@ -54,14 +54,14 @@ async def failed_with(error: BaseException, retry: Retry = RETRY, number: int = 
         ("Tuesday, 10-Mar-26 12:01:30 GMT", 60),
     ],
 )
-async def test_the_wait_that_a_response_asks_for_replaces_the_policys_wait(header: str, seconds: float) -> None:
+async def test_the_wait_that_a_response_asks_for_replaces_that_of_the_policy(header: str, seconds: float) -> None:
     with clock.moved(NOW):
         ending = await failed_with(answered(429, header))
     assert (ending.state, ending.wait) == (RunState.RETRYING, seconds)
 
 
 @pytest.mark.parametrize("header", [None, "", "soon", "-5", "1.5", "²", "Tue, 99 Mar 2026 12:01:30 GMT", "1e9"])
-async def test_an_invalid_header_leaves_the_policys_wait(header: str | None) -> None:
+async def test_a_header_that_can_not_be_read_keeps_the_wait_of_the_policy(header: str | None) -> None:
     assert (await failed_with(answered(503, header))).wait == 10
 
 
@@ -80,17 +80,17 @@ async def test_no_wait_is_longer_than_max_wait(error: BaseException) -> None:
     assert (await failed_with(error)).wait == 100
 
 
-async def test_jitter_never_leads_past_max_wait() -> None:
+async def test_jitter_never_exceeds_max_wait() -> None:
     waits = [Retry(wait=100, max_wait=100, jitter=1).seconds_before(2) for _ in range(200)]
     assert max(waits) == 100 and min(waits) < 50
 
 
-async def test_a_response_counts_only_if_its_error_is_retried() -> None:
+async def test_a_response_only_counts_if_its_error_is_retried() -> None:
     ending = await failed_with(answered(429, "7"), Retry(attempts=3, on=OSError))
     assert (ending.state, ending.wait) == (RunState.FAILED, None)
 
 
-async def test_a_raised_retry_after_is_retried_whatever_errors_the_policy_names() -> None:
+async def test_a_raised_retry_after_is_retried_whatever_on_says() -> None:
     ending = await failed_with(RetryAfter(7, "the report is not ready"), Retry(attempts=3, on=OSError))
     assert (ending.state, ending.outcome, ending.wait) == (RunState.RETRYING, "failed", 7)
     assert ending.reason == "RetryAfter: the report is not ready"
@@ -105,13 +105,13 @@ async def test_a_sync_run_may_raise_retry_after() -> None:
 
 
 @pytest.mark.parametrize("retry", [Retry(), Retry(attempts=3)])
-async def test_retry_after_counts_as_an_attempt(retry: Retry) -> None:
+async def test_an_attempt_that_raised_retry_after_counts(retry: Retry) -> None:
     ending = await failed_with(RetryAfter(7), retry, number=retry.attempts)
     assert (ending.state, ending.wait) == (RunState.FAILED, None)
 
 
 @pytest.mark.parametrize(("seconds", "wait"), [(0, 0), (-5, 0), (float("nan"), 0), (0.25, 0.25)])
-async def test_invalid_seconds_count_as_no_wait(seconds: float, wait: float) -> None:
+async def test_negative_and_nan_seconds_mean_no_wait(seconds: float, wait: float) -> None:
     assert (await failed_with(RetryAfter(seconds))).wait == wait
 
 
@@ -127,7 +127,7 @@ def test_other_errors_ask_for_no_wait() -> None:
     assert seconds_asked(httpx.ConnectTimeout("no")) is None
 
 
-def test_retry_after_does_not_load_httpx() -> None:
+def test_reading_an_error_does_not_import_httpx() -> None:
     asked = "from service.batch.tasks.retry_after import *; seconds_asked(OSError())"
     code = f"import sys; {asked}; print('httpx' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
@@ -151,7 +151,7 @@ async def test_a_run_that_swallows_its_cancellation_and_then_returns_has_timed_o
     assert (ending.state, ending.outcome, ending.result) == (RunState.FAILED, "timed out", None)
 
 
-async def test_a_warning_about_a_run_that_does_not_stop_is_logged_once(
+async def test_the_end_of_a_run_that_did_not_stop_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(attempt, "ABANDON_SECONDS", 0.05)
@@ -175,7 +175,7 @@ async def test_a_warning_about_a_run_that_does_not_stop_is_logged_once(
     assert len(told) == 1 and not any("too late" in record.getMessage() for record in caplog.records)
 
 
-async def test_retry_after_reads_http_dates() -> None:
+async def test_an_http_date_is_read() -> None:
     with clock.moved(NOW):
         header = format_datetime(NOW + timedelta(seconds=42), usegmt=True)
         assert seconds_asked(answered(503, header)) == 42

@@ -104,14 +104,14 @@ async def test_jobs_carry_the_names_of_their_tasks(started: Any) -> None:
     assert jobs["b"]["next_run_time"].endswith("T20:00:00+00:00")
 
 
-async def test_a_due_slot_is_told_and_runs_nothing(started: Any) -> None:
+async def test_a_due_slot_is_reported_and_the_scheduler_runs_no_task(started: Any) -> None:
     calls = Calls()
     register(lambda self: calls.add("ran"))
     fire_now(started(calls.add))
     assert await calls.reach(1) == ["every"]
 
 
-async def test_a_plain_job_beside_the_tasks_may_return_and_raise_what_it_likes(started: Any) -> None:
+async def test_a_job_of_the_application_goes_on_firing_whatever_it_returns_or_raises(started: Any) -> None:
     calls = Calls()
 
     def job(error: BaseException | None) -> int:
@@ -129,7 +129,7 @@ async def test_a_plain_job_beside_the_tasks_may_return_and_raise_what_it_likes(s
             await calls.reach(before + 1)
 
 
-async def test_a_schedule_can_change_and_go_and_come_back(started: Any) -> None:
+async def test_a_job_can_lose_its_schedule_and_get_another_one(started: Any) -> None:
     register(Every.run, schedule=RARELY)
     scheduler = started(lambda _: None)
     set_schedule(scheduler, "every", None)
@@ -140,8 +140,10 @@ async def test_a_schedule_can_change_and_go_and_come_back(started: Any) -> None:
     assert at is not None and (at.month, at.day) == (2, 1)
 
 
-async def test_the_watchdog_fires_what_a_clock_step_made_due(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step is made by telling APScheduler's job, behind the back of its timer, that it is due already."""
+async def test_the_watchdog_fires_a_slot_that_a_clock_step_made_due(
+    started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is simulated: the job's next run time is set to now, while APScheduler's timer is left as it is."""
     monkeypatch.setattr(module, "WATCHDOG_SECONDS", 0.05)
     calls = Calls()
     register(Every.run, schedule=RARELY)
@@ -152,7 +154,7 @@ async def test_the_watchdog_fires_what_a_clock_step_made_due(started: Any, monke
     assert await calls.reach(1) == ["every"]
 
 
-async def test_after_a_step_back_of_the_clock_jobs_wait_for_their_next_slots_and_not_for_those_of_before(
+async def test_after_a_step_back_of_the_clock_jobs_wait_for_the_next_slots_by_the_new_time(
     started: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "WATCHDOG_SECONDS", 0.05)
@@ -169,7 +171,7 @@ async def test_after_a_step_back_of_the_clock_jobs_wait_for_their_next_slots_and
                 await asyncio.sleep(0.01)
 
 
-async def test_after_a_blocked_loop_it_fires_once_and_goes_on(started: Any) -> None:
+async def test_after_a_blocked_event_loop_the_scheduler_fires_once_and_goes_on(started: Any) -> None:
     calls = Calls()
     register(Every.run)
     started(lambda _: calls.add(time.monotonic()))
@@ -187,14 +189,14 @@ instants = st.datetimes(timezones=st.just(UTC)) | st.sampled_from(ends)
 
 @settings(deadline=None)
 @given(fields, fields, st.sampled_from(["UTC", "Europe/Berlin"]), st.none() | instants, instants)
-def test_a_trigger_never_raises_and_never_goes_back(
+def test_a_trigger_never_raises_and_never_returns_a_past_slot(
     minute: str, hour: str, zone: str, previous: datetime | None, now: datetime
 ) -> None:
     slot = SlotTrigger(Schedule(f"{minute} {hour} * * *", zone)).get_next_fire_time(previous, now)
     assert slot is None or slot > max(previous or now, now)
 
 
-def test_a_trigger_skips_the_slots_of_a_long_pause_and_survives_a_step_back() -> None:
+def test_a_trigger_skips_past_slots_and_keeps_its_order_after_a_step_back_of_the_clock() -> None:
     trigger = SlotTrigger(schedule("* * * * * *"))
     slot, day = datetime(2026, 1, 1, tzinfo=UTC), timedelta(days=1)
     assert trigger.get_next_fire_time(slot, slot + day) == slot + day + timedelta(seconds=1)
@@ -202,7 +204,7 @@ def test_a_trigger_skips_the_slots_of_a_long_pause_and_survives_a_step_back() ->
     assert SlotTrigger(None).get_next_fire_time(None, slot) is None
 
 
-async def test_a_coroutine_job_that_somebody_adds_to_the_service_s_scheduler_is_awaited(started: Any) -> None:
+async def test_a_coroutine_job_of_the_application_is_awaited(started: Any) -> None:
     done = asyncio.Event()
 
     async def job() -> None:

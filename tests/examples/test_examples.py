@@ -116,7 +116,7 @@ async def test_the_users_of_the_api_are_added_once(batch: Batch, monkeypatch: py
 
 @on_sqlite
 @pytest.mark.usefixtures("no_proxy")
-async def test_an_api_that_is_busy_is_asked_again(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_to_a_busy_api_is_retried(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     api = LocalAPI((503, "busy"), (200, people("ada")))
     async with api_at_its_url(api, monkeypatch):
         run = await batch.run(APITask)
@@ -127,7 +127,9 @@ async def test_an_api_that_is_busy_is_asked_again(batch: Batch, monkeypatch: pyt
 
 @on_sqlite
 @pytest.mark.usefixtures("no_proxy")
-async def test_an_api_that_is_not_there_is_asked_four_times(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_to_an_unreachable_api_is_tried_four_times(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with api_at_its_url(LocalAPI((200, [])), monkeypatch):
         pass  # nobody listens there any more
     run = await batch.run(APITask)
@@ -137,9 +139,7 @@ async def test_an_api_that_is_not_there_is_asked_four_times(batch: Batch, monkey
 
 @on_sqlite
 @pytest.mark.usefixtures("no_proxy")
-async def test_an_answer_that_makes_no_sense_is_not_asked_for_again(
-    batch: Batch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_invalid_answer_is_not_retried(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     async with api_at_its_url(LocalAPI((200, {"email": "ada@example.com"})), monkeypatch):
         run = await batch.run(APITask)
     assert (run.state, run.attempt) == ("failed", 1)
@@ -147,7 +147,7 @@ async def test_an_answer_that_makes_no_sense_is_not_asked_for_again(
 
 
 @pytest.mark.usefixtures("no_proxy")
-async def test_others_can_write_while_the_api_is_asked(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_sessions_can_write_during_the_request(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that was open during the call would hold SQLite's write lock, and the answer would never come."""
     api = LocalAPI((200, people("ada")), meanwhile=lambda: add(User(email="meanwhile@example.com")))
     async with api_at_its_url(api, monkeypatch):
@@ -157,7 +157,7 @@ async def test_others_can_write_while_the_api_is_asked(batch: Batch, monkeypatch
 
 
 @on_sqlite
-async def test_without_an_address_the_run_says_which_setting_is_missing(batch: Batch) -> None:
+async def test_without_an_address_the_run_fails_and_names_the_setting(batch: Batch) -> None:
     run = await batch.run(APITask)
     assert run.state == "failed" and "API_URL" in (run.reason or "")
 
@@ -165,12 +165,12 @@ async def test_without_an_address_the_run_says_which_setting_is_missing(batch: B
 # robust.py
 
 
-async def test_a_broken_rule_is_logged_with_its_traceback_and_the_run_goes_well(batch: Batch) -> None:
+async def test_a_domain_error_is_logged_with_its_traceback_and_the_run_succeeds(batch: Batch) -> None:
     await add(Session(session_id="odd", created_at=NEW_YEAR, expires_at=NEW_YEAR - DAY))
     run = await batch.run(RobustTask)
     [line] = run.logs
     assert (run.state, line.level) == ("succeeded", "error")
-    assert line.text.startswith("Domain error in robust_task: 1 sessions end before they begin\nTraceback")
+    assert line.text.startswith("Domain error in robust_task: 1 sessions expire before they were created\nTraceback")
 
 
 @on_sqlite
@@ -189,7 +189,7 @@ async def test_an_unexpected_error_is_logged_with_its_traceback_too(batch: Batch
 
 
 @on_sqlite
-async def test_where_nothing_is_wrong_nothing_is_logged(batch: Batch) -> None:
+async def test_without_an_error_nothing_is_logged(batch: Batch) -> None:
     run = await batch.run(RobustTask)
     assert (run.state, run.logs) == ("succeeded", [])
 
@@ -197,7 +197,7 @@ async def test_where_nothing_is_wrong_nothing_is_logged(batch: Batch) -> None:
 # dynamic_schedule.py
 
 
-async def test_the_schedule_is_that_of_the_setting(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_setting_gives_the_schedule(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUSTOM_TASK_CRON", "*/20 * * * *")
     batch.only(DynamicScheduleTask)
     runs = await batch.advance(hours=1)
@@ -227,7 +227,7 @@ async def test_a_day_is_processed_once_however_often_the_task_runs(batch: Batch)
 
 
 @on_sqlite
-async def test_the_marks_of_one_task_are_not_those_of_another(batch: Batch) -> None:
+async def test_each_task_has_its_own_marks(batch: Batch) -> None:
     class Other(IdempotentTask):
         name = "other"
 
@@ -237,12 +237,12 @@ async def test_the_marks_of_one_task_are_not_those_of_another(batch: Batch) -> N
 
 
 @on_sqlite
-async def test_a_late_run_is_about_the_day_of_its_slot(batch: Batch) -> None:
+async def test_a_late_run_processes_the_day_of_its_slot(batch: Batch) -> None:
     batch.only(IdempotentTask)
     [late] = await batch.down(hours=30)  # until the next day, before that day's slot
-    assert texts(late) == ["Made 0 sessions longer for 2026-01-01"]
+    assert texts(late) == ["Extended 0 sessions for 2026-01-01"]
     [on_time] = await batch.advance(hours=3)
-    assert texts(on_time) == ["Made 0 sessions longer for 2026-01-02"]
+    assert texts(on_time) == ["Extended 0 sessions for 2026-01-02"]
 
 
 async def test_a_day_that_could_not_be_marked_was_not_processed(batch: Batch) -> None:
@@ -278,7 +278,7 @@ class Counted(ChunkedTask):
         await super()._end(db, session, at)
 
 
-async def test_every_page_is_visited_though_the_loop_changes_what_it_pages_over(batch: Batch) -> None:
+async def test_every_row_is_visited_although_the_loop_changes_the_selected_rows(batch: Batch) -> None:
     batch.add(Counted)
     young = Session(session_id="young", created_at=NEW_YEAR - 29 * DAY, expires_at=NEW_YEAR + DAY)
     await add(*long_ones(25), young)
@@ -290,7 +290,7 @@ async def test_every_page_is_visited_though_the_loop_changes_what_it_pages_over(
 
 
 @on_sqlite
-async def test_a_row_that_the_loop_leaves_as_it_is_is_visited_once(batch: Batch) -> None:
+async def test_a_row_that_the_loop_does_not_change_is_visited_once(batch: Batch) -> None:
     visited: list[str] = []
 
     class Sparing(ChunkedTask):
@@ -307,7 +307,7 @@ async def test_a_row_that_the_loop_leaves_as_it_is_is_visited_once(batch: Batch)
 
 
 @on_sqlite
-async def test_a_run_that_is_stopped_between_chunks_goes_on_behind_the_last(batch: Batch) -> None:
+async def test_a_run_that_is_stopped_between_chunks_goes_on_after_the_last_one(batch: Batch) -> None:
     class Stopped(ChunkedTask):
         name = "stopped"
 
@@ -324,12 +324,12 @@ async def test_a_run_that_is_stopped_between_chunks_goes_on_behind_the_last(batc
 
 
 @on_sqlite
-async def test_a_full_last_page_is_the_last(batch: Batch) -> None:
+async def test_a_full_last_chunk_is_followed_by_no_other(batch: Batch) -> None:
     await add(*long_ones(20))
     assert (await batch.run(ChunkedTask, slot=NEW_YEAR, size=10)).result == 20
 
 
-async def test_pages_before_a_failure_stay_done_and_the_next_run_does_the_rest(batch: Batch) -> None:
+async def test_chunks_before_a_failure_stay_committed_and_the_next_run_does_the_rest(batch: Batch) -> None:
     class Failing(Counted):
         name = "failing"
 
@@ -348,7 +348,7 @@ async def test_pages_before_a_failure_stay_done_and_the_next_run_does_the_rest(b
 # monitored.py
 
 
-async def test_the_time_that_is_logged_is_the_time_it_took(batch: Batch) -> None:
+async def test_the_duration_is_logged(batch: Batch) -> None:
     run = await batch.run(MonitoredTask, steps=3, pause=0.05)
     assert (run.state, run.count, run.total) == ("succeeded", 3, 3)
     assert run.result["steps"] == 3 and 0.15 <= run.result["seconds"] < 5
@@ -356,7 +356,7 @@ async def test_the_time_that_is_logged_is_the_time_it_took(batch: Batch) -> None
 
 
 @on_sqlite
-async def test_the_time_is_logged_also_when_the_work_fails(batch: Batch) -> None:
+async def test_the_duration_is_logged_even_if_the_work_fails(batch: Batch) -> None:
     class Failing(MonitoredTask):
         name = "failing"
 
@@ -372,7 +372,7 @@ async def test_the_time_is_logged_also_when_the_work_fails(batch: Batch) -> None
 # sync.py
 
 
-async def test_the_users_stand_in_the_file(batch: Batch, tmp_path: Path) -> None:
+async def test_the_users_are_written_to_the_file(batch: Batch, tmp_path: Path) -> None:
     await add(User(email="ada@example.com"), User(email='b"o,b@example.com'))
     run = await batch.run(SyncTask, file=tmp_path / "out.csv")
     assert (run.state, run.result) == ("succeeded", 2)
@@ -398,7 +398,7 @@ async def test_each_new_user_is_greeted_once(batch: Batch) -> None:
     assert len(asked) == 3 and all(run.result == asked[0].result for run in asked)
 
 
-async def test_one_greeting_that_fails_holds_up_no_other(batch: Batch) -> None:
+async def test_a_greeting_that_fails_does_not_affect_the_others(batch: Batch) -> None:
     await add(User(email="ada@example.com"), User(email="bob@example.com"))
     batch.fail_next(GreetUserTask)
     run = await batch.run(GreetNewUsersTask, slot=NEW_YEAR + DAY)
@@ -407,5 +407,5 @@ async def test_one_greeting_that_fails_holds_up_no_other(batch: Batch) -> None:
 
 
 @on_sqlite
-async def test_a_user_who_is_gone_is_named(batch: Batch) -> None:
+async def test_a_missing_user_is_named(batch: Batch) -> None:
     assert (await batch.run(GreetUserTask, user_id=99)).reason == "DomainError: there is no user 99"

@@ -31,9 +31,9 @@ class Beside(Machine):
         first = partial(_fire, process, list(process.tasks))
         fired, nothing = self.world.write_beside(first, partial(_fire, other, list(shared)))
         there = {name for name in shared if self.model.tasks[name].removed_at is None}
-        assert (nothing.claimed, nothing.queued, nothing.again.keys()) == ([], 0, there)
+        assert (nothing.claimed, nothing.queued, nothing.again_at.keys()) == ([], 0, there)
         self._take(process, fired.claimed)
-        again = {name for name, at in fired.again.items() if at <= fired.now}
+        again = {name for name, at in fired.again_at.items() if at <= fired.now}
         self._fire_on(process, again, Capacity(MANY, MANY))
         self._fire(OTHER[which], more, MANY)
         self.model.happened["fired beside another"] += 1

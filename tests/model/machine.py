@@ -199,7 +199,7 @@ class Machine(RuleBasedStateMachine):
         while again:
             fired: Fired = self.world.write(firing.fire, again, process.tasks, process.id, room)
             self._take(process, fired.claimed)
-            again = {name for name, at in fired.again.items() if at <= fired.now}
+            again = {name for name, at in fired.again_at.items() if at <= fired.now}
         name_runs(self.model, self.world.look())
 
     def _claim(self, which: str, most: int) -> None:

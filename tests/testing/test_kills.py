@@ -94,7 +94,7 @@ async def test_the_lost_attempt_stands_in_the_log_as_after_a_real_loss(batch: Ba
     await add_users(5)
     await batch.run(Marks, kill_after_chunk=1)
     run = await batch.resume()
-    assert [line.text for line in run.logs] == ["resumes behind chunk 1 of loop 'chunks:1': 2 are done"]
+    assert [line.text for line in run.logs] == ["resumes after chunk 1 of loop 'chunks:1': 2 are done"]
     assert (run.count, run.error) == (5, None)
 
 

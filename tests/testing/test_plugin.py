@@ -15,6 +15,7 @@ from tests import preloaded
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs/testing.md"
 CRASH = ("tasks/first_sessions.py", "tests/test_first_sessions.py")
+HTTP = ("tasks/rates.py", "tests/test_rates.py")
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,14 @@ def test_the_five_tests_of_the_page_pass(project: pytest.Pytester, mode: str, fi
         filterwarnings = error
         """)
     project.runpytest_subprocess().assert_outcomes(passed=5)
+
+
+def test_the_fake_http_server_of_the_page_answers_its_task(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(pytester, monkeypatch, *HTTP)
+    done = pytester.runpytest_subprocess("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function")
+    done.assert_outcomes(passed=1)
 
 
 def test_the_crash_of_the_page_is_survived_and_leaves_nothing_behind(

@@ -1,1 +1,1 @@
-"""Makes a backup, in a process of its own. Knows no restore and no ledger."""
+"""Makes a backup, in a process of its own. It knows neither restores nor the ledger."""

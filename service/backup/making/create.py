@@ -1,4 +1,4 @@
-"""create_backup(): from the database to a file that has been read back."""
+"""Backs up the application's database into a new file of a folder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from service.errors import BackupError
 
 KINDS = {"sqlite+aiosqlite": SQLITE, "postgresql+asyncpg": POSTGRESQL}
 
-Report = Callable[[BackupProgress], None] | None
+OnProgress = Callable[[BackupProgress], None] | None
 
 
-async def create_backup(output_dir: Path, *, on_progress: Callable[[BackupProgress], None] | None = None) -> Path:
-    """Back up the application's database (DATABASE_URL) into `output_dir`, which is made if missing.
+async def create_backup(output_dir: Path, *, on_progress: OnProgress = None) -> Path:
+    """Back up the application's database (DATABASE_URL) into `output_dir`, which is created if it is missing.
 
-    Returns the new file. Raises BackupError, which says what to do; then, and when cancelled, nothing of the new
-    backup stays and older ones are as they were. The work is done in a process of its own, at a low priority;
-    `on_progress` is called on the event loop.
+    Returns the path of the new file. Raises BackupError, whose message says what to do. After an error or a cancel no
+    part of the new backup remains, and older backups are unchanged. The work is done in a process of its own, at a low
+    priority. `on_progress` is called on the event loop.
     """
     request = _backup_request(get_settings())
     loop = asyncio.get_running_loop()
@@ -43,14 +43,14 @@ async def create_backup(output_dir: Path, *, on_progress: Callable[[BackupProgre
 
 
 def create_backup_sync(output_dir: Path) -> Path:
-    """As create_backup(), for scripts without an event loop."""
+    """Do what create_backup() does, for scripts without an event loop. Raises BackupError."""
     request = _backup_request(get_settings())
     return _create(request, Path(output_dir), Stop(), None)
 
 
 def _backup_request(settings: Settings) -> BackupRequest:
-    setting, text = settings.backup_database
-    url = make_url(text)
+    setting, database_url = settings.backup_database
+    url = make_url(database_url)
     if url.drivername not in KINDS:
         raise BackupError(f"can't back up {url.drivername}: {setting} must be one of {', '.join(KINDS)}")
     kind = KINDS[url.drivername]
@@ -65,8 +65,8 @@ def _backup_request(settings: Settings) -> BackupRequest:
     )
 
 
-def _create(request: BackupRequest, folder: Path, stop: Stop, report: Report) -> Path:
+def _create(request: BackupRequest, folder: Path, stop: Stop, on_progress: OnProgress) -> Path:
     with explained(folder), reserve(folder, request.started) as reservation:
         remove_abandoned(folder, request.started)
-        process.carry_out(request, reservation.partial, stop, report)
+        process.run_worker(request, reservation.partial, stop, on_progress)
         return reservation.publish()

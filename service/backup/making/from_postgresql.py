@@ -1,8 +1,8 @@
-"""PostgreSQL: every table's rows by COPY, over two connections that see one snapshot.
+"""Backs up a PostgreSQL database: the rows of every table, by COPY, over two connections that see one snapshot.
 
-The connections have an event loop of their own, in the backup's process or thread: the service's loop sees none of
-this. Left out, and named in the manifest: the ledger's tables, materialized views (refresh them), and what the
-settings exclude.
+The connections have an event loop of their own in the process of the backup. The backup leaves out the ledger's
+tables, materialized views (which can be refreshed after a restore), and what the settings exclude. The manifest names
+what was left out.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ _ADVICE = {
         "(BACKUP_DATABASE_URL)."
     ),
     asyncpg.OutOfMemoryError: "It has many tables: raise the server's max_locks_per_transaction.",
-    asyncpg.LockNotAvailableError: "Something holds a table, a migration perhaps: back up when it is over.",
+    asyncpg.LockNotAvailableError: "Another transaction, perhaps a migration, has locked a table: try after its end.",
 }
 
 
 def write(request: BackupRequest, archive: Archive, meter: BackupMeter, stop: Stop) -> None:
+    """Write the requested database into the archive. Raises BackupError; Stopped after a request to stop."""
     with _explained(request):
         in_own_loop(_write(request, archive, meter), stop)
 
@@ -51,7 +52,7 @@ async def _write(request: BackupRequest, archive: Archive, meter: BackupMeter) -
             left_out=contents.left_out,
         )
         async with snapshot.shared(connection, request.arguments, contents.tables) as second:
-            connections = [one for one in (connection, second) if one is not None]
+            connections = [connection] if second is None else [connection, second]
             tables = await unload(connections, contents.tables, sizes, archive, meter)
         sequences = await snapshot.values(connection, contents.sequences)
         archive.finish(tables=tables, sequences=sequences, left_out=contents.left_out)
@@ -59,7 +60,7 @@ async def _write(request: BackupRequest, archive: Archive, meter: BackupMeter) -
 
 @contextmanager
 def _explained(request: BackupRequest) -> Iterator[None]:
-    """The one place where an error of the server or of the network becomes ours. (Files' errors are ours by then.)"""
+    """Turn errors of the server and of the network into BackupError. Errors of files are BackupErrors already."""
     try:
         yield
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

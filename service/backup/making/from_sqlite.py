@@ -1,7 +1,7 @@
-"""SQLite: a copy by the online backup API, compressed while it is checked.
+"""Backs up an SQLite database: copies it by the online backup API, and compresses the copy while checking it.
 
-Writers go on meanwhile (in WAL mode, which get_db() sets). The copy lies uncompressed beside the backup for as long
-as it is needed, so the folder needs room for both.
+Other connections can write meanwhile, because get_db() sets WAL mode. The uncompressed copy lies beside the backup
+until the backup is complete, so the folder needs room for both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUSY_SECONDS = 10.0
 CHECK_EVERY_INSTRUCTIONS = 100_000
 
 _DAMAGED = "Restore an older backup, or save what can be read with sqlite3's .recover."
-_DAMAGED_INDEX = "Make its indexes anew: sqlite3's REINDEX."
+_DAMAGED_INDEX = "Rebuild its indexes by sqlite3's REINDEX."
 _ADVICE = {
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_FULL: "Free some space there, or set BACKUP_DIR to a folder on a larger disk.",
@@ -38,6 +38,7 @@ _ADVICE = {
 
 
 def write(request: BackupRequest, archive: Archive, meter: BackupMeter, stop: Stop) -> None:
+    """Write the requested database into the archive. Raises BackupError; Stopped after a request to stop."""
     source = file_of(request.database)
     refuse_size(source.stat().st_size)
     with _copy(source, copy_beside(archive.path), request.selection, meter, stop) as (copy, facts):
@@ -46,15 +47,18 @@ def write(request: BackupRequest, archive: Archive, meter: BackupMeter, stop: St
         size = copy.stat().st_size
         archive.refuse_too_large(size, **facts, sequences=[])
         meter.begin("packing", size)
-        with ThreadPoolExecutor(1, thread_name_prefix="backup-check") as beside:
-            checked = beside.submit(_refuse_damage, source, copy, stop)
+        with ThreadPoolExecutor(1, thread_name_prefix="backup-check") as executor:
+            check = executor.submit(_refuse_damage, source, copy, stop)
             archive.add_file(DATABASE, size, _pieces(copy, meter, stop))
-            checked.result()
+            check.result()
         archive.finish(**facts, sequences=[])
 
 
 def file_of(name: str) -> Path:
-    """The file that `URL.database` names. Raises BackupError."""
+    """The path of the database file; `name` is the part of the URL that SQLAlchemy calls `database`.
+
+    Raises BackupError if it names no file that exists.
+    """
     if name in ("", ":memory:") or name.startswith("file:"):
         raise BackupError(
             f"can't back up {name or ':memory:'!r}: DATABASE_URL must name a file, as in sqlite:///./app.db"
@@ -69,7 +73,7 @@ def file_of(name: str) -> Path:
 def _copy(
     source: Path, copy: Path, selection: Selection, meter: BackupMeter, stop: Stop
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A copy of the database in a file that is removed afterwards, and what there is in it."""
+    """Copy the database, yield the copy and the facts about its tables, and remove the copy afterwards."""
     try:
         with _explained(source, copy.parent, stop):
             _copy_pages(source, copy, meter, stop)
@@ -81,7 +85,7 @@ def _copy(
 
 def _copy_pages(source: Path, copy: Path, meter: BackupMeter, stop: Stop) -> None:
     with closing(_open(source, "mode=rw")) as reading, closing(_open(copy, "mode=rw")) as writing:
-        # Without an open read transaction each commit of another connection would start the copy anew, for ever.
+        # Without an open read transaction each commit of another connection would restart the copy.
         reading.execute("BEGIN")
         if reading.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone() == (0,):
             raise BackupError(f"there is no table in the database {source.absolute()}: look at DATABASE_URL")
@@ -101,7 +105,10 @@ def _copy_pages(source: Path, copy: Path, meter: BackupMeter, stop: Stop) -> Non
 
 
 def _refuse_damage(source: Path, copy: Path, stop: Stop) -> None:
-    """Whatever a restore would refuse: also an index that does not fit its table, which quick_check does not see."""
+    """Raise BackupError for damage that a restore would refuse.
+
+    That includes an index that does not fit its table, which quick_check does not find.
+    """
     with _explained(source, copy.parent, stop), closing(_open(copy, "mode=ro&immutable=1")) as connection:
         connection.set_progress_handler(stop.is_requested, CHECK_EVERY_INSTRUCTIONS)
         cause = sqlite_tables.damage(connection)
@@ -111,7 +118,7 @@ def _refuse_damage(source: Path, copy: Path, stop: Stop) -> None:
 
 
 def _choose(copy: Path, selection: Selection, stop: Stop) -> dict[str, Any]:
-    """Drop what is not wanted, and describe the rest."""
+    """Drop the tables that the selection leaves out, and return the facts about the other tables."""
     with closing(_open(copy, "mode=ro&immutable=1")) as connection:
         revisions = sqlite_tables.revisions(connection)
         unwanted = sqlite_tables.unwanted(connection, selection)

@@ -24,29 +24,32 @@ COMMAND = (
     "import sys; sys.path.insert(0, sys.argv.pop()); from service.backup.making.worker import main; main()",
     str(Path(__file__).parents[2]),
 )
-"""As `-m service.backup.making.worker`, wherever this package was imported from."""
+"""Does what `-m service.backup.making.worker` does, from whichever folder this package was imported."""
 KILL_AFTER_SECONDS = 1.0
-"""Less than a drain leaves to what it has cancelled: the file is then removed here."""
+"""Shorter than the time that a drain gives to cancelled work, so that this process can remove the partial file."""
 
 
-def carry_out(
+def run_worker(
     request: BackupRequest, partial: Path, stop: Stop, report: Callable[[BackupProgress], None] | None
 ) -> None:
-    """Have the worker write the backup into `partial`. Raises BackupError, also for what the worker raised."""
+    """Start a worker that writes the backup into `partial`, and wait for its end.
+
+    Raises BackupError, with the worker's message if the worker failed; Stopped after a request to stop.
+    """
     process = _start(partial)
     with process:
         try:
-            _hand_over(process, request.as_json(partial))
-            with stop.calling(lambda: _end(process)):
-                result = _listen(process.stdout, report)
+            _send(process, request.as_json(partial))
+            with stop.calling(lambda: _ask_to_end(process)):
+                answer = _last_answer(process.stdout, report)
                 process.wait()
             stop.check()
         finally:
             process.kill()
-    if "error" in result:
-        raise BackupError(result["error"])
-    if "done" not in result:
-        raise BackupError(f"no backup was made in {partial.parent}: its process {_ending(process.returncode)}")
+    if "error" in answer:
+        raise BackupError(answer["error"])
+    if "done" not in answer:
+        raise BackupError(f"no backup was made in {partial.parent}: its process {_describe_end(process.returncode)}")
 
 
 def _start(partial: Path) -> subprocess.Popen[bytes]:
@@ -54,19 +57,19 @@ def _start(partial: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen((sys.executable or "", *COMMAND), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     except (OSError, ValueError) as error:
         raise BackupError(
-            f"no backup was made in {partial.parent}: no process could be started for it ({error}). Each backup has a "
-            f"process of its own, which runs {sys.executable or 'no interpreter: sys.executable is empty'}"
+            f"no backup was made in {partial.parent}: no process could be started for it ({error}). Each backup runs "
+            f"in a process of its own, by the interpreter {sys.executable or '(sys.executable is empty)'}"
         ) from error
 
 
-def _hand_over(process: subprocess.Popen[bytes], line: bytes) -> None:
-    """By a pipe: a command line, which everybody can see, must not have the password."""
-    with suppress(BrokenPipeError):  # how it ended is said by its exit status
-        os.write(_input(process).fileno(), line)  # what a buffer could not send it would send again when it is closed
+def _send(process: subprocess.Popen[bytes], line: bytes) -> None:
+    """Send the request through a pipe, because other users can see a command line, and the request has a password."""
+    with suppress(BrokenPipeError):  # the exit status of the process tells how it ended
+        os.write(_input(process).fileno(), line)  # unbuffered: a buffer would retry when it is closed
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The end of its input asks it to clean up; it is not waited for for ever."""
+def _ask_to_end(process: subprocess.Popen[bytes]) -> None:
+    """Close the input of the worker, which then cleans up and ends; kill it after KILL_AFTER_SECONDS."""
     with suppress(BrokenPipeError):
         _input(process).close()
     timer = threading.Timer(KILL_AFTER_SECONDS, process.kill)
@@ -80,19 +83,19 @@ def _input(process: subprocess.Popen[bytes]) -> IO[bytes]:
     return process.stdin
 
 
-def _listen(lines: IO[bytes] | None, report: Callable[[BackupProgress], None] | None) -> dict[str, Any]:
-    """The last line says how it ended; those before it how far it is."""
-    said: dict[str, Any] = {}
+def _last_answer(lines: IO[bytes] | None, report: Callable[[BackupProgress], None] | None) -> dict[str, Any]:
+    """Report each progress that the worker writes, and return the last line, which tells how the backup ended."""
+    answer: dict[str, Any] = {}
     for line in lines or ():
-        said = json.loads(line)
-        if "progress" in said and report:
-            report(BackupProgress(**said["progress"]))
-    return said
+        answer = json.loads(line)
+        if "progress" in answer and report:
+            report(BackupProgress(**answer["progress"]))
+    return answer
 
 
-def _ending(status: int) -> str:
+def _describe_end(status: int) -> str:
     if status == -signal.SIGKILL:
         return "was killed (SIGKILL). Memory may have run out: look at the system's log"
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
-    return f"ended with status {status}: what it wrote on stderr says why"
+    return f"ended with status {status}: look at its output on stderr"

@@ -14,9 +14,9 @@ from service.backup.file.selection import Selection
 
 @dataclass(frozen=True)
 class BackupRequest:
-    """The database to back up, and what of it.
+    """The database to back up, and the selection of its tables.
 
-    `arguments`: those of the connection, which may hold a password. `safe_url`: the database's URL without a password,
+    `arguments`: connection arguments, which may include a password. `safe_url`: the database's URL without a password,
     for messages. `setting`: the setting that holds the URL. `started`: when the backup was requested (UTC).
     """
 
@@ -29,14 +29,16 @@ class BackupRequest:
     setting: str = "DATABASE_URL"
 
     def as_json(self, partial: Path) -> bytes:
-        """One line of JSON, with the file to write and the process id of the caller."""
-        more = {"started": self.started.isoformat(), "partial": str(partial), "by": os.getpid()}
-        return json.dumps({**asdict(self), **more}).encode() + b"\n"
+        """The request as one line of JSON, with the file to write and the process id of the caller."""
+        extra = {"started": self.started.isoformat(), "partial": str(partial), "by": os.getpid()}
+        return json.dumps({**asdict(self), **extra}).encode() + b"\n"
 
     @classmethod
     def from_json(cls, line: bytes) -> tuple[Self, Path, int]:
+        """The request, the file to write, and the process id of the caller, from a line of as_json()."""
         values = json.loads(line)
-        partial, by = Path(values.pop("partial")), values.pop("by")
-        chosen = values.pop("selection")
-        selection = Selection(tuple(chosen["include"]), tuple(chosen["exclude"]), chosen["ledger"])
-        return cls(**{**values, "started": datetime.fromisoformat(values["started"])}, selection=selection), partial, by
+        partial, caller = Path(values.pop("partial")), values.pop("by")
+        fields = values.pop("selection")
+        selection = Selection(tuple(fields["include"]), tuple(fields["exclude"]), fields["ledger"])
+        started = datetime.fromisoformat(values.pop("started"))
+        return cls(**values, started=started, selection=selection), partial, caller

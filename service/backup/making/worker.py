@@ -1,7 +1,7 @@
 """Makes a requested backup: `python -m service.backup.making.worker` does so in its own process, at a low priority.
 
-The request comes as one line on stdin, which then stays open. The end of stdin means that the caller no longer wants
-the backup, or has ended. The worker ignores signals: the caller receives them too, and decides.
+The request comes as one line on stdin, which then stays open. When stdin ends, the caller has ended or no longer wants
+the backup. The worker ignores SIGINT and SIGTERM, because the caller receives them too and decides.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NICE = 10
 def carry_out(
     request: BackupRequest, partial: Path, stop: Stop, report: Callable[[BackupProgress], None] | None
 ) -> None:
-    """Write the backup into the file that is there already, and read it back."""
+    """Write the backup into the existing file `partial`, and verify it. Raises BackupError and Stopped."""
     meter = BackupMeter(report)
     with explained(partial.parent):
         with Archive(partial, request.started) as archive:
@@ -51,39 +51,40 @@ def _read_back(partial: Path, meter: BackupMeter, stop: Stop) -> None:
             verify(file, stop, lambda member: meter.add(member.packed))
     except BackupError as error:
         raise BackupError(
-            f"no backup was made in {partial.parent}, as what was written can't be read back ({error.message}) "
+            f"no backup was made in {partial.parent}, because the new file could not be verified ({error.message}) "
             "The disk may be faulty: look at it, or set BACKUP_DIR to another folder."
         ) from error
 
 
 def main() -> None:
+    """Read one request from stdin, make the backup, and write progress and the outcome to stdout as lines of JSON."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     os.nice(NICE)
-    request, partial, requested_by = BackupRequest.from_json(sys.stdin.buffer.readline())
+    request, partial, caller = BackupRequest.from_json(sys.stdin.buffer.readline())
     stop = Stop()
-    threading.Thread(target=_until_unwanted, args=(stop,), daemon=True).start()
+    threading.Thread(target=_wait_for_end_of_input, args=(stop,), daemon=True).start()
     try:
-        carry_out(request, partial, stop, lambda progress: _say(progress=asdict(progress)))
-        _say(done=True)
+        carry_out(request, partial, stop, lambda progress: _answer(progress=asdict(progress)))
+        _answer(done=True)
     except BackupError as error:
-        _say(error=error.message)
+        _answer(error=error.message)
     except Stopped:
-        remove_unfinished(partial)  # that process may end before it comes to it
+        remove_unfinished(partial)  # the caller may end before it removes the file
     finally:
-        if os.getppid() != requested_by:  # a caller that is alive removes the file of a failed backup itself
+        if os.getppid() != caller:  # a caller that still lives removes the file of a failed backup itself
             remove_unfinished(partial)
 
 
-def _until_unwanted(stop: Stop) -> None:
+def _wait_for_end_of_input(stop: Stop) -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
     stop.request()
 
 
-def _say(**what: Any) -> None:
-    with suppress(BrokenPipeError):  # nobody listens any more, which the end of the input says too
-        os.write(sys.stdout.fileno(), json.dumps(what).encode() + b"\n")
+def _answer(**fields: Any) -> None:
+    with suppress(BrokenPipeError):  # the caller has ended, so stdin ends too
+        os.write(sys.stdout.fileno(), json.dumps(fields).encode() + b"\n")
 
 
 if __name__ == "__main__":

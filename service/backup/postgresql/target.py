@@ -62,7 +62,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Relation:
+class TargetRelation:
     """A relation of the database that is restored into.
 
     `parent`: the id of the table that it is a partition of. `is_forced`: row security applies to its owner too;
@@ -91,7 +91,7 @@ class Relation:
 
 
 @dataclass(frozen=True)
-class Key:
+class ForeignKey:
     """A foreign key from the table `holder` to the table `referred` (ids). `text`: its definition in SQL."""
 
     id: int
@@ -112,7 +112,7 @@ class Trigger:
 
 
 @dataclass(frozen=True)
-class Counter:
+class TargetSequence:
     """A sequence. `relation` and `column`: the column that takes its values from it, if there is one."""
 
     id: int
@@ -127,17 +127,17 @@ class Counter:
 class Target:
     """The database that is restored into. `relations` and `sequences`: by their ids."""
 
-    relations: dict[int, Relation]
-    keys: tuple[Key, ...]
+    relations: dict[int, TargetRelation]
+    keys: tuple[ForeignKey, ...]
     triggers: tuple[Trigger, ...]
-    sequences: dict[int, Counter]
+    sequences: dict[int, TargetSequence]
     has_large_objects: bool
 
-    def find(self, schema: str | None, name: str) -> Relation | None:
+    def find(self, schema: str | None, name: str) -> TargetRelation | None:
         relations = self.relations.values()
         return next((relation for relation in relations if (relation.schema, relation.name) == (schema, name)), None)
 
-    def with_parents(self, relations: Collection[Relation]) -> set[int]:
+    def with_parents(self, relations: Collection[TargetRelation]) -> set[int]:
         """The ids of these relations, and of the partitioned tables that they belong to."""
         ids: set[int] = set()
         for relation in relations:
@@ -147,26 +147,26 @@ class Target:
                 current = self.relations[current].parent if current in self.relations else None
         return ids
 
-    def keys_of(self, relations: Collection[Relation]) -> list[Key]:
+    def keys_of(self, relations: Collection[TargetRelation]) -> list[ForeignKey]:
         """The foreign keys from or to one of these relations or its parents."""
         ids = self.with_parents(relations)
         return [key for key in self.keys if key.holder in ids or key.referred in ids]
 
 
-async def look(connection: Any) -> Target:
-    """Read the target, with types written in full. The search path is emptied for that, and restored afterwards."""
+async def read_target(connection: Any) -> Target:
+    """Read the target. The search path is empty meanwhile, so that the names of types include their schemas."""
     search_path = await connection.fetchval("SELECT pg_catalog.current_setting('search_path')")
     await connection.execute("SELECT pg_catalog.set_config('search_path', '', false)")
     relations = await connection.fetch(RELATIONS)
     columns: dict[int, list[Column]] = {row["id"]: [] for row in relations}
     for row in await connection.fetch(COLUMNS, list(columns)):
-        facts = dict(row)
-        columns[facts.pop("relation")].append(Column(**facts))
+        fields = dict(row)
+        columns[fields.pop("relation")].append(Column(**fields))
     target = Target(
-        {row["id"]: Relation(**row, place=row["schema"], columns=tuple(columns[row["id"]])) for row in relations},
-        tuple(Key(**row) for row in await connection.fetch(KEYS)),
+        {row["id"]: TargetRelation(**row, place=row["schema"], columns=tuple(columns[row["id"]])) for row in relations},
+        tuple(ForeignKey(**row) for row in await connection.fetch(KEYS)),
         tuple(Trigger(**row) for row in await connection.fetch(TRIGGERS)),
-        {row["id"]: Counter(**row) for row in await connection.fetch(SEQUENCES)},
+        {row["id"]: TargetSequence(**row) for row in await connection.fetch(SEQUENCES)},
         await connection.fetchval(LARGE_OBJECTS),
     )
     await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", search_path)

@@ -1,1 +1,1 @@
-"""Plans a restore, carries it out in one piece, or tries it out where nobody sees it."""
+"""Plans a restore, carries it out in one transaction, or tries it out in a scratch place."""

@@ -1,4 +1,4 @@
-"""How many rows each table has, before and after, and whether they are those that the manifest counts."""
+"""The report of a restore: how many rows each table has before and after it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from service.errors import DamagedBackup
 
 
 @dataclass(frozen=True)
-class Counted:
-    """A table's rows before and after. `before` is None where it was not there."""
+class TableCounts:
+    """How many rows a table has before and after a restore. `before` is None for a table that did not exist."""
 
     table: str
     before: int | None
@@ -19,29 +19,39 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a restore has done, or would have done (`dry_run`). `where`: the database, without a password."""
+class RestoreReport:
+    """What a restore has done, or would have done if it were no dry run.
+
+    `backup`: the path or URL of the backup. `where`: the URL of the database, without a password. `seconds`: how long
+    the restore took. `notes`: sentences for the person who restores.
+    """
 
     backup: str
     where: str
-    tables: tuple[Counted, ...]
+    tables: tuple[TableCounts, ...]
     seconds: float
     dry_run: bool
     notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
+        """The sum of the rows of all tables after the restore."""
         return sum(table.after for table in self.tables)
 
 
-def compared(
+def checked_counts(
     source: str, tables: Sequence[SavedTable], before: Mapping[str, int], after: Mapping[str, int]
-) -> tuple[Counted, ...]:
-    """Raises DamagedBackup for the first table that has not the rows that were saved."""
+) -> tuple[TableCounts, ...]:
+    """Return the counts of rows of `tables`, by their names in `before` and `after`.
+
+    Raises DamagedBackup for the first table that has another number of rows than the manifest says.
+    """
     for table in tables:
-        if (found := after.get(str(table))) != table.rows:
+        rows = after.get(str(table))
+        if rows != table.rows:
             raise DamagedBackup(
-                f"{table} has {found if found is not None else 'no'} rows after the restore, but the backup {source} "
-                f"counts {table.rows}: nothing was changed. Look for rules or triggers on it, or use another backup"
+                f"{table} has {'no' if rows is None else rows} rows after the restore, but the backup {source} "
+                f"counts {table.rows}, so nothing was changed. Look for rules or triggers on it, or use "
+                "another backup"
             )
-    return tuple(Counted(str(table), before.get(str(table)), table.rows) for table in tables)
+    return tuple(TableCounts(str(table), before.get(str(table)), table.rows) for table in tables)

@@ -1,4 +1,4 @@
-"""Rows from a backup into PostgreSQL's tables, by COPY. The next part is read and checked while one is sent."""
+"""Loads rows of a backup into tables of PostgreSQL by COPY. While one part is sent, the next is read and checked."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from service.errors import BackupError, DamagedBackup
 from service.escaping import brief
 
 LARGEST_ECHO = 32 * 1024 * 1024
-"""Bytes of a value that the server may repeat in an error, all of which the driver would take into memory."""
+"""How many bytes a value may have that the server may repeat in an error, which the driver reads into memory."""
 NOT_ECHOED = ("text", "bytea", "character varying", "character")
-"""Types that take any text, or whose errors are short. The others have no values of that size but in rare cases."""
+"""Types that accept any text, or whose errors are short. Values of other types are rarely so large."""
 
 
 async def load(connection: Any, backup: Backup, table: SavedTable, to: tuple[str, str], meter: BackupMeter) -> int:
-    """Copy a table's rows into the table `to` (schema, name); returns how many the server has taken.
+    """Copy a table's rows into the table `to` (schema, name), and return how many rows the server has received.
 
-    Raises DamagedBackup where the rows are damaged, or the server refuses one, and BackupError for a value too large.
+    Raises DamagedBackup if the rows are damaged or the server refuses one, and BackupError if a value is too large.
     """
     try:
         status = await connection.copy_to_table(
@@ -37,41 +37,42 @@ async def load(connection: Any, backup: Backup, table: SavedTable, to: tuple[str
     return int(status.removeprefix("COPY "))
 
 
-class _Bounded:
-    """Follows the values through parts that may end amidst one. Those inside of a part are small."""
+class _ValueSizes:
+    """Measures values that may span several parts. Values within one part are small, so they are not measured."""
 
     def __init__(self, table: SavedTable) -> None:
         self._table = table
         self._column = self._size = 0
 
-    def see(self, part: bytes) -> None:
-        ends = [place for place in (part.find(b"\t"), part.find(b"\n")) if place >= 0]
+    def add(self, part: bytes) -> None:
+        """Raises BackupError if the value at the beginning of the part is too large for its type."""
+        ends = [index for index in (part.find(b"\t"), part.find(b"\n")) if index >= 0]
         self._size += min(ends, default=len(part))
         if self._size > LARGEST_ECHO:
             self._refuse_echoed()
         if ends:
-            row = part.rfind(b"\n") + 1
-            self._column = part.count(b"\t", row) + (0 if row else self._column)
-            self._size = len(part) - max(row, part.rfind(b"\t") + 1)
+            row_start = part.rfind(b"\n") + 1
+            self._column = part.count(b"\t", row_start) + (0 if row_start else self._column)
+            self._size = len(part) - max(row_start, part.rfind(b"\t") + 1)
 
     def _refuse_echoed(self) -> None:
-        kind = self._table.types[self._column] if self._column < len(self._table.types) else ""
-        if kind.partition("(")[0] not in NOT_ECHOED:
+        type_name = self._table.types[self._column] if self._column < len(self._table.types) else ""
+        if type_name.partition("(")[0] not in NOT_ECHOED:
             raise BackupError(
-                f"a value of {brief(str(self._table))} is larger than {LARGEST_ECHO // 1024**2} MiB, which in a column "
-                f"of the type {brief(kind) or 'that it would have'} may not come from outside, and nothing was "
-                "changed. Load that table by hand, with \\copy"
+                f"a value of {brief(str(self._table))} is larger than {LARGEST_ECHO // 1024**2} MiB, which a restore "
+                f"refuses in a column of the type {brief(type_name) or '(unknown)'}, so nothing was changed. Load that "
+                "table by hand, with \\copy"
             )
 
 
 async def _parts(backup: Backup, table: SavedTable, meter: BackupMeter) -> AsyncIterator[bytes]:
-    parts, bounded = backup.parts(table), _Bounded(table)
-    ahead = asyncio.ensure_future(asyncio.to_thread(next, parts, None))
+    parts, sizes = backup.parts(table), _ValueSizes(table)
+    next_part = asyncio.ensure_future(asyncio.to_thread(next, parts, None))
     try:
-        while (part := await asyncio.shield(ahead)) is not None:
-            ahead = asyncio.ensure_future(asyncio.to_thread(next, parts, None))
-            bounded.see(part)
+        while (part := await asyncio.shield(next_part)) is not None:
+            next_part = asyncio.ensure_future(asyncio.to_thread(next, parts, None))
+            sizes.add(part)
             yield part
             meter.add(len(part), part.count(b"\n"))
     finally:
-        await asyncio.wait([ahead])
+        await asyncio.wait([next_part])

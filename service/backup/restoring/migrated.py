@@ -1,4 +1,4 @@
-"""Makes the tables of our migrations for a backup, as they were at its revision."""
+"""Makes the tables of the service's own migrations for a backup, as they were at the revision of the backup."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from service.errors import BackupError
 
 
 @dataclass(frozen=True)
-class Needed:
-    """The revision of a history at which a backup's tables are; `table` is what says so in the backup."""
+class NeededRevision:
+    """The revision of a history that a backup needs. `table`: the name of the version table in the backup."""
 
     history: History
     revision: str
@@ -31,69 +31,73 @@ class Needed:
 
     @property
     def schema(self) -> str:
+        """The schema of the version table; empty on SQLite."""
         return self.table.rpartition(".")[0]
 
 
-def needed(backup: Backup, histories: Iterable[History]) -> list[Needed]:
-    """Of these histories those that make tables of the backup. A revision that this code doesn't know makes none."""
-    found, revisions = [], of_backup(backup)
+def needed_revisions(backup: Backup, histories: Iterable[History]) -> list[NeededRevision]:
+    """The revisions of these histories that make tables of the backup. Revisions that this code lacks are left out."""
+    needed, revisions = [], of_backup(backup)
     for history in histories:
         if history.version_table == LEDGERS_MARK and not has_ledger(backup):
             continue
-        known = history.revisions
         for table, revision in revisions.items():
-            if table.rpartition(".")[2] == history.version_table and revision in known:
-                found.append(Needed(history, revision, table))
+            if table.rpartition(".")[2] == history.version_table and revision in history.revisions:
+                needed.append(NeededRevision(history, revision, table))
                 break
-    return found
+    return needed
 
 
 async def make_missing(connection: Any, backup: Backup, histories: Sequence[History]) -> bool:
-    """Make what the backup needs where the application has no table yet, in asyncpg's present transaction.
+    """Make the tables that the backup needs, in the current transaction, if the application has no table yet.
 
-    A service that starts meanwhile waits for its end. Returns whether there are new tables. Raises BackupError.
+    A service that starts meanwhile waits for the end of the transaction. `connection`: of asyncpg. Returns whether
+    tables were made. Raises BackupError.
     """
-    wanted = needed(backup, histories)
-    if not wanted or not is_new(await target.look(connection)):
+    needed = needed_revisions(backup, histories)
+    if not needed or not is_new(await target.read_target(connection)):
         return False
-    for one in wanted:
-        await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", one.history.lock)
-    found = await target.look(connection)
-    names = {relation.name for relation in found.relations.values()}
-    missing = [one for one in wanted if one.history.version_table not in names] if is_new(found) else []
-    for one in missing:
-        await make(connection, one)
+    for revision in needed:
+        await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", revision.history.lock)
+    locked = await target.read_target(connection)
+    names = {relation.name for relation in locked.relations.values()}
+    missing = [revision for revision in needed if revision.history.version_table not in names] if is_new(locked) else []
+    for revision in missing:
+        await make(connection, revision)
     return bool(missing)
 
 
-async def make(connection: Any, one: Needed, schema: str | None = None) -> None:
-    """`schema`: one to make them in, whatever the tables of the others. Raises BackupError."""
+async def make(connection: Any, needed: NeededRevision, schema: str | None = None) -> None:
+    """Make the tables of one history; `schema`: the schema to make them in; None: the first of the search path.
+
+    Raises BackupError.
+    """
     if schema is not None:
         path = await connection.fetchval("SELECT pg_catalog.current_setting('search_path')")
         path = ", ".join(filter(None, [quoted(schema), path]))
         await connection.execute("SELECT pg_catalog.set_config('search_path', $1, true)", path)
     try:
-        async with _as_sqlalchemys(connection) as same:
-            await make_tables(same, one.history, one.revision, schema)
+        async with _sqlalchemy_connection(connection) as migrating:
+            await make_tables(migrating, needed.history, needed.revision, schema)
     except DBAPIError as error:
         raise BackupError(
-            f"the tables of migration {one.revision} can't be made, and nothing was changed: "
+            f"the tables of migration {needed.revision} can't be made, and nothing was changed: "
             f"{troubles.cause_of(error, 'postgresql')}"
         ) from error
 
 
 @asynccontextmanager
-async def _as_sqlalchemys(connection: Any) -> AsyncIterator[AsyncConnection]:
-    """The same connection, for migrations: what is committed there is a savepoint of the present transaction.
+async def _sqlalchemy_connection(connection: Any) -> AsyncIterator[AsyncConnection]:
+    """Wrap a connection of asyncpg for migrations. Their transactions are savepoints of its current transaction.
 
-    StaticPool, as it never closes what it has.
+    The pool is a StaticPool because that never closes its connection.
     """
 
-    async def same(**_: Any) -> Any:
+    async def give_connection(**_: Any) -> Any:
         return connection
 
     engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=same, poolclass=StaticPool, hide_parameters=True
+        "postgresql+asyncpg://", async_creator=give_connection, poolclass=StaticPool, hide_parameters=True
     )
-    async with engine.begin() as begun:
-        yield begun
+    async with engine.begin() as wrapped:
+        yield wrapped

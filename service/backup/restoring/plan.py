@@ -1,4 +1,4 @@
-"""What a restore would do, and every reason to refuse it, before anything is touched."""
+"""Plans a restore: which tables it fills, and every reason to refuse it. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -11,28 +11,38 @@ from sqlalchemy.engine import URL
 from service.backup.file.format import WORDS
 from service.backup.file.reader import Backup, SavedTable
 from service.backup.file.selection import LEDGERS_MARK, is_ledgers
-from service.backup.postgresql.target import Relation, Target
+from service.backup.postgresql.target import Target, TargetRelation
 from service.backup.restoring import revisions
 from service.database.urls import safe_url
 from service.errors import BackupError
 
-ABOUT_FILES = "batch_backups"
-"""It tells of files outside of the database, which no restore brings back."""
-ONTO_ITS_OWN = {
+BACKUPS_TABLE = "batch_backups"
+"""The ledger's table of backups. It describes files outside of the database, so a restore does not replace its rows."""
+AT_ITS_REVISION = {
     "sqlite": "Restore it into a new file, by DATABASE_URL",
-    "postgresql": "Let the code of that time make an empty database (`batch serve`), restore it into that",
+    "postgresql": "Make an empty database with the code that made the backup (`batch serve`), restore it into that",
 }
-"""There is no way down to an older revision, so the way leads up from there."""
+"""How to restore a backup of another revision: into a database of that revision, which is upgraded afterwards."""
 MOST_NAMED = 50
-"""So many problems are told: a hostile file may have a million tables."""
+"""At most so many problems are in a message, because a hostile file may have a million tables."""
 KIND_NAMES = {"p": "a partitioned table", "f": "a foreign table", "m": "a materialized view", "v": "a view"}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`rows`: how many each of the tables has now, by its name, where this role may see them.
+class RestorePlan:
+    """What a restore would do to a database, and the problems that prevent it.
 
-    `is_new`: nothing is there yet. `holds_ledger`: the ledger's are among them.
+    Attributes:
+        backup: The path or URL of the backup.
+        database: The URL of the database, without a password; on SQLite its path.
+        taken_at: When the backup was taken (UTC).
+        revision: The revision of the application's migrations in the backup.
+        tables: The tables whose rows are restored.
+        rows: How many rows each of these tables has now, by name; without tables whose rows this role can't see.
+        problems: Why the restore is refused.
+        notes: Sentences for the person who restores.
+        is_new: The database has no table of the application yet.
+        holds_ledger: The backup has tables of the ledger.
     """
 
     backup: str
@@ -48,11 +58,11 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The database's own name: what a person types who means it."""
+        """The name of the database itself, which a person types to confirm the restore."""
         return self.database.rpartition("/")[2]
 
     def refuse(self) -> None:
-        """Raises BackupError with what is in the way: all of it, unless that is very much."""
+        """Raises BackupError if there are problems; its message lists up to MOST_NAMED of them."""
         if self.problems:
             more = len(self.problems) - MOST_NAMED
             raise BackupError(
@@ -62,42 +72,44 @@ class Plan:
 
 
 def refuse_other_kind(backup: Backup, url: URL) -> None:
+    """Raises BackupError if the backup was made of another kind of database than that of the URL."""
     kind = url.get_backend_name()
     if backup.header.kind != kind:
         raise BackupError(
-            f"the backup {backup.source.name} is one of {WORDS[backup.header.kind]}, and {safe_url(url)} is "
-            f"{WORDS.get(kind, kind)}: a backup can only be restored into the kind of database that it was made of"
+            f"the backup {backup.source.name} is of {WORDS[backup.header.kind]}, but {safe_url(url)} is "
+            f"{WORDS.get(kind, kind)}: a backup can only be restored into the kind of database that it was made from"
         )
 
 
-def restored(backup: Backup) -> tuple[SavedTable, ...]:
-    """The tables whose rows come from the backup: never those that say at which migration the schema is."""
-    known = backup.header.revisions
+def restored_tables(backup: Backup) -> tuple[SavedTable, ...]:
+    """The tables whose rows are taken from the backup. Version tables and the ledger's table of backups are not."""
+    version_tables = backup.header.revisions
     ledgers = {table.schema for table in backup.tables if is_ledgers(table.name)} if has_ledger(backup) else set()
     return tuple(
         table
         for table in backup.tables
-        if str(table) not in known and not (table.schema in ledgers and table.name == ABOUT_FILES)
+        if str(table) not in version_tables and not (table.schema in ledgers and table.name == BACKUPS_TABLE)
     )
 
 
-def other_revisions(backup: Backup, present: Mapping[str, str]) -> list[str]:
-    """`present`: what the target's tables of alembic say, by their names."""
-    found, in_backup = [], revisions.of_backup(backup)
+def revision_problems(backup: Backup, present: Mapping[str, str]) -> list[str]:
+    """The differences of migration revisions; `present`: those of the database, by the names of version tables."""
+    problems, in_backup = [], revisions.of_backup(backup)
     for table in sorted({**in_backup, **present}):
         if _name(table) == LEDGERS_MARK and not has_ledger(backup):
             continue
         saved, now = in_backup.get(table), present.get(table)
         if revisions.differ(saved, now):
-            found.append(
-                f"it is at another migration revision ({table}): the backup has {saved or 'none'}, the database "
-                f"{now or 'none'}. {ONTO_ITS_OWN[backup.header.kind]}, and start the present code, which upgrades it"
+            problems.append(
+                f"the database is at another migration revision ({table}): the backup has {saved or 'none'}, the "
+                f"database {now or 'none'}. {AT_ITS_REVISION[backup.header.kind]}, and then start the present "
+                "code, which upgrades it"
             )
-    return found
+    return problems
 
 
 def has_ledger(backup: Backup) -> bool:
-    """Whether the ledger's own tables are in it."""
+    """Whether the backup has tables of the ledger besides their version table."""
     marks = {table for table in backup.header.revisions if _name(table) == LEDGERS_MARK}
     schemas = {table.rpartition(".")[0] or None for table in marks}
     return any(
@@ -111,21 +123,27 @@ def _name(table: str) -> str:
 
 def for_postgresql(
     backup: Backup, url: URL, target: Target, present: Mapping[str, str], rows: Mapping[str, int]
-) -> Plan:
-    tables = restored(backup)
-    found = {str(table): target.find(table.schema, table.name) for table in tables}
-    there = [relation for relation in found.values() if relation is not None]
-    if not there and tables:
-        problems = ["the database has none of its tables: let the service make them (`batch serve`), then restore"]
+) -> RestorePlan:
+    """Plan a restore into a PostgreSQL database.
+
+    `present`: the database's revisions, by the names of version tables. `rows`: how many rows its tables have, by name.
+    """
+    tables = restored_tables(backup)
+    relations = {str(table): target.find(table.schema, table.name) for table in tables}
+    existing = [relation for relation in relations.values() if relation is not None]
+    if not existing and tables:
+        problems = [
+            "the database has none of the backup's tables: let the service make them (`batch serve`), then restore"
+        ]
     else:
-        problems = other_revisions(backup, present)
-        problems += [line for table in tables for line in _table_problems(table, found[str(table)])]
-        problems += _key_problems(target, there) + _sequence_problems(backup, target)
+        problems = revision_problems(backup, present)
+        problems += [line for table in tables for line in _table_problems(table, relations[str(table)])]
+        problems += _key_problems(target, existing) + _sequence_problems(backup, target)
     if target.has_large_objects:
         problems.append("the database holds large objects, which backups can't contain: use pg_restore")
-    notes = _notes(backup, target, there)
+    notes = _notes(backup, target, existing)
     header = backup.header
-    return Plan(
+    return RestorePlan(
         *(backup.source.name, safe_url(url), header.taken_at, header.revision, tables, rows),
         tuple(problems),
         tuple(notes),
@@ -135,11 +153,12 @@ def for_postgresql(
 
 
 def is_new(target: Target) -> bool:
-    """Whether the application has no table there yet."""
-    return not any(one.kind in "rp" and not is_ledgers(one.name) for one in target.relations.values())
+    """Whether the application has no table in the database yet."""
+    relations = target.relations.values()
+    return not any(relation.kind in "rp" and not is_ledgers(relation.name) for relation in relations)
 
 
-def _table_problems(table: SavedTable, relation: Relation | None) -> list[str]:
+def _table_problems(table: SavedTable, relation: TargetRelation | None) -> list[str]:
     if relation is None:
         return [f"the table {table} is missing in the database"]
     if relation.kind != "r":
@@ -149,58 +168,59 @@ def _table_problems(table: SavedTable, relation: Relation | None) -> list[str]:
     return shape_problems(table, relation)
 
 
-def shape_problems(table: SavedTable, relation: Relation) -> list[str]:
-    """Why rows with the table's columns don't fit into the relation's."""
+def shape_problems(table: SavedTable, relation: TargetRelation) -> list[str]:
+    """Why rows with the columns of the saved table don't fit into the relation."""
     columns = {column.name: column for column in relation.columns}
-    found = column_problems(table, {c.name: c.type for c in relation.columns if not c.is_generated})
-    found += [
-        f"the column {name} of {table} is a generated one in the database"
+    problems = column_problems(table, {c.name: c.type for c in relation.columns if not c.is_generated})
+    problems += [
+        f"the column {name} of {table} is a generated column in the database"
         for name in table.columns
         if name in columns and columns[name].is_generated
     ]
     needed = [c.name for c in relation.columns if c.is_needed and not c.is_generated and c.name not in table.columns]
-    return found + [needed_problem(name, table) for name in needed]
+    return problems + [missing_value_problem(name, table) for name in needed]
 
 
 def column_problems(table: SavedTable, types: Mapping[str, str]) -> list[str]:
-    """`types`: of the columns that the table has in the target."""
-    found = []
+    """Which columns of the saved table the target lacks or has with another type; `types`: the target's, by column."""
+    problems = []
     for name, saved in zip(table.columns, table.types, strict=True):
         if name not in types:
-            found.append(f"the column {name} of {table} is missing in the database")
+            problems.append(f"the column {name} of {table} is missing in the database")
         elif types[name] != saved:
-            found.append(f"the column {name} of {table} has the type {types[name]}, but {saved} in the backup")
-    return found
+            problems.append(f"the column {name} of {table} has the type {types[name]}, but {saved} in the backup")
+    return problems
 
 
-def needed_problem(column: str, table: SavedTable) -> str:
-    return f"the column {column} of {table} is not in the backup, and may neither be null nor has a default"
+def missing_value_problem(column: str, table: SavedTable) -> str:
+    """The problem of a column that needs a value in each row, and that the backup does not have."""
+    return f"the column {column} of {table} is not in the backup, is not nullable and has no default"
 
 
-def _key_problems(target: Target, there: Sequence[Relation]) -> list[str]:
-    holders = {key.holder: key.referred for key in target.keys_of(there)}
+def _key_problems(target: Target, tables: Sequence[TargetRelation]) -> list[str]:
+    holders = {key.holder: key.referred for key in target.keys_of(tables)}
     return [
-        f"the table {target.relations[holder]}, whose foreign keys have to be made anew, belongs to "
+        f"the table {target.relations[holder]}, whose foreign keys have to be created again, belongs to "
         f"{target.relations[holder].owner}"
         for holder in holders
-        if not target.relations[holder].is_owned and target.relations[holder] not in there
+        if not target.relations[holder].is_owned and target.relations[holder] not in tables
     ]
 
 
 def _sequence_problems(backup: Backup, target: Target) -> list[str]:
-    found = []
+    problems = []
     for sequence in backup.sequences:
         relation = target.find(sequence.schema, sequence.name)
         if relation is None or relation.kind != "S":
             if not is_ledgers(sequence.name):
-                found.append(f"the sequence {sequence} is missing in the database")
+                problems.append(f"the sequence {sequence} is missing in the database")
         elif not relation.is_owned:
-            found.append(f"the sequence {sequence} belongs to {relation.owner}: only its owner can restore it")
-    return found
+            problems.append(f"the sequence {sequence} belongs to {relation.owner}: only its owner can restore it")
+    return problems
 
 
-def _notes(backup: Backup, target: Target, there: Sequence[Relation]) -> list[str]:
-    ids = target.with_parents(there)
+def _notes(backup: Backup, target: Target, restored: Sequence[TargetRelation]) -> list[str]:
+    ids = target.with_parents(restored)
     notes = []
     for relation in target.relations.values():
         is_kept = relation.kind == "r" and relation.id not in ids and str(relation) not in backup.header.revisions
@@ -210,7 +230,7 @@ def _notes(backup: Backup, target: Target, there: Sequence[Relation]) -> list[st
         if is_kept and refers:
             notes.append(
                 f"{relation} is not in the backup and stays as it is; it refers to {', '.join(refers)}, so the restore "
-                "fails where a row of it would lose what it refers to"
+                "fails if one of its rows would refer to a row that no longer exists"
             )
         elif is_kept and not is_ledgers(relation.name):
             notes.append(f"{relation} is not in the backup and stays as it is")

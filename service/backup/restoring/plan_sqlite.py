@@ -1,7 +1,7 @@
-"""SQLite: which tables a restore makes, of whose text, and every reason to refuse it.
+"""Plans a restore into an SQLite database: which tables it makes, and every reason to refuse it.
 
-A table is made as it is in the live file, or as our migrations make it at the backup's revision. The backup's own
-schema is the text of whoever wrote the file, and none of it is used.
+A table is made as it is in the live file, or as the service's migrations make it at the backup's revision. The schema
+in the backup is never used, because anybody may have written the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from service.backup.file.reader import Backup, SavedTable
 from service.backup.file.selection import LEDGERS_MARK, is_ledgers
 from service.backup.restoring import plan as plans
-from service.backup.restoring.plan import Plan
+from service.backup.restoring.plan import RestorePlan
 from service.backup.restoring.revisions import of_backup, with_data
 from service.backup.sqlite import tables as sqlite_tables
 from service.backup.sqlite.new_file import LIVE, file_settings
@@ -25,14 +25,18 @@ from service.database.engine import Database
 from service.database.migrate import History, migrate
 from service.escaping import brief
 
-MADE_FILE = "made.sqlite3"
+MIGRATED_FILE = "made.sqlite3"
 A_TEMPORARY_FILE = "a temporary file"
 MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
-class Live:
-    """What is there now: nothing where there is no file, or no table in it. `rows` by the table's name."""
+class LiveFile:
+    """The contents of the live database file; empty if there is no file or no table in it.
+
+    `rows`: how many rows each table has, by its name. `revisions`: by the names of version tables. `settings`: of the
+    file, by the names of pragmas.
+    """
 
     structure: Structure = field(default_factory=Structure)
     rows: dict[str, int] = field(default_factory=dict)
@@ -40,7 +44,8 @@ class Live:
     settings: dict[str, int | str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, path: Path) -> Live:
+    def of(cls, path: Path) -> LiveFile:
+        """Read the file. Raises sqlite3.Error."""
         if not path.is_file():
             return cls()
         with closing(opened(path, "mode=rw")) as connection:
@@ -51,24 +56,27 @@ class Live:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A file with the tables of our migrations, and at which revision they are, by the version table."""
+class MigratedFile:
+    """A file with the tables of the service's migrations, and their revisions by the names of version tables."""
 
     path: Path | None = None
     revisions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Work:
-    """`made`: a file with the tables of our migrations; None where none of them is missing."""
+class SqliteRestore:
+    """A planned restore. `structure`: of the tables, indexes, views and triggers of the new file.
 
-    plan: Plan
+    `migrated`: the path of a file with tables of the service's migrations; None if the live file lacks none of them.
+    """
+
+    plan: RestorePlan
     structure: Structure
-    live: Live
-    made: Path | None
+    live: LiveFile
+    migrated: Path | None
 
     def kept(self, schema: str) -> list[str]:
-        """The tables that are not restored: those of the live file, or those that the migrations made."""
+        """The tables that are not restored: of the live file if `schema` is LIVE, or else those of the migrations."""
         restored = {table.name for table in self.plan.tables}
         live = {table.name for table in self.live.structure.tables}
         return [
@@ -78,40 +86,42 @@ class Work:
         ]
 
 
-def for_live(backup: Backup, path: Path, histories: Sequence[History], folder: Path) -> Work:
-    """`folder`: of our own, for what the migrations make."""
-    live, tables = Live.of(path), plans.restored(backup)
-    structure, made = _structure(backup, live, histories, folder)
+def for_live(backup: Backup, path: Path, histories: Sequence[History], folder: Path) -> SqliteRestore:
+    """Plan a restore into the live file. `folder`: an empty folder for the file that the migrations make."""
+    live, tables = LiveFile.of(path), plans.restored_tables(backup)
+    structure, migrated = _structure(backup, live, histories, folder)
     if live.structure.tables:
-        problems = plans.other_revisions(backup, {**made.revisions, **live.revisions})
+        problems = plans.revision_problems(backup, {**migrated.revisions, **live.revisions})
         problems += _missing(backup, [t.name for t in tables if structure.table(t.name) is None])
     else:
         needed = [*(table.name for table in backup.tables), *_left_out(backup)]
         problems = _missing(backup, [name for name in needed if structure.table(name) is None])
-    return _work(backup, str(path.absolute()), live, structure, made, tables, problems)
+    return _planned(backup, str(path.absolute()), live, structure, migrated, tables, problems)
 
 
-def for_drill(backup: Backup, path: Path | None, histories: Sequence[History], folder: Path) -> Work:
-    """Into an empty file. Tables are made as they are in the live file `path`, if that is at the same revision."""
-    live = Live.of(path) if path else Live()
-    if plans.other_revisions(backup, live.revisions):
-        live = Live()
-    structure, made = _structure(backup, live, histories, folder)
+def for_drill(backup: Backup, path: Path | None, histories: Sequence[History], folder: Path) -> SqliteRestore:
+    """Plan a restore into an empty file. Tables are made as in the live file `path` if that is at the same revision."""
+    live = LiveFile.of(path) if path else LiveFile()
+    if plans.revision_problems(backup, live.revisions):
+        live = LiveFile()
+    structure, migrated = _structure(backup, live, histories, folder)
     problems = _missing(backup, [t.name for t in backup.tables if structure.table(t.name) is None])
-    work = _work(backup, A_TEMPORARY_FILE, live, structure, made, backup.tables, problems)
-    return replace(work, plan=replace(work.plan, rows={}, notes=()))
+    restore = _planned(backup, A_TEMPORARY_FILE, live, structure, migrated, backup.tables, problems)
+    return replace(restore, plan=replace(restore.plan, rows={}, notes=()))
 
 
 def _left_out(backup: Backup) -> list[str]:
-    """Without the ledger's: a service makes it anew when it starts."""
+    """The tables that the backup left out, without the ledger's, which a service makes when it starts."""
     return [name for name in backup.left_out if not is_ledgers(name)]
 
 
-def _structure(backup: Backup, live: Live, histories: Sequence[History], folder: Path) -> tuple[Structure, Made]:
-    """The live file's tables, and those that it lacks as the migrations make them at the backup's revision."""
+def _structure(
+    backup: Backup, live: LiveFile, histories: Sequence[History], folder: Path
+) -> tuple[Structure, MigratedFile]:
+    """The tables of the live file, and the tables that it lacks, made by the migrations at the backup's revision."""
     names = [*(table.name for table in backup.tables), *_left_out(backup)]
     if all(live.structure.table(name) for name in names):
-        return live.structure, Made()
+        return live.structure, MigratedFile()
     revisions = of_backup(backup)
     known = {
         history: revisions[history.version_table]
@@ -120,12 +130,12 @@ def _structure(backup: Backup, live: Live, histories: Sequence[History], folder:
         and (history.version_table != LEDGERS_MARK or plans.has_ledger(backup))
     }
     if not known:
-        return live.structure, Made()
-    path = folder / MADE_FILE
+        return live.structure, MigratedFile()
+    path = folder / MIGRATED_FILE
     asyncio.run(_migrate(path, known))
     with closing(opened(path, "mode=rw")) as connection:
         structure = live.structure.with_missing(Structure.of(connection))
-    return structure, Made(path, {history.version_table: revision for history, revision in known.items()})
+    return structure, MigratedFile(path, {history.version_table: revision for history, revision in known.items()})
 
 
 async def _migrate(path: Path, revisions: Mapping[History, str]) -> None:
@@ -137,42 +147,44 @@ async def _migrate(path: Path, revisions: Mapping[History, str]) -> None:
         await database.dispose()
 
 
-def _work(
+def _planned(
     backup: Backup,
     database: str,
-    live: Live,
+    live: LiveFile,
     structure: Structure,
-    made: Made,
-    wanted: Sequence[SavedTable],
+    migrated: MigratedFile,
+    saved: Sequence[SavedTable],
     problems: list[str],
-) -> Work:
-    tables = tuple(table for table in wanted if structure.table(table.name) is None or structure.parts(table.name))
+) -> SqliteRestore:
+    tables = tuple(table for table in saved if structure.table(table.name) is None or structure.parts(table.name))
     problems = problems + [line for table in tables for line in _shape_problems(table, structure)]
-    problems += [f"{line}: it needs what only the application has. {BY_HAND}" for line in structure.unmakeable()]
+    problems += [
+        f"{line}: it needs something that only the application has. {BY_HAND}" for line in structure.unmakeable()
+    ]
     if not tables:
-        problems.append("it holds no table")
+        problems.append("the backup holds no table")
     header = backup.header
-    plan = Plan(
+    plan = RestorePlan(
         *(backup.source.name, database, header.taken_at, header.revision, tables, live.rows),
         tuple(problems),
-        tuple(_notes(backup, live, structure, made, tables)),
+        tuple(_notes(backup, live, structure, migrated, tables)),
         is_new=not live.structure.tables,
         holds_ledger=plans.has_ledger(backup),
     )
-    return Work(plan, structure, live, made.path)
+    return SqliteRestore(plan, structure, live, migrated.path)
 
 
 def _missing(backup: Backup, names: Sequence[str]) -> list[str]:
-    """Tables that nobody here can make."""
+    """The problem that neither the live file nor the migrations have these tables; nothing for no names."""
     if not names:
         return []
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     tables = ("the table " if len(names) == 1 else "the tables ") + ", ".join(map(brief, names[:MOST_NAMED])) + more
-    is_or_are, it = ("is", "it") if len(names) == 1 else ("are", "them")
+    verb, pronoun = ("is", "it") if len(names) == 1 else ("are", "them")
     return [
-        f"{tables} {is_or_are} missing in the database, and in the migrations of this code at the backup's revision "
-        f"({backup.header.revision or 'none'}): let the application make {it}, by its own migration, and restore "
-        f"then. {BY_HAND}"
+        f"{tables} {verb} missing in the database, and in the migrations of this code at the backup's revision "
+        f"({backup.header.revision or 'none'}): let the application make {pronoun} by its own migration, then "
+        f"restore. {BY_HAND}"
     ]
 
 
@@ -180,15 +192,15 @@ def _shape_problems(saved: SavedTable, structure: Structure) -> list[str]:
     table = structure.table(saved.name)
     if table is None:
         return []
-    needed = [plans.needed_problem(name, saved) for name in table.needed if name not in saved.columns]
+    needed = [plans.missing_value_problem(name, saved) for name in table.needed if name not in saved.columns]
     return plans.column_problems(saved, table.columns) + needed
 
 
 def _notes(
-    backup: Backup, live: Live, structure: Structure, made: Made, restored: Sequence[SavedTable]
+    backup: Backup, live: LiveFile, structure: Structure, migrated: MigratedFile, restored: Sequence[SavedTable]
 ) -> Iterator[str]:
-    if made.path:
-        yield f"tables that are missing are made as of migration {', '.join(made.revisions.values())}"
+    if migrated.path:
+        yield f"missing tables are made as of migration {', '.join(migrated.revisions.values())}"
     names = {table.name for table in restored}
     for table in live.structure.with_rows():
         if table.name not in names and table.name not in live.revisions:
@@ -197,4 +209,4 @@ def _notes(
     for name in missing[:MOST_NAMED]:
         yield f"{brief(name)} is neither in the backup nor in the database: the application's own migration makes it"
     if len(missing) > MOST_NAMED:
-        yield f"and so are {len(missing) - MOST_NAMED:,} more tables"
+        yield f"{len(missing) - MOST_NAMED:,} more tables are neither in the backup nor in the database"

@@ -1,4 +1,4 @@
-"""restore(): a backup's rows in place of those of the application's database, in one transaction."""
+"""Replaces the rows of a database by those of a backup, in one transaction."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from service.backup.file.reader import Backup, Source
 from service.backup.postgresql.server import LastCheck
 from service.backup.restoring import plan as plans
 from service.backup.restoring import restore_postgresql, restore_sqlite
-from service.backup.restoring.count import Report
-from service.backup.restoring.plan import Plan
+from service.backup.restoring.count import RestoreReport
+from service.backup.restoring.plan import RestorePlan
 from service.concurrency.stoppable import Stop, in_thread
 from service.database.migrate import History
 from service.errors import BackupError
@@ -24,11 +24,11 @@ from service.errors import BackupError
 KINDS: dict[str, ModuleType] = {"sqlite+aiosqlite": restore_sqlite, "postgresql+asyncpg": restore_postgresql}
 
 
-async def planned(source: Source, url: str, *, histories: Sequence[History] = ()) -> Plan:
-    """What `restore` would do to the database, and what is in the way. Nothing is changed. Raises BackupError."""
+async def planned(source: Source, url: str, *, histories: Sequence[History] = ()) -> RestorePlan:
+    """Plan what restore() would do to the database. Nothing is changed. Raises BackupError."""
     target = make_url(url)
 
-    def work(stop: Stop) -> Plan:
+    def work(stop: Stop) -> RestorePlan:
         backup, kind = _opened(source, target)
         if kind is restore_sqlite:
             return restore_sqlite.plan(backup, target, stop, histories=histories)
@@ -46,16 +46,19 @@ async def restore(
     on_progress: Callable[[BackupProgress], None] | None = None,
     folder: Path | None = None,
     histories: Sequence[History] = (),
-) -> Report:
-    """Restore a backup into this database; `dry_run`: do it, and roll it back.
+) -> RestoreReport:
+    """Restore a backup into the database of `url`.
 
-    `histories` are the migrations that make the tables which the database lacks, at the backup's revision. SQLite:
-    `folder` has room for twice the data (that of temporary files otherwise).
+    Args:
+        dry_run: Roll everything back at the end.
+        last_check: Awaited on another event loop when no other connection can write to the tables any more. It
+            prevents the restore by raising BackupError.
+        on_progress: Called on this event loop.
+        folder: On SQLite, a folder with room for twice the data; None: that of temporary files.
+        histories: The migrations that make the tables that the database lacks, at the backup's revision.
 
-    `last_check` is awaited once nobody else can write to the tables any more, on another event loop, and prevents the
-    restore by raising. Raises BackupError, which says why; then, when cancelled and when the process is killed,
-    everything in the database is as it was. (A cancel that comes while it commits may find it done.) `on_progress` is
-    called on this event loop, where no work is done.
+    Raises BackupError, whose message says why. After an error, a cancel or a kill the database is unchanged, except
+    that a cancel during the commit may come too late. The work is done in a thread.
     """
     target, loop = make_url(url), asyncio.get_running_loop()
 
@@ -63,7 +66,7 @@ async def restore(
         if on_progress:
             loop.call_soon_threadsafe(on_progress, progress)
 
-    def work(stop: Stop) -> Report:
+    def work(stop: Stop) -> RestoreReport:
         backup, kind = _opened(source, target)
         meter = BackupMeter(tell)
         if kind is restore_sqlite:
@@ -80,8 +83,11 @@ async def restore(
 
 
 def _opened(source: Source, target: URL) -> tuple[Backup, ModuleType]:
+    """The backup, and the module that restores its kind of database."""
     if target.drivername not in KINDS:
-        raise BackupError(f"can't restore into {target.drivername}: it must be one of {', '.join(KINDS)}")
+        raise BackupError(
+            f"can't restore into {target.drivername}: the database's URL must begin with one of {', '.join(KINDS)}"
+        )
     backup = Backup.open(source)
     plans.refuse_other_kind(backup, target)
     return backup, KINDS[target.drivername]

@@ -1,7 +1,7 @@
-"""PostgreSQL: a backup's rows in place of the present ones, in one transaction of the tables' owner.
+"""Restores a backup into a PostgreSQL database, in one transaction of the owner of the tables.
 
-Who reads or writes one of the tables meanwhile waits to its end. A process that is killed on the way, an error and a
-cancel leave everything as it was.
+Connections that read or write one of the tables meanwhile wait for the end of the transaction. After an error, a cancel
+or a kill the database is unchanged.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from service.backup.file.reader import Backup, SavedSequence
 from service.backup.file.selection import is_ledgers, quoted
 from service.backup.postgresql import server, target
 from service.backup.postgresql.server import LastCheck
-from service.backup.postgresql.target import Counter, Key, Relation, Target
+from service.backup.postgresql.target import ForeignKey, Target, TargetRelation, TargetSequence
 from service.backup.restoring import migrated
 from service.backup.restoring import plan as plans
-from service.backup.restoring.count import Report, compared
+from service.backup.restoring.count import RestoreReport, checked_counts
 from service.backup.restoring.loading import load
-from service.backup.restoring.plan import Plan
+from service.backup.restoring.plan import RestorePlan
 from service.backup.restoring.revisions import with_data
 from service.concurrency.stoppable import Stop, in_own_loop
 from service.database.migrate import History
@@ -35,12 +35,13 @@ INTEGERS = ("smallint", "integer", "bigint")
 ENABLE = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
 
 
-def plan(backup: Backup, url: URL, stop: Stop, histories: Sequence[History]) -> Plan:
+def plan(backup: Backup, url: URL, stop: Stop, histories: Sequence[History]) -> RestorePlan:
+    """Plan a restore, in a transaction that is rolled back. Raises BackupError and Stopped."""
     with server.explained(url):
-        return in_own_loop(_look(backup, url, histories), stop)
+        return in_own_loop(_rolled_back_plan(backup, url, histories), stop)
 
 
-async def _look(backup: Backup, url: URL, histories: Sequence[History]) -> Plan:
+async def _rolled_back_plan(backup: Backup, url: URL, histories: Sequence[History]) -> RestorePlan:
     async with server.connected(url) as connection:
         transaction = connection.transaction(isolation="read_committed")
         await transaction.start()
@@ -50,16 +51,17 @@ async def _look(backup: Backup, url: URL, histories: Sequence[History]) -> Plan:
             await _roll_back(connection, transaction)
 
 
-async def _planned(connection: Any, backup: Backup, url: URL, histories: Sequence[History]) -> Plan:
-    """Where the tables have to be made first, they are: so all that is in the way is known before it is begun."""
-    found = await target.look(connection)
-    tables = [found.find(table.schema, table.name) for table in plans.restored(backup)]
-    seen = [one for one in tables if one and one.kind == "r" and one.is_owned and not one.is_hidden]
-    rows = await count(connection, seen)
+async def _planned(connection: Any, backup: Backup, url: URL, histories: Sequence[History]) -> RestorePlan:
+    """Plan the restore, after making the tables that it would make, so that the plan has all problems."""
+    present = await target.read_target(connection)
+    relations = [present.find(table.schema, table.name) for table in plans.restored_tables(backup)]
+    visible = [each for each in relations if each and each.kind == "r" and each.is_owned and not each.is_hidden]
+    rows = await count(connection, visible)
     if not await migrated.make_missing(connection, backup, histories):
-        return plans.for_postgresql(backup, url, found, await revisions(connection, found), rows)
-    made = await target.look(connection)
-    plan = plans.for_postgresql(backup, url, made, await revisions(connection, made), rows)
+        return plans.for_postgresql(backup, url, present, await revisions(connection, present), rows)
+    migrated_target = await target.read_target(connection)
+    present_revisions = await revisions(connection, migrated_target)
+    plan = plans.for_postgresql(backup, url, migrated_target, present_revisions, rows)
     note = f"the database is empty: the tables of migration {backup.header.revision} are made first"
     return replace(plan, notes=(note, *plan.notes), is_new=True)
 
@@ -73,7 +75,8 @@ def run(
     *,
     dry_run: bool,
     last_check: LastCheck | None,
-) -> Report:
+) -> RestoreReport:
+    """Restore the backup; `dry_run`: roll back at the end. Raises BackupError and Stopped."""
     with server.explained(url):
         return in_own_loop(_restore(backup, url, meter, histories, dry_run, last_check), stop)
 
@@ -85,86 +88,93 @@ async def _restore(
     histories: Sequence[History],
     dry_run: bool,
     last_check: LastCheck | None,
-) -> Report:
+) -> RestoreReport:
     started = clock.monotonic()
     async with server.connected(url) as connection:
-        transaction = connection.transaction(isolation="read_committed")  # what others commit meanwhile is seen
+        transaction = connection.transaction(isolation="read_committed")  # it sees what others commit meanwhile
         await transaction.start()
         try:
-            number = await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text")
+            transaction_id = await connection.fetchval("SELECT pg_catalog.pg_current_xact_id()::text")
             await migrated.make_missing(connection, backup, histories)
-            work = await _locked(connection, backup, url, last_check)
-            counted = compared(backup.source.name, work.plan.tables, *await work.replace(backup, meter))
+            restore = await _locked(connection, backup, url, last_check)
+            rows = await restore.replace(backup, meter)
+            counts = checked_counts(backup.source.name, restore.plan.tables, *rows)
         except BaseException:
             await _roll_back(connection, transaction)
             raise
         if dry_run:
             await transaction.rollback()
         else:
-            await server.commit(connection, url, transaction, number)
-    took = clock.monotonic() - started
-    return Report(backup.source.name, safe_url(url), counted, took, dry_run, work.plan.notes)
+            await server.commit(connection, url, transaction, transaction_id)
+    seconds = clock.monotonic() - started
+    return RestoreReport(backup.source.name, safe_url(url), counts, seconds, dry_run, restore.plan.notes)
 
 
 async def _roll_back(connection: Any, transaction: Any) -> None:
-    """Here, and not when the server notices: the next one should find no locks."""
+    """Roll back before the connection is closed, so that the locks are released at once."""
     if not connection.is_closed():
         await transaction.rollback()
 
 
-async def revisions(connection: Any, found: Target) -> dict[str, str]:
-    """What each of alembic's tables says, and at which revision our tables are that have none."""
-    told: dict[str, str] = {}
-    for relation in found.relations.values():
+async def revisions(connection: Any, database: Target) -> dict[str, str]:
+    """The revisions of a database by the names of its version tables, with those that older code did not record."""
+    recorded: dict[str, str] = {}
+    for relation in database.relations.values():
         if relation.kind == "r" and [column.name for column in relation.columns] == ["version_num"]:
             rows = await connection.fetch(f"SELECT version_num FROM {relation.sql} ORDER BY 1")  # noqa: S608 (quoted)
-            told[str(relation)] = ", ".join(row["version_num"] for row in rows)
-    return with_data(told, map(str, found.relations.values()))
+            recorded[str(relation)] = ", ".join(row["version_num"] for row in rows)
+    return with_data(recorded, map(str, database.relations.values()))
 
 
-async def count(connection: Any, relations: Iterable[Relation]) -> dict[str, int]:
+async def count(connection: Any, relations: Iterable[TargetRelation]) -> dict[str, int]:
+    """How many rows each table has, by its name."""
     return {
         str(relation): await connection.fetchval(f"SELECT count(*) FROM ONLY {relation.sql}")  # noqa: S608 (quoted)
         for relation in relations
     }
 
 
-async def _locked(connection: Any, backup: Backup, url: URL, last_check: LastCheck | None) -> Work:
-    """The work, with all its tables locked. The ledger's come last: `last_check` may have to read them."""
-    tables = plans.restored(backup)
-    seen = await target.look(connection)
-    there = [relation for table in tables if (relation := seen.find(table.schema, table.name))]
-    plans.for_postgresql(backup, url, seen, await revisions(connection, seen), {}).refuse()
-    holders = {key.holder for key in seen.keys_of(there)} | {key.referred for key in seen.keys_of(there)}
-    every = [seen.relations[number] for number in sorted({r.id for r in there} | holders)]
-    wanted = [relation for relation in every if relation.is_owned]
-    await server.lock(connection, url, [(r.id, r.sql) for r in wanted if not is_ledgers(r.name)])
+async def _locked(connection: Any, backup: Backup, url: URL, last_check: LastCheck | None) -> PostgresqlRestore:
+    """Lock all tables, and plan the restore. The ledger's tables are locked last, because `last_check` reads them."""
+    tables = plans.restored_tables(backup)
+    before = await target.read_target(connection)
+    restored = [relation for table in tables if (relation := before.find(table.schema, table.name))]
+    plans.for_postgresql(backup, url, before, await revisions(connection, before), {}).refuse()
+    keys = before.keys_of(restored)
+    ids = {r.id for r in restored} | {key.holder for key in keys} | {key.referred for key in keys}
+    owned = [before.relations[number] for number in sorted(ids) if before.relations[number].is_owned]
+    await server.lock(connection, url, [(r.id, r.sql) for r in owned if not is_ledgers(r.name)])
     if last_check is not None:
         await last_check()
-    await server.lock(connection, url, [(r.id, r.sql) for r in wanted if is_ledgers(r.name)])
-    found = await target.look(connection)
-    made = plans.for_postgresql(backup, url, found, await revisions(connection, found), {})
-    made.refuse()
-    return Work.of(connection, made, found)
+    await server.lock(connection, url, [(r.id, r.sql) for r in owned if is_ledgers(r.name)])
+    locked = await target.read_target(connection)
+    plan = plans.for_postgresql(backup, url, locked, await revisions(connection, locked), {})
+    plan.refuse()
+    return PostgresqlRestore.of(connection, plan, locked)
 
 
 @dataclass(frozen=True)
-class Work:
+class PostgresqlRestore:
+    """A planned restore in the current transaction of `connection`. `relations`: the tables of the plan, in order."""
+
     connection: Any
-    plan: Plan
+    plan: RestorePlan
     target: Target
-    relations: Sequence[Relation]
+    relations: Sequence[TargetRelation]
 
     @classmethod
-    def of(cls, connection: Any, plan: Plan, found: Target) -> Self:
-        """`plan` has no problems, so all of its tables are there."""
-        relations = [found.find(table.schema, table.name) for table in plan.tables]
-        return cls(connection, plan, found, [relation for relation in relations if relation is not None])
+    def of(cls, connection: Any, plan: RestorePlan, database: Target) -> Self:
+        """`plan`: one without problems, so all of its tables exist."""
+        relations = [database.find(table.schema, table.name) for table in plan.tables]
+        return cls(connection, plan, database, [relation for relation in relations if relation is not None])
 
     async def replace(self, backup: Backup, meter: BackupMeter) -> tuple[dict[str, int], dict[str, int]]:
-        """The rows of each table before and after."""
+        """Replace the rows of the tables. Returns how many rows each had before and has now, by its name.
+
+        Raises BackupError.
+        """
         keys = self.target.keys_of(self.relations)
-        await self._free(keys)
+        await self._disable_checks(keys)
         before = await count(self.connection, self.relations)
         if self.relations:
             await self._execute("TRUNCATE " + ", ".join(f"ONLY {relation.sql}" for relation in self.relations))
@@ -174,18 +184,18 @@ class Work:
             after[str(table)] = await load(self.connection, backup, table, (relation.place, relation.name), meter)
         await self._execute("SET CONSTRAINTS ALL IMMEDIATE")
         for sequence in backup.sequences:
-            await self._set(sequence)
+            await self._set_sequence(sequence)
         meter.begin("checking keys", 0)
         for key in keys:
-            await self._add(key)
-        await self._close()
+            await self._add_key(key)
+        await self._enable_checks()
         return before, after
 
     async def _execute(self, statement: str) -> None:
         await self.connection.execute(statement)
 
-    async def _free(self, keys: Sequence[Key]) -> None:
-        """Tables without keys between them, and without triggers or row security that would see the rows."""
+    async def _disable_checks(self, keys: Sequence[ForeignKey]) -> None:
+        """Drop the foreign keys, and disable triggers and forced row security."""
         for key in keys:
             await self._execute(f"ALTER TABLE {self._sql(key.holder)} DROP CONSTRAINT {quoted(key.name)}")
         for relation in self.relations:
@@ -193,7 +203,7 @@ class Work:
             if relation.is_forced:
                 await self._execute(f"ALTER TABLE {relation.sql} NO FORCE ROW LEVEL SECURITY")
 
-    async def _add(self, key: Key) -> None:
+    async def _add_key(self, key: ForeignKey) -> None:
         holder = self._sql(key.holder)
         try:
             await self._execute(f"ALTER TABLE {holder} ADD CONSTRAINT {quoted(key.name)} {key.text}")
@@ -201,50 +211,56 @@ class Work:
             if {key.holder, key.referred} <= self.target.with_parents(self.relations):
                 raise DamagedBackup(
                     f"rows of {self.target.relations[key.holder]} in the backup {self.plan.backup} refer to rows of "
-                    f"{self.target.relations[key.referred]} that are not in it: {server.cause_of(error)}. Nothing was "
-                    "changed"
+                    f"{self.target.relations[key.referred]} that the backup does not have: {server.cause_of(error)}. "
+                    "Nothing was changed"
                 ) from error
             raise BackupError(
-                f"after the restore, rows of {self.target.relations[key.holder]} would refer to rows that are not "
-                f"there, so nothing was changed: {server.cause_of(error)}"
+                f"after the restore, rows of {self.target.relations[key.holder]} would refer to rows that do not "
+                f"exist, so nothing was changed: {server.cause_of(error)}"
             ) from error
         if key.comment is not None:
             comment = await self.connection.fetchval("SELECT pg_catalog.quote_literal($1::text)", key.comment)
             await self._execute(f"COMMENT ON CONSTRAINT {quoted(key.name)} ON {holder} IS {comment}")
 
-    async def _set(self, saved: SavedSequence) -> None:
-        """To the saved value, or past the rows. What follows ALTER SEQUENCE is undone with the transaction."""
+    async def _set_sequence(self, saved: SavedSequence) -> None:
+        """Set a sequence to the saved value, or to that of the last row if that is further.
+
+        setval() alone is not undone by a rollback, but it is after ALTER SEQUENCE RESTART.
+        """
         relation = self.target.find(saved.schema, saved.name)
         sequence = self.target.sequences.get(relation.id) if relation else None
-        if relation is None or sequence is None or not self._is_ours(sequence.relation, relation):
+        if relation is None or sequence is None or not self._is_restored(sequence.relation, relation):
             return
-        value, called = saved.last_value, saved.is_called
-        if sequence.relation is not None and sequence.column is not None and self._counts(sequence):
-            farthest = "max" if sequence.step > 0 else "min"
+        value, is_called = saved.last_value, saved.is_called
+        if sequence.relation is not None and sequence.column is not None and self._has_integer_column(sequence):
+            function = "max" if sequence.step > 0 else "min"
             column, table = quoted(sequence.column), self._sql(sequence.relation)
-            there = await self.connection.fetchval(f"SELECT {farthest}({column})::bigint FROM {table}")  # noqa: S608 (quoted)
-            is_past = there is not None and (there - value) * sequence.step >= 0
-            if is_past and sequence.least <= there <= sequence.most:
-                value, called = there, True
+            last = await self.connection.fetchval(f"SELECT {function}({column})::bigint FROM {table}")  # noqa: S608 (quoted)
+            is_past = last is not None and (last - value) * sequence.step >= 0
+            if is_past and sequence.least <= last <= sequence.most:
+                value, is_called = last, True
         await self._execute(f"ALTER SEQUENCE {relation.sql} RESTART")
-        await self.connection.execute("SELECT pg_catalog.setval($1::oid::regclass, $2, $3)", relation.id, value, called)
+        setval = "SELECT pg_catalog.setval($1::oid::regclass, $2, $3)"
+        await self.connection.execute(setval, relation.id, value, is_called)
 
-    def _counts(self, sequence: Counter) -> bool:
-        """Whether the column holds the sequence's numbers, and not a text made of one."""
+    def _has_integer_column(self, sequence: TargetSequence) -> bool:
+        """Whether the column of the sequence has the type of an integer, and not that of a text made from one."""
         columns = self.target.relations[sequence.relation].columns if sequence.relation else ()
         return any(column.name == sequence.column and column.type in INTEGERS for column in columns)
 
-    def _is_ours(self, owner: int | None, sequence: Relation) -> bool:
-        """Whether its table is restored. One of no table is, unless it is the ledger's."""
+    def _is_restored(self, owner: int | None, sequence: TargetRelation) -> bool:
+        """Whether the table that owns the sequence is restored; without an owner, whether it is not the ledger's."""
         if owner is None:
             return not is_ledgers(sequence.name)
         return owner in self.target.with_parents(self.relations)
 
-    async def _close(self) -> None:
-        ours = {relation.id: relation for relation in self.relations}
+    async def _enable_checks(self) -> None:
+        """Enable triggers and forced row security again, as they were."""
+        restored = {relation.id: relation for relation in self.relations}
         for trigger in self.target.triggers:
-            if trigger.relation in ours and (enable := ENABLE.get(trigger.state)):
-                await self._execute(f"ALTER TABLE {ours[trigger.relation].sql} {enable} TRIGGER {quoted(trigger.name)}")
+            if trigger.relation in restored and (enable := ENABLE.get(trigger.state)):
+                table = restored[trigger.relation].sql
+                await self._execute(f"ALTER TABLE {table} {enable} TRIGGER {quoted(trigger.name)}")
         for relation in self.relations:
             if relation.is_forced:
                 await self._execute(f"ALTER TABLE {relation.sql} FORCE ROW LEVEL SECURITY")

@@ -1,8 +1,9 @@
-"""SQLite: a new file with all tables, filled with the rows of a backup, and swapped in for the live one.
+"""Restores a backup into an SQLite database: fills a new file, and then copies its pages over those of the live file.
 
-Tables are made of the live file's own text and of our migrations, never of the backup's. What is not restored stays:
-its rows are copied when nobody else can write any more. SQLite's own backup then writes the new file into the live one,
-in one transaction: readers go on with what they see, and a process that is killed on the way leaves the old rows.
+The schema comes from the live file and from the service's migrations, never from the backup. The rows of tables that
+are not restored are copied from the live file once no other connection can write. SQLite's backup API then writes the
+new file into the live file, in one transaction: readers continue with the rows that they see, and if the process is
+killed, the live file keeps its old rows.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from service.backup.file.progress import BackupMeter
 from service.backup.file.reader import Backup
 from service.backup.postgresql.server import LastCheck
 from service.backup.restoring import plan_sqlite
-from service.backup.restoring.count import Counted, Report, compared
-from service.backup.restoring.plan import Plan
-from service.backup.restoring.plan_sqlite import A_TEMPORARY_FILE, Work
+from service.backup.restoring.count import RestoreReport, TableCounts, checked_counts
+from service.backup.restoring.plan import RestorePlan
+from service.backup.restoring.plan_sqlite import A_TEMPORARY_FILE, SqliteRestore
 from service.backup.sqlite.new_file import LIVE, MADE, NewFile, file_settings
 from service.backup.sqlite.plain_file import LISTEN_SECONDS, Patience, explained, guard, opened, unpack, workplace
 from service.backup.sqlite.structure import Structure
@@ -35,20 +36,22 @@ from service.errors import BackupError
 
 STEP_PAGES = 5000
 COPIES = 2
-"""So often do the rows lie in the folder for a while: in the backup's file, and in the new one."""
+"""How many copies of the rows are in the folder at once: the unpacked file of the backup, and the new file."""
 
 
 class _RolledBack(Exception):
-    """A dry run has come to where it would commit."""
+    """Raised by a dry run instead of committing."""
 
 
-def plan(backup: Backup, url: URL, stop: Stop, *, histories: Sequence[History] = ()) -> Plan:
+def plan(backup: Backup, url: URL, stop: Stop, *, histories: Sequence[History] = ()) -> RestorePlan:
+    """Plan a restore; nothing is changed. Raises BackupError and Stopped."""
     path = file_of(url)
     with explained(path, stop), tempfile.TemporaryDirectory(prefix="batch-restore-") as folder:
         return plan_sqlite.for_live(backup, path, histories, Path(folder)).plan
 
 
 def file_of(url: URL) -> Path:
+    """The database file of a URL, which need not exist. Raises BackupError for a database in memory."""
     name = url.database or ":memory:"
     if name == ":memory:" or name.startswith("file:"):
         raise BackupError(f"can't restore into {name!r}: DATABASE_URL must name a file, as in sqlite:///./app.db")
@@ -68,50 +71,53 @@ def run(
     last_check: LastCheck | None,
     folder: Path,
     histories: Sequence[History] = (),
-) -> Report:
-    """`folder`: where there is room for twice the data, on whichever disk."""
+) -> RestoreReport:
+    """Restore the backup; `dry_run`: change nothing. `folder`: one with room for twice the data, on any disk.
+
+    Raises BackupError and Stopped.
+    """
     started, path = clock.monotonic(), file_of(url)
     with workplace(folder) as place, explained(path, stop):
-        work = plan_sqlite.for_live(backup, path, histories, place)
-        work.plan.refuse()
-        with _filled(backup, work, place, meter, stop) as (new, counted):
+        restore = plan_sqlite.for_live(backup, path, histories, place)
+        restore.plan.refuse()
+        with _filled(backup, restore, place, meter, stop) as (new, counts):
             if dry_run and not path.exists():
                 new.make_views_and_triggers()
             else:
-                _Swap(new, work, path, meter, stop, last_check, dry_run).carry_out()
-    made = work.plan
-    return Report(made.backup, made.database, counted, clock.monotonic() - started, dry_run, made.notes)
+                _Swap(new, restore, path, meter, stop, last_check, dry_run).carry_out()
+    plan = restore.plan
+    return RestoreReport(plan.backup, plan.database, counts, clock.monotonic() - started, dry_run, plan.notes)
 
 
 def try_out(
     backup: Backup, application: URL, meter: BackupMeter, stop: Stop, *, folder: Path, histories: Sequence[History] = ()
-) -> Report:
-    """The same restore into an empty file, which is removed: only the swap is missing. Raises BackupError."""
+) -> RestoreReport:
+    """Restore the backup into a new file, and remove the file instead of copying it. Raises BackupError and Stopped."""
     started = clock.monotonic()
     is_sqlite = application.get_backend_name() == "sqlite"
     live = Path(application.database) if is_sqlite and application.database else None
     with workplace(folder) as place, explained(place, stop):
-        work = plan_sqlite.for_drill(backup, live, histories, place)
-        work.plan.refuse()
-        with _filled(backup, work, place, meter, stop) as (new, counted):
+        restore = plan_sqlite.for_drill(backup, live, histories, place)
+        restore.plan.refuse()
+        with _filled(backup, restore, place, meter, stop) as (new, counts):
             new.make_views_and_triggers()
-    return Report(backup.source.name, A_TEMPORARY_FILE, counted, clock.monotonic() - started, dry_run=True)
+    return RestoreReport(backup.source.name, A_TEMPORARY_FILE, counts, clock.monotonic() - started, dry_run=True)
 
 
 @contextmanager
 def _filled(
-    backup: Backup, work: Work, place: Path, meter: BackupMeter, stop: Stop
-) -> Iterator[tuple[NewFile, tuple[Counted, ...]]]:
-    """A new file with all tables, and with all rows but those that are kept of the live file."""
+    backup: Backup, restore: SqliteRestore, place: Path, meter: BackupMeter, stop: Stop
+) -> Iterator[tuple[NewFile, tuple[TableCounts, ...]]]:
+    """Make a new file with all tables and the rows of the backup, but without rows that are kept of the live file."""
     saved = place / "saved.sqlite3"
     unpack(backup, saved, meter, stop, COPIES)
-    with NewFile(place / "new.sqlite3", backup, work.structure, stop) as new:
-        new.make_tables(work.live.settings or _settings_of(saved, backup))
-        rows = new.fill(saved, work.plan.tables, meter)
-        counted = compared(backup.source.name, work.plan.tables, work.plan.rows, rows)
-        if work.made:
-            new.keep(MADE, work.made, work.kept(MADE))
-        yield new, counted
+    with NewFile(place / "new.sqlite3", backup, restore.structure, stop) as new:
+        new.make_tables(restore.live.settings or _settings_of(saved, backup))
+        rows = new.fill(saved, restore.plan.tables, meter)
+        counts = checked_counts(backup.source.name, restore.plan.tables, restore.plan.rows, rows)
+        if restore.migrated:
+            new.keep(MADE, restore.migrated, restore.kept(MADE))
+        yield new, counts
 
 
 def _settings_of(saved: Path, backup: Backup) -> dict[str, int | str]:
@@ -121,12 +127,12 @@ def _settings_of(saved: Path, backup: Backup) -> dict[str, int | str]:
 
 
 class _Swap:
-    """The new file's pages over those of the live one, once what is kept was taken from there."""
+    """Copies the pages of the new file over those of the live file, after completing the new file."""
 
     def __init__(
         self,
         new: NewFile,
-        work: Work,
+        restore: SqliteRestore,
         path: Path,
         meter: BackupMeter,
         stop: Stop,
@@ -134,7 +140,7 @@ class _Swap:
         dry_run: bool,
     ) -> None:
         self._new = new
-        self._work = work
+        self._restore = restore
         self._path = path
         self._meter = meter
         self._stop = stop
@@ -148,6 +154,7 @@ class _Swap:
         )
 
     def carry_out(self) -> None:
+        """Copy the pages in one transaction. Raises BackupError, sqlite3.Error and Stopped."""
         self._meter.begin("restoring", self._pages * self._page_size)
         with suppress(FileExistsError):
             os.close(create(self._path.resolve()))
@@ -156,12 +163,12 @@ class _Swap:
             # The last step commits, so there are at least two.
             pages = max(1, min(STEP_PAGES, self._pages - 1))
             self._new.connection.backup(live, pages=pages, progress=self._step)
-            with suppress(sqlite3.Error):  # the rows are there, whatever becomes of this
+            with suppress(sqlite3.Error):  # the restore has been committed, so a failed checkpoint does no harm
                 live.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _let_readers_go_on(self, live: sqlite3.Connection) -> None:
-        """As get_db() does too. What is kept is read while the live file is locked for writers."""
-        live.execute(f"PRAGMA page_size = {self._page_size}")  # of a file that is empty as yet
+        """Set WAL mode, as get_db() does. In it the kept tables can be read while the live file is locked."""
+        live.execute(f"PRAGMA page_size = {self._page_size}")  # it takes effect only in an empty file
         while True:
             try:
                 (mode,) = live.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -178,26 +185,29 @@ class _Swap:
             return
 
     def _step(self, status: int, remaining: int, _: int) -> None:
-        if status == sqlite3.SQLITE_DONE:  # it has committed
+        if status == sqlite3.SQLITE_DONE:  # the copy has been committed
             return
         self._stop.check()
         if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             self._patience.again()
             return
-        if not self._is_locked:  # from the first step on nobody else can write
+        if not self._is_locked:  # after the first step no other connection can write
             self._is_locked = True
             self._complete()
         self._meter.add(max(self._left - remaining, 0) * self._page_size)
         self._left = remaining
 
     def _complete(self) -> None:
+        """Make the last check, and add to the new file what is kept of the live file. A dry run ends here."""
         if self._last_check is not None:
             asyncio.run(self._last_check())
-        self._refuse_others_tables()
-        if self._work.live.structure.tables:
-            self._new.keep(LIVE, self._path, self._work.kept(LIVE))
-            restored = [table.name for table in self._work.plan.tables]
-            if set(self._work.kept(LIVE)) - self._work.live.revisions.keys():  # it may refer to numbers that were given
+        self._refuse_changed_tables()
+        live = self._restore.live
+        if live.structure.tables:
+            kept = self._restore.kept(LIVE)
+            self._new.keep(LIVE, self._path, kept)
+            restored = [table.name for table in self._restore.plan.tables]
+            if set(kept) - live.revisions.keys():  # kept rows may refer to row ids that restored tables gave before
                 for name in restored:
                     self._new.go_on_behind(LIVE, name)
             self._new.refuse_orphans(restored)
@@ -205,12 +215,12 @@ class _Swap:
         if self._dry_run:
             raise _RolledBack
 
-    def _refuse_others_tables(self) -> None:
-        """The new file's tables are those that were there when it was begun."""
+    def _refuse_changed_tables(self) -> None:
+        """Raises BackupError if the schema of the live file has changed since the restore was planned."""
         with closing(opened(self._path, "mode=rw")) as connection:
             structure = Structure.of(connection)
-        if structure.objects != self._work.live.structure.objects:
+        if structure.objects != self._restore.live.structure.objects:
             raise BackupError(
-                f"nothing was restored into {self._path.absolute()}: somebody has changed its tables meanwhile. End "
-                "other programs that use it, and try again"
+                f"nothing was restored into {self._path.absolute()}: another program has changed its tables "
+                "meanwhile. End other programs that use it, and try again"
             )

@@ -1,4 +1,4 @@
-"""At which migrations a backup is and a database, compared by their version tables."""
+"""Compares the migration revisions of a backup and of a database, by their version tables."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from service.database.histories import DATA_HISTORY, data_revision
 from service.database.migrate import ALEMBIC_VERSION
 
 SAME_TABLES = {"ledger_0010": "ledger_0009"}
-"""Revisions that changed no table, each with the one before it: rows of the one fit into tables of the other."""
+"""Revisions that changed no table, each with its predecessor: rows of either fit into tables of the other."""
 
 
 def of_backup(backup: Backup) -> dict[str, str]:
-    """What its version tables say, by their names. Of a backup that older code made, as the present code has them."""
+    """The revisions of a backup by the names of its version tables, with those that backups of older code lack."""
     return with_data(backup.header.revisions, [*map(str, backup.tables), *backup.left_out])
 
 
 def with_data(revisions: Mapping[str, str], tables: Iterable[str]) -> dict[str, str]:
-    """`revisions`, and that of our tables beside the authors' data, where older code gave them no version table.
+    """Add the revision of the service's tables in the application database if older code gave them no version table.
 
     `tables`: the names of all tables; on PostgreSQL with their schemas, as in `revisions`.
     """
@@ -26,11 +26,11 @@ def with_data(revisions: Mapping[str, str], tables: Iterable[str]) -> dict[str, 
     for table in tables:
         schema, dot, name = table.rpartition(".")
         by_schema.setdefault(schema + dot, []).append(name)
-    found = dict(revisions)
+    completed = dict(revisions)
     for schema, names in by_schema.items():
         if (revision := data_revision(names, revisions.get(schema + ALEMBIC_VERSION))) is not None:
-            found.setdefault(schema + DATA_HISTORY.version_table, revision)
-    return found
+            completed.setdefault(schema + DATA_HISTORY.version_table, revision)
+    return completed
 
 
 def differ(saved: str | None, present: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""restore_into_scratch(): proves that a backup's rows load, and changes nothing."""
+"""Tries a restore in a scratch place: proves that the rows of a backup load, and changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.backup.file.format import SQLITE, WORDS
 from service.backup.file.progress import BackupMeter, BackupProgress
 from service.backup.file.reader import Backup, Source
 from service.backup.restoring import restore_sqlite, scratch_postgresql
-from service.backup.restoring.count import Report
+from service.backup.restoring.count import RestoreReport
 from service.concurrency.stoppable import Stop, in_thread
 from service.database.migrate import History
 from service.errors import BackupError
@@ -27,13 +27,14 @@ async def restore_into_scratch(
     on_progress: Callable[[BackupProgress], None] | None = None,
     folder: Path | None = None,
     histories: Sequence[History] = (),
-) -> Report:
-    """Load every row of a backup where nobody sees it, compare the counts with the manifest, and leave nothing there.
+) -> RestoreReport:
+    """Load every row of a backup into new tables, compare the counts with the manifest, and remove the tables.
 
-    SQLite: by the same restore into an empty file in `folder`; tables are made as in the application's file, or by
-    `histories`. PostgreSQL: in a schema made for it, in one transaction that is rolled back, so that not even `kill -9`
-    leaves any of it; in the database of `drill_url`, or else in that of `url`. There `histories` make the tables, and
-    what they don't make is made like the table of its name. Raises BackupError, also where a table could not be tried.
+    On SQLite the tables are made in a new file in `folder` (None: that of temporary files), as in the application's
+    file or by `histories`. On PostgreSQL they are made in a new schema in the database of `drill_url`, or else of
+    `url`, in a transaction that is rolled back, so that nothing remains after a kill either. There `histories` make the
+    tables, and tables that are in no history are made like those of the same name. `on_progress` is called on this
+    event loop. Raises BackupError, also if one table can't be tried out.
     """
     application, drill, loop = make_url(url), make_url(drill_url) if drill_url else None, asyncio.get_running_loop()
 
@@ -41,7 +42,7 @@ async def restore_into_scratch(
         if on_progress:
             loop.call_soon_threadsafe(on_progress, progress)
 
-    def work(stop: Stop) -> Report:
+    def work(stop: Stop) -> RestoreReport:
         backup = Backup.open(source)
         if backup.header.kind == SQLITE:
             place = folder or Path(tempfile.gettempdir())
@@ -55,18 +56,19 @@ async def restore_into_scratch(
 
 
 def refuse_unfit(backup: Backup, application: URL, drill: URL | None) -> None:
+    """Raises BackupError if a backup of PostgreSQL can't be tried out in the database that the settings name."""
     kind = (drill or application).get_backend_name()
     if kind != backup.header.kind:
         raise BackupError(
-            f"the backup {backup.source.name} is one of PostgreSQL, and can't be tried out on "
+            f"the backup {backup.source.name} is of PostgreSQL, and can't be tried out on "
             f"{WORDS.get(kind, kind)}: set RESTORE_DRILL_URL to an empty PostgreSQL database"
         )
-    if drill is not None and _place(drill) == _place(application):
+    if drill is not None and _address(drill) == _address(application):
         raise BackupError(
-            "RESTORE_DRILL_URL is the application's own database: name another one, or leave it empty; "
-            "then a scratch schema is used there"
+            "RESTORE_DRILL_URL is the application's own database: name another database, or leave the "
+            "setting empty to use a scratch schema in the application's database"
         )
 
 
-def _place(url: URL) -> tuple[object, ...]:
+def _address(url: URL) -> tuple[object, ...]:
     return url.host or url.query.get("host"), url.port or 5432, url.database

@@ -1,4 +1,4 @@
-"""The rows of batch_checkpoints: how far each loop of a run has come, beside the authors' data."""
+"""Reads and writes the position of a loop: its row in batch_checkpoints, a table beside the authors' data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from service.errors import ChunkError
 
 @dataclass(frozen=True)
 class LoopPosition:
-    """Where a loop stands after its last commit. `cursor`: JSON, None at the beginning. `count`: items done."""
+    """Where a loop stands after its last commit.
+
+    Attributes:
+        cursor: The key, or position, of the last committed item, as JSON; None at the beginning.
+        count: The number of items in committed chunks.
+        chunks: The number of committed chunks.
+        is_finished: Whether the loop came to its end.
+    """
 
     cursor: Any = None
     count: int = 0
@@ -27,13 +34,14 @@ class LoopPosition:
 
 
 class Overtaken(ChunkError):
-    """A commit of this loop whose reply was lost went through after all."""
+    """The chunk is already committed: an earlier COMMIT succeeded, although its reply was lost."""
 
 
 def _upsert(rows: str) -> TextClause:
-    """Of two commits about one place only the first goes through: the number of chunks is compared, and swapped.
+    """Insert these rows, or update the existing ones where the number of committed chunks is `:before`.
 
-    It rises with each of them. `count` does not: a page may be empty.
+    That number rises with each commit, so the second of two writers of one position changes no row. `count` would not
+    do, for a chunk may be empty. The row without a name is that of the fence; it is updated unless its fence is newer.
     """
     return text(
         f"INSERT INTO batch_checkpoints (run, name, fence, cursor, count, finished, at) VALUES {rows} "
@@ -53,14 +61,14 @@ def _upsert(rows: str) -> TextClause:
     )
 
 
-PLACE_ROW = "(:run, :name, :fence, :cursor, :count, :finished, :at)"
-PLACE = _upsert(PLACE_ROW)
-PLACE_AND_FENCE = _upsert(f"(:run, '', :fence, NULL, NULL, false, :at), {PLACE_ROW}")
-"""One statement for both: each costs a round trip in each chunk."""
+ROW = "(:run, :name, :fence, :cursor, :count, :finished, :at)"
+UPSERT = _upsert(ROW)
+UPSERT_WITH_FENCE = _upsert(f"(:run, '', :fence, NULL, NULL, false, :at), {ROW}")
+"""Both rows in one statement, which saves each chunk a round trip."""
 
 
 async def read(connection: AsyncConnection, run: CurrentRun, name: str) -> LoopPosition:
-    """As it is committed; the beginning where there is no row."""
+    """The committed position of a loop; the beginning when it has no row."""
     columns = (checkpoints.c.cursor, checkpoints.c["count"], checkpoints.c.finished)
     query = select(*columns).where(checkpoints.c.run == run.id, checkpoints.c.name == name)
     row = (await connection.execute(query)).first()
@@ -71,9 +79,9 @@ async def read(connection: AsyncConnection, run: CurrentRun, name: str) -> LoopP
 
 
 async def write(db: AsyncSession, run: CurrentRun, name: str, before: LoopPosition, after: LoopPosition) -> None:
-    """In the session's transaction, as the last before its commit: the place, and the fence where the run has one.
+    """Write the position of a loop, and the fence of a fenced run, in the session's transaction just before its commit.
 
-    Raises Overtaken when the loop does not stand at `before` any more, and LeaseLost.
+    Raises Overtaken when the committed position is no longer `before`, and LeaseLost when another node has the run.
     """
     values = {
         "name": name,
@@ -83,7 +91,9 @@ async def write(db: AsyncSession, run: CurrentRun, name: str, before: LoopPositi
         "before": before.chunks,
     }
     if not await db.run_sync(_write, run, values):
-        raise Overtaken(f"{run.task}: chunk {after.chunks} of {name!r} has been committed already, and is not again")
+        raise Overtaken(
+            f"{run.task}: chunk {after.chunks} of {name!r} is already committed, so it is not committed again"
+        )
 
 
 def _write(session: Session, run: CurrentRun, values: dict[str, Any]) -> bool:
@@ -91,6 +101,6 @@ def _write(session: Session, run: CurrentRun, values: dict[str, Any]) -> bool:
     connection = session.connection()
     state = state_of(run)
     if state.is_fenced:
-        return fencing.check_with(connection, state, PLACE_AND_FENCE, values)
+        return fencing.check_with(connection, state, UPSERT_WITH_FENCE, values)
     values = {"run": run.id, "fence": state.fence, "at": clock.now(), **values}
-    return connection.execute(PLACE, values).rowcount == 1
+    return connection.execute(UPSERT, values).rowcount == 1

@@ -1,4 +1,4 @@
-"""`self.chunks(…)`: the loop, its chunks, and the transaction of each."""
+"""`self.chunks(…)`: a loop over chunks, each of which is committed together with the position of the loop."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ T = TypeVar("T")
 logger = get_logger("service.batch")
 
 TRIES = 5
-"""How often one chunk is begun in all, with `retry_chunk`, or when the author's code catches what it raises."""
+"""How often one chunk is tried at most, with `retry_chunk` or when the author's code catches its error."""
 NEEDS_ASYNC = "chunks() needs `async for` in an `async def run`: a sync run can't share a chunk's session"
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
+"""Bounds of the seconds between two tries of a chunk; the wait doubles with each try."""
 
 
 class Chunks(Generic[T]):
-    """`async for chunk in self.chunks(…)`: hands out chunks until nothing lies behind the last committed one."""
+    """`async for chunk in self.chunks(…)`: returns chunks until no item is left. Outside a run it keeps no position."""
 
     def __init__(self, source: Source[T], name: str | None, pause: float, retry_chunk: bool, total: bool) -> None:
         self.source = source
@@ -45,10 +46,10 @@ class Chunks(Generic[T]):
         self.run = current_run.current_run_if_any()
         if self.run is not None and self.database.kind not in fencing.KINDS:
             raise ChunkError(
-                f"chunks() keeps its place in SQLite or PostgreSQL, and {self.database.setting} is {self.database.kind}"
+                f"chunks() needs SQLite or PostgreSQL, and {self.database.setting} is {self.database.kind}"
             )
         self.name = state_of(self.run).loops.name("chunks", name) if self.run is not None else name or ""
-        self.place = LoopPosition()
+        self.position = LoopPosition()
         self.total: int | None = None
         self._wants_total = total
         self._pause = pause
@@ -60,8 +61,8 @@ class Chunks(Generic[T]):
 
     @property
     def done(self) -> int:
-        """Items of all its chunks that were committed, in all attempts."""
-        return self.place.count
+        """The number of items in committed chunks, of all attempts."""
+        return self.position.count
 
     def __aiter__(self) -> Self:
         return self
@@ -75,10 +76,10 @@ class Chunks(Generic[T]):
             state_of(self.run).loops.before_chunk(self)
         await self._before_next()
         if not self._is_known:
-            await self._look_up()
+            await self._read_position()
         if self._chunk is None and self._wants_total and self.run is not None and self.total is None:
             state_of(self.run).loops.in_background(self._count(self.run))
-        if self.place.is_finished or not (self._expects_more or await self._has_more()):
+        if self.position.is_finished or not (self._expects_more or await self._has_more()):
             await self._finish()
             raise StopAsyncIteration
         self._chunk = Chunk(self)
@@ -91,82 +92,83 @@ class Chunks(Generic[T]):
         if last.is_open:
             raise ChunkError(f"chunk {last.number} is still open: ask for the next one after its `async with` block")
         if not last.was_entered:
-            raise ChunkError(f"chunk {last.number} was not entered: its items need `async with chunk as (db, items):`")
+            raise ChunkError(f"chunk {last.number} was not entered: process it in `async with chunk as (db, items):`")
         if last.error is not None:
             await self._after_failure(last)
         elif self._pause:
             await (self.run.sleep(self._pause) if self.run is not None else asyncio.sleep(self._pause))
 
     async def _after_failure(self, last: Chunk[T]) -> None:
-        """It is handed out again, unless it was committed without a reply."""
+        """Prepare to return the chunk again, unless the database shows that it was committed after all."""
         self._is_known = self.run is None
         self._expects_more = False
         if self._failures >= TRIES:
             raise ChunkError(
-                f"chunk {last.number} was rolled back {self._failures} times in a row, and a loop can't go past it: "
-                "let it fail, or have bad items set aside by an ItemTask"
+                f"chunk {last.number} was rolled back {self._failures} times in a row, and a loop can't skip it: "
+                "do not catch the error, or use an ItemTask, which sets bad items aside"
             ) from last.error
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2**self._failures)
-        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - of those that collided, not all at once
+        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - spreads chunks that collided
 
-    async def _look_up(self) -> None:
+    async def _read_position(self) -> None:
         assert self.run is not None
         async with self.database.reader.connect() as connection:
-            place = await checkpoints.read(connection, self.run, self.name)
-        if self._chunk is None and place.chunks and not place.is_finished:
-            logger.info(f"resumes behind chunk {place.chunks} of loop {self.name!r}: {place.count:,} are done")
-        if place.chunks > self.place.chunks:
+            position = await checkpoints.read(connection, self.run, self.name)
+        if self._chunk is None and position.chunks and not position.is_finished:
+            logger.info(f"resumes after chunk {position.chunks} of loop {self.name!r}: {position.count:,} are done")
+        if position.chunks > self.position.chunks:
             self._failures = 0
-        self.place, self._is_known = place, True
-        self._tell()
+        self.position, self._is_known = position, True
+        self._report_progress()
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         if self.run is not None:
             self.run.progress(*state_of(self.run).loops.advanced(self))
 
     async def _count(self, run: CurrentRun) -> None:
-        """Once, beside the work: the place, and what lies behind it, at one instant. Where it fails, nobody knows."""
+        """Set `total` to the items done plus the items left, read at one instant; if that fails, it stays unknown."""
         with contextlib.suppress(DBAPIError, DatabaseError, OSError):
             async with self.database.reader.connect() as connection:
                 if self.database.kind == "postgresql":
                     await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-                place = await checkpoints.read(connection, run, self.name)
-                behind = await self.source.count(connection, place.cursor)
-            if not self._has_ended and behind is not None:
-                self.total = place.count + behind
-                self._tell()
+                position = await checkpoints.read(connection, run, self.name)
+                left = await self.source.count(connection, position.cursor)
+            if not self._has_ended and left is not None:
+                self.total = position.count + left
+                self._report_progress()
 
     async def _has_more(self) -> bool:
-        return await self.source.has_more(self.database, self.place.cursor)
+        return await self.source.has_more(self.database, self.position.cursor)
 
     async def _finish(self) -> None:
-        """A loop that had nothing to do leaves no row: it costs nothing, and is the same when it is asked again."""
-        if self.run is None or (self._has_ended and self.place.is_finished):
+        """Record that the loop has finished. A loop without any chunk needs no row: it is as short the next time."""
+        if self.run is None or (self._has_ended and self.position.is_finished):
             return
-        if self.place.chunks and not self.place.is_finished:
-            finished = replace(self.place, is_finished=True)
+        if self.position.chunks and not self.position.is_finished:
+            finished = replace(self.position, is_finished=True)
             async with self.database.session() as db:
-                await checkpoints.write(db, self.run, self.name, self.place, finished)
+                await checkpoints.write(db, self.run, self.name, self.position, finished)
                 await db.commit()
-            self.place = finished
-        self._chunk, self._has_ended = None, True  # nothing keeps it alive but the author's own hands
+            self.position = finished
+        self._chunk, self._has_ended = None, True  # the loop may outlive its last chunk, whose memory is freed
         self.total = self.done if self._wants_total else None
-        self._tell()
+        self._report_progress()
         state_of(self.run).loops.ended(self)
 
-    def committed(self, place: LoopPosition, page: Page[T]) -> None:
-        self.place = place
+    def committed(self, position: LoopPosition, page: Page[T]) -> None:
+        """Take note that the chunk with this page was committed. `position` is that after it."""
+        self.position = position
         self._failures = 0
         self._expects_more = not page.is_last
         if self.run is not None:
-            state_of(self.run).loops.committed(self, place.chunks, page.items)
-        self._tell()
+            state_of(self.run).loops.committed(self, position.chunks, page.items)
+        self._report_progress()
 
     def failed(self, number: int, error: BaseException) -> bool:
-        """Whether the chunk is tried again by itself."""
+        """Take note that a chunk was rolled back. Returns whether it is tried again, and so its error not raised."""
         self._failures += 1
-        is_for_again = isinstance(error, Overtaken) or (self._retries and is_transient(error))
-        if self.run is None or not is_for_again or self._failures >= TRIES:
+        may_retry = isinstance(error, Overtaken) or (self._retries and is_transient(error))
+        if self.run is None or not may_retry or self._failures >= TRIES:
             return False
         state_of(self.run).loops.rolled_back(self, error)
         logger.warning(f"chunk {number} of loop {self.name!r} is tried again: {cause_of(error, self.database.kind)}")
@@ -183,7 +185,7 @@ def chunks(
     file: File | None = None,
     **order: Any,
 ) -> Chunks[Any]:
-    """BaseTask.chunks() says what they are. Raises ChunkError."""
+    """Implements BaseTask.chunks(), which documents the arguments. Raises ChunkError."""
     if not (isinstance(size, int) and size > 0):
         raise ChunkError(f"size={size!r}; allowed: an int from 1")
     return Chunks(_source(source, size, file, order), name, pause, retry_chunk, total)
@@ -192,7 +194,7 @@ def chunks(
 def _source(source: Any, size: int, file: File | None, order: dict[str, Any]) -> Source[Any]:
     if isinstance(source, Executable):
         if order["key"] is None:
-            raise ChunkError("key= is missing: the columns that tell the rows of the select apart, such as key=User.id")
+            raise ChunkError("key= is missing: the columns that identify the rows of the select, such as key=User.id")
         return Pages(cast(Select[Any], source), size=size, **order)
     if given := [f"{name}=" for name, value in order.items() if value is not None]:
         raise ChunkError(f"{', '.join(given)} is for a select, and chunks() was given a {type(source).__name__}")
@@ -201,7 +203,7 @@ def _source(source: Any, size: int, file: File | None, order: dict[str, Any]) ->
     if isinstance(source, AsyncIterable | Iterable) and not isinstance(source, str | bytes):
         return Items(source, size, file)
     raise ChunkError(
-        f"chunks() was given a {type(source).__name__}; allowed: a select(), an iterable or an async one, "
+        f"chunks() was given a {type(source).__name__}; allowed: a select(), an iterable, an async iterable, "
         "or an object with `async def after(self, cursor, size)`"
     )
 
@@ -214,20 +216,20 @@ def _database() -> Database:
 
 
 class Chunk(Generic[T]):
-    """`async with chunk as (db, items):` one transaction. It commits at the block's end, and rolls back if it raises.
+    """`async with chunk as (db, items):` is one transaction. The end of the block commits it, an error rolls it back.
 
     Attributes:
-        number: Counts from 1 in its loop, through all attempts of the run.
-        db: The session, inside the block.
-        items: What it holds: of a select inside the block, of anything else before it too.
-        error: What rolled it back; None before, and when it was committed.
+        number: The number of the chunk in its loop, from 1 on, over all attempts of the run.
+        db: The session. It exists inside the block only.
+        items: The items. Those of a select exist inside the block only, others before it too.
+        error: The error by which the chunk was rolled back; None if it was not.
     """
 
     db: AsyncSession
 
     def __init__(self, loop: Chunks[T]) -> None:
         self._loop = loop
-        self.number = loop.place.chunks + 1
+        self.number = loop.position.chunks + 1
         self.was_entered = self.is_open = False
         self.error: BaseException | None = None
 
@@ -236,7 +238,7 @@ class Chunk(Generic[T]):
         """Raises ChunkError before the block."""
         if self.was_entered:
             return self._page.items
-        if (ahead := self._loop.source.ahead) is None:
+        if (ahead := self._loop.source.next_items) is None:
             raise ChunkError(f"chunk {self.number} has its items inside `async with chunk as (db, items):`")
         return ahead
 
@@ -276,20 +278,20 @@ class Chunk(Generic[T]):
         self._guard = Guard()
         self.db = self._loop.database.session()
         self._guard.watch(self.db.sync_session, self.number)
-        self._page = await self._loop.source.load(self.db, self._loop.place.cursor)
+        self._page = await self._loop.source.load(self.db, self._loop.position.cursor)
 
     async def _commit(self) -> None:
         self._guard.refuse_if_rolled_back(self.number, is_active=self.db.is_active)
-        before, page = self._loop.place, self._page
-        place = LoopPosition(page.cursor, before.count + len(page.items), before.chunks + 1)
+        before, page = self._loop.position, self._page
+        after = LoopPosition(page.cursor, before.count + len(page.items), before.chunks + 1)
         if self._loop.run is not None:
-            await checkpoints.write(self.db, self._loop.run, self._loop.name, before, place)
+            await checkpoints.write(self.db, self._loop.run, self._loop.name, before, after)
         self._guard.is_committing = True
         await self.db.commit()
-        self._loop.committed(place, page)
+        self._loop.committed(after, page)
 
     async def _end(self) -> None:
-        """Rolls back what was not committed."""
+        """Close the session, which rolls back an open transaction."""
         self.is_open = False
         self._guard.is_over = True
         await asyncio.shield(self.db.close())

@@ -1,4 +1,4 @@
-"""The place in a loop as JSON: the values of a key, of the types that both databases keep in order."""
+"""Converts the values of a key to JSON and back. Allowed are the types that both databases sort in the same order."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _TAGGED: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     "bytes": (bytes, bytes.hex, bytes.fromhex),
     "float": (float, repr, float),
 }
-"""By tag: the type, how it is written and how it is read. A datetime is a date too, so it stands first. JSON has no
-infinite floats."""
+"""By tag: the type, and how its values are written and read. A datetime is a date too, so datetime comes first.
+Only infinite floats are tagged, because JSON has none."""
 
 
 def encode(values: Sequence[Any]) -> list[Any]:
-    """Raises ChunkError for a value whose type is not one of those above."""
+    """The values as JSON. Raises ChunkError for None, and for a type that is not allowed."""
     return [_encode(value) for value in values]
 
 
 def decode(stored: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(_decode(one) for one in stored)
+    """The values that `encode` was given."""
+    return tuple(_decode(value) for value in stored)
 
 
 def _encode(value: Any) -> Any:
@@ -41,7 +42,7 @@ def _encode(value: Any) -> Any:
         if isinstance(value, kind):
             return {tag: write(value)}
     if value is None:
-        raise ChunkError("a key is NULL in one of the rows, and NULL has no place in an order: choose another key")
+        raise ChunkError("a key is NULL in one of the rows, and rows can't be ordered by NULL: choose another key")
     allowed = ", ".join([*(kind.__name__ for kind in _PLAIN), *_TAGGED])
     raise ChunkError(f"a key's value is {value!r}, a {type(value).__name__}; allowed: {allowed}")
 

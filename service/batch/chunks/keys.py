@@ -1,4 +1,4 @@
-"""The key of a loop over a select: the columns whose order it goes in, and what of the rows lies behind a place."""
+"""The key of a loop over a select: the columns that order its rows, and the conditions for rows around a key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ORDERS = {operators.asc_op: False, operators.desc_op: True}
 
 @dataclass(frozen=True)
 class KeyColumn:
-    """A column, whether it goes from the largest value to the smallest, and how its value is read from a row."""
+    """A column of the key, whether its order is descending, and how its value is read from a row of the select."""
 
     column: ColumnElement[Any]
     descends: bool
@@ -46,47 +46,49 @@ class KeyColumn:
 
 
 class Key:
-    """One or more columns that tell the rows of a select apart. Raises ChunkError where they can't."""
+    """One or more columns that identify the rows of a select. Raises ChunkError when they don't, or may be NULL."""
 
     def __init__(self, statement: Select[Any], key: Any) -> None:
         parts = key if isinstance(key, tuple | list) else (key,)
         if not parts:
             raise ChunkError("key= is empty; allowed: a column of the select, or a tuple of columns")
         self.columns = tuple(_key_column(statement, part) for part in parts)
-        _refuse_duplicates(statement, [one.column for one in self.columns])
+        _refuse_duplicates(statement, [part.column for part in self.columns])
 
     @property
     def order(self) -> list[ColumnElement[Any]]:
-        return [one.order for one in self.columns]
+        return [part.order for part in self.columns]
 
     def read(self, row: Any) -> tuple[Any, ...]:
-        return tuple(one.read(row) for one in self.columns)
+        """The values of the key in a row of the select."""
+        return tuple(part.read(row) for part in self.columns)
 
     @property
     def has_several_forms(self) -> bool:
-        """Whether SQLite, which has no such types, may hold a value otherwise than SQLAlchemy would write it."""
-        return any(isinstance(_impl(one.column.type), DateTime | Time | Numeric) for one in self.columns)
+        """Whether SQLite, which lacks the column's type, may hold a value in another format than SQLAlchemy writes."""
+        return any(isinstance(_impl(part.column.type), DateTime | Time | Numeric) for part in self.columns)
 
     def at(self, prefix: str) -> ColumnElement[bool]:
-        """The row at the place given as the parameters `parameters(prefix, …)`."""
+        """The condition for the row with the key that is given as the parameters `parameters(prefix, …)`."""
         pairs = zip(self.columns, self._placeholders(prefix), strict=True)
-        return and_(*(one.column == value for one, value in pairs))
+        return and_(*(part.column == value for part, value in pairs))
 
     def behind(self, prefix: str) -> ColumnElement[bool]:
-        """The rows that come after the place given as the parameters `parameters(prefix, …)`."""
+        """The condition for the rows after the key that is given as the parameters `parameters(prefix, …)`."""
         return self._beyond(self._placeholders(prefix), includes=False)
 
     def bounds(self, start: Any, stop: Any) -> list[ColumnElement[bool]]:
-        """In the key's order: from `start`, which is included, to `stop`, which is not."""
-        found = []
+        """The conditions for the rows from `start` (included) to `stop` (excluded), in the order of the key."""
+        conditions = []
         if start is not None:
-            found.append(self._beyond(self._literals("start", start), includes=True))
+            conditions.append(self._beyond(self._literals("start", start), includes=True))
         if stop is not None:
-            found.append(~self._beyond(self._literals("stop", stop), includes=True))
-        return found
+            conditions.append(~self._beyond(self._literals("stop", stop), includes=True))
+        return conditions
 
     def among(self, keys: Sequence[tuple[Any, ...]]) -> ColumnElement[bool]:
-        columns = [one.column for one in self.columns]
+        """The condition for the rows with these keys."""
+        columns = [part.column for part in self.columns]
         if len(columns) == 1:
             return columns[0].in_([value for (value,) in keys])
         return tuple_(*columns).in_(keys)
@@ -95,34 +97,35 @@ class Key:
         return {f"{prefix}{number}": value for number, value in enumerate(values)}
 
     def _placeholders(self, prefix: str) -> list[ColumnElement[Any]]:
-        return [bindparam(f"{prefix}{number}", type_=one.column.type) for number, one in enumerate(self.columns)]
+        return [bindparam(f"{prefix}{number}", type_=part.column.type) for number, part in enumerate(self.columns)]
 
     def _literals(self, name: str, values: Any) -> list[ColumnElement[Any]]:
         values = values if isinstance(values, tuple | list) else (values,)
         if len(values) != len(self.columns):
             raise ChunkError(f"{name}= has {len(values)} values, and the key has {len(self.columns)} columns")
         return [
-            bindparam(None, value, type_=one.column.type, unique=True)
-            for value, one in zip(values, self.columns, strict=True)
+            bindparam(None, value, type_=part.column.type, unique=True)
+            for value, part in zip(values, self.columns, strict=True)
         ]
 
-    def _beyond(self, place: list[ColumnElement[Any]], includes: bool) -> ColumnElement[bool]:
-        if len({one.descends for one in self.columns}) > 1:
-            return self._beyond_in_mixed_order(place, includes)
-        columns = [one.column for one in self.columns]
-        left, right = (columns[0], place[0]) if len(columns) == 1 else (tuple_(*columns), tuple_(*place))
+    def _beyond(self, values: list[ColumnElement[Any]], includes: bool) -> ColumnElement[bool]:
+        """The condition for the rows after the key with these values; with `includes`, also for that row."""
+        if len({part.descends for part in self.columns}) > 1:
+            return self._beyond_in_mixed_order(values, includes)
+        columns = [part.column for part in self.columns]
+        left, right = (columns[0], values[0]) if len(columns) == 1 else (tuple_(*columns), tuple_(*values))
         if self.columns[0].descends:
             return left <= right if includes else left < right
         return left >= right if includes else left > right
 
-    def _beyond_in_mixed_order(self, place: list[ColumnElement[Any]], includes: bool) -> ColumnElement[bool]:
-        """Row values compare in one direction only: this says the same column by column."""
-        choices: list[ColumnElement[bool]] = []
-        same: list[ColumnElement[bool]] = []
-        for one, value in zip(self.columns, place, strict=True):
-            choices.append(and_(*same, one.column < value if one.descends else one.column > value))
-            same.append(one.column == value)
-        return or_(*choices, *([and_(*same)] if includes else []))
+    def _beyond_in_mixed_order(self, values: list[ColumnElement[Any]], includes: bool) -> ColumnElement[bool]:
+        """The same column by column, since row values compare in one direction only."""
+        alternatives: list[ColumnElement[bool]] = []
+        equal: list[ColumnElement[bool]] = []
+        for part, value in zip(self.columns, values, strict=True):
+            alternatives.append(and_(*equal, part.column < value if part.descends else part.column > value))
+            equal.append(part.column == value)
+        return or_(*alternatives, *([and_(*equal)] if includes else []))
 
 
 def _key_column(statement: Select[Any], part: Any) -> KeyColumn:
@@ -131,33 +134,33 @@ def _key_column(statement: Select[Any], part: Any) -> KeyColumn:
         descends, part = ORDERS[part.modifier], part.element
     column = part.__clause_element__() if hasattr(part, "__clause_element__") else part
     if not isinstance(column, ColumnElement):
-        raise ChunkError(f"key= holds {part!r}; allowed: a column of the select, its desc(), or a tuple of such")
+        raise ChunkError(f"key= holds {part!r}; allowed: a column of the select, its desc(), or a tuple of these")
     if getattr(column, "nullable", False):
         raise ChunkError(
-            f"key={column} may be NULL, and NULL has no place in an order: choose columns that are NOT NULL, "
+            f"key={column} may be NULL, and rows can't be ordered by NULL: choose columns that are NOT NULL, "
             "such as the primary key"
         )
     return KeyColumn(column, descends, _reader(statement, column))
 
 
 def _reader(statement: Select[Any], column: ColumnElement[Any]) -> Callable[[Any], Any]:
-    """How the column's value is found in a row of the select, wherever it stands there."""
-    for place, described in enumerate(statement.column_descriptions):
-        expression = described["expr"]
-        seen: Any = inspect(expression, raiseerr=False)
-        if getattr(seen, "is_mapper", False) or getattr(seen, "is_aliased_class", False):
-            attribute = _attribute(seen, column)
+    """A function that reads the column's value from a row: from an element of the row, or an attribute of an entity."""
+    for index, description in enumerate(statement.column_descriptions):
+        expression = description["expr"]
+        entity: Any = inspect(expression, raiseerr=False)
+        if getattr(entity, "is_mapper", False) or getattr(entity, "is_aliased_class", False):
+            attribute = _attribute(entity, column)
             if attribute is not None:
-                return partial(_read_attribute, place, attribute)
+                return partial(_read_attribute, index, attribute)
         else:
             element = expression.__clause_element__() if hasattr(expression, "__clause_element__") else expression
             if element.compare(column):
-                return itemgetter(place)
-    raise ChunkError(f"key={column} is not in the select: add it to what is selected, or choose one that is")
+                return itemgetter(index)
+    raise ChunkError(f"key={column} is not in the select: add it to the selected columns, or choose one of these")
 
 
-def _read_attribute(place: int, attribute: str, row: Any) -> Any:
-    return getattr(row[place], attribute)
+def _read_attribute(index: int, attribute: str, row: Any) -> Any:
+    return getattr(row[index], attribute)
 
 
 def _attribute(entity: Any, column: ColumnElement[Any]) -> str | None:
@@ -170,9 +173,9 @@ def _attribute(entity: Any, column: ColumnElement[Any]) -> str | None:
 
 
 def _refuse_duplicates(statement: Select[Any], columns: list[ColumnElement[Any]]) -> None:
-    """Where the select is of one table: of the rows with one key, those behind a chunk's end would be skipped.
+    """Refuse a key without a unique constraint, since rows with the key of a chunk's last row would be skipped.
 
-    Where it is of several, this shows when two rows with the same key meet at the end of a chunk.
+    That is known for a select from one table. For other selects, Pages.load compares the rows at the end of a chunk.
     """
     tables = statement.get_final_froms()
     if len(tables) != 1 or not isinstance(table := tables[0], Table):
@@ -183,11 +186,11 @@ def _refuse_duplicates(statement: Select[Any], columns: list[ColumnElement[Any]]
     uniques += [set(i.columns.keys()) for i in table.indexes if i.unique and _is_whole(i)]
     if any(unique and unique <= names for unique in uniques):
         return
-    told = ", ".join(str(column) for column in columns)
+    given = ", ".join(str(column) for column in columns)
     primary = ", ".join(str(column) for column in table.primary_key.columns) or "columns that are unique"
     raise ChunkError(
-        f"key={told} is not unique, so rows that share it could be skipped at the end of a chunk: "
-        f"add the primary key to it ({primary}), as in key=({told}, {primary})"
+        f"key={given} is not unique, so rows that share it could be skipped at the end of a chunk: "
+        f"add the primary key to it ({primary}), as in key=({given}, {primary})"
     )
 
 
@@ -196,5 +199,5 @@ def _impl(kind: Any) -> Any:
 
 
 def _is_whole(index: Any) -> bool:
-    """A partial index says nothing of the rows that it leaves out."""
+    """Whether the index covers all rows: a partial index does not make the rows unique that it leaves out."""
     return not any(options.get("where") is not None for options in index.dialect_options.values())

@@ -1,4 +1,4 @@
-"""batch_quarantine, beside the authors' data: the items that a run set aside, committed with its chunks."""
+"""Quarantine: the items that a run set aside. Its table is beside the authors' data, and is committed with chunks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,16 @@ INSERT = text(
 
 @dataclass(frozen=True)
 class SetAside:
-    """One item. `item`: its key as JSON text; `error`: type, message and traceback; `times`: how often it was tried."""
+    """An item in quarantine.
+
+    Attributes:
+        run: The id of the run that set it aside.
+        item: The key of the item as JSON text.
+        error: The `type`, `message` and `traceback` of the last error.
+        times: How often the item was tried.
+        at: When it was set aside, UTC.
+        redriven_by: The id of the run that has processed it since; None if none has.
+    """
 
     run: str
     task: str
@@ -40,31 +49,33 @@ class SetAside:
 
 
 def as_text(key: Sequence[Any]) -> str:
-    """A key as people see it and give it: `7`, or `["b", 7]` for one of several columns."""
+    """A key as JSON text: `7`, or `["b", 7]` for a key of two columns."""
     encoded = cursor_json.encode(key)
     return json.dumps(encoded[0] if len(encoded) == 1 else encoded)
 
 
 def from_text(item: str, columns: int) -> tuple[Any, ...]:
+    """The values of a key from its JSON text; `columns` is the number of columns of the key."""
     stored = json.loads(item)
     return cursor_json.decode([stored] if columns == 1 else stored)
 
 
 async def set_aside(db: AsyncSession, run: CurrentRun, key: Sequence[Any], error: BaseException, times: int) -> None:
-    """In the session's transaction."""
-    told = json_rows.storable(failures.facts_of(error))
-    values = {"id": new_id(), "run": run.id, "task": run.task, "item": as_text(key), "error": told}
+    """Put the item with this key into quarantine, in the session's transaction. `times`: how often it was tried."""
+    facts = json_rows.storable(failures.facts_of(error))
+    values = {"id": new_id(), "run": run.id, "task": run.task, "item": as_text(key), "error": facts}
     await db.execute(INSERT, {**values, "times": times, "at": clock.now()})
 
 
 async def count(database: Database, run: str) -> int:
+    """The number of items that this run has set aside."""
     async with database.reader.connect() as connection:
         query = select(func.count()).where(quarantine.c.run == run)
         return int((await connection.execute(query)).scalar_one())
 
 
 async def listed(database: Database, run: str, items: Collection[str] | None = None) -> list[SetAside]:
-    """Those of one run, in the order in which they failed; only these `items` if they are given."""
+    """The items that a run set aside, in the order in which they failed; only those in `items` if it is given."""
     columns = [quarantine.c[name] for name in ("run", "task", "item", "error", "times", "at", "redriven_by")]
     query = select(*columns).where(quarantine.c.run == run).order_by(quarantine.c.id)
     if items is not None:
@@ -74,6 +85,6 @@ async def listed(database: Database, run: str, items: Collection[str] | None = N
 
 
 async def redriven(db: AsyncSession, run: str, key: Sequence[Any], by: str) -> None:
-    """In the session's transaction: another run has dealt with this item."""
-    mine = (quarantine.c.run == run) & (quarantine.c.item == as_text(key))
-    await db.execute(update(quarantine).where(mine).values(redriven_by=by))
+    """Record, in the session's transaction, that the run `by` has processed an item that `run` had set aside."""
+    is_item = (quarantine.c.run == run) & (quarantine.c.item == as_text(key))
+    await db.execute(update(quarantine).where(is_item).values(redriven_by=by))

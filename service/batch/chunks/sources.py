@@ -1,4 +1,4 @@
-"""Items that are not rows of a select: a file's lines, a list, a listing over HTTP, the pages of an API."""
+"""Sources of items that are not rows of a select: lines of a file, a list, an async iterator, pages of an API."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ File = str | os.PathLike[str] | IO[Any]
 
 @runtime_checkable
 class CursorSource(Protocol[T_co]):
-    """What hands out pages behind a place of its own, such as an API with page tokens."""
+    """A source that returns pages by a cursor of its own, such as an API with page tokens."""
 
     async def after(self, cursor: Any, size: int) -> tuple[Sequence[T_co], Any]:
-        """At most about `size` items behind `cursor` (JSON; None: from the beginning), and the cursor behind them.
+        """About `size` items after `cursor`, and the cursor after them.
 
-        None as that cursor says that they are the last ones.
+        A cursor is any JSON value. None as the argument stands for the beginning; None as the result for the end.
         """
 
 
 class CursorPages(Generic[T]):
-    """The pages of a CursorSource. They are fetched outside of the chunk's transaction."""
+    """The pages of a CursorSource, which are fetched outside of the chunk's transaction."""
 
     def __init__(self, source: CursorSource[T], size: int) -> None:
         self._source = source
@@ -46,12 +46,12 @@ class CursorPages(Generic[T]):
             at = None if cursor is None else cursor["at"]
             if cursor is not None and at is None:
                 return False
-            items, behind = await self._source.after(at, self._size)
-            self._page = cursor, items, {"at": behind}
+            items, following = await self._source.after(at, self._size)
+            self._page = cursor, items, {"at": following}
         return bool(self._page[1]) or self._page[2]["at"] is not None
 
     @property
-    def ahead(self) -> list[T] | None:
+    def next_items(self) -> list[T] | None:
         return list(self._page[1]) if self._page is not None else None
 
     async def load(self, db: AsyncSession, cursor: Any) -> Page[T]:
@@ -63,10 +63,10 @@ class CursorPages(Generic[T]):
 
 
 class Items(Generic[T]):
-    """An iterable, or an async one. The place in it is a position: a later attempt passes over what is done.
+    """The items of an iterable or async iterable. The cursor is the number of items done, which a later attempt skips.
 
-    A sync one that is no sequence is read in a thread. Of a file the size and the time of its last change are kept
-    with the place: behind a changed one's position there is something else.
+    A sync iterable that is not a sequence is read in a thread. The cursor also holds the size and the time of change of
+    a `file` that the items come from, since the number means nothing in a changed file.
     """
 
     def __init__(self, source: Iterable[T] | AsyncIterable[T], size: int, file: File | None = None) -> None:
@@ -90,7 +90,7 @@ class Items(Generic[T]):
         return bool(self._buffer)
 
     @property
-    def ahead(self) -> list[T] | None:
+    def next_items(self) -> list[T] | None:
         return self._buffer
 
     async def load(self, db: AsyncSession, cursor: Any) -> Page[T]:
@@ -107,19 +107,17 @@ class Items(Generic[T]):
         while at < position:
             taken = len(await self._take(min(position - at, 10_000)))
             if not taken:
-                raise ChunkError(
-                    f"only {at:,} items came, and {position:,} are done already: they are not the same ones"
-                )
+                raise ChunkError(f"the source has only {at:,} items, but {position:,} are done already: it has changed")
             at += taken
 
     async def _check(self, file: File, cursor: Any) -> None:
         name = os.fspath(file.name if hasattr(file, "name") else file)
-        found = await asyncio.to_thread(os.stat, name)
-        self._stat = {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+        status = await asyncio.to_thread(os.stat, name)
+        self._stat = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
         if cursor is not None and cursor["file"] not in (None, self._stat):
             raise ChunkError(
-                f"{Path(name).name} has changed since {cursor['position']:,} of its items were done, so that number "
-                "means nothing any more: put the old file back, or begin anew with `batch retry --again`"
+                f"{Path(name).name} has changed since {cursor['position']:,} of its items were done, so the loop can't "
+                "go on there: put the old file back, or begin anew with `batch retry --again`"
             )
 
 

@@ -1,4 +1,4 @@
-"""`self.step("name")`: a part of a run that is not repeated once it is done."""
+"""`self.step("name")`: a part of a run that later attempts do not repeat once it is done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.database.companions import checkpoints
 from service.database.session import application_database
 from service.errors import ChunkError
 
-DONE = text(
+INSERT = text(
     "INSERT INTO batch_checkpoints (run, name, fence, finished, result, at) "
     "VALUES (:run, :name, :fence, :finished, :result, :at) ON CONFLICT (run, name) DO NOTHING RETURNING fence"
 ).bindparams(*(bindparam(name, type_=checkpoints.c[name].type) for name in ("run", "finished", "result", "at")))
@@ -27,8 +27,8 @@ class Step:
     """`async with self.step("totals") as step:`, and in it `if not step.is_done: step.result = …`.
 
     Attributes:
-        is_done: An earlier attempt of the run has completed it.
-        result: What it has found, as JSON gives it back; set it inside the block.
+        is_done: Whether an earlier attempt of the run has completed the step.
+        result: Any value that JSON can hold. The body sets it; a later attempt finds it here, as read from JSON.
     """
 
     def __init__(self, name: str) -> None:
@@ -46,7 +46,7 @@ class Step:
 
     @property
     def db(self) -> AsyncSession:
-        """A session whose changes are committed together with the fact that the step is done. Raises ChunkError."""
+        """A session whose changes are committed together with the step's result. Raises ChunkError if it is done."""
         if self.is_done:
             raise ChunkError(f"step {self.name!r} is done already: use its session under `if not step.is_done:` only")
         if self._db is None:
@@ -79,9 +79,9 @@ class Step:
         if self._run is not None:
             await self.db.flush()
             values = {"run": self._run.id, "name": self._row, "fence": self._run.fence, "finished": True}
-            written = await self.db.execute(DONE, {**values, "result": self.result, "at": clock.now()})
-            if written.first() is None:
-                raise ChunkError(f"step {self.name!r} has been completed already, by a commit whose reply was lost")
+            result = await self.db.execute(INSERT, {**values, "result": self.result, "at": clock.now()})
+            if result.first() is None:
+                raise ChunkError(f"step {self.name!r} is already completed, by a commit whose reply was lost")
         if self._db is not None:
             await self._db.commit()
         self.is_done = True

@@ -1,4 +1,4 @@
-"""APScheduler: it says when a slot is due, and runs no task. The only module that imports it."""
+"""APScheduler, which only says when a slot is due; it executes no task."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 WATCHDOG_SECONDS = 1.0
+"""Upper bound on how late a slot is noticed after a step of the wall clock."""
 
 
 class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no types
-    """Fires at the slots of a Schedule; of those that are past only once, whatever their number. Never raises."""
+    """Fires at the slots of a Schedule. Several past slots make it fire once. Never raises."""
 
     def __init__(self, schedule: Schedule | None, is_paused: bool = False) -> None:
         self.schedule = schedule
@@ -43,8 +44,8 @@ class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no typ
         return f"cron[{self.schedule.cron}] {self.schedule.timezone}" if self.schedule else "manual"
 
 
-class LoopExecutor(BaseExecutor):  # type: ignore[misc] # the same
-    """For jobs that an application adds: calls the function on the event loop, and awaits what it returns in a task."""
+class LoopExecutor(BaseExecutor):  # type: ignore[misc] # APScheduler 3 has no types
+    """Executes jobs that an application adds: calls the function on the event loop, and awaits its result in a task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +61,7 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # the same
         if not inspect.isawaitable(result):
             self._run_job_success(job.id, events)
             return
-        # Of its own context: APScheduler's is that of whoever added the first job.
+        # In an empty context: APScheduler's own is that of the code that added the first job.
         task = asyncio.get_running_loop().create_task(
             self._finish(result, job.id, events), context=contextvars.Context()
         )
@@ -70,21 +71,21 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # the same
     async def _finish(self, result: Awaitable[Any], job_id: str, events: list[JobExecutionEvent]) -> None:
         try:
             await result
-        except BaseException:  # noqa: BLE001 - the same
+        except BaseException:  # noqa: BLE001 - a background loop's boundary: one job must not stop the scheduler
             self._run_job_error(job_id, *sys.exc_info()[1:])
         else:
             self._run_job_success(job_id, events)
 
 
 class NotifyExecutor(LoopExecutor):
-    """For jobs that only say that a slot is due: without the books that APScheduler keeps on what runs."""
+    """Executes jobs that only report a due slot: without APScheduler's bookkeeping of running jobs."""
 
     def submit_job(self, job: Any, run_times: list[datetime]) -> None:
         job.func(*job.args, **job.kwargs)
 
 
 def new_scheduler() -> AsyncIOScheduler:
-    """A scheduler without jobs, in UTC. It belongs to the event loop on which it is started."""
+    """A scheduler without jobs, in UTC. It uses the event loop on which it is started."""
     return AsyncIOScheduler(
         timezone=UTC,
         executors={"default": LoopExecutor(), "notify": NotifyExecutor()},
@@ -93,9 +94,9 @@ def new_scheduler() -> AsyncIOScheduler:
 
 
 def add_job(scheduler: AsyncIOScheduler, task: Task, notify: Callable[[str], None]) -> None:
-    """Add a job that calls `notify(task.name)`, which must return at once, at each slot of the task.
+    """Add a job that calls `notify(task.name)` at each slot of the task; `notify` must return at once.
 
-    Its id is the task's name, and its name the task's description. A task that has a job already keeps it.
+    The job's id is the task's name, and its name is the task's description. An existing job of the task is kept.
     """
     if scheduler.get_job(task.name) is None:
         scheduler.add_job(
@@ -108,7 +109,7 @@ def add_job(scheduler: AsyncIOScheduler, task: Task, notify: Callable[[str], Non
 
 
 def start(scheduler: AsyncIOScheduler) -> None:
-    """Start it on the running event loop, unless it runs."""
+    """Start the scheduler on the running event loop, unless it is running."""
     if not scheduler.running:
         scheduler.start()
         _watch(scheduler)
@@ -116,15 +117,18 @@ def start(scheduler: AsyncIOScheduler) -> None:
 
 
 def stop(scheduler: AsyncIOScheduler) -> None:
-    """Fire nothing more from now on."""
+    """Stop the scheduler: it fires no slot after this call."""
     if scheduler.running:
-        BaseScheduler.shutdown(scheduler, wait=False)  # AsyncIOScheduler's own comes an iteration later
+        BaseScheduler.shutdown(scheduler, wait=False)  # AsyncIOScheduler.shutdown() takes effect a loop turn later
         scheduler._stop_timer()
         logger.info("Scheduler stopped")
 
 
 def set_schedule(scheduler: AsyncIOScheduler, name: str, schedule: Schedule | None, is_paused: bool = False) -> None:
-    """Give a job this schedule, or none; paused, or with none, its next run time is null. Else it is left alone."""
+    """Give the job called `name` this schedule. Paused or without a schedule, it has no next run time.
+
+    A job that has this schedule already is left alone; without such a job, nothing happens.
+    """
     job = scheduler.get_job(name)
     if job is None or (job.trigger.schedule, job.trigger.is_paused) == (schedule, is_paused):
         return
@@ -133,17 +137,18 @@ def set_schedule(scheduler: AsyncIOScheduler, name: str, schedule: Schedule | No
 
 
 def next_run_times(scheduler: AsyncIOScheduler) -> Mapping[str, datetime | None]:
+    """The next run time of each job (aware, or None), by the job's id."""
     return {job.id: _next_run_time(job) for job in scheduler.get_jobs()}
 
 
 def _next_run_time(job: Any) -> datetime | None:
-    """Before the start APScheduler's jobs have no such attribute."""
+    """The job's next run time. Before the scheduler's start, APScheduler's jobs lack the attribute."""
     at: datetime | None = getattr(job, "next_run_time", None)
     return at
 
 
 def describe_jobs(scheduler: AsyncIOScheduler) -> list[dict[str, Any]]:
-    """Each job's id, name, next_run_time (ISO 8601, or None) and trigger."""
+    """The id, name, next_run_time (ISO 8601 with offset, or None) and trigger of each job."""
     return [
         {
             "id": job.id,
@@ -155,21 +160,18 @@ def describe_jobs(scheduler: AsyncIOScheduler) -> list[dict[str, Any]]:
     ]
 
 
-def _watch(scheduler: AsyncIOScheduler, before: datetime | None = None) -> None:
-    """A step of the wall clock makes APScheduler's one long timer late by the step; this bounds it.
-
-    `before`: what time it was when this was called last.
-    """
+def _watch(scheduler: AsyncIOScheduler, last_call: datetime | None = None) -> None:
+    """Wake the scheduler every WATCHDOG_SECONDS, for a step of the wall clock makes its timer late by that step."""
     if scheduler.running:
         now = clock.now()
-        if before is not None and now < before:
-            _wait_anew(scheduler, now)
+        if last_call is not None and now < last_call:
+            _reset_next_run_times(scheduler, now)
         scheduler.wakeup()
         asyncio.get_running_loop().call_later(WATCHDOG_SECONDS, _watch, scheduler, now)
 
 
-def _wait_anew(scheduler: AsyncIOScheduler, now: datetime) -> None:
-    """The clock was set back, and each job waits for a time that was near before."""
+def _reset_next_run_times(scheduler: AsyncIOScheduler, now: datetime) -> None:
+    """Compute the next run times from `now`, because the clock was set back and they are too far in the future."""
     for job in scheduler.get_jobs():
         if isinstance(job.trigger, SlotTrigger):
             job.modify(next_run_time=job.trigger.get_next_fire_time(None, now))

@@ -1,4 +1,4 @@
-"""Backfill: runs for slots of the past, by the schedule that the task has now."""
+"""Backfill: makes runs for slots of the past, by the schedule that the task has now."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from service.concurrency.offload import offload
 from service.database.engine import Database
 from service.errors import InvalidParameters
 
-PAGE = 1_000
-"""Slots handled in one transaction."""
+PAGE = 250
+"""Slots handled in one transaction, whose rows are made on the event loop."""
 
 
-class Fate(StrEnum):
-    """What becomes of a slot: it gets a run, its run goes again, or its run is left as it is."""
+class SlotAction(StrEnum):
+    """What a backfill does with a slot: makes a run (NEW), starts its run anew (AGAIN), or leaves its run (LEFT)."""
 
     NEW = "new"
     AGAIN = "again"
     LEFT = "left"
 
 
-class Entry(NamedTuple):
-    """`run` and `state`: of the run that the slot has already."""
+class SlotDecision(NamedTuple):
+    """What is done with one slot. `run` and `state` are those of the run that it had before; None without one."""
 
     slot: datetime
-    fate: Fate
+    action: SlotAction
     run: str | None = None
     state: str | None = None
 
 
 @dataclass(frozen=True)
 class Interval:
-    """From `since` to `until`, both included. None of the slots to come are in it: they fire by themselves."""
+    """The slots of `schedule` from `since` to `until`, both included and aware."""
 
     schedule: Schedule
     since: datetime
     until: datetime
 
     async def count(self, most: int) -> int:
-        """How many slots it has; `most` + 1 stands for more."""
+        """The number of slots, counted up to `most` + 1, which means more than `most`."""
         return await offload(lambda: sum(1 for _ in islice(self.slots(), most + 1)))
 
     def slots(self) -> Iterable[datetime]:
@@ -63,28 +63,30 @@ class Interval:
 
 
 async def interval_of(connection: AsyncConnection, task: str, since: datetime, until: datetime) -> Interval:
-    """By the schedule that is in force in the ledger. Raises InvalidParameters where there is none, or no interval.
+    """The slots from `since` to `until`, by the open schedule of the task, as far as a backfill may make runs of them.
 
-    A slot that may still be fired on time is left to that: a service decides by it about others of the task.
+    Future slots are left out, and so are slots that a service may still fire on time: the overlap policy would take
+    their runs into account. Raises InvalidParameters when the task has no schedule, or `since` is after `until`.
     """
     opened = (await schedules.open_schedules(connection)).get(task)
     if opened is None or not opened.is_usable:
-        raise InvalidParameters(f"task {task}: the ledger has no schedule of it now, so there are no slots to backfill")
+        raise InvalidParameters(f"task {task}: the ledger has no schedule for it, so there are no slots to backfill")
     if since > until:
         raise InvalidParameters(f"there are no slots from {since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S} UTC")
     handled = max(opened.fired_until, await database_time.now_of(connection) - ON_TIME)
     return Interval(opened.schedule, since, min(until, handled))
 
 
-def ignore(entry: Entry) -> None:
-    """For who wants no single slot."""
+def ignore(decision: SlotDecision) -> None:
+    """Do nothing: the default of `see`."""
 
 
 @dataclass(frozen=True)
 class Backfill:
-    """Runs of `task` for slots that have none; with `redo`, also a new attempt of each run that is over.
+    """Makes runs of `task` for slots without one; with `redo`, also starts runs in a final state from the beginning.
 
-    They queue behind all that is on time or was started by hand, and don't stand in its way.
+    The runs have the last rank in the queue: they start after runs that are on time or were started by hand. `by` is
+    the person who asked for them. `application` is the database that holds the checkpoints of the task's runs.
     """
 
     ledger: Database
@@ -93,56 +95,60 @@ class Backfill:
     by: str
     redo: bool = False
 
-    async def look(self, interval: Interval, see: Callable[[Entry], None] = ignore) -> Counter[Fate]:
-        """What `make` would do; changes nothing."""
-        counts: Counter[Fate] = Counter()
-        found = iter(interval.slots())
-        while page := await offload(lambda: list(islice(found, PAGE))):
-            for entry in await self._entries(page):
-                counts[entry.fate] += 1
-                see(entry)
+    async def look(self, interval: Interval, see: Callable[[SlotDecision], None] = ignore) -> Counter[SlotAction]:
+        """Count what `make` would do, without changing anything. `see` is called with each slot's decision."""
+        counts: Counter[SlotAction] = Counter()
+        slots = iter(interval.slots())
+        while page := await offload(lambda: list(islice(slots, PAGE))):
+            for decision in await self._decide(page):
+                counts[decision.action] += 1
+                see(decision)
         return counts
 
-    async def make(self, interval: Interval, see: Callable[[Entry], None] = ignore) -> Counter[Fate]:
-        """Page by page, each in a transaction of its own: made once, however often it is asked for."""
-        counts: Counter[Fate] = Counter()
-        found = iter(interval.slots())
-        while page := await offload(lambda: list(islice(found, PAGE))):
-            for entry in await self._make(await self._entries(page)):
-                counts[entry.fate] += 1
-                see(entry)
+    async def make(self, interval: Interval, see: Callable[[SlotDecision], None] = ignore) -> Counter[SlotAction]:
+        """Make the runs, one transaction for each PAGE slots. A slot never gets a second run, even by two at once.
+
+        Returns what was done, counted; `see` is called with the decision about each slot after its commit.
+        """
+        counts: Counter[SlotAction] = Counter()
+        slots = iter(interval.slots())
+        while page := await offload(lambda: list(islice(slots, PAGE))):
+            for decision in await self._make(await self._decide(page)):
+                counts[decision.action] += 1
+                see(decision)
         return counts
 
-    async def _make(self, entries: list[Entry]) -> list[Entry]:
-        """Returns what became of them: somebody else may have been first."""
-        new = [entry.slot for entry in entries if entry.fate == Fate.NEW]
+    async def _make(self, decisions: list[SlotDecision]) -> list[SlotDecision]:
+        """Carry out these decisions. Where another process was faster, the decision returned is LEFT."""
+        slots = [decision.slot for decision in decisions if decision.action == SlotAction.NEW]
         async with self.ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
-            made = [self._new(slot, now) for slot in new]
-            went = await runs.insert(connection, made)
-        there = {run.slot for run in made if run.id not in went}
-        redone = [entry.run for entry in entries if entry.fate == Fate.AGAIN and entry.run]
-        if redone:
-            went |= await again(self.ledger, self.application, redone, Rank.CATCH_UP, self.by)
-        lost = {entry.slot for entry in entries if entry.fate == Fate.AGAIN and entry.run not in went} | there
-        return [entry._replace(fate=Fate.LEFT) if entry.slot in lost else entry for entry in entries]
+            new = [self._new(slot, now) for slot in slots]
+            changed = await runs.insert(connection, new)
+        again_ids = [d.run for d in decisions if d.action == SlotAction.AGAIN and d.run]
+        if again_ids:
+            changed |= await again(self.ledger, self.application, again_ids, Rank.CATCH_UP, self.by)
+        lost = {run.slot for run in new if run.id not in changed}
+        lost |= {d.slot for d in decisions if d.action == SlotAction.AGAIN and d.run not in changed}
+        return [d._replace(action=SlotAction.LEFT) if d.slot in lost else d for d in decisions]
 
-    async def _entries(self, page: list[datetime]) -> list[Entry]:
+    async def _decide(self, page: list[datetime]) -> list[SlotDecision]:
         statement = (
             select(runs_table.c.slot, runs_table.c.id, runs_table.c.state)
             .where(runs_table.c.task == self.task.name, text("origin <> 'manual'"))  # to the letter as in the index
             .where(runs_table.c.slot.between(page[0], page[-1]))
         )
         async with self.ledger.reader.connect() as connection:
-            there = {slot: (run, state) for slot, run, state in await connection.execute(statement)}
-        return [self._entry(slot, *there.get(slot, (None, None))) for slot in page]
+            existing = {slot: (run, state) for slot, run, state in await connection.execute(statement)}
+        return [self._decision(slot, *existing.get(slot, (None, None))) for slot in page]
 
-    def _entry(self, slot: datetime, run: str | None, state: str | None) -> Entry:
+    def _decision(self, slot: datetime, run: str | None, state: str | None) -> SlotDecision:
         if run is None:
-            return Entry(slot, Fate.NEW)
-        return Entry(slot, Fate.AGAIN if self.redo and state in FINAL else Fate.LEFT, run, state)
+            return SlotDecision(slot, SlotAction.NEW)
+        may_repeat = self.redo and state in FINAL
+        return SlotDecision(slot, SlotAction.AGAIN if may_repeat else SlotAction.LEFT, run, state)
 
     def _new(self, slot: datetime, now: datetime) -> NewRun:
         task = self.task
-        asked: dict[str, Any] = {"priority": task.policies.priority, "requested_by": self.by}
-        return NewRun.queued(task.name, slot, now, is_backfill=True, exclusive=task.exclusive, **asked)
+        details: dict[str, Any] = {"priority": task.policies.priority, "requested_by": self.by}
+        return NewRun.queued(task.name, slot, now, is_backfill=True, exclusive=task.exclusive, **details)

@@ -1,4 +1,4 @@
-"""The dispatcher: wakes when a slot is due, has its tasks fired in one transaction, and launches what it claimed."""
+"""The dispatcher: when slots are due, it fires their tasks in one transaction, and has the engine start their runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.batch.execution.engine import Engine
 from service.batch.firing import firing
-from service.batch.firing.firing import Fired, Plans
+from service.batch.firing.firing import Fired, SlotPlans
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
@@ -20,13 +20,14 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 LONGEST_PAUSE = 5.0
+"""Upper bound on the seconds between two tries while firing fails."""
 
-LET_THROUGH_SECONDS = 1.0
-"""How long a transaction may take that was on its way when the dispatcher is stopped."""
+STOP_SECONDS = 1.0
+"""How long an open transaction may still take when the dispatcher is stopped."""
 
 
 class Dispatcher(Background):
-    """APScheduler's jobs call `notify`; the cursor in the ledger says which slots are meant."""
+    """Fires the tasks that `notify` names. Which of their slots are due is read from the cursors in the ledger."""
 
     def __init__(self, database: Database, tasks: Mapping[str, Task], node: str, engine: Engine) -> None:
         self._database = database
@@ -36,18 +37,18 @@ class Dispatcher(Background):
         self._due: set[str] = set()
         self._wake = asyncio.Event()
         self._pause = 0.1
-        self._ahead: Plans = {}
+        self._ahead: SlotPlans = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.trouble: str | None = None
         """Why the last firing failed; None after one that succeeded."""
 
     def notify(self, name: str) -> None:
-        """A slot of this task is due. Returns at once, never raises."""
+        """Have this task fired soon, because a slot of it is due. Returns at once, and never raises."""
         self._due.add(name)
         self._wake.set()
 
     async def _loop(self) -> None:
-        """Until it is stopped; a transaction that is on its way then is let through, if it does not take long."""
+        """Fire until it is stopped. A transaction that is open then has STOP_SECONDS to commit."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -56,13 +57,13 @@ class Dispatcher(Background):
             try:
                 await asyncio.shield(turn)
             except asyncio.CancelledError:
-                await asyncio.wait([turn], timeout=LET_THROUGH_SECONDS)
+                await asyncio.wait([turn], timeout=STOP_SECONDS)
                 turn.cancel()
                 await asyncio.wait([turn])
                 raise
 
     async def _turn(self, names: set[str]) -> None:
-        if not self._engine.may_work():  # the others fire meanwhile
+        if not self._engine.may_work():  # other nodes fire meanwhile
             for name in names:
                 self._later(self._pause, name)
             return
@@ -73,11 +74,11 @@ class Dispatcher(Background):
                 self._engine.launch(fired.claimed, losses)
             self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
         except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
-            known = isinstance(error, DBAPIError | DatabaseError | OSError)
-            cause = self._database.why(error) if known else str(error).split("\n")[0]
+            is_explained = isinstance(error, DBAPIError | DatabaseError | OSError)
+            cause = self._database.why(error) if is_explained else str(error).split("\n")[0]
             logger.error(
-                f"firing failed, again in {self._pause:.1f} s (what is due stays due): {cause}",
-                exc_info=None if known else error,
+                f"firing failed, and is tried again in {self._pause:.1f} s; the slots stay due: {cause}",
+                exc_info=None if is_explained else error,
             )
             self.trouble = cause
             self._engine.recheck_claims()
@@ -88,14 +89,14 @@ class Dispatcher(Background):
         self._pause, self.trouble = 0.1, None
         if fired.queued:
             self._engine.wake()
-        for name, at in fired.again.items():
+        for name, at in fired.again_at.items():
             self._later(max(0.0, (at - fired.now).total_seconds()), name)
 
     async def _fire(self, names: Collection[str]) -> Fired:
         try:
             return await self._try_to_fire(names, self._engine.capacity)
         except IntegrityError:
-            # A run that somebody claimed meanwhile holds the `exclusive` of one of ours: let all of them queue.
+            # Another node has just claimed a run in the lane of one of the new runs: put all new runs into the queue.
             return await self._try_to_fire(names, Capacity(0, 0))
 
     async def _try_to_fire(self, names: Collection[str], capacity: Capacity) -> Fired:
@@ -103,14 +104,14 @@ class Dispatcher(Background):
             return await firing.fire(connection, names, self._tasks, self._node, capacity, ahead=self._ahead)
 
     def _later(self, seconds: float, name: str) -> None:
-        """Fire this task again in so many seconds, or earlier where that is set already: each task has one timer."""
+        """Fire this task again after these seconds. Each task has one timer; the earlier one is kept."""
         timer = asyncio.get_running_loop().call_later(seconds, self._notify_again, name)
-        other = self._timers.get(name)
-        if other is not None and other.when() <= timer.when():
+        existing = self._timers.get(name)
+        if existing is not None and existing.when() <= timer.when():
             timer.cancel()
             return
-        if other is not None:
-            other.cancel()
+        if existing is not None:
+            existing.cancel()
         self._timers[name] = timer
 
     def _notify_again(self, name: str) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch.cron.cron import schedule
 from service.batch.firing import misfires
-from service.batch.firing.misfires import Plan, is_behind, plan, plan_none
+from service.batch.firing.misfires import SlotPlan, is_behind, plan_all_missed, plan_slots
 from service.batch.firing.overlap import Overlap
 from service.batch.ledger import database_time, missed_ranges, runs, schedules
 from service.batch.ledger.runs import Active, Claimed, NewRun
@@ -25,27 +25,33 @@ from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
 
 BUSY_AGAIN = timedelta(milliseconds=100)
+"""After how long a schedule is tried again that another node was firing."""
 
 LEAST_SHARE = 100
-"""Of the budget of a transaction: so many missed slots of a schedule at least, or of fewer schedules."""
+"""Missed slots that a schedule may catch up in one transaction at least; with many schedules, some wait instead."""
 
-Key = tuple[str, str, datetime, str | None, Missed]
-Plans = Mapping[Key, Plan]
-"""What was planned for schedules that are behind, by all that it depends on: the cursor above all."""
+PlanKey = tuple[str, str, datetime, str | None, Missed]
+"""Everything that a plan depends on: cron expression, zone, cursor, who paused the task, and the missed policy."""
+SlotPlans = Mapping[PlanKey, SlotPlan]
 
 
 @dataclass
 class Fired:
-    """What one firing did. `again`: tasks whose slots are not all handled yet, and when to look at them.
+    """What one firing did.
 
-    `behind`: schedules with missed slots that are to be planned first (see `plan_ahead`).
+    Attributes:
+        now: The database time by which slots were due.
+        behind: Schedules with missed slots that were not handled, because they have no plan yet (see `plan_ahead`).
+        claimed: The runs that this node has to start.
+        queued: The number of new runs in the queue.
+        again_at: Tasks that have to be fired again, and when.
     """
 
     now: datetime
     behind: list[OpenSchedule] = field(default_factory=list)
     claimed: list[Claimed] = field(default_factory=list)
     queued: int = 0
-    again: dict[str, datetime] = field(default_factory=dict)
+    again_at: dict[str, datetime] = field(default_factory=dict)
 
 
 async def fire(
@@ -55,13 +61,15 @@ async def fire(
     node: str,
     capacity: Capacity,
     now: datetime | None = None,
-    ahead: Plans | None = None,
+    ahead: SlotPlans | None = None,
 ) -> Fired:
-    """Handle every slot of these tasks that is due at `now` (the database's time), in the caller's transaction.
+    """Handle every slot of the tasks called `names` that is due at `now`, in the caller's transaction.
 
-    Runs for which this node has room are inserted as running, and returned as claimed. A schedule that another node
-    is firing right now is left to it, and looked at again. `ahead`: what was planned for those that are behind; where
-    their cursors have moved since, or nothing was planned, they are left out. None: all is planned here.
+    `now` is the database time, read here by default. While `capacity` lasts, runs are inserted as running, and returned
+    as claimed by `node`. A schedule that another node is firing right now is skipped, and named in `again_at`.
+
+    `ahead` has the plans of schedules that are behind. Such a schedule without a plan, or whose cursor has moved since
+    it was planned, is not handled, but returned in `behind`. With None every schedule is planned here.
     """
     opened = await schedules.lock(connection, [name for name in names if name in tasks])
     now = now or await database_time.now_of(connection)
@@ -70,108 +78,110 @@ async def fire(
     plans = await _plan_all(due, tasks, now, ahead)
     missing = set(names) & tasks.keys() - {row.task for row in opened}
     busy = await schedules.still_open(connection, missing) if missing else set()
-    fired.again |= dict.fromkeys(busy, now + BUSY_AGAIN)
-    bounded = [row.task for row, made in plans if made.on_time and tasks[row.task].exclusive is not None]
+    fired.again_at |= dict.fromkeys(busy, now + BUSY_AGAIN)
+    bounded = [row.task for row, plan in plans if plan.on_time and tasks[row.task].exclusive is not None]
     active = await runs.active(connection, bounded) if bounded else {}
     new: list[NewRun] = []
     replaced: list[tuple[Active, str]] = []
-    for row, made in plans:
+    for row, plan in plans:
         overlap = Overlap(tasks[row.task], active.get(row.task, []))
-        new += _runs_of(tasks[row.task], made, overlap, node, capacity, now)
+        new += _runs_of(tasks[row.task], plan, overlap, node, capacity, now)
         replaced += overlap.replaced
-        if not made.is_complete:
-            fired.again[row.task] = now
-        elif not made.on_time and (following := row.schedule.next(now)) is not None and following <= clock.now():
-            fired.again[row.task] = following  # this machine's clock is ahead of the database's
+        if not plan.is_complete:
+            fired.again_at[row.task] = now
+        elif not plan.on_time and (following := row.schedule.next(now)) is not None and following <= clock.now():
+            fired.again_at[row.task] = following  # this machine's clock is ahead of the database's
     inserted = await runs.insert(connection, new)
     await _cancel(connection, replaced)
     await _move_cursors(connection, plans)
-    await missed_ranges.record(connection, [(row, made.missed) for row, made in plans if made.missed], now)
+    await missed_ranges.record(connection, [(row, plan.missed) for row, plan in plans if plan.missed], now)
     fired.claimed = [runs.claimed_from(run) for run in new if run.state == RunState.RUNNING and run.id in inserted]
     fired.queued = sum(run.state == RunState.QUEUED for run in new)
     return fired
 
 
-async def _move_cursors(connection: AsyncConnection, plans: list[tuple[OpenSchedule, Plan]]) -> None:
-    """Those that had a slot: to now, as a rule, and with a long backlog to where that was handled."""
-    until: dict[datetime, list[str]] = {}
-    for row, made in plans:
-        if made.on_time or made.catch_up or made.missed:
-            until.setdefault(made.fired_until, []).append(row.id)
-    for at, ids in until.items():
-        await schedules.move_cursors(connection, ids, at)
+async def _move_cursors(connection: AsyncConnection, plans: list[tuple[OpenSchedule, SlotPlan]]) -> None:
+    """Move the cursor of each schedule that had a slot to the end of its plan."""
+    ids_by_cursor: dict[datetime, list[str]] = {}
+    for row, plan in plans:
+        if plan.on_time or plan.catch_up or plan.missed:
+            ids_by_cursor.setdefault(plan.fired_until, []).append(row.id)
+    for cursor, ids in ids_by_cursor.items():
+        await schedules.move_cursors(connection, ids, cursor)
 
 
 def _due(
-    opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime, ahead: Plans | None, fired: Fired
+    opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime, ahead: SlotPlans | None, fired: Fired
 ) -> list[OpenSchedule]:
-    """Those that are handled now. The others are noted in `fired`."""
+    """The schedules that can be handled now. The others are noted in `fired`."""
     if ahead is None:
         return opened
-    handled = []
+    due = []
     for row in opened:
         if is_behind(row.schedule, row.fired_until, now) and _key(row, tasks) not in ahead:
             fired.behind.append(row)
-            fired.again[row.task] = now
+            fired.again_at[row.task] = now
         else:
-            handled.append(row)
-    return handled
+            due.append(row)
+    return due
 
 
-async def plan_ahead(behind: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime) -> Plans:
-    """Plan for schedules that are behind, as far as the budget of a transaction goes; those furthest behind first.
+async def plan_ahead(behind: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime) -> SlotPlans:
+    """Plan for schedules that are behind, the oldest cursor first, until the budget of a transaction is used up.
 
-    While no transaction is open: counting what was missed takes long, and SQLite has one writer.
+    Call it while no transaction is open: counting missed slots takes long, and SQLite allows one writer at a time.
     """
-    numbers = Counter(_key(row, tasks) for row in sorted(behind, key=lambda row: row.fired_until))
+    schedules_by_key = Counter(_key(row, tasks) for row in sorted(behind, key=lambda row: row.fired_until))
     share = max(LEAST_SHARE, misfires.BUDGET // max(1, len(behind)))
 
-    def plan_them() -> Plans:
-        plans: dict[Key, Plan] = {}
+    def plan_within_budget() -> SlotPlans:
+        plans: dict[PlanKey, SlotPlan] = {}
         left = misfires.BUDGET
-        for key, number in numbers.items():
+        for key, number in schedules_by_key.items():
             if plans and left < number * share:
                 break
             plans[key] = _plan(key, now, max(1, min(share, left // number)))
             left -= number * max(LEAST_SHARE, len(plans[key].catch_up))
         return plans
 
-    return await offload(plan_them)
+    return await offload(plan_within_budget)
 
 
 async def _plan_all(
-    opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime, ahead: Plans | None
-) -> list[tuple[OpenSchedule, Plan]]:
-    known = dict(ahead or {})
+    opened: list[OpenSchedule], tasks: Mapping[str, Task], now: datetime, ahead: SlotPlans | None
+) -> list[tuple[OpenSchedule, SlotPlan]]:
+    plans = dict(ahead or {})
     behind = sum(is_behind(row.schedule, row.fired_until, now) for row in opened) if ahead is None else 0
     budget = max(1, misfires.BUDGET // max(1, behind))
 
-    def plan_all() -> list[tuple[OpenSchedule, Plan]]:
+    def plan_all() -> list[tuple[OpenSchedule, SlotPlan]]:
         for row in opened:
             key = _key(row, tasks)
-            if key not in known:  # many tasks have the same schedule and cursor, and so the same plan
-                known[key] = _plan(key, now, budget)
-        return [(row, known[_key(row, tasks)]) for row in opened]
+            if key not in plans:  # many tasks have the same schedule and cursor, and so the same plan
+                plans[key] = _plan(key, now, budget)
+        return [(row, plans[_key(row, tasks)]) for row in opened]
 
     return await offload(plan_all) if behind else plan_all()
 
 
-def _key(row: OpenSchedule, tasks: Mapping[str, Task]) -> Key:
+def _key(row: OpenSchedule, tasks: Mapping[str, Task]) -> PlanKey:
     return row.cron, row.timezone, row.fired_until, row.paused_by, tasks[row.task].policies.missed
 
 
-def _plan(key: Key, now: datetime, budget: int) -> Plan:
+def _plan(key: PlanKey, now: datetime, budget: int) -> SlotPlan:
     cron, timezone, fired_until, paused_by, policy = key
     if paused_by is not None:
-        return plan_none(schedule(cron, timezone), fired_until, now, f"paused by {paused_by}")
-    return plan(schedule(cron, timezone), fired_until, now, policy, budget)
+        return plan_all_missed(schedule(cron, timezone), fired_until, now, f"paused by {paused_by}")
+    return plan_slots(schedule(cron, timezone), fired_until, now, policy, budget)
 
 
-def _runs_of(task: Task, made: Plan, overlap: Overlap, node: str, capacity: Capacity, now: datetime) -> list[NewRun]:
-    catch_up = [_new(task, slot, now, catch_up=True) for slot in made.catch_up]
-    on_time = [_new(task, slot, now) for slot in made.on_time]
-    first = [run for run in on_time if overlap.admit(run, now)]
-    for run in first:
+def _runs_of(
+    task: Task, plan: SlotPlan, overlap: Overlap, node: str, capacity: Capacity, now: datetime
+) -> list[NewRun]:
+    catch_up = [_new(task, slot, now, catch_up=True) for slot in plan.catch_up]
+    on_time = [_new(task, slot, now) for slot in plan.on_time]
+    admitted = [run for run in on_time if overlap.admit(run, now)]
+    for run in admitted:
         if run.state == RunState.QUEUED and overlap.take_lane(run) and capacity.take(task.on_loop):
             run.start(node, now)
             overlap.started(run)
@@ -179,7 +189,7 @@ def _runs_of(task: Task, made: Plan, overlap: Overlap, node: str, capacity: Capa
 
 
 async def _cancel(connection: AsyncConnection, replaced: list[tuple[Active, str]]) -> None:
-    for run, reason in sorted(replaced, key=lambda each: each[0].id):  # by id, so that two nodes never deadlock
+    for run, reason in sorted(replaced, key=lambda pair: pair[0].id):  # by id, so that two nodes never deadlock
         await request_cancel(connection, run.id, reason, by="its overlap policy")
 
 

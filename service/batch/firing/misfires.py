@@ -1,4 +1,4 @@
-"""What becomes of the due slots of one schedule: on time, caught up, or missed. Pure: no database, no clock."""
+"""Decides which due slots of one schedule run on time, which are caught up, and which are missed. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from service.batch.ledger.missed_ranges import MissedRange
 from service.batch.tasks.policies import Missed
 
 ON_TIME = timedelta(minutes=1)
-"""A slot at most this late is simply late; an older one was missed."""
+"""A slot that is handled less than this late still runs as on time; from this on it is a misfire."""
 
 BUDGET = 5_000
-"""Missed slots that one transaction lets run, of all its schedules together; the rest follows in the next ones."""
+"""Upper bound on the missed slots that one transaction catches up, over all its schedules; later ones do the rest."""
 
 INSTANT = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`fired_until` is the cursor afterwards. When `is_complete` is False there is more: plan again from there."""
+class SlotPlan:
+    """What becomes of the due slots of one schedule. All instants are aware.
+
+    Attributes:
+        fired_until: The cursor of the schedule afterwards.
+        on_time: Slots that run, in their order, under the overlap policy.
+        catch_up: Missed slots that run, in their order.
+        missed: The slots that do not run; None when all of them run.
+        is_complete: False when slots are left because the budget was used up; they are planned from `fired_until` on.
+    """
 
     fired_until: datetime
     on_time: list[datetime] = field(default_factory=list)
@@ -32,40 +40,42 @@ class Plan:
     is_complete: bool = True
 
 
-def plan(schedule: Schedule, fired_until: datetime, now: datetime, policy: Missed, budget: int | None = None) -> Plan:
-    """Decide about every slot in (fired_until, now]. At most `budget` missed ones run; None: BUDGET."""
+def plan_slots(
+    schedule: Schedule, fired_until: datetime, now: datetime, policy: Missed, budget: int | None = None
+) -> SlotPlan:
+    """Decide about every slot in (fired_until, now]. At most `budget` missed slots run; None stands for BUDGET."""
     if now <= fired_until:
-        return Plan(fired_until)
+        return SlotPlan(fired_until)
     late_until = now - ON_TIME
     if not is_behind(schedule, fired_until, now):
-        return Plan(now, on_time=list(schedule.between(fired_until, now)))
+        return SlotPlan(now, on_time=list(schedule.between(fired_until, now)))
     budget = BUDGET if budget is None else budget
-    after = _after_the_missed(schedule, fired_until, late_until, now, policy)
+    after = _catch_up_after(schedule, fired_until, late_until, now, policy)
     missed = _missed(schedule, fired_until, after, "the service was down")
-    kept = list(islice(schedule.between(after, late_until), budget + 1))
-    if len(kept) > budget:
-        kept = kept[:budget]
-        return Plan(kept[-1], catch_up=kept, missed=missed, is_complete=False)
-    return Plan(now, on_time=list(schedule.between(late_until, now)), catch_up=kept, missed=missed)
+    catch_up = list(islice(schedule.between(after, late_until), budget + 1))
+    if len(catch_up) > budget:
+        catch_up = catch_up[:budget]
+        return SlotPlan(catch_up[-1], catch_up=catch_up, missed=missed, is_complete=False)
+    return SlotPlan(now, on_time=list(schedule.between(late_until, now)), catch_up=catch_up, missed=missed)
 
 
-def plan_none(schedule: Schedule, fired_until: datetime, now: datetime, reason: str) -> Plan:
-    """No slot in (fired_until, now] runs, for this reason: the task is paused, or its file is gone."""
+def plan_all_missed(schedule: Schedule, fired_until: datetime, now: datetime, reason: str) -> SlotPlan:
+    """Plan that no slot in (fired_until, now] runs, for this reason: the task is paused, or its file is gone."""
     if now <= fired_until:
-        return Plan(fired_until)
-    return Plan(now, missed=_missed(schedule, fired_until, now, reason))
+        return SlotPlan(fired_until)
+    return SlotPlan(now, missed=_missed(schedule, fired_until, now, reason))
 
 
 def is_behind(schedule: Schedule, fired_until: datetime, now: datetime) -> bool:
-    """Whether a slot was missed: there may be many, and that takes long."""
+    """Whether at least one slot was missed. Only then planning may take long, for there may be many such slots."""
     first = schedule.next(fired_until)
     return first is not None and first <= now - ON_TIME
 
 
-def _after_the_missed(
+def _catch_up_after(
     schedule: Schedule, fired_until: datetime, late_until: datetime, now: datetime, policy: Missed
 ) -> datetime:
-    """Up to where no missed slot runs; the policy lets each of those after it run, up to `late_until`."""
+    """The instant that splits the missed slots: those up to it do not run, those after it are caught up."""
     after = min(max(fired_until, now - policy.max_age), late_until)
     most = {"skip": 0, "once": 1, "all": policy.max_count}[policy.policy]
     if most is None or count(schedule, after, late_until) <= most:
@@ -82,7 +92,7 @@ def _backwards(schedule: Schedule, from_: datetime, after: datetime) -> Iterator
 
 
 def _missed(schedule: Schedule, after: datetime, until: datetime, reason: str) -> MissedRange | None:
-    """The range of all slots in (after, until]; None when there are none."""
+    """The range of all slots in (after, until]; None when the interval has no slot."""
     first, last = schedule.next(after), schedule.previous(until + INSTANT)
     if first is None or last is None or first > until:
         return None

@@ -1,4 +1,4 @@
-"""What becomes of a task's on-time slots while runs of it are active: the overlap policies. Pure: no database."""
+"""The overlap policies: what becomes of a task's on-time slots while runs of it are active. Knows no database."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from service.batch.tasks.registry import Task
 
 
 class Overlap:
-    """The on-time runs of one task that are active, and the lanes that are empty. Slots are admitted oldest first.
+    """Decides about the new on-time runs of one task, oldest slot first, given its `active` runs.
 
-    What was missed first, and what a person started, is in nobody's way; but while it runs it holds a lane.
+    Active runs that catch up, or that a person started, neither cause a skip nor are replaced. While they are running
+    they hold a lane.
     """
 
     def __init__(self, task: Task, active: Iterable[Active]) -> None:
@@ -25,15 +26,18 @@ class Overlap:
         self._ahead: list[Active | NewRun] = sorted(on_time, key=_waits_last)
         self._lanes = free_lanes(task.lanes, {run.lane for run in active if run.state == RunState.RUNNING})
         self.replaced: list[tuple[Active, str]] = []
-        """Runs that are to be cancelled, each with the reason."""
+        """Active runs that the caller has to cancel, each with the reason."""
 
     def admit(self, run: NewRun, now: datetime) -> bool:
-        """Decide about a new run of a slot; returns whether it may start at once, if a lane is left for it."""
+        """Decide about the new run of a slot. Returns whether it may start now, provided that a lane is empty.
+
+        A run that the policy "skip" or "wait" has no place for is set to skipped; "replace" cancels the oldest runs.
+        """
         if not self._is_bounded:
             return True
         if self._task.policies.overlap == "replace":
             self._replace_by(run, now)
-        reason = self._in_the_way()
+        reason = self._reason_to_skip()
         if reason is not None:
             run.skip(reason, now)
             return False
@@ -41,6 +45,7 @@ class Overlap:
         return len(self._ahead) <= self._task.lanes
 
     def take_lane(self, run: NewRun) -> bool:
+        """Give the run the first empty lane. Returns False when all lanes are taken."""
         if not self._is_bounded:
             return True
         if not self._lanes:
@@ -49,24 +54,25 @@ class Overlap:
         return True
 
     def started(self, run: NewRun) -> None:
+        """Count the lane of this run as taken."""
         self._lanes = [lane for lane in self._lanes if lane != run.lane]
 
-    def _in_the_way(self) -> str | None:
-        """Why a slot is skipped: a sentence with the run that is in its way."""
+    def _reason_to_skip(self) -> str | None:
+        """Why the next slot is skipped: a sentence that names the run in its way. None when it is not skipped."""
         policies, lanes = self._task.policies, self._task.lanes
         if policies.overlap == "skip" and len(self._ahead) >= lanes:
-            return _still(self._ahead[0], len(self._ahead) - 1)
+            return _still_active(self._ahead[0], len(self._ahead) - 1)
         if policies.overlap == "wait" and len(self._ahead) >= lanes + policies.max_waiting:
-            return _already(self._ahead[-1], len(self._ahead) - lanes - 1)
+            return _already_waiting(self._ahead[-1], len(self._ahead) - lanes - 1)
         return None
 
     def _replace_by(self, new: NewRun, now: datetime) -> None:
-        """Cancel the oldest, so that with the new one there are as many as may run."""
+        """Cancel the oldest runs, so that there is room for the new one among the runs that may run at once."""
         reason = f"{named(new)} replaced it"
         while len(self._ahead) >= self._task.lanes:
             old = min(self._ahead, key=_slot)
             self._ahead.remove(old)
-            if isinstance(old, NewRun):  # fired late, together with it
+            if isinstance(old, NewRun):  # both are fired late, in this transaction
                 old.cancel(reason, now)
             else:
                 self.replaced.append((old, reason))
@@ -85,16 +91,16 @@ def _slot(run: Active | NewRun) -> datetime:
     return run.slot
 
 
-def _still(run: Active | NewRun, others: int) -> str:
+def _still_active(run: Active | NewRun, others: int) -> str:
     if isinstance(run, NewRun):
         return f"{named(run)}{_and(others)} was fired late, together with it"
     return f"{named(run)}{_and(others)} was still {run.state}"
 
 
-def _already(run: Active | NewRun, others: int) -> str:
+def _already_waiting(run: Active | NewRun, others: int) -> str:
     return f"{named(run)}{_and(others)} was already waiting for its turn"
 
 
 def _and(others: int) -> str:
-    """More runs that are in the way too."""
+    """The number of further runs in the way, in words."""
     return "" if others < 1 else f" (and {others} more)"

@@ -1,4 +1,4 @@
-"""The catalog: the tasks and schedules in the ledger, kept in step with those that this process has loaded."""
+"""Task sync: writes the tasks and schedules of this process into the ledger; pauses, resumes and removes tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule
 from service.batch.firing.firing import fire
-from service.batch.firing.misfires import Plan, plan_none
+from service.batch.firing.misfires import SlotPlan, plan_all_missed
 from service.batch.ledger import database_time, json_rows, missed_ranges, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import tasks
@@ -25,9 +25,9 @@ GONE = "its file is gone"
 
 
 async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], now: datetime) -> None:
-    """Write down that these tasks exist, with what is to be known about them."""
+    """Insert or update these tasks in the ledger. A task that counted as removed no longer does. `now` is aware."""
     names = ("name", "description", "source", "policies", "first_seen_at", "last_seen_at")
-    found = [
+    rows = [
         {
             "name": task.name,
             "description": task.description,
@@ -38,93 +38,98 @@ async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], 
         }
         for task in loaded.values()
     ]
-    if not found:
+    if not rows:
         return
     kind = connection.dialect.name
-    kept = ", ".join(f"{n} = excluded.{n}" for n in ("description", "source", "policies", "last_seen_at"))
-    listed = ", ".join(names)
-    given = json_rows.source([tasks.c[name] for name in names], kind)
+    updates = ", ".join(f"{n} = excluded.{n}" for n in ("description", "source", "policies", "last_seen_at"))
+    columns = ", ".join(names)
+    source = json_rows.source([tasks.c[name] for name in names], kind)
     statement = text(
-        f"INSERT INTO batch_tasks ({listed}) SELECT {listed} FROM {given} "
-        f"WHERE true ORDER BY name ON CONFLICT (name) DO UPDATE SET {kept}, removed_at = NULL"
+        f"INSERT INTO batch_tasks ({columns}) SELECT {columns} FROM {source} "
+        f"WHERE true ORDER BY name ON CONFLICT (name) DO UPDATE SET {updates}, removed_at = NULL"
     )
-    await connection.execute(statement, {"rows": json_rows.encode(found, kind)})
+    await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})
 
 
 async def changed(connection: AsyncConnection) -> None:
-    """Have the other nodes read tasks and schedules again.
+    """Raise the number of the catalog, so that the other nodes read tasks and schedules again.
 
-    Call it as the last statement that locks something: until the commit nobody else gets past it.
+    It must be the transaction's last statement that takes a lock: the row stays locked until the commit.
     """
-    raised = text(
+    statement = text(
         "INSERT INTO batch_catalog (id, version) VALUES (1, 1) "
         "ON CONFLICT (id) DO UPDATE SET version = batch_catalog.version + 1"
     )
-    await connection.execute(raised)
+    await connection.execute(statement)
 
 
 async def set_schedules(
     connection: AsyncConnection, wanted: Mapping[str, Schedule | None], loaded: Mapping[str, Task], node: str
 ) -> None:
-    """Give these tasks these schedules. The slots of one that ends here are handled up to now, first."""
+    """Open these schedules in the ledger; with None the task has no schedule afterwards. Equal ones are left alone.
+
+    Before another schedule of one of the tasks is closed, its due slots are handled. `node` is the id of this node.
+    """
     opened = {row.task: row for row in await schedules.lock(connection, wanted, wait=True)}
     ending = {name: row for name, row in opened.items() if not row.is_usable or row.schedule != wanted[name]}
-    now = await _bring_up(connection, ending, loaded, node)
+    now = await _fire_all_due(connection, ending, loaded, node)
     await schedules.close(connection, [row.id for row in ending.values()], now)
-    unopened = wanted.keys() - (opened.keys() - ending.keys())
-    new = {name: schedule for name, schedule in wanted.items() if name in unopened and schedule is not None}
+    unchanged = opened.keys() - ending.keys()
+    new = {name: schedule for name, schedule in wanted.items() if name not in unchanged and schedule is not None}
     await schedules.open_new(connection, new, node, now)
     await changed(connection)
 
 
-async def _bring_up(
+async def _fire_all_due(
     connection: AsyncConnection, names: Iterable[str], loaded: Mapping[str, Task], node: str
 ) -> datetime:
-    """Handle every slot of these tasks that is due, and return the instant up to which that was done."""
+    """Handle every slot of these tasks that is due now, by database time, which is returned."""
     now = await database_time.now_of(connection)
-    again = set(names)
-    while again:
-        fired = await fire(connection, again, loaded, node, Capacity(0, 0), now)
-        again = {name for name, at in fired.again.items() if at <= now}
+    unfinished = set(names)
+    while unfinished:
+        fired = await fire(connection, unfinished, loaded, node, Capacity(0, 0), now)
+        unfinished = {name for name, at in fired.again_at.items() if at <= now}
     return now
 
 
 @dataclass(frozen=True)
 class Pause:
+    """A pause of a task: since when (UTC), and the name of the person."""
+
     at: datetime
     by: str
 
 
-NOTHING: Mapping[str, Task] = MappingProxyType({})
+NO_TASKS: Mapping[str, Task] = MappingProxyType({})
 
 
 async def pause(
-    connection: AsyncConnection, name: str, by: str, loaded: Mapping[str, Task] = NOTHING, node: str = ""
+    connection: AsyncConnection, name: str, by: str, loaded: Mapping[str, Task] = NO_TASKS, node: str = ""
 ) -> Pause | None:
-    """Stop firing a task. Returns the pause in which it was already: nothing is changed then. Raises UnknownTask.
+    """Stop firing a task. If it is paused already, return that pause and change nothing. Raises UnknownTask.
 
-    What came due before is handled first, by the policies of the task in `loaded`. Whoever has not loaded it can't know
-    these: then what no node has handled yet is missed.
+    Slots that are due already are handled first, by the policies of the task in `loaded`. If it is not in there, its
+    policies are unknown, and those slots are recorded as missed.
     """
     opened = await schedules.lock(connection, [name], wait=True)
     before = await pause_of(connection, name)
     if before is not None:
         return before
     if name in loaded:
-        now = await _bring_up(connection, [name], loaded, node)
+        now = await _fire_all_due(connection, [name], loaded, node)
     else:
         now = await database_time.now_of(connection)
         for row in opened:
-            await _miss(connection, row, now, f"not handled yet when it was paused by {by}")
+            await _record_missed(connection, row, now, f"not handled yet when it was paused by {by}")
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=now, paused_by=by))
     await changed(connection)
     return None
 
 
 async def resume(connection: AsyncConnection, name: str) -> Pause | None:
-    """Fire a task again from now on; the slots of the pause stand in a missed range. Raises UnknownTask.
+    """Fire a task again from now on, and record the slots of the pause as missed. Raises UnknownTask.
 
-    Returns the pause that has ended; None: there was none.
+    Returns the pause that has ended; None if the task was not paused.
     """
     opened = await schedules.lock(connection, [name], wait=True)
     before = await pause_of(connection, name)
@@ -132,59 +137,59 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
         return None
     now = await database_time.now_of(connection)
     for row in opened:
-        await _miss(connection, row, now, f"paused by {before.by}")
+        await _record_missed(connection, row, now, f"paused by {before.by}")
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=None, paused_by=None))
     await changed(connection)
     return before
 
 
 async def pause_of(connection: AsyncConnection, name: str) -> Pause | None:
-    """The pause in which a task is. Its row is locked. Raises UnknownTask."""
-    wanted = select(tasks.c.paused_at, tasks.c.paused_by).where(tasks.c.name == name).with_for_update()
-    row = (await connection.execute(wanted)).first()
+    """The pause of a task, or None; locks the row of the task. Raises UnknownTask."""
+    query = select(tasks.c.paused_at, tasks.c.paused_by).where(tasks.c.name == name).with_for_update()
+    row = (await connection.execute(query)).first()
     if row is None:
         names = ", ".join(sorted(await known(connection))) or "none"
         raise UnknownTask(f"the ledger knows no task {echoed(name)}; it knows: {names}")
     return Pause(row.paused_at, row.paused_by or "somebody") if row.paused_at is not None else None
 
 
-async def _miss(connection: AsyncConnection, row: OpenSchedule, now: datetime, reason: str) -> None:
-    """None of its slots up to now runs, for this reason. Its cursor is moved there."""
-    made = plan_none(row.schedule, row.fired_until, now, reason) if row.is_usable else Plan(now)
-    while made.missed is not None:
-        await missed_ranges.record(connection, [(row, made.missed)], now)
-        if made.is_complete:
-            break
-        made = plan_none(row.schedule, made.fired_until, now, reason)
+async def _record_missed(connection: AsyncConnection, row: OpenSchedule, now: datetime, reason: str) -> None:
+    """Record all due slots of this schedule as missed, for this reason, and move its cursor to `now`."""
+    plan = plan_all_missed(row.schedule, row.fired_until, now, reason) if row.is_usable else SlotPlan(now)
+    if plan.missed is not None:
+        await missed_ranges.record(connection, [(row, plan.missed)], now)
     await schedules.move_cursors(connection, [row.id], now)
 
 
 async def known(connection: AsyncConnection) -> dict[str, bool]:
-    """The names of all tasks in the ledger, and whether each counts as removed."""
-    found = await connection.execute(select(tasks.c.name, tasks.c.removed_at.is_not(None).label("is_removed")))
-    return {row.name: bool(row.is_removed) for row in found}
+    """The names of all tasks in the ledger, and for each whether it counts as removed."""
+    query = select(tasks.c.name, tasks.c.removed_at.is_not(None).label("is_removed"))
+    return {row.name: bool(row.is_removed) for row in await connection.execute(query)}
 
 
 async def served_from(connection: AsyncConnection) -> dict[str, str]:
-    """The file that a task was last loaded from by a service, for those tasks that a live node has."""
+    """The names of the tasks that a live node has loaded, and the file that each was last loaded from."""
     live = await nodes.live_tasks(connection)
-    found = await connection.execute(select(tasks.c.name, tasks.c.source))
-    return {row.name: row.source for row in found if row.name in live}
+    query = select(tasks.c.name, tasks.c.source)
+    return {row.name: row.source for row in await connection.execute(query) if row.name in live}
 
 
 async def remove_gone(
     connection: AsyncConnection, names: Collection[str], live: Callable[[AsyncConnection], Awaitable[set[str]]]
 ) -> list[str]:
-    """Close the schedules of those of these tasks that no live node has; their history stays. Returns their names."""
+    """Mark the tasks among `names` that no live node has as removed, and close their schedules. Returns their names.
+
+    Their runs and missed ranges are kept. `live` returns the names of the tasks that live nodes have.
+    """
     locked = await schedules.lock(connection, names, wait=True)
-    gone = sorted(set(names) - await live(connection))  # whoever joins from now on waits for these tasks' rows
+    gone = sorted(set(names) - await live(connection))  # a node that starts now waits for the locked rows
     now = await database_time.now_of(connection)
     for row in locked:
         if row.task in gone:
-            await _miss(connection, row, now, GONE)
+            await _record_missed(connection, row, now, GONE)
             await schedules.close(connection, [row.id], now)
-    named = tasks.c.name.in_(json_rows.among(tasks.c.name, gone, connection.dialect.name))
-    await connection.execute(update(tasks).where(named).values(removed_at=now))
+    is_gone = tasks.c.name.in_(json_rows.among(tasks.c.name, gone, connection.dialect.name))
+    await connection.execute(update(tasks).where(is_gone).values(removed_at=now))
     if gone:
         await changed(connection)
     return gone

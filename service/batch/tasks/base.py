@@ -1,4 +1,4 @@
-"""BaseTask: what an author subclasses."""
+"""BaseTask: the base class of all tasks."""
 
 from __future__ import annotations
 
@@ -31,27 +31,28 @@ class BaseTask(ABC):
     """A batch task. A concrete subclass in a file under `tasks/` registers itself.
 
     Attributes:
-        name: `[a-z0-9_.-]{1,100}`, unique; the task's name in the ledger for ever.
-        description: One line for people; the first line of the docstring stands in for a missing one.
-        schedule: A cron expression, or None for a task that is only started by hand. May be a property:
-            it is read again every few seconds.
-        timezone: The IANA zone that the schedule is read in.
-        timeout: Seconds (or a timedelta) after which an attempt is ended as failed; None: never.
-        retry: How often a failed run is tried again.
-        overlap: What happens to a slot while a run of the task is active: "skip" it, let it "wait" for that one's end,
-            "allow" both, or "replace" the run that is active.
-        max_running: How many runs of the task may run at once, on all nodes together; None: one, and with "allow" any
-            number.
-        max_waiting: How many slots may wait, with overlap = "wait"; what comes beyond is skipped.
-        missed: What happens to slots that came due while nothing ran.
-        priority: From -1000 to 1000; larger goes first where runs wait for room.
-        fenced: Whether what the run commits to the application's database is refused once another node holds the run.
+        name: The unique name of the task in the ledger, `[a-z0-9_.-]{1,100}`. Under another name it is another task.
+        description: One line for people; by default the first line of the docstring.
+        schedule: A cron expression, or None for a task that is only started by hand. It may be a property, which is
+            read again every few seconds.
+        timezone: The IANA name of the zone in which the schedule is meant.
+        timeout: Seconds (or a timedelta) after which an attempt is ended as failed; None for no timeout.
+        retry: How often a failed run is tried again, and after which waits.
+        overlap: What happens to a slot while a run of the task is active: "skip" skips it, "wait" lets it wait for the
+            end of that run, "allow" starts it, "replace" cancels that run.
+        max_running: How many runs of the task may run at once, on all nodes together. None stands for one, or with
+            overlap = "allow" for any number.
+        max_waiting: How many slots may wait with overlap = "wait"; further slots are skipped.
+        missed: What happens to slots that came due while no service ran.
+        rerun: Whether a run goes on in a new attempt after its process stopped or was lost; False makes it fail.
+        priority: From -1000 to 1000. Where runs of several tasks wait, larger numbers start first.
+        fenced: Whether commits of a run to the application's database are refused once another node holds the run.
 
-    Each attempt has a fresh instance.
+    Each attempt uses a new instance.
     """
 
-    # A subclass may use a class attribute or a property, as it likes. mypy (which takes MYPY for true) lets either take
-    # the place of a property; pyright (which looks at both branches, and goes by the last) wants to hear of both.
+    # A subclass may use a class attribute or a property. mypy (for which MYPY is true) lets both override a property;
+    # pyright (which checks both branches, and uses the last declaration) needs the union of both.
     if TYPE_CHECKING:
         if MYPY:
 
@@ -136,40 +137,40 @@ class BaseTask(ABC):
         total: bool = False,
         file: File | None = None,
     ) -> Chunks[Any]:
-        """Long work in transactions of `size` items; a later attempt goes on behind the last one that was committed.
+        """Process many items in transactions of `size` items; a later attempt goes on after the last committed one.
 
             async for chunk in self.chunks(select(User), key=User.id):
                 async with chunk as (db, users):
                     ...
 
         Args:
-            source: A select without an order and a limit of its own; or an iterable, an async one, or an object with
-                `async def after(self, cursor, size)`, which returns items and the cursor behind them.
-            key: The columns that tell a select's rows apart and order them: one, its desc(), or a tuple of such.
-            name: Of its place; needed for a loop inside a loop. Default: by its number in the run.
-            start: The first key, which is included.
-            stop: The key before which it ends.
-            pause: Seconds between two chunks.
-            retry_chunk: Hand a chunk out again, up to five times, when the database refused it for a reason that passes
-                (a deadlock, a serialization failure, a lost connection). Only for bodies that touch nothing else.
-            total: Count the items when the loop begins, so that it is known which share is done, and when the rest will
-                be. That is a COUNT(*) beside the work, in each attempt.
-            file: The file that an iterable reads, such as csv.reader(file): a later attempt refuses a changed one.
+            source: A select without ORDER BY and LIMIT; or an iterable, an async iterable, or an object with
+                `async def after(self, cursor, size)`, which returns items and the cursor after them.
+            key: The columns that identify and order the rows of a select: a column, its desc(), or a tuple of these.
+            name: The name of the loop's position, needed for a loop inside a loop. Default: its number in the run.
+            start: The key of the first row, which is included.
+            stop: The key at which the loop ends, which is excluded.
+            pause: The seconds between two chunks.
+            retry_chunk: Whether a chunk is tried up to five times when the database refuses it for a temporary reason
+                (a deadlock, a serialization failure, a lost connection). Only for bodies that change nothing else.
+            total: Whether the items are counted when the loop begins, for a progress in percent and an expected end.
+                That costs a COUNT(*) in each attempt, at the same time as the work.
+            file: The file that an iterable such as csv.reader(file) reads. A later attempt fails if it has changed.
 
-        Raises ChunkError for what would lose or double items.
+        Raises ChunkError for arguments with which items could be lost or processed twice.
         """
         from service.batch.chunks.chunks import chunks
 
         return chunks(source, size, name, pause, retry_chunk, total, file, key=key, start=start, stop=stop)
 
     def step(self, name: str) -> Step:
-        """A part of a run that is not repeated once it is done, in whatever attempt.
+        """A part of a run that later attempts do not repeat once it is done.
 
             async with self.step("download") as step:
                 if not step.is_done:
                     step.result = await download()
 
-        What `step.db` changed is committed together with the result (JSON). Raises ChunkError.
+        Changes made with `step.db` are committed together with the result, which must fit into JSON. Raises ChunkError.
         """
         from service.batch.chunks.steps import Step
 
@@ -177,4 +178,4 @@ class BaseTask(ABC):
 
     @abstractmethod
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """The work: `async def run(self)` on the event loop, `def run(self)` in a thread; parameters may follow."""
+        """The work: `async def run(self)` runs on the event loop, `def run(self)` in a thread. May have parameters."""

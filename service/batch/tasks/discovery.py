@@ -1,4 +1,4 @@
-"""Imports the files under tasks/. A broken one is reported, and the others run."""
+"""Discovery: finds and imports the files of tasks. A file that fails is reported, and the other tasks run."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from service.logs import get_logger
 logger = get_logger(__name__)
 
 SLOW_SECONDS = 5.0
-"""An import that takes longer is told of: it may hang, and nothing else would say so."""
+"""An import that takes longer is logged, since nothing else would show that it hangs."""
 
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 @dataclass(frozen=True)
 class BrokenFile:
-    """A file, or one class in it, that could not be used."""
+    """A file whose import failed, or that has a class which can't be registered. `source` is its path."""
 
     source: str
     error: str
@@ -41,21 +41,21 @@ class BrokenFile:
 
 
 def load_tasks(place: Path) -> list[BrokenFile]:
-    """Import each *.py of a folder in the order of their names, register its concrete tasks, return what failed.
+    """Import the files of tasks in the order of their names, and register their concrete tasks. Returns what failed.
 
-    `place` is the folder, or the dotted name of a package. Names that begin with an underscore are left out. Raises
-    InvalidSetting when there is no such folder or package.
+    `place` is a folder, or the dotted name of a package. Files whose names begin with an underscore are left out.
+    Raises InvalidSetting when there is no such folder or package.
     """
     return load_files(place, task_files(place))
 
 
 def task_files(place: Path) -> list[Path]:
-    """The files of tasks in a folder or package, by name. Raises InvalidSetting when there is none."""
+    """The files of tasks in a folder or package, sorted by name. Raises InvalidSetting when it does not exist."""
     return sorted(path for path in folder_of(place).glob("*.py") if not path.name.startswith("_"))
 
 
 def load_files(place: Path, files: Iterable[Path]) -> list[BrokenFile]:
-    """The same for some files of it."""
+    """Import these files of a folder or package, and register their concrete tasks. Returns what failed."""
     folder = folder_of(place)
     broken: list[BrokenFile] = []
     around = _packages_around(folder) if place.is_dir() else _levels(str(place), folder)
@@ -68,11 +68,11 @@ def load_files(place: Path, files: Iterable[Path]) -> list[BrokenFile]:
 def _load(path: Path, package: str) -> list[BrokenFile]:
     before, modules = set(TaskRegistry.tasks()), set(sys.modules)
     try:
-        with _told_if_slow(path):
+        with _logged_if_slow(path):
             module = _import(path, package)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's file may raise anything; the others must run
         TaskRegistry.remove(set(TaskRegistry.tasks()) - before)
-        # What it had imported from beside it may be what has to be mended.
+        # Forget the modules that it had imported from its package, since the author may correct one of these.
         for name in [name for name in set(sys.modules) - modules if name.startswith(f"{package}.")]:
             del sys.modules[name]
         return [_not_imported(path, error)]
@@ -80,21 +80,21 @@ def _load(path: Path, package: str) -> list[BrokenFile]:
 
 
 @contextmanager
-def _told_if_slow(path: Path) -> Iterator[None]:
-    text = f"{path}: its import has not ended after {SLOW_SECONDS:g} s; until then no other file is loaded"
-    told = threading.Timer(SLOW_SECONDS, logger.warning, [text])
-    told.daemon = True
-    told.start()
+def _logged_if_slow(path: Path) -> Iterator[None]:
+    message = f"{path}: its import has not ended after {SLOW_SECONDS:g} s; no other file is loaded before that"
+    timer = threading.Timer(SLOW_SECONDS, logger.warning, [message])
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
-        told.cancel()
+        timer.cancel()
 
 
 def forget(path: Path) -> bool:
-    """Let a file be imported anew the next time. False where a task of it is registered: that stays what it was."""
-    place = path.resolve()
-    names = [n for n, m in list(sys.modules.items()) if Path(getattr(m, "__file__", None) or "").resolve() == place]
+    """Remove a file's modules, so that it can be imported again. Returns False if one of its tasks is registered."""
+    file = path.resolve()
+    names = [n for n, m in list(sys.modules.items()) if Path(getattr(m, "__file__", None) or "").resolve() == file]
     if any(task.cls.__module__ in names for task in TaskRegistry.tasks().values()):
         return False
     for name in names:
@@ -114,35 +114,36 @@ def _register(module: ModuleType, path: Path) -> list[BrokenFile]:
 
 
 def _not_imported(path: Path, error: BaseException) -> BrokenFile:
-    text = _one_line(path, error)
-    # The frames of the import machinery say nothing to the author.
-    below = error.__traceback__
-    while below is not None and below.tb_frame.f_code.co_filename != str(path.resolve()):
-        below = below.tb_next
-    error.__traceback__ = below
-    logger.error(f"{path} can't be used: {text}", exc_info=error)
-    return _broken(path, error, text)
+    message = _one_line(path, error)
+    # The traceback begins in the author's file, without the frames of the import machinery.
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_filename != str(path.resolve()):
+        frame = frame.tb_next
+    error.__traceback__ = frame
+    logger.error(f"{path} can't be used: {message}", exc_info=error)
+    return _broken(path, error, message)
 
 
-def _broken(path: Path, error: BaseException, text: str) -> BrokenFile:
-    return BrokenFile(str(path), text, failures.traceback_of(error))
+def _broken(path: Path, error: BaseException, message: str) -> BrokenFile:
+    return BrokenFile(str(path), message, failures.traceback_of(error))
 
 
 def _one_line(path: Path, error: BaseException) -> str:
+    """The error in one line, with the number of the line in the file where it was raised."""
     if isinstance(error, SyntaxError) and error.lineno:
         other = "" if error.filename == str(path.resolve()) else f" of {error.filename}"
         return f"{type(error).__name__} in line {error.lineno}{other}: {error.msg}"
-    own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path.resolve())]
-    line = f" in line {own[-1].lineno}" if own else ""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path.resolve())]
+    line = f" in line {frames[-1].lineno}" if frames else ""
     if isinstance(error, BatchError):
         return f"{error.message}{f' ({line.strip()})' if line else ''}"
     return f"{type(error).__name__}{line}: {failures.message_of(error)}".split("\n")[0]
 
 
 def folder_of(place: Path) -> Path:
-    """The folder that TASKS_DIR means: the one of that path, or else the package of that dotted name (`myapp.jobs`).
+    """The folder with this path, or else that of the package with this dotted name (`myapp.jobs`).
 
-    Raises InvalidSetting.
+    `place` is the value of the setting TASKS_DIR. Raises InvalidSetting when there is neither.
     """
     if place.is_dir():
         return place
@@ -151,26 +152,27 @@ def folder_of(place: Path) -> Path:
         raise _refused(f"{echoed(name)} is a file; allowed: a folder")
     if not DOTTED.fullmatch(name):
         raise _refused(
-            f"there is no folder {echoed(name)} in {Path.cwd()}; a package is named with a dot, as in myapp.jobs"
+            f"there is no folder {echoed(name)} in {Path.cwd()}; the name of a package needs a dot, as in myapp.jobs"
         )
     return _folder_of_package(name)
 
 
 def _folder_of_package(name: str) -> Path:
-    """Found without importing it: an error in one of its __init__.py is that file's."""
+    """The folder of a package, found without importing it, so that an error in its __init__.py is reported as such."""
     _look_in(Path.cwd())
     top, *rest = name.split(".")
     spec = importlib.util.find_spec(top)
     for location in (spec and spec.submodule_search_locations) or []:
         folder = Path(location, *rest)
         if folder.is_dir():
-            return _short(folder)
+            return _relative(folder)
         if (file := folder.with_name(f"{folder.name}.py")).exists():
-            raise _refused(f"{echoed(name)} is a module ({_short(file)}); allowed: a package, which is a folder")
+            raise _refused(f"{echoed(name)} is a module ({_relative(file)}); allowed: a package, which is a folder")
     raise _refused(f"there is neither a folder {echoed(name)} in {Path.cwd()} nor a package of that name")
 
 
-def _short(path: Path) -> Path:
+def _relative(path: Path) -> Path:
+    """The path, relative to the working directory if it is in there."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -179,14 +181,16 @@ def _refused(reason: str) -> InvalidSetting:
 
 
 def _look_in(folder: Path) -> None:
+    """Make Python look for modules in this folder."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
 
 def _package(folder: Path, around: list[Path], broken: list[BrokenFile]) -> str:
-    """The name of the package that the files are in, so that an author's imports find the same modules as we do.
+    """Import or make the package of a folder of tasks, and return its dotted name, such as `myapp.tasks`.
 
-    It is the folder's, after those of the packages that it is in: `myapp.tasks`.
+    `around` are the packages that contain it, outermost first. With the same name as in an author's `import`, a file is
+    loaded only once.
     """
     place = folder.resolve()
     _look_in((around[0] if around else place).parent)
@@ -197,7 +201,7 @@ def _package(folder: Path, around: list[Path], broken: list[BrokenFile]) -> str:
             name = f"{prefix}{_unique(level.name.replace('.', '_'), level)}"
             sys.modules[name] = importlib.util.module_from_spec(ModuleSpec(name, None, is_package=True))
         package = sys.modules[name]
-        # A package of that name may be elsewhere (ours is installed as `tasks`): then it looks in this folder first.
+        # An installed package may have the same name (such as `tasks`): submodules are looked for in this folder first.
         if str(level) not in list(package.__path__):
             package.__path__ = [str(level), *package.__path__]
         prefix = f"{name}."
@@ -205,7 +209,7 @@ def _package(folder: Path, around: list[Path], broken: list[BrokenFile]) -> str:
 
 
 def _packages_around(folder: Path) -> list[Path]:
-    """The packages that a folder is in, outermost first. A folder that Python looks for packages in is none itself."""
+    """The packages that contain a folder, outermost first. A folder of `sys.path` is not a package."""
     roots = {Path.cwd(), *(Path(entry).resolve() for entry in sys.path)}
     inside = itertools.takewhile(
         lambda path: path not in roots and (path / "__init__.py").exists(), folder.resolve().parents
@@ -214,7 +218,7 @@ def _packages_around(folder: Path) -> list[Path]:
 
 
 def _levels(name: str, folder: Path) -> list[Path]:
-    """The same for a package of a dotted name, where none needs an __init__.py."""
+    """The packages that contain the package called `name`, outermost first. They need no __init__.py."""
     return list(folder.resolve().parents)[: name.count(".")][::-1]
 
 
@@ -223,8 +227,8 @@ def _is_imported(name: str, level: Path, folder: Path, broken: list[BrokenFile])
         package = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - its __init__.py is an author's file too
         if (level / "__init__.py").exists():
-            shown = folder if level == folder.resolve() else _short(level)
-            broken.append(_not_imported(shown / "__init__.py", error))
+            path = folder if level == folder.resolve() else _relative(level)
+            broken.append(_not_imported(path / "__init__.py", error))
         return False
     return hasattr(package, "__path__")
 
@@ -232,12 +236,12 @@ def _is_imported(name: str, level: Path, folder: Path, broken: list[BrokenFile])
 def _import(path: Path, package: str) -> ModuleType:
     path = path.resolve()
     name = f"{package}.{path.stem.replace('.', '_')}"
-    known = sys.modules.get(name)
-    if known is not None and Path(getattr(known, "__file__", None) or "").resolve() != path:
+    imported = sys.modules.get(name)
+    if imported is not None and Path(getattr(imported, "__file__", None) or "").resolve() != path:
         name = _unique(name, path)
-        known = sys.modules.get(name)
-    if known is not None:
-        return known
+        imported = sys.modules.get(name)
+    if imported is not None:
+        return imported
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -252,4 +256,5 @@ def _import(path: Path, package: str) -> ModuleType:
 
 
 def _unique(name: str, path: Path) -> str:
+    """A module name that no other path gives."""
     return f"{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

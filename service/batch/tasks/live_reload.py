@@ -1,4 +1,4 @@
-"""The tasks folder of a running process: what it has loaded, and what was dropped in since."""
+"""Live reload: loads files of tasks that come into the folder of tasks while the process runs."""
 
 from __future__ import annotations
 
@@ -12,84 +12,87 @@ from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
-State = tuple[int, int]
-"""When a file was changed (ns), and how long it is."""
+FileState = tuple[int, int]
+"""The time of a file's last change in nanoseconds, and its size in bytes."""
 
 
 class TasksFolder:
-    """What an imported module is stays as it is until the process ends; a new file can be loaded at any time."""
+    """The folder of tasks, `place`. New files can be loaded at any time; an imported file is never imported again."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
-        self._loaded: dict[Path, State] = {}
-        self._last_look: dict[Path, State] = {}
+        self._loaded: dict[Path, FileState] = {}
+        self._files: dict[Path, FileState] = {}
         self._broken: dict[str, BrokenFile] = {}
 
     @property
     def broken(self) -> list[BrokenFile]:
-        """The files, or classes in them, that can't be used."""
+        """The files and classes that failed to load."""
         return list(self._broken.values())
 
     def load(self) -> dict[str, Task]:
-        """Load all files, and return all registered tasks. Raises InvalidSetting when there is no such folder."""
-        self._loaded = self._look()
-        self._keep_broken(load_tasks(self._place))
+        """Load all files, and return all registered tasks. Raises InvalidSetting when the folder does not exist."""
+        self._loaded = self._scan()
+        self._add_broken(load_tasks(self._place))
         return TaskRegistry.tasks()
 
     def load_new(self) -> dict[str, Task]:
-        """Load files that came since, and those that failed, once anything has changed; return the tasks that are new.
+        """Load new files, and once any file has changed also those that failed. Returns the new tasks by name.
 
-        A file is left alone until it looks the same twice: somebody may still be writing it.
+        A new or changed file counts from the second call on that finds it with the same size and time of change, since
+        it may still be being written.
         """
-        before, self._last_look = self._last_look, self._look()
-        self._tell_of_gone()
-        settled = {path for path, state in self._last_look.items() if before.get(path) == state}
-        changed = {path for path in settled if self._loaded.get(path) != self._last_look[path]}
+        before, self._files = self._files, self._scan()
+        self._forget_removed()
+        settled = {path for path, state in self._files.items() if before.get(path) == state}
+        changed = {path for path in settled if self._loaded.get(path) != self._files[path]}
         if not changed:
             return {}
         failed = {Path(file.source) for file in self.broken} & settled
-        known = self._loaded.keys() - failed
-        for path in sorted(path for path in changed & known if not path.name.startswith("_")):
-            self._tell_of_changed(path)
-        self._loaded.update((path, self._last_look[path]) for path in changed)
-        # One that failed is tried again when any file has changed: it may be the other that was mended.
-        return self._load({path for path in changed - known | failed if not path.name.startswith("_")})
+        imported = self._loaded.keys() - failed
+        for path in sorted(path for path in changed & imported if not path.name.startswith("_")):
+            self._warn_of_change(path)
+        self._loaded.update((path, self._files[path]) for path in changed)
+        # Files that failed are tried again when any file has changed, since they may import the corrected one.
+        return self._load({path for path in changed - imported | failed if not path.name.startswith("_")})
 
     def _load(self, files: set[Path]) -> dict[str, Task]:
-        known = TaskRegistry.tasks().keys()
+        registered = TaskRegistry.tasks().keys()
         for path in files:
             if not forget(path):
-                self._tell_of_changed(path)
-        again = {"__init__.py", *(path.name for path in files)}
-        self._broken = {key: file for key, file in self._broken.items() if Path(file.source).name not in again}
-        self._keep_broken(load_files(self._place, sorted(files)))
-        new = {name: task for name, task in TaskRegistry.tasks().items() if name not in known}
+                self._warn_of_change(path)
+        retried = {"__init__.py", *(path.name for path in files)}
+        self._broken = {key: file for key, file in self._broken.items() if Path(file.source).name not in retried}
+        self._add_broken(load_files(self._place, sorted(files)))
+        new = {name: task for name, task in TaskRegistry.tasks().items() if name not in registered}
         for task in new.values():
             logger.info(f"loaded {task.name} from {task.source}: {task.schedule.words if task.schedule else 'by hand'}")
         return new
 
-    def _keep_broken(self, found: list[BrokenFile]) -> None:
-        self._broken |= {f"{file.source}\n{file.error}": file for file in found}
+    def _add_broken(self, files: list[BrokenFile]) -> None:
+        self._broken |= {f"{file.source}\n{file.error}": file for file in files}
 
-    def _tell_of_changed(self, path: Path) -> None:
-        logger.warning(f"{path} has changed, and this process runs what it was: restart it to run what it is now")
+    def _warn_of_change(self, path: Path) -> None:
+        logger.warning(
+            f"{path} has changed, but this process goes on with the old version: restart it to use the new one"
+        )
 
-    def _tell_of_gone(self) -> None:
-        """Its tasks go on: a deployment may be about to put it back."""
-        if not self._last_look:
+    def _forget_removed(self) -> None:
+        """Warn of files that were removed. Their tasks go on, since a deployment may be about to replace the files."""
+        if not self._files:
             return
-        for path in sorted(self._loaded.keys() - self._last_look.keys()):
+        for path in sorted(self._loaded.keys() - self._files.keys()):
             del self._loaded[path]
             self._broken = {key: file for key, file in self._broken.items() if Path(file.source) != path}
             if not path.name.startswith("_"):
                 logger.warning(f"{path} is gone, and this process still runs its tasks: restart it to end them")
 
-    def _look(self) -> dict[Path, State]:
-        """All Python files: those of tasks, and what they may import from beside them."""
-        found = {}
-        with contextlib.suppress(InvalidSetting):  # it was moved away; what is loaded goes on
+    def _scan(self) -> dict[Path, FileState]:
+        """All Python files of the folder: those of tasks, and modules that these may import."""
+        files = {}
+        with contextlib.suppress(InvalidSetting):  # the folder was moved away; loaded tasks go on
             for path in folder_of(self._place).glob("*.py"):
-                with contextlib.suppress(OSError):  # it was there a moment ago
+                with contextlib.suppress(OSError):  # the file was removed just now
                     status = path.stat()
-                    found[path] = status.st_mtime_ns, status.st_size
-        return found
+                    files[path] = status.st_mtime_ns, status.st_size
+        return files

@@ -1,4 +1,4 @@
-"""The parameters of a task: the signature of `run` is the schema."""
+"""The parameters of a task, whose schema is the signature of `run`."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ SLOT = "slot"
 
 
 class Parameters:
-    """What `run` (bound) takes. A parameter named `slot` is filled with the run's slot when it is not given."""
+    """The parameters of the bound method `run` of a task. One that is named `slot` has the run's slot as its default.
+
+    Raises InvalidTask for a signature that can't be read, or whose types pydantic can't check.
+    """
 
     def __init__(self, task: str, run: Callable[..., Any]) -> None:
         self._task = task
-        taken = _taken(run)
-        self.names = list(taken)
-        self.takes_slot = SLOT in taken
-        self.required = [name for name, p in taken.items() if p.default is p.empty and name != SLOT]
-        """Those without a default: a scheduled run can't fill them."""
-        self._schema = _schema(taken, self.required)
+        signature = _signature(run)
+        self.names = list(signature)
+        self.takes_slot = SLOT in signature
+        self.required = [name for name, p in signature.items() if p.default is p.empty and name != SLOT]
+        """The parameters without a default, for which a scheduled run has no value."""
+        self._schema = _schema(signature, self.required)
 
     def to_json(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Check `given` (values or their text forms) and return what the ledger stores: only what was given.
+        """Check the values in `given`, which may be texts, and return them as the ledger stores them, without defaults.
 
-        Raises InvalidParameters naming the task, the parameter, and what is allowed.
+        Raises InvalidParameters, which names the task, the parameter, and what is allowed.
         """
         checked = self._check(given)
         slot = checked.get(SLOT)
@@ -41,11 +44,11 @@ class Parameters:
             raise self._refused(f"slot is {echoed(given[SLOT])}: it needs an offset, as in 2026-11-25T02:00+09:00")
         try:
             return dict(self._schema.dump_python(checked, mode="json"))
-        except (PydanticSerializationError, ValueError, RecursionError) as error:  # such as what holds itself
+        except (PydanticSerializationError, ValueError, RecursionError) as error:  # such as a list that contains itself
             raise self._refused(f"the ledger can't store them: {error}") from None
 
     def to_call(self, stored: Mapping[str, Any], slot: datetime) -> dict[str, Any]:
-        """The keyword arguments for one attempt."""
+        """The keyword arguments of `run` for one attempt, from stored parameters. Raises InvalidParameters."""
         given = {SLOT: slot, **stored} if self.takes_slot else stored
         return self._check(given) if given or self.required else {}
 
@@ -69,24 +72,24 @@ def _sentence(error: Any) -> str:
     return f"{name} is {echoed(error['input'])}: {error['msg']}"
 
 
-def _taken(run: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _signature(run: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         signature = inspect.signature(run, eval_str=True)
-    except Exception as error:  # an annotation in quotes is code, and may raise anything
+    except Exception as error:  # an annotation in quotes is evaluated, and may raise anything
         raise InvalidTask(f"the signature of run() can't be read: {failures.message_of(error)}") from error
-    taken = {}
+    parameters = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise InvalidTask(f"run() takes {name!r} by position only; parameters are passed by name: take out the `/`")
+            raise InvalidTask(f"run() takes {name!r} by position only; parameters are passed by name: remove the `/`")
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            taken[name] = parameter
-    return taken
+            parameters[name] = parameter
+    return parameters
 
 
-def _schema(taken: Mapping[str, inspect.Parameter], required: list[str]) -> TypeAdapter[Any]:
-    kinds = {name: Any if p.annotation is p.empty else p.annotation for name, p in taken.items()}
+def _schema(parameters: Mapping[str, inspect.Parameter], required: list[str]) -> TypeAdapter[Any]:
+    kinds = {name: Any if p.annotation is p.empty else p.annotation for name, p in parameters.items()}
     fields = {name: kind if name in required else NotRequired[kind] for name, kind in kinds.items()}
-    # A model would not do: its fields may not be called `copy`, `json` or `schema`.
+    # A TypedDict, since a pydantic model can't have fields named `copy`, `json` or `schema`.
     shape = TypedDict("run", fields)  # type: ignore[misc] # made at run time
     shape.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     try:
@@ -96,7 +99,7 @@ def _schema(taken: Mapping[str, inspect.Parameter], required: list[str]) -> Type
     except ValidationError:
         raise InvalidTask("the parameter slot of run() is filled with a datetime: write `slot: datetime`") from None
     except (PydanticUserError, NameError) as error:
-        reason = str(error).split(". ")[0].splitlines()[0]  # what follows is advice that is of no use here
+        reason = str(error).split(". ")[0].splitlines()[0]  # the rest is advice about pydantic's own settings
         raise InvalidTask(
             f"the parameters of run() can't be checked: {reason}; allowed: types that pydantic reads from JSON, "
             "such as str, int, date, list[str] or a model"

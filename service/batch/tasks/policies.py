@@ -1,4 +1,4 @@
-"""What an author may say about a task beside its code: retry, missed slots, overlap, limits."""
+"""The policies of a task: retry, missed slots, overlap, timeout and limits, with their checks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ OVERLAP = get_args(OverlapPolicy)
 MOST_RUNNING = 1_000
 MOST_WAITING = 1_000
 LONGEST = timedelta(days=36_500)
-"""A longer time could lead out of the calendar."""
+"""Upper bound of durations: adding a longer one to a datetime could exceed the year 9999."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a failed run is tried, and how long between: `wait` seconds, times `factor` each time, ± `jitter`.
+    """How often a failed run is tried again, and after which waits.
 
-    `attempts` counts the first one too: 1 means no retry. `on`: only these exceptions are tried again, and whatever
-    raises RetryAfter. No wait is longer than `max_wait`.
+    Attributes:
+        attempts: The number of attempts with the first one; 1 means no retry.
+        wait: The seconds before the second attempt.
+        factor: Each further wait is this many times as long.
+        max_wait: Upper bound of a wait in seconds.
+        jitter: Each wait is longer or shorter by a random share of at most this.
+        on: Only these exceptions, and a RetryAfter, lead to another attempt.
     """
 
     attempts: int
@@ -55,18 +60,20 @@ class Retry:
             jitter=jitter,
             on=tuple(on) if isinstance(on, list | set | frozenset) else (on,) if isinstance(on, type) else on,
         )
-        _check(_whole(self.attempts, 1), "Retry(attempts)", self.attempts, "an int from 1")
-        _check(_number(self.wait, 0), "Retry(wait)", self.wait, "seconds from 0, up to 100 years")
-        _check(_number(self.factor, 1), "Retry(factor)", self.factor, "a number from 1")
-        _check(_number(self.max_wait, 0), "Retry(max_wait)", self.max_wait, "seconds from 0, up to 100 years")
-        _check(_number(self.jitter, 0) and self.jitter <= 1, "Retry(jitter)", self.jitter, "a share from 0 to 1")
-        fine = isinstance(self.on, tuple) and all(isinstance(t, type) and issubclass(t, BaseException) for t in self.on)
-        _check(fine, "Retry(on)", self.on, "an exception class, or a tuple of some")
+        _check(_is_int(self.attempts, 1), "Retry(attempts)", self.attempts, "an int from 1")
+        _check(_is_number(self.wait, 0), "Retry(wait)", self.wait, "seconds from 0, up to 100 years")
+        _check(_is_number(self.factor, 1), "Retry(factor)", self.factor, "a number from 1")
+        _check(_is_number(self.max_wait, 0), "Retry(max_wait)", self.max_wait, "seconds from 0, up to 100 years")
+        _check(_is_number(self.jitter, 0) and self.jitter <= 1, "Retry(jitter)", self.jitter, "a share from 0 to 1")
+        valid = isinstance(self.on, tuple) and all(
+            isinstance(t, type) and issubclass(t, BaseException) for t in self.on
+        )
+        _check(valid, "Retry(on)", self.on, "an exception class, or a tuple of exception classes")
 
     def seconds_before(self, attempt: int, asked: float | None = None) -> float:
-        """How long to wait before attempt number `attempt` (2 is the first retry).
+        """The seconds to wait before attempt number `attempt`, where 2 is the first retry.
 
-        `asked`: the seconds that the failure itself named. They take the place of ours, without jitter.
+        `asked`: the seconds that the error itself asks for. They replace the wait of the policy, without jitter.
         """
         if asked is not None:
             return min(self.max_wait, max(0.0, asked))
@@ -74,17 +81,17 @@ class Retry:
             base = min(self.max_wait, self.wait * float(self.factor) ** (attempt - 2))
         except OverflowError:
             base = self.max_wait if self.wait else 0.0
-        spread = 1 + self.jitter * random.uniform(-1, 1)  # noqa: S311 - spreads load, guards nothing
+        spread = 1 + self.jitter * random.uniform(-1, 1)  # noqa: S311 - spreads load, protects no secret
         return min(self.max_wait, base * spread)
 
 
 @dataclass(frozen=True)
 class Missed:
-    """What happens to slots that came due while nothing ran.
+    """What happens to slots that came due while no service ran.
 
-    `skip`: none of them runs. `once`: the newest one runs for all. `all`: each runs, oldest first.
-    Slots older than `max_age`, and with `all` those beyond the newest `max_count`, never run. What does not run
-    is recorded as a missed range.
+    `skip`: none of them runs. `once`: only the newest one runs. `all`: each runs, oldest first.
+    Slots older than `max_age` never run, nor with `all` any but the newest `max_count`. Slots that do not run are
+    recorded as a missed range.
     """
 
     policy: MissedPolicy = "once"
@@ -93,15 +100,15 @@ class Missed:
 
     def __post_init__(self) -> None:
         _check(self.policy in MISSED, "Missed", self.policy, _one_of(MISSED))
-        fine = isinstance(self.max_age, timedelta) and timedelta(0) < self.max_age <= LONGEST
-        _check(fine, "Missed(max_age)", self.max_age, f"a timedelta above zero, up to {LONGEST.days:,} days")
-        fine = self.max_count is None or _whole(self.max_count, 1)
-        _check(fine, "Missed(max_count)", self.max_count, "an int from 1, or None for no limit")
+        valid = isinstance(self.max_age, timedelta) and timedelta(0) < self.max_age <= LONGEST
+        _check(valid, "Missed(max_age)", self.max_age, f"a timedelta above zero, up to {LONGEST.days:,} days")
+        valid = self.max_count is None or _is_int(self.max_count, 1)
+        _check(valid, "Missed(max_count)", self.max_count, "an int from 1, or None for no limit")
 
 
 @dataclass(frozen=True)
 class Policies:
-    """A task's policies, checked and in plain units (seconds)."""
+    """The policies of a task as they were checked. Times are in seconds."""
 
     timeout: float | None
     retry: Retry
@@ -117,13 +124,13 @@ class Policies:
     def of(cls, task: type[Any]) -> Policies:
         """Read and check the class attributes. Raises InvalidTask naming the attribute and what is allowed."""
         timeout = _seconds(task.timeout)
-        fine = timeout is None or (_number(timeout, 0) and timeout > 0)
-        _check(fine, "timeout", task.timeout, "seconds above 0 (up to 100 years), a timedelta, or None")
+        valid = timeout is None or (_is_number(timeout, 0) and timeout > 0)
+        _check(valid, "timeout", task.timeout, "seconds above 0 (up to 100 years), a timedelta, or None")
         _check(isinstance(task.retry, Retry), "retry", task.retry, "a Retry(…)")
         missed = Missed(task.missed) if task.missed in MISSED else task.missed
         _check(isinstance(missed, Missed), "missed", missed, f"a Missed(…) or {_one_of(MISSED)}")
-        fine = _whole(task.priority, -1000) and task.priority <= 1000
-        _check(fine, "priority", task.priority, "an int from -1000 to 1000 (larger goes first)")
+        valid = _is_int(task.priority, -1000) and task.priority <= 1000
+        _check(valid, "priority", task.priority, "an int from -1000 to 1000 (larger goes first)")
         _check_overlap(task)
         _check(isinstance(task.fenced, bool), "fenced", task.fenced, "True or False")
         _check(isinstance(task.rerun, bool), "rerun", task.rerun, "True or False")
@@ -140,6 +147,7 @@ class Policies:
         )
 
     def as_json(self) -> dict[str, Any]:
+        """The policies as the ledger stores them. Exception classes are their names, and times are seconds."""
         retry = {**asdict(self.retry), "on": [t.__qualname__ for t in self.retry.on]}
         missed = {**asdict(self.missed), "max_age": self.missed.max_age.total_seconds()}
         return {**asdict(self), "retry": retry, "missed": missed}
@@ -148,22 +156,22 @@ class Policies:
 def _check_overlap(task: type[Any]) -> None:
     _check(task.overlap in OVERLAP, "overlap", task.overlap, _one_of(OVERLAP))
     running, waiting = task.max_running, task.max_waiting
-    fine = running is None or (_whole(running, 1) and running <= MOST_RUNNING)
-    _check(fine, "max_running", running, f"an int from 1 to {MOST_RUNNING:,}, or None")
-    one_beside_others = running == 1 and task.overlap == "allow"
-    _check(not one_beside_others, "max_running", running, "None, or from 2, where overlap is 'allow'")
-    fine = _whole(waiting, 1) and waiting <= MOST_WAITING
-    _check(fine, "max_waiting", waiting, f"an int from 1 to {MOST_WAITING:,}")
-    _check(waiting == 1 or task.overlap == "wait", "max_waiting", waiting, "1, unless overlap is 'wait'")
+    valid = running is None or (_is_int(running, 1) and running <= MOST_RUNNING)
+    _check(valid, "max_running", running, f"an int from 1 to {MOST_RUNNING:,}, or None")
+    contradicts = running == 1 and task.overlap == "allow"
+    _check(not contradicts, "max_running", running, "None, or an int from 2, with overlap = 'allow'")
+    valid = _is_int(waiting, 1) and waiting <= MOST_WAITING
+    _check(valid, "max_waiting", waiting, f"an int from 1 to {MOST_WAITING:,}")
+    _check(waiting == 1 or task.overlap == "wait", "max_waiting", waiting, "1, unless overlap = 'wait'")
 
 
 def not_run_again(reason: str) -> str:
-    """Why a run of a task with `rerun = False` has failed where another would be interrupted."""
+    """The reason with which a run of a task with `rerun = False` fails, where other runs would be interrupted."""
     return f"{reason} while it ran, and it is not run again (rerun = False)"
 
 
-def _check(fine: bool, name: str, value: object, allowed: str) -> None:
-    if not fine:
+def _check(valid: bool, name: str, value: object, allowed: str) -> None:
+    if not valid:
         raise InvalidTask(f"{name} is {echoed(value)}; allowed: {allowed}")
 
 
@@ -171,12 +179,12 @@ def _seconds(time: Any) -> Any:
     return time.total_seconds() if isinstance(time, timedelta) else time
 
 
-def _number(value: object, least: float) -> bool:
+def _is_number(value: object, least: float) -> bool:
     longest = LONGEST.total_seconds()
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= longest
 
 
-def _whole(value: object, least: int) -> bool:
+def _is_int(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 

@@ -1,4 +1,4 @@
-"""TaskRegistry: the tasks of this process, checked as they come in."""
+"""TaskRegistry: the tasks that this process has loaded. Each is checked when it is registered."""
 
 from __future__ import annotations
 
@@ -32,7 +32,14 @@ POLICIES = {"timeout", "retry", "overlap", "missed", "rerun", "max_running", "ma
 
 @dataclass(frozen=True)
 class Task:
-    """A registered task class, with what was read from it when it was registered."""
+    """A registered task class, with the values that were read from it at its registration.
+
+    Attributes:
+        source: The file of the class, relative to the working directory if it is in there.
+        on_loop: Whether `run` is a coroutine function; otherwise it runs in a thread.
+        may_change: Whether schedule or timezone is a property, whose value may differ the next time it is read.
+        schedule: None for a task that is only started by hand.
+    """
 
     cls: type[BaseTask]
     name: str
@@ -42,47 +49,46 @@ class Task:
     parameters: Parameters
     on_loop: bool
     may_change: bool
-    """Whether the schedule is a property, whose value may differ the next time it is read."""
     zone: ZoneInfo
     schedule: Schedule | None = field(compare=False)
 
     @property
     def exclusive(self) -> str | None:
-        """The queue of its runs, of which only `lanes` may run at once: its name, or none where any number may."""
+        """The name of the queue whose runs take lanes: the task's name, or None if any number may run at once."""
         return None if self.policies.overlap == "allow" and self.policies.max_running is None else self.name
 
     @property
     def lanes(self) -> int:
-        """How many of the runs in its queue may run at once."""
+        """How many runs of the queue may run at once."""
         return self.policies.max_running or 1
 
     def read_schedule(self) -> Schedule | None:
-        """Read it from a fresh instance. Raises InvalidTask naming class and file."""
-        return _reading(self.cls, _schedule_of)
+        """Read the schedule from a new instance. Raises InvalidTask, which names the class and its file."""
+        return _read(self.cls, _schedule_of)
 
 
 class TaskRegistry:
-    """All tasks of this process (a singleton, as classes are). Order of registration is kept."""
+    """All tasks of this process, in the order of their registration. The class itself is the one instance."""
 
     _tasks: dict[str, Task] = {}  # noqa: RUF012 - the one registry of the process
 
     @classmethod
     def register(cls, task_class: type[T]) -> type[T]:
-        """Check and add a task class, and return it, so it works as a decorator too. The same class twice is one task.
+        """Check and add a task class, and return it, so it is a decorator too. A class may be registered twice.
 
-        Raises InvalidTask naming class, file and attribute, also when another class has the name.
+        Raises InvalidTask, which names class, file and attribute, also when another class has the same task name.
         """
         if not inspect.isclass(task_class):
-            raise InvalidTask(f"a task is a subclass of BaseTask, and {echoed(task_class)} is none")
-        task = _reading(task_class, _task_of)
-        known = cls._tasks.get(task.name)
-        if known is not None and not _same(known.cls, task_class):
+            raise InvalidTask(f"a task must be a subclass of BaseTask, and {echoed(task_class)} is not a class")
+        task = _read(task_class, _task_of)
+        existing = cls._tasks.get(task.name)
+        if existing is not None and not _is_same(existing.cls, task_class):
             raise InvalidTask(
-                f"two tasks are named {echoed(task.name)}: {known.cls.__qualname__} in {known.source} is used, "
+                f"two tasks are named {echoed(task.name)}: {existing.cls.__qualname__} in {existing.source} is used, "
                 f"and {task_class.__qualname__} in {task.source} is not; rename one"
             )
         cls._tasks[task.name] = task
-        if known is None:
+        if existing is None:
             logger.debug(f"Registered task: {task.name}")
         return task_class
 
@@ -98,7 +104,7 @@ class TaskRegistry:
 
     @classmethod
     def get(cls, name: str) -> Task:
-        """Raises UnknownTask, which lists the names there are."""
+        """The task with this name. Raises UnknownTask, which lists the names of all tasks."""
         try:
             return cls._tasks[name]
         except KeyError:
@@ -107,7 +113,7 @@ class TaskRegistry:
 
     @classmethod
     def of(cls, task_class: type[BaseTask]) -> Task:
-        """What is known of a class, which is registered if it is not yet. Raises InvalidTask."""
+        """The task of a class, which is registered first if it is not yet. Raises InvalidTask."""
         for task in cls._tasks.values():
             if task.cls is task_class:
                 return task
@@ -116,13 +122,13 @@ class TaskRegistry:
 
     @classmethod
     def remove(cls, names: set[str]) -> None:
-        """Forget these: the file that registered them failed to import as a whole."""
+        """Remove these tasks, because the import of the file that registered them failed."""
         cls._tasks = {name: task for name, task in cls._tasks.items() if name not in names}
 
     @classmethod
     @contextmanager
     def restored(cls) -> Iterator[None]:
-        """For tests: what is registered in the block is forgotten after it."""
+        """For tests: the end of the block restores the tasks from before it."""
         before = cls._tasks
         cls._tasks = dict(before)
         try:
@@ -132,12 +138,12 @@ class TaskRegistry:
 
     @classmethod
     def clear(cls) -> None:
-        """For tests: forget all."""
+        """For tests: remove all tasks."""
         cls._tasks = {}
 
 
 def concrete_tasks(module: Any) -> Iterator[type[BaseTask]]:
-    """The task classes that this module defines, in order: neither abstract nor named with a leading underscore."""
+    """The task classes that a module defines, in their order, without abstract ones and names that begin with `_`."""
     for value in list(vars(module).values()):
         if not (inspect.isclass(value) and issubclass(value, BaseTask) and value.__module__ == module.__name__):
             continue
@@ -146,12 +152,12 @@ def concrete_tasks(module: Any) -> Iterator[type[BaseTask]]:
         if not inspect.isabstract(value):
             yield value
         elif "run" in value.__abstractmethods__ and isinstance(vars(value).get("name"), str):
-            logger.warning(f"class {value.__qualname__} in {_shown(value)} has a name and no run(): it is not a task")
+            logger.warning(f"class {value.__qualname__} in {_path(value)} has a name and no run(): it is not a task")
 
 
-def _same(known: type[BaseTask], new: type[BaseTask]) -> bool:
-    """The same class, or the same one from a module that was imported again."""
-    return known is new or (known.__qualname__ == new.__qualname__ and _file(known) == _file(new))
+def _is_same(existing: type[BaseTask], new: type[BaseTask]) -> bool:
+    """Whether both are one class, maybe from a module that was imported twice."""
+    return existing is new or (existing.__qualname__ == new.__qualname__ and _file(existing) == _file(new))
 
 
 def _file(cls: type[Any]) -> str:
@@ -161,12 +167,12 @@ def _file(cls: type[Any]) -> str:
         return "<interactive>"
 
 
-def _reading(cls: type[Any], read: Callable[[Any], R]) -> R:
-    """Every error on the way, an author's own too, names the class and its file."""
+def _read(cls: type[Any], read: Callable[[Any], R]) -> R:
+    """Call `read(cls)`. Any error, also of the author's code, becomes an InvalidTask that names class and file."""
     try:
         return read(cls)
     except (Exception, SystemExit) as error:
-        raise InvalidTask(f"task class {cls.__qualname__} in {_shown(cls)}: {_one_line(error)}") from error
+        raise InvalidTask(f"task class {cls.__qualname__} in {_path(cls)}: {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -174,7 +180,8 @@ def _one_line(error: BaseException) -> str:
     return text.split("\n")[0]
 
 
-def _shown(cls: type[Any]) -> str:
+def _path(cls: type[Any]) -> str:
+    """The file of a class, relative to the working directory if it is in there."""
     file = _file(cls)
     try:
         return str(Path(file).relative_to(Path.cwd()))
@@ -189,13 +196,13 @@ def _task_of(cls: type[BaseTask]) -> Task:
     instance = _instance(cls)
     run = instance.run
     if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
-        raise InvalidTask("run() has a yield in it, so its body would never run: let it return")
+        raise InvalidTask("run() contains a yield, so its body would never run: use return instead")
     name = _name_of(instance)
     parameters = Parameters(name, run)
     schedule = _schedule_of(cls)
     if schedule is not None and parameters.required:
         raise InvalidTask(
-            f"run() needs {', '.join(parameters.required)}, which a scheduled run can't fill: "
+            f"run() needs {', '.join(parameters.required)}, for which a scheduled run has no value: "
             "give a default, or set schedule = None"
         )
     statics = (inspect.getattr_static(cls, attribute, None) for attribute in ("schedule", "timezone"))
@@ -203,7 +210,7 @@ def _task_of(cls: type[BaseTask]) -> Task:
         cls=cls,
         name=name,
         description=_description_of(instance),
-        source=_shown(cls),
+        source=_path(cls),
         policies=Policies.of(cls),
         parameters=parameters,
         on_loop=inspect.iscoroutinefunction(run),
@@ -225,19 +232,19 @@ def _instance(cls: type[BaseTask]) -> BaseTask:
     try:
         instance = cls()
     except (Exception, SystemExit) as error:
-        raise InvalidTask(f"it can't be made without arguments: {_one_line(error)}") from error
-    hidden = sorted(vars(instance).keys() & POLICIES)
-    if hidden:
-        raise InvalidTask(f"{', '.join(hidden)} is set on the instance; allowed: a class attribute")
+        raise InvalidTask(f"it can't be instantiated without arguments: {_one_line(error)}") from error
+    ignored = sorted(vars(instance).keys() & POLICIES)
+    if ignored:
+        raise InvalidTask(f"{', '.join(ignored)} is set on the instance; allowed: a class attribute")
     return instance
 
 
 def _name_of(instance: BaseTask) -> str:
     name = _attribute(instance, "name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        base = "; a class that is only a base for others begins with an underscore" if name is None else ""
-        shown = "missing" if name is None else echoed(name)
-        raise InvalidTask(f"name is {shown}; allowed: 1 to 100 of a-z 0-9 _ . -{base}")
+        hint = "; the name of a class that is only a base class must begin with an underscore" if name is None else ""
+        value = "missing" if name is None else echoed(name)
+        raise InvalidTask(f"name is {value}; allowed: 1 to 100 of a-z 0-9 _ . -{hint}")
     return name
 
 
@@ -251,9 +258,9 @@ def _description_of(instance: BaseTask) -> str:
 
 
 def _attribute(instance: BaseTask, name: str) -> Any:
-    """A class attribute or property; None where there is none. What a property raises is the author's error.
+    """The value of a class attribute or property, or None if it is missing. Raises InvalidTask if the property raises.
 
-    (`getattr` with a default would take an AttributeError from within the property for a missing one.)
+    `getattr` with a default would take an AttributeError inside the property for a missing attribute.
     """
     if inspect.getattr_static(instance, name, None) is None:
         return None
@@ -266,7 +273,7 @@ def _attribute(instance: BaseTask, name: str) -> Any:
 def _schedule_of(cls: type[BaseTask]) -> Schedule | None:
     instance = _instance(cls)
     if not hasattr(cls, "schedule"):
-        raise InvalidTask("schedule is missing; allowed: a cron expression, or None to start it by hand only")
+        raise InvalidTask("schedule is missing; allowed: a cron expression, or None for starts by hand only")
     cron = _attribute(instance, "schedule")
     if cron is None:
         return None

@@ -1,4 +1,4 @@
-"""How long a failure asks to be left alone: a raised RetryAfter, or the Retry-After of an httpx response."""
+"""The wait that an error asks for: that of a RetryAfter, or the Retry-After header of an httpx response."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from email.utils import parsedate_to_datetime
 from service import clock
 from service.errors import RetryAfter
 
-FAR = 10**12
-"""Seconds; `max_wait` is shorter in any case."""
+MOST_SECONDS = 10**12
+"""Upper bound of the seconds that are read. The policy's `max_wait` is always shorter."""
 
 
 def seconds_asked(error: BaseException) -> float | None:
-    """The seconds that `error` asks for, not below 0; None where it says nothing that can be read."""
+    """The seconds that `error` asks for, at least 0; None when it asks for none, or its header can't be read."""
     if isinstance(error, RetryAfter):
         return max(0.0, error.seconds)
-    httpx = sys.modules.get("httpx")  # an error of its own can't be here before it is imported, which takes long
+    httpx = sys.modules.get("httpx")  # an error of httpx can't exist before httpx is imported, which takes long
     if httpx is None or not isinstance(error, httpx.HTTPStatusError):
         return None
     headers = getattr(error.response, "headers", {})  # a test may leave out the response
@@ -25,9 +25,9 @@ def seconds_asked(error: BaseException) -> float | None:
 
 
 def _seconds(header: str) -> float | None:
-    """A header's value: whole seconds, or an HTTP date."""
+    """The seconds that the value of a header means: a whole number of seconds, or an HTTP date. None for others."""
     if header.isdecimal() and header.isascii():
-        return float(min(FAR, int(header[:20])))
+        return float(min(MOST_SECONDS, int(header[:20])))
     try:
         at = parsedate_to_datetime(header)
     except ValueError:

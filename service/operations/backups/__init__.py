@@ -1,1 +1,1 @@
-"""Backups and the ledger together, for tasks and commands alike."""
+"""Operations on backups, which record in the ledger what they do. Tasks and commands use them."""

@@ -1,6 +1,6 @@
-"""What every operation on backups needs: the settings that are about them, and the ledger that knows of them.
+"""What every operation on backups needs: the settings about backups, and their records in the ledger.
 
-Everything works without a ledger too, on a machine where none is yet: then nothing is recorded.
+Operations on backups also work on a machine without a ledger. Then nothing is recorded.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from service.operations.databases import Databases
 from service.placeurl import FILE, folder_of
 
 T = TypeVar("T")
-Work = Callable[[AsyncConnection], Awaitable[T]]
+Statements = Callable[[AsyncConnection], Awaitable[T]]
+"""Executes statements on a connection to the ledger."""
 
 logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class BackupAccess:
-    """Places and records of backups.
+    """Gives access to the places of backups and to their records.
 
     Attributes:
-        settings: Where backups are, which are kept, and what they are made of.
+        settings: Where backups are, which are kept, and which tables they include.
     """
 
     settings: Settings
@@ -44,11 +45,11 @@ class BackupAccess:
 
     @property
     def places(self) -> Places:
-        """The folder of backups, and where they are copied to."""
+        """BACKUP_DIR and BACKUP_URL."""
         return Places.of(self.settings)
 
     def place_of(self, source: str) -> str | None:
-        """In which of our places a backup is, as the ledger calls it; None: it is somebody else's file."""
+        """The place of a backup by its name in the ledger; None if it is in neither BACKUP_DIR nor BACKUP_URL."""
         path, url = Path(source), self.settings.BACKUP_URL
         if taken_at(path) is None:
             return None
@@ -59,11 +60,11 @@ class BackupAccess:
             return FOLDER
         return url if url and url.startswith(FILE) and folder == folder_of(url).resolve() else None
 
-    async def recorded(self, work: Work[T], *, reads: bool = False, migrates: bool = True) -> T | None:
-        """One transaction in the ledger; None where there is none yet. Raises DatabaseError.
+    async def in_ledger(self, statements: Statements[T], *, reads: bool = False, migrates: bool = True) -> T | None:
+        """Execute statements in one transaction in the ledger; None if there is no ledger yet.
 
-        An older ledger is migrated before; with `migrates=False` it is an error, and nothing is changed. `reads`: it
-        waits for no lock, and migrates nothing either.
+        `reads`: the statements only read, so they wait for no lock, and the ledger is not migrated. `migrates`: an
+        older ledger is migrated first; otherwise it is an error. Raises DatabaseError.
         """
         ledger = self.databases.ledger
         if not await self.databases.has_ledger():
@@ -76,29 +77,33 @@ class BackupAccess:
             if is_older and not reads:
                 await self.databases.migrate_ledger()
             async with (ledger.reader if reads else ledger.engine).begin() as connection:
-                return await work(connection)
+                return await statements(connection)
         except (DBAPIError, OSError) as error:
             raise ledger.unreachable(error) from error
 
-    async def asked(self, query: Work[T]) -> T | None:
-        """Reads what the ledger knows of backups; None where there is none yet. Raises DatabaseError, also where the
-        ledger is older than this code, so that its table looks otherwise."""
-        return await self.recorded(query, reads=True, migrates=False)
+    async def read_ledger(self, query: Statements[T]) -> T | None:
+        """Read the records of backups; None if there is no ledger yet.
 
-    async def noted(self, name: str, write: Work[None]) -> None:
-        """As `recorded`; but where the ledger is away, or older than this code, that is only logged: the work on the
-        backup itself is done, and a restore may be about to bring back the ledger as it is."""
+        Raises DatabaseError, also if the ledger is older than this code, so that its table has other columns.
+        """
+        return await self.in_ledger(query, reads=True, migrates=False)
+
+    async def record_if_possible(self, name: str, write: Statements[None]) -> None:
+        """Record what was done with the backup `name`, or log a warning if the ledger can't be used or is older.
+
+        It is no error, because the work on the backup is done, and the ledger may be what a restore replaces.
+        """
         try:
-            await self.recorded(write, migrates=False)
+            await self.in_ledger(write, migrates=False)
         except DatabaseError as error:
-            logger.warning(f"The ledger has not heard what was done with {name}: {error.message}")
+            logger.warning(f"What was done with {name} could not be recorded in the ledger: {error.message}")
 
-    async def known(self) -> dict[tuple[str, str], Row]:
-        """What the ledger knows of backups, by place and name. Raises DatabaseError."""
-        return {(row["place"], row["name"]): row for row in await self.asked(backups.listed) or ()}
+    async def records(self) -> dict[tuple[str, str], Row]:
+        """The ledger's records of backups, by place and name. Raises DatabaseError."""
+        return {(row["place"], row["name"]): row for row in await self.read_ledger(backups.listed) or ()}
 
 
 def _has_places(connection: Connection) -> bool:
-    """Whether the ledger has its table of backups as this code knows it."""
+    """Whether the ledger's table of backups has the columns that this code expects."""
     tables = inspect(connection)
     return tables.has_table(table.name) and "place" in {column["name"] for column in tables.get_columns(table.name)}

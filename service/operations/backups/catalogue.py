@@ -1,4 +1,4 @@
-"""Which backups there are, in the folder and elsewhere, with what the ledger knows of them."""
+"""Lists the backups in BACKUP_DIR and at BACKUP_URL, with what the ledger knows of them."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ from service.concurrency.stoppable import in_thread
 from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.make import CHANGED, facts_of
-from service.operations.backups.pins import written_out
+from service.operations.backups.pins import move_pins
 from service.operations.results import Result
 
-Key = tuple[str, str]
+BackupKey = tuple[str, str]
 """A place and a name."""
 READERS = 8
 CHECKS = {"restored": "restored", "checksums": "checksums only"}
 
 
 class BackupSummary(Result):
-    """A backup in a place. `place`: `folder`, or a URL. `check`, `kept` and `where` are words for people.
+    """A backup in a place. `place`: `folder`, or a URL. `size`: in bytes. Instants are in UTC.
 
-    The rest is what the ledger knows; None: not known. Sizes are bytes.
+    `check`, `kept` and `where` are texts for people. The other fields are from the ledger, and None if it does not know
+    them.
     """
 
     name: str
@@ -64,78 +65,85 @@ class BackupSummary(Result):
     pinned: bool
 
 
-async def listed(access: BackupAccess, warn: Callable[[str], None]) -> list[BackupSummary]:
-    """All backups of each place, the newest first. `warn` is told what could not be asked; the rest is listed all the
-    same, and nothing is changed.
+async def list_backups(access: BackupAccess, warn: Callable[[str], None]) -> list[BackupSummary]:
+    """List the backups of each place, the newest first. Nothing is changed.
 
-    Of files that the ledger does not know the first bytes are read, which don't tell the rows; of those elsewhere none.
+    `warn` is called if the ledger or BACKUP_URL can't be read; the other backups are listed then. The headers of local
+    backups that the ledger does not know are read, but they have no count of rows. Raises BackupError.
     """
     places = access.places
-    seen = [await in_thread(lambda _: pins.look(places.folder))]
+    listings = [await in_thread(lambda _: pins.look(places.folder))]
     try:
-        rows = await access.known()
+        rows = await access.records()
     except DatabaseError as error:
         warn(f"what the ledger knows of backups is not shown: {error.message}")
         rows = {}
     try:
         if (elsewhere := await in_thread(lambda _: places.elsewhere())) is not None:
-            seen.append(await in_thread(lambda _: pins.look(elsewhere)))
+            listings.append(await in_thread(lambda _: pins.look(elsewhere)))
     except BackupError as error:
         warn(f"what is elsewhere is shown as the ledger knows it: {error.message}")
-        seen.append(_remembered(rows, places.url or ""))
-    read = await in_thread(lambda _: _read_all(places.folder, _unknown(seen[0], rows), _brief))
-    return _rows(seen, rows | {(FOLDER, name): row for name, row in read.items()}, access)
+        listings.append(_recorded_listing(rows, places.url or ""))
+    headers = await in_thread(lambda _: _read_all(places.folder, _unknown(listings[0], rows), _header_facts))
+    return _summaries(access, listings, rows | {(FOLDER, name): row for name, row in headers.items()})
 
 
-def _remembered(rows: dict[Key, Row], url: str) -> Listing:
+def _recorded_listing(rows: dict[BackupKey, Row], url: str) -> Listing:
+    """The backups at a URL as the ledger knows them."""
     return Listing(url, {name: row["size"] or 0 for (place, name), row in rows.items() if place == url}, frozenset())
 
 
-def _unknown(seen: Listing, rows: dict[Key, Row]) -> dict[str, int]:
-    """The backups of a place that the ledger does not know, or knows as files of another size."""
-    return {n: size for n, size in seen.sizes.items() if rows.get((seen.place, n), backups.UNKNOWN)["size"] != size}
+def _unknown(listing: Listing, rows: dict[BackupKey, Row]) -> dict[str, int]:
+    """The sizes of backups that the ledger does not know, or knows as files of another size, by name."""
+    known = {name: rows.get((listing.place, name), backups.UNKNOWN)["size"] for name in listing.sizes}
+    return {name: size for name, size in listing.sizes.items() if known[name] != size}
 
 
-async def adopted(access: BackupAccess, storages: Sequence[Storage], seen: Sequence[Listing]) -> dict[Key, Row]:
-    """What is known of the backups in these places, once the manifests of all that the ledger did not know are read.
+async def record_unknown(
+    access: BackupAccess, storages: Sequence[Storage], listings: Sequence[Listing]
+) -> dict[BackupKey, Row]:
+    """Read the manifests of backups that the ledger does not know, and record them. Returns the rows of all backups.
 
-    Without a ledger it is what they say. Of one that can't be read nothing is recorded: it may be sound.
+    Without a ledger the rows are only from the manifests. A backup that can't be read is not recorded, because it may
+    be sound. Raises BackupError and DatabaseError.
     """
-    rows, began = await access.known(), clock.now()
-    found: dict[Key, Row] = {}
-    for storage, one in zip(storages, seen, strict=True):
-        read = await in_thread(partial(_all_facts, storage, _unknown(one, rows)))
-        found |= {(one.place, name): row for name, row in read.items()}
-    is_recorded = await access.recorded(lambda connection: _record(connection, found, began)) if found else None
+    rows, started = await access.records(), clock.now()
+    unknown: dict[BackupKey, Row] = {}
+    for storage, listing in zip(storages, listings, strict=True):
+        read = await in_thread(partial(_manifest_rows, storage, _unknown(listing, rows)))
+        unknown |= {(listing.place, name): row for name, row in read.items()}
+    is_recorded = await access.in_ledger(lambda connection: _record(connection, unknown, started)) if unknown else None
     if is_recorded:
-        unread = {key: row for key, row in found.items() if _is_unread(row)}
-        return await access.known() | unread
-    return rows | found
+        unread = {key: row for key, row in unknown.items() if _is_unread(row)}
+        return await access.records() | unread
+    return rows | unknown
 
 
-def _all_facts(storage: Storage, sizes: dict[str, int], _: object) -> dict[str, Row]:
+def _manifest_rows(storage: Storage, sizes: dict[str, int], _: object) -> dict[str, Row]:
     return _read_all(storage, sizes, facts_of)
 
 
-async def _record(connection: AsyncConnection, found: dict[Key, Row], at: datetime) -> bool:
-    for (place, name), row in found.items():
+async def _record(connection: AsyncConnection, rows: dict[BackupKey, Row], at: datetime) -> bool:
+    """Record backups that were read, and which of them are damaged or changed."""
+    for (place, name), row in rows.items():
         if _is_unread(row):
             continue
         await backups.record(connection, Facts(**{key: row[key] for key in backups.FACTS}), place, at)
-        made = await backups.manifests(connection, name)
+        manifests = await backups.manifests(connection, name)
         if row["failed_at"]:
             await backups.failed(connection, name, place, row["failed_check"], at)
-        elif made and row["manifest"] not in made:
+        elif manifests and row["manifest"] not in manifests:
             await backups.failed(connection, name, place, f"it was changed since it was made: {CHANGED}", at)
     return True
 
 
 def _is_unread(row: Row) -> bool:
+    """Whether the backup could not be read, for a reason that says nothing about the backup."""
     return row["failed_check"] is not None and row["failed_at"] is None
 
 
 def _read_all(storage: Storage, sizes: dict[str, int], read: Callable[[Source, str], Facts]) -> dict[str, Row]:
-    """Several are waited for at once, and one is parsed: a manifest may take much memory."""
+    """Read several backups at a time, but parse one manifest at a time, because that may take much memory."""
     parsing = Lock()
     with ThreadPoolExecutor(READERS) as readers:
         rows = readers.map(partial(_read, storage, read, parsing), sizes, sizes.values())
@@ -150,14 +158,14 @@ def _read(storage: Storage, read: Callable[[Source, str], Facts], parsing: Lock,
             fetched = source if isinstance(source, LocalFile) else Fetched(source)
             with parsing:
                 return {**backups.UNKNOWN, **asdict(read(fetched, name))}
-    except BackupError as error:  # what can't be read today may be sound
+    except BackupError as error:  # a backup that can't be read now may be sound
         failed_at = clock.now() if isinstance(error, DamagedBackup) else None
         facts = {"name": name, "taken_at": at, "size": size}
         return {**backups.UNKNOWN, **facts, "failed_at": failed_at, "failed_check": error.message}
 
 
-def _brief(source: Source, name: str) -> Facts:
-    """What the header says."""
+def _header_facts(source: Source, name: str) -> Facts:
+    """The facts in the header of a backup. Raises DamagedBackup."""
     header = first_header(source)
     if header is None:
         raise DamagedBackup(f"{source.name} is not a backup of this service")
@@ -165,14 +173,15 @@ def _brief(source: Source, name: str) -> Facts:
     return Facts(name, at, header.kind, header.database, header.revision, source.size)
 
 
-def _pinned(seen: Sequence[Listing], rows: dict[Key, Row]) -> frozenset[str]:
-    """What is pinned in one of the places, or by an older version in the ledger, is pinned in all of them."""
-    return frozenset(row["name"] for row in rows.values() if row["pinned_at"]).union(*(one.pinned for one in seen))
+def _pinned(listings: Sequence[Listing], rows: dict[BackupKey, Row]) -> frozenset[str]:
+    """The names of all backups that are pinned in one of the places, or in the ledger by an older version."""
+    in_ledger = frozenset(row["name"] for row in rows.values() if row["pinned_at"])
+    return in_ledger.union(*(listing.pinned for listing in listings))
 
 
-def decided(seen: Sequence[Listing], rows: dict[Key, Row], access: BackupAccess) -> list[Decision]:
-    """What is to become of the backups in each place."""
-    pinned = _pinned(seen, rows)
+def decide_all(access: BackupAccess, listings: Sequence[Listing], rows: dict[BackupKey, Row]) -> list[Decision]:
+    """Decide for each place which backups are kept."""
+    pinned = _pinned(listings, rows)
     rules = Rules(
         days=access.settings.BACKUP_RETENTION_DAYS,
         last=access.settings.BACKUP_KEEP_LAST,
@@ -181,64 +190,66 @@ def decided(seen: Sequence[Listing], rows: dict[Key, Row], access: BackupAccess)
         least_share=access.settings.BACKUP_LEAST_SHARE,
     )
     return [
-        decide((_kept(n, rows.get((one.place, n)), n in pinned) for n in one.sizes), rules, clock.now()) for one in seen
+        decide((_candidate(name, rows.get((place, name)), name in pinned) for name in sizes), rules, clock.now())
+        for place, sizes in ((listing.place, listing.sizes) for listing in listings)
     ]
 
 
-def _kept(name: str, row: Row | None, is_pinned: bool) -> Candidate:
+def _candidate(name: str, row: Row | None, is_pinned: bool) -> Candidate:
     at, row = taken_at(Path(name)), row or backups.UNKNOWN
     assert at is not None
     checked = row["verified_at"] is not None, row["failed_at"] is not None
     return Candidate(name, at, row["rows"], *checked, pinned=is_pinned, unread=_is_unread(row))
 
 
-def _rows(seen: list[Listing], rows: dict[Key, Row], access: BackupAccess) -> list[BackupSummary]:
-    """For people: `check`, `kept` and `where` are words."""
-    found, pinned = [], _pinned(seen, rows)
-    for one, decision in zip(seen, decided(seen, rows, access), strict=True):
+def _summaries(access: BackupAccess, listings: Sequence[Listing], rows: dict[BackupKey, Row]) -> list[BackupSummary]:
+    summaries, pinned = [], _pinned(listings, rows)
+    for listing, decision in zip(listings, decide_all(access, listings, rows), strict=True):
         for verdict in decision.verdicts:
-            size = one.sizes[verdict.name]
-            row = rows.get((one.place, verdict.name), backups.UNKNOWN)
+            size = listing.sizes[verdict.name]
+            row = rows.get((listing.place, verdict.name), backups.UNKNOWN)
             row = row if row["size"] == size else backups.UNKNOWN
-            found.append(BackupSummary.of(_row(one, verdict, row), pinned=verdict.name in pinned))
-    return sorted(found, key=lambda summary: summary.name, reverse=True)
+            summaries.append(BackupSummary.of(_fields(listing, verdict, row), pinned=verdict.name in pinned))
+    return sorted(summaries, key=lambda summary: summary.name, reverse=True)
 
 
-def _row(seen: Listing, verdict: Verdict, row: Row) -> Row:
+def _fields(listing: Listing, verdict: Verdict, row: Row) -> Row:
     state = "not readable" if _is_unread(row) else backups.state(row)
     return {
         **{key: value for key, value in row.items() if not key.startswith("pinned")},
         "name": verdict.name,
-        "place": seen.place,
+        "place": listing.place,
         "taken_at": taken_at(Path(verdict.name)),
-        "size": seen.sizes[verdict.name],
+        "size": listing.sizes[verdict.name],
         "check": CHECKS.get(state, state),
         "kept": verdict.why,
-        "where": "folder" if seen.place == FOLDER else "elsewhere",
+        "where": "folder" if listing.place == FOLDER else "elsewhere",
     }
 
 
 async def rescan(access: BackupAccess) -> int:
-    """Read every backup's manifest, in both places, and write the ledger's rows anew; returns how many there are.
+    """Read the manifests of all backups in both places, and rewrite their records. Returns the number of backups.
 
-    Rows that are there keep what was done, unless the file is another one; those whose file is gone go. Raises
-    BackupError where a place can't be looked at, and before anything is dropped.
+    Existing records keep what is known of a backup, unless the file has changed. Records without a file are deleted.
+    Raises BackupError if a place can't be read, before any record is deleted, and DatabaseError.
     """
-    began = clock.now()
+    started = clock.now()
     storages = await in_thread(lambda _: access.places.all())
-    seen = await in_thread(lambda _: [pins.look(storage) for storage in storages])
-    await written_out(access, storages, seen)
-    found: dict[Key, Row] = {}
-    for storage, one in zip(storages, seen, strict=True):
-        read = await in_thread(partial(_all_facts, storage, one.sizes))
-        found |= {(one.place, name): row for name, row in read.items()}
+    listings = await in_thread(lambda _: [pins.look(storage) for storage in storages])
+    await move_pins(access, storages, listings)
+    rows: dict[BackupKey, Row] = {}
+    for storage, listing in zip(storages, listings, strict=True):
+        read = await in_thread(partial(_manifest_rows, storage, listing.sizes))
+        rows |= {(listing.place, name): row for name, row in read.items()}
 
     async def write(connection: AsyncConnection) -> bool:
-        await _record(connection, found, began)
-        for one in seen:
-            await backups.keep_only(connection, one.place, list(one.sizes), began)
+        await _record(connection, rows, started)
+        for listing in listings:
+            await backups.keep_only(connection, listing.place, list(listing.sizes), started)
         return True
 
-    if await access.recorded(write) is None:
-        raise BackupError("there is no ledger yet that a rescan could write: `batch serve` or `batch run` makes it")
-    return len(found)
+    if await access.in_ledger(write) is None:
+        raise BackupError(
+            "there is no ledger yet in which a rescan could record backups: `batch serve` or `batch run` makes it"
+        )
+    return len(rows)

@@ -1,4 +1,4 @@
-"""All about one backup: what its manifest says, and what the ledger knows of it."""
+"""Describes one backup: what its manifest and the ledger say about it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from service.operations.results import Result
 
 
 class BackupDetails(Result):
-    """What a backup's manifest says, and what the ledger knows of it. `pinned`: when it was, or yes."""
+    """What the manifest of a backup and the ledger say about it. Instants are in UTC; `size` is in bytes.
+
+    `pinned`: when the backup was pinned, or yes if that is not known. `wrong`: why its check failed.
+    """
 
     backup: str
     taken: datetime
@@ -44,25 +47,28 @@ class BackupDetails(Result):
 async def describe_backup(
     access: BackupAccess, text: str, warn: Callable[[str], None]
 ) -> tuple[BackupDetails, list[SavedTable]]:
-    """All about one backup: what its manifest says, what the ledger knows, and its tables. Raises BackupError."""
+    """Describe a backup, and return its tables too. `warn` is called if the ledger can't be read.
 
-    def work(_: object) -> tuple[str, Backup]:
+    Raises BackupError.
+    """
+
+    def read(_: object) -> tuple[str, Backup]:
         with access.places.find(text) as source:
             return source.name, Backup.open(source)
 
-    source, backup = await in_thread(work)
+    source, backup = await in_thread(read)
     header, name, place = backup.header, Path(source).name, access.place_of(source)
     row: Row | None = None
     pin: Pin | None = None
     try:
         if place is not None:
             pin = await in_thread(lambda _: _pin(access, place, name))
-            row = await access.asked(partial(backups.get, name=name, place=place))
+            row = await access.read_ledger(partial(backups.get, name=name, place=place))
     except DatabaseError as error:
-        warn(f"what the ledger knows of it is not shown: {error.message}")
+        warn(f"what the ledger knows of the backup is not shown: {error.message}")
     row = row or backups.UNKNOWN
     state = backups.state(row)
-    about = BackupDetails(
+    description = BackupDetails(
         backup=source,
         taken=header.taken_at,
         of_database=f"{header.database} ({header.kind} {header.server_version})",
@@ -79,9 +85,9 @@ async def describe_backup(
         pinned_by=pin.by if pin else row["pinned_by"],
         left_out=list(backup.left_out),
     )
-    return about, list(backup.tables)
+    return description, list(backup.tables)
 
 
 def _pin(access: BackupAccess, place: str, name: str) -> Pin | None:
-    (storage,) = (one for one in access.places.all() if one.place == place)
+    (storage,) = (storage for storage in access.places.all() if storage.place == place)
     return pins.read(storage, name) if pins.is_pinned(storage, name) else None

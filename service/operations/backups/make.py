@@ -1,7 +1,4 @@
-"""What BackupTask and `batch backup …` do with backups: make and check them, and record it in the ledger.
-
-Everything works without a ledger too, on a machine where none is yet: then nothing is recorded.
-"""
+"""Makes and verifies backups, and records the outcome in the ledger if there is one."""
 
 from __future__ import annotations
 
@@ -30,63 +27,65 @@ from service.operations.backups.access import BackupAccess
 from service.operations.results import Result
 
 T = TypeVar("T")
-Tell = Callable[[int, int, str], None]
-"""Is told bytes, of how many (0: not known), and what is going on. From any thread."""
+OnProgress = Callable[[int, int, str], None]
+"""Called with the bytes that are done, the bytes in all (0: not known), and the stage. Any thread may call it."""
 
 logger = get_logger(__name__)
 
 MEGABYTE = 1_000_000
-CHANGED = "its manifest is not the one that the ledger has noted. Use another backup, and look at who can write there"
+CHANGED = (
+    "its manifest is not the one that the ledger has recorded. Use another backup, and look at who can write there"
+)
 
 
-def nobody(done: int, total: int, what: str) -> None:
-    """For who wants to hear nothing."""
+def ignore_progress(done: int, total: int, stage: str) -> None:
+    """For callers that don't show progress."""
 
 
-def on_the_run() -> Tell:
-    """Tells the current run, in megabytes. A task that is called by hand has none: then nobody."""
+def report_to_run() -> OnProgress:
+    """A function that reports progress to the current run, in megabytes. Without a current run it does nothing."""
     run = current_run_if_any()
 
-    def tell(done: int, total: int, what: str) -> None:
+    def report(done: int, total: int, stage: str) -> None:
         if run:
-            run.progress(done // MEGABYTE, max(total, done) // MEGABYTE or None, f"{what} (MB)")
+            run.progress(done // MEGABYTE, max(total, done) // MEGABYTE or None, f"{stage} (MB)")
 
-    return tell
+    return report
 
 
 class BackupResult(Result):
-    """What became of one backup: where it is now, and what its file says. `url`: where it was copied to."""
+    """A backup that was made, checked or copied. `facts`: from its manifest. `url`: of its copy, if it was uploaded."""
 
     path: str
     facts: Facts
     url: str | None = None
 
 
-async def create(access: BackupAccess, tell: Tell = nobody) -> BackupResult:
-    """Make a backup in BACKUP_DIR. It has its name only after it was read back, so it counts as verified."""
+async def create(access: BackupAccess, on_progress: OnProgress = ignore_progress) -> BackupResult:
+    """Make a backup in BACKUP_DIR, and record it as verified, because it was read back. Raises BackupError."""
 
     def report(progress: BackupProgress) -> None:
-        rows = f", {progress.rows:,} rows" if progress.rows else ""  # of SQLite's pages nobody counts them
-        tell(progress.bytes, progress.estimate, progress.stage + rows)
+        rows = f", {progress.rows:,} rows" if progress.rows else ""  # rows of SQLite are not counted
+        on_progress(progress.bytes, progress.estimate, progress.stage + rows)
 
     path = await create_backup(access.settings.BACKUP_DIR, on_progress=report)
     run = current_run_if_any()
-    facts = await in_thread(lambda _: _facts(path))
+    facts = await in_thread(lambda _: _facts_of_file(path))
     facts = replace(facts, taken_by_run=run.id if run else None)
 
     async def write(connection: AsyncConnection) -> None:
         await backups.record(connection, facts, FOLDER, clock.now(), is_new=True)
         await backups.verified(connection, facts.name, FOLDER, CHECKSUMS, clock.now())
 
-    await access.noted(facts.name, write)
+    await access.record_if_possible(facts.name, write)
     return BackupResult(path=str(path), facts=facts)
 
 
-async def check(access: BackupAccess, text: str, tell: Tell = nobody) -> BackupResult:
-    """Read a backup and compare it with its checksums; a failure is recorded too. Raises BackupError."""
+async def check(access: BackupAccess, text: str, on_progress: OnProgress = ignore_progress) -> BackupResult:
+    """Compare a backup with its checksums, and record the outcome, also a failure. Raises BackupError."""
     source = await in_thread(lambda _: access.places.find(text))
     try:
-        facts = await in_thread(lambda stop: _checked(source, stop, tell))
+        facts = await in_thread(lambda stop: _verified_facts(source, stop, on_progress))
         place = access.place_of(source.name)
         if place is not None:
             await refuse_changed(access, source, facts)
@@ -101,31 +100,32 @@ async def check(access: BackupAccess, text: str, tell: Tell = nobody) -> BackupR
 
 
 async def refuse_changed(access: BackupAccess, source: Source, facts: Facts, hint: str = "") -> None:
-    """Raises DamagedBackup where a backup of ours is not the one that we made, though all its checksums fit.
+    """Raises DamagedBackup if the manifest of a backup is not the one that the ledger recorded when it was made.
 
-    They have no key: who can write the file can write them too, but not the ledger. `hint`: how to use it nevertheless.
+    The checksums in a backup have no secret key, so whoever can write the file can replace them, but not the ledger's
+    record. `hint`: how to use the backup nevertheless; it ends the message.
     """
     try:
-        made = await access.asked(partial(backups.manifests, name=facts.name))
+        recorded = await access.read_ledger(partial(backups.manifests, name=facts.name))
     except DatabaseError as error:
-        logger.warning(f"Whether {facts.name} is as it was made is not known: {error.message}")
+        logger.warning(f"Whether {facts.name} was changed since it was made could not be checked: {error.message}")
         return
-    if made and facts.manifest not in made:
+    if recorded and facts.manifest not in recorded:
         raise DamagedBackup(f"the backup {source.name} was changed since it was made: {CHANGED}{hint}")
 
 
 async def record_check(access: BackupAccess, facts: Facts, place: str) -> None:
-    """Every byte of the file in this place is as its checksums say."""
+    """Record that every byte of the backup in this place is as its checksums say."""
 
     async def write(connection: AsyncConnection) -> None:
         await backups.record(connection, facts, place, clock.now())
         await backups.verified(connection, facts.name, place, CHECKSUMS, clock.now())
 
-    await access.noted(facts.name, write)
+    await access.record_if_possible(facts.name, write)
 
 
 async def record_failure(access: BackupAccess, source: Source, why: str) -> None:
-    """A backup of ours is not good. Of somebody else's file nothing is recorded."""
+    """Record why the check of a backup failed. Nothing is recorded of a file outside of BACKUP_DIR and BACKUP_URL."""
     place, path = access.place_of(source.name), Path(source.name)
     at = taken_at(path)
     if place is None or at is None:
@@ -135,31 +135,31 @@ async def record_failure(access: BackupAccess, source: Source, why: str) -> None
         await backups.record(connection, Facts(path.name, at, size=source.size), place, clock.now())
         await backups.failed(connection, path.name, place, why, clock.now())
 
-    await access.noted(path.name, write)
+    await access.record_if_possible(path.name, write)
 
 
-def _facts(path: Path) -> Facts:
+def _facts_of_file(path: Path) -> Facts:
     with LocalFile(path) as source:
         return facts_of(source, path.name)
 
 
-def _checked(source: Source, stop: Stop, tell: Tell) -> Facts:
+def _verified_facts(source: Source, stop: Stop, on_progress: OnProgress) -> Facts:
     done = 0
 
-    def see(member: Any) -> None:
+    def count(member: Any) -> None:
         nonlocal done
         done += member.packed
-        tell(done, source.size, "verifying")
+        on_progress(done, source.size, "verifying")
 
-    verify(source, stop, see)
+    verify(source, stop, count)
     return facts_of(source, Path(source.name).name)
 
 
 def facts_of(source: Source, name: str) -> Facts:
-    """What a backup's manifest says. Raises BackupError."""
+    """The facts in the manifest of a backup. Raises BackupError."""
     backup = Backup.open(source)
     header = backup.header
-    rows = sum(one.rows for one in backup.tables)
+    rows = sum(table.rows for table in backup.tables)
     at = taken_at(Path(name)) or header.taken_at
     return Facts(
         name,

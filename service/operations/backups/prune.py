@@ -1,6 +1,6 @@
-"""Deleting old backups, in the folder and elsewhere, by one set of rules.
+"""Deletes old backups in BACKUP_DIR and at BACKUP_URL by one set of rules.
 
-Each is deleted by itself, and the ledger hears of it afterwards: a kill in the midst leaves nothing half.
+Backups are deleted one by one, and each deletion is recorded in the ledger after it, so a kill does no harm.
 """
 
 from __future__ import annotations
@@ -17,65 +17,68 @@ from service.backup.places.retention import Decision, describe_future
 from service.batch.ledger import backups
 from service.concurrency.stoppable import Stop, in_thread
 from service.operations.backups.access import BackupAccess
-from service.operations.backups.catalogue import adopted, decided
-from service.operations.backups.pins import written_out
+from service.operations.backups.catalogue import decide_all, record_unknown
+from service.operations.backups.pins import move_pins
 from service.operations.results import Result
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to become of the backups in one place."""
+class PrunePlan:
+    """Which backups of one place are kept, and which are deleted."""
 
     storage: Storage
-    seen: Listing
+    listing: Listing
     decision: Decision
 
 
-async def plans(access: BackupAccess) -> list[Plan]:
-    """A plan for BACKUP_DIR, and one for BACKUP_URL. Raises BackupError, and DatabaseError where the ledger is away.
+async def prune_plans(access: BackupAccess) -> list[PrunePlan]:
+    """Plan what to delete in BACKUP_DIR, and at BACKUP_URL if it is set. Raises BackupError and DatabaseError.
 
-    By then each backup in these places is known to the ledger, if there is one, and each pin stands beside its file.
+    Before that, all backups in these places are recorded in the ledger, if there is one, and old pins are moved out of
+    it.
     """
     storages = await in_thread(lambda _: access.places.all())
-    seen = await in_thread(lambda _: [pins.look(storage) for storage in storages])
-    seen = await written_out(access, storages, seen)
-    rows = await adopted(access, storages, seen)
-    decisions = decided(seen, rows, access)
-    return [Plan(*of_a_place) for of_a_place in zip(storages, seen, decisions, strict=True)]
+    listings = await in_thread(lambda _: [pins.look(storage) for storage in storages])
+    listings = await move_pins(access, storages, listings)
+    rows = await record_unknown(access, storages, listings)
+    decisions = decide_all(access, listings, rows)
+    return [PrunePlan(*parts) for parts in zip(storages, listings, decisions, strict=True)]
 
 
-def warnings(planned: list[Plan], *, is_meant: bool = False) -> list[str]:
-    """What a person should look at: why nothing is deleted, and which names a wrong clock has given."""
-    found = []
-    for plan in planned:
+def warnings(plans: list[PrunePlan], *, allow_many: bool = False) -> list[str]:
+    """Sentences about what a person should check: why nothing is deleted, and which names are in the future."""
+    texts = []
+    for plan in plans:
         if plan.decision.doubt:
-            found.append(f"No old backup is deleted in {plan.storage.name}: {plan.decision.doubt}")
-        if plan.decision.too_many and not is_meant:
-            found.append(
+            texts.append(f"No old backup is deleted in {plan.storage.name}: {plan.decision.doubt}")
+        if plan.decision.too_many and not allow_many:
+            texts.append(
                 f"No old backup is deleted in {plan.storage.name}: {plan.decision.too_many}, more than half. Look at "
                 "`batch backup prune --dry-run` and the settings BACKUP_…; `batch backup prune --yes` deletes them"
             )
         if plan.decision.in_future:
-            found.append(f"{describe_future(plan.decision.in_future)} in {plan.storage.name}: not taken for the newest")
-    return found
+            future = describe_future(plan.decision.in_future)
+            texts.append(f"{future} in {plan.storage.name}: not taken for the newest")
+    return texts
 
 
-async def delete_old(access: BackupAccess, planned: list[Plan], *, is_meant: bool = False) -> AsyncIterator[str]:
-    """Delete what the plans let go, and yield where each was that is gone. What is pinned meanwhile stays.
+async def delete_old(access: BackupAccess, plans: list[PrunePlan], *, allow_many: bool = False) -> AsyncIterator[str]:
+    """Delete the backups that the plans don't keep, and yield the path or URL of each after that.
 
-    Where more than half would go at once nothing does, unless a person says that it is meant.
+    A backup that is pinned meanwhile is kept. If a plan deletes more than half of a place, nothing is deleted there,
+    unless `allow_many`. Raises BackupError and DatabaseError.
     """
-    for plan in planned:
+    for plan in plans:
         storage = plan.storage
-        for name in () if plan.decision.too_many and not is_meant else plan.decision.going:
-            if await in_thread(partial(_deleted, storage, name)):
-                await access.recorded(partial(backups.gone, name=name, place=storage.place))
+        for name in () if plan.decision.too_many and not allow_many else plan.decision.going:
+            if await in_thread(partial(_delete, storage, name)):
+                await access.in_ledger(partial(backups.gone, name=name, place=storage.place))
                 yield f"{storage.name}/{name}"
-        await in_thread(partial(_swept, plan))
+        await in_thread(partial(_remove_orphaned_pins, plan))
 
 
 class PrunedBackup(Result):
-    """What became of one backup: `then` is stays, deleted or would go; `where` is folder or elsewhere."""
+    """The outcome for one backup: `then` is stays, deleted or would go; `where` is folder or elsewhere."""
 
     backup: str
     where: str
@@ -89,36 +92,40 @@ async def prune(
     on_delete: Callable[[str], None],
     *,
     dry_run: bool,
-    is_meant: bool,
+    allow_many: bool,
 ) -> list[PrunedBackup]:
-    """Plan, delete unless it is a dry run, and say what became of each backup. Raises BackupError, DatabaseError."""
-    planned = await plans(access)
-    for warning in warnings(planned, is_meant=is_meant):
+    """Delete old backups, and return the outcome for each backup; `dry_run`: delete nothing.
+
+    `on_delete` is called with the path or URL of each deleted backup. Raises BackupError and DatabaseError.
+    """
+    plans = await prune_plans(access)
+    for warning in warnings(plans, allow_many=allow_many):
         warn(warning)
-    gone = set()
-    async for where in delete_old(access, [] if dry_run else planned, is_meant=is_meant):
-        on_delete(where)
-        gone.add(where)
-    return [pruned for plan in planned for pruned in _outcomes(plan, gone, dry_run, is_meant)]
+    deleted = set()
+    async for path in delete_old(access, [] if dry_run else plans, allow_many=allow_many):
+        on_delete(path)
+        deleted.add(path)
+    return [pruned for plan in plans for pruned in _outcomes(plan, deleted, dry_run, allow_many)]
 
 
-def _outcomes(plan: Plan, gone: set[str], dry_run: bool, is_meant: bool) -> Iterator[PrunedBackup]:
+def _outcomes(plan: PrunePlan, deleted: set[str], dry_run: bool, allow_many: bool) -> Iterator[PrunedBackup]:
     where = "folder" if plan.storage.place == FOLDER else "elsewhere"
-    is_held = plan.decision.too_many and not is_meant
+    is_held = plan.decision.too_many and not allow_many
     for verdict in plan.decision.verdicts:
-        goes = not verdict.stays and not is_held and (dry_run or f"{plan.storage.name}/{verdict.name}" in gone)
+        goes = not verdict.stays and not is_held and (dry_run or f"{plan.storage.name}/{verdict.name}" in deleted)
         then = ("would go" if dry_run else "deleted") if goes else "stays"
         is_kept = not goes and not verdict.stays
         why = ("more than half would go" if is_held else "pinned meanwhile") if is_kept else verdict.why
         yield PrunedBackup(backup=verdict.name, where=where, then=then, why=why)
 
 
-def _deleted(storage: Storage, name: str, _: Stop) -> bool:
+def _delete(storage: Storage, name: str, _: Stop) -> bool:
+    """Delete a backup unless it is pinned. Returns whether it was deleted."""
     if pins.is_pinned(storage, name):
         return False
     storage.delete(name)
     return True
 
 
-def _swept(plan: Plan, _: Stop) -> None:
-    pins.remove_orphans(plan.storage, plan.seen.orphans, clock.now())
+def _remove_orphaned_pins(plan: PrunePlan, _: Stop) -> None:
+    pins.remove_orphans(plan.storage, plan.listing.orphans, clock.now())

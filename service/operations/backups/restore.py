@@ -1,6 +1,6 @@
-"""What `batch backup restore`, `verify --restore` and the drill do: restore a backup when nobody is in the way.
+"""Restores backups, and tries restores out, for `batch backup restore`, `batch backup verify --restore` and the drill.
 
-It works beside an idle service and without one, and on a machine where there is no ledger yet.
+It works beside an idle service and without one, and also on a machine without a ledger.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.backup.file.reader import Backup, LocalFile, Source
-from service.backup.restoring.count import Report
-from service.backup.restoring.plan import Plan
+from service.backup.restoring.count import RestoreReport
+from service.backup.restoring.plan import RestorePlan
 from service.backup.restoring.restore import planned
 from service.backup.restoring.restore import restore as restore_backup
 from service.backup.restoring.scratch import restore_into_scratch
@@ -35,10 +35,10 @@ from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.make import (
-    Tell,
+    OnProgress,
     create,
     facts_of,
-    nobody,
+    ignore_progress,
     record_failure,
     refuse_changed,
 )
@@ -50,8 +50,15 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """A restore as a person asks for it. `force`: also beneath other nodes. `safety`: back up first what is there.
-    `changed`: also a backup that is not as we made it."""
+    """The request for a restore.
+
+    Attributes:
+        backup: A path, a name, `latest`, or s3://bucket/prefix/name.
+        dry_run: Roll the restore back at its end.
+        force: Restore also while a service runs, if it has no active run.
+        safety: Make a backup of the database before the restore.
+        changed: Restore also a backup that was changed since it was made.
+    """
 
     backup: str
     dry_run: bool = False
@@ -60,18 +67,18 @@ class RestoreRequest:
     changed: bool = False
 
 
-class Restored(Result):
-    """`safety`: the path of the backup of what was there before; None where nothing was, or none was request."""
+class RestoreResult(Result):
+    """The outcome of a restore. `safety`: the path of the backup that was made before it; None if none was made."""
 
-    report: Report
+    report: RestoreReport
     safety: str | None
 
 
 @dataclass(frozen=True)
 class Activity:
-    """Who lives, and what may write: nodes, and active runs that some node holds or could take up at any moment.
+    """What may write to the database: living nodes, and active runs that a living node executes or could start.
 
-    `ended`: runs that are over since an instant. `at`: the ledger's time; None where there is no ledger yet.
+    `ended`: runs that have ended since a given instant. `at`: the ledger's time (UTC); None without a ledger.
     """
 
     nodes: tuple[str, ...] = ()
@@ -79,26 +86,27 @@ class Activity:
     ended: tuple[str, ...] = ()
     at: datetime | None = None
 
-    def refuse(self, force: bool, plan: Plan | None = None) -> None:
-        """Raises BackupError where a restore would be wrong; with `plan` also for what that would replace."""
+    def refuse(self, force: bool, plan: RestorePlan | None = None) -> None:
+        """Raises BackupError if a restore could lose data; with `plan` also if it would replace the ledger in use."""
         if self.runs:
             raise BackupError(
                 f"nothing is restored while runs are active: {_some(self.runs)}. Let them end, or `batch cancel` them"
             )
         if self.ended:
             raise BackupError(
-                f"nothing was restored: {_some(self.ended)} has ended since what is there was backed up, and what it "
-                "wrote would be lost. Stop the service, or pause the task (--no-safety restores all the same)"
+                f"nothing was restored: {_some(self.ended)} has ended since the backup that was made before the "
+                "restore, and what it wrote would be lost. Stop the service, or pause the task (--no-safety restores "
+                "nevertheless)"
             )
         if self.nodes and not force:
             raise BackupError(
-                f"nothing is restored while a service runs: {_some(self.nodes)}. Stop it, or restore beneath it "
+                f"nothing is restored while a service runs: {_some(self.nodes)}. Stop it, or restore while it runs, "
                 "by --force"
             )
         if self.nodes and plan is not None and plan.holds_ledger:
             raise BackupError(
-                f"the backup holds the ledger, by which a service runs: {_some(self.nodes)}. Stop it: --force is not "
-                "enough"
+                f"the backup holds the ledger, which a running service uses: {_some(self.nodes)}. Stop the service: "
+                "--force does not allow this"
             )
 
 
@@ -108,27 +116,27 @@ def _some(names: Sequence[str]) -> str:
 
 
 async def activity(access: BackupAccess, since: datetime | None = None) -> Activity:
-    """Nothing where there is no ledger yet. Raises DatabaseError."""
-    return await access.recorded(partial(_activity, access, since), reads=True) or Activity()
+    """What may write to the database, and the runs that ended since `since` (UTC). Raises DatabaseError."""
+    return await access.in_ledger(partial(_activity, access, since), reads=True) or Activity()
 
 
 async def _activity(access: BackupAccess, since: datetime | None, connection: AsyncConnection) -> Activity:
-    """What was running on a node that is dead is as interrupted as it will be called: nothing takes it up meanwhile."""
+    """Without a living node no run is active: nothing resumes the runs of dead nodes meanwhile."""
     now = await database_time.now_of(connection)
     folder = process_lock.folder_of(access.settings.ledger_url)
     living = await living_nodes(connection, folder, access.settings.LEASE_SECONDS)
-    active = await _those(connection, runs.c.state.in_(ACTIVE)) if living else ()
-    ended = await _those(connection, runs.c.started_at.is_not(None), runs.c.finished_at >= since) if since else ()
+    active = await _run_names(connection, runs.c.state.in_(ACTIVE)) if living else ()
+    ended = await _run_names(connection, runs.c.started_at.is_not(None), runs.c.finished_at >= since) if since else ()
     return Activity(tuple(living), active, ended, now)
 
 
-async def _those(connection: AsyncConnection, *conditions: Any) -> tuple[str, ...]:
-    found = select(runs.c.id, runs.c.task, runs.c.state).where(*conditions).order_by(runs.c.created_at)
-    return tuple(f"{row.task} {row.id} ({row.state})" for row in await connection.execute(found))
+async def _run_names(connection: AsyncConnection, *conditions: Any) -> tuple[str, ...]:
+    statement = select(runs.c.id, runs.c.task, runs.c.state).where(*conditions).order_by(runs.c.created_at)
+    return tuple(f"{row.task} {row.id} ({row.state})" for row in await connection.execute(statement))
 
 
-async def plan_of(access: BackupAccess, request: RestoreRequest) -> Plan:
-    """What would be done, and what is in the way. Raises BackupError where there is no such backup."""
+async def plan_of(access: BackupAccess, request: RestoreRequest) -> RestorePlan:
+    """Plan a restore; the plan lists the problems. Raises BackupError if there is no such backup."""
     source = await in_thread(lambda _: access.places.find(request.backup))
     try:
         await _own_facts(access, source, request)
@@ -138,18 +146,18 @@ async def plan_of(access: BackupAccess, request: RestoreRequest) -> Plan:
     return plan
 
 
-async def plan_if_possible(access: BackupAccess, request: RestoreRequest) -> Plan:
-    """What would be done. Raises BackupError where something is in the way, or there is no such backup."""
-    found = await activity(access)
-    found.refuse(request.force)
+async def plan_if_possible(access: BackupAccess, request: RestoreRequest) -> RestorePlan:
+    """Plan a restore. Raises BackupError if the restore would be refused, or if there is no such backup."""
+    active = await activity(access)
+    active.refuse(request.force)
     plan = await plan_of(access, request)
     plan.refuse()
-    found.refuse(request.force, plan)
+    active.refuse(request.force, plan)
     return plan
 
 
-async def _planned(access: BackupAccess, source: Source) -> tuple[str, Plan]:
-    """The database's URL, and what would be done. In an empty one the application has to own what is made."""
+async def _planned(access: BackupAccess, source: Source) -> tuple[str, RestorePlan]:
+    """The URL to restore by, and the plan. In an empty database the role of DATABASE_URL has to own the new tables."""
     _, url = access.settings.backup_database
     plan = await planned(source, url, histories=HISTORIES)
     if plan.is_new and url != access.settings.DATABASE_URL:
@@ -158,14 +166,16 @@ async def _planned(access: BackupAccess, source: Source) -> tuple[str, Plan]:
     return url, plan
 
 
-async def restore(access: BackupAccess, request: RestoreRequest, tell: Tell = nobody) -> Restored:
-    """Restore the application's database from a backup, after a backup of what is there.
+async def restore(
+    access: BackupAccess, request: RestoreRequest, on_progress: OnProgress = ignore_progress
+) -> RestoreResult:
+    """Restore the application's database from a backup, after making a backup of the database as it is.
 
-    Runs are looked for twice: at first, and when no other connection can write to the tables any more. One that begins
-    after that waits, and finds the restored rows; one that ended since the backup of what is there would be in neither.
-    Raises BackupError; then everything is as it was.
+    Active runs are looked for twice: at first, and when no other connection can write to the tables. A run that starts
+    after that waits, and then finds the restored rows. A run that ended since the new backup prevents the restore,
+    because the new backup does not have what it wrote. Raises BackupError; the database is unchanged then.
     """
-    plan: Plan | None = None
+    plan: RestorePlan | None = None
     since: datetime | None = None
 
     async def last_check() -> None:
@@ -176,18 +186,18 @@ async def restore(access: BackupAccess, request: RestoreRequest, tell: Tell = no
     try:
         facts = await _own_facts(access, source, request)
         url, plan = await _planned(access, source)
-        found = await activity(access)
-        found.refuse(request.force, plan)
+        active = await activity(access)
+        active.refuse(request.force, plan)
         plan.refuse()
-        safety = await _safety(access, plan, tell) if request.safety and not request.dry_run else None
-        since = found.at if safety else None
-        with _saying_where(safety):
+        safety = await _back_up_first(access, plan, on_progress) if request.safety and not request.dry_run else None
+        since = active.at if safety else None
+        with _naming_backup(safety):
             report = await restore_backup(
                 source,
                 url,
                 dry_run=request.dry_run,
                 last_check=last_check,
-                on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
+                on_progress=lambda p: on_progress(p.bytes, p.estimate, p.stage),
                 folder=access.settings.BACKUP_DIR,
                 histories=HISTORIES,
             )
@@ -195,39 +205,39 @@ async def restore(access: BackupAccess, request: RestoreRequest, tell: Tell = no
             await _record(access, source, facts, was_real=True, is_sound=not request.changed)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
-    return Restored(report=report, safety=safety)
+    return RestoreResult(report=report, safety=safety)
 
 
 @contextmanager
-def _saying_where(safety: str | None) -> Iterator[None]:
-    """Who tries again by `latest` would restore what is there."""
+def _naming_backup(safety: str | None) -> Iterator[None]:
+    """Add to an error that `latest` now means the backup `safety`, so that nobody restores that by mistake."""
     try:
         yield
     except (BackupError, DatabaseError) as error:
         if safety is None:
             raise
-        message = f"{error.message.rstrip('.')}. `latest` is now {safety}, of what is there"
+        message = f"{error.message.rstrip('.')}. `latest` is now {safety}, the backup made before the restore"
         raise type(error)(message) from error
 
 
-async def _safety(access: BackupAccess, plan: Plan, tell: Tell) -> str | None:
-    """A backup of what is there, which holds all that the restore replaces."""
+async def _back_up_first(access: BackupAccess, plan: RestorePlan, on_progress: OnProgress) -> str | None:
+    """Make a backup that has all tables that the restore replaces, and return its path; None for a new database."""
     if plan.is_new and not plan.rows:
         return None
     try:
-        done = await create(access, tell)
+        backup = await create(access, on_progress)
     except BackupError as error:
         raise BackupError(
-            f"nothing was restored, for what is there could not be backed up first: {error.message} (--no-safety "
-            "restores without)"
+            f"nothing was restored, because the database could not be backed up first: {error.message} (--no-safety "
+            "restores without a backup)"
         ) from error
-    held = await in_thread(lambda _: _tables_of(done.path))
-    if missing := sorted(plan.rows.keys() & {str(table) for table in plan.tables} - held):
+    saved = await in_thread(lambda _: _tables_of(backup.path))
+    if missing := sorted(plan.rows.keys() & {str(table) for table in plan.tables} - saved):
         raise BackupError(
-            f"nothing was restored, for the backup of what is there, {done.path}, leaves out {_some(missing)}: look at "
-            "BACKUP_INCLUDE, BACKUP_EXCLUDE and BACKUP_LEDGER (--no-safety restores all the same)"
+            f"nothing was restored, because the backup made before it, {backup.path}, leaves out {_some(missing)}: "
+            "look at BACKUP_INCLUDE, BACKUP_EXCLUDE and BACKUP_LEDGER (--no-safety restores nevertheless)"
         )
-    return done.path
+    return backup.path
 
 
 def _tables_of(path: str) -> set[str]:
@@ -235,8 +245,10 @@ def _tables_of(path: str) -> set[str]:
         return {str(table) for table in Backup.open(source).tables}
 
 
-async def check_by_restoring(access: BackupAccess, backup: str, tell: Tell = nobody) -> Report:
-    """Prove that a backup loads, where nobody sees it; what comes of it is recorded. Raises BackupError."""
+async def check_by_restoring(
+    access: BackupAccess, backup: str, on_progress: OnProgress = ignore_progress
+) -> RestoreReport:
+    """Prove that a backup loads into a scratch place, and record the outcome. Raises BackupError."""
     source = await in_thread(lambda _: access.places.find(backup))
     try:
         facts = await _own_facts(access, source)
@@ -244,7 +256,7 @@ async def check_by_restoring(access: BackupAccess, backup: str, tell: Tell = nob
             source,
             access.settings.backup_database[1],
             drill_url=access.settings.RESTORE_DRILL_URL,
-            on_progress=lambda p: tell(p.bytes, p.estimate, p.stage),
+            on_progress=lambda p: on_progress(p.bytes, p.estimate, p.stage),
             folder=access.settings.BACKUP_DIR,
             histories=HISTORIES,
         )
@@ -259,18 +271,20 @@ async def check_by_restoring(access: BackupAccess, backup: str, tell: Tell = nob
 
 
 async def _own_facts(access: BackupAccess, source: Source, request: RestoreRequest | None = None) -> Facts | None:
-    """None: it is somebody else's file, of which nothing is recorded. Raises DamagedBackup where it was changed since
-    we made it, unless that is `wanted`."""
+    """The facts of a backup in BACKUP_DIR or at BACKUP_URL; None for another file, of which nothing is recorded.
+
+    Raises DamagedBackup if it was changed since it was made, unless the request allows that.
+    """
     if access.place_of(source.name) is None:
         return None
     facts = await in_thread(lambda _: facts_of(source, Path(source.name).name))
     if request is None or not request.changed:
-        await refuse_changed(access, source, facts, " (--changed restores it all the same)" if request else "")
+        await refuse_changed(access, source, facts, " (--changed restores it nevertheless)" if request else "")
     return facts
 
 
 async def _record(access: BackupAccess, source: Source, facts: Facts, *, was_real: bool, is_sound: bool = True) -> None:
-    """That the backup loads, and whether it was into the application's database. What was done is done without it."""
+    """Record that the backup loads, and if `was_real`, that the application's database was restored from it."""
     place = access.place_of(source.name)
     assert place is not None
 
@@ -281,4 +295,4 @@ async def _record(access: BackupAccess, source: Source, facts: Facts, *, was_rea
         if was_real:
             await backups.restored(connection, facts.name, place, clock.now())
 
-    await access.noted(facts.name, write)
+    await access.record_if_possible(facts.name, write)
