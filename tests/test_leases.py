@@ -86,7 +86,7 @@ async def test_a_frozen_node_loses_its_run_and_comes_back_without_it(
     os.kill(a.process.pid, signal.SIGCONT)
 
     async def has_come_back() -> bool:
-        return "registers anew" in a.stderr and f"another node holds run {held['id']}" in a.stderr
+        return "registers again" in a.stderr and f"another node holds run {held['id']}" in a.stderr
 
     await until(has_come_back)
     assert await rows(ledger, id=held["id"]) == [done]
@@ -100,7 +100,7 @@ async def test_a_frozen_node_loses_its_run_and_comes_back_without_it(
         return any(run["id"] not in before for run in await rows(ledger, node=held["node"], state="succeeded"))
 
     await until(runs_further_slots)
-    assert a.stderr.count("registers anew") == 1
+    assert a.stderr.count("registers again") == 1
     assert "Traceback" not in a.stderr + b.stderr
 
 

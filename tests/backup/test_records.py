@@ -43,7 +43,7 @@ async def test_recording_a_backup_again_updates_the_facts_of_its_file_and_keeps_
     run = new_id()
     async with ledger.engine.begin() as connection:
         await backups.record(connection, facts(taken_by_run=run), FOLDER, AT)
-        assert await backups.verified(connection, NAME, FOLDER, CHECKSUMS, AT)
+        assert await backups.mark_verified(connection, NAME, FOLDER, CHECKSUMS, AT)
         await backups.record(connection, facts(rows=None, revision="app_0005"), FOLDER, LATER)
         row = await row_of(connection)
     assert (row["revision"], row["rows"], row["taken_by_run"]) == ("app_0005", 3_000_000_000, run)
@@ -53,8 +53,8 @@ async def test_recording_a_backup_again_updates_the_facts_of_its_file_and_keeps_
 async def test_a_file_of_another_size_is_another_file_and_was_never_checked(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
         await backups.record(connection, facts(), FOLDER, AT)
-        await backups.verified(connection, NAME, FOLDER, RESTORED, AT)
-        await backups.restored(connection, NAME, FOLDER, AT)
+        await backups.mark_verified(connection, NAME, FOLDER, RESTORED, AT)
+        await backups.mark_restored(connection, NAME, FOLDER, AT)
         await backups.record(connection, facts(size=6), FOLDER, LATER)
         row = await row_of(connection)
     assert backups.state(row) == "not verified" and (row["verified_at"], row["restored_at"]) == (None, None)
@@ -64,12 +64,12 @@ async def test_the_record_of_a_backup_in_one_place_does_not_apply_to_its_copy(le
     async with ledger.engine.begin() as connection:
         for place in (FOLDER, FAR):
             await backups.record(connection, facts(), place, AT)
-        await backups.failed(connection, NAME, FOLDER, "a byte", AT)
-        await backups.verified(connection, NAME, FAR, RESTORED, AT)
-        rows = await backups.listed(connection)
+        await backups.mark_failed(connection, NAME, FOLDER, "a byte", AT)
+        await backups.mark_verified(connection, NAME, FAR, RESTORED, AT)
+        rows = await backups.all_rows(connection)
         assert [(row["place"], backups.state(row)) for row in rows] == [(FOLDER, "failed"), (FAR, "restored")]
-        await backups.gone(connection, NAME, FOLDER)
-        assert [row["place"] for row in await backups.listed(connection)] == [FAR]
+        await backups.remove(connection, NAME, FOLDER)
+        assert [row["place"] for row in await backups.all_rows(connection)] == [FAR]
 
 
 async def test_the_hash_of_the_manifest_at_its_making_is_known_for_every_copy(ledger: Database) -> None:
@@ -78,7 +78,7 @@ async def test_the_hash_of_the_manifest_at_its_making_is_known_for_every_copy(le
         await backups.record(connection, facts(manifest="read later"), FOLDER, AT)
         await backups.record(connection, facts(manifest="of the copy"), FAR, AT)
         await backups.record(connection, facts("found", manifest="found"), FAR, AT)
-        await backups.gone(connection, NAME, FOLDER)
+        await backups.remove(connection, NAME, FOLDER)
         assert await backups.manifests(connection, NAME) == ["made"]
         assert await backups.manifests(connection, "found") == []
 
@@ -88,13 +88,13 @@ async def test_a_restored_one_stays_restored_until_a_check_fails(ledger: Databas
         await backups.record(connection, facts(), FOLDER, AT)
         states = [backups.state(await row_of(connection))]
         for how in (CHECKSUMS, RESTORED, CHECKSUMS):
-            await backups.verified(connection, NAME, FOLDER, how, AT)
+            await backups.mark_verified(connection, NAME, FOLDER, how, AT)
             states.append(backups.state(await row_of(connection)))
-        await backups.failed(connection, NAME, FOLDER, "a byte", LATER)
+        await backups.mark_failed(connection, NAME, FOLDER, "a byte", LATER)
         row = await row_of(connection)
         assert (row["failed_check"], row["failed_at"], row["verified_at"]) == ("a byte", LATER, None)
         states.append(backups.state(row))
-        await backups.verified(connection, NAME, FOLDER, CHECKSUMS, LATER)
+        await backups.mark_verified(connection, NAME, FOLDER, CHECKSUMS, LATER)
         states.append(backups.state(await row_of(connection)))
     assert states == ["not verified", CHECKSUMS, RESTORED, RESTORED, "failed", CHECKSUMS]
 
@@ -106,7 +106,7 @@ async def test_many_may_record_one_backup_at_once(ledger: Database) -> None:
 
     await asyncio.gather(*(record(size) for size in range(5)))
     async with ledger.engine.connect() as connection:
-        assert len(await backups.listed(connection)) == 1
+        assert len(await backups.all_rows(connection)) == 1
 
 
 async def test_a_rescan_drops_missing_backups_of_its_place_but_none_recorded_after_it_began(ledger: Database) -> None:
@@ -114,8 +114,8 @@ async def test_a_rescan_drops_missing_backups_of_its_place_but_none_recorded_aft
         for name, at in (("kept", AT), ("lost", AT), ("new", LATER)):
             await backups.record(connection, facts(name), FOLDER, at)
         await backups.record(connection, facts("lost"), FAR, AT)
-        assert await backups.keep_only(connection, FOLDER, ["kept"], LATER) == 1
-        found = {(row["name"], row["place"]) for row in await backups.listed(connection)}
+        assert await backups.remove_others(connection, FOLDER, ["kept"], LATER) == 1
+        found = {(row["name"], row["place"]) for row in await backups.all_rows(connection)}
         assert found == {("kept", FOLDER), ("new", FOLDER), ("lost", FAR)}
 
 

@@ -1,4 +1,4 @@
-"""Cancelling a run, and giving one that is over a new attempt."""
+"""Cancelling a run, and retrying a run that has ended."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def only(ledger: Database) -> dict[str, Any]:
     return run
 
 
-# Asking.
+# The request.
 
 
 @pytest.mark.parametrize("state", [RunState.QUEUED, RunState.RETRYING, RunState.INTERRUPTED])
@@ -86,12 +86,12 @@ async def test_cancelling_an_unknown_run_returns_none(ledger: Database) -> None:
     assert await ask(ledger, new_id()) is None
 
 
-# What the attempt makes of it.
+# The end of an attempt whose run has a request.
 
 
 @pytest.mark.parametrize("state", [RunState.RETRYING, RunState.INTERRUPTED])
 async def test_a_run_with_a_request_neither_retries_nor_resumes(ledger: Database, state: RunState) -> None:
-    """Whoever writes its outcome: its node, the drain, or the rescue of a node that died."""
+    """This holds if its node, a drain, or the rescue of a dead node writes the outcome."""
     await insert(ledger, new())
     (claimed,) = await claim(ledger, "t")
     await ask(ledger, claimed.id)
@@ -116,7 +116,7 @@ async def test_a_run_that_ended_before_its_node_saw_the_request_keeps_its_end(
 
 
 async def test_a_request_during_the_write_of_a_retry_is_not_lost(ledger: Database) -> None:
-    """The outcome is written, and not committed yet, when the request comes."""
+    """The request comes when the outcome is written and not committed yet."""
     await insert(ledger, new())
     (claimed,) = await claim(ledger, "t")
     async with ledger.engine.begin() as connection:
@@ -130,14 +130,14 @@ async def test_a_request_during_the_write_of_a_retry_is_not_lost(ledger: Databas
 
 
 class World:
-    """An engine that is told what has changed in the ledger, and one task."""
+    """An engine with one task, which gets the changes that a poll of the ledger reads."""
 
     def __init__(self, ledger: Database, task: Task) -> None:
         self.ledger = ledger
         self.engine = DrivenEngine(ledger, {task.name: task}, NODE)
 
     async def cancelled(self) -> tuple[dict[str, Any], float]:
-        """Start it, ask, and return how the run ended, and how many seconds that took."""
+        """Start the run and request its cancel. Returns the row of the ended run, and how many seconds that took."""
         await insert(self.ledger, new("tick"))
         self.engine.wake()
         await until(lambda: rows(self.ledger, state="running"))
@@ -222,7 +222,7 @@ async def test_a_run_that_ignores_the_request_is_given_up(
 
 
 async def test_a_request_for_another_fence_is_ignored(ledger: Database, worlds: Any) -> None:
-    """This node lost the run: whoever holds it now cancels it."""
+    """This node has lost the run, so the node that holds it now cancels it."""
     world = await worlds(looks_at_cancelled)
     await insert(ledger, new("tick"))
     world.engine.wake()
@@ -236,7 +236,7 @@ async def test_a_request_for_another_fence_is_ignored(ledger: Database, worlds: 
     assert [attempt.run.cancelled for attempt in world.engine.attempts] == [False]
 
 
-# A new attempt.
+# Retries by a person.
 
 
 @pytest.mark.parametrize("state", [RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED])
@@ -288,7 +288,7 @@ async def test_a_refused_retry_names_the_state_of_the_run(ledger: Database, stat
 
 
 async def test_a_retried_run_of_an_old_slot_does_not_block_the_current_slot(ledger: Database) -> None:
-    """The overlap policy looks at what is on time, and this is not any more."""
+    """The overlap policy considers only runs on time, and a retried run is not on time any more."""
     loaded = await know(ledger, make_task("tick", "0 * * * *"))
     async with ledger.engine.begin() as connection:
         await connection.execute(update(tables.schedules).values(fired_until=NOW - timedelta(minutes=30)))
@@ -349,7 +349,7 @@ async def test_a_run_that_used_up_its_attempts_has_all_of_them_again_after_a_ret
 
 
 async def waits_until_over(ledger: Database, engine: DrivenEngine) -> list[float]:
-    """The seconds that its only run waits between its attempts, until it is over."""
+    """The seconds that the only run waits between its attempts, until it has ended."""
     waits = []
     await engine.settle()
     while (run := await only(ledger))["state"] == "retrying":

@@ -1,4 +1,4 @@
-"""The local engine beside others of its process that claim: what each of them started is started once."""
+"""The local engine beside other code in its process that claims runs: each run is started once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.batch.test_runs import new
 
 
 class Counted:
-    """A task that counts how often its body begins, and an engine that has it."""
+    """A task that counts how often its body begins."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -32,7 +32,7 @@ class Counted:
 
 
 async def commit_a_claim(ledger: Database) -> runs.Claimed:
-    """What a firing does for its node before it launches: the run is in the ledger as running."""
+    """Insert a running run, as a firing does before it launches the run on its node."""
     at = clock.now()
     started = {"node": NODE, "fence": 1, "attempt": 1, "started_at": at, "attempt_started_at": at}
     made = new(state=RunState.RUNNING, **started)

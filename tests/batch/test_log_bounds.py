@@ -1,4 +1,4 @@
-"""What a run logs is bounded in bytes: each line, what waits for the ledger, and what is read back."""
+"""The log of a run is bounded in bytes: each line, the lines that wait for the ledger, and the blocks that are read."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from tests.batch.ledger_world import NODE
 
 KILOBYTES_100 = 100_000
 LONGEST = 64_000
-"""Bytes of a message."""
+"""The bytes of a message that are kept."""
 SAID = 100
-"""Bytes of the words that say how much was cut."""
+"""The bytes of the note that says how much was cut."""
 
 logger = get_logger("mine")
 

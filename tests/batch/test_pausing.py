@@ -36,7 +36,7 @@ async def resume(ledger: Database) -> None:
 
 @pytest.fixture
 async def start(ledger: Database) -> AsyncIterator[Start]:
-    """Starts a node that has the task `tick`, and a run of it that goes on."""
+    """Starts a node with the task `tick`, and a run of it that does not end by itself."""
     async with AsyncExitStack() as stack:
 
         async def start(run: Any, **attributes: Any) -> LocalEngine:

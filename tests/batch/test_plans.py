@@ -1,7 +1,7 @@
-"""How the databases find what is asked all the time: by an index that knows the answer, never through all runs.
+"""The plans of the statements that are executed often: each uses an index, and none reads all runs.
 
-The statements are those that the functions send, caught on their way; the ledger is one in which much stands that is
-none of theirs. What serves no plan here is an index too many.
+The statements are recorded while the functions execute them, on a ledger with many rows that they do not need. An index
+that no plan here uses is superfluous.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from tests.conftest import KINDS
 
 RUNS = 20_000
 KEPT = 490
-"""Runs of a task: ten of each that has 500 in the past are pruned."""
+"""How many runs of a task are kept: of each task with 500 ended runs ten are pruned."""
 
 LARGE = {*(table.name for table in tables.ledger.tables.values()), "batch_checkpoints", "batch_once", "users"}
 LARGE -= {"batch_catalog", "batch_backups"}
 
 ONCE_AN_HOUR = {"prune"}
-"""What may read through other tables than that of the runs."""
+"""Functions that may scan other tables than that of the runs."""
 
 IN_ORDER = {"list": r"USING INDEX ix_batch_runs", "look": r"USING INDEX ix_batch_nodes_live$"}
-"""Where an index is gone through: a list stops after a page, and of the nodes only those stand in it that live."""
+"""Scans of an index that are allowed: a list stops after a page, and the index of nodes has only living ones."""
 
 PLANS = {
     "fire": {"uq_batch_schedules_open", "ix_batch_runs_in_the_way", "ix_batch_missed_task"},
@@ -80,15 +80,15 @@ PLANS = {
     "pause": {"uq_batch_schedules_open"},
     "schedules of a task": {"ix_batch_schedules_task"},
 }
-"""The indexes of ours by which each finds runs, beside the primary keys, and no others."""
+"""The indexes that each function uses, besides primary keys. It must use no others."""
 
 HARMLESS = {"uq_batch_runs_task_slot", "uq_batch_runs_task_key", "uq_batch_runs_exclusive", "ix_batch_nodes_live"}
 HARMLESS |= {"ix_batch_missed_task"}
-"""PostgreSQL names what an insert looks into; and it may take a small unique index where one row is meant."""
+"""PostgreSQL names the indexes that an insert checks, and may use a small unique index to find one row."""
 
 
 class Plans:
-    """What was sent in the name of each of these, and how the database would find it."""
+    """The statements that each function has executed, and the plan of each."""
 
     def __init__(self, *databases: Database) -> None:
         self.sent: dict[str, dict[str, tuple[Database, Any]]] = {}
@@ -111,7 +111,7 @@ class Plans:
         self._name = ""
 
     async def read(self) -> dict[str, list[tuple[str, list[str]]]]:
-        """By name, each statement with the lines of its plan."""
+        """By name of function: each statement with the lines of its plan."""
         found: dict[str, list[tuple[str, list[str]]]] = {}
         for name, statements in self.sent.items():
             for statement, (database, parameters) in statements.items():
@@ -223,7 +223,7 @@ async def _node(ledger: Database) -> str:
 
 
 async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
-    """Much of others; of this node four tasks with a slot that is due and one that was missed, and one run of each."""
+    """Fill the ledger: many other rows; four tasks of this node, each with a due slot, a missed slot and a run."""
     ruled = {"free": "allow", "waits": "wait"}
     loaded = await know(
         ledger,
@@ -266,13 +266,13 @@ Found = dict[str, list[tuple[str, list[str]]]]
 
 
 def used(plans: Found, name: str) -> set[str]:
-    """The indexes by which these statements find what they look for."""
+    """The indexes that the plans of these statements name."""
     lines = "\n".join(line for _, plan in plans[name] for line in plan)
     return set(re.findall(r"\b((?:ix|uq)_batch_\w+)", lines)) - {"ix_batch_once_run"}
 
 
 def scanned(name: str, statement: str, plan: list[str]) -> list[str]:
-    """The lines in which a large table is read through: PostgreSQL names the table, SQLite its alias."""
+    """The lines of a plan that scan a large table. PostgreSQL names the table, SQLite its alias."""
     large = {"batch_runs"} if name in ONCE_AN_HOUR else LARGE
     aliases = re.findall(rf"\b(?:{'|'.join(large)})(?: AS)? ([a-z]\w*)", statement)
     through = [(line, re.search(r"Seq Scan on (\w+)|^SCAN (\w+)", line)) for line in plan]
@@ -302,7 +302,7 @@ def test_runs_are_found_by_the_indexes_meant_for_that(plans: Found, name: str) -
 
 
 async def test_only_the_first_runs_of_a_queue_are_read(ledger: Database) -> None:
-    """PostgreSQL reads through all that a bitmap has. SQLite has none, and sorts in a tree of its own."""
+    """A bitmap scan of PostgreSQL would read all of them. SQLite has none, and would sort in a temporary B-tree."""
     loaded = await know(ledger, *(make_task(f"free-{n}", None, overlap="allow") for n in range(10)))
     plans = Plans(ledger)
     async with ledger.engine.begin() as connection:

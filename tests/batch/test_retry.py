@@ -1,4 +1,4 @@
-"""When a failed run is tried again: its own waits, RetryAfter, and the Retry-After of an httpx response."""
+"""When a failed run is retried: the waits of the policy, RetryAfter, and the Retry-After header of a response."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RETRY = Retry(attempts=3, wait=10, jitter=0, max_wait=100)
 
 
 def answered(status: int, header: str | None = None) -> httpx.HTTPStatusError:
-    """What raise_for_status() raises."""
+    """The error that raise_for_status() raises for a response with this status and Retry-After header."""
     request = httpx.Request("GET", "https://prices.example/")
     headers = {} if header is None else {"Retry-After": header.encode("latin-1")}
     response = httpx.Response(status, headers=headers, request=request)

@@ -183,7 +183,7 @@ def cyclic() -> dict[str, Any]:
 
 
 class Raising:
-    """Whatever is asked of it raises."""
+    """An object whose special methods raise."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self.error = error
@@ -266,7 +266,7 @@ async def test_a_result_of_the_allowed_size_stays_whole() -> None:
 
 
 class RaisingLater(Exception):
-    """Its text can be read once."""
+    """An error whose text can be read only once."""
 
     def __init__(self) -> None:
         self.reads = 0

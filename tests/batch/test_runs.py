@@ -1,4 +1,4 @@
-"""Claiming and finishing: one statement each, which says from which state."""
+"""Claiming and finishing runs: each is one statement, which names the states that a run may change from."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_with_little_capacity_the_higher_priority_goes_first(ledger: Datab
 async def test_a_queued_run_may_start_even_if_the_clock_of_its_maker_was_ahead(
     ledger: Database, state: RunState
 ) -> None:
-    """That one was ahead, or it was set back since."""
+    """`due_at` lies in the future if that clock was ahead, or was set back since."""
     await insert(ledger, new(state=state, due_at=NOW + timedelta(hours=1)))
     async with ledger.engine.connect() as connection:
         with clock.moved(NOW):
@@ -225,7 +225,7 @@ async def test_a_write_under_an_older_fence_bounces_and_changes_nothing(ledger: 
 
 
 async def test_the_same_outcome_twice_is_not_a_lost_lease(ledger: Database) -> None:
-    """The reply to a COMMIT was lost, so the group is written again."""
+    """A group is written again if the reply to its COMMIT was lost."""
     await insert(ledger, new("a"), new("b"))
     one, two = await claim(ledger, "a", "b")
     await finish(ledger, ending(one))
@@ -244,7 +244,7 @@ async def test_an_attempt_never_leaves_a_final_state(ledger: Database) -> None:
 
 
 async def test_large_groups_are_not_quadratic(ledger: Database) -> None:
-    """The statement shape that took minutes at this size took the index on state for the join."""
+    """A statement that used the index on state for its join took minutes at this size."""
     await insert(ledger, *[new("free", exclusive=None) for _ in range(20_000)])
     claimed = await claim(ledger, "free", limit=20_000)
     assert len(claimed) == 20_000

@@ -1,4 +1,4 @@
-"""start(): runs that code asks for."""
+"""start(): runs that are queued by code."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class WelcomeInAThread(BaseTask):
 
 @pytest.fixture
 async def batch(monkeypatch: pytest.MonkeyPatch, ledger_url: str) -> AsyncIterator[BatchService]:
-    """A service that polls so rarely that only a wake can explain a run that starts soon."""
+    """A service that polls only once a minute, so that a run which starts soon must have been started by a wake."""
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     monkeypatch.setenv("POLL_SECONDS", "60")
     config.forget_settings()

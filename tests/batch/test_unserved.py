@@ -35,7 +35,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def removed(ledger: Database, name: str = "gone", hours: float = 25) -> Task:
-    """A task that was removed so many hours ago."""
+    """A task that was removed `hours` ago."""
     task = make_task(name, None)
     await know(ledger, task)
     async with ledger.engine.begin() as connection:
@@ -81,7 +81,7 @@ async def test_all_other_runs_stay_as_they_are(ledger: Database) -> None:
 async def test_runs_of_a_task_that_a_node_loads_at_that_moment_do_not_fail(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It came after the look for such tasks, and before the first of their runs was changed."""
+    """The node loads the task after the search for removed tasks, and before the first of their runs fails."""
     task = await removed(ledger)
     await insert(ledger, waiting())
     fail_some = unserved._fail_some
@@ -141,7 +141,7 @@ async def test_many_unserved_runs_fail_in_several_transactions(
 
 
 async def test_the_search_reads_the_index_once_for_each_removed_task(ledger: Database) -> None:
-    """In a ledger with a history, of which PostgreSQL has its statistics."""
+    """The ledger has many ended runs, and PostgreSQL has statistics of them."""
     await removed(ledger)
     history = {"state": RunState.SUCCEEDED, "finished_at": LONG_AGO}
     made = [waiting(f"task-{n % 20}", **(history if n % 10 else {})) for n in range(3_000)]

@@ -100,7 +100,7 @@ class Nodes(Machine):
 
     @does(which=WHICH)
     def beat(self, which: str) -> None:
-        """A node says that it lives. One that was taken for dead gives up what it holds, and registers anew."""
+        """A node beats. If it was marked as stopped, it gives up its runs and registers again."""
         self._beat(self.processes[which])
 
     def _beat(self, process: Process) -> None:
@@ -136,7 +136,7 @@ class Nodes(Machine):
 
     @does(which=WHICH, noticed=st.booleans())
     def crash(self, which: str, noticed: bool) -> None:
-        """A process ends without a word, and another one starts. `noticed`: the other node takes over what it ran."""
+        """A process is killed, and another one starts. `noticed`: the other node rescues its runs."""
         self._join(which, self.processes[which].tasks)
         if noticed:
             self._inherit(OTHER[which])
@@ -161,7 +161,7 @@ class Nodes(Machine):
 
     @does(which=WHICH, how=st.sampled_from(ENDS))
     def freeze(self, which: str, how: str) -> None:
-        """A process is frozen for longer than its lease, and says how its attempts ended after others took its runs."""
+        """A process is frozen for longer than its lease, and writes its outcomes after its runs were rescued."""
         self._look(self.processes[OTHER[which]])
         self._rescue(self.processes[OTHER[which]])
         self._claim(OTHER[which], MANY)

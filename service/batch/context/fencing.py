@@ -169,7 +169,7 @@ def _at_commit(connection: Connection) -> None:
 def _is_read_only(connection: Connection) -> bool:
     """Whether the transaction only reads. Its commit needs no fence.
 
-    Its connection is kept in `transactions` all the same: while it is open, PostgreSQL can't remove old rows.
+    Its connection is kept in `transactions` nevertheless: while it is open, PostgreSQL can't remove old rows.
     """
     return bool(connection.get_execution_options().get("postgresql_readonly"))
 

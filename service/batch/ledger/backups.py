@@ -74,7 +74,7 @@ async def manifests(connection: AsyncConnection, name: str) -> Sequence[str]:
     return (await connection.execute(statement)).scalars().all()
 
 
-async def verified(connection: AsyncConnection, name: str, place: str, how: str, at: datetime) -> bool:
+async def mark_verified(connection: AsyncConnection, name: str, place: str, how: str, at: datetime) -> bool:
     """Write that a check of a backup has succeeded. Returns False if there is no such row.
 
     `how`: CHECKSUMS or RESTORED. A row with RESTORED keeps that until a check fails.
@@ -85,22 +85,22 @@ async def verified(connection: AsyncConnection, name: str, place: str, how: str,
     )
 
 
-async def failed(connection: AsyncConnection, name: str, place: str, why: str, at: datetime) -> bool:
+async def mark_failed(connection: AsyncConnection, name: str, place: str, why: str, at: datetime) -> bool:
     """Write that a check of a backup has failed; this replaces a success. Returns False if there is no such row."""
     return await _update(connection, name, place, failed_at=at, failed_check=why, verified_at=None, verified_how=None)
 
 
-async def restored(connection: AsyncConnection, name: str, place: str, at: datetime) -> bool:
+async def mark_restored(connection: AsyncConnection, name: str, place: str, at: datetime) -> bool:
     """Write that the application database was restored from a backup. Returns False if there is no such row."""
     return await _update(connection, name, place, restored_at=at)
 
 
-async def pins(connection: AsyncConnection) -> Sequence[Row]:
+async def rows_with_pins(connection: AsyncConnection) -> Sequence[Row]:
     """The rows with pins. An older version kept pins in the ledger; they have to be written beside the files."""
     return await _rows(connection, backups.c.pinned_at.is_not(None))
 
 
-async def pin_written(connection: AsyncConnection, name: str, place: str) -> bool:
+async def clear_pin(connection: AsyncConnection, name: str, place: str) -> bool:
     """Remove a pin from the ledger when it was written beside the file. Returns False if there is no such row."""
     return await _update(connection, name, place, pinned_at=None, pinned_by=None)
 
@@ -112,12 +112,12 @@ async def unpin(connection: AsyncConnection, name: str) -> bool:
     return bool(updated.rowcount)
 
 
-async def gone(connection: AsyncConnection, name: str, place: str) -> None:
+async def remove(connection: AsyncConnection, name: str, place: str) -> None:
     """Delete the row of a backup whose file is not in that place any more."""
     await connection.execute(delete(backups).where(backups.c.name == name, backups.c.place == place))
 
 
-async def keep_only(connection: AsyncConnection, place: str, names: Collection[str], before: datetime) -> int:
+async def remove_others(connection: AsyncConnection, place: str, names: Collection[str], before: datetime) -> int:
     """Delete the rows of backups in a place, except those in `names`, whose files were found. Returns how many.
 
     `before`: the instant at which the files were listed. Rows that were written later belong to newer files, and stay.
@@ -134,7 +134,7 @@ async def get(connection: AsyncConnection, name: str, place: str) -> Row | None:
     return rows[0] if rows else None
 
 
-async def listed(connection: AsyncConnection) -> Sequence[Row]:
+async def all_rows(connection: AsyncConnection) -> Sequence[Row]:
     """All rows, newest backup first."""
     return await _rows(connection)
 

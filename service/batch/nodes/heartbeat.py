@@ -186,7 +186,9 @@ class Heartbeat:
         self._lease.end()
         if not self._has_reported_loss:
             self._has_reported_loss = self._has_given_up = True
-            logger.error("this node lost its lease, and others took its runs: it gives them up, and registers anew")
+            logger.error(
+                "this node lost its lease, and other nodes took its runs: it gives them up, and registers again"
+            )
         await self._call_and_wait(self._on_loss)
         sent_at = clock.boottime()
         async with database.engine.begin() as connection:

@@ -23,7 +23,7 @@ from service.logs import get_logger
 logger = get_logger("service.batch")
 
 OLD_NS = 30 * 86_400 * 1_000_000_000
-"""The age at which the file of a dead node is removed in any case: 30 days, in nanoseconds."""
+"""Files of dead nodes that are older are removed, even if no node has rescued the runs: 30 days, in nanoseconds."""
 PREFIX = ".batch-node-"
 NODE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

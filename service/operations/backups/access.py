@@ -100,7 +100,7 @@ class BackupAccess:
 
     async def records(self) -> dict[tuple[str, str], Row]:
         """The ledger's records of backups, by place and name. Raises DatabaseError."""
-        return {(row["place"], row["name"]): row for row in await self.read_ledger(backups.listed) or ()}
+        return {(row["place"], row["name"]): row for row in await self.read_ledger(backups.all_rows) or ()}
 
 
 def _has_places(connection: Connection) -> bool:

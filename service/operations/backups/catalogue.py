@@ -131,9 +131,9 @@ async def _record(connection: AsyncConnection, rows: dict[BackupKey, Row], at: d
         await backups.record(connection, Facts(**{key: row[key] for key in backups.FACTS}), place, at)
         manifests = await backups.manifests(connection, name)
         if row["failed_at"]:
-            await backups.failed(connection, name, place, row["failed_check"], at)
+            await backups.mark_failed(connection, name, place, row["failed_check"], at)
         elif manifests and row["manifest"] not in manifests:
-            await backups.failed(connection, name, place, f"it was changed since it was made: {CHANGED}", at)
+            await backups.mark_failed(connection, name, place, f"it was changed since it was made: {CHANGED}", at)
     return True
 
 
@@ -245,7 +245,7 @@ async def rescan(access: BackupAccess) -> int:
     async def write(connection: AsyncConnection) -> bool:
         await _record(connection, rows, started)
         for listing in listings:
-            await backups.keep_only(connection, listing.place, list(listing.sizes), started)
+            await backups.remove_others(connection, listing.place, list(listing.sizes), started)
         return True
 
     if await access.in_ledger(write) is None:

@@ -75,7 +75,7 @@ async def create(access: BackupAccess, on_progress: OnProgress = ignore_progress
 
     async def write(connection: AsyncConnection) -> None:
         await backups.record(connection, facts, FOLDER, clock.now(), is_new=True)
-        await backups.verified(connection, facts.name, FOLDER, CHECKSUMS, clock.now())
+        await backups.mark_verified(connection, facts.name, FOLDER, CHECKSUMS, clock.now())
 
     await access.record_if_possible(facts.name, write)
     return BackupResult(path=str(path), facts=facts)
@@ -119,7 +119,7 @@ async def record_check(access: BackupAccess, facts: Facts, place: str) -> None:
 
     async def write(connection: AsyncConnection) -> None:
         await backups.record(connection, facts, place, clock.now())
-        await backups.verified(connection, facts.name, place, CHECKSUMS, clock.now())
+        await backups.mark_verified(connection, facts.name, place, CHECKSUMS, clock.now())
 
     await access.record_if_possible(facts.name, write)
 
@@ -133,7 +133,7 @@ async def record_failure(access: BackupAccess, source: Source, why: str) -> None
 
     async def write(connection: AsyncConnection) -> None:
         await backups.record(connection, Facts(path.name, at, size=source.size), place, clock.now())
-        await backups.failed(connection, path.name, place, why, clock.now())
+        await backups.mark_failed(connection, path.name, place, why, clock.now())
 
     await access.record_if_possible(path.name, write)
 

@@ -95,7 +95,7 @@ async def move_pins(access: BackupAccess, storages: Sequence[Storage], listings:
     Pins of backups in other places remain in the ledger. Existing pins are unchanged. Raises BackupError and
     DatabaseError.
     """
-    old_pins = await access.in_ledger(backups.pins) or ()
+    old_pins = await access.in_ledger(backups.rows_with_pins) or ()
     moved = []
     for storage, listing in zip(storages, listings, strict=True):
         rows = [row for row in old_pins if row["name"] in listing.sizes]
@@ -103,7 +103,7 @@ async def move_pins(access: BackupAccess, storages: Sequence[Storage], listings:
             name = row["name"]
             if name not in listing.pinned:
                 await in_thread(partial(_put, storage, name, Pin(row["pinned_by"], row["pinned_at"])))
-            await access.in_ledger(partial(backups.pin_written, name=name, place=listing.place))
+            await access.in_ledger(partial(backups.clear_pin, name=name, place=listing.place))
         moved.append(replace(listing, pinned=listing.pinned | {row["name"] for row in rows}))
     return moved
 

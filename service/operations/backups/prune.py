@@ -72,7 +72,7 @@ async def delete_old(access: BackupAccess, plans: list[PrunePlan], *, allow_many
         storage = plan.storage
         for name in () if plan.decision.too_many and not allow_many else plan.decision.going:
             if await in_thread(partial(_delete, storage, name)):
-                await access.in_ledger(partial(backups.gone, name=name, place=storage.place))
+                await access.in_ledger(partial(backups.remove, name=name, place=storage.place))
                 yield f"{storage.name}/{name}"
         await in_thread(partial(_remove_orphaned_pins, plan))
 

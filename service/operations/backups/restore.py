@@ -291,8 +291,8 @@ async def _record(access: BackupAccess, source: Source, facts: Facts, *, was_rea
     async def write(connection: AsyncConnection) -> None:
         await backups.record(connection, facts, place, clock.now())
         if is_sound:
-            await backups.verified(connection, facts.name, place, backups.RESTORED, clock.now())
+            await backups.mark_verified(connection, facts.name, place, backups.RESTORED, clock.now())
         if was_real:
-            await backups.restored(connection, facts.name, place, clock.now())
+            await backups.mark_restored(connection, facts.name, place, clock.now())
 
     await access.record_if_possible(facts.name, write)

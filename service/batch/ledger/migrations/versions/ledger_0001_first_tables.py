@@ -1,4 +1,4 @@
-"""The ledger's first tables."""
+"""The first tables of the ledger."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The lane of a run: with max_running = k a task has k of them, and one run at a time is in each."""
+"""The lane of a run. With max_running = k a task has k lanes, and one run at a time is running in each."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The request to cancel a run that is running."""
+"""The request to cancel a running run."""
 
 import sqlalchemy as sa
 from alembic import op

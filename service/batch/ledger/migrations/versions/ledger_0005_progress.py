@@ -1,4 +1,4 @@
-"""What a running run says about itself beside its numbers, how fast it is, and since when."""
+"""The message of a running run, the rate of its progress, and the instant of its last progress."""
 
 import sqlalchemy as sa
 from alembic import op

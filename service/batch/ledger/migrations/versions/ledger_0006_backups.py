@@ -1,4 +1,4 @@
-"""What is known of each backup."""
+"""The table of backups."""
 
 import sqlalchemy as sa
 from alembic import op

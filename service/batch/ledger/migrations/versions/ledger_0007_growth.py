@@ -1,4 +1,4 @@
-"""Indexes that serve what is asked all the time, the version of the catalog, and which nodes fire."""
+"""Indexes for frequent queries, the version of the catalog, and a column that says which nodes fire."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""What is known of a backup is known of one place: the folder, or an address. And what its manifest hashed to.
+"""A row of a backup is about one place: the folder, or an address. It also has the hash of the manifest.
 
-Where a row spoke of both places, what was checked is taken to be the file in the folder, and the copy for not checked.
+A row that was about both places becomes one with the checks for the folder, and one for the copy, not checked.
 """
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ Id = sa.String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 FACTS = "name, taken_at, kind, database, revision, size, rows, tables, taken_by_run"
 DONE = "verified_at, failed_at, restored_at, verified_how, failed_check,"
 ELSEWHERE = "CASE WHEN url LIKE '/%' THEN 'file://' ELSE '' END || substr(url, 1, length(url) - length(name) - 1)"
-"""The address without the name. Of a folder only its path was written."""
+"""The address without the name of the file. Addresses of folders were stored without "file://"."""
 
 
 def upgrade() -> None:

@@ -1,4 +1,4 @@
-"""What a run has used up: attempts since a person retried it, losses since it got on. And which runs are pruned."""
+"""Attempts before a person's last retry, losses since the last progress, and a table of pruned runs."""
 
 import sqlalchemy as sa
 from alembic import op

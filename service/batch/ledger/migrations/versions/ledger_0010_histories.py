@@ -1,7 +1,7 @@
-"""Changes no table. Older code is refused from here on: it takes the tables beside the authors' data for its own.
+"""Changes no table. It makes older code refuse this ledger, since that code also migrates the tables of the
+application database.
 
-Since this revision those tables have a history of their own, in the application's database
-(batch_data_alembic_version).
+Since this revision those tables have their own history, in the application database (batch_data_alembic_version).
 """
 
 revision = "ledger_0010"
