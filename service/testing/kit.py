@@ -79,13 +79,13 @@ class Batch:
     async def run(
         self, task: TaskOrName, *, slot: datetime | None = None, kill_after_chunk: int | None = None, **params: Any
     ) -> RunRecord:
-        """Run `task` with these parameters, to its end; for a retry the clock moves on to when it is due.
+        """Run `task` with these parameters to its end. The clock moves to each retry.
 
-        What it starts with `start()` runs in the same call.
-        `kill_after_chunk`: when so many chunks are committed, in all its loops together, nothing goes on, as if the
-        process had died in that moment. The run is returned as `running`, and goes on with `resume()`. Raises
-        AssertionError when it ends with fewer chunks.
-        A run that fails is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
+        Runs that it starts with `start()` are executed in the same call.
+        `kill_after_chunk`: when the run has committed this many chunks, in all its loops together, it is killed, as if
+        its process had died. It is returned as `running`, and `resume()` continues it. Raises AssertionError if the run
+        ends with fewer chunks.
+        A failed run is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
         """
         known = _known(task)
         _check(kill_after_chunk)
@@ -99,7 +99,7 @@ class Batch:
     async def retry(self, run: RunRecord | str, *, from_the_beginning: bool = False) -> RunRecord:
         """Give a run in a final state a new attempt, like `batch retry`, and run it to its end.
 
-        Raises WrongState for one that is not over, or has succeeded and is not to begin anew.
+        Raises WrongState if the run is not over, or if it has succeeded and `from_the_beginning` is False.
         """
         async with self._service() as service:
             retried = await service.operations.runs.retry(_id(run), from_the_beginning=from_the_beginning)
@@ -120,7 +120,7 @@ class Batch:
     async def redrive(self, run: RunRecord | str, items: Sequence[str] | None = None) -> RunRecord:
         """Process the items that a run set aside again in a new run, and return that run when it has ended.
 
-        `items`: only these, as `quarantined` gives them. Raises WrongState where the run has no such items left.
+        `items`: only these, as `quarantined` returns them. Raises WrongState if the run has no such items left.
         """
         async with self._service() as service:
             started = await service.operations.quarantine.redrive(_id(run), items)
