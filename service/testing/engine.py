@@ -1,4 +1,4 @@
-"""The local engine without its background loop: a test says when it works."""
+"""The local engine without its background loop: it works only when a test calls it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from service.batch.execution.local_engine import LocalEngine
 
 
 class DrivenEngine(LocalEngine):
-    """A LocalEngine that works while `settle` is awaited, and at no other time. Do not `start` it."""
+    """A LocalEngine that works only while `settle` is awaited. Do not `start` it."""
 
     async def settle(self) -> None:
-        """Run everything that may be claimed, until nothing more may be."""
+        """Execute all runs that may be claimed, until no more can be claimed."""
         await self._turn()
         while self._attempts:
             await self._until_needed()

@@ -1,4 +1,4 @@
-"""What `fail_next` has set up: attempts that raise instead of running."""
+"""The failures that `fail_next` has set up: attempts that raise an error instead of calling `run()`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Failures:
         self._waiting[name].extend([error] * times)
 
     def prepare(self, task: Task, instance: BaseTask) -> None:
-        """A new instance fails as long as a failure waits for it."""
+        """Make a new instance fail if a failure is set up for its task."""
         if self._waiting[task.name]:
             vars(instance)["run"] = _failing(self._waiting[task.name].popleft(), task.on_loop)
 

@@ -1,4 +1,4 @@
-"""Each attempt makes an instance of its task: a test may have a look at it before it runs."""
+"""Access for tests to the instance of a task that each attempt creates, before its `run()` is called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kill_after_chunk`: from one commit on nothing of what was running goes on, not even a `finally`."""
+"""`kill_after_chunk`: after a given commit no code of the active runs is executed any more, not even a `finally`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.batch.tasks.base import BaseTask
 
 
 class Kill:
-    """What a service is doing stands still once one run has committed so many chunks, as after a `kill -9`.
+    """Freezes everything that a service executes when a run has committed a number of chunks, like a `kill -9`.
 
     Attributes:
         chunks: How many it has committed.
@@ -23,7 +23,7 @@ class Kill:
     """
 
     def __init__(self, run: str, after_chunk: int, on_kill: Callable[[], None]) -> None:
-        """`on_kill` is called in the midst of the commit, and must not wait."""
+        """`on_kill` is called during the commit, and must not block."""
         self.chunks = 0
         self.is_done = False
         self._run, self._after_chunk, self._on_kill = run, after_chunk, on_kill
@@ -39,7 +39,7 @@ class Kill:
             self._on_kill()
 
     def prepare(self, instance: BaseTask) -> None:
-        """A new instance whose `run()` stands still when the time has come."""
+        """Prepare a new instance, so that its `run()` is frozen at the kill."""
         run = instance.run
 
         def mortal(**parameters: Any) -> Any:
@@ -50,7 +50,7 @@ class Kill:
 
     @contextmanager
     def of_tasks(self) -> Iterator[None]:
-        """Those that a run makes on this event loop stand still too."""
+        """Freeze the asyncio tasks too that a run creates on this event loop."""
         loop = asyncio.get_running_loop()
         before = loop.get_task_factory()
 
@@ -70,7 +70,7 @@ class Kill:
             loop.set_task_factory(before)
 
     def bury(self) -> None:
-        """End the tasks of what stands still; their coroutines hear nothing of it."""
+        """End the asyncio tasks of the frozen coroutines, without any effect on the coroutines."""
         for coroutine in self._coroutines:
             coroutine.outlive_everything()
         for task in list(self._tasks):
@@ -83,7 +83,7 @@ class Kill:
 
 
 class Mortal(Coroutine[Any, Any, Any]):
-    """A coroutine that stands still for ever after the kill, wherever it was."""
+    """A coroutine that is never continued after the kill, wherever it was."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], kill: Kill) -> None:
         self._coroutine = coroutine
@@ -117,7 +117,7 @@ class Mortal(Coroutine[Any, Any, Any]):
         return self.send(None)
 
     def __getattr__(self, name: str) -> Any:
-        """What libraries and debuggers ask of a coroutine: cr_frame, cr_running, …"""
+        """Attributes of a coroutine that libraries and debuggers read: cr_frame, cr_running, …"""
         return getattr(self._coroutine, name)
 
 

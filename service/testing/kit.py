@@ -1,4 +1,4 @@
-"""Batch: what the fixture `batch` is. Runs tasks on real databases, at a time that the test decides."""
+"""The class of the fixture `batch`. It runs tasks on real databases, with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ TaskOrName = type[BaseTask] | str
 
 
 class Batch:
-    """The tasks of TASKS_DIR, with a clock that only this moves.
+    """The tasks in TASKS_DIR, with a clock that moves only by calls of this object.
 
     Attributes:
         patience: Seconds of real time that the runs of one call may take before it raises TimeoutError.
     """
 
     def __init__(self, root: Path) -> None:
-        """`root`: where TASKS_DIR is looked for, when pytest was started in another folder."""
+        """`root`: the folder in which TASKS_DIR is searched if pytest was started in another one."""
         self.patience = PATIENCE
         self._failures = Failures()
         self._recorder = Recorder()
@@ -50,11 +50,11 @@ class Batch:
 
     @property
     def now(self) -> datetime:
-        """The instant at which the clock stands: aware, UTC."""
+        """The current instant of the clock: aware, in UTC."""
         return clock.now()
 
     def set_time(self, at: datetime) -> None:
-        """Put the clock to `at` (aware), also back, before anything ran. Raises BatchError afterwards."""
+        """Set the clock to `at` (aware), forward or back. Raises BatchError if a task has run already."""
         if at.utcoffset() is None:
             raise ValueError(f"set_time() was given {at!r}; allowed: an aware datetime")
         if self.runs() or self.missed():
@@ -67,11 +67,11 @@ class Batch:
             TaskRegistry.of(task)
 
     def only(self, *tasks: TaskOrName) -> None:
-        """Let only these fire. The others still run when they are asked to."""
+        """Let only these tasks fire. The others can still be run by `run`."""
         self._only = {_known(task).name for task in tasks}
 
     def fail_next(self, task: TaskOrName, error: BaseException | None = None, times: int = 1) -> None:
-        """Let the next attempts of `task` raise `error` (default: a RuntimeError) instead of calling its `run()`."""
+        """Make the next attempts of `task` raise `error` (default: a RuntimeError) instead of calling its `run()`."""
         if error is not None and not isinstance(error, BaseException):
             raise TypeError(f"fail_next() was given {error!r}; allowed: an exception, such as OSError('no network')")
         self._failures.add(_known(task).name, error or RuntimeError("made to fail by fail_next()"), times)
@@ -79,13 +79,13 @@ class Batch:
     async def run(
         self, task: TaskOrName, *, slot: datetime | None = None, kill_after_chunk: int | None = None, **params: Any
     ) -> RunRecord:
-        """Run `task` with these parameters, to its end; for a retry the clock moves on to when it is due.
+        """Run `task` with these parameters to its end. The clock moves to each retry.
 
-        What it starts with `start()` runs in the same call.
-        `kill_after_chunk`: when so many chunks are committed, in all its loops together, nothing goes on, as if the
-        process had died in that moment. The run is returned as `running`, and goes on with `resume()`. Raises
-        AssertionError when it ends with fewer chunks.
-        A run that fails is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
+        Runs that it starts with `start()` are executed in the same call.
+        `kill_after_chunk`: when the run has committed this many chunks, in all its loops together, it is killed, as if
+        its process had died. It is returned as `running`, and `resume()` continues it. Raises AssertionError if the run
+        ends with fewer chunks.
+        A failed run is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
         """
         known = _known(task)
         _check(kill_after_chunk)
@@ -97,9 +97,9 @@ class Batch:
         return self._record(started.id)
 
     async def retry(self, run: RunRecord | str, *, from_the_beginning: bool = False) -> RunRecord:
-        """Give a run that is over a new attempt, as `batch retry` does, and run it to its end.
+        """Give a run in a final state a new attempt, like `batch retry`, and run it to its end.
 
-        Raises WrongState for one that is not over, or has succeeded and is not to begin anew.
+        Raises WrongState if the run is not over, or if it has succeeded and `from_the_beginning` is False.
         """
         async with self._service() as service:
             retried = await service.operations.runs.retry(_id(run), from_the_beginning=from_the_beginning)
@@ -107,7 +107,7 @@ class Batch:
         return self._record(retried.id)
 
     async def cancel(self, run: RunRecord | str) -> RunRecord:
-        """Cancel a run that waits, as `batch cancel` does. Raises WrongState for one that is over."""
+        """Cancel a waiting run, like `batch cancel`. Raises WrongState if the run is over."""
         async with self._service() as service:
             cancelled = await service.operations.runs.cancel(_id(run))
         return self._record(cancelled.id)
@@ -118,9 +118,9 @@ class Batch:
             return await service.operations.quarantine.list(_id(run))
 
     async def redrive(self, run: RunRecord | str, items: Sequence[str] | None = None) -> RunRecord:
-        """Do the items that a run set aside again, in a new run, which is returned when it has ended.
+        """Process the items that a run set aside again in a new run, and return that run when it has ended.
 
-        `items`: only these, as `quarantined` gives them. Raises WrongState where the run has no such items left.
+        `items`: only these, as `quarantined` returns them. Raises WrongState if the run has no such items left.
         """
         async with self._service() as service:
             started = await service.operations.quarantine.redrive(_id(run), items)
@@ -128,19 +128,19 @@ class Batch:
         return self._record(started.id)
 
     async def pause(self, task: TaskOrName) -> None:
-        """Stop firing a task, as `batch pause` does: until `unpause` its slots are missed."""
+        """Stop firing a task, like `batch pause`. Its slots until `unpause` are missed."""
         name = _known(task).name
         async with self._service() as service:
             await service.operations.tasks.pause(name)
 
     async def unpause(self, task: TaskOrName) -> None:
-        """Fire a paused task again, as `batch resume` does."""
+        """Fire a paused task again, like `batch resume`."""
         name = _known(task).name
         async with self._service() as service:
             await service.operations.tasks.resume(name)
 
     async def resume(self, *, kill_after_chunk: int | None = None) -> RunRecord:
-        """Take over the run that `kill_after_chunk` has ended, as another process does, and run it to its end.
+        """Take over the run that `kill_after_chunk` has killed, as another process would, and run it to its end.
 
         It goes on behind the last chunk that was committed, in the same attempt. `kill_after_chunk` counts anew. Raises
         BatchError when no run was killed.
@@ -158,7 +158,7 @@ class Batch:
     async def advance(
         self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
     ) -> list[RunRecord]:
-        """Move the clock on, from slot to slot, and run what is due at each, to its end.
+        """Move the clock forward from slot to slot, and run what is due at each slot to its end.
 
         Returns the runs that ended on the way, skipped ones too, oldest first.
         """
@@ -168,7 +168,7 @@ class Batch:
     async def down(
         self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
     ) -> list[RunRecord]:
-        """The service is down for so long, and starts again: the missed policies say what runs now.
+        """Move the clock as if the service had been down for this time: the missed policies decide what runs now.
 
         Returns the runs that ended then, oldest first.
         """
@@ -176,7 +176,7 @@ class Batch:
         return await self._while_ending(lambda service: service.jump(until))
 
     async def settle(self) -> list[RunRecord]:
-        """Run what `start()` has queued since, without moving the clock, and return it."""
+        """Run what `start()` has queued, without moving the clock, and return these runs."""
         return await self._while_ending(lambda service: service.settle())
 
     def runs(self, task: TaskOrName | None = None) -> list[RunRecord]:
@@ -184,7 +184,7 @@ class Batch:
         return run_records(self._recorder.chunks, task=_known(task).name if task is not None else None)
 
     def missed(self, task: TaskOrName | None = None) -> list[MissedRange]:
-        """The ranges of slots that did not run, with the reason, oldest first."""
+        """The ranges of slots that did not run, with their reasons, oldest first."""
         return missed_ranges(_known(task).name if task is not None else None)
 
     async def _finish(self, service: DrivenService, run_id: str, kill_after_chunk: int | None) -> None:

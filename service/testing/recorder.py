@@ -1,4 +1,4 @@
-"""What runs commit in chunks, written down while they do, until a kill if there is to be one."""
+"""Records the chunks that runs commit, up to the kill if the test asks for one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Recorder:
         self.kill: Kill | None = None
 
     def prepare(self, task: Task, instance: BaseTask) -> None:
-        """For a new instance, inside its attempt."""
+        """Prepare a new instance, inside its attempt."""
         run = current_run()
         state_of(run).loops = RecordedLoops(partial(self._committed, run.id))
         if self.kill is not None:

@@ -1,4 +1,4 @@
-"""Runs and missed ranges as a test reads them, without awaiting."""
+"""Runs and missed ranges for tests, which read them without `await`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CommittedChunk:
-    """A chunk that a run has committed.
+    """A committed chunk of a run.
 
     Attributes:
         loop: The name of its loop, or else the loop's number in the run: "1".
@@ -40,7 +40,7 @@ class CommittedChunk:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as it stands in the ledger. Instants are aware, UTC.
+    """The row of a run in the ledger. Instants are aware, in UTC.
 
     Attributes:
         slot: The due instant; None for a manual run that was not given one.
