@@ -140,11 +140,16 @@ class WriteBuffer:
 
 def progress_of(attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
     """The rows for `runs.mirror_progress`: one for each attempt with progress that was not taken yet."""
-    taken = [(attempt, attempt.state.meter.take()) for attempt in attempts]
+    reports = [(attempt, attempt.state.meter.take()) for attempt in attempts]
     return [
-        {"id": attempt.claimed.id, "fence": attempt.claimed.fence, "rate": new.rate, **_progress(attempt, new)}
-        for attempt, new in taken
-        if new is not None
+        {
+            "id": attempt.claimed.id,
+            "fence": attempt.claimed.fence,
+            "rate": progress.rate,
+            **_progress(attempt, progress),
+        }
+        for attempt, progress in reports
+        if progress is not None
     ]
 
 

@@ -109,11 +109,11 @@ async def insert(
     same = {n: v for n, v in rows[0].items() if all(row[n] is v or row[n] == v for row in rows)}
     same_columns = [table.c[name] for name, value in same.items() if value is not None]
     columns = [table.c[name] for name in rows[0] if name not in same]
-    listed = ", ".join(f'"{c.name}"' for c in (*columns, *same_columns))
+    names = ", ".join(f'"{c.name}"' for c in (*columns, *same_columns))
     values = ", ".join([*(f'v."{c.name}"' for c in columns), *(f":same_{c.name}" for c in same_columns)])
     # Without the WHERE SQLite would take the ON of ON CONFLICT for that of a join.
     from_clause = f" FROM {source(columns, kind)}" if columns else ""
-    statement = f"INSERT INTO {table.name} ({listed}) SELECT {values}{from_clause} WHERE true"
+    statement = f"INSERT INTO {table.name} ({names}) SELECT {values}{from_clause} WHERE true"
     if conflict:
         statement += f" ON CONFLICT {conflict} DO NOTHING"
     parameters = {f"same_{c.name}": storable(same[c.name]) for c in same_columns}

@@ -68,9 +68,9 @@ async def with_same_beats(connection: AsyncConnection, beats: Mapping[str, int])
     Their rows are locked, so they can't beat until this transaction ends. Only a row that another transaction has
     locked already, such as a beat that is going on or is frozen, is read without a lock.
     """
-    listed = select(nodes.c.id, nodes.c.beats).where(nodes.c.id.in_(beats)).order_by(nodes.c.id)
-    await connection.execute(listed.with_for_update(skip_locked=True))
-    return {node for node, count in await connection.execute(listed) if count == beats[node]}
+    statement = select(nodes.c.id, nodes.c.beats).where(nodes.c.id.in_(beats)).order_by(nodes.c.id)
+    await connection.execute(statement.with_for_update(skip_locked=True))
+    return {node for node, count in await connection.execute(statement) if count == beats[node]}
 
 
 async def end_connections(connection: AsyncConnection, node_ids: Iterable[str]) -> None:

@@ -105,9 +105,9 @@ async def write(connection: AsyncConnection, packed: list[dict[str, Any]]) -> No
     """Insert the rows that `pack` has made."""
     if not packed:
         return
-    listed, values = ", ".join(c.name for c in log.c), ", ".join(f":{c.name}" for c in log.c)
+    names, values = ", ".join(c.name for c in log.c), ", ".join(f":{c.name}" for c in log.c)
     # There may be a row of the same block already, if the reply to its COMMIT was lost.
-    statement = text(f"INSERT INTO batch_log ({listed}) VALUES ({values}) ON CONFLICT DO NOTHING")
+    statement = text(f"INSERT INTO batch_log ({names}) VALUES ({values}) ON CONFLICT DO NOTHING")
     await connection.execute(statement.bindparams(*(bindparam(c.name, type_=c.type) for c in log.c)), packed)
 
 

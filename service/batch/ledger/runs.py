@@ -106,9 +106,9 @@ class NewRun:
     @classmethod
     def running(cls, node: str, task: str, slot: datetime | None, now: datetime, **queued: Any) -> NewRun:
         """A run that a node starts at once. `queued`: the keyword arguments of `queued`."""
-        new = cls.queued(task, slot, now, **queued)
-        new.start(node, now)
-        return new
+        run = cls.queued(task, slot, now, **queued)
+        run.start(node, now)
+        return run
 
     def start(self, node: str, now: datetime) -> None:
         """Make it a running run of this node, instead of a queued one that any node may claim."""
@@ -199,9 +199,9 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     """
     kind = connection.dialect.name
     columns = [runs.c[name] for name in Active.__dataclass_fields__]
-    listed = ", ".join(c.name for c in columns)
-    named = queues.among("task", f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}", kind)
-    statement = text(f"SELECT {listed} FROM batch_runs WHERE {named} AND {IN_THE_WAY_SQL}")
+    selected = ", ".join(c.name for c in columns)
+    is_meant = queues.among("task", f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}", kind)
+    statement = text(f"SELECT {selected} FROM batch_runs WHERE {is_meant} AND {IN_THE_WAY_SQL}")
     parameter = {"rows": json_rows.encode([{"task": name} for name in names], kind)}
     by_task: dict[str, list[Active]] = {}
     for row in await connection.execute(statement.columns(*columns), parameter):

@@ -137,8 +137,8 @@ class Heartbeat:
 
     def _tick(self, is_idle: bool) -> float:
         """How many seconds to wait: a tick, or less if the next turn is due before."""
-        left = min(self._beat_at, self._look_at) - clock.boottime()
-        return min(self._tick_seconds, max(0.0, left)) if is_idle else self._tick_seconds
+        until_turn = min(self._beat_at, self._look_at) - clock.boottime()
+        return min(self._tick_seconds, max(0.0, until_turn)) if is_idle else self._tick_seconds
 
     def _give_up_if_lease_ended(self) -> None:
         if self._lease.is_held or self._has_given_up:
@@ -212,8 +212,8 @@ class Heartbeat:
     async def _rescue(self, database: Database, others: Sequence[NodeStatus]) -> None:
         """Rescue the runs of nodes that are stopped or silent, and of nodes of this machine whose process has ended."""
         silent = self._observer.silent({node.id: node.beats for node in others if not node.is_stopped})
-        gone = {node.id for node in others if process_lock.is_gone(self._folder, node.id)}
-        dead = {n.id: n.beats for n in others if n.is_stopped or n.id in silent or n.id in gone}
+        ended = {node.id for node in others if process_lock.is_gone(self._folder, node.id)}
+        dead = {n.id: n.beats for n in others if n.is_stopped or n.id in silent or n.id in ended}
         if dead:
             await self._take_over(database, dead, silent)
 
@@ -234,15 +234,15 @@ class Heartbeat:
 
     async def _call_and_wait(self, function: Callable[[], None]) -> None:
         """Call `function` on the node's event loop, and return when it has returned."""
-        own_loop, done = asyncio.get_running_loop(), asyncio.Event()
+        own_loop, has_returned = asyncio.get_running_loop(), asyncio.Event()
 
         def call() -> None:
             function()
             if not own_loop.is_closed():
-                own_loop.call_soon_threadsafe(done.set)
+                own_loop.call_soon_threadsafe(has_returned.set)
 
         self._call(call)
-        await done.wait()
+        await has_returned.wait()
 
 
 class LoopLag:

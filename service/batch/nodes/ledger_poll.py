@@ -117,9 +117,11 @@ def _statement(kind: str, has_now: bool, fires: bool) -> CompoundSelect[Any]:
 def _living(node: ColumnElement[str]) -> Select[Any]:
     """The other nodes that are not marked as stopped, all in one row: a hundred rows would take longer to read."""
     fires = case((nodes.c.fires, ":1"), else_=":0")
-    listed = func.aggregate_strings(cast(nodes.c.id, String) + ":" + cast(nodes.c.beats, String) + fires, " ")
+    statuses = func.aggregate_strings(cast(nodes.c.id, String) + ":" + cast(nodes.c.beats, String) + fires, " ")
     is_living = (nodes.c.stopped_at.is_(None), nodes.c.id != node)
-    return select(literal("living"), _null(nodes.c.id), literal(0), listed, _null(nodes.c.stopped_at)).where(*is_living)
+    return select(literal("living"), _null(nodes.c.id), literal(0), statuses, _null(nodes.c.stopped_at)).where(
+        *is_living
+    )
 
 
 def _status_of_each(listed: str) -> Iterator[NodeStatus]:

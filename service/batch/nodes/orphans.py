@@ -32,20 +32,20 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     """
     suspects = select(nodes.c.id, nodes.c.beats).where(nodes.c.id.in_(dead)).order_by(nodes.c.id)
     locked = await connection.execute(suspects.with_for_update(skip_locked=True))
-    gone = [node for node, beats in locked if beats == dead[node]]
-    if not gone:
+    lost_nodes = [node for node, beats in locked if beats == dead[node]]
+    if not lost_nodes:
         return []
-    lost = await _runs_of(connection, gone)
+    lost = await _runs_of(connection, lost_nodes)
     losses = {run["id"]: _losses(run) for run in lost}
     final = await _not_run_again(connection, lost)
     outcomes = [_outcome_of_lost(run, losses[run["id"]], run["task"] in final, now) for run in lost]
     await transitions.finish(connection, outcomes)
     await _record_losses(connection, lost, losses)
-    mark = update(nodes).where(nodes.c.id.in_(gone), nodes.c.stopped_at.is_(None))
+    mark = update(nodes).where(nodes.c.id.in_(lost_nodes), nodes.c.stopped_at.is_(None))
     await connection.execute(mark.values(stopped_at=now))
     names = ", ".join(sorted({run["task"] for run in lost})) or "nothing"
-    logger.warning(f"{len(gone)} nodes have died or lost their lease; the tasks of their runs: {names}")
-    return gone
+    logger.warning(f"{len(lost_nodes)} nodes have died or lost their lease; the tasks of their runs: {names}")
+    return lost_nodes
 
 
 async def interrupt_runs_of(connection: AsyncConnection, node: str, now: datetime, reason: str) -> None:

@@ -115,10 +115,10 @@ async def heads(
     ruled = {name: rules[name] for name in names if name in rules} if rules else {}
     kind = connection.dialect.name
     statement = _plain_heads(kind, locks, retries)
-    listed = [{"task": name, "exclusive": None if name in ruled else name} for name in names]
-    parameters = {"rows": json_rows.encode(listed, kind), "most": limit, "each": _share(limit, len(names))}
-    rows = await connection.execute(statement, parameters | ({"now": now} if retries else {}))
-    plain = [Head(*row) for row in rows]
+    rows = [{"task": name, "exclusive": None if name in ruled else name} for name in names]
+    parameters = {"rows": json_rows.encode(rows, kind), "most": limit, "each": _share(limit, len(names))}
+    result = await connection.execute(statement, parameters | ({"now": now} if retries else {}))
+    plain = [Head(*row) for row in result]
     if not ruled:
         return plain
     plain += await concurrency.heads_by_rules(connection, ruled, now, limit, retries)
@@ -128,14 +128,14 @@ async def heads(
 @cache
 def _plain_heads(kind: str, locks: bool, retries: bool) -> TextualSelect:
     """The query for the first run of each queue, except of tasks with rules, and for runs without `exclusive`."""
-    given = json_rows.source([runs.c.task, runs.c.exclusive], kind)
+    source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
     running = f"SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND x.{RUNNING_SQL}"
     lock = " FOR UPDATE SKIP LOCKED" if locks and kind == "postgresql" else ""
     head = queues.first("exclusive = v.task", "1", retries)
     not_exclusive = queues.first("exclusive IS NULL", ":each", retries, lock=lock)
     ids = (
-        f"SELECT ({head}) FROM {given} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({running}) "
-        f"UNION ALL SELECT u.id FROM {given} JOIN batch_runs u ON {queues.among('u.id', not_exclusive, kind)}"
+        f"SELECT ({head}) FROM {source} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({running}) "
+        f"UNION ALL SELECT u.id FROM {source} JOIN batch_runs u ON {queues.among('u.id', not_exclusive, kind)}"
     )
     statement = text(
         f"SELECT {', '.join(f'r.{c.name}' for c in HEAD_COLUMNS)} FROM batch_runs r "

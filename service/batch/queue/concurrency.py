@@ -138,10 +138,10 @@ async def _first(
     kind = connection.dialect.name
     may_start = f"(v.blocked IS NULL OR q.state <> 'queued' OR q.rank <> {Rank.ON_TIME})"
     first = queues.first("exclusive = v.task", ":most", retries, also=may_start)
-    given = json_rows.source([runs.c.task, _BLOCKED], kind)
+    source = json_rows.source([runs.c.task, _BLOCKED], kind)
     statement = text(
         f"SELECT {', '.join(f'r.{c.name}' for c in HEAD_COLUMNS)} "
-        f"FROM {given} JOIN batch_runs r ON {queues.among('r.id', first, kind)} "
+        f"FROM {source} JOIN batch_runs r ON {queues.among('r.id', first, kind)} "
         "ORDER BY r.priority DESC, r.rank, r.due_at, r.id"
     ).bindparams(*queues.parameters(retries), bindparam("most", type_=Integer()))
     encoded = json_rows.encode([{"task": name, "blocked": name in blocked or None} for name in names], kind)
