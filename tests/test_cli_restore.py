@@ -369,7 +369,7 @@ def test_a_ledger_that_is_away_afterwards_is_told_and_no_failure(
     async def away(*_: object) -> None:
         raise OperationalError("UPDATE", {}, sqlite3.OperationalError("disk I/O error"))
 
-    monkeypatch.setattr(records, "restored", away)
+    monkeypatch.setattr(records, "mark_restored", away)
     with closing(sqlite3.connect(tmp_path / "app.db")) as connection, connection:
         connection.execute("DELETE FROM users")
     done = batch("backup", "restore", "latest", "--yes", "--no-safety")
