@@ -319,6 +319,22 @@ async def test_without_a_ledger_reads_find_nothing_and_make_no_file(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["tasks"]
 
 
+async def test_both_databases_are_disposed_of_if_the_dispose_of_one_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disposed = []
+
+    async def cancelled(database: Database) -> None:
+        disposed.append(database.setting)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(Database, "dispose", cancelled)
+    with pytest.raises(asyncio.CancelledError):
+        async with open_operations(get_settings(), Loaded):
+            pass
+    assert sorted(disposed) == ["DATABASE_URL", "LEDGER_URL"]
+
+
 @pytest.mark.first_start
 async def test_reads_of_an_older_ledger_migrate_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEDGER_URL", database_url)

@@ -104,12 +104,15 @@ class Databases:
     def __init__(
         self, ledger: Database, application: Database, lease_seconds: float, *, are_ready: bool = False
     ) -> None:
-        """`lease_seconds`: how long after its last sign of life a process counts as alive (LEASE_SECONDS)."""
+        """`lease_seconds`: how long after its last sign of life a process counts as alive (LEASE_SECONDS).
+
+        `is_migrated` says whether this process knows that the ledger has the migrations of this code.
+        """
         self._lease_seconds = lease_seconds
         self.ledger = ledger
         self.application = application
         self._is_readable = are_ready
-        self._is_migrated = are_ready
+        self.is_migrated = are_ready
         self._are_both_migrated = are_ready
 
     @asynccontextmanager
@@ -142,7 +145,7 @@ class Databases:
 
     async def has_ledger(self) -> bool:
         """Whether there is a ledger, of any version. Raises DatabaseUnreachable."""
-        if self._is_migrated:
+        if self.is_migrated:
             return True
         if is_missing_file(self.ledger):
             return False
@@ -165,7 +168,7 @@ class Databases:
 
     async def migrate_ledger(self) -> None:
         """Migrate the ledger, once. Raises DatabaseUnreachable if there is no ledger that could be changed."""
-        if self._is_migrated:
+        if self.is_migrated:
             return
         if self.ledger.kind == "sqlite" and not _file_of(self.ledger).exists():
             raise DatabaseUnreachable(
@@ -173,7 +176,7 @@ class Databases:
             )
         await self.ledger.check()
         await migrate_ledger(self.ledger, self._lease_seconds)
-        self._is_migrated = self._is_readable = True
+        self.is_migrated = self._is_readable = True
 
     async def migrate_both(self) -> None:
         """Migrate both databases, once. Raises DatabaseError, InvalidSetting."""

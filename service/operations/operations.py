@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -113,8 +113,7 @@ async def open_operations(
     shows = settings.BATCH_SHOW_SQL_PARAMETERS
     ledger = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False, shows_values=shows)
     application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pooled=False, shows_values=shows)
-    try:
+    async with AsyncExitStack() as stack:  # both are disposed of, also if that of one is cancelled
+        for database in (ledger, application):
+            stack.push_async_callback(database.dispose)
         yield Operations(ledger, application, loaded, settings, actor=actor)
-    finally:
-        await application.dispose()
-        await ledger.dispose()

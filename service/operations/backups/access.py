@@ -70,8 +70,7 @@ class BackupAccess:
         if not await self.databases.has_ledger():
             return None
         try:
-            async with ledger.reader.connect() as connection:
-                is_older = not await connection.run_sync(_has_places)
+            is_older = not self.databases.is_migrated and not await self._has_places()
             if is_older and not migrates:
                 raise DatabaseError("the ledger is at an older migration than this code; `batch serve` migrates it")
             if is_older and not reads:
@@ -80,6 +79,11 @@ class BackupAccess:
                 return await statements(connection)
         except (DBAPIError, OSError) as error:
             raise ledger.unreachable(error) from error
+
+    async def _has_places(self) -> bool:
+        """Whether the ledger's table of backups has the columns that this code expects."""
+        async with self.databases.ledger.reader.connect() as connection:
+            return await connection.run_sync(_has_places)
 
     async def read_ledger(self, query: Statements[T]) -> T | None:
         """Read the records of backups; None if there is no ledger yet.
@@ -104,6 +108,5 @@ class BackupAccess:
 
 
 def _has_places(connection: Connection) -> bool:
-    """Whether the ledger's table of backups has the columns that this code expects."""
     tables = inspect(connection)
     return tables.has_table(table.name) and "place" in {column["name"] for column in tables.get_columns(table.name)}
