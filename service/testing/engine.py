@@ -1,4 +1,4 @@
-"""The local engine without its background loop: it works only when a test calls it."""
+"""The engine that executes runs, without its background loop: it executes runs only when a test calls it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from service.batch.execution.local_engine import LocalEngine
 
 
 class DrivenEngine(LocalEngine):
-    """A LocalEngine that works only while `settle` is awaited. Do not `start` it."""
+    """A LocalEngine that claims and executes runs only while `settle` is awaited.
+
+    `start` begins the background loop, so it is called only at the end, when the engine is drained and stopped.
+    """
 
     async def settle(self) -> None:
-        """Execute all runs that may be claimed, until no more can be claimed."""
+        """Claim and execute runs until no run is active and none can be claimed."""
         await self._turn()
         while self._attempts:
             await self._until_needed()

@@ -1,4 +1,4 @@
-"""The failures that `fail_next` has set up: attempts that raise an error instead of calling `run()`."""
+"""The errors that `fail_next` has set up: the next attempts of a task raise them instead of calling `run()`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from service.batch.tasks.registry import Task
 
 
 class Failures:
+    """The errors that the next attempts of each task are to raise, in this order."""
+
     def __init__(self) -> None:
-        self._waiting: defaultdict[str, deque[BaseException]] = defaultdict(deque)
+        self._errors: defaultdict[str, deque[BaseException]] = defaultdict(deque)
 
     def add(self, name: str, error: BaseException, times: int) -> None:
-        self._waiting[name].extend([error] * times)
+        self._errors[name].extend([error] * times)
 
     def prepare(self, task: Task, instance: BaseTask) -> None:
-        """Make a new instance fail if a failure is set up for its task."""
-        if self._waiting[task.name]:
-            vars(instance)["run"] = _failing(self._waiting[task.name].popleft(), task.on_loop)
+        """Replace the method `run` of a new instance if an error is set up for its task."""
+        if self._errors[task.name]:
+            vars(instance)["run"] = _failing(self._errors[task.name].popleft(), task.on_loop)
 
 
 def _failing(error: BaseException, on_loop: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Access for tests to the instance of a task that each attempt creates, before its `run()` is called."""
+"""Lets tests change the instance of a task's class that each attempt creates, before its `run()` is called."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Prepare = Callable[[Task, BaseTask], None]
 
 
 def prepared(tasks: Mapping[str, Task], prepare: Prepare) -> dict[str, Task]:
-    """These tasks; `prepare` is called with each new instance, inside its attempt, before its `run()` is."""
+    """Copies of these tasks. An attempt of one calls `prepare` with its new instance before it calls `run()`."""
     return {name: dataclasses.replace(task, cls=_maker(task, prepare)) for name, task in tasks.items()}
 
 
 def _maker(task: Task, prepare: Prepare) -> type[BaseTask]:
-    return cast(type[BaseTask], partial(_make, task, prepare))  # an attempt only calls it
+    return cast(type[BaseTask], partial(_make, task, prepare))  # a function will do, because an attempt only calls it
 
 
 def _make(task: Task, prepare: Prepare) -> BaseTask:

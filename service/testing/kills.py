@@ -1,4 +1,4 @@
-"""`kill_after_chunk`: after a given commit no code of the active runs is executed any more, not even a `finally`."""
+"""`kill_after_chunk`: from the commit of a given chunk on, no code of active runs is executed, not even a `finally`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from service.batch.tasks.base import BaseTask
 
 
 class Kill:
-    """Freezes everything that a service executes when a run has committed a number of chunks, like a `kill -9`.
+    """Freezes all coroutines of runs as soon as one run has committed a number of chunks, as a `kill -9` would.
 
     Attributes:
-        chunks: How many it has committed.
-        is_done: It has been killed.
+        chunks: How many chunks the run has committed.
+        is_done: Whether the run has been killed.
     """
 
     def __init__(self, run: str, after_chunk: int, on_kill: Callable[[], None]) -> None:
@@ -27,10 +27,11 @@ class Kill:
         self.chunks = 0
         self.is_done = False
         self._run, self._after_chunk, self._on_kill = run, after_chunk, on_kill
-        self._coroutines: WeakSet[Mortal] = WeakSet()
+        self._coroutines: WeakSet[FreezableCoroutine] = WeakSet()
         self._tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
 
     def committed(self, run: str) -> None:
+        """Count a chunk that `run` has committed, and kill the run if this is chunk `after_chunk`."""
         if run != self._run or self.is_done:
             return
         self.chunks += 1
@@ -42,55 +43,54 @@ class Kill:
         """Prepare a new instance, so that its `run()` is frozen at the kill."""
         run = instance.run
 
-        def mortal(**parameters: Any) -> Any:
+        def freezable_run(**parameters: Any) -> Any:
             result = run(**parameters)
-            return self._mortal(result) if iscoroutine(result) else result
+            return self._freezable(result) if iscoroutine(result) else result
 
-        vars(instance)["run"] = mortal
+        vars(instance)["run"] = freezable_run
 
     @contextmanager
-    def of_tasks(self) -> Iterator[None]:
-        """Freeze the asyncio tasks too that a run creates on this event loop."""
+    def freezing_tasks(self) -> Iterator[None]:
+        """Let the kill also freeze the asyncio tasks that runs create on this event loop."""
         loop = asyncio.get_running_loop()
-        before = loop.get_task_factory()
+        previous_factory = loop.get_task_factory()
 
-        def make(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
-            is_mortal = current_run.current_run_if_any() is not None
-            coroutine = self._mortal(work) if is_mortal else work
-            make_task: Any = before or _make_task
-            task = make_task(loop, coroutine, **options)
-            if is_mortal:
-                self._tasks.add(task)
+        def create_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+            create: Any = previous_factory or _create_task
+            if current_run.current_run_if_any() is None:
+                return create(loop, coroutine, **options)
+            task = create(loop, self._freezable(coroutine), **options)
+            self._tasks.add(task)
             return task
 
-        loop.set_task_factory(make)
+        loop.set_task_factory(create_task)
         try:
             yield
         finally:
-            loop.set_task_factory(before)
+            loop.set_task_factory(previous_factory)
 
-    def bury(self) -> None:
-        """End the asyncio tasks of the frozen coroutines, without any effect on the coroutines."""
+    def end_frozen_tasks(self) -> None:
+        """End the asyncio tasks of the frozen coroutines. No more code of the coroutines is executed by that."""
         for coroutine in self._coroutines:
-            coroutine.outlive_everything()
+            coroutine.prevent_closing()
         for task in list(self._tasks):
             task.cancel()
 
-    def _mortal(self, coroutine: Coroutine[Any, Any, Any]) -> Mortal:
-        mortal = Mortal(coroutine, self)
-        self._coroutines.add(mortal)
-        return mortal
+    def _freezable(self, coroutine: Coroutine[Any, Any, Any]) -> FreezableCoroutine:
+        freezable = FreezableCoroutine(coroutine, self)
+        self._coroutines.add(freezable)
+        return freezable
 
 
-class Mortal(Coroutine[Any, Any, Any]):
-    """A coroutine that is never continued after the kill, wherever it was."""
+class FreezableCoroutine(Coroutine[Any, Any, Any]):
+    """Wraps a coroutine. After the kill, the coroutine is never continued from the `await` at which it waits."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], kill: Kill) -> None:
         self._coroutine = coroutine
         self._kill = kill
 
     def send(self, value: Any) -> Any:
-        if self._kill.is_done:
+        if self._kill.is_done:  # wait for a future that nothing completes
             return next(asyncio.get_running_loop().create_future().__await__())
         return self._coroutine.send(value)
 
@@ -103,8 +103,11 @@ class Mortal(Coroutine[Any, Any, Any]):
         if not self._kill.is_done:
             self._coroutine.close()
 
-    def outlive_everything(self) -> None:
-        """Python closes a coroutine that it collects, at its own end too, and that would run each `finally` in it."""
+    def prevent_closing(self) -> None:
+        """Keep one reference to the coroutine for ever, so that Python never frees it.
+
+        Before Python frees a coroutine, also at the end of the process, it executes each `finally` in it.
+        """
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._coroutine))
 
     def __await__(self) -> Self:
@@ -117,9 +120,9 @@ class Mortal(Coroutine[Any, Any, Any]):
         return self.send(None)
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes of a coroutine that libraries and debuggers read: cr_frame, cr_running, …"""
+        """The attributes of the wrapped coroutine. Libraries and debuggers read some: cr_frame, cr_running, …"""
         return getattr(self._coroutine, name)
 
 
-def _make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+def _create_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     return asyncio.Task(coroutine, loop=loop, **options)

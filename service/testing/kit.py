@@ -1,4 +1,4 @@
-"""The class of the fixture `batch`. It runs tasks on real databases, with a clock that the test moves."""
+"""The class of the fixture `batch`, which runs tasks on real databases, with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -29,24 +29,26 @@ TaskOrName = type[BaseTask] | str
 
 
 class Batch:
-    """The tasks in TASKS_DIR, with a clock that moves only by calls of this object.
+    """Runs the tasks of TASKS_DIR. The clock stands still, and only calls of this object move it.
 
     Attributes:
-        patience: Seconds of real time that the runs of one call may take before it raises TimeoutError.
+        patience: Seconds of real time that the runs of one call may take. After that the call raises TimeoutError.
     """
 
     def __init__(self, root: Path) -> None:
-        """`root`: the folder in which TASKS_DIR is searched if pytest was started in another one."""
+        """`root`: the folder to which TASKS_DIR is relative, if it is not found from the current folder."""
         self.patience = PATIENCE
         self._failures = Failures()
         self._recorder = Recorder()
-        self._lost: tuple[str, str] | None = None
+        self._killed: tuple[str, str] | None = None
+        """The id of the run that was killed and waits for `resume`, and the id of its node."""
         self._only: set[str] | None = None
         self._is_busy = False
-        place = get_settings().TASKS_DIR
-        here = place if place.is_dir() or not (root / place).is_dir() else root / place
-        has_none = "TASKS_DIR" not in get_settings().model_fields_set and not here.is_dir()
-        self._broken = [] if has_none else load_tasks(here)
+        folder = get_settings().TASKS_DIR
+        if not folder.is_dir() and (root / folder).is_dir():
+            folder = root / folder
+        has_no_folder = "TASKS_DIR" not in get_settings().model_fields_set and not folder.is_dir()
+        self._broken = [] if has_no_folder else load_tasks(folder)
 
     @property
     def now(self) -> datetime:
@@ -54,20 +56,20 @@ class Batch:
         return clock.now()
 
     def set_time(self, at: datetime) -> None:
-        """Set the clock to `at` (aware), forward or back. Raises BatchError if a task has run already."""
+        """Set the clock to `at` (aware), forward or back. Raises BatchError after the first run or missed slot."""
         if at.utcoffset() is None:
             raise ValueError(f"set_time() was given {at!r}; allowed: an aware datetime")
         if self.runs() or self.missed():
-            raise BatchError("set_time() is for the beginning of a test; from there on advance() moves the clock")
+            raise BatchError("set_time() works only before the first run or missed slot; later, call advance()")
         clock.advance(at - clock.now())
 
     def add(self, *tasks: type[BaseTask]) -> None:
-        """Register tasks that are not in TASKS_DIR; they fire from now on. Raises InvalidTask."""
+        """Register tasks that are not in TASKS_DIR. Their slots from now on are fired. Raises InvalidTask."""
         for task in tasks:
             TaskRegistry.of(task)
 
     def only(self, *tasks: TaskOrName) -> None:
-        """Let only these tasks fire. The others can still be run by `run`."""
+        """Fire only the slots of these tasks. Other tasks can still be run with `run`."""
         self._only = {_known(task).name for task in tasks}
 
     def fail_next(self, task: TaskOrName, error: BaseException | None = None, times: int = 1) -> None:
@@ -79,18 +81,20 @@ class Batch:
     async def run(
         self, task: TaskOrName, *, slot: datetime | None = None, kill_after_chunk: int | None = None, **params: Any
     ) -> RunRecord:
-        """Run `task` with these parameters to its end. The clock moves to each retry.
+        """Run `task` with the parameters `params` to its end. If the run is retried, the clock moves to each retry.
 
         Runs that it starts with `start()` are executed in the same call.
         `kill_after_chunk`: when the run has committed this many chunks, in all its loops together, it is killed, as if
-        its process had died. It is returned as `running`, and `resume()` continues it. Raises AssertionError if the run
-        ends with fewer chunks.
+        its process had died. It is returned in the state `running`, and `resume()` continues it. Raises AssertionError
+        if the run ends with fewer chunks.
         A failed run is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
         """
         known = _known(task)
         _check(kill_after_chunk)
-        if kill_after_chunk is not None and self._lost is not None:
-            raise BatchError(f"run {self._lost[0]} was killed too, and waits for `batch.resume()`: one after the other")
+        if kill_after_chunk is not None and self._killed is not None:
+            raise BatchError(
+                f"run {self._killed[0]} was killed before; call `batch.resume()` before another run can be killed"
+            )
         async with self._service() as service:
             started = await service.operations.runs.start(known.name, params, slot)
             await self._finish(service, started.id, kill_after_chunk)
@@ -113,14 +117,14 @@ class Batch:
         return self._record(cancelled.id)
 
     async def quarantined(self, run: RunRecord | str) -> Sequence[Quarantined]:
-        """The items that a run set aside: `item`, `error`, `times`, `redriven_by`."""
+        """The items that a run has set aside: `item`, `error`, `times`, `redriven_by`."""
         async with self._service() as service:
             return await service.operations.quarantine.list(_id(run))
 
     async def redrive(self, run: RunRecord | str, items: Sequence[str] | None = None) -> RunRecord:
-        """Process the items that a run set aside again in a new run, and return that run when it has ended.
+        """Process the items that a run has set aside once more, in a new run, and return the new run when it has ended.
 
-        `items`: only these, as `quarantined` returns them. Raises WrongState if the run has no such items left.
+        `items`: only these, as `quarantined` returns them. Raises WrongState if none of them is in quarantine any more.
         """
         async with self._service() as service:
             started = await service.operations.quarantine.redrive(_id(run), items)
@@ -128,7 +132,7 @@ class Batch:
         return self._record(started.id)
 
     async def pause(self, task: TaskOrName) -> None:
-        """Stop firing a task, like `batch pause`. Its slots until `unpause` are missed."""
+        """Stop firing a task, like `batch pause`. Slots that come due before `unpause` are missed."""
         name = _known(task).name
         async with self._service() as service:
             await service.operations.tasks.pause(name)
@@ -142,25 +146,25 @@ class Batch:
     async def resume(self, *, kill_after_chunk: int | None = None) -> RunRecord:
         """Take over the run that `kill_after_chunk` has killed, as another process would, and run it to its end.
 
-        It goes on behind the last chunk that was committed, in the same attempt. `kill_after_chunk` counts anew. Raises
-        BatchError when no run was killed.
+        It continues after its last committed chunk, in the same attempt. `kill_after_chunk` kills it once more; only
+        chunks that are committed from now on are counted. Raises BatchError if no run was killed.
         """
         _check(kill_after_chunk)
-        if self._lost is None:
-            raise BatchError("there is no run to resume: `batch.run(…, kill_after_chunk=…)` comes first")
-        run_id, node = self._lost
+        if self._killed is None:
+            raise BatchError("there is no run to resume: call `batch.run(…, kill_after_chunk=…)` first")
+        run_id, node = self._killed
         async with self._service() as service:
             await service.rescue(node)
-            self._lost = None
+            self._killed = None
             await self._finish(service, run_id, kill_after_chunk)
         return self._record(run_id)
 
     async def advance(
         self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
     ) -> list[RunRecord]:
-        """Move the clock forward from slot to slot, and run what is due at each slot to its end.
+        """Move the clock forward by this time, from slot to slot, and run what is due at each slot to its end.
 
-        Returns the runs that ended on the way, skipped ones too, oldest first.
+        Returns the runs that have ended during this call, including skipped ones, oldest first.
         """
         until = _after(days, hours, minutes, seconds)
         return await self._while_ending(lambda service: service.advance(until))
@@ -170,13 +174,13 @@ class Batch:
     ) -> list[RunRecord]:
         """Move the clock as if the service had been down for this time: the missed policies decide what runs now.
 
-        Returns the runs that ended then, oldest first.
+        Returns the runs that have ended during this call, oldest first.
         """
         until = _after(days, hours, minutes, seconds)
         return await self._while_ending(lambda service: service.jump(until))
 
     async def settle(self) -> list[RunRecord]:
-        """Run what `start()` has queued, without moving the clock, and return these runs."""
+        """Execute the runs that `start()` has queued, without moving the clock, and return those that have ended."""
         return await self._while_ending(lambda service: service.settle())
 
     def runs(self, task: TaskOrName | None = None) -> list[RunRecord]:
@@ -194,11 +198,11 @@ class Batch:
         kill = await service.kill(run_id, kill_after_chunk)
         if not kill.is_done:
             run = self._record(run_id)
-            ended = run.state if run.reason is None else f"{run.state} ({run.reason})"
+            state = run.state if run.reason is None else f"{run.state} ({run.reason})"
             raise AssertionError(
-                f"{run.task} was not killed after chunk {kill_after_chunk}: it committed {kill.chunks}, and {ended}"
+                f"{run.task} was not killed after chunk {kill_after_chunk}: it committed {kill.chunks}, and {state}"
             )
-        self._lost = run_id, service.node
+        self._killed = run_id, service.node
 
     def _record(self, run_id: str) -> RunRecord:
         [record] = run_records(self._recorder.chunks, id=run_id)
@@ -213,10 +217,10 @@ class Batch:
     @asynccontextmanager
     async def _service(self) -> AsyncIterator[DrivenService]:
         if self._is_busy:
-            raise BatchError("await one call of `batch` after the other: they share a clock")
+            raise BatchError("another call of `batch` is not over; await it first, because all calls share one clock")
         if self._broken and self._only is None:
-            told = "; ".join(f"{file.source} can't be used: {file.error}" for file in self._broken)
-            raise BatchError(f"{told}. (batch.only(…) leaves other files out.)")
+            problems = "; ".join(f"{file.source} can't be used: {file.error}" for file in self._broken)
+            raise BatchError(f"{problems}. If a test needs only some tasks, batch.only(…) ignores such files")
         self._is_busy = True
         try:
             tasks = TaskRegistry.tasks()
@@ -227,7 +231,7 @@ class Batch:
 
 
 def _known(task: TaskOrName) -> Task:
-    """Raises UnknownTask for a name, InvalidTask for a class."""
+    """The registered task of this name or class. Raises UnknownTask for a name, InvalidTask for a class."""
     return TaskRegistry.get(task) if isinstance(task, str) else TaskRegistry.of(task)
 
 
@@ -236,13 +240,13 @@ def _id(run: RunRecord | str) -> str:
 
 
 def _check(kill_after_chunk: Any) -> None:
-    is_whole = isinstance(kill_after_chunk, int) and not isinstance(kill_after_chunk, bool)
-    if kill_after_chunk is not None and not (is_whole and kill_after_chunk > 0):
+    is_int = isinstance(kill_after_chunk, int) and not isinstance(kill_after_chunk, bool)
+    if kill_after_chunk is not None and not (is_int and kill_after_chunk > 0):
         raise ValueError(f"kill_after_chunk is {kill_after_chunk!r}; allowed: an int from 1")
 
 
 def _after(days: float, hours: float, minutes: float, seconds: float) -> datetime:
-    by = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-    if by < timedelta(0):
-        raise ValueError(f"the clock can't go back by {-by}: slots have been fired")
-    return clock.now() + by
+    duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    if duration < timedelta(0):
+        raise ValueError(f"the clock can't go back by {-duration}: slots have been fired")
+    return clock.now() + duration

