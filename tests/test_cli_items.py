@@ -66,7 +66,11 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
     refuses(batch("redrive", run, "--item", "3"), "no such items set aside: 3")
     (tmp_path / "mended").touch()
     queued = batch("redrive", run, "--item", "4")
-    assert queued.code == 0 and "of greet is queued" in queued.out and "no service that has greet" in queued.err
+    assert (
+        queued.code == 0
+        and "of greet is queued" in queued.out
+        and "no running service has the task greet" in queued.err
+    )
     second = id_in(queued.out)
     with service(tmp_path, settings={"POLL_SECONDS": "0.2"}):
         assert batch("logs", second, "--follow").code == 0

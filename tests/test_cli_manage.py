@@ -227,7 +227,7 @@ async def test_a_cancel_that_nobody_hears_says_so(ledger: Database, batch: Batch
     run = new("tick", state="running", node=tables.new_id(), fence=1)
     await insert(ledger, run)
     done = await call(batch, ledger, "cancel", run.id, "--wait", "0")
-    assert (done.code, done.out) == (1, f"run {run.id} is still running; it is asked to stop\n")
+    assert (done.code, done.out) == (1, f"run {run.id} is still running, and is asked to stop\n")
 
 
 async def test_a_run_that_succeeded_begins_again_only_when_that_is_said(
@@ -238,7 +238,7 @@ async def test_a_run_that_succeeded_begins_again_only_when_that_is_said(
     refuses(await call(batch, ledger, "retry", run.id), run.id, "has succeeded", "--again")
     done = await call(batch, ledger, "retry", run.id, "--again")
     assert (done.code, done.out) == (0, f"run {run.id} of tick is queued again\n")
-    assert done.err == "batch: no service that has tick is running: the next one runs it\n"
+    assert done.err == "batch: no running service has the task tick: its runs wait for the next service that has it\n"
     refuses(await call(batch, ledger, "retry", run.id, "--again"), run.id, "is queued")
 
 
@@ -249,7 +249,7 @@ async def test_a_run_from_before_a_pause_is_queued_again_and_who_did_that_is_tol
     await insert(ledger, run)
     await call(batch, ledger, "pause", "tick")
     done = await call(batch, ledger, "retry", run.id)
-    assert done.err == "batch: tick is paused by ann: `batch resume tick` lets it go on\n"
+    assert done.err == "batch: tick is paused by ann: its runs wait until `batch resume tick`\n"
 
 
 async def test_backfill_lists_the_slots_then_makes_their_runs(ledger: Database, batch: Batch, started: None) -> None:
@@ -257,16 +257,16 @@ async def test_backfill_lists_the_slots_then_makes_their_runs(ledger: Database, 
     dry = await call(batch, ledger, *words, "--dry-run")
     assert dry.out.splitlines() == [
         *(f"2026-11-01 0{hour}:00:00Z  new    no run" for hour in range(3)),
-        "3 slots of tick: 3 runs would be made, 0 again, 0 left as they are",
+        "3 slots of tick: 3 would get a new run, 0 would get a new attempt, 0 would not change",
     ]
     assert await rows(ledger) == []
     made = await call(batch, ledger, *words)
-    assert (made.code, made.out) == (0, "3 slots of tick: 3 runs made, 0 again, 0 left as they are\n")
+    assert (made.code, made.out) == (0, "3 slots of tick: 3 got a new run, 0 got a new attempt, 0 did not change\n")
     assert {run["origin"] for run in await rows(ledger)} == {Origin.BACKFILL}
-    assert "3 left as they are" in (await call(batch, ledger, *words)).out
+    assert "3 did not change" in (await call(batch, ledger, *words)).out
     async with ledger.engine.begin() as connection:
         await connection.execute(update(tables.runs).values(state="failed"))
-    assert "3 again" in (await call(batch, ledger, *words, "--again")).out
+    assert "3 got a new attempt" in (await call(batch, ledger, *words, "--again")).out
     assert {run["state"] for run in await rows(ledger)} == {"queued"}
 
 
@@ -275,7 +275,7 @@ async def test_a_backfill_that_is_larger_than_it_may_have_been_meant_needs_a_yes
 ) -> None:
     words = ("backfill", "often", "--from", "2026-11-01T00:00:01", "--to", "2026-11-01T02:46:41")
     refuses(await call(batch, ledger, *words), "more than 10,000", "--yes")
-    assert "10,001 runs would be made" in (await call(batch, ledger, *words, "--dry-run", "--yes")).out
+    assert "10,001 would get a new run" in (await call(batch, ledger, *words, "--dry-run", "--yes")).out
     refuses(await call(batch, ledger, "backfill", "nope", *words[2:]), "'nope'", "often")
     refuses(await call(batch, ledger, "backfill", "long", *words[2:]), "task long", "no schedule")
 
@@ -288,15 +288,15 @@ async def test_prune_says_what_would_go_and_deletes_it(
     for _ in range(2):
         await insert(ledger, new("tick", state="failed", created_at=old, finished_at=old))
     dry = await call(batch, ledger, "prune", "--dry-run")
-    assert dry.out == "tick: 1 runs would go\n1 runs ended more than 90 days ago and would go\n"
+    assert dry.out == "tick: 1 run would be deleted\n1 run that ended more than 90 days ago would be deleted\n"
     assert len(await rows(ledger)) == 2
-    assert (await call(batch, ledger, "prune")).out == "pruned 1 runs\n"
-    assert (await call(batch, ledger, "prune")).out == "pruned nothing\n"
+    assert (await call(batch, ledger, "prune")).out == "deleted 1 runs\n"
+    assert (await call(batch, ledger, "prune")).out == "deleted nothing\n"
     assert len(await rows(ledger)) == 1
 
 
 def test_wait_goes_with_queue(batch: Batch) -> None:
-    refuses(batch("run", "tick", "--wait"), "--wait goes with --queue")
+    refuses(batch("run", "tick", "--wait"), "--wait needs --queue")
 
 
 def test_what_no_service_has_is_not_queued(batch: Batch, files: None, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_show_has_everything_about_a_run(batch: Batch, flaky: None, database_url
     assert done.code == 0
     shown = values(done.out)
     assert (shown["run"], shown["task"], shown["state"], shown["attempt"]) == (run, "flaky", "succeeded", "2")
-    assert shown["origin"] == "manual, asked for by ann"
+    assert shown["origin"] == "manual, requested by ann"
     assert json.loads(shown["params"]) == {"failures": 1, "day": "2026-11-24"}
     assert shown["result"] == '{"tries": 2}'
     assert re.fullmatch(r"process \d+ on \S+ \([0-9a-f-]{36}\)", shown["node"])
@@ -170,7 +170,7 @@ async def test_a_running_run_says_how_far_it_is(batch: Batch, prepared: Database
         await connection.execute(update(tables.runs).values(count=1_200, total=5_000))
     shown = values((await show(batch, run)).out)
     assert shown["progress"] == "1,200 of 5,000, 24.0 %"
-    assert re.fullmatch(r"9\d\.\d\d s", shown["so far"])
+    assert re.fullmatch(r"9\d\.\d\d s", shown["running for"])
     assert "finished" not in shown and "message" not in shown
 
 
@@ -320,7 +320,7 @@ async def test_show_of_a_task_has_missed_ranges_the_pause_and_past_schedules(
     assert shown["schedule"] == "0 3 * * *: At 03:00 every day"  # the ledger's, by which it fires
     assert [row["cron"] for row in found["schedules"]] == ["0 1 * * *", "0 3 * * *"]
     assert found["missed"][0]["count"] == 2
-    assert "the service was down" in done.out and "Schedules it has had" in done.out
+    assert "the service was down" in done.out and "Present and past schedules" in done.out
 
 
 async def test_a_task_whose_file_is_gone_is_shown_from_the_ledger(batch: Batch, prepared: Database) -> None:
@@ -366,7 +366,7 @@ async def test_what_does_not_fire_has_no_next_times_and_only_a_person_pauses(
     assert shown.get("paused", "").endswith("by ann") is (why in ("a person", "removed in a pause"))
     assert ("paused" in shown) is (found["paused_at"] is not None)
     assert (shown["schedule"] == "none any more") is (why != "a person")
-    assert ("its file is gone since" in shown["source"]) is ("removed" in why)
+    assert ("its file has been gone since" in shown["source"]) is ("removed" in why)
 
 
 async def nobody(_: object) -> set[str]:
@@ -423,7 +423,7 @@ async def test_an_attempt_that_was_begun_again_is_marked(batch: Batch, prepared:
     await write(prepared, run, 1, 0, "first")
     await write(prepared, run, 2, 0, "again")
     out = (await asyncio.to_thread(batch, "logs", run)).out
-    assert out.splitlines()[1] == "--- attempt 1, begun again ---"
+    assert out.splitlines()[1] == "--- attempt 1, started again ---"
 
 
 async def test_a_line_of_a_log_does_not_move_the_cursor(batch: Batch, prepared: Database) -> None:

@@ -197,9 +197,9 @@ def test_a_line_comes_no_more_often_than_every_ten_seconds(monkeypatch: pytest.M
     lines = bar.Lines(lambda _, text: told.append(text))
     for second in range(25):
         now[0] = 1000.0 + second
-        lines.see(row(count=second))
+        lines.update_run(row(count=second))
     assert told == ["slow running: 0", "slow running: 10", "slow running: 20"]
-    lines.see(row(count=25, state="interrupted", reason="the service stopped"))
+    lines.update_run(row(count=25, state="interrupted", reason="the service stopped"))
     assert told[3:] == ["slow interrupted: the service stopped"]
 
 
@@ -208,9 +208,9 @@ def test_of_a_run_that_says_nothing_nothing_is_told_beside_its_log(monkeypatch: 
     told: list[str] = []
     lines = bar.Lines(lambda _, text: told.append(text), states=False)
     for state in ("queued", "running", "retrying"):
-        lines.see(row(state=state, reason="x"))
+        lines.update_run(row(state=state, reason="x"))
     assert told == []
-    lines.see(row(message="file\x1b[2K\n3"))
+    lines.update_run(row(message="file\x1b[2K\n3"))
     assert told == ["slow running: file\\x1b[2K 3"]
 
 
@@ -284,7 +284,7 @@ def test_without_a_total_it_has_the_count_and_how_long_it_goes_on() -> None:
 
 def test_what_waits_says_why_and_until_when() -> None:
     top, reason = drawn(80, state="retrying", reason="OSError: away", message="old", due_at=AT + timedelta(seconds=8))
-    assert (top, reason) == ("slow retrying  next try in 8 s", "OSError: away")
+    assert (top, reason) == ("slow retrying  next attempt in 8 s", "OSError: away")
     assert drawn(80, state="queued") == ["slow queued"]
 
 
@@ -366,7 +366,7 @@ async def test_ctrl_c_leaves_the_run_alone_and_says_so(prepared: Database, tmp_p
     assert (top, re.sub(r"[━╸╺]", "━", drawn_bar)) == ("slow running", "━" * 40)
     assert re.sub(" +", " ", words) == "20 of 1,000 2.0 % 1.0 items/s"
     assert code == 130
-    assert "".join(end).replace(" ", "") == f"batch:therungoeson;`batchwatch{run}`followsitagain"
+    assert "".join(end).replace(" ", "") == f"batch:theruncontinues;`batchwatch{run}`followsitagain"
 
 
 async def test_a_terminal_that_hangs_does_not_hold_up_the_run(slow: None, tmp_path: Path) -> None:

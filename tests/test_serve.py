@@ -410,7 +410,10 @@ async def test_a_run_by_hand_that_gets_a_signal_is_interrupted_and_resumed_by_a_
         await until(lambda: _says(by_hand, "began with 'go'"), 20)
         by_hand.stop(number, within=5)
         assert by_hand.process.returncode == 128 + number
-        assert "stopping: the run has 0.2 s to end, or is resumed by a service" in by_hand.stderr
+        assert (
+            "stopping: if the run does not end within 0.2 s, it is interrupted, and a service resumes it"
+            in by_hand.stderr
+        )
         assert "Traceback" not in by_hand.stderr
     async with ledger_in(tmp_path) as ledger:
         assert [run["state"] for run in await rows(ledger)] == ["interrupted"]

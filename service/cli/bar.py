@@ -1,4 +1,4 @@
-"""How far a run is: a bar in a terminal; elsewhere a line when something has changed."""
+"""Shows the progress of a run: as a bar in a terminal, and otherwise as a line when something has changed."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from service.cli import progress
 from service.cli.progress import Row
 
 LINE_SECONDS = 10.0
-"""A line about the progress of a run comes no more often."""
-DRAWN_A_SECOND = 8
+"""The shortest time between two lines about the progress of a run."""
+DRAWS_PER_SECOND = 8
 NARROWEST, WIDEST = 10, 40
-"""Columns of the bar beside the words. Where there is less room, it has a line of its own."""
+"""The limits of the bar's width, in columns, beside its text. If there is less room, the bar has a line of its own."""
 STATES = {"running": "cyan", "retrying": "yellow", "interrupted": "magenta"}
 
-Tell = Callable[[Row, str], None]
+PrintLine = Callable[[Row, str], None]
+"""A function that prints a line of text about the run in this row."""
 
 
-def display(stream: TextIO, tell: Tell, states: bool = True, after: float = 0.0) -> Bar | Lines:
-    """A bar on `stream` where that is a terminal that can move its cursor, and lines given to `tell` elsewhere.
+def display(stream: TextIO, print_line: PrintLine, states: bool = True, after: float = 0.0) -> Bar | Lines:
+    """A bar if `stream` is a terminal that can show one. Otherwise lines, which are printed by `print_line`.
 
-    `states`: whether there are lines about other states than `running`. `after`: seconds until the bar is drawn.
+    `states`: whether lines are printed about other states than `running`. `after`: seconds until the bar is drawn.
     """
-    terminal = moving_terminal(stream)
-    return Bar(terminal, after) if terminal is not None else Lines(tell, states)
+    terminal = terminal_with_cursor(stream)
+    return Bar(terminal, after) if terminal is not None else Lines(print_line, states)
 
 
-def moving_terminal(stream: TextIO) -> Console | None:
-    """`stream`, where that is a terminal that can move its cursor and show the characters of a bar."""
+def terminal_with_cursor(stream: TextIO) -> Console | None:
+    """The terminal of `stream`. None if it is no terminal that can move its cursor and show the characters of a bar."""
     if not stream.isatty():
         return None
     terminal = Console(file=stream)
@@ -47,82 +48,82 @@ def moving_terminal(stream: TextIO) -> Console | None:
 
 
 class Lines:
-    """Where nothing can move: what has changed, as a line. The first one comes at once, if `states` count."""
+    """Prints a line when a run has changed. With `states`, the first line is printed at once."""
 
     log_stream: TextIO | None = None
 
-    def __init__(self, tell: Tell, states: bool = True) -> None:
+    def __init__(self, print_line: PrintLine, states: bool = True) -> None:
         self.run: Row | None = None
-        self._tell = tell
+        self._print_line = print_line
         self._states = states
-        self._told: tuple[Any, ...] = (None, None, None)
-        self._told_at = clock.monotonic()
+        self._printed: tuple[Any, ...] = (None, None, None)
+        self._printed_at = clock.monotonic()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
-    def write(self, made: str) -> None:
-        console.write(made, flush=True)
+    def write(self, text: str) -> None:
+        console.write(text, flush=True)
 
-    def see(self, run: Row) -> None:
-        """`run`: its row, as `following.looks` has it."""
-        is_other = self._states and (self.run is None or run["state"] != self.run["state"])
+    def update_run(self, run: Row) -> None:
+        """Print a line if the run has changed since the last one."""
+        has_new_state = self._states and (self.run is None or run["state"] != self.run["state"])
         self.run = run
-        said = run["count"], run["total"], run["message"]
-        is_news = said != self._told and run["state"] == "running"
-        if is_other or (is_news and clock.monotonic() >= self._told_at + LINE_SECONDS):
-            self._told, self._told_at = said, clock.monotonic()
-            self._tell(run, _line(run))
+        values = run["count"], run["total"], run["message"]
+        has_progress = values != self._printed and run["state"] == "running"
+        if has_new_state or (has_progress and clock.monotonic() >= self._printed_at + LINE_SECONDS):
+            self._printed, self._printed_at = values, clock.monotonic()
+            self._print_line(run, _line(run))
 
 
 def _line(run: Row) -> str:
     numbers = progress.words(run, run["now"]) if run["state"] == "running" else []
-    told = run["message"] if run["state"] == "running" else run["reason"]
-    more = [", ".join(numbers), told]
-    return escaping.line(": ".join([f"{run['task']} {run['state']}", *filter(None, more)]))
+    explanation = run["message"] if run["state"] == "running" else run["reason"]
+    parts = [", ".join(numbers), explanation]
+    return escaping.line(": ".join([f"{run['task']} {run['state']}", *filter(None, parts)]))
 
 
 class Bar(Progress):
-    """A bar that a thread draws, so that a terminal that hangs holds up only that thread."""
+    """A bar that is drawn by a thread, so that a terminal that hangs holds up only that thread."""
 
     def __init__(self, terminal: Console, after: float = 0.0) -> None:
         self.run: Row | None = None
-        self.log_stream: TextIO | None = cast(TextIO, _Above(self))
-        self._seen_at = 0.0
-        self._from = clock.monotonic() + after
-        self._takes_stdout = sys.stdout.isatty()
+        self.log_stream: TextIO | None = cast(TextIO, _LogStream(self))
+        self._updated_at = 0.0
+        self._drawn_from = clock.monotonic() + after
+        self._has_stdout = sys.stdout.isatty()
         super().__init__(
             console=terminal,
-            refresh_per_second=DRAWN_A_SECOND,
+            refresh_per_second=DRAWS_PER_SECOND,
             transient=True,
-            redirect_stdout=self._takes_stdout,
+            redirect_stdout=self._has_stdout,
             redirect_stderr=sys.stderr.isatty(),
         )
 
-    def write(self, made: str) -> None:
-        """On stdout; above the bar where that is the terminal too."""
-        if self._takes_stdout:
-            self.above(made)
+    def write(self, text: str) -> None:
+        """Write a text to stdout. If stdout is the terminal of the bar, the text is written above the bar."""
+        if self._has_stdout:
+            self.write_above(text)
         else:
-            console.write(made, flush=True)
+            console.write(text, flush=True)
 
-    def above(self, made: str) -> None:
-        self.console.print(Text.from_ansi(made), soft_wrap=True)
+    def write_above(self, text: str) -> None:
+        self.console.print(Text.from_ansi(text), soft_wrap=True)
 
-    def see(self, run: Row) -> None:
-        """`run`: its row, as `run_log.looks` has it."""
-        self.run, self._seen_at = run, clock.monotonic()
+    def update_run(self, run: Row) -> None:
+        """Show this row of the run from now on."""
+        self.run, self._updated_at = run, clock.monotonic()
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        if self.run is not None and clock.monotonic() >= self._from:
-            now = self.run["now"] + timedelta(seconds=clock.monotonic() - self._seen_at)
+        if self.run is not None and clock.monotonic() >= self._drawn_from:
+            now = self.run["now"] + timedelta(seconds=clock.monotonic() - self._updated_at)
             yield from view(self.run, now, self.console.width)
 
 
-class _Above(io.TextIOBase):
-    """For lines of a log. It has no file descriptor by which they could be written past the bar."""
+class _LogStream(io.TextIOBase):
+    """A stream that writes log lines above the bar. It has no file descriptor by which the bar could be overwritten."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
@@ -131,26 +132,26 @@ class _Above(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        self._bar.above(text.removesuffix("\n"))
+        self._bar.write_above(text.removesuffix("\n"))
         return len(text)
 
 
 def view(run: Row, now: datetime, width: int) -> Iterator[RenderableType]:
-    """A run at an instant: one line where `width` has room for it, and more lines elsewhere; its message below."""
+    """The display of a run: one line, or several lines if `width` has too little room. The message is below them."""
     task, state = escaping.line(run["task"]), escaping.line(run["state"])
-    head = Text.assemble((task, "bold"), " ", (state, STATES.get(state, "")), no_wrap=True, overflow="ellipsis")
+    name = Text.assemble((task, "bold"), " ", (state, STATES.get(state, "")), no_wrap=True, overflow="ellipsis")
     words = progress.words(run, now) + _times(run, now)
-    tail = Text("  ".join(words))
+    numbers = Text("  ".join(words))
     bar = _bar(run)
     line = Table.grid(padding=(0, 2))
-    room = width - head.cell_len - tail.cell_len - 2 - 2 * bool(tail)
-    if room >= NARROWEST:
+    bar_width = width - name.cell_len - numbers.cell_len - 2 - 2 * bool(numbers)
+    if bar_width >= NARROWEST:
         if bar is not None:
-            bar.width = min(room, WIDEST)
-        line.add_row(*[part for part in (head, bar, tail) if part])
+            bar.width = min(bar_width, WIDEST)
+        line.add_row(*[part for part in (name, bar, numbers) if part])
         yield line
     else:
-        yield head
+        yield name
         if bar is not None:
             line.add_row(bar)
             yield line
@@ -160,16 +161,16 @@ def view(run: Row, now: datetime, width: int) -> Iterator[RenderableType]:
 
 
 def _bar(run: Row) -> ProgressBar | None:
-    """Without a total it only moves. A run that waits, and has no total, has none."""
+    """A bar with the completed share. Without a total: a pulsing bar for a running run, and None for others."""
     if run["count"] is not None and run["total"]:
         return ProgressBar(total=run["total"], completed=run["count"])
     return ProgressBar(total=None, pulse=True) if run["state"] == "running" else None
 
 
 def _times(run: Row, now: datetime) -> list[str]:
-    """When the next attempt begins, or how long this one has run where nobody knows how much longer it will."""
+    """The time until the next attempt, or, if the remaining time is unknown, how long this attempt has run."""
     if run["state"] == "retrying":
-        return [f"next try in {progress.duration((run['due_at'] - now).total_seconds())}"]
+        return [f"next attempt in {progress.duration((run['due_at'] - now).total_seconds())}"]
     if run["state"] == "running" and run["eta"] is None:
         return [f"{progress.duration((now - run['attempt_started_at']).total_seconds())} so far"]
     return []

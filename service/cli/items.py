@@ -1,4 +1,4 @@
-"""`batch quarantine` and `batch redrive`: the items that a run set aside."""
+"""`batch quarantine` and `batch redrive`: the items that failed in a run and were set aside."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from service.operations.operations import Operations
     from service.operations.results import Started
 
-Items = Annotated[list[str] | None, typer.Option("--item", help="Only this item, as `batch quarantine` shows it.")]
+Items = Annotated[
+    list[str] | None,
+    typer.Option("--item", help="Only this item, written as `batch quarantine` shows it. May be given several times."),
+]
 
 
 def quarantine(run: OneRun, as_json: AsJson = False) -> None:
-    """List the items that a run set aside.
+    """List the items that failed in a run and were set aside.
 
-    With --json each has its traceback too. An item that another run has done again names that one.
+    `redriven_by` is the run that has processed the item again. With --json, each item also has its traceback.
     """
     from service import console
 
@@ -32,9 +35,9 @@ def quarantine(run: OneRun, as_json: AsJson = False) -> None:
 
 
 def redrive(run: OneRun, item: Items = None) -> None:
-    """Do the items that a run set aside again, in a new run.
+    """Process once more, in a new run, the items that a run has set aside.
 
-    It goes through the ledger to a running service. The items that fail again are set aside in the new run.
+    The new run is queued for a running service. Items that fail again are set aside in the new run.
     """
     from service import console
 

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 def logs(
     run: RunOrTask,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run has ended.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each line as a JSON object.")] = False,
 ) -> None:
     """Show what a run has logged.
 
-    RUN is a run's id, the first 6 or more digits of one, or a task's name: then its newest run is meant. With --follow
-    the exit code is 0 when the run succeeded, and 1 when it ended otherwise.
+    RUN is the id of a run, at least the first 6 digits of an id, or the name of a task, which stands for its newest
+    run. With --follow, the exit code is 0 if the run succeeded, and 1 if it did not.
     """
     state = ask(lambda operations: print_log(operations.runs.log(run, follow), as_json), needs_tasks=False)
     raise SystemExit(1 if follow and state != "succeeded" else 0)
@@ -34,8 +34,11 @@ def logs(
 async def print_log(
     blocks: AsyncGenerator[LogBlock | str], as_json: bool = False, write: Callable[[str], None] = print
 ) -> str:
-    """Print the lines, and return the run's state."""
-    before, state = (0, 1), ""
+    """Print the log lines in the blocks, and return the run's state, which is the last block.
+
+    `write` is called with each line of text.
+    """
+    previous, state = (0, 1), ""
     async with aclosing(blocks) as opened:
         async for block in opened:
             if isinstance(block, str):
@@ -44,8 +47,8 @@ async def print_log(
             if as_json:
                 _print_json(block)
             else:
-                _print_text(block, before, write)
-            before = block.fence, block.attempt
+                _print_text(block, previous, write)
+            previous = block.fence, block.attempt
             sys.stdout.flush()
     return state
 
@@ -57,23 +60,26 @@ def _print_json(block: LogBlock) -> None:
         console.show_json({**line.model_dump(), "attempt": block.attempt})
 
 
-def _print_text(block: LogBlock, before: tuple[int, int], write: Callable[[str], None]) -> None:
-    """`before`: fence and attempt of the block before; of the first one, those that need no word."""
+def _print_text(block: LogBlock, previous: tuple[int, int], write: Callable[[str], None]) -> None:
+    """Print a block, with a heading if it is of another attempt or fence than the block before.
+
+    `previous`: the fence and the attempt of the block before; (0, 1) for the first block.
+    """
     from service import console
 
-    fence, attempt = before
+    fence, attempt = previous
     if block.attempt != attempt:
         write(console.paint(f"--- attempt {block.attempt} ---", "heading"))
     elif fence and block.fence != fence:
-        write(console.paint(f"--- attempt {block.attempt}, begun again ---", "heading"))
+        write(console.paint(f"--- attempt {block.attempt}, started again ---", "heading"))
     for line in block.lines:
         write(text(line.at, line.level, line.logger, line.text))
 
 
 def text(at: str, level: str, logger: str, message: str) -> str:
-    """A line of a log as a person reads it; what it says may have lines of its own."""
+    """A log line as text for a person. The message may consist of several lines."""
     from service import console
 
-    first, newline, more = console.message(message).partition("\n")
-    shown = console.paint(f"[{level:<8}]", level)
-    return f"{escaping.line(at)} {shown} {first} [{escaping.line(logger)}]{newline}{more}"
+    first_line, newline, other_lines = console.message(message).partition("\n")
+    painted_level = console.paint(f"[{level:<8}]", level)
+    return f"{escaping.line(at)} {painted_level} {first_line} [{escaping.line(logger)}]{newline}{other_lines}"

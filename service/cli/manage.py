@@ -1,4 +1,4 @@
-"""Commands that change what the services do: they write to the ledger, and running services follow it."""
+"""Commands that change what services do. They write to the ledger, and running services react to that."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from service.operations.operations import Operations
     from service.operations.results import RunNow
 
-Anew = Annotated[bool, typer.Option("--again", help="From the beginning, also where it has succeeded.")]
+Again = Annotated[bool, typer.Option("--again", help="Begin from the beginning. Allowed also if the run succeeded.")]
 
 
 def pause(name: TaskName) -> None:
     """Stop firing a task, until `batch resume`.
 
-    Its runs stop at their next checkpoint, and go on after the pause. The slots of the pause are recorded as missed,
-    and never caught up.
+    Active runs of the task stop at their next checkpoint, and continue after the pause. Slots during the pause are
+    recorded as missed, and never caught up.
     """
     from service import console
 
@@ -33,41 +33,45 @@ def pause(name: TaskName) -> None:
 
 
 def resume(name: TaskName) -> None:
-    """Fire a paused task again, from now on. What the pause held goes on."""
+    """Fire a paused task again, from now on.
+
+    The runs that the pause has stopped continue.
+    """
     from service import console
 
-    ended = ask(lambda operations: operations.tasks.resume(name))
-    if ended is None:
+    ended_pause = ask(lambda operations: operations.tasks.resume(name))
+    if ended_pause is None:
         console.say(f"{name} is not paused")
     else:
-        console.say(f"{name} fires again; it was paused at {utc(ended.at)} by {ended.by}")
+        console.say(f"{name} fires again; it was paused at {utc(ended_pause.at)} by {ended_pause.by}")
 
 
 def cancel(
     run: OneRun,
     wait: Annotated[
-        float, typer.Option(parser=seconds, metavar="SECONDS", help="Wait so many seconds for its end.")
+        float,
+        typer.Option(parser=seconds, metavar="SECONDS", help="The number of seconds to wait for the end of the run."),
     ] = 10.0,
 ) -> None:
-    """Cancel a run, wherever it is.
+    """Cancel a run in any process, on any machine.
 
-    One that waits is cancelled at once. One that runs is asked to stop within two seconds: an async run gets a
-    CancelledError, a sync one sees it in current_run().cancelled, or stops at its next checkpoint(). The exit code is 1
-    when it ended otherwise, or has not ended yet.
+    A waiting run is cancelled at once. A running one is asked to stop within two seconds: an async run gets a
+    CancelledError; a sync run can read current_run().cancelled, and stops at its next checkpoint(). The exit code is 1
+    if the run has ended in another state, or has not ended yet.
     """
     from service import console
 
     cancelled = ask(lambda operations: operations.runs.cancel(run, wait))
     reason = f": {cancelled.reason}" if cancelled.reason else ""
-    state = f"{cancelled.state}{reason}" if cancelled.finished_at else "is still running; it is asked to stop"
+    state = f"{cancelled.state}{reason}" if cancelled.finished_at else "is still running, and is asked to stop"
     console.say(f"run {cancelled.id} {state}")
     raise SystemExit(0 if cancelled.state == "cancelled" else 1)
 
 
-def retry(run: OneRun, again: Anew = False) -> None:
-    """Give a run that has failed, or was cancelled or skipped, a new attempt.
+def retry(run: OneRun, again: Again = False) -> None:
+    """Give a new attempt to a run that has failed, or was cancelled or skipped.
 
-    It goes on after its last checkpoint, in a running service. With --again it begins anew.
+    A running service executes it. The run continues after its last checkpoint; with --again, from the beginning.
     """
     from service import console
 
@@ -82,75 +86,83 @@ def retry(run: OneRun, again: Anew = False) -> None:
 
 def backfill(
     name: TaskName,
-    from_: Annotated[str, typer.Option("--from", help="The first instant (ISO 8601).")],
-    to: Annotated[str, typer.Option("--to", help="The last instant; slots to come are left out.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the slots, change nothing.")] = False,
-    again: Annotated[
-        bool, typer.Option("--again", help="Also where a slot's run is over: from the beginning.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Also more than 10,000 slots.")] = False,
+    from_: Annotated[str, typer.Option("--from", help="The beginning of the interval (ISO 8601).")],
+    to: Annotated[str, typer.Option("--to", help="The end of the interval. Future slots are left out.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the slots, and change nothing.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also give a new attempt to runs that are over.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Allow more than 10,000 slots.")] = False,
 ) -> None:
-    """Make runs for slots of the past that have none.
+    """Create runs for past slots that have none.
 
-    The slots are those of the schedule that the task has now, both ends included. Their runs wait behind what is on
-    time. A slot that has a run is left alone, however that ended; with --again, a run that is over gets a new attempt.
+    A slot is an instant at which the task is due. The slots are those of the present schedule of the task, and both
+    ends of the interval are included. The new runs wait behind runs that are on time or were started by hand.
+
+    A slot that has a run in any state gets no other run. With --again, a run that is over gets a new attempt, which
+    begins from the beginning.
     """
     from service import console
     from service.operations.backfill import BackfillRequest
 
-    def see(slot: BackfillSlot) -> None:
+    def print_slot(slot: BackfillSlot) -> None:
         if dry_run:
             run = f"run {slot.run} {slot.state}" if slot.run else "no run"
             console.say(f"{utc(slot.slot)}  {slot.action:<5}  {run}")
 
     async def work(operations: Operations) -> tuple[BackfillCounts, str | None]:
-        counts = await operations.slots.backfill(request, see)
+        counts = await operations.slots.backfill(request, print_slot)
         changes = not dry_run and counts.new + counts.again
         return counts, await hint_if_unserved(operations, name) if changes else None
 
     request = BackfillRequest(name, instant(from_, "--from"), instant(to, "--to"), again, yes, dry_run)
     counts, hint = ask(work)
-    made = "would be made" if dry_run else "made"
+    get = "would get" if dry_run else "got"
+    unchanged = "would not change" if dry_run else "did not change"
     console.say(
-        f"{counts.slots:,} slots of {name}: {counts.new:,} runs {made}, "
-        f"{counts.again:,} again, {counts.left:,} left as they are"
+        f"{_number(counts.slots, 'slot')} of {name}: {counts.new:,} {get} a new run, "
+        f"{counts.again:,} {get} a new attempt, {counts.left:,} {unchanged}"
     )
     warn(hint)
 
 
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show how many runs would be deleted, and delete nothing.")
+    ] = False,
 ) -> None:
     """Delete runs that ended more than KEEP_RUNS_DAYS ago, with their attempts and logs.
 
-    The newest KEEP_RUNS_PER_TASK of each task stay in any case. A service does this every hour by itself.
+    The newest KEEP_RUNS_PER_TASK runs of each task are always kept. A running service does the same every hour.
     """
     from service import console
     from service.config import get_settings
 
     if not dry_run:
-        pruned = ask(lambda operations: operations.runs.prune())
-        console.say("pruned " + (", ".join(f"{count:,} {what}" for what, count in pruned.items()) or "nothing"))
+        deleted = ask(lambda operations: operations.runs.prune())
+        console.say("deleted " + (", ".join(f"{count:,} {kind}" for kind, count in deleted.items()) or "nothing"))
         return
     prunable = ask(lambda operations: operations.runs.count_prunable())
     for task, count in sorted(prunable.items()):
-        console.say(f"{task}: {count:,} runs would go")
-    days = get_settings().KEEP_RUNS_DAYS
-    console.say(f"{sum(prunable.values()):,} runs ended more than {days} days ago and would go")
+        console.say(f"{task}: {_number(count, 'run')} would be deleted")
+    days, total = get_settings().KEEP_RUNS_DAYS, sum(prunable.values())
+    console.say(f"{_number(total, 'run')} that ended more than {_number(days, 'day')} ago would be deleted")
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 async def hint_if_held(operations: Operations, task: str) -> str | None:
-    """The reason why a run does not continue: its task is paused, or no service has the task."""
+    """The reason why a run does not begin now: its task is paused, or no running service has the task. Else None."""
     if (pause := await operations.tasks.pause_of(task)) is not None:
-        return f"{task} is paused by {pause.by}: `batch resume {task}` lets it go on"
+        return f"{task} is paused by {pause.by}: its runs wait until `batch resume {task}`"
     return await hint_if_unserved(operations, task)
 
 
 async def hint_if_unserved(operations: Operations, task: str) -> str | None:
-    """A hint for a user who waits for a run, if no live node has the task."""
+    """A hint for a user who waits for a run, if no running service has the task. Else None."""
     if await operations.nodes.has(task):
         return None
-    return f"no service that has {task} is running: the next one runs it"
+    return f"no running service has the task {task}: its runs wait for the next service that has it"
 
 
 def warn(hint: str | None) -> None:

@@ -1,4 +1,4 @@
-"""How far a command's own work is: a bar on stderr in a terminal; elsewhere a line now and then."""
+"""Shows the progress of a command's own work on stderr: as a bar in a terminal, and otherwise as occasional lines."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 BAR_AFTER_SECONDS = 0.5
+"""The bar is shown if the work takes longer than this."""
 WIDTH_OF_MESSAGES = 70
-"""A terminal that has fewer columns shows what is going on in numbers only."""
+"""A terminal with fewer columns shows only the numbers, and not the name of the stage."""
 
 
 @contextmanager
-def metered(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A function to be told bytes, of how many (0: not known), and what is going on; from any thread."""
+def metered(work: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show the progress of `work` in the block, which gets the function that reports it.
+
+    The function takes the number of bytes that are done, the total (0: not known), and the name of the stage. Any
+    thread may call it.
+    """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
     from service import clock, escaping
     from service.cli import bar
 
-    terminal = bar.moving_terminal(sys.stderr)
+    terminal = bar.terminal_with_cursor(sys.stderr)
     if terminal is None:
-        yield _lines(what)
+        yield _report_in_lines(work)
         return
     bar_column = BarColumn(bar_width=None)
     columns = [
@@ -32,48 +37,49 @@ def metered(what: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(compact=True),
     ]
     if terminal.width >= WIDTH_OF_MESSAGES:
-        columns.append(TextColumn("{task.fields[message]}", markup=False, style="dim"))
-    begun = clock.monotonic()
+        columns.append(TextColumn("{task.fields[stage]}", markup=False, style="dim"))
+    started_at = clock.monotonic()
     with Progress(
         *columns,
         console=terminal,
         transient=True,
         redirect_stdout=sys.stdout.isatty(),
         redirect_stderr=sys.stderr.isatty(),
-    ) as shown:
-        work = shown.add_task(what, total=None, visible=False, message="")
+    ) as progress:
+        task = progress.add_task(work, total=None, visible=False, stage="")
 
-        def tell(done: int, total: int, message: str) -> None:
-            is_long = clock.monotonic() >= begun + BAR_AFTER_SECONDS
-            message = escaping.line(message)
-            shown.update(work, completed=done, total=max(total, done) or None, message=message, visible=is_long)
+        def report(done: int, total: int, stage: str) -> None:
+            is_long = clock.monotonic() >= started_at + BAR_AFTER_SECONDS
+            stage = escaping.line(stage)
+            progress.update(task, completed=done, total=max(total, done) or None, stage=stage, visible=is_long)
 
-        yield tell
+        yield report
 
 
-def _lines(what: str) -> Callable[[int, int, str], None]:
+def _report_in_lines(work: str) -> Callable[[int, int, str], None]:
     from service import clock, console
     from service.cli.bar import LINE_SECONDS
 
-    told_at = clock.monotonic()
+    printed_at = clock.monotonic()
 
-    def tell(done: int, total: int, message: str) -> None:
-        nonlocal told_at
-        if clock.monotonic() >= told_at + LINE_SECONDS:
-            told_at = clock.monotonic()
-            console.warn(f"{what}: {size(done)}{f' of {size(total)}' if total else ''}: {message}")
+    def report(done: int, total: int, stage: str) -> None:
+        nonlocal printed_at
+        if clock.monotonic() >= printed_at + LINE_SECONDS:
+            printed_at = clock.monotonic()
+            console.warn(f"{work}: {size(done)}{f' of {size(total)}' if total else ''}: {stage}")
 
-    return tell
+    return report
 
 
 def counted(rows: int, tables: int) -> str:
+    """The two numbers as text, such as `3 rows of 2 tables`."""
     return " of ".join(
-        f"{number:,} {what}{'' if number == 1 else 's'}" for number, what in ((rows, "row"), (tables, "table"))
+        f"{number:,} {noun}{'' if number == 1 else 's'}" for number, noun in ((rows, "row"), (tables, "table"))
     )
 
 
 def size(number: int | None) -> str | None:
-    """Bytes for people."""
+    """A number of bytes as text, such as `4.8 MB`."""
     from rich.filesize import decimal
 
     return None if number is None else decimal(number)

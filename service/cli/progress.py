@@ -1,4 +1,4 @@
-"""The progress of a run, in words."""
+"""Describes the progress of a run as text."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def words(run: Row, now: datetime) -> list[str]:
     count, total = run["count"], run["total"]
     if count is None:
         return []
-    found = [f"{count:,}" if total is None else f"{count:,} of {total:,}", percent(run), rate(run["rate"])]
+    numbers = [f"{count:,}" if total is None else f"{count:,} of {total:,}", percent(run), rate(run["rate"])]
     if run["eta"] is not None:
-        found.append(f"{duration((run['eta'] - now).total_seconds())} left")
-    return [word for word in found if word]
+        numbers.append(f"{duration((run['eta'] - now).total_seconds())} left")
+    return [number for number in numbers if number]
 
 
 def percent(run: Row) -> str | None:
@@ -49,9 +49,8 @@ def rate(per_second: float | None) -> str | None:
 
 
 def duration(seconds: float) -> str:
-    """The two largest units, such as 1 min 11 s."""
-    left = max(0, round(seconds))
-    minutes, second = divmod(left, 60)
+    """A duration in its two largest units, such as 1 min 11 s."""
+    minutes, second = divmod(max(0, round(seconds)), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
     if days:
@@ -61,8 +60,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {second:02} s" if minutes else f"{second} s"
 
 
-def told_end(run: Row) -> str:
-    """What is said last about a run."""
+def ending(run: Row) -> str:
+    """The line about a run that has ended: its state, its duration and its reason."""
     from service import console
 
     took = console.duration(run["started_at"], run["finished_at"])

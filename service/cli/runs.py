@@ -1,4 +1,4 @@
-"""Commands about runs."""
+"""`batch run` and `batch runs`."""
 
 from __future__ import annotations
 
@@ -23,58 +23,63 @@ if TYPE_CHECKING:
     from service.server.batch_service import BatchService
 
 BAR_AFTER_SECONDS = 1.0
-"""A run that is over by then needs no bar."""
+"""The bar is shown if the run takes longer than this."""
 
 
 def run(
     name: TaskName,
-    param: Annotated[list[str] | None, typer.Option("--param", help="A parameter of run(), as name=value.")] = None,
-    slot: Annotated[str | None, typer.Option(help="The instant to run it for (ISO 8601); default: now.")] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", help="A parameter of run(), as name=value. May be given several times."),
+    ] = None,
+    slot: Annotated[
+        str | None, typer.Option(help="The slot of the run: the instant for which it runs (ISO 8601); default: now.")
+    ] = None,
     queue: Annotated[
-        bool, typer.Option("--queue", help="Leave it to a running service, and print the run's id.")
+        bool, typer.Option("--queue", help="Queue the run for a running service, and print its id.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="With --queue: show the log until the run ends.")] = False,
 ) -> None:
-    """Run a task here and now, record the run, show its log.
+    """Run a task now in this process, record the run, and show its log.
 
-    The exit code is 1 when it fails. It needs no service, and works beside one. With --queue it does not run here: a
-    service takes it, after what the task has to do already.
+    The exit code is 1 if the run does not succeed. The command works whether a service is running or not. With --queue
+    the task does not run in this process: a running service executes it, after the waiting runs of the task.
     """
     at = instant(slot, "--slot") if slot is not None else None
     if queue:
         _queue(name, pairs(param or []), at, wait)
     elif wait:
-        raise InvalidParameters("--wait goes with --queue; without it the run is waited for anyway")
+        raise InvalidParameters("--wait needs --queue; without --queue, the command always waits for the run")
     else:
         _execute(name, pairs(param or []), at)
 
 
-def _execute(name: str, given: dict[str, str], slot: datetime | None) -> None:
+def _execute(name: str, parameters: dict[str, str], slot: datetime | None) -> None:
     import asyncio
 
     from service import console
     from service.cli import bar
     from service.logs import get_logger
 
-    def tell(row: Mapping[str, Any], text: str) -> None:
+    def log_line(row: Mapping[str, Any], text: str) -> None:
         get_logger("service.batch").info(text, run=row["id"])
 
     try:
-        with bar.display(sys.stderr, tell, states=False, after=BAR_AFTER_SECONDS) as shown:
-            row = wait_for(_run(name, given, slot, shown))
+        with bar.display(sys.stderr, log_line, states=False, after=BAR_AFTER_SECONDS) as display:
+            row = wait_for(_run(name, parameters, slot, display))
     except asyncio.CancelledError:
         raise SystemExit(128 + signal.SIGTERM) from None
-    console.say(progress.told_end(row))
+    console.say(progress.ending(row))
     if row["result"] is not None:
         console.show_json(row["result"])
     raise SystemExit(0 if row["state"] == "succeeded" else 1)
 
 
-def _queue(name: str, given: dict[str, str], slot: datetime | None, wait: bool) -> None:
+def _queue(name: str, parameters: dict[str, str], slot: datetime | None, wait: bool) -> None:
     from service import console
 
     async def work(operations: Operations) -> tuple[Started, str | None]:
-        started = await operations.runs.start(name, given, slot)
+        started = await operations.runs.start(name, parameters, slot)
         return started, await manage.hint_if_unserved(operations, name)
 
     started, hint = ask(work)
@@ -86,25 +91,32 @@ def _queue(name: str, given: dict[str, str], slot: datetime | None, wait: bool) 
 
 def runs(
     task: OfTask = None,
-    state: Annotated[str | None, typer.Option(help="Only in this state.", autocompletion=complete.states)] = None,
-    since: Annotated[str | None, typer.Option(help="Only made since: ISO 8601, or an age such as 2h or 7d.")] = None,
-    limit: Annotated[int, typer.Option(parser=whole(1, 100_000), metavar="NUMBER", help="At most so many.")] = 50,
+    state: Annotated[
+        str | None, typer.Option(help="Show only runs in this state.", autocompletion=complete.states)
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Show only runs created since this instant (ISO 8601), or within an age such as 2h or 7d."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(parser=whole(1, 100_000), metavar="NUMBER", help="The largest number of runs to show.")
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first.
 
-    `batch show ID` has all about one of them.
+    `batch show ID` shows everything about one of them.
     """
     from service import console
 
     after = instant_or_age(since, "--since") if since is not None else None
     listed = ask(lambda operations: operations.runs.list(task, state, after, limit), log_level="WARNING")
     rows = [run.model_dump() for run in listed]
-    shown = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "progress", "reason"]
-    console.show(rows if as_json else [{**row, "progress": progress.brief(row)} for row in rows], shown, as_json)
+    columns = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "progress", "reason"]
+    console.show(rows if as_json else [{**row, "progress": progress.brief(row)} for row in rows], columns, as_json)
 
 
-async def _run(name: str, given: dict[str, str], slot: datetime | None, shown: Bar | Lines) -> dict[str, Any]:
+async def _run(name: str, parameters: dict[str, str], slot: datetime | None, display: Bar | Lines) -> dict[str, Any]:
     import asyncio
 
     from service import logs as logging
@@ -114,16 +126,16 @@ async def _run(name: str, given: dict[str, str], slot: datetime | None, shown: B
     from service.server.batch_service import BatchService
 
     settings = get_settings()
-    logging.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT, shown.log_stream)
+    logging.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT, display.log_stream)
     batch = BatchService(settings, fires=False)
     await batch.start()
-    this = asyncio.current_task()
-    assert this is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+    current_task = asyncio.current_task()
+    assert current_task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current_task.cancel)
     try:
         manual = ManualRun(batch.ledger, batch.engine, TaskRegistry.get(name), batch.node.id)
-        async with watch.seen(batch.operations, manual.id, shown), _drained(batch, settings.DRAIN_SECONDS):
-            return await manual.execute(given, slot, requested_by=user())
+        async with watch.displayed(batch.operations, manual.id, display), _drained(batch, settings.DRAIN_SECONDS):
+            return await manual.execute(parameters, slot, requested_by=user())
     finally:
         await batch.stop()
         logging.flush()
@@ -131,7 +143,7 @@ async def _run(name: str, given: dict[str, str], slot: datetime | None, shown: B
 
 @asynccontextmanager
 async def _drained(batch: BatchService, seconds: float) -> AsyncIterator[None]:
-    """When the block is cancelled: what runs has so many seconds to end, and is still shown."""
+    """If the block is cancelled, wait at most this many seconds for the end of the run, which is still displayed."""
     import asyncio
 
     from service import logs
@@ -140,7 +152,9 @@ async def _drained(batch: BatchService, seconds: float) -> AsyncIterator[None]:
         yield
     except asyncio.CancelledError:
         if batch.engine.running:
-            text = f"stopping: the run has {seconds:g} s to end, or is resumed by a service"
+            text = (
+                f"stopping: if the run does not end within {seconds:g} s, it is interrupted, and a service resumes it"
+            )
             logs.get_logger("service.batch").info(text)
         await batch.drain()
         raise

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 def show(run: RunOrTask, as_json: AsJson = False) -> None:
     """Show everything about a run, or about a task.
 
-    RUN is a run's id or the first 6 or more digits of one: its times, attempts, error, and the last lines of its log.
-    Or it is a task's name: its schedule, policies, parameters, last runs, and the slots that it missed.
+    If RUN is the id of a run, or at least its first 6 digits, the command shows the times, attempts and error of the
+    run, and the last lines of its log. If RUN is the name of a task, the command shows the schedule, policies,
+    parameters, last runs and missed slots of the task.
     """
     from service import console
     from service.operations.results import RunDetails
@@ -49,8 +50,8 @@ def _show_run(run: RunDetails) -> None:
             "run": run.id,
             "task": run.task,
             "state": f"{run.state}: {run.reason}" if run.reason else run.state,
-            "slot": _both(run.slot, run.timezone),
-            "origin": run.origin + (f", asked for by {run.requested_by}" if run.requested_by else ""),
+            "slot": _in_utc_and_zone(run.slot, run.timezone),
+            "origin": run.origin + (f", requested by {run.requested_by}" if run.requested_by else ""),
             "parent": run.parent,
             "params": _json(run.params),
             "result": _json(run.result),
@@ -61,8 +62,8 @@ def _show_run(run: RunDetails) -> None:
             "created": run.created_at,
             "started": _after(run.started_at, run.created_at, "waited"),
             "finished": _after(run.finished_at, run.started_at, "took"),
-            "next try": run.due_at if run.state == "retrying" else None,
-            "so far": _so_far(run),
+            "next attempt": run.due_at if run.state == "retrying" else None,
+            "running for": _age_of_attempt(run),
         }
     )
     _show_attempts(run.attempts)
@@ -79,8 +80,8 @@ def _show_attempts(attempts: Sequence[Attempt]) -> None:
         return
     console.heading("Attempts")
     rows = [
-        {**each.model_dump(), "took": _seconds(each.started_at, each.ended_at), "error": _error(each.error)}
-        for each in attempts
+        {**attempt.model_dump(), "took": _seconds(attempt.started_at, attempt.ended_at), "error": _error(attempt.error)}
+        for attempt in attempts
     ]
     console.show(rows, ["number", "outcome", "started_at", "took", "error"], as_json=False)
     error = attempts[-1].error
@@ -92,16 +93,18 @@ def _show_attempts(attempts: Sequence[Attempt]) -> None:
 def _show_task(task: TaskDetails) -> None:
     from service import console
 
-    gone = f"its file is gone since {utc(task.removed_at)}" if task.removed_at else "its file can't be used here"
+    problem = (
+        f"its file has been gone since {utc(task.removed_at)}" if task.removed_at else "its file can't be used here"
+    )
     console.show_values(
         {
             "task": task.name,
             "description": task.description,
-            "source": task.source + ("" if task.is_loaded else f" ({gone})"),
+            "source": task.source + ("" if task.is_loaded else f" ({problem})"),
             "schedule": f"{task.schedule}: {task.words}" if task.schedule else _no_schedule(task),
             "paused": f"since {utc(task.paused_at)} by {task.paused_by}" if task.paused_at else None,
-            "next": [_both(slot.slot, task.timezone) for slot in task.next],
-            "policies": [f"{name} = {value}" for name, value in task.policies.items()] or "as by default",
+            "next": [_in_utc_and_zone(slot.slot, task.timezone) for slot in task.next],
+            "policies": [f"{name} = {value}" for name, value in task.policies.items()] or "all have their defaults",
             "parameters": [_parameter(parameter) for parameter in task.parameters or []],
             "first seen": task.first_seen_at,
             "last run": task.runs[0].id if task.runs else "none yet",
@@ -112,7 +115,7 @@ def _show_task(task: TaskDetails) -> None:
     missed = [missed.model_dump() for missed in task.missed]
     _show_list("Missed", missed, ["first_slot", "last_slot", "count", "reason"])
     schedules = [span.model_dump() for span in task.schedules]
-    _show_list("Schedules it has had", schedules, ["cron", "timezone", "valid_from", "valid_until"])
+    _show_list("Present and past schedules", schedules, ["cron", "timezone", "valid_from", "valid_until"])
 
 
 def _show_list(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
@@ -124,18 +127,18 @@ def _show_list(title: str, rows: list[dict[str, Any]], columns: list[str]) -> No
 
 
 def _no_schedule(task: TaskDetails) -> str:
-    return "none any more" if task.schedules else "only by hand"
+    return "none any more" if task.schedules else "none: the task is started by hand"
 
 
 def _parameter(parameter: Parameter) -> str:
     kind = f": {parameter.type}" if parameter.type else ""
     if parameter.default is not None:
         return f"{parameter.name}{kind} = {parameter.default}"
-    return f"{parameter.name}{kind}" + (" (has to be given)" if parameter.required else "")
+    return f"{parameter.name}{kind}" + (" (required)" if parameter.required else "")
 
 
-def _both(slot: datetime | None, timezone: str | None) -> str | None:
-    """In UTC, and in the task's zone where that is another."""
+def _in_utc_and_zone(slot: datetime | None, timezone: str | None) -> str | None:
+    """A slot in UTC, and in the zone of its task, if that is not UTC."""
     if slot is None:
         return None
     if timezone is None or timezone == "UTC":
@@ -144,7 +147,7 @@ def _both(slot: datetime | None, timezone: str | None) -> str | None:
 
     try:
         return f"{utc(slot)} ({slot.astimezone(zone_of(timezone)).isoformat(' ')} in {timezone})"
-    except InvalidSchedule:  # another version's
+    except InvalidSchedule:  # a newer version of the service may know zones that this one does not
         return utc(slot)
 
 
@@ -152,18 +155,19 @@ def _node(node: Node | None) -> str | None:
     return f"process {node.pid} on {node.host} ({node.id})" if node else None
 
 
-def _after(at: datetime | None, before: datetime | None, word: str) -> str | None:
+def _after(at: datetime | None, before: datetime | None, verb: str) -> str | None:
+    """An instant, and the time since the instant `before`, such as `2026-11-25 16:18:45Z, waited 0.00 s`."""
     if at is None:
         return None
-    return utc(at) + (f", {word} {_seconds(before, at)}" if before else "")
+    return utc(at) + (f", {verb} {_seconds(before, at)}" if before else "")
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> str | None:
     return f"{(end - start).total_seconds():.2f} s" if start and end else None
 
 
-def _so_far(run: RunDetails) -> str | None:
-    """How long the attempt that is going on has run."""
+def _age_of_attempt(run: RunDetails) -> str | None:
+    """How long the present attempt has run. None if the run is not running."""
     return _seconds(run.attempt_started_at, clock.now()) if run.state == "running" else None
 
 

@@ -1,4 +1,4 @@
-"""`batch watch`, and what `batch run` has of it: following a run to its end."""
+"""`batch watch`, and the display of a run for `batch run`: both follow a run to its end."""
 
 from __future__ import annotations
 
@@ -23,63 +23,67 @@ T = TypeVar("T")
 
 
 def watch(run: RunOrTask) -> None:
-    """Follow a run to its end: how far it is, how fast, and how long it will take.
+    """Follow a run to its end, and show its progress, its rate and the remaining time.
 
-    RUN is a run's id, the first 6 or more digits of one, or a task's name: then its newest run is meant. In a terminal
-    it is a bar; else a line when something has changed, every 10 seconds at most. The exit code is 0 when the run
-    succeeded, and 1 when it ended otherwise. Ctrl-C leaves the run alone.
+    RUN is the id of a run, at least the first 6 digits of an id, or the name of a task, which stands for its newest
+    run.
+
+    In a terminal, the command shows a bar. Otherwise it prints a line at each change of state, and at most every 10
+    seconds after other changes. The exit code is 0 if the run succeeded, and 1 if it did not. Ctrl-C ends the command,
+    but not the run.
     """
     from service import console
     from service.cli import bar
 
-    def tell(row: Row, text: str) -> None:
+    def print_line(row: Row, text: str) -> None:
         console.say(f"{utc(row['now'])} {text}", flush=True)
 
-    with bar.display(sys.stdout, tell) as shown:
-        row = _wait_for(lambda operations: _see(operations.runs.follow(run), shown), shown)
-    console.say(progress.told_end(row))
+    with bar.display(sys.stdout, print_line) as display:
+        row = _wait_for(lambda operations: _show(operations.runs.follow(run), display), display)
+    console.say(progress.ending(row))
     raise SystemExit(0 if row["state"] == "succeeded" else 1)
 
 
 def with_log(run: str) -> NoReturn:
-    """Until the run ends: its log on stdout, how far it is on stderr.
+    """Print the log of a run on stdout and its progress on stderr, until the run ends.
 
-    Who reads a pipe may write to the same terminal, and would tear the bar.
+    The bar is shown only if stdout is a terminal too, because a program that reads stdout from a pipe may write to the
+    same terminal, and that would damage the bar.
     """
     import asyncio
 
     from service import console
     from service.cli import bar
 
-    def tell(row: Row, text: str) -> None:
+    def print_line(row: Row, text: str) -> None:
         console.warn(f"{utc(row['now'])} {text}")
 
     async def follow(operations: Operations) -> str:
-        seeing = asyncio.create_task(_see(operations.runs.follow(run), shown))
+        showing = asyncio.create_task(_show(operations.runs.follow(run), display))
         try:
-            return await logs.print_log(operations.runs.log(run, follow=True), write=shown.write)
+            return await logs.print_log(operations.runs.log(run, follow=True), write=display.write)
         finally:
-            await _end(seeing)
+            await _end(showing)
 
-    lines = bar.Lines(tell, states=False)
-    with bar.display(sys.stderr, tell) if sys.stdout.isatty() else lines as shown:
-        state = _wait_for(follow, shown)
+    lines = bar.Lines(print_line, states=False)
+    with bar.display(sys.stderr, print_line) if sys.stdout.isatty() else lines as display:
+        state = _wait_for(follow, display)
     raise SystemExit(0 if state == "succeeded" else 1)
 
 
 @asynccontextmanager
-async def seen(operations: Operations, run: str, shown: Bar | Lines) -> AsyncIterator[None]:
-    """Show a run of this process in the block. A ledger that is away only leaves it as it was."""
+async def displayed(operations: Operations, run: str, display: Bar | Lines) -> AsyncIterator[None]:
+    """Display a run of this process in the block. While the ledger can't be reached, the display does not change."""
     import asyncio
 
-    watching = asyncio.create_task(_see_here(operations, run, shown))
+    showing = asyncio.create_task(_show_run_here(operations, run, display))
     try:
         yield
     finally:
-        await _end(watching)
+        await _end(showing)
 
 
-async def _see_here(operations: Operations, run: str, shown: Bar | Lines) -> None:
+async def _show_run_here(operations: Operations, run: str, display: Bar | Lines) -> None:
     import asyncio
 
     from service.errors import DatabaseError
@@ -89,34 +93,36 @@ async def _see_here(operations: Operations, run: str, shown: Bar | Lines) -> Non
         with suppress(DatabaseError, OSError):
             now = await operations.runs.get(run)
             if now is not None:
-                shown.see(now.model_dump())
+                display.update_run(now.model_dump())
         await asyncio.sleep(run_log.POLL_SECONDS)
 
 
-async def _see(looks: AsyncGenerator[RunNow], shown: Bar | Lines) -> Row:
+async def _show(states: AsyncGenerator[RunNow], display: Bar | Lines) -> Row:
+    """Display a run until it ends, and return its last row."""
     row: dict[str, Any] = {}
-    async with aclosing(looks) as opened:
+    async with aclosing(states) as opened:
         async for now in opened:
             row = now.model_dump()
             if now.finished_at is None:
-                shown.see(row)
+                display.update_run(row)
     return row
 
 
-async def _end(watching: asyncio.Task[Any]) -> None:
+async def _end(showing: asyncio.Task[Any]) -> None:
     import asyncio
 
-    watching.cancel()
-    await asyncio.wait([watching])
+    showing.cancel()
+    await asyncio.wait([showing])
 
 
-def _wait_for(work: Callable[[Operations], Awaitable[T]], shown: Bar | Lines) -> T:
+def _wait_for(work: Callable[[Operations], Awaitable[T]], display: Bar | Lines) -> T:
+    """Call `work` and return its result. After Ctrl-C, say how to follow the run again, and exit with code 130."""
     from service import console
 
     try:
         return ask(work, needs_tasks=False)
     except KeyboardInterrupt:
-        if shown.run is not None:
-            run = shown.run["id"]
-            console.warn(f"batch: the run goes on; `batch watch {run}` follows it again")
+        if display.run is not None:
+            run = display.run["id"]
+            console.warn(f"batch: the run continues; `batch watch {run}` follows it again")
         raise SystemExit(130) from None
