@@ -68,10 +68,10 @@ def test_what_has_changed_since_a_backup_is_shown_by_table(batch: Batch, url: st
         "Rows",
         "table            rows before  rows after  added  changed  removed  note",
         "orders                     3           4     +2        1       -1  -",
-        "notes                      1           2      -        -        -  no key tells its rows apart: some differ",
+        "notes                      1           2      -        -        -  no usable primary key: some rows differ",
         "alembic_version            1           1     +1        0       -1  -",
         "",
-        "3 tables · +3 added · 1 changed · -2 removed · 1 without a key differs",
+        "3 tables · +3 added · 1 changed · -2 removed · 1 table without a usable key changed",
     ]
     said = batch("backup", "diff", "latest", "--json").json
     assert (said["added"], said["changed"], said["removed"]) == (3, 1, 2)

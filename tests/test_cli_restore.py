@@ -133,7 +133,12 @@ def test_without_a_service_it_says_what_it_does_and_did(changed: Path, batch: Ba
     done = batch("backup", "restore", "latest", "--yes")
     assert done.code == 0, done.err
     assert users(changed) == ["a@example.org"]
-    for words in (str(changed), "1 in place of 0", "what was there is in backups/", "1 row of 2 tables restored"):
+    for words in (
+        str(changed),
+        "1, which replace 0",
+        "the rows from before the restore are in backups/",
+        "1 row of 2 tables restored",
+    ):
         assert words in done.out, done.out
     assert len(backups(tmp_path)) == 2
 
@@ -146,7 +151,7 @@ def test_a_dry_run_needs_no_yes_and_changes_nothing(changed: Path, batch: Batch,
 
 def test_where_nobody_can_be_asked_only_yes_restores(changed: Path, batch: Batch) -> None:
     done = batch("backup", "restore", "latest")
-    assert done.code == 2 and "nobody can be asked here, so --yes has to say it" in done.err
+    assert done.code == 2 and "stdin is no terminal, so --yes is needed to confirm it" in done.err
     assert users(changed) == []
 
 

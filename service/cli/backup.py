@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from service.operations.operations import Operations
 
 MOST_SHOWN, MOST_NAMED, LONGEST_SHOWN = 1_000, 20, 200
-"""Tables in a list, names in a line, and characters of a name: a file from elsewhere may have any number."""
+"""The most tables in a list, names in a line, and characters of a name. A file from elsewhere may have any number."""
 
 LOGGED = "WARNING"
-"""What these commands log: that a record was not written, say."""
+"""The log level of these commands. They log, for example, that a record was not written to the ledger."""
 
 File = Annotated[
     str,
@@ -33,25 +33,28 @@ FileOrLatest = Annotated[
 
 
 def create(as_json: AsJson = False) -> None:
-    """Back up the application's database into BACKUP_DIR, and read it back.
+    """Back up the application's database into BACKUP_DIR, and read the backup back to verify it.
 
-    Nothing is deleted, and nothing is copied elsewhere: `batch run backup` does all of that.
+    The command deletes no old backup, and copies nothing to BACKUP_URL. `batch run backup` does these things too.
     """
-    with _metered("backup") as tell:
-        made = ask(lambda operations: operations.backups.create(tell), log_level=LOGGED)
-    _tell_done(made, as_json, f"{made.path}: {_counts(made)}, verified (checksums only)")
+    with _progress("backup") as on_progress:
+        backup = ask(lambda operations: operations.backups.create(on_progress), log_level=LOGGED)
+    _print_result(backup, as_json, f"{backup.path}: {_counts(backup)}, verified (checksums only)")
 
 
 def list_(
     rescan: Annotated[
-        bool, typer.Option("--rescan", help="Read every file, and write the ledger's rows of backups anew.")
+        bool, typer.Option("--rescan", help="Read every file, and rewrite the ledger's records of backups.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the backups in BACKUP_DIR and at BACKUP_URL, the newest first.
+    """List the backups in BACKUP_DIR and at BACKUP_URL, newest first.
 
-    `restored` is proven to load; of `checksums only` every byte is as it was written. --rescan keeps what was done with
-    a backup, forgets those whose files are gone, and finds those that were changed since they were made.
+    The column `check` has the last check of each backup. `checksums only` means that every byte is as it was written,
+    and `restored` means that the rows were also loaded into a database.
+
+    --rescan keeps the records of checks, deletes the records of backups whose files do not exist any more, and finds
+    backups that were changed since they were made.
     """
     from service import console
 
@@ -87,27 +90,27 @@ def _row(summary: BackupSummary) -> dict[str, Any]:
 
 
 def show(file: File, as_json: AsJson = False) -> None:
-    """Show what a backup holds, table by table, and what is known of it."""
+    """Show the tables of a backup with their numbers of rows, and what the ledger has recorded about the backup."""
     from service import console
     from service.cli.meter import size
 
     details, tables = ask(lambda operations: operations.backups.show(file, _warn), log_level=LOGGED)
-    about = details.model_dump(by_alias=True)
+    values = details.model_dump(by_alias=True)
     if as_json:
-        told = [
+        shown = [
             {"table": str(table), "rows": table.rows, "bytes": table.bytes, "columns": table.columns, "key": table.key}
             for table in within(tables, lambda table: [str(table), *table.columns, *table.key])
         ]
-        left_out = within(about["left out"], lambda name: [name])
-        console.show_json({**about, "left out": left_out, "tables": told, "more tables": len(tables) - len(told)})
+        left_out = within(values["left out"], lambda name: [name])
+        console.show_json({**values, "left out": left_out, "tables": shown, "more tables": len(tables) - len(shown)})
         return
-    about |= {name: about[name] and brief(about[name], LONGEST_SHOWN) for name in ("of", "migration", "made by")}
-    left_out = first_of([brief(name, LONGEST_SHOWN) for name in about["left out"]], MOST_NAMED)
-    console.show_values({**about, "size": size(about["size"]), "rows": _number(about["rows"]), "left out": left_out})
+    values |= {name: values[name] and brief(values[name], LONGEST_SHOWN) for name in ("of", "migration", "made by")}
+    left_out = first_of([brief(name, LONGEST_SHOWN) for name in values["left out"]], MOST_NAMED)
+    console.show_values({**values, "size": size(values["size"]), "rows": _number(values["rows"]), "left out": left_out})
     console.heading("tables")
     rows = [
-        {"table": brief(str(one), LONGEST_SHOWN), "rows": f"{one.rows:,}", "size": size(one.bytes or None)}
-        for one in tables[:MOST_SHOWN]
+        {"table": brief(str(table), LONGEST_SHOWN), "rows": f"{table.rows:,}", "size": size(table.bytes or None)}
+        for table in tables[:MOST_SHOWN]
     ]
     console.show(rows, ("table", "rows", "size"), False)
     if len(tables) > MOST_SHOWN:
@@ -117,52 +120,58 @@ def show(file: File, as_json: AsJson = False) -> None:
 def verify(
     file: FileOrLatest = "latest",
     restore: Annotated[
-        bool, typer.Option("--restore", help="Also restore it into a scratch database, and compare what is there.")
+        bool, typer.Option("--restore", help="Also restore the backup into a scratch database, and compare the rows.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read a backup and compare every byte with its checksums.
+    """Read a whole backup, and compare every byte with its checksums.
 
-    That can't prove that its rows load: only --restore does. Both are recorded, and `batch backup list` shows which.
+    This does not prove that the rows can be loaded into a database; --restore proves it. The ledger records which
+    check was made, and `batch backup list` shows it.
     """
-    with _metered("verify") as tell:
+    with _progress("verify") as on_progress:
 
         async def work(operations: Operations) -> BackupResult:
-            verified = await operations.backups.verify(file, tell)
+            verified = await operations.backups.verify(file, on_progress)
             if restore:
-                for note in (await operations.backups.verify_by_restoring(verified.path, tell)).notes:
+                for note in (await operations.backups.verify_by_restoring(verified.path, on_progress)).notes:
                     _warn(note)
             return verified
 
         verified = ask(work, log_level=LOGGED)
-    how = "restored" if restore else "checksums only"
-    _tell_done(verified, as_json, f"{verified.path}: {_counts(verified)}, verified ({how})", verified=how)
+    check = "restored" if restore else "checksums only"
+    _print_result(verified, as_json, f"{verified.path}: {_counts(verified)}, verified ({check})", verified=check)
 
 
 def upload(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
-    """Copy a backup of BACKUP_DIR to BACKUP_URL, and compare what arrived. It is verified first."""
-    with _metered("upload") as tell:
-        copied = ask(lambda operations: operations.backups.upload(file, tell), log_level=LOGGED)
-    _tell_done(copied, as_json, f"{copied.url}: {_counts(copied)}, compared with {copied.path}")
+    """Verify a backup in BACKUP_DIR, copy it to BACKUP_URL, and compare the copy with it."""
+    with _progress("upload") as on_progress:
+        copied = ask(lambda operations: operations.backups.upload(file, on_progress), log_level=LOGGED)
+    _print_result(copied, as_json, f"{copied.url}: {_counts(copied)}, compared with {copied.path}")
 
 
 def download(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
-    """Copy a backup from BACKUP_URL, or from its own address, into BACKUP_DIR, and verify it."""
-    with _metered("download") as tell:
-        copied = ask(lambda operations: operations.backups.download(file, tell), log_level=LOGGED)
-    _tell_done(copied, as_json, f"{copied.path}: {_counts(copied)}, verified (checksums only)")
+    """Copy a backup from BACKUP_URL, or from the address FILE, into BACKUP_DIR, and verify the copy."""
+    with _progress("download") as on_progress:
+        copied = ask(lambda operations: operations.backups.download(file, on_progress), log_level=LOGGED)
+    _print_result(copied, as_json, f"{copied.path}: {_counts(copied)}, verified (checksums only)")
 
 
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would stay, and why.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Also where more than half of a place's backups go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted, and delete nothing.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Delete also if this is more than half of the backups in a place.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete old backups in BACKUP_DIR and at BACKUP_URL, as the task `backup` does after each new one.
+    """Delete old backups in BACKUP_DIR and at BACKUP_URL, as the task `backup` does after each new backup.
 
-    The newest BACKUP_KEEP_LAST stay, what is younger than BACKUP_RETENTION_DAYS, the newest of so many weeks and months
-    (BACKUP_KEEP_WEEKLY, BACKUP_KEEP_MONTHLY), what is pinned, and the last verified one. When the newest has failed its
-    check, or has far fewer rows than the last one, nothing goes; and without --yes nothing where more than half would.
+    These backups are kept: the newest BACKUP_KEEP_LAST backups; those that are younger than BACKUP_RETENTION_DAYS; the
+    newest one of each of the last BACKUP_KEEP_WEEKLY weeks and BACKUP_KEEP_MONTHLY months; pinned ones; and the last
+    verified one.
+
+    Nothing is deleted if the newest backup has failed its check, or has far fewer rows than the one before it. Without
+    --yes, nothing is deleted in a place where more than half of the backups would be deleted.
     """
     from service import console
 
@@ -174,17 +183,20 @@ def prune(
 
 
 def pin(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
-    """Keep a backup until it is unpinned, however old. The pin is a small file beside it, in each place where it is."""
+    """Keep a backup at any age, until it is unpinned.
+
+    The pin is a small file beside the backup. It is written in each place that has the backup.
+    """
     change = ask(lambda operations: operations.backups.pin(file), log_level=LOGGED)
-    is_now = "is pinned" if change.changed else "was pinned already"
-    _tell(f"{change.backup} {is_now}", as_json, change.model_dump())
+    state = "is pinned" if change.changed else "was pinned already"
+    _print(f"{change.backup} {state}", as_json, change.model_dump())
 
 
 def unpin(file: File, as_json: AsJson = False) -> None:
-    """Let a backup be deleted again when it is old."""
+    """Remove the pin of a backup, so that it can be deleted when it is old."""
     change = ask(lambda operations: operations.backups.unpin(file), log_level=LOGGED)
-    is_now = "is not pinned any more" if change.changed else "was not pinned"
-    _tell(f"{change.backup} {is_now}", as_json, change.model_dump())
+    state = "is not pinned any more" if change.changed else "was not pinned"
+    _print(f"{change.backup} {state}", as_json, change.model_dump())
 
 
 def _settings() -> Settings:
@@ -193,10 +205,10 @@ def _settings() -> Settings:
     return get_settings()
 
 
-def _metered(what: str) -> Any:
+def _progress(work: str) -> Any:
     from service.cli.meter import metered
 
-    return metered(what)
+    return metered(work)
 
 
 def _warn(text: str) -> None:
@@ -209,17 +221,18 @@ def _number(number: int | None) -> str | None:
     return None if number is None else f"{number:,}"
 
 
-def _counts(done: BackupResult) -> str:
+def _counts(result: BackupResult) -> str:
     from service.cli.meter import counted, size
 
-    return f"{counted(done.facts.rows or 0, done.facts.tables or 0)} in {size(done.facts.size)}"
+    return f"{counted(result.facts.rows or 0, result.facts.tables or 0)} in {size(result.facts.size)}"
 
 
-def _tell_done(done: BackupResult, as_json: bool, text: str, **more: Any) -> None:
-    _tell(text, as_json, {"backup": done.path, "url": done.url, **done.model_dump()["facts"], **more})
+def _print_result(result: BackupResult, as_json: bool, text: str, **more: Any) -> None:
+    _print(text, as_json, {"backup": result.path, "url": result.url, **result.model_dump()["facts"], **more})
 
 
-def _tell(text: str, as_json: bool, facts: dict[str, Any]) -> None:
+def _print(text: str, as_json: bool, facts: dict[str, Any]) -> None:
+    """Print the text, or with `as_json` the facts."""
     from service import console
 
     if as_json:

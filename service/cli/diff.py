@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from service.backup.comparing.differences import Difference, Side, TableDifference
 
 Other = Annotated[
-    str | None, typer.Argument(metavar="[FILE]", help="The later one. Without it: the database as it is now.")
+    str | None, typer.Argument(metavar="[FILE]", help="The later backup; default: the database as it is now.")
 ]
 FIGURES = ("rows before", "rows after", "added", "changed", "removed")
 
@@ -23,47 +23,50 @@ FIGURES = ("rows before", "rows after", "added", "changed", "removed")
 def diff(file: File, other: Other = None, as_json: AsJson = False) -> None:
     """Compare a backup with the database as it is now, or with a later backup.
 
-    Shows for each table the rows before and after, and how many were added, changed and removed; what is different
-    about tables and columns; and the migrations of both. Rows are told apart by the primary key: of a table without one
-    it is only said whether its rows differ. Nothing is changed, and values are not shown.
+    The output has, for each table, the number of rows before and after, and how many rows were added, changed and
+    removed. It also shows differences of tables and columns, and the migration of both sides. Values are not shown.
+
+    Rows are matched by the primary key. For a table without a primary key, the output only says whether rows differ.
+    Nothing is changed.
     """
-    found = ask(lambda operations: operations.backups.diff(file, other), log_level=LOGGED)
+    difference = ask(lambda operations: operations.backups.diff(file, other), log_level=LOGGED)
     if as_json:
         from service import console
 
-        console.show_json(_facts(found))
+        console.show_json(_facts(difference))
     else:
-        _show(found)
+        _show(difference)
 
 
-def _show(found: Difference) -> None:
+def _show(difference: Difference) -> None:
     from service import console
 
-    console.show_values({"before": _side(found.before), "after": _side(found.after), "migration": _migration(found)})
-    if found.schema:
+    sides = {"before": _side(difference.before), "after": _side(difference.after)}
+    console.show_values({**sides, "migration": _migration(difference)})
+    if difference.schema:
         console.heading("Schema")
-        for sentence in first_of(found.schema, MOST_SHOWN):
+        for sentence in first_of(difference.schema, MOST_SHOWN):
             console.say(sentence)
     console.heading("Rows")
-    rows = [_row(table) for table in found.tables[:MOST_SHOWN]]
+    rows = [_row(table) for table in difference.tables[:MOST_SHOWN]]
     widths = {name: max(map(len, (name, *(row[name] for row in rows)))) for name in FIGURES}
     padded = [{**row, **{name: row[name].rjust(widths[name]) for name in FIGURES}} for row in rows]
     console.show(padded, ("table", *FIGURES, "note"), as_json=False)
-    if len(found.tables) > MOST_SHOWN:
-        console.say(f"and {len(found.tables) - MOST_SHOWN:,} more tables")
+    if len(difference.tables) > MOST_SHOWN:
+        console.say(f"and {len(difference.tables) - MOST_SHOWN:,} more tables")
     console.say()
-    console.say(_total(found))
-    if found.left_out:
-        names = ", ".join(first_of([brief(name, LONGEST_SHOWN) for name in found.left_out], MOST_NAMED))
-        console.say(f"not compared, as one of the two leaves them out: {names}")
+    console.say(_total(difference))
+    if difference.left_out:
+        names = ", ".join(first_of([brief(name, LONGEST_SHOWN) for name in difference.left_out], MOST_NAMED))
+        console.say(f"not compared, because one side leaves them out: {names}")
 
 
 def _side(side: Side) -> str:
     return f"{side.name}, {utc(side.taken_at)}"
 
 
-def _migration(found: Difference) -> str | None:
-    before, after = found.before.revision, found.after.revision
+def _migration(difference: Difference) -> str | None:
+    before, after = difference.before.revision, difference.after.revision
     if before == after:
         return f"{brief(before)} on both sides" if before else None
     return f"{brief(before or 'none')} to {brief(after or 'none')}"
@@ -86,7 +89,7 @@ def _row(table: TableDifference) -> dict[str, Any]:
 
 def _note(table: TableDifference) -> str:
     if table.added is None:
-        return f"no key tells its rows apart: {'the same' if table.same else 'some differ'}"
+        return f"no usable primary key: {'all rows are equal' if table.same else 'some rows differ'}"
     return ""
 
 
@@ -96,28 +99,30 @@ def _number(number: int | None, sign: str = "") -> str:
     return f"{sign if number else ''}{number:,}"
 
 
-def _total(found: Difference) -> str:
-    tables = f"{len(found.tables):,} table{'s' if len(found.tables) != 1 else ''}"
-    added, removed = _number(found.added, "+"), _number(found.removed, "-")
-    said = f"{tables} · {added} added · {found.changed:,} changed · {removed} removed"
-    unclear = sum(table.added is None and not table.same for table in found.tables)
-    return f"{said} · {unclear} without a key differ{'s' if unclear == 1 else ''}" if unclear else said
+def _total(difference: Difference) -> str:
+    tables = f"{len(difference.tables):,} table{'s' if len(difference.tables) != 1 else ''}"
+    added, removed = _number(difference.added, "+"), _number(difference.removed, "-")
+    total = f"{tables} · {added} added · {difference.changed:,} changed · {removed} removed"
+    uncounted = sum(table.added is None and not table.same for table in difference.tables)
+    if not uncounted:
+        return total
+    return f"{total} · {uncounted} table{'s' if uncounted != 1 else ''} without a usable key changed"
 
 
-def _facts(found: Difference) -> dict[str, Any]:
+def _facts(difference: Difference) -> dict[str, Any]:
     from dataclasses import asdict
 
-    tables = within(found.tables, lambda table: [table.table, *table.key, *table.schema])
+    tables = within(difference.tables, lambda table: [table.table, *table.key, *table.schema])
     return {
-        "before": _facts_of(found.before),
-        "after": _facts_of(found.after),
+        "before": _facts_of(difference.before),
+        "after": _facts_of(difference.after),
         "tables": [asdict(table) for table in tables],
-        "more tables": len(found.tables) - len(tables),
-        "added": found.added,
-        "changed": found.changed,
-        "removed": found.removed,
-        "schema": within(found.schema, lambda sentence: [sentence]),
-        "left_out": within(found.left_out, lambda name: [name]),
+        "more tables": len(difference.tables) - len(tables),
+        "added": difference.added,
+        "changed": difference.changed,
+        "removed": difference.removed,
+        "schema": within(difference.schema, lambda sentence: [sentence]),
+        "left_out": within(difference.left_out, lambda name: [name]),
     }
 
 

@@ -1,4 +1,4 @@
-"""`batch backup restore`: says what it will do, asks, does it, and says what it did."""
+"""`batch backup restore`: shows what it will do, asks for confirmation, restores, and shows what it has done."""
 
 from __future__ import annotations
 
@@ -20,21 +20,29 @@ FILE = typer.Argument(metavar="FILE", help="A path, a name, `latest`, or s3://bu
 
 def restore(
     file: Annotated[str, FILE],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do it, count, and roll it back.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also while a service runs, if it is idle.")] = False,
-    no_safety: Annotated[bool, typer.Option("--no-safety", help="Make no backup of what is there before.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Restore, count the rows, and roll everything back.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Restore without asking for confirmation.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Restore even while a service is running, if it has no active run.")
+    ] = False,
+    no_safety: Annotated[bool, typer.Option("--no-safety", help="Make no backup of the present rows.")] = False,
     changed: Annotated[
         bool,
-        typer.Option("--changed", help="Also a backup that was changed since it was made, as the ledger knows it."),
+        typer.Option(
+            "--changed", help="Restore even if the ledger shows that the backup was changed after it was made."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put a backup's rows in place of those that the application's database has now.
+    """Replace the present rows of the application's database with the rows of a backup.
 
-    What is there is backed up first. The restore is one transaction: it happens as a whole or not at all. Tables that
-    are not in the backup stay as they are. Stop the service before: while one runs, it needs --force, and while a run
-    is active there is none.
+    The present rows are backed up first. The restore is one transaction, so it happens completely or not at all. Tables
+    that are not in the backup are not changed.
+
+    Stop the service before the restore. While a service is running, --force is needed. While a run is active, a restore
+    is not possible.
     """
     from dataclasses import replace
 
@@ -42,19 +50,19 @@ def restore(
 
     request = RestoreRequest(file, dry_run, force, not no_safety, changed)
     plan = ask(lambda operations: operations.backups.plan_restore(request), log_level=LOGGED)
-    request = replace(request, backup=plan.backup)  # `latest` may be another one by the time that somebody has answered
+    request = replace(request, backup=plan.backup)  # after the answer, `latest` may be another backup
     if not as_json:
-        _say(plan)
+        _print_plan(plan)
     if not (yes or dry_run):
-        _ask(plan)
-    done = _done(request)
+        _confirm(plan)
+    result = _restore(request)
     if as_json:
-        _as_json(done, plan)
+        _print_json(result, plan)
     else:
-        _tell(done)
+        _print_result(result)
 
 
-def _say(plan: RestorePlan) -> None:
+def _print_plan(plan: RestorePlan) -> None:
     from service import console
 
     rows = sum(table.rows for table in plan.tables)
@@ -63,59 +71,64 @@ def _say(plan: RestorePlan) -> None:
             "backup": plan.backup,
             "taken": utc(plan.taken_at),
             "migration": plan.revision,
-            "into": plan.database,
+            "database": plan.database,
             "tables": f"{len(plan.tables):,}",
-            "rows": f"{rows:,} in place of {sum(_now(plan).values()):,}",
+            "rows": f"{rows:,}, which replace {_present_rows(plan):,}",
         }
     )
     for note in plan.notes:
         console.say(f"note: {note}")
 
 
-def _now(plan: RestorePlan) -> dict[str, int]:
-    return {str(table): plan.rows[str(table)] for table in plan.tables if str(table) in plan.rows}
+def _present_rows(plan: RestorePlan) -> int:
+    """The number of rows that the database has now in the tables of the backup."""
+    return sum(plan.rows.get(str(table), 0) for table in plan.tables)
 
 
-def _ask(plan: RestorePlan) -> None:
-    """The database's name has to be typed, where somebody can."""
+def _confirm(plan: RestorePlan) -> None:
+    """Let the user type the name of the database. Raises BackupError if there is no terminal, or for another name."""
     from service import console
     from service.errors import BackupError
 
     name = plan.name
     if not sys.stdin.isatty():
-        raise BackupError(f"nothing was restored into {name}: nobody can be asked here, so --yes has to say it")
+        raise BackupError(f"nothing was restored into {name}: stdin is no terminal, so --yes is needed to confirm it")
     console.warn(f"Type the database's name ({name}) to replace its rows: ", end="")
     if sys.stdin.readline().strip() != name:
-        raise BackupError("that is not its name: nothing was restored")
+        raise BackupError(f"nothing was restored: the name that was typed is not {name}")
 
 
-def _done(request: RestoreRequest) -> RestoreResult:
+def _restore(request: RestoreRequest) -> RestoreResult:
     from service.cli.meter import metered
 
-    with metered("restore") as tell:
-        return ask(lambda operations: operations.backups.restore(request, tell), log_level=LOGGED)
+    with metered("restore") as on_progress:
+        return ask(lambda operations: operations.backups.restore(request, on_progress), log_level=LOGGED)
 
 
-def _tell(done: RestoreResult) -> None:
+def _print_result(result: RestoreResult) -> None:
     from service import console
     from service.cli.meter import counted
 
-    report = done.report
-    if done.safety is not None:
-        console.say(f"what was there is in {done.safety}, which is `latest` by now")
+    report = result.report
+    if result.safety is not None:
+        console.say(f"the rows from before the restore are in {result.safety}, which is `latest` now")
     rows = [
-        {"table": one.table, "before": "" if one.before is None else f"{one.before:,}", "after": f"{one.after:,}"}
-        for one in report.tables
+        {
+            "table": table.table,
+            "before": "" if table.before is None else f"{table.before:,}",
+            "after": f"{table.after:,}",
+        }
+        for table in report.tables
     ]
     console.show(rows, ("table", "before", "after"), False)
-    would = "would be restored; all was rolled back" if report.dry_run else "restored"
-    console.say(f"{counted(report.rows, len(report.tables))} {would} ({report.seconds:.1f} s)")
+    outcome = "would be restored; everything was rolled back" if report.dry_run else "restored"
+    console.say(f"{counted(report.rows, len(report.tables))} {outcome} ({report.seconds:.1f} s)")
 
 
-def _as_json(done: RestoreResult, plan: RestorePlan) -> None:
+def _print_json(result: RestoreResult, plan: RestorePlan) -> None:
     from dataclasses import asdict
 
     from service import console
 
-    facts: dict[str, Any] = {**asdict(done.report), "safety": done.safety, "revision": plan.revision}
-    console.show_json({**facts, "rows": done.report.rows})
+    facts: dict[str, Any] = {**asdict(result.report), "safety": result.safety, "revision": plan.revision}
+    console.show_json({**facts, "rows": result.report.rows})
