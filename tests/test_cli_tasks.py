@@ -117,7 +117,7 @@ def test_lint_of_named_tasks_leaves_the_others_out(batch: Batch, report: Path, t
 
 def test_a_task_without_a_schedule_has_no_times(batch: Batch, report: Path) -> None:
     report.write_text(REPORT.replace('"30 2 * * *"', "None"))
-    assert batch("lint").out.splitlines()[1:3] == ["  Only by hand", ""]
+    assert batch("lint").out.splitlines()[1:3] == ["  No schedule: it is started by hand", ""]
 
 
 def test_the_tasks_of_this_repository_are_clean(batch: Batch) -> None:
@@ -176,7 +176,7 @@ def test_new_overwrites_nothing(batch: Batch, tmp_path: Path, there: str) -> Non
         (["Daily"], ["'Daily'", "a-z 0-9 _ . -"]),
         (["2fa"], ["'2fa'", "begins with a letter"]),
         (["_hidden"], ["'_hidden'", "begins with a letter"]),
-        (["class"], ["'class'", "word of Python's own"]),
+        (["class"], ["'class'", "keyword of Python"]),
         (["mine", "--schedule", "0 25 * * *"], ["'0 25 * * *'", "hour"]),
         ([], ["NAME"]),
     ],

@@ -90,7 +90,8 @@ async def test_a_service_keeps_the_file_it_has_and_the_commands_say_so(service: 
     done = await asyncio.to_thread(batch, Path.cwd(), "tasks")
     assert (done.returncode, done.stdout.split()[-1]) == (1, "tasks/early.py")
     assert done.stderr.splitlines() == [
-        "batch: tasks/early.py is not used yet: the services have same from tasks/later.py until they are restarted",
+        "batch: tasks/early.py is not used yet: running services use tasks/later.py for the task same "
+        "until they are restarted",
         f"batch: tasks/later.py can't be used: {refusal('early', 'later')}",
     ]
 

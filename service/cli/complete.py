@@ -1,4 +1,4 @@
-"""What a shell may complete: names of tasks, and states. Says nothing where it can't, for a shell shows that."""
+"""Names of tasks and states for shell completion. Errors are not reported, because a shell would print them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from service.errors import BatchError
 
 
 def task_names(incomplete: str) -> list[str]:
-    """Of the files in TASKS_DIR. They are read and not run, so that it is quick, and nothing happens at a Tab."""
+    """The names of tasks that begin with `incomplete`.
+
+    The files in TASKS_DIR are parsed and not imported, because that is fast, and because the Tab key must run nothing.
+    """
     from service.batch.tasks.discovery import folder_of
     from service.config import get_settings
 
@@ -24,13 +27,14 @@ def task_names(incomplete: str) -> list[str]:
 
 
 def states(incomplete: str) -> list[str]:
+    """The states of runs that begin with `incomplete`."""
     from service.operations.states import STATES
 
     return [state for state in STATES if state.startswith(incomplete)]
 
 
 def _names(file: Path) -> Iterator[str]:
-    """What is given to `name` in the bodies of the file's classes."""
+    """The values of the attribute `name` of all classes in the file."""
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(file.read_bytes())
@@ -38,16 +42,17 @@ def _names(file: Path) -> Iterator[str]:
         return
     for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
         for statement in cls.body:
-            yield from _given(statement)
+            yield from _values_of_name(statement)
 
 
-def _given(statement: ast.stmt) -> Iterator[str]:
+def _values_of_name(statement: ast.stmt) -> Iterator[str]:
+    """The constant that the statement assigns to `name`, if it does."""
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     value = getattr(statement, "value", None)
     for target in targets:
         pairs = [(target, value)]
         if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
             pairs = list(zip(target.elts, value.elts, strict=False))
-        for name, given in pairs:
-            if isinstance(name, ast.Name) and name.id == "name" and isinstance(given, ast.Constant):
-                yield escaping.line(str(given.value))
+        for variable, assigned in pairs:
+            if isinstance(variable, ast.Name) and variable.id == "name" and isinstance(assigned, ast.Constant):
+                yield escaping.line(str(assigned.value))

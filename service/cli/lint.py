@@ -19,59 +19,59 @@ if TYPE_CHECKING:
 def lint(
     name: Annotated[
         list[str] | None,
-        typer.Argument(help="Only these tasks; default: all.", autocompletion=complete.task_names),
+        typer.Argument(help="The tasks to check; default: all.", autocompletion=complete.task_names),
     ] = None,
     n: Annotated[
-        int, typer.Option("-n", parser=whole(0, 1_000), metavar="NUMBER", help="How many of the next fire times.")
+        int, typer.Option("-n", parser=whole(0, 1_000), metavar="NUMBER", help="The number of next slots to show.")
     ] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Check the tasks: when they fire, what clock changes do to them, policies that don't fit.
+    """Check the tasks for likely mistakes, and show when they fire and how clock changes affect them.
 
     An error is a file that can't be used. A warning is something to change. A note is something to know. The exit code
-    is 1 when there is an error or a warning, so that CI can use it. No database is asked.
+    is 1 if there is an error or a warning, so that CI can use it. The command uses no database.
     """
     from service import console
 
-    checked = ask(lambda operations: operations.tasks.lint(name or [], n))
+    tasks = ask(lambda operations: operations.tasks.lint(name or [], n))
     if as_json:
-        console.show_json([task.model_dump() for task in checked])
+        console.show_json([task.model_dump() for task in tasks])
     else:
-        _print(checked)
-    raise SystemExit(1 if _count(checked, "error") + _count(checked, "warning") else 0)
+        _print(tasks)
+    raise SystemExit(1 if _count(tasks, "error") + _count(tasks, "warning") else 0)
 
 
-def _count(checked: Sequence[LintedTask], severity: str) -> int:
-    return sum(finding.severity == severity for task in checked for finding in task.findings)
+def _count(tasks: Sequence[LintedTask], severity: str) -> int:
+    return sum(finding.severity == severity for task in tasks for finding in task.findings)
 
 
-def _print(checked: Sequence[LintedTask]) -> None:
+def _print(tasks: Sequence[LintedTask]) -> None:
     from service import console
 
-    for task in checked:
+    for task in tasks:
         title = f"{task.task} ({task.source})" if task.task else task.source
         console.write(console.paint(title, "heading"))
         if task.task:
-            console.say(f"  {task.words or 'Only by hand'}")
+            console.say(f"  {task.words or 'No schedule: it is started by hand'}")
         for slot in task.next:
             _print_slot(slot)
-        shown = {slot.mark for slot in task.next}
+        marks = {slot.mark for slot in task.next}
         for finding in task.findings:
-            if finding.message not in shown:
+            if finding.message not in marks:
                 console.write(f"  {console.paint(finding.severity, finding.severity)}: {line(finding.message)}")
         console.say()
-    console.say(_summary(checked))
+    console.say(_summary(tasks))
 
 
 def _print_slot(slot: LintSlot) -> None:
     from service import console
 
-    same = slot.local.utcoffset() == slot.slot.utcoffset()
-    local = "" if same else f"  {slot.local.isoformat(' ')}"
+    is_utc = slot.local.utcoffset() == slot.slot.utcoffset()
+    local = "" if is_utc else f"  {slot.local.isoformat(' ')}"
     console.say(f"    {utc(slot.slot)}{local}" + (f"  {slot.mark}" if slot.mark else ""))
 
 
-def _summary(checked: Sequence[LintedTask]) -> str:
-    tasks = sum(task.task is not None for task in checked)
-    counts = [(tasks, "task"), *((_count(checked, severity), severity) for severity in ("error", "warning", "note"))]
-    return ", ".join(f"{number} {word}{'' if number == 1 else 's'}" for number, word in counts)
+def _summary(tasks: Sequence[LintedTask]) -> str:
+    usable = sum(task.task is not None for task in tasks)
+    counts = [(usable, "task"), *((_count(tasks, severity), severity) for severity in ("error", "warning", "note"))]
+    return ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts)

@@ -1,4 +1,4 @@
-"""`batch new`: a task's file and its test, to begin with."""
+"""`batch new`: writes the first version of a task's file and of its test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 NO_SCHEDULE = "none"
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-"""Where the clock of a test begins. (The module that says so needs pytest, which a server may be without.)"""
+"""The instant at which the clock of a test begins.
+
+It is repeated here, because the module that defines it imports pytest, which may not be installed on a server."""
 
 TASK = Template('''\
 from service import BaseTask, get_logger
@@ -39,7 +41,7 @@ class $cls(BaseTask):
 ''')
 
 TEST = Template('''\
-"""What $file does. The fixture `batch` comes with the service."""
+"""Tests of $file. The fixture `batch` comes with the service."""
 
 import pytest
 ${before}from service.testing import Batch
@@ -65,14 +67,17 @@ async def test_${module}_fires_on_schedule(batch: Batch) -> None:
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The task's name: a-z 0-9 _ . -")],
     schedule: Annotated[
-        str, typer.Option(help="A cron expression, quoted; or none, for a task that is started by hand.")
+        str, typer.Option(help="A cron expression in quotes, or `none` for a task that is started by hand.")
     ] = "0 2 * * *",
-    sync: Annotated[bool, typer.Option("--sync", help="A run() that may block: it gets a thread.")] = False,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Write a run() that may block, because it is executed in a thread.")
+    ] = False,
     tests: Annotated[Path, typer.Option(help="The folder for the test.")] = Path("tests"),
 ) -> None:
     """Write the file of a new task, and its test.
 
-    The file goes into TASKS_DIR. The folder `tasks` is made where none is set. Nothing is overwritten.
+    The file is written to TASKS_DIR. If this setting is not set, the folder is `tasks`, which is created if necessary.
+    No file is overwritten.
     """
     from service import console
     from service.batch.cron.cron import schedule as schedule_of
@@ -86,7 +91,7 @@ def new(
     module = _module(name)
     cron = None if schedule == NO_SCHEDULE else schedule_of(schedule)
     task, test = folder / f"{module}.py", tests / f"test_{module}.py"
-    words = {
+    values = {
         "name": name,
         "cls": _class(module),
         "module": module,
@@ -94,21 +99,21 @@ def new(
         "async_": "" if sync else "async ",
         "file": task.as_posix(),
         "package": _package(settings.TASKS_DIR, module),
-        **_gaps(),
+        **_blank_lines(),
     }
-    tested = TEST.substitute(words) + (_test_of(cron, words) if cron else "")
-    files = {task: TASK.substitute(words), test: tested}
-    if not (init := folder / "__init__.py").exists():  # without it a clone's own package `tasks` may be found instead
+    test_text = TEST.substitute(values) + (_test_of(cron, values) if cron else "")
+    files = {task: TASK.substitute(values), test: test_text}
+    if not (init := folder / "__init__.py").exists():  # without it, Python may import another package named `tasks`
         files[init] = '"""The tasks of this service, one file each."""\n'
     _write(files)
-    when = cron.words if cron else "Only by hand"
-    told = [f"{task}  the task {name}: {when[0].lower()}{when[1:]}", f"{test}  its test", "", "Write its run(), then:"]
-    for text in (*told, f"  python -m pytest {test}", f"  batch lint {name}", f"  batch run {name}"):
-        console.say(text)
+    when = cron.words if cron else "Started by hand"
+    lines = [f"{task}  the task {name}: {when[0].lower()}{when[1:]}", f"{test}  its test", "", "Write its run(), then:"]
+    for line in (*lines, f"  python -m pytest {test}", f"  batch lint {name}", f"  batch run {name}"):
+        console.say(line)
 
 
 def _module(name: str) -> str:
-    """The file's name without its end. Dots and dashes can't be in a name that Python imports."""
+    """The name of the file without `.py`. Dots and dashes become underscores, because Python can't import them."""
     from service.batch.tasks.registry import NAME
 
     if not NAME.fullmatch(name):
@@ -117,7 +122,7 @@ def _module(name: str) -> str:
     if not module[0].isalpha() or keyword.iskeyword(module):
         raise InvalidParameters(
             f"the name is {echoed(name)}, and Python can't import a file that is called {module}.py; allowed here: a "
-            "name that begins with a letter, and is no word of Python's own"
+            "name that begins with a letter, and is no keyword of Python"
         )
     return module
 
@@ -127,11 +132,11 @@ def _class(module: str) -> str:
 
 
 def _package(folder: Path, module: str) -> str:
-    """The module as a test imports it: from the working directory, or from beside a folder that is elsewhere."""
+    """The dotted name by which a test imports the module, from the working directory or the parent of `folder`."""
     if not folder.is_dir():  # the name of a package
         return f"{folder}.{module}"
-    place = folder.resolve()
-    parts = place.relative_to(Path.cwd()).parts if place.is_relative_to(Path.cwd()) else (place.name,)
+    path = folder.resolve()
+    parts = path.relative_to(Path.cwd()).parts if path.is_relative_to(Path.cwd()) else (path.name,)
     if not all(part.isidentifier() for part in parts):
         raise InvalidSetting(
             f"setting TASKS_DIR is {echoed(str(folder))}, which a test can't import; allowed: names of a-z 0-9 _"
@@ -139,34 +144,37 @@ def _package(folder: Path, module: str) -> str:
     return ".".join((*parts, module))
 
 
-def _gaps() -> dict[str, str]:
-    """Where imports are sorted, this package stands with the tasks in its own repository, and with pytest elsewhere."""
-    is_ours = Path("service", "__init__.py").exists()
-    return {"before": "\n" if is_ours else "", "after": "" if is_ours else "\n"}
+def _blank_lines() -> dict[str, str]:
+    """The blank lines before and after the import of this package, so that the imports of the test are sorted.
+
+    In a clone of the service it is sorted with the tasks, and in other projects with pytest.
+    """
+    is_clone = Path("service", "__init__.py").exists()
+    return {"before": "\n" if is_clone else "", "after": "" if is_clone else "\n"}
 
 
-def _test_of(cron: Schedule, words: dict[str, str]) -> str:
+def _test_of(cron: Schedule, values: dict[str, str]) -> str:
     first = cron.next(START)
-    assert first is not None  # the schedule fires, or it would have been refused
-    return TEST_OF_SCHEDULE.substitute(words, until=_arguments(first - START), start=_shown(START))
+    assert first is not None  # a schedule that never fires would have been refused
+    return TEST_OF_SCHEDULE.substitute(values, until=_arguments(first - START), start=_utc(START))
 
 
-def _arguments(until: timedelta) -> str:
-    """As advance() takes it."""
-    minutes, seconds = divmod(until.seconds, 60)
+def _arguments(interval: timedelta) -> str:
+    """The interval as the arguments of advance(), such as `hours=2`."""
+    minutes, seconds = divmod(interval.seconds, 60)
     hours, minutes = divmod(minutes, 60)
-    parts = {"days": until.days, "hours": hours, "minutes": minutes, "seconds": seconds}
+    parts = {"days": interval.days, "hours": hours, "minutes": minutes, "seconds": seconds}
     return ", ".join(f"{unit}={number}" for unit, number in parts.items() if number)
 
 
-def _shown(at: datetime) -> str:
+def _utc(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M} UTC"
 
 
 def _write(files: dict[Path, str]) -> None:
-    there = [str(file) for file in files if file.exists()]
-    if there:
-        raise InvalidParameters(f"already there: {', '.join(there)}; nothing was written")
+    existing = [str(file) for file in files if file.exists()]
+    if existing:
+        raise InvalidParameters(f"nothing was written, because these files exist already: {', '.join(existing)}")
     for file, text in files.items():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
