@@ -38,12 +38,11 @@ from service.cli.opening import EXIT_CODES, FAILED, MISTAKE
 from service.errors import BatchError
 
 LONGEST_MESSAGE = 4_000
-"""Characters of an error on stderr."""
+"""The largest number of characters of an error that is printed on stderr."""
 
-
-ABOUT_BACKUPS = "Make backups, check, compare, copy and restore them."
+ABOUT_BACKUPS = "Make, verify, compare, copy and restore backups."
 BACKUPS: dict[str, dict[str, Any]] = {
-    "Look": {
+    "View": {
         "list": backup.list_,
         "show": backup.show,
         "diff": diff.diff,
@@ -53,11 +52,11 @@ BACKUPS: dict[str, dict[str, Any]] = {
         "verify": backup.verify,
         "restore": restore.restore,
     },
-    "Elsewhere": {
+    "Copy": {
         "upload": backup.upload,
         "download": backup.download,
     },
-    "Keep": {
+    "Keep and delete": {
         "prune": backup.prune,
         "pin": backup.pin,
         "unpin": backup.unpin,
@@ -91,17 +90,17 @@ PANELS: dict[str, dict[str, Any]] = {
     },
     "Backups": {"backup": BACKUPS},
 }
-"""The commands under the headings that they are listed by: functions, and one group of commands."""
+"""The functions of the commands, under the headings that `--help` shows. `backup` is a group of commands."""
 
 
 class Group(TyperGroup):
-    """Commands under headings, listed without rich, whose import takes longer than all the rest.
+    """A group that lists its commands under headings. It does not use rich, because importing rich takes very long.
 
-    A command is made when it is asked for: to make all of them takes as long as most of them run.
+    A command is built when it is called, because building all of them takes as long as running most of them.
     """
 
     panels: ClassVar[dict[str, dict[str, Any]]] = PANELS
-    words: ClassVar[str] = ""
+    prefix: ClassVar[str] = ""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:
@@ -115,46 +114,49 @@ class Group(TyperGroup):
         return [name for panel in self.panels.values() for name in panel]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        known = {name: function for panel in self.panels.values() for name, function in panel.items()}
-        # Of an unknown name typer says which one is like it: then all are made.
-        for name in [cmd_name] if cmd_name in known else known:
+        functions = {name: function for panel in self.panels.values() for name, function in panel.items()}
+        # If the name is unknown, all commands are built, because typer suggests a name that is similar.
+        for name in [cmd_name] if cmd_name in functions else functions:
             if name not in self.commands:
-                self.commands[name] = _made(f"{self.words}{name}", known[name])
+                self.commands[name] = _command(f"{self.prefix}{name}", functions[name])
         return self.commands.get(cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         widest = max(map(len, self.list_commands(ctx)))
         for panel, commands in self.panels.items():
             with formatter.section(panel):
-                formatter.write_dl([(name.ljust(widest), _help_of(one)[0]) for name, one in commands.items()])
+                formatter.write_dl(
+                    [(name.ljust(widest), _paragraphs(command)[0]) for name, command in commands.items()]
+                )
 
 
 class BackupGroup(Group):
     panels = BACKUPS
-    words = "backup "
+    prefix = "backup "
 
 
-def _help_of(command: Callable[..., None] | dict[str, Any]) -> list[str]:
-    """The paragraphs of its docstring. The first one is its line in the list of commands."""
+def _paragraphs(command: Callable[..., None] | dict[str, Any]) -> list[str]:
+    """The paragraphs of a command's help. The first one is also shown in the list of commands."""
     text = ABOUT_BACKUPS if isinstance(command, dict) else inspect.cleandoc(command.__doc__ or "")
     return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
 
 
-def _made(words: str, command: Callable[..., None] | dict[str, Any]) -> Any:
+def _command(name: str, command: Callable[..., None] | dict[str, Any]) -> Any:
+    """Build a command. `name`: its full name, such as `backup list`."""
     if isinstance(command, dict):
         return typer.main.get_group(backups)
-    examples = "\n".join(f"  {line}\n      {what}" for line, what in EXAMPLES[words].items())
-    alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    text = "\n\n".join(_help_of(command))
-    alone.command(words.split()[-1], help=text, epilog=f"\b\nExamples:\n{examples}")(command)
-    return typer.main.get_command(alone)
+    examples = "\n".join(f"  {line}\n      {purpose}" for line, purpose in EXAMPLES[name].items())
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    text = "\n\n".join(_paragraphs(command))
+    app.command(name.split()[-1], help=text, epilog=f"\b\nExamples:\n{examples}")(command)
+    return typer.main.get_command(app)
 
 
 cli = typer.Typer(
     cls=Group,
     rich_markup_mode=None,
     name="batch",
-    epilog="`batch COMMAND --help` has examples. Commands read the settings from the environment and `.env`.",
+    epilog="`batch COMMAND --help` shows examples. Commands read the settings from the environment and from `.env`.",
     pretty_exceptions_enable=False,
 )
 backups = typer.Typer(
@@ -162,20 +164,20 @@ backups = typer.Typer(
     rich_markup_mode=None,
     name="backup",
     help=ABOUT_BACKUPS,
-    epilog="`batch backup COMMAND --help` has examples. FILE is a path, a name, `latest`, or s3://bucket/prefix/name.",
+    epilog="`batch backup COMMAND --help` shows examples. FILE is a path, a name, `latest`, or s3://bucket/prefix/name.",
 )
 
 
 @cli.callback()
 def about() -> None:
-    """Batch System: tasks on schedule, every slot accounted for."""
+    """Batch System runs tasks on a schedule, and accounts for every slot: each instant at which a task is due."""
 
 
 def main() -> None:
-    """The entry point: what was wrong is said in one line on stderr, with the exit code of its kind."""
-    if sys.stdout is None:  # it was closed by the shell
+    """The entry point of `batch`. An error is one line on stderr, and its kind decides the exit code."""
+    if sys.stdout is None:  # the shell has closed it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):  # a terminal that can't show a character must not end the command
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal can't show is escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -184,15 +186,16 @@ def main() -> None:
         code = _refuse(error.format_message())
     except BatchError as error:
         code = _refuse(error.message, EXIT_CODES[error.kind])
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except OSError as error:  # stdout is full, or closed
+    except OSError as error:  # for example, the disk of stdout is full
         code = _refuse(f"the output can't be written: {error.strerror}", FAILED)
     raise SystemExit(code)
 
 
 def _refuse(message: str, code: int = MISTAKE) -> int:
+    """Print an error, and return the exit code."""
     from service import console
 
     console.warn(f"batch: {escaping.cut(message, LONGEST_MESSAGE)}")

@@ -20,26 +20,29 @@ if TYPE_CHECKING:
 
 
 def account(
-    since: Annotated[str, typer.Option(help="Slots since: ISO 8601, or an age such as 2h or 7d.")] = "24h",
-    until: Annotated[str | None, typer.Option(help="Slots until: the same; default: now.")] = None,
+    since: Annotated[
+        str, typer.Option(help="The beginning of the interval, in ISO 8601, or an age such as 2h or 7d.")
+    ] = "24h",
+    until: Annotated[str | None, typer.Option(help="The end of the interval, in the same form; default: now.")] = None,
     task: OfTask = None,
-    slots: Annotated[bool, typer.Option("--slots", help="List every slot with what became of it.")] = False,
+    slots: Annotated[bool, typer.Option("--slots", help="List every slot, with its run or missed range.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compute every slot anew from the schedules of the past, and look up what became of it.
+    """Check that every slot of an interval has a run, was skipped, or was recorded as missed.
 
-    Each has to be a run, a skip, or in a missed range. Exit code 1 when one is not.
+    A slot is an instant at which a task was due. The slots are computed again from the schedules that the tasks had at
+    the time. The exit code is 1 if a slot is not accounted for.
     """
     from service import console
 
     begin, end = _interval(since, until)
-    listed = _Slots(as_json)
-    see = listed.see if slots else None
-    accounts = ask(lambda operations: operations.slots.account(begin, end, task, see), log_level="WARNING")
+    listed = _SlotList(as_json)
+    on_slot = listed.print_slot if slots else None
+    accounts = ask(lambda operations: operations.slots.account(begin, end, task, on_slot), log_level="WARNING")
     if as_json and slots:
         listed.end()
     elif as_json:
-        console.show_json([of.model_dump() for of in accounts.tasks])
+        console.show_json([task_account.model_dump() for task_account in accounts.tasks])
     else:
         _show(accounts, begin, end or clock.now())
     raise SystemExit(0 if accounts.complete else 1)
@@ -49,37 +52,40 @@ def _interval(since: str, until: str | None) -> tuple[datetime, datetime | None]
     begin = instant_or_age(since, "--since")
     end = instant_or_age(until, "--until") if until is not None else None
     if begin >= (end or clock.now()):
-        what = f"--until {cut(until, LONGEST_QUOTE)}" if until else "now"
-        raise InvalidParameters(f"--since is {echoed(since)}; allowed: an instant before {what}")
+        limit = f"--until {cut(until, LONGEST_QUOTE)}" if until else "now"
+        raise InvalidParameters(f"--since is {echoed(since)}; allowed: an instant before {limit}")
     return begin, end
 
 
-class _Slots:
-    """Prints slots one by one, because there may be millions."""
+class _SlotList:
+    """Prints slots one by one, because there may be millions of them."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
-        self._before = "["
+        self._separator = "["
 
-    def see(self, slot: SlotOutcome) -> None:
+    def print_slot(self, slot: SlotOutcome) -> None:
         if self._as_json:
             row = {**slot.model_dump(), "slot": slot.slot.isoformat()}
-            _print(f"{self._before}{to_json(row)}", end="")
-            self._before = ",\n "
+            _print(f"{self._separator}{to_json(row)}", end="")
+            self._separator = ",\n "
         else:
             _print(line(f"{slot.task}  {_shown(slot.slot)}  {_outcome(slot)}"))
 
     def end(self) -> None:
-        _print("]" if self._before != "[" else "[]")
+        _print("]" if self._separator != "[" else "[]")
 
 
-def _print(made: str, end: str = "\n") -> None:
-    """Here already, and not in main(): on its way there it would be taken for an error of the ledger, which is open."""
+def _print(text: str, end: str = "\n") -> None:
+    """Print a text. If stdout is a closed pipe, exit.
+
+    This is not left to main(), because the open ledger would take the error for one of its own.
+    """
     from service import console
 
     try:
-        console.write(made, end)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        console.write(text, end)
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
@@ -87,25 +93,25 @@ def _print(made: str, end: str = "\n") -> None:
 def _outcome(slot: SlotOutcome) -> str:
     if slot.text:
         return f"{slot.kind.upper()}: {slot.text}" + (f" (run {slot.run})" if slot.run else "")
-    what = f"run {slot.run} {slot.state}" if slot.run else slot.kind
-    return what + (f": {slot.reason}" if slot.reason else "")
+    outcome = f"run {slot.run} {slot.state}" if slot.run else slot.kind
+    return outcome + (f": {slot.reason}" if slot.reason else "")
 
 
 def _show(accounts: Accounts, since: datetime, until: datetime) -> None:
     from service import console
 
-    rows = [_row(of, since) for of in accounts.tasks]
+    rows = [_row(task_account, since) for task_account in accounts.tasks]
     console.show(rows, list(rows[0]) if rows else ["task", "slots"], as_json=False)
-    for of in accounts.tasks:
-        for finding in of.findings:
-            console.say(f"{finding.kind.upper()} {of.task} {_sentence(finding)}")
+    for task_account in accounts.tasks:
+        for finding in task_account.findings:
+            console.say(f"{finding.kind.upper()} {task_account.task} {_sentence(finding)}")
     console.say(_conclusion(accounts, since, min(until, clock.now())))
 
 
-def _row(of: TaskAccount, since: datetime) -> dict[str, Any]:
-    """The cells of a task. Numbers are text, because a table leaves out columns that have no value, such as 0."""
-    numbers = {name: str(getattr(of, name)) for name in ("slots", "runs", "skipped", "missed", "due", "gaps")}
-    return {"task": of.task, "since": of.since if of.since > since else None, **numbers}
+def _row(account: TaskAccount, since: datetime) -> dict[str, Any]:
+    """The cells of a task. Numbers are text, because a table leaves out a column whose values are all empty or 0."""
+    numbers = {name: str(getattr(account, name)) for name in ("slots", "runs", "skipped", "missed", "due", "gaps")}
+    return {"task": account.task, "since": account.since if account.since > since else None, **numbers}
 
 
 def _sentence(finding: SlotFinding) -> str:
@@ -116,22 +122,22 @@ def _sentence(finding: SlotFinding) -> str:
 
 def _conclusion(accounts: Accounts, since: datetime, until: datetime) -> str:
     between = f"between {_shown(since)} and {_shown(until)}"
-    wrong = [
+    problems = [
         _count(accounts.unaccounted, "slot is not accounted for", "slots are not accounted for"),
         _count(accounts.wrong_ranges, "missed range has a wrong count", "missed ranges have a wrong count"),
         _count(accounts.unreadable, "schedule can't be read", "schedules can't be read"),
     ]
     if not accounts.tasks:
         return f"no task had a schedule {between}"
-    if any(wrong):
-        return "; ".join(filter(None, wrong))
+    if any(problems):
+        return "; ".join(filter(None, problems))
     due = _count(accounts.due, "is due and not handled yet", "are due and not handled yet")
     tasks = _count(len(accounts.tasks), "task", "tasks")
     return f"every slot of {tasks} {between} is accounted for" + (f"; {due}" if due else "")
 
 
-def _count(number: int, one: str, more: str) -> str:
-    return f"{number} {one if number == 1 else more}" if number else ""
+def _count(number: int, singular: str, plural: str) -> str:
+    return f"{number} {singular if number == 1 else plural}" if number else ""
 
 
 def _shown(at: datetime) -> str:

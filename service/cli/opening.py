@@ -26,7 +26,7 @@ EXIT_CODES: dict[ErrorKind, int] = {
     "unavailable": OUT_OF_ORDER,
     "damaged": OUT_OF_ORDER,
 }
-"""The exit code of a command by the kind of its error. (A run that failed is no error; its exit code is FAILED.)"""
+"""The exit code of a command by the kind of its error. A failed run is not such an error; its exit code is FAILED."""
 
 
 def ask(
@@ -35,23 +35,23 @@ def ask(
     needs_tasks: bool = True,
     log_level: str = "CRITICAL",
 ) -> T:
-    """The result of `work`, which is called with the operations of the settings, asked by the user who types this.
+    """Call `work` with the operations of the user who has typed the command, and return its result.
 
-    `needs_tasks`: a tasks folder that is missing is an error, raised where a task is needed; else there are none then:
-    what the ledger knows can be shown on a machine without the folder.
+    `needs_tasks`: whether a missing folder of tasks is an error, which is raised when a task is needed. Otherwise the
+    command has no tasks then, so that it can show what is in the ledger on a machine without the folder.
     """
     from service import logs
 
     logs.set_up(log_level, lazily=True)
-    return wait_for(_asked(work, needs_tasks))
+    return wait_for(_call(work, needs_tasks))
 
 
-async def _asked(work: Callable[[Operations], Awaitable[T]], needs_tasks: bool) -> T:
+async def _call(work: Callable[[Operations], Awaitable[T]], needs_tasks: bool) -> T:
     from service.config import get_settings
     from service.operations.operations import open_operations
 
-    loaded = functools.cache(_load if needs_tasks else _load_if_any)
-    async with open_operations(get_settings(), loaded, user()) as operations:
+    load = functools.cache(_load if needs_tasks else _load_if_any)
+    async with open_operations(get_settings(), load, user()) as operations:
         return await work(operations)
 
 
@@ -67,6 +67,7 @@ def _load() -> Loaded:
 
 
 def _load_if_any() -> Loaded:
+    """Import the files in TASKS_DIR; no tasks if there is no such folder."""
     from service.operations.context import Loaded
 
     with suppress(InvalidSetting):

@@ -1,4 +1,4 @@
-"""Functions that the commands share: options, their values, and waiting for async work."""
+"""What the commands share: options, functions that read their values, and waiting for async work."""
 
 from __future__ import annotations
 
@@ -20,19 +20,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LARGEST_SHOWN, ITEM_CHARACTERS = 8_000_000, 100
-"""Characters of a list in JSON, and about those of an item beside its texts: what is read may have any number."""
+LONGEST_LIST, ITEM_CHARACTERS = 8_000_000, 100
+"""The most characters of a list in JSON, and roughly those of an item without its texts. A file may have any number."""
 MOST_DIGITS = 15
-"""Of a number that somebody types. (Python reads those of all scripts, and refuses more than 4,300.)"""
+"""The most digits of a number in an option. They must be ASCII digits, although int() also accepts other scripts."""
 
 TaskName = Annotated[str, typer.Argument(help="The task's name.", autocompletion=complete.task_names)]
-OfTask = Annotated[str | None, typer.Option(help="Only of this task.", autocompletion=complete.task_names)]
+OfTask = Annotated[
+    str | None, typer.Option(help="Show only runs and slots of this task.", autocompletion=complete.task_names)
+]
 RunOrTask = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run's id, its first digits, or a task.", autocompletion=complete.task_names),
+    typer.Argument(
+        metavar="RUN",
+        help="The id of a run, the beginning of an id, or a task's name.",
+        autocompletion=complete.task_names,
+    ),
 ]
-OneRun = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its first 6 or more digits.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+OneRun = Annotated[str, typer.Argument(metavar="RUN", help="The id of a run, or at least its first 6 digits.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
@@ -46,37 +52,37 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
 
 
 def user() -> str:
-    """The name of the user who has called the command."""
+    """The name of the user who has started the command."""
     import getpass
 
     try:
         return getpass.getuser()
-    except (KeyError, ImportError, OSError):  # a container's user without a name
+    except (KeyError, ImportError, OSError):  # in a container, the user may have no name
         return f"user {os.getuid()}"
 
 
 def first_of(texts: Sequence[str], most: int) -> list[str]:
-    """The first items, and the number of the others."""
-    more = len(texts) - most
-    return [*texts[:most], *([f"and {more:,} more"] if more > 0 else [])]
+    """At most this many of the texts, and a text with the number of the others."""
+    others = len(texts) - most
+    return [*texts[:most], *([f"and {others:,} more"] if others > 0 else [])]
 
 
 def within(items: Sequence[T], texts: Callable[[T], Sequence[str]]) -> list[T]:
-    """As many of the first items as fit into LARGEST_SHOWN characters, with all their texts."""
-    left, found = LARGEST_SHOWN, []
+    """As many of the first items as fit into LONGEST_LIST characters. `texts` returns the texts of an item."""
+    space, fitting = LONGEST_LIST, []
     for item in items:
-        left -= sum(map(len, texts(item))) + ITEM_CHARACTERS
-        if left < 0:
+        space -= sum(map(len, texts(item))) + ITEM_CHARACTERS
+        if space < 0:
             break
-        found.append(item)
-    return found
+        fitting.append(item)
+    return fitting
 
 
 def whole(least: int, most: int) -> Callable[[Any], int]:
     """The parser of an option that takes a whole number."""
 
-    def read(given: Any) -> int:
-        text = str(given)
+    def read(value: Any) -> int:
+        text = str(value)
         if not re.fullmatch(rf"[0-9]{{1,{MOST_DIGITS}}}", text) or not least <= int(text) <= most:
             raise typer.BadParameter(f"it is {echoed(text)}; allowed: a whole number from {least:,} to {most:,}")
         return int(text)
@@ -84,41 +90,46 @@ def whole(least: int, most: int) -> Callable[[Any], int]:
     return read
 
 
-def seconds(given: Any) -> float:
+def seconds(value: Any) -> float:
     """The parser of an option that takes seconds."""
-    text = str(given)
+    text = str(value)
     if not re.fullmatch(rf"[0-9]{{1,{MOST_DIGITS}}}(\.[0-9]{{1,{MOST_DIGITS}}})?", text):
         raise typer.BadParameter(f"it is {echoed(text)}; allowed: seconds from 0, such as 10 or 0.5")
     return float(text)
 
 
 def utc(at: datetime) -> str:
+    """An instant in UTC as text."""
     return f"{at:%Y-%m-%d %H:%M:%S}Z"
 
 
-def pairs(given: list[str]) -> dict[str, str]:
+def pairs(options: list[str]) -> dict[str, str]:
     """`name=value` options as a dictionary."""
-    found: dict[str, str] = {}
-    for pair in given:
+    parameters: dict[str, str] = {}
+    for pair in options:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise InvalidParameters(f"--param {echoed(pair)}: it takes name=value")
-        if name in found:
-            raise InvalidParameters(f"--param {echoed(name)}: it is given twice; one value is allowed")
-        found[name] = value
-    return found
+            raise InvalidParameters(f"--param is {echoed(pair)}; allowed: name=value")
+        if name in parameters:
+            raise InvalidParameters(f"--param has the name {echoed(name)} twice; allowed: one value for each name")
+        parameters[name] = value
+    return parameters
 
 
 def instant(text: str, option: str, zone: ZoneInfo | None = None, age: str = "") -> datetime:
-    """The instant of ISO 8601 text; without an offset it is in `zone`, or UTC. `age` is the end of the error's text."""
+    """Read an instant in ISO 8601. A text without an offset is in `zone`, or in UTC.
+
+    `age`: the end of the error message, if the option also takes an age. Raises InvalidParameters.
+    """
     try:
-        if not re.fullmatch(r"[0-9W][0-9:,.TWZ +-]*", text):  # Python takes anything between the date and the time
+        # Python allows any character between the date and the time.
+        if not re.fullmatch(r"[0-9W][0-9:,.TWZ +-]*", text):
             raise ValueError(text)
         parsed = datetime.fromisoformat(text)
-        found = (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone or UTC)).astimezone(UTC)
-        if not 1900 < found.year < 9000:  # every zone can show it
+        at = (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone or UTC)).astimezone(UTC)
+        if not 1900 < at.year < 9000:  # so that it can be shown in every zone
             raise ValueError(text)
-        return found
+        return at
     except (ValueError, OverflowError):
         raise InvalidParameters(
             f"{option} is {echoed(text)}; allowed: ISO 8601, such as 2026-11-25T02:00 or 2026-11-25T02:00+09:00{age}"
@@ -126,7 +137,7 @@ def instant(text: str, option: str, zone: ZoneInfo | None = None, age: str = "")
 
 
 def instant_or_age(text: str, option: str) -> datetime:
-    """The instant of ISO 8601 text, or of an age such as `90s`, `30m`, `2h`, `7d`."""
+    """Read an instant in ISO 8601, or an age such as `90s`, `30m`, `2h`, `7d`. Raises InvalidParameters."""
     age = re.fullmatch(r"([0-9]+)([smhd])", text)
     if age is None:
         return instant(text, option, age=", or an age such as 2h or 7d")
@@ -136,4 +147,6 @@ def instant_or_age(text: str, option: str) -> datetime:
             raise OverflowError
         return clock.now() - timedelta(**{unit: int(age[1])})
     except OverflowError:
-        raise InvalidParameters(f"{option} is {echoed(text)}; allowed: an age that lies after the year 1") from None
+        raise InvalidParameters(
+            f"{option} is {echoed(text)}; allowed: an age that does not reach back before the year 1"
+        ) from None

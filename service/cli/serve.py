@@ -10,13 +10,18 @@ from service.cli.options import whole
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; default: HOST.")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on; default: the setting HOST.")] = None,
     port: Annotated[
-        int | None, typer.Option(parser=whole(0, 65535), metavar="NUMBER", help="Port to listen on; default: PORT.")
+        int | None,
+        typer.Option(
+            parser=whole(0, 65535), metavar="NUMBER", help="The port to listen on; default: the setting PORT."
+        ),
     ] = None,
-    reload: Annotated[bool, typer.Option("--reload", help="Drain and start anew when a source file changes.")] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For development: restart when a source file or `.env` changes.")
+    ] = False,
 ) -> None:
-    """Run the service: fire the tasks in TASKS_DIR and answer HTTP, until SIGTERM or Ctrl-C."""
+    """Run the service, which fires the tasks in TASKS_DIR and answers HTTP requests, until SIGTERM or Ctrl-C."""
     from service.config import get_settings
     from service.server import reload as reloading
     from service.server import uvicorn as server
