@@ -97,12 +97,12 @@ def show(file: File, as_json: AsJson = False) -> None:
     details, tables = ask(lambda operations: operations.backups.show(file, _warn), log_level=LOGGED)
     values = details.model_dump(by_alias=True)
     if as_json:
-        shown = [
+        listed = [
             {"table": str(table), "rows": table.rows, "bytes": table.bytes, "columns": table.columns, "key": table.key}
             for table in within(tables, lambda table: [str(table), *table.columns, *table.key])
         ]
         left_out = within(values["left out"], lambda name: [name])
-        console.show_json({**values, "left out": left_out, "tables": shown, "more tables": len(tables) - len(shown)})
+        console.show_json({**values, "left out": left_out, "tables": listed, "more tables": len(tables) - len(listed)})
         return
     values |= {name: values[name] and brief(values[name], LONGEST_SHOWN) for name in ("of", "migration", "made by")}
     left_out = first_of([brief(name, LONGEST_SHOWN) for name in values["left out"]], MOST_NAMED)
