@@ -64,11 +64,11 @@ def unit() -> Unit:
 @cache
 def dockerfile() -> dict[str, list[str]]:
     """The arguments of each instruction, with continued lines joined."""
-    found: dict[str, list[str]] = {}
+    arguments: dict[str, list[str]] = {}
     text = (FILES / "Dockerfile").read_text().replace("\\\n", "")
     for word, rest in re.findall(r"^([A-Z]+) (.*)$", text, re.MULTILINE):
-        found.setdefault(word, []).append(rest)
-    return found
+        arguments.setdefault(word, []).append(rest)
+    return arguments
 
 
 @cache
@@ -155,12 +155,12 @@ def test_no_file_names_a_registry() -> None:
 
 def settings_of_files() -> list[tuple[str, str, str]]:
     own = {"TMPDIR", "PYTHONUNBUFFERED", "PIP_NO_CACHE_DIR", "PIP_DISABLE_PIP_VERSION_CHECK"}
-    found = [("Dockerfile", *pair) for pair in image_settings().items()]
-    found += [("batch.service", *line.split("=", 1)) for line in unit().all("Environment")]
-    found += [("compose.yaml", *pair) for pair in compose()["services"]["batch"]["environment"].items()]
-    found += [("kubernetes.yaml", e["name"], e["value"]) for e in container()["env"]]
-    found += [("kubernetes.yaml", *pair) for pair in kubernetes()["Secret"]["stringData"].items()]
-    return [(file, name, value) for file, name, value in found if name not in own]
+    settings = [("Dockerfile", *pair) for pair in image_settings().items()]
+    settings += [("batch.service", *line.split("=", 1)) for line in unit().all("Environment")]
+    settings += [("compose.yaml", *pair) for pair in compose()["services"]["batch"]["environment"].items()]
+    settings += [("kubernetes.yaml", e["name"], e["value"]) for e in container()["env"]]
+    settings += [("kubernetes.yaml", *pair) for pair in kubernetes()["Secret"]["stringData"].items()]
+    return [(file, name, value) for file, name, value in settings if name not in own]
 
 
 @pytest.mark.parametrize(("file", "name", "value"), settings_of_files(), ids=lambda part: part[:20])
