@@ -9,12 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast, overload
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.engine import make_url
 
 from service import failures
+from service.databaseurl import async_url, ledger_database_url
 from service.errors import InvalidSetting
 from service.escaping import LONGEST_QUOTE, cut, echoed
 from service.placeurl import place_url, refuse_one_place
@@ -24,46 +24,14 @@ S = TypeVar("S", bound=BaseSettings)
 ENV_FILE = Path(".env")
 DAY = 86_400.0
 SHORTEST_BLOCK = 2.0
-SECRET = ("_URL", "_DSN")
+SECRET = ("_URL", "_DSN", "_TOKEN")
 """Endings of settings whose values may contain a password. Values of an author's own settings are never shown."""
-DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
-
-
-def async_url(url: str) -> str:
-    """The URL with an async driver: bare `postgres://`, `postgresql://` and `sqlite://` are rewritten."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):  # the text of the error may contain a part of the password
-        raise ValueError(
-            "not a database URL, which looks like postgresql://user@host/name or sqlite:///./app.db"
-        ) from None
-    if "@" in (parsed.host or ""):
-        raise ValueError("an @ in the password is read as the end of the password: write it as %40")
-    parsed = parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername))
-    if parsed.drivername == "postgresql+asyncpg" and (mode := parsed.query.get("sslmode")):  # libpq's name of `ssl`
-        parsed = parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
-    _refuse_driver(parsed)
-    return parsed.render_as_string(hide_password=False)
-
-
-def _refuse_driver(url: URL) -> None:
-    try:
-        is_async = url.get_dialect().get_async_dialect_cls(url).is_async
-    except NoSuchModuleError:
-        raise ValueError(f"unknown driver {url.drivername}://; allowed: postgresql:// or sqlite://") from None
-    if not is_async:
-        raise ValueError(f"the driver of {url.drivername}:// is not async; allowed: postgresql:// or sqlite://")
-
-
-def _for_ledger(url: str) -> str:
-    if make_url(url).get_backend_name() not in ("postgresql", "sqlite"):
-        raise ValueError("the ledger can't be in such a database; allowed: postgresql:// or sqlite://")
-    return url
+SECRET_WORDS = ("password", "token", "secret", "key", "authorization")
 
 
 DatabaseUrl = Annotated[str, AfterValidator(async_url)]
 PlaceUrl = Annotated[str, AfterValidator(place_url)]
-LedgerUrl = Annotated[DatabaseUrl, AfterValidator(_for_ledger)]
+LedgerUrl = Annotated[DatabaseUrl, AfterValidator(ledger_database_url)]
 
 
 class Settings(BaseSettings):
@@ -104,6 +72,34 @@ class Settings(BaseSettings):
     POLL_SECONDS: float = Field(1.0, ge=0.05, le=60, description="Seconds between a node's looks at the queue.")
     HEARTBEAT_SECONDS: float = Field(5.0, ge=0.1, le=DAY, description="Seconds between two heartbeats of a node.")
     LEASE_SECONDS: float = Field(30.0, ge=1, le=DAY, description="Seconds that a silent node keeps its runs.")
+
+    BATCH_AUTH: Literal["on", "off"] = Field(
+        "on", description="Whether the API asks for a token or a sign-in. off: only where HOST is a loopback address."
+    )
+    BATCH_ALLOWED_HOSTS: str = Field(
+        "", description="Names in the Host header that are answered, by commas. Empty: loopback names and HOST. *: all."
+    )
+    BATCH_AUTH_HEADER: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9-]+$", description="Header in which a trusted proxy names the person. Empty: none."
+    )
+    BATCH_TRUSTED_PROXIES: str = Field(
+        "", description="Addresses or networks of proxies whose BATCH_AUTH_HEADER is believed, by commas."
+    )
+    BATCH_AUTH_ROLES: str = Field(
+        "", description="Roles of the people in that header, such as *@acme.example=viewer,ops@acme.example=operator."
+    )
+    BATCH_REQUESTS_PER_SECOND: int = Field(
+        100, ge=1, le=100_000, description="Requests that one token may make in a second, in one process."
+    )
+    BATCH_SECRET_WORDS: str = Field(
+        ",".join(SECRET_WORDS), description="A parameter whose name has one of these words is shown as ***."
+    )
+    BATCH_KEEP_EVENTS_DAYS: int = Field(400, ge=1, le=36_500, description="Days after which an audit event is deleted.")
+    BATCH_VERSION: str | None = Field(
+        None, max_length=100, description="Version of your application. Empty: its git commit, or a hash of its tasks."
+    )
+    BATCH_URL: str | None = Field(None, description="URL of a service that `batch` commands ask. Empty: the ledger.")
+    BATCH_TOKEN: SecretStr | None = Field(None, description="Token with which `batch` commands ask that service.")
 
     KEEP_RUNS_DAYS: int = Field(90, ge=1, le=36_500, description="Days after which a run that has ended is pruned.")
     KEEP_RUNS_PER_TASK: int = Field(100, ge=1, le=100_000, description="This many runs of each task are always kept.")

@@ -10,7 +10,10 @@
     │   └── WrongState          the run or the task is in a state in which this can't be done
     ├── ChunkError              a loop over chunks, or a chunk, was used in a way that would lose or repeat items
     ├── UnknownTask             no task has this name
-    ├── UnknownRun              no run has this id, or several ids begin with it
+    ├── UnknownRun              no run has this id, or several ids begin with it or end in it
+    ├── UnknownToken            no valid token has this name or id
+    ├── UnknownPreview          no preview has this id, or it has expired
+    ├── Forbidden               the role of the caller does not allow this
     ├── DatabaseError
     │   ├── DatabaseUnreachable no connection to the database could be opened
     │   ├── DatabaseTooNew      the database has migrations that this code does not know
@@ -103,6 +106,18 @@ class UnknownTask(BatchError):
 
 class UnknownRun(BatchError):
     kind = "not_found"
+
+
+class UnknownToken(BatchError):
+    kind = "not_found"
+
+
+class UnknownPreview(BatchError):
+    kind = "not_found"
+
+
+class Forbidden(BatchError):
+    kind = "forbidden"
 
 
 class DatabaseError(BatchError):

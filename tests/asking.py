@@ -5,6 +5,7 @@ from __future__ import annotations
 from service.batch.tasks.registry import TaskRegistry
 from service.config import Settings, get_settings
 from service.database.engine import Database
+from service.operations.actor import Actor
 from service.operations.backups.access import BackupAccess
 from service.operations.context import Loaded
 from service.operations.databases import Databases
@@ -18,7 +19,7 @@ def operations_on(ledger: Database, application: Database | None = None, actor: 
         application or ledger,
         lambda: Loaded(TaskRegistry.tasks()),
         get_settings(),
-        actor=actor,
+        actor=Actor(actor),
         are_ready=True,
     )
 

@@ -70,8 +70,8 @@ class Block:
 
 
 def blocks(text: str, language: str | None = None) -> list[Block]:
-    matches = re.findall(r"(?:<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(kind, code, note) for note, kind, code in matches if language in (None, kind)]
+    found = re.findall(r"(?:<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(kind, code, note) for note, kind, code in found if language in (None, kind)]
 
 
 def sessions(blocks: list[Block]) -> Iterator[tuple[str, str]]:

@@ -98,13 +98,13 @@ class Case:
     def go_on(self) -> None:
         (self.folder / "go on").touch()
 
-    def witness(self, event: str, task: str) -> list[tuple[str, int]]:
-        """The run and the fence of each line with this event that this task has written, in order."""
+    def witness(self, what: str, task: str) -> list[tuple[str, int]]:
+        """The run and the fence of each line that this task has left, in order."""
         try:
             lines = [line.split() for line in (self.folder / "witness").read_text().splitlines()]
         except FileNotFoundError:
             return []
-        return [(run, int(fence)) for told, name, run, fence in lines if (told, name) == (event, task)]
+        return [(run, int(fence)) for said, name, run, fence in lines if (said, name) == (what, task)]
 
     @property
     def first(self) -> str:
@@ -119,8 +119,8 @@ class Case:
 
     def written(self) -> list[tuple[str, int]]:
         """The run and the fence of each row that WriterTask has committed."""
-        rows = wait_for(_query(self.application, text("SELECT run, fence FROM witness")))
-        return [(row["run"], row["fence"]) for row in rows]
+        found = wait_for(_query(self.application, text("SELECT run, fence FROM witness")))
+        return [(row["run"], row["fence"]) for row in found]
 
     def accounts(self) -> list[Account]:
         return wait_for(_accounts(self.ledger, self.began))
@@ -155,10 +155,10 @@ def locked(*urls: str) -> Iterator[None]:
         yield
 
 
-def until(condition: Callable[[], Any], seconds: float, expected: str) -> Any:
-    """Wait until `condition()` is true, and return its value. Fail after `seconds` with `expected` in the message."""
+def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Wait until `condition()` is true, and return what it gave; fail after so many seconds."""
     give_up_at = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < give_up_at, f"not within {seconds:g} s: {expected}"
+    while not (found := condition()):
+        assert time.monotonic() < give_up_at, f"not within {seconds:g} s: {what}"
         time.sleep(0.1)
-    return value
+    return found

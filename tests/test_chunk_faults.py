@@ -43,11 +43,11 @@ def put_between(world: World, network: Proxy) -> None:
     )
 
 
-def take_commits(network: Proxy, fault: str, running: Service) -> None:
-    """Let the fault happen to the next COMMIT only: the one after it comes 50 ms later."""
-    before = network.tell(0, fault, 60, 1.0)[fault]
-    until(lambda: network.tell("all", "count")[fault] > before, running, each=0.002)
-    network.tell(0, fault, 0, 0)
+def take_commits(network: Proxy, what: str, running: Service) -> None:
+    """The next COMMIT: the one after it comes 50 ms later."""
+    before = network.tell(0, what, 60, 1.0)[what]
+    until(lambda: network.tell("all", "count")[what] > before, running, each=0.002)
+    network.tell(0, what, 0, 0)
 
 
 def disturb(network: Proxy, running: Service, fault: str, chance: random.Random) -> None:

@@ -56,11 +56,11 @@ class Witness(Base):
     run: Mapped[str]
     chunk: Mapped[int]
 
-point, number, signal_name = os.environ.get("STRIKE", "never,0,0").split(",")
-chunks_to_strike = [int(number)]
+point, number, what = os.environ.get("STRIKE", "never,0,0").split(",")
+left = [int(number)]
 
 def strike(*_):
-    os.kill(os.getpid(), getattr(signal, signal_name))
+    os.kill(os.getpid(), getattr(signal, what))
 
 def strike_within(seconds):
     wait = random.uniform(0, seconds)
@@ -89,8 +89,8 @@ class Work(BaseTask):
             async with chunk as (db, items):
                 rows = [{"item": item, "run": current_run().id, "chunk": chunk.number} for item in items]
                 await db.execute(insert(Witness), rows)
-                if chunk.number in chunks_to_strike:
-                    chunks_to_strike.remove(chunk.number)
+                if chunk.number in left:
+                    left.remove(chunk.number)
                     prepare(db)
         return chunk.number
 """
@@ -148,9 +148,9 @@ class World:
         self.run = done.stdout.split()[1]
 
     @contextmanager
-    def striking(self, point: str, chunk: int, signal_name: str = "SIGKILL") -> Iterator[Service]:
+    def striking(self, point: str, chunk: int, what: str = "SIGKILL") -> Iterator[Service]:
         """A service that sends itself this signal at that point of that chunk. It may not be ready yet."""
-        with process(self.folder, SERVE, {**self.settings, "STRIKE": f"{point},{chunk},{signal_name}"}) as started:
+        with process(self.folder, SERVE, {**self.settings, "STRIKE": f"{point},{chunk},{what}"}) as started:
             yield started
 
     def until_killed(self, running: Service) -> None:
@@ -220,13 +220,13 @@ def test_killed_before_in_and_after_its_commits_each_item_is_done_exactly_once(w
 
 def test_stopped_in_the_middle_it_is_interrupted_and_the_node_beside_it_goes_on(world: World) -> None:
     with (
-        service(world.folder, settings=world.settings) as first,
-        service(world.folder, settings=world.settings) as second,
+        service(world.folder, settings=world.settings) as one,
+        service(world.folder, settings=world.settings) as two,
     ):
         world.start("--param", "pause=0.01")
-        world.until_seen(500, first)
+        world.until_seen(500, one)
         [(pid,)] = world.query("SELECT pid FROM batch_nodes WHERE id IN (SELECT node FROM batch_runs)", ledger=True)
-        stopped, other = (first, second) if first.process.pid == pid else (second, first)
+        stopped, other = (one, two) if one.process.pid == pid else (two, one)
         stopped.stop(signal.SIGTERM)
         assert world.until_over(other)[:2] == ("succeeded", 1)
         assert "was interrupted" in stopped.stderr

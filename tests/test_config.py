@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from service import Settings, get_settings
-from service.config import async_url, forget_settings, refresh_settings
+from service.config import forget_settings, refresh_settings
+from service.databaseurl import async_url
 from service.errors import InvalidSetting
 
 ENV = Path(".env")

@@ -22,7 +22,8 @@ from sqlalchemy import make_url
 from service.backup import create_backup
 from service.batch.execution import local_engine
 from service.batch.nodes import loop_watchdog
-from service.config import Settings, async_url, get_settings
+from service.config import Settings, get_settings
+from service.databaseurl import async_url
 from service.operations.backups.restore import HISTORIES, RestoreRequest, check_by_restoring, restore
 from service.testing.postgres import PostgresServer
 from service.web import api
@@ -64,11 +65,11 @@ def unit() -> Unit:
 @cache
 def dockerfile() -> dict[str, list[str]]:
     """The arguments of each instruction, with continued lines joined."""
-    arguments: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     text = (FILES / "Dockerfile").read_text().replace("\\\n", "")
     for word, rest in re.findall(r"^([A-Z]+) (.*)$", text, re.MULTILINE):
-        arguments.setdefault(word, []).append(rest)
-    return arguments
+        found.setdefault(word, []).append(rest)
+    return found
 
 
 @cache
@@ -155,12 +156,12 @@ def test_no_file_names_a_registry() -> None:
 
 def settings_of_files() -> list[tuple[str, str, str]]:
     own = {"TMPDIR", "PYTHONUNBUFFERED", "PIP_NO_CACHE_DIR", "PIP_DISABLE_PIP_VERSION_CHECK"}
-    settings = [("Dockerfile", *pair) for pair in image_settings().items()]
-    settings += [("batch.service", *line.split("=", 1)) for line in unit().all("Environment")]
-    settings += [("compose.yaml", *pair) for pair in compose()["services"]["batch"]["environment"].items()]
-    settings += [("kubernetes.yaml", e["name"], e["value"]) for e in container()["env"]]
-    settings += [("kubernetes.yaml", *pair) for pair in kubernetes()["Secret"]["stringData"].items()]
-    return [(file, name, value) for file, name, value in settings if name not in own]
+    found = [("Dockerfile", *pair) for pair in image_settings().items()]
+    found += [("batch.service", *line.split("=", 1)) for line in unit().all("Environment")]
+    found += [("compose.yaml", *pair) for pair in compose()["services"]["batch"]["environment"].items()]
+    found += [("kubernetes.yaml", e["name"], e["value"]) for e in container()["env"]]
+    found += [("kubernetes.yaml", *pair) for pair in kubernetes()["Secret"]["stringData"].items()]
+    return [(file, name, value) for file, name, value in found if name not in own]
 
 
 @pytest.mark.parametrize(("file", "name", "value"), settings_of_files(), ids=lambda part: part[:20])

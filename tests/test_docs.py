@@ -38,15 +38,15 @@ class Example(NamedTuple):
 
 def examples(text: str) -> dict[str, Example]:
     """Each `#NAME=value` with the comment lines right above it."""
-    by_setting: dict[str, Example] = {}
+    found: dict[str, Example] = {}
     comment: list[str] = []
     for line in text.splitlines():
         if setting := re.fullmatch(r"#([A-Z_]+)=(.*)", line):
-            by_setting[setting[1]] = Example(setting[2], " ".join(comment))
+            found[setting[1]] = Example(setting[2], " ".join(comment))
             comment = []
         else:
             comment = [*comment, line.removeprefix("# ")] if line.startswith("# ") else []
-    return by_setting
+    return found
 
 
 def loaded(folder: Path, text: str) -> Settings:
@@ -76,8 +76,8 @@ def test_the_values_in_the_example_are_the_defaults(tmp_path: Path) -> None:
 
 
 def test_a_missing_sentence_in_the_example_would_be_seen() -> None:
-    by_setting = examples("# One.\n#A=1\n#B=2\n\n# Two.\n\n#C=3\n")
-    assert {name: example.comment for name, example in by_setting.items()} == {"A": "One.", "B": "", "C": ""}
+    found = examples("# One.\n#A=1\n#B=2\n\n# Two.\n\n#C=3\n")
+    assert {name: example.comment for name, example in found.items()} == {"A": "One.", "B": "", "C": ""}
 
 
 # Names: what there is stands in the docs.

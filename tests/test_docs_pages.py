@@ -134,8 +134,8 @@ def test_what_the_service_keeps_about_an_attempt_is_in_one_private_field_of_its_
 
 
 def test_the_tests_that_hold_the_promises_are_there() -> None:
-    paths = set(re.findall(r"`(tests/[\w/]+\.py)`", "".join(map(read, pages()))))
-    assert len(paths) > 20 and [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", "".join(map(read, pages()))))
+    assert len(named) > 20 and [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 # Blocks: what is shown works.
@@ -225,5 +225,5 @@ async def ledger_of_a_day(request: pytest.FixtureRequest, batch: Batch) -> Async
 async def test_each_query_of_the_page_finds_rows(ledger_of_a_day: Database) -> None:
     queries = {name: sql for name, sql in statements("docs/runs.md").items() if sql.startswith("SELECT")}
     async with ledger_of_a_day.engine.connect() as connection:
-        results = {name: (await connection.execute(text(sql))).all() for name, sql in queries.items()}
-    assert len(results) > 5 and [name for name, result in results.items() if not result] == []
+        found = {name: (await connection.execute(text(sql))).all() for name, sql in queries.items()}
+    assert len(found) > 5 and [name for name, listed in found.items() if not listed] == []

@@ -147,11 +147,11 @@ class Case:
         return {state for (state,) in self.select(f"SELECT state FROM batch_runs WHERE task = '{task}'")}
 
     def outcomes(self, task: str) -> list[tuple[int, str]]:
-        attempts = "SELECT number, outcome FROM batch_attempts a JOIN batch_runs r ON r.id = a.run"
-        return self.select(f"{attempts} WHERE task = '{task}' ORDER BY a.started_at")
+        found = "SELECT number, outcome FROM batch_attempts a JOIN batch_runs r ON r.id = a.run"
+        return self.select(f"{found} WHERE task = '{task}' ORDER BY a.started_at")
 
-    def living_processes(self) -> list[int]:
-        """The pids of the server's processes that still exist."""
+    def left(self) -> list[int]:
+        """The processes of the server that still exist."""
         return [pid for (pid,) in self.select("SELECT pid FROM batch_nodes") if Path(f"/proc/{pid}").exists()]
 
     def start(self, stack: ExitStack, folder: Path) -> None:
@@ -170,7 +170,7 @@ class Case:
     def clean_up(self) -> None:
         if self.reader is not None:
             self.reader.close()
-        for pid in self.living_processes():
+        for pid in self.left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -207,7 +207,7 @@ def stop_all(cases: list[Case]) -> None:
             if round < len(case.signals):
                 case.asked_at, case.asked = time.monotonic(), datetime.now(UTC)
                 case.running.process.send_signal(case.signals[round])
-                for pid in case.living_processes() if case.to_workers else []:
+                for pid in case.left() if case.to_workers else []:
                     os.kill(pid, case.signals[round])
         time.sleep(0.5 * (round == 0 and any(len(case.signals) > 1 for case in cases)))
     waiting = list(cases)
@@ -262,7 +262,7 @@ def test_the_process_ends_in_time_with_all_its_workers(cases: dict[str, Case], n
     case = cases[name]
     longest = {0: END_SECONDS, 1: DRAIN_SECONDS + GRACE_SECONDS, 2: 0.0}[len(case.signals)]
     assert case.took < longest + LAST_SECONDS + SLACK, case.said
-    assert case.living_processes() == []
+    assert case.left() == []
 
 
 CODES = {
@@ -287,8 +287,7 @@ def test_an_active_run_is_interrupted_and_uses_no_attempt(cases: dict[str, Case]
     case = cases[name]
     for task in ("long", *["hangs"] * bool(case.trouble)):
         assert "interrupted" in case.states(task) and "running" not in case.states(task)
-        unsuccessful = [(number, outcome) for number, outcome in case.outcomes(task) if outcome != "succeeded"]
-        assert unsuccessful == [(1, "interrupted")]
+        assert [one for one in case.outcomes(task) if one[1] != "succeeded"] == [(1, "interrupted")]
     assert case.select("SELECT pid FROM batch_nodes WHERE stopped_at IS NULL") == []
 
 

@@ -84,8 +84,8 @@ def fire(service: BatchService, name: str) -> None:
 
 
 async def run_in(service: BatchService, state: str, **equal: Any) -> dict[str, Any]:
-    matching_runs = await until(lambda: rows(service.ledger, state=state, **equal))
-    return matching_runs[0]
+    found = await until(lambda: rows(service.ledger, state=state, **equal))
+    return found[0]
 
 
 async def lines_of(service: BatchService, run: str) -> list[str]:
@@ -103,13 +103,13 @@ async def test_a_due_slot_runs_and_is_recorded_in_the_ledger(begin: Begin) -> No
     service = await begin()
     clock.advance(MINUTE)
     fire(service, "tick")
-    row = await run_in(service, "succeeded")
-    assert row["slot"] == START + 0.5 * MINUTE
-    assert row["result"] == {"slot": "2026-03-10T21:01:00+09:00"}
-    assert (row["node"], row["attempt"], row["origin"]) == (service.node.id, 1, "schedule")
+    found = await run_in(service, "succeeded")
+    assert found["slot"] == START + 0.5 * MINUTE
+    assert found["result"] == {"slot": "2026-03-10T21:01:00+09:00"}
+    assert (found["node"], found["attempt"], found["origin"]) == (service.node.id, 1, "schedule")
     (attempt,) = await rows(service.ledger, tables.attempts)
-    assert (attempt["run"], attempt["outcome"]) == (row["id"], "succeeded")
-    assert await lines_of(service, row["id"]) == ["working step=1", "a line of somebody else"]
+    assert (attempt["run"], attempt["outcome"]) == (found["id"], "succeeded")
+    assert await lines_of(service, found["id"]) == ["working step=1", "a line of somebody else"]
 
 
 async def test_the_next_slot_runs_after_the_first_has_ended(begin: Begin) -> None:

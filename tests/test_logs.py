@@ -156,11 +156,11 @@ def test_lines_that_come_faster_than_the_ledger_are_counted() -> None:
 
 
 def test_a_line_shows_its_values_as_they_were_when_it_was_logged() -> None:
-    lines, counts, numbers = Lines(), {"seen": 0}, [1]
+    lines, counts, found = Lines(), {"seen": 0}, [1]
     logger.info("first", counts=counts)
-    logging.getLogger("library").info("found %s", numbers)
+    logging.getLogger("library").info("found %s", found)
     counts["seen"] = 7
-    numbers.append(2)
+    found.append(2)
     first, second = lines.json
     assert (first["counts"], second["event"]) == ({"seen": 0}, "found [1]")
 

@@ -31,9 +31,11 @@ from service.database import engine as engines
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.errors import BatchError, DamagedRow, DatabaseUnreachable, UnknownRun, UnknownTask, WrongState
+from service.operations.actor import Actor
 from service.operations.context import Loaded
 from service.operations.operations import Operations, open_operations
 from service.operations.results import Attempt, Line, LogBlock, Started
+from service.operations.run_list import RunFilter
 from service.operations.runs import Runs
 from service.server.batch_service import BatchService
 from tests.asking import operations_on
@@ -184,14 +186,14 @@ async def service(tmp_path: Path) -> AsyncIterator[BatchService]:
 
 async def ask_all(operations: Operations, number: int) -> None:
     """Reads and changes of all facets."""
-    asked = operations.by(f"user{number}")
+    asked = operations.by(Actor(f"user{number}"))
     started = await asked.runs.start("hourly", {"day": number}, key=f"{number}")
     assert (await asked.runs.show(started.id)).requested_by == f"user{number}"
     assert await asked.quarantine.list(started.id) == []
     assert [task.name for task in await asked.tasks.list()] == ["hourly"]
     assert (await asked.tasks.show("hourly")).is_loaded
     assert await asked.tasks.pause_of("hourly") is None
-    assert len(await asked.runs.list(limit=5)) <= 5
+    assert len((await asked.runs.list(limit=5)).runs) <= 5
     assert await asked.nodes.has("hourly") and len(await asked.nodes.list()) == 1
     assert (await asked.slots.account(clock.now() - timedelta(hours=1))).complete
     assert [block async for block in asked.runs.log(started.id)][-1]
@@ -238,8 +240,8 @@ async def has_succeeded(operations: Operations, run: str) -> bool:
 
 
 async def test_an_actor_is_of_one_call_only(service: BatchService) -> None:
-    ann = service.operations.by("ann")
-    run = await service.operations.by("bob").runs.start("hourly", {})
+    ann = service.operations.by(Actor("ann"))
+    run = await service.operations.by(Actor("bob")).runs.start("hourly", {})
     await until(lambda: has_succeeded(service.operations, run.id))
     assert (await ann.runs.retry(run.id, from_the_beginning=True)).requested_by == "ann"
     assert (await service.operations.tasks.pause("hourly")).by == "batch"
@@ -276,7 +278,11 @@ async def test_what_is_not_there_is_not_found(ledger: Database) -> None:
     ):
         with pytest.raises(UnknownRun):
             await asked
-    for of_task in (operations.tasks.show("nope"), operations.tasks.pause("nope"), operations.runs.list("nope")):
+    for of_task in (
+        operations.tasks.show("nope"),
+        operations.tasks.pause("nope"),
+        operations.runs.list(RunFilter.of(task="nope")),
+    ):
         with pytest.raises(UnknownTask):
             await of_task
 
@@ -312,7 +318,8 @@ async def test_without_a_ledger_reads_find_nothing_and_make_no_file(tmp_path: Pa
 
     async with open_operations(get_settings(), loaded) as operations:
         for read in reads(operations):
-            assert not getattr(answer := await read(), "tasks", answer)
+            answer = await read()
+            assert not getattr(answer, "tasks", getattr(answer, "runs", answer))
         for changed in (operations.tasks.pause("hourly"), operations.runs.prune()):
             with pytest.raises(DatabaseUnreachable, match="no ledger yet"):
                 await changed

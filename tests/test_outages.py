@@ -137,9 +137,9 @@ def test_each_slot_of_the_outage_was_fired_late_and_once(case: Case) -> None:
         slots = sorted(run["slot"] for run in case.rows(task=task))
         assert len(slots) == len(set(slots)) == (slots[-1] - slots[0]) / timedelta(seconds=1) + 1
     assert case.rows(tables.missed) == []
-    accounts = case.accounts()
-    assert len(accounts) == 3
-    assert all(account.is_complete for account in accounts), accounts
+    found = case.accounts()
+    assert len(found) == 3
+    assert all(account.is_complete for account in found), found
 
 
 def test_what_needs_no_database_ran_once_and_its_outcome_was_written_later(cases: dict[str, Case]) -> None:

@@ -48,25 +48,25 @@ async def test_a_slot_that_another_process_fires_replaces_a_run_within_two_secon
         for service in services:
             service.wait_until_ready()
 
-        over = await first_run(ledger, task="replaced", state="cancelled", fence=1)
-        new = await first_run(ledger, id=over["reason"].split()[1])
+        over = await one(ledger, task="replaced", state="cancelled", fence=1)
+        new = await one(ledger, id=over["reason"].split()[1])
         assert over["reason"] == f"run {new['id']} of slot {new['slot']:%Y-%m-%d %H:%M:%S} UTC replaced it"
         assert (over["finished_at"] - new["created_at"]).total_seconds() < SECONDS
         assert [attempt["outcome"] for attempt in await rows(ledger, tables.attempts, run=over["id"])] == ["cancelled"]
-        began = await first_run(ledger, task="replaced", state="running")
+        began = await one(ledger, task="replaced", state="running")
         assert began["started_at"] >= over["finished_at"]
 
-        skipped = await first_run(ledger, task="waits", state="skipped")
-        first = await first_run(ledger, task="waits", state="running")
-        second = await first_run(ledger, task="waits", state="queued")
+        skipped = await one(ledger, task="waits", state="skipped")
+        first = await one(ledger, task="waits", state="running")
+        second = await one(ledger, task="waits", state="queued")
         assert first["slot"] < second["slot"] < skipped["slot"]
         assert skipped["reason"].startswith(f"run {second['id']} of slot ")
         (tmp_path / "waits").touch()
-        first = await first_run(ledger, id=first["id"], state="succeeded")
-        second = await first_run(ledger, id=second["id"], state="succeeded")
-        assert 0 <= (second["started_at"] - first["finished_at"]).total_seconds() < SECONDS
+        ended = await one(ledger, id=first["id"], state="succeeded")
+        went = await one(ledger, id=second["id"], state="succeeded")
+        assert 0 <= (went["started_at"] - ended["finished_at"]).total_seconds() < SECONDS
 
 
-async def first_run(ledger: Database, **equal: Any) -> dict[str, Any]:
-    """Wait for a run whose columns have these values, and return the first such run."""
+async def one(ledger: Database, **equal: Any) -> dict[str, Any]:
+    """The first such run, once there is one."""
     return dict((await until(lambda: rows(ledger, **equal), 30))[0])

@@ -204,10 +204,8 @@ def test_a_reload_waits_until_no_more_files_change(monkeypatch: pytest.MonkeyPat
     reloader._folder, reloader._is_ended = Path("tasks"), True
     reloader._seen = reload.sources(reloader._folder)
     files = [Path(f"tasks/{name}.py") for name in "abc"]
-    untouched_files = iter(files)
-    monkeypatch.setattr(
-        reloader, "_sleep", lambda seconds: [path.touch() for path in itertools.islice(untouched_files, 1)]
-    )
+    left = iter(files)
+    monkeypatch.setattr(reloader, "_sleep", lambda seconds: [path.touch() for path in itertools.islice(left, 1)])
     assert reloader._wait_for_changes() == ", ".join(map(str, files))
 
 
@@ -216,8 +214,8 @@ def test_caches_hidden_files_and_data_are_no_sources(tmp_path: Path) -> None:
         path = tmp_path / "tasks" / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    sources = {str(path) for path in reload.sources(Path("tasks")) if not path.is_absolute()}
-    assert sources == {"tasks/a.py", "tasks/inner/b.py"}
+    found = {str(path) for path in reload.sources(Path("tasks")) if not path.is_absolute()}
+    assert found == {"tasks/a.py", "tasks/inner/b.py"}
     assert Path(reload.__file__) in reload.sources(Path("tasks"))
 
 
@@ -338,11 +336,11 @@ async def test_one_signal_ends_both_processes_after_the_drain(
             assert await asyncio.to_thread(running.process.wait, 5) == 0
             assert is_refused(running.url)
             assert starts(running) == 1 and "Traceback" not in running.stderr
-        states = {(run["task"], run["state"]) for run in await rows(ledger)} - {
+        found = {(run["task"], run["state"]) for run in await rows(ledger)} - {
             ("short", "skipped"),
             ("long", "skipped"),
         }
-        assert states == {("short", "succeeded"), ("long", "interrupted")}
+        assert found == {("short", "succeeded"), ("long", "interrupted")}
         assert not await is_running(ledger, "long")
 
 

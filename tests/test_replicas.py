@@ -90,17 +90,17 @@ async def test_two_processes_of_several_workers_give_each_slot_one_run(ledger: D
         await asyncio.gather(*(asyncio.to_thread(end, service) for service in services))
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log, log
-    recorded_runs = await rows(ledger)
-    slots = Counter((run["task"], run["slot"]) for run in recorded_runs)
+    found = await rows(ledger)
+    slots = Counter((run["task"], run["slot"]) for run in found)
     assert set(slots.values()) == {1}
     for name in ("async", "sync", "overlapping"):
         of_task = sorted(slot for task, slot in slots if task == name)
         assert len(of_task) == (of_task[-1] - of_task[0]) / timedelta(seconds=1) + 1, "a slot has no row"
-    assert {run["state"] for run in recorded_runs} <= {"succeeded", "skipped", "interrupted", "queued"}
+    assert {run["state"] for run in found} <= {"succeeded", "skipped", "interrupted", "queued"}
     executed = [line.split() for line in (tmp_path / "witness").read_text().splitlines()]
-    executions = Counter(run for _, _, run, _ in executed)
-    assert set(executions.values()) == {1}
-    assert set(executions) == {run["id"] for run in recorded_runs if run["state"] == "succeeded"}
+    runs = Counter(run for _, _, run, _ in executed)
+    assert set(runs.values()) == {1}
+    assert set(runs) == {run["id"] for run in found if run["state"] == "succeeded"}
     assert await rows(ledger, tables.missed) == []
 
 

@@ -159,16 +159,16 @@ async def test_a_run_that_is_lost_for_the_third_time_has_failed(ledger: Database
             else:
                 await connection.execute(tables.runs.update().values(**held))
             assert await rescue(connection, await gone(connection, ledger), now) == [node]
-        (row,) = await rows(ledger)
-        assert row["state"] == ("failed" if loss == MOST_LOSSES - 1 else "interrupted")
-    assert row["reason"] == "poison: the node was lost while it ran, 3 times without progress"
+        (found,) = await rows(ledger)
+        assert found["state"] == ("failed" if loss == MOST_LOSSES - 1 else "interrupted")
+    assert found["reason"] == "poison: the node was lost while it ran, 3 times without progress"
     assert len(await rows(ledger, tables.attempts)) == 3
 
 
 async def gone(connection: AsyncConnection, ledger: Database) -> dict[str, int]:
     """The nodes whose files say that their process is dead, with their counters."""
-    others = (await ledger_poll.read(connection, new_id())).others
-    return {node.id: node.beats for node in others if process_lock.is_gone(folder_of(ledger), node.id)}
+    found = (await ledger_poll.read(connection, new_id())).others
+    return {node.id: node.beats for node in found if process_lock.is_gone(folder_of(ledger), node.id)}
 
 
 def folder_of(ledger: Database) -> Path:

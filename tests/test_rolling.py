@@ -35,10 +35,10 @@ from service import BaseTask, current_run
 VERSION = "{version}"
 
 
-def note(event):
+def note(what):
     run = current_run()
     with open("witness", "ab", buffering=0) as file:
-        file.write(f"{{event}}.{{VERSION}} {{run.task}} {{run.id}} {{run.fence}}\\n".encode())
+        file.write(f"{{what}}.{{VERSION}} {{run.task}} {{run.id}} {{run.fence}}\\n".encode())
 
 
 class SharedTask(BaseTask):
@@ -137,17 +137,17 @@ def make(kind: str, folder: Path, server: PostgresServer) -> Case:
 
 
 def start(both: list[Deployment], version: str, beside: str | None = None) -> None:
-    """Start `version`. Wait until the own task of each live version has run twice, and the new long task has begun."""
+    """Then all that a live node has runs a few times, and its long task has begun."""
     for deployment in both:
         deployment.start(version)
     for deployment in both:
         deployment.live[version].wait_until_ready()
-    live_versions = [live for live in (version, beside) if live is not None]
-    before = {(id(d), live): d.ran(f"only.{live}", live) for d in both for live in live_versions}
+    wanted = [(f"only.{one}", one) for one in (version, beside) if one is not None]
+    before = {(id(d), task): d.ran(task, one) for d in both for task, one in wanted}
     for deployment in both:
-        for live in live_versions:
-            enough = before[id(deployment), live] + 2
-            until(lambda d=deployment, v=live, n=enough: d.ran(f"only.{v}", v) >= n, WAIT, f"only.{live} runs")
+        for task, one in wanted:
+            enough = before[id(deployment), task] + 2
+            until(lambda d=deployment, t=task, o=one, n=enough: d.ran(t, o) >= n, WAIT, f"{task} runs")
         until(lambda d=deployment: d.case.witness(f"began.{version}", f"long.{version}"), WAIT, "the long task begins")
 
 

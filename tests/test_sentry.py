@@ -314,8 +314,8 @@ async def test_the_parameters_of_a_statement_are_shown_only_if_the_setting_says_
     }
     assert (row["state"], len(shown.attempts), len(listener.events)) == ("failed", 1, 2)
     assert all("INSERT INTO users" in text for text in everywhere.values() if text is not everywhere["the ledger"])
-    leaks = {where for where, text in everywhere.items() if "topsecretvalue" in text}
-    assert leaks == (set() if shows == "0" else leaks | {"stderr", "batch show", "Sentry"})
+    found = {where for where, text in everywhere.items() if "topsecretvalue" in text}
+    assert found == (set() if shows == "0" else found | {"stderr", "batch show", "Sentry"})
 
 
 @pytest.mark.parametrize("where", ["a service of its own", "an application with its own logging"])
@@ -350,8 +350,8 @@ async def test_an_error_that_is_logged_and_raised_again_is_one_event(listener: L
 async def test_each_failed_attempt_is_an_event_and_only_the_last_is_an_error(listener: Listener) -> None:
     row = await run("flaky", good=4)
     assert row["state"] == "failed"
-    attempts = [(e["tags"]["attempt"], e["level"], error_of(e)[1]) for e in listener.events]
-    assert attempts == [("1", "warning", "down at 1"), ("2", "warning", "down at 2"), ("3", "error", "down at 3")]
+    found = [(e["tags"]["attempt"], e["level"], error_of(e)[1]) for e in listener.events]
+    assert found == [("1", "warning", "down at 1"), ("2", "warning", "down at 2"), ("3", "error", "down at 3")]
     assert {event["tags"]["run"] for event in listener.events} == {row["id"]}
 
 

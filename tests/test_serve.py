@@ -20,8 +20,8 @@ from service.batch.ledger import database_time, tables
 from service.batch.ledger import runs as run_rows
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
-from service.config import async_url
 from service.database.engine import Database
+from service.databaseurl import async_url
 from service.testing.postgres import PostgresServer
 from tests.batch.ledger_world import rows, until
 from tests.processes import BATCH, SERVE, UVICORN, Service, batch, process, service

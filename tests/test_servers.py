@@ -42,8 +42,8 @@ DRAIN_SECONDS = 3.0
 
 def documented() -> list[str]:
     """The commands in the table of servers, without our own `batch serve`."""
-    commands = re.findall(r"^\| `((?:uvicorn|hypercorn|granian) .*?)` \|", read("docs/apps.md"), re.MULTILINE)
-    return [command.partition(" --workers ")[0] for command in commands]
+    found = re.findall(r"^\| `((?:uvicorn|hypercorn|granian) .*?)` \|", read("docs/apps.md"), re.MULTILINE)
+    return [command.partition(" --workers ")[0] for command in found]
 
 
 def command(words: str, workers: int, port: int) -> list[str]:
@@ -134,7 +134,7 @@ CASES = [("uvicorn", 4), ("hypercorn", 1), ("hypercorn", 2), ("granian", 1), ("g
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, int], Server]]:
     """All servers, started at the same time."""
-    words = {command.split()[0]: command for command in documented()}
+    words = {one.split()[0]: one for one in documented()}
     with ExitStack() as stack:
         yield {
             (name, workers): stack.enter_context(served(tmp_path_factory.mktemp(name), words[name], workers))

@@ -25,7 +25,7 @@ OURS = {"make test", "make check", "make bench"}
 """They are what runs this test, and would run it again: here they are only looked at (make -n)."""
 
 BLOCK = re.compile(
-    r"^(?:<!-- (?P<mark>file|not run): (?P<argument>.*?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    r"^(?:<!-- (?P<mark>file|not run): (?P<what>.*?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -40,11 +40,11 @@ class Step:
 
 def steps() -> Iterator[Step]:
     """What the README has a reader do, in its order."""
-    for block in BLOCK.finditer((ROOT / "README.md").read_text()):
-        if block["mark"] == "file":
-            yield Step(block["argument"], block["text"])
-        elif block["language"] == "console" and block["mark"] is None:
-            yield Step(None, block["text"])
+    for found in BLOCK.finditer((ROOT / "README.md").read_text()):
+        if found["mark"] == "file":
+            yield Step(found["what"], found["text"])
+        elif found["language"] == "console" and found["mark"] is None:
+            yield Step(None, found["text"])
 
 
 def commands(text: str) -> list[str]:
@@ -87,10 +87,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return Clone(tmp_path_factory.mktemp("clone"))
 
 
-def until(condition: Callable[[], Any], seconds: float) -> Any:
-    """Wait until `condition()` is true, and return its value. Fail after `seconds`."""
+def until(found: Callable[[], Any], seconds: float) -> Any:
     give_up_at = time.monotonic() + seconds
-    while not (result := condition()):
+    while not (result := found()):
         assert time.monotonic() < give_up_at, f"not within {seconds:g} s"
         time.sleep(0.5)
     return result
@@ -129,5 +128,5 @@ def the_tests_pass(clone: Clone) -> bool:
 
 
 def scheduled_runs(clone: Clone) -> list[dict[str, Any]]:
-    runs = json.loads(clone.run("batch runs --task hello --state succeeded --json"))
-    return [run for run in runs if run["origin"] == "schedule"]
+    found = json.loads(clone.run("batch runs --task hello --state succeeded --json"))
+    return [run for run in found if run["origin"] == "schedule"]

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from service.cli.options import user, wait_for
+from service.cli.options import actor, wait_for
 from service.errors import ErrorKind, InvalidSetting
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ async def _call(work: Callable[[Operations], Awaitable[T]], needs_tasks: bool) -
     from service.operations.operations import open_operations
 
     load = functools.cache(_load if needs_tasks else _load_if_any)
-    async with open_operations(get_settings(), load, user()) as operations:
+    async with open_operations(get_settings(), load, actor()) as operations:
         return await work(operations)
 
 

@@ -18,6 +18,8 @@ from service.escaping import echoed
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
+    from service.operations.actor import Actor
+
 T = TypeVar("T")
 
 LONGEST_LIST, ITEM_CHARACTERS = 8_000_000, 100
@@ -49,6 +51,15 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
 
     with errors_explained():
         return asyncio.run(work)
+
+
+def actor() -> Actor:
+    """The user who has called the command, as the ledger records it."""
+    import socket
+
+    from service.operations.actor import Actor
+
+    return Actor(user(), source="cli", address=socket.gethostname())
 
 
 def user() -> str:

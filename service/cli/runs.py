@@ -19,7 +19,8 @@ from service.errors import InvalidParameters
 if TYPE_CHECKING:
     from service.cli.bar import Bar, Lines
     from service.operations.operations import Operations
-    from service.operations.results import Started
+    from service.operations.results import RunSummary, Started
+    from service.operations.run_list import RunFilter
     from service.server.batch_service import BatchService
 
 BAR_AFTER_SECONDS = 1.0
@@ -92,11 +93,15 @@ def _queue(name: str, parameters: dict[str, str], slot: datetime | None, wait: b
 def runs(
     task: OfTask = None,
     state: Annotated[
-        str | None, typer.Option(help="Show only runs in this state.", autocompletion=complete.states)
+        list[str] | None,
+        typer.Option(help="Show only runs in this state; may be repeated.", autocompletion=complete.states),
     ] = None,
     since: Annotated[
         str | None,
         typer.Option(help="Show only runs created since this instant (ISO 8601), or within an age such as 2h or 7d."),
+    ] = None,
+    ended_since: Annotated[
+        str | None, typer.Option(help="Show only runs that ended since this instant, or within an age.")
     ] = None,
     limit: Annotated[
         int, typer.Option(parser=whole(1, 100_000), metavar="NUMBER", help="The largest number of runs to show.")
@@ -108,12 +113,31 @@ def runs(
     `batch show ID` shows everything about one of them.
     """
     from service import console
+    from service.operations.run_list import RunFilter
 
-    after = instant_or_age(since, "--since") if since is not None else None
-    listed = ask(lambda operations: operations.runs.list(task, state, after, limit), log_level="WARNING")
+    wanted = RunFilter.of(
+        task=task,
+        state=state or [],
+        created_since=instant_or_age(since, "--since") if since is not None else None,
+        ended_since=instant_or_age(ended_since, "--ended-since") if ended_since is not None else None,
+    )
+    listed = ask(lambda operations: _listed(operations, wanted, limit), log_level="WARNING")
     rows = [run.model_dump() for run in listed]
     columns = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "progress", "reason"]
     console.show(rows if as_json else [{**row, "progress": progress.brief(row)} for row in rows], columns, as_json)
+
+
+async def _listed(operations: Operations, wanted: RunFilter, limit: int) -> list[RunSummary]:
+    """At most `limit` runs, page by page."""
+    runs: list[RunSummary] = []
+    after: str | None = None
+    while len(runs) < limit:
+        page = await operations.runs.list(wanted, limit - len(runs), after)
+        runs += page.runs
+        after = page.after
+        if after is None:
+            break
+    return runs
 
 
 async def _run(name: str, parameters: dict[str, str], slot: datetime | None, display: Bar | Lines) -> dict[str, Any]:

@@ -11,13 +11,18 @@ LEDGER_TABLES = frozenset(
         "attempts",
         "backups",
         "catalog",
+        "duties",
+        "events",
         "log",
         "missed",
         "nodes",
+        "previews",
         "pruned",
         "runs",
         "schedules",
+        "sessions",
         "tasks",
+        "tokens",
     )
 )
 DATA_TABLES = frozenset(f"batch_{name}" for name in ("checkpoints", "data_alembic_version", "once", "quarantine"))

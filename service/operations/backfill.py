@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.firing import backfill
-from service.batch.firing.backfill import Backfill, SlotAction, SlotDecision
-from service.errors import InvalidParameters
+from service.batch.firing.backfill import Backfill, Interval, SlotAction
+from service.batch.ledger import audit, database_time, schedules
+from service.errors import InvalidParameters, WrongState
 from service.operations.context import Context
 from service.operations.results import Result
+from service.operations.startable import startable_task
 
 MOST_SLOTS = 10_000
 """A backfill of more slots is refused unless the request allows it, because it may be a mistake."""
@@ -36,6 +41,16 @@ class BackfillRequest:
     allow_many: bool = False
     dry_run: bool = False
 
+    def as_json(self) -> dict[str, Any]:
+        """The request as the ledger stores it."""
+        return {"task": self.task, "since": self.since.isoformat(), "until": self.until.isoformat(), "redo": self.redo}
+
+    @classmethod
+    def of_json(cls, stored: Mapping[str, Any]) -> BackfillRequest:
+        """The request that `as_json` has stored."""
+        since, until = (datetime.fromisoformat(stored[name]) for name in ("since", "until"))
+        return cls(stored["task"], since, until, stored["redo"], allow_many=True)
+
 
 class BackfillSlot(Result):
     """A slot of a backfill: `action` is new, again or left; `run` and `state` are those of the run that it had."""
@@ -59,28 +74,71 @@ class BackfillCounts(Result):
         return self.new + self.again + self.left
 
 
+class Counted(NamedTuple):
+    """What a backfill would do, and the id of the schedule that its slots are computed by."""
+
+    counts: BackfillCounts
+    schedule: str
+
+
+def ignore(_: BackfillSlot) -> None:
+    """For callers that need only the counts."""
+
+
 async def run(context: Context, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None]) -> BackfillCounts:
     """Make the runs, unless it is a dry run. `on_slot` is called with each slot.
 
     Raises InvalidParameters, UnknownTask and DatabaseError.
     """
-    task = context.task(request.task)
+    if request.dry_run:
+        return (await counted(context, request, on_slot)).counts
+    counts = await make(context, request, context.actor.name, on_slot)
+    async with context.databases.changing() as connection:
+        now, after = await database_time.now_of(connection), {**request.as_json(), **counts.model_dump()}
+        await audit.record(connection, context.actor.by, "task.backfill", now, task=request.task, after=after)
+    return counts
+
+
+async def counted(
+    context: Context, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] = ignore
+) -> Counted:
+    """What a backfill would do. Nothing is changed. Raises as `run`."""
+    task_backfill, interval = await _prepared(context, request, context.actor.name)
+    counts = await task_backfill.look(interval, lambda decision: on_slot(BackfillSlot(**decision._asdict())))
+    return Counted(_counts(counts), interval.schedule_id)
+
+
+async def make(
+    context: Context, request: BackfillRequest, by: str, on_slot: Callable[[BackfillSlot], None] = ignore
+) -> BackfillCounts:
+    """Make the runs, as asked for by the person `by`. A slot that has a run is left alone, unless `redo`."""
+    await context.databases.migrate_both()
+    task_backfill, interval = await _prepared(context, request, by)
+    counts = await task_backfill.make(interval, lambda decision: on_slot(BackfillSlot(**decision._asdict())))
+    context.wake()
+    return _counts(counts)
+
+
+async def refuse_other_schedule(connection: AsyncConnection, request: Mapping[str, Any]) -> None:
+    """Raises WrongState if the task has another schedule than at the preview."""
+    opened = (await schedules.open_schedules(connection)).get(request["task"])
+    if opened is None or opened.id != request["schedule"]:
+        raise WrongState(f"the schedule of task {request['task']} has changed since the preview: make a new preview")
+
+
+async def _prepared(context: Context, request: BackfillRequest, by: str) -> tuple[Backfill, Interval]:
     databases = context.databases
-    if not request.dry_run:
-        await databases.migrate_both()
     async with databases.reading() as connection:
         if connection is None:
-            raise InvalidParameters(f"task {task.name}: there is no ledger yet, so there are no slots to backfill")
+            raise InvalidParameters(f"task {request.task}: there is no ledger yet, so there are no slots to backfill")
+        task = await startable_task(connection, context, request.task)
         interval = await backfill.interval_of(connection, task.name, request.since, request.until)
     if not request.allow_many and await interval.count(MOST_SLOTS) > MOST_SLOTS:
         raise InvalidParameters(
             f"task {task.name}: there are more than {MOST_SLOTS:,} slots in this interval; --yes allows that"
         )
-    task_backfill = Backfill(databases.ledger, databases.application, task, context.actor, request.redo)
+    return Backfill(databases.ledger, databases.application, task, by, request.redo), interval
 
-    def pass_on(decision: SlotDecision) -> None:
-        on_slot(BackfillSlot(**decision._asdict()))
 
-    counts = await (task_backfill.look if request.dry_run else task_backfill.make)(interval, pass_on)
-    context.wake()
+def _counts(counts: Mapping[SlotAction, int]) -> BackfillCounts:
     return BackfillCounts(new=counts[SlotAction.NEW], again=counts[SlotAction.AGAIN], left=counts[SlotAction.LEFT])

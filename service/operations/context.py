@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from service.batch.retention.retention import Keep
-from service.errors import UnknownTask
-from service.escaping import echoed
+from service.config import SECRET_WORDS
+from service.operations.actor import Actor
 from service.operations.databases import Databases
+from service.operations.redaction import Redaction
 
 if TYPE_CHECKING:
     from service.batch.tasks.discovery import BrokenFile
@@ -34,25 +35,19 @@ class Context:
     Attributes:
         loaded: Returns the loaded tasks. It is called only when they are needed, because the first call may import
             them.
-        actor: The name of the user who asks, which is recorded in the ledger.
+        actor: Who asks. The name is recorded in the ledger.
         lease_seconds: A process counts as alive for so many seconds after its last sign of life.
         keep: Which runs pruning keeps.
         wake: Called after a run was queued, so that a service in this process claims it at once.
         node: The id of the service's node in this process; empty outside a service.
+        redaction: Masks values that are secret by their names.
     """
 
     databases: Databases
     loaded: Callable[[], Loaded]
-    actor: str
+    actor: Actor
     lease_seconds: float
     keep: Keep
     wake: Callable[[], None] = wake_nothing
     node: str = ""
-
-    def task(self, name: str) -> Task:
-        """The loaded task of this name. Raises UnknownTask, whose message lists the names of the loaded tasks."""
-        tasks = self.loaded().tasks
-        if name not in tasks:
-            names = ", ".join(sorted(tasks)) or "none"
-            raise UnknownTask(f"no task is named {echoed(name)}; the tasks are: {names}")
-        return tasks[name]
+    redaction: Redaction = field(default_factory=lambda: Redaction(SECRET_WORDS))

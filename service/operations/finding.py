@@ -1,4 +1,4 @@
-"""Finds the run or the task that a text means: the id of a run, the beginning of one, or the name of a task."""
+"""Finds the run or the task that a text means: the id of a run, its beginning or end, or the name of a task."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def run_or_task(context: Context, given: str) -> RunOrTask:
     """The run or the task that `given` means.
 
     Tasks are looked for in the ledger first, and then among the loaded tasks. Raises UnknownTask, and UnknownRun, also
-    if several ids begin with `given`.
+    if several ids begin with `given` or end in it.
     """
     digits = given.lower().replace("-", "")
     is_id = re.fullmatch(r"[0-9a-f]{1,32}", digits) is not None
@@ -51,8 +51,8 @@ async def run_or_task(context: Context, given: str) -> RunOrTask:
     listed = ", ".join(sorted(names)) or "none"
     if is_id:
         raise UnknownRun(
-            f"no run has the id {echoed(given)}, or an id that begins with it (at least {FEWEST_DIGITS} digits are "
-            f"needed), and no task has that name; the tasks are: {listed}"
+            f"no run has the id {echoed(given)}, or an id that begins with it or ends in it (at least {FEWEST_DIGITS} "
+            f"digits are needed), and no task has that name; the tasks are: {listed}"
         )
     raise UnknownTask(f"no task is named {echoed(given)}, and it is no id of a run; the tasks are: {listed}")
 
@@ -69,29 +69,17 @@ async def run_of(context: Context, given: str) -> str:
     return newest
 
 
-async def only_run(connection: AsyncConnection | None, given: str) -> str:
-    """The id of the run whose id is `given` or begins with it; `connection`: None if there is no ledger yet.
-
-    Raises UnknownRun, also if several ids begin with `given`.
-    """
-    digits = given.lower().replace("-", "")
-    is_long_enough = re.fullmatch(rf"[0-9a-f]{{{FEWEST_DIGITS},32}}", digits) is not None
-    if connection is not None and is_long_enough and (run := await _run_with_digits(connection, digits)):
-        return run
-    raise UnknownRun(
-        f"no run has the id {echoed(given)}, or an id that begins with it (at least {FEWEST_DIGITS} digits are "
-        "needed); `batch runs` lists the runs"
-    )
-
-
 async def _run_with_digits(connection: AsyncConnection, digits: str) -> str | None:
-    """The only run whose id begins with these digits. Raises UnknownRun if there are several."""
-    runs = await run_rows.begin_with(connection, digits, MOST_NAMED + 1)
-    if len(runs) > 1:
-        named = "; ".join(f"{run['id']} ({run['task']}, {run['state']})" for run in runs[:MOST_NAMED])
-        more = ", and more" if len(runs) > MOST_NAMED else ""
-        raise UnknownRun(f"several runs have ids that begin with {echoed(digits)}: {named}{more}")
-    return runs[0]["id"] if runs else None
+    """The only run whose id begins with these digits, or ends in them. Raises UnknownRun if there are several."""
+    for where, find in {"begin with": run_rows.begin_with, "end in": run_rows.end_in}.items():
+        runs = await find(connection, digits, MOST_NAMED + 1)
+        if len(runs) > 1:
+            named = "; ".join(f"{run['id']} ({run['task']}, {run['state']})" for run in runs[:MOST_NAMED])
+            more = ", and more" if len(runs) > MOST_NAMED else ""
+            raise UnknownRun(f"several runs have ids that {where} {echoed(digits)}: {named}{more}")
+        if runs:
+            return str(runs[0]["id"])
+    return None
 
 
 async def refuse_unknown_task(connection: AsyncConnection | None, task: str) -> None:

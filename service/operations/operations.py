@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -11,20 +11,31 @@ from typing import TYPE_CHECKING
 from service.batch.retention.retention import Keep
 from service.config import Settings
 from service.database.engine import Database
+from service.operations.actor import Actor
 from service.operations.context import Context, Loaded, wake_nothing
 from service.operations.databases import Databases
+from service.operations.redaction import Redaction
 
 if TYPE_CHECKING:
+    from service.operations.access import Access
     from service.operations.backups.facet import Backups
+    from service.operations.bulk import Bulks
+    from service.operations.changes import Changes
+    from service.operations.live import Look
     from service.operations.nodes import Nodes
     from service.operations.quarantine import Quarantine
     from service.operations.runs import Runs
     from service.operations.slots import Slots
+    from service.operations.status import Status
     from service.operations.tasks import Tasks
 
 
+SERVICE = Actor("batch", source="service")
+
+
 class Operations:
-    """All operations of the system, in the facets `tasks`, `runs`, `slots`, `quarantine`, `nodes` and `backups`.
+    """All operations of the system, in the facets `tasks`, `runs`, `bulks`, `slots`, `quarantine`, `nodes`, `backups`,
+    `changes` and `access`.
 
     It creates no database engine, sets up no logging, reads no settings and imports no tasks, so a serving process may
     use it for each request. It belongs to the event loop of its databases.
@@ -40,7 +51,7 @@ class Operations:
         loaded: Callable[[], Loaded],
         settings: Settings,
         *,
-        actor: str = "batch",
+        actor: Actor = SERVICE,
         wake: Callable[[], None] = wake_nothing,
         node: str = "",
         are_ready: bool = False,
@@ -49,9 +60,10 @@ class Operations:
         databases = Databases(ledger, application, settings.LEASE_SECONDS, are_ready=are_ready)
         keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK)
         self._settings = settings
-        self._context = Context(databases, loaded, actor, settings.LEASE_SECONDS, keep, wake, node)
+        redaction = Redaction.of(settings.BATCH_SECRET_WORDS)
+        self._context = Context(databases, loaded, actor, settings.LEASE_SECONDS, keep, wake, node, redaction)
 
-    def by(self, actor: str) -> Operations:
+    def by(self, actor: Actor) -> Operations:
         """The same operations for another actor, whose name the ledger records with each change."""
         return self._with(self._settings, replace(self._context, actor=actor))
 
@@ -64,6 +76,23 @@ class Operations:
         operations._settings, operations._context = settings, context
         return operations
 
+    @property
+    def actor(self) -> Actor:
+        """Who asks for these operations."""
+        return self._context.actor
+
+    async def look(self, topics: Collection[str], run_ids: Collection[str]) -> Look:
+        """What of runs, tasks and nodes is shown live. Raises DatabaseError if the ledger can't be read."""
+        from service.operations.live import look
+
+        return await look(self._context, topics, run_ids)
+
+    async def status(self) -> Status:
+        """Whether something is wrong, and what. Raises DatabaseError if the ledger can't be read."""
+        from service.operations.status import status
+
+        return await status(self._context, self._settings)
+
     @cached_property
     def tasks(self) -> Tasks:
         from service.operations.tasks import Tasks
@@ -75,6 +104,24 @@ class Operations:
         from service.operations.runs import Runs
 
         return Runs(self._context)
+
+    @cached_property
+    def bulks(self) -> Bulks:
+        from service.operations.bulk import Bulks
+
+        return Bulks(self._context)
+
+    @cached_property
+    def changes(self) -> Changes:
+        from service.operations.changes import Changes
+
+        return Changes(self._context)
+
+    @cached_property
+    def access(self) -> Access:
+        from service.operations.access import Access
+
+        return Access(self._context)
 
     @cached_property
     def slots(self) -> Slots:
@@ -99,12 +146,12 @@ class Operations:
         from service.operations.backups.access import BackupAccess
         from service.operations.backups.facet import Backups
 
-        return Backups(BackupAccess(self._settings, self._context.databases), self._context.actor)
+        return Backups(BackupAccess(self._settings, self._context.databases), self._context)
 
 
 @asynccontextmanager
 async def open_operations(
-    settings: Settings, loaded: Callable[[], Loaded], actor: str = "batch"
+    settings: Settings, loaded: Callable[[], Loaded], actor: Actor = SERVICE
 ) -> AsyncIterator[Operations]:
     """The operations of a process that is not a service, such as a command.
 

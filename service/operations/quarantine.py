@@ -9,15 +9,22 @@ from sqlalchemy.exc import DBAPIError
 
 from service.batch.chunks import quarantine
 from service.batch.chunks.quarantine import SetAside
-from service.batch.execution.run_here import checked_parameters
+from service.batch.ledger import audit, database_time
 from service.batch.ledger import runs as run_rows
 from service.batch.queue import enqueue
 from service.database import companions
+from service.database.engine import Database
 from service.errors import UnknownRun, WrongState
+from service.escaping import brief
 from service.operations.context import Context
 from service.operations.databases import Databases, is_missing_file
-from service.operations.finding import only_run
+from service.operations.finding import run_of
 from service.operations.results import Quarantined, Started
+from service.operations.run_list import RunPage
+from service.operations.startable import startable_task
+
+MOST_ITEMS = 10_000
+"""Longest list of items in quarantine."""
 
 
 class Quarantine:
@@ -26,44 +33,80 @@ class Quarantine:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def list(self, given: str) -> Sequence[Quarantined]:
-        """The items that a run set aside, in the order in which they failed. Raises UnknownRun."""
-        async with self._context.databases.reading() as connection:
-            run = await only_run(connection, given)
-        return [Quarantined.of(vars(item)) for item in await _items(self._context.databases, run)]
+    async def list(self, given: str | None = None, limit: int = MOST_ITEMS) -> Sequence[Quarantined]:
+        """The items that a run set aside, in the order in which they failed; at most `limit`.
 
-    async def redrive(self, given: str, items: Sequence[str] | None = None) -> Started:
+        `given`: as in `operations.runs`. None: the items of all runs that wait for a redrive, the newest first. Raises
+        UnknownRun.
+        """
+        run = await run_of(self._context, given) if given is not None else None
+        items = await _items(self._context.databases, run, limit)
+        return [Quarantined.of(vars(item)) for item in items]
+
+    async def redrive(self, given: str, items: Sequence[str] | None = None, note: str | None = None) -> Started:
         """Queue a run that processes again the items that a run set aside: all that are left, or `items`.
 
-        `items`: keys as in Quarantined.item. Raises UnknownRun, UnknownTask if the task is not loaded, and WrongState
-        if the run has no such items left.
+        `items`: keys as in Quarantined.item. Raises UnknownRun, UnknownTask if no process has loaded the task, and
+        WrongState if the run has no such items left; it names the run that has processed them since.
         """
         context = self._context
+        run = await run_of(context, given)
         async with context.databases.reading() as connection:
-            run = await only_run(connection, given)
-            assert connection is not None
-            row = await run_rows.get(connection, run)
+            row = await run_rows.get(connection, run) if connection is not None else None
         if row is None:
             raise UnknownRun(f"the run {run} was deleted just now")
-        left = {item.item for item in await _items(context.databases, run) if item.redriven_by is None}
+        set_aside = await _items(context.databases, run)
+        left = {item.item for item in set_aside if item.redriven_by is None}
         if missing := sorted(set(items or ()) - left) or ([] if left else ["none is left"]):
-            raise WrongState(f"the run {run} has no such items set aside: {', '.join(missing)}")
-        task = context.task(row["task"])
-        params = checked_parameters(task, {"redrive": run, **({"items": list(items)} if items else {})})
+            redriven_by = {item.redriven_by for item in set_aside if item.redriven_by is not None}
+            newer = f" (processed since by run {', '.join(sorted(redriven_by)[:3])})" if redriven_by else ""
+            raise WrongState(brief(f"the run {run} has no such items set aside: {', '.join(missing)}{newer}", 2_000))
+        given_params = {"redrive": run, **({"items": list(items)} if items else {})}
         async with context.databases.changing() as connection:
-            started = await enqueue.enqueue(connection, task, params, None, context.actor, parent=run)
+            task = await startable_task(connection, context, row["task"])
+            params = task.checked(given_params)
+            started = await enqueue.enqueue(connection, task, params, None, context.actor.name, parent=run)
+            now, after = await database_time.now_of(connection), {"run": started, "items": len(items or left)}
+            await audit.record(
+                connection, context.actor.by, "run.redrive", now, task=task.name, run=run, after=after, note=note
+            )
         context.wake()
         return Started(id=started, task=task.name)
 
 
-async def _items(databases: Databases, run: str) -> list[SetAside]:
+async def with_quarantined(databases: Databases, page: RunPage) -> RunPage:
+    """The page with the number of items that each run has in quarantine.
+
+    An application's database that can't be reached does not make a list of runs fail: then no run has a number.
+    """
+    if not page.runs or is_missing_file(databases.application):
+        return page
+    try:
+        counts = await _counts(databases.application, [run.id for run in page.runs])
+    except (DBAPIError, OSError):
+        return page
+    if not counts:
+        return page
+    runs = [run.model_copy(update={"quarantined": counts.get(run.id, 0)}) for run in page.runs]
+    return page.model_copy(update={"runs": runs})
+
+
+async def _counts(application: Database, runs: list[str]) -> dict[str, int]:
+    return await quarantine.left(application, runs) if await has_table(application) else {}
+
+
+async def has_table(application: Database) -> bool:
+    """Whether the application's database has the table of items in quarantine yet."""
+    async with application.reader.connect() as connection:
+        return await connection.run_sync(lambda sync: inspect(sync).has_table(companions.quarantine.name))
+
+
+async def _items(databases: Databases, run: str | None, limit: int | None = None) -> list[SetAside]:
     """The items that the run set aside; none if the application's database has no table of them yet."""
     application = databases.application
     if is_missing_file(application):
         return []
     try:
-        async with application.reader.connect() as connection:
-            has_table = await connection.run_sync(lambda sync: inspect(sync).has_table(companions.quarantine.name))
-        return await quarantine.listed(application, run) if has_table else []
+        return await quarantine.listed(application, run, limit=limit) if await has_table(application) else []
     except (DBAPIError, OSError) as error:
         raise application.unreachable(error) from error

@@ -55,7 +55,7 @@ class TaskSummary(Result):
     """A loaded task, or a file that can't be used, which has an `error` and no name.
 
     `next_run_time`: None without a schedule and during a pause. `served_from`: the file from which running services
-    have loaded the task; None if no service has loaded it.
+    have loaded the task; None if no service has loaded it. `parameters`: their JSON schema.
     """
 
     name: str | None = None
@@ -66,6 +66,8 @@ class TaskSummary(Result):
     paused: bool = False
     source: str
     served_from: str | None = None
+    words: str | None = None
+    tags: list[str] = []
     error: str | None = None
 
 
@@ -125,7 +127,12 @@ class RunShort(Result, Generic[N]):
 
 
 class RunSummary(RunShort[str | None]):
-    """A run in a list. `node`: the id of the process that executes it, or executed it last."""
+    """A run in a list. `node`: the id of the process that executes it, or executed it last.
+
+    `quarantined`: how many items it has set aside that no other run has processed since.
+    """
+
+    quarantined: int = 0
 
 
 class RunRow(RunShort[N], Generic[N]):
@@ -234,13 +241,15 @@ class TaskDetails(Result):
     """The details of a task. `policies`: those that differ from the defaults, by dotted name, such as retry.attempts.
 
     `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other fields are from the
-    ledger. `words`: the schedule in words.
+    ledger. `schema_of_parameters`: their JSON schema, as the ledger knows it. `words`: the schedule in words.
     """
 
     name: str
     description: str | None
     source: str
     is_loaded: bool
+    tags: list[str]
+    schema_of_parameters: dict[str, Any] | None
     schedule: str | None
     timezone: str | None
     words: str | None

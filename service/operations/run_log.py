@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from service.batch.ledger import run_logs
@@ -10,12 +12,37 @@ from service.batch.ledger import runs as run_rows
 from service.batch.ledger.run_logs import Block, Packed
 from service.batch.ledger.states import FINAL
 from service.concurrency.offload import offload
-from service.errors import UnknownRun
+from service.errors import InvalidParameters, UnknownRun
+from service.escaping import echoed
 from service.operations.context import Context
 from service.operations.databases import Databases
 from service.operations.finding import run_of
-from service.operations.results import Line, LogBlock
+from service.operations.results import Line, LogBlock, Result
 
+
+class NumberedLine(Line):
+    """A line of a log. `number`: its number under the fence of its attempt, from 0."""
+
+    attempt: int
+    number: int
+
+
+class LogPage(Result):
+    """Lines of a log, the oldest first. `after`: the cursor of the next page, which may have lines later.
+
+    `is_end`: there are no more lines now. A page may be short although others follow, because the work for one page is
+    limited.
+    """
+
+    lines: list[NumberedLine]
+    after: str
+    is_end: bool
+
+
+LOG_CURSOR = r"^[0-9]{1,18}\.[0-9]{1,9}$"
+LARGEST, LARGEST_LINE = 2**62, 2**31 - 1
+MOST_BLOCKS = 60
+"""How many blocks are read for a page at most."""
 POLL_SECONDS = 0.5
 PAGE = 20
 LATE_FENCES = 20
@@ -51,6 +78,57 @@ async def _state(databases: Databases, run: str) -> tuple[str, int]:
     if row is None:
         raise UnknownRun(f"the run {run} was deleted meanwhile")
     return row["state"], row["fence"]
+
+
+async def page(context: Context, run: str, after: str | None, limit: int, level: str, contains: str | None) -> LogPage:
+    """A page of the log of a run; see `operations.runs.log_page`. `run`: its whole id."""
+    fence, line = parse_place(after) if after is not None else (0, 0)
+    least = logging.getLevelNamesMapping()[level]
+    lines: list[NumberedLine] = []
+    looked = 0
+    while looked < MOST_BLOCKS:
+        async with context.databases.reading() as connection:
+            if connection is None:
+                raise UnknownRun(f"the run {run} was deleted meanwhile")
+            blocks = await run_logs.following(connection, run, fence, line, PAGE)
+        matching, place = await offload(_matching, blocks, (fence, line), least, contains, limit - len(lines))
+        lines += matching
+        looked += len(blocks)
+        fence, line = place
+        if len(blocks) < PAGE and len(lines) < limit:
+            return LogPage(lines=lines, after=f"{fence}.{line}", is_end=True)
+        if len(lines) >= limit:
+            break
+    return LogPage(lines=lines, after=f"{fence}.{line}", is_end=False)
+
+
+def parse_place(given: str) -> tuple[int, int]:
+    """The fence and the line in a cursor of a log. Raises InvalidParameters."""
+    if re.fullmatch(LOG_CURSOR, given):
+        fence, line = map(int, given.split("."))
+        if fence < LARGEST and line < LARGEST_LINE:
+            return fence, line
+    raise InvalidParameters(f"after is {echoed(given)}; allowed: the cursor that a page of this log has given")
+
+
+def _matching(
+    blocks: list[Packed], start: tuple[int, int], least: int, contains: str | None, most: int
+) -> tuple[list[NumberedLine], tuple[int, int]]:
+    """The lines that are wanted, at most `most`, and the place after the last line that was looked at."""
+    wanted: list[NumberedLine] = []
+    place = start
+    needle = contains.lower() if contains is not None else None
+    levels = logging.getLevelNamesMapping()
+    for packed in blocks:
+        for number, line in enumerate(packed.unpacked().lines, start=packed.first_line):
+            if (packed.fence, number) < place:
+                continue
+            if len(wanted) == most:
+                return wanted, place
+            place = packed.fence, number + 1
+            if levels.get(line.level.upper(), 0) >= least and (needle is None or needle in line.text.lower()):
+                wanted.append(NumberedLine.of(vars(line), attempt=packed.attempt, number=number))
+    return wanted, place
 
 
 class Reader:

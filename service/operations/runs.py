@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -11,21 +11,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.ledger import attempts as attempt_rows
-from service.batch.ledger import database_time, nodes, run_logs, schedules
+from service.batch.ledger import audit, database_time, nodes, run_logs, schedules
 from service.batch.ledger import runs as run_rows
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.queue import cancel, enqueue, retry
 from service.errors import InvalidParameters, UnknownRun, WrongState
-from service.escaping import echoed
-from service.operations import run_log
+from service.escaping import brief, echoed
+from service.operations import run_list, run_log
 from service.operations.context import Context
-from service.operations.finding import RunOrTask, only_run, refuse_unknown_task, run_of, run_or_task
-from service.operations.results import Attempt, Line, LogBlock, Node, RunDetails, RunNow, RunSummary, Started
-from service.operations.states import STATES
+from service.operations.finding import RunOrTask, refuse_unknown_task, run_of, run_or_task
+from service.operations.quarantine import with_quarantined
+from service.operations.results import Attempt, Line, LogBlock, Node, RunDetails, RunNow, Started
+from service.operations.run_list import MOST_RUNS, RunFilter, RunPage
+from service.operations.run_log import LogPage
+from service.operations.startable import startable_task
 
 LAST_LINES = 20
-PAGE = 200
-"""How many rows of a list are read at a time, so that the event loop is not blocked for long."""
+ALL = RunFilter()
 
 CANCEL_POLL_SECONDS = 0.1
 """The interval at which a cancelled run is read until it has ended."""
@@ -34,33 +36,26 @@ CANCEL_POLL_SECONDS = 0.1
 class Runs:
     """Operations on runs. Each method raises DatabaseError if the ledger can't be used.
 
-    `given` is the id of a run, or at least its first 6 digits.
+    `given` is the id of a run, at least six digits of its beginning or end, or the name of a task, which stands for the
+    newest run of the task.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def list(
-        self,
-        task: str | None = None,
-        state: str | None = None,
-        since: datetime | None = None,
-        limit: int = 50,
-    ) -> Sequence[RunSummary]:
-        """List at most `limit` runs, the newest first; `since`: only runs that were created then or later.
+    async def list(self, wanted: RunFilter = ALL, limit: int = 50, after: str | None = None) -> RunPage:
+        """A page of at most `limit` runs (1 to MOST_RUNS), newest first. `after`: the cursor of the page before.
 
-        Raises InvalidParameters for an unknown state, and UnknownTask for a task that is not in the ledger.
+        Raises InvalidParameters for a cursor that no page has given, and UnknownTask for a task that is not in the
+        ledger.
         """
-        if state is not None and state not in STATES:
-            raise InvalidParameters(f"there is no state {echoed(state)}; allowed: {', '.join(STATES)}")
-        runs: list[RunSummary] = []
         async with self._context.databases.reading() as connection:
-            if task is not None:
-                await refuse_unknown_task(connection, task)
-            if connection is not None:
-                async for page in _pages(connection, task, state, since, limit):
-                    runs += page
-        return runs
+            if wanted.task is not None:
+                await refuse_unknown_task(connection, wanted.task)
+            if connection is None:
+                return RunPage(runs=[], after=None)
+            page = await run_list.page(connection, wanted, min(limit, MOST_RUNS), after)
+        return await with_quarantined(self._context.databases, page)
 
     async def find(self, given: str) -> RunOrTask:
         """The run or the task that `given` means; it may also be the name of a task.
@@ -71,21 +66,26 @@ class Runs:
 
     async def show(self, given: str) -> RunDetails:
         """The details of one run. Raises UnknownRun."""
+        run = await run_of(self._context, given)
         async with self._context.databases.reading() as connection:
-            run = await only_run(connection, given)
             assert connection is not None
             return await _details(connection, run)
 
-    async def cancel(self, given: str, wait_seconds: float = 0.0) -> RunNow:
+    async def cancel(self, given: str, wait_seconds: float = 0.0, note: str | None = None) -> RunNow:
         """Cancel a run, wait at most `wait_seconds` for its end, and return the run as it is then.
+
+        `note`: the reason of the caller, which follows "cancelled by" in the reason of the run.
 
         Raises UnknownRun, and WrongState, which names the state, if the run has ended.
         """
         context = self._context
+        run = await run_of(context, given)
         async with context.databases.changing() as connection:
-            run = await only_run(connection, given)
             before = await _row(connection, run)
-            await cancel.request_cancel(connection, run, f"cancelled by {context.actor}", context.actor)
+            name = context.actor.name
+            if before["state"] not in FINAL:
+                state = await cancel.request_cancel(connection, run, _reason(f"cancelled by {name}", note), name)
+                await self._record(connection, "run.cancel", before, state, note)
         if before["state"] in FINAL:
             raise WrongState(f"the run {run} can't be cancelled: it has {_describe_end(before)}")
         give_up_at = clock.monotonic() + wait_seconds
@@ -95,40 +95,44 @@ class Runs:
                 return now
             await asyncio.sleep(CANCEL_POLL_SECONDS)
 
-    async def retry(self, given: str, *, from_the_beginning: bool = False) -> RunNow:
+    async def retry(self, given: str, *, from_the_beginning: bool = False, note: str | None = None) -> RunNow:
         """Give a run that has ended a new attempt, which resumes after its last checkpoint. Returns the run.
 
         `from_the_beginning`: the attempt does everything again. The run may have succeeded then. Raises UnknownRun and
         WrongState.
         """
         context = self._context
-        async with context.databases.changing() as connection:
-            run = await only_run(connection, given)
-            if not from_the_beginning:
-                await retry.retry(connection, run, context.actor)
+        run, name = await run_of(context, given), context.actor.name
         if from_the_beginning:
             databases = context.databases
             await databases.migrate_both()
-            await retry.retry_from_the_beginning(databases.ledger, databases.application, run, context.actor)
+            await retry.retry_from_the_beginning(databases.ledger, databases.application, run, name)
+        async with context.databases.changing() as connection:
+            row = await _row(connection, run)
+            if not from_the_beginning:
+                await retry.retry(connection, run, name)
+            action = "run.retry_from_the_beginning" if from_the_beginning else "run.retry"
+            await self._record(connection, action, row, RunState.QUEUED, note)
         context.wake()
         return await self._now(run)
 
     async def start(
         self, task: str, params: Mapping[str, Any], slot: datetime | None = None, key: str | None = None
     ) -> Started:
-        """Queue a run of a loaded task for any service. `slot`: aware; None: the instant of the start.
+        """Queue a run for any service. `slot`: aware; None: the instant of the start.
 
-        `key`: if the task has a run with this key already, that run is returned. Raises UnknownTask, and
-        InvalidParameters before anything is written.
+        The task may be one that only other processes have loaded. `key`: if the task has a run with this key already,
+        that run is returned. Raises UnknownTask, and InvalidParameters before anything is written.
         """
-        from service.batch.execution.run_here import checked_parameters
-
         context = self._context
-        loaded = context.task(task)
         _check_slot_and_key(slot, key)
-        values = checked_parameters(loaded, params)
         async with context.databases.changing() as connection:
-            run = await enqueue.enqueue(connection, loaded, values, slot, context.actor, key)
+            startable = await startable_task(connection, context, task)
+            values = startable.checked(params)
+            run = await enqueue.enqueue(connection, startable, values, slot, context.actor.name, key)
+            after = {"params": context.redaction.masked(values), "slot": slot.isoformat() if slot else None}
+            now = await database_time.now_of(connection)
+            await audit.record(connection, context.actor.by, "run.start", now, task=task, run=run, after=after)
         context.wake()
         return Started(id=run, task=task)
 
@@ -144,6 +148,19 @@ class Runs:
             if now.state in FINAL:
                 return
             await asyncio.sleep(run_log.POLL_SECONDS)
+
+    async def current(self, given: str) -> RunNow:
+        """A run as it is now. Raises UnknownRun and UnknownTask."""
+        return await self._now(await run_of(self._context, given))
+
+    async def log_page(
+        self, given: str, after: str | None = None, limit: int = 500, level: str = "DEBUG", text: str | None = None
+    ) -> LogPage:
+        """At most `limit` lines of the log of a run, the oldest first. `after`: the cursor of the page before.
+
+        `level`: lines below it are left out. `text`: only lines that contain it, whatever the case. Raises UnknownRun.
+        """
+        return await run_log.page(self._context, await run_of(self._context, given), after, limit, level, text)
 
     async def get(self, run_id: str) -> RunNow | None:
         """A run as it is now, by its whole id; None if there is no such run."""
@@ -173,26 +190,20 @@ class Runs:
 
         return await pruning.count(self._context)
 
+    async def _record(
+        self, connection: AsyncConnection, action: str, row: Mapping[str, Any], state: str | None, note: str | None
+    ) -> None:
+        now, by = await database_time.now_of(connection), self._context.actor.by
+        run, before, after = row["id"], {"state": row["state"]}, {"state": state}
+        await audit.record(
+            connection, by, action, now, task=row["task"], run=run, before=before, after=after, note=note
+        )
+
     async def _now(self, run_id: str) -> RunNow:
         now = await self.get(run_id)
         if now is None:
             raise UnknownRun(f"the run {run_id} was deleted meanwhile")
         return now
-
-
-async def _pages(
-    connection: AsyncConnection, task: str | None, state: str | None, since: datetime | None, limit: int
-) -> AsyncIterator[Sequence[RunSummary]]:
-    now = await database_time.now_of(connection)
-    before: tuple[datetime, str] | None = None
-    while limit > 0:
-        statement = run_rows.listing(task, state, since, min(limit, PAGE), before)
-        page = [RunSummary.at(row, now) for row in (await connection.execute(statement)).mappings()]
-        yield page
-        if len(page) < PAGE:
-            return
-        before = page[-1].created_at, page[-1].id
-        limit -= PAGE
 
 
 def _check_slot_and_key(slot: datetime | None, key: str | None) -> None:
@@ -220,6 +231,11 @@ async def _row(connection: AsyncConnection, run_id: str) -> dict[str, Any]:
     if row is None:
         raise UnknownRun(f"the run {run_id} was deleted just now")
     return row
+
+
+def _reason(what: str, note: str | None) -> str:
+    """The reason that a run gets: what was done, and the note of the person."""
+    return f"{what}: {brief(note, audit.LONGEST_NOTE)}" if note else what
 
 
 def _describe_end(row: Mapping[str, Any]) -> str:

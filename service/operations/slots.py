@@ -11,10 +11,6 @@ from service.operations.backfill import BackfillCounts, BackfillRequest, Backfil
 from service.operations.context import Context
 
 
-def ignore(slot: BackfillSlot) -> None:
-    """For callers that need only the counts."""
-
-
 class Slots:
     """Accounts for slots and backfills them. Each method raises DatabaseError if a database can't be used."""
 
@@ -35,7 +31,7 @@ class Slots:
         return await account.accounts(self._context, since, until, task, on_slot)
 
     async def backfill(
-        self, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] = ignore
+        self, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] = backfill.ignore
     ) -> BackfillCounts:
         """Make runs for slots of the past; `on_slot` gets each slot. Raises InvalidParameters and UnknownTask."""
         return await backfill.run(self._context, request, on_slot)

@@ -12,9 +12,9 @@ from service import clock
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing import task_sync
 from service.batch.firing.task_sync import Pause
-from service.batch.ledger import database_time, missed_ranges, schedules
-from service.batch.ledger import runs as run_rows
+from service.batch.ledger import audit, database_time, missed_ranges, run_query, schedules
 from service.batch.ledger import tasks as task_rows
+from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.tasks.policies import Missed, Policies, Retry
 from service.batch.tasks.registry import Task
@@ -34,6 +34,7 @@ from service.operations.results import (
     TaskDetails,
     TaskSummary,
 )
+from service.operations.startable import unknown_task
 
 LAST_RUNS = 10
 LAST_MISSED = 5
@@ -48,13 +49,18 @@ class Tasks:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def list(self) -> Sequence[TaskSummary]:
-        """The loaded tasks by name, followed by the files that can't be used."""
-        tasks, broken = self._context.loaded()
+    async def list(self, with_others: bool = False) -> Sequence[TaskSummary]:
+        """The loaded tasks by name, followed by the files that can't be used.
+
+        `with_others`: also the tasks that only other processes have loaded.
+        """
+        loaded, broken = self._context.loaded()
         async with self._context.databases.reading() as connection:
-            open_schedules = await schedules.open_schedules(connection) if connection is not None else {}
-            sources = await task_sync.served_from(connection) if connection is not None else {}
-        summaries = await offload(_summaries, tasks, open_schedules, sources)
+            rows, open_schedules, sources = await _known(connection)
+        known = {name: rows.get(name, {}) for name in loaded}
+        if with_others:
+            known |= {name: row for name, row in rows.items() if row["removed_at"] is None}
+        summaries = await offload(_summaries, known, loaded, open_schedules, sources)
         return [*summaries, *(TaskSummary(source=file.source, error=file.error) for file in broken)]
 
     async def show(self, name: str) -> TaskDetails:
@@ -63,9 +69,22 @@ class Tasks:
         async with self._context.databases.reading() as connection:
             row = await task_rows.get(connection, name) if connection is not None else None
             if loaded is None and row is None:
-                raise UnknownTask(f"no task is named {echoed(name)}")
+                raise UnknownTask(await unknown_task(connection, self._context, name))
             rows = await _TaskRows.read(connection, name)
         return await offload(_details, name, loaded, row or {}, rows)
+
+    async def next_slots(self, name: str, number: int) -> Sequence[Slot]:
+        """The next slots of a task; empty without a schedule and during a pause. Raises UnknownTask."""
+        loaded = self._context.loaded().tasks.get(name)
+        async with self._context.databases.reading() as connection:
+            row = await task_rows.get(connection, name) if connection is not None else None
+            if loaded is None and row is None:
+                raise UnknownTask(await unknown_task(connection, self._context, name))
+            spans = [ScheduleSpan.of(span) for span in await schedules.history(connection, name)] if connection else []
+        current = _current(spans, loaded, is_removed=bool(row and row["removed_at"]))
+        if current is None or (row is not None and row["paused_at"] is not None):
+            return []
+        return await offload(_next_slots, current, number)
 
     async def lint(self, names: Collection[str] = (), next_slots: int = 5) -> Sequence[LintedTask]:
         """Check all loaded tasks, or those of `names`, for likely mistakes. Raises UnknownTask.
@@ -75,20 +94,26 @@ class Tasks:
         """
         return await offload(lint.check, self._context.loaded(), names, next_slots)
 
-    async def pause(self, name: str) -> Paused:
+    async def pause(self, name: str, note: str | None = None) -> Paused:
         """Stop firing a task. An existing pause is unchanged. Returns the pause. Raises UnknownTask."""
         context = self._context
         async with context.databases.changing() as connection:
             loaded = context.loaded().tasks if context.node else task_sync.NO_TASKS
-            before = await task_sync.pause(connection, name, context.actor, loaded, context.node)
+            before = await task_sync.pause(connection, name, context.actor.name, loaded, context.node)
             pause = before or await task_sync.pause_of(connection, name)
+            if before is None and pause is not None:
+                await audit.record(connection, context.actor.by, "task.pause", pause.at, task=name, note=note)
         assert pause is not None
         return Paused(at=pause.at, by=pause.by, is_new=before is None)
 
-    async def resume(self, name: str) -> Paused | None:
+    async def resume(self, name: str, note: str | None = None) -> Paused | None:
         """Fire a task again from now on. Returns the pause that has ended, or None. Raises UnknownTask."""
         async with self._context.databases.changing() as connection:
             ended = await task_sync.resume(connection, name)
+            if ended is not None:
+                now, before = await database_time.now_of(connection), {"paused_at": ended.at.isoformat()}
+                by = self._context.actor.by
+                await audit.record(connection, by, "task.resume", now, task=name, before=before, note=note)
         return _paused(ended, is_new=True)
 
     async def pause_of(self, name: str) -> Paused | None:
@@ -106,26 +131,56 @@ def _paused(pause: Pause | None, *, is_new: bool) -> Paused | None:
     return Paused(at=pause.at, by=pause.by, is_new=is_new) if pause is not None else None
 
 
+Row = Mapping[str, Any]
+
+
+async def _known(
+    connection: AsyncConnection | None,
+) -> tuple[dict[str, Row], Mapping[str, OpenSchedule], Mapping[str, str]]:
+    """The rows of all tasks, their open schedules, and the files from which services have loaded them, by name."""
+    if connection is None:
+        return {}, {}, {}
+    rows: dict[str, Row] = {row["name"]: row for row in await task_rows.all_tasks(connection)}
+    return rows, await schedules.open_schedules(connection), await task_sync.served_from(connection)
+
+
 def _summaries(
-    tasks: Mapping[str, Task], open_schedules: Mapping[str, OpenSchedule], sources: Mapping[str, str]
+    known: Mapping[str, Row],
+    loaded: Mapping[str, Task],
+    open_schedules: Mapping[str, OpenSchedule],
+    sources: Mapping[str, str],
 ) -> list[TaskSummary]:
-    by_name = sorted(tasks.values(), key=lambda task: task.name)
-    return [_summary(task, open_schedules.get(task.name), sources.get(task.name)) for task in by_name]
+    return [
+        _summary(name, row, loaded.get(name), open_schedules.get(name), sources.get(name))
+        for name, row in sorted(known.items())
+    ]
 
 
-def _summary(task: Task, span: OpenSchedule | None, served_from: str | None) -> TaskSummary:
-    current = span.schedule if span is not None else task.schedule
-    paused = span is not None and span.paused_by is not None
+def _summary(name: str, row: Row, task: Task | None, span: OpenSchedule | None, served_from: str | None) -> TaskSummary:
+    current = _usable(span) if span is not None else task.schedule if task is not None else None
+    paused = row.get("paused_at") is not None
     return TaskSummary(
-        name=task.name,
-        description=task.description,
+        name=name,
+        description=task.description if task else row["description"],
         schedule=current.cron if current else None,
         timezone=current.timezone if current else None,
+        words=current.words if current else None,
         next_run_time=current.next(clock.now()) if current and not paused else None,
         paused=paused,
-        source=task.source,
+        source=task.source if task else row["source"],
         served_from=served_from,
+        tags=list(task.tags) if task else _tags(row),
     )
+
+
+def _usable(span: OpenSchedule) -> Schedule | None:
+    """The schedule; None if another version of the code has written it, and this one can't use it."""
+    return span.schedule if span.is_usable else None
+
+
+def _tags(row: Row) -> list[str]:
+    tags = row.get("tags")
+    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
 
 
 class _TaskRows:
@@ -143,8 +198,8 @@ class _TaskRows:
         if connection is not None:
             rows.schedules = [ScheduleSpan.of(row) for row in await schedules.history(connection, name)]
             now = await database_time.now_of(connection)
-            newest = await connection.execute(run_rows.listing(name, limit=LAST_RUNS))
-            rows.runs = [RunSummary.at(row, now) for row in newest.mappings()]
+            newest = await run_query.page(connection, RunQuery(task=name), LAST_RUNS)
+            rows.runs = [RunSummary.at(row, now) for row in newest.rows]
             rows.missed = [MissedRange.of(row) for row in await missed_ranges.of_task(connection, name, LAST_MISSED)]
         return rows
 
@@ -158,6 +213,8 @@ def _details(name: str, loaded: Task | None, row: Mapping[str, Any], rows: _Task
         description=loaded.description if loaded else row["description"],
         source=loaded.source if loaded else row["source"],
         is_loaded=loaded is not None,
+        tags=list(loaded.tags) if loaded else _tags(row),
+        schema_of_parameters=loaded.parameters.json_schema() if loaded else row["parameters"],
         schedule=current.cron if current else None,
         timezone=current.timezone if current else None,
         words=current.words if current else None,
@@ -185,8 +242,8 @@ def _current(spans: list[ScheduleSpan], loaded: Task | None, is_removed: bool) -
     return loaded.schedule if loaded and (is_removed or not spans) else None
 
 
-def _next_slots(current: Schedule) -> list[Slot]:
-    return [Slot(slot=slot, local=slot.astimezone(current.zone)) for slot in current.following(clock.now(), NEXT_SLOTS)]
+def _next_slots(current: Schedule, number: int = NEXT_SLOTS) -> list[Slot]:
+    return [Slot(slot=slot, local=slot.astimezone(current.zone)) for slot in current.following(clock.now(), number)]
 
 
 def _changed_policies(policies: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from service.config import Settings, get_settings
 from service.errors import BatchError
 from service.server.batch_service import BatchService
 from service.server.shutdown import Stopping
-from service.web.api import routes
+from service.web.access import Authorize
+from service.web.application import Api
 
 
 class App(Protocol):
@@ -69,15 +70,13 @@ def _set_state(app: App, batch: BatchService) -> None:
     app.state.scheduler = batch.scheduler
 
 
-class Application(Starlette):
+class Application(Api):
     """Our application, served by itself or mounted in another one. If mounted it uses that application's state."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await super().__call__(scope, receive, self._with_short_failure(send))
             return
-        if (parent := scope.get("app")) is not None:
-            self.state = parent.state
         await super().__call__(scope, receive, send)
 
     def _with_short_failure(self, send: Send) -> Send:
@@ -92,9 +91,16 @@ class Application(Starlette):
         return send_short
 
 
-def create_app() -> Starlette:
-    """An application with the service's endpoints, to be served by itself or mounted in yours."""
-    return Application(routes=routes, lifespan=_lifespan_with_logs)
+def create_app(*, authorize: Authorize | None = None, version: str | None = None) -> Starlette:
+    """An application with the service's endpoints, to be served by itself or mounted in yours.
+
+    `authorize`: a function, which may be async, from a request to the Actor that makes it, or None for nobody; so the
+    users of your application are users of this one. Tokens of the service are valid beside it. `version`: the version
+    of your application, which the audit records; default: the setting BATCH_VERSION.
+    """
+    app = Application(authorize=authorize, lifespan=_lifespan_with_logs)
+    app.state.version = version
+    return app
 
 
 app = create_app()

@@ -58,7 +58,7 @@ class BatchService:
     operations: Operations
 
     def __init__(self, settings: Settings, fires: bool = True) -> None:
-        self._settings = settings
+        self.settings = self._settings = settings
         self._fires = fires
         self._on_changes: list[Callable[[LedgerChanges], None]] = []
         self.node = Node(

@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateSchema
 
 from service.batch.ledger.migration import LEDGER_HISTORY
-from service.config import async_url
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
+from service.databaseurl import async_url
 from service.errors import BatchError
 
 T = TypeVar("T")

@@ -30,6 +30,7 @@ from service.config import get_settings
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.errors import BatchError
+from service.operations.actor import Actor
 from service.operations.context import Loaded
 from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
@@ -89,7 +90,7 @@ class DrivenService:
                 application,
                 lambda: Loaded(self._tasks),
                 settings,
-                actor="test",
+                actor=Actor("test", source="service"),
                 wake=self._engine.wake,
                 node=self.node,
                 are_ready=True,

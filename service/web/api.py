@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from service.batch.firing.apscheduler import describe_jobs
 from service.errors import BatchError
+from service.web.access import Guard, address_of, is_loopback
 
 READY_SECONDS = 5.0
 """A database that does not answer for this long can't be reached."""
@@ -20,7 +21,13 @@ NOT_STARTED = "the batch service is not started: the lifespan of this applicatio
 
 
 async def scheduler_jobs(request: Request) -> JSONResponse:
-    """A JSON array of the scheduled jobs: id, name, next_run_time (ISO 8601 or null) and trigger."""
+    """A JSON array of the scheduled jobs: id, name, next_run_time (ISO 8601 or null) and trigger.
+
+    On this machine everybody may read it; from elsewhere it needs a token or a sign-in.
+    """
+    guard: Guard | None = getattr(request.app, "guard", None)
+    if guard is not None and not is_loopback(address_of(request)):
+        await guard.actor(request)
     return JSONResponse(describe_jobs(_started(request, "scheduler")))
 
 

@@ -18,11 +18,11 @@ from service.backup.file.reader import LocalFile
 from service.backup.making.create import create_backup_sync
 from service.backup.restoring.restore import restore
 from service.batch.ledger.migration import LEDGER_HISTORY
-from service.config import async_url
 from service.database.engine import Database
 from service.database.histories import DATA_HISTORY
 from service.database.migrate import migrate
 from service.database.our_tables import OUR_TABLES
+from service.databaseurl import async_url
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer
 from tests.foreign.places import PLACES, Place

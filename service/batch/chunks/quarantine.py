@@ -74,10 +74,36 @@ async def count(database: Database, run: str) -> int:
         return int((await connection.execute(query)).scalar_one())
 
 
-async def listed(database: Database, run: str, items: Collection[str] | None = None) -> list[SetAside]:
-    """The items that a run set aside, in the order in which they failed; only those in `items` if it is given."""
+async def left(database: Database, runs: Collection[str]) -> dict[str, int]:
+    """How many items each of these runs has set aside that no other run has processed since; only runs with some."""
+    theirs = quarantine.c.run.in_(json_rows.among(quarantine.c.run, runs, database.kind))
+    query = select(quarantine.c.run, func.count()).where(theirs, quarantine.c.redriven_by.is_(None))
+    async with database.reader.connect() as connection:
+        rows = (await connection.execute(query.group_by(quarantine.c.run))).all()
+    return {row[0]: row[1] for row in rows}
+
+
+async def waiting(database: Database, most: int) -> int:
+    """How many items wait for a redrive, counted up to `most`."""
+    some = select(quarantine.c.id).where(quarantine.c.redriven_by.is_(None)).limit(most).subquery()
+    async with database.reader.connect() as connection:
+        return int((await connection.execute(select(func.count()).select_from(some))).scalar_one())
+
+
+async def listed(
+    database: Database, run: str | None, items: Collection[str] | None = None, limit: int | None = None
+) -> list[SetAside]:
+    """The items that a run set aside, in the order in which they failed; only those in `items` if it is given.
+
+    `run`: None for the items of all runs that no run has processed since, the newest first.
+    """
     columns = [quarantine.c[name] for name in ("run", "task", "item", "error", "times", "at", "redriven_by")]
-    query = select(*columns).where(quarantine.c.run == run).order_by(quarantine.c.id)
+    if run is None:
+        query = select(*columns).where(quarantine.c.redriven_by.is_(None)).order_by(quarantine.c.id.desc())
+    else:
+        query = select(*columns).where(quarantine.c.run == run).order_by(quarantine.c.id)
+    if limit is not None:
+        query = query.limit(limit)
     if items is not None:
         query = query.where(quarantine.c.item.in_(items))
     async with database.reader.connect() as connection:

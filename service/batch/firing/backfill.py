@@ -19,8 +19,8 @@ from service.batch.ledger import database_time, runs, schedules
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
 from service.batch.ledger.tables import runs as runs_table
+from service.batch.queue.enqueue import Startable
 from service.batch.queue.retry import again
-from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
 from service.database.engine import Database
 from service.errors import InvalidParameters
@@ -48,11 +48,12 @@ class SlotDecision(NamedTuple):
 
 @dataclass(frozen=True)
 class Interval:
-    """The slots of `schedule` from `since` to `until`, both included and aware."""
+    """The slots of `schedule` from `since` to `until`, both included and aware. `schedule_id`: its id in the ledger."""
 
     schedule: Schedule
     since: datetime
     until: datetime
+    schedule_id: str
 
     async def count(self, most: int) -> int:
         """The number of slots, counted up to `most` + 1, which means more than `most`."""
@@ -74,7 +75,7 @@ async def interval_of(connection: AsyncConnection, task: str, since: datetime, u
     if since > until:
         raise InvalidParameters(f"there are no slots from {since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S} UTC")
     handled = max(opened.fired_until, await database_time.now_of(connection) - ON_TIME)
-    return Interval(opened.schedule, since, min(until, handled))
+    return Interval(opened.schedule, since, min(until, handled), opened.id)
 
 
 def ignore(decision: SlotDecision) -> None:
@@ -91,7 +92,7 @@ class Backfill:
 
     ledger: Database
     application: Database
-    task: Task
+    task: Startable
     by: str
     redo: bool = False
 
@@ -150,5 +151,5 @@ class Backfill:
 
     def _new(self, slot: datetime, now: datetime) -> NewRun:
         task = self.task
-        details: dict[str, Any] = {"priority": task.policies.priority, "requested_by": self.by}
+        details: dict[str, Any] = {"priority": task.priority, "requested_by": self.by}
         return NewRun.queued(task.name, slot, now, is_backfill=True, exclusive=task.exclusive, **details)

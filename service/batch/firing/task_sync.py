@@ -26,13 +26,16 @@ GONE = "its file is gone"
 
 async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], now: datetime) -> None:
     """Insert or update these tasks in the ledger. A task that counted as removed no longer does. `now` is aware."""
-    names = ("name", "description", "source", "policies", "first_seen_at", "last_seen_at")
+    told = ("description", "source", "policies", "tags", "parameters", "last_seen_at")
+    names = ("name", *told, "first_seen_at")
     rows = [
         {
             "name": task.name,
             "description": task.description,
             "source": task.source,
             "policies": task.policies.as_json(),
+            "tags": list(task.tags),
+            "parameters": task.parameters.json_schema(),
             "first_seen_at": now,
             "last_seen_at": now,
         }
@@ -41,7 +44,7 @@ async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], 
     if not rows:
         return
     kind = connection.dialect.name
-    updates = ", ".join(f"{n} = excluded.{n}" for n in ("description", "source", "policies", "last_seen_at"))
+    updates = ", ".join(f"{n} = excluded.{n}" for n in told)
     columns = ", ".join(names)
     source = json_rows.source([tasks.c[name] for name in names], kind)
     statement = text(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import and_, bindparam, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger.tables import log
@@ -132,6 +132,15 @@ async def page(connection: AsyncConnection, run: str, fence: int, first_line: in
         .limit(limit)
     )
     return [Packed(run, fence, *row) for row in await connection.execute(statement)]
+
+
+async def following(connection: AsyncConnection, run: str, fence: int, line: int, limit: int) -> list[Packed]:
+    """The blocks of a run with lines from `line` of this fence on, and those of later fences; at most `limit`."""
+    is_after = or_(log.c.fence > fence, and_(log.c.fence == fence, log.c.first_line + log.c.lines > line))
+    columns = (log.c.fence, log.c.attempt, log.c.first_line, log.c.lines, log.c.block)
+    statement = select(*columns).where(log.c.run == run, log.c.fence >= fence, is_after)
+    rows = await connection.execute(statement.order_by(log.c.fence, log.c.first_line).limit(limit))
+    return [Packed(run, *row) for row in rows]
 
 
 async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLine]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, select, text
+from sqlalchemy import Text, cast, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows, queues
@@ -239,32 +239,14 @@ async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, 
     await connection.execute(statement, {"rows": json_rows.encode(progress, kind)})
 
 
+MOST_SEARCHED = 100_000
+"""How many of the newest runs are searched for the end of an id."""
+
 LISTED = (
     *("id", "task", "slot", "origin", "state", "reason", "attempt", "node"),
     *("created_at", "started_at", "finished_at"),
     *("attempt_started_at", "count", "total", "message", "rate", "progress_at"),
 )
-
-
-def listing(
-    task: str | None = None,
-    state: str | None = None,
-    since: datetime | None = None,
-    limit: int = 50,
-    before: tuple[datetime, str] | None = None,
-) -> Select[Any]:
-    """A query for a page of runs, newest first. `before`: the (created_at, id) of the last row of the previous page."""
-    statement = select(*(runs.c[name] for name in LISTED)).order_by(runs.c.created_at.desc(), runs.c.id.desc())
-    if task is not None:
-        statement = statement.where(runs.c.task == task)
-    if state is not None:
-        statement = statement.where(runs.c.state == state)
-    if since is not None:
-        statement = statement.where(runs.c.created_at >= since)
-    if before is not None:
-        at, last = before
-        statement = statement.where((runs.c.created_at < at) | ((runs.c.created_at == at) & (runs.c.id < last)))
-    return statement.limit(limit)
 
 
 async def get(connection: AsyncConnection, run_id: str) -> dict[str, Any] | None:
@@ -281,6 +263,19 @@ async def begin_with(connection: AsyncConnection, prefix: str, limit: int) -> li
     low, high = (_as_id(prefix.ljust(32, filler)) for filler in "0f")
     columns = (runs.c.id, runs.c.task, runs.c.state, runs.c.created_at)
     statement = select(*columns).where(runs.c.id.between(low, high)).order_by(runs.c.id.desc()).limit(limit)
+    return [dict(row) for row in (await connection.execute(statement)).mappings()]
+
+
+async def end_in(connection: AsyncConnection, suffix: str, limit: int) -> list[dict[str, Any]]:
+    """The same as `begin_with` for the end of the id, among the newest MOST_SEARCHED runs.
+
+    An id ends in random digits, so no index has them in order. The search reads only the index on the time of making.
+    """
+    newest = select(runs.c.id).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST_SEARCHED).subquery()
+    digits = func.replace(cast(newest.c.id, Text), "-", "")
+    matching = select(newest.c.id).where(digits.endswith(suffix, autoescape=True)).limit(limit)
+    columns = (runs.c.id, runs.c.task, runs.c.state, runs.c.created_at)
+    statement = select(*columns).where(runs.c.id.in_(matching)).order_by(runs.c.id.desc())
     return [dict(row) for row in (await connection.execute(statement)).mappings()]
 
 

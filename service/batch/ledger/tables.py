@@ -88,6 +88,8 @@ tasks = Table(
     Column("last_seen_at", UtcDateTime, nullable=False),
     Column("removed_at", UtcDateTime),
     Column("accounted_from", UtcDateTime),
+    # What a process that has not loaded the task has to know of it: the tags, and the JSON schema of its parameters.
+    *(Column(name, Json) for name in ("tags", "parameters")),
 )
 
 schedules = Table(
@@ -204,6 +206,7 @@ nodes = Table(
     Column("stopped_at", UtcDateTime),
     # False for a process that executes only the run it was started for, such as `batch run`.
     Column("fires", Boolean, nullable=False, server_default=text("true")),
+    Column("application", String(100)),  # its version; `version` is that of this package
     Index("ix_batch_nodes_live", "id", "fires", **where("stopped_at IS NULL")),
 )
 

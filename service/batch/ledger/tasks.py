@@ -14,3 +14,14 @@ async def get(connection: AsyncConnection, name: str) -> dict[str, Any] | None:
     """The row of a task by column name; None if there is no such task."""
     row = (await connection.execute(select(tasks).where(tasks.c.name == name))).mappings().first()
     return dict(row) if row is not None else None
+
+
+async def tagged(connection: AsyncConnection, tag: str) -> frozenset[str]:
+    """The names of the tasks that have this tag."""
+    rows = await connection.execute(select(tasks.c.name, tasks.c.tags).where(tasks.c.tags.is_not(None)))
+    return frozenset(row.name for row in rows if isinstance(row.tags, list) and tag in row.tags)
+
+
+async def all_tasks(connection: AsyncConnection) -> list[dict[str, Any]]:
+    """The rows of all tasks by column name, by the name of the task."""
+    return [dict(row) for row in (await connection.execute(select(tasks).order_by(tasks.c.name))).mappings()]

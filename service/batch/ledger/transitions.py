@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, bindparam, case, func, literal, text, update
+from sqlalchemy import Select, Text, bindparam, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import attempts, json_rows, tables
@@ -106,24 +106,33 @@ def _finish_row(outcome: Outcome) -> dict[str, Any]:
 # Requests of people.
 
 
-async def cancel(connection: AsyncConnection, run_id: str, reason: str, by: str, now: datetime) -> RunState | None:
-    """Cancel a waiting run, or write a request to the row of a running run. An earlier request is not changed.
+async def cancel(
+    connection: AsyncConnection, ids: Sequence[str], reason: str, by: str, now: datetime
+) -> dict[str, RunState]:
+    """Cancel waiting runs, and write requests to the rows of running ones. An earlier request is not changed.
 
-    Returns the state of the run after that; None if the run has ended, or does not exist.
+    Returns the state of each run after that, without those that have ended or do not exist.
     """
-    ending = {"state": RunState.CANCELLED, "reason": reason, "finished_at": now}
-    request = {"cancel_at": now, "cancel_by": by, "cancel_reason": reason}
-    values: dict[str, ColumnElement[Any]] = {name: _unless_running(name, value) for name, value in ending.items()}
-    values |= {name: func.coalesce(runs.c[name], literal(value, runs.c[name].type)) for name, value in request.items()}
-    may_end = runs.c.state.in_(before(RunState.CANCELLED))
-    statement = update(runs).where(runs.c.id == run_id, may_end).values(values)
-    state = (await connection.execute(statement.returning(runs.c.state))).scalar()
-    return RunState(state) if state is not None else None
+    kind = connection.dialect.name
+    # is_one_of keeps SQLite from using the index on states, by which it would read all runs of these states.
+    condition = (
+        f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {is_one_of(before(RunState.CANCELLED))}"
+    )
+    is_running = f"state = '{RunState.RUNNING}'"
+    statement = text(
+        f"UPDATE batch_runs SET reason = CASE WHEN {is_running} THEN reason ELSE :reason END, "
+        f"finished_at = CASE WHEN {is_running} THEN finished_at ELSE :now END, "
+        "cancel_at = coalesce(cancel_at, :now), cancel_by = coalesce(cancel_by, :by), "
+        "cancel_reason = coalesce(cancel_reason, :reason), "
+        f"state = CASE WHEN {is_running} THEN state ELSE '{RunState.CANCELLED}' END "
+        f"WHERE {locked_by_id(condition, kind)} RETURNING id, state"
+    ).bindparams(*(bindparam(name, type_=runs.c[column].type) for name, column in _CANCEL_TYPES.items()))
+    values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "reason": reason, "by": by, "now": now}
+    cancelled = await connection.execute(statement.columns(runs.c.id, runs.c.state), values)
+    return {run: RunState(state) for run, state in cancelled}
 
 
-def _unless_running(name: str, value: Any) -> ColumnElement[Any]:
-    column = runs.c[name]
-    return case((runs.c.state == RunState.RUNNING, column), else_=literal(value, column.type))
+_CANCEL_TYPES = {"reason": "reason", "by": "cancel_by", "now": "cancel_at"}
 
 
 async def reopen(

@@ -40,8 +40,8 @@ async def request_cancel(connection: AsyncConnection, run_id: str, reason: str, 
         by: Who asks for it: a user's name, or "task x".
     """
     now = await database_time.now_of(connection)
-    state = await transitions.cancel(connection, run_id, reason, by, now)
-    if state is not None:
-        return state
+    states = await transitions.cancel(connection, [run_id], reason, by, now)
+    if run_id in states:
+        return states[run_id]
     final_state = (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar()
     return RunState(final_state) if final_state is not None else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,6 +27,17 @@ LONGEST_KEY = 200
 
 Wake = Callable[[], None]
 
+
+@dataclass(frozen=True)
+class Startable:
+    """What is needed of a task to queue a run. `source`: its file. `exclusive`: the queue whose runs take lanes."""
+
+    name: str
+    source: str
+    exclusive: str | None
+    priority: int
+
+
 # For each event loop the ledger of its service, and the function that wakes the engine of that service.
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Database, Wake]] = WeakKeyDictionary()
 
@@ -47,11 +59,12 @@ async def start(task: type[BaseTask], /, *, key: str | None = None, slot: dateti
     declared = TaskRegistry.of(task)
     checked = _checked(declared, key, slot, params)
     database, wake = _services.get(asyncio.get_running_loop()) or _without_service()
+    startable = Startable(declared.name, declared.source, declared.exclusive, declared.policies.priority)
     try:
         async with database.engine.begin() as connection:
             parent = current_run_if_any()
             by = f"task {parent.task}" if parent else None
-            run_id = await enqueue(connection, declared, checked, slot, by, key, parent.id if parent else None)
+            run_id = await enqueue(connection, startable, checked, slot, by, key, parent.id if parent else None)
     except DBAPIError as error:
         raise database.unreachable(error) from error
     wake()
@@ -60,7 +73,7 @@ async def start(task: type[BaseTask], /, *, key: str | None = None, slot: dateti
 
 async def enqueue(
     connection: AsyncConnection,
-    task: Task,
+    task: Startable,
     params: dict[str, Any] | None,
     slot: datetime | None,
     by: str | None,
@@ -74,7 +87,7 @@ async def enqueue(
     await _refuse_unknown(connection, task)
     now = await database_time.now_of(connection)
     request: dict[str, Any] = {"params": params, "requested_by": by, "key": key, "parent": parent}
-    new_run = NewRun.queued(task.name, slot, now, exclusive=task.exclusive, priority=task.policies.priority, **request)
+    new_run = NewRun.queued(task.name, slot, now, exclusive=task.exclusive, priority=task.priority, **request)
     return await runs.insert_once(connection, new_run)
 
 
@@ -104,7 +117,7 @@ def _checked(task: Task, key: str | None, slot: datetime | None, params: dict[st
     return task.parameters.to_json(params) or None
 
 
-async def _refuse_unknown(connection: AsyncConnection, task: Task) -> None:
+async def _refuse_unknown(connection: AsyncConnection, task: Startable) -> None:
     """Raises UnknownTask if no service has loaded the task: then nothing would ever run it."""
     in_ledger = select(tables.tasks.c.name).where(tables.tasks.c.name == task.name, tables.tasks.c.removed_at.is_(None))
     if (await connection.execute(in_ledger)).first() is None:

@@ -46,6 +46,8 @@ class BaseTask(ABC):
         missed: What happens to slots that came due while no service ran.
         rerun: Whether a run goes on in a new attempt after its process stopped or was lost; False makes it fail.
         priority: From -1000 to 1000. Where runs of several tasks wait, larger numbers start first.
+        tags: Names by which lists of tasks and runs are filtered, each `[a-z0-9_.-]{1,100}`. The parameters, results
+            and logs of a task with the tag "secret" are hidden from viewers.
         fenced: Whether commits of a run to the application's database are refused once another node holds the run.
 
     Each attempt uses a new instance.
@@ -81,6 +83,7 @@ class BaseTask(ABC):
     max_running: ClassVar[int | None] = None
     max_waiting: ClassVar[int] = 1
     priority: ClassVar[int] = 0
+    tags: ClassVar[tuple[str, ...]] = ()
     fenced: ClassVar[bool] = True
 
     @overload

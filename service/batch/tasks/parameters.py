@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NotRequired
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.types import SecretBytes, SecretStr
 from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
@@ -39,6 +41,11 @@ class Parameters:
         Raises InvalidParameters, which names the task, the parameter, and what is allowed.
         """
         checked = self._check(given)
+        if secrets := sorted(name for name, value in checked.items() if isinstance(value, SecretStr | SecretBytes)):
+            raise self._refused(
+                f"{', '.join(secrets)} is a secret, and the ledger stores no secrets: give the name of a setting "
+                "instead, and read the setting in run()"
+            )
         slot = checked.get(SLOT)
         if isinstance(slot, datetime) and slot.utcoffset() is None:
             raise self._refused(f"slot is {echoed(given[SLOT])}: it needs an offset, as in 2026-11-25T02:00+09:00")
@@ -46,6 +53,15 @@ class Parameters:
             return dict(self._schema.dump_python(checked, mode="json"))
         except (PydanticSerializationError, ValueError, RecursionError) as error:  # such as a list that contains itself
             raise self._refused(f"the ledger can't store them: {error}") from None
+
+    def json_schema(self) -> dict[str, Any] | None:
+        """The JSON schema of the parameters that a person may give; None if pydantic can make none of their types."""
+        try:
+            schema = self._schema.json_schema()
+        except (PydanticInvalidForJsonSchema, PydanticSchemaGenerationError):
+            return None
+        schema.get("properties", {}).pop(SLOT, None)
+        return schema
 
     def to_call(self, stored: Mapping[str, Any], slot: datetime) -> dict[str, Any]:
         """The keyword arguments of `run` for one attempt, from stored parameters. Raises InvalidParameters."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -18,6 +19,9 @@ MISSED = get_args(MissedPolicy)
 OVERLAP = get_args(OverlapPolicy)
 MOST_RUNNING = 1_000
 MOST_WAITING = 1_000
+MOST_TAGS = 20
+NAME = re.compile(r"[a-z0-9_.-]{1,100}")
+"""What the name of a task, or a tag, looks like."""
 LONGEST = timedelta(days=36_500)
 """Upper bound of durations: adding a longer one to a datetime could exceed the year 9999."""
 
@@ -163,6 +167,15 @@ def _check_overlap(task: type[Any]) -> None:
     valid = _is_int(waiting, 1) and waiting <= MOST_WAITING
     _check(valid, "max_waiting", waiting, f"an int from 1 to {MOST_WAITING:,}")
     _check(waiting == 1 or task.overlap == "wait", "max_waiting", waiting, "1, unless overlap = 'wait'")
+
+
+def tags_of(task: type[Any]) -> tuple[str, ...]:
+    """The tags of a task class, each once. Raises InvalidTask."""
+    tags: Any = task.tags
+    valid = isinstance(tags, tuple | list) and len(tags) <= MOST_TAGS
+    valid = valid and all(isinstance(tag, str) and NAME.fullmatch(tag) for tag in tags)
+    _check(valid, "tags", tags, f"a tuple of at most {MOST_TAGS} names of a-z 0-9 _ . -")
+    return tuple(dict.fromkeys(tags))
 
 
 def not_run_again(reason: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from service.batch.cron.cron import Schedule, schedule
 from service.batch.cron.zones import zone_of
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.parameters import Parameters
-from service.batch.tasks.policies import Policies
+from service.batch.tasks.policies import NAME, Policies, tags_of
 from service.errors import BatchError, InvalidTask, UnknownTask
 from service.escaping import echoed
 from service.logs import get_logger
@@ -26,8 +25,18 @@ logger = get_logger(__name__)
 T = TypeVar("T", bound=BaseTask)
 R = TypeVar("R")
 
-NAME = re.compile(r"[a-z0-9_.-]{1,100}")
-POLICIES = {"timeout", "retry", "overlap", "missed", "rerun", "max_running", "max_waiting", "priority", "fenced"}
+POLICIES = {
+    "timeout",
+    "retry",
+    "overlap",
+    "missed",
+    "rerun",
+    "max_running",
+    "max_waiting",
+    "priority",
+    "fenced",
+    "tags",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class Task:
     may_change: bool
     zone: ZoneInfo
     schedule: Schedule | None = field(compare=False)
+    tags: tuple[str, ...] = ()
 
     @property
     def exclusive(self) -> str | None:
@@ -217,6 +227,7 @@ def _task_of(cls: type[BaseTask]) -> Task:
         may_change=not all(isinstance(value, str | None) for value in statics),
         zone=zone_of(_timezone_of(instance)),
         schedule=schedule,
+        tags=tags_of(cls),
     )
 
 

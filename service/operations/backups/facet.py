@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.backup.comparing.compare import diff
 from service.backup.comparing.differences import Difference
 from service.backup.file.reader import SavedTable
 from service.backup.restoring.count import RestoreReport
 from service.backup.restoring.plan import RestorePlan
+from service.batch.ledger import audit, database_time
 from service.operations.backups import catalogue, copies, details, make, pins, prune, restore
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.catalogue import BackupSummary
@@ -17,6 +22,10 @@ from service.operations.backups.make import BackupResult, OnProgress, ignore_pro
 from service.operations.backups.pins import PinChange
 from service.operations.backups.prune import PrunedBackup
 from service.operations.backups.restore import RestoreRequest, RestoreResult
+from service.operations.context import Context
+
+MOST_NAMED = 20
+"""How many deleted backups an event names."""
 
 Warn = Callable[[str], None]
 """Called with a sentence about something that could not be read or done, while the rest of the work is done."""
@@ -33,9 +42,9 @@ class Backups:
     DatabaseError if it needs a database that can't be used. `on_progress` may be called by any thread.
     """
 
-    def __init__(self, access: BackupAccess, actor: str) -> None:
+    def __init__(self, access: BackupAccess, context: Context) -> None:
         self._access = access
-        self._actor = actor
+        self._context = context
 
     async def create(self, on_progress: OnProgress = ignore_progress) -> BackupResult:
         """Make a backup in BACKUP_DIR, and verify it."""
@@ -87,15 +96,22 @@ class Backups:
         `on_delete` is called with the path or URL of each deleted backup. `allow_many`: delete also more than half of
         the backups of a place, which is otherwise refused.
         """
-        return await prune.prune(self._access, warn, on_delete, dry_run=dry_run, allow_many=allow_many)
+        pruned = await prune.prune(self._access, warn, on_delete, dry_run=dry_run, allow_many=allow_many)
+        if deleted := [each.backup for each in pruned if each.then == "deleted"]:
+            await self._record("backup.prune", None, {"number": len(deleted), "deleted": deleted[:MOST_NAMED]})
+        return pruned
 
     async def pin(self, backup: str) -> PinChange:
         """Keep a backup until it is unpinned."""
-        return await pins.pin(self._access, backup, self._actor)
+        change = await pins.pin(self._access, backup, self._context.actor.name)
+        await self._record("backup.pin", backup)
+        return change
 
     async def unpin(self, backup: str) -> PinChange:
         """Allow pruning to delete a backup again."""
-        return await pins.unpin(self._access, backup)
+        change = await pins.unpin(self._access, backup)
+        await self._record("backup.unpin", backup)
+        return change
 
     async def plan_restore(self, request: RestoreRequest) -> RestorePlan:
         """Plan what `restore` would do. Nothing is changed. Raises BackupError if the restore would be refused."""
@@ -103,4 +119,17 @@ class Backups:
 
     async def restore(self, request: RestoreRequest, on_progress: OnProgress = ignore_progress) -> RestoreResult:
         """Restore the application's database from a backup, in one transaction, after backing up what it replaces."""
-        return await restore.restore(self._access, request, on_progress)
+        result = await restore.restore(self._access, request, on_progress)
+        if not request.dry_run:
+            await self._record("backup.restore", request.backup)
+        return result
+
+    async def _record(self, action: str, backup: str | None, after: Any = None) -> None:
+        """Add an event to the audit. Only the name of a backup is recorded: its address may have a secret."""
+        name = Path(backup).name if backup is not None else None
+
+        async def write(connection: AsyncConnection) -> None:
+            now = await database_time.now_of(connection)
+            await audit.record(connection, self._context.actor.by, action, now, target=name, after=after)
+
+        await self._access.record_if_possible(name or "backups", write)

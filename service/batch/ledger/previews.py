@@ -1,0 +1,69 @@
+"""Previews: what a person was shown before a change of many runs, and how far that change has got."""
+
+from __future__ import annotations
+
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger.access_tables import previews
+
+ID_BYTES = 16
+
+
+def pack(ids: Sequence[str]) -> bytes:
+    """The ids of runs, 16 bytes each, compressed."""
+    return zlib.compress(b"".join(uuid.UUID(run).bytes for run in ids), level=1)
+
+
+def unpack(packed: bytes, count: int) -> list[str]:
+    """The ids that `pack` was given. No more than `count` ids are decompressed."""
+    plain = zlib.decompressobj().decompress(packed, max(count * ID_BYTES, 1))  # 0 would stand for no limit
+    return [str(uuid.UUID(bytes=plain[at : at + ID_BYTES])) for at in range(0, len(plain), ID_BYTES)]
+
+
+async def add(connection: AsyncConnection, **columns: Any) -> None:
+    """Insert a preview."""
+    await connection.execute(insert(previews).values(columns))
+
+
+async def get(connection: AsyncConnection, id: str) -> Mapping[Any, Any] | None:
+    """The row of a preview; None if there is none."""
+    return (await connection.execute(select(previews).where(previews.c.id == id))).mappings().first()
+
+
+async def begin(connection: AsyncConnection, id: str, by: Mapping[str, Any], note: str | None, now: datetime) -> bool:
+    """Make a preview that has not expired the change itself. Returns False if it is one already, or has expired."""
+    may_begin = (previews.c.id == id, previews.c.started_at.is_(None), previews.c.expires_at > now)
+    values = {"started_at": now, "started_by": dict(by), "note": note}
+    return (await connection.execute(update(previews).where(*may_begin).values(values))).rowcount == 1
+
+
+async def under_way(connection: AsyncConnection) -> list[str]:
+    """The ids of the changes that have begun and not ended, oldest first."""
+    is_open = (previews.c.started_at.is_not(None), previews.c.finished_at.is_(None))
+    return list(
+        (await connection.execute(select(previews.c.id).where(*is_open).order_by(previews.c.started_at))).scalars()
+    )
+
+
+async def move(
+    connection: AsyncConnection, id: str, position: int, *, to: int, changed: int, finished_at: datetime | None
+) -> bool:
+    """Record progress by compare-and-set. Returns False if another process has moved it from `position` meanwhile."""
+    moving = update(previews).where(
+        previews.c.id == id, previews.c.position == position, previews.c.finished_at.is_(None)
+    )
+    values = {"position": to, "changed": previews.c.changed + changed, "finished_at": finished_at}
+    return (await connection.execute(moving.values(values))).rowcount == 1
+
+
+async def prune(connection: AsyncConnection, now: datetime) -> int:
+    """Delete the previews that have expired, and the changes that have ended since. Returns how many."""
+    is_over = or_(previews.c.started_at.is_(None), previews.c.finished_at.is_not(None))
+    return (await connection.execute(delete(previews).where(previews.c.expires_at < now, is_over))).rowcount

@@ -1,0 +1,160 @@
+"""Lists of runs by any filters, in pages. The work for a page is bounded, whatever the filters are.
+
+The conditions on task, state and time of making use an index. All others are checked on at most LOOKED rows a page, in
+the order of the list, so a page may have fewer rows than were asked for, and yet not be the last one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Select, Subquery, Text, and_, cast, or_, select, text, type_coerce, union_all
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger.runs import LISTED
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import runs
+
+LOOKED = 10_000
+"""How many rows are looked at for a page at most."""
+
+Key = tuple[datetime, str]
+"""The place of a run in a list: the instant that the list is ordered by, and the run's id."""
+
+
+@dataclass(frozen=True)
+class RunQuery:
+    """Which runs a list has. Instants are aware; `…_since` is included, `…_until` is not.
+
+    Attributes:
+        tasks: Only runs of these tasks; None stands for all.
+        params: JSON values that parameters have, by the name of the parameter.
+        text: Only runs whose reason, which has the text of an error, contains this, whatever the case.
+        by_slot: Order by the slot instead of the time of making. Manual runs are left out.
+    """
+
+    task: str | None = None
+    tasks: frozenset[str] | None = None
+    states: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    node: str | None = None
+    created_since: datetime | None = None
+    created_until: datetime | None = None
+    slot_since: datetime | None = None
+    slot_until: datetime | None = None
+    ended_since: datetime | None = None
+    ended_until: datetime | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    text: str | None = None
+    by_slot: bool = False
+
+
+class Page(NamedTuple):
+    """A page of rows of runs. `after`: the key after which the next page begins; None at the end of the list."""
+
+    rows: list[Mapping[Any, Any]]
+    after: Key | None
+
+
+async def page(
+    connection: AsyncConnection,
+    query: RunQuery,
+    limit: int,
+    before: Key | None = None,
+    columns: Sequence[str] = LISTED,
+) -> Page:
+    """A page of at most `limit` runs, newest first. `before`: the key that the previous page ended with."""
+    at = runs.c.slot if query.by_slot else runs.c.created_at
+    looked = _looked(query, at, before)
+    others = list(_others(query, looked, connection.dialect.name))
+    order = (looked.c[at.name].desc(), looked.c.id.desc())
+    ordered = select(*(looked.c[name] for name in {*columns, at.name, "id"})).order_by(*order)
+    rows = [*(await connection.execute(ordered.where(*others).limit(limit + 1))).mappings()]
+    if len(rows) > limit:
+        return Page(rows[:limit], (rows[limit - 1][at.name], rows[limit - 1]["id"]))
+    last = select(looked.c[at.name], looked.c.id).order_by(*order)
+    end = (await connection.execute(last.offset(LOOKED - 1).limit(1))).first() if others else None
+    return Page(rows, (end[0], end[1]) if end is not None else None)
+
+
+def _looked(query: RunQuery, at: ColumnElement[datetime], before: Key | None) -> Subquery:
+    """The rows that the page looks at, found by an index and read in the order of the list."""
+    conditions = [*_indexed(query, at, before)]
+    if query.task is not None or not query.states or RunState.SUCCEEDED in query.states:
+        return _newest(select(runs).where(*conditions), at).subquery()
+    # Rare states: one part for each state, which the index on states gives in order.
+    parts = [_newest(select(runs).where(runs.c.state == state, *conditions), at) for state in sorted(query.states)]
+    every = union_all(*(part.subquery().select() for part in parts)).subquery()
+    merged = select(every).order_by(every.c[str(at.key)].desc(), every.c.id.desc()).limit(LOOKED)
+    return merged.subquery()
+
+
+def _newest(query: Select[Any], at: ColumnElement[datetime]) -> Select[Any]:
+    return query.order_by(at.desc(), runs.c.id.desc()).limit(LOOKED)
+
+
+def _indexed(query: RunQuery, at: ColumnElement[datetime], before: Key | None) -> Iterator[ColumnElement[bool]]:
+    if query.task is not None:
+        yield runs.c.task == query.task
+    if query.by_slot:
+        yield text("origin <> 'manual'")  # type: ignore[misc] # the condition of the index, which has no other rows
+        since, until = query.slot_since, query.slot_until
+    else:
+        since, until = query.created_since, query.created_until
+        if query.ended_until is not None:  # a run that has ended by then was made before
+            until = query.ended_until if until is None else min(until, query.ended_until)
+    if since is not None:
+        yield at >= since
+    if until is not None:
+        yield at < until
+    if before is not None:
+        instant, run = before
+        yield or_(at < instant, and_(at == instant, runs.c.id < run))
+
+
+def _others(query: RunQuery, looked: Subquery, kind: str) -> Iterator[ColumnElement[bool]]:
+    """The conditions that are checked on the rows that were looked at."""
+    columns = looked.c
+    if query.states and (query.task is not None or RunState.SUCCEEDED in query.states):
+        yield columns.state.in_(sorted(query.states))
+    if query.tasks is not None:
+        yield columns.task.in_(sorted(query.tasks))
+    if query.origins:
+        yield columns.origin.in_(sorted(query.origins))
+    if query.node is not None:
+        yield columns.node == query.node
+    intervals = {"created_at": (query.created_since, query.created_until), "slot": (query.slot_since, query.slot_until)}
+    intervals = {
+        "slot" if not query.by_slot else "created_at": intervals["slot" if not query.by_slot else "created_at"]
+    }
+    intervals["finished_at"] = (query.ended_since, query.ended_until)
+    for name, (since, until) in intervals.items():
+        if since is not None:
+            yield columns[name] >= since
+        if until is not None:
+            yield columns[name] < until
+    for name, value in query.params.items():
+        yield _parameter(columns.params, name, kind).in_(_json_texts(value))
+    if query.text is not None:
+        yield columns.reason.icontains(query.text, autoescape=True)
+
+
+def _parameter(column: ColumnElement[Any], name: str, kind: str) -> ColumnElement[str]:
+    """The JSON text of one parameter. `name` has been checked to be an identifier."""
+    if kind == "postgresql":
+        return cast(column.op("->")(type_coerce(name, Text())), Text())
+    return type_coerce(column.op("->")(type_coerce(f'$."{name}"', Text())), Text())
+
+
+def _json_texts(value: str) -> list[str]:
+    """The JSON texts that a value stands for: the text itself, and the number, true, false or null of this spelling."""
+    texts = [json.dumps(value), json.dumps(value, ensure_ascii=False)]
+    try:
+        is_scalar = not isinstance(json.loads(value), dict | list | str)
+    except ValueError:
+        is_scalar = False
+    return [*texts, value] if is_scalar else texts

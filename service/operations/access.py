@@ -1,0 +1,228 @@
+"""`operations.access`: tokens of programs, links that sign in once, and sessions of people.
+
+A secret is 32 random bytes, so its SHA-256 is stored without a salt or a slow hash. It is never stored itself, and
+appears in no error, log or event.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import access, audit, database_time
+from service.errors import InvalidParameters, UnknownToken
+from service.escaping import echoed
+from service.operations.actor import ROLES, Actor, Role
+from service.operations.context import Context
+from service.operations.results import Result
+
+LINK_TIME = timedelta(minutes=5)
+SESSION_TIME = timedelta(hours=12)
+LONGEST_VALIDITY = timedelta(days=3650)
+FIRST_TOKEN = "first"  # noqa: S105 - the name of the token that an empty ledger gets
+SECRET = re.compile(r"b([tls])_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+NAME = re.compile(r"[\w.@+-][\w .@+-]{0,98}[\w.@+-]|[\w.@+-]")
+
+
+class Token(Result):
+    """A token, without its secret. `id`: its key, which stands in the secret too. `used_from`: an address."""
+
+    id: str
+    name: str
+    role: Role
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    revoked_by: str | None
+    used_at: datetime | None
+    used_from: str | None
+
+
+class NewToken(Result):
+    """A new token. `secret` is shown this once, and can't be read again."""
+
+    id: str
+    name: str
+    role: Role
+    expires_at: datetime | None
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"NewToken(id={self.id!r}, name={self.name!r}, role={self.role!r})"
+
+    __str__ = __repr__
+
+
+class NewSession(Result):
+    """A session that somebody has begun. `secret` is the value of the cookie."""
+
+    name: str
+    role: Role
+    expires_at: datetime
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"NewSession(name={self.name!r}, role={self.role!r})"
+
+    __str__ = __repr__
+
+
+class Access:
+    """Makes and checks tokens, links and sessions. Each method raises DatabaseError if the ledger can't be used."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def create_token(self, name: str, role: str, valid_for: timedelta | None = None) -> NewToken:
+        """Make a token; `valid_for`: None for a token that does not expire. Raises InvalidParameters."""
+        if not NAME.fullmatch(name):
+            raise InvalidParameters(
+                f"the name {echoed(name)} of the token: allowed are 1 to 100 letters, digits, spaces and _ . @ + -"
+            )
+        if role not in ROLES:
+            raise InvalidParameters(f"there is no role {echoed(role)}; allowed: {', '.join(ROLES)}")
+        if valid_for is not None and not timedelta(0) < valid_for <= LONGEST_VALIDITY:
+            raise InvalidParameters(
+                f"a token may be valid for more than zero and at most {LONGEST_VALIDITY.days:,} days"
+            )
+        async with self._context.databases.changing() as connection:
+            made = await self._add(connection, access.TOKEN, name, role, valid_for)
+        if made is None:
+            raise InvalidParameters(f"there is a token named {echoed(name)} already: choose another name, or revoke it")
+        return made
+
+    async def create_first(self) -> NewToken | None:
+        """Make a token with the role admin, if the ledger never had a token. Of several processes only one makes it."""
+        async with self._context.databases.changing() as connection:
+            if await access.has_token(connection):
+                return None
+            return await self._add(connection, access.TOKEN, FIRST_TOKEN, "admin", None)
+
+    async def create_link(self, role: Role = "admin") -> str:
+        """The secret of a link that signs in once, within five minutes."""
+        async with self._context.databases.changing() as connection:
+            made = await self._add(connection, access.LINK, "sign-in link", role, LINK_TIME)
+        assert made is not None
+        return made.secret
+
+    async def tokens(self) -> Sequence[Token]:
+        """All tokens, also those that are revoked or expired, the newest first."""
+        async with self._context.databases.reading() as connection:
+            return [Token.of(row) for row in await access.listed(connection)] if connection is not None else []
+
+    async def revoke_token(self, name: str) -> Token:
+        """Revoke a token, given by its name or id, and the sessions made with it. Raises UnknownToken."""
+        context = self._context
+        async with context.databases.changing() as connection:
+            now = await database_time.now_of(connection)
+            key = await access.revoke(connection, name, context.actor.name, now)
+            if key is None:
+                raise UnknownToken(f"there is no valid token {echoed(name)}; `batch token list` lists the tokens")
+            token = next(Token.of(row) for row in await access.listed(connection) if row["id"] == key)
+            await audit.record(connection, context.actor.by, "token.revoke", now, target=token.name)
+        return token
+
+    async def holder(self, secret: str, address: str | None) -> Actor | None:
+        """Who holds this token; None if it is not valid. The caller notes the use, see `note_uses`."""
+        row = await self._token(secret, "t")
+        return Actor(row["name"], row["role"], "api", address, row["id"]) if row is not None else None
+
+    async def note_uses(self, uses: Mapping[str, tuple[datetime, str | None]]) -> None:
+        """Record when and from where tokens were used last, by the ids of the tokens."""
+        async with self._context.databases.changing() as connection:
+            await access.note_uses(connection, uses)
+
+    async def sign_in(self, secret: str, address: str | None) -> NewSession | None:
+        """Begin a session with a token or a link, which is used up; None if it is not valid."""
+        row = await self._token(secret, "t") or await self._token(secret, "l")
+        if row is None:
+            return None
+        return await self._begin_session(row["name"], row["role"], row["id"], row["kind"], address)
+
+    async def session(self, secret: str, address: str | None) -> Actor | None:
+        """Whose session this cookie belongs to; None if it is not valid any more."""
+        match = SECRET.fullmatch(secret)
+        if match is None or match[1] != "s":
+            return None
+        async with self._context.databases.reading() as connection:
+            if connection is None:
+                return None
+            query = access.session(hash_of(secret), await database_time.now_of(connection))
+            row = (await connection.execute(query)).mappings().first()
+        return Actor(row["name"], row["role"], "page", address, row["token"]) if row is not None else None
+
+    async def sign_out(self, secret: str) -> None:
+        """End a session."""
+        async with self._context.databases.changing() as connection:
+            await access.end_session(connection, hash_of(secret), await database_time.now_of(connection))
+
+    async def _token(self, secret: str, kind: str) -> Mapping[Any, Any] | None:
+        match = SECRET.fullmatch(secret)
+        if match is None or match[1] != kind:
+            return None
+        async with self._context.databases.reading() as connection:
+            if connection is None:
+                return None
+            query = access.token(match[2], await database_time.now_of(connection))
+            row = (await connection.execute(query)).mappings().first()
+        return row if row is not None and hmac.compare_digest(row["hash"], hash_of(secret)) else None
+
+    async def _add(
+        self, connection: AsyncConnection, kind: str, name: str, role: str, valid_for: timedelta | None
+    ) -> NewToken | None:
+        context = self._context
+        now = await database_time.now_of(connection)
+        expires_at = now + valid_for if valid_for is not None else None
+        key, secret = _new_secret("l" if kind == access.LINK else "t")
+        is_new = await access.add_token(
+            connection,
+            id=key,
+            name=name,
+            kind=kind,
+            role=role,
+            hash=hash_of(secret),
+            created_at=now,
+            created_by=context.actor.name,
+            expires_at=expires_at,
+        )
+        if not is_new:
+            return None
+        if kind == access.TOKEN:
+            after = {"role": role, "expires_at": expires_at.isoformat() if expires_at else None}
+            await audit.record(connection, context.actor.by, "token.create", now, target=name, after=after)
+        return NewToken.of({"id": key, "name": name, "role": role, "expires_at": expires_at, "secret": secret})
+
+    async def _begin_session(
+        self, name: str, role: Role, token: str, kind: str, address: str | None
+    ) -> NewSession | None:
+        _, secret = _new_secret("s")
+        async with self._context.databases.changing() as connection:
+            now = await database_time.now_of(connection)
+            if kind == access.LINK and not await access.take_link(connection, token, address, now):
+                return None
+            session = {"name": name, "role": role, "expires_at": now + SESSION_TIME}
+            await access.add_session(
+                connection, id=hash_of(secret), token=token, address=address, created_at=now, **session
+            )
+            by = audit.By(name, "page", role, address)
+            await audit.record(connection, by, "session.begin", now, target=name)
+        return NewSession.of({**session, "secret": secret})
+
+
+def hash_of(secret: str) -> str:
+    """The SHA-256 of a secret, as hex digits."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _new_secret(kind: str) -> tuple[str, str]:
+    """A key, and a secret that contains it."""
+    key = secrets.token_hex(6)
+    return key, f"b{kind}_{key}_{secrets.token_urlsafe(32)}"

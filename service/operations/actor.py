@@ -1,0 +1,34 @@
+"""Actor: who asks for an operation, by which way, and what that person or program may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from service.batch.ledger.audit import By
+
+Role = Literal["viewer", "operator", "admin"]
+"""A viewer reads, an operator also changes runs and tasks, an admin also manages tokens, pins and pruning."""
+Source = Literal["api", "cli", "page", "service"]
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who asks. `name`: a person or a token. `address`: where the request came from. `token`: the key of its token."""
+
+    name: str
+    role: Role = "admin"
+    source: Source = "cli"
+    address: str | None = None
+    token: str | None = None
+
+    def may(self, role: Role) -> bool:
+        """Whether this actor may do what needs `role`."""
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+    @property
+    def by(self) -> By:
+        """The same for the audit."""
+        return By(self.name, self.source, self.role, self.address)

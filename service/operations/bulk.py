@@ -1,0 +1,262 @@
+"""`operations.bulks`: changes of all runs that match a filter, or of all slots of an interval, with a preview.
+
+A preview is a row of the ledger, good for an hour, which holds the ids of the runs. To begin it makes it a bulk, which
+any process carries out, in transactions of STEP runs with a cursor. If that process dies, another one goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, Literal, get_args
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import audit, database_time, duties, previews, run_query, transitions
+from service.batch.ledger.states import ACTIVE, Rank, RunState
+from service.batch.ledger.tables import new_id
+from service.concurrency.offload import offload
+from service.errors import InvalidParameters, UnknownPreview, WrongState
+from service.escaping import brief, echoed
+from service.operations import backfill
+from service.operations.context import Context
+from service.operations.finding import refuse_unknown_task
+from service.operations.results import Result
+from service.operations.run_list import RunFilter, tasks_of_tag
+
+Action = Literal["retry", "cancel", "backfill"]
+BulkAction = Literal["retry", "cancel"]
+
+MOST_RUNS = 100_000
+"""A bulk of more runs is refused: narrow the filter."""
+STEP = 1_000
+"""How many runs are changed in one transaction."""
+VALIDITY = timedelta(hours=1)
+DUTY_SECONDS = 30.0
+
+STATES: Mapping[str, frozenset[str]] = {
+    "retry": frozenset({RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED}),
+    "cancel": frozenset(ACTIVE),
+}
+"""The states of the runs that each action changes."""
+
+
+class PreviewedRun(Result):
+    """A run of a preview."""
+
+    id: str
+    task: str
+    state: str
+    slot: datetime | None
+    created_at: datetime
+
+
+class Preview(Result):
+    """What a bulk would change: `count` runs or slots. `first` and `last`: the newest and the oldest of the runs."""
+
+    id: str
+    action: Action
+    count: int
+    first: PreviewedRun | None = None
+    last: PreviewedRun | None = None
+    expires_at: datetime
+
+
+class Bulk(Result):
+    """A change of many runs. `position`: how many of the `count` are done. `changed`: how many of them were changed.
+
+    The others had another state by then. `finished_at`: None while it goes on.
+    """
+
+    id: str
+    action: Action
+    actor: str
+    count: int
+    position: int
+    changed: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    note: str | None
+
+
+class Bulks:
+    """Previews bulks, begins them and carries them out. Raises DatabaseError if the ledger can't be used."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._node = context.node or new_id()
+
+    async def preview(self, action: BulkAction, wanted: RunFilter) -> Preview:
+        """Which runs a bulk would change. Raises InvalidParameters, and UnknownTask.
+
+        Without states in the filter, the runs of all states are meant that the action can change.
+        """
+        allowed = STATES[action]
+        if other := sorted(set(wanted.state) - allowed):
+            states = ", ".join(sorted(allowed))
+            raise InvalidParameters(f"runs that are {', '.join(other)} can't be changed by {action}; allowed: {states}")
+        wanted = wanted.model_copy(update={"state": list(wanted.state) or sorted(allowed)})
+        context = self._context
+        async with context.databases.changing() as connection:
+            if wanted.task is not None:
+                await refuse_unknown_task(connection, wanted.task)
+            runs = await _all_runs(connection, wanted)
+            now = await database_time.now_of(connection)
+            preview = Preview(
+                id=new_id(),
+                action=action,
+                count=len(runs),
+                first=PreviewedRun.of(runs[0]) if runs else None,
+                last=PreviewedRun.of(runs[-1]) if runs else None,
+                expires_at=now + VALIDITY,
+            )
+            ids = await offload(previews.pack, [run["id"] for run in runs])
+            request = wanted.model_dump(mode="json", exclude_defaults=True)
+            await self._add(connection, preview, request, now, ids)
+        return preview
+
+    async def preview_backfill(self, request: backfill.BackfillRequest) -> Preview:
+        """How many runs a backfill would make, by the schedule that the task has now. Raises as `slots.backfill`."""
+        counted = await backfill.counted(self._context, request)
+        context = self._context
+        async with context.databases.changing() as connection:
+            now = await database_time.now_of(connection)
+            count = counted.counts.new + counted.counts.again
+            preview = Preview(id=new_id(), action="backfill", count=count, expires_at=now + VALIDITY)
+            await self._add(connection, preview, {**request.as_json(), "schedule": counted.schedule}, now, None)
+        return preview
+
+    async def begin(self, id: str, action: str, note: str | None = None, task: str | None = None) -> Bulk:
+        """Make a preview a bulk, which a service carries out. Raises UnknownPreview, and WrongState if it has begun.
+
+        `action`: "bulk" or "backfill". `task`: the task that the backfill has to be of. A backfill is refused if the
+        task has another schedule by now: its slots would be other ones.
+        """
+        context = self._context
+        async with context.databases.changing() as connection:
+            now = await database_time.now_of(connection)
+            row = await previews.get(connection, id)
+            if row is None or row["action"] not in _kinds(action) or task not in (None, row["request"].get("task")):
+                raise UnknownPreview(f"there is no such preview {echoed(id)}; a preview is good for an hour")
+            if row["action"] == "backfill":
+                await backfill.refuse_other_schedule(connection, row["request"])
+            by = {"name": context.actor.name, "role": context.actor.role, "source": context.actor.source}
+            shortened = brief(note, audit.LONGEST_NOTE) if note else None
+            if not await previews.begin(connection, id, {**by, "address": context.actor.address}, shortened, now):
+                raise await _not_begun(connection, id, now)
+            started = {"count": row["count"], "request": context.redaction.masked(row["request"])}
+            what = f"bulk.{row['action']}"
+            await audit.record(connection, context.actor.by, what, now, target=id, after=started, note=shortened)
+        context.wake()
+        return await self.get(id)
+
+    async def get(self, id: str) -> Bulk:
+        """A preview or bulk as it is now. Raises UnknownPreview."""
+        async with self._context.databases.reading() as connection:
+            row = await previews.get(connection, id) if connection is not None else None
+        if row is None:
+            raise UnknownPreview(f"there is no such preview {echoed(id)}; a preview is good for an hour")
+        return Bulk.of(row)
+
+    async def under_way(self) -> list[str]:
+        """The ids of the bulks that have begun and not ended, the oldest first."""
+        async with self._context.databases.reading() as connection:
+            return await previews.under_way(connection) if connection is not None else []
+
+    async def carry_out(self, id: str) -> None:
+        """Carry out a bulk that has begun, as far as no other process does it at the same time."""
+        while await self._step(id):
+            self._context.wake()
+
+    async def _step(self, id: str) -> bool:
+        """Change the next runs of a bulk. Returns False if it has ended, or another process carries it out."""
+        context = self._context
+        async with context.databases.reading() as connection:
+            row = await previews.get(connection, id) if connection is not None else None
+        if row is None or row["started_at"] is None or row["finished_at"] is not None:
+            return False
+        if row["action"] == "backfill":
+            return await self._backfill(row)
+        position, count = row["position"], row["count"]
+        ids = (await offload(previews.unpack, row["ids"], count))[position : position + STEP]
+        async with context.databases.changing() as connection:
+            now = await database_time.now_of(connection)
+            if not await duties.take(connection, f"bulk {id}", self._node, now, DUTY_SECONDS):
+                return False
+            changed = await _change(connection, row, ids, now)
+            moved_to = position + len(ids)
+            is_over = moved_to >= count
+            finished_at = now if is_over else None
+            if not await previews.move(connection, id, position, to=moved_to, changed=changed, finished_at=finished_at):
+                await connection.rollback()
+                return False
+        return not is_over
+
+    async def _backfill(self, row: Mapping[Any, Any]) -> bool:
+        """Make all runs of a backfill. It may be repeated: a slot that has a run is left alone."""
+        context = self._context
+        async with context.databases.changing() as connection:
+            now = await database_time.now_of(connection)
+            if not await duties.take(connection, f"bulk {row['id']}", self._node, now, DUTY_SECONDS):
+                return False
+        name = str(row["started_by"]["name"])
+        counts = await backfill.make(context, backfill.BackfillRequest.of_json(row["request"]), name)
+        async with context.databases.changing() as connection:
+            now, changed = await database_time.now_of(connection), counts.new + counts.again
+            await previews.move(connection, row["id"], 0, to=row["count"], changed=changed, finished_at=now)
+        return False
+
+    async def _add(
+        self,
+        connection: AsyncConnection,
+        preview: Preview,
+        request: Mapping[str, Any],
+        now: datetime,
+        ids: bytes | None,
+    ) -> None:
+        await previews.add(
+            connection,
+            id=preview.id,
+            action=preview.action,
+            actor=self._context.actor.name,
+            request=dict(request),
+            ids=ids,
+            count=preview.count,
+            created_at=now,
+            expires_at=preview.expires_at,
+        )
+
+
+def _kinds(action: str) -> tuple[str, ...]:
+    return get_args(BulkAction) if action == "bulk" else (action,)
+
+
+async def _not_begun(connection: AsyncConnection, id: str, now: datetime) -> UnknownPreview | WrongState:
+    row = await previews.get(connection, id)
+    if row is None or (row["started_at"] is None and row["expires_at"] <= now):
+        return UnknownPreview(f"the preview {id} has expired, because it is older than an hour: make a new one")
+    return WrongState(f"the preview {id} was begun already, at {row['started_at']:%Y-%m-%d %H:%M:%S} UTC")
+
+
+async def _all_runs(connection: AsyncConnection, wanted: RunFilter) -> list[Mapping[Any, Any]]:
+    query = wanted.query(await tasks_of_tag(connection, wanted))
+    runs: list[Mapping[Any, Any]] = []
+    key: run_query.Key | None = None
+    columns = ("id", "task", "state", "slot", "created_at")
+    while True:
+        rows, key = await run_query.page(connection, query, run_query.LOOKED, key, columns)
+        runs += rows
+        if len(runs) > MOST_RUNS:
+            raise InvalidParameters(f"more than {MOST_RUNS:,} runs match; narrow the filter, such as by an interval")
+        if key is None:
+            return runs
+
+
+async def _change(connection: AsyncConnection, row: Mapping[Any, Any], ids: list[str], now: datetime) -> int:
+    """Change these runs, as far as they are in a state in which that can be done. Returns how many were changed."""
+    by = str(row["started_by"]["name"])
+    if row["action"] == "retry":
+        return len(await transitions.reopen(connection, ids, Rank.MANUAL, by, now))
+    reason = f"cancelled by {by}" + (f": {row['note']}" if row["note"] else "")
+    return len(await transitions.cancel(connection, ids, reason, by, now))

@@ -1,0 +1,69 @@
+"""`operations.changes`: the audit, which says who changed what, when, and from where."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from service.batch.ledger import audit
+from service.operations.context import Context
+from service.operations.results import Result
+from service.operations.run_list import cursor_of, parse_cursor
+
+MOST_CHANGES = 200
+
+
+class Change(Result):
+    """An event of the audit. `source`: api, cli, page or service. `before` and `after`: JSON values."""
+
+    id: str
+    at: datetime
+    actor: str
+    role: str | None
+    source: str
+    address: str | None
+    action: str
+    task: str | None
+    run: str | None
+    target: str | None
+    before: Any
+    after: Any
+    note: str | None
+
+
+class ChangePage(Result):
+    """A page of the audit, newest first. `after`: the cursor of the next page; None at the end."""
+
+    changes: list[Change]
+    after: str | None
+
+
+class Changes:
+    """Reads the audit. Raises DatabaseError if the ledger can't be read."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def list(
+        self,
+        limit: int = 50,
+        after: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        task: str | None = None,
+        action: str | None = None,
+    ) -> ChangePage:
+        """A page of at most `limit` events from `since` (aware, included) to `until` (excluded).
+
+        Raises InvalidParameters for a cursor that no page has given.
+        """
+        limit = min(limit, MOST_CHANGES)
+        before = parse_cursor(after) if after is not None else None
+        async with self._context.databases.reading() as connection:
+            if connection is None:
+                return ChangePage(changes=[], after=None)
+            query = audit.listing(limit + 1, before, since, until, task, action)
+            rows = (await connection.execute(query)).mappings().all()
+        changes = [Change.of(row) for row in rows[:limit]]
+        key = cursor_of((changes[-1].at, changes[-1].id)) if len(rows) > limit else None
+        return ChangePage(changes=changes, after=key)

@@ -1,0 +1,110 @@
+"""A task that can be started: one that this process has loaded, or one that only other processes have loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.execution.run_here import checked_parameters
+from service.batch.ledger import tasks as task_rows
+from service.batch.queue.enqueue import Startable
+from service.batch.tasks.parameters import SLOT
+from service.batch.tasks.registry import Task
+from service.errors import InvalidParameters, UnknownTask
+from service.escaping import brief, echoed
+from service.operations.context import Context
+
+LONGEST_SENTENCE = 500
+
+
+@dataclass(frozen=True)
+class StartableTask(Startable):
+    """What is needed to queue a run. `schema`: the JSON schema of the parameters of a task that is not loaded here."""
+
+    loaded: Task | None
+    schema: Mapping[str, Any] | None
+
+    def checked(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Check parameters, and return them as the ledger stores them. Raises InvalidParameters."""
+        if self.loaded is not None:
+            return checked_parameters(self.loaded, given)
+        return _checked_by_schema(self.name, self.schema, given)
+
+
+async def startable_task(connection: AsyncConnection, context: Context, name: str) -> StartableTask:
+    """The task of this name. A task that is loaded here is preferred. Raises UnknownTask, which lists names."""
+    loaded = context.loaded().tasks.get(name)
+    if loaded is not None:
+        return StartableTask(name, loaded.source, loaded.exclusive, loaded.policies.priority, loaded, schema=None)
+    row = await task_rows.get(connection, name)
+    if row is None or row["removed_at"] is not None:
+        raise UnknownTask(await unknown_task(connection, context, name))
+    policies = row["policies"] if isinstance(row["policies"], Mapping) else {}
+    is_unlimited = policies.get("overlap") == "allow" and policies.get("max_running") is None
+    schema = row["parameters"] if isinstance(row["parameters"], Mapping) else None
+    priority = policies.get("priority")
+    return StartableTask(
+        name, row["source"], None if is_unlimited else name, priority if isinstance(priority, int) else 0, None, schema
+    )
+
+
+async def unknown_task(connection: AsyncConnection | None, context: Context, name: str) -> str:
+    """The message for a name that no task has. It lists the tasks, and first those with a similar name."""
+    names = set(context.loaded().tasks)
+    if connection is not None:
+        names |= {row["name"] for row in await task_rows.all_tasks(connection) if row["removed_at"] is None}
+    listed = ", ".join(sorted(names)) or "none"
+    return f"no task is named {echoed(name)}{did_you_mean(name, names)}; the tasks are: {listed}"
+
+
+def did_you_mean(name: str, names: set[str]) -> str:
+    """A hint that names the most similar one of `names`; empty if none is similar."""
+    from difflib import get_close_matches
+
+    similar = get_close_matches(name[:100], names, n=1)
+    return f" (did you mean {similar[0]}?)" if similar else ""
+
+
+def _checked_by_schema(task: str, schema: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Check the parameters of a task that this process has not loaded.
+
+    A text is also taken for the number or the other JSON value that it spells, because a command line gives only texts.
+    """
+    from jsonschema import Draft202012Validator
+
+    if SLOT in given:
+        raise InvalidParameters(f"parameter {SLOT}: it is the run's slot, so give it as the slot")
+    if schema is None:
+        raise InvalidParameters(
+            f"parameters of task {task}: this ledger does not know them; start it where it is loaded"
+        )
+    validator = Draft202012Validator(schema)
+    properties = schema.get("properties", {})
+    values = {name: _read_as(properties.get(name), value) for name, value in given.items()}
+    error = next(iter(validator.iter_errors(values)), None)
+    if error is not None:
+        where = ".".join(str(part) for part in error.absolute_path)
+        sentence = brief(error.message, LONGEST_SENTENCE)
+        takes = ", ".join(properties) or "none"
+        raise InvalidParameters(
+            f"parameters of task {task}: {f'{where}: ' if where else ''}{sentence} (it takes {takes})"
+        )
+    return values or None
+
+
+def _read_as(schema: Any, value: Any) -> Any:
+    """The value; a text that spells a JSON value is that value, if the schema takes no text."""
+    if not isinstance(value, str) or not isinstance(schema, Mapping) or schema.get("type") == "string":
+        return value
+    if "type" not in schema and "anyOf" not in schema:
+        return value
+    if any(isinstance(each, Mapping) and each.get("type") == "string" for each in schema.get("anyOf", [])):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -1,0 +1,236 @@
+"""Who asks: the actor of each request, by a token, a session, a trusted proxy, or the application around this one."""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import hashlib
+import hmac
+import inspect
+import ipaddress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime
+
+from starlette.requests import Request
+
+from service import clock
+from service.config import Settings
+from service.errors import BatchError, InvalidSetting
+from service.escaping import echoed
+from service.operations.access import SECRET, hash_of
+from service.operations.actor import ROLES, Actor, Role
+from service.operations.operations import Operations
+from service.web.limits import Limits
+from service.web.live import Feed
+from service.web.problems import Refused
+
+Authorize = Callable[[Request], Actor | Awaitable[Actor | None] | None]
+"""A function of the application around this one: who asks, or None for nobody."""
+
+KNOWN_SECONDS = 1.0
+"""For how long an answer of the ledger about a secret is believed. A revoked token is refused after that."""
+MOST_KNOWN = 1_000
+NOTE_SECONDS = 1.0
+CHANGES = {"POST", "PUT", "PATCH", "DELETE"}
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class Guard:
+    """Finds the actor of a request, and refuses requests that nobody may make. There is one for each service."""
+
+    def __init__(
+        self, settings: Settings, operations: Operations, feed: Feed, authorize: Authorize | None = None
+    ) -> None:
+        """`feed`: the live events of the process. Raises InvalidSetting."""
+        self.operations = operations
+        self.hosts = _hosts(settings)
+        self.has_named_hosts = bool(settings.BATCH_ALLOWED_HOSTS.strip())
+        self._settings = settings
+        self._authorize = authorize
+        self._proxies = _networks(settings.BATCH_TRUSTED_PROXIES)
+        self._roles = _roles(settings.BATCH_AUTH_ROLES)
+        self._known: dict[str, tuple[Actor | None, float]] = {}
+        self._uses: dict[str, tuple[datetime, str | None]] = {}
+        self._noting: asyncio.Task[None] | None = None
+        self.limits = Limits(settings.BATCH_REQUESTS_PER_SECOND)
+        self.feed = feed
+
+    async def actor(self, request: Request) -> Actor:
+        """Who makes this request. Raises Refused: 401 for nobody, 403 for a forged one, 429 for too many."""
+        address = address_of(request)
+        self.limits.refuse_guesser(address)
+        actor = await self._actor(request, address)
+        if actor is None:
+            raise Refused(401, "this needs a token (Authorization: Bearer …) or a sign-in")
+        self.limits.count(actor.token or actor.name)
+        return actor
+
+    async def still(self, request: Request) -> bool:
+        """Whether the caller of a request that is being answered may still ask. It is not counted."""
+        try:
+            return await self._actor(request, address_of(request)) is not None
+        except (BatchError, Refused):
+            return False
+
+    async def _actor(self, request: Request, address: str | None) -> Actor | None:
+        given = request.headers.get("authorization")
+        if given is not None:
+            return await self._holder(given, address)
+        if self._authorize is not None:
+            answer = self._authorize(request)
+            actor = await answer if inspect.isawaitable(answer) else answer
+            if actor is not None:
+                refuse_foreign(request)
+            return actor
+        if cookie := request.cookies.get(cookie_name(request)):
+            actor = await self._remembered(cookie, lambda: self.operations.access.session(cookie, address))
+            if actor is not None:
+                refuse_foreign(request)
+                refuse_without_csrf(request, cookie)
+                return actor
+        if actor := self._named_by_proxy(request, address):
+            refuse_foreign(request)
+            return actor
+        if self._settings.BATCH_AUTH == "off" and is_loopback(address):
+            refuse_foreign(request)
+            return Actor("anonymous", "admin", "api", address)
+        return None
+
+    async def _holder(self, given: str, address: str | None) -> Actor:
+        scheme, _, secret = given.partition(" ")
+        secret = secret.strip()
+        actor = None
+        if scheme.lower() == "bearer" and SECRET.fullmatch(secret):
+            actor = await self._remembered(secret, lambda: self.operations.access.holder(secret, address))
+        if actor is None:
+            self.limits.count_failure(address)
+            raise Refused(401, "the token is not valid: it is unknown, revoked or expired")
+        if actor.token is not None:
+            self._uses[actor.token] = (clock.now(), address)
+            self._note_soon()
+        return Actor(actor.name, actor.role, "api", address, actor.token)
+
+    async def _remembered(self, secret: str, ask: Callable[[], Awaitable[Actor | None]]) -> Actor | None:
+        """What the ledger says about a secret, at most KNOWN_SECONDS old."""
+        key, now = hash_of(secret), clock.monotonic()
+        known = self._known.get(key)
+        if known is not None and now < known[1]:
+            return known[0]
+        actor = await ask()
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[key] = (actor, now + KNOWN_SECONDS)
+        return actor
+
+    def forget(self, secret: str) -> None:
+        """Ask the ledger again about a secret that was just revoked."""
+        self._known.pop(hash_of(secret), None)
+
+    def _named_by_proxy(self, request: Request, address: str | None) -> Actor | None:
+        header = self._settings.BATCH_AUTH_HEADER
+        name = request.headers.get(header) if header is not None else None
+        if not name or address is None or not any(_is_in(address, network) for network in self._proxies):
+            return None
+        for pattern, role in self._roles:
+            if fnmatch.fnmatchcase(name, pattern):
+                return Actor(name[:100], role, "page", address)
+        raise Refused(403, "BATCH_AUTH_ROLES gives this person no role")
+
+    def _note_soon(self) -> None:
+        """Write the last uses of tokens to the ledger, at most once a second."""
+        if self._noting is None or self._noting.done():
+            self._noting = asyncio.get_running_loop().create_task(self._note())
+
+    async def _note(self) -> None:
+        await asyncio.sleep(NOTE_SECONDS)
+        uses, self._uses = self._uses, {}
+        with suppress(BatchError):  # the last use is a hint for people, and is noted again with the next one
+            await self.operations.access.note_uses(uses)
+
+
+def address_of(request: Request) -> str | None:
+    """The address that the request comes from."""
+    return request.client.host if request.client is not None else None
+
+
+def is_loopback(address: str | None) -> bool:
+    """Whether an address is this machine's own. A socket file has no address, and is local too."""
+    if address is None:
+        return True
+    try:
+        return ipaddress.ip_address(address.split("%")[0]).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def cookie_name(request: Request) -> str:
+    """The name of the session's cookie. The browser binds a name with __Host- to this host, which needs https."""
+    return "__Host-batch_session" if request.url.scheme == "https" else "batch_session"
+
+
+def csrf_of(cookie: str) -> str:
+    """The CSRF token of a session, which its pages send with each change."""
+    return hashlib.sha256(f"csrf {cookie}".encode()).hexdigest()
+
+
+def refuse_foreign(request: Request) -> None:
+    """Refuse a change that a page of another site makes with a browser's cookies. Raises Refused."""
+    if request.method not in CHANGES:
+        return
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    if site is not None and site not in ("same-origin", "none"):
+        raise Refused(403, "a page of another site may not make changes here")
+    if origin is not None and origin != f"{request.url.scheme}://{request.headers.get('host', '')}":
+        raise Refused(403, "the Origin of this request is another site")
+
+
+def refuse_without_csrf(request: Request, cookie: str) -> None:
+    """Refuse a change by a session that does not come from a page of ours. Raises Refused."""
+    given = request.headers.get("x-csrf-token", "").encode()
+    if request.method in CHANGES and not hmac.compare_digest(given, csrf_of(cookie).encode()):
+        raise Refused(403, "the X-CSRF-Token is missing or wrong: GET /api/v1/session tells it")
+
+
+def needs(actor: Actor, role: Role) -> None:
+    """Refuse an actor whose role does not allow this. Raises Refused."""
+    if not actor.may(role):
+        raise Refused(403, f"this needs the role {role}; {echoed(actor.name)} is {actor.role}")
+
+
+def _hosts(settings: Settings) -> frozenset[str] | None:
+    names = [name.strip().lower() for name in settings.BATCH_ALLOWED_HOSTS.split(",") if name.strip()]
+    if "*" in names:
+        return None
+    return frozenset(names or (*LOOPBACK, settings.HOST.lower()))
+
+
+def _networks(setting: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    try:
+        return [ipaddress.ip_network(part.strip()) for part in setting.split(",") if part.strip()]
+    except ValueError as error:
+        raise InvalidSetting(f"setting BATCH_TRUSTED_PROXIES: {error}; allowed: addresses or networks") from None
+
+
+def _is_in(address: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    try:
+        return ipaddress.ip_address(address) in network
+    except ValueError:
+        return False
+
+
+def _roles(setting: str) -> list[tuple[str, Role]]:
+    """The patterns and roles of a setting such as `*@acme.example=viewer,ops@acme.example=operator`.
+
+    The last pattern that fits a name decides, so they are returned last first.
+    """
+    roles: list[tuple[str, Role]] = []
+    for part in filter(None, map(str.strip, setting.split(","))):
+        pattern, _, given = part.partition("=")
+        role = next((each for each in ROLES if each == given.strip()), None)
+        if role is None or not pattern.strip():
+            raise InvalidSetting(
+                f"setting BATCH_AUTH_ROLES: {echoed(part)}; allowed: PATTERN=ROLE, with the roles {', '.join(ROLES)}"
+            )
+        roles.insert(0, (pattern.strip(), role))
+    return roles

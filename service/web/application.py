@@ -1,0 +1,106 @@
+"""The application of the HTTP API: its resources, its document, and what surrounds each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.types import Receive, Scope, Send
+
+from service.errors import BatchError
+from service.web import api, sign_in
+from service.web.access import Authorize, Guard
+from service.web.headers import Headed
+from service.web.live import Feed
+from service.web.problems import Problem, handle_errors
+from service.web.v1 import events, rest, runs, tasks
+from service.web.v1.requests import V1
+
+DOCUMENT = "/api/openapi.json"
+
+
+class Api(FastAPI):
+    """The endpoints of the service. `authorize`: who makes a request, as the application around this one knows it."""
+
+    def __init__(self, *, authorize: Authorize | None = None, **options: Any) -> None:
+        super().__init__(
+            title="Batch System",
+            version="1",
+            description="Tasks, runs, slots, backups and tokens of the batch service.",
+            openapi_url=None,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+            routes=[*api.routes, *sign_in.routes],
+            **options,
+        )
+        self._authorize = authorize
+        self._guard: Guard | None = None
+        self._is_mounted = False
+        for router in (
+            tasks.tasks,
+            runs.runs,
+            rest.rest,
+            rest.backups,
+            rest.tokens,
+            sign_in.sessions,
+            events.events,
+        ):
+            self.include_router(router, prefix=V1)
+        self.add_api_route(DOCUMENT, self._document, include_in_schema=False)
+        handle_errors(self)
+        self.add_middleware(Headed, hosts=self._hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (parent := scope.get("app")) is not None:
+            self._is_mounted = True
+            self.state = parent.state
+        await super().__call__(scope, receive, send)
+
+    @property
+    def guard(self) -> Guard:
+        """Who may ask what, for the service that is started now. Raises BatchError if none is."""
+        batch = getattr(self.state, "batch", None)
+        if batch is None or not hasattr(batch, "operations"):
+            raise NotStarted(api.NOT_STARTED)
+        if self._guard is None or self._guard.operations is not batch.operations:
+            feed = Feed(batch.operations, batch.node.id, lambda: batch.is_stopping)
+            self._guard = Guard(batch.settings, batch.operations, feed, self._authorize)
+        return self._guard
+
+    def openapi(self) -> dict[str, Any]:
+        """The document of the API, OpenAPI 3.1."""
+        if self.openapi_schema is None:
+            document = get_openapi(
+                title=self.title, version=self.version, description=self.description, routes=self.routes
+            )
+            schemas = document["components"]["schemas"]
+            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas["Problem"] = schema
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            self.openapi_schema = document
+        return self.openapi_schema
+
+    async def _document(self) -> dict[str, Any]:
+        return self.openapi()
+
+    def _hosts(self) -> Collection[str] | None:
+        """The names that may stand in the Host header.
+
+        An application around this one checks hosts by itself, unless BATCH_ALLOWED_HOSTS is set.
+        """
+        try:
+            guard = self.guard
+        except BatchError:
+            return None
+        return guard.hosts if guard.has_named_hosts or not self._is_mounted else None
+
+
+class NotStarted(BatchError):
+    """The service of this application has not started."""
+
+    kind = "unavailable"

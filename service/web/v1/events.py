@@ -1,0 +1,96 @@
+"""Server-sent events: what changes in runs, tasks and nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import Header, Query, Request
+from pydantic import StringConstraints
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service import clock
+from service.web.live import Feed, Stream
+from service.web.problems import Refused
+from service.web.v1.requests import Viewer, guard_of, router
+
+events = router("events")
+
+PING_SECONDS = 10.0
+SEND_SECONDS = 30.0
+"""A client that does not read for so long is disconnected."""
+TOPIC = r"^(runs|tasks|nodes|run:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$"
+Topic = Annotated[str, StringConstraints(pattern=TOPIC)]
+
+
+class EventStream(Response):
+    """Sends the events of a stream until the client leaves, its token is revoked, or the service stops."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, request: Request, feed: Feed, stream: Stream) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._request, self._feed, self._stream = request, feed, stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        leaving = asyncio.create_task(_until_gone(receive))
+        sending = asyncio.create_task(self._send_all(send))
+        try:
+            await asyncio.wait({leaving, sending}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._feed.close(self._stream)
+            for task in (leaving, sending):
+                task.cancel()
+            await asyncio.wait({leaving, sending})
+        error = None if sending.cancelled() else sending.exception()
+        if error is not None and not isinstance(error, TimeoutError | OSError):
+            raise error
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await _send(send, b"retry: 2000\n\n")
+        pinged = clock.monotonic()
+        while not self._feed.is_stopping() and await self._may_go_on():
+            for event in await self._stream.next(self._feed, 1.0):
+                await _send(send, event.encoded())
+            if clock.monotonic() - pinged >= PING_SECONDS:
+                pinged = clock.monotonic()
+                await _send(send, b": ping\n\n")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _may_go_on(self) -> bool:
+        """Whether the caller is still allowed to read."""
+        return await guard_of(self._request).still(self._request)
+
+
+async def _send(send: Send, body: bytes) -> None:
+    async with asyncio.timeout(SEND_SECONDS):
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@events.get(
+    "/events",
+    response_class=Response,
+    responses={
+        200: {"description": "A stream of events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    },
+)
+async def stream_events(
+    request: Request,
+    operations: Viewer,
+    topic: Annotated[list[Topic], Query(min_length=1, max_length=20)],
+    last_event_id: Annotated[str | None, Header(max_length=100, pattern=r"^[ -~]*$")] = None,
+) -> Response:
+    """Changes in these topics, as server-sent events `run`, `task` and `node`, whose data is JSON; or `reload`."""
+    guard = guard_of(request)
+    if guard.feed.is_stopping():
+        raise Refused(503, "the service is stopping")
+    owner = operations.actor.token or operations.actor.name
+    return EventStream(request, guard.feed, guard.feed.open(frozenset(topic), owner, last_event_id))

@@ -1,0 +1,129 @@
+"""The account, the audit, nodes, backups and tokens."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+from fastapi import Path, Query
+from pydantic import AwareDatetime, Field
+
+from service.operations.access import NewToken, Token
+from service.operations.account import Accounts
+from service.operations.actor import Role
+from service.operations.backups.catalogue import BackupSummary
+from service.operations.backups.make import BackupResult
+from service.operations.changes import MOST_CHANGES, ChangePage
+from service.operations.results import Node, Result
+from service.operations.run_list import Cursor
+from service.operations.status import Status
+from service.web.v1.requests import NAME, Admin, BackupName, Body, Operator, Viewer, router
+
+rest = router("service")
+backups = router("backups")
+tokens = router("tokens")
+
+LONGEST_DAYS = 3_650
+
+
+class AccountQuery(Body):
+    """Which slots an account is about."""
+
+    since: AwareDatetime
+    until: AwareDatetime | None = None
+    task: str | None = Field(None, pattern=NAME)
+
+
+class ChangeQuery(Body):
+    """Which events of the audit are wanted."""
+
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    task: str | None = Field(None, pattern=NAME)
+    action: str | None = Field(None, pattern=r"^[a-z_.]{1,60}$", description="Only events such as `run.cancel`.")
+    limit: int = Field(50, ge=1, le=MOST_CHANGES)
+    after: Cursor | None = None
+
+
+class NodeList(Result):
+    """The processes of the service, also those that have stopped lately, the newest first."""
+
+    nodes: list[Node]
+
+
+class BackupList(Result):
+    """The backups in both places, the newest first. `warnings`: what could not be read."""
+
+    backups: list[BackupSummary]
+    warnings: list[str]
+
+
+class TokenList(Result):
+    """All tokens, without their secrets."""
+
+    tokens: list[Token]
+
+
+class TokenRequest(Body):
+    """A token to make."""
+
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_.@+-]([A-Za-z0-9_ .@+-]*[A-Za-z0-9_.@+-])?$")
+    role: Role
+    expires_in_days: int | None = Field(None, ge=1, le=LONGEST_DAYS)
+
+
+@rest.get("/status")
+async def status(operations: Viewer) -> Status:
+    """Whether something is wrong: no service, late slots, failures, items in quarantine, an old backup."""
+    return await operations.status()
+
+
+@rest.get("/account")
+async def account(operations: Viewer, query: Annotated[AccountQuery, Query()]) -> Accounts:
+    """What became of every slot of an interval."""
+    return await operations.slots.account(query.since, query.until, query.task)
+
+
+@rest.get("/changes")
+async def list_changes(operations: Viewer, query: Annotated[ChangeQuery, Query()]) -> ChangePage:
+    """A page of the audit: who changed what, when and from where; the newest first."""
+    return await operations.changes.list(**query.model_dump())
+
+
+@rest.get("/nodes")
+async def list_nodes(operations: Viewer) -> NodeList:
+    """The processes of the service."""
+    return NodeList(nodes=list(await operations.nodes.list()))
+
+
+@backups.get("/backups")
+async def list_backups(operations: Viewer) -> BackupList:
+    """The backups of the application's database."""
+    warnings: list[str] = []
+    summaries = await operations.backups.list(warnings.append)
+    return BackupList(backups=list(summaries), warnings=warnings)
+
+
+@backups.post("/backups/{name}/verify")
+async def verify_backup(operations: Operator, name: BackupName) -> BackupResult:
+    """Compare every byte of a backup with its checksums, and record the outcome. It takes as long as reading it."""
+    return await operations.backups.verify(name)
+
+
+@tokens.get("/tokens")
+async def list_tokens(operations: Admin) -> TokenList:
+    """All tokens, the newest first."""
+    return TokenList(tokens=list(await operations.access.tokens()))
+
+
+@tokens.post("/tokens", status_code=201)
+async def create_token(operations: Admin, body: TokenRequest) -> NewToken:
+    """Make a token. Its secret is in this answer, and nowhere else."""
+    days = body.expires_in_days
+    return await operations.access.create_token(body.name, body.role, timedelta(days=days) if days else None)
+
+
+@tokens.delete("/tokens/{name}")
+async def revoke_token(operations: Admin, name: Annotated[str, Path(min_length=1, max_length=100)]) -> Token:
+    """Revoke a token, by its name or id. It is refused everywhere within two seconds."""
+    return await operations.access.revoke_token(name)

@@ -1,0 +1,121 @@
+"""Tasks: lists and shows them, starts runs, pauses, resumes and backfills."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Header, Query
+from pydantic import AwareDatetime, Field
+
+from service.operations.backfill import BackfillRequest
+from service.operations.bulk import Bulk, Preview
+from service.operations.results import Paused, Result, Slot, Started, TaskDetails, TaskSummary
+from service.web.v1.requests import Body, Note, Operator, TaskName, Viewer, WithNote, router
+
+tasks = router("tasks")
+
+LONGEST_KEY = 200
+
+
+class TaskList(Result):
+    """The tasks that a process of the service has loaded, and the files that can't be used."""
+
+    tasks: list[TaskSummary]
+
+
+class Start(Body):
+    """A run to start."""
+
+    parameters: dict[str, Any] = Field({}, description="The parameters of the task's run().")
+    slot: AwareDatetime | None = Field(None, description="The instant that the run is for. Default: now.")
+
+
+class Slots(Result):
+    """The next slots of a task; empty without a schedule and during a pause."""
+
+    slots: list[Slot]
+
+
+class Resumed(Result):
+    """The pause that has ended; None if the task was not paused."""
+
+    ended: Paused | None
+
+
+class Backfill(Body):
+    """A backfill of the slots from `since` to `until`, both included. It needs a preview first."""
+
+    since: AwareDatetime
+    until: AwareDatetime
+    redo: bool = Field(False, description="Also give runs that have ended a new attempt from the beginning.")
+    many: bool = Field(False, description="Allow more than 10,000 slots.")
+
+
+class BackfillStart(Body):
+    """A backfill that begins."""
+
+    preview: str = Field(pattern=r"^[0-9a-f-]{36}$", description="The id of the preview.")
+    note: Note = None
+
+
+@tasks.get("/tasks")
+async def list_tasks(operations: Viewer) -> TaskList:
+    """All tasks that a process of the service has loaded, by name."""
+    return TaskList(tasks=list(await operations.tasks.list(with_others=True)))
+
+
+@tasks.get("/tasks/{name}")
+async def show_task(operations: Viewer, name: TaskName) -> TaskDetails:
+    """A task: schedule, next slots, policies, parameters, newest runs and missed ranges."""
+    return await operations.tasks.show(name)
+
+
+@tasks.get("/tasks/{name}/schedule")
+async def next_slots(operations: Viewer, name: TaskName, n: Annotated[int, Query(ge=1, le=1_000)] = 10) -> Slots:
+    """The next slots of a task."""
+    return Slots(slots=list(await operations.tasks.next_slots(name, n)))
+
+
+@tasks.post("/tasks/{name}/runs", status_code=202)
+async def start_run(
+    operations: Operator,
+    name: TaskName,
+    body: Start,
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=LONGEST_KEY,
+            pattern=r"^[!-~]([ -~]*[!-~])?$",
+            description="The same key starts a task once: a second request answers with the run of the first.",
+        ),
+    ] = None,
+) -> Started:
+    """Queue a run, which a process of the service executes."""
+    return await operations.runs.start(name, body.parameters, body.slot, key)
+
+
+@tasks.post("/tasks/{name}/pause")
+async def pause_task(operations: Operator, name: TaskName, body: WithNote | None = None) -> Paused:
+    """Stop firing a task. An existing pause is unchanged."""
+    return await operations.tasks.pause(name, body.note if body else None)
+
+
+@tasks.post("/tasks/{name}/resume")
+async def resume_task(operations: Operator, name: TaskName, body: WithNote | None = None) -> Resumed:
+    """Fire a task again from now on."""
+    return Resumed(ended=await operations.tasks.resume(name, body.note if body else None))
+
+
+@tasks.post("/tasks/{name}/backfill/preview")
+async def preview_backfill(operations: Operator, name: TaskName, body: Backfill) -> Preview:
+    """How many runs a backfill would make. The preview is good for an hour, and nothing is changed."""
+    request = BackfillRequest(name, body.since, body.until, body.redo, allow_many=body.many)
+    return await operations.bulks.preview_backfill(request)
+
+
+@tasks.post("/tasks/{name}/backfill", status_code=202)
+async def begin_backfill(operations: Operator, name: TaskName, body: BackfillStart) -> Bulk:
+    """Make the runs of a preview. It is refused if the task has another schedule by now."""
+    return await operations.bulks.begin(body.preview, "backfill", body.note, task=name)
