@@ -26,7 +26,6 @@ from service.operations.results import Result
 LINK_TIME = timedelta(minutes=5)
 SESSION_TIME = timedelta(hours=12)
 LONGEST_VALIDITY = timedelta(days=3650)
-FIRST_TOKEN = "first"  # noqa: S105 - the name of the token that an empty ledger gets
 SECRET = re.compile(r"b([tls])_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 NAME = re.compile(r"[\w.@+-][\w .@+-]{0,98}[\w.@+-]|[\w.@+-]")
 
@@ -99,19 +98,17 @@ class Access:
             raise InvalidParameters(f"there is a token named {echoed(name)} already: choose another name, or revoke it")
         return made
 
-    async def create_first(self) -> NewToken | None:
-        """Make a token with the role admin, if the ledger never had a token. Of several processes only one makes it."""
-        async with self._context.databases.changing() as connection:
-            if await access.has_token(connection):
-                return None
-            return await self._add(connection, access.TOKEN, FIRST_TOKEN, "admin", None)
-
     async def create_link(self, role: Role = "admin") -> str:
         """The secret of a link that signs in once, within five minutes."""
         async with self._context.databases.changing() as connection:
             made = await self._add(connection, access.LINK, "sign-in link", role, LINK_TIME)
         assert made is not None
         return made.secret
+
+    async def has_token(self) -> bool:
+        """Whether a token was ever made, also one that is revoked or expired by now."""
+        async with self._context.databases.reading() as connection:
+            return connection is not None and await access.has_token(connection)
 
     async def tokens(self) -> Sequence[Token]:
         """All tokens, also those that are revoked or expired, the newest first."""

@@ -148,7 +148,7 @@ class Bulks:
             started = {"count": row["count"], "request": context.redaction.masked(row["request"])}
             what = f"bulk.{row['action']}"
             await audit.record(connection, context.actor.by, what, now, target=id, after=started, note=shortened)
-        context.wake()
+        context.wake_bulks()
         return await self.get(id)
 
     async def get(self, id: str) -> Bulk:

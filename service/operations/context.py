@@ -10,7 +10,7 @@ from service.batch.retention.retention import Keep
 from service.config import SECRET_WORDS
 from service.operations.actor import Actor
 from service.operations.databases import Databases
-from service.operations.redaction import Redaction
+from service.redaction import Redaction
 
 if TYPE_CHECKING:
     from service.batch.tasks.discovery import BrokenFile
@@ -39,6 +39,7 @@ class Context:
         lease_seconds: A process counts as alive for so many seconds after its last sign of life.
         keep: Which runs pruning keeps.
         wake: Called after a run was queued, so that a service in this process claims it at once.
+        wake_bulks: Called after a bulk was begun, so that a service in this process carries it out.
         node: The id of the service's node in this process; empty outside a service.
         redaction: Masks values that are secret by their names.
     """
@@ -49,5 +50,6 @@ class Context:
     lease_seconds: float
     keep: Keep
     wake: Callable[[], None] = wake_nothing
+    wake_bulks: Callable[[], None] = wake_nothing
     node: str = ""
     redaction: Redaction = field(default_factory=lambda: Redaction(SECRET_WORDS))

@@ -14,7 +14,7 @@ from service.database.engine import Database
 from service.operations.actor import Actor
 from service.operations.context import Context, Loaded, wake_nothing
 from service.operations.databases import Databases
-from service.operations.redaction import Redaction
+from service.redaction import Redaction
 
 if TYPE_CHECKING:
     from service.operations.access import Access
@@ -53,15 +53,17 @@ class Operations:
         *,
         actor: Actor = SERVICE,
         wake: Callable[[], None] = wake_nothing,
+        wake_bulks: Callable[[], None] = wake_nothing,
         node: str = "",
         are_ready: bool = False,
     ) -> None:
         """`are_ready`: both databases are migrated already. Context explains the other arguments."""
         databases = Databases(ledger, application, settings.LEASE_SECONDS, are_ready=are_ready)
-        keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK)
+        keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS)
         self._settings = settings
         redaction = Redaction.of(settings.BATCH_SECRET_WORDS)
-        self._context = Context(databases, loaded, actor, settings.LEASE_SECONDS, keep, wake, node, redaction)
+        lease = settings.LEASE_SECONDS
+        self._context = Context(databases, loaded, actor, lease, keep, wake, wake_bulks, node, redaction)
 
     def by(self, actor: Actor) -> Operations:
         """The same operations for another actor, whose name the ledger records with each change."""

@@ -72,7 +72,10 @@ class TaskSummary(Result):
 
 
 class Node(Result):
-    """A process of the service, which may have stopped. `loop_lag`: how many seconds a callback waited on its loop."""
+    """A process of the service, which may have stopped. `loop_lag`: how many seconds a callback waited on its loop.
+
+    `version`: of this package. `application`: the version of the application around it.
+    """
 
     id: str
     host: str
@@ -86,6 +89,7 @@ class Node(Result):
     tasks: list[str]
     stopped_at: datetime | None
     fires: bool
+    application: str | None
 
     @field_validator("tasks", mode="before")
     @classmethod

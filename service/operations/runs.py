@@ -15,12 +15,13 @@ from service.batch.ledger import audit, database_time, nodes, run_logs, schedule
 from service.batch.ledger import runs as run_rows
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.queue import cancel, enqueue, retry
-from service.errors import InvalidParameters, UnknownRun, WrongState
+from service.errors import Forbidden, InvalidParameters, UnknownRun, WrongState
 from service.escaping import brief, echoed
 from service.operations import run_list, run_log
 from service.operations.context import Context
 from service.operations.finding import RunOrTask, refuse_unknown_task, run_of, run_or_task
 from service.operations.quarantine import with_quarantined
+from service.operations.redacting import SECRET_TAG, hides, redacted
 from service.operations.results import Attempt, Line, LogBlock, Node, RunDetails, RunNow, Started
 from service.operations.run_list import MOST_RUNS, RunFilter, RunPage
 from service.operations.run_log import LogPage
@@ -69,7 +70,10 @@ class Runs:
         run = await run_of(self._context, given)
         async with self._context.databases.reading() as connection:
             assert connection is not None
-            return await _details(connection, run)
+            details = await _details(connection, run)
+            if await hides(connection, self._context, details.task):
+                details = details.model_copy(update={"log": []})
+            return await redacted(connection, self._context, details)
 
     async def cancel(self, given: str, wait_seconds: float = 0.0, note: str | None = None) -> RunNow:
         """Cancel a run, wait at most `wait_seconds` for its end, and return the run as it is then.
@@ -160,7 +164,9 @@ class Runs:
 
         `level`: lines below it are left out. `text`: only lines that contain it, whatever the case. Raises UnknownRun.
         """
-        return await run_log.page(self._context, await run_of(self._context, given), after, limit, level, text)
+        run = await run_of(self._context, given)
+        await self._refuse_hidden_log(run)
+        return await run_log.page(self._context, run, after, limit, level, text)
 
     async def get(self, run_id: str) -> RunNow | None:
         """A run as it is now, by its whole id; None if there is no such run."""
@@ -169,7 +175,7 @@ class Runs:
             if row is None or connection is None:
                 return None
             now = await database_time.now_of(connection)
-        return RunNow.at({**row, "now": now}, now)
+            return await redacted(connection, self._context, RunNow.at({**row, "now": now}, now))
 
     def log(self, given: str, follow: bool = False) -> AsyncGenerator[LogBlock | str]:
         """The log of a run, oldest first, and at the end its state. With `follow` it ends with the run's final state.
@@ -189,6 +195,13 @@ class Runs:
         from service.operations import pruning
 
         return await pruning.count(self._context)
+
+    async def _refuse_hidden_log(self, run: str) -> None:
+        """Raises Forbidden if the caller may not read the log of this run."""
+        async with self._context.databases.reading() as connection:
+            row = await run_rows.get(connection, run) if connection is not None else None
+            if connection is not None and row is not None and await hides(connection, self._context, row["task"]):
+                raise Forbidden(f"a viewer may not read logs of {row['task']}, because it has the tag {SECRET_TAG}")
 
     async def _record(
         self, connection: AsyncConnection, action: str, row: Mapping[str, Any], state: str | None, note: str | None

@@ -46,7 +46,8 @@ async def _lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
             settings = get_settings()
             logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
             stack.callback(logs.catch_up)
-            _set_state(app, await stack.enter_async_context(serving(BatchService(settings), settings, is_guest=False)))
+            batch = BatchService(settings, version=getattr(app.state, "version", None))
+            _set_state(app, await stack.enter_async_context(serving(batch, settings, is_guest=False)))
         except BaseException as error:
             app.state.failure = error
             raise

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.exc import DBAPIError
@@ -19,7 +20,7 @@ from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import database_time
 from service.batch.nodes.ledger_poll import LedgerChanges
-from service.batch.nodes.node import Node
+from service.batch.nodes.node import Node, package_version
 from service.batch.queue import enqueue
 from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
@@ -28,8 +29,8 @@ from service.batch.tasks.discovery import BrokenFile, folder_of
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
+from service.concurrency.offload import offload
 from service.config import Settings
-from service.database import troubles
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.errors import DatabaseError
@@ -38,10 +39,13 @@ from service.operations.context import Loaded
 from service.operations.databases import open_databases
 from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
+from service.server import deploys
+from service.server.bulk_worker import BulkWorker
+from service.server.probes import ANSWER_SECONDS, trouble_with
+from service.server.version import application_version
 
 logger = get_logger("service.batch")
 
-ANSWER_SECONDS = 3.0
 DRAIN_NOTE_SECONDS = 1.0
 """After its drain a service waits this long at most until the begin of the drain is written to the ledger."""
 
@@ -57,7 +61,9 @@ class BatchService:
     tasks: dict[str, Task]
     operations: Operations
 
-    def __init__(self, settings: Settings, fires: bool = True) -> None:
+    def __init__(self, settings: Settings, fires: bool = True, version: str | None = None) -> None:
+        """`version`: of the application around the service; None: that of the setting, of git, or of its files."""
+        self._version = version or settings.BATCH_VERSION
         self.settings = self._settings = settings
         self._fires = fires
         self._on_changes: list[Callable[[LedgerChanges], None]] = []
@@ -137,10 +143,15 @@ class BatchService:
     async def _join(self, stack: AsyncExitStack) -> None:
         """Register this process as a node, and start its engine."""
         settings = self._settings
+        folder = folder_of(settings.TASKS_DIR)
+        self.node.application = await offload(application_version, self._version, folder, Path.cwd())
+        versions = {"package": package_version(), "application": self.node.application}
         async with self.ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
             await task_sync.record_tasks(connection, self.tasks, now)
             await self.node.register(connection, self.tasks, now)
+            if self._fires:
+                await deploys.record_start(connection, self.node.id, settings, versions, now)
         stack.push_async_callback(self._leave)
         self.engine = LocalEngine(
             self.ledger,
@@ -151,7 +162,7 @@ class BatchService:
             claims=self._fires,
             may_work=lambda: self.node.lease.is_held,
         )
-        self.node.start(on_loss=self.engine.give_up, on_rescue=self.engine.wake, on_changes=self._hand_out)
+        self.node.start(on_loss=self.engine.give_up, on_rescue=self._on_rescue, on_changes=self._hand_out)
         stack.push_async_callback(self.node.stop)
         self._on_changes.append(self.engine.on_changes)
         self.engine.start()
@@ -162,6 +173,7 @@ class BatchService:
             lambda: Loaded(self.tasks, self.folder.broken),
             settings,
             wake=self.engine.wake,
+            wake_bulks=self._wake_bulks,
             node=self.node.id,
             are_ready=True,
         )
@@ -182,9 +194,12 @@ class BatchService:
         await self.schedules.open()
         await self.schedules.update_jobs()
         self._on_changes.append(self.schedules.on_changes)
-        keep = Keep(self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK)
+        keep = Keep(
+            self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK, self._settings.BATCH_KEEP_EVENTS_DAYS
+        )
         upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
-        for part in (self.dispatcher, self.schedules, upkeep):
+        self._bulks = BulkWorker(self.operations)
+        for part in (self.dispatcher, self.schedules, upkeep, self._bulks):
             part.start()
             self._firing.append(part)
         apscheduler.start(self.scheduler)
@@ -192,6 +207,15 @@ class BatchService:
         for name, task in self.tasks.items():
             if task.schedule is not None:
                 self.notify(name)
+
+    def _wake_bulks(self) -> None:
+        if self._firing:
+            self._bulks.wake()
+
+    def _on_rescue(self) -> None:
+        """A node has died: its runs can be claimed, and its bulks carried on."""
+        self.engine.wake()
+        self._wake_bulks()
 
     def notify(self, name: str) -> None:
         """A slot of this task is due. Before the service has started that is not needed: it looks at all tasks then."""
@@ -218,15 +242,20 @@ class BatchService:
         await asyncio.wait([writing])
 
     async def _leave(self) -> None:
-        if await self._write_if_reachable(self.ledger, self.node.leave):
+        if await self._write_if_reachable(self.ledger, self._sign_off):
             await self.node.unlock()
             self._has_left = True
+
+    async def _sign_off(self, connection: AsyncConnection) -> None:
+        await self.node.leave(connection)
+        if self._fires:
+            await deploys.record_stop(connection, self.node.id, await database_time.now_of(connection))
 
     async def _leave_alone(self) -> None:
         if self._has_left:
             return
         ledger = Database(self._settings.ledger_url, setting="LEDGER_URL", pooled=False, client=f"batch/{self.node.id}")
-        if await self._write_if_reachable(ledger, self.node.leave):
+        if await self._write_if_reachable(ledger, self._sign_off):
             self.node.unlock_at_once()
 
     async def _write_if_reachable(self, ledger: Database, write: Callable[[AsyncConnection], Awaitable[None]]) -> bool:
@@ -243,7 +272,7 @@ class BatchService:
         reasons = {}
         if self.is_stopping:
             reasons["service"] = "it is stopping"
-        troubles_found = await asyncio.gather(_trouble_with(self.application), _trouble_with(self.ledger))
+        troubles_found = await asyncio.gather(trouble_with(self.application), trouble_with(self.ledger))
         reasons |= {
             name: trouble for name, trouble in zip(("application", "ledger"), troubles_found, strict=True) if trouble
         }
@@ -260,12 +289,3 @@ class BatchService:
             parts |= {"dispatcher": self.dispatcher.is_alive, "schedules": self.schedules.is_alive}
         reasons |= {name: "it has ended" for name, is_alive in parts.items() if not is_alive and not self.is_stopping}
         return reasons
-
-
-async def _trouble_with(database: Database) -> str | None:
-    try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            await database.answer()
-    except (DBAPIError, DatabaseError, OSError) as error:
-        return f"the database does not answer ({troubles.advice_on(error) or type(error).__name__})"
-    return None

@@ -7,6 +7,7 @@ import errno
 import gc
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from service.batch.firing.apscheduler import next_run_times
 from service.batch.tasks.discovery import folder_of
 from service.config import Settings
 from service.errors import InvalidSetting
+from service.escaping import echoed
 from service.server.app import create_app
 from service.server.batch_service import BatchService
 from service.server.connections import Connections, raise_file_limit, share_of
+from service.web.access import is_loopback
 
 BACKLOG = 2048
 ACCEPTED_AT_ONCE = 16
@@ -56,6 +59,10 @@ def serve_on(listening: socket.socket, settings: Settings) -> None:
 def listen(settings: Settings, host: str | None = None, port: int | None = None) -> socket.socket:
     """A socket on `host` and `port` (default: HOST and PORT). Raises InvalidSetting if the address can't be used."""
     host, port = host or settings.HOST, settings.PORT if port is None else port
+    if settings.BATCH_AUTH == "off" and not is_loopback(host):
+        raise InvalidSetting(
+            f"setting BATCH_AUTH: off is only allowed where HOST is a loopback address, and it is {echoed(host)}"
+        )
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family, backlog=BACKLOG)
@@ -86,6 +93,7 @@ class _Server(uvicorn.Server):
         collect_garbage_less_often()
         uvicorn_log.setLevel("WARNING")
         _print_summary(state.batch, self._listening, folder_of(self._settings.TASKS_DIR))
+        await _offer_sign_in(state.batch, _url_of(self._listening), self._settings)
 
 
 def collect_garbage_less_often() -> None:
@@ -96,10 +104,8 @@ def collect_garbage_less_often() -> None:
 
 
 def _print_summary(batch: BatchService, listening: socket.socket, folder: Path) -> None:
-    host, port = listening.getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
     lines = [
-        f"Batch System on http://{host}:{port}",
+        f"Batch System on {_url_of(listening)}",
         f"  application  {batch.application.safe_url}",
         f"  ledger       {batch.ledger.safe_url}",
         *_tasks(batch, folder),
@@ -107,6 +113,25 @@ def _print_summary(batch: BatchService, listening: socket.socket, folder: Path) 
     ]
     for line in lines:
         console.say(line, flush=True)
+
+
+def _url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _offer_sign_in(batch: BatchService, url: str, settings: Settings) -> None:
+    """As long as there is no token: print in a terminal a link that signs in once, and elsewhere how a token is made.
+
+    The secret stands behind the #, so that no server, proxy or log sees it when a browser opens the link.
+    """
+    if settings.BATCH_AUTH == "off" or await batch.operations.access.has_token():
+        return
+    if sys.stderr.isatty():
+        secret = await batch.operations.access.create_link()
+        console.warn(f"  sign in once, within five minutes: {url}/signin#{secret}")
+    else:
+        console.warn("  no token yet: `batch token create NAME --role admin` makes one")
 
 
 def _tasks(batch: BatchService, folder: Path) -> Iterator[str]:

@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.cron import Schedule
 from service.batch.firing.firing import fire
 from service.batch.firing.misfires import SlotPlan, plan_all_missed
-from service.batch.ledger import database_time, json_rows, missed_ranges, nodes, schedules
+from service.batch.ledger import audit, database_time, json_rows, missed_ranges, nodes, schedules
+from service.batch.ledger.audit import By
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import tasks
 from service.batch.queue.capacity import Capacity
@@ -80,7 +81,15 @@ async def set_schedules(
     unchanged = opened.keys() - ending.keys()
     new = {name: schedule for name, schedule in wanted.items() if name not in unchanged and schedule is not None}
     await schedules.open_new(connection, new, node, now)
+    for name, row in sorted(ending.items()):
+        before, after = {"cron": row.cron, "timezone": row.timezone}, _as_json(wanted[name])
+        by, key = By(f"node {node}"), f"schedule {row.id}"
+        await audit.record(connection, by, "schedule.change", now, task=name, before=before, after=after, key=key)
     await changed(connection)
+
+
+def _as_json(schedule: Schedule | None) -> dict[str, str] | None:
+    return {"cron": schedule.cron, "timezone": schedule.timezone} if schedule is not None else None
 
 
 async def _fire_all_due(

@@ -37,7 +37,10 @@ class Node:
         lease_seconds: float,
         poll_seconds: float = LOOK_SECONDS,
         fires: bool = True,
+        application: str | None = None,
     ) -> None:
+        """`application`: the version of the application around the service; it may be set until `register`."""
+        self.application = application
         self.id = new_id()
         self._fires = fires
         self.lease = Lease(lease_seconds)
@@ -57,6 +60,7 @@ class Node:
             "draining": False,
             "tasks": sorted(tasks) if self._fires else [],
             "fires": self._fires,
+            "application": self.application,
         }
         self.lease.renew(clock.boottime())
         await nodes.register(connection, row)

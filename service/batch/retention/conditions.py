@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Row,
+    Select,
     Update,
     and_,
     bindparam,
@@ -23,6 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import json_rows
+from service.batch.ledger.access import LINK
+from service.batch.ledger.access_tables import events, previews, sessions, tokens
 from service.batch.ledger.runs import locked_by_id
 from service.batch.ledger.states import FINAL
 from service.batch.ledger.tables import HELD_SQL, missed, nodes, runs, tasks
@@ -85,3 +88,14 @@ def is_before_the_account(at: Column[Any]) -> ColumnElement[bool]:
     other = missed.alias()
     newer = select(other.c.id).where(other.c.task == missed.c.task, other.c.last_slot > missed.c.last_slot)
     return and_(at < begin, newer.exists())
+
+
+def has_old_requests(now: datetime, before: datetime) -> Select[Any]:
+    """Whether there are expired sessions, links or previews, or events that are older than `before`."""
+    old = (
+        select(sessions.c.id).where(sessions.c.expires_at < now),
+        select(tokens.c.id).where(tokens.c.kind == LINK, tokens.c.expires_at < now),
+        select(previews.c.id).where(previews.c.expires_at < now),
+        select(events.c.id).where(events.c.at < before),
+    )
+    return select(or_(*(query.exists() for query in old)))

@@ -34,7 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.firing.misfires import INSTANT
-from service.batch.ledger import database_time, json_rows
+from service.batch.ledger import access, audit, database_time, json_rows, previews
 from service.batch.ledger.schedules import lock_tasks
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import (
@@ -56,6 +56,9 @@ RUNS = 100
 """At most this many runs are deleted in one transaction, which takes some milliseconds."""
 BLOCKS = 1_000
 """At most this many blocks of log lines are deleted in one transaction."""
+
+EVENTS = 1_000
+"""At most this many events are deleted in one transaction."""
 
 LONG_SECONDS = 0.025
 """After a transaction that took longer, the next one has half its size, because rows may be large and disks slow."""
@@ -91,7 +94,7 @@ class Pruner:
         self._runs, self._blocks = DeleteSize(RUNS), DeleteSize(BLOCKS)
 
     async def prune(self) -> Counter[str]:
-        """Delete what is old. Returns the number of deleted `runs`, `missed ranges`, `schedules` and `nodes`."""
+        """Delete what is old. Returns the number of deleted `runs`, `missed ranges`, `schedules`, `nodes`, `events`."""
         counts: Counter[str] = Counter()
         now, before = await self._instants()
         while unfinished := await self._unfinished():
@@ -102,6 +105,7 @@ class Pruner:
             counts["runs"] += len(deleted)
             await asyncio.sleep(self._pause)
         counts += await self._delete_rest(before, now)
+        counts["events"] = await self._delete_requests(now)
         return counts
 
     async def count(self) -> Counter[str]:
@@ -215,6 +219,22 @@ class Pruner:
         for name, at in ends.items():
             counts[name] = await self._delete(at.table, and_(at < before, conditions.is_before_the_account(at)))
         return counts
+
+    async def _delete_requests(self, now: datetime) -> int:
+        """Delete sessions, links and previews that have expired, and old events. Returns the number of events."""
+        before, deleted, total = now - timedelta(days=self._keep.events_days), EVENTS, 0
+        async with self._ledger.reader.connect() as connection:
+            if not (await connection.execute(conditions.has_old_requests(now, before))).scalar():
+                return 0
+        async with self._ledger.engine.begin() as connection:
+            await access.prune(connection, now)
+            await previews.prune(connection, now)
+        while deleted == EVENTS:
+            async with self._ledger.engine.begin() as connection:
+                deleted = await audit.prune(connection, before, EVENTS)
+            total += deleted
+            await asyncio.sleep(self._pause)
+        return total
 
     async def _delete(self, table: Table, is_old: ColumnElement[bool]) -> int:
         total = 0

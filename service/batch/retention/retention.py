@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Keep:
-    """Which runs are kept: those that ended at most `days` ago, and always the newest `per_task` runs of each task."""
+    """Which runs are kept: those that ended at most `days` ago, and always the newest `per_task` runs of each task.
+
+    `events_days`: an event of the audit is kept so long.
+    """
 
     days: float
     per_task: int
+    events_days: float = 400

@@ -14,8 +14,10 @@ from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
 from service import failures
+from service.config import get_settings
 from service.errors import InvalidParameters, InvalidTask
 from service.escaping import echoed
+from service.redaction import Redaction
 
 SLOT = "slot"
 
@@ -85,6 +87,8 @@ def _sentence(error: Any) -> str:
         return f"there is no parameter {echoed(name)}"
     if error["type"] == "missing":
         return f"{name} is required"
+    if Redaction.of(get_settings().BATCH_SECRET_WORDS).is_secret(name):
+        return f"{name} has a value that is not allowed"
     return f"{name} is {echoed(error['input'])}: {error['msg']}"
 
 

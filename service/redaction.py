@@ -1,4 +1,4 @@
-"""Redaction: which parameters are shown as `***`, by their names, and what a viewer may not see."""
+"""Which values are shown as `***`, by their names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 MASK = "***"
-SECRET_TAG = "secret"  # noqa: S105 - the name of a tag
-"""Parameters, results and logs of tasks with this tag are hidden from viewers."""
-
 ORDINARY_KEYS = {"partition", "primary", "foreign", "sort", "group"}
 """A `key` after one of these words names a part of the data, such as `partition_key`, and is shown."""
 

@@ -1,0 +1,56 @@
+"""The version of the application that the service runs in, by which deploys are recognised."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+COMMIT = re.compile(r"[0-9a-f]{40,64}")
+LARGEST_FILE = 10_000_000
+
+
+def application_version(given: str | None, folder: Path, here: Path) -> str:
+    """`given`, or else the commit of the git repository that `here` is in, or a hash of the task files in `folder`.
+
+    It reads files, so call it in a thread.
+    """
+    return given or _commit(here) or _hash_of(folder)
+
+
+def _commit(here: Path) -> str | None:
+    """The first 12 digits of the commit that is checked out; None without a repository, or if it can't be read."""
+    for parent in (here, *here.parents):
+        if (parent / ".git").is_dir():
+            try:
+                return _head(parent / ".git")
+            except (OSError, UnicodeError):
+                return None
+    return None
+
+
+def _head(git: Path) -> str | None:
+    head = (git / "HEAD").read_text(encoding="utf-8").strip()
+    if not head.startswith("ref: "):
+        return head[:12] if COMMIT.fullmatch(head) else None
+    ref = head.removeprefix("ref: ")
+    if ".." in ref or not ref.startswith("refs/"):
+        return None
+    file = git / ref
+    if file.is_file():
+        commit = file.read_text(encoding="utf-8").strip()
+        return commit[:12] if COMMIT.fullmatch(commit) else None
+    packed = (git / "packed-refs").read_text(encoding="utf-8")
+    commits = (line.split(" ") for line in packed.splitlines() if line.endswith(f" {ref}"))
+    return next((commit[:12] for commit, *_ in commits if COMMIT.fullmatch(commit)), None)
+
+
+def _hash_of(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.py")):
+        try:
+            if file.stat().st_size <= LARGEST_FILE:
+                digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        except OSError:  # a file that can't be read is reported when it is loaded
+            continue
+    return f"tasks {digest.hexdigest()[:12]}"
