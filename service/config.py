@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     BATCH_REQUESTS_PER_SECOND: int = Field(
         100, ge=1, le=100_000, description="Requests that one token may make in a second, in one process."
     )
+    BATCH_FAILED_SIGN_INS: int = Field(
+        20, ge=1, le=100_000, description="Wrong tokens that an address may send in a minute, to one process."
+    )
     BATCH_SECRET_WORDS: str = Field(
         ",".join(SECRET_WORDS), description="A parameter whose name has one of these words is shown as ***."
     )

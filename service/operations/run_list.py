@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, run_query
@@ -20,7 +29,8 @@ from service.operations.results import Result, RunSummary
 MOST_RUNS = 200
 """Longest page of a list."""
 
-CURSOR = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+CURSOR = r"^[0-9]{1,16}_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+"""The place of a row in a list: microseconds since 1970 (UTC), and the id of the row."""
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]{0,99}=[^\x00]{0,500}$"
 TASK_NAME = r"^[a-z0-9_.-]{1,100}$"
 ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
@@ -33,11 +43,33 @@ StateName = Literal["queued", "running", "retrying", "interrupted", "succeeded",
 OriginName = Literal["schedule", "manual", "backfill"]
 
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EARLIEST, LATEST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
+RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
+def _only_rfc_3339(value: Any) -> Any:
+    """Refuse numbers and other texts, which pydantic would also take for an instant."""
+    if isinstance(value, datetime) or (isinstance(value, str) and RFC_3339.fullmatch(value)):
+        return value
+    raise ValueError("allowed: an instant with its offset, such as 2026-11-27T02:00:00Z")
+
+
+def _in_utc(value: datetime) -> datetime:
+    """The instant in UTC; one that UTC has no year for is moved to the end of the calendar."""
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        return EARLIEST if value < EPOCH else LATEST
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_only_rfc_3339), AfterValidator(_in_utc)]
+
+
 class RunFilter(BaseModel):
     """Which runs are meant. All conditions have to hold; several states, or origins, are alternatives.
 
-    Instants are aware. `…_since` is included, `…_until` is not. `param` and `text` need a task and an interval, because
-    no index has them.
+    Instants are aware. `…_since` is included, `…_until` is not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,20 +81,17 @@ class RunFilter(BaseModel):
     state: list[StateName] = Field([], max_length=8, description="Only runs in one of these states.")
     origin: list[OriginName] = Field([], max_length=3, description="Only runs of one of these origins.")
     node: RunId | None = Field(None, description="Only runs that this node executes, or executed last.")
-    created_since: AwareDatetime | None = Field(None, description="Only runs that were made at this instant or later.")
-    created_until: AwareDatetime | None = Field(None, description="Only runs that were made before this instant.")
-    slot_since: AwareDatetime | None = Field(None, description="Only runs of this slot or later ones.")
-    slot_until: AwareDatetime | None = Field(None, description="Only runs of slots before this instant.")
-    ended_since: AwareDatetime | None = Field(None, description="Only runs that ended at this instant or later.")
-    ended_until: AwareDatetime | None = Field(None, description="Only runs that ended before this instant.")
+    created_since: Instant | None = Field(None, description="Only runs that were made at this instant or later.")
+    created_until: Instant | None = Field(None, description="Only runs that were made before this instant.")
+    slot_since: Instant | None = Field(None, description="Only runs of this slot or later ones.")
+    slot_until: Instant | None = Field(None, description="Only runs of slots before this instant.")
+    ended_since: Instant | None = Field(None, description="Only runs that ended at this instant or later.")
+    ended_until: Instant | None = Field(None, description="Only runs that ended before this instant.")
     param: list[Annotated[str, StringConstraints(pattern=PARAMETER)]] = Field(
         [], max_length=10, description="Only runs whose parameter has this value: NAME=VALUE."
     )
     text: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=TEXT)] | None = Field(
         None, description="Only runs whose reason, such as the message of an error, contains this text."
-    )
-    order: Literal["created", "slot"] = Field(
-        "created", description="Newest first, by the time of making or by slot. By slot, manual runs are left out."
     )
 
     @classmethod
@@ -74,25 +103,13 @@ class RunFilter(BaseModel):
             sentences = (_sentence(problem) for problem in error.errors())
             raise InvalidParameters("; ".join(sentences)) from None
 
-    @model_validator(mode="after")
-    def _check_cost(self) -> Self:
-        if (self.param or self.text) and (self.task is None or not self._has_interval):
-            raise ValueError("param and text need a task, and created_since, slot_since or ended_since")
-        if self.order == "slot" and self.task is None:
-            raise ValueError("order=slot needs a task")
-        return self
-
-    @property
-    def _has_interval(self) -> bool:
-        return any((self.created_since, self.slot_since, self.ended_since))
-
     @property
     def is_empty(self) -> bool:
         """Whether all runs are meant."""
-        return self == RunFilter(order=self.order)
+        return self == RunFilter()
 
-    def query(self, tasks: frozenset[str] | None = None) -> RunQuery:
-        """The query of the ledger. `tasks`: the tasks that have the tag."""
+    def query(self, tasks: frozenset[str] | None = None, by_slot: bool = False) -> RunQuery:
+        """The query of the ledger. `tasks`: the tasks that have the tag. `by_slot`: needs a task; see RunQuery."""
         times = {n: getattr(self, n) for n in _TIMES}
         return RunQuery(
             task=self.task,
@@ -102,8 +119,8 @@ class RunFilter(BaseModel):
             node=self.node,
             params=dict(condition.split("=", 1) for condition in self.param),
             text=self.text,
-            by_slot=self.order == "slot",
-            **{name: at.astimezone(UTC) if at else None for name, at in times.items()},
+            by_slot=by_slot,
+            **times,
         )
 
 
@@ -128,14 +145,16 @@ class RunPage(Result):
     after: str | None
 
 
-async def page(connection: AsyncConnection, wanted: RunFilter, limit: int, after: str | None) -> RunPage:
-    """A page of the runs that are wanted. Raises InvalidParameters for a cursor that no page has given."""
+async def page(
+    connection: AsyncConnection, wanted: RunFilter, limit: int, after: str | None, by_slot: bool = False
+) -> RunPage:
+    """A page of the runs that are wanted. `by_slot`: ordered by slot, which needs a task.
+
+    Raises InvalidParameters for a cursor that no page has given.
+    """
     tasks = await tasks_of_tag(connection, wanted)
     before = parse_cursor(after) if after is not None else None
-    try:
-        rows, key = await run_query.page(connection, wanted.query(tasks), limit, before)
-    except OverflowError:
-        raise InvalidParameters("an instant of the filter is out of range") from None
+    rows, key = await run_query.page(connection, wanted.query(tasks, by_slot), limit, before)
     now = await database_time.now_of(connection)
     return RunPage(runs=[RunSummary.at(row, now) for row in rows], after=cursor_of(key) if key else None)
 
@@ -148,15 +167,12 @@ async def tasks_of_tag(connection: AsyncConnection, wanted: RunFilter) -> frozen
 def cursor_of(key: Key) -> str:
     """The cursor for a key of a page."""
     at, id = key
-    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z_{id}"
+    return f"{(at - EPOCH) // timedelta(microseconds=1)}_{id}"
 
 
 def parse_cursor(given: str) -> Key:
     """The key in a cursor. Raises InvalidParameters."""
-    if re.fullmatch(CURSOR, given):
-        at, _, id = given.partition("_")
-        try:
-            return datetime.fromisoformat(at), id
-        except ValueError:
-            pass
-    raise InvalidParameters(f"after is {echoed(given)}; allowed: the cursor that a page of this list has given")
+    if not re.fullmatch(CURSOR, given):
+        raise InvalidParameters(f"after is {echoed(given)}; allowed: the cursor that a page of this list has given")
+    microseconds, _, id = given.partition("_")
+    return EPOCH + timedelta(microseconds=int(microseconds)), id

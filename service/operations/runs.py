@@ -44,9 +44,12 @@ class Runs:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def list(self, wanted: RunFilter = ALL, limit: int = 50, after: str | None = None) -> RunPage:
+    async def list(
+        self, wanted: RunFilter = ALL, limit: int = 50, after: str | None = None, *, by_slot: bool = False
+    ) -> RunPage:
         """A page of at most `limit` runs (1 to MOST_RUNS), newest first. `after`: the cursor of the page before.
 
+        `by_slot`: ordered by slot instead of the time of making, without manual runs; the filter has to name a task.
         Raises InvalidParameters for a cursor that no page has given, and UnknownTask for a task that is not in the
         ledger.
         """
@@ -55,7 +58,7 @@ class Runs:
                 await refuse_unknown_task(connection, wanted.task)
             if connection is None:
                 return RunPage(runs=[], after=None)
-            page = await run_list.page(connection, wanted, min(limit, MOST_RUNS), after)
+            page = await run_list.page(connection, wanted, min(limit, MOST_RUNS), after, by_slot)
         return await with_quarantined(self._context.databases, page)
 
     async def find(self, given: str) -> RunOrTask:

@@ -26,7 +26,7 @@ async def record_start(
     """Record the start of the service. `versions`: `package` and `application`."""
     by = this_process()
     shown = _settings(settings)
-    last = await audit.last(connection, START)
+    last = await audit.newest(connection, START)
     after = {"versions": dict(versions), "settings": shown}
     if last is not None and isinstance(last["after"], Mapping):
         before = last["after"]

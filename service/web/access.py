@@ -53,7 +53,7 @@ class Guard:
         self._known: dict[str, tuple[Actor | None, float]] = {}
         self._uses: dict[str, tuple[datetime, str | None]] = {}
         self._noting: asyncio.Task[None] | None = None
-        self.limits = Limits(settings.BATCH_REQUESTS_PER_SECOND)
+        self.limits = Limits(settings.BATCH_REQUESTS_PER_SECOND, settings.BATCH_FAILED_SIGN_INS)
         self.feed = feed
 
     async def actor(self, request: Request) -> Actor:

@@ -11,7 +11,8 @@ from starlette.routing import Route
 
 from service.batch.firing.apscheduler import describe_jobs
 from service.errors import BatchError
-from service.web.access import Guard, address_of, is_loopback
+from service.web.access import address_of, is_loopback
+from service.web.problems import problem
 
 READY_SECONDS = 5.0
 """A database that does not answer for this long can't be reached."""
@@ -25,10 +26,12 @@ async def scheduler_jobs(request: Request) -> JSONResponse:
 
     On this machine everybody may read it; from elsewhere it needs a token or a sign-in.
     """
-    guard: Guard | None = getattr(request.app, "guard", None)
-    if guard is not None and not is_loopback(address_of(request)):
-        await guard.actor(request)
-    return JSONResponse(describe_jobs(_started(request, "scheduler")))
+    if not is_loopback(address_of(request)):
+        await request.app.guard.actor(request)
+    try:
+        return JSONResponse(describe_jobs(_started(request, "scheduler")))
+    except BatchError as error:
+        return problem(503, error.message)
 
 
 async def healthz(request: Request) -> JSONResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,20 +72,25 @@ class _Bounded:
         self._is_answered = False
 
     async def __call__(self, scope: Scope) -> None:
-        try:
+        with suppress(_TooLarge):
             await self._app(scope, self._receive_some, self._send_some)
-        except _TooLarge:
-            if not self._is_answered:
-                await _too_large(scope, self._receive, self._send)
+        if self._is_too_large and not self._is_answered:
+            await _too_large(scope, self._receive, self._send)
+
+    @property
+    def _is_too_large(self) -> bool:
+        return self._read > LARGEST_BODY
 
     async def _receive_some(self) -> Message:
         message = await self._receive()
         self._read += len(message.get("body", b""))
-        if self._read > LARGEST_BODY:
+        if self._is_too_large:
             raise _TooLarge
         return message
 
     async def _send_some(self, message: Message) -> None:
+        if self._is_too_large and not self._is_answered:
+            return  # an answer to the error of the body, which is answered with 413 instead
         self._is_answered = True
         await self._send(message)
 

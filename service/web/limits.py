@@ -7,18 +7,17 @@ from collections import OrderedDict
 from service import clock
 from service.web.problems import Refused
 
-MOST_FAILURES = 20
 FAILURE_SECONDS = 60.0
 MOST_COUNTED = 10_000
 """How many tokens or addresses are counted at most; the one that was counted first is forgotten first."""
 
 
 class Limits:
-    """Counts in this process. `per_second`: how many requests one token may make in a second."""
+    """Counts in this process. `requests`: of one token in a second. `failures`: of one address in a minute."""
 
-    def __init__(self, per_second: int) -> None:
-        self._requests = _Windows(1.0, per_second)
-        self._failures = _Windows(FAILURE_SECONDS, MOST_FAILURES)
+    def __init__(self, requests: int, failures: int) -> None:
+        self._requests = _Windows(1.0, requests)
+        self._failures = _Windows(FAILURE_SECONDS, failures)
 
     def count(self, key: str) -> None:
         """Count a request of this token or person. Raises Refused, 429, if there are too many."""

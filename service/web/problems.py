@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import compile_path
 
 from service.errors import BatchError, ErrorKind
 from service.escaping import brief
@@ -31,7 +32,7 @@ STATUSES: dict[ErrorKind, int] = {
     "damaged": 500,
 }
 TITLES = {
-    400: "The request can't be read",
+    400: "The request is not as the document of the API says",
     401: "Sign in, or send a token",
     403: "This is not allowed",
     404: "There is no such thing",
@@ -120,9 +121,8 @@ async def _of_refusal(request: Request, error: Exception) -> Response:
 async def _of_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors = [_field_error(each) for each in error.errors()[:MOST_ERRORS]]
-    is_unreadable = any(each["type"] == "json_invalid" for each in error.errors())
     detail = "; ".join(f"{each.field}: {each.message}" for each in errors)
-    return problem(400 if is_unreadable else 422, detail, "invalid", errors)
+    return problem(400, detail, "invalid", errors)
 
 
 def _field_error(error: Any) -> FieldError:
@@ -134,7 +134,19 @@ async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         return problem(404, "there is nothing at this address", "not_found")
+    if error.status_code == 405:
+        allowed = ", ".join(_methods(request)) or (error.headers or {}).get("Allow", "")
+        return problem(405, f"{request.method} is not allowed here; allowed: {allowed}", headers={"Allow": allowed})
     return problem(error.status_code, str(error.detail), headers=error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods that the document of the API has for this path."""
+    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    paths: dict[str, Any] = request.app.openapi()["paths"] if isinstance(request.app, FastAPI) else {}
+    matching = [template for template in paths if compile_path(template)[0].match(path)]
+    literal = min(matching, key=lambda template: template.count("{"), default=None)
+    return sorted(method.upper() for method in paths[literal]) if literal is not None else []
 
 
 async def _of_anything(request: Request, error: Exception) -> Response:

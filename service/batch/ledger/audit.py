@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, select, tuple_
+from sqlalchemy import Select, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
@@ -78,7 +78,8 @@ def listing(
     """A query for a page of events, newest first. `before`: the (at, id) of the last event of the previous page."""
     query = select(events).order_by(events.c.at.desc(), events.c.id.desc()).limit(limit)
     if before is not None:
-        query = query.where(tuple_(events.c.at, events.c.id) < tuple_(*before))
+        at, last = before
+        query = query.where((events.c.at < at) | ((events.c.at == at) & (events.c.id < last)))
     if since is not None:
         query = query.where(events.c.at >= since)
     if until is not None:
@@ -90,7 +91,7 @@ def listing(
     return query
 
 
-async def last(connection: AsyncConnection, action: str) -> Mapping[Any, Any] | None:
+async def newest(connection: AsyncConnection, action: str) -> Mapping[Any, Any] | None:
     """The newest event with this action; None if there is none."""
     rows: Sequence[Mapping[Any, Any]] = (await connection.execute(listing(1, action=action))).mappings().all()
     return rows[0] if rows else None

@@ -92,14 +92,15 @@ def refuse_unknown_query(request: Request) -> None:
 _DETAILS = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The request can't be read.", **_DETAILS},
+    400: {"description": "The request is not as this document says.", **_DETAILS},
     401: {"description": "A token or a sign-in is needed.", **_DETAILS},
     403: {"description": "The role of the caller does not allow this, or the request is forged.", **_DETAILS},
     404: {"description": "There is no such thing.", **_DETAILS},
     409: {"description": "The present state does not allow this.", **_DETAILS},
     413: {"description": "The body is too large.", **_DETAILS},
     421: {"description": "The Host header is not allowed.", **_DETAILS},
-    422: {"description": "A value is not allowed.", **_DETAILS},
+    405: {"description": "The method is not allowed.", **_DETAILS},
+    422: {"description": "A value can't be used, such as a parameter that the task does not take.", **_DETAILS},
     429: {"description": "Too many requests.", **_DETAILS},
     500: {"description": "Stored data is damaged, or the service failed.", **_DETAILS},
     503: {"description": "A database or a place does not answer.", **_DETAILS},

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Annotated
 
 from fastapi import Path, Query
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from service.operations.access import NewToken, Token
 from service.operations.account import Accounts
@@ -15,7 +15,7 @@ from service.operations.backups.catalogue import BackupSummary
 from service.operations.backups.make import BackupResult
 from service.operations.changes import MOST_CHANGES, ChangePage
 from service.operations.results import Node, Result
-from service.operations.run_list import Cursor
+from service.operations.run_list import Cursor, Instant
 from service.operations.status import Status
 from service.web.v1.requests import NAME, Admin, BackupName, Body, Operator, Viewer, router
 
@@ -29,16 +29,16 @@ LONGEST_DAYS = 3_650
 class AccountQuery(Body):
     """Which slots an account is about."""
 
-    since: AwareDatetime
-    until: AwareDatetime | None = None
+    since: Instant
+    until: Instant | None = None
     task: str | None = Field(None, pattern=NAME)
 
 
 class ChangeQuery(Body):
     """Which events of the audit are wanted."""
 
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = None
+    since: Instant | None = None
+    until: Instant | None = None
     task: str | None = Field(None, pattern=NAME)
     action: str | None = Field(None, pattern=r"^[a-z_.]{1,60}$", description="Only events such as `run.cancel`.")
     limit: int = Field(50, ge=1, le=MOST_CHANGES)

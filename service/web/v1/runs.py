@@ -52,8 +52,8 @@ class Retry(WithNote):
 class Redrive(WithNote):
     """A redrive of items."""
 
-    items: list[Annotated[str, Field(max_length=1_000)]] | None = Field(
-        None, min_length=1, max_length=10_000, description="Keys of items, as the quarantine lists them. Default: all."
+    items: list[Annotated[str, Field(max_length=1_000, pattern=r"^[ -~]*$")]] | None = Field(
+        None, min_length=1, max_length=500, description="Keys of items, as the quarantine lists them. Default: all."
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Header, Query
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from service.operations.backfill import BackfillRequest
 from service.operations.bulk import Bulk, Preview
 from service.operations.results import Paused, Result, Slot, Started, TaskDetails, TaskSummary
+from service.operations.run_list import MOST_RUNS, Cursor, Instant, OriginName, RunFilter, RunPage, StateName
 from service.web.v1.requests import Body, Note, Operator, TaskName, Viewer, WithNote, router
 
 tasks = router("tasks")
@@ -27,7 +28,7 @@ class Start(Body):
     """A run to start."""
 
     parameters: dict[str, Any] = Field({}, description="The parameters of the task's run().")
-    slot: AwareDatetime | None = Field(None, description="The instant that the run is for. Default: now.")
+    slot: Instant | None = Field(None, description="The instant that the run is for. Default: now.")
 
 
 class Slots(Result):
@@ -45,8 +46,8 @@ class Resumed(Result):
 class Backfill(Body):
     """A backfill of the slots from `since` to `until`, both included. It needs a preview first."""
 
-    since: AwareDatetime
-    until: AwareDatetime
+    since: Instant
+    until: Instant
     redo: bool = Field(False, description="Also give runs that have ended a new attempt from the beginning.")
     many: bool = Field(False, description="Allow more than 10,000 slots.")
 
@@ -74,6 +75,26 @@ async def show_task(operations: Viewer, name: TaskName) -> TaskDetails:
 async def next_slots(operations: Viewer, name: TaskName, n: Annotated[int, Query(ge=1, le=1_000)] = 10) -> Slots:
     """The next slots of a task."""
     return Slots(slots=list(await operations.tasks.next_slots(name, n)))
+
+
+class RunsOfTask(Body):
+    """Which runs of a task are wanted."""
+
+    state: list[StateName] = Field([], max_length=8, description="Only runs in one of these states.")
+    origin: list[OriginName] = Field([], max_length=3, description="Only runs of one of these origins.")
+    slot_since: Instant | None = Field(None, description="Only runs of this slot or later ones.")
+    slot_until: Instant | None = Field(None, description="Only runs of slots before this instant.")
+    order: Literal["created", "slot"] = Field("slot", description="By slot, manual runs are left out.")
+    limit: int = Field(50, ge=1, le=MOST_RUNS, description="How many runs the page has at most.")
+    after: Cursor | None = Field(None, description="The cursor that the page before has given.")
+
+
+@tasks.get("/tasks/{name}/runs")
+async def list_runs_of_task(operations: Viewer, name: TaskName, query: Annotated[RunsOfTask, Query()]) -> RunPage:
+    """A page of the runs of a task, the newest slot first."""
+    conditions = query.model_dump(exclude={"order", "limit", "after"}, exclude_defaults=True)
+    wanted = RunFilter(task=name, **conditions)
+    return await operations.runs.list(wanted, query.limit, query.after, by_slot=query.order == "slot")
 
 
 @tasks.post("/tasks/{name}/runs", status_code=202)

@@ -1,0 +1,275 @@
+"""Who may ask what: every resource, for every role, with every kind of credentials that is not good."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from service import clock
+from service.app import create_app
+from service.batch.ledger import access
+from service.operations.access import hash_of
+from service.operations.actor import ROLES, Actor, Role
+from service.web.access import csrf_of
+from tests.web.conftest import Served, client_of
+
+RUN = "01a21d92-eff2-7bb2-a544-63212a7a4a49"
+
+NEEDED: dict[tuple[str, str], Role] = {
+    ("GET", "/tasks"): "viewer",
+    ("GET", "/tasks/{name}"): "viewer",
+    ("GET", "/tasks/{name}/schedule"): "viewer",
+    ("GET", "/tasks/{name}/runs"): "viewer",
+    ("POST", "/tasks/{name}/runs"): "operator",
+    ("POST", "/tasks/{name}/pause"): "operator",
+    ("POST", "/tasks/{name}/resume"): "operator",
+    ("POST", "/tasks/{name}/backfill"): "operator",
+    ("POST", "/tasks/{name}/backfill/preview"): "operator",
+    ("GET", "/runs"): "viewer",
+    ("POST", "/runs/bulk"): "operator",
+    ("GET", "/runs/bulk/{preview}"): "viewer",
+    ("POST", "/runs/bulk/{preview}"): "operator",
+    ("GET", "/runs/{run}"): "viewer",
+    ("GET", "/runs/{run}/now"): "viewer",
+    ("GET", "/runs/{run}/attempts"): "viewer",
+    ("GET", "/runs/{run}/log"): "viewer",
+    ("GET", "/runs/{run}/quarantine"): "viewer",
+    ("POST", "/runs/{run}/cancel"): "operator",
+    ("POST", "/runs/{run}/retry"): "operator",
+    ("POST", "/runs/{run}/redrive"): "operator",
+    ("GET", "/quarantine"): "viewer",
+    ("GET", "/status"): "viewer",
+    ("GET", "/account"): "viewer",
+    ("GET", "/changes"): "viewer",
+    ("GET", "/nodes"): "viewer",
+    ("GET", "/backups"): "viewer",
+    ("POST", "/backups/{name}/verify"): "operator",
+    ("GET", "/tokens"): "admin",
+    ("POST", "/tokens"): "admin",
+    ("DELETE", "/tokens/{name}"): "admin",
+    ("GET", "/session"): "viewer",
+    ("DELETE", "/session"): "viewer",
+    ("GET", "/events"): "viewer",
+}
+"""The role that each resource needs. `POST /session` needs none, because it is how a person signs in."""
+
+BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/tasks/{name}/runs"): {},
+    ("POST", "/tasks/{name}/backfill"): {"preview": RUN},
+    ("POST", "/tasks/{name}/backfill/preview"): {"since": "2026-11-01T00:00:00Z", "until": "2026-11-02T00:00:00Z"},
+    ("POST", "/runs/bulk"): {"action": "retry", "filter": {}},
+    ("POST", "/tokens"): {"name": "another", "role": "viewer"},
+}
+QUERIES = {"/account": {"since": "2026-11-26T00:00:00Z"}, "/events": {"topic": "wrong"}}
+
+
+async def ask(client: httpx.AsyncClient, endpoint: tuple[str, str], **options: Any) -> httpx.Response:
+    method, path = endpoint
+    names = {"name": "unknown", "run": RUN, "preview": RUN}
+    body = {"json": BODIES[endpoint]} if endpoint in BODIES else {}
+    url = "/api/v1" + path.format(**names)
+    return await client.request(method, url, params=QUERIES.get(path), **body, **options)
+
+
+async def test_the_table_has_every_resource_of_the_document(served: Served) -> None:
+    document = (await served.nobody.get("/api/openapi.json")).json()
+    operations = {(m.upper(), path.removeprefix("/api/v1")) for path, ms in document["paths"].items() for m in ms}
+    assert operations == NEEDED.keys() | {("POST", "/session")}
+    assert document["openapi"].startswith("3.1")
+
+
+async def test_each_resource_answers_the_roles_that_may_ask_and_no_other(served: Served) -> None:
+    for endpoint, needed in NEEDED.items():
+        for role in ROLES:
+            answer = await ask(served.clients[role], endpoint)
+            is_allowed = ROLES.index(role) >= ROLES.index(needed)
+            assert (answer.status_code not in (401, 403)) == is_allowed, (endpoint, role, answer.text)
+            assert answer.status_code < 500, (endpoint, role, answer.text)
+            if not is_allowed:
+                assert answer.json()["kind"] == "forbidden"
+
+
+async def test_each_resource_refuses_credentials_that_are_not_good(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await served.operations.access.create_token("old", "admin", timedelta(days=1))
+    async with served.service.ledger.engine.begin() as connection:
+        await connection.execute(
+            access.tokens.update()
+            .where(access.tokens.c.id == made.id)
+            .values(expires_at=clock.now() - timedelta(days=1))
+        )
+    revoked = await served.operations.access.create_token("revoked", "admin")
+    await served.operations.access.revoke_token("revoked")
+    session = await served.operations.access.sign_in(served.secrets["admin"], None)
+    assert session is not None
+    cookie = {"Cookie": f"batch_session={session.secret}"}
+    good = {"Authorization": f"Bearer {served.secrets['admin']}"}
+    with_csrf = {**cookie, "X-CSRF-Token": csrf_of(session.secret)}
+    wrong: dict[str, tuple[dict[str, str], set[int]]] = {
+        "none": ({}, {401}),
+        "unknown": ({"Authorization": f"Bearer bt_{'0' * 12}_{'x' * 43}"}, {401}),
+        "malformed": ({"Authorization": "Bearer \x7f"}, {401}),
+        "another scheme": ({"Authorization": "Basic YTpi"}, {401}),
+        "expired": ({"Authorization": f"Bearer {made.secret}"}, {401}),
+        "revoked": ({"Authorization": f"Bearer {revoked.secret}"}, {401}),
+        "of another host": ({**good, "Host": "evil.example"}, {421}),
+        "a cookie without a CSRF token": (cookie, {403}),
+        "a cookie with another CSRF token": ({**cookie, "X-CSRF-Token": "0" * 64}, {403}),
+        "a cookie from another origin": ({**with_csrf, "Origin": "http://evil.example"}, {403}),
+        "a cookie from another site": ({**with_csrf, "Sec-Fetch-Site": "cross-site"}, {403}),
+        "a cookie of nobody": ({"Cookie": f"batch_session=bs_{'0' * 12}_{'x' * 43}"}, {401}),
+    }
+    monkeypatch.setattr("service.web.limits._Windows.full", lambda self, key: None)
+    for endpoint in NEEDED:
+        for name, (headers, statuses) in wrong.items():
+            if endpoint[0] == "GET" and name.startswith("a cookie") and name != "a cookie of nobody":
+                continue  # a read changes nothing, and a page of another site can't see the answer
+            answer = await ask(served.nobody, endpoint, headers=headers)
+            assert answer.status_code in statuses, (endpoint, name, answer.text)
+            assert answer.headers["content-type"] == "application/problem+json"
+    answer = await served.nobody.get("/api/v1/tasks", headers={**cookie, "Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_a_secret_stands_in_no_table_of_the_ledger(served: Served) -> None:
+    session = await served.operations.access.sign_in(served.secrets["admin"], None)
+    assert session is not None
+    async with served.service.ledger.engine.connect() as connection:
+        for table in (access.tokens, access.sessions):
+            stored = str((await connection.execute(table.select())).all())
+            assert served.secrets["admin"] not in stored and session.secret not in stored
+            assert hash_of(session.secret) in stored or table is access.tokens
+    assert served.secrets["admin"] not in repr(session) and session.secret not in repr(session)
+
+
+async def test_a_session_is_known_by_its_cookie_and_ends_with_a_sign_out(served: Served) -> None:
+    client = served.nobody
+    begun = await client.post("/api/v1/session", json={"secret": served.secrets["operator"]})
+    assert begun.status_code == 201
+    cookie = begun.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=lax" in cookie
+    shown = (await client.get("/api/v1/session")).json()
+    assert (shown["name"], shown["role"]) == ("operator", "operator")
+    changed = {"X-CSRF-Token": shown["csrf_token"]}
+    assert (await client.post("/api/v1/tasks/report/pause")).status_code == 403
+    assert (await client.post("/api/v1/tasks/report/pause", headers=changed)).status_code == 200
+    assert (await client.delete("/api/v1/session", headers=changed)).status_code == 204
+    assert (await client.get("/api/v1/session")).status_code == 401
+    events = (await served.admin.get("/api/v1/changes?action=task.pause")).json()["changes"]
+    assert [(event["actor"], event["source"], event["address"]) for event in events] == [
+        ("operator", "page", "127.0.0.1")
+    ]
+
+
+async def test_a_link_signs_in_once_and_not_when_it_is_old(served: Served) -> None:
+    link = await served.operations.access.create_link()
+    client = served.nobody
+    assert (await client.post("/api/v1/session", json={"secret": link})).status_code == 201
+    client.cookies.clear()
+    again = await client.post("/api/v1/session", json={"secret": link})
+    assert again.status_code == 401
+    assert link not in again.text
+    old = await served.operations.access.create_link()
+    async with served.service.ledger.engine.begin() as connection:
+        expired = access.tokens.update().where(access.tokens.c.hash == hash_of(old))
+        await connection.execute(expired.values(expires_at=clock.now() - timedelta(seconds=1)))
+    assert (await client.post("/api/v1/session", json={"secret": old})).status_code == 401
+
+
+async def test_a_revoked_token_ends_its_sessions_too(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await served.operations.access.create_token("laptop", "viewer")
+    session = await served.operations.access.sign_in(made.secret, None)
+    assert session is not None
+    headers = {"Cookie": f"batch_session={session.secret}"}
+    assert (await served.nobody.get("/api/v1/tasks", headers=headers)).status_code == 200
+    assert (await served.admin.delete("/api/v1/tokens/laptop")).status_code == 200
+    monkeypatch.setattr("service.web.access.KNOWN_SECONDS", 0.0)
+    now = clock.monotonic()
+    monkeypatch.setattr(clock, "monotonic", lambda: now + 1.1)
+    assert (await served.nobody.get("/api/v1/tasks", headers=headers)).status_code == 401
+
+
+async def test_too_many_wrong_tokens_of_an_address_are_refused_for_a_while(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.monotonic()
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+    guesser, other = (client_of(served.service_app, host=host) for host in ("127.0.0.2", "127.0.0.3"))
+    headers = {"Authorization": f"Bearer bt_{'0' * 12}_{'x' * 43}"}
+    for _ in range(20):
+        assert (await guesser.get("/api/v1/tasks", headers=headers)).status_code == 401
+    refused = await guesser.get("/api/v1/tasks", headers=headers)
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "60"
+    assert (await other.get("/api/v1/tasks", headers=headers)).status_code == 401
+    now += 61
+    assert (await guesser.get("/api/v1/tasks", headers=headers)).status_code == 401
+
+
+async def test_one_token_may_make_so_many_requests_in_a_second(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = clock.monotonic()
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+    statuses = [(await served.viewer.get("/api/v1/session")).status_code for _ in range(101)]
+    assert statuses == [200] * 100 + [429]
+    assert (await served.operator.get("/api/v1/session")).status_code == 200
+    now += 1.1
+    assert (await served.viewer.get("/api/v1/session")).status_code == 200
+
+
+async def test_an_application_around_it_says_who_asks(served: Served) -> None:
+    async def authorize(request: Any) -> Actor | None:
+        name = request.headers.get("x-user")
+        return Actor(name, "operator", "page") if name else None
+
+    app = create_app(authorize=authorize)
+    app.state.batch = served.service
+    client = client_of(app)
+    assert (await client.get("/api/v1/tasks")).status_code == 401
+    assert (await client.post("/api/v1/tasks/report/pause", headers={"X-User": "ann"})).status_code == 200
+    foreign = {"X-User": "ann", "Origin": "http://evil.example"}
+    assert (await client.post("/api/v1/tasks/report/resume", headers=foreign)).status_code == 403
+    changes = (await served.viewer.get("/api/v1/changes?action=task.pause")).json()["changes"]
+    assert changes[0]["actor"] == "ann"
+
+
+async def test_jobs_need_a_token_from_elsewhere(served: Served) -> None:
+    here, elsewhere = client_of(served.service_app), client_of(served.service_app, host="10.1.2.3")
+    assert (await here.get("/scheduler/jobs")).status_code == 200
+    assert (await elsewhere.get("/scheduler/jobs")).status_code == 401
+    headers = {"Authorization": f"Bearer {served.secrets['viewer']}"}
+    assert (await elsewhere.get("/scheduler/jobs", headers=headers)).status_code == 200
+
+
+async def test_every_answer_has_the_headers_of_security(served: Served) -> None:
+    for path in ("/healthz", "/signin", "/signin.js", "/api/v1/tasks", "/nothing", "/scheduler/jobs"):
+        headers = (await served.nobody.get(path)).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cache-control"] == "no-store"
+
+
+async def test_probes_are_answered_for_any_host(served: Served) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert (await served.nobody.get(path, headers={"Host": "10.0.0.7:8000"})).status_code == 200
+    assert (await served.nobody.get("/scheduler/jobs", headers={"Host": "10.0.0.7:8000"})).status_code == 421
+
+
+async def test_a_large_body_is_refused_before_it_is_read(served: Served) -> None:
+    async def endless() -> Any:
+        while True:
+            yield b" " * 100_000
+
+    declared = await served.operator.post("/api/v1/runs/bulk", content=b"{}", headers={"Content-Length": str(10**9)})
+    assert declared.status_code == 413
+    streamed = await served.operator.post(
+        "/api/v1/runs/bulk", content=endless(), headers={"Content-Type": "application/json"}
+    )
+    assert streamed.status_code == 413
