@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from service.batch.tasks import discovery
 from service.config import get_settings
 from service.errors import InvalidSetting
 from service.server.batch_service import BatchService
+from service.server.shutdown import Stopping
 from service.testing.postgres import OwnServer, find_binaries
 from tests.batch.ledger_world import make_task, refresh, rows, until
 
@@ -322,6 +326,38 @@ async def test_a_run_that_outlasts_the_drain_is_interrupted_and_resumes_at_the_n
     nodes = {node["id"]: node for node in await rows(second.ledger, tables.nodes)}
     assert nodes[first.node.id]["stopped_at"] is not None
     assert nodes[second.node.id]["stopped_at"] is None
+
+
+async def test_what_the_service_logs_at_a_signal_belongs_to_no_run_even_if_the_signal_interrupts_one(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(self: object) -> str:
+        signal.raise_signal(signal.SIGINT)  # its handler runs at once, in the context of this run
+        while not current_run().cancelled:
+            await asyncio.sleep(0.01)
+        logger.info("the last line of the run")
+        return "drained"
+
+    monkeypatch.setenv("DRAIN_SECONDS", "10")
+    make_task("long", run=run)
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        service = await begin()
+        stream = StringIO()
+        logs.set_up("INFO", "json", stream)
+        stopping = Stopping(service, get_settings(), is_guest=True)
+        with stopping.watching():
+            clock.advance(MINUTE)
+            fire(service, "long")
+            found = await run_in(service, "succeeded")
+            lines = await lines_of(service, found["id"])
+            await stopping.by_server()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    logs.flush()
+    [told] = [line for line in map(json.loads, stream.getvalue().splitlines()) if "Stopping" in line["event"]]
+    assert told["event"] == "Stopping: 1 running, with 10 s to end" and "run" not in told and "task" not in told
+    assert lines == ["the last line of the run"]
 
 
 async def test_a_run_that_ends_within_the_drain_is_not_interrupted(
