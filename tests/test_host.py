@@ -157,6 +157,61 @@ async def test_a_failed_attempt_is_retried_with_a_fresh_instance_and_each_is_rec
     assert "ConnectionError: not yet" in attempts[0]["error"]["traceback"]
 
 
+def make_tasks_that_end_in_each_way() -> None:
+    """`stuck` ends by a cancel, and `long` when the service stops."""
+
+    async def flaky(self: object) -> None:
+        if current_run().attempt == 1:
+            raise ConnectionError("not yet")
+
+    async def bad(self: object) -> None:
+        raise KeyError("gone")
+
+    async def waits(self: object) -> None:
+        await asyncio.Event().wait()
+
+    make_task("flaky", run=flaky, retry=Retry(attempts=2, wait=60, jitter=0))
+    make_task("bad", run=bad)
+    make_task("slow", run=waits, timeout=0.05)
+    make_task("stuck", run=waits)
+    make_task("long", run=waits)
+
+
+async def test_a_json_line_about_the_end_of_an_attempt_has_what_it_says_as_fields(begin: Begin) -> None:
+    make_tasks_that_end_in_each_way()
+    service = await begin()
+    stream = StringIO()
+    logs.set_up("INFO", "json", stream)
+    clock.advance(MINUTE)
+    for name in service.tasks:
+        fire(service, name)
+    await run_in(service, "retrying", task="flaky")
+    for name in ("bad", "slow"):
+        await run_in(service, "failed", task=name)
+    stuck = await run_in(service, "running", task="stuck")
+    clock.advance(MINUTE)
+    await service.operations.runs.cancel(stuck["id"], wait_seconds=10)
+    flaky = await run_in(service, "succeeded", task="flaky")
+    await service.stop()
+    logs.flush()
+    lines = [line for line in map(json.loads, stream.getvalue().splitlines()) if "duration" in line]
+    assert {(line["task"], line["state"], line["attempt"]) for line in lines} == {
+        ("flaky", "retrying", 1),
+        ("flaky", "succeeded", 2),
+        ("bad", "failed", 1),
+        ("slow", "failed", 1),
+        ("stuck", "cancelled", 1),
+        ("long", "interrupted", 1),
+    }
+    assert {line["slot"] for line in lines} == {"2026-03-10T12:01:00Z"}
+    assert [line["run"] for line in lines if line["task"] == "flaky"] == [flaky["id"]] * 2
+    assert all(type(line["duration"]) in (int, float) for line in lines)
+    assert [line["duration"] for line in lines if line["task"] == "stuck"] == [60]
+    again = await begin()
+    kept = await lines_of(again, stuck["id"])
+    assert len(kept) == 1 and kept[0].startswith("stuck was cancelled: cancelled by") and "duration" not in kept[0]
+
+
 async def test_an_error_that_is_not_on_the_list_is_not_retried(begin: Begin) -> None:
     async def run(self: object) -> None:
         raise KeyError("gone")

@@ -83,8 +83,8 @@ class Stopping:
         """Request a stop, which `call` performs on the event loop.
 
         It is called by a signal handler between any two lines of the main thread, or in the watchdog's thread. With
-        `is_final` the process has to end too, unlike on Ctrl-C in a Python shell or under pytest. The context of `call`
-        is empty: a signal handler has the context of the run that it interrupts, whose log would get the service's lines.
+        `is_final` the process has to end too, unlike on Ctrl-C in a Python shell or under pytest. `call` gets
+        an empty context: a handler has that of the run that it interrupts, whose log would get the service's lines.
         """
         self._is_requested, self._is_final = True, self._is_final or is_final
         self._watchdog.end_after(self._drain_seconds)

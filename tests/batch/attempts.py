@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from service import BaseTask, TaskRegistry
-from service.batch.execution.attempt import Attempt, Ending
+from service.batch.execution.attempt import Attempt
+from service.batch.execution.ending import Ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin
 from service.concurrency.thread_pool import ThreadPool

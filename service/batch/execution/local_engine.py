@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.context import fencing
 from service.batch.context.lease import LOST
-from service.batch.execution import write_buffer
-from service.batch.execution.attempt import Attempt, Ending
+from service.batch.execution.attempt import Attempt
+from service.batch.execution.ending import Ending, log_outcomes
 from service.batch.execution.write_buffer import Group, WriteBuffer
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
@@ -295,4 +295,4 @@ class LocalEngine(Background):
                 asyncio.get_running_loop().call_later(wait, self.wake)
         if not self._attempts:
             self._idle.set()
-        write_buffer.log_outcomes([outcome for outcome in outcomes if outcome.id not in lost])
+        log_outcomes([outcome for outcome in outcomes if outcome.id not in lost])
