@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, update
+from sqlalchemy import event, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,6 +27,7 @@ from service.batch.ledger import run_logs, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
+from service.batch.nodes.outage import Outage
 from service.batch.tasks import discovery
 from service.config import get_settings
 from service.errors import InvalidSetting
@@ -754,6 +755,53 @@ async def test_the_ledger_and_the_application_in_one_sqlite_file_are_refused(mon
     config.forget_settings()
     with pytest.raises(InvalidSetting, match=r"LEDGER_URL.*same SQLite file"):
         await BatchService(get_settings()).start()
+
+
+BACK = "the ledger is reachable again after "
+
+
+async def test_the_end_of_an_outage_is_logged_once_for_all_parts_that_have_noticed_it(
+    begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_task("tick")
+    service = await begin()
+    logging.getLogger().addHandler(caplog.handler)
+
+    async def rename(table: str, name: str) -> None:
+        async with service.ledger.engine.begin() as connection:
+            await connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
+
+    for number in (1, 2):
+        await rename("batch_runs", "away")
+        clock.advance(MINUTE)
+        fire(service, "tick")
+        await until(lambda: told(caplog, "the heartbeat does not reach the ledger: "))
+        await until(lambda: told(caplog, "firing failed, and is tried again in "))
+        assert BACK not in caplog.text
+        await rename("away", "batch_runs")
+        await until(lambda number=number: at_least(service, number))
+        await until(lambda: told(caplog, BACK))
+        assert service.dispatcher.trouble is service.node.trouble is None
+        assert caplog.text.count(BACK) == 1
+        caplog.clear()
+
+
+async def test_an_outage_lasts_until_each_part_that_has_noticed_it_can_work_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outage = Outage()
+    outage.over_for("engine")
+    with clock.moved(START):
+        outage.noticed_by("engine")
+        outage.noticed_by("heartbeat")
+        outage.noticed_by("engine")
+        clock.advance(timedelta(seconds=12))
+        outage.over_for("heartbeat")
+        outage.over_for("heartbeat")
+        outage.over_for("dispatcher")
+        assert BACK not in caplog.text
+        outage.over_for("engine")
+    assert caplog.text.count(BACK) == 1
 
 
 async def test_an_outage_of_the_ledger_delays_slots_and_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from service.batch.nodes import process_lock
 from service.batch.nodes.heartbeat import Heartbeat
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.orphans import interrupt_runs_of
+from service.batch.nodes.outage import Outage
 from service.concurrency.offload import offload
 
 
@@ -28,6 +29,7 @@ class Node:
     """One running process of the service.
 
     `fires=False`: it executes only the runs that it is given. It fires and claims nothing, and rescues no other node.
+    `setting`: the name of the setting that has the URL of the ledger, for messages.
     """
 
     def __init__(
@@ -37,12 +39,16 @@ class Node:
         lease_seconds: float,
         poll_seconds: float = LOOK_SECONDS,
         fires: bool = True,
+        setting: str = "LEDGER_URL",
     ) -> None:
         self.id = new_id()
         self._fires = fires
         self.lease = Lease(lease_seconds)
         self._folder = process_lock.folder_of(url)
-        self._heartbeat = Heartbeat(url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, fires)
+        self.outage = Outage()
+        self._heartbeat = Heartbeat(
+            url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, fires, self.outage, setting
+        )
 
     async def register(self, connection: AsyncConnection, tasks: Iterable[str], now: datetime) -> None:
         """Lock this process's file, and write its row to the ledger. `tasks`: the names of the tasks it has loaded."""
