@@ -31,9 +31,11 @@ def made(run: Any, **attributes: Any) -> type[BaseTask]:
 class Begun:
     """An attempt that was started, its run, and its ending."""
 
-    def __init__(self, run: Any, number: int = 1, params: dict[str, Any] | None = None, **attributes: Any) -> None:
+    def __init__(
+        self, run: Any, number: int = 1, params: dict[str, Any] | None = None, id: str = "run-1", **attributes: Any
+    ) -> None:
         task = TaskRegistry.get(made(run, **attributes)().name)
-        claimed = Claimed("run-1", task.name, SLOT, Origin.SCHEDULE, params, number, 1, SLOT, SLOT)
+        claimed = Claimed(id, task.name, SLOT, Origin.SCHEDULE, params, number, 1, SLOT, SLOT)
         self.ended: list[Ending] = []
         self._over = asyncio.Event()
         self.attempt = Attempt(claimed, task, ThreadPool(2), self._on_end)
