@@ -35,8 +35,8 @@ class Quarantine:
     async def redrive(self, given: str, items: Sequence[str] | None = None) -> Started:
         """Queue a run that processes again the items that a run set aside: all that are left, or `items`.
 
-        `items`: keys as in Quarantined.item. Raises UnknownRun, UnknownTask if the task is not loaded, and WrongState
-        if the run has no such items left.
+        It has the slot and the parameters of that run. `items`: keys as in Quarantined.item. Raises UnknownRun,
+        UnknownTask if the task is not loaded, and WrongState if the run has no such items left.
         """
         context = self._context
         async with context.databases.reading() as connection:
@@ -49,9 +49,11 @@ class Quarantine:
         if missing := sorted(set(items or ()) - left) or ([] if left else ["none is left"]):
             raise WrongState(f"the run {run} has no such items set aside: {', '.join(missing)}")
         task = context.task(row["task"])
-        params = checked_parameters(task, {"redrive": run, **({"items": list(items)} if items else {})})
+        before = {name: value for name, value in (row["params"] or {}).items() if name != "items"}
+        params = checked_parameters(task, {**before, "redrive": run, **({"items": list(items)} if items else {})})
+        slot = row["slot"] or row["created_at"]
         async with context.databases.changing() as connection:
-            started = await enqueue.enqueue(connection, task, params, None, context.actor, parent=run)
+            started = await enqueue.enqueue(connection, task, params, slot, context.actor, parent=run)
         context.wake()
         return Started(id=started, task=task.name)
 
