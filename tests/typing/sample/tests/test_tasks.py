@@ -58,6 +58,7 @@ async def test_items_have_a_client_and_parameters(batch: Batch, monkeypatch: pyt
     async with get_db(readonly=True) as db:
         assert (await db.get_one(User, 1)).email == "https://fr.example.com/1"
     assert (await batch.run(Needs, first=1)).result == {"done": 1, "set_aside": 0}
+    assert [item.item for item in await batch.quarantine(Needs)] == []
 
 
 async def test_a_crash_repeats_nothing(batch: Batch) -> None:
