@@ -304,15 +304,16 @@ async def test_items_gets_the_parameters_and_the_other_methods_see_what_it_keeps
 
 
 class _WithItsOwnRun(_OfKind):
-    async def run(self, redrive: str | None = None, items: list[str] | None = None, upper: bool = False) -> Any:
-        return await super().run(redrive, items, kind="a", note="M" if upper else "m")
+    async def run(self, redrive: str | None = None, items: list[str] | None = None, note: int = 0) -> Any:
+        return await super().run(redrive, items, kind="a", note=f"note {note}")
 
 
 async def test_a_run_of_its_own_has_the_parameters_that_it_names(world: Database) -> None:
     own = type("Own", (_WithItsOwnRun,), {"tries": Counter(), "bad": {}})
-    assert TaskRegistry.of(own).parameters.names == ["redrive", "items", "upper"]
-    await Attempt().does(partial(own().run, upper=True))
-    assert await notes() == {"a": {"M"}, "b": {None}}
+    written = TaskRegistry.of(own).parameters.written
+    assert [*written] == ["redrive", "items", "note"] and written["note"].annotation == "int"
+    await Attempt().does(partial(own().run, note=7))
+    assert await notes() == {"a": {"note 7"}, "b": {None}}
 
 
 def test_a_parameter_of_items_that_run_has_already_is_refused() -> None:

@@ -94,12 +94,14 @@ class ItemTask(BaseTask, Generic[Item, Fetched]):
         """
 
     def resources(self) -> AbstractAsyncContextManager[object]:
-        """What an attempt opens once for all items, such as an HTTP client; it is closed when the attempt ends.
+        """What an attempt opens once for all items, such as an HTTP client.
 
-        @asynccontextmanager
-        async def resources(self) -> AsyncGenerator[None]:
-            async with httpx.AsyncClient() as self.client:
-                yield
+            @asynccontextmanager
+            async def resources(self) -> AsyncGenerator[None]:
+                async with httpx.AsyncClient() as self.client:
+                    yield
+
+        It is entered after `items()`, and left when the attempt ends.
         """
         return nullcontext()
 
@@ -148,8 +150,7 @@ class _ItemSource:
     """The source of an item task's loop. It fetches items outside of transactions, and saves each in a savepoint."""
 
     def __init__(self, task: ItemTask, statement: Select[*tuple[Any, ...]]) -> None:
-        self._task = task
-        self._statement = statement
+        self._task, self._statement = task, statement
         self._run = current_run.current_run_if_any()
         self._has_fetch = type(task).fetch is not ItemTask.fetch
         self._fetch_slots = asyncio.Semaphore(task.concurrency)

@@ -29,7 +29,7 @@ class Parameters:
         self._task = task
         signature = _signature(run, others)
         self.names = list(signature)
-        written = {name: p for method in (run, *others) for name, p in inspect.signature(method).parameters.items()}
+        written = {name: p for method in (*others, run) for name, p in inspect.signature(method).parameters.items()}
         self.written = {name: written[name] for name in self.names}
         """The parameters by name, with their annotations as they are written."""
         self.takes_slot = SLOT in signature
