@@ -172,20 +172,22 @@ class Settings(BaseSettings):
     @property
     def ledger_url(self) -> str:
         """The URL of the ledger's database, with its async driver."""
-        if self.LEDGER_URL:
-            return self.LEDGER_URL
-        url = make_url(self.DATABASE_URL)
-        if url.get_backend_name() == "postgresql":
-            return self.DATABASE_URL
+        url = make_url(self.LEDGER_URL or self.DATABASE_URL)
+        if self.LEDGER_URL or url.get_backend_name() == "postgresql":
+            return self.LEDGER_URL or self.DATABASE_URL
         folder = os.path.dirname(url.database or "") if url.get_backend_name() == "sqlite" else ""
         return f"sqlite+aiosqlite:///{os.path.join(folder or '.', 'ledger.db')}"
 
     @property
+    def ledger_setting(self) -> str:
+        """The name of the setting that says where the ledger is. Messages name it."""
+        return "LEDGER_URL" if self.LEDGER_URL else "DATABASE_URL"
+
+    @property
     def backup_database(self) -> tuple[str, str]:
         """The database to back up and restore: the name of its setting, and its URL."""
-        if self.BACKUP_DATABASE_URL:
-            return "BACKUP_DATABASE_URL", self.BACKUP_DATABASE_URL
-        return "DATABASE_URL", self.DATABASE_URL
+        given = self.BACKUP_DATABASE_URL
+        return ("BACKUP_DATABASE_URL", given) if given else ("DATABASE_URL", self.DATABASE_URL)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Hide values that may be secret, because a repr appears in logs and in the output of failed tests."""
@@ -268,9 +270,7 @@ def get_settings() -> Settings: ...
 def get_settings(cls: type[S]) -> S: ...
 def get_settings(cls: type[BaseSettings] = Settings) -> BaseSettings:
     """The settings as last read, or those of your own class `cls`, which SETTINGS has to name. A service reads `.env`
-    again within seconds of a change.
-
-    Raises InvalidSetting, which names the setting and what is allowed.
+    again within seconds of a change. Raises InvalidSetting, which names the setting and what is allowed.
     """
     settings = _settings if _settings is not None else refresh_settings()
     for candidate in (settings, _own):

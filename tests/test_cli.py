@@ -347,6 +347,12 @@ def test_an_unreachable_ledger_is_named_without_its_password(batch: Batch, repor
     assert "hunter2" not in done.err
 
 
+def test_an_unreachable_ledger_is_named_by_the_setting_that_says_where_it_is(batch: Batch, report: None) -> None:
+    done = batch("runs", DATABASE_URL="postgresql://bob@127.0.0.1:1/shop")
+    refuses(done, "bob@127.0.0.1:1/shop", "Look at DATABASE_URL", code=3)
+    assert "LEDGER_URL" not in done.err
+
+
 @pytest.mark.parametrize("command", ["serve", "run report"])
 def test_an_unreachable_application_database_is_named(batch: Batch, report: None, command: str) -> None:
     done = batch(*command.split(), DATABASE_URL="sqlite:////nowhere/app.db", PORT="0")
@@ -366,7 +372,7 @@ def test_a_ledger_in_a_folder_that_is_not_there_is_no_empty_ledger(batch: Batch,
 def test_a_file_that_is_no_database_is_named(batch: Batch, report: None, tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_text("my notes, which nobody may lose\n" * 100)
     for words in (["serve"], ["runs"], ["run", "report"]):
-        refuses(batch(*words, PORT="0"), "ledger.db", "not a database", "LEDGER_URL", code=3)
+        refuses(batch(*words, PORT="0"), "ledger.db", "not a database", "DATABASE_URL", code=3)
     assert (tmp_path / "ledger.db").read_text().startswith("my notes")
 
 

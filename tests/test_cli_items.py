@@ -12,6 +12,7 @@ from tests.commands import Batch, in_this_process, refuses
 from tests.processes import service
 
 TASKS = """
+from datetime import datetime
 from pathlib import Path
 from sqlalchemy import select
 from service import ItemTask, Skip, get_db
@@ -20,12 +21,13 @@ from service.application.models import User
 class Greet(ItemTask):
     name, schedule = "greet", None
     skip = Skip(limit=9)
-    def items(self):
-        return select(User)
+    def items(self, slot: datetime, first: int, greeting: str = "hello"):
+        self.greeting = greeting
+        return select(User).where(User.id >= first)
     async def save(self, user, fetched, db):
         if user.id % 2 == 0 and not Path("mended").exists():
             raise ValueError("even")
-        user.email = f"{user.id}@greeted.invalid"
+        user.email = f"{self.greeting}-{user.id}@greeted.invalid"
 
 class Fill(ItemTask):
     name, schedule = "fill", None
@@ -53,8 +55,9 @@ def id_in(text: str) -> str:
 def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: Path) -> None:
     (tmp_path / "tasks/all.py").write_text(TASKS)
     assert batch("run", "fill").code == 0
-    first = batch("run", "greet")
-    assert first.code == 0 and '{"done": 3, "set_aside": 2}' in first.out.replace("\n", " ").replace("  ", " ")
+    refuses(batch("run", "greet"), "first is required", "(it takes redrive, items, slot, first, greeting)")
+    first = batch("run", "greet", "--param", "first=2", "--param", "greeting=hi", "--slot", "2026-03-01T00:00Z")
+    assert first.code == 0 and '{"done": 2, "set_aside": 2}' in first.out.replace("\n", " ").replace("  ", " ")
     run = id_in(first.out)
     listed = batch("quarantine", run)
     assert [line.split()[:3] for line in listed.out.splitlines()[1:]] == [
@@ -75,11 +78,20 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
     with service(tmp_path, settings={"POLL_SECONDS": "0.2"}):
         assert batch("logs", second, "--follow").code == 0
     shown = batch("show", second, "--json").json
-    assert (shown["parent"], shown["params"], shown["result"]) == (
+    assert (shown["parent"], shown["params"], shown["result"], shown["slot"]) == (
         run,
-        {"redrive": run, "items": ["4"]},
+        {"redrive": run, "items": ["4"], "first": 2, "greeting": "hi"},
         {"done": 1, "set_aside": 0},
+        "2026-03-01T00:00:00+00:00",
     )
+    shown = batch("show", "greet", "--json").json
+    assert [(one["name"], one["type"], one["required"]) for one in shown["parameters"]] == [
+        ("redrive", "str | None", False),
+        ("items", "list[str] | None", False),
+        ("slot", "datetime.datetime", False),
+        ("first", "int", True),
+        ("greeting", "str", False),
+    ]
     assert [one["redriven_by"] for one in batch("quarantine", run, "--json").json] == [None, second]
     assert batch("redrive", run).code == 0
     refuses(batch("redrive", second), "has no such items set aside: none is left")

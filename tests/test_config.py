@@ -174,6 +174,10 @@ def test_the_ledger_stands_beside_sqlite_and_in_postgresql(
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", application)
     assert get_settings().ledger_url == ledger
+    assert get_settings().ledger_setting == "DATABASE_URL"
+    forget_settings()
+    monkeypatch.setenv("LEDGER_URL", ledger)
+    assert (get_settings().ledger_url, get_settings().ledger_setting) == (ledger, "LEDGER_URL")
 
 
 @pytest.mark.parametrize("content", [b"HOST=\xff\xfe\n", b"\xff\xfeH\x00"])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, update
+from sqlalchemy import event, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -24,10 +27,12 @@ from service.batch.ledger import run_logs, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
+from service.batch.nodes.outage import Outage
 from service.batch.tasks import discovery
 from service.config import get_settings
 from service.errors import InvalidSetting
 from service.server.batch_service import BatchService
+from service.server.shutdown import Stopping
 from service.testing.postgres import OwnServer, find_binaries
 from tests.batch.ledger_world import make_task, refresh, rows, until
 
@@ -151,6 +156,61 @@ async def test_a_failed_attempt_is_retried_with_a_fresh_instance_and_each_is_rec
     attempts = await rows(service.ledger, tables.attempts)
     assert [(a["number"], a["outcome"]) for a in attempts] == [(1, "failed"), (2, "failed"), (3, "succeeded")]
     assert "ConnectionError: not yet" in attempts[0]["error"]["traceback"]
+
+
+def make_tasks_that_end_in_each_way() -> None:
+    """`stuck` ends by a cancel, and `long` when the service stops."""
+
+    async def flaky(self: object) -> None:
+        if current_run().attempt == 1:
+            raise ConnectionError("not yet")
+
+    async def bad(self: object) -> None:
+        raise KeyError("gone")
+
+    async def waits(self: object) -> None:
+        await asyncio.Event().wait()
+
+    make_task("flaky", run=flaky, retry=Retry(attempts=2, wait=60, jitter=0))
+    make_task("bad", run=bad)
+    make_task("slow", run=waits, timeout=0.05)
+    make_task("stuck", run=waits)
+    make_task("long", run=waits)
+
+
+async def test_a_json_line_about_the_end_of_an_attempt_has_what_it_says_as_fields(begin: Begin) -> None:
+    make_tasks_that_end_in_each_way()
+    service = await begin()
+    stream = StringIO()
+    logs.set_up("INFO", "json", stream)
+    clock.advance(MINUTE)
+    for name in service.tasks:
+        fire(service, name)
+    await run_in(service, "retrying", task="flaky")
+    for name in ("bad", "slow"):
+        await run_in(service, "failed", task=name)
+    stuck = await run_in(service, "running", task="stuck")
+    clock.advance(MINUTE)
+    await service.operations.runs.cancel(stuck["id"], wait_seconds=10)
+    flaky = await run_in(service, "succeeded", task="flaky")
+    await service.stop()
+    logs.flush()
+    lines = [line for line in map(json.loads, stream.getvalue().splitlines()) if "duration" in line]
+    assert {(line["task"], line["state"], line["attempt"]) for line in lines} == {
+        ("flaky", "retrying", 1),
+        ("flaky", "succeeded", 2),
+        ("bad", "failed", 1),
+        ("slow", "failed", 1),
+        ("stuck", "cancelled", 1),
+        ("long", "interrupted", 1),
+    }
+    assert {line["slot"] for line in lines} == {"2026-03-10T12:01:00Z"}
+    assert [line["run"] for line in lines if line["task"] == "flaky"] == [flaky["id"]] * 2
+    assert all(type(line["duration"]) in (int, float) for line in lines)
+    assert [line["duration"] for line in lines if line["task"] == "stuck"] == [60]
+    again = await begin()
+    kept = await lines_of(again, stuck["id"])
+    assert len(kept) == 1 and kept[0].startswith("stuck was cancelled: cancelled by") and "duration" not in kept[0]
 
 
 async def test_an_error_that_is_not_on_the_list_is_not_retried(begin: Begin) -> None:
@@ -322,6 +382,38 @@ async def test_a_run_that_outlasts_the_drain_is_interrupted_and_resumes_at_the_n
     nodes = {node["id"]: node for node in await rows(second.ledger, tables.nodes)}
     assert nodes[first.node.id]["stopped_at"] is not None
     assert nodes[second.node.id]["stopped_at"] is None
+
+
+async def test_what_the_service_logs_at_a_signal_belongs_to_no_run_even_if_the_signal_interrupts_one(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(self: object) -> str:
+        signal.raise_signal(signal.SIGINT)  # its handler runs at once, in the context of this run
+        while not current_run().cancelled:
+            await asyncio.sleep(0.01)
+        logger.info("the last line of the run")
+        return "drained"
+
+    monkeypatch.setenv("DRAIN_SECONDS", "10")
+    make_task("long", run=run)
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        service = await begin()
+        stream = StringIO()
+        logs.set_up("INFO", "json", stream)
+        stopping = Stopping(service, get_settings(), is_guest=True)
+        with stopping.watching():
+            clock.advance(MINUTE)
+            fire(service, "long")
+            found = await run_in(service, "succeeded")
+            lines = await lines_of(service, found["id"])
+            await stopping.by_server()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    logs.flush()
+    [told] = [line for line in map(json.loads, stream.getvalue().splitlines()) if "Stopping" in line["event"]]
+    assert told["event"] == "Stopping: 1 running, with 10 s to end" and "run" not in told and "task" not in told
+    assert lines == ["the last line of the run"]
 
 
 async def test_a_run_that_ends_within_the_drain_is_not_interrupted(
@@ -663,6 +755,53 @@ async def test_the_ledger_and_the_application_in_one_sqlite_file_are_refused(mon
     config.forget_settings()
     with pytest.raises(InvalidSetting, match=r"LEDGER_URL.*same SQLite file"):
         await BatchService(get_settings()).start()
+
+
+BACK = "the ledger is reachable again after "
+
+
+async def test_the_end_of_an_outage_is_logged_once_for_all_parts_that_have_noticed_it(
+    begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_task("tick")
+    service = await begin()
+    logging.getLogger().addHandler(caplog.handler)
+
+    async def rename(table: str, name: str) -> None:
+        async with service.ledger.engine.begin() as connection:
+            await connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
+
+    for number in (1, 2):
+        await rename("batch_runs", "away")
+        clock.advance(MINUTE)
+        fire(service, "tick")
+        await until(lambda: told(caplog, "the heartbeat does not reach the ledger: "))
+        await until(lambda: told(caplog, "firing failed, and is tried again in "))
+        assert BACK not in caplog.text
+        await rename("away", "batch_runs")
+        await until(lambda number=number: at_least(service, number))
+        await until(lambda: told(caplog, BACK))
+        assert service.dispatcher.trouble is service.node.trouble is None
+        assert caplog.text.count(BACK) == 1
+        caplog.clear()
+
+
+async def test_an_outage_lasts_until_each_part_that_has_noticed_it_can_work_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outage = Outage()
+    outage.over_for("engine")
+    with clock.moved(START):
+        outage.noticed_by("engine")
+        outage.noticed_by("heartbeat")
+        outage.noticed_by("engine")
+        clock.advance(timedelta(seconds=12))
+        outage.over_for("heartbeat")
+        outage.over_for("heartbeat")
+        outage.over_for("dispatcher")
+        assert BACK not in caplog.text
+        outage.over_for("engine")
+    assert caplog.text.count(BACK) == 1
 
 
 async def test_an_outage_of_the_ledger_delays_slots_and_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,14 +332,14 @@ async def test_both_databases_are_disposed_of_if_the_dispose_of_one_is_cancelled
     disposed = []
 
     async def cancelled(database: Database) -> None:
-        disposed.append(database.setting)
+        disposed.append(database.url.database)
         raise asyncio.CancelledError
 
     monkeypatch.setattr(Database, "dispose", cancelled)
     with pytest.raises(asyncio.CancelledError):
         async with open_operations(get_settings(), Loaded):
             pass
-    assert sorted(disposed) == ["DATABASE_URL", "LEDGER_URL"]
+    assert sorted(disposed) == ["./app.db", "./ledger.db"]
 
 
 @pytest.mark.first_start

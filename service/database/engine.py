@@ -18,6 +18,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from service import clock
 from service.database import forks, troubles
+from service.database.changes import TrackedSession
 from service.database.urls import split_options
 from service.database.writers import WriterGuard
 from service.errors import DatabaseBusy, DatabaseUnreachable
@@ -76,7 +77,7 @@ class Database:
         if readonly:
             return AsyncSession(self.reader, expire_on_commit=False)
         if self.kind != "sqlite":
-            return AsyncSession(self.engine, expire_on_commit=False)
+            return AsyncSession(self.engine, sync_session_class=TrackedSession, expire_on_commit=False)
         return self.guard.session(self.engine)
 
     async def check(self) -> None:

@@ -11,7 +11,12 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from service.database.changes import has_changes, track
 from service.database.engine import Database
+from service.database.writers import caller, session_place
+from service.logs import get_logger, run_log
+
+logger = get_logger(__name__)
 
 Loop = asyncio.AbstractEventLoop
 Prepare = Callable[[Database], None]
@@ -37,10 +42,17 @@ async def get_db(readonly: bool = False) -> AsyncIterator[AsyncSession]:
 
     It never commits by itself. Uncommitted changes are rolled back when the block ends or raises. On SQLite a writing
     session takes the file's write lock at its first statement: open it late, commit early, and use `readonly=True` for
-    reading. A second writing session within one run raises SecondWriter.
+    reading. A second writing session within one run raises SecondWriter. If a session of a run ends with changes that
+    were not committed, and neither an error nor a rollback() explains that, the log of the run names its line.
     """
     async with application_database().session(readonly) as session:
         yield session
+        if not readonly and run_log.get() is not None and has_changes(session.sync_session):
+            logger.warning(
+                f"the session that {session_place.get() or caller()} has opened ended with changes that were not "
+                "committed, so they are lost: call `commit()` before the end of its block, or `rollback()` if they are "
+                "not wanted"
+            )
 
 
 def application_database() -> Database:
@@ -59,6 +71,7 @@ def application_database() -> Database:
             pooled=False,
             shows_values=get_settings().BATCH_SHOW_SQL_PARAMETERS,
         )
+        track(database.engine.sync_engine)
         if origin.prepare is not None:
             origin.prepare(database)
         _opened[loop] = origin, database
@@ -71,6 +84,7 @@ def use_application_database(database: Database, prepare: Prepare | None = None)
     `prepare` is called with this database, and with each one that is opened in a context after `bind_to_service`.
     """
     loop = asyncio.get_running_loop()
+    track(database.engine.sync_engine)
     if prepare is not None:
         prepare(database)
     origin = _Origin(database.url.render_as_string(hide_password=False), prepare)

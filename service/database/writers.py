@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from service import clock
+from service.database.changes import TrackedSession
 from service.errors import SecondWriter
 from service.logs import get_logger
 
@@ -36,7 +37,7 @@ class _Holder:
     since: float
 
 
-class _GuardedSession(Session):
+class _GuardedSession(TrackedSession):
     """A session that asks the guard before each statement, and thus before it waits for the write lock."""
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Any:

@@ -35,7 +35,10 @@ _SIZED = {str, list, dict}
 
 _RECORD_KEYS = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName", "batch_stamp"}
 
-_OWN_KEYS = {"event", "level", "logger", "exc_info", "stack"}
+FIELDS = "batch_fields"
+"""The key of a dict of values that only JSON lines have, each as a field. The text of the message has them already."""
+
+_OWN_KEYS = {"event", "level", "logger", "exc_info", "stack", FIELDS}
 
 
 def line(settled: Mapping[str, Any]) -> str:

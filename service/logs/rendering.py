@@ -9,6 +9,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from service import escaping, failures
+from service.logs.log_lines import FIELDS
 
 INDENT = "    "
 """Indents the later lines of a message in the console format, so that they can't look like a line of their own."""
@@ -25,13 +26,24 @@ def formatter(format: str, colors: bool) -> logging.Formatter:
     tail: list[Processor] = [_stamp, structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if format == "json":
         as_text = structlog.processors.ExceptionRenderer(lambda exc_info: failures.traceback_of(exc_info[1]))
-        tail += [as_text, structlog.processors.JSONRenderer(default=str), _without_delete]
+        tail += [_with_fields, as_text, structlog.processors.JSONRenderer(default=str), _without_delete]
     else:
         console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_write_traceback)
-        tail += [_escaped, console, _indented]
+        tail += [_without_fields, _escaped, console, _indented]
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*SHARED, structlog.stdlib.ExtraAdder()], processors=tail
     )
+
+
+def _with_fields(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Add the values that only JSON lines have."""
+    fields = event.pop(FIELDS, {})
+    return {**event, **fields}
+
+
+def _without_fields(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    event.pop(FIELDS, None)
+    return event
 
 
 def _without_delete(_: WrappedLogger, __: str, encoded: Any) -> str:

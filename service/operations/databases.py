@@ -40,7 +40,9 @@ async def open_databases(settings: Settings, client: str = "batch") -> tuple[Dat
     application = Database(
         settings.DATABASE_URL, setting="DATABASE_URL", pool_size=pool_size, client=client, shows_values=shows
     )
-    ledger = Database(settings.ledger_url, setting="LEDGER_URL", pool_size=5, client=client, shows_values=shows)
+    ledger = Database(
+        settings.ledger_url, setting=settings.ledger_setting, pool_size=5, client=client, shows_values=shows
+    )
     async with AsyncExitStack() as stack:
         for database in (application, ledger):
             stack.push_async_callback(database.dispose)
@@ -172,7 +174,8 @@ class Databases:
             return
         if self.ledger.kind == "sqlite" and not _file_of(self.ledger).exists():
             raise DatabaseUnreachable(
-                f"there is no ledger yet at {self.ledger.safe_url} (LEDGER_URL): `batch serve` or `batch run` makes it"
+                f"there is no ledger yet at {self.ledger.safe_url} ({self.ledger.setting}): "
+                "`batch serve` or `batch run` makes it"
             )
         await self.ledger.check()
         await migrate_ledger(self.ledger, self._lease_seconds)

@@ -46,8 +46,9 @@ class Quarantine:
     async def redrive(self, given: str, items: Sequence[str] | None = None, note: str | None = None) -> Started:
         """Queue a run that processes again the items that a run set aside: all that are left, or `items`.
 
-        `items`: keys as in Quarantined.item. Raises UnknownRun, UnknownTask if no process has loaded the task, and
-        WrongState if the run has no such items left; it names the run that has processed them since.
+        It has the slot and the parameters of that run. `items`: keys as in Quarantined.item. Raises UnknownRun,
+        UnknownTask if no process has loaded the task, and WrongState if the run has no such items left; it names the
+        run that has processed them since.
         """
         context = self._context
         run = await run_of(context, given)
@@ -61,11 +62,13 @@ class Quarantine:
             redriven_by = {item.redriven_by for item in set_aside if item.redriven_by is not None}
             newer = f" (processed since by run {', '.join(sorted(redriven_by)[:3])})" if redriven_by else ""
             raise WrongState(brief(f"the run {run} has no such items set aside: {', '.join(missing)}{newer}", 2_000))
-        given_params = {"redrive": run, **({"items": list(items)} if items else {})}
+        before = {name: value for name, value in (row["params"] or {}).items() if name != "items"}
+        given_params = {**before, "redrive": run, **({"items": list(items)} if items else {})}
+        slot = row["slot"] or row["created_at"]
         async with context.databases.changing() as connection:
             task = await startable_task(connection, context, row["task"])
             params = task.checked(given_params)
-            started = await enqueue.enqueue(connection, task, params, None, context.actor.name, parent=run)
+            started = await enqueue.enqueue(connection, task, params, slot, context.actor.name, parent=run)
             now, after = await database_time.now_of(connection), {"run": started, "items": len(items or left)}
             await audit.record(
                 connection, context.actor.by, "run.redrive", now, task=task.name, run=run, after=after, note=note

@@ -258,15 +258,14 @@ def _by_dotted_name(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(task: Task) -> list[Parameter]:
-    signature = inspect.signature(task.cls.run).parameters
     return [
         Parameter(
             name=name,
-            type=_type(signature[name].annotation),
-            default=None if signature[name].default is inspect.Parameter.empty else echoed(signature[name].default),
+            type=_type(written.annotation),
+            default=None if written.default is inspect.Parameter.empty else echoed(written.default),
             required=name in task.parameters.required,
         )
-        for name in task.parameters.names
+        for name, written in task.parameters.written.items()
     ]
 
 

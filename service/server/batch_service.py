@@ -73,6 +73,7 @@ class BatchService:
             settings.LEASE_SECONDS,
             settings.POLL_SECONDS,
             fires=fires,
+            setting=settings.ledger_setting,
         )
         self.stopping = asyncio.Event()
         """Set when the service begins to stop. Streaming responses end then, because a server waits for them."""
@@ -161,6 +162,7 @@ class BatchService:
             max_threads=settings.MAX_THREADS,
             claims=self._fires,
             may_work=lambda: self.node.lease.is_held,
+            outage=self.node.outage,
         )
         self.node.start(on_loss=self.engine.give_up, on_rescue=self._on_rescue, on_changes=self._hand_out)
         stack.push_async_callback(self.node.stop)
@@ -184,12 +186,19 @@ class BatchService:
         stack.push_async_callback(self._drained)
 
     async def _fire(self, stack: AsyncExitStack) -> None:
-        self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine)
+        self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine, self.node.outage)
         lease = self._settings.LEASE_SECONDS
         for task in self.tasks.values():
             apscheduler.add_job(self.scheduler, task, self.notify)
         self.schedules = ScheduleSync(
-            self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, self.notify, lease
+            self.ledger,
+            self.folder,
+            self.tasks,
+            self.node.id,
+            self.scheduler,
+            self.notify,
+            lease,
+            self.node.outage,
         )
         await self.schedules.open()
         await self.schedules.update_jobs()
@@ -254,7 +263,10 @@ class BatchService:
     async def _leave_alone(self) -> None:
         if self._has_left:
             return
-        ledger = Database(self._settings.ledger_url, setting="LEDGER_URL", pooled=False, client=f"batch/{self.node.id}")
+        settings = self._settings
+        ledger = Database(
+            settings.ledger_url, setting=settings.ledger_setting, pooled=False, client=f"batch/{self.node.id}"
+        )
         if await self._write_if_reachable(ledger, self._sign_off):
             self.node.unlock_at_once()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import multiprocessing
 import signal
 import threading
@@ -82,12 +83,13 @@ class Stopping:
         """Request a stop, which `call` performs on the event loop.
 
         It is called by a signal handler between any two lines of the main thread, or in the watchdog's thread. With
-        `is_final` the process has to end too, unlike on Ctrl-C in a Python shell or under pytest.
+        `is_final` the process has to end too, unlike on Ctrl-C in a Python shell or under pytest. `call` gets
+        an empty context: a handler has that of the run that it interrupts, whose log would get the service's lines.
         """
         self._is_requested, self._is_final = True, self._is_final or is_final
         self._watchdog.end_after(self._drain_seconds)
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(call)
+            self._loop.call_soon_threadsafe(call, context=contextvars.Context())
 
     def _check_server(self) -> None:
         if not self._is_requested and self._has_server_request():

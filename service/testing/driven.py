@@ -72,7 +72,7 @@ class DrivenService:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             settings = get_settings()
-            self._ledger = Database(settings.ledger_url, setting="LEDGER_URL", pool_size=5)
+            self._ledger = Database(settings.ledger_url, setting=settings.ledger_setting, pool_size=5)
             stack.push_async_callback(self._ledger.dispose)
             shows_values = settings.BATCH_SHOW_SQL_PARAMETERS
             application = Database(

@@ -14,7 +14,7 @@ from service.batch.tasks.base import BaseTask
 from service.batch.tasks.discovery import load_tasks
 from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import get_settings
-from service.errors import BatchError
+from service.errors import BatchError, UnknownRun, UnknownTask
 from service.operations.results import Quarantined
 from service.testing.driven import DrivenService
 from service.testing.failures import Failures
@@ -26,6 +26,8 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 PATIENCE = 30.0
 
 TaskOrName = type[BaseTask] | str
+RunOrTask = RunRecord | TaskOrName
+"""A run as it was returned, the id of a run, or a task, which stands for its newest run."""
 
 
 class Batch:
@@ -44,9 +46,14 @@ class Batch:
         """The id of the run that was killed and waits for `resume`, and the id of its node."""
         self._only: set[str] | None = None
         self._is_busy = False
+        self._root = root
+        self._load()
+
+    def _load(self) -> None:
+        """Load the tasks in TASKS_DIR."""
         folder = get_settings().TASKS_DIR
-        if not folder.is_dir() and (root / folder).is_dir():
-            folder = root / folder
+        if not folder.is_dir() and (self._root / folder).is_dir():
+            folder = self._root / folder
         has_no_folder = "TASKS_DIR" not in get_settings().model_fields_set and not folder.is_dir()
         self._broken = [] if has_no_folder else load_tasks(folder)
 
@@ -70,13 +77,13 @@ class Batch:
 
     def only(self, *tasks: TaskOrName) -> None:
         """Fire only the slots of these tasks. Other tasks can still be run with `run`."""
-        self._only = {_known(task).name for task in tasks}
+        self._only = {self._known(task).name for task in tasks}
 
     def fail_next(self, task: TaskOrName, error: BaseException | None = None, times: int = 1) -> None:
         """Make the next attempts of `task` raise `error` (default: a RuntimeError) instead of calling its `run()`."""
         if error is not None and not isinstance(error, BaseException):
             raise TypeError(f"fail_next() was given {error!r}; allowed: an exception, such as OSError('no network')")
-        self._failures.add(_known(task).name, error or RuntimeError("made to fail by fail_next()"), times)
+        self._failures.add(self._known(task).name, error or RuntimeError("made to fail by fail_next()"), times)
 
     async def run(
         self, task: TaskOrName, *, slot: datetime | None = None, kill_after_chunk: int | None = None, **params: Any
@@ -89,7 +96,7 @@ class Batch:
         if the run ends with fewer chunks.
         A failed run is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
         """
-        known = _known(task)
+        known = self._known(task)
         _check(kill_after_chunk)
         if kill_after_chunk is not None and self._killed is not None:
             raise BatchError(
@@ -100,46 +107,46 @@ class Batch:
             await self._finish(service, started.id, kill_after_chunk)
         return self._record(started.id)
 
-    async def retry(self, run: RunRecord | str, *, from_the_beginning: bool = False) -> RunRecord:
+    async def retry(self, run: RunOrTask, *, from_the_beginning: bool = False) -> RunRecord:
         """Give a run in a final state a new attempt, like `batch retry`, and run it to its end.
 
         Raises WrongState if the run is not over, or if it has succeeded and `from_the_beginning` is False.
         """
         async with self._service() as service:
-            retried = await service.operations.runs.retry(_id(run), from_the_beginning=from_the_beginning)
+            retried = await service.operations.runs.retry(self._id(run), from_the_beginning=from_the_beginning)
             await self._finish(service, retried.id, None)
         return self._record(retried.id)
 
-    async def cancel(self, run: RunRecord | str) -> RunRecord:
+    async def cancel(self, run: RunOrTask) -> RunRecord:
         """Cancel a waiting run, like `batch cancel`. Raises WrongState if the run is over."""
         async with self._service() as service:
-            cancelled = await service.operations.runs.cancel(_id(run))
+            cancelled = await service.operations.runs.cancel(self._id(run))
         return self._record(cancelled.id)
 
-    async def quarantined(self, run: RunRecord | str) -> Sequence[Quarantined]:
+    async def quarantine(self, run: RunOrTask) -> Sequence[Quarantined]:
         """The items that a run has set aside: `item`, `error`, `times`, `redriven_by`."""
         async with self._service() as service:
-            return await service.operations.quarantine.list(_id(run))
+            return await service.operations.quarantine.list(self._id(run))
 
-    async def redrive(self, run: RunRecord | str, items: Sequence[str] | None = None) -> RunRecord:
+    async def redrive(self, run: RunOrTask, items: Sequence[str] | None = None) -> RunRecord:
         """Process the items that a run has set aside once more, in a new run, and return the new run when it has ended.
 
-        `items`: only these, as `quarantined` returns them. Raises WrongState if none of them is in quarantine any more.
+        `items`: only these, as `quarantine` returns them. Raises WrongState if none of them is in quarantine any more.
         """
         async with self._service() as service:
-            started = await service.operations.quarantine.redrive(_id(run), items)
+            started = await service.operations.quarantine.redrive(self._id(run), items)
             await self._finish(service, started.id, None)
         return self._record(started.id)
 
     async def pause(self, task: TaskOrName) -> None:
         """Stop firing a task, like `batch pause`. Slots that come due before `unpause` are missed."""
-        name = _known(task).name
+        name = self._known(task).name
         async with self._service() as service:
             await service.operations.tasks.pause(name)
 
     async def unpause(self, task: TaskOrName) -> None:
         """Fire a paused task again, like `batch resume`."""
-        name = _known(task).name
+        name = self._known(task).name
         async with self._service() as service:
             await service.operations.tasks.resume(name)
 
@@ -185,11 +192,11 @@ class Batch:
 
     def runs(self, task: TaskOrName | None = None) -> list[RunRecord]:
         """All runs, or those of one task, oldest first."""
-        return run_records(self._recorder.chunks, task=_known(task).name if task is not None else None)
+        return run_records(self._recorder.chunks, task=self._known(task).name if task is not None else None)
 
     def missed(self, task: TaskOrName | None = None) -> list[MissedRange]:
         """The ranges of slots that did not run, with their reasons, oldest first."""
-        return missed_ranges(_known(task).name if task is not None else None)
+        return missed_ranges(self._known(task).name if task is not None else None)
 
     async def _finish(self, service: DrivenService, run_id: str, kill_after_chunk: int | None) -> None:
         if kill_after_chunk is None:
@@ -203,6 +210,28 @@ class Batch:
                 f"{run.task} was not killed after chunk {kill_after_chunk}: it committed {kill.chunks}, and {state}"
             )
         self._killed = run_id, service.node
+
+    def _known(self, task: TaskOrName) -> Task:
+        """Raises UnknownTask for a name, InvalidTask for a class."""
+        if not isinstance(task, str):
+            return TaskRegistry.of(task)
+        if task not in TaskRegistry.tasks():  # its file, or TASKS_DIR, is newer than the fixture
+            self._load()
+        try:
+            return TaskRegistry.get(task)
+        except UnknownTask as error:
+            folders = " and ".join(dict.fromkeys(map(str, (Path.cwd(), self._root))))
+            raise UnknownTask(f"{error.message} (TASKS_DIR is {get_settings().TASKS_DIR}, in {folders})") from None
+
+    def _id(self, run: RunOrTask) -> str:
+        """The id of a run; of a task, that of its newest run. Raises UnknownRun if the task has none."""
+        if isinstance(run, RunRecord):
+            return run.id
+        if isinstance(run, str) and run not in TaskRegistry.tasks():
+            return run
+        if not (records := self.runs(run)):
+            raise UnknownRun(f"the task {self._known(run).name} has no run yet")
+        return records[-1].id
 
     def _record(self, run_id: str) -> RunRecord:
         [record] = run_records(self._recorder.chunks, id=run_id)
@@ -228,15 +257,6 @@ class Batch:
                 yield service
         finally:
             self._is_busy = False
-
-
-def _known(task: TaskOrName) -> Task:
-    """The registered task of this name or class. Raises UnknownTask for a name, InvalidTask for a class."""
-    return TaskRegistry.get(task) if isinstance(task, str) else TaskRegistry.of(task)
-
-
-def _id(run: RunRecord | str) -> str:
-    return run if isinstance(run, str) else run.id
 
 
 def _check(kill_after_chunk: Any) -> None:

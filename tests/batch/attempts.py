@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from service import BaseTask, TaskRegistry
-from service.batch.execution.attempt import Attempt, Ending
+from service.batch.execution.attempt import Attempt
+from service.batch.execution.ending import Ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin
 from service.concurrency.thread_pool import ThreadPool
@@ -30,9 +31,11 @@ def made(run: Any, **attributes: Any) -> type[BaseTask]:
 class Begun:
     """An attempt that was started, its run, and its ending."""
 
-    def __init__(self, run: Any, number: int = 1, params: dict[str, Any] | None = None, **attributes: Any) -> None:
+    def __init__(
+        self, run: Any, number: int = 1, params: dict[str, Any] | None = None, id: str = "run-1", **attributes: Any
+    ) -> None:
         task = TaskRegistry.get(made(run, **attributes)().name)
-        claimed = Claimed("run-1", task.name, SLOT, Origin.SCHEDULE, params, number, 1, SLOT, SLOT)
+        claimed = Claimed(id, task.name, SLOT, Origin.SCHEDULE, params, number, 1, SLOT, SLOT)
         self.ended: list[Ending] = []
         self._over = asyncio.Event()
         self.attempt = Attempt(claimed, task, ThreadPool(2), self._on_end)

@@ -25,7 +25,9 @@ from service.batch.context import current_run, fencing
 from service.batch.context.attempt_state import AttemptState
 from service.batch.context.current_run import CurrentRun
 from service.batch.execution import attempt as runner
-from service.batch.execution.attempt import Attempt, Ending
+from service.batch.execution.attempt import Attempt
+from service.batch.execution.ending import Ending
+from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import attempts, new_id, nodes, runs
@@ -44,6 +46,7 @@ from service.database.session import (
 from service.database.sync import home_loop
 from service.errors import LeaseLost
 from service.testing.engine import DrivenEngine
+from service.testing.postgres import OwnServer, find_binaries
 from tests.batch.attempts import SLOT
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 
@@ -473,6 +476,25 @@ async def test_a_resumed_run_waits_while_the_application_database_can_not_be_rea
     assert "made was interrupted: the service stopped" in caplog.text
     leave_application_database(away)
     await away.dispose()
+
+
+async def test_the_log_of_a_resumed_run_that_has_waited_says_when_the_application_database_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    with OwnServer(find_binaries(), fast=True) as server:
+        database = Database(await server.create_database(), setting="DATABASE_URL")
+        await migrate(database, *APPLICATION_HISTORIES, LEDGER_HISTORY)
+        use_application_database(database, partial(fencing.guard, idle_seconds=LEASE))
+        await asyncio.to_thread(server.stop, "immediate")
+        new = Holder(2)
+        taking = asyncio.create_task(new.does(partial(fencing.take_over, database, new.state)))
+        await until(lambda: _true("waits to take over run" in caplog.text))
+        await asyncio.to_thread(server.start)
+        await asyncio.wait_for(taking, 30)
+        assert caplog.text.count(": the application's database is reachable again after ") == 1
+        leave_application_database(database)
+        await database.dispose()
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,11 +16,11 @@ from sqlalchemy import Select, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import ItemTask, Retry, Skip, get_db
+from service import ItemTask, Retry, Skip, TaskRegistry, get_db
 from service.batch.chunks import quarantine
 from service.database.engine import Database
 from service.database.session import application_database
-from service.errors import ChunkError, InvalidTask
+from service.errors import ChunkError, InvalidParameters, InvalidTask
 from tests.batch.test_chunks import Attempt, Deadlock, Item, rows, see, seen, world
 
 __all__ = ["world"]
@@ -257,3 +259,138 @@ def test_an_invalid_skip_is_refused_with_the_allowed_values() -> None:
     with pytest.raises(InvalidTask, match=r"Skip\(on\) is 'x'; allowed"):
         Skip(limit=1, on="x")  # type: ignore[arg-type]
     assert inspect.isabstract(ItemTask)
+
+
+# Parameters of an item task's own, and what it opens for all items.
+
+
+class _OfKind(_Made):
+    """Its select depends on a parameter, and so does what it saves."""
+
+    def items(self, kind: str, note: str = "seen") -> Select[Item]:
+        self.note = note
+        return select(Item).where(Item.kind == kind)
+
+    async def save(self, item: Item, fetched: Any, db: AsyncSession) -> None:
+        await super().save(item, fetched, db)
+        item.note = self.note
+
+
+async def notes() -> dict[str, set[str | None]]:
+    async with get_db(readonly=True) as db:
+        pairs = (await db.execute(select(Item.kind, Item.note))).all()
+    return {kind: {note for other, note in pairs if other == kind} for kind in "ab"}
+
+
+def test_the_parameters_of_items_are_parameters_of_its_runs() -> None:
+    declared = TaskRegistry.of(type("Own", (_OfKind,), {"schedule": None})).parameters
+    assert (declared.names, declared.required) == (["redrive", "items", "kind", "note"], ["kind"])
+    assert declared.to_json({"kind": "a", "redrive": "x"}) == {"kind": "a", "redrive": "x"}
+    with pytest.raises(
+        InvalidParameters, match=r"there is no parameter 'colour' \(it takes redrive, items, kind, note"
+    ):
+        declared.to_json({"kind": "a", "colour": "red"})
+    assert TaskRegistry.of(_made_plain()).parameters.names == ["redrive", "items"]
+
+
+def _made_plain() -> type[_Made]:
+    return type("Plain", (_Made,), {"name": "plain"})
+
+
+async def test_items_gets_the_parameters_and_the_other_methods_see_what_it_keeps(world: Database) -> None:
+    own = type("Own", (_OfKind,), {"tries": Counter(), "bad": {}})
+    assert await Attempt().does(partial(own().run, kind="a", note="mine")) == {"done": 12, "set_aside": 0}
+    assert await notes() == {"a": {"mine"}, "b": {None}}
+
+
+class _WithItsOwnRun(_OfKind):
+    async def run(self, redrive: str | None = None, items: list[str] | None = None, note: int = 0) -> Any:
+        return await super().run(redrive, items, kind="a", note=f"note {note}")
+
+
+async def test_a_run_of_its_own_has_the_parameters_that_it_names(world: Database) -> None:
+    own = type("Own", (_WithItsOwnRun,), {"tries": Counter(), "bad": {}})
+    written = TaskRegistry.of(own).parameters.written
+    assert [*written] == ["redrive", "items", "note"] and written["note"].annotation == "int"
+    await Attempt().does(partial(own().run, note=7))
+    assert await notes() == {"a": {"note 7"}, "b": {None}}
+
+
+def test_a_parameter_of_items_that_run_has_already_is_refused() -> None:
+    class Own(_Made):
+        def items(self, redrive: int = 0) -> Select[Item]:
+            return select(Item)
+
+    with pytest.raises(InvalidTask, match=r"items\(\) has the parameter redrive, which run\(\) has already: rename it"):
+        TaskRegistry.of(Own)
+
+
+def test_annotations_of_items_without_parameters_are_for_type_checkers_only() -> None:
+    class Own(_Made):
+        def items(self) -> NotImportedHere:  # type: ignore[name-defined] # noqa: F821
+            return select(Item)
+
+    assert TaskRegistry.of(Own).parameters.names == ["redrive", "items"]
+
+
+@pytest.mark.parametrize("ends", ["well", "with an error"])
+async def test_resources_are_opened_once_for_all_items_and_closed_at_the_end(world: Database, ends: str) -> None:
+    told: list[str] = []
+
+    class Own(_OfKind):
+        @asynccontextmanager
+        async def resources(self) -> AsyncIterator[None]:
+            told.append(f"opened for {self.note}")
+            async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as self.client:
+                yield
+            told.append("closed")
+
+        async def fetch(self, item: Item) -> int:
+            return (await self.client.get(f"http://x/{item.id}")).status_code
+
+        async def save(self, item: Item, fetched: Any, db: AsyncSession) -> None:
+            told.append(f"saved {fetched}")
+            if ends != "well":
+                raise KeyError("gone")
+
+    Own.size = 5
+    own = Own()
+    with nullcontext() if ends == "well" else pytest.raises(KeyError):
+        await Attempt().does(partial(own.run, kind="a", note="all"))
+    assert told[0] == "opened for all" and told.count("opened for all") == 1
+    assert told.count("saved 200") == (12 if ends == "well" else 1)
+    assert own.client.is_closed and ("closed" in told) == (ends == "well")
+
+
+async def opens(self: object) -> None: ...
+
+
+async def yields(self: object) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("resources", [opens, yields])
+def test_resources_without_the_decorator_are_refused_with_what_to_write(resources: Any) -> None:
+    with pytest.raises(InvalidTask, match=r"Own\.resources\(\) is no async context manager; allowed: .*asynccontextm"):
+        make(resources=resources)
+
+
+class _Typed(ItemTask[Item, str]):
+    """The classes in brackets are for type checkers."""
+
+    name, schedule = "typed", None
+
+    def items(self) -> Select[Item]:
+        return select(Item)
+
+    async def fetch(self, item: Item) -> str:
+        return f"item {item.id}"
+
+    async def save(self, item: Item, fetched: str, db: AsyncSession) -> None:
+        item.note = fetched[-10:]
+
+
+async def test_a_task_may_name_the_types_of_its_items_and_of_what_it_fetches(world: Database) -> None:
+    assert TaskRegistry.of(_Typed).parameters.names == ["redrive", "items"]
+    assert await Attempt().does(_Typed().run) == {"done": 25, "set_aside": 0}
+    assert ItemTask[Item] and inspect.isabstract(ItemTask[Item, str].__origin__)

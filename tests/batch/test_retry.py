@@ -17,7 +17,7 @@ import pytest
 
 from service import BatchError, Retry, RetryAfter, clock
 from service.batch.execution import attempt
-from service.batch.execution.attempt import Ending
+from service.batch.execution.ending import Ending
 from service.batch.ledger.states import RunState
 from service.batch.tasks.retry_after import seconds_asked
 from service.errors import DomainError, InvalidParameters

@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import Retry, TaskRegistry, clock
 from service.batch.account import accounting
 from service.batch.account.account import AccountedSlot, AccountFinding, Kind
-from service.batch.execution.attempt import Attempt, Ending
+from service.batch.execution.attempt import Attempt
+from service.batch.execution.ending import Ending
 from service.batch.execution.write_buffer import Group, WriteBuffer
 from service.batch.firing import firing, task_sync
 from service.batch.firing.firing import Fired

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +28,8 @@ from service import (
     start,
 )
 from service.application.models import User
-from service.errors import BatchError, InvalidParameters, InvalidTask, UnknownTask, WrongState
+from service.config import forget_settings
+from service.errors import BatchError, InvalidParameters, InvalidTask, UnknownRun, UnknownTask, WrongState
 from service.testing.kit import START, Batch
 from service.testing.records import RunRecord
 
@@ -205,6 +207,30 @@ async def test_the_clock_starts_where_a_test_puts_it_and_never_goes_back(batch: 
         await batch.advance(hours=-1)
 
 
+LATE = """
+from service import BaseTask
+
+class Late(BaseTask):
+    name, schedule = "late", None
+
+    async def run(self) -> str:
+        return "loaded by its name"
+"""
+
+
+async def test_a_name_that_is_not_known_is_looked_for_in_tasks_dir(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("tasks/late.py").write_text(LATE)
+    assert (await batch.run("late")).result == "loaded by its name"
+    Path("jobs").mkdir()
+    Path("jobs/later.py").write_text(LATE.replace('"late"', '"later"'))
+    monkeypatch.setenv("TASKS_DIR", "jobs")
+    forget_settings()
+    batch.only("later")
+    assert (await batch.run("later")).result == "loaded by its name"
+
+
 async def test_what_can_t_be_run_is_refused(batch: Batch) -> None:
     class NoName(BaseTask):
         schedule = None
@@ -213,7 +239,8 @@ async def test_what_can_t_be_run_is_refused(batch: Batch) -> None:
 
     with pytest.raises(InvalidTask, match=r"NoName.*name is missing"):
         await batch.run(NoName)
-    with pytest.raises(UnknownTask, match="no task is named 'nowhere'; the tasks are: none"):
+    looked = rf"the tasks are: none \(TASKS_DIR is tasks, in {re.escape(str(Path.cwd()))} and "
+    with pytest.raises(UnknownTask, match=f"no task is named 'nowhere'; {looked}"):
         await batch.run("nowhere")
     with pytest.raises(InvalidParameters, match="there is no parameter 'who'"):
         await batch.run(Hello, who="x")
@@ -326,15 +353,54 @@ async def test_items_that_were_set_aside_are_done_again(batch: Batch, monkeypatc
         db.add_all([User(email=f"{number}") for number in range(3)])
         await db.commit()
     run = await batch.run(Greets)
-    [item] = await batch.quarantined(run)
+    [item] = await batch.quarantine(run)
     assert (item.item, item.error["type"], item.redriven_by) == ("2", "ValueError", None)
     monkeypatch.setattr(Greets, "refuses", False)
     redriven = await batch.redrive(run)
     assert (redriven.state, redriven.parent) == ("succeeded", run.id)
-    [item] = await batch.quarantined(run)
+    [item] = await batch.quarantine(run)
     assert item.redriven_by == redriven.id
     with pytest.raises(WrongState, match="none is left"):
         await batch.redrive(run)
+
+
+async def test_a_task_stands_for_its_newest_run(batch: Batch) -> None:
+    with pytest.raises(UnknownRun, match="the task greets has no run yet"):
+        await batch.quarantine(Greets)
+    async with get_db() as db:
+        db.add_all([User(email=f"{number}") for number in range(3)])
+        await db.commit()
+    await batch.run(Greets)
+    newest = await batch.run(Greets)
+    assert [item.item for item in await batch.quarantine("greets")] == ["2"]
+    redriven = await batch.redrive(Greets, items=["2"])
+    assert (redriven.parent, redriven.result) == (newest.id, {"done": 0, "set_aside": 1})
+    again = await batch.retry("greets", from_the_beginning=True)
+    assert (again.id, again.attempt) == (redriven.id, 2)
+
+
+async def test_a_redrive_has_the_slot_and_the_parameters_of_its_run(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class From(Greets):
+        name = "from"
+
+        def items(self, slot: datetime, first: int) -> Any:
+            logger.info(f"from {first} at {slot.isoformat()}")
+            return select(User).where(User.id >= first)
+
+    async with get_db() as db:
+        db.add_all([User(email=f"{number}") for number in range(3)])
+        await db.commit()
+    for slot, at in ((None, START), (START + HOUR, START + HOUR)):
+        run = await batch.run(From, first=2, slot=slot)
+        assert run.result == {"done": 1, "set_aside": 1}
+        redriven = await batch.redrive(run)
+        assert redriven.params == {"first": 2, "redrive": run.id} and redriven.slot == at
+        assert redriven.logs[0].text == f"from 2 at {at.isoformat()}" == run.logs[0].text
+    second = await batch.redrive(redriven, items=["2"])
+    third = await batch.redrive(second)
+    assert third.params == {"first": 2, "redrive": second.id}
 
 
 async def test_a_paused_task_misses_its_slots(batch: Batch) -> None:

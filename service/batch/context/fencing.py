@@ -73,21 +73,25 @@ async def take_over(ledger: Database, state: AttemptState) -> None:
     may hold locks. The SQLite lock of a stopped process can't be removed, so this waits for it. It also waits while
     the server can't be reached: that is no reason for a resumed run to fail. Raises LeaseLost.
     """
-    application, has_logged = application_database(), False
+    application, away_since = application_database(), None
     while application.kind in KINDS:
         try:
             if application.kind == "postgresql":
                 await _end_connections_of_lost_nodes(application, ledger, state)
             async with application.engine.begin():
-                return  # its commit raises the fence
+                pass  # its commit raises the fence
+            if away_since is not None:
+                seconds = max(1, round(clock.boottime() - away_since))
+                logger.info(f"{state.task}: the application's database is reachable again after {seconds} s")
+            return
         except DatabaseBusy as error:
             logger.warning(f"{state.task} waits to take over run {state.run}: {error}")
         except (DBAPIError, OSError) as error:
             if not troubles.is_unreachable(error):
                 raise
-            if not has_logged:
+            if away_since is None:
+                away_since = clock.boottime()
                 logger.warning(f"{state.task} waits to take over run {state.run}: {application.why(error)}")
-            has_logged = True
             await asyncio.sleep(AWAY_SECONDS)
 
 

@@ -8,7 +8,6 @@ import functools
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,6 +19,7 @@ from service.batch.context.attempt_state import AttemptState, always_held
 from service.batch.context.current_run import CurrentRun
 from service.batch.context.fencing import seal
 from service.batch.context.lease import LOST
+from service.batch.execution.ending import Ending, log_ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
 from service.batch.tasks.policies import not_run_again
@@ -45,21 +45,6 @@ _TEXTS, _CONTAINERS = (str, bytes), (dict, list, tuple, set, frozenset)
 
 ABANDON_SECONDS = 5.0
 """How long a cancelled attempt may take to end by itself before it is given up."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How an attempt ended: the next state of its run, and why. `wait`: seconds until the next attempt; None: no retry.
-
-    `outcome`: a word for the attempt's row, such as "timed out".
-    """
-
-    state: RunState
-    outcome: str
-    reason: str | None = None
-    result: Any = None
-    error: BaseException | None = None
-    wait: float | None = None
 
 
 async def call(task: Task, parameters: Mapping[str, Any], threads: ThreadPool) -> Any:
@@ -200,14 +185,8 @@ class Attempt:
 
     def _log_ending(self, ending: Ending) -> None:
         """Write the last line of the attempt to its log, unless it has succeeded."""
-        next_attempt = (
-            f"; attempt {self.claimed.attempt + 1} follows in {ending.wait:.1f} s" if ending.wait is not None else ""
-        )
-        if ending.error is not None:
-            self.state.will_retry = ending.wait is not None
-            logger.error(f"{self.task.name} failed: {ending.reason}{next_attempt}", exc_info=ending.error)
-        elif ending.state != RunState.SUCCEEDED:
-            logger.warning(f"{self.task.name} was {ending.outcome}: {ending.reason}")
+        self.state.will_retry = ending.error is not None and ending.wait is not None
+        log_ending(ending, self.claimed, self.ledger_time())
 
     def _succeeded(self, result: Any) -> Ending:
         if self._stop is not None and self._stop.outcome != "interrupted":

@@ -12,13 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.context import fencing
 from service.batch.context.lease import LOST
-from service.batch.execution import write_buffer
-from service.batch.execution.attempt import Attempt, Ending
+from service.batch.execution.attempt import Attempt
+from service.batch.execution.ending import Ending, log_outcomes
 from service.batch.execution.write_buffer import Group, WriteBuffer
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
 from service.batch.nodes.ledger_poll import LedgerChanges
+from service.batch.nodes.outage import Outage
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
@@ -26,7 +27,6 @@ from service.concurrency.background import Background
 from service.concurrency.thread_pool import ThreadPool
 from service.database import troubles
 from service.database.engine import Database
-from service.errors import DatabaseError
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
@@ -54,11 +54,12 @@ class LocalEngine(Background):
         max_threads: int = 32,
         claims: bool = True,
         may_work: Callable[[], bool] = lambda: True,
+        outage: Outage | None = None,
     ) -> None:
         """`max_running`, `max_threads`: how many runs at once, and how many of them in threads. `claims=False`: execute
         only the runs that are launched. `may_work`: whether this node holds its lease; without it no run commits.
         """
-        self._database = database
+        self._database, self._outage = database, outage or Outage()
         self._tasks = tasks
         self._max_running = max_running
         self._node = node
@@ -179,12 +180,13 @@ class LocalEngine(Background):
         while True:
             try:
                 await self._turn(is_woken=await self._until_needed())
+                self._outage.over_for("engine")
                 pause = 0.1
             except Exception as error:  # the background loop's boundary: a failed turn must not end the engine
-                is_expected = isinstance(error, DBAPIError | DatabaseError | OSError)
-                cause = self._database.why(error) if is_expected else str(error).split("\n")[0]
-                text = f"writing to the ledger failed, the next attempt is in {pause:.1f} s: {cause}"
-                logger.error(text, exc_info=None if is_expected else error)
+                cause = self._outage.cause_for("engine", self._database, error)
+                reason = cause or str(error).split("\n")[0]
+                text = f"writing to the ledger failed, the next attempt is in {pause:.1f} s: {reason}"
+                logger.error(text, exc_info=None if cause else error)
                 self.is_recheck_due = True
                 await asyncio.sleep(pause)
                 pause = min(LONGEST_PAUSE, pause * 2)
@@ -295,4 +297,4 @@ class LocalEngine(Background):
                 asyncio.get_running_loop().call_later(wait, self.wake)
         if not self._attempts:
             self._idle.set()
-        write_buffer.log_outcomes([outcome for outcome in outcomes if outcome.id not in lost])
+        log_outcomes([outcome for outcome in outcomes if outcome.id not in lost])

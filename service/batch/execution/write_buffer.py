@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -12,13 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, failures
 from service.batch.context.progress import Progress
-from service.batch.execution.attempt import Attempt, Ending
+from service.batch.execution.attempt import Attempt
+from service.batch.execution.ending import Ending
 from service.batch.ledger import database_time, run_logs, runs, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.states import Rank, RunState
 from service.concurrency.offload import offload
-from service.logs import get_logger
 
 GROUP_LIMIT = 1_000
 """How many outcomes are written in one transaction, at most."""
@@ -26,10 +25,6 @@ MOST_BYTES = 32_000_000
 """Bytes of log lines of all runs in the buffer, at most. Further lines stay in the log buffers of their attempts."""
 PROGRESS_SECONDS = 0.5
 """How often the progress of the runs is written, in seconds."""
-FEW = 20
-"""Up to this number of outcomes each is logged in a line of its own."""
-
-logger = get_logger("service.batch")
 
 
 @dataclass
@@ -174,6 +169,7 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         number=claimed.attempt,
         node=node,
         task=claimed.task,
+        slot=claimed.slot,
         started_at=claimed.attempt_started_at,
         ended_at=ended_at,
         reason=ending.reason,
@@ -199,18 +195,3 @@ def _progress(attempt: Attempt, progress: Progress | None) -> dict[str, Any]:
         "message": progress.message,
         "progress_at": at,
     }
-
-
-def log_outcomes(outcomes: list[Outcome]) -> None:
-    """Log a line for each run that has succeeded; for more than FEW outcomes one line with their numbers.
-
-    An attempt that did not succeed has logged its own line.
-    """
-    if len(outcomes) > FEW:
-        counts = Counter(outcome.outcome for outcome in outcomes)
-        logger.info(", ".join(f"{number:,} runs {outcome}" for outcome, number in counts.items()))
-        return
-    for outcome in outcomes:
-        if outcome.state == RunState.SUCCEEDED:
-            seconds = (outcome.ended_at - outcome.started_at).total_seconds()
-            logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id)

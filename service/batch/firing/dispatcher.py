@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
 from service.batch.execution.engine import Engine
 from service.batch.firing import firing
 from service.batch.firing.firing import Fired, SlotPlans
+from service.batch.nodes.outage import Outage
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.database.engine import Database
-from service.errors import DatabaseError
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
@@ -29,8 +29,16 @@ STOP_SECONDS = 1.0
 class Dispatcher(Background):
     """Fires the tasks that `notify` names. Which of their slots are due is read from the cursors in the ledger."""
 
-    def __init__(self, database: Database, tasks: Mapping[str, Task], node: str, engine: Engine) -> None:
+    def __init__(
+        self,
+        database: Database,
+        tasks: Mapping[str, Task],
+        node: str,
+        engine: Engine,
+        outage: Outage | None = None,
+    ) -> None:
         self._database = database
+        self._outage = outage or Outage()
         self._tasks = tasks
         self._node = node
         self._engine = engine
@@ -74,19 +82,19 @@ class Dispatcher(Background):
                 self._engine.launch(fired.claimed, losses)
             self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
         except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
-            is_explained = isinstance(error, DBAPIError | DatabaseError | OSError)
-            cause = self._database.why(error) if is_explained else str(error).split("\n")[0]
+            cause = self._outage.cause_for("dispatcher", self._database, error)
+            self.trouble = cause or str(error).split("\n")[0]
             logger.error(
-                f"firing failed, and is tried again in {self._pause:.1f} s; the slots stay due: {cause}",
-                exc_info=None if is_explained else error,
+                f"firing failed, and is tried again in {self._pause:.1f} s; the slots stay due: {self.trouble}",
+                exc_info=None if cause else error,
             )
-            self.trouble = cause
             self._engine.recheck_claims()
             for name in names:
                 self._later(self._pause, name)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
             return
         self._pause, self.trouble = 0.1, None
+        self._outage.over_for("dispatcher")
         if fired.queued:
             self._engine.wake()
         for name, at in fired.again_at.items():

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
@@ -17,13 +16,14 @@ from service.batch.firing import task_sync
 from service.batch.ledger import database_time, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.nodes.ledger_poll import FiringState, LedgerChanges
+from service.batch.nodes.outage import Outage
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.offload import offload
 from service.config import refresh_settings
 from service.database.engine import Database
-from service.errors import BatchError, DatabaseError, InvalidSetting
+from service.errors import BatchError, InvalidSetting
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
@@ -52,8 +52,10 @@ class ScheduleSync(Background):
         jobs: AsyncIOScheduler,
         notify: Callable[[str], None],
         lease: float,
+        outage: Outage | None = None,
     ) -> None:
         self._database = database
+        self._outage = outage or Outage()
         self._folder = folder
         self._tasks = tasks
         self._new_tasks: dict[str, Task] = {}
@@ -91,10 +93,13 @@ class ScheduleSync(Background):
                     await self._read_ledger()
                 elif self._changes is not None and self._changes.now >= self._next_slot:
                     await self._update_due_jobs(self._changes.now)
-            except (DBAPIError, DatabaseError, OSError) as error:
-                self._warn_once("ledger", f"schedules can't be read from the ledger: {self._database.why(error)}")
-            except Exception:  # the background loop's boundary: slots must go on firing
-                logger.exception("refreshing the schedules failed")
+                self._outage.over_for("schedules")
+                self._warned.pop("ledger", None)
+            except Exception as error:  # the background loop's boundary: slots must go on firing
+                if cause := self._outage.cause_for("schedules", self._database, error):
+                    self._warn_once("ledger", f"schedules can't be read from the ledger: {cause}")
+                else:
+                    logger.exception("refreshing the schedules failed")
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll, by which the next refresh decides whether it reads the ledger again."""

@@ -44,6 +44,7 @@ class Outcome:
     count_before: int | None = None
     message: str | None = None
     progress_at: datetime | None = None
+    slot: datetime | None = None
 
 
 async def record(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> None:

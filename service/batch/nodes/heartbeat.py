@@ -20,6 +20,7 @@ from service.batch.ledger.nodes import NodeStatus
 from service.batch.nodes import ledger_poll, process_lock
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.orphans import interrupt_runs_of, rescue
+from service.batch.nodes.outage import Outage
 from service.database import troubles
 from service.database.engine import Database
 from service.logs import get_logger
@@ -50,6 +51,8 @@ class Heartbeat:
         lease_seconds: float,
         poll_seconds: float = LOOK_SECONDS,
         fires: bool = True,
+        outage: Outage | None = None,
+        setting: str = "LEDGER_URL",
     ) -> None:
         """`poll_seconds`: how often it reports that runs may start. Other changes it reports at least once a second.
 
@@ -57,7 +60,8 @@ class Heartbeat:
         other nodes.
         """
         self._fires = fires
-        self._url = url
+        self._url, self._setting = url, setting
+        self._outage = outage or Outage()
         self._folder = process_lock.folder_of(url)
         self._node = node
         self._lease = lease
@@ -112,7 +116,7 @@ class Heartbeat:
         self._wake = asyncio.Event()
         self._own_loop = asyncio.get_running_loop()
         client = f"batch/{self._node}/heartbeat"
-        database = Database(self._url, setting="LEDGER_URL", pool_size=1, client=client)
+        database = Database(self._url, setting=self._setting, pool_size=1, client=client)
         try:
             await self._take_turns(database)
         finally:
@@ -157,9 +161,11 @@ class Heartbeat:
                 self._call(partial(self._on_changes, changes))
                 await self._rescue(database, changes.others)
             self.trouble = None
+            self._outage.over_for("heartbeat")
         except Exception as error:  # noqa: BLE001 - the boundary of a background loop: the next beat may succeed
             if self.trouble is None:
                 logger.warning(f"the heartbeat does not reach the ledger: {database.why(error)}")
+                self._outage.noticed_by("heartbeat")
             self.trouble = troubles.advice_on(error) or type(error).__name__
             self._beat_at = min(self._beat_at, self._look_at)
 

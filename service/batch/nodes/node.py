@@ -21,6 +21,7 @@ from service.batch.nodes import process_lock
 from service.batch.nodes.heartbeat import Heartbeat
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.orphans import interrupt_runs_of
+from service.batch.nodes.outage import Outage
 from service.concurrency.offload import offload
 
 
@@ -28,6 +29,7 @@ class Node:
     """One running process of the service.
 
     `fires=False`: it executes only the runs that it is given. It fires and claims nothing, and rescues no other node.
+    `setting`: the name of the setting that has the URL of the ledger, for messages.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Node:
         poll_seconds: float = LOOK_SECONDS,
         fires: bool = True,
         application: str | None = None,
+        setting: str = "LEDGER_URL",
     ) -> None:
         """`application`: the version of the application around the service; it may be set until `register`."""
         self.application = application
@@ -45,7 +48,10 @@ class Node:
         self._fires = fires
         self.lease = Lease(lease_seconds)
         self._folder = process_lock.folder_of(url)
-        self._heartbeat = Heartbeat(url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, fires)
+        self.outage = Outage()
+        self._heartbeat = Heartbeat(
+            url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, fires, self.outage, setting
+        )
 
     async def register(self, connection: AsyncConnection, tasks: Iterable[str], now: datetime) -> None:
         """Lock this process's file, and write its row to the ledger. `tasks`: the names of the tasks it has loaded."""

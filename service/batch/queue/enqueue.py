@@ -102,7 +102,8 @@ def use_no_service() -> None:
 
 
 def _without_service() -> tuple[Database, Wake]:
-    return Database(get_settings().ledger_url, setting="LEDGER_URL", pooled=False), lambda: None
+    settings = get_settings()
+    return Database(settings.ledger_url, setting=settings.ledger_setting, pooled=False), lambda: None
 
 
 def _checked(task: Task, key: str | None, slot: datetime | None, params: dict[str, Any]) -> dict[str, Any] | None:

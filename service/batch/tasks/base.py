@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 
@@ -178,6 +178,10 @@ class BaseTask(ABC):
         from service.batch.chunks.steps import Step
 
         return Step(name)
+
+    def _methods_with_parameters(self) -> tuple[Callable[..., Any], ...]:
+        """`run`, and the methods to which it passes the values of its `**parameters`."""
+        return (self.run,)
 
     @abstractmethod
     def run(self, *args: Any, **kwargs: Any) -> Any:

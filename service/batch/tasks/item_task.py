@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from inspect import isasyncgenfunction, iscoroutinefunction
 from itertools import takewhile
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, cast
 
 from sqlalchemy import Row, Select, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import InstanceState
+from typing_extensions import TypeVar
 
 from service import failures
 from service.batch.chunks import cursor_json, quarantine
@@ -29,6 +32,9 @@ from service.errors import ChunkError, InvalidTask
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
+
+Item = TypeVar("Item", default=Any)
+Fetched = TypeVar("Fetched", default=Any)
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,10 @@ class Skip:
             raise InvalidTask(f"Skip(on) is {self.on!r}; allowed: an exception class, or a tuple of exception classes")
 
 
-class ItemTask(BaseTask):
+class ItemTask(BaseTask, Generic[Item, Fetched]):
     """A task that processes each row of a select: `items()` returns the select, `save()` writes the result of one row.
+
+    `ItemTask[User, str]` tells type checkers what an item is, and what `fetch()` returns; `ItemTask` leaves both open.
 
     Attributes:
         key: The columns that identify a row, as in `chunks()`; by default the primary key of the selected class.
@@ -69,32 +77,63 @@ class ItemTask(BaseTask):
     skip: ClassVar[Skip | None] = None
     item_retry: ClassVar[Retry] = Retry(attempts=3, wait=1.0, on=(ConnectionError, TimeoutError))
 
-    @abstractmethod
-    def items(self) -> Select[Any]:
-        """The select of the rows: a mapped class or columns, without ORDER BY and LIMIT."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if isasyncgenfunction(cls.resources) or iscoroutinefunction(cls.resources):
+            raise InvalidTask(
+                f"{cls.__qualname__}.resources() is no async context manager; allowed: a method with one `yield` and "
+                "`@asynccontextmanager` above its `async def`"
+            )
 
-    async def fetch(self, item: Any) -> Any:
+    @abstractmethod
+    def items(self, *args: Any, **parameters: Any) -> Select[*tuple[Any, ...]]:
+        """The select of the rows: a mapped class or columns, without ORDER BY and LIMIT.
+
+        Its parameters are those of a run, beside `redrive` and `items`. It is called once, before anything else, so it
+        may keep on `self` what the other methods need of them.
+        """
+
+    def resources(self) -> AbstractAsyncContextManager[object]:
+        """What an attempt opens once for all items, such as an HTTP client.
+
+            @asynccontextmanager
+            async def resources(self) -> AsyncGenerator[None]:
+                async with httpx.AsyncClient() as self.client:
+                    yield
+
+        It is entered after `items()`, and left when the attempt ends.
+        """
+        return nullcontext()
+
+    async def fetch(self, item: Item, /) -> Fetched:
         """Get what one item needs from other systems, while no transaction is open. `save()` receives the result."""
-        return None
+        return cast(Fetched, None)
 
     @abstractmethod
-    async def save(self, item: Any, fetched: Any, db: AsyncSession) -> None:
+    async def save(self, item: Item, fetched: Fetched, db: AsyncSession, /) -> None:
         """Write the result of one item, in a savepoint of the chunk's transaction. It must not commit."""
 
-    async def run(self, redrive: str | None = None, items: list[str] | None = None) -> dict[str, int]:
+    def _methods_with_parameters(self) -> tuple[Callable[..., Any], ...]:
+        return self.run, self.items
+
+    async def run(
+        self, redrive: str | None = None, items: list[str] | None = None, *args: Any, **parameters: Any
+    ) -> dict[str, int]:
         """Process all rows; with `redrive`, the id of a run, only those that it set aside, or of these only `items`.
 
-        Returns the number of items saved (`done`) and set aside (`set_aside`), over all attempts.
+        The other parameters are those of `items()`. Returns the number of items saved (`done`) and set aside
+        (`set_aside`), over all attempts.
         """
-        source = _ItemSource(self)
+        source = _ItemSource(self, self.items(*args, **parameters))
         await source.begin(redrive, items)
         chunks: Chunks[Any] = Chunks(source, name=None, pause=0, retry_chunk=True, total=self.total)
-        async for chunk in chunks:
-            async with chunk as (db, rows):
-                for row in rows:
-                    await source.process(db, row)
-            if chunk.error is None:
-                source.committed()
+        async with self.resources():
+            async for chunk in chunks:
+                async with chunk as (db, rows):
+                    for row in rows:
+                        await source.process(db, row)
+                if chunk.error is None:
+                    source.committed()
         return {"done": chunks.done - source.set_aside, "set_aside": source.set_aside}
 
 
@@ -110,8 +149,8 @@ class _Attempted:
 class _ItemSource:
     """The source of an item task's loop. It fetches items outside of transactions, and saves each in a savepoint."""
 
-    def __init__(self, task: ItemTask) -> None:
-        self._task = task
+    def __init__(self, task: ItemTask, statement: Select[*tuple[Any, ...]]) -> None:
+        self._task, self._statement = task, statement
         self._run = current_run.current_run_if_any()
         self._has_fetch = type(task).fetch is not ItemTask.fetch
         self._fetch_slots = asyncio.Semaphore(task.concurrency)
@@ -121,8 +160,8 @@ class _ItemSource:
         self.set_aside = 0
 
     async def begin(self, redrive: str | None, items: list[str] | None) -> None:
-        """Build the select. Raises ChunkError when the run `redrive` has no items in quarantine."""
-        statement = self._task.items()
+        """Prepare the select. Raises ChunkError when the run `redrive` has no items in quarantine."""
+        statement = self._statement
         self._redrive = redrive
         self._pages: Pages[Any] = Pages(statement, self._task.key or _primary_key(statement), self._size)
         if self._run is not None:
@@ -253,7 +292,7 @@ async def _keys_of(run: str, items: Collection[str] | None, columns: int) -> lis
     return [quarantine.from_text(entry.item, columns) for entry in left]
 
 
-def _primary_key(statement: Select[Any]) -> tuple[Any, ...]:
+def _primary_key(statement: Select[*tuple[Any, ...]]) -> tuple[Any, ...]:
     entity = inspect(statement.column_descriptions[0]["expr"], raiseerr=False)
     if not (getattr(entity, "is_mapper", False) or getattr(entity, "is_aliased_class", False)):
         raise ChunkError("items() selects columns, so name those that identify a row, such as key = User.id")

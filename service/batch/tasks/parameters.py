@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NotRequired
 
@@ -25,13 +25,17 @@ SLOT = "slot"
 class Parameters:
     """The parameters of the bound method `run` of a task. One that is named `slot` has the run's slot as its default.
 
-    Raises InvalidTask for a signature that can't be read, or whose types pydantic can't check.
+    `others`: bound methods to which `run` passes the values of its `**parameters`; their parameters count as those of
+    `run`. Raises InvalidTask for a signature that can't be read, or whose types pydantic can't check.
     """
 
-    def __init__(self, task: str, run: Callable[..., Any]) -> None:
+    def __init__(self, task: str, run: Callable[..., Any], *others: Callable[..., Any]) -> None:
         self._task = task
-        signature = _signature(run)
+        signature = _signature(run, others)
         self.names = list(signature)
+        written = {name: p for method in (*others, run) for name, p in inspect.signature(method).parameters.items()}
+        self.written = {name: written[name] for name in self.names}
+        """The parameters by name, with their annotations as they are written."""
         self.takes_slot = SLOT in signature
         self.required = [name for name, p in signature.items() if p.default is p.empty and name != SLOT]
         """The parameters without a default, for which a scheduled run has no value."""
@@ -92,18 +96,34 @@ def _sentence(error: Any) -> str:
     return f"{name} is {echoed(error['input'])}: {error['msg']}"
 
 
-def _signature(run: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _signature(run: Callable[..., Any], others: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:
+    parameters, passes_on = _named("run", run)
+    for other in others if passes_on else ():
+        if not inspect.signature(other).parameters:
+            continue  # its annotations may be of use to type checkers only
+        more, _ = _named(other.__name__, other)
+        if both := sorted(parameters.keys() & more.keys()):
+            raise InvalidTask(f"{other.__name__}() has the parameter {both[0]}, which run() has already: rename it")
+        parameters |= more
+    return parameters
+
+
+def _named(method: str, function: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The parameters that have a name, and whether the function takes others too."""
     try:
-        signature = inspect.signature(run, eval_str=True)
+        signature = inspect.signature(function, eval_str=True)
     except Exception as error:  # an annotation in quotes is evaluated, and may raise anything
-        raise InvalidTask(f"the signature of run() can't be read: {failures.message_of(error)}") from error
-    parameters = {}
+        raise InvalidTask(f"the signature of {method}() can't be read: {failures.message_of(error)}") from error
+    parameters, takes_others = {}, False
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise InvalidTask(f"run() takes {name!r} by position only; parameters are passed by name: remove the `/`")
+            raise InvalidTask(
+                f"{method}() takes {name!r} by position only; parameters are passed by name: remove the `/`"
+            )
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             parameters[name] = parameter
-    return parameters
+        takes_others |= parameter.kind is parameter.VAR_KEYWORD
+    return parameters, takes_others
 
 
 def _schema(parameters: Mapping[str, inspect.Parameter], required: list[str]) -> TypeAdapter[Any]:

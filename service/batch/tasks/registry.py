@@ -208,7 +208,7 @@ def _task_of(cls: type[BaseTask]) -> Task:
     if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
         raise InvalidTask("run() contains a yield, so its body would never run: use return instead")
     name = _name_of(instance)
-    parameters = Parameters(name, run)
+    parameters = Parameters(name, *instance._methods_with_parameters())
     schedule = _schedule_of(cls)
     if schedule is not None and parameters.required:
         raise InvalidTask(

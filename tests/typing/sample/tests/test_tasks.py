@@ -3,10 +3,15 @@
 from datetime import UTC, date, datetime
 from typing import assert_type
 
+import httpx
+import pytest
+from tasks.items import Names, Needs
 from tasks.kinds import ByHand, Decorated
 from tasks.others import InChunks, StartsAnother, SyncTask
 from tasks.signups import SignupsTask
 
+from service import get_db
+from service.application.models import User
 from service.testing import Batch, CommittedChunk
 
 
@@ -41,6 +46,19 @@ async def test_one_task_starts_another(batch: Batch) -> None:
 async def test_parameters_and_results(batch: Batch) -> None:
     assert (await batch.run(ByHand, words=["a"], often=2)).result == ["a", "a"]
     assert (await batch.run(Decorated)).result == 1
+
+
+async def test_items_have_a_client_and_parameters(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with get_db() as db:
+        db.add(User(email="A@example.com", created_at=datetime(2025, 1, 1, tzinfo=UTC)))
+        await db.commit()
+    answers = httpx.MockTransport(lambda request: httpx.Response(200, text=str(request.url)))
+    monkeypatch.setattr(Names, "transport", answers)
+    assert (await batch.run(Names, country="FR")).result == {"done": 1, "set_aside": 0}
+    async with get_db(readonly=True) as db:
+        assert (await db.get_one(User, 1)).email == "https://fr.example.com/1"
+    assert (await batch.run(Needs, first=1)).result == {"done": 1, "set_aside": 0}
+    assert [item.item for item in await batch.quarantine(Needs)] == []
 
 
 async def test_a_crash_repeats_nothing(batch: Batch) -> None:

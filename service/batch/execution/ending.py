@@ -1,0 +1,70 @@
+"""How attempts end, and the lines about it. As JSON they have task, run, slot, attempt, duration, state."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import Claimed
+from service.batch.ledger.states import RunState
+from service.logs import get_logger
+from service.logs.log_lines import FIELDS
+
+FEW = 20
+"""Up to this number of outcomes each is logged in a line of its own."""
+
+logger = get_logger("service.batch")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended: the next state of its run, and why. `wait`: seconds until the next attempt; None: no retry.
+
+    `outcome`: a word for the attempt's row, such as "timed out".
+    """
+
+    state: RunState
+    outcome: str
+    reason: str | None = None
+    result: Any = None
+    error: BaseException | None = None
+    wait: float | None = None
+
+
+def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:
+    """Log how an attempt ended, unless it has succeeded. Called inside the run, so that its log has the line."""
+    seconds = (ended_at - claimed.attempt_started_at).total_seconds()
+    ids = {"task": claimed.task, "run": claimed.id, "attempt": claimed.attempt}
+    values = _json_only(ids, claimed.slot, seconds, ending.state)
+    follows = f"; attempt {claimed.attempt + 1} follows in {ending.wait:.1f} s" if ending.wait is not None else ""
+    if ending.error is not None:
+        logger.error(f"{claimed.task} failed: {ending.reason}{follows}", exc_info=ending.error, **values)
+    elif ending.state != RunState.SUCCEEDED:
+        logger.warning(f"{claimed.task} was {ending.outcome}: {ending.reason}", **values)
+
+
+def log_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """Log a line for each run that has succeeded; for more than FEW outcomes one line with their numbers.
+
+    An attempt that did not succeed has logged its own line.
+    """
+    if len(outcomes) > FEW:
+        counts = Counter(outcome.outcome for outcome in outcomes)
+        logger.info(", ".join(f"{number:,} runs {outcome}" for outcome, number in counts.items()))
+        return
+    for outcome in outcomes:
+        if outcome.state == RunState.SUCCEEDED:
+            seconds = (outcome.ended_at - outcome.started_at).total_seconds()
+            ids = {"task": outcome.task, "run": outcome.id, "attempt": outcome.number}
+            values = _json_only(ids, outcome.slot, seconds, outcome.state)
+            logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id, **values)
+
+
+def _json_only(ids: dict[str, Any], slot: datetime | None, seconds: float, state: RunState) -> dict[str, Any]:
+    """The fields of a line. `slot`: in UTC; None for a run by hand that was not given one. `duration`: in seconds."""
+    instant = slot.astimezone(UTC).isoformat().replace("+00:00", "Z") if slot is not None else None
+    return {FIELDS: {**ids, "slot": instant, "duration": round(seconds, 3), "state": state.value}}
