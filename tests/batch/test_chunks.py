@@ -195,7 +195,7 @@ async def test_a_writing_session_can_be_opened_after_a_loop_however_it_was_left(
     async def loop() -> None:
         async for chunk in task.chunks(select(Item), key=Item.id, size=10):
             with contextlib.suppress(ValueError, TimeoutError):
-                async with asyncio.timeout(0.2 if leave == "timeout" else None), chunk as (db, items):
+                async with asyncio.timeout(None) as limit, chunk as (db, items):
                     see(db, items)
                     await db.flush()
                     if chunk.number == 2:
@@ -205,7 +205,9 @@ async def test_a_writing_session_can_be_opened_after_a_loop_however_it_was_left(
                             return
                         if leave == "error":
                             raise ValueError
-                        await asyncio.sleep(30 if leave == "timeout" else 0)
+                        if leave == "timeout":
+                            limit.reschedule(asyncio.get_running_loop().time())
+                            await asyncio.sleep(30)
             if chunk.number == 2 and leave != "end":
                 break
 
@@ -283,11 +285,12 @@ async def test_a_timeout_that_is_caught_rolls_back_only_its_chunk(world: Databas
     async def body() -> None:
         async for chunk in task.chunks(select(Item), key=Item.id, size=10):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.2), chunk as (db, items):
+                async with asyncio.timeout(None) as limit, chunk as (db, items):
                     see(db, items)
                     await db.flush()
                     tries.append(chunk.number)
                     if tries == [1, 2]:
+                        limit.reschedule(asyncio.get_running_loop().time())
                         await asyncio.sleep(30)
         async with get_db() as db:
             see(db, [100])

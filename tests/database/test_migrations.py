@@ -80,8 +80,8 @@ def test_alembic_is_not_imported_where_no_migration_is_executed(ledger_url: str)
 async def test_a_missing_index_would_be_seen(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
         await connection.execute(text("DROP INDEX uq_batch_runs_exclusive"))
-        found = await connection.run_sync(differences, [tables.ledger], "batch_alembic_version")
-    assert [difference[0] for difference in found] == ["add_index"]
+        missing = await connection.run_sync(differences, [tables.ledger], "batch_alembic_version")
+    assert [difference[0] for difference in missing] == ["add_index"]
 
 
 async def test_all_histories_fit_into_one_database(ledger: Database) -> None:
@@ -93,11 +93,11 @@ async def test_all_histories_fit_into_one_database(ledger: Database) -> None:
 
 async def test_several_processes_may_migrate_at_once(database_url: str) -> None:
     databases = [Database(database_url, setting="LEDGER_URL") for _ in range(8)]
-    await asyncio.gather(*(migrate(one, LEDGER_HISTORY) for one in databases))
+    await asyncio.gather(*(migrate(database, LEDGER_HISTORY) for database in databases))
     async with databases[0].engine.connect() as connection:
         versions = (await connection.execute(text("SELECT version_num FROM batch_alembic_version"))).scalars().all()
     assert len(versions) == 1
-    await asyncio.gather(*(one.dispose() for one in databases))
+    await asyncio.gather(*(database.dispose() for database in databases))
 
 
 async def test_a_newer_database_is_refused_and_both_revisions_are_named(ledger: Database) -> None:

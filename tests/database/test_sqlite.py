@@ -54,9 +54,9 @@ async def test_concurrent_read_modify_writes_lose_nothing(database: Database) ->
 async def test_several_engines_on_one_file_lose_nothing(database: Database) -> None:
     """Several engines use the file as several processes would."""
     others = [Database(str(database.url), setting="DATABASE_URL") for _ in range(3)]
-    await asyncio.gather(*(add_one(one, 30) for one in (database, *others)))
+    await asyncio.gather(*(add_one(engine, 30) for engine in (database, *others)))
     assert await count(database) == 120
-    await asyncio.gather(*(one.dispose() for one in others))
+    await asyncio.gather(*(engine.dispose() for engine in others))
 
 
 async def test_a_write_lock_that_is_never_given_back_is_an_error_that_names_the_file(
@@ -205,7 +205,7 @@ async def test_a_connection_that_is_cut_off_amid_its_rows_gives_up_the_write_loc
 
 async def test_the_file_is_set_up_for_concurrency(database: Database) -> None:
     async with database.engine.connect() as connection:
-        found = [
+        values = [
             (await connection.execute(text(f"PRAGMA {name}"))).scalar() for name in ("journal_mode", "foreign_keys")
         ]
-    assert found == ["wal", 1]
+    assert values == ["wal", 1]

@@ -201,10 +201,10 @@ CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
 
 
 def wrong(world: World, evidence: Evidence) -> list[str]:
-    """What does not hold, in sentences; nothing if all is well."""
-    found = [sentence for check in CHECKS for sentence in check(evidence)]
+    """Sentences about everything that does not hold; an empty list if all is well."""
+    violations = [sentence for check in CHECKS for sentence in check(evidence)]
     strange = [said for file in sorted(world.folder.glob("*.stderr")) for said in strange_errors(file.read_text())]
-    return [*world.wrong, *_of_the_account(world), *found, *strange, *_stories(evidence, found)]
+    return [*world.wrong, *_of_the_account(world), *violations, *strange, *_stories(evidence, violations)]
 
 
 def strange_errors(stderr: str) -> Iterator[str]:
@@ -225,9 +225,9 @@ def _of_the_account(world: World) -> Iterator[str]:
         yield f"the account is not complete:\n{done.stdout}{done.stderr}"
 
 
-def _stories(evidence: Evidence, found: list[str]) -> Iterator[str]:
-    """All that is known of the first runs that something is wrong with."""
-    named = dict.fromkeys(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", " ".join(found)))
+def _stories(evidence: Evidence, violations: list[str]) -> Iterator[str]:
+    """Everything that is known about the first five runs that `violations` name."""
+    named = dict.fromkeys(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", " ".join(violations)))
     for run in list(named)[:5]:
         lines = [
             *(str(row) for row in evidence.runs if row["id"] == run),

@@ -42,11 +42,11 @@ class Evidence:
         return (line for line in self.told if line["event"] == event)
 
     def starts(self) -> dict[str, dict[int, Row]]:
-        """By run and fence."""
-        found: dict[str, dict[int, Row]] = defaultdict(dict)
+        """The lines of the event `start`, by run and fence."""
+        starts: dict[str, dict[int, Row]] = defaultdict(dict)
         for line in self.of("start"):
-            found[line["run"]][line["fence"]] = line
-        return found
+            starts[line["run"]][line["fence"]] = line
+        return starts
 
 
 def gather(world: World) -> Evidence:

@@ -100,11 +100,11 @@ def backfill(world: World, nodes: Nodes) -> str:
     """The last slots, also where they have run: those go again."""
     task = world.random.choice(["tick", "sync", "flaky"])
     with contextlib.suppress(*AWAY):
-        found = world.query("SELECT id, slot FROM batch_runs WHERE task = :task ORDER BY slot DESC LIMIT 8", task=task)
-        if len(found) > 4:
-            for run in found:
+        runs = world.query("SELECT id, slot FROM batch_runs WHERE task = :task ORDER BY slot DESC LIMIT 8", task=task)
+        if len(runs) > 4:
+            for run in runs:
                 world.reopened[str(run["id"])] += 1
-            slots = [str(run["slot"]).replace(" ", "T") for run in found]
+            slots = [str(run["slot"]).replace(" ", "T") for run in runs]
             since, until = (slot if "+" in slot else f"{slot}+00:00" for slot in (slots[-1], slots[3]))
             return world.begin("backfill", task, "--from", since, "--to", until, "--again")
     return "nothing"

@@ -39,8 +39,8 @@ class Nodes:
         may_begin = self._world.random.random() < 0.15
         while True:
             awake = sorted(self._living.keys() - self._asleep.keys())
-            if found := [place for place in awake if may_begin or has_begun(self._living[place])]:
-                return self._world.random.choice(found)
+            if candidates := [place for place in awake if may_begin or has_begun(self._living[place])]:
+                return self._world.random.choice(candidates)
             self._until(give_up_at)
 
     def until_they_serve(self) -> None:
@@ -91,9 +91,9 @@ class Nodes:
                     self._wake(place, self._living[place])
             self._replace_the_dead()
             self._bury()
-            if (left := until - time.monotonic()) <= 0:
+            if (seconds_left := until - time.monotonic()) <= 0:
                 return
-            self._sleep(min(left, 0.05))
+            self._sleep(min(seconds_left, 0.05))
 
     def _sleep(self, seconds: float) -> None:
         """A machine that lets this process wait lets the services wait too: none of them can be blamed for that."""

@@ -51,8 +51,8 @@ class Door:
     def hold(self, seconds: float) -> None:
         self._holds_until = _now() + seconds
 
-    def take_commits(self, what: str, seconds: float, share: float) -> None:
-        self._takes, self._takes_commits_until, self._share = what, _now() + seconds, share
+    def take_commits(self, fault: str, seconds: float, share: float) -> None:
+        self._takes, self._takes_commits_until, self._share = fault, _now() + seconds, share
 
     def fate_of_commit(self) -> str:
         """`lose`, `drop`, or nothing."""

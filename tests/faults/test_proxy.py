@@ -43,11 +43,11 @@ async def insert(connection: asyncpg.Connection) -> None:
 
 
 async def rows(network: Proxy, url: str) -> int:
-    """As the other door sees them."""
+    """The number of rows, read through the second port of the proxy."""
     connection = await connect(network, 1, url)
-    found: int = await connection.fetchval("SELECT count(*) FROM t")
+    count: int = await connection.fetchval("SELECT count(*) FROM t")
     await connection.close()
-    return found
+    return count
 
 
 @pytest.mark.parametrize(("command", "there"), [("lose", 1), ("drop", 0)])

@@ -66,10 +66,10 @@ def test_a_service_that_lives_fires_by_the_stepped_clock(tmp_path: Path) -> None
     with service(tmp_path, SERVE, wrong.settings) as ours:
         wrong.set((new_year - datetime.now(UTC)).total_seconds() + 1)
         give_up_at = time.monotonic() + 20
-        while not (found := json.loads(batch(tmp_path, "runs", "--json").stdout)):
+        while not (runs := json.loads(batch(tmp_path, "runs", "--json").stdout)):
             assert time.monotonic() < give_up_at, ours.stderr
             time.sleep(0.1)
-    assert datetime.fromisoformat(found[0]["slot"]) == new_year
+    assert datetime.fromisoformat(runs[0]["slot"]) == new_year
 
 
 @pytest.mark.parametrize(("before", "after"), [(-3600, -3600), (3600, 3600), (0, -3600), (0, 3600)])

@@ -101,9 +101,9 @@ class World:
         """Who is disturbed for so long may lose its lease after so many, and need some time to come back."""
         self.disturbed.append((who, boottime() + after, boottime() + seconds + 2 * LEASE))
 
-    def say(self, what: str) -> None:
-        """A line of the timeline; pytest shows it when the test fails, or with -s at once."""
-        print(f"{time.monotonic() - self._began_at:7.2f} {what}", flush=True)
+    def say(self, event: str) -> None:
+        """Print a line of the timeline. pytest shows it when the test fails, or at once with -s."""
+        print(f"{time.monotonic() - self._began_at:7.2f} {event}", flush=True)
 
     def batch(self, *words: str) -> subprocess.CompletedProcess[str]:
         """The `batch` command, to its end."""

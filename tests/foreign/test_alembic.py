@@ -62,9 +62,9 @@ async def names(url: str) -> set[str]:
     tables = "sqlite_master" if database.kind == "sqlite" else "pg_catalog.pg_tables"
     column = "name" if database.kind == "sqlite" else "tablename"
     async with database.reader.connect() as connection:
-        found = set((await connection.execute(text(f"SELECT {column} FROM {tables}"))).scalars())
+        table_names = set((await connection.execute(text(f"SELECT {column} FROM {tables}"))).scalars())
     await database.dispose()
-    return found & {*OUR_TABLES, "batch_orders"}
+    return table_names & {*OUR_TABLES, "batch_orders"}
 
 
 @pytest.mark.parametrize("first", ["we", "the application"])

@@ -126,10 +126,10 @@ def serves(project: Project) -> None:
 
 def until_told(server: subprocess.Popen[bytes], file: Path) -> str:
     give_up_at = time.monotonic() + 60
-    while not (found := re.search(r"running on (http://\S+)", file.read_text())):
+    while not (match := re.search(r"running on (http://\S+)", file.read_text())):
         assert server.poll() is None and time.monotonic() < give_up_at, file.read_text()
         time.sleep(0.1)
-    return found[1]
+    return match[1]
 
 
 def test_its_tests_have_its_tables_and_ours(project: Project, postgres_server: PostgresServer) -> None:

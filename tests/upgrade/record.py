@@ -67,12 +67,12 @@ class Recording:
         """In one transaction; returns the rows of the last one."""
         return asyncio.run(_execute(self.urls[setting], statements))
 
-    def wait_for(self, what: str, query: str, setting: str = "LEDGER_URL") -> None:
-        """Until `query` counts something."""
+    def wait_for(self, expected: str, query: str, setting: str = "LEDGER_URL") -> None:
+        """Wait until `query` counts at least one row. `expected`: for the message of the error."""
         give_up_at = time.monotonic() + 60
         while not self.execute(setting, query)[0][0]:
             if time.monotonic() > give_up_at:
-                raise RuntimeError(f"{what}: not within a minute\n{self.batch('runs')}")
+                raise RuntimeError(f"{expected}: not within a minute\n{self.batch('runs')}")
             time.sleep(0.1)
 
     def wait_for_state(self, task: str, state: str) -> None:
@@ -147,8 +147,8 @@ def record_postgresql(folder: Path, to: Path) -> None:
         url = asyncio.run(server.create_database())
         recording = Recording(folder, {"DATABASE_URL": url, "LEDGER_URL": url})
         live(recording)
-        found = make_url(url)
-        where = ["-h", str(found.query["host"]), "-p", "5432", "-U", "postgres", "-d", str(found.database)]
+        parts = make_url(url)
+        where = ["-h", str(parts.query["host"]), "-p", "5432", "-U", "postgres", "-d", str(parts.database)]
         options = ["--inserts", "--no-owner", "--no-privileges", "--no-sync"]
         dumped = subprocess.run([find_binaries() / "pg_dump", *where, *options], check=True, capture_output=True)
     lines = dumped.stdout.decode().splitlines(keepends=True)

@@ -112,8 +112,8 @@ async def test_a_service_goes_on_where_the_older_code_stopped(state: State, batc
     assert len(await state.select("DATABASE_URL", "SELECT item FROM batch_quarantine")) == 1
 
 
-async def _is(found: Any, expected: dict[str, str]) -> bool:
-    return bool(await found == expected)
+async def _is(value: Any, expected: dict[str, str]) -> bool:
+    return bool(await value == expected)
 
 
 @each_state
