@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,6 @@ from service.concurrency.offload import offload
 from service.config import Settings
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
-from service.errors import DatabaseError
 from service.logs import get_logger
 from service.operations.context import Loaded
 from service.operations.databases import open_databases
@@ -41,7 +40,7 @@ from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
 from service.server import deploys
 from service.server.bulk_worker import BulkWorker
-from service.server.probes import ANSWER_SECONDS, trouble_with
+from service.server.probes import trouble_with, write_if_reachable
 from service.server.version import application_version
 
 logger = get_logger("service.batch")
@@ -141,10 +140,8 @@ class BatchService:
         self.folder = TasksFolder(self._settings.TASKS_DIR)
         self.tasks = self.folder.load()
 
-    async def _join(self, stack: AsyncExitStack) -> None:
-        """Register this process as a node, and start its engine."""
-        settings = self._settings
-        folder = folder_of(settings.TASKS_DIR)
+    async def _register(self) -> None:
+        settings, folder = self._settings, folder_of(self._settings.TASKS_DIR)
         self.node.application = await offload(application_version, self._version, folder, Path.cwd())
         versions = {"package": package_version(), "application": self.node.application}
         async with self.ledger.engine.begin() as connection:
@@ -153,6 +150,11 @@ class BatchService:
             await self.node.register(connection, self.tasks, now)
             if self._fires:
                 await deploys.record_start(connection, self.node.id, settings, versions, now)
+
+    async def _join(self, stack: AsyncExitStack) -> None:
+        """Register this process as a node, and start its engine."""
+        settings = self._settings
+        await self._register()
         stack.push_async_callback(self._leave)
         self.engine = LocalEngine(
             self.ledger,
@@ -240,7 +242,7 @@ class BatchService:
 
     async def _end_work(self) -> None:
         """End all runs. A ledger that does not answer does not make this take longer than the drain."""
-        writing = asyncio.create_task(self._write_if_reachable(self.ledger, self.node.drain))
+        writing = asyncio.create_task(write_if_reachable(self.ledger, self.node.drain))
         stops = asyncio.gather(*(part.stop() for part in self._firing))
         is_over = await self.engine.drain(self._settings.DRAIN_SECONDS)
         await stops
@@ -251,7 +253,7 @@ class BatchService:
         await asyncio.wait([writing])
 
     async def _leave(self) -> None:
-        if await self._write_if_reachable(self.ledger, self._sign_off):
+        if await write_if_reachable(self.ledger, self._sign_off):
             await self.node.unlock()
             self._has_left = True
 
@@ -267,17 +269,8 @@ class BatchService:
         ledger = Database(
             settings.ledger_url, setting=settings.ledger_setting, pooled=False, client=f"batch/{self.node.id}"
         )
-        if await self._write_if_reachable(ledger, self._sign_off):
+        if await write_if_reachable(ledger, self._sign_off):
             self.node.unlock_at_once()
-
-    async def _write_if_reachable(self, ledger: Database, write: Callable[[AsyncConnection], Awaitable[None]]) -> bool:
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS), ledger.engine.begin() as connection:
-                await write(connection)
-        except (DBAPIError, DatabaseError, OSError) as error:
-            logger.warning(f"the ledger can't be reached: {ledger.why(error)}")
-            return False
-        return True
 
     async def readiness(self) -> dict[str, str]:
         """The parts that are not ready, each with the reason; empty if this process is ready."""
