@@ -52,13 +52,17 @@ class PreviewedRun(Result):
 
 
 class Preview(Result):
-    """What a bulk would change: `count` runs or slots. `first` and `last`: the newest and the oldest of the runs."""
+    """What a bulk would change: `count` runs or slots. `first` and `last`: the newest and the oldest of the runs.
+
+    `counts`: of a backfill, what would be done with each slot.
+    """
 
     id: str
     action: Action
     count: int
     first: PreviewedRun | None = None
     last: PreviewedRun | None = None
+    counts: backfill.BackfillCounts | None = None
     expires_at: datetime
 
 
@@ -123,7 +127,9 @@ class Bulks:
         async with context.databases.changing() as connection:
             now = await database_time.now_of(connection)
             count = counted.counts.new + counted.counts.again
-            preview = Preview(id=new_id(), action="backfill", count=count, expires_at=now + VALIDITY)
+            preview = Preview(
+                id=new_id(), action="backfill", count=count, counts=counted.counts, expires_at=now + VALIDITY
+            )
             await self._add(connection, preview, {**request.as_json(), "schedule": counted.schedule}, now, None)
         return preview
 

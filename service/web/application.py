@@ -15,7 +15,7 @@ from service.web.access import Authorize, Guard
 from service.web.headers import Headed
 from service.web.live import Feed
 from service.web.problems import Problem, handle_errors
-from service.web.v1 import events, rest, runs, tasks
+from service.web.v1 import backups, events, rest, runs, tasks
 from service.web.v1.requests import V1
 
 DOCUMENT = "/api/openapi.json"
@@ -43,7 +43,7 @@ class Api(FastAPI):
             tasks.tasks,
             runs.runs,
             rest.rest,
-            rest.backups,
+            backups.backups,
             rest.tokens,
             sign_in.sessions,
             events.events,

@@ -1,4 +1,4 @@
-"""The account, the audit, nodes, backups and tokens."""
+"""The status, the account, the audit, nodes and tokens."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from pydantic import Field
 from service.operations.access import NewToken, Token
 from service.operations.account import Accounts
 from service.operations.actor import Role
-from service.operations.backups.catalogue import BackupSummary
-from service.operations.backups.make import BackupResult
 from service.operations.changes import MOST_CHANGES, ChangePage
 from service.operations.results import Node, Result
 from service.operations.run_list import Cursor, Instant
 from service.operations.status import Status
-from service.web.v1.requests import NAME, Admin, BackupName, Body, Operator, Viewer, router
+from service.web.v1.requests import NAME, Admin, Body, Viewer, router
 
 rest = router("service")
-backups = router("backups")
 tokens = router("tokens")
 
 LONGEST_DAYS = 3_650
@@ -49,13 +46,6 @@ class NodeList(Result):
     """The processes of the service, also those that have stopped lately, the newest first."""
 
     nodes: list[Node]
-
-
-class BackupList(Result):
-    """The backups in both places, the newest first. `warnings`: what could not be read."""
-
-    backups: list[BackupSummary]
-    warnings: list[str]
 
 
 class TokenList(Result):
@@ -94,20 +84,6 @@ async def list_changes(operations: Viewer, query: Annotated[ChangeQuery, Query()
 async def list_nodes(operations: Viewer) -> NodeList:
     """The processes of the service."""
     return NodeList(nodes=list(await operations.nodes.list()))
-
-
-@backups.get("/backups")
-async def list_backups(operations: Viewer) -> BackupList:
-    """The backups of the application's database."""
-    warnings: list[str] = []
-    summaries = await operations.backups.list(warnings.append)
-    return BackupList(backups=list(summaries), warnings=warnings)
-
-
-@backups.post("/backups/{name}/verify")
-async def verify_backup(operations: Operator, name: BackupName) -> BackupResult:
-    """Compare every byte of a backup with its checksums, and record the outcome. It takes as long as reading it."""
-    return await operations.backups.verify(name)
 
 
 @tokens.get("/tokens")

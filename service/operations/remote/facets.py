@@ -1,0 +1,279 @@
+"""The facets of the operations of a service over its HTTP API, with the methods of the facets of `Operations`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel
+
+from service.batch.ledger.states import FINAL
+from service.errors import InvalidParameters
+from service.operations.access import NewToken, Token
+from service.operations.account import Accounts, SlotOutcome
+from service.operations.backfill import BackfillCounts, BackfillRequest, BackfillSlot
+from service.operations.backups.catalogue import BackupSummary
+from service.operations.bulk import Bulk, BulkAction, Preview
+from service.operations.changes import ChangePage
+from service.operations.finding import RunOrTask
+from service.operations.remote.connection import ERRORS, Connection
+from service.operations.results import (
+    Line,
+    LogBlock,
+    Node,
+    Paused,
+    Quarantined,
+    RunDetails,
+    RunNow,
+    Slot,
+    Started,
+    TaskDetails,
+    TaskSummary,
+)
+from service.operations.run_list import MOST_RUNS, RunFilter, RunPage
+from service.operations.run_log import POLL_SECONDS, LogPage
+from service.operations.status import Status
+
+
+class _TaskList(BaseModel):
+    tasks: list[TaskSummary]
+
+
+class _Slots(BaseModel):
+    slots: list[Slot]
+
+
+class _Resumed(BaseModel):
+    ended: Paused | None
+
+
+class _Quarantine(BaseModel):
+    items: list[Quarantined]
+
+
+class _Nodes(BaseModel):
+    nodes: list[Node]
+
+
+class _Tokens(BaseModel):
+    tokens: list[Token]
+
+
+class _Backups(BaseModel):
+    backups: list[BackupSummary]
+    warnings: list[str]
+
+
+class _Facet:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        raise InvalidParameters(
+            f"this needs the machine of the service ({name.replace('_', ' ')}): call it there, without --url"
+        )
+
+
+def _path(*parts: str) -> str:
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+class RemoteTasks(_Facet):
+    async def list(self, with_others: bool = False) -> Sequence[TaskSummary]:
+        return (await self._connection.get(_TaskList, "/tasks")).tasks
+
+    async def show(self, name: str) -> TaskDetails:
+        return await self._connection.get(TaskDetails, _path("tasks", name))
+
+    async def next_slots(self, name: str, number: int) -> Sequence[Slot]:
+        return (await self._connection.get(_Slots, _path("tasks", name, "schedule"), n=number)).slots
+
+    async def pause(self, name: str, note: str | None = None) -> Paused:
+        return await self._connection.post(Paused, _path("tasks", name, "pause"), {"note": note})
+
+    async def resume(self, name: str, note: str | None = None) -> Paused | None:
+        return (await self._connection.post(_Resumed, _path("tasks", name, "resume"), {"note": note})).ended
+
+    async def pause_of(self, name: str) -> Paused | None:
+        task = await self.show(name)
+        if task.paused_at is None:
+            return None
+        return Paused(at=task.paused_at, by=task.paused_by or "somebody", is_new=False)
+
+
+class RemoteRuns(_Facet):
+    async def list(
+        self, wanted: RunFilter | None = None, limit: int = 50, after: str | None = None, *, by_slot: bool = False
+    ) -> RunPage:
+        query = (wanted or RunFilter()).model_dump(mode="json", exclude_defaults=True)
+        if by_slot:
+            name = query.pop("task")
+            return await self._connection.get(RunPage, _path("tasks", name, "runs"), **query, limit=limit, after=after)
+        return await self._connection.get(RunPage, "/runs", **query, limit=min(limit, MOST_RUNS), after=after)
+
+    async def find(self, given: str) -> RunOrTask:
+        if given in {task.name for task in (await self._connection.get(_TaskList, "/tasks")).tasks}:
+            return RunOrTask("task", given)
+        return RunOrTask("run", (await self.current(given)).id)
+
+    async def show(self, given: str) -> RunDetails:
+        return await self._connection.get(RunDetails, _path("runs", given))
+
+    async def current(self, given: str) -> RunNow:
+        return await self._connection.get(RunNow, _path("runs", given, "now"))
+
+    async def get(self, run_id: str) -> RunNow | None:
+        try:
+            return await self.current(run_id)
+        except ERRORS["not_found"]:
+            return None
+
+    async def cancel(self, given: str, wait_seconds: float = 0.0, note: str | None = None) -> RunNow:
+        body = {"wait": min(wait_seconds, 25.0), "note": note}
+        return await self._connection.post(RunNow, _path("runs", given, "cancel"), body)
+
+    async def retry(self, given: str, *, from_the_beginning: bool = False, note: str | None = None) -> RunNow:
+        body = {"from_the_beginning": from_the_beginning, "note": note}
+        return await self._connection.post(RunNow, _path("runs", given, "retry"), body)
+
+    async def start(
+        self, task: str, params: Mapping[str, Any], slot: datetime | None = None, key: str | None = None
+    ) -> Started:
+        body = {"parameters": dict(params), "slot": slot.isoformat() if slot else None}
+        headers = {"Idempotency-Key": key} if key is not None else {}
+        return await self._connection.post(Started, _path("tasks", task, "runs"), body, headers=headers)
+
+    async def follow(self, given: str) -> AsyncGenerator[RunNow]:
+        while True:
+            now = await self.current(given)
+            given = now.id
+            yield now
+            if now.state in FINAL:
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def log(self, given: str, follow: bool = False) -> AsyncGenerator[LogBlock | str]:
+        run = (await self.current(given)).id
+        after: str | None = None
+        while True:
+            state = (await self.current(run)).state  # first: a final state comes with the last lines
+            while True:
+                page = await self.log_page(run, after)
+                after = page.after
+                for block in _blocks(page):
+                    yield block
+                if page.is_end:
+                    break
+            if not follow or state in FINAL:
+                yield state
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def log_page(
+        self, given: str, after: str | None = None, limit: int = 500, level: str = "DEBUG", text: str | None = None
+    ) -> LogPage:
+        query = {"after": after, "limit": limit, "level": level, "q": text}
+        return await self._connection.get(LogPage, _path("runs", given, "log"), **query)
+
+
+def _blocks(page: LogPage) -> list[LogBlock]:
+    """The lines of a page, with one block for each attempt."""
+    lines: dict[int, list[Line]] = {}
+    for line in page.lines:
+        lines.setdefault(line.attempt, []).append(Line.of(dict(line)))
+    return [LogBlock(fence=0, attempt=attempt, lines=theirs) for attempt, theirs in lines.items()]
+
+
+class RemoteBulks(_Facet):
+    async def preview(self, action: BulkAction, wanted: RunFilter) -> Preview:
+        body = {"action": action, "filter": wanted.model_dump(mode="json", exclude_defaults=True)}
+        return await self._connection.post(Preview, "/runs/bulk", body)
+
+    async def begin(self, id: str, action: str, note: str | None = None, task: str | None = None) -> Bulk:
+        return await self._connection.post(Bulk, _path("runs", "bulk", id), {"note": note})
+
+    async def get(self, id: str) -> Bulk:
+        return await self._connection.get(Bulk, _path("runs", "bulk", id))
+
+    async def carry_out(self, id: str) -> None:
+        """Wait until the service has carried it out."""
+        while (await self.get(id)).finished_at is None:
+            await asyncio.sleep(POLL_SECONDS)
+
+
+class RemoteSlots(_Facet):
+    async def account(
+        self,
+        since: datetime,
+        until: datetime | None = None,
+        task: str | None = None,
+        on_slot: Callable[[SlotOutcome], None] | None = None,
+    ) -> Accounts:
+        if on_slot is not None:
+            raise InvalidParameters("single slots are listed only beside the ledger: call it there, without --url")
+        instants = {"since": since.isoformat(), "until": until.isoformat() if until else None}
+        return await self._connection.get(Accounts, "/account", **instants, task=task)
+
+    async def backfill(
+        self, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] | None = None
+    ) -> BackfillCounts:
+        body = {"since": request.since.isoformat(), "until": request.until.isoformat(), "redo": request.redo}
+        many = {"many": request.allow_many}
+        preview = await self._connection.post(
+            Preview, _path("tasks", request.task, "backfill", "preview"), {**body, **many}
+        )
+        assert preview.counts is not None
+        if not request.dry_run:
+            path = _path("tasks", request.task, "backfill")
+            bulk = await self._connection.post(Bulk, path, {"preview": preview.id})
+            await RemoteBulks(self._connection).carry_out(bulk.id)
+        return preview.counts
+
+
+class RemoteQuarantine(_Facet):
+    async def list(self, given: str | None = None, limit: int = 1_000) -> Sequence[Quarantined]:
+        if given is None:
+            return (await self._connection.get(_Quarantine, "/quarantine", limit=min(limit, 1_000))).items
+        return (await self._connection.get(_Quarantine, _path("runs", given, "quarantine"))).items
+
+    async def redrive(self, given: str, items: Sequence[str] | None = None, note: str | None = None) -> Started:
+        body = {"items": list(items) if items else None, "note": note}
+        return await self._connection.post(Started, _path("runs", given, "redrive"), body)
+
+
+class RemoteNodes(_Facet):
+    async def list(self) -> Sequence[Node]:
+        return (await self._connection.get(_Nodes, "/nodes")).nodes
+
+    async def has(self, task: str) -> bool:
+        return any(task in node.tasks for node in (await self._connection.get(Status, "/status")).nodes)
+
+
+class RemoteChanges(_Facet):
+    async def list(self, limit: int = 50, after: str | None = None, **conditions: Any) -> ChangePage:
+        instants = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in conditions.items()}
+        return await self._connection.get(ChangePage, "/changes", limit=limit, after=after, **instants)
+
+
+class RemoteAccess(_Facet):
+    async def create_token(self, name: str, role: str, valid_for: timedelta | None = None) -> NewToken:
+        days = None if valid_for is None else max(1, round(valid_for / timedelta(days=1)))
+        body = {"name": name, "role": role, "expires_in_days": days}
+        return await self._connection.post(NewToken, "/tokens", body)
+
+    async def tokens(self) -> Sequence[Token]:
+        return (await self._connection.get(_Tokens, "/tokens")).tokens
+
+    async def revoke_token(self, name: str) -> Token:
+        return await self._connection.send("DELETE", Token, _path("tokens", name))
+
+
+class RemoteBackups(_Facet):
+    async def list(self, warn: Callable[[str], None]) -> Sequence[BackupSummary]:
+        answer = await self._connection.get(_Backups, "/backups")
+        for warning in answer.warnings:
+            warn(warning)
+        return answer.backups

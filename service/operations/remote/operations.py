@@ -1,0 +1,58 @@
+"""The same operations as `Operations`, asked of a service over its HTTP API: for commands on another machine.
+
+What needs the machine of the service, such as a restore, is refused with a sentence that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+
+from service.errors import InvalidParameters
+from service.escaping import echoed
+from service.operations.remote.connection import TIMEOUT_SECONDS, Connection
+from service.operations.remote.facets import (
+    RemoteAccess,
+    RemoteBackups,
+    RemoteBulks,
+    RemoteChanges,
+    RemoteNodes,
+    RemoteQuarantine,
+    RemoteRuns,
+    RemoteSlots,
+    RemoteTasks,
+)
+from service.operations.status import Status
+
+
+class RemoteOperations:
+    """The operations of a service at a URL."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.tasks = RemoteTasks(connection)
+        self.runs = RemoteRuns(connection)
+        self.bulks = RemoteBulks(connection)
+        self.slots = RemoteSlots(connection)
+        self.quarantine = RemoteQuarantine(connection)
+        self.nodes = RemoteNodes(connection)
+        self.changes = RemoteChanges(connection)
+        self.access = RemoteAccess(connection)
+        self.backups = RemoteBackups(connection)
+
+    async def status(self) -> Status:
+        return await self._connection.get(Status, "/status")
+
+
+@asynccontextmanager
+async def remote_operations(url: str, token: str | None) -> AsyncIterator[RemoteOperations]:
+    """The operations of the service at `url`, which may end in a path. Raises InvalidParameters for another URL."""
+    parsed = httpx.URL(url) if url.isascii() else None
+    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+        raise InvalidParameters(f"--url is {echoed(url)}; allowed: http://HOST or https://HOST, without a password")
+    headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    base = str(parsed.copy_with(query=None, fragment=None)).rstrip("/")
+    async with httpx.AsyncClient(base_url=base, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False) as client:
+        yield RemoteOperations(Connection(client, base))
