@@ -14,6 +14,7 @@ from service.batch.ledger import access
 from service.operations.access import hash_of
 from service.operations.actor import ROLES, Actor, Role
 from service.web.access import csrf_of
+from tests.batch.ledger_world import until
 from tests.web.conftest import Served, client_of
 
 RUN = "01a21d92-eff2-7bb2-a544-63212a7a4a49"
@@ -277,3 +278,32 @@ async def test_a_large_body_is_refused_before_it_is_read(served: Served) -> None
         "/api/v1/runs/bulk", content=endless(), headers={"Content-Type": "application/json"}
     )
     assert streamed.status_code == 413
+
+
+async def test_a_sign_in_ends_the_session_before_it(served: Served) -> None:
+    first = await served.nobody.post("/api/v1/session", json={"secret": served.secrets["viewer"]})
+    cookie = first.headers["set-cookie"].split(";")[0]
+    await served.nobody.post("/api/v1/session", json={"secret": served.secrets["operator"]})
+    served.nobody.cookies.clear()
+    assert (await served.nobody.get("/api/v1/tasks", headers={"Cookie": cookie})).status_code == 401
+
+
+async def test_wrong_tokens_are_in_the_audit_once_a_minute_with_their_addresses(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.web.access.NOTE_SECONDS", 0.0)
+    guesser = client_of(served.service_app, f"bt_{'0' * 12}_{'x' * 43}", host="10.9.8.7")
+    for _ in range(3):
+        await guesser.get("/api/v1/tasks")
+
+    async def noted() -> list[Any]:
+        changes = (await served.viewer.get("/api/v1/changes?action=session.refuse")).json()["changes"]
+        return [change["after"] for change in changes]
+
+    async def is_noted() -> bool:
+        return await noted() != []
+
+    await until(is_noted)
+    assert await noted() in ([{"10.9.8.7": 1}], [{"10.9.8.7": 2}], [{"10.9.8.7": 3}])
+    await guesser.get("/api/v1/tasks")
+    assert len(await noted()) == 1
