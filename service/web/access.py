@@ -168,6 +168,12 @@ class Guard:
             await self.operations.access.note_uses(uses, failures)
 
 
+def check_settings(settings: Settings) -> None:
+    """Raises InvalidSetting for a setting of sign-in that can't be read."""
+    _networks(settings.BATCH_TRUSTED_PROXIES)
+    _roles(settings.BATCH_AUTH_ROLES)
+
+
 def address_of(request: Request) -> str | None:
     """The address that the request comes from."""
     return request.client.host if request.client is not None else None
