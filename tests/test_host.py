@@ -61,7 +61,6 @@ async def begin(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     monkeypatch.setenv("POLL_SECONDS", "0.05")
     monkeypatch.setenv("DRAIN_SECONDS", "0.2")
-    monkeypatch.setattr(schedule_sync, "IMPORT_SECONDS", 60.0)  # a refresh loads new files on a slow machine too
     config.forget_settings()
     logs.set_up("INFO")
     begun: list[BatchService] = []
