@@ -19,6 +19,7 @@ from service.concurrency.offload import offload
 from service.config import Settings
 from service.operations.context import Context
 from service.operations.databases import Databases, is_missing_file
+from service.operations.nodes import living_services
 from service.operations.quarantine import has_table
 from service.operations.results import Node, Result, RunSummary
 
@@ -64,7 +65,8 @@ async def status(context: Context, settings: Settings) -> Status:
             sentence = "there is no ledger yet: no service has ever run"
             return _status([Trouble(kind="no_service", text=sentence)])
         now = await database_time.now_of(connection)
-        living, last_beat = await _nodes(connection, now, context.lease_seconds)
+        living = await living_services(connection, context, now)
+        last_beat = (await connection.execute(select(func.max(nodes.c.seen_at)))).scalar()
         late = await _late(connection, now)
         failed = await _failed(connection, now)
         newest_backup, is_stale = await _backup(connection, now)
@@ -109,14 +111,6 @@ def _status(
         quarantined=quarantined,
         newest_backup=newest_backup,
     )
-
-
-async def _nodes(connection: AsyncConnection, now: datetime, lease: float) -> tuple[list[Node], datetime | None]:
-    """The services that live and fire, and when any service was last seen."""
-    fires = (nodes.c.fires, nodes.c.stopped_at.is_(None), nodes.c.seen_at >= now - timedelta(seconds=lease))
-    living = await connection.execute(select(nodes).where(*fires).order_by(nodes.c.started_at, nodes.c.id))
-    last = (await connection.execute(select(func.max(nodes.c.seen_at)))).scalar()
-    return [Node.of(row) for row in living.mappings()], last
 
 
 def _no_service(living: list[Node], last_beat: datetime | None, now: datetime) -> list[Trouble]:
