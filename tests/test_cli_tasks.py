@@ -96,7 +96,7 @@ def test_lint_as_json_has_rules_for_programs(batch: Batch, report: Path, tmp_pat
     assert (good["task"], good["source"], good["schedule"]) == ("report", "tasks/report.py", "30 2 * * *")
     assert good["next"] == [
         {
-            "slot": "2026-10-25T00:30:00+00:00",
+            "slot": "2026-10-25T00:30:00Z",
             "local": "2026-10-25T02:30:00+02:00",
             "mark": "02:30 comes twice on 2026-10-25: fires the first time",
         }

@@ -66,7 +66,7 @@ def plain(capsys: pytest.CaptureFixture[str], *rows: dict[str, Any]) -> list[str
 def test_json_is_an_array_with_every_key_and_instants_in_iso_8601(capsys: pytest.CaptureFixture[str]) -> None:
     console.show([{"id": "x", "at": AT, "reason": None, "name": "日次"}], ["id"], as_json=True)
     out = capsys.readouterr().out
-    assert json.loads(out) == [{"id": "x", "at": "2026-11-25T02:00:00.123456+00:00", "reason": None, "name": "日次"}]
+    assert json.loads(out) == [{"id": "x", "at": "2026-11-25T02:00:00.123456Z", "reason": None, "name": "日次"}]
     assert "日次" in out
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FAILED, MISTAKE, OUT_OF_ORDER = 1, 2, 3
+FAILED, MISTAKE, OUT_OF_ORDER, INTERRUPTED = 1, 2, 3, 130
 
 EXIT_CODES: dict[ErrorKind, int] = {
     "not_found": MISTAKE,

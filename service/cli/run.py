@@ -1,4 +1,4 @@
-"""`batch run` and `batch runs`."""
+"""`batch run`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli import complete, manage, progress, watch
+from service import clock
+from service.cli import hints, progress, watch
 from service.cli.opening import ask
-from service.cli.options import AsJson, OfTask, TaskName, instant, instant_or_age, pairs, user, wait_for, whole
+from service.cli.options import AsJson, TaskName, instant, pairs, user, wait_for
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
     from service.cli.bar import Bar, Lines
     from service.operations.operations import Operations
-    from service.operations.results import RunSummary, Started
-    from service.operations.run_list import RunFilter
+    from service.operations.results import RunNow, Started
     from service.server.batch_service import BatchService
 
 BAR_AFTER_SECONDS = 1.0
@@ -40,25 +40,26 @@ def run(
         bool, typer.Option("--queue", help="Queue the run for a running service, and print its id.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="With --queue: show the log until the run ends.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a task now in this process, record the run, and show its log.
 
     The exit code is 1 if the run does not succeed. The command works whether a service is running or not. With --queue
-    the task does not run in this process: a running service executes it, after the waiting runs of the task.
+    the task does not run in this process: a running service executes it, after the waiting runs of the task. With
+    --json the run is printed as JSON, and its log goes to stderr.
     """
     at = instant(slot, "--slot") if slot is not None else None
     if queue:
-        _queue(name, pairs(param or []), at, wait)
+        _queue(name, pairs(param or []), at, wait, as_json)
     elif wait:
         raise InvalidParameters("--wait needs --queue; without --queue, the command always waits for the run")
     else:
-        _execute(name, pairs(param or []), at)
+        _execute(name, pairs(param or []), at, as_json)
 
 
-def _execute(name: str, parameters: dict[str, str], slot: datetime | None) -> None:
+def _execute(name: str, parameters: dict[str, str], slot: datetime | None, as_json: bool) -> None:
     import asyncio
 
-    from service import console
     from service.cli import bar
     from service.logs import get_logger
 
@@ -67,86 +68,38 @@ def _execute(name: str, parameters: dict[str, str], slot: datetime | None) -> No
 
     try:
         with bar.display(sys.stderr, log_line, states=False, after=BAR_AFTER_SECONDS) as display:
-            row = wait_for(_run(name, parameters, slot, display))
+            now = wait_for(_run(name, parameters, slot, display))
     except asyncio.CancelledError:
         raise SystemExit(128 + signal.SIGTERM) from None
-    console.say(progress.ending(row))
-    if row["result"] is not None:
-        console.show_json(row["result"])
-    raise SystemExit(0 if row["state"] == "succeeded" else 1)
+    progress.print_end(now, as_json)
+    raise SystemExit(0 if now.state == "succeeded" else 1)
 
 
-def _queue(name: str, parameters: dict[str, str], slot: datetime | None, wait: bool) -> None:
+def _queue(name: str, parameters: dict[str, str], slot: datetime | None, wait: bool, as_json: bool) -> None:
     from service import console
 
     async def work(operations: Operations) -> tuple[Started, str | None]:
         started = await operations.runs.start(name, parameters, slot)
-        return started, await manage.hint_if_unserved(operations, name)
+        return started, await hints.hint_if_unserved(operations, name)
 
     started, hint = ask(work)
-    console.say(f"run {started.id} queued", flush=True)
-    manage.warn(hint)
+    if not as_json:
+        console.say(f"run {started.id} queued", flush=True)
+    elif not wait:
+        console.show_json(started)
+    hints.warn(hint)
     if wait:
-        watch.with_log(started.id)
+        watch.with_log(started.id, as_json)
 
 
-def runs(
-    task: OfTask = None,
-    state: Annotated[
-        list[str] | None,
-        typer.Option(help="Show only runs in this state; may be repeated.", autocompletion=complete.states),
-    ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(help="Show only runs created since this instant (ISO 8601), or within an age such as 2h or 7d."),
-    ] = None,
-    ended_since: Annotated[
-        str | None, typer.Option(help="Show only runs that ended since this instant, or within an age.")
-    ] = None,
-    limit: Annotated[
-        int, typer.Option(parser=whole(1, 100_000), metavar="NUMBER", help="The largest number of runs to show.")
-    ] = 50,
-    as_json: AsJson = False,
-) -> None:
-    """List runs, newest first.
-
-    `batch show ID` shows everything about one of them.
-    """
-    from service import console
-    from service.operations.run_list import RunFilter
-
-    wanted = RunFilter.of(
-        task=task,
-        state=state or [],
-        created_since=instant_or_age(since, "--since") if since is not None else None,
-        ended_since=instant_or_age(ended_since, "--ended-since") if ended_since is not None else None,
-    )
-    listed = ask(lambda operations: _listed(operations, wanted, limit), log_level="WARNING")
-    rows = [run.model_dump() for run in listed]
-    columns = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "progress", "reason"]
-    console.show(rows if as_json else [{**row, "progress": progress.brief(row)} for row in rows], columns, as_json)
-
-
-async def _listed(operations: Operations, wanted: RunFilter, limit: int) -> list[RunSummary]:
-    """At most `limit` runs, page by page."""
-    runs: list[RunSummary] = []
-    after: str | None = None
-    while len(runs) < limit:
-        page = await operations.runs.list(wanted, limit - len(runs), after)
-        runs += page.runs
-        after = page.after
-        if after is None:
-            break
-    return runs
-
-
-async def _run(name: str, parameters: dict[str, str], slot: datetime | None, display: Bar | Lines) -> dict[str, Any]:
+async def _run(name: str, parameters: dict[str, str], slot: datetime | None, display: Bar | Lines) -> RunNow:
     import asyncio
 
     from service import logs as logging
     from service.batch.execution.run_here import ManualRun
     from service.batch.tasks.registry import TaskRegistry
     from service.config import get_settings
+    from service.operations.results import RunNow
     from service.server.batch_service import BatchService
 
     settings = get_settings()
@@ -159,7 +112,8 @@ async def _run(name: str, parameters: dict[str, str], slot: datetime | None, dis
     try:
         manual = ManualRun(batch.ledger, batch.engine, TaskRegistry.get(name), batch.node.id)
         async with watch.displayed(batch.operations, manual.id, display), _drained(batch, settings.DRAIN_SECONDS):
-            return await manual.execute(parameters, slot, requested_by=user())
+            row = await manual.execute(parameters, slot, requested_by=user())
+        return RunNow.at({**row, "now": clock.now()}, clock.now())
     finally:
         await batch.stop()
         logging.flush()
