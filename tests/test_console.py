@@ -25,13 +25,14 @@ AT = datetime(2026, 11, 25, 2, 0, 0, 123456, tzinfo=UTC)
 BOLD = "\x1b[1m"
 
 
-def in_terminal(folder: Path, command: list[str], columns: int) -> str:
+def in_terminal(folder: Path, command: list[str], columns: int, **settings: str) -> str:
     """The output of `command` in a real terminal of this width, with line ends as in a file."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     env = {**environment(), "TERM": "xterm"}
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         env.pop(name, None)
+    env |= settings
     process = subprocess.Popen(command, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     written = b"".join(iter(lambda: _read(ours), b""))
