@@ -235,12 +235,12 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = cli(prog_name="batch", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer returns after a KeyboardInterrupt
+            _refuse("ended by Ctrl-C")
     except TyperException as error:
         code = _refuse(error.format_message())
     except BatchError as error:
         code = _refuse(error.message, EXIT_CODES[error.kind])
-    except (KeyboardInterrupt, typer.Abort):
-        code = _refuse("ended by Ctrl-C", INTERRUPTED)
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

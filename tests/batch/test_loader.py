@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service import TaskRegistry, logs
+from service import TaskRegistry, failures, logs
 from service.batch.tasks.discovery import BrokenFile, load_tasks
 from service.errors import InvalidSetting
 
@@ -103,6 +103,16 @@ def test_a_class_whose_run_is_misspelled_is_no_task_and_is_reported_and_logged()
     assert file.error == "class Made has a name and no run(), so it is no task"
     logs.flush()
     assert f"tasks/typo.py can't be used: {file.error}" in stream.getvalue()
+
+
+def test_a_traceback_shows_the_lines_that_were_executed_though_the_file_has_changed() -> None:
+    write(old=task("old") + "\ndef fail():\n    raise ValueError('the old line')\n")
+    assert load() == []
+    write(old="# another line\n" * 40)
+    with pytest.raises(ValueError, match="the old line") as caught:
+        sys.modules["tasks.old"].fail()
+    told = failures.traceback_of(caught.value)
+    assert "raise ValueError('the old line')" in told and "another line" not in told
 
 
 def test_an_imported_task_belongs_to_the_file_that_defines_it() -> None:

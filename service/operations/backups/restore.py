@@ -37,7 +37,7 @@ from service.operations.backups.make import (
     record_failure,
     refuse_changed,
 )
-from service.operations.backups.restore_into import planned_into
+from service.operations.backups.restore_into import example_of, planned_into
 from service.operations.results import Result
 
 HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
@@ -179,7 +179,13 @@ async def _restored_harmlessly(access: BackupAccess, request: RestoreRequest, on
             counts = tuple(replace(table, before=plan.rows.get(table.table)) for table in report.tables)
             return replace(report, tables=counts, where=plan.database)
         report = await restore_backup(
-            source, url, dry_run=request.dry_run, on_progress=tell, folder=folder, histories=HISTORIES
+            source,
+            url,
+            dry_run=request.dry_run,
+            on_progress=tell,
+            folder=folder,
+            histories=HISTORIES,
+            example=example_of(access.settings) if request.into is not None else None,
         )
         if facts and not request.dry_run:
             await _record(access, source, facts, was_real=False, is_sound=not request.changed)

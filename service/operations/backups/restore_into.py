@@ -26,10 +26,16 @@ async def planned_into(
 ) -> tuple[str, RestorePlan]:
     """The URL to restore by, and the plan. Raises InvalidParameters and BackupError if the database is not fit."""
     url = _other_url(settings, into)
-    plan = await planned(source, url, histories=histories)
+    plan = await planned(source, url, histories=histories, example=example_of(settings))
     if not plan.is_new or any(plan.rows.values()):
         raise BackupError(f"nothing was restored: the database {plan.database} is not empty. Name an empty one")
     return url, plan
+
+
+def example_of(settings: Settings) -> Path | None:
+    """The application's SQLite file, whose tables an empty file gets; None on PostgreSQL."""
+    url = make_url(settings.DATABASE_URL)
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
 
 def _other_url(settings: Settings, into: str) -> str:
