@@ -46,7 +46,8 @@ def say(text: str = "", flush: bool = False) -> None:
 
 
 def warn(text: str, end: str = "\n") -> None:
-    """Print one line on stderr, escaped."""
+    """Print one line on stderr, escaped, after what was printed on stdout."""
+    sys.stdout.flush()
     print(line(text), end=end, file=sys.stderr, flush=True)
 
 

@@ -77,7 +77,11 @@ async def status(context: Context, settings: Settings) -> Status:
             *_no_service(living, last_beat, now),
             *([Trouble(kind="late_slots", text=_late_text(late))] if late else []),
             *([Trouble(kind="failures", text=_failed_text(failed))] if failed else []),
-            *([Trouble(kind="quarantine", text=f"{quarantined:,} items wait in quarantine")] if quarantined else []),
+            *(
+                [Trouble(kind="quarantine", text=f"{_number(quarantined, 'item')} in quarantine")]
+                if quarantined
+                else []
+            ),
             *([Trouble(kind="backup", text=_backup_text(newest_backup, now))] if is_stale else []),
         ],
         nodes=living,
@@ -136,7 +140,7 @@ async def _late(connection: AsyncConnection, now: datetime) -> list[str]:
 
 def _late_text(late: list[str]) -> str:
     named = ", ".join(late[:5]) + (", and others" if len(late) > 5 else "")
-    return f"{len(late):,} tasks have slots that were not handled for more than a minute: {named}"
+    return f"slots of {_number(len(late), 'task')} were not handled for more than a minute: {named}"
 
 
 async def _failed(connection: AsyncConnection, now: datetime) -> list[RunSummary]:
@@ -157,7 +161,7 @@ async def _failed(connection: AsyncConnection, now: datetime) -> list[RunSummary
 def _failed_text(failed: list[RunSummary]) -> str:
     tasks = sorted({run.task for run in failed})
     named = ", ".join(tasks[:5]) + (", and others" if len(tasks) > 5 else "")
-    return f"{len(failed):,} runs failed within a day, and no later run made it good: {named}"
+    return f"{_number(len(failed), 'run')} failed within a day, and no later run of the task has succeeded: {named}"
 
 
 async def _counts(connection: AsyncConnection) -> tuple[int, int]:
@@ -189,6 +193,10 @@ async def _quarantined(databases: Databases) -> int:
         return await quarantine.waiting(application, MOST_COUNTED) if await has_table(application) else 0
     except (DBAPIError, OSError):
         return 0
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _age(age: timedelta) -> str:
