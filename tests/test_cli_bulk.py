@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from service.operations.bulk import Bulk
 from tests.batch.ledger_world import know, make_task, rows
 from tests.batch.test_runs import insert, new
 from tests.commands import Batch, in_this_process, refuses
+from tests.processes import service
 
 
 @pytest.fixture
@@ -125,6 +127,36 @@ async def test_more_than_one_transaction_of_runs_is_changed(ledger: Database, ca
     done = await call("retry", "--state", "failed", "--yes")
     assert (done.code, done.out.splitlines()[-1]) == (0, "2,500 runs are queued again")
     assert await states(ledger) == Counter({("import", "queued"): 2_500})
+
+
+TASK = """
+from service import BaseTask
+
+class Import(BaseTask):
+    name, schedule, overlap = "import", None, "allow"
+    async def run(self): ...
+"""
+
+
+async def test_beside_a_service_each_run_is_changed_once_and_executed(
+    ledger: Database, ledger_url: str, call: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "tasks/all.py").write_text(TASK)
+    await know(ledger, make_task("import"))
+    at = clock.now()
+    await insert(ledger, *(new("import", state="failed", exclusive=None, created_at=at) for _ in range(1_200)))
+
+    def work() -> Any:
+        with service(tmp_path, settings={"LEDGER_URL": ledger_url, "POLL_SECONDS": "0.1"}):
+            done = asyncio.run(call("retry", "--task", "import", "--since", "1h", "--yes", "--json"))
+            while batch_runs := asyncio.run(call("runs", "--state", "queued", "--state", "running", "--json")).json:
+                assert len(batch_runs) <= 1_200
+        return done
+
+    done = await asyncio.to_thread(work)
+    assert (done.json["changed"], done.json["position"], done.json["count"]) == (1_200, 1_200, 1_200), done
+    assert await states(ledger) == Counter({("import", "succeeded"): 1_200})
+    assert {row["attempt"] for row in await rows(ledger)} == {1}
 
 
 async def test_the_name_of_a_task_means_its_newest_run_everywhere(

@@ -113,6 +113,8 @@ async def test_an_idle_service_goes_on_working_on_the_restored_rows(
             assert tried.code == 0, tried.err
             assert "note: a restore would be refused now: nothing is restored while a service runs: pid " in tried.out
             assert "would be restored; everything was rolled back" in tried.out
+            as_json = batch("backup", "restore", "latest", "--dry-run", "--json").json
+            assert as_json["dry_run"] and "a restore would be refused now" in "".join(as_json["notes"])
             (counts,) = [line.split() for line in tried.out.splitlines() if re.match(r"(public\.)?users ", line)]
             assert counts[1:] == ["2", "1"]
             assert batch("run", "long", "--queue").code == 0

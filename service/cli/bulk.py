@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli import complete, filters
+from service.cli import filters
 from service.cli.confirming import confirm
 from service.cli.hints import hint_if_held, hint_without_service, warn
 from service.cli.opening import ask
-from service.cli.options import AsJson, seconds, short, utc
+from service.cli.options import AsJson, RunOrNone, seconds, short, utc
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     from service.operations.run_list import RunFilter
 
 Again = Annotated[bool, typer.Option("--again", help="Begin from the beginning. Allowed also if the run succeeded.")]
-RunOrNone = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[RUN]",
-        help="The id of a run, at least 6 digits of its beginning or end, or a task's name: its newest run.",
-        autocompletion=complete.task_names,
-        show_default=False,
-    ),
-]
 Yes = Annotated[bool, typer.Option("--yes", help="Change all runs that match, without asking.")]
 PROGRESS_SECONDS = 0.5
 

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli import complete
 from service.cli.hints import hint_if_unserved, warn
 from service.cli.opening import ask
-from service.cli.options import AsJson, RunOrTask, short
+from service.cli.options import AsJson, RunOrNone, RunOrTask, short
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
@@ -21,18 +20,7 @@ Items = Annotated[
 ]
 
 
-def quarantine(
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[RUN]",
-            help="The id of a run, at least 6 digits of its beginning or end, or a task's name: its newest run.",
-            autocompletion=complete.task_names,
-            show_default=False,
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
     """List the items that failed and were set aside: all that wait for a redrive, or those of one run.
 
     `redriven_by` is the run that has processed the item again. With --json, each item also has its traceback.

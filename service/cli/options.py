@@ -33,13 +33,11 @@ TaskName = Annotated[str, typer.Argument(help="The task's name.", autocompletion
 OfTask = Annotated[
     str | None, typer.Option(help="Show only runs and slots of this task.", autocompletion=complete.task_names)
 ]
-RunOrTask = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN",
-        help="The id of a run, at least 6 digits of its beginning or end, or a task's name: its newest run.",
-        autocompletion=complete.task_names,
-    ),
+ABOUT_RUN = "The id of a run, at least 6 digits of its beginning or end, or a task's name: its newest run."
+RunOrTask = Annotated[str, typer.Argument(metavar="RUN", help=ABOUT_RUN, autocompletion=complete.task_names)]
+RunOrNone = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", help=ABOUT_RUN, autocompletion=complete.task_names, show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

@@ -134,5 +134,7 @@ def _print_json(result: RestoreResult, plan: RestorePlan) -> None:
 
     from service import console
 
-    facts: dict[str, Any] = {**asdict(result.report), "safety": result.safety, "revision": plan.revision}
-    console.show_json({**facts, "rows": result.report.rows})
+    report = result.report
+    notes = [*plan.notes, *(note for note in report.notes if note not in plan.notes)]
+    facts: dict[str, Any] = {**asdict(report), "safety": result.safety, "revision": plan.revision, "notes": notes}
+    console.show_json({**facts, "rows": report.rows})

@@ -77,11 +77,7 @@ async def status(context: Context, settings: Settings) -> Status:
             *_no_service(living, last_beat, now),
             *([Trouble(kind="late_slots", text=_late_text(late))] if late else []),
             *([Trouble(kind="failures", text=_failed_text(failed))] if failed else []),
-            *(
-                [Trouble(kind="quarantine", text=f"{_number(quarantined, 'item')} in quarantine")]
-                if quarantined
-                else []
-            ),
+            *([Trouble(kind="quarantine", text=_quarantine_text(quarantined))] if quarantined else []),
             *([Trouble(kind="backup", text=_backup_text(newest_backup, now))] if is_stale else []),
         ],
         nodes=living,
@@ -193,6 +189,10 @@ async def _quarantined(databases: Databases) -> int:
         return await quarantine.waiting(application, MOST_COUNTED) if await has_table(application) else 0
     except (DBAPIError, OSError):
         return 0
+
+
+def _quarantine_text(quarantined: int) -> str:
+    return f"{_number(quarantined, 'item')} in quarantine: `batch quarantine` lists what waits"
 
 
 def _number(count: int, noun: str) -> str:
