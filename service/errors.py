@@ -36,10 +36,12 @@ do: the command line maps kinds to exit codes, and an HTTP API maps them to stat
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from service.escaping import brief, echoed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ErrorKind = Literal["not_found", "invalid", "conflict", "unavailable", "damaged", "forbidden"]
 """What is wrong with a request: what it names does not exist; the request itself is not allowed; it does not fit the

@@ -22,7 +22,7 @@ from sqlalchemy import text
 
 from service import TaskRegistry, clock
 from service.batch.firing import task_sync
-from service.batch.ledger import database_time, run_logs, runs, tables
+from service.batch.ledger import database_time, runs, tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import NewRun
 from service.cli.hints import NO_SERVICE
@@ -472,25 +472,6 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path: Path) -> Non
     )
     assert done.stdout == "Every minute\n"
     assert done.stderr == ""
-
-
-async def test_ctrl_c_ends_a_command_with_one_line(tmp_path: Path) -> None:
-    """It follows the log of a run that never ends."""
-    ledger = Database(f"sqlite+aiosqlite:///{tmp_path}/ledger.db", setting="LEDGER_URL")
-    now = clock.now()
-    run = NewRun.running(tables.new_id(), "slow", None, now, exclusive=None, priority=0)
-    async with ledger.engine.begin() as connection:
-        await runs.insert(connection, [run])
-        line = run_logs.LogLine(now.isoformat(), "info", "slow", "begun")
-        await run_logs.write(connection, run_logs.pack([run_logs.Block(run.id, 1, 1, 0, [line])]))
-    await ledger.dispose()
-    command = [*BATCH, "logs", run.id, "--follow"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    started = subprocess.Popen(command, cwd=tmp_path, env=environment(), text=True, **pipes)
-    assert started.stdout is not None and "begun" in started.stdout.readline()
-    started.send_signal(signal.SIGINT)
-    out, told = started.communicate(timeout=20)
-    assert (started.returncode, out, told) == (130, "", "batch: ended by Ctrl-C\n")
 
 
 SLOW = """

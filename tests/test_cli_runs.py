@@ -573,7 +573,7 @@ async def test_the_exit_code_of_following_is_how_the_run_ended(
     assert (await asyncio.to_thread(batch, "logs", run)).code == 0
 
 
-async def test_following_ends_quietly_at_ctrl_c(prepared: Database, tmp_path: Path) -> None:
+async def test_following_ends_with_one_line_at_ctrl_c(prepared: Database, tmp_path: Path) -> None:
     run = await insert(prepared)
     await write(prepared, run, 1, 0, "first")
 
@@ -587,7 +587,7 @@ async def test_following_ends_quietly_at_ctrl_c(prepared: Database, tmp_path: Pa
             return started.process.returncode, started.stdout, started.stderr
 
     code, out, err = await asyncio.to_thread(follow)
-    assert (code, err) == (130, "")
+    assert (code, err) == (130, "batch: ended by Ctrl-C\n")
     assert out.count("\n") == 1
 
 
