@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def print_version() -> None:
-    """Print the version of the package, and that of the application if the setting BATCH_VERSION has it."""
+    """Print the version of the package, and that of the application, as a service records it at its start."""
     from service import console
     from service.batch.nodes.node import package_version
     from service.config import get_settings
     from service.errors import BatchError
+    from service.server.version import application_version
 
     console.say(f"batch {package_version()}")
     try:
-        version = get_settings().BATCH_VERSION
+        settings = get_settings()
     except BatchError:  # a setting that is wrong is no reason not to say the version
         return
-    if version is not None:
-        console.say(f"application {version}")
+    version = application_version(settings.BATCH_VERSION, settings.TASKS_DIR, Path.cwd())
+    console.say(f"application {version}")
