@@ -44,7 +44,7 @@ from machine import describe, print_table, version_of
 from services import queued
 from sqlalchemy import insert, select, text
 
-from service.batch.ledger import database_time, transitions
+from service.batch.ledger import database_time, run_query, transitions
 from service.database.histories import APPLICATION_HISTORIES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -180,7 +180,7 @@ async def inside_a_run(body: Callable[[], Awaitable[None]]) -> None:
 async def list_runs(ledger: Ledger) -> float:
     began_at = time.perf_counter()
     async with ledger.database.reader.connect() as connection:
-        (await connection.execute(runs.listing(limit=50))).all()
+        await run_query.page(connection, run_query.RunQuery(), 50)
         await database_time.now_of(connection)
     return time.perf_counter() - began_at
 

@@ -223,6 +223,11 @@ def _load(cls: type[S]) -> S:
         raise InvalidSetting(f"the file {ENV_FILE} can't be read: {error}") from None
 
 
+def sources_of(settings: BaseSettings) -> dict[str, str]:
+    """Where each setting that is set comes from: the environment, or `.env`."""
+    return {name: "environment" if os.environ.get(name) else str(ENV_FILE) for name in settings.model_fields_set}
+
+
 def _own_class(named: str) -> type[BaseSettings]:
     """The class that SETTINGS names. One that does not extend Settings reads `.env` too, and ignores our keys in it."""
     module, _, name = named.partition(":")

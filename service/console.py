@@ -24,8 +24,17 @@ STYLES = {
     "critical": "bold red",
     "note": "cyan",
     "heading": "bold",
+    "running": "blue",
+    "retrying": "yellow",
+    "interrupted": "magenta",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "dim",
+    "skipped": "dim",
 }
-
+"""The styles of log levels, headings and states, by what they are of."""
+STATE = "state"
+"""The column whose cells have the colours of states."""
 
 INDENT = "    "
 """Indents the later lines of a text, so that they can't look like a line of the command."""
@@ -37,13 +46,14 @@ def say(text: str = "", flush: bool = False) -> None:
 
 
 def warn(text: str, end: str = "\n") -> None:
-    """Print one line on stderr, escaped."""
+    """Print one line on stderr, escaped, after what was printed on stdout."""
+    sys.stdout.flush()
     print(line(text), end=end, file=sys.stderr, flush=True)
 
 
-def write(text: str, end: str = "\n", flush: bool = False) -> None:
+def write(text: str, end: str = "\n", flush: bool = False, to_stderr: bool = False) -> None:
     """Print text as it is: only text made by `paint`, `line`, `message` or `to_json`, which escape it."""
-    print(text, end=end, flush=flush)
+    print(text, end=end, flush=flush, file=sys.stderr if to_stderr else sys.stdout)
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
@@ -59,9 +69,52 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: boo
         _plain(used, cells)
 
 
+def show_fitted(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], first_left_out: Sequence[str]) -> None:
+    """Print rows as a table of these columns, also of empty ones.
+
+    No line is wider than the terminal: columns are left out, in the order of `first_left_out`, until LAST characters of
+    the last column fit, and that is cut. A pipe gets all columns.
+    """
+    cells = [[_text(row[column]) for column in columns] for row in rows]
+    if not sys.stdout.isatty():
+        _plain(columns, cells)
+        return
+    from rich.console import Console
+
+    width, widths = Console().width, dict(zip(columns, _widths(columns, cells), strict=True))
+    shown = list(columns)
+    for column in first_left_out:
+        *firsts, last = (widths[each] for each in shown)
+        if sum(firsts) + 2 * len(firsts) + min(last, LAST) <= width:
+            break
+        shown.remove(column)
+    places = [columns.index(column) for column in shown]
+    _fitted(shown, [[row[place] for place in places] for row in cells], [widths[each] for each in shown], width)
+
+
+def _fitted(columns: Sequence[str], cells: list[list[str]], widths: list[int], width: int) -> None:
+    from rich.cells import set_cell_size
+
+    for row in ([*columns], *cells):
+        left, painted = width, []
+        for column, cell, needed in zip(columns, row, widths, strict=True):
+            size = min(needed, left)
+            text = cell if cell_len(cell) <= size else set_cell_size(cell, max(size - 1, 0)) + "…" * (size > 0)
+            padding = "" if column == columns[-1] else " " * (size - cell_len(text) + min(2, left - size))
+            kind = "heading" if row[0] == columns[0] and row == [*columns] else cell if column == STATE else ""
+            painted.append(paint(text, kind) + padding)
+            left -= min(left, size + 2)
+        write("".join(painted).rstrip())
+
+
 def show_json(value: Any) -> None:
-    """Print a value as one line of JSON, with datetimes in ISO 8601."""
-    write(to_json(value, _json))
+    """Print a value as one line of JSON, with datetimes in ISO 8601, and models as the HTTP API gives them."""
+    write(json_of(value))
+
+
+def json_of(value: Any) -> str:
+    """A value as one line of JSON, as `show_json` prints it."""
+    return to_json(value, _json)
 
 
 def show_values(values: Mapping[str, Any]) -> None:
@@ -84,15 +137,20 @@ def heading(text: str) -> None:
 def paint(text: str, kind: str) -> str:
     """The text, escaped, with the colour of `kind` (a key of STYLES) if stdout is a terminal with colours."""
     text = line(text)
-    if kind not in STYLES or not sys.stdout.isatty():
+    if kind not in STYLES or not sys.stdout.isatty() or not _has_colours():
         return text
     from rich.color import ColorSystem
-    from rich.console import Console
     from rich.style import Style
 
-    if (console := Console()).no_color or not console.color_system:
-        return text
     return Style.parse(STYLES[kind]).render(text, color_system=ColorSystem.STANDARD)
+
+
+def _has_colours() -> bool:
+    """Whether the terminal of stdout shows colours, and NO_COLOR does not forbid them."""
+    from rich.console import Console
+
+    console = Console()
+    return not console.no_color and bool(console.color_system)
 
 
 def message(text: str) -> str:
@@ -116,7 +174,8 @@ def _table(columns: Sequence[str], cells: list[list[str]]) -> None:
         table.add_column(column, no_wrap=True)
     table.add_column(columns[-1], overflow="fold")
     for row in cells:
-        table.add_row(*map(Text, row))
+        styles = (STYLES.get(cell, "") if column == STATE else "" for column, cell in zip(columns, row, strict=True))
+        table.add_row(*map(Text, row, styles))
     *widths, last = _widths(columns, cells)
     needed = sum(widths) + 2 * len(widths) + min(last, LAST)
     Console(width=max(Console().width, needed)).print(table)
@@ -134,7 +193,9 @@ def _widths(columns: Sequence[str], cells: list[list[str]]) -> list[int]:
 
 
 def _json(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json", by_alias=True)
+    return value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else str(value)
 
 
 def _text(value: Any) -> str:

@@ -36,9 +36,10 @@ do: the command line maps kinds to exit codes, and an HTTP API maps them to stat
 from __future__ import annotations
 
 import datetime
-from typing import ClassVar, Literal
+from collections.abc import Iterable
+from typing import ClassVar, Literal, Self
 
-from service.escaping import brief
+from service.escaping import brief, echoed
 
 ErrorKind = Literal["not_found", "invalid", "conflict", "unavailable", "damaged", "forbidden"]
 """What is wrong with a request: what it names does not exist; the request itself is not allowed; it does not fit the
@@ -46,6 +47,14 @@ present state; a database or a place can't be used now; stored data is damaged; 
 
 LONGEST_MESSAGE = 4_000
 """Longest message about data from outside, in characters."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A hint that names the most similar one of `names`; empty if none is similar."""
+    from difflib import get_close_matches
+
+    similar = get_close_matches(name[:100], list(names), n=1)
+    return f" (did you mean {similar[0]}?)" if similar else ""
 
 
 class BatchError(Exception):
@@ -102,6 +111,14 @@ class ChunkError(BatchError):
 
 class UnknownTask(BatchError):
     kind = "not_found"
+
+    @classmethod
+    def named(
+        cls, name: str, names: Iterable[str], what: str = "no task is named {}", listed: str = "the tasks are:"
+    ) -> Self:
+        """The error about a name that no task has. It lists the `names`, and before them one that is similar."""
+        known = sorted(names)
+        return cls(f"{what.format(echoed(name))}{did_you_mean(name, known)}; {listed} {', '.join(known) or 'none'}")
 
 
 class UnknownRun(BatchError):

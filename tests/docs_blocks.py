@@ -119,6 +119,7 @@ def masked(output: str) -> list[str]:
     """Lines without what differs each time: instants, ids, durations, the port, and so the widths of columns."""
     output = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?", "AT", output)
     output = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", output)
+    output = re.sub(r"^[0-9a-f]{8}(?=  )", "SHORT-ID", output, flags=re.MULTILINE)
     output = re.sub(r"127\.0\.0\.1:\d+", "HOST", output)
     return re.sub(r"\d+\.\d\d s", "TIME", output).splitlines()
 

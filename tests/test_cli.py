@@ -22,9 +22,11 @@ from sqlalchemy import text
 
 from service import TaskRegistry, clock
 from service.batch.firing import task_sync
-from service.batch.ledger import database_time, runs, tables
+from service.batch.ledger import database_time, run_logs, runs, tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.runs import NewRun
+from service.cli.hints import NO_SERVICE
+from service.cli.runs import COLUMNS
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import migrate
@@ -32,9 +34,10 @@ from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment
 
 RUN = ["id", "task", "slot", "origin", "state", "reason", "attempt", "node", "created_at", "started_at", "finished_at"]
-RUN += ["attempt_started_at", "count", "total", "message", "rate", "progress_at", "eta"]
+RUN += ["attempt_started_at", "count", "total", "message", "rate", "progress_at", "eta", "quarantined"]
 TASK = ["name", "description", "schedule", "timezone", "next_run_time", "paused", "source"]
-TASK += ["served_from", "error"]
+TASK += ["served_from", "words", "tags", "error"]
+HINT = f"batch: {NO_SERVICE}\n"
 
 REPORT = '''
 from datetime import date
@@ -80,7 +83,7 @@ def test_next_says_first_what_the_expression_means(batch: Batch) -> None:
 
 def test_next_as_json_is_nothing_but_an_array(batch: Batch) -> None:
     found = batch("next", "@daily", "--after", "2026-11-25T12:00+09:00", "-n", "1", "--json").json
-    assert found == [{"slot": "2026-11-26T00:00:00+00:00", "local": "2026-11-26T00:00:00+00:00"}]
+    assert found == [{"slot": "2026-11-26T00:00:00Z", "local": "2026-11-26T00:00:00Z"}]
 
 
 def test_next_is_after_now_and_five_slots_long_by_default(batch: Batch) -> None:
@@ -111,6 +114,8 @@ def test_tasks_lists_what_is_there_without_making_a_ledger(batch: Batch, report:
         "paused": False,
         "source": "tasks/report.py",
         "served_from": None,
+        "words": "At 01:00 every day (Asia/Tokyo)",
+        "tags": [],
         "error": None,
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tasks"]
@@ -130,7 +135,7 @@ def test_tasks_has_a_file_that_does_not_import_on_stderr_and_in_json(
     assert done.code == 1
     assert len(done.out.splitlines()) == 2
     assert done.err == (
-        "batch: tasks/broken.py can't be used: ModuleNotFoundError in line 1: No module named 'nowhere'\n"
+        "batch: tasks/broken.py can't be used: ModuleNotFoundError in line 1: No module named 'nowhere'\n" + HINT
     )
     good, bad = batch("tasks", "--json").json
     assert good["error"] is None and list(bad) == TASK
@@ -142,9 +147,8 @@ def test_tasks_says_which_files_have_the_same_name(batch: Batch, report: None, t
     (tmp_path / "tasks" / "same.py").write_text(REPORT.replace("Report", "Same"))
     done = batch("tasks")
     assert done.code == 1
-    assert re.fullmatch(
-        r"batch: tasks/same\.py can't be used: .*'report'.*tasks/report\.py.*tasks/same\.py.*\n", done.err
-    )
+    told = done.err.removesuffix(HINT)
+    assert re.fullmatch(r"batch: tasks/same\.py can't be used: .*'report'.*tasks/report\.py.*tasks/same\.py.*\n", told)
     assert "report" in done.out
 
 
@@ -162,7 +166,7 @@ def test_tasks_names_class_and_file_of_a_bad_task(
     (tmp_path / "tasks" / "report.py").write_text(REPORT.replace(was, now))
     done = batch("tasks")
     assert done.code == 1
-    (line,) = done.err.splitlines()
+    (line,) = done.err.removesuffix(HINT).splitlines()
     assert all(word in line for word in ["Report", "tasks/report.py", *words]), line
 
 
@@ -193,9 +197,9 @@ def test_run_executes_here_shows_the_log_and_prints_the_result(batch: Batch, rep
     (row,) = batch("runs", "--json").json
     assert list(row) == RUN
     assert (row["id"], row["task"], row["origin"], row["state"]) == (told.split()[1], "report", "manual", "succeeded")
-    assert (row["slot"], row["attempt"], row["reason"]) == ("2026-02-04T00:00:00+00:00", 1, None)
+    assert (row["slot"], row["attempt"], row["reason"]) == ("2026-02-04T00:00:00Z", 1, None)
     assert row["created_at"] <= row["started_at"] <= row["finished_at"]
-    assert "+00:00" in row["created_at"]
+    assert row["created_at"].endswith("Z")
 
 
 def test_run_of_a_failing_task_is_recorded_and_ends_with_code_1(batch: Batch, report: None, database_url: str) -> None:
@@ -265,9 +269,11 @@ def test_runs_are_listed_newest_first_and_can_be_narrowed_down(batch: Batch, his
 
 
 def test_runs_in_plain_columns(batch: Batch, history: str) -> None:
-    heading, row = batch("runs", "--limit", "1", LEDGER_URL=history).out.splitlines()
-    assert heading.split() == ["id", "task", "slot", "origin", "state"]
-    assert re.fullmatch(r"[0-9a-f-]{36}  odd   \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  schedule  succeeded", row)
+    done = batch("runs", "--limit", "1", LEDGER_URL=history)
+    heading, row = done.out.splitlines()
+    assert heading.split() == [*COLUMNS, "reason"]
+    assert re.fullmatch(r"[0-9a-f]{8}  odd   \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  schedule  succeeded  .*", row)
+    assert done.err == HINT
 
 
 @pytest.mark.first_start
@@ -466,6 +472,25 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path: Path) -> Non
     )
     assert done.stdout == "Every minute\n"
     assert done.stderr == ""
+
+
+async def test_ctrl_c_ends_a_command_with_one_line(tmp_path: Path) -> None:
+    """It follows the log of a run that never ends."""
+    ledger = Database(f"sqlite+aiosqlite:///{tmp_path}/ledger.db", setting="LEDGER_URL")
+    now = clock.now()
+    run = NewRun.running(tables.new_id(), "slow", None, now, exclusive=None, priority=0)
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [run])
+        line = run_logs.LogLine(now.isoformat(), "info", "slow", "begun")
+        await run_logs.write(connection, run_logs.pack([run_logs.Block(run.id, 1, 1, 0, [line])]))
+    await ledger.dispose()
+    command = [*BATCH, "logs", run.id, "--follow"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = subprocess.Popen(command, cwd=tmp_path, env=environment(), text=True, **pipes)
+    assert started.stdout is not None and "begun" in started.stdout.readline()
+    started.send_signal(signal.SIGINT)
+    out, told = started.communicate(timeout=20)
+    assert (started.returncode, out, told) == (130, "", "batch: ended by Ctrl-C\n")
 
 
 SLOW = """

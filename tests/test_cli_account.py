@@ -189,7 +189,7 @@ def test_slots_are_listed_each_with_what_became_of_it(folder: Path) -> None:
 def test_json_has_the_accounts_or_with_slots_each_slot(folder: Path) -> None:
     slot = sql(folder, "SELECT slot FROM batch_runs ORDER BY slot LIMIT 1 OFFSET 1")[0][0]
     sql(folder, "DELETE FROM batch_runs WHERE slot = ?", slot)
-    instant = datetime.fromisoformat(slot).replace(tzinfo=UTC).isoformat()
+    instant = datetime.fromisoformat(slot).replace(tzinfo=UTC).isoformat().replace("+00:00", "Z")
     (found,) = json.loads(account(folder, "--json").stdout)
     text = "no run, no skip, no missed range"
     assert found["findings"] == [{"kind": "gap", "first": instant, "last": instant, "count": 1, "text": text}]

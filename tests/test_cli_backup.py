@@ -325,6 +325,37 @@ def test_a_pin_holds_until_it_is_taken_off(batch: Batch, folder: Path, ledger: P
     refuses(batch("backup", "pin", f"./{OLD}"), f"{OLD} is neither in BACKUP_DIR nor at BACKUP_URL")
 
 
+def test_a_backup_is_deleted_in_each_place_and_no_record_of_it_stays(
+    batch: Batch, folder: Path, ledger: Path, bucket: Bucket
+) -> None:
+    assert batch("backup", "upload", OLD).code == 0
+    assert batch("backup", "list", "--rescan").code == 0
+    refuses(batch("backup", "delete", OLD), "nothing was deleted", "--yes is needed")
+    assert (folder / OLD).exists()
+    done = batch("backup", "delete", OLD, "--yes", "--json")
+    assert (done.code, done.json) == (0, {"backup": OLD, "places": ["folder", "elsewhere"]}), done.err
+    assert {row["name"] for row in batch("backup", "list", "--json").json} == {NEW}
+    with closing(sqlite3.connect(ledger)) as connection:
+        assert {name for (name,) in connection.execute("SELECT name FROM batch_backups")} == {NEW}
+    assert batch("changes", "--action", "backup.delete", "--json").json[0]["target"] == OLD
+    refuses(batch("backup", "delete", OLD, "--yes"), f"there is no backup {OLD}")
+
+
+def test_a_pinned_backup_is_not_deleted(batch: Batch, folder: Path, ledger: Path) -> None:
+    assert batch("backup", "pin", OLD).code == 0
+    refuses(batch("backup", "delete", OLD, "--yes"), f"{OLD} is pinned", f"batch backup unpin {OLD}")
+    assert (folder / OLD).exists()
+    assert batch("backup", "unpin", OLD).code == 0
+    assert batch("backup", "delete", OLD, "--yes").out == f"{OLD} is deleted (folder)\n"
+    assert not (folder / OLD).exists()
+
+
+@pytest.mark.parametrize("name", ["latest", "../app.db", f"backups/{OLD}", "app.db"])
+def test_only_a_backup_is_deleted_by_its_name(batch: Batch, folder: Path, name: str) -> None:
+    refuses(batch("backup", "delete", name, "--yes"), "no name of a backup")
+    assert len(list(folder.iterdir())) == 2
+
+
 def test_a_pin_can_be_taken_off_what_is_damaged_or_gone(batch: Batch, folder: Path, ledger: Path) -> None:
     for name in (OLD, NEW):
         assert batch("backup", "pin", name).code == 0

@@ -66,6 +66,16 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
     ]
     found = batch("quarantine", run, "--json").json
     assert [one["item"] for one in found] == ["2", "4"] and "raise ValueError" in found[0]["error"]["traceback"]
+    everywhere = batch("quarantine")
+    assert [line.split()[:3] for line in everywhere.out.splitlines()[1:]] == [
+        [run[-8:], "greet", "4"],
+        [run[-8:], "greet", "2"],
+    ]
+    assert {one["run"] for one in batch("quarantine", "--json").json} == {run}
+    [listed_run] = [one for one in batch("runs", "--json").json if one["id"] == run]
+    assert listed_run["quarantined"] == 2
+    row = next(line for line in batch("runs").out.splitlines() if line.startswith(run[-8:]))
+    assert re.split(r" {2,}", row)[-2] == "2"
     refuses(batch("redrive", run, "--item", "3"), "no such items set aside: 3")
     (tmp_path / "mended").touch()
     queued = batch("redrive", run, "--item", "4")
@@ -93,6 +103,10 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
         ("greeting", "str", False),
     ]
     assert [one["redriven_by"] for one in batch("quarantine", run, "--json").json] == [None, second]
+    assert [one["item"] for one in batch("quarantine", "--json").json] == ["2"]
+    refuses(batch("redrive", run, "--item", "4"), f"processed since by run {second}")
+    assert batch("redrive", "greet", "--json").code == 2  # the newest run of the task set nothing aside
     assert batch("redrive", run).code == 0
     refuses(batch("redrive", second), "has no such items set aside: none is left")
+    assert batch("quarantine", second).err == "batch: no item of this run was set aside\n"
     refuses(batch("quarantine", "01a2ffff"), "no run")

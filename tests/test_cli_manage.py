@@ -114,10 +114,16 @@ async def test_a_queued_run_is_run_by_the_service_and_followed(
         done = await call(batch, ledger, "run", "tick", "--queue", "--wait")
         assert done.code == 0 and "this is manual" in done.out and done.err == ""
         run = ID.findall(done.out)[0]
+        assert re.fullmatch(rf"run {run} succeeded in \d+\.\d\d s", done.out.splitlines()[-2])
+        assert done.out.splitlines()[-1] == '"done"'
+        as_json = await call(batch, ledger, "run", "tick", "--queue", "--wait", "--json")
+        assert (as_json.json["state"], as_json.json["result"]) == ("succeeded", "done")
+        assert "this is manual" in as_json.err
         (row,) = await rows(ledger, id=run)
         assert (row["state"], row["result"], row["requested_by"]) == ("succeeded", "done", "ann")
         failed = await call(batch, ledger, "run", "tick", "--queue", "--wait", "--param", "fail=true")
         assert failed.code == 1
+        assert re.search(r"^run \S+ failed in \d+\.\d\d s: ValueError: as asked for$", failed.out, re.MULTILINE)
         lost = ID.findall(failed.out)[0]
         assert (await call(batch, ledger, "retry", lost)).code == 0
         (again,) = await until(lambda: rows(ledger, id=lost, state="failed", attempt=2))

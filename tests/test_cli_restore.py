@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import sqlite3
 import sys
 import time
@@ -108,6 +109,14 @@ async def test_an_idle_service_goes_on_working_on_the_restored_rows(
             assert batch("backup", "create", **settings).code == 0
             join("b")
             refuses(batch("backup", "restore", "latest", "--yes"), "while a service runs: pid ", "--force")
+            tried = batch("backup", "restore", "latest", "--dry-run")
+            assert tried.code == 0, tried.err
+            assert "note: a restore would be refused now: nothing is restored while a service runs: pid " in tried.out
+            assert "would be restored; everything was rolled back" in tried.out
+            as_json = batch("backup", "restore", "latest", "--dry-run", "--json").json
+            assert as_json["dry_run"] and "a restore would be refused now" in "".join(as_json["notes"])
+            (counts,) = [line.split() for line in tried.out.splitlines() if re.match(r"(public\.)?users ", line)]
+            assert counts[1:] == ["2", "1"]
             assert batch("run", "long", "--queue").code == 0
             while "running" not in batch("runs", "--task", "long").out:
                 time.sleep(0.1)
@@ -147,6 +156,55 @@ def test_a_dry_run_needs_no_yes_and_changes_nothing(changed: Path, batch: Batch,
     done = batch("backup", "restore", "latest", "--dry-run", "--json")
     assert (done.code, done.json["dry_run"], done.json["rows"], done.json["safety"]) == (0, True, 1, None)
     assert users(changed) == [] and len(backups(tmp_path)) == 1
+
+
+def test_a_backup_is_restored_into_another_empty_database_of_the_same_kind(
+    changed: Path, batch: Batch, tmp_path: Path
+) -> None:
+    done = batch("backup", "restore", "latest", "--into", "sqlite:///./copy.db", "--json")
+    assert done.code == 0, done
+    assert (done.code, done.json["safety"]) == (0, None), done.err
+    assert users(tmp_path / "copy.db") == ["a@example.org"] and users(changed) == []
+    assert len(backups(tmp_path)) == 1
+
+    def refuses_into(url: str, *words: str) -> None:
+        refused = batch("backup", "restore", "latest", "--into", url)
+        refuses(refused, *words)
+        assert "hunter2" not in refused.err
+
+    refuses_into("sqlite:///./copy.db", "copy.db is not empty")
+    refuses_into(f"sqlite:///{tmp_path}/app.db", "is that of DATABASE_URL")
+    refuses_into("sqlite:///./ledger.db", "is that of LEDGER_URL")
+    refuses_into(
+        "postgresql://bob:hunter2@127.0.0.1:1/x", "is of SQLite, but postgresql+asyncpg://bob:***@127.0.0.1:1/x"
+    )
+    refuses_into("bob:hunter2", "not a database URL")
+
+
+async def test_a_backup_of_postgresql_is_restored_into_another_database_beside_a_service(
+    postgres_database: str, postgres_server: PostgresServer, tmp_path: Path, batch: Batch
+) -> None:
+    (tmp_path / "tasks/all.py").write_text(TASKS)
+    new = await postgres_server.create_database()
+    settings = {"DATABASE_URL": postgres_database}
+
+    def work() -> None:
+        assert command(tmp_path, "run", "join", "--param", "email=a@x", settings=settings).returncode == 0
+        assert batch("backup", "create", **settings).code == 0
+        assert command(tmp_path, "run", "join", "--param", "email=b@x", settings=settings).returncode == 0
+        refuses(batch("backup", "restore", "latest", "--into", postgres_database), "is that of DATABASE_URL")
+        with service(tmp_path, settings=settings):
+            done = batch("backup", "restore", "latest", "--into", new)
+            assert done.code == 0 and " restored (" in done.out, done.err
+            refuses(batch("backup", "restore", "latest", "--into", new), "is not empty")
+        [change] = batch("changes", "--action", "backup.restore", "--json").json
+        assert change["after"]["into"].startswith("postgresql")
+
+    try:
+        await asyncio.to_thread(work)
+        assert (await emails(new), await emails(postgres_database)) == (["a@x"], ["a@x", "b@x"])
+    finally:
+        await postgres_server.drop_database(new)
 
 
 def test_where_nobody_can_be_asked_only_yes_restores(changed: Path, batch: Batch) -> None:

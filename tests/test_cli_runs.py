@@ -195,7 +195,7 @@ async def test_how_fast_a_run_is_and_when_it_ends_is_shown_where_it_runs(
         }
         assert datetime.fromisoformat(found["eta"]) == now + timedelta(seconds=380)
     table = (await asyncio.to_thread(batch, "runs")).out.splitlines()
-    assert table[0].split()[-1] == "progress" and table[1].endswith("24.0 %")
+    assert dict(zip(table[0].split(), re.split(r" {2,}", table[1]), strict=True))["progress"] == "24.0 %"
 
 
 ONE, TWO = "01a212f3-41c9-7d59-930b-0d8b837dd87e", "01a212f3-41ca-7d59-930b-0d8b837dd87e"

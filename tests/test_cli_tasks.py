@@ -96,7 +96,7 @@ def test_lint_as_json_has_rules_for_programs(batch: Batch, report: Path, tmp_pat
     assert (good["task"], good["source"], good["schedule"]) == ("report", "tasks/report.py", "30 2 * * *")
     assert good["next"] == [
         {
-            "slot": "2026-10-25T00:30:00+00:00",
+            "slot": "2026-10-25T00:30:00Z",
             "local": "2026-10-25T02:30:00+02:00",
             "mark": "02:30 comes twice on 2026-10-25: fires the first time",
         }
@@ -104,6 +104,70 @@ def test_lint_as_json_has_rules_for_programs(batch: Batch, report: Path, tmp_pat
     assert [(f["severity"], f["rule"]) for f in good["findings"]] == [("note", "clock-change")]
     assert (bad["task"], bad["source"], bad["findings"][0]["rule"]) == (None, "tasks/broken.py", "broken")
     assert list(good) == list(bad)
+
+
+NO_RUN = """
+from service import BaseTask
+
+class Typo(BaseTask):
+    name, schedule = "typo", "0 1 * * *"
+    async def rnu(self): ...
+"""
+
+
+def test_a_class_without_run_is_named_by_lint_and_by_tasks(batch: Batch, report: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks" / "typo.py").write_text(NO_RUN)
+    sentence = "class Typo has a name and no run(), so it is no task"
+    done = batch("lint")
+    assert done.code == 1 and f"tasks/typo.py\n  error: {sentence}\n" in done.out
+    done = batch("tasks")
+    assert done.code == 1 and f"batch: tasks/typo.py can't be used: {sentence}\n" in done.err
+    assert re.search(rf"^typo +.* tasks/typo\.py +{re.escape(sentence)}$", done.out, re.MULTILINE)
+    _, typo = batch("tasks", "--json").json
+    assert (typo["name"], typo["source"], typo["error"]) == ("typo", "tasks/typo.py", sentence)
+
+
+def test_a_task_whose_cron_in_the_settings_is_bad_is_listed_with_its_error(batch: Batch, tmp_path: Path) -> None:
+    (tmp_path / "tasks" / "backup.py").write_text((ROOT / "tasks" / "backup.py").read_text())
+    (tmp_path / ".env").write_text("BACKUP_CRON=61 * * * *\n")
+    done = batch("tasks")
+    [line] = done.out.splitlines()[1:]
+    assert done.code == 1 and line.startswith("backup ") and "'61 * * * *'" in line and "minute" in line
+
+
+def test_other_files_that_are_broken_take_one_line_each_of_a_run(batch: Batch, report: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "tasks" / f"{name}.py").write_text(f"import nowhere_{name}\n")
+    done = batch("run", "report")
+    assert done.code == 0 and "Traceback" not in done.err
+    told = [line for line in done.err.splitlines() if "nowhere" in line]
+    assert [re.findall(r"tasks/\w+\.py", line) for line in told] == [["tasks/one.py"], ["tasks/two.py"]]
+
+
+@pytest.mark.first_start
+@pytest.mark.parametrize("schedule", ['"30 2 * * *"', "None"])
+def test_a_pause_is_shown_where_no_service_ever_ran(batch: Batch, report: Path, schedule: str) -> None:
+    report.write_text(REPORT.replace('"30 2 * * *"', schedule))
+    assert batch("run", "report").code == 0
+    assert batch("pause", "report", "--json").json["is_new"]
+    done = batch("tasks")
+    assert done.out.splitlines()[0].split()[-2:] == ["paused", "source"] and " yes " in done.out.splitlines()[1]
+    [task] = batch("tasks", "--json").json
+    assert (task["paused"], task["next_run_time"]) == (True, None)
+    assert batch("resume", "report").code == 0
+    assert not batch("tasks", "--json").json[0]["paused"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("run reprot", "run reprot --queue", "pause reprot", "show reprot", "logs reprot", "lint reprot"),
+        *("cancel reprot", "runs --task reprot", "account --task reprot"),
+    ],
+)
+def test_a_name_that_is_mistyped_is_answered_with_a_similar_one(batch: Batch, report: Path, words: str) -> None:
+    assert batch("run", "report").code == 0
+    refuses(batch(*words.split()), "'reprot'", "(did you mean report?)")
 
 
 def test_lint_of_named_tasks_leaves_the_others_out(batch: Batch, report: Path, tmp_path: Path) -> None:
@@ -388,6 +452,11 @@ def test_the_help_of_a_command_fits_80_columns_and_shows_its_examples(helps: dic
     assert first.strip()[0].isupper()
 
 
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"serve"}))
+def test_each_command_has_json_as_a_plain_flag(helps: dict[str, str], name: str) -> None:
+    assert re.search(r"^  --json +[A-Z]", helps[name], re.MULTILINE) and "<bool>" not in helps[name]
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_has_only_options_that_there_are(name: str) -> None:
     known = {option for parameter in leaves()[name].params for option in parameter.opts}
@@ -422,7 +491,7 @@ def _emptied(folder: Path) -> Path:
 
 def test_the_list_of_commands_is_in_groups_with_a_sentence_each(tmp_path: Path) -> None:
     text = shown(tmp_path, *BATCH, "--help")
-    places = [text.index(f"\n{panel}:\n") for panel in ("Service", "Tasks", "Runs")]
+    places = [text.index(f"\n{panel}:\n") for panel in ("Service", "Tasks", "Runs", "Backups", "Access")]
     assert places == sorted(places)
     listed = re.findall(r"^  (\w+)  +([A-Z].*)$", text, re.MULTILINE)
     assert [name for name, _ in listed] == names()

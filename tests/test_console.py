@@ -25,13 +25,14 @@ AT = datetime(2026, 11, 25, 2, 0, 0, 123456, tzinfo=UTC)
 BOLD = "\x1b[1m"
 
 
-def in_terminal(folder: Path, command: list[str], columns: int) -> str:
+def in_terminal(folder: Path, command: list[str], columns: int, **settings: str) -> str:
     """The output of `command` in a real terminal of this width, with line ends as in a file."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     env = {**environment(), "TERM": "xterm"}
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         env.pop(name, None)
+    env |= settings
     process = subprocess.Popen(command, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     written = b"".join(iter(lambda: _read(ours), b""))
@@ -66,7 +67,7 @@ def plain(capsys: pytest.CaptureFixture[str], *rows: dict[str, Any]) -> list[str
 def test_json_is_an_array_with_every_key_and_instants_in_iso_8601(capsys: pytest.CaptureFixture[str]) -> None:
     console.show([{"id": "x", "at": AT, "reason": None, "name": "日次"}], ["id"], as_json=True)
     out = capsys.readouterr().out
-    assert json.loads(out) == [{"id": "x", "at": "2026-11-25T02:00:00.123456+00:00", "reason": None, "name": "日次"}]
+    assert json.loads(out) == [{"id": "x", "at": "2026-11-25T02:00:00.123456Z", "reason": None, "name": "日次"}]
     assert "日次" in out
 
 

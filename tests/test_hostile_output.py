@@ -45,7 +45,7 @@ def is_harmless(done: Done, code: int | None = 0) -> Done:
 
 def hostile_row(table: Table, **given: Any) -> dict[str, Any]:
     """A value for each column; what can hold a text holds TEXT."""
-    return {column.name: given.get(column.name, _value(column, column.type)) for column in table.c}
+    return {c.name: given[c.name] if c.name in given else _value(c, c.type) for c in table.c}
 
 
 def _value(column: Column[Any], kind: TypeEngine[Any]) -> Any:
@@ -72,6 +72,7 @@ async def run(tmp_path: Path, sqlite_databases: SQLiteFiles, monkeypatch: pytest
         "batch_checkpoints": {"run": run},
         "batch_tasks": {"paused_at": None},
         "batch_backups": {"name": "backup_20261125_020000.backup.gz"},
+        "batch_previews": {"ids": b""},
     }
     urls = {}
     for name, histories, metadata in (
@@ -94,7 +95,10 @@ async def run(tmp_path: Path, sqlite_databases: SQLiteFiles, monkeypatch: pytest
 COMMANDS = [
     ("runs",),
     ("runs", "--json"),
-    ("runs", "--task", TEXT),
+    ("nodes",),
+    ("nodes", "--json"),
+    ("changes",),
+    ("changes", "--json"),
     ("show", "RUN"),
     ("show", "RUN", "--json"),
     ("show", TEXT),
@@ -105,6 +109,19 @@ COMMANDS = [
     ("quarantine", "RUN", "--json"),
     ("tasks",),
     ("tasks", "--json"),
+    ("quarantine",),
+    ("quarantine", "--json"),
+    ("runs", "--task", TEXT),
+    ("runs", "--tag", TEXT),
+    ("status",),
+    ("status", "--json"),
+    ("token", "list"),
+    ("token", "list", "--json"),
+    ("token", "revoke", TEXT),
+    ("migrate", "--to", TEXT),
+    ("backup", "delete", TEXT),
+    ("backup", "restore", "latest", "--into", TEXT),
+    ("retry", "--task", TEXT),
     ("account",),
     ("account", "--since", "2026-11-24", "--slots"),
     ("account", "--since", "2026-11-24", "--slots", "--json"),
@@ -133,7 +150,7 @@ async def test_no_text_of_the_ledger_acts_in_a_terminal(run: str, capsys: Any, m
         return done
 
     done = await asyncio.to_thread(all_commands)
-    for words in COMMANDS[:11]:
+    for words in COMMANDS[:14]:
         assert done[words].code == 0, (words, done[words].err)
         assert SEEN in done[words].out, words
     shown = json.loads(done["show", "RUN", "--json"].out)

@@ -303,6 +303,8 @@ def reads(operations: Operations) -> list[Callable[[], Awaitable[Any]]]:
         operations.tasks.list,
         operations.runs.list,
         operations.nodes.list,
+        operations.nodes.living,
+        operations.quarantine.list,
         lambda: operations.nodes.has("hourly"),
         lambda: operations.slots.account(clock.now() - timedelta(days=1)),
         operations.runs.count_prunable,

@@ -10,7 +10,8 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
@@ -20,27 +21,38 @@ from service import escaping
 from service.cli import (
     account,
     backup,
+    bulk,
+    changes,
     diff,
     items,
     lint,
     logs,
     manage,
     new,
+    opening,
     restore,
+    run,
     runs,
     serve,
+    settings,
     show,
+    status,
     tasks,
+    token,
     watch,
 )
 from service.cli.examples import EXAMPLES
-from service.cli.opening import EXIT_CODES, FAILED, MISTAKE
+from service.cli.opening import EXIT_CODES, FAILED, INTERRUPTED, MISTAKE
 from service.errors import BatchError
 
 LONGEST_MESSAGE = 4_000
 """The largest number of characters of an error that is printed on stderr."""
 
-ABOUT_BACKUPS = "Make, verify, compare, copy and restore backups."
+ABOUT = {
+    "backup": "Make, verify, compare, copy and restore backups.",
+    "token": "Make, list and revoke tokens, by which programs and people use the HTTP API.",
+}
+"""What the groups of commands are for."""
 BACKUPS: dict[str, dict[str, Any]] = {
     "View": {
         "list": backup.list_,
@@ -60,11 +72,23 @@ BACKUPS: dict[str, dict[str, Any]] = {
         "prune": backup.prune,
         "pin": backup.pin,
         "unpin": backup.unpin,
+        "delete": backup.delete,
+    },
+}
+TOKENS: dict[str, dict[str, Any]] = {
+    "Tokens": {
+        "create": token.create,
+        "list": token.list_,
+        "revoke": token.revoke,
     },
 }
 PANELS: dict[str, dict[str, Any]] = {
     "Service": {
         "serve": serve.serve,
+        "status": status.status,
+        "nodes": status.nodes,
+        "config": settings.config,
+        "migrate": settings.migrate,
     },
     "Tasks": {
         "new": new.new,
@@ -75,13 +99,13 @@ PANELS: dict[str, dict[str, Any]] = {
         "resume": manage.resume,
     },
     "Runs": {
-        "run": runs.run,
+        "run": run.run,
         "runs": runs.runs,
         "show": show.show,
         "logs": logs.logs,
         "watch": watch.watch,
-        "cancel": manage.cancel,
-        "retry": manage.retry,
+        "cancel": bulk.cancel,
+        "retry": bulk.retry,
         "quarantine": items.quarantine,
         "redrive": items.redrive,
         "backfill": manage.backfill,
@@ -89,8 +113,12 @@ PANELS: dict[str, dict[str, Any]] = {
         "prune": manage.prune,
     },
     "Backups": {"backup": BACKUPS},
+    "Access": {
+        "token": TOKENS,
+        "changes": changes.changes,
+    },
 }
-"""The functions of the commands, under the headings that `--help` shows. `backup` is a group of commands."""
+"""The functions of the commands, under the headings that `--help` shows. `backup` and `token` are groups."""
 
 
 class Group(TyperGroup):
@@ -125,9 +153,8 @@ class Group(TyperGroup):
         widest = max(map(len, self.list_commands(ctx)))
         for panel, commands in self.panels.items():
             with formatter.section(panel):
-                formatter.write_dl(
-                    [(name.ljust(widest), _paragraphs(command)[0]) for name, command in commands.items()]
-                )
+                rows = commands.items()
+                formatter.write_dl([(name.ljust(widest), _paragraphs(name, command)[0]) for name, command in rows])
 
 
 class BackupGroup(Group):
@@ -135,19 +162,24 @@ class BackupGroup(Group):
     prefix = "backup "
 
 
-def _paragraphs(command: Callable[..., None] | dict[str, Any]) -> list[str]:
+class TokenGroup(Group):
+    panels = TOKENS
+    prefix = "token "
+
+
+def _paragraphs(name: str, command: Callable[..., None] | dict[str, Any]) -> list[str]:
     """The paragraphs of a command's help. The first one is also shown in the list of commands."""
-    text = ABOUT_BACKUPS if isinstance(command, dict) else inspect.cleandoc(command.__doc__ or "")
+    text = ABOUT[name] if isinstance(command, dict) else inspect.cleandoc(command.__doc__ or "")
     return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
 
 
 def _command(name: str, command: Callable[..., None] | dict[str, Any]) -> Any:
     """Build a command. `name`: its full name, such as `backup list`."""
     if isinstance(command, dict):
-        return typer.main.get_group(backups)
+        return typer.main.get_group(GROUPS[name])
     examples = "\n".join(f"  {line}\n      {purpose}" for line, purpose in EXAMPLES[name].items())
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    text = "\n\n".join(_paragraphs(command))
+    text = "\n\n".join(_paragraphs(name, command))
     app.command(name.split()[-1], help=text, epilog=f"\b\nExamples:\n{examples}")(command)
     return typer.main.get_command(app)
 
@@ -163,14 +195,46 @@ backups = typer.Typer(
     cls=BackupGroup,
     rich_markup_mode=None,
     name="backup",
-    help=ABOUT_BACKUPS,
+    help=ABOUT["backup"],
     epilog="`batch backup COMMAND --help` shows examples. FILE is a path, a name, `latest`, or s3://bucket/prefix/name.",
 )
+tokens = typer.Typer(
+    cls=TokenGroup,
+    rich_markup_mode=None,
+    name="token",
+    help=ABOUT["token"],
+    epilog="`batch token COMMAND --help` shows examples.",
+)
+GROUPS = {"backup": backups, "token": tokens}
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from service.cli import version
+
+        version.print_version()
+        raise typer.Exit
 
 
 @cli.callback()
-def about() -> None:
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version, and that of your application."
+        ),
+    ] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Ask the service at this URL over its HTTP API, instead of the ledger. Also BATCH_URL."),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A file that holds the token for --url, and nothing else. Also BATCH_TOKEN."),
+    ] = None,
+) -> None:
     """Batch System runs tasks on a schedule, and accounts for every slot: each instant at which a task is due."""
+    opening.ask_service(url, token_file)
 
 
 def main() -> None:
@@ -182,6 +246,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = cli(prog_name="batch", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer returns after a KeyboardInterrupt
+            _refuse("ended by Ctrl-C")
     except TyperException as error:
         code = _refuse(error.format_message())
     except BatchError as error:

@@ -42,7 +42,7 @@ def account(
     if as_json and slots:
         listed.end()
     elif as_json:
-        console.show_json([task_account.model_dump() for task_account in accounts.tasks])
+        console.show_json(list(accounts.tasks))
     else:
         _show(accounts, begin, end or clock.now())
     raise SystemExit(0 if accounts.complete else 1)
@@ -66,8 +66,7 @@ class _SlotList:
 
     def print_slot(self, slot: SlotOutcome) -> None:
         if self._as_json:
-            row = {**slot.model_dump(), "slot": slot.slot.isoformat()}
-            _print(f"{self._separator}{to_json(row)}", end="")
+            _print(f"{self._separator}{to_json(slot.model_dump(mode='json'))}", end="")
             self._separator = ",\n "
         else:
             _print(line(f"{slot.task}  {_shown(slot.slot)}  {_outcome(slot)}"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli.confirming import confirm
 from service.cli.opening import ask
 from service.cli.options import AsJson, first_of, within
 from service.escaping import brief
@@ -65,7 +66,7 @@ def list_(
 
     summaries = ask(work, log_level=LOGGED)
     if as_json:
-        console.show_json([summary.model_dump() for summary in summaries])
+        console.show_json(list(summaries))
     elif summaries:
         columns = ("backup", "check", "size", "rows", "migration", "kept", "where")
         console.show([_row(summary) for summary in summaries], columns, False)
@@ -177,7 +178,7 @@ def prune(
 
     pruned = ask(lambda operations: operations.backups.prune(_warn, dry_run=dry_run, allow_many=yes), log_level=LOGGED)
     if as_json or pruned:
-        console.show([row.model_dump() for row in pruned], ("backup", "where", "then", "why"), as_json)
+        console.show([row.model_dump(mode="json") for row in pruned], ("backup", "where", "then", "why"), as_json)
     else:
         console.say(f"there is no backup in {_settings().BACKUP_DIR}")
 
@@ -189,14 +190,28 @@ def pin(file: FileOrLatest = "latest", as_json: AsJson = False) -> None:
     """
     change = ask(lambda operations: operations.backups.pin(file), log_level=LOGGED)
     state = "is pinned" if change.changed else "was pinned already"
-    _print(f"{change.backup} {state}", as_json, change.model_dump())
+    _print(f"{change.backup} {state}", as_json, change)
 
 
 def unpin(file: File, as_json: AsJson = False) -> None:
     """Remove the pin of a backup, so that it can be deleted when it is old."""
     change = ask(lambda operations: operations.backups.unpin(file), log_level=LOGGED)
     state = "is not pinned any more" if change.changed else "was not pinned"
-    _print(f"{change.backup} {state}", as_json, change.model_dump())
+    _print(f"{change.backup} {state}", as_json, change)
+
+
+def delete(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a backup, as `batch backup list` shows it.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it without asking.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a backup in each place where it is. A pinned backup is not deleted."""
+    found = ask(lambda operations: operations.backups.find_to_delete(name), log_level=LOGGED)
+    places = " and ".join(found.places)
+    if not yes:
+        confirm(f"Delete {found.backup} ({places})?", "nothing was deleted")
+    deleted = ask(lambda operations: operations.backups.delete(name), log_level=LOGGED)
+    _print(f"{deleted.backup} is deleted ({places})", as_json, deleted)
 
 
 def _settings() -> Settings:
@@ -228,10 +243,10 @@ def _counts(result: BackupResult) -> str:
 
 
 def _print_result(result: BackupResult, as_json: bool, text: str, **more: Any) -> None:
-    _print(text, as_json, {"backup": result.path, "url": result.url, **result.model_dump()["facts"], **more})
+    _print(text, as_json, {"backup": result.path, "url": result.url, **result.model_dump(mode="json")["facts"], **more})
 
 
-def _print(text: str, as_json: bool, facts: dict[str, Any]) -> None:
+def _print(text: str, as_json: bool, facts: Any) -> None:
     """Print the text, or with `as_json` the facts."""
     from service import console
 

@@ -8,6 +8,23 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch serve --host 0.0.0.0 --port 8080": "Accept requests from other machines too.",
         "batch serve --reload": "Restart whenever you save a file.",
     },
+    "status": {
+        "batch status": "Say whether something is wrong, and what.",
+        "batch status --json": "Print the same as JSON for a monitor.",
+    },
+    "nodes": {
+        "batch nodes": "List the processes of the service.",
+        "batch nodes --json": "Print the list as JSON for a program.",
+    },
+    "config": {
+        "batch config": "Show all settings.",
+        "batch config --json": "Print the settings as JSON for a program.",
+    },
+    "migrate": {
+        "batch migrate --check": "Show the revisions, and exit with code 1 if a migration is due.",
+        "batch migrate": "Migrate both databases, for example before the service is updated.",
+        "batch migrate --to ledger_0010": "Migrate the tables of this revision, and no further.",
+    },
     "new": {
         "batch new daily_sales": "Write a task that fires every day at 02:00.",
         'batch new daily_sales --schedule "15 6 * * 1-5"': "Write a task that fires on weekdays at 06:15.",
@@ -34,42 +51,49 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch run daily_report --param day=2026-11-24": "Run the task with a parameter.",
         "batch run daily_report --slot 2026-11-25T01:00": "Run the task for a slot of the past.",
         "batch run backup --queue --wait": "Run the task in the running service, and show its log here.",
+        "batch run backup --json": "Print the run as JSON for a program, and the log on stderr.",
     },
     "runs": {
         "batch runs --limit 10": "List the newest ten runs.",
         "batch runs --task backup --state failed": "List the failed runs of one task.",
+        "batch runs --state failed --ended-since 1h --exit-code": "Exit with code 1 if a run failed in the last hour.",
+        "batch runs --task daily_report --since 7d --param day=2026-11-24": "List the runs with this parameter.",
         "batch runs --since 2h --json": "Print the runs of the last two hours as JSON for a program.",
     },
     "show": {
-        "batch show 01a212f3": "Show the run whose id begins with these digits.",
+        "batch show 8b837dd8": "Show the run whose id ends in these digits, or begins with them.",
         "batch show backup": "Show a task.",
         "batch show backup --json": "Print everything about a task as JSON for a program.",
     },
     "logs": {
-        "batch logs 01a212f3": "Show the log of the run whose id begins with these digits.",
+        "batch logs 8b837dd8": "Show the log of the run whose id ends in these digits.",
         "batch logs backup --follow": "Show the log of the newest run of a task, until the run ends.",
         "batch logs backup --json | jq .text": "Give the log lines as JSON to another program.",
     },
     "watch": {
-        "batch watch 01a212f3": "Follow the run whose id begins with these digits.",
+        "batch watch 8b837dd8": "Follow the run whose id ends in these digits.",
         "batch watch backup": "Follow the newest run of a task.",
         "batch watch backup | tee watched.txt": "Print lines instead of a bar, and save them in a file.",
     },
     "cancel": {
-        "batch cancel 01a212f3": "Cancel the run whose id begins with these digits.",
-        "batch cancel 01a212f3 --wait 0": "Cancel the run, and do not wait for its end.",
+        "batch cancel 8b837dd8": "Cancel the run whose id ends in these digits.",
+        "batch cancel 8b837dd8 --wait 0": "Cancel the run, and do not wait for its end.",
+        "batch cancel --task import --state queued": "Cancel all queued runs of a task, after you have said yes.",
     },
     "quarantine": {
-        "batch quarantine 01a212f3": "List the items that the run has set aside.",
-        "batch quarantine 01a212f3 --json": "Print the items with tracebacks, as JSON for a program.",
+        "batch quarantine": "List all items that wait in quarantine.",
+        "batch quarantine 8b837dd8": "List the items that the run has set aside.",
+        "batch quarantine 8b837dd8 --json": "Print the items with tracebacks, as JSON for a program.",
     },
     "redrive": {
-        "batch redrive 01a212f3": "Process all items that the run has set aside.",
-        "batch redrive 01a212f3 --item 7 --item 8": "Process only these two items.",
+        "batch redrive 8b837dd8": "Process all items that the run has set aside.",
+        "batch redrive 8b837dd8 --item 7 --item 8": "Process only these two items.",
     },
     "retry": {
-        "batch retry 01a212f3": "Continue the run after its last checkpoint.",
-        "batch retry 01a212f3 --again": "Begin the run from the beginning, even if it succeeded.",
+        "batch retry 8b837dd8": "Continue the run after its last checkpoint.",
+        "batch retry 8b837dd8 --again": "Begin the run from the beginning, even if it succeeded.",
+        "batch retry --state failed --ended-since 2h": "Retry what failed in two hours, after you have said yes.",
+        "batch retry --task import --since 1d --yes": "Retry all runs of a task of one day, and do not ask.",
     },
     "backfill": {
         "batch backfill daily_report --from 2026-11-01 --to 2026-11-07 --dry-run": "Show what the command would do.",
@@ -109,6 +133,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch backup restore latest --dry-run": "Try the restore, and roll it back.",
         "batch backup restore latest": "Restore, after you have typed the database's name.",
         "batch backup restore s3://bucket/shop/latest --yes": "Restore from a bucket, and do not ask.",
+        "batch backup restore latest --into sqlite:///./copy.db": "Restore into another database.",
     },
     "backup upload": {"batch backup upload": "Copy the latest backup to BACKUP_URL."},
     "backup download": {
@@ -123,5 +148,23 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "backup pin": {"batch backup pin latest": "Keep the latest backup, for example before a risky change."},
     "backup unpin": {
         "batch backup unpin backup_20261125_020000.backup.gz": "Allow this backup to be deleted when it is old."
+    },
+    "backup delete": {
+        "batch backup delete backup_20261125_020000.backup.gz": "Delete this backup, after you have said yes.",
+        "batch backup delete backup_20261125_020000.backup.gz --yes": "Delete this backup, and do not ask.",
+    },
+    "token create": {
+        "batch token create grafana --role viewer": "Make a token that only reads.",
+        "batch token create deploy --role operator --expires 90d > deploy.token": "Save the secret in a file.",
+    },
+    "token list": {
+        "batch token list": "List the tokens.",
+        "batch token list --json": "Print the list as JSON for a program.",
+    },
+    "token revoke": {"batch token revoke deploy": "Let the token be refused from now on."},
+    "changes": {
+        "batch changes": "Show the newest changes.",
+        "batch changes --since 1d --task import": "Show who has changed something about a task in one day.",
+        "batch changes --action run.cancel --json": "Print who has cancelled runs, as JSON for a program.",
     },
 }

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.manage import hint_if_unserved, warn
+from service.cli.hints import hint_if_unserved, warn
 from service.cli.opening import ask
-from service.cli.options import AsJson, OneRun
+from service.cli.options import AsJson, RunOrNone, RunOrTask, short
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
@@ -20,21 +20,35 @@ Items = Annotated[
 ]
 
 
-def quarantine(run: OneRun, as_json: AsJson = False) -> None:
-    """List the items that failed in a run and were set aside.
+def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
+    """List the items that failed and were set aside: all that wait for a redrive, or those of one run.
 
     `redriven_by` is the run that has processed the item again. With --json, each item also has its traceback.
     """
     from service import console
 
-    rows = [item.model_dump() for item in ask(lambda operations: operations.quarantine.list(run))]
-    if not as_json:
-        for row in rows:
-            row["error"] = f"{row['error']['type']}: {row['error']['message']}"
-    console.show(rows, ["item", "error", "times", "at", "redriven_by"], as_json)
+    items = ask(lambda operations: operations.quarantine.list(run), needs_tasks=False)
+    if as_json:
+        console.show_json(list(items))
+        return
+    rows = [
+        {
+            **item.model_dump(),
+            "run": short(item.run),
+            "error": f"{item.error['type']}: {item.error['message']}",
+            "redriven_by": item.redriven_by and short(item.redriven_by),
+        }
+        for item in items
+    ]
+    if not rows:
+        console.warn(f"batch: no item {'waits in quarantine' if run is None else 'of this run was set aside'}")
+    elif run is None:
+        console.show_fitted(rows, ["run", "task", "item", "times", "at", "error"], ["times", "at"])
+    else:
+        console.show(rows, ["item", "error", "times", "at", "redriven_by"], as_json=False)
 
 
-def redrive(run: OneRun, item: Items = None) -> None:
+def redrive(run: RunOrTask, item: Items = None, as_json: AsJson = False) -> None:
     """Process once more, in a new run, the items that a run has set aside.
 
     The new run is queued for a running service. Items that fail again are set aside in the new run.
@@ -46,5 +60,8 @@ def redrive(run: OneRun, item: Items = None) -> None:
         return started, await hint_if_unserved(operations, started.task)
 
     started, hint = ask(work)
-    console.say(f"run {started.id} of {started.task} is queued")
+    if as_json:
+        console.show_json(started)
+    else:
+        console.say(f"run {started.id} of {started.task} is queued")
     warn(hint)

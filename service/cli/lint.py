@@ -35,7 +35,7 @@ def lint(
 
     tasks = ask(lambda operations: operations.tasks.lint(name or [], n))
     if as_json:
-        console.show_json([task.model_dump() for task in tasks])
+        console.show_json(list(tasks))
     else:
         _print(tasks)
     raise SystemExit(1 if _count(tasks, "error") + _count(tasks, "warning") else 0)

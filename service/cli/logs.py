@@ -24,8 +24,8 @@ def logs(
 ) -> None:
     """Show what a run has logged.
 
-    RUN is the id of a run, at least the first 6 digits of an id, or the name of a task, which stands for its newest
-    run. With --follow, the exit code is 0 if the run succeeded, and 1 if it did not.
+    RUN is the id of a run, at least 6 digits of its beginning or end, or the name of a task, which stands for its
+    newest run. With --follow, the exit code is 0 if the run succeeded, and 1 if it did not.
     """
     state = ask(lambda operations: print_log(operations.runs.log(run, follow), as_json), needs_tasks=False)
     raise SystemExit(1 if follow and state != "succeeded" else 0)

@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli.hints import hint_if_unserved, warn
 from service.cli.opening import ask
-from service.cli.options import OneRun, TaskName, instant, seconds, utc
+from service.cli.options import AsJson, TaskName, instant, utc
 
 if TYPE_CHECKING:
     from service.operations.backfill import BackfillCounts, BackfillSlot
     from service.operations.operations import Operations
-    from service.operations.results import RunNow
-
-Again = Annotated[bool, typer.Option("--again", help="Begin from the beginning. Allowed also if the run succeeded.")]
 
 
-def pause(name: TaskName) -> None:
+def pause(name: TaskName, as_json: AsJson = False) -> None:
     """Stop firing a task, until `batch resume`.
 
     Active runs of the task stop at their next checkpoint, and continue after the pause. Slots during the pause are
@@ -26,13 +24,15 @@ def pause(name: TaskName) -> None:
     from service import console
 
     paused = ask(lambda operations: operations.tasks.pause(name))
-    if paused.is_new:
+    if as_json:
+        console.show_json(paused)
+    elif paused.is_new:
         console.say(f"{name} is paused by {paused.by}")
     else:
         console.say(f"{name} was paused already, at {utc(paused.at)} by {paused.by}")
 
 
-def resume(name: TaskName) -> None:
+def resume(name: TaskName, as_json: AsJson = False) -> None:
     """Fire a paused task again, from now on.
 
     The runs that the pause has stopped continue.
@@ -40,48 +40,12 @@ def resume(name: TaskName) -> None:
     from service import console
 
     ended_pause = ask(lambda operations: operations.tasks.resume(name))
-    if ended_pause is None:
+    if as_json:
+        console.show_json(ended_pause)
+    elif ended_pause is None:
         console.say(f"{name} is not paused")
     else:
         console.say(f"{name} fires again; it was paused at {utc(ended_pause.at)} by {ended_pause.by}")
-
-
-def cancel(
-    run: OneRun,
-    wait: Annotated[
-        float,
-        typer.Option(parser=seconds, metavar="SECONDS", help="The number of seconds to wait for the end of the run."),
-    ] = 10.0,
-) -> None:
-    """Cancel a run in any process, on any machine.
-
-    A waiting run is cancelled at once. A running one is asked to stop within two seconds: an async run gets a
-    CancelledError; a sync run can read current_run().cancelled, and stops at its next checkpoint(). The exit code is 1
-    if the run has ended in another state, or has not ended yet.
-    """
-    from service import console
-
-    cancelled = ask(lambda operations: operations.runs.cancel(run, wait))
-    reason = f": {cancelled.reason}" if cancelled.reason else ""
-    state = f"{cancelled.state}{reason}" if cancelled.finished_at else "is still running, and is asked to stop"
-    console.say(f"run {cancelled.id} {state}")
-    raise SystemExit(0 if cancelled.state == "cancelled" else 1)
-
-
-def retry(run: OneRun, again: Again = False) -> None:
-    """Give a new attempt to a run that has failed, or was cancelled or skipped.
-
-    A running service executes it. The run continues after its last checkpoint; with --again, from the beginning.
-    """
-    from service import console
-
-    async def work(operations: Operations) -> tuple[RunNow, str | None]:
-        retried = await operations.runs.retry(run, from_the_beginning=again)
-        return retried, await hint_if_held(operations, retried.task)
-
-    retried, hint = ask(work)
-    console.say(f"run {retried.id} of {retried.task} is {retried.state} again")
-    warn(hint)
 
 
 def backfill(
@@ -91,6 +55,7 @@ def backfill(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the slots, and change nothing.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also give a new attempt to runs that are over.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Allow more than 10,000 slots.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Create runs for past slots that have none.
 
@@ -104,7 +69,9 @@ def backfill(
     from service.operations.backfill import BackfillRequest
 
     def print_slot(slot: BackfillSlot) -> None:
-        if dry_run:
+        if dry_run and as_json:
+            slots.append(slot)
+        elif dry_run:
             run = f"run {slot.run} {slot.state}" if slot.run else "no run"
             console.say(f"{utc(slot.slot)}  {slot.action:<5}  {run}")
 
@@ -113,8 +80,13 @@ def backfill(
         changes = not dry_run and counts.new + counts.again
         return counts, await hint_if_unserved(operations, name) if changes else None
 
+    slots: list[BackfillSlot] = []
     request = BackfillRequest(name, instant(from_, "--from"), instant(to, "--to"), again, yes, dry_run)
     counts, hint = ask(work)
+    if as_json:
+        console.show_json({"counts": counts, "slots": slots} if dry_run else counts)
+        warn(hint)
+        return
     get = "would get" if dry_run else "got"
     unchanged = "would not change" if dry_run else "did not change"
     console.say(
@@ -128,6 +100,7 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show how many runs would be deleted, and delete nothing.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete runs that ended more than KEEP_RUNS_DAYS ago, with their attempts and logs.
 
@@ -138,9 +111,15 @@ def prune(
 
     if not dry_run:
         deleted = ask(lambda operations: operations.runs.prune())
+        if as_json:
+            console.show_json(dict(deleted))
+            return
         console.say("deleted " + (", ".join(f"{count:,} {kind}" for kind, count in deleted.items()) or "nothing"))
         return
     prunable = ask(lambda operations: operations.runs.count_prunable())
+    if as_json:
+        console.show_json(dict(prunable))
+        return
     for task, count in sorted(prunable.items()):
         console.say(f"{task}: {_number(count, 'run')} would be deleted")
     days, total = get_settings().KEEP_RUNS_DAYS, sum(prunable.values())
@@ -149,24 +128,3 @@ def prune(
 
 def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-async def hint_if_held(operations: Operations, task: str) -> str | None:
-    """The reason why a run does not begin now: its task is paused, or no running service has the task. Else None."""
-    if (pause := await operations.tasks.pause_of(task)) is not None:
-        return f"{task} is paused by {pause.by}: its runs wait until `batch resume {task}`"
-    return await hint_if_unserved(operations, task)
-
-
-async def hint_if_unserved(operations: Operations, task: str) -> str | None:
-    """A hint for a user who waits for a run, if no running service has the task. Else None."""
-    if await operations.nodes.has(task):
-        return None
-    return f"no running service has the task {task}: its runs wait for the next service that has it"
-
-
-def warn(hint: str | None) -> None:
-    from service import console
-
-    if hint is not None:
-        console.warn(f"batch: {hint}")

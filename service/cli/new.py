@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli.options import AsJson
 from service.errors import BatchError, InvalidParameters, InvalidSetting
 from service.escaping import echoed
 
@@ -73,6 +74,7 @@ def new(
         bool, typer.Option("--sync", help="Write a run() that may block, because it is executed in a thread.")
     ] = False,
     tests: Annotated[Path, typer.Option(help="The folder for the test.")] = Path("tests"),
+    as_json: AsJson = False,
 ) -> None:
     """Write the file of a new task, and its test.
 
@@ -106,6 +108,9 @@ def new(
     if not (init := folder / "__init__.py").exists():  # without it, Python may import another package named `tasks`
         files[init] = '"""The tasks of this service, one file each."""\n'
     _write(files)
+    if as_json:
+        console.show_json({"task": name, "files": [path.as_posix() for path in files]})
+        return
     when = cron.words if cron else "Started by hand"
     lines = [f"{task}  the task {name}: {when[0].lower()}{when[1:]}", f"{test}  its test", "", "Write its run(), then:"]
     for line in (*lines, f"  python -m pytest {test}", f"  batch lint {name}", f"  batch run {name}"):

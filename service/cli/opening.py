@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from service.cli.options import actor, wait_for
-from service.errors import ErrorKind, InvalidSetting
+from service.errors import ErrorKind, InvalidParameters, InvalidSetting
+from service.escaping import echoed
 
 if TYPE_CHECKING:
     from service.operations.context import Loaded
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FAILED, MISTAKE, OUT_OF_ORDER = 1, 2, 3
+LONGEST_TOKEN = 200
+
+FAILED, MISTAKE, OUT_OF_ORDER, INTERRUPTED = 1, 2, 3, 130
 
 EXIT_CODES: dict[ErrorKind, int] = {
     "not_found": MISTAKE,
@@ -46,12 +50,50 @@ def ask(
     return wait_for(_call(work, needs_tasks))
 
 
+_service: tuple[str, str | None] | None = None
+"""The URL of the service that is asked, and the token, as the options --url and --token-file give them."""
+
+
+def ask_service(url: str | None, token_file: Path | None) -> None:
+    """Let the command ask the service at this URL instead of the ledger. Raises InvalidParameters."""
+    global _service
+    if url is None and token_file is not None:
+        raise InvalidParameters("--token-file needs --url")
+    _service = (url, _read_token(token_file) if token_file else None) if url is not None else None
+
+
+def refuse_service(what: str) -> None:
+    """Raises InvalidParameters if the user has given --url to a command that works on this machine."""
+    if _service is not None:
+        raise InvalidParameters(f"{what} works on this machine: call it there, without --url")
+
+
+def _read_token(file: Path) -> str:
+    try:
+        with file.open(encoding="utf-8") as opened:
+            token = opened.read(LONGEST_TOKEN + 1).strip()
+    except (OSError, UnicodeError) as error:
+        raise InvalidParameters(f"--token-file {echoed(str(file))} can't be read: {error}") from None
+    if not token or len(token) > LONGEST_TOKEN or not token.isascii() or not token.isprintable():
+        raise InvalidParameters(f"--token-file {echoed(str(file))}: it has to hold one token, and nothing else")
+    return token
+
+
 async def _call(work: Callable[[Operations], Awaitable[T]], needs_tasks: bool) -> T:
     from service.config import get_settings
     from service.operations.operations import open_operations
 
+    settings = get_settings()
+    url, token = _service or (settings.BATCH_URL, None)
+    if url is not None:
+        from service.operations.remote.operations import remote_operations
+
+        if token is None and settings.BATCH_TOKEN is not None:
+            token = settings.BATCH_TOKEN.get_secret_value()
+        async with remote_operations(url, token) as remote:
+            return await work(cast("Operations", remote))
     load = functools.cache(_load if needs_tasks else _load_if_any)
-    async with open_operations(get_settings(), load, actor()) as operations:
+    async with open_operations(settings, load, actor()) as operations:
         return await work(operations)
 
 

@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 LONGEST_LIST, ITEM_CHARACTERS = 8_000_000, 100
 """The most characters of a list in JSON, and roughly those of an item without its texts. A file may have any number."""
+SHORT_DIGITS = 8
+"""The digits of an id that lists show: the last ones, because ids of one time begin with the same digits."""
 MOST_DIGITS = 15
 """The most digits of a number in an option. They must be ASCII digits, although int() also accepts other scripts."""
 
@@ -31,15 +33,12 @@ TaskName = Annotated[str, typer.Argument(help="The task's name.", autocompletion
 OfTask = Annotated[
     str | None, typer.Option(help="Show only runs and slots of this task.", autocompletion=complete.task_names)
 ]
-RunOrTask = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN",
-        help="The id of a run, the beginning of an id, or a task's name.",
-        autocompletion=complete.task_names,
-    ),
+ABOUT_RUN = "The id of a run, at least 6 digits of its beginning or end, or a task's name: its newest run."
+RunOrTask = Annotated[str, typer.Argument(metavar="RUN", help=ABOUT_RUN, autocompletion=complete.task_names)]
+RunOrNone = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", help=ABOUT_RUN, autocompletion=complete.task_names, show_default=False),
 ]
-OneRun = Annotated[str, typer.Argument(metavar="RUN", help="The id of a run, or at least its first 6 digits.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -107,6 +106,11 @@ def seconds(value: Any) -> float:
     if not re.fullmatch(rf"[0-9]{{1,{MOST_DIGITS}}}(\.[0-9]{{1,{MOST_DIGITS}}})?", text):
         raise typer.BadParameter(f"it is {echoed(text)}; allowed: seconds from 0, such as 10 or 0.5")
     return float(text)
+
+
+def short(id: str) -> str:
+    """The last digits of an id, by which all commands find it."""
+    return id[-SHORT_DIGITS:]
 
 
 def utc(at: datetime) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from service.operations.results import RunNow
 
 Row = Mapping[str, Any]
 
@@ -58,6 +61,18 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minute:02} min"
     return f"{minutes} min {second:02} s" if minutes else f"{second} s"
+
+
+def print_end(run: RunNow, as_json: bool) -> None:
+    """Print how a run has ended, and its result: as two lines, or the run as JSON."""
+    from service import console
+
+    if as_json:
+        console.show_json(run)
+        return
+    console.say(ending(run.model_dump()))
+    if run.result is not None:
+        console.show_json(run.result)
 
 
 def ending(run: Row) -> str:

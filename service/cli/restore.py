@@ -34,6 +34,10 @@ def restore(
             "--changed", help="Restore even if the ledger shows that the backup was changed after it was made."
         ),
     ] = False,
+    into: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Restore into this other, empty database of the same kind."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replace the present rows of the application's database with the rows of a backup.
@@ -42,18 +46,18 @@ def restore(
     that are not in the backup are not changed.
 
     Stop the service before the restore. While a service is running, --force is needed. While a run is active, a restore
-    is not possible.
+    is not possible. --dry-run and --into work at any time: they change nothing in the application's database.
     """
     from dataclasses import replace
 
     from service.operations.backups.restore import RestoreRequest
 
-    request = RestoreRequest(file, dry_run, force, not no_safety, changed)
+    request = RestoreRequest(file, dry_run, force, not no_safety, changed, into)
     plan = ask(lambda operations: operations.backups.plan_restore(request), log_level=LOGGED)
     request = replace(request, backup=plan.backup)  # after the answer, `latest` may be another backup
     if not as_json:
         _print_plan(plan)
-    if not (yes or dry_run):
+    if not (yes or dry_run or into is not None):
         _confirm(plan)
     result = _restore(request)
     if as_json:
@@ -130,5 +134,7 @@ def _print_json(result: RestoreResult, plan: RestorePlan) -> None:
 
     from service import console
 
-    facts: dict[str, Any] = {**asdict(result.report), "safety": result.safety, "revision": plan.revision}
-    console.show_json({**facts, "rows": result.report.rows})
+    report = result.report
+    notes = [*plan.notes, *(note for note in report.notes if note not in plan.notes)]
+    facts: dict[str, Any] = {**asdict(report), "safety": result.safety, "revision": plan.revision, "notes": notes}
+    console.show_json({**facts, "rows": report.rows})

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from service.cli.opening import refuse_service
 from service.cli.options import whole
 
 
@@ -22,6 +23,7 @@ def serve(
     ] = False,
 ) -> None:
     """Run the service, which fires the tasks in TASKS_DIR and answers HTTP requests, until SIGTERM or Ctrl-C."""
+    refuse_service("`batch serve`")
     from service.config import get_settings
     from service.server import reload as reloading
     from service.server import uvicorn as server

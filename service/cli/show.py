@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def show(run: RunOrTask, as_json: AsJson = False) -> None:
     """Show everything about a run, or about a task.
 
-    If RUN is the id of a run, or at least its first 6 digits, the command shows the times, attempts and error of the
-    run, and the last lines of its log. If RUN is the name of a task, the command shows the schedule, policies,
-    parameters, last runs and missed slots of the task.
+    If RUN is the id of a run, or at least 6 digits of its beginning or end, the command shows the times, attempts and
+    error of the run, and the last lines of its log. If RUN is the name of a task, the command shows the schedule,
+    policies, parameters, last runs and missed slots of the task.
     """
     from service import console
     from service.operations.results import RunDetails
@@ -35,7 +35,7 @@ def show(run: RunOrTask, as_json: AsJson = False) -> None:
 
     kind, details = ask(work, needs_tasks=False)
     if as_json:
-        console.show_json({"kind": kind, **details.model_dump()})
+        console.show_json({"kind": kind, **details.model_dump(mode="json")})
     elif isinstance(details, RunDetails):
         _show_run(details)
     else:

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service import clock
+from service.cli.hints import hint_without_service, warn
 from service.cli.opening import ask
 from service.cli.options import AsJson, instant, whole
+
+if TYPE_CHECKING:
+    from service.operations.operations import Operations
+    from service.operations.results import TaskSummary
 
 
 def tasks(as_json: AsJson = False) -> None:
     """List the tasks, and the time at which each one fires next.
 
-    Files that can't be used are listed on stderr, and the exit code is then 1.
+    Files that can't be used are listed on stderr, and the exit code is then 1. If the name of their task is known, the
+    list has the task too, with the error.
     """
     from service import console
 
-    tasks = ask(lambda operations: operations.tasks.list())
+    async def work(operations: Operations) -> tuple[Sequence[TaskSummary], str | None]:
+        return await operations.tasks.list(), None if as_json else await hint_without_service(operations)
+
+    tasks, hint = ask(work)
     broken = [task for task in tasks if task.error]
-    columns = ["name", "schedule", "timezone", "next_run_time", "paused", "source"]
-    console.show([task.model_dump() for task in tasks if as_json or not task.error], columns, as_json)
+    named = [task for task in tasks if task.name]
+    if as_json:
+        console.show_json(list(tasks))
+    elif named:
+        columns = ["name", "schedule", "timezone", "next_run_time", "paused", "source", "error"]
+        console.show([task.model_dump() for task in named], columns, as_json=False)
+    elif not broken:
+        console.warn("batch: there is no task in TASKS_DIR")
     for task in tasks:
         if task.served_from and Path(task.served_from).name != Path(task.source).name:
             reason = f"running services use {task.served_from} for the task {task.name} until they are restarted"
             console.warn(f"batch: {task.source} is not used yet: {reason}")
     for file in broken:
         console.warn(f"batch: {file.source} can't be used: {file.error}")
+    warn(hint)
     raise SystemExit(1 if broken else 0)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from service.cli import logs, progress
 from service.cli.opening import ask
-from service.cli.options import RunOrTask, utc
+from service.cli.options import AsJson, RunOrTask, utc
 from service.cli.progress import Row
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def watch(run: RunOrTask) -> None:
+def watch(run: RunOrTask, as_json: AsJson = False) -> None:
     """Follow a run to its end, and show its progress, its rate and the remaining time.
 
-    RUN is the id of a run, at least the first 6 digits of an id, or the name of a task, which stands for its newest
-    run.
+    RUN is the id of a run, at least 6 digits of its beginning or end, or the name of a task, which stands for its
+    newest run. With --json, each line is the run as a JSON object.
 
     In a terminal, the command shows a bar. Otherwise it prints a line at each change of state, and at most every 10
     seconds after other changes. The exit code is 0 if the run succeeded, and 1 if it did not. Ctrl-C ends the command,
@@ -36,19 +36,26 @@ def watch(run: RunOrTask) -> None:
     from service.cli import bar
 
     def print_line(row: Row, text: str) -> None:
-        console.say(f"{utc(row['now'])} {text}", flush=True)
+        if as_json:
+            console.write(console.json_of(row), flush=True)
+        else:
+            console.say(f"{utc(row['now'])} {text}", flush=True)
 
-    with bar.display(sys.stdout, print_line) as display:
+    with bar.Lines(print_line) if as_json else bar.display(sys.stdout, print_line) as display:
         row = _wait_for(lambda operations: _show(operations.runs.follow(run), display), display)
-    console.say(progress.ending(row))
+    if as_json:
+        console.show_json(row)
+    else:
+        console.say(progress.ending(row))
     raise SystemExit(0 if row["state"] == "succeeded" else 1)
 
 
-def with_log(run: str) -> NoReturn:
-    """Print the log of a run on stdout and its progress on stderr, until the run ends.
+def with_log(run: str, as_json: bool) -> NoReturn:
+    """Print the log of a run on stdout and its progress on stderr, until the run ends; and then how it has ended.
 
-    The bar is shown only if stdout is a terminal too, because a program that reads stdout from a pipe may write to the
-    same terminal, and that would damage the bar.
+    With `as_json` the log goes to stderr too, and stdout gets the run as JSON. The bar is shown only if stdout is a
+    terminal too, because a program that reads stdout from a pipe may write to the same terminal, and that would damage
+    the bar.
     """
     import asyncio
 
@@ -58,17 +65,23 @@ def with_log(run: str) -> NoReturn:
     def print_line(row: Row, text: str) -> None:
         console.warn(f"{utc(row['now'])} {text}")
 
-    async def follow(operations: Operations) -> str:
+    def print_log_line(text: str) -> None:
+        console.write(text, to_stderr=as_json, flush=True)
+
+    async def follow(operations: Operations) -> RunNow:
         showing = asyncio.create_task(_show(operations.runs.follow(run), display))
         try:
-            return await logs.print_log(operations.runs.log(run, follow=True), write=display.write)
+            write = print_log_line if as_json else display.write
+            await logs.print_log(operations.runs.log(run, follow=True), write=write)
+            return await operations.runs.current(run)
         finally:
             await _end(showing)
 
     lines = bar.Lines(print_line, states=False)
-    with bar.display(sys.stderr, print_line) if sys.stdout.isatty() else lines as display:
-        state = _wait_for(follow, display)
-    raise SystemExit(0 if state == "succeeded" else 1)
+    with bar.display(sys.stderr, print_line) if sys.stdout.isatty() and not as_json else lines as display:
+        now = _wait_for(follow, display)
+    progress.print_end(now, as_json)
+    raise SystemExit(0 if now.state == "succeeded" else 1)
 
 
 @asynccontextmanager

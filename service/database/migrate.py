@@ -105,6 +105,20 @@ def refuse_newer(connection: Connection, history: History, database: Database) -
             )
 
 
+async def revision_of(database: Database, history: History) -> str | None:
+    """The revision that a database has; None if it has no tables of the history. It is only read.
+
+    Raises DatabaseTooNew, as `migrate` does, and the driver's errors.
+    """
+
+    def read(connection: Connection) -> str | None:
+        refuse_newer(connection, history, database)
+        return ", ".join(_current(connection, history)) or _earlier(connection, history)
+
+    async with database.reader.connect() as connection:
+        return await connection.run_sync(read)
+
+
 def _is_at_head(connection: Connection, history: History) -> bool:
     return _current(connection, history) == history.revisions[-1:]
 

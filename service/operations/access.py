@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -27,6 +28,7 @@ LINK_TIME = timedelta(minutes=5)
 SESSION_TIME = timedelta(hours=12)
 LONGEST_VALIDITY = timedelta(days=3650)
 SECRET = re.compile(r"b([tls])_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+NO_FAILURES: Mapping[str, int] = MappingProxyType({})
 NAME = re.compile(r"[\w.@+-][\w .@+-]{0,98}[\w.@+-]|[\w.@+-]")
 
 
@@ -132,10 +134,20 @@ class Access:
         row = await self._token(secret, "t")
         return Actor(row["name"], row["role"], "api", address, row["id"]) if row is not None else None
 
-    async def note_uses(self, uses: Mapping[str, tuple[datetime, str | None]]) -> None:
-        """Record when and from where tokens were used last, by the ids of the tokens."""
+    async def note_uses(
+        self, uses: Mapping[str, tuple[datetime, str | None]], failures: Mapping[str, int] = NO_FAILURES
+    ) -> None:
+        """Record when and from where tokens were used last, by the ids of the tokens.
+
+        `failures`: how many tokens that are not valid came from each address; they are an event of the audit.
+        """
+        if not uses and not failures:
+            return
         async with self._context.databases.changing() as connection:
             await access.note_uses(connection, uses)
+            if failures:
+                now, after = await database_time.now_of(connection), dict(failures)
+                await audit.record(connection, self._context.actor.by, "session.refuse", now, after=after)
 
     async def sign_in(self, secret: str, address: str | None) -> NewSession | None:
         """Begin a session with a token or a link, which is used up; None if it is not valid."""

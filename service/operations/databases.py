@@ -61,14 +61,14 @@ async def _prepare(application: Database, ledger: Database, lease_seconds: float
     await migrate(application, *APPLICATION_HISTORIES)
 
 
-async def migrate_ledger(ledger: Database, lease_seconds: float) -> None:
-    """Migrate the ledger to the revision of this code.
+async def migrate_ledger(ledger: Database, lease_seconds: float, to: str = "head") -> None:
+    """Migrate the ledger to the newest revision of this code, or to the revision `to`.
 
     Raises DatabaseError; DatabaseInUse if a process of an older version still lives.
     """
     folder = process_lock.folder_of(ledger.url)
     refuse = partial(living.refuse_living, folder=folder, lease_seconds=lease_seconds)
-    await migrate(ledger, LEDGER_HISTORY, before=refuse)
+    await migrate(ledger, LEDGER_HISTORY, to=to, before=refuse)
 
 
 def _refuse_memory(*databases: Database) -> None:
@@ -185,5 +185,9 @@ class Databases:
         """Migrate both databases, once. Raises DatabaseError, InvalidSetting."""
         await self.migrate_ledger()
         if not self._are_both_migrated:
-            await _prepare(self.application, self.ledger, self._lease_seconds)
-            self._are_both_migrated = True
+            await self.make_both()
+
+    async def make_both(self) -> None:
+        """Make both databases, if they are missing, and migrate them. Raises DatabaseError, InvalidSetting."""
+        await _prepare(self.application, self.ledger, self._lease_seconds)
+        self.is_migrated = self._is_readable = self._are_both_migrated = True

@@ -54,7 +54,7 @@ async def run_or_task(context: Context, given: str) -> RunOrTask:
             f"no run has the id {echoed(given)}, or an id that begins with it or ends in it (at least {FEWEST_DIGITS} "
             f"digits are needed), and no task has that name; the tasks are: {listed}"
         )
-    raise UnknownTask(f"no task is named {echoed(given)}, and it is no id of a run; the tasks are: {listed}")
+    raise UnknownTask.named(given, names, "no task is named {}, and it is no id of a run")
 
 
 async def run_of(context: Context, given: str) -> str:
@@ -84,6 +84,6 @@ async def _run_with_digits(connection: AsyncConnection, digits: str) -> str | No
 
 async def refuse_unknown_task(connection: AsyncConnection | None, task: str) -> None:
     """Raises UnknownTask if the ledger has no task of this name."""
-    names = sorted(await task_sync.known(connection)) if connection is not None else []
+    names = await task_sync.known(connection) if connection is not None else {}
     if task not in names:
-        raise UnknownTask(f"the ledger knows no task {echoed(task)}; it knows: {', '.join(names) or 'none'}")
+        raise UnknownTask.named(task, names, "the ledger knows no task {}", "it knows:")

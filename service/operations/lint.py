@@ -11,7 +11,6 @@ from service.batch.lint.clock_changes import DAY, effects
 from service.batch.lint.lint import findings
 from service.batch.tasks.registry import Task
 from service.errors import UnknownTask
-from service.escaping import echoed
 from service.operations.context import Loaded
 from service.operations.results import Result
 
@@ -61,9 +60,9 @@ def check(loaded: Loaded, names: Collection[str], number: int) -> list[LintedTas
 def _refuse_unknown(names: Collection[str], loaded: Loaded) -> None:
     unknown = sorted(set(names) - loaded.tasks.keys())
     if unknown:
-        listed = ", ".join(sorted(loaded.tasks)) or "none"
+        error = UnknownTask.named(unknown[0], loaded.tasks)
         unusable = f"; can't be used: {', '.join(file.source for file in loaded.broken)}" if loaded.broken else ""
-        raise UnknownTask(f"no task is named {echoed(unknown[0])}; the tasks are: {listed}{unusable}")
+        raise UnknownTask(f"{error.message}{unusable}")
 
 
 def _linted(task: Task, number: int) -> LintedTask:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time
 from service.batch.ledger.tables import nodes
+from service.batch.nodes import process_lock
+from service.concurrency.offload import offload
 from service.operations.context import Context
 from service.operations.results import Node
 
@@ -28,13 +30,23 @@ class Nodes:
             rows = await connection.execute(select(nodes).order_by(nodes.c.started_at.desc(), nodes.c.id))
             return [Node.of(row) for row in rows.mappings()]
 
-    async def has(self, task: str) -> bool:
-        """Whether a living service that fires has loaded this task. It is alive if it was seen within the lease."""
+    async def living(self) -> Sequence[Node]:
+        """The services that are alive and fire, the oldest first."""
         async with self._context.databases.reading() as connection:
-            return connection is not None and await _is_served(connection, task, self._context.lease_seconds)
+            if connection is None:
+                return []
+            return await living_services(connection, self._context, await database_time.now_of(connection))
+
+    async def has(self, task: str) -> bool:
+        """Whether a living service that fires has loaded this task."""
+        return any(task in node.tasks for node in await self.living())
 
 
-async def _is_served(connection: AsyncConnection, task: str, lease_seconds: float) -> bool:
-    since = await database_time.now_of(connection) - timedelta(seconds=lease_seconds)
-    statement = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.seen_at >= since)
-    return any(task in names for names in (await connection.execute(statement)).scalars())
+async def living_services(connection: AsyncConnection, context: Context, now: datetime) -> list[Node]:
+    """The services that fire and were seen within the lease, without those of this machine whose process has ended."""
+    lately = nodes.c.seen_at >= now - timedelta(seconds=context.lease_seconds)
+    statement = select(nodes).where(nodes.c.fires, nodes.c.stopped_at.is_(None), lately)
+    rows = (await connection.execute(statement.order_by(nodes.c.started_at, nodes.c.id))).mappings().all()
+    folder = process_lock.folder_of(context.databases.ledger.url)
+    gone = await offload(lambda: {row["id"] for row in rows if process_lock.is_gone(folder, row["id"])})
+    return [Node.of(row) for row in rows if row["id"] not in gone]

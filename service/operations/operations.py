@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from service.operations.bulk import Bulks
     from service.operations.changes import Changes
     from service.operations.live import Look
+    from service.operations.migrations import Migrations
     from service.operations.nodes import Nodes
     from service.operations.quarantine import Quarantine
     from service.operations.runs import Runs
+    from service.operations.settings import UsedSettings
     from service.operations.slots import Slots
     from service.operations.status import Status
     from service.operations.tasks import Tasks
@@ -35,7 +37,7 @@ SERVICE = Actor("batch", source="service")
 
 class Operations:
     """All operations of the system, in the facets `tasks`, `runs`, `bulks`, `slots`, `quarantine`, `nodes`, `backups`,
-    `changes` and `access`.
+    `changes`, `access` and `migrations`.
 
     It creates no database engine, sets up no logging, reads no settings and imports no tasks, so a serving process may
     use it for each request. It belongs to the event loop of its databases.
@@ -95,6 +97,12 @@ class Operations:
 
         return await status(self._context, self._settings)
 
+    async def settings(self) -> UsedSettings:
+        """The settings as they are used, without secrets."""
+        from service.operations.settings import used
+
+        return used(self._settings)
+
     @cached_property
     def tasks(self) -> Tasks:
         from service.operations.tasks import Tasks
@@ -124,6 +132,12 @@ class Operations:
         from service.operations.access import Access
 
         return Access(self._context)
+
+    @cached_property
+    def migrations(self) -> Migrations:
+        from service.operations.migrations import Migrations
+
+        return Migrations(self._context)
 
     @cached_property
     def slots(self) -> Slots:

@@ -52,7 +52,7 @@ class Slot(Result):
 
 
 class TaskSummary(Result):
-    """A loaded task, or a file that can't be used, which has an `error` and no name.
+    """A loaded task, or a file that can't be used, which has an `error`, and a name if that is known.
 
     `next_run_time`: None without a schedule and during a pause. `served_from`: the file from which running services
     have loaded the task; None if no service has loaded it. `parameters`: their JSON schema.

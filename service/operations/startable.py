@@ -15,7 +15,7 @@ from service.batch.queue.enqueue import Startable
 from service.batch.tasks.parameters import SLOT
 from service.batch.tasks.registry import Task
 from service.errors import InvalidParameters, UnknownTask
-from service.escaping import brief, echoed
+from service.escaping import brief
 from service.operations.context import Context
 
 LONGEST_SENTENCE = 500
@@ -42,7 +42,7 @@ async def startable_task(connection: AsyncConnection, context: Context, name: st
         return StartableTask(name, loaded.source, loaded.exclusive, loaded.policies.priority, loaded, schema=None)
     row = await task_rows.get(connection, name)
     if row is None or row["removed_at"] is not None:
-        raise UnknownTask(await unknown_task(connection, context, name))
+        raise await unknown_task(connection, context, name)
     policies = row["policies"] if isinstance(row["policies"], Mapping) else {}
     is_unlimited = policies.get("overlap") == "allow" and policies.get("max_running") is None
     schema = row["parameters"] if isinstance(row["parameters"], Mapping) else None
@@ -52,21 +52,12 @@ async def startable_task(connection: AsyncConnection, context: Context, name: st
     )
 
 
-async def unknown_task(connection: AsyncConnection | None, context: Context, name: str) -> str:
-    """The message for a name that no task has. It lists the tasks, and first those with a similar name."""
+async def unknown_task(connection: AsyncConnection | None, context: Context, name: str) -> UnknownTask:
+    """The error about a name that no task has. It lists the tasks, and first the one with a similar name."""
     names = set(context.loaded().tasks)
     if connection is not None:
         names |= {row["name"] for row in await task_rows.all_tasks(connection) if row["removed_at"] is None}
-    listed = ", ".join(sorted(names)) or "none"
-    return f"no task is named {echoed(name)}{did_you_mean(name, names)}; the tasks are: {listed}"
-
-
-def did_you_mean(name: str, names: set[str]) -> str:
-    """A hint that names the most similar one of `names`; empty if none is similar."""
-    from difflib import get_close_matches
-
-    similar = get_close_matches(name[:100], names, n=1)
-    return f" (did you mean {similar[0]}?)" if similar else ""
+    return UnknownTask.named(name, names)
 
 
 def _checked_by_schema(task: str, schema: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from service.concurrency.offload import offload
 from service.config import Settings
 from service.operations.context import Context
 from service.operations.databases import Databases, is_missing_file
+from service.operations.nodes import living_services
 from service.operations.quarantine import has_table
 from service.operations.results import Node, Result, RunSummary
 
@@ -64,7 +65,8 @@ async def status(context: Context, settings: Settings) -> Status:
             sentence = "there is no ledger yet: no service has ever run"
             return _status([Trouble(kind="no_service", text=sentence)])
         now = await database_time.now_of(connection)
-        living, last_beat = await _nodes(connection, now, context.lease_seconds)
+        living = await living_services(connection, context, now)
+        last_beat = (await connection.execute(select(func.max(nodes.c.seen_at)))).scalar()
         late = await _late(connection, now)
         failed = await _failed(connection, now)
         newest_backup, is_stale = await _backup(connection, now)
@@ -75,7 +77,7 @@ async def status(context: Context, settings: Settings) -> Status:
             *_no_service(living, last_beat, now),
             *([Trouble(kind="late_slots", text=_late_text(late))] if late else []),
             *([Trouble(kind="failures", text=_failed_text(failed))] if failed else []),
-            *([Trouble(kind="quarantine", text=f"{quarantined:,} items wait in quarantine")] if quarantined else []),
+            *([Trouble(kind="quarantine", text=_quarantine_text(quarantined))] if quarantined else []),
             *([Trouble(kind="backup", text=_backup_text(newest_backup, now))] if is_stale else []),
         ],
         nodes=living,
@@ -111,14 +113,6 @@ def _status(
     )
 
 
-async def _nodes(connection: AsyncConnection, now: datetime, lease: float) -> tuple[list[Node], datetime | None]:
-    """The services that live and fire, and when any service was last seen."""
-    fires = (nodes.c.fires, nodes.c.stopped_at.is_(None), nodes.c.seen_at >= now - timedelta(seconds=lease))
-    living = await connection.execute(select(nodes).where(*fires).order_by(nodes.c.started_at, nodes.c.id))
-    last = (await connection.execute(select(func.max(nodes.c.seen_at)))).scalar()
-    return [Node.of(row) for row in living.mappings()], last
-
-
 def _no_service(living: list[Node], last_beat: datetime | None, now: datetime) -> list[Trouble]:
     if living:
         return []
@@ -142,7 +136,7 @@ async def _late(connection: AsyncConnection, now: datetime) -> list[str]:
 
 def _late_text(late: list[str]) -> str:
     named = ", ".join(late[:5]) + (", and others" if len(late) > 5 else "")
-    return f"{len(late):,} tasks have slots that were not handled for more than a minute: {named}"
+    return f"slots of {_number(len(late), 'task')} were not handled for more than a minute: {named}"
 
 
 async def _failed(connection: AsyncConnection, now: datetime) -> list[RunSummary]:
@@ -163,7 +157,7 @@ async def _failed(connection: AsyncConnection, now: datetime) -> list[RunSummary
 def _failed_text(failed: list[RunSummary]) -> str:
     tasks = sorted({run.task for run in failed})
     named = ", ".join(tasks[:5]) + (", and others" if len(tasks) > 5 else "")
-    return f"{len(failed):,} runs failed within a day, and no later run made it good: {named}"
+    return f"{_number(len(failed), 'run')} failed within a day, and no later run of the task has succeeded: {named}"
 
 
 async def _counts(connection: AsyncConnection) -> tuple[int, int]:
@@ -195,6 +189,14 @@ async def _quarantined(databases: Databases) -> int:
         return await quarantine.waiting(application, MOST_COUNTED) if await has_table(application) else 0
     except (DBAPIError, OSError):
         return 0
+
+
+def _quarantine_text(quarantined: int) -> str:
+    return f"{_number(quarantined, 'item')} in quarantine: `batch quarantine` lists what waits"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _age(age: timedelta) -> str:

@@ -50,7 +50,7 @@ class Tasks:
         self._context = context
 
     async def list(self, with_others: bool = False) -> Sequence[TaskSummary]:
-        """The loaded tasks by name, followed by the files that can't be used.
+        """The loaded tasks by name, followed by the files that can't be used, with the names of their tasks if known.
 
         `with_others`: also the tasks that only other processes have loaded.
         """
@@ -61,7 +61,7 @@ class Tasks:
         if with_others:
             known |= {name: row for name, row in rows.items() if row["removed_at"] is None}
         summaries = await offload(_summaries, known, loaded, open_schedules, sources)
-        return [*summaries, *(TaskSummary(source=file.source, error=file.error) for file in broken)]
+        return [*summaries, *(TaskSummary(name=file.task, source=file.source, error=file.error) for file in broken)]
 
     async def show(self, name: str) -> TaskDetails:
         """The details of one task, which is loaded or in the ledger. Raises UnknownTask."""
@@ -69,7 +69,7 @@ class Tasks:
         async with self._context.databases.reading() as connection:
             row = await task_rows.get(connection, name) if connection is not None else None
             if loaded is None and row is None:
-                raise UnknownTask(await unknown_task(connection, self._context, name))
+                raise await unknown_task(connection, self._context, name)
             rows = await _TaskRows.read(connection, name)
         return await offload(_details, name, loaded, row or {}, rows)
 
@@ -79,7 +79,7 @@ class Tasks:
         async with self._context.databases.reading() as connection:
             row = await task_rows.get(connection, name) if connection is not None else None
             if loaded is None and row is None:
-                raise UnknownTask(await unknown_task(connection, self._context, name))
+                raise await unknown_task(connection, self._context, name)
             spans = [ScheduleSpan.of(span) for span in await schedules.history(connection, name)] if connection else []
         current = _current(spans, loaded, is_removed=bool(row and row["removed_at"]))
         if current is None or (row is not None and row["paused_at"] is not None):

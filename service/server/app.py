@@ -14,7 +14,7 @@ from service.config import Settings, get_settings
 from service.errors import BatchError
 from service.server.batch_service import BatchService
 from service.server.shutdown import Stopping
-from service.web.access import Authorize
+from service.web.access import Authorize, check_settings
 from service.web.application import Api
 
 
@@ -32,6 +32,7 @@ async def lifespan(app: App) -> AsyncIterator[None]:
     start.
     """
     settings = get_settings()
+    check_settings(settings)
     with logs.keep_run_lines(settings.LOG_LEVEL):
         async with serving(BatchService(settings), settings, is_guest=True) as batch:
             _set_state(app, batch)
@@ -44,6 +45,7 @@ async def _lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         try:
             settings = get_settings()
+            check_settings(settings)
             logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
             stack.callback(logs.catch_up)
             batch = BatchService(settings, version=getattr(app.state, "version", None))

@@ -137,7 +137,7 @@ class BatchService:
         stack.push_async_callback(self.application.dispose)
         use_application_database(self.application, partial(fencing.guard, idle_seconds=self._settings.LEASE_SECONDS))
         stack.callback(leave_application_database, self.application)
-        self.folder = TasksFolder(self._settings.TASKS_DIR)
+        self.folder = TasksFolder(self._settings.TASKS_DIR, shows_tracebacks=self._fires)
         self.tasks = self.folder.load()
 
     async def _register(self) -> None:

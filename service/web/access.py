@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import inspect
 import ipaddress
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
@@ -32,6 +33,7 @@ KNOWN_SECONDS = 1.0
 """For how long an answer of the ledger about a secret is believed. A revoked token is refused after that."""
 MOST_KNOWN = 1_000
 NOTE_SECONDS = 1.0
+FAILURE_NOTE_SECONDS = 60.0
 CHANGES = {"POST", "PUT", "PATCH", "DELETE"}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -52,6 +54,8 @@ class Guard:
         self._roles = _roles(settings.BATCH_AUTH_ROLES)
         self._known: dict[str, tuple[Actor | None, float]] = {}
         self._uses: dict[str, tuple[datetime, str | None]] = {}
+        self._failures: Counter[str] = Counter()
+        self._failures_noted_at = -FAILURE_NOTE_SECONDS
         self._noting: asyncio.Task[None] | None = None
         self.limits = Limits(settings.BATCH_REQUESTS_PER_SECOND, settings.BATCH_FAILED_SIGN_INS)
         self.feed = feed
@@ -104,12 +108,19 @@ class Guard:
         if scheme.lower() == "bearer" and SECRET.fullmatch(secret):
             actor = await self._remembered(secret, lambda: self.operations.access.holder(secret, address))
         if actor is None:
-            self.limits.count_failure(address)
+            self.count_failure(address)
             raise Refused(401, "the token is not valid: it is unknown, revoked or expired")
         if actor.token is not None:
             self._uses[actor.token] = (clock.now(), address)
             self._note_soon()
         return Actor(actor.name, actor.role, "api", address, actor.token)
+
+    def count_failure(self, address: str | None) -> None:
+        """Count a token or link that was not valid, for the limit and for the audit."""
+        self.limits.count_failure(address)
+        if len(self._failures) < MOST_KNOWN:
+            self._failures[address or "this machine"] += 1
+        self._note_soon()
 
     async def _remembered(self, secret: str, ask: Callable[[], Awaitable[Actor | None]]) -> Actor | None:
         """What the ledger says about a secret, at most KNOWN_SECONDS old."""
@@ -143,10 +154,24 @@ class Guard:
             self._noting = asyncio.get_running_loop().create_task(self._note())
 
     async def _note(self) -> None:
+        """Write what is a hint for people: an error loses it, and the next use is noted again.
+
+        Requests without a valid token must not take SQLite's writer, so they are noted once a minute.
+        """
         await asyncio.sleep(NOTE_SECONDS)
         uses, self._uses = self._uses, {}
-        with suppress(BatchError):  # the last use is a hint for people, and is noted again with the next one
-            await self.operations.access.note_uses(uses)
+        failures: Counter[str] = Counter()
+        if self._failures and clock.monotonic() - self._failures_noted_at >= FAILURE_NOTE_SECONDS:
+            failures, self._failures = self._failures, Counter()
+            self._failures_noted_at = clock.monotonic()
+        with suppress(BatchError):
+            await self.operations.access.note_uses(uses, failures)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises InvalidSetting for a setting of sign-in that can't be read."""
+    _networks(settings.BATCH_TRUSTED_PROXIES)
+    _roles(settings.BATCH_AUTH_ROLES)
 
 
 def address_of(request: Request) -> str | None:

@@ -51,9 +51,11 @@ async def sign_in(request: Request, response: Response, body: SignIn) -> Session
     guard.limits.refuse_guesser(address)
     begun = await guard.operations.access.sign_in(body.secret, address)
     if begun is None:
-        guard.limits.count_failure(address)
+        guard.count_failure(address)
         raise Refused(401, "this token or link is not valid: it is unknown, expired, revoked, or was used already")
     name = cookie_name(request)
+    if before := request.cookies.get(name):
+        await guard.operations.access.sign_out(before)
     response.set_cookie(
         name,
         begun.secret,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service import TaskRegistry, logs
+from service import TaskRegistry, failures, logs
 from service.batch.tasks.discovery import BrokenFile, load_tasks
 from service.errors import InvalidSetting
 
@@ -93,13 +93,26 @@ def test_abstract_classes_and_underscored_names_do_not_register_themselves() -> 
     assert loaded() == ["concrete"]
 
 
-def test_a_class_whose_run_is_misspelled_is_no_task_and_is_logged() -> None:
+def test_a_class_whose_run_is_misspelled_is_no_task_and_is_reported_and_logged() -> None:
     stream = StringIO()
     logs.set_up(stream=stream)
-    write(typo=task("typo").replace("def run", "def rnu"))
-    assert (load(), loaded()) == ([], [])
+    write(typo=task("typo").replace("def run", "def rnu"), good=task("good", "Good"))
+    [file] = load()
+    assert loaded() == ["good"]
+    assert (file.source, file.task) == ("tasks/typo.py", "typo")
+    assert file.error == "class Made has a name and no run(), so it is no task"
     logs.flush()
-    assert "class Made in tasks/typo.py has a name and no run(): it is not a task" in stream.getvalue()
+    assert f"tasks/typo.py can't be used: {file.error}" in stream.getvalue()
+
+
+def test_a_traceback_shows_the_lines_that_were_executed_though_the_file_has_changed() -> None:
+    write(old=task("old") + "\ndef fail():\n    raise ValueError('the old line')\n")
+    assert load() == []
+    write(old="# another line\n" * 40)
+    with pytest.raises(ValueError, match="the old line") as caught:
+        sys.modules["tasks.old"].fail()
+    told = failures.traceback_of(caught.value)
+    assert "raise ValueError('the old line')" in told and "another line" not in told
 
 
 def test_an_imported_task_belongs_to_the_file_that_defines_it() -> None:

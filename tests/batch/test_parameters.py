@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SecretStr
 
 from service.batch.tasks.parameters import Parameters
 from service.errors import InvalidParameters, InvalidTask
@@ -208,3 +208,11 @@ def test_bad_values_only_ever_raise_invalid_parameters(values: dict[str, Any]) -
     except InvalidParameters:
         return
     assert stored.keys() == values.keys() <= {"a", "b"}
+
+
+def test_a_secret_parameter_is_never_stored() -> None:
+    def run(key: SecretStr) -> None: ...
+
+    with pytest.raises(InvalidParameters, match=r"key is a secret.*give the name of a setting") as refused:
+        Parameters("pays", run).to_json({"key": "hush"})
+    assert "hush" not in str(refused.value)

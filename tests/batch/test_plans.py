@@ -9,18 +9,33 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import event, insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.application.models import User
 from service.batch.chunks.checkpoints import UPSERT_WITH_FENCE
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.firing import firing, task_sync
-from service.batch.ledger import attempts, missed_ranges, nodes, runs, schedules, tables, transitions
+from service.batch.ledger import (
+    access,
+    access_tables,
+    attempts,
+    audit,
+    duties,
+    missed_ranges,
+    nodes,
+    previews,
+    run_query,
+    runs,
+    schedules,
+    tables,
+    transitions,
+)
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.states import RunState
@@ -44,12 +59,16 @@ KEPT = 490
 """How many runs of a task are kept: of each task with 500 ended runs ten are pruned."""
 
 LARGE = {*(table.name for table in tables.ledger.tables.values()), "batch_checkpoints", "batch_once", "users"}
-LARGE -= {"batch_catalog", "batch_backups"}
+LARGE -= {"batch_catalog", "batch_backups", "batch_duties"}
 
 ONCE_AN_HOUR = {"prune"}
 """Functions that may scan other tables than that of the runs."""
 
-IN_ORDER = {"list": r"USING INDEX ix_batch_runs", "look": r"USING INDEX ix_batch_nodes_live$"}
+IN_ORDER = {
+    "audit": r"USING INDEX ix_batch_events",
+    "list": r"USING INDEX ix_batch_runs",
+    "look": r"USING INDEX ix_batch_nodes_live$",
+}
 """Scans of an index that are allowed: a list stops after a page, and the index of nodes has only living ones."""
 
 PLANS = {
@@ -73,17 +92,23 @@ PLANS = {
     "retry": set(),
     "cancel": set(),
     "start": set(),
+    "session": set(),
     "chunk": set(),
     "list": {"ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_state_created"},
     "show": {"ix_batch_runs_task_created", "ix_batch_missed_task"},
-    "prune": {"ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_held"},
+    "prune": {
+        *("ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_held"),
+        *("ix_batch_sessions_expires", "ix_batch_previews_expires", "ix_batch_events_at"),
+    },
+    "audit": {"ix_batch_events_at", "ix_batch_events_action", "ix_batch_events_task"},
+    "bulk": {"ix_batch_previews_open"},
     "pause": {"uq_batch_schedules_open"},
     "schedules of a task": {"ix_batch_schedules_task"},
 }
 """The indexes that each function uses, besides primary keys. It must use no others."""
 
 HARMLESS = {"uq_batch_runs_task_slot", "uq_batch_runs_task_key", "uq_batch_runs_exclusive", "ix_batch_nodes_live"}
-HARMLESS |= {"ix_batch_missed_task"}
+HARMLESS |= {"ix_batch_missed_task", "uq_batch_events_key"}
 """PostgreSQL names the indexes that an insert checks, and may use a small unique index to find one row."""
 
 
@@ -194,8 +219,14 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
         with plans.of("list"):
             at = clock.now()
-            for given in ({}, {"task": "over-1"}, {"state": "failed"}, {"since": at}, {"before": (at, new_id())}):
-                await connection.execute(runs.listing(limit=10, **given))
+            few, all_states = frozenset({"failed", "queued"}), frozenset(RunState)
+            for conditions in (
+                *({}, {"task": "over-1"}, {"states": few}, {"states": all_states}, {"created_since": at}),
+                *({"task": "over-1", "states": few, "text": "x", "params": {"a": "1"}}, {"node": NODE, "text": "x"}),
+                {"task": "over-1", "by_slot": True},
+            ):
+                await run_query.page(connection, run_query.RunQuery(**conditions), 10)
+                await run_query.page(connection, run_query.RunQuery(**conditions), 10, (at, new_id()))
         with plans.of("show"):
             run = await runs.latest(connection, "over-1")
             assert run is not None
@@ -206,8 +237,24 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
         with plans.of("cancel"):
             await cancel.request_cancel(connection, run, "cancelled by ann", "ann")
         with plans.of("start"):
-            await enqueue.enqueue(connection, make_task("many-2", None), None, None, "ann", key="a")
-            await enqueue.enqueue(connection, make_task("many-3", None), None, None, "ann", key="a")
+            await enqueue.enqueue(
+                connection, enqueue.Startable.of(make_task("many-2", None)), None, None, "ann", key="a"
+            )
+            await enqueue.enqueue(
+                connection, enqueue.Startable.of(make_task("many-3", None)), None, None, "ann", key="a"
+            )
+        with plans.of("audit"):
+            at = clock.now()
+            for conditions in ({}, {"task": "over-1"}, {"action": "run.retry"}, {"before": (at, new_id())}):
+                await connection.execute(audit.listing(10, **conditions))
+            await audit.record(connection, audit.By("ann"), "run.retry", at, task="over-1", key="once")
+        with plans.of("bulk"):
+            await previews.under_way(connection)
+            await previews.move(connection, new_id(), 0, to=1, changed=1, finished_at=None)
+            await duties.take(connection, "bulk", NODE, at, 30)
+        with plans.of("session"):
+            await connection.execute(access.token("key", at))
+            await connection.execute(access.session("id", at))
         with plans.of("pause"):
             await task_sync.pause(connection, "many-4", "ann")
             await task_sync.resume(connection, "many-4")
@@ -248,6 +295,7 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
         )
         await runs.insert(connection, running)
         await runs.insert(connection, [new(name, exclusive=task.exclusive) for name, task in loaded.items()])
+        await _fill_requests(connection, now, len(stopped))
     async with application.engine.begin() as connection:
         fences = [{"run": new_id(), "name": "", "fence": 1} for _ in stopped]
         await connection.execute(companions.checkpoints.insert(), fences)
@@ -260,6 +308,25 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
             async with database.engine.begin() as connection:
                 await connection.execute(text("ANALYZE"))
     return loaded
+
+
+async def _fill_requests(connection: AsyncConnection, now: datetime, number: int) -> None:
+    """Events, previews, sessions and tokens: `number` of each, all from now on."""
+    later, by = now + timedelta(days=1), {"actor": "ann", "source": "api"}
+    for n in range(number // 1_000):
+        rows = range(n * 1_000, (n + 1) * 1_000)
+        events = [{"id": new_id(), "at": now, **by, "action": f"act.{n}", "task": f"over-{n % 10}"} for n in rows]
+        await connection.execute(access_tables.events.insert(), events)
+        shown = {"action": "retry", "actor": "ann", "request": {}, "created_at": now, "expires_at": later}
+        ended = {"started_at": now, "finished_at": now}
+        await connection.execute(access_tables.previews.insert(), [{"id": new_id(), **shown, **ended} for _ in rows])
+        person = {"name": "ann", "role": "viewer", "created_at": now, "expires_at": later}
+        sessions = [{"id": f"s{n}", "token": f"t{n}", **person} for n in rows]
+        await connection.execute(access_tables.sessions.insert(), sessions)
+        made = {"kind": "token", "role": "viewer", "hash": "x", "created_at": now, "created_by": "ann"}
+        await connection.execute(
+            access_tables.tokens.insert(), [{"id": f"t{n}", "name": f"t{n}", **made} for n in rows]
+        )
 
 
 Found = dict[str, list[tuple[str, list[str]]]]

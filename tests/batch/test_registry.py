@@ -237,7 +237,7 @@ def test_only_a_coroutine_function_runs_on_the_loop() -> None:
 
 def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
     TaskRegistry.register(Plain)
-    with pytest.raises(UnknownTask, match="no task is named 'plane'; the tasks are: plain"):
+    with pytest.raises(UnknownTask, match=r"no task is named 'plane' \(did you mean plain\?\); the tasks are: plain"):
         TaskRegistry.get("plane")
 
 

@@ -11,8 +11,9 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
 from service import clock
-from service.batch.ledger import runs, tables, transitions
+from service.batch.ledger import run_query, runs, tables, transitions
 from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.runs import Claimed, NewRun
 from service.batch.ledger.states import FINAL, TRANSITIONS, Origin, Rank, RunState
 from service.batch.ledger.tables import new_id
@@ -259,12 +260,16 @@ async def test_the_listing_is_newest_first_and_pages_by_key(ledger: Database) ->
     seen: list[str] = []
     before = None
     async with ledger.engine.connect() as connection:
-        while page := (await connection.execute(runs.listing(limit=5, before=before))).all():
-            seen += [row.id for row in page]
-            before = (page[-1].created_at, page[-1].id)
-        of_one = (await connection.execute(runs.listing(task="t1", state="queued", since=NOW))).all()
+        while True:
+            page = await run_query.page(connection, RunQuery(), 5, before)
+            seen += [row["id"] for row in page.rows]
+            before = page.after
+            if before is None:
+                break
+        query = RunQuery(task="t1", states=frozenset({"queued"}), created_since=NOW)
+        of_one = (await run_query.page(connection, query, 50)).rows
     assert seen == newest_first
-    assert {row.task for row in of_one} == {"t1"}
+    assert {row["task"] for row in of_one} == {"t1"}
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)  # SQLite has one writer: the second one waits

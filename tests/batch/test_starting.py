@@ -154,5 +154,5 @@ async def test_a_process_without_a_service_queues_runs_for_one(
 
 @pytest.mark.first_start
 async def test_without_a_ledger_the_error_says_how_to_make_one() -> None:
-    with pytest.raises(DatabaseError, match=r"no such table: batch_tasks \(a service makes the tables.*LEDGER_URL"):
+    with pytest.raises(DatabaseError, match=r"no such table: batch_tasks \(a service makes the tables.*DATABASE_URL"):
         await start(Greet)

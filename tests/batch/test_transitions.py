@@ -42,7 +42,7 @@ async def claim_a_lane(connection: AsyncConnection, run: str) -> None:
 
 
 async def cancel(connection: AsyncConnection, run: str) -> None:
-    await transitions.cancel(connection, run, "cancelled by ann", "ann", NOW)
+    await transitions.cancel(connection, [run], "cancelled by ann", "ann", NOW)
 
 
 async def retry(connection: AsyncConnection, run: str) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, text, update
+from sqlalchemy import insert, select, text, update
 
 from service import clock
 from service.batch.ledger import database_time
@@ -50,7 +50,7 @@ async def test_a_living_node_of_an_older_ledger_keeps_it_as_it_is_and_is_named(o
 async def test_once_it_is_dead_the_ledger_is_migrated(older: Database, end: str, tmp_path: Path) -> None:
     if end == "killed on this machine":
         async with older.reader.connect() as connection:
-            (row,) = await connection.execute(nodes.select())
+            (row,) = await connection.execute(select(nodes.c.id))
         folder = process_lock.folder_of(older.url)
         ProcessLock(folder, row.id)._release()  # as the kernel does: the file stays, without its lock
     else:

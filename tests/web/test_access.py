@@ -7,13 +7,18 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
 
 from service import clock
 from service.app import create_app
 from service.batch.ledger import access
+from service.config import forget_settings, get_settings
+from service.errors import InvalidSetting
 from service.operations.access import hash_of
 from service.operations.actor import ROLES, Actor, Role
+from service.server.uvicorn import listen
 from service.web.access import csrf_of
+from tests.batch.ledger_world import until
 from tests.web.conftest import Served, client_of
 
 RUN = "01a21d92-eff2-7bb2-a544-63212a7a4a49"
@@ -277,3 +282,90 @@ async def test_a_large_body_is_refused_before_it_is_read(served: Served) -> None
         "/api/v1/runs/bulk", content=endless(), headers={"Content-Type": "application/json"}
     )
     assert streamed.status_code == 413
+
+
+async def test_a_sign_in_ends_the_session_before_it(served: Served) -> None:
+    first = await served.nobody.post("/api/v1/session", json={"secret": served.secrets["viewer"]})
+    cookie = first.headers["set-cookie"].split(";")[0]
+    await served.nobody.post("/api/v1/session", json={"secret": served.secrets["operator"]})
+    served.nobody.cookies.clear()
+    assert (await served.nobody.get("/api/v1/tasks", headers={"Cookie": cookie})).status_code == 401
+
+
+async def test_wrong_tokens_are_in_the_audit_once_a_minute_with_their_addresses(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.web.access.NOTE_SECONDS", 0.0)
+    guesser = client_of(served.service_app, f"bt_{'0' * 12}_{'x' * 43}", host="10.9.8.7")
+    for _ in range(3):
+        await guesser.get("/api/v1/tasks")
+
+    async def noted() -> list[Any]:
+        changes = (await served.viewer.get("/api/v1/changes?action=session.refuse")).json()["changes"]
+        return [change["after"] for change in changes]
+
+    async def is_noted() -> bool:
+        return await noted() != []
+
+    await until(is_noted)
+    assert await noted() in ([{"10.9.8.7": 1}], [{"10.9.8.7": 2}], [{"10.9.8.7": 3}])
+    await guesser.get("/api/v1/tasks")
+    assert len(await noted()) == 1
+
+
+def with_settings(served: Served, **settings: Any) -> Starlette:
+    """An application of the same service with other settings."""
+    served.service.settings = served.service.settings.model_copy(update=settings)
+    app = create_app()
+    app.state.batch = served.service
+    return app
+
+
+async def test_a_person_is_believed_only_where_a_trusted_proxy_names_him(served: Served) -> None:
+    app = with_settings(
+        served,
+        BATCH_AUTH_HEADER="X-Forwarded-Email",
+        BATCH_TRUSTED_PROXIES="10.0.0.0/24",
+        BATCH_AUTH_ROLES="*@acme.example=viewer,ops@acme.example=operator",
+    )
+    proxy, other = client_of(app, host="10.0.0.7"), client_of(app, host="10.0.1.7")
+    viewer, operator = ({"X-Forwarded-Email": f"{name}@acme.example"} for name in ("ann", "ops"))
+    assert (await proxy.get("/api/v1/session", headers=viewer)).json()["role"] == "viewer"
+    assert (await proxy.get("/api/v1/session", headers=operator)).json()["role"] == "operator"
+    assert (await other.get("/api/v1/session", headers=operator)).status_code == 401
+    stranger = {"X-Forwarded-Email": "eve@evil.example"}
+    assert (await proxy.get("/api/v1/session", headers=stranger)).status_code == 403
+    foreign = {**operator, "Origin": "http://evil.example"}
+    assert (await proxy.post("/api/v1/tasks/report/pause", headers=foreign)).status_code == 403
+
+
+async def test_without_sign_in_only_this_machine_is_answered(served: Served) -> None:
+    app = with_settings(served, BATCH_AUTH="off")
+    here, elsewhere = client_of(app), client_of(app, host="10.1.2.3")
+    assert (await here.get("/api/v1/session")).json()["role"] == "admin"
+    assert (await elsewhere.get("/api/v1/session")).status_code == 401
+    foreign = {"Sec-Fetch-Site": "cross-site"}
+    assert (await here.post("/api/v1/tasks/report/pause", headers=foreign)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("BATCH_TRUSTED_PROXIES", "10.0.0.1/8"), ("BATCH_AUTH_ROLES", "ann=king"), ("BATCH_AUTH_ROLES", "ann")],
+)
+async def test_a_setting_that_can_t_be_read_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, setting: str, value: str
+) -> None:
+    monkeypatch.setenv(setting, value)
+    forget_settings()
+    app = create_app()
+    with pytest.raises(InvalidSetting, match=f"setting {setting}"):
+        async with app.router.lifespan_context(app):
+            pass
+
+
+async def test_sign_in_can_t_be_off_where_others_reach_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCH_AUTH", "off")
+    forget_settings()
+    with pytest.raises(InvalidSetting, match=r"BATCH_AUTH: off is only allowed where HOST is a loopback address"):
+        listen(get_settings(), "0.0.0.0", 0)
+    listen(get_settings(), "127.0.0.1", 0).close()

@@ -110,6 +110,18 @@ def for_drill(backup: Backup, path: Path | None, histories: Sequence[History], f
     return replace(restore, plan=replace(restore.plan, rows={}, notes=()))
 
 
+def for_copy(backup: Backup, path: Path, example: Path, histories: Sequence[History], folder: Path) -> SqliteRestore:
+    """Plan a restore into another file, `path`. An empty one gets the tables as they are in the file `example`.
+
+    If `example` has another revision than the backup, or lacks a table, this is a plan as `for_live` makes it.
+    """
+    live, model = LiveFile.of(path), LiveFile.of(example)
+    is_like = not plans.revision_problems(backup, model.revisions)
+    if live.structure.tables or not is_like or any(model.structure.table(t.name) is None for t in backup.tables):
+        return for_live(backup, path, histories, folder)
+    return _planned(backup, str(path.absolute()), live, model.structure, MigratedFile(), backup.tables, [])
+
+
 def _left_out(backup: Backup) -> list[str]:
     """The tables that the backup left out, without the ledger's, which a service makes when it starts."""
     return [name for name in backup.left_out if not is_ledgers(name)]

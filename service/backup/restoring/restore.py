@@ -24,14 +24,16 @@ from service.errors import BackupError
 KINDS: dict[str, ModuleType] = {"sqlite+aiosqlite": restore_sqlite, "postgresql+asyncpg": restore_postgresql}
 
 
-async def planned(source: Source, url: str, *, histories: Sequence[History] = ()) -> RestorePlan:
+async def planned(
+    source: Source, url: str, *, histories: Sequence[History] = (), example: Path | None = None
+) -> RestorePlan:
     """Plan what restore() would do to the database. Nothing is changed. Raises BackupError."""
     target = make_url(url)
 
     def work(stop: Stop) -> RestorePlan:
         backup, kind = _opened(source, target)
         if kind is restore_sqlite:
-            return restore_sqlite.plan(backup, target, stop, histories=histories)
+            return restore_sqlite.plan(backup, target, stop, histories=histories, example=example)
         return restore_postgresql.plan(backup, target, stop, histories)
 
     return await in_thread(work)
@@ -46,6 +48,7 @@ async def restore(
     on_progress: Callable[[BackupProgress], None] | None = None,
     folder: Path | None = None,
     histories: Sequence[History] = (),
+    example: Path | None = None,
 ) -> RestoreReport:
     """Restore a backup into the database of `url`.
 
@@ -56,6 +59,7 @@ async def restore(
         on_progress: Called on this event loop.
         folder: On SQLite, a folder with room for twice the data; None: that of temporary files.
         histories: The migrations that make the tables that the database lacks, at the backup's revision.
+        example: On SQLite, the file whose tables an empty database gets, if it is at the backup's revision.
 
     Raises BackupError, whose message says why. After an error, a cancel or a kill the database is unchanged, except
     that a cancel during the commit may come too late. The work is done in a thread.
@@ -76,6 +80,7 @@ async def restore(
                 last_check=last_check,
                 folder=folder or Path(tempfile.gettempdir()),
                 histories=histories,
+                example=example,
             )
         return restore_postgresql.run(backup, target, meter, stop, histories, dry_run=dry_run, last_check=last_check)
 

@@ -43,11 +43,21 @@ class _RolledBack(Exception):
     """Raised by a dry run instead of committing."""
 
 
-def plan(backup: Backup, url: URL, stop: Stop, *, histories: Sequence[History] = ()) -> RestorePlan:
-    """Plan a restore; nothing is changed. Raises BackupError and Stopped."""
+def plan(
+    backup: Backup, url: URL, stop: Stop, *, histories: Sequence[History] = (), example: Path | None = None
+) -> RestorePlan:
+    """Plan a restore; nothing is changed. `example`: as for `run`. Raises BackupError and Stopped."""
     path = file_of(url)
     with explained(path, stop), tempfile.TemporaryDirectory(prefix="batch-restore-") as folder:
-        return plan_sqlite.for_live(backup, path, histories, Path(folder)).plan
+        return _planned(backup, path, example, histories, Path(folder)).plan
+
+
+def _planned(
+    backup: Backup, path: Path, example: Path | None, histories: Sequence[History], folder: Path
+) -> SqliteRestore:
+    if example is None:
+        return plan_sqlite.for_live(backup, path, histories, folder)
+    return plan_sqlite.for_copy(backup, path, example, histories, folder)
 
 
 def file_of(url: URL) -> Path:
@@ -71,14 +81,16 @@ def run(
     last_check: LastCheck | None,
     folder: Path,
     histories: Sequence[History] = (),
+    example: Path | None = None,
 ) -> RestoreReport:
     """Restore the backup; `dry_run`: change nothing. `folder`: one with room for twice the data, on any disk.
 
-    Raises BackupError and Stopped.
+    `example`: the file whose tables an empty file gets; None if it gets those of the migrations. Raises BackupError and
+    Stopped.
     """
     started, path = clock.monotonic(), file_of(url)
     with workplace(folder) as place, explained(path, stop):
-        restore = plan_sqlite.for_live(backup, path, histories, place)
+        restore = _planned(backup, path, example, histories, place)
         restore.plan.refuse()
         with _filled(backup, restore, place, meter, stop) as (new, counts):
             if dry_run and not path.exists():

@@ -63,12 +63,13 @@ def refuse_unfit(backup: Backup, application: URL, drill: URL | None) -> None:
             f"the backup {backup.source.name} is of PostgreSQL, and can't be tried out on "
             f"{WORDS.get(kind, kind)}: set RESTORE_DRILL_URL to an empty PostgreSQL database"
         )
-    if drill is not None and _address(drill) == _address(application):
+    if drill is not None and address(drill) == address(application):
         raise BackupError(
             "RESTORE_DRILL_URL is the application's own database: name another database, or leave the "
             "setting empty to use a scratch schema in the application's database"
         )
 
 
-def _address(url: URL) -> tuple[object, ...]:
+def address(url: URL) -> tuple[object, ...]:
+    """Where a PostgreSQL database is: its host, its port and its name."""
     return url.host or url.query.get("host"), url.port or 5432, url.database

@@ -20,7 +20,6 @@ from service.batch.ledger.tables import tasks
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
 from service.errors import UnknownTask
-from service.escaping import echoed
 
 GONE = "its file is gone"
 
@@ -160,8 +159,7 @@ async def pause_of(connection: AsyncConnection, name: str) -> Pause | None:
     query = select(tasks.c.paused_at, tasks.c.paused_by).where(tasks.c.name == name).with_for_update()
     row = (await connection.execute(query)).first()
     if row is None:
-        names = ", ".join(sorted(await known(connection))) or "none"
-        raise UnknownTask(f"the ledger knows no task {echoed(name)}; it knows: {names}")
+        raise UnknownTask.named(name, await known(connection), "the ledger knows no task {}", "it knows:")
     return Pause(row.paused_at, row.paused_by or "somebody") if row.paused_at is not None else None
 
 

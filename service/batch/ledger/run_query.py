@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, Subquery, Text, and_, cast, or_, select, text, type_coerce, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from service.batch.ledger.runs import LISTED
 from service.batch.ledger.states import RunState
@@ -22,6 +23,7 @@ from service.batch.ledger.tables import runs
 LOOKED = 10_000
 """How many rows are looked at for a page at most."""
 
+Columns = ReadOnlyColumnCollection[str, Any]
 Key = tuple[datetime, str]
 """The place of a run in a list: the instant that the list is ordered by, and the run's id."""
 
@@ -69,32 +71,43 @@ async def page(
 ) -> Page:
     """A page of at most `limit` runs, newest first. `before`: the key that the previous page ended with."""
     at = runs.c.slot if query.by_slot else runs.c.created_at
-    looked = _looked(query, at, before)
-    others = list(_others(query, looked, connection.dialect.name))
+    kind = connection.dialect.name
+    has_others = any(True for _ in _others(query, runs.c, kind))
+    looked = _looked(query, at, before, LOOKED if has_others else limit + 1)
     order = (looked.c[at.name].desc(), looked.c.id.desc())
     ordered = select(*(looked.c[name] for name in {*columns, at.name, "id"})).order_by(*order)
-    rows = [*(await connection.execute(ordered.where(*others).limit(limit + 1))).mappings()]
+    matching = ordered.where(*_others(query, looked.c, kind)).limit(limit + 1)
+    rows = [*(await connection.execute(matching)).mappings()]
     if len(rows) > limit:
         return Page(rows[:limit], (rows[limit - 1][at.name], rows[limit - 1]["id"]))
-    last = select(looked.c[at.name], looked.c.id).order_by(*order)
-    end = (await connection.execute(last.offset(LOOKED - 1).limit(1))).first() if others else None
+    if not has_others:
+        return Page(rows, None)
+    last = select(looked.c[at.name], looked.c.id).order_by(*order).offset(LOOKED - 1).limit(1)
+    end = (await connection.execute(last)).first()
     return Page(rows, (end[0], end[1]) if end is not None else None)
 
 
-def _looked(query: RunQuery, at: ColumnElement[datetime], before: Key | None) -> Subquery:
-    """The rows that the page looks at, found by an index and read in the order of the list."""
+def _looked(query: RunQuery, at: ColumnElement[datetime], before: Key | None, number: int) -> Subquery:
+    """The rows that the page looks at, so many at most, found by an index and read in the order of the list."""
     conditions = [*_indexed(query, at, before)]
-    if query.task is not None or not query.states or RunState.SUCCEEDED in query.states:
-        return _newest(select(runs).where(*conditions), at).subquery()
-    # Rare states: one part for each state, which the index on states gives in order.
-    parts = [_newest(select(runs).where(runs.c.state == state, *conditions), at) for state in sorted(query.states)]
+    if not _is_by_state(query):
+        return _newest(select(runs).where(*conditions), at, number).subquery()
+    # One part for each state, which the index on states gives in order.
+    parts = [_newest(select(runs).where(runs.c.state == state, *conditions), at, number) for state in query.states]
+    if len(parts) == 1:
+        return parts[0].subquery()
     every = union_all(*(part.subquery().select() for part in parts)).subquery()
-    merged = select(every).order_by(every.c[str(at.key)].desc(), every.c.id.desc()).limit(LOOKED)
-    return merged.subquery()
+    return select(every).order_by(every.c[str(at.key)].desc(), every.c.id.desc()).limit(number).subquery()
 
 
-def _newest(query: Select[Any], at: ColumnElement[datetime]) -> Select[Any]:
-    return query.order_by(at.desc(), runs.c.id.desc()).limit(LOOKED)
+def _is_by_state(query: RunQuery) -> bool:
+    """Whether the index on states finds the runs: those of one state, or of several rare ones."""
+    are_rare = bool(query.states) and RunState.SUCCEEDED not in query.states
+    return query.task is None and (len(query.states) == 1 or are_rare)
+
+
+def _newest(query: Select[Any], at: ColumnElement[datetime], number: int) -> Select[Any]:
+    return query.order_by(at.desc(), runs.c.id.desc()).limit(number)
 
 
 def _indexed(query: RunQuery, at: ColumnElement[datetime], before: Key | None) -> Iterator[ColumnElement[bool]]:
@@ -116,10 +129,9 @@ def _indexed(query: RunQuery, at: ColumnElement[datetime], before: Key | None) -
         yield or_(at < instant, and_(at == instant, runs.c.id < run))
 
 
-def _others(query: RunQuery, looked: Subquery, kind: str) -> Iterator[ColumnElement[bool]]:
+def _others(query: RunQuery, columns: Columns, kind: str) -> Iterator[ColumnElement[bool]]:
     """The conditions that are checked on the rows that were looked at."""
-    columns = looked.c
-    if query.states and (query.task is not None or RunState.SUCCEEDED in query.states):
+    if query.states and not _is_by_state(query):
         yield columns.state.in_(sorted(query.states))
     if query.tasks is not None:
         yield columns.task.in_(sorted(query.tasks))
@@ -127,16 +139,13 @@ def _others(query: RunQuery, looked: Subquery, kind: str) -> Iterator[ColumnElem
         yield columns.origin.in_(sorted(query.origins))
     if query.node is not None:
         yield columns.node == query.node
-    intervals = {"created_at": (query.created_since, query.created_until), "slot": (query.slot_since, query.slot_until)}
-    intervals = {
-        "slot" if not query.by_slot else "created_at": intervals["slot" if not query.by_slot else "created_at"]
-    }
-    intervals["finished_at"] = (query.ended_since, query.ended_until)
-    for name, (since, until) in intervals.items():
+    made, slots = (query.created_since, query.created_until), (query.slot_since, query.slot_until)
+    name, interval = ("created_at", made) if query.by_slot else ("slot", slots)
+    for column, (since, until) in {name: interval, "finished_at": (query.ended_since, query.ended_until)}.items():
         if since is not None:
-            yield columns[name] >= since
+            yield columns[column] >= since
         if until is not None:
-            yield columns[name] < until
+            yield columns[column] < until
     for name, value in query.params.items():
         yield _parameter(columns.params, name, kind).in_(_json_texts(value))
     if query.text is not None:

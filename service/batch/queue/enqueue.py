@@ -37,6 +37,11 @@ class Startable:
     exclusive: str | None
     priority: int
 
+    @classmethod
+    def of(cls, task: Task) -> Startable:
+        """What is needed of a task that this process has loaded."""
+        return cls(task.name, task.source, task.exclusive, task.policies.priority)
+
 
 # For each event loop the ledger of its service, and the function that wakes the engine of that service.
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Database, Wake]] = WeakKeyDictionary()
@@ -59,7 +64,7 @@ async def start(task: type[BaseTask], /, *, key: str | None = None, slot: dateti
     declared = TaskRegistry.of(task)
     checked = _checked(declared, key, slot, params)
     database, wake = _services.get(asyncio.get_running_loop()) or _without_service()
-    startable = Startable(declared.name, declared.source, declared.exclusive, declared.policies.priority)
+    startable = Startable.of(declared)
     try:
         async with database.engine.begin() as connection:
             parent = current_run_if_any()

@@ -5,21 +5,26 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import itertools
+import linecache
 import re
 import sys
 import threading
+import tokenize
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from service import failures
-from service.batch.tasks.registry import TaskRegistry, concrete_tasks
-from service.errors import BatchError, InvalidSetting
+from service.batch.tasks.policies import NAME
+from service.batch.tasks.registry import TaskRegistry, task_classes
+from service.errors import BatchError, InvalidSetting, InvalidTask
 from service.escaping import echoed
 from service.logs import get_logger
 
@@ -33,20 +38,27 @@ DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 @dataclass(frozen=True)
 class BrokenFile:
-    """A file whose import failed, or that has a class which can't be registered. `source` is its path."""
+    """A file whose import failed, or that has a class which can't be registered.
+
+    Attributes:
+        source: The path of the file.
+        task: The name of the task that is missing because of it; None if it is not known, or another task has it.
+    """
 
     source: str
     error: str
     traceback: str
+    task: str | None = None
 
 
-def load_tasks(place: Path) -> list[BrokenFile]:
+def load_tasks(place: Path, *, shows_tracebacks: bool = True) -> list[BrokenFile]:
     """Import the files of tasks in the order of their names, and register their concrete tasks. Returns what failed.
 
     `place` is a folder, or the dotted name of a package. Files whose names begin with an underscore are left out.
-    Raises InvalidSetting when there is no such folder or package.
+    `shows_tracebacks`: whether the log has the traceback of each failure, and not only one line. Raises InvalidSetting
+    when there is no such folder or package.
     """
-    return load_files(place, task_files(place))
+    return load_files(place, task_files(place), shows_tracebacks=shows_tracebacks)
 
 
 def task_files(place: Path) -> list[Path]:
@@ -54,18 +66,18 @@ def task_files(place: Path) -> list[Path]:
     return sorted(path for path in folder_of(place).glob("*.py") if not path.name.startswith("_"))
 
 
-def load_files(place: Path, files: Iterable[Path]) -> list[BrokenFile]:
+def load_files(place: Path, files: Iterable[Path], *, shows_tracebacks: bool = True) -> list[BrokenFile]:
     """Import these files of a folder or package, and register their concrete tasks. Returns what failed."""
     folder = folder_of(place)
     broken: list[BrokenFile] = []
     around = _packages_around(folder) if place.is_dir() else _levels(str(place), folder)
     package = _package(folder, around, broken)
     for path in files:
-        broken += _load(path, package)
+        broken += _load(path, package, shows_tracebacks)
     return broken
 
 
-def _load(path: Path, package: str) -> list[BrokenFile]:
+def _load(path: Path, package: str, shows_tracebacks: bool) -> list[BrokenFile]:
     before, modules = set(TaskRegistry.tasks()), set(sys.modules)
     try:
         with _logged_if_slow(path):
@@ -75,7 +87,7 @@ def _load(path: Path, package: str) -> list[BrokenFile]:
         # Forget the modules that it had imported from its package, since the author may correct one of these.
         for name in [name for name in set(sys.modules) - modules if name.startswith(f"{package}.")]:
             del sys.modules[name]
-        return [_not_imported(path, error)]
+        return [_not_imported(path, error, shows_tracebacks)]
     return _register(module, path)
 
 
@@ -104,28 +116,37 @@ def forget(path: Path) -> bool:
 
 def _register(module: ModuleType, path: Path) -> list[BrokenFile]:
     broken = []
-    for cls in concrete_tasks(module):
+    for cls in task_classes(module):
         try:
-            TaskRegistry.register(cls)
+            if not inspect.isabstract(cls):
+                TaskRegistry.register(cls)
+            elif "run" in cls.__abstractmethods__ and isinstance(vars(cls).get("name"), str):
+                raise InvalidTask(f"class {cls.__qualname__} has a name and no run(), so it is no task")
         except BatchError as error:
             logger.error(f"{path} can't be used: {error.message}")
-            broken.append(_broken(path, error, error.message))
+            broken.append(_broken(path, error, error.message, _name_of(cls)))
     return broken
 
 
-def _not_imported(path: Path, error: BaseException) -> BrokenFile:
+def _name_of(cls: type[Any]) -> str | None:
+    """The name that a class gives to its task, if no other task has it."""
+    name = inspect.getattr_static(cls, "name", None)
+    return name if isinstance(name, str) and NAME.fullmatch(name) and name not in TaskRegistry.tasks() else None
+
+
+def _not_imported(path: Path, error: BaseException, shows_traceback: bool = True) -> BrokenFile:
     message = _one_line(path, error)
     # The traceback begins in the author's file, without the frames of the import machinery.
     frame = error.__traceback__
     while frame is not None and frame.tb_frame.f_code.co_filename != str(path.resolve()):
         frame = frame.tb_next
     error.__traceback__ = frame
-    logger.error(f"{path} can't be used: {message}", exc_info=error)
+    logger.error(f"{path} can't be used: {message}", exc_info=error if shows_traceback else None)
     return _broken(path, error, message)
 
 
-def _broken(path: Path, error: BaseException, message: str) -> BrokenFile:
-    return BrokenFile(str(path), message, failures.traceback_of(error))
+def _broken(path: Path, error: BaseException, message: str, task: str | None = None) -> BrokenFile:
+    return BrokenFile(str(path), message, failures.traceback_of(error), task)
 
 
 def _one_line(path: Path, error: BaseException) -> str:
@@ -246,6 +267,7 @@ def _import(path: Path, package: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    _keep_lines(path)
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -253,6 +275,17 @@ def _import(path: Path, package: str) -> ModuleType:
         raise
     setattr(sys.modules[package], name.removeprefix(f"{package}."), module)  # `import myapp.tasks.x` finds it there
     return module
+
+
+def _keep_lines(path: Path) -> None:
+    """Let tracebacks show the lines of the file as it is now, which is what is executed, also after it has changed.
+
+    An entry without a time of change is left alone by `linecache`.
+    """
+    linecache.cache.pop(str(path), None)
+    with suppress(OSError, SyntaxError, UnicodeError), tokenize.open(path) as file:
+        text = file.read()
+        linecache.cache[str(path)] = len(text), None, text.splitlines(keepends=True), str(path)
 
 
 def _unique(name: str, path: Path) -> str:

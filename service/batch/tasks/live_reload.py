@@ -19,8 +19,10 @@ FileState = tuple[int, int]
 class TasksFolder:
     """The folder of tasks, `place`. New files can be loaded at any time; an imported file is never imported again."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, *, shows_tracebacks: bool = True) -> None:
+        """`shows_tracebacks`: whether the first load logs the traceback of each failure, and not only one line."""
         self._place = place
+        self._shows_tracebacks = shows_tracebacks
         self._loaded: dict[Path, FileState] = {}
         self._files: dict[Path, FileState] = {}
         self._broken: dict[str, BrokenFile] = {}
@@ -33,7 +35,7 @@ class TasksFolder:
     def load(self) -> dict[str, Task]:
         """Load all files, and return all registered tasks. Raises InvalidSetting when the folder does not exist."""
         self._loaded = self._scan()
-        self._add_broken(load_tasks(self._place))
+        self._add_broken(load_tasks(self._place, shows_tracebacks=self._shows_tracebacks))
         return TaskRegistry.tasks()
 
     def load_new(self) -> dict[str, Task]:

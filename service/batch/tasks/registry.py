@@ -118,8 +118,7 @@ class TaskRegistry:
         try:
             return cls._tasks[name]
         except KeyError:
-            names = ", ".join(sorted(cls._tasks)) or "none"
-            raise UnknownTask(f"no task is named {echoed(name)}; the tasks are: {names}") from None
+            raise UnknownTask.named(name, cls._tasks) from None
 
     @classmethod
     def of(cls, task_class: type[BaseTask]) -> Task:
@@ -152,17 +151,12 @@ class TaskRegistry:
         cls._tasks = {}
 
 
-def concrete_tasks(module: Any) -> Iterator[type[BaseTask]]:
-    """The task classes that a module defines, in their order, without abstract ones and names that begin with `_`."""
+def task_classes(module: Any) -> Iterator[type[BaseTask]]:
+    """The task classes that a module defines, in their order, also abstract ones; without names that begin with `_`."""
     for value in list(vars(module).values()):
-        if not (inspect.isclass(value) and issubclass(value, BaseTask) and value.__module__ == module.__name__):
-            continue
-        if value.__name__.startswith("_"):
-            continue
-        if not inspect.isabstract(value):
+        is_here = inspect.isclass(value) and issubclass(value, BaseTask) and value.__module__ == module.__name__
+        if is_here and not value.__name__.startswith("_"):
             yield value
-        elif "run" in value.__abstractmethods__ and isinstance(vars(value).get("name"), str):
-            logger.warning(f"class {value.__qualname__} in {_path(value)} has a name and no run(): it is not a task")
 
 
 def _is_same(existing: type[BaseTask], new: type[BaseTask]) -> bool:

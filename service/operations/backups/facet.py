@@ -14,9 +14,10 @@ from service.backup.file.reader import SavedTable
 from service.backup.restoring.count import RestoreReport
 from service.backup.restoring.plan import RestorePlan
 from service.batch.ledger import audit, database_time
-from service.operations.backups import catalogue, copies, details, make, pins, prune, restore
+from service.operations.backups import catalogue, copies, delete, details, make, pins, prune, restore
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.catalogue import BackupSummary
+from service.operations.backups.delete import DeletedBackup
 from service.operations.backups.details import BackupDetails
 from service.operations.backups.make import BackupResult, OnProgress, ignore_progress
 from service.operations.backups.pins import PinChange
@@ -113,6 +114,16 @@ class Backups:
         await self._record("backup.unpin", backup)
         return change
 
+    async def find_to_delete(self, name: str) -> DeletedBackup:
+        """What `delete` would delete. Nothing is changed. Raises as `delete`."""
+        return await delete.find(self._access, name)
+
+    async def delete(self, name: str) -> DeletedBackup:
+        """Delete the backup of this name in each place. Raises BackupError if it is pinned."""
+        deleted = await delete.delete(self._access, name)
+        await self._record("backup.delete", name, {"places": deleted.places})
+        return deleted
+
     async def plan_restore(self, request: RestoreRequest) -> RestorePlan:
         """Plan what `restore` would do. Nothing is changed. Raises BackupError if the restore would be refused."""
         return await restore.plan_if_possible(self._access, request)
@@ -121,7 +132,8 @@ class Backups:
         """Restore the application's database from a backup, in one transaction, after backing up what it replaces."""
         result = await restore.restore(self._access, request, on_progress)
         if not request.dry_run:
-            await self._record("backup.restore", request.backup)
+            into = {"into": result.report.where} if request.into is not None else None
+            await self._record("backup.restore", request.backup, into)
         return result
 
     async def _record(self, action: str, backup: str | None, after: Any = None) -> None:

@@ -5,35 +5,30 @@ It works beside an idle service and without one, and also on a machine without a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
+from service.backup.file.progress import BackupProgress
 from service.backup.file.reader import Backup, LocalFile, Source
 from service.backup.restoring.count import RestoreReport
 from service.backup.restoring.plan import RestorePlan
 from service.backup.restoring.restore import planned
 from service.backup.restoring.restore import restore as restore_backup
 from service.backup.restoring.scratch import restore_into_scratch
-from service.batch.ledger import backups, database_time
+from service.batch.ledger import backups
 from service.batch.ledger.backups import Facts
 from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.states import ACTIVE
-from service.batch.ledger.tables import runs
-from service.batch.nodes import process_lock
-from service.batch.nodes.living import living_nodes
 from service.concurrency.stoppable import in_thread
 from service.database.histories import APPLICATION_HISTORIES
 from service.errors import BackupError, DamagedBackup, DatabaseError
 from service.operations.backups.access import BackupAccess
+from service.operations.backups.activity import Activity, activity, some
 from service.operations.backups.make import (
     OnProgress,
     create,
@@ -42,10 +37,11 @@ from service.operations.backups.make import (
     record_failure,
     refuse_changed,
 )
+from service.operations.backups.restore_into import example_of, planned_into
 from service.operations.results import Result
 
 HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
-MOST_NAMED = 5
+BESIDE_A_SERVICE = "a service runs, so that this dry run loads the rows into a scratch place, which it removes again"
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,7 @@ class RestoreRequest:
         force: Restore also while a service runs, if it has no active run.
         safety: Make a backup of the database before the restore.
         changed: Restore also a backup that was changed since it was made.
+        into: The URL of another empty database to restore into. None: the application's database.
     """
 
     backup: str
@@ -65,6 +62,7 @@ class RestoreRequest:
     force: bool = False
     safety: bool = True
     changed: bool = False
+    into: str | None = field(default=None, repr=False)
 
 
 class RestoreResult(Result):
@@ -74,90 +72,40 @@ class RestoreResult(Result):
     safety: str | None
 
 
-@dataclass(frozen=True)
-class Activity:
-    """What may write to the database: living nodes, and active runs that a living node executes or could start.
-
-    `ended`: runs that have ended since a given instant. `at`: the ledger's time (UTC); None without a ledger.
-    """
-
-    nodes: tuple[str, ...] = ()
-    runs: tuple[str, ...] = ()
-    ended: tuple[str, ...] = ()
-    at: datetime | None = None
-
-    def refuse(self, force: bool, plan: RestorePlan | None = None) -> None:
-        """Raises BackupError if a restore could lose data; with `plan` also if it would replace the ledger in use."""
-        if self.runs:
-            raise BackupError(
-                f"nothing is restored while runs are active: {_some(self.runs)}. Let them end, or `batch cancel` them"
-            )
-        if self.ended:
-            raise BackupError(
-                f"nothing was restored: {_some(self.ended)} has ended since the backup that was made before the "
-                "restore, and what it wrote would be lost. Stop the service, or pause the task (--no-safety restores "
-                "nevertheless)"
-            )
-        if self.nodes and not force:
-            raise BackupError(
-                f"nothing is restored while a service runs: {_some(self.nodes)}. Stop it, or restore while it runs, "
-                "by --force"
-            )
-        if self.nodes and plan is not None and plan.holds_ledger:
-            raise BackupError(
-                f"the backup holds the ledger, which a running service uses: {_some(self.nodes)}. Stop the service: "
-                "--force does not allow this"
-            )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-async def activity(access: BackupAccess, since: datetime | None = None) -> Activity:
-    """What may write to the database, and the runs that ended since `since` (UTC). Raises DatabaseError."""
-    return await access.in_ledger(partial(_activity, access, since), reads=True) or Activity()
-
-
-async def _activity(access: BackupAccess, since: datetime | None, connection: AsyncConnection) -> Activity:
-    """Without a living node no run is active: nothing resumes the runs of dead nodes meanwhile."""
-    now = await database_time.now_of(connection)
-    folder = process_lock.folder_of(access.settings.ledger_url)
-    living = await living_nodes(connection, folder, access.settings.LEASE_SECONDS)
-    active = await _run_names(connection, runs.c.state.in_(ACTIVE)) if living else ()
-    ended = await _run_names(connection, runs.c.started_at.is_not(None), runs.c.finished_at >= since) if since else ()
-    return Activity(tuple(living), active, ended, now)
-
-
-async def _run_names(connection: AsyncConnection, *conditions: Any) -> tuple[str, ...]:
-    statement = select(runs.c.id, runs.c.task, runs.c.state).where(*conditions).order_by(runs.c.created_at)
-    return tuple(f"{row.task} {row.id} ({row.state})" for row in await connection.execute(statement))
-
-
 async def plan_of(access: BackupAccess, request: RestoreRequest) -> RestorePlan:
     """Plan a restore; the plan lists the problems. Raises BackupError if there is no such backup."""
     source = await in_thread(lambda _: access.places.find(request.backup))
     try:
         await _own_facts(access, source, request)
-        _, plan = await _planned(access, source)
+        _, plan = await _planned(access, source, request.into)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
     return plan
 
 
 async def plan_if_possible(access: BackupAccess, request: RestoreRequest) -> RestorePlan:
-    """Plan a restore. Raises BackupError if the restore would be refused, or if there is no such backup."""
-    active = await activity(access)
-    active.refuse(request.force)
+    """Plan a restore. Raises BackupError if the restore would be refused, or if there is no such backup.
+
+    A dry run is not refused because of a running service: the notes of its plan say why a restore would be.
+    """
+    active = await activity(access) if request.into is None else Activity()
+    if not request.dry_run:
+        active.refuse(request.force)
     plan = await plan_of(access, request)
     plan.refuse()
-    active.refuse(request.force, plan)
+    if not request.dry_run:
+        active.refuse(request.force, plan)
+    elif (objection := active.objection(request.force, plan)) is not None:
+        plan = replace(plan, notes=(*plan.notes, f"a restore would be refused now: {objection}"))
+    if request.dry_run and active.nodes:
+        plan = replace(plan, notes=(*plan.notes, BESIDE_A_SERVICE))
     return plan
 
 
-async def _planned(access: BackupAccess, source: Source) -> tuple[str, RestorePlan]:
+async def _planned(access: BackupAccess, source: Source, into: str | None = None) -> tuple[str, RestorePlan]:
     """The URL to restore by, and the plan. In an empty database the role of DATABASE_URL has to own the new tables."""
+    if into is not None:
+        return await planned_into(access.settings, source, into, HISTORIES)
     _, url = access.settings.backup_database
     plan = await planned(source, url, histories=HISTORIES)
     if plan.is_new and url != access.settings.DATABASE_URL:
@@ -174,7 +122,11 @@ async def restore(
     Active runs are looked for twice: at first, and when no other connection can write to the tables. A run that starts
     after that waits, and then finds the restored rows. A run that ended since the new backup prevents the restore,
     because the new backup does not have what it wrote. Raises BackupError; the database is unchanged then.
+
+    A dry run, and a restore into another database, lose nothing, so a service may run meanwhile.
     """
+    if request.dry_run or request.into is not None:
+        return RestoreResult(report=await _restored_harmlessly(access, request, on_progress), safety=None)
     plan: RestorePlan | None = None
     since: datetime | None = None
 
@@ -189,23 +141,57 @@ async def restore(
         active = await activity(access)
         active.refuse(request.force, plan)
         plan.refuse()
-        safety = await _back_up_first(access, plan, on_progress) if request.safety and not request.dry_run else None
+        safety = await _back_up_first(access, plan, on_progress) if request.safety else None
         since = active.at if safety else None
         with _naming_backup(safety):
             report = await restore_backup(
                 source,
                 url,
-                dry_run=request.dry_run,
                 last_check=last_check,
                 on_progress=lambda p: on_progress(p.bytes, p.estimate, p.stage),
                 folder=access.settings.BACKUP_DIR,
                 histories=HISTORIES,
             )
-        if facts and not request.dry_run:
+        if facts:
             await _record(access, source, facts, was_real=True, is_sound=not request.changed)
     finally:
         await in_thread(lambda _: source.__exit__(None, None, None))
     return RestoreResult(report=report, safety=safety)
+
+
+async def _restored_harmlessly(access: BackupAccess, request: RestoreRequest, on_progress: OnProgress) -> RestoreReport:
+    """A dry run, or a restore into another database. Beside a service, a dry run uses a scratch place."""
+    source = await in_thread(lambda _: access.places.find(request.backup))
+    folder = access.settings.BACKUP_DIR
+    try:
+        facts = await _own_facts(access, source, request)
+        url, plan = await _planned(access, source, request.into)
+        plan.refuse()
+
+        def tell(progress: BackupProgress) -> None:
+            on_progress(progress.bytes, progress.estimate, progress.stage)
+
+        if request.into is None and (await activity(access)).nodes:
+            drill_url = access.settings.RESTORE_DRILL_URL
+            report = await restore_into_scratch(
+                source, url, drill_url=drill_url, on_progress=tell, folder=folder, histories=HISTORIES
+            )
+            counts = tuple(replace(table, before=plan.rows.get(table.table)) for table in report.tables)
+            return replace(report, tables=counts, where=plan.database)
+        report = await restore_backup(
+            source,
+            url,
+            dry_run=request.dry_run,
+            on_progress=tell,
+            folder=folder,
+            histories=HISTORIES,
+            example=example_of(access.settings) if request.into is not None else None,
+        )
+        if facts and not request.dry_run:
+            await _record(access, source, facts, was_real=False, is_sound=not request.changed)
+        return report
+    finally:
+        await in_thread(lambda _: source.__exit__(None, None, None))
 
 
 @contextmanager
@@ -234,7 +220,7 @@ async def _back_up_first(access: BackupAccess, plan: RestorePlan, on_progress: O
     saved = await in_thread(lambda _: _tables_of(backup.path))
     if missing := sorted(plan.rows.keys() & {str(table) for table in plan.tables} - saved):
         raise BackupError(
-            f"nothing was restored, because the backup made before it, {backup.path}, leaves out {_some(missing)}: "
+            f"nothing was restored, because the backup made before it, {backup.path}, leaves out {some(missing)}: "
             "look at BACKUP_INCLUDE, BACKUP_EXCLUDE and BACKUP_LEDGER (--no-safety restores nevertheless)"
         )
     return backup.path

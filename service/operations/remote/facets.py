@@ -248,8 +248,11 @@ class RemoteNodes(_Facet):
     async def list(self) -> Sequence[Node]:
         return (await self._connection.get(_Nodes, "/nodes")).nodes
 
+    async def living(self) -> Sequence[Node]:
+        return (await self._connection.get(Status, "/status")).nodes
+
     async def has(self, task: str) -> bool:
-        return any(task in node.tasks for node in (await self._connection.get(Status, "/status")).nodes)
+        return any(task in node.tasks for node in await self.living())
 
 
 class RemoteChanges(_Facet):
@@ -277,3 +280,7 @@ class RemoteBackups(_Facet):
         for warning in answer.warnings:
             warn(warning)
         return answer.backups
+
+
+class RemoteMigrations(_Facet):
+    """Migrations are a matter of the machine of the service."""

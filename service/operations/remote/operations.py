@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 
@@ -18,6 +19,7 @@ from service.operations.remote.facets import (
     RemoteBackups,
     RemoteBulks,
     RemoteChanges,
+    RemoteMigrations,
     RemoteNodes,
     RemoteQuarantine,
     RemoteRuns,
@@ -41,6 +43,11 @@ class RemoteOperations:
         self.changes = RemoteChanges(connection)
         self.access = RemoteAccess(connection)
         self.backups = RemoteBackups(connection)
+        self.migrations = RemoteMigrations(connection)
+
+    def settings(self) -> Any:
+        """Refused: settings are those of a machine."""
+        raise InvalidParameters("this shows the settings of a machine: call it there, without --url")
 
     async def status(self) -> Status:
         return await self._connection.get(Status, "/status")

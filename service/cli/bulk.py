@@ -1,0 +1,227 @@
+"""`batch cancel` and `batch retry`: of one run, or of all runs that match a filter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.cli import filters
+from service.cli.confirming import confirm
+from service.cli.hints import hint_if_held, hint_without_service, warn
+from service.cli.opening import ask
+from service.cli.options import AsJson, RunOrNone, seconds, short, utc
+from service.errors import InvalidParameters
+
+if TYPE_CHECKING:
+    from service.operations.bulk import Bulk, BulkAction, Preview, PreviewedRun
+    from service.operations.operations import Operations
+    from service.operations.results import RunNow
+    from service.operations.run_list import RunFilter
+
+Again = Annotated[bool, typer.Option("--again", help="Begin from the beginning. Allowed also if the run succeeded.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Change all runs that match, without asking.")]
+PROGRESS_SECONDS = 0.5
+
+
+def cancel(
+    run: RunOrNone = None,
+    wait: Annotated[
+        float,
+        typer.Option(parser=seconds, metavar="SECONDS", help="The number of seconds to wait for the end of the run."),
+    ] = 10.0,
+    task: filters.OfTask = None,
+    tag: filters.Tag = None,
+    state: filters.States = None,
+    origin: filters.Origins = None,
+    since: filters.Since = None,
+    ended_since: filters.EndedSince = None,
+    param: filters.Parameters = None,
+    text: filters.Text = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a run in any process, on any machine, or all active runs that match a filter.
+
+    A waiting run is cancelled at once. A running one is asked to stop within two seconds: an async run gets a
+    CancelledError; a sync run can read current_run().cancelled, and stops at its next checkpoint(). The exit code is 1
+    if the run has ended in another state, or has not ended yet.
+
+    Without RUN, the options say which runs are cancelled. The command shows their number, and asks.
+    """
+    from service import console
+
+    wanted = filters.filter_of(
+        task=task,
+        tag=tag,
+        state=state,
+        origin=origin,
+        since=since,
+        ended_since=ended_since,
+        param=param,
+        text=text,
+    )
+    if run is None:
+        _change_all("cancel", wanted, yes, as_json)
+        return
+    _refuse_both(wanted)
+    cancelled = ask(lambda operations: operations.runs.cancel(run, wait))
+    if as_json:
+        console.show_json(cancelled)
+    else:
+        reason = f": {cancelled.reason}" if cancelled.reason else ""
+        state_now = f"{cancelled.state}{reason}" if cancelled.finished_at else "is still running, and is asked to stop"
+        console.say(f"run {cancelled.id} {state_now}")
+    raise SystemExit(0 if cancelled.state == "cancelled" else 1)
+
+
+def retry(
+    run: RunOrNone = None,
+    again: Again = False,
+    task: filters.OfTask = None,
+    tag: filters.Tag = None,
+    state: filters.States = None,
+    origin: filters.Origins = None,
+    since: filters.Since = None,
+    ended_since: filters.EndedSince = None,
+    param: filters.Parameters = None,
+    text: filters.Text = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a new attempt to a run that has failed, or was cancelled or skipped, or to all that match a filter.
+
+    A running service executes it. The run continues after its last checkpoint; with --again, from the beginning.
+
+    Without RUN, the options say which runs get a new attempt. The command shows their number, and asks.
+    """
+    wanted = filters.filter_of(
+        task=task,
+        tag=tag,
+        state=state,
+        origin=origin,
+        since=since,
+        ended_since=ended_since,
+        param=param,
+        text=text,
+    )
+    if run is not None:
+        _refuse_both(wanted)
+        _retry_one(run, again, as_json)
+    elif again:
+        raise InvalidParameters("--again needs RUN: runs are begun from the beginning one at a time")
+    else:
+        _change_all("retry", wanted, yes, as_json)
+
+
+def _retry_one(run: str, again: bool, as_json: bool) -> None:
+    from service import console
+
+    async def work(operations: Operations) -> tuple[RunNow, str | None]:
+        retried = await operations.runs.retry(run, from_the_beginning=again)
+        return retried, await hint_if_held(operations, retried.task)
+
+    retried, hint = ask(work)
+    if as_json:
+        console.show_json(retried)
+    else:
+        console.say(f"run {retried.id} of {retried.task} is {retried.state} again")
+    warn(hint)
+
+
+def _refuse_both(wanted: RunFilter) -> None:
+    if not wanted.is_empty:
+        raise InvalidParameters("RUN names one run: leave out the options that say which runs are meant, or RUN")
+
+
+def _change_all(action: BulkAction, wanted: RunFilter, yes: bool, as_json: bool) -> None:
+    """Show what would be changed, ask, and change it. Raises InvalidParameters without any option that says which."""
+    from service import console
+
+    if wanted.is_empty:
+        options = "--task, --tag, --state, --origin, --since or --ended-since"
+        raise InvalidParameters(f"name a RUN, or say which runs are meant: {options}")
+    preview = ask(lambda operations: operations.bulks.preview(action, wanted))
+    if not preview.count:
+        _print_none(preview, as_json)
+        return
+    if not as_json:
+        _print_preview(preview)
+    if not yes:
+        confirm(f"{action.capitalize()} {_number(preview.count)}?", "nothing was changed")
+
+    async def work(operations: Operations) -> tuple[Bulk, str | None]:
+        bulk = await _carried_out(operations, preview)
+        return bulk, await hint_without_service(operations) if action == "retry" else None
+
+    bulk, hint = ask(work)
+    if as_json:
+        console.show_json(bulk)
+    else:
+        done = "queued again" if action == "retry" else "cancelled, or asked to stop"
+        others = bulk.count - bulk.changed
+        unchanged = f"; {_number(others)} had another state by then" if others else ""
+        console.say(f"{_number(bulk.changed)} {'is' if bulk.changed == 1 else 'are'} {done}{unchanged}")
+    warn(hint)
+
+
+def _print_none(preview: Preview, as_json: bool) -> None:
+    from service import console
+
+    if as_json:
+        console.show_json(preview)
+    else:
+        console.warn("batch: no runs match")
+
+
+def _print_preview(preview: Preview) -> None:
+    from service import console
+
+    console.say(f"{preview.action} {_number(preview.count)}:")
+    if preview.first is not None and preview.last is not None:
+        console.say(f"  the newest  {_named(preview.first)}")
+        console.say(f"  the oldest  {_named(preview.last)}")
+
+
+def _named(run: PreviewedRun) -> str:
+    return f"{short(run.id)} {run.task} {run.state}, created {utc(run.created_at)}"
+
+
+async def _carried_out(operations: Operations, preview: Preview) -> Bulk:
+    """Begin the bulk, and carry it out. If another process does that at the same time, wait for it."""
+    import asyncio
+
+    bulk = await operations.bulks.begin(preview.id, "bulk")
+    report = _reporter()
+    while bulk.finished_at is None:
+        working = asyncio.ensure_future(operations.bulks.carry_out(bulk.id))
+        while not working.done():
+            await asyncio.wait([working], timeout=PROGRESS_SECONDS)
+            bulk = await operations.bulks.get(bulk.id)
+            report(bulk)
+        await working
+        if bulk.finished_at is None:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            bulk = await operations.bulks.get(bulk.id)
+    return bulk
+
+
+def _reporter() -> Callable[[Bulk], None]:
+    """A function that prints how far a bulk is, at most every LINE_SECONDS."""
+    from service import clock, console
+    from service.cli.bar import LINE_SECONDS
+
+    printed_at = clock.monotonic()
+
+    def report(bulk: Bulk) -> None:
+        nonlocal printed_at
+        if bulk.finished_at is None and clock.monotonic() >= printed_at + LINE_SECONDS:
+            printed_at = clock.monotonic()
+            console.warn(f"batch: {bulk.position:,} of {_number(bulk.count)}")
+
+    return report
+
+
+def _number(count: int) -> str:
+    return f"{count:,} {'run' if count == 1 else 'runs'}"

@@ -1,0 +1,139 @@
+"""`batch run`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service import clock
+from service.cli import hints, progress, watch
+from service.cli.opening import ask, refuse_service
+from service.cli.options import AsJson, TaskName, instant, pairs, user, wait_for
+from service.errors import InvalidParameters
+
+if TYPE_CHECKING:
+    from service.cli.bar import Bar, Lines
+    from service.operations.operations import Operations
+    from service.operations.results import RunNow, Started
+    from service.server.batch_service import BatchService
+
+BAR_AFTER_SECONDS = 1.0
+"""The bar is shown if the run takes longer than this."""
+
+
+def run(
+    name: TaskName,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", help="A parameter of run(), as name=value. May be given several times."),
+    ] = None,
+    slot: Annotated[
+        str | None, typer.Option(help="The slot of the run: the instant for which it runs (ISO 8601); default: now.")
+    ] = None,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Queue the run for a running service, and print its id.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="With --queue: show the log until the run ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a task now in this process, record the run, and show its log.
+
+    The exit code is 1 if the run does not succeed. The command works whether a service is running or not. With --queue
+    the task does not run in this process: a running service executes it, after the waiting runs of the task. With
+    --json the run is printed as JSON, and its log goes to stderr.
+    """
+    at = instant(slot, "--slot") if slot is not None else None
+    if queue:
+        _queue(name, pairs(param or []), at, wait, as_json)
+    elif wait:
+        raise InvalidParameters("--wait needs --queue; without --queue, the command always waits for the run")
+    else:
+        refuse_service("`batch run` without --queue")
+        _execute(name, pairs(param or []), at, as_json)
+
+
+def _execute(name: str, parameters: dict[str, str], slot: datetime | None, as_json: bool) -> None:
+    import asyncio
+
+    from service.cli import bar
+    from service.logs import get_logger
+
+    def log_line(row: Mapping[str, Any], text: str) -> None:
+        get_logger("service.batch").info(text, run=row["id"])
+
+    try:
+        with bar.display(sys.stderr, log_line, states=False, after=BAR_AFTER_SECONDS) as display:
+            now = wait_for(_run(name, parameters, slot, display))
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    progress.print_end(now, as_json)
+    raise SystemExit(0 if now.state == "succeeded" else 1)
+
+
+def _queue(name: str, parameters: dict[str, str], slot: datetime | None, wait: bool, as_json: bool) -> None:
+    from service import console
+
+    async def work(operations: Operations) -> tuple[Started, str | None]:
+        started = await operations.runs.start(name, parameters, slot)
+        return started, await hints.hint_if_unserved(operations, name)
+
+    started, hint = ask(work)
+    if not as_json:
+        console.say(f"run {started.id} queued", flush=True)
+    elif not wait:
+        console.show_json(started)
+    hints.warn(hint)
+    if wait:
+        watch.with_log(started.id, as_json)
+
+
+async def _run(name: str, parameters: dict[str, str], slot: datetime | None, display: Bar | Lines) -> RunNow:
+    import asyncio
+
+    from service import logs as logging
+    from service.batch.execution.run_here import ManualRun
+    from service.batch.tasks.registry import TaskRegistry
+    from service.config import get_settings
+    from service.operations.results import RunNow
+    from service.server.batch_service import BatchService
+
+    settings = get_settings()
+    logging.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT, display.log_stream)
+    batch = BatchService(settings, fires=False)
+    await batch.start()
+    current_task = asyncio.current_task()
+    assert current_task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current_task.cancel)
+    try:
+        manual = ManualRun(batch.ledger, batch.engine, TaskRegistry.get(name), batch.node.id)
+        async with watch.displayed(batch.operations, manual.id, display), _drained(batch, settings.DRAIN_SECONDS):
+            row = await manual.execute(parameters, slot, requested_by=user())
+        return RunNow.at({**row, "now": clock.now()}, clock.now())
+    finally:
+        await batch.stop()
+        logging.flush()
+
+
+@asynccontextmanager
+async def _drained(batch: BatchService, seconds: float) -> AsyncIterator[None]:
+    """If the block is cancelled, wait at most this many seconds for the end of the run, which is still displayed."""
+    import asyncio
+
+    from service import logs
+
+    try:
+        yield
+    except asyncio.CancelledError:
+        if batch.engine.running:
+            text = (
+                f"stopping: if the run does not end within {seconds:g} s, it is interrupted, and a service resumes it"
+            )
+            logs.get_logger("service.batch").info(text)
+        await batch.drain()
+        raise

@@ -1,0 +1,104 @@
+"""`batch status` and `batch nodes`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from service.cli.opening import FAILED, ask
+from service.cli.options import AsJson, short
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.operations.operations import Operations
+    from service.operations.results import Node, RunSummary
+    from service.operations.status import Status
+
+MOST_FAILED = 10
+
+
+def status(as_json: AsJson = False) -> None:
+    """Say whether something is wrong with the service, and what.
+
+    The exit code is 1 if no service is running, slots are late, runs of the last day have failed and were not made
+    good by a later run of the task, items wait in quarantine, or there is no new backup. Otherwise it is 0.
+    """
+    from service import console
+
+    found = ask(lambda operations: operations.status(), needs_tasks=False)
+    if as_json:
+        console.show_json(found)
+    else:
+        _show(found)
+    raise SystemExit(0 if found.ok else FAILED)
+
+
+def _show(found: Status) -> None:
+    from service import console
+    from service.escaping import line
+
+    failed = f"{len(found.failed):,} of the last day"
+    console.show_values(
+        {
+            "services": [_named(node) for node in found.nodes] or "none",
+            "last beat": found.last_beat,
+            "running": f"{found.running:,}",
+            "queued": f"{found.queued:,}",
+            "failed": failed,
+            "quarantine": f"{found.quarantined:,}",
+            "newest backup": found.newest_backup or "none",
+        }
+    )
+    _show_failed(found.failed)
+    console.say()
+    for trouble in found.troubles:
+        console.write(f"{console.paint('problem', 'error')}: {line(trouble.text)}")
+    if found.ok:
+        console.say("nothing is wrong")
+
+
+def _show_failed(failed: Sequence[RunSummary]) -> None:
+    from service import console
+
+    if not failed:
+        return
+    console.heading("Failed runs of the last day, the newest first")
+    rows = [{**run.model_dump(), "id": short(run.id)} for run in failed[:MOST_FAILED]]
+    console.show_fitted(rows, ["id", "task", "slot", "finished_at", "reason"], ["slot", "finished_at"])
+    if len(failed) > MOST_FAILED:
+        console.say(f"and {len(failed) - MOST_FAILED:,} more: `batch runs --state failed --since 1d`")
+
+
+def _named(node: Node) -> str:
+    return f"process {node.pid} on {node.host}" + (", which stops" if node.draining else "")
+
+
+def nodes(as_json: AsJson = False) -> None:
+    """List the processes of the service, newest first, also those that have stopped.
+
+    `state` is running, draining (it stops, and its runs have time to end), stopped, or silent: it did not stop, but it
+    has shown no sign of life within LEASE_SECONDS, or its process is gone.
+    """
+    from service import console
+
+    async def work(operations: Operations) -> tuple[Sequence[Node], Sequence[Node]]:
+        return await operations.nodes.list(), await operations.nodes.living()
+
+    known, living = ask(work, needs_tasks=False)
+    if as_json:
+        console.show_json(list(known))
+        return
+    if not known:
+        console.warn("batch: no service has ever run")
+        return
+    alive = {node.id for node in living}
+    rows = [_row(node, is_alive=node.id in alive) for node in known if node.fires]
+    columns = ["id", "host", "pid", "version", "state", "started_at", "seen_at", "tasks"]
+    console.show_fitted(rows, columns, ["version", "id", "started_at", "tasks"])
+
+
+def _row(node: Node, *, is_alive: bool) -> dict[str, Any]:
+    state = "stopped" if node.stopped_at else "draining" if is_alive and node.draining else "running"
+    is_silent = state == "running" and not is_alive
+    more = {"id": short(node.id), "state": "silent" if is_silent else state, "tasks": f"{len(node.tasks):,}"}
+    return {**node.model_dump(), **more}

@@ -1,0 +1,81 @@
+"""`batch token …`: makes, lists and revokes tokens, by which programs and people use the HTTP API."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from service.cli.opening import ask
+from service.cli.options import AsJson, utc
+from service.errors import InvalidParameters
+from service.escaping import echoed
+
+Name = Annotated[str, typer.Argument(help="The name of the token: who uses it, and for what.")]
+
+
+def create(
+    name: Name,
+    role: Annotated[
+        str,
+        typer.Option(
+            help="viewer (reads), operator (also changes runs and tasks), or admin (also manages tokens and backups)."
+        ),
+    ],
+    expires: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="How long the token is valid, such as 12h or 90d; default: for ever."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a token, and print its secret.
+
+    The secret is the only line on stdout. It is shown this once, and can't be read again.
+    """
+    from service import console
+
+    valid_for = _age(expires) if expires is not None else None
+    token = ask(lambda operations: operations.access.create_token(name, role, valid_for), needs_tasks=False)
+    if as_json:
+        console.show_json(token)
+        return
+    validity = f"until {utc(token.expires_at)}" if token.expires_at else "until it is revoked"
+    console.warn(f"the token {token.name} has the role {token.role}, and is valid {validity}. Its secret:")
+    console.say(token.secret)
+
+
+def list_(as_json: AsJson = False) -> None:
+    """List the tokens, newest first, also those that are revoked or expired. No secret is shown."""
+    from service import console
+
+    tokens = ask(lambda operations: operations.access.tokens(), needs_tasks=False)
+    if as_json:
+        console.show_json(list(tokens))
+    elif tokens:
+        rows = [token.model_dump() for token in tokens]
+        columns = ["name", "role", "id", "created_at", "created_by", "expires_at", "used_at", "used_from", "revoked_at"]
+        console.show(rows, columns, as_json=False)
+    else:
+        console.warn("batch: there is no token")
+
+
+def revoke(
+    name: Annotated[str, typer.Argument(help="The name or the id of the token.")], as_json: AsJson = False
+) -> None:
+    """Revoke a token, and end the sessions that were begun with it. Services refuse it within two seconds."""
+    from service import console
+
+    token = ask(lambda operations: operations.access.revoke_token(name), needs_tasks=False)
+    if as_json:
+        console.show_json(token)
+    else:
+        console.say(f"the token {token.name} is revoked")
+
+
+def _age(text: str) -> timedelta:
+    """Read an age such as 90d. Raises InvalidParameters."""
+    if (age := re.fullmatch(r"([0-9]{1,5})([mhd])", text)) is None:
+        raise InvalidParameters(f"--expires is {echoed(text)}; allowed: an age such as 12h or 90d")
+    return timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[age[2]]: int(age[1])})

@@ -1,0 +1,66 @@
+"""`operations.settings()`: the settings as they are used, without secrets, and where each one came from."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import SecretStr
+
+from service.config import SECRET, Settings, sources_of
+from service.operations.results import Result
+from service.redaction import MASK
+
+PLACE = re.compile(r"(?P<scheme>[\w+.-]+://)(?P<login>[^/?#]*@)?(?P<rest>[^?#]*)")
+
+
+class UsedSetting(Result):
+    """A setting. `value`: a secret is `***`, and a URL is without its password and its query; None if it is empty.
+
+    `source`: default, environment, or `.env`.
+    """
+
+    name: str
+    value: str | int | float | bool | None
+    source: str
+
+
+class UsedSettings(Result):
+    """All settings. `others`: the names of further keys in `.env`, which may be an author's own, or mistyped."""
+
+    settings: list[UsedSetting]
+    others: list[str]
+
+
+def used(settings: Settings) -> UsedSettings:
+    """The settings of the service, in the order of their declaration."""
+    sources = sources_of(settings)
+    listed = [
+        UsedSetting(name=name, value=_shown(name, getattr(settings, name)), source=sources.get(name, "default"))
+        for name in Settings.model_fields
+    ]
+    others = sorted({*(settings.model_extra or {}), *(sources.keys() - Settings.model_fields.keys())})
+    return UsedSettings(settings=listed, others=others)
+
+
+def _shown(name: str, value: Any) -> str | int | float | bool | None:
+    """The value for people. Of a secret one only whether there is one."""
+    if value is None or value == "":
+        return None
+    is_secret = isinstance(value, SecretStr) or name.endswith(SECRET)
+    if is_secret and not name.endswith("_URL"):
+        return MASK
+    if is_secret:
+        return _without_secrets(str(value))
+    number: bool | int | float | None = value if isinstance(value, bool | int | float) else None
+    return str(value) if number is None else number
+
+
+def _without_secrets(url: str) -> str:
+    """A URL without its password and its query; `***` if it is no URL."""
+    if (place := PLACE.match(url)) is None:
+        return MASK
+    login = place["login"] or ""
+    name, has_password, _ = login.removesuffix("@").partition(":")
+    shown = f"{name}:{MASK}@" if has_password else login
+    return f"{place['scheme']}{shown}{place['rest']}"

@@ -1,0 +1,102 @@
+"""`batch status` and `batch nodes`, and the hint of `tasks` and `runs`: whether a service lives, and what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from service import clock
+from service.batch.ledger.states import RunState
+from service.cli.hints import NO_SERVICE
+from service.database.engine import Database
+from service.operations.results import Node
+from service.operations.status import Status
+from tests.batch.ledger_world import know, make_task
+from tests.batch.test_runs import insert, new
+from tests.commands import Batch, in_this_process
+from tests.processes import BATCH, service
+from tests.test_console import in_terminal, without_styles
+
+HINT = f"batch: {NO_SERVICE}\n"
+
+
+@pytest.fixture
+def batch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
+    yield from in_this_process(capsys, monkeypatch)
+
+
+async def test_a_killed_service_is_told_at_once_and_by_every_list(
+    ledger_url: str, tmp_path: Path, batch: Batch
+) -> None:
+    def work() -> None:
+        with service(tmp_path, settings={"LEDGER_URL": ledger_url}) as running:
+            alive = batch("status", LEDGER_URL=ledger_url)
+            assert (alive.code, alive.out.splitlines()[-1]) == (0, "nothing is wrong"), alive
+            assert f"process {running.process.pid} on " in alive.out
+            assert batch("runs").err == "batch: no runs match\n"
+            assert batch("tasks").err == "batch: there is no task in TASKS_DIR\n"
+            assert batch("nodes").out.splitlines()[1].split()[4] == "running"
+            running.stop(signal.SIGKILL)
+            dead = batch("status")
+            assert dead.code == 1 and "services       none\n" in dead.out
+            assert "problem: no service is running; one was last seen " in dead.out
+            for name in ("runs", "tasks"):
+                done = batch(name)
+                assert (done.code, done.err.endswith(HINT)) == (0, True)
+                assert batch(name, "--json").err == ""
+            assert batch("nodes").out.splitlines()[1].split()[4] == "silent"
+            assert batch("status", "--json").json["troubles"][0]["kind"] == "no_service"
+
+    await asyncio.to_thread(work)
+
+
+@pytest.mark.first_start
+def test_where_no_service_ever_ran_that_is_said_and_no_file_is_made(batch: Batch, tmp_path: Path) -> None:
+    done = batch("status")
+    assert (done.code, done.out.splitlines()[-1]) == (1, "problem: there is no ledger yet: no service has ever run")
+    assert batch("nodes").err == "batch: no service has ever run\n"
+    assert batch("nodes", "--json").json == []
+    assert [path.name for path in tmp_path.iterdir()] == ["tasks"]
+
+
+async def test_failures_are_told_until_a_later_run_makes_them_good(
+    ledger: Database, ledger_url: str, batch: Batch
+) -> None:
+    now = clock.now()
+    await know(ledger, make_task("import"), make_task("report"))
+    ended = {"state": RunState.FAILED, "exclusive": None, "reason": "OSError: no space"}
+    lost = new("import", created_at=now - timedelta(hours=2), **ended)
+    mended = new("report", created_at=now - timedelta(hours=2), **ended)
+    success = new("report", created_at=now, state=RunState.SUCCEEDED, exclusive=None)
+    await insert(ledger, lost, mended, success)
+    done = await asyncio.to_thread(batch, "status", LEDGER_URL=ledger_url)
+    assert done.code == 1 and "failed         1 of the last day" in done.out
+    assert f"{lost.id[-8:]}  import  " in done.out and "OSError: no space" in done.out
+    assert mended.id[-8:] not in done.out
+    found = (await asyncio.to_thread(batch, "status", "--json")).json
+    assert list(found) == list(Status.model_fields)
+    assert [run["id"] for run in found["failed"]] == [lost.id]
+
+
+async def test_a_process_that_stopped_is_listed_as_stopped(ledger_url: str, tmp_path: Path, batch: Batch) -> None:
+    def work() -> None:
+        with service(tmp_path, settings={"LEDGER_URL": ledger_url}) as running:
+            running.stop()
+        [line] = batch("nodes", LEDGER_URL=ledger_url).out.splitlines()[1:]
+        assert line.split()[4] == "stopped"
+        [node] = batch("nodes", "--json").json
+        assert list(node) == list(Node.model_fields) and node["stopped_at"].endswith("Z")
+
+    await asyncio.to_thread(work)
+
+
+def test_a_narrow_terminal_has_whole_lines(tmp_path: Path) -> None:
+    with service(tmp_path):
+        lines = without_styles(in_terminal(tmp_path, [*BATCH, "nodes"], 40))
+    assert len(lines) == 2 and all(len(line) <= 40 for line in lines)
+    assert "running" in lines[1]
