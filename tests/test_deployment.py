@@ -222,7 +222,9 @@ def test_the_service_answers_to_its_names_in_each_file(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("file", ["compose.yaml", "kubernetes.yaml"])
 def test_the_command_for_the_first_token_is_that_of_the_page(file: str) -> None:
-    [command] = re.findall(r"^#.*?((?:docker|kubectl) .*batch token create .*)$", (FILES / file).read_text(), re.M)
+    [command] = re.findall(
+        r"^#.*?((?:docker|kubectl) .*batch token create .*)$", (FILES / file).read_text(), re.MULTILINE
+    )
     assert f"| `{command}` |" in PAGE
 
 
