@@ -74,7 +74,9 @@ def _read_token(file: Path) -> str:
             token = opened.read(LONGEST_TOKEN + 1).strip()
     except (OSError, UnicodeError) as error:
         raise InvalidParameters(f"--token-file {echoed(str(file))} can't be read: {error}") from None
-    if not token or len(token) > LONGEST_TOKEN or not token.isascii() or not token.isprintable():
+    if not token:
+        raise InvalidParameters(f"--token-file {echoed(str(file))} is empty; `batch token create` prints a token")
+    if len(token) > LONGEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise InvalidParameters(f"--token-file {echoed(str(file))}: it has to hold one token, and nothing else")
     return token
 

@@ -50,6 +50,7 @@ def serve_on(listening: socket.socket, settings: Settings) -> None:
         backlog=ACCEPTED_AT_ONCE,
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # the application itself believes the proxies in BATCH_TRUSTED_PROXIES, and no others
         lifespan="on",
     )
     with contextlib.suppress(KeyboardInterrupt):

@@ -25,6 +25,7 @@ from service.operations.operations import Operations
 from service.web.limits import Limits
 from service.web.live import Feed
 from service.web.problems import Refused
+from service.web.proxies import PEER, is_in, networks_of
 
 Authorize = Callable[[Request], Actor | Awaitable[Actor | None] | None]
 """A function of the application around this one: who asks, or None for nobody."""
@@ -50,7 +51,7 @@ class Guard:
         self.has_named_hosts = bool(settings.BATCH_ALLOWED_HOSTS.strip())
         self._settings = settings
         self._authorize = authorize
-        self._proxies = _networks(settings.BATCH_TRUSTED_PROXIES)
+        self.proxies = networks_of(settings.BATCH_TRUSTED_PROXIES)
         self._roles = _roles(settings.BATCH_AUTH_ROLES)
         self._known: dict[str, tuple[Actor | None, float]] = {}
         self._uses: dict[str, tuple[datetime, str | None]] = {}
@@ -141,7 +142,7 @@ class Guard:
     def _named_by_proxy(self, request: Request, address: str | None) -> Actor | None:
         header = self._settings.BATCH_AUTH_HEADER
         name = request.headers.get(header) if header is not None else None
-        if not name or address is None or not any(_is_in(address, network) for network in self._proxies):
+        if not name or not is_in(request.scope.get(PEER, address), self.proxies):
             return None
         for pattern, role in self._roles:
             if fnmatch.fnmatchcase(name, pattern):
@@ -170,7 +171,7 @@ class Guard:
 
 def check_settings(settings: Settings) -> None:
     """Raises InvalidSetting for a setting of sign-in that can't be read."""
-    _networks(settings.BATCH_TRUSTED_PROXIES)
+    networks_of(settings.BATCH_TRUSTED_PROXIES)
     _roles(settings.BATCH_AUTH_ROLES)
 
 
@@ -228,20 +229,6 @@ def _hosts(settings: Settings) -> frozenset[str] | None:
     if "*" in names:
         return None
     return frozenset(names or (*LOOPBACK, settings.HOST.lower()))
-
-
-def _networks(setting: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    try:
-        return [ipaddress.ip_network(part.strip()) for part in setting.split(",") if part.strip()]
-    except ValueError as error:
-        raise InvalidSetting(f"setting BATCH_TRUSTED_PROXIES: {error}; allowed: addresses or networks") from None
-
-
-def _is_in(address: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
-    try:
-        return ipaddress.ip_address(address) in network
-    except ValueError:
-        return False
 
 
 def _roles(setting: str) -> list[tuple[str, Role]]:

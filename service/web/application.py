@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +15,7 @@ from service.web.access import Authorize, Guard
 from service.web.headers import Headed
 from service.web.live import Feed
 from service.web.problems import Problem, handle_errors
+from service.web.proxies import Forwarded, Network
 from service.web.v1 import backups, events, rest, runs, tasks
 from service.web.v1.requests import V1
 
@@ -52,6 +53,7 @@ class Api(FastAPI):
         self.add_api_route(DOCUMENT, self._document, include_in_schema=False)
         handle_errors(self)
         self.add_middleware(Headed, hosts=self._hosts)
+        self.add_middleware(Forwarded, networks=self._proxies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (parent := scope.get("app")) is not None:
@@ -87,6 +89,12 @@ class Api(FastAPI):
 
     async def _document(self) -> dict[str, Any]:
         return self.openapi()
+
+    def _proxies(self) -> Sequence[Network]:
+        try:
+            return self.guard.proxies
+        except BatchError:
+            return ()
 
     def _hosts(self) -> Collection[str] | None:
         """The names that may stand in the Host header.

@@ -369,3 +369,18 @@ async def test_sign_in_can_t_be_off_where_others_reach_the_service(monkeypatch: 
     with pytest.raises(InvalidSetting, match=r"BATCH_AUTH: off is only allowed where HOST is a loopback address"):
         listen(get_settings(), "0.0.0.0", 0)
     listen(get_settings(), "127.0.0.1", 0).close()
+
+
+async def test_the_address_and_the_scheme_of_a_client_are_believed_of_a_trusted_proxy_only(served: Served) -> None:
+    app = with_settings(served, BATCH_TRUSTED_PROXIES="10.0.0.0/24")
+    told = {"X-Forwarded-For": "1.1.1.1, 203.0.113.9, 10.0.0.8", "X-Forwarded-Proto": "https"}
+    secret = {"secret": served.secrets["viewer"]}
+    for host, address, is_secure in (("10.0.0.7", "203.0.113.9", True), ("10.9.9.9", "10.9.9.9", False)):
+        client = client_of(app, host=host)
+        answer = await client.post("/api/v1/session", json=secret, headers=told)
+        assert ("Secure" in answer.headers["set-cookie"]) == is_secure
+        [event, *_] = (await served.admin.get("/api/v1/changes?action=session.begin")).json()["changes"]
+        assert event["address"] == address
+    for wrong in ("", "nonsense", "203.0.113.9, nonsense", "," * 1_000):
+        answer = await client_of(app, host="10.0.0.7").get("/api/v1/tasks", headers={"X-Forwarded-For": wrong})
+        assert answer.status_code == 401

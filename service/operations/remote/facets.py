@@ -72,9 +72,7 @@ class _Facet:
         self._connection = connection
 
     def __getattr__(self, name: str) -> Any:
-        raise InvalidParameters(
-            f"this needs the machine of the service ({name.replace('_', ' ')}): call it there, without --url"
-        )
+        raise InvalidParameters("this needs the machine of the service: call it there, without --url")
 
 
 def _path(*parts: str) -> str:

@@ -56,10 +56,18 @@ class RemoteOperations:
 @asynccontextmanager
 async def remote_operations(url: str, token: str | None) -> AsyncIterator[RemoteOperations]:
     """The operations of the service at `url`, which may end in a path. Raises InvalidParameters for another URL."""
-    parsed = httpx.URL(url) if url.isascii() else None
+    parsed = _parsed(url)
     if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
-        raise InvalidParameters(f"--url is {echoed(url)}; allowed: http://HOST or https://HOST, without a password")
+        given = "has a password" if "@" in url else f"is {echoed(url)}"
+        raise InvalidParameters(f"--url {given}; allowed: http://HOST or https://HOST, without a password")
     headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
     base = str(parsed.copy_with(query=None, fragment=None)).rstrip("/")
     async with httpx.AsyncClient(base_url=base, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False) as client:
         yield RemoteOperations(Connection(client, base))
+
+
+def _parsed(url: str) -> httpx.URL | None:
+    try:
+        return httpx.URL(url) if url.isascii() else None
+    except httpx.InvalidURL:
+        return None
