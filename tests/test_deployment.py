@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import yaml
 from sqlalchemy import make_url
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service.backup import create_backup
 from service.batch.execution import local_engine
@@ -33,6 +32,7 @@ from tests.asking import access
 from tests.backup.here import make_backups_here
 from tests.databases import migrated
 from tests.web.conftest import Served, client_of, served
+from tests.web.test_access import with_settings
 
 __all__ = ["served"]
 
@@ -214,6 +214,7 @@ def test_the_service_answers_to_its_names_in_each_file(monkeypatch: pytest.Monke
     ends = ("", ".default", ".default.svc", ".default.svc.cluster.local")
     assert set(names) == {*(f"{service}{end}" for end in ends), "localhost", "batch.example.com"}
     assert compose()["services"]["batch"]["environment"]["BATCH_ALLOWED_HOSTS"] == "${BATCH_ALLOWED_HOSTS:-}"
+    assert "# - { name: BATCH_TRUSTED_PROXIES, value: " in (FILES / "kubernetes.yaml").read_text()
     monkeypatch.setenv("HOST", image_settings()["HOST"])
     monkeypatch.setenv("BATCH_ALLOWED_HOSTS", "")
     assert {"localhost", "127.0.0.1"} < (_hosts(Settings()) or set())
@@ -228,17 +229,14 @@ def test_the_command_for_the_first_token_is_that_of_the_page(file: str) -> None:
     assert f"| `{command}` |" in PAGE
 
 
-async def test_a_browser_and_a_program_get_through_the_proxy_of_the_page(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the headers that nginx would set, by the middleware that `batch serve` has around the application."""
-    [hosts] = re.findall(r"with `BATCH_ALLOWED_HOSTS=(.*?)`", PAGE)
-    guard = served.service_app.guard  # type: ignore[attr-defined]
-    monkeypatch.setattr(guard, "hosts", frozenset(hosts.split(",")))
+async def test_a_browser_and_a_program_get_through_the_proxy_of_the_page(served: Served) -> None:
+    """With the headers that nginx would set."""
+    settings = dict(re.findall(r"`(BATCH_\w+)=(\S+)`", PAGE.split("```nginx")[0]))
     values = {"$host": "batch.example.com", "$scheme": "https", "$remote_addr": "203.0.113.5"}
     sent = {name: values[value] for name, value in re.findall(r"proxy_set_header (\S+) (\S+);", PAGE)}
+    assert settings.keys() == {"BATCH_ALLOWED_HOSTS", "BATCH_TRUSTED_PROXIES"}
     assert sent.keys() == {"Host", "X-Forwarded-Proto", "X-Forwarded-For"}
-    client = client_of(ProxyHeadersMiddleware(served.service_app, ["127.0.0.1", "::1"]))  # type: ignore[arg-type]
+    client = client_of(with_settings(served, **settings))
     body = {"secret": served.secrets["operator"]}
     origin = {"Origin": "https://batch.example.com", "Sec-Fetch-Site": "same-origin"}
     begun = await client.post("/api/v1/session", json=body, headers={**sent, **origin})

@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service.app import create_app
 from service.config import forget_settings
@@ -24,6 +23,7 @@ from service.web.v1 import events
 from tests.batch.ledger_world import until
 from tests.docs_blocks import blocks, read
 from tests.web.conftest import Served, client_of, served
+from tests.web.test_access import with_settings
 
 __all__ = ["served"]
 
@@ -40,18 +40,11 @@ def test_each_row_of_a_threat_names_its_tests() -> None:
     assert [line for line in threats if not re.search(r"\| (`tests/[\w/]+\.py`(, )?)+ \|$", line)] == []
 
 
-async def test_the_proxy_of_the_page_names_people_and_no_client_can(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_proxy_of_the_page_names_people_and_no_client_can(served: Served) -> None:
     [settings] = (block.code for block in blocks(read(PAGE), "ini"))
-    for name, value in (line.split("=", 1) for line in settings.splitlines()):
-        monkeypatch.setenv(name, value)
-    forget_settings()
-    app: Any = create_app()
-    app.state.batch = served.service
-    monkeypatch.setattr(served.service, "settings", type(served.service.settings)())
+    app = with_settings(served, **dict(line.split("=", 1) for line in settings.splitlines()))
     sent = dict(re.findall(r"proxy_set_header +(\S+) (\S+);", read(PAGE)))
-    values = {"$host": "batch.example.com", "$scheme": "https"}
+    values = {"$host": "batch.example.com", "$scheme": "https", "$remote_addr": "203.0.113.5"}
 
     async def ask(user: str, method: str, path: str, **of_client: str) -> int:
         """As nginx passes it on: what it sets replaces what the client has sent, and an empty value removes it."""
@@ -60,7 +53,7 @@ async def test_the_proxy_of_the_page_names_people_and_no_client_can(
         passed_on = {name: value for name, value in headers.items() if value}
         return (await client.request(method, f"/api/v1{path}", headers=passed_on)).status_code
 
-    client = client_of(ProxyHeadersMiddleware(app, ["127.0.0.1", "::1"]))  # type: ignore[arg-type]
+    client = client_of(app)
     origin = {"Origin": "https://batch.example.com"}
     assert await ask("bob", "GET", "/session", Authorization="Basic Ym9iOng=") == 200
     assert await ask("bob", "POST", "/tasks/report/pause", **origin) == 403
@@ -68,6 +61,8 @@ async def test_the_proxy_of_the_page_names_people_and_no_client_can(
     assert await ask("ann", "POST", "/tasks/report/resume", Origin="https://evil.example") == 403
     forged = {"X-Forwarded-User": "ann", "X-Forwarded-For": "127.0.0.1"}
     assert await ask("bob", "POST", "/tasks/report/resume", **origin, **forged) == 403
+    changes = (await served.viewer.get("/api/v1/changes?action=task.pause")).json()["changes"]
+    assert [(change["actor"], change["address"]) for change in changes] == [("ann", "203.0.113.5")]
     elsewhere = client_of(app, host="10.1.2.3")
     headers = {"Host": "localhost", "X-Forwarded-User": "ann"}
     assert (await elsewhere.get("/api/v1/session", headers=headers)).status_code == 401
