@@ -10,7 +10,7 @@ from pydantic import Field
 from service.operations.backfill import BackfillRequest
 from service.operations.bulk import Bulk, Preview
 from service.operations.results import Paused, Result, Slot, Started, TaskDetails, TaskSummary
-from service.operations.run_list import MOST_RUNS, Cursor, Instant, OriginName, RunFilter, RunPage, StateName
+from service.operations.run_list import ID, MOST_RUNS, Cursor, Instant, OriginName, RunFilter, RunPage, StateName
 from service.web.v1.requests import Body, Note, Operator, TaskName, Viewer, WithNote, router
 
 tasks = router("tasks")
@@ -55,7 +55,7 @@ class Backfill(Body):
 class BackfillStart(Body):
     """A backfill that begins."""
 
-    preview: str = Field(pattern=r"^[0-9a-f-]{36}$", description="The id of the preview.")
+    preview: str = Field(pattern=ID, description="The id of the preview.")
     note: Note = None
 
 
