@@ -122,7 +122,12 @@ SECRETS = re.compile(
 """What is new each time, and is used by later requests: secrets, ids, cursors, CSRF tokens, names of backups."""
 YOURS = next(secret for secret in SECRETS.findall(PAGE) if secret.startswith("bt_0"))
 """The token that the reader has."""
-SAME = {"action", "actor", "by", "kind", "name", "origin", "outcome", "role", "schedule", "state", "task", "title"}
+SAME = {
+    *("action", "actor", "by", "check", "cron", "description", "detail", "field", "item"),
+    *("kept", "kind", "level", "logger", "message", "name", "note", "origin", "outcome"),
+    *("place", "reason", "requested_by", "role", "schedule", "source", "state", "task", "text"),
+    *("timezone", "title", "type", "words"),
+}
 """The keys whose values have to be as they are shown."""
 
 
