@@ -8,6 +8,8 @@ The HTML comment right above a block says what it is:
     not run: WHY    only shown
 
 A Python block without one is run as a script in the page's folder, with the tables made.
+
+An `http` block is a request and the answer to it, divided by a blank line; tests/test_docs_api.py sends the request.
 """
 
 from __future__ import annotations
@@ -80,6 +82,30 @@ def sessions(blocks: list[Block]) -> Iterator[tuple[str, str]]:
         for session in re.split(r"^\$ ", block.code, flags=re.MULTILINE)[1:]:
             command, _, output = session.partition("\n")
             yield command, output
+
+
+@dataclass(frozen=True)
+class Message:
+    """A request or an answer: its first line, its headers by their names in small letters, and its body."""
+
+    start: str
+    headers: dict[str, str]
+    body: str
+
+    @classmethod
+    def of(cls, text: str) -> Message:
+        start, _, rest = text.partition("\n")
+        headers = re.match(r"(?:[A-Za-z-]+: .*\n)*", rest)
+        assert headers is not None
+        named = (line.split(": ", 1) for line in headers[0].splitlines())
+        return cls(start, {name.lower(): value for name, value in named}, rest[headers.end() :].strip())
+
+
+def exchanges(text: str) -> Iterator[tuple[Message, Message]]:
+    """Each request of the `http` blocks with the answer that is shown. The answer begins with its status."""
+    for block in blocks(text, "http"):
+        request, answer = re.split(r"\n\n(?=\d{3} )", block.code)
+        yield Message.of(f"{request}\n"), Message.of(answer)
 
 
 def words_of(command: str) -> list[str]:

@@ -27,9 +27,14 @@ from service.databaseurl import async_url
 from service.operations.backups.restore import HISTORIES, RestoreRequest, check_by_restoring, restore
 from service.testing.postgres import PostgresServer
 from service.web import api
+from service.web.access import _hosts
 from tests.asking import access
 from tests.backup.here import make_backups_here
 from tests.databases import migrated
+from tests.web.conftest import Served, client_of, served
+from tests.web.test_access import with_settings
+
+__all__ = ["served"]
 
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "docs/deployment"
@@ -201,6 +206,50 @@ def test_only_a_container_listens_on_every_address_and_is_published_to_few() -> 
     assert all(port.startswith("127.0.0.1:") for port in compose()["services"]["batch"]["ports"])
     assert re.findall(r"--publish (\S+)", PAGE) == ["127.0.0.1:8000:8000"]
     assert kubernetes()["Service"]["spec"]["type"] == "ClusterIP"
+
+
+def test_the_service_answers_to_its_names_in_each_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = next(e["value"] for e in container()["env"] if e["name"] == "BATCH_ALLOWED_HOSTS").split(",")
+    service = kubernetes()["Service"]["metadata"]["name"]
+    ends = ("", ".default", ".default.svc", ".default.svc.cluster.local")
+    assert set(names) == {*(f"{service}{end}" for end in ends), "localhost", "batch.example.com"}
+    assert compose()["services"]["batch"]["environment"]["BATCH_ALLOWED_HOSTS"] == "${BATCH_ALLOWED_HOSTS:-}"
+    assert "# - { name: BATCH_TRUSTED_PROXIES, value: " in (FILES / "kubernetes.yaml").read_text()
+    monkeypatch.setenv("HOST", image_settings()["HOST"])
+    monkeypatch.setenv("BATCH_ALLOWED_HOSTS", "")
+    assert {"localhost", "127.0.0.1"} < (_hosts(Settings()) or set())
+    assert "server_name batch.example.com;" in PAGE
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "kubernetes.yaml"])
+def test_the_command_for_the_first_token_is_that_of_the_page(file: str) -> None:
+    [command] = re.findall(
+        r"^#.*?((?:docker|kubectl) .*batch token create .*)$", (FILES / file).read_text(), re.MULTILINE
+    )
+    assert f"| `{command}` |" in PAGE
+
+
+async def test_a_browser_and_a_program_get_through_the_proxy_of_the_page(served: Served) -> None:
+    """With the headers that nginx would set."""
+    settings = dict(re.findall(r"`(BATCH_\w+)=(\S+)`", PAGE.split("```nginx")[0]))
+    values = {"$host": "batch.example.com", "$scheme": "https", "$remote_addr": "203.0.113.5"}
+    sent = {name: values[value] for name, value in re.findall(r"proxy_set_header (\S+) (\S+);", PAGE)}
+    assert settings.keys() == {"BATCH_ALLOWED_HOSTS", "BATCH_TRUSTED_PROXIES"}
+    assert sent.keys() == {"Host", "X-Forwarded-Proto", "X-Forwarded-For"}
+    client = client_of(with_settings(served, **settings))
+    body = {"secret": served.secrets["operator"]}
+    origin = {"Origin": "https://batch.example.com", "Sec-Fetch-Site": "same-origin"}
+    begun = await client.post("/api/v1/session", json=body, headers={**sent, **origin})
+    assert begun.status_code == 201, begun.text
+    assert begun.headers["set-cookie"].startswith("__Host-batch_session=") and "Secure" in begun.headers["set-cookie"]
+    cookie, csrf = begun.headers["set-cookie"].split(";")[0], begun.json()["csrf_token"]
+    changed = {**sent, **origin, "Cookie": cookie, "X-CSRF-Token": csrf}
+    assert (await client.post("/api/v1/tasks/report/pause", headers=changed)).status_code == 200
+    with_token = {**sent, "Authorization": f"Bearer {served.secrets['viewer']}"}
+    assert (await client.get("/api/v1/tasks", headers=with_token)).status_code == 200
+    assert (await client.get("/scheduler/jobs", headers=sent)).status_code == 401
+    changes = (await served.viewer.get("/api/v1/changes?action=task.pause", headers={"Host": "localhost"})).json()
+    assert changes["changes"][0]["address"] == "203.0.113.5"
 
 
 # Each file.

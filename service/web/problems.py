@@ -58,7 +58,7 @@ class FieldError(BaseModel):
 class Problem(BaseModel):
     """An error, as RFC 9457 describes it. `kind` says what a program can do about it; `detail` is for people."""
 
-    type: str = Field(description="`urn:batch-system:problem:` and the kind, which docs/errors.md explains.")
+    type: str = Field(description="`urn:batch-system:problem:` and the kind, which docs/api.md explains.")
     title: str
     status: int
     detail: str

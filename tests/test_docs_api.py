@@ -1,0 +1,327 @@
+"""The page about the HTTP API: it has every resource, filter and limit, and each example is sent to a service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import func, select
+from starlette.routing import compile_path
+
+from service import get_db
+from service.app import create_app
+from service.application.models import User
+from service.batch.ledger import run_query, tables
+from service.batch.ledger.states import ACTIVE
+from service.operations import actor, bulk, changes, run_list
+from service.server.batch_service import BatchService
+from service.web import headers, live, problems
+from service.web.v1 import events, requests, rest, runs, tasks
+from tests.batch.ledger_world import until
+from tests.docs_blocks import Message, blocks, exchanges, masked, read, rows, section
+from tests.web.conftest import client_of
+from tests.web.test_access import NEEDED
+
+PAGE = read("docs/api.md")
+EXAMPLES = [*exchanges(PAGE)]
+MORE = "…"
+"""In an answer on the page: the key of further fields, the end of a list with further items, or any value."""
+
+
+def resources() -> dict[tuple[str, str], list[str]]:
+    """The rows of the tables of resources: the role, and what each resource does."""
+    found = re.findall(r"^\| `(GET|POST|DELETE) (/[^`]*)` \| (\w+|–) \| (.+) \|$", PAGE, re.MULTILINE)
+    return {(method, path): cells for method, path, *cells in found}
+
+
+@cache
+def document() -> dict[tuple[str, str], Any]:
+    paths = create_app().openapi()["paths"]  # type: ignore[attr-defined]
+    return {(m.upper(), path.removeprefix(requests.V1)): entry for path, ms in paths.items() for m, entry in ms.items()}
+
+
+def resource_of(request: Message) -> tuple[str, str]:
+    method, path = request.start.split(" ")
+    path = path.partition("?")[0].removeprefix(requests.V1)
+    matching = [p for m, p in document() if m == method and compile_path(p)[0].match(path)]
+    return method, min(matching, key=lambda p: p.count("{"))
+
+
+# The page has what is there.
+
+
+def test_the_page_has_every_resource_of_the_document_and_no_other() -> None:
+    assert resources().keys() == document().keys()
+
+
+def test_each_resource_has_the_role_that_it_needs() -> None:
+    assert {name: cells[0] for name, cells in resources().items()} == {**NEEDED, ("POST", "/session"): "–"}
+
+
+def test_each_resource_has_an_example() -> None:
+    assert document().keys() - {resource_of(request) for request, _ in EXAMPLES} == set()
+
+
+def test_the_page_has_every_filter_of_runs() -> None:
+    filters = list(rows(section("docs/api.md", "### Filters of runs")))
+    assert filters == [*run_list.RunFilter.model_fields]
+
+
+def test_the_page_has_the_statuses_and_kinds_of_problems() -> None:
+    table = rows(section("docs/api.md", "## Problems"))
+    statuses = {**{status: kind for kind, status in problems.STATUSES.items()}, **problems.KINDS}
+    assert table.keys() == {str(status) for status in problems.TITLES}
+    for status, kind in statuses.items():
+        assert f"`{kind}`" in table[str(status)][0], status
+
+
+def test_the_page_has_the_roles_and_the_topics() -> None:
+    assert list(rows(section("docs/api.md", "### Roles"))) == list(actor.ROLES)
+    topics = [name for name in rows(section("docs/api.md", "## Live events")) if not name.startswith("GET ")]
+    assert topics == ["runs", "run:ID", "tasks", "nodes"]
+    assert all(
+        re.fullmatch(events.TOPIC, topic.replace("ID", "0" * 8 + "-0000" * 3 + "-" + "0" * 12)) for topic in topics
+    )
+
+
+LIMITS = {
+    "a page of runs": run_list.MOST_RUNS,
+    "a page of the audit": changes.MOST_CHANGES,
+    "runs looked at": run_query.LOOKED,
+    "a body": headers.LARGEST_BODY,
+    "a bulk": bulk.MOST_RUNS,
+    "streams of one token": live.MOST_STREAMS_OF_ONE,
+    "streams of a process": live.MOST_STREAMS,
+    "watched runs": live.MOST_RUNS,
+    "a key": tasks.LONGEST_KEY,
+    "days of a token": rest.LONGEST_DAYS,
+    "lines of a log": next(m.le for m in runs.LogQuery.model_fields["limit"].metadata if hasattr(m, "le")),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_of_the_page_is_that_of_the_code(name: str) -> None:
+    numbers = re.findall(r"\d[\d,]*", section("docs/api.md", "## Limits"))
+    assert f"{LIMITS[name]:,}" in numbers
+
+
+# Each example is sent, in the order of the page.
+
+SECRETS = re.compile(
+    r"b[tls]_[0-9a-f]{12}_[\w-]{43}|(?:\d{16}_)?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|\b[0-9a-f]{64}\b|\b[0-9a-f]{12}\b"
+    r"|\bbackup_\d{8}_\d{6}\.backup\.gz\b"
+)
+"""What is new each time, and is used by later requests: secrets, ids, cursors, CSRF tokens, names of backups."""
+YOURS = next(secret for secret in SECRETS.findall(PAGE) if secret.startswith("bt_0"))
+"""The token that the reader has."""
+SAME = {
+    *("action", "actor", "by", "check", "cron", "description", "detail", "field", "item"),
+    *("kept", "kind", "level", "logger", "message", "name", "note", "origin", "outcome"),
+    *("place", "reason", "requested_by", "role", "schedule", "source", "state", "task", "text"),
+    *("timezone", "title", "type", "words"),
+}
+"""The keys whose values have to be as they are shown."""
+
+
+@dataclass
+class Reader:
+    """Sends the requests of the page, with what the service has answered in place of what the page shows."""
+
+    app: Any
+    service: BatchService
+    admin: httpx.AsyncClient
+    nobody: httpx.AsyncClient
+    learned: dict[str, str] = field(default_factory=dict)
+
+    async def play(self, request: Message, shown: Message) -> None:
+        if request.start.startswith("GET "):
+            await self._rest()
+        if resource_of(request) == ("GET", "/events"):
+            await self._compare_events(request, shown)
+        else:
+            self._compare_answer(shown, await self._answer(request))
+
+    async def _answer(self, request: Message) -> httpx.Response:
+        method, path = self._with_learned(request.start).split(" ")
+        headers = {name: self._with_learned(value) for name, value in request.headers.items()}
+        is_of_nobody = "cookie" in headers or resource_of(request) == ("POST", "/session")
+        if request.body:
+            headers["content-type"] = "application/json"
+        client = self.nobody if is_of_nobody else self.admin
+        answer = await client.request(method, path, content=self._with_learned(request.body) or None, headers=headers)
+        self.nobody.cookies.clear()
+        return answer
+
+    def _compare_answer(self, shown: Message, answer: httpx.Response) -> None:
+        assert f"{answer.status_code} {answer.reason_phrase}" == shown.start, answer.text
+        for name, value in shown.headers.items():
+            self.compare(value, answer.headers[name], name)
+        if shown.body.startswith("{"):
+            self.compare(json.loads(shown.body), answer.json(), "body")
+        else:
+            assert masked(shown.body) == masked(answer.text)
+
+    def _with_learned(self, text: str) -> str:
+        return SECRETS.sub(lambda found: self.learned.get(found[0], found[0]), text)
+
+    async def _rest(self) -> None:
+        """Wait until no run and no bulk is under way."""
+        active = select(func.count()).select_from(tables.runs).where(tables.runs.c.state.in_(ACTIVE))
+
+        async def is_at_rest() -> bool:
+            async with self.service.ledger.reader.connect() as connection:
+                has_runs = (await connection.execute(active)).scalar_one() > 0
+            return not has_runs and not await self.service.operations.bulks.under_way()
+
+        await until(is_at_rest)
+
+    def compare(self, shown: Any, found: Any, place: str) -> None:
+        """The shape of what is shown has to be that of the answer: keys, types, and the lengths of lists."""
+        if shown == MORE:
+            return
+        assert _kind(shown) == _kind(found), f"{place}: {found!r} is shown as {shown!r}"
+        if isinstance(shown, dict):
+            self._compare_object(shown, found, place)
+        elif isinstance(shown, list):
+            items = [item for item in shown if item != MORE]
+            assert len(found) == len(items) or (len(found) > len(items) and MORE in shown), f"{place}: {found}"
+            for number, item in enumerate(items):
+                self.compare(item, found[number], f"{place}.{number}")
+        elif isinstance(shown, str):
+            self._learn(shown, found, place)
+
+    def _compare_object(self, shown: dict[str, Any], found: dict[str, Any], place: str) -> None:
+        names = shown.keys() - {MORE}
+        is_same = names < found.keys() if MORE in shown else names == found.keys()
+        assert is_same, f"{place}: the answer has {', '.join(found)}"
+        for name in names:
+            self.compare(shown[name], found[name], f"{place}.{name}")
+            if name in SAME and isinstance(shown[name], str):
+                assert self._with_learned(shown[name]) == found[name], f"{place}.{name}"
+
+    def _learn(self, shown: str, found: str, place: str) -> None:
+        """Learn the ids and secrets that a text has; it has to have as many as are shown."""
+        ours, theirs = SECRETS.findall(shown), SECRETS.findall(found)
+        assert len(ours) == len(theirs), f"{place}: {found!r} is shown as {shown!r}"
+        self.learned.update(zip(ours, theirs, strict=True))
+
+    async def _compare_events(self, asked: Message, shown: Message) -> None:
+        """Start a run while the stream is open, and read up to the first event."""
+        received, gone = bytearray(), asyncio.Event()
+        has_event = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            received.extend(message.get("body", b""))
+            if b"\ndata: " in received:
+                has_event.set()
+
+        request = self.admin.build_request(*asked.start.split(" "))
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "scheme": "http",
+            "path": request.url.path,
+            "raw_path": request.url.raw_path,
+            "query_string": request.url.query,
+            "root_path": "",
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+            "client": ("127.0.0.1", 1234),
+            "server": ("localhost", 80),
+            "http_version": "1.1",
+            "state": {},
+        }
+        streaming = asyncio.create_task(self.app(scope, receive, send))
+        async with asyncio.timeout(20):
+            while not has_event.is_set():  # the reader tells what has changed since its first look
+                await self.admin.post("/api/v1/tasks/report/runs", json={"parameters": {}})
+                await asyncio.wait({asyncio.create_task(has_event.wait())}, timeout=1.2)
+            gone.set()
+            await streaming
+        text = received.decode()
+        for kind in ("retry", "id", "event"):
+            assert re.search(rf"^{kind}: ", text, re.MULTILINE) and f"{kind}: " in shown.body
+        data = [re.findall(r"^data: (.*)$", body, re.MULTILINE)[0] for body in (shown.body, text)]
+        self.compare(json.loads(data[0]), json.loads(data[1]), "data")
+
+
+def _kind(value: Any) -> str:
+    """The type of a JSON value, as JSON Schema names it."""
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+
+
+@pytest.fixture
+async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Reader]:
+    for block in blocks(PAGE, "python"):
+        if block.file:
+            (tmp_path / block.file).write_text(block.code)
+    app = create_app(version="3f0c1d2e4b5a")
+    async with app.router.lifespan_context(app):
+        service: BatchService = app.state.batch
+        async with get_db() as db:
+            db.add_all([User(email="ann@example.com"), User(email="bad address")])
+            await db.commit()
+        await service.operations.backups.create()
+        made = await service.operations.access.create_token("ann", "admin")
+        async with client_of(app, made.secret) as admin, client_of(app) as nobody:
+            yield Reader(app, service, admin, nobody, {YOURS: made.secret})
+
+
+async def test_each_example_of_the_page_is_answered_as_it_is_shown(reader: Reader) -> None:
+    assert len(EXAMPLES) > 40
+    for request, shown in EXAMPLES:
+        try:
+            await reader.play(request, shown)
+        except AssertionError as error:
+            raise AssertionError(f"{request.start}\n{error}") from None
+
+
+async def test_the_application_of_the_page_says_who_asks() -> None:
+    [block] = [block for block in blocks(PAGE, "python") if not block.file]
+    names: dict[str, Any] = {}
+    exec(block.code, names)
+    app = names["app"]
+
+    async def with_middleware(scope: Any, receive: Any, send: Any) -> None:
+        user = dict(scope["headers"]).get(b"x-user", b"").decode()
+        await app({**scope, "user": user or None}, receive, send)
+
+    async with app.router.lifespan_context(app), client_of(with_middleware) as client:  # type: ignore[arg-type]
+        answers = [
+            await client.post(
+                "/batch/api/v1/runs/bulk", json={"action": "retry", "filter": {}}, headers={"X-User": user}
+            )
+            for user in ("ann", "bob", "eve")
+        ]
+        basic = await client.get("/batch/api/v1/session", headers={"X-User": "ann", "Authorization": "Basic YTpi"})
+        assert (await client.get("/batch/signin")).status_code == 200
+    assert [answer.status_code for answer in (*answers, basic)] == [200, 403, 401, 401]
+
+
+def test_an_answer_that_is_not_as_it_is_shown_would_be_seen() -> None:
+    compare = Reader(None, None, None, None).compare  # type: ignore[arg-type]
+    shown: Any = {"n": 1, "list": [{"a": None}], "state": "failed", MORE: MORE}
+    compare(shown, {"n": 2.5, "list": [{"a": None}], "state": "failed", "other": 1}, "")
+    for wrong in (
+        {**shown, "n": "1", "other": 1},
+        {**shown, "n": True, "other": 1},
+        {**shown, "list": [], "other": 1},
+        {**shown, "list": [{"a": None, "b": 1}], "other": 1},
+        {**shown, "list": [{"a": 1}], "other": 1},
+        {**shown, "state": "queued", "other": 1},
+        {"n": 1, "state": "failed", "other": 1},
+    ):
+        found = {name: value for name, value in wrong.items() if name != MORE}
+        with pytest.raises(AssertionError):
+            compare(shown, found, "")
