@@ -57,9 +57,7 @@ class Settings(BaseSettings):
         "INFO", description="Lines below this level are dropped."
     )
     LOG_FORMAT: Literal["console", "json"] = Field("console", description="Format of the log lines on stderr.")
-    BATCH_SHOW_SQL_PARAMETERS: bool = Field(
-        False, description="Whether database errors show the parameters of statements."
-    )
+    BATCH_SHOW_SQL_PARAMETERS: bool = Field(False, description="Whether database errors show the values of statements.")
 
     SENTRY_DSN: str | None = Field(None, description="DSN of the Sentry project that errors are sent to. Empty: none.")
 
@@ -98,9 +96,7 @@ class Settings(BaseSettings):
         ",".join(SECRET_WORDS), description="A parameter whose name has one of these words is shown as ***."
     )
     BATCH_KEEP_EVENTS_DAYS: int = Field(400, ge=1, le=36_500, description="Days after which an audit event is deleted.")
-    BATCH_VERSION: str | None = Field(
-        None, max_length=100, description="Version of your application. Empty: its git commit, or a hash of its tasks."
-    )
+    BATCH_VERSION: str | None = Field(None, max_length=100, description="Version of your application. Empty: of git.")
     BATCH_URL: str | None = Field(None, description="URL of a service that `batch` commands ask. Empty: the ledger.")
     BATCH_TOKEN: SecretStr | None = Field(None, description="Token with which `batch` commands ask that service.")
 

@@ -166,7 +166,9 @@ class Access:
                 return None
             query = access.session(hash_of(secret), await database_time.now_of(connection))
             row = (await connection.execute(query)).mappings().first()
-        return Actor(row["name"], row["role"], "page", address, row["token"]) if row is not None else None
+        if row is None:
+            return None
+        return Actor(row["name"], row["role"], "page", address, row["token"], row["expires_at"])
 
     async def sign_out(self, secret: str) -> None:
         """End a session."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, get_args
 
 from service.batch.ledger.audit import By
@@ -16,13 +17,17 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True)
 class Actor:
-    """Who asks. `name`: a person or a token. `address`: where the request came from. `token`: the key of its token."""
+    """Who asks. `name`: a person or a token. `address`: where the request came from. `token`: the key of its token.
+
+    `until`: when the session of a person ends (UTC).
+    """
 
     name: str
     role: Role = "admin"
     source: Source = "cli"
     address: str | None = None
     token: str | None = None
+    until: datetime | None = None
 
     def may(self, role: Role) -> bool:
         """Whether this actor may do what needs `role`."""

@@ -21,6 +21,7 @@ from service.escaping import brief, echoed
 from service.operations import backfill
 from service.operations.context import Context
 from service.operations.finding import refuse_unknown_task
+from service.operations.redacting import refuse_secret_filter
 from service.operations.results import Result
 from service.operations.run_list import RunFilter, tasks_of_tag
 
@@ -96,6 +97,7 @@ class Bulks:
 
         Without states in the filter, the runs of all states are meant that the action can change.
         """
+        refuse_secret_filter(self._context, wanted)
         allowed = STATES[action]
         if other := sorted(set(wanted.state) - allowed):
             states = ", ".join(sorted(allowed))

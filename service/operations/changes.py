@@ -7,6 +7,7 @@ from typing import Any
 
 from service.batch.ledger import audit
 from service.operations.context import Context
+from service.operations.redacting import hidden_tasks
 from service.operations.results import Result
 from service.operations.run_list import cursor_of, parse_cursor
 
@@ -38,6 +39,13 @@ class ChangePage(Result):
     after: str | None
 
 
+def _shown(change: Change, hidden: frozenset[str]) -> Change:
+    """The event as the caller may see it. `hidden`: tasks whose parameters are hidden."""
+    if change.task not in hidden and not (hidden and change.action.startswith("bulk.")):
+        return change
+    return change.model_copy(update={"before": None, "after": None, "note": None})
+
+
 class Changes:
     """Reads the audit. Raises DatabaseError if the ledger can't be read."""
 
@@ -64,6 +72,7 @@ class Changes:
                 return ChangePage(changes=[], after=None)
             query = audit.listing(limit + 1, before, since, until, task, action)
             rows = (await connection.execute(query)).mappings().all()
-        changes = [Change.of(row) for row in rows[:limit]]
+            hidden = await hidden_tasks(connection, self._context)
+        changes = [_shown(Change.of(row), hidden) for row in rows[:limit]]
         key = cursor_of((changes[-1].at, changes[-1].id)) if len(rows) > limit else None
         return ChangePage(changes=changes, after=key)

@@ -8,11 +8,13 @@ from typing import NamedTuple
 from sqlalchemy import select
 
 from service.batch.ledger import database_time, json_rows, run_query
+from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.runs import LISTED
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import nodes, runs, tasks
 from service.operations.context import Context
+from service.operations.redacting import SECRET_TAG, without_texts
 from service.operations.results import Node, Result, RunSummary
 
 NEWEST = 200
@@ -53,6 +55,10 @@ async def look(context: Context, topics: Collection[str], run_ids: Collection[st
             is_asked = runs.c.id.in_(json_rows.among(runs.c.id, run_ids, connection.dialect.name))
             listed = await connection.execute(select(*(runs.c[name] for name in LISTED)).where(is_asked))
             found.runs.update({row["id"]: RunSummary.at(row, now) for row in listed.mappings()})
+        if found.runs:  # all who watch share what is read, so nobody sees the texts of a secret task
+            hidden = await task_rows.tagged(connection, SECRET_TAG)
+            shown = without_texts(list(found.runs.values()), hidden)
+            found.runs.update({run.id: run for run in shown})
         if "tasks" in topics:
             columns = (tasks.c.name, tasks.c.paused_at, tasks.c.removed_at, tasks.c.source, tasks.c.description)
             for row in await connection.execute(select(*columns)):

@@ -19,6 +19,7 @@ from service.escaping import brief
 from service.operations.context import Context
 from service.operations.databases import Databases, is_missing_file
 from service.operations.finding import run_of
+from service.operations.redacting import NOTHING, hidden_tasks
 from service.operations.results import Quarantined, Started
 from service.operations.run_list import RunPage
 from service.operations.startable import startable_task
@@ -40,8 +41,10 @@ class Quarantine:
         UnknownRun.
         """
         run = await run_of(self._context, given) if given is not None else None
+        async with self._context.databases.reading() as connection:
+            hidden = await hidden_tasks(connection, self._context) if connection is not None else NOTHING
         items = await _items(self._context.databases, run, limit)
-        return [Quarantined.of(vars(item)) for item in items]
+        return [Quarantined.of(vars(item)) for item in items if item.task not in hidden]
 
     async def redrive(self, given: str, items: Sequence[str] | None = None, note: str | None = None) -> Started:
         """Queue a run that processes again the items that a run set aside: all that are left, or `items`.

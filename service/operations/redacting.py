@@ -1,4 +1,8 @@
-"""What of a run is masked: parameters with a secret name for everybody, and what a viewer may not see."""
+"""What of a run is masked: parameters with a secret name for everybody, and what a viewer may not see.
+
+A viewer may not see what a task with the tag "secret" works on: parameters, results, logs, the texts of reasons, errors
+and progress, the items in quarantine, and what the audit says of parameters.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,54 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import tasks as task_rows
+from service.errors import Forbidden, InvalidParameters
 from service.operations.context import Context
-from service.operations.results import RunRow
+from service.operations.results import Attempt, RunDetails, RunRow, RunShort
+from service.operations.run_list import RunFilter
 
 SECRET_TAG = "secret"  # noqa: S105 - the name of a tag
-"""Parameters, results and logs of tasks with this tag are hidden from viewers."""
+NOTHING: frozenset[str] = frozenset()
+HIDDEN = {"reason": None, "message": None}
 
 R = TypeVar("R", bound=RunRow[Any])
+S = TypeVar("S", bound=RunShort[Any])
+
+
+async def hidden_tasks(connection: AsyncConnection, context: Context) -> frozenset[str]:
+    """The tasks of which the caller sees only states and times."""
+    if context.actor.may("operator"):
+        return NOTHING
+    return await task_rows.tagged(connection, SECRET_TAG)
+
+
+async def refuse_hidden(connection: AsyncConnection, context: Context, task: str, what: str) -> None:
+    """Raises Forbidden if the caller may not see this of the task. `what`: such as "logs"."""
+    if task in await hidden_tasks(connection, context):
+        raise Forbidden(f"a viewer may not read {what} of {task}, because it has the tag {SECRET_TAG}")
 
 
 async def redacted(connection: AsyncConnection, context: Context, run: R) -> R:
     """The run as the caller may see it."""
-    if await hides(connection, context, run.task):
-        return run.model_copy(update={"params": None, "result": None})
+    if run.task in await hidden_tasks(connection, context):
+        more: dict[str, Any] = {"params": None, "result": None, "cancel_reason": None}
+        if isinstance(run, RunDetails):
+            more |= {"log": [], "attempts": [_without_error(attempt) for attempt in run.attempts]}
+        return run.model_copy(update={**HIDDEN, **more})
     masked = context.redaction.masked
     return run.model_copy(update={"params": masked(run.params), "result": masked(run.result)})
 
 
-async def hides(connection: AsyncConnection, context: Context, task: str) -> bool:
-    """Whether parameters, results and logs of this task are hidden from the caller."""
-    if context.actor.may("operator"):
-        return False
-    row = await task_rows.get(connection, task)
-    return row is not None and isinstance(row["tags"], list) and SECRET_TAG in row["tags"]
+def _without_error(attempt: Attempt) -> Attempt:
+    return attempt.model_copy(update={"error": None})
+
+
+def without_texts(runs: list[S], hidden: frozenset[str]) -> list[S]:
+    """The runs of a list as the caller may see them. `hidden`: as `hidden_tasks` returns them."""
+    return [run.model_copy(update=HIDDEN) if run.task in hidden else run for run in runs]
+
+
+def refuse_secret_filter(context: Context, wanted: RunFilter) -> None:
+    """Raises InvalidParameters for a filter by a value that is masked: it would tell whether a guess is right."""
+    secrets = [name for name in wanted.params if context.redaction.is_secret(name)]
+    if secrets:
+        raise InvalidParameters(f"param: the values of {', '.join(secrets)} are secret, so runs are not found by them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 
@@ -104,6 +105,11 @@ class RunFilter(BaseModel):
             raise InvalidParameters("; ".join(sentences)) from None
 
     @property
+    def params(self) -> dict[str, str]:
+        """The values that parameters have to have, by the names of the parameters."""
+        return dict(condition.split("=", 1) for condition in self.param)
+
+    @property
     def is_empty(self) -> bool:
         """Whether all runs are meant."""
         return self == RunFilter()
@@ -117,7 +123,7 @@ class RunFilter(BaseModel):
             states=frozenset(self.state),
             origins=frozenset(self.origin),
             node=self.node,
-            params=dict(condition.split("=", 1) for condition in self.param),
+            params=self.params,
             text=self.text,
             by_slot=by_slot,
             **times,
@@ -146,15 +152,24 @@ class RunPage(Result):
 
 
 async def page(
-    connection: AsyncConnection, wanted: RunFilter, limit: int, after: str | None, by_slot: bool = False
+    connection: AsyncConnection,
+    wanted: RunFilter,
+    limit: int,
+    after: str | None,
+    by_slot: bool = False,
+    hidden: frozenset[str] = frozenset(),
 ) -> RunPage:
     """A page of the runs that are wanted. `by_slot`: ordered by slot, which needs a task.
 
+    `hidden`: tasks whose runs are not found by parameters and texts, because these are hidden from the caller.
     Raises InvalidParameters for a cursor that no page has given.
     """
     tasks = await tasks_of_tag(connection, wanted)
     before = parse_cursor(after) if after is not None else None
-    rows, key = await run_query.page(connection, wanted.query(tasks, by_slot), limit, before)
+    query = wanted.query(tasks, by_slot)
+    if query.params or query.text is not None:
+        query = replace(query, without=hidden)
+    rows, key = await run_query.page(connection, query, limit, before)
     now = await database_time.now_of(connection)
     return RunPage(runs=[RunSummary.at(row, now) for row in rows], after=cursor_of(key) if key else None)
 

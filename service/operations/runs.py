@@ -15,13 +15,19 @@ from service.batch.ledger import audit, database_time, nodes, run_logs, schedule
 from service.batch.ledger import runs as run_rows
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.queue import cancel, enqueue, retry
-from service.errors import Forbidden, InvalidParameters, UnknownRun, WrongState
+from service.errors import InvalidParameters, UnknownRun, WrongState
 from service.escaping import brief, echoed
 from service.operations import run_list, run_log
 from service.operations.context import Context
 from service.operations.finding import RunOrTask, refuse_unknown_task, run_of, run_or_task
 from service.operations.quarantine import with_quarantined
-from service.operations.redacting import SECRET_TAG, hides, redacted
+from service.operations.redacting import (
+    hidden_tasks,
+    redacted,
+    refuse_hidden,
+    refuse_secret_filter,
+    without_texts,
+)
 from service.operations.results import Attempt, Line, LogBlock, Node, RunDetails, RunNow, Started
 from service.operations.run_list import MOST_RUNS, RunFilter, RunPage
 from service.operations.run_log import LogPage
@@ -53,12 +59,15 @@ class Runs:
         Raises InvalidParameters for a cursor that no page has given, and UnknownTask for a task that is not in the
         ledger.
         """
+        refuse_secret_filter(self._context, wanted)
         async with self._context.databases.reading() as connection:
             if wanted.task is not None:
                 await refuse_unknown_task(connection, wanted.task)
             if connection is None:
                 return RunPage(runs=[], after=None)
-            page = await run_list.page(connection, wanted, min(limit, MOST_RUNS), after, by_slot)
+            hidden = await hidden_tasks(connection, self._context)
+            page = await run_list.page(connection, wanted, min(limit, MOST_RUNS), after, by_slot, hidden)
+            page = page.model_copy(update={"runs": without_texts(page.runs, hidden)})
         return await with_quarantined(self._context.databases, page)
 
     async def find(self, given: str) -> RunOrTask:
@@ -74,8 +83,6 @@ class Runs:
         async with self._context.databases.reading() as connection:
             assert connection is not None
             details = await _details(connection, run)
-            if await hides(connection, self._context, details.task):
-                details = details.model_copy(update={"log": []})
             return await redacted(connection, self._context, details)
 
     async def cancel(self, given: str, wait_seconds: float = 0.0, note: str | None = None) -> RunNow:
@@ -203,8 +210,8 @@ class Runs:
         """Raises Forbidden if the caller may not read the log of this run."""
         async with self._context.databases.reading() as connection:
             row = await run_rows.get(connection, run) if connection is not None else None
-            if connection is not None and row is not None and await hides(connection, self._context, row["task"]):
-                raise Forbidden(f"a viewer may not read logs of {row['task']}, because it has the tag {SECRET_TAG}")
+            if connection is not None and row is not None:
+                await refuse_hidden(connection, self._context, row["task"], "logs")
 
     async def _record(
         self, connection: AsyncConnection, action: str, row: Mapping[str, Any], state: str | None, note: str | None

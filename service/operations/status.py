@@ -21,6 +21,7 @@ from service.operations.context import Context
 from service.operations.databases import Databases, is_missing_file
 from service.operations.nodes import living_services
 from service.operations.quarantine import has_table
+from service.operations.redacting import hidden_tasks, without_texts
 from service.operations.results import Node, Result, RunSummary
 
 TroubleKind = Literal["no_service", "late_slots", "failures", "quarantine", "backup"]
@@ -68,7 +69,7 @@ async def status(context: Context, settings: Settings) -> Status:
         living = await living_services(connection, context, now)
         last_beat = (await connection.execute(select(func.max(nodes.c.seen_at)))).scalar()
         late = await _late(connection, now)
-        failed = await _failed(connection, now)
+        failed = await _failed(connection, context, now)
         newest_backup, is_stale = await _backup(connection, now)
         running, queued = await _counts(connection)
     quarantined = await _quarantined(context.databases)
@@ -139,7 +140,7 @@ def _late_text(late: list[str]) -> str:
     return f"slots of {_number(len(late), 'task')} were not handled for more than a minute: {named}"
 
 
-async def _failed(connection: AsyncConnection, now: datetime) -> list[RunSummary]:
+async def _failed(connection: AsyncConnection, context: Context, now: datetime) -> list[RunSummary]:
     """The failed runs of the last day that no later run of the same task has made good, the newest first."""
     query = RunQuery(states=frozenset({RunState.FAILED}), created_since=now - FAILURES_OF)
     failed = (await run_query.page(connection, query, MOST_FAILED)).rows
@@ -149,9 +150,8 @@ async def _failed(connection: AsyncConnection, now: datetime) -> list[RunSummary
         at = (await connection.execute(made.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(1))).scalar()
         if at is not None:
             good[task] = at
-    return [
-        RunSummary.at(row, now) for row in failed if row["task"] not in good or row["created_at"] > good[row["task"]]
-    ]
+    bad = [row for row in failed if row["task"] not in good or row["created_at"] > good[row["task"]]]
+    return without_texts([RunSummary.at(row, now) for row in bad], await hidden_tasks(connection, context))
 
 
 def _failed_text(failed: list[RunSummary]) -> str:

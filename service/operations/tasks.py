@@ -24,6 +24,7 @@ from service.escaping import echoed
 from service.operations import lint
 from service.operations.context import Context
 from service.operations.lint import LintedTask
+from service.operations.redacting import hidden_tasks, without_texts
 from service.operations.results import (
     MissedRange,
     Parameter,
@@ -70,7 +71,7 @@ class Tasks:
             row = await task_rows.get(connection, name) if connection is not None else None
             if loaded is None and row is None:
                 raise await unknown_task(connection, self._context, name)
-            rows = await _TaskRows.read(connection, name)
+            rows = await _TaskRows.read(connection, self._context, name)
         return await offload(_details, name, loaded, row or {}, rows)
 
     async def next_slots(self, name: str, number: int) -> Sequence[Slot]:
@@ -192,14 +193,15 @@ class _TaskRows:
         self.missed: list[MissedRange] = []
 
     @classmethod
-    async def read(cls, connection: AsyncConnection | None, name: str) -> _TaskRows:
+    async def read(cls, connection: AsyncConnection | None, context: Context, name: str) -> _TaskRows:
         """Read the rows; they are empty if there is no ledger yet."""
         rows = cls()
         if connection is not None:
             rows.schedules = [ScheduleSpan.of(row) for row in await schedules.history(connection, name)]
             now = await database_time.now_of(connection)
             newest = await run_query.page(connection, RunQuery(task=name), LAST_RUNS)
-            rows.runs = [RunSummary.at(row, now) for row in newest.rows]
+            runs = [RunSummary.at(row, now) for row in newest.rows]
+            rows.runs = without_texts(runs, await hidden_tasks(connection, context))
             rows.missed = [MissedRange.of(row) for row in await missed_ranges.of_task(connection, name, LAST_MISSED)]
         return rows
 

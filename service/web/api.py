@@ -27,7 +27,10 @@ async def scheduler_jobs(request: Request) -> JSONResponse:
     On this machine everybody may read it; from elsewhere it needs a token or a sign-in.
     """
     if not is_loopback(address_of(request)):
-        await request.app.guard.actor(request)
+        guard = getattr(request.app, "guard", None)
+        if guard is None:  # these routes stand in another application, which knows no tokens
+            return problem(401, "these jobs are shown on this machine only: mount service.app.create_app()")
+        await guard.actor(request)
     try:
         return JSONResponse(describe_jobs(_started(request, "scheduler")))
     except BatchError as error:

@@ -74,7 +74,9 @@ async def show_session(request: Request) -> Session:
     refuse_unknown_query(request)
     actor = await guard_of(request).actor(request)
     cookie = request.cookies.get(cookie_name(request)) if actor.source == "page" else None
-    return Session(name=actor.name, role=actor.role, csrf_token=csrf_of(cookie) if cookie else None)
+    return Session(
+        name=actor.name, role=actor.role, csrf_token=csrf_of(cookie) if cookie else None, expires_at=actor.until
+    )
 
 
 @sessions.delete("/session", status_code=204)

@@ -373,3 +373,36 @@ async def test_tokens_are_made_listed_and_revoked(served: Served) -> None:
     assert (await served.admin.delete("/api/v1/tokens/ci")).json()["revoked_by"] == "admin"
     assert (await served.admin.delete("/api/v1/tokens/ci")).status_code == 404
     assert (await served.admin.post("/api/v1/tokens", json={"name": "ci", "role": "viewer"})).status_code == 201
+
+
+async def test_a_viewer_learns_nothing_of_what_a_secret_task_works_on(served: Served) -> None:
+    wrong = await served.operator.post("/api/v1/tasks/payroll/runs", json={"parameters": {"month": 77}})
+    run = wrong.json()["id"]
+    await ended(served.operator, run)
+    failing = {"reason": "ValueError: 4711 is wrong", "state": RunState.FAILED, "params": {"month": 4711}}
+    async with served.service.ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).where(tables.runs.c.id == run).values(failing))
+        attempt = {"type": "ValueError", "message": "4711 is wrong", "traceback": "4711"}
+        await connection.execute(update(tables.attempts).values(error=attempt))
+    paths = [
+        *("/runs", f"/runs/{run}", f"/runs/{run}/now", f"/runs/{run}/attempts", f"/runs/{run}/quarantine"),
+        *("/tasks/payroll", "/tasks/payroll/runs?order=created", "/changes", "/status", "/quarantine"),
+    ]
+    for path in paths:
+        answer = await served.viewer.get(f"/api/v1{path}")
+        assert answer.status_code == 200, (path, answer.text)
+        assert "4711" not in answer.text and '"month":77' not in answer.text, path
+    assert "4711" in (await served.operator.get(f"/api/v1/runs/{run}")).text
+    day = {"created_since": "2026-01-01T00:00:00Z"}
+    for query in ({"param": "month=4711"}, {"text": "4711"}):
+        assert (await served.viewer.get("/api/v1/runs", params={**query, **day})).json()["runs"] == []
+        assert len((await served.operator.get("/api/v1/runs", params={**query, **day})).json()["runs"]) == 1
+
+
+async def test_runs_are_not_found_by_a_value_that_is_masked(served: Served) -> None:
+    answer = await served.admin.get("/api/v1/runs", params={"param": "api_key=hush"})
+    assert answer.status_code == 422
+    assert "hush" not in answer.text
+    body = {"action": "retry", "filter": {"param": ["api_key=hush"]}}
+    assert (await served.operator.post("/api/v1/runs/bulk", json=body)).status_code == 422
+    assert "hush" not in (await served.admin.get("/api/v1/changes")).text

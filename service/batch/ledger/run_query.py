@@ -34,6 +34,7 @@ class RunQuery:
 
     Attributes:
         tasks: Only runs of these tasks; None stands for all.
+        without: No runs of these tasks.
         params: JSON values that parameters have, by the name of the parameter.
         text: Only runs whose reason, which has the text of an error, contains this, whatever the case.
         by_slot: Order by the slot instead of the time of making. Manual runs are left out.
@@ -41,6 +42,7 @@ class RunQuery:
 
     task: str | None = None
     tasks: frozenset[str] | None = None
+    without: frozenset[str] = frozenset()
     states: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     node: str | None = None
@@ -135,6 +137,8 @@ def _others(query: RunQuery, columns: Columns, kind: str) -> Iterator[ColumnElem
         yield columns.state.in_(sorted(query.states))
     if query.tasks is not None:
         yield columns.task.in_(sorted(query.tasks))
+    if query.without:
+        yield columns.task.not_in(sorted(query.without))
     if query.origins:
         yield columns.origin.in_(sorted(query.origins))
     if query.node is not None:
