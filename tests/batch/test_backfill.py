@@ -16,6 +16,7 @@ from service.batch.firing import backfill, task_sync
 from service.batch.firing.backfill import Backfill, Interval, SlotAction, SlotDecision
 from service.batch.ledger import tables
 from service.batch.ledger.states import Rank
+from service.batch.queue.enqueue import Startable
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
@@ -44,7 +45,7 @@ async def interval(ledger: Database, since: datetime = FROM, until: datetime = N
 
 
 def filling(ledger: Database, task: Task) -> Backfill:
-    return Backfill(ledger, ledger, task, "ann")  # the application's database is needed for `redo` only
+    return Backfill(ledger, ledger, Startable.of(task), "ann")  # the application's database is needed for `redo` only
 
 
 async def account_of(ledger: Database) -> Account:
@@ -96,12 +97,12 @@ async def test_with_redo_a_run_in_a_final_state_gets_a_new_attempt(ledger: Datab
             update(tables.runs).where(tables.runs.c.id == first["id"]).values(state="failed", attempt=1, fence=1)
         )
     wanted = await interval(ledger, FROM, FROM + HOUR)
-    assert await Backfill(ledger, application, task, "ann", redo=True).look(wanted) == {
+    assert await Backfill(ledger, application, Startable.of(task), "ann", redo=True).look(wanted) == {
         SlotAction.AGAIN: 1,
         SlotAction.LEFT: 1,
     }
     seen: list[SlotDecision] = []
-    counts = await Backfill(ledger, application, task, "ann", redo=True).make(wanted, seen.append)
+    counts = await Backfill(ledger, application, Startable.of(task), "ann", redo=True).make(wanted, seen.append)
     assert counts == {SlotAction.AGAIN: 1, SlotAction.LEFT: 1}
     assert seen[0] == SlotDecision(FROM, SlotAction.AGAIN, first["id"], "failed")
     again, active = await rows(ledger)

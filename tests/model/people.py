@@ -116,7 +116,9 @@ class People(Machine):
         since = clock.now() - timedelta(minutes=minutes)
         self.by_a_person = redo
         self.model.backfill(task, since, redo)
-        filling = Backfill(self.world.ledger, self.world.application, self.tasks[task.name], "ann", redo)
+        filling = Backfill(
+            self.world.ledger, self.world.application, enqueue.Startable.of(self.tasks[task.name]), "ann", redo
+        )
         interval = self.world.read(interval_of, task.name, since, clock.now())
         self.world.run(filling.make(interval))
 

@@ -105,7 +105,7 @@ class Pruner:
             counts["runs"] += len(deleted)
             await asyncio.sleep(self._pause)
         counts += await self._delete_rest(before, now)
-        counts["events"] = await self._delete_requests(now)
+        counts += Counter({"events": await self._delete_requests(now)})
         return counts
 
     async def count(self) -> Counter[str]:
