@@ -96,6 +96,9 @@ class People(Machine):
     def _task(self, number: int) -> plain.Task:
         return list(self.model.tasks.values())[number % len(self.model.tasks)]
 
+    def _startable(self, name: str) -> enqueue.Startable:
+        return enqueue.Startable.of(self.tasks[name])
+
     @does(number=NUMBER, key=st.sampled_from([None, None, "a", "b"]))
     def start(self, number: int, key: str | None) -> None:
         """Code starts a run; of one key once."""
@@ -103,7 +106,7 @@ class People(Machine):
         if task.removed_at is not None:
             return  # it is refused
         run = self.model.start(task, key)
-        id_ = self.world.write(enqueue.enqueue, self.tasks[task.name], None, None, "ann", key)
+        id_ = self.world.write(enqueue.enqueue, self._startable(task.name), None, None, "ann", key)
         assert run.id in ("", id_)
         run.id = id_
 
@@ -116,9 +119,7 @@ class People(Machine):
         since = clock.now() - timedelta(minutes=minutes)
         self.by_a_person = redo
         self.model.backfill(task, since, redo)
-        filling = Backfill(
-            self.world.ledger, self.world.application, enqueue.Startable.of(self.tasks[task.name]), "ann", redo
-        )
+        filling = Backfill(self.world.ledger, self.world.application, self._startable(task.name), "ann", redo)
         interval = self.world.read(interval_of, task.name, since, clock.now())
         self.world.run(filling.make(interval))
 
