@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli.opening import refuse_service
 from service.cli.options import AsJson
 from service.errors import BatchError, InvalidParameters, InvalidSetting
 from service.escaping import echoed
@@ -81,6 +82,7 @@ def new(
     The file is written to TASKS_DIR. If this setting is not set, the folder is `tasks`, which is created if necessary.
     No file is overwritten.
     """
+    refuse_service("`batch new`")
     from service import console
     from service.batch.cron.cron import schedule as schedule_of
     from service.batch.tasks.discovery import folder_of
