@@ -369,7 +369,8 @@ async def test_a_timeout_is_an_event_and_groups_by_task(listener: Listener) -> N
 
 async def test_an_error_of_the_service_itself_has_no_tags(listener: Listener, tmp_path: Path) -> None:
     (tmp_path / "tasks/broken.py").write_text("1 / 0\n")
-    await run("good")
+    async with started():
+        pass
     event = listener.event()
     assert error_of(event)[0] == "ZeroDivisionError"
     assert "tags" not in event
