@@ -231,8 +231,8 @@ def forget_processors(but: list[Any]) -> None:
 
 
 @asynccontextmanager
-async def started() -> AsyncIterator[BatchService]:
-    service = BatchService(get_settings(), fires=False)
+async def started(fires: bool = False) -> AsyncIterator[BatchService]:
+    service = BatchService(get_settings(), fires=fires)
     await service.start()
     try:
         yield service
@@ -369,7 +369,7 @@ async def test_a_timeout_is_an_event_and_groups_by_task(listener: Listener) -> N
 
 async def test_an_error_of_the_service_itself_has_no_tags(listener: Listener, tmp_path: Path) -> None:
     (tmp_path / "tasks/broken.py").write_text("1 / 0\n")
-    async with started():
+    async with started(fires=True):
         pass
     event = listener.event()
     assert error_of(event)[0] == "ZeroDivisionError"
