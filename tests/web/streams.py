@@ -78,11 +78,11 @@ class Listener:
 
 @asynccontextmanager
 async def listening(
-    client: httpx.AsyncClient, *topics: str, last_id: str | None = None, **headers: str
+    client: httpx.AsyncClient, *topics: str, last_id: str | None = None, below: str = "", **headers: str
 ) -> AsyncIterator[Listener]:
     """A stream that has begun: what changes from now on is told. With `last_id` nothing was read from it yet."""
     given = {**headers, **({"Last-Event-ID": last_id} if last_id is not None else {})}
-    async with client.stream("GET", EVENTS, params={"topic": topics}, headers=given) as answer:
+    async with client.stream("GET", below + EVENTS, params={"topic": topics}, headers=given) as answer:
         assert answer.status_code == 200, await answer.aread()
         listener = Listener(answer)
         if last_id is None:
