@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -134,3 +137,19 @@ class Server:
 def ask_for_stream(client: socket.socket, secret: str, topic: str) -> None:
     head = f"GET {EVENTS}?topic={topic} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {secret}\r\n\r\n"
     client.sendall(head.encode())
+
+
+def holder_of(client: tuple[str, int], server: tuple[str, int], pids: Iterable[int]) -> int | None:
+    """Which of these processes has the server's end of a connection open; None if none has."""
+    ends = tuple(f"0100007F:{port:04X}" for _, port in (server, client))
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    sockets = {f"socket:[{fields[9]}]" for fields in lines if tuple(fields[1:3]) == ends}
+    return next((pid for pid in pids if sockets & _opened_by(pid)), None)
+
+
+def _opened_by(pid: int) -> set[str]:
+    found = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(file))
+    return found

@@ -26,6 +26,7 @@ from tests.batch.ledger_world import rows, until
 from tests.processes import UVICORN, Service, process
 from tests.test_replicas import free_port
 from tests.web.conftest import TASKS
+from tests.web.streams import holder_of
 
 WORKERS = 4
 KNOWN_SECONDS = 2.0
@@ -59,7 +60,8 @@ class Workers:
         writer.write(f"GET /api/v1/session HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n".encode())
         try:
             head = await reader.readuntil(b"\r\n\r\n")
-            pid = self._worker(writer.get_extra_info("sockname")[1])
+            pid = holder_of(writer.get_extra_info("sockname"), writer.get_extra_info("peername"), self.pids)
+            assert pid is not None
         finally:
             writer.close()
         return pid, int(head.split()[1]), asked
@@ -73,23 +75,8 @@ class Workers:
                     found[pid].add(status)
         return found
 
-    def _worker(self, client_port: int) -> int:
-        """The process that has accepted the connection from this port."""
-        ends = f"0100007F:{self.port:04X}", f"0100007F:{client_port:04X}"
-        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
-        (inode,) = [fields[9] for fields in lines if (fields[1], fields[2]) == ends]
-        return next(pid for pid in self.pids if f"socket:[{inode}]" in opened_by(pid))
-
     def client(self, **headers: str) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30, trust_env=False)
-
-
-def opened_by(pid: int) -> set[str]:
-    found = set()
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.add(os.readlink(file))
-    return found
 
 
 @asynccontextmanager
