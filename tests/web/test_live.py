@@ -163,7 +163,7 @@ async def test_a_client_that_comes_back_after_nobody_has_watched_is_told_to_relo
     feed = served.service_app.guard.feed  # type: ignore[attr-defined]
     await when(lambda: feed._reader.done())
     await change(served, row["id"], message="missed")
-    async with listening(viewer, "runs", last_id=told.id) as again:
+    async with listening(viewer, "runs"), listening(viewer, "runs", last_id=told.id) as again:
         assert (await again.next()).name == "reload"
         await change(served, row["id"], message="new")
         assert (await again.next()).data["message"] == "new"

@@ -115,7 +115,8 @@ async def test_over_https_the_cookie_has_a_name_that_binds_it_to_the_host(app: A
         assert [cookie.name for cookie in client.cookies.jar] == []
 
 
-async def test_probes_and_live_events_are_below_the_path(app: Any) -> None:
+async def test_probes_and_live_events_are_below_the_path(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.web.live.LOOK_SECONDS", 0.05)
     site = Server(app, Connections(limit=10))
     await site.open()
     async with site.client() as client:

@@ -1,4 +1,4 @@
-"""Four workers of one server: what one of them has made or revoked, all of them know."""
+"""Workers of one server: what one of them has made or revoked, all of them know."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Workers:
         self.running, self.port, self.ledger = running, port, ledger
         self.pids: list[int] = []
 
-    async def get_ready(self, before: int = 0) -> None:
-        """Wait until all workers are nodes. `before`: nodes that were there before."""
+    async def get_ready(self, nodes: int) -> None:
+        """Wait until there are so many nodes, which are the workers and those that were there before."""
 
         async def are_there() -> bool:
             assert self.running.process.poll() is None, self.running.stderr
             with contextlib.suppress(DBAPIError):  # an empty ledger has no such table yet
-                return len(await rows(self.ledger, tables.nodes)) == before + WORKERS
+                return len(await rows(self.ledger, tables.nodes)) == nodes
             return False
 
         await until(are_there, 120)
@@ -80,15 +80,17 @@ class Workers:
 
 
 @asynccontextmanager
-async def workers(folder: Path, ledger: Database, before: int = 0, **settings: str) -> AsyncIterator[Workers]:
+async def workers(
+    folder: Path, ledger: Database, number: int, before: int = 0, **settings: str
+) -> AsyncIterator[Workers]:
     """`before`: nodes that were there before."""
     port = free_port()
-    command = [*UVICORN[:-1], str(port), "--workers", str(WORKERS)]
+    command = [*UVICORN[:-1], str(port), "--workers", str(number)]
     settings = {"LEDGER_URL": url_of(ledger), "BATCH_FAILED_SIGN_INS": "10000", **settings}
     with process(folder, command, settings) as running:
         server = Workers(running, port, ledger)
         try:
-            await server.get_ready(before)
+            await server.get_ready(before + number)
             yield server
             await asyncio.to_thread(running.stop, signal.SIGTERM, 30)
         finally:
@@ -110,14 +112,22 @@ async def events(ledger: Database) -> Counter[str]:
     return Counter(row["action"] for row in await rows(ledger, access_tables.events))
 
 
-@pytest.mark.parametrize("ledger_url", [pytest.param("sqlite", marks=pytest.mark.nightly), "postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    ("ledger_url", "number"),
+    [
+        ("postgresql", 2),
+        pytest.param("postgresql", WORKERS, marks=pytest.mark.nightly),
+        pytest.param("sqlite", WORKERS, marks=pytest.mark.nightly),
+    ],
+    indirect=["ledger_url"],
+)
 async def test_what_one_worker_makes_or_revokes_all_know_and_a_new_version_is_one_deploy(
-    ledger: Database, tmp_path: Path
+    ledger: Database, number: int, tmp_path: Path
 ) -> None:
     (tmp_path / "tasks/some.py").write_text(TASKS)
     await record_a_start(ledger, "1")
     root = {"Authorization": f"Bearer {await token(ledger, 'root')}"}
-    async with workers(tmp_path, ledger, BATCH_VERSION="2") as server, server.client(**root) as admin:
+    async with workers(tmp_path, ledger, number, BATCH_VERSION="2") as server, server.client(**root) as admin:
         made = await admin.post("/api/v1/tokens", json={"name": "ci", "role": "viewer"})
         ci = {"Authorization": f"Bearer {made.json()['secret']}"}
         assert set().union(*(await server.ask_all(ci)).values()) == {200}
@@ -130,7 +140,7 @@ async def test_what_one_worker_makes_or_revokes_all_know_and_a_new_version_is_on
         for credentials in (ci, session):
             await assert_refused(server, credentials, revoked)
     found = await events(ledger)
-    assert found["service.start"] == 1 + WORKERS and found["service.stop"] == WORKERS
+    assert found["service.start"] == 1 + number and found["service.stop"] == number
     assert found["service.deploy"] == 1
 
 
@@ -167,7 +177,9 @@ async def test_four_workers_on_an_empty_ledger_write_no_deploy_and_those_of_the_
     url = database_url if database_url.startswith("postgresql") else f"sqlite+aiosqlite:///{tmp_path}/new.db"
     ledger = Database(url, setting="LEDGER_URL")
     for number, version in enumerate(["1", "2", "2", "3"]):
-        async with workers(tmp_path, ledger, number * WORKERS, BATCH_VERSION=version, DATABASE_URL=database_url):
+        async with workers(
+            tmp_path, ledger, WORKERS, number * WORKERS, BATCH_VERSION=version, DATABASE_URL=database_url
+        ):
             found = await events(ledger)
         assert found["service.start"] == WORKERS * (number + 1)
         assert found["service.deploy"] == [0, 1, 1, 2][number]
