@@ -49,7 +49,14 @@ class Workers:
                 return len(await rows(self.ledger, tables.nodes)) == nodes
             return False
 
+        async def is_answered() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                async with self.client() as client:
+                    return (await client.get("/readyz")).status_code == 200
+            return False
+
         await until(are_there, 120)
+        await until(is_answered)  # a worker is a node before it accepts connections
         self.pids = [row["pid"] for row in await rows(self.ledger, tables.nodes) if row["stopped_at"] is None]
 
     async def ask(self, headers: Mapping[str, str]) -> tuple[int, int, float]:
