@@ -35,7 +35,7 @@ SLOWEST = (
     *("test_cli_account", "test_fence", "test_cli_runs", "test_chunk_faults", "test_replicas"),
     *("test_rescue", "test_sentry", "test_cli_backup", "test_leases", "tasks/test_shipped", "batch/test_firing"),
     *("batch/test_cancel", "test_clocks", "test_full_disk", "testing/test_plugin", "test_drain"),
-    *("test_rolling", "backup/test_new_machine"),
+    *("test_rolling", "backup/test_new_machine", "web/test_processes", "web/test_workers", "web/test_live"),
 )
 pytest_plugins = ["pytester"]
 

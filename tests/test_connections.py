@@ -86,7 +86,10 @@ def test_connections_have_a_quarter_of_the_files(files: int, connections: int) -
 
 
 class App:
-    """Answers with the length of the body: `/stream` in two halves, `/early` before it has received the body."""
+    """Answers with the length of the body: `/stream` in two halves, `/early` before it has received the body.
+
+    `/large` is an answer without end.
+    """
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
@@ -96,7 +99,11 @@ class App:
         while more:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        length = [(b"content-length", b"4")] if scope["path"] != "/large" else []
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        while scope["path"] == "/large" and not self.may_end.is_set():
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+            await asyncio.sleep(0)
         if scope["path"] == "/stream":
             await send({"type": "http.response.body", "body": b"so", "more_body": True})
             await self.may_end.wait()
@@ -267,3 +274,15 @@ async def test_the_unread_rest_of_a_body_is_discarded(site: Site) -> None:
         await client[1].drain()
     client[1].write(REQUEST)
     assert await answer(client) == b"   0"
+
+
+@pytest.mark.parametrize("protocol", [HttpToolsProtocol, H11Protocol], ids=["httptools", "h11"])
+async def test_a_client_that_reads_nothing_of_a_large_answer_is_disconnected(protocol: type[asyncio.Protocol]) -> None:
+    site = Site(protocol)
+    site.connections.unread_seconds = 0.2
+    await site.open()
+    client = await site.client(REQUEST.replace(b"/", b"/large", 1))
+    client[0]._transport.pause_reading()  # type: ignore[attr-defined]
+    await until(lambda: not site.connections._open)
+    site.app.may_end.set()
+    await site.close()

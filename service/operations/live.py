@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import timedelta
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, json_rows, run_query
 from service.batch.ledger import tasks as task_rows
@@ -19,6 +21,7 @@ from service.operations.results import Node, Result, RunSummary
 
 NEWEST = 200
 MOST_RUNNING = 500
+STOPPED_LATELY = timedelta(minutes=1)
 
 
 class TaskState(Result):
@@ -32,33 +35,25 @@ class TaskState(Result):
 
 
 class Look(NamedTuple):
-    """The newest and the running runs, the runs that were asked for, all tasks, and the nodes that have not stopped."""
+    """What was read: runs, all tasks, and the nodes that live or have stopped lately. `newest`: ids of the newest runs.
+
+    `runs` has the newest and the running ones, and those that were asked for.
+    """
 
     runs: dict[str, RunSummary]
+    newest: list[str]
     tasks: dict[str, TaskState]
     nodes: dict[str, Node]
 
 
 async def look(context: Context, topics: Collection[str], run_ids: Collection[str]) -> Look:
     """Read what these topics need. `topics`: of runs, tasks and nodes. `run_ids`: further runs, by their whole ids."""
-    found = Look({}, {}, {})
+    found = Look({}, [], {}, {})
     async with context.databases.reading() as connection:
         if connection is None:
             return found
-        now = await database_time.now_of(connection)
-        if "runs" in topics:
-            running = RunQuery(states=frozenset({RunState.RUNNING}))
-            for query, number in ((RunQuery(), NEWEST), (running, MOST_RUNNING)):
-                rows = (await run_query.page(connection, query, number)).rows
-                found.runs.update({row["id"]: RunSummary.at(row, now) for row in rows})
-        if run_ids:
-            is_asked = runs.c.id.in_(json_rows.among(runs.c.id, run_ids, connection.dialect.name))
-            listed = await connection.execute(select(*(runs.c[name] for name in LISTED)).where(is_asked))
-            found.runs.update({row["id"]: RunSummary.at(row, now) for row in listed.mappings()})
-        if found.runs:  # all who watch share what is read, so nobody sees the texts of a secret task
-            hidden = await task_rows.tagged(connection, SECRET_TAG)
-            shown = without_texts(list(found.runs.values()), hidden)
-            found.runs.update({run.id: run for run in shown})
+        if "runs" in topics or run_ids:
+            await _read_runs(connection, found, "runs" in topics, run_ids)
         if "tasks" in topics:
             columns = (tasks.c.name, tasks.c.paused_at, tasks.c.removed_at, tasks.c.source, tasks.c.description)
             for row in await connection.execute(select(*columns)):
@@ -70,6 +65,25 @@ async def look(context: Context, topics: Collection[str], run_ids: Collection[st
                     description=row.description,
                 )
         if "nodes" in topics:
-            rows_of_nodes = await connection.execute(select(nodes).where(nodes.c.stopped_at.is_(None)))
+            since = await database_time.now_of(connection) - STOPPED_LATELY
+            shown = or_(nodes.c.stopped_at.is_(None), nodes.c.stopped_at > since)
+            rows_of_nodes = await connection.execute(select(nodes).where(shown))
             found.nodes.update({row["id"]: Node.of(row) for row in rows_of_nodes.mappings()})
     return found
+
+
+async def _read_runs(connection: AsyncConnection, found: Look, with_list: bool, run_ids: Collection[str]) -> None:
+    now = await database_time.now_of(connection)
+    if with_list:
+        running = RunQuery(states=frozenset({RunState.RUNNING}))
+        newest = (await run_query.page(connection, RunQuery(), NEWEST)).rows
+        found.newest.extend(row["id"] for row in newest)
+        for rows in (newest, (await run_query.page(connection, running, MOST_RUNNING)).rows):
+            found.runs.update({row["id"]: RunSummary.at(row, now) for row in rows})
+    if others := [run for run in run_ids if run not in found.runs]:
+        is_asked = runs.c.id.in_(json_rows.among(runs.c.id, others, connection.dialect.name))
+        listed = await connection.execute(select(*(runs.c[name] for name in LISTED)).where(is_asked))
+        found.runs.update({row["id"]: RunSummary.at(row, now) for row in listed.mappings()})
+    # All who watch share what is read, so nobody sees the texts of a secret task.
+    hidden = await task_rows.tagged(connection, SECRET_TAG)
+    found.runs.update({run.id: run for run in without_texts(list(found.runs.values()), hidden)})

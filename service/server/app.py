@@ -100,8 +100,8 @@ def create_app(*, authorize: Authorize | None = None, version: str | None = None
     """An application with the service's endpoints, to be served by itself or mounted in yours.
 
     `authorize`: a function, which may be async, from a request to the Actor that makes it, or None for nobody; so the
-    users of your application are users of this one. Tokens of the service are valid beside it. `version`: the version
-    of your application, which the audit records; default: the setting BATCH_VERSION.
+    users of your application are users of this one. Tokens of the service, and sessions that were begun with them, are
+    valid beside it. `version`: of your application, which the audit records; default: the setting BATCH_VERSION.
     """
     app = Application(authorize=authorize, lifespan=_lifespan_with_logs)
     app.state.version = version

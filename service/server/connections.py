@@ -1,7 +1,7 @@
-"""Limits the number of open connections of the HTTP server, and the time that a connection waits for a request.
+"""Limits the number of open connections of the HTTP server, and the time that a connection waits for its client.
 
 Each connection takes a file descriptor, and runs need file descriptors too. uvicorn counts a connection only after it
-has read a request, and waits for the request without a limit.
+has read a request, and waits without a limit for the request, and for a client that does not read the answer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ logger = get_logger("service.batch")
 
 REQUEST_SECONDS = 10.0
 """Longest time from the connection, or from the end of the last response, to the end of a request's headers."""
+UNREAD_SECONDS = 30.0
+"""Longest time that a full buffer waits until the client has read some of it."""
 MOST_HEADER_BYTES = 65_536
 MOST_CONNECTIONS = 1000
 SHARE = 4
@@ -49,12 +51,16 @@ class Connections:
 
     When another one is opened, the connection that has been idle for the longest time is closed, or the new one if none
     is idle. A connection is idle if it has no request to answer: none was sent yet, its headers are not complete,
-    or the last one was answered. A request's headers have to arrive within `request_seconds`.
+    or the last one was answered. A request's headers have to arrive within `request_seconds`. If an answer fills the
+    buffer, the client has to read some of it within `unread_seconds`.
     """
 
-    def __init__(self, limit: int, request_seconds: float = REQUEST_SECONDS) -> None:
+    def __init__(
+        self, limit: int, request_seconds: float = REQUEST_SECONDS, unread_seconds: float = UNREAD_SECONDS
+    ) -> None:
         self.limit = limit
         self.request_seconds = request_seconds
+        self.unread_seconds = unread_seconds
         self._open: set[LimitedProtocol] = set()
         self._idle: dict[LimitedProtocol, None] = {}
         self._warned_at = -WARN_SECONDS
@@ -104,6 +110,7 @@ class LimitedProtocol(asyncio.Protocol):
     cycle: Any
     loop: asyncio.AbstractEventLoop
     _timer: asyncio.TimerHandle | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
     _unread = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -113,6 +120,7 @@ class LimitedProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_unread_timer()
         self._all.remove(self)
         super().connection_lost(exc)
 
@@ -126,6 +134,15 @@ class LimitedProtocol(asyncio.Protocol):
             if self._unread > MOST_HEADER_BYTES:
                 self.transport.abort()
         self._all.idle(self, self._is_idle)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_unread_timer()
+        self._unread_timer = self.loop.call_later(self._all.unread_seconds, self._give_up)
+
+    def resume_writing(self) -> None:
+        self._stop_unread_timer()
+        super().resume_writing()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()  # type: ignore[misc]
@@ -152,6 +169,11 @@ class LimitedProtocol(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def _give_up(self) -> None:
         self.transport.abort()

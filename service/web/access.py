@@ -9,8 +9,9 @@ import hmac
 import inspect
 import ipaddress
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 
 from starlette.requests import Request
@@ -30,6 +31,8 @@ from service.web.proxies import PEER, is_in, networks_of
 Authorize = Callable[[Request], Actor | Awaitable[Actor | None] | None]
 """A function of the application around this one: who asks, or None for nobody."""
 
+Ask = Callable[[str, str | None], Coroutine[None, None, Actor | None]]
+
 KNOWN_SECONDS = 1.0
 """For how long an answer of the ledger about a secret is believed. A revoked token is refused after that."""
 MOST_KNOWN = 1_000
@@ -37,6 +40,10 @@ NOTE_SECONDS = 1.0
 FAILURE_NOTE_SECONDS = 60.0
 CHANGES = {"POST", "PUT", "PATCH", "DELETE"}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class _WrongToken(Refused):
+    """A token that is not valid, as one who guesses tokens sends it."""
 
 
 class Guard:
@@ -54,6 +61,7 @@ class Guard:
         self.proxies = networks_of(settings.BATCH_TRUSTED_PROXIES)
         self._roles = _roles(settings.BATCH_AUTH_ROLES)
         self._known: dict[str, tuple[Actor | None, float]] = {}
+        self._asking: dict[str, asyncio.Task[Actor | None]] = {}
         self._uses: dict[str, tuple[datetime, str | None]] = {}
         self._failures: Counter[str] = Counter()
         self._failures_noted_at = -FAILURE_NOTE_SECONDS
@@ -65,14 +73,21 @@ class Guard:
         """Who makes this request. Raises Refused: 401 for nobody, 403 for a forged one, 429 for too many."""
         address = address_of(request)
         self.limits.refuse_guesser(address)
-        actor = await self._actor(request, address)
+        try:
+            actor = await self._actor(request, address)
+        except _WrongToken:
+            self.count_failure(address)
+            raise
         if actor is None:
             raise Refused(401, "this needs a token (Authorization: Bearer …) or a sign-in")
         self.limits.count(actor.token or actor.name)
+        if actor.token is not None and actor.source == "api":
+            self._uses[actor.token] = (clock.now(), address)
+            self._note_soon()
         return actor
 
     async def still(self, request: Request) -> bool:
-        """Whether the caller of a request that is being answered may still ask. It is not counted."""
+        """Whether the caller of a request that is being answered may still ask. This is no use of its token."""
         try:
             return await self._actor(request, address_of(request)) is not None
         except (BatchError, Refused):
@@ -87,13 +102,15 @@ class Guard:
             actor = await answer if inspect.isawaitable(answer) else answer
             if actor is not None:
                 refuse_foreign(request)
-            return actor
+                return actor
         if cookie := request.cookies.get(cookie_name(request)):
-            actor = await self._remembered(cookie, lambda: self.operations.access.session(cookie, address))
+            actor = await self._remembered(cookie, self.operations.access.session, address)
             if actor is not None:
                 refuse_foreign(request)
                 refuse_without_csrf(request, cookie)
                 return actor
+        if self._authorize is not None:
+            return None  # no setting lets somebody in whom the application around this one does not know
         if actor := self._named_by_proxy(request, address):
             refuse_foreign(request)
             return actor
@@ -107,14 +124,10 @@ class Guard:
         secret = secret.strip()
         actor = None
         if scheme.lower() == "bearer" and SECRET.fullmatch(secret):
-            actor = await self._remembered(secret, lambda: self.operations.access.holder(secret, address))
+            actor = await self._remembered(secret, self.operations.access.holder, address)
         if actor is None:
-            self.count_failure(address)
-            raise Refused(401, "the token is not valid: it is unknown, revoked or expired")
-        if actor.token is not None:
-            self._uses[actor.token] = (clock.now(), address)
-            self._note_soon()
-        return Actor(actor.name, actor.role, "api", address, actor.token)
+            raise _WrongToken(401, "the token is not valid: it is unknown, revoked or expired")
+        return actor
 
     def count_failure(self, address: str | None) -> None:
         """Count a token or link that was not valid, for the limit and for the audit."""
@@ -123,13 +136,25 @@ class Guard:
             self._failures[address or "this machine"] += 1
         self._note_soon()
 
-    async def _remembered(self, secret: str, ask: Callable[[], Awaitable[Actor | None]]) -> Actor | None:
-        """What the ledger says about a secret, at most KNOWN_SECONDS old."""
-        key, now = hash_of(secret), clock.monotonic()
+    async def _remembered(self, secret: str, ask: Ask, address: str | None) -> Actor | None:
+        """What the ledger says about a secret, at most KNOWN_SECONDS old. Requests at the same time ask it once."""
+        key = hash_of(secret)
         known = self._known.get(key)
-        if known is not None and now < known[1]:
-            return known[0]
-        actor = await ask()
+        if known is not None and clock.monotonic() < known[1]:
+            actor = known[0]
+        else:
+            if key not in self._asking:
+                self._asking[key] = asyncio.get_running_loop().create_task(self._ask(key, ask(secret, None)))
+                self._asking[key].add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+            actor = await asyncio.shield(self._asking[key])
+        return replace(actor, address=address) if actor is not None else None
+
+    async def _ask(self, key: str, answer: Awaitable[Actor | None]) -> Actor | None:
+        now = clock.monotonic()
+        try:
+            actor = await answer
+        finally:
+            del self._asking[key]
         if len(self._known) >= MOST_KNOWN:
             self._known.clear()
         self._known[key] = (actor, now + KNOWN_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from starlette.types import Receive, Scope, Send
 
@@ -68,7 +68,7 @@ class Api(FastAPI):
         if batch is None or not hasattr(batch, "operations"):
             raise NotStarted(api.NOT_STARTED)
         if self._guard is None or self._guard.operations is not batch.operations:
-            feed = Feed(batch.operations, batch.node.id, lambda: batch.is_stopping)
+            feed = Feed(batch.operations, batch.node.id, batch.stopping)
             self._guard = Guard(batch.settings, batch.operations, feed, self._authorize)
         return self._guard
 
@@ -87,8 +87,10 @@ class Api(FastAPI):
             self.openapi_schema = document
         return self.openapi_schema
 
-    async def _document(self) -> dict[str, Any]:
-        return self.openapi()
+    async def _document(self, request: Request) -> dict[str, Any]:
+        """The document, whose paths are below the one at which this application is mounted."""
+        below = request.scope.get("root_path", "")
+        return {**self.openapi(), "servers": [{"url": below}]} if below else self.openapi()
 
     def _proxies(self) -> Sequence[Network]:
         try:

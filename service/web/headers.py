@@ -100,9 +100,8 @@ class _TooLarge(Exception):
 
 
 async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = problem(
-        413, f"the body of a request may have at most {LARGEST_BODY:,} bytes", headers={"Connection": "close"}
-    )
+    """The connection stays open, and the server discards the rest: a close would take the answer from the client."""
+    answer = problem(413, f"the body of a request may have at most {LARGEST_BODY:,} bytes")
     await answer(scope, receive, send)
 
 

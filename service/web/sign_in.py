@@ -60,7 +60,7 @@ async def sign_in(request: Request, response: Response, body: SignIn) -> Session
         name,
         begun.secret,
         expires=begun.expires_at,
-        path="/" if name.startswith("__Host-") else request.scope.get("root_path") or "/",
+        path=_cookie_path(request),
         secure=request.url.scheme == "https",
         httponly=True,
         samesite="lax",
@@ -90,8 +90,14 @@ async def sign_out(request: Request) -> Response:
     if cookie := request.cookies.get(name):
         await guard.operations.access.sign_out(cookie)
         guard.forget(cookie)
-        response.delete_cookie(name, path="/", secure=request.url.scheme == "https", httponly=True, samesite="lax")
+        is_secure = request.url.scheme == "https"
+        response.delete_cookie(name, path=_cookie_path(request), secure=is_secure, httponly=True, samesite="lax")
     return response
+
+
+def _cookie_path(request: Request) -> str:
+    """Where the browser sends the cookie: to this application only. With https the cookie's name needs all paths."""
+    return "/" if cookie_name(request).startswith("__Host-") else request.scope.get("root_path") or "/"
 
 
 async def _file(request: Request) -> FileResponse:

@@ -14,13 +14,19 @@ async function call(method, path, body) {
   const options = { method, headers, credentials: "same-origin" };
   if (body !== undefined) options.body = JSON.stringify(body);
   const answer = await fetch(new URL(path, base), options);
-  const content = answer.status === 204 ? null : await answer.json();
-  if (!answer.ok) throw new Error(content.detail ?? `The service answered ${answer.status}.`);
+  const content = answer.status === 204 ? null : await answer.json().catch(() => null);
+  if (!answer.ok) throw new Error(content?.detail ?? `The service answered ${answer.status}.`);
   return content;
 }
 
 function say(text) {
-  $("message").textContent = text;
+  $("message").textContent = text && `${text[0].toUpperCase()}${text.slice(1)}${text.endsWith(".") ? "" : "."}`;
+  $("message").hidden = text === "";
+}
+
+function ask() {
+  $("signin").hidden = false;
+  $("secret").focus();
 }
 
 function show(session) {
@@ -28,6 +34,8 @@ function show(session) {
   $("name").textContent = session.name;
   $("role").textContent = session.role;
   $("make").hidden = session.role !== "admin";
+  $("signout").hidden = csrf === null; // a proxy, or the application around this one, has signed this person in
+  $("secret").value = "";
   $("signin").hidden = true;
   $("signed-in").hidden = false;
   say("");
@@ -37,6 +45,7 @@ async function signIn(secret) {
   try {
     show(await call("POST", "session", { secret }));
   } catch (error) {
+    ask();
     say(error.message);
   }
 }
@@ -55,8 +64,9 @@ $("make").addEventListener("submit", async (event) => {
       expires_in_days: Number($("token-days").value),
     });
     $("token").textContent = made.secret;
-    $("url").textContent = new URL(".", document.baseURI).href;
+    $("url").textContent = new URL(".", document.baseURI).href.replace(/\/$/, "");
     $("made").hidden = false;
+    $("made").scrollIntoView({ block: "nearest" });
     say("");
   } catch (error) {
     say(error.message);
@@ -71,5 +81,5 @@ $("signout").addEventListener("click", async () => {
 if (fromLink) {
   await signIn(fromLink);
 } else {
-  await call("GET", "session").then(show, () => null);
+  await call("GET", "session").then(show, ask);
 }

@@ -11,8 +11,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service import clock
-from service.web.live import Feed, Stream
+from service.web.live import Feed
 from service.web.problems import Refused
+from service.web.stream import Stream
 from service.web.v1.requests import Viewer, guard_of, router
 
 events = router("events")
@@ -20,49 +21,56 @@ events = router("events")
 PING_SECONDS = 10.0
 SEND_SECONDS = 30.0
 """A client that does not read for so long is disconnected."""
+CHECK_SECONDS = 0.5
+"""How often a stream asks whether its token is still valid."""
+END_SECONDS = 1.0
+"""At a stop of the service, the time that a client has to read what is being sent to it."""
 TOPIC = r"^(runs|tasks|nodes|run:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$"
 Topic = Annotated[str, StringConstraints(pattern=TOPIC)]
 
 
 class EventStream(Response):
-    """Sends the events of a stream until the client leaves, its token is revoked, or the service stops."""
+    """Sends the events of topics until the client leaves, its token is revoked, or the service stops."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, request: Request, feed: Feed, stream: Stream) -> None:
+    def __init__(self, request: Request, topics: frozenset[str], owner: str, last_id: str | None) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._request, self._feed, self._stream = request, feed, stream
+        self._request, self._topics, self._owner, self._last_id = request, topics, owner, last_id
+        self._guard = guard_of(request)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        feed = self._guard.feed
+        stream = feed.open(self._topics, self._owner, self._last_id)
         leaving = asyncio.create_task(_until_gone(receive))
-        sending = asyncio.create_task(self._send_all(send))
+        sending = asyncio.create_task(self._send_all(feed, stream, send))
+        stopping = asyncio.create_task(feed.stopping.wait())
         try:
-            await asyncio.wait({leaving, sending}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({leaving, sending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not leaving.done() and not sending.done():
+                stream.wake()
+                await asyncio.wait({leaving, sending}, timeout=END_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._feed.close(self._stream)
-            for task in (leaving, sending):
+            feed.close(stream)
+            for task in (leaving, sending, stopping):
                 task.cancel()
-            await asyncio.wait({leaving, sending})
+            await asyncio.wait({leaving, sending, stopping})
         error = None if sending.cancelled() else sending.exception()
         if error is not None and not isinstance(error, TimeoutError | OSError):
             raise error
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, feed: Feed, stream: Stream, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await _send(send, b"retry: 2000\n\n")
         pinged = clock.monotonic()
-        while not self._feed.is_stopping() and await self._may_go_on():
-            for event in await self._stream.next(self._feed, 1.0):
-                await _send(send, event.encoded())
+        while not feed.stopping.is_set() and await self._guard.still(self._request):
+            for event in await stream.next(feed.reload, CHECK_SECONDS):
+                await _send(send, event.text)
             if clock.monotonic() - pinged >= PING_SECONDS:
                 pinged = clock.monotonic()
                 await _send(send, b": ping\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _may_go_on(self) -> bool:
-        """Whether the caller is still allowed to read."""
-        return await guard_of(self._request).still(self._request)
 
 
 async def _send(send: Send, body: bytes) -> None:
@@ -90,7 +98,7 @@ async def stream_events(
 ) -> Response:
     """Changes in these topics, as server-sent events `run`, `task` and `node`, whose data is JSON; or `reload`."""
     guard = guard_of(request)
-    if guard.feed.is_stopping():
+    if guard.feed.stopping.is_set():
         raise Refused(503, "the service is stopping")
     owner = operations.actor.token or operations.actor.name
-    return EventStream(request, guard.feed, guard.feed.open(frozenset(topic), owner, last_event_id))
+    return EventStream(request, frozenset(topic), owner, last_event_id)
