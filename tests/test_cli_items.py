@@ -92,7 +92,7 @@ def test_what_a_run_set_aside_is_listed_and_done_again(batch: Batch, tmp_path: P
         run,
         {"redrive": run, "items": ["4"], "first": 2, "greeting": "hi"},
         {"done": 1, "set_aside": 0},
-        "2026-03-01T00:00:00+00:00",
+        "2026-03-01T00:00:00Z",
     )
     shown = batch("show", "greet", "--json").json
     assert [(one["name"], one["type"], one["required"]) for one in shown["parameters"]] == [
