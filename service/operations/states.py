@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import FINAL, RunState
 
 STATES: tuple[str, ...] = tuple(RunState)
+
+FINAL_STATES = frozenset(str(state) for state in FINAL)
+"""The states in which a run has ended."""

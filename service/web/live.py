@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service import clock
-from service.batch.ledger.states import FINAL
 from service.errors import BatchError
 from service.logs import get_logger
 from service.operations.live import NEWEST, Look
 from service.operations.operations import Operations
 from service.operations.results import Result
+from service.operations.states import FINAL_STATES
 from service.web.stream import Event, Stream
 
 logger = get_logger("service.batch")
@@ -136,7 +136,7 @@ class Feed:
 
     def _followed(self) -> set[str]:
         """The runs of the list that have not ended, which may leave the list of the newest ones before they do."""
-        return {run for run, fields in self._last.get("runs", {}).items() if fields["state"] not in FINAL}
+        return {run for run, fields in self._last.get("runs", {}).items() if fields["state"] not in FINAL_STATES}
 
     def _compare(self, look: Look, topics: set[str], runs: set[str]) -> None:
         """Publish what is different from the last look, and begin the streams whose topics have been read now."""
