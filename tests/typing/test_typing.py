@@ -122,7 +122,9 @@ def test_the_sample_has_no_exemptions() -> None:
 
 def test_what_the_checkers_let_through_works(project: Path) -> None:
     """Every task can be used, and the author's tests pass."""
-    tasks = subprocess.run([*BATCH, "tasks", "--json"], cwd=project, env=AUTHORS, capture_output=True, text=True, timeout=60)
+    tasks = subprocess.run(
+        [*BATCH, "tasks", "--json"], cwd=project, env=AUTHORS, capture_output=True, text=True, timeout=60
+    )
     assert (tasks.returncode, tasks.stderr) == (0, "")
     options = ["asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function"]
     words = [word for option in options for word in ("-o", option)]
