@@ -59,6 +59,7 @@ class Database:
             ) from None
 
     def _make_engines(self, pool_size: int, pooled: bool, client: str, shows_values: bool) -> None:
+        self._is_disposed = False
         options = {"hide_parameters": not shows_values}
         if self.kind == "sqlite":
             self.engine = _sqlite_engine(self.url, "BEGIN IMMEDIATE", 1, pooled, options)
@@ -71,6 +72,7 @@ class Database:
             if not shows_values:
                 event.listen(engine.sync_engine, "handle_error", troubles.hide_values)
             event.listen(engine.sync_engine, "handle_error", partial(troubles.on_error, where=where))
+            event.listen(engine.sync_engine, "do_connect", self._refuse_if_disposed)
 
     def session(self, readonly: bool = False) -> AsyncSession:
         """A session whose objects stay usable after a commit. On SQLite a writing one may raise SecondWriter."""
@@ -128,7 +130,13 @@ class Database:
         finally:
             await asyncio.wait([disposing])
 
+    def _refuse_if_disposed(self, *_: Any) -> None:
+        """A connection that is opened after the others were closed would never be closed."""
+        if self._is_disposed:
+            raise DatabaseUnreachable(f"the database {self.safe_url} was closed, because the service has stopped")
+
     async def _dispose(self) -> None:
+        self._is_disposed = True
         await self.engine.dispose()
         if self.kind == "sqlite":
             await self.reader.dispose()

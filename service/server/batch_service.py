@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -114,6 +114,10 @@ class BatchService:
         """Drain, sign this node off in the ledger, and close the databases."""
         self.stopping.set()
         await self._stack.aclose()
+
+    def before_stop(self, end: Callable[[], Awaitable[None]]) -> None:
+        """Call `end` when the service stops, while the ledger can still be used."""
+        self._stack.push_async_callback(end)
 
     def leave_at_once(self) -> None:
         """Sign this node off from another thread, right before the process is ended: its runs are interrupted."""

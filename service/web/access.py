@@ -93,6 +93,15 @@ class Guard:
         except (BatchError, Refused):
             return False
 
+    async def stop(self) -> None:
+        """End what still asks the ledger. Call it before the ledger is closed."""
+        tasks = [task for task in (self._noting, *self._asking.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self.feed.stop()
+
     async def _actor(self, request: Request, address: str | None) -> Actor | None:
         given = request.headers.get("authorization")
         if given is not None:

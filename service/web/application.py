@@ -70,6 +70,7 @@ class Api(FastAPI):
         if self._guard is None or self._guard.operations is not batch.operations:
             feed = Feed(batch.operations, batch.node.id, batch.stopping)
             self._guard = Guard(batch.settings, batch.operations, feed, self._authorize)
+            batch.before_stop(self._guard.stop)
         return self._guard
 
     def openapi(self) -> dict[str, Any]:

@@ -78,6 +78,12 @@ class Feed:
         self._streams.add(stream)
         return stream
 
+    async def stop(self) -> None:
+        """End the reading of the ledger."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait([self._reader])
+
     def close(self, stream: Stream) -> None:
         """End a stream. Without streams the ledger is not read any more after a while."""
         self._streams.discard(stream)

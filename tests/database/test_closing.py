@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import text
 
 from service.database.engine import Database
+from service.errors import DatabaseUnreachable
 
 CONNECTIONS = 4
 """Use one writing and three reading connections."""
@@ -114,3 +115,12 @@ async def test_a_connection_whose_rollback_fails_is_closed_and_its_thread_ends(
     await connection.invalidate()
     await connection.close()
     await database.dispose()
+
+
+async def test_a_closed_database_opens_no_connection_that_nobody_would_close(database_url: str) -> None:
+    database = Database(database_url, setting="DATABASE_URL")
+    await database.check()
+    await database.dispose()
+    with pytest.raises(DatabaseUnreachable, match="was closed"):
+        async with database.reader.connect():
+            pass

@@ -384,3 +384,17 @@ async def test_the_address_and_the_scheme_of_a_client_are_believed_of_a_trusted_
     for wrong in ("", "nonsense", "203.0.113.9, nonsense", "," * 1_000):
         answer = await client_of(app, host="10.0.0.7").get("/api/v1/tasks", headers={"X-Forwarded-For": wrong})
         assert answer.status_code == 401
+
+
+async def test_nothing_asks_the_ledger_after_the_service_has_stopped(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that was opened then would never be closed."""
+    monkeypatch.setenv("LEDGER_URL", database_url if database_url.startswith("postgresql") else "sqlite:///ledger.db")
+    forget_settings()
+    app = create_app()
+    async with app.router.lifespan_context(app):
+        made = await app.state.batch.operations.access.create_token("ann", "viewer")
+        assert (await client_of(app, made.secret).get("/api/v1/session")).status_code == 200
+        noting = app.guard._noting  # type: ignore[attr-defined] # the use of the token is written a second later
+    assert noting.cancelled()
