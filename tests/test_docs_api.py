@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -266,6 +267,8 @@ async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     for block in blocks(PAGE, "python"):
         if block.file:
             (tmp_path / block.file).write_text(block.code)
+            # A file of this name that another test has loaded would give the module another name, and its logger too.
+            monkeypatch.delitem(sys.modules, block.file.removesuffix(".py").replace("/", "."), raising=False)
     app = create_app(version="3f0c1d2e4b5a")
     async with app.router.lifespan_context(app):
         service: BatchService = app.state.batch

@@ -127,7 +127,7 @@ async def test_chunks_that_postgresql_refuses_are_retried_in_the_attempt_or_in_t
     async with world.engine.begin() as connection:
         statement = f"ALTER DATABASE \"{world.url.database}\" SET default_transaction_isolation = '{isolation}'"
         await connection.execute(text(statement))
-    await world.dispose()  # new connections use the setting
+    await world.engine.dispose()  # new connections use the setting
     first, second = Attempt(), Second(meets)
     if retry_chunk:
         await first.does(partial(second.loop, True))
