@@ -19,6 +19,8 @@ from service.operations.startable import startable_task
 
 MOST_SLOTS = 10_000
 """A backfill of more slots is refused unless the request allows it, because it may be a mistake."""
+MOST_ALLOWED = 100_000
+"""A backfill of more slots is always refused: an interval may have any number of slots, and each is looked at."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,10 @@ async def _prepared(context: Context, request: BackfillRequest, by: str) -> tupl
             raise InvalidParameters(f"task {request.task}: there is no ledger yet, so there are no slots to backfill")
         task = await startable_task(connection, context, request.task)
         interval = await backfill.interval_of(connection, task.name, request.since, request.until)
-    if not request.allow_many and await interval.count(MOST_SLOTS) > MOST_SLOTS:
-        raise InvalidParameters(
-            f"task {task.name}: there are more than {MOST_SLOTS:,} slots in this interval; --yes allows that"
-        )
+    most = MOST_ALLOWED if request.allow_many else MOST_SLOTS
+    if await interval.count(most) > most:
+        hint = "backfill a shorter interval" if request.allow_many else "--yes allows that"
+        raise InvalidParameters(f"task {task.name}: there are more than {most:,} slots in this interval; {hint}")
     return Backfill(databases.ledger, databases.application, task, by, request.redo), interval
 
 

@@ -406,3 +406,13 @@ async def test_runs_are_not_found_by_a_value_that_is_masked(served: Served) -> N
     body = {"action": "retry", "filter": {"param": ["api_key=hush"]}}
     assert (await served.operator.post("/api/v1/runs/bulk", json=body)).status_code == 422
     assert "hush" not in (await served.admin.get("/api/v1/changes")).text
+
+
+async def test_a_backfill_of_centuries_is_refused_before_its_slots_are_counted(served: Served) -> None:
+    async with served.service.ledger.engine.begin() as connection:
+        often = update(tables.schedules).where(tables.schedules.c.task == "report")
+        await connection.execute(often.values(cron="* * * * *"))
+    body = {"since": "0001-01-01T00:00:00Z", "until": "2026-11-01T00:00:00Z", "many": True}
+    answer = await served.operator.post("/api/v1/tasks/report/backfill/preview", json=body)
+    assert answer.status_code == 422
+    assert "more than 100,000 slots" in answer.json()["detail"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
 from typing import Any, NamedTuple
@@ -27,6 +27,10 @@ from service.errors import InvalidParameters
 
 PAGE = 250
 """Slots handled in one transaction, whose rows are made on the event loop."""
+
+
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+"""Slots before this instant are left out: computing them would leave the calendar."""
 
 
 class SlotAction(StrEnum):
@@ -75,7 +79,7 @@ async def interval_of(connection: AsyncConnection, task: str, since: datetime, u
     if since > until:
         raise InvalidParameters(f"there are no slots from {since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S} UTC")
     handled = max(opened.fired_until, await database_time.now_of(connection) - ON_TIME)
-    return Interval(opened.schedule, since, min(until, handled), opened.id)
+    return Interval(opened.schedule, max(since, EARLIEST), min(until, handled), opened.id)
 
 
 def ignore(decision: SlotDecision) -> None:
