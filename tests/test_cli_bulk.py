@@ -142,7 +142,7 @@ async def test_beside_a_service_each_run_is_changed_once_and_executed(
     ledger: Database, ledger_url: str, call: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "tasks/all.py").write_text(TASK)
-    await know(ledger, make_task("import"))
+    await know(ledger, make_task("import", None))
     at = clock.now()
     await insert(ledger, *(new("import", state="failed", exclusive=None, created_at=at) for _ in range(1_200)))
 
