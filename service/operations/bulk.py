@@ -181,13 +181,16 @@ class Bulks:
         """Change the next runs of a bulk. Returns False if it has ended, or another process carries it out."""
         context = self._context
         async with context.databases.reading() as connection:
-            row = await previews.get(connection, id) if connection is not None else None
+            if connection is None:
+                return False
+            row = await previews.get(connection, id)
+            packed = await previews.packed_ids(connection, id)
         if row is None or row["started_at"] is None or row["finished_at"] is not None:
             return False
         if row["action"] == "backfill":
             return await self._backfill(row)
         position, count = row["position"], row["count"]
-        ids = (await offload(previews.unpack, row["ids"], count))[position : position + STEP]
+        ids = await offload(previews.unpack, packed, position, min(position + STEP, count))
         async with context.databases.changing() as connection:
             now = await database_time.now_of(connection)
             if not await duties.take(connection, f"bulk {id}", self._node, now, DUTY_SECONDS):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.ledger import runs as run_rows
 from service.batch.ledger import tasks as task_rows
 from service.errors import Forbidden, InvalidParameters
 from service.operations.context import Context
@@ -31,10 +32,12 @@ async def hidden_tasks(connection: AsyncConnection, context: Context) -> frozens
     return await task_rows.tagged(connection, SECRET_TAG)
 
 
-async def refuse_hidden(connection: AsyncConnection, context: Context, task: str, what: str) -> None:
-    """Raises Forbidden if the caller may not see this of the task. `what`: such as "logs"."""
-    if task in await hidden_tasks(connection, context):
-        raise Forbidden(f"a viewer may not read {what} of {task}, because it has the tag {SECRET_TAG}")
+async def refuse_hidden_log(context: Context, run: str) -> None:
+    """Raises Forbidden if the caller may not read the log of this run."""
+    async with context.databases.reading() as connection:
+        row = await run_rows.get(connection, run) if connection is not None else None
+        if connection is not None and row is not None and row["task"] in await hidden_tasks(connection, context):
+            raise Forbidden(f"a viewer may not read logs of {row['task']}, because it has the tag {SECRET_TAG}")
 
 
 async def redacted(connection: AsyncConnection, context: Context, run: R) -> R:

@@ -17,6 +17,7 @@ from service.escaping import echoed
 from service.operations.context import Context
 from service.operations.databases import Databases
 from service.operations.finding import run_of
+from service.operations.redacting import refuse_hidden_log
 from service.operations.results import Line, LogBlock, Result
 
 
@@ -53,9 +54,10 @@ async def blocks(context: Context, given: str, follow: bool) -> AsyncGenerator[L
     """The blocks of a run, oldest first, and at the end its state. With `follow` it ends with the run's final state.
 
     `given`: the id of a run, the beginning of one, or a task, which stands for its newest run. No connection is held
-    between blocks. Raises UnknownRun, UnknownTask and DatabaseError.
+    between blocks. Raises UnknownRun, UnknownTask, Forbidden and DatabaseError.
     """
     run = await run_of(context, given)
+    await refuse_hidden_log(context, run)
     reader = Reader(context.databases, run)
     while True:
         state, fence = await _state(context.databases, run)  # first: a final state comes with the last lines
@@ -80,8 +82,12 @@ async def _state(databases: Databases, run: str) -> tuple[str, int]:
     return row["state"], row["fence"]
 
 
-async def page(context: Context, run: str, after: str | None, limit: int, level: str, contains: str | None) -> LogPage:
-    """A page of the log of a run; see `operations.runs.log_page`. `run`: its whole id."""
+async def page(
+    context: Context, given: str, after: str | None, limit: int, level: str, contains: str | None
+) -> LogPage:
+    """A page of the log of a run; see `operations.runs.log_page`."""
+    run = await run_of(context, given)
+    await refuse_hidden_log(context, run)
     fence, line = parse_place(after) if after is not None else (0, 0)
     least = logging.getLevelNamesMapping()[level]
     lines: list[NumberedLine] = []

@@ -59,12 +59,24 @@ class Status(Result):
     newest_backup: datetime | None
 
 
+NEVER_RUN = Status(
+    ok=False,
+    troubles=[Trouble(kind="no_service", text="there is no ledger yet: no service has ever run")],
+    nodes=[],
+    last_beat=None,
+    running=0,
+    queued=0,
+    failed=[],
+    quarantined=0,
+    newest_backup=None,
+)
+
+
 async def status(context: Context, settings: Settings) -> Status:
     """See `operations.status`."""
     async with context.databases.reading() as connection:
         if connection is None:
-            sentence = "there is no ledger yet: no service has ever run"
-            return _status([Trouble(kind="no_service", text=sentence)])
+            return NEVER_RUN
         now = await database_time.now_of(connection)
         living = await living_services(connection, context, now)
         last_beat = (await connection.execute(select(func.max(nodes.c.seen_at)))).scalar()
@@ -73,42 +85,21 @@ async def status(context: Context, settings: Settings) -> Status:
         newest_backup, is_stale = await _backup(connection, now)
         running, queued = await _counts(connection)
     quarantined = await _quarantined(context.databases)
-    return _status(
-        [
-            *_no_service(living, last_beat, now),
-            *([Trouble(kind="late_slots", text=_late_text(late))] if late else []),
-            *([Trouble(kind="failures", text=_failed_text(failed))] if failed else []),
-            *([Trouble(kind="quarantine", text=_quarantine_text(quarantined))] if quarantined else []),
-            *([Trouble(kind="backup", text=_backup_text(newest_backup, now))] if is_stale else []),
-        ],
+    troubles = [
+        *_no_service(living, last_beat, now),
+        *([Trouble(kind="late_slots", text=_late_text(late))] if late else []),
+        *([Trouble(kind="failures", text=_failed_text(failed))] if failed else []),
+        *([Trouble(kind="quarantine", text=_quarantine_text(quarantined))] if quarantined else []),
+        *([Trouble(kind="backup", text=_backup_text(newest_backup, now))] if is_stale else []),
+    ]
+    return Status(
+        ok=not troubles,
+        troubles=troubles,
         nodes=living,
         last_beat=last_beat,
         running=running,
         queued=queued,
         failed=failed,
-        quarantined=quarantined,
-        newest_backup=newest_backup,
-    )
-
-
-def _status(
-    troubles: list[Trouble],
-    nodes: list[Node] | None = None,
-    last_beat: datetime | None = None,
-    running: int = 0,
-    queued: int = 0,
-    failed: list[RunSummary] | None = None,
-    quarantined: int = 0,
-    newest_backup: datetime | None = None,
-) -> Status:
-    return Status(
-        ok=not troubles,
-        troubles=troubles,
-        nodes=nodes or [],
-        last_beat=last_beat,
-        running=running,
-        queued=queued,
-        failed=failed or [],
         quarantined=quarantined,
         newest_backup=newest_backup,
     )

@@ -21,10 +21,11 @@ def pack(ids: Sequence[str]) -> bytes:
     return zlib.compress(b"".join(uuid.UUID(run).bytes for run in ids), level=1)
 
 
-def unpack(packed: bytes, count: int) -> list[str]:
-    """The ids that `pack` was given. No more than `count` ids are decompressed."""
-    plain = zlib.decompressobj().decompress(packed, max(count * ID_BYTES, 1))  # 0 would stand for no limit
-    return [str(uuid.UUID(bytes=plain[at : at + ID_BYTES])) for at in range(0, len(plain), ID_BYTES)]
+def unpack(packed: bytes, start: int, stop: int) -> list[str]:
+    """The ids from number `start` to `stop` of those that `pack` was given. No more than `stop` are decompressed."""
+    plain = zlib.decompressobj().decompress(packed, max(stop * ID_BYTES, 1))  # 0 would stand for no limit
+    places = range(start * ID_BYTES, len(plain), ID_BYTES)
+    return [str(uuid.UUID(bytes=plain[at : at + ID_BYTES])) for at in places]
 
 
 async def add(connection: AsyncConnection, **columns: Any) -> None:
@@ -33,8 +34,15 @@ async def add(connection: AsyncConnection, **columns: Any) -> None:
 
 
 async def get(connection: AsyncConnection, id: str) -> Mapping[Any, Any] | None:
-    """The row of a preview; None if there is none."""
-    return (await connection.execute(select(previews).where(previews.c.id == id))).mappings().first()
+    """The row of a preview without its ids, which may be many; None if there is none."""
+    columns = (column for column in previews.c if column is not previews.c.ids)
+    return (await connection.execute(select(*columns).where(previews.c.id == id))).mappings().first()
+
+
+async def packed_ids(connection: AsyncConnection, id: str) -> bytes:
+    """The ids of the runs of a preview, as `pack` has made them."""
+    packed: bytes | None = (await connection.execute(select(previews.c.ids).where(previews.c.id == id))).scalar()
+    return packed or pack([])
 
 
 async def begin(connection: AsyncConnection, id: str, by: Mapping[str, Any], note: str | None, now: datetime) -> bool:

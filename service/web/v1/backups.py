@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -140,19 +141,7 @@ async def diff_backup(
     return Difference(
         before=_name(difference.before.name),
         after=_name(difference.after.name),
-        tables=[
-            TableDifference(
-                table=table.table,
-                rows_before=table.rows_before,
-                rows_after=table.rows_after,
-                added=table.added,
-                removed=table.removed,
-                changed=table.changed,
-                same=table.same,
-                schema_changes=list(table.schema),
-            )
-            for table in difference.tables
-        ],
+        tables=[TableDifference.of(asdict(table), schema_changes=table.schema) for table in difference.tables],
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.operations.actor import Role
 from service.operations.operations import Operations
-from service.operations.run_list import TEXT
+from service.operations.run_list import TASK_NAME, TEXT
 from service.web.access import Guard, needs
 from service.web.problems import MEDIA_TYPE
 
@@ -21,11 +21,10 @@ COOKIE = APIKeyCookie(name="batch_session", auto_error=False, description="The s
 
 V1 = "/api/v1"
 """Where the resources stand."""
-NAME = r"^[a-z0-9_.-]{1,100}$"
 GIVEN = r"^[A-Za-z0-9_.-]{1,100}$"
 BACKUP = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$"
 
-TaskName = Annotated[str, Path(pattern=NAME, description="The name of the task.")]
+TaskName = Annotated[str, Path(pattern=TASK_NAME, description="The name of the task.")]
 GivenRun = Annotated[
     str,
     Path(

@@ -13,9 +13,9 @@ from service.operations.account import Accounts
 from service.operations.actor import Role
 from service.operations.changes import MOST_CHANGES, ChangePage
 from service.operations.results import Node, Result
-from service.operations.run_list import Cursor, Instant
+from service.operations.run_list import TASK_NAME, Cursor, Instant
 from service.operations.status import Status
-from service.web.v1.requests import NAME, Admin, Body, Viewer, router
+from service.web.v1.requests import Admin, Body, Viewer, router
 
 rest = router("service")
 tokens = router("tokens")
@@ -28,7 +28,7 @@ class AccountQuery(Body):
 
     since: Instant
     until: Instant | None = None
-    task: str | None = Field(None, pattern=NAME)
+    task: str | None = Field(None, pattern=TASK_NAME)
 
 
 class ChangeQuery(Body):
@@ -36,7 +36,7 @@ class ChangeQuery(Body):
 
     since: Instant | None = None
     until: Instant | None = None
-    task: str | None = Field(None, pattern=NAME)
+    task: str | None = Field(None, pattern=TASK_NAME)
     action: str | None = Field(None, pattern=r"^[a-z_.]{1,60}$", description="Only events such as `run.cancel`.")
     limit: int = Field(50, ge=1, le=MOST_CHANGES)
     after: Cursor | None = None

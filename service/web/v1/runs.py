@@ -11,13 +11,13 @@ from pydantic import Field
 
 from service.operations.bulk import Bulk, BulkAction, Preview
 from service.operations.results import Attempt, Quarantined, Result, RunDetails, RunNow, Started
-from service.operations.run_list import MOST_RUNS, Cursor, RunFilter, RunPage
+from service.operations.run_list import ID, MOST_RUNS, Cursor, RunFilter, RunPage
 from service.operations.run_log import LOG_CURSOR, LogPage
 from service.web.v1.requests import Body, GivenRun, Operator, Viewer, WithNote, router
 
 runs = router("runs")
 
-PreviewId = Annotated[str, Path(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", description="A preview's id.")]
+PreviewId = Annotated[str, Path(pattern=ID, description="A preview's id.")]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
@@ -79,8 +79,7 @@ class BulkPreview(Body):
 @runs.get("/runs")
 async def list_runs(operations: Viewer, query: Annotated[RunQuery, Query()]) -> RunPage:
     """A page of runs, newest first. A page may be short although others follow: `after` says so."""
-    wanted = RunFilter.model_validate(query.model_dump(exclude={"limit", "after"}, exclude_defaults=True))
-    return await operations.runs.list(wanted, query.limit, query.after)
+    return await operations.runs.list(query, query.limit, query.after)
 
 
 @runs.post("/runs/bulk")
