@@ -12,8 +12,8 @@ import pytest
 
 from service import clock
 from service.database.engine import Database
-from service.operations.access import NewToken, Token
-from service.operations.changes import Change
+from service.operations.people.access import NewToken, Token
+from service.operations.people.changes import Change
 from tests.asking import operations_on
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new

@@ -15,7 +15,7 @@ import pytest
 
 from service import clock
 from service.database.engine import Database
-from service.operations.bulk import Bulk
+from service.operations.runs.bulk import Bulk
 from tests.batch.ledger_world import know, make_task, rows
 from tests.batch.test_runs import insert, new
 from tests.commands import Batch, in_this_process, refuses

@@ -27,10 +27,10 @@ from service.batch.ledger.runs import NewRun
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.errors import UnknownRun
-from service.operations import run_log
 from service.operations.databases import Databases
 from service.operations.results import LogBlock
-from service.operations.run_log import Reader
+from service.operations.runs import run_log
+from service.operations.runs.run_log import Reader
 from tests.asking import operations_on
 from tests.batch.ledger_world import fire, know, make_task
 from tests.commands import Batch, Done, in_this_process, refuses

@@ -15,7 +15,7 @@ from service.batch.ledger.states import RunState
 from service.cli.hints import NO_SERVICE
 from service.database.engine import Database
 from service.operations.results import Node
-from service.operations.status import Status
+from service.operations.system.status import Status
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new
 from tests.commands import Batch, in_this_process

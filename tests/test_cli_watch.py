@@ -26,8 +26,8 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.cli import bar, progress
 from service.database.engine import Database
 from service.database.migrate import migrate
-from service.operations import run_log
-from service.operations.runs import Runs
+from service.operations.runs import run_log
+from service.operations.runs.facet import Runs
 from tests.batch.ledger_world import until as in_time
 from tests.commands import Batch, Done, in_this_process, refuses
 from tests.processes import BATCH, environment

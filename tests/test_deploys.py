@@ -11,7 +11,7 @@ import pytest
 
 from service import TaskRegistry, config
 from service.config import get_settings
-from service.operations.changes import Change
+from service.operations.people.changes import Change
 from service.server.batch_service import BatchService
 from service.server.version import application_version
 

@@ -22,7 +22,8 @@ from service.app import create_app
 from service.application.models import User
 from service.batch.ledger import run_query, tables
 from service.batch.ledger.states import ACTIVE
-from service.operations import actor, bulk, changes, run_list
+from service.operations.people import actor, changes
+from service.operations.runs import bulk, run_list
 from service.server.batch_service import BatchService
 from service.web import headers, live, problems
 from service.web.v1 import events, requests, rest, runs, tasks
@@ -276,7 +277,7 @@ async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             db.add_all([User(email="ann@example.com"), User(email="bad address")])
             await db.commit()
         await service.operations.backups.create()
-        made = await service.operations.access.create_token("ann", "admin")
+        made = await service.operations.people.access.create_token("ann", "admin")
         async with client_of(app, made.secret) as admin, client_of(app) as nobody:
             yield Reader(app, service, admin, nobody, {YOURS: made.secret})
 

@@ -31,12 +31,12 @@ from service.database import engine as engines
 from service.database.engine import Database
 from service.database.migrate import migrate
 from service.errors import BatchError, DamagedRow, DatabaseUnreachable, UnknownRun, UnknownTask, WrongState
-from service.operations.actor import Actor
 from service.operations.context import Loaded
 from service.operations.operations import Operations, open_operations
+from service.operations.people.actor import Actor
 from service.operations.results import Attempt, Line, LogBlock, Started
-from service.operations.run_list import RunFilter
-from service.operations.runs import Runs
+from service.operations.runs.facet import Runs
+from service.operations.runs.run_list import RunFilter
 from service.server.batch_service import BatchService
 from tests.asking import operations_on
 from tests.batch.ledger_world import until
@@ -121,7 +121,7 @@ def test_the_project_obeys_the_rule(project: list[Module], rule: Callable[[list[
 @pytest.mark.parametrize("module", ["service.cli.runs", "service.web.api"])
 def test_a_face_that_knows_sql_is_found(module: str, code: str) -> None:
     assert sql_in_faces(modules(module, code))
-    assert sql_in_faces(modules("service.operations.runs", code)) == []
+    assert sql_in_faces(modules("service.operations.runs.facet", code)) == []
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_face_that_knows_sql_is_found(module: str, code: str) -> None:
     ],
 )
 def test_an_operation_that_does_more_than_asked_is_found(code: str) -> None:
-    assert deeds_of_operations(modules("service.operations.runs", code))
+    assert deeds_of_operations(modules("service.operations.runs.facet", code))
     assert deeds_of_operations(modules("service.cli.runs", code)) == []
 
 

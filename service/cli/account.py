@@ -16,7 +16,7 @@ from service.errors import InvalidParameters
 from service.escaping import LONGEST_QUOTE, cut, echoed, line, to_json
 
 if TYPE_CHECKING:
-    from service.operations.account import Accounts, SlotFinding, SlotOutcome, TaskAccount
+    from service.operations.slots.account import Accounts, SlotFinding, SlotOutcome, TaskAccount
 
 
 def account(

@@ -15,10 +15,10 @@ from service.cli.options import AsJson, RunOrNone, seconds, short, utc
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
-    from service.operations.bulk import Bulk, BulkAction, Preview, PreviewedRun
     from service.operations.operations import Operations
     from service.operations.results import RunNow
-    from service.operations.run_list import RunFilter
+    from service.operations.runs.bulk import Bulk, BulkAction, Preview, PreviewedRun
+    from service.operations.runs.run_list import RunFilter
 
 Again = Annotated[bool, typer.Option("--again", help="Begin from the beginning. Allowed also if the run succeeded.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Change all runs that match, without asking.")]

@@ -11,8 +11,8 @@ from service.cli.opening import ask
 from service.cli.options import AsJson, instant_or_age, short, whole
 
 if TYPE_CHECKING:
-    from service.operations.changes import Change
     from service.operations.operations import Operations
+    from service.operations.people.changes import Change
 
 COLUMNS = ["at", "actor", "source", "action", "task", "run", "target", "note"]
 

@@ -28,7 +28,7 @@ def task_names(incomplete: str) -> list[str]:
 
 def states(incomplete: str) -> list[str]:
     """The states of runs that begin with `incomplete`."""
-    from service.operations.states import STATES
+    from service.operations.runs.states import STATES
 
     return [state for state in STATES if state.startswith(incomplete)]
 

@@ -11,7 +11,7 @@ from service.cli.options import instant_or_age, pairs
 from service.errors import InvalidParameters
 
 if TYPE_CHECKING:
-    from service.operations.run_list import RunFilter
+    from service.operations.runs.run_list import RunFilter
 
 OfTask = Annotated[
     str | None, typer.Option("--task", help="Only runs of this task.", autocompletion=complete.task_names)
@@ -57,7 +57,7 @@ def filter_of(
     text: str | None,
 ) -> RunFilter:
     """The filter that these options make. Raises InvalidParameters."""
-    from service.operations.run_list import RunFilter
+    from service.operations.runs.run_list import RunFilter
 
     pairs(param or [])
     if (param or text is not None) and (task is None or (since is None and ended_since is None)):

@@ -13,7 +13,7 @@ from service.cli.options import AsJson, utc, whole
 from service.escaping import line
 
 if TYPE_CHECKING:
-    from service.operations.lint import LintedTask, LintSlot
+    from service.operations.tasks.lint import LintedTask, LintSlot
 
 
 def lint(

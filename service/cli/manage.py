@@ -11,8 +11,8 @@ from service.cli.opening import ask
 from service.cli.options import AsJson, TaskName, instant, utc
 
 if TYPE_CHECKING:
-    from service.operations.backfill import BackfillCounts, BackfillSlot
     from service.operations.operations import Operations
+    from service.operations.slots.backfill import BackfillCounts, BackfillSlot
 
 
 def pause(name: TaskName, as_json: AsJson = False) -> None:
@@ -66,7 +66,7 @@ def backfill(
     begins from the beginning.
     """
     from service import console
-    from service.operations.backfill import BackfillRequest
+    from service.operations.slots.backfill import BackfillRequest
 
     def print_slot(slot: BackfillSlot) -> None:
         if dry_run and as_json:

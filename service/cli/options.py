@@ -18,7 +18,7 @@ from service.escaping import echoed
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
-    from service.operations.actor import Actor
+    from service.operations.people.actor import Actor
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ def actor() -> Actor:
     """The user who has called the command, as the ledger records it."""
     import socket
 
-    from service.operations.actor import Actor
+    from service.operations.people.actor import Actor
 
     return Actor(user(), source="cli", address=socket.gethostname())
 

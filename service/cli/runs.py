@@ -14,7 +14,7 @@ from service.cli.options import AsJson, short, whole
 if TYPE_CHECKING:
     from service.operations.operations import Operations
     from service.operations.results import RunSummary
-    from service.operations.run_list import RunFilter
+    from service.operations.runs.run_list import RunFilter
 
 COLUMNS = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "progress", "quarantined"]
 FIRST_LEFT_OUT = ["attempt", "origin", "finished_at", "quarantined", "progress", "slot", "started_at", "reason"]

@@ -13,8 +13,8 @@ from service.errors import InvalidParameters
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from service.operations.migrations import Migration
     from service.operations.operations import Operations
+    from service.operations.system.migrations import Migration
 
 
 def config(as_json: AsJson = False) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from service.operations.operations import Operations
     from service.operations.results import Node, RunSummary
-    from service.operations.status import Status
+    from service.operations.system.status import Status
 
 MOST_FAILED = 10
 

@@ -100,7 +100,7 @@ async def _show_run_here(operations: Operations, run: str, display: Bar | Lines)
     import asyncio
 
     from service.errors import DatabaseError
-    from service.operations import run_log
+    from service.operations.runs import run_log
 
     while True:
         with suppress(DatabaseError, OSError):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from service.batch.retention.retention import Keep
 from service.config import SECRET_WORDS
-from service.operations.actor import Actor
 from service.operations.databases import Databases
+from service.operations.people.actor import Actor
 from service.redaction import Redaction
 
 if TYPE_CHECKING:

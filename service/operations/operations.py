@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING
 from service.batch.retention.retention import Keep
 from service.config import Settings
 from service.database.engine import Database
-from service.operations.actor import Actor
 from service.operations.context import Context, Loaded, wake_nothing
 from service.operations.databases import Databases
+from service.operations.people.actor import Actor
 from service.redaction import Redaction
 
 if TYPE_CHECKING:
-    from service.operations.access import Access
     from service.operations.backups.facet import Backups
-    from service.operations.bulk import Bulks
-    from service.operations.changes import Changes
-    from service.operations.live import Look
-    from service.operations.migrations import Migrations
-    from service.operations.nodes import Nodes
-    from service.operations.quarantine import Quarantine
-    from service.operations.runs import Runs
-    from service.operations.settings import UsedSettings
-    from service.operations.slots import Slots
-    from service.operations.status import Status
-    from service.operations.tasks import Tasks
+    from service.operations.people.access import Access
+    from service.operations.people.changes import Changes
+    from service.operations.runs.bulk import Bulks
+    from service.operations.runs.facet import Runs
+    from service.operations.runs.quarantine import Quarantine
+    from service.operations.slots.facet import Slots
+    from service.operations.system.live import Look
+    from service.operations.system.migrations import Migrations
+    from service.operations.system.nodes import Nodes
+    from service.operations.system.settings import UsedSettings
+    from service.operations.system.status import Status
+    from service.operations.tasks.facet import Tasks
 
 
 SERVICE = Actor("batch", source="service")
@@ -87,73 +87,73 @@ class Operations:
 
     async def look(self, topics: Collection[str], run_ids: Collection[str]) -> Look:
         """What of runs, tasks and nodes is shown live. Raises DatabaseError if the ledger can't be read."""
-        from service.operations.live import look
+        from service.operations.system.live import look
 
         return await look(self._context, topics, run_ids)
 
     async def status(self) -> Status:
         """Whether something is wrong, and what. Raises DatabaseError if the ledger can't be read."""
-        from service.operations.status import status
+        from service.operations.system.status import status
 
         return await status(self._context, self._settings)
 
     async def settings(self) -> UsedSettings:
         """The settings as they are used, without secrets."""
-        from service.operations.settings import used
+        from service.operations.system.settings import used
 
         return used(self._settings)
 
     @cached_property
     def tasks(self) -> Tasks:
-        from service.operations.tasks import Tasks
+        from service.operations.tasks.facet import Tasks
 
         return Tasks(self._context)
 
     @cached_property
     def runs(self) -> Runs:
-        from service.operations.runs import Runs
+        from service.operations.runs.facet import Runs
 
         return Runs(self._context)
 
     @cached_property
     def bulks(self) -> Bulks:
-        from service.operations.bulk import Bulks
+        from service.operations.runs.bulk import Bulks
 
         return Bulks(self._context)
 
     @cached_property
     def changes(self) -> Changes:
-        from service.operations.changes import Changes
+        from service.operations.people.changes import Changes
 
         return Changes(self._context)
 
     @cached_property
     def access(self) -> Access:
-        from service.operations.access import Access
+        from service.operations.people.access import Access
 
         return Access(self._context)
 
     @cached_property
     def migrations(self) -> Migrations:
-        from service.operations.migrations import Migrations
+        from service.operations.system.migrations import Migrations
 
         return Migrations(self._context)
 
     @cached_property
     def slots(self) -> Slots:
-        from service.operations.slots import Slots
+        from service.operations.slots.facet import Slots
 
         return Slots(self._context)
 
     @cached_property
     def quarantine(self) -> Quarantine:
-        from service.operations.quarantine import Quarantine
+        from service.operations.runs.quarantine import Quarantine
 
         return Quarantine(self._context)
 
     @cached_property
     def nodes(self) -> Nodes:
-        from service.operations.nodes import Nodes
+        from service.operations.system.nodes import Nodes
 
         return Nodes(self._context)
 

@@ -12,8 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 from service import logs
 from service.config import Settings, get_settings
 from service.errors import BatchError
-from service.operations.actor import Actor as Actor
-from service.operations.actor import Role as Role
+from service.operations.people.actor import Actor as Actor
+from service.operations.people.actor import Role as Role
 from service.server.batch_service import BatchService
 from service.server.shutdown import Stopping
 from service.web.access import Authorize, check_settings

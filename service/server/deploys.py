@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import audit
-from service.batch.ledger.audit import By
+from service.batch.ledger.people import audit
+from service.batch.ledger.people.audit import By
 from service.config import SECRET, Settings
 from service.redaction import MASK, Redaction
 

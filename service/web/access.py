@@ -20,9 +20,9 @@ from service import clock
 from service.config import Settings
 from service.errors import BatchError, InvalidSetting
 from service.escaping import echoed
-from service.operations.access import SECRET, hash_of
-from service.operations.actor import ROLES, Actor, Role
 from service.operations.operations import Operations
+from service.operations.people.access import SECRET, hash_of
+from service.operations.people.actor import ROLES, Actor, Role
 from service.web.limits import Limits
 from service.web.live import Feed
 from service.web.problems import Refused

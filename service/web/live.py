@@ -15,10 +15,10 @@ from typing import Any
 from service import clock
 from service.errors import BatchError
 from service.logs import get_logger
-from service.operations.live import NEWEST, Look
 from service.operations.operations import Operations
 from service.operations.results import Result
-from service.operations.states import FINAL_STATES
+from service.operations.runs.states import FINAL_STATES
+from service.operations.system.live import NEWEST, Look
 from service.web.stream import Event, Stream
 
 logger = get_logger("service.batch")

@@ -11,7 +11,7 @@ from pydantic import Field
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
-from service.operations.actor import Role
+from service.operations.people.actor import Role
 from service.operations.results import Result
 from service.web.access import address_of, cookie_name, csrf_of, needs, refuse_foreign
 from service.web.problems import Refused

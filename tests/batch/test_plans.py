@@ -21,23 +21,10 @@ from service.application.models import User
 from service.batch.chunks.checkpoints import UPSERT_WITH_FENCE
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.firing import firing, task_sync
-from service.batch.ledger import (
-    access,
-    access_tables,
-    attempts,
-    audit,
-    duties,
-    missed_ranges,
-    nodes,
-    previews,
-    run_query,
-    runs,
-    schedules,
-    tables,
-    transitions,
-)
+from service.batch.ledger import attempts, duties, missed_ranges, nodes, run_query, runs, schedules, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.migration import LEDGER_HISTORY
+from service.batch.ledger.people import access, access_tables, audit, previews
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import ledger_poll, orphans

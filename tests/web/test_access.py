@@ -11,11 +11,11 @@ from starlette.applications import Starlette
 
 from service import clock
 from service.app import create_app
-from service.batch.ledger import access
+from service.batch.ledger.people import access
 from service.config import forget_settings, get_settings
 from service.errors import InvalidSetting
-from service.operations.access import hash_of
-from service.operations.actor import ROLES, Actor, Role
+from service.operations.people.access import hash_of
+from service.operations.people.actor import ROLES, Actor, Role
 from service.server.uvicorn import listen
 from service.web.access import csrf_of
 from tests.batch.ledger_world import until

@@ -18,7 +18,7 @@ from service import clock
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id, nodes, runs
-from service.operations.live import NEWEST
+from service.operations.system.live import NEWEST
 from service.server.connections import Connections
 from service.web.stream import MOST_WAITING_BYTES
 from tests.batch.ledger_world import until

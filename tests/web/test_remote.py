@@ -13,21 +13,21 @@ import pytest
 
 from service import clock
 from service.errors import BatchError, InvalidParameters
-from service.operations.access import Access
-from service.operations.actor import Actor
-from service.operations.backfill import BackfillRequest
-from service.operations.bulk import Bulks
-from service.operations.changes import Changes
-from service.operations.nodes import Nodes
-from service.operations.quarantine import Quarantine
+from service.operations.people.access import Access
+from service.operations.people.actor import Actor
+from service.operations.people.changes import Changes
 from service.operations.remote import connection as remote_connection
 from service.operations.remote import facets
 from service.operations.remote.connection import Connection
 from service.operations.remote.operations import RemoteOperations, remote_operations
-from service.operations.run_list import RunFilter
-from service.operations.runs import Runs
-from service.operations.slots import Slots
-from service.operations.tasks import Tasks
+from service.operations.runs.bulk import Bulks
+from service.operations.runs.facet import Runs
+from service.operations.runs.quarantine import Quarantine
+from service.operations.runs.run_list import RunFilter
+from service.operations.slots.backfill import BackfillRequest
+from service.operations.slots.facet import Slots
+from service.operations.system.nodes import Nodes
+from service.operations.tasks.facet import Tasks
 from tests.web.conftest import Served
 from tests.web.test_v1 import ended, start
 

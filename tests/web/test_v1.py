@@ -10,13 +10,14 @@ import pytest
 from sqlalchemy import insert, update
 
 from service import clock
-from service.batch.ledger import previews, tables
-from service.batch.ledger.access_tables import previews as previews_table
+from service.batch.ledger import tables
+from service.batch.ledger.people import previews
+from service.batch.ledger.people.access_tables import previews as previews_table
 from service.batch.ledger.run_query import LOOKED
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import new_id
-from service.operations.actor import Actor
+from service.operations.people.actor import Actor
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served
 
@@ -279,7 +280,7 @@ async def test_a_bulk_goes_on_in_another_process_after_the_first_one_died(served
 
 
 def _filter(**conditions: Any) -> Any:
-    from service.operations.run_list import RunFilter
+    from service.operations.runs.run_list import RunFilter
 
     return RunFilter.of(**conditions)
 

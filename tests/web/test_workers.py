@@ -16,7 +16,8 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from service import clock
-from service.batch.ledger import access_tables, database_time, tables
+from service.batch.ledger import database_time, tables
+from service.batch.ledger.people import access_tables
 from service.config import Settings
 from service.database.engine import Database
 from service.operations.context import Loaded

@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.cron import Schedule
 from service.batch.firing.firing import fire
 from service.batch.firing.misfires import SlotPlan, plan_all_missed
-from service.batch.ledger import audit, database_time, json_rows, missed_ranges, nodes, schedules
-from service.batch.ledger.audit import By
+from service.batch.ledger import database_time, json_rows, missed_ranges, nodes, schedules
+from service.batch.ledger.people import audit
+from service.batch.ledger.people.audit import By
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import tasks
 from service.batch.queue.capacity import Capacity

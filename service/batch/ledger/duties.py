@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger.access_tables import duties
+from service.batch.ledger.people.access_tables import duties
 
 _TAKE = (
     text(

@@ -24,8 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import json_rows
-from service.batch.ledger.access import LINK
-from service.batch.ledger.access_tables import events, previews, sessions, tokens
+from service.batch.ledger.people.access import LINK
+from service.batch.ledger.people.access_tables import events, previews, sessions, tokens
 from service.batch.ledger.runs import locked_by_id
 from service.batch.ledger.states import FINAL
 from service.batch.ledger.tables import HELD_SQL, missed, nodes, runs, tasks

@@ -34,7 +34,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.firing.misfires import INSTANT
-from service.batch.ledger import access, audit, database_time, json_rows, previews
+from service.batch.ledger import database_time, json_rows
+from service.batch.ledger.people import access, audit, previews
 from service.batch.ledger.schedules import lock_tasks
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import (

@@ -13,7 +13,8 @@ from service.backup.comparing.differences import Difference
 from service.backup.file.reader import SavedTable
 from service.backup.restoring.count import RestoreReport
 from service.backup.restoring.plan import RestorePlan
-from service.batch.ledger import audit, database_time
+from service.batch.ledger import database_time
+from service.batch.ledger.people import audit
 from service.operations.backups import catalogue, copies, delete, details, make, pins, prune, restore
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.catalogue import BackupSummary

@@ -12,13 +12,9 @@ from pydantic import BaseModel
 
 from service.batch.ledger.states import FINAL
 from service.errors import InvalidParameters
-from service.operations.access import NewToken, Token
-from service.operations.account import Accounts, SlotOutcome
-from service.operations.backfill import BackfillCounts, BackfillRequest, BackfillSlot
 from service.operations.backups.catalogue import BackupSummary
-from service.operations.bulk import Bulk, BulkAction, Preview
-from service.operations.changes import ChangePage
-from service.operations.finding import RunOrTask
+from service.operations.people.access import NewToken, Token
+from service.operations.people.changes import ChangePage
 from service.operations.remote.connection import ERRORS, Connection
 from service.operations.results import (
     Line,
@@ -33,9 +29,13 @@ from service.operations.results import (
     TaskDetails,
     TaskSummary,
 )
-from service.operations.run_list import MOST_RUNS, RunFilter, RunPage
-from service.operations.run_log import POLL_SECONDS, LogPage
-from service.operations.status import Status
+from service.operations.runs.bulk import Bulk, BulkAction, Preview
+from service.operations.runs.finding import RunOrTask
+from service.operations.runs.run_list import MOST_RUNS, RunFilter, RunPage
+from service.operations.runs.run_log import POLL_SECONDS, LogPage
+from service.operations.slots.account import Accounts, SlotOutcome
+from service.operations.slots.backfill import BackfillCounts, BackfillRequest, BackfillSlot
+from service.operations.system.status import Status
 
 
 class _TaskList(BaseModel):

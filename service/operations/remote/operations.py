@@ -26,7 +26,7 @@ from service.operations.remote.facets import (
     RemoteSlots,
     RemoteTasks,
 )
-from service.operations.status import Status
+from service.operations.system.status import Status
 
 
 class RemoteOperations:

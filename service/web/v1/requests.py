@@ -10,9 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyCookie, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from service.operations.actor import Role
 from service.operations.operations import Operations
-from service.operations.run_list import TASK_NAME, TEXT
+from service.operations.people.actor import Role
+from service.operations.runs.run_list import TASK_NAME, TEXT
 from service.web.access import Guard, needs
 from service.web.problems import MEDIA_TYPE
 

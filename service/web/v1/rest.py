@@ -8,13 +8,13 @@ from typing import Annotated
 from fastapi import Path, Query
 from pydantic import Field
 
-from service.operations.access import NewToken, Token
-from service.operations.account import Accounts
-from service.operations.actor import Role
-from service.operations.changes import MOST_CHANGES, ChangePage
+from service.operations.people.access import NewToken, Token
+from service.operations.people.actor import Role
+from service.operations.people.changes import MOST_CHANGES, ChangePage
 from service.operations.results import Node, Result
-from service.operations.run_list import TASK_NAME, Cursor, Instant
-from service.operations.status import Status
+from service.operations.runs.run_list import TASK_NAME, Cursor, Instant
+from service.operations.slots.account import Accounts
+from service.operations.system.status import Status
 from service.web.v1.requests import Admin, Body, Viewer, router
 
 rest = router("service")

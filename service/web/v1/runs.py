@@ -9,10 +9,10 @@ from fastapi import Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from service.operations.bulk import Bulk, BulkAction, Preview
 from service.operations.results import Attempt, Quarantined, Result, RunDetails, RunNow, Started
-from service.operations.run_list import ID, MOST_RUNS, Cursor, RunFilter, RunPage
-from service.operations.run_log import LOG_CURSOR, LogPage
+from service.operations.runs.bulk import Bulk, BulkAction, Preview
+from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, RunFilter, RunPage
+from service.operations.runs.run_log import LOG_CURSOR, LogPage
 from service.web.v1.requests import Body, GivenRun, Operator, Viewer, WithNote, router
 
 runs = router("runs")

@@ -12,18 +12,19 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import audit, database_time, duties, previews, run_query, transitions
+from service.batch.ledger import database_time, duties, run_query, transitions
+from service.batch.ledger.people import audit, previews
 from service.batch.ledger.states import ACTIVE, Rank, RunState
 from service.batch.ledger.tables import new_id
 from service.concurrency.offload import offload
 from service.errors import InvalidParameters, UnknownPreview, WrongState
 from service.escaping import brief, echoed
-from service.operations import backfill
 from service.operations.context import Context
-from service.operations.finding import refuse_unknown_task
-from service.operations.redacting import refuse_secret_filter
+from service.operations.people.redacting import refuse_secret_filter
 from service.operations.results import Result
-from service.operations.run_list import RunFilter, tasks_of_tag
+from service.operations.runs.finding import refuse_unknown_task
+from service.operations.runs.run_list import RunFilter, tasks_of_tag
+from service.operations.slots import backfill
 
 Action = Literal["retry", "cancel", "backfill"]
 BulkAction = Literal["retry", "cancel"]

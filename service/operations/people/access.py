@@ -17,11 +17,12 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import access, audit, database_time
+from service.batch.ledger import database_time
+from service.batch.ledger.people import access, audit
 from service.errors import InvalidParameters, UnknownToken
 from service.escaping import echoed
-from service.operations.actor import ROLES, Actor, Role
 from service.operations.context import Context
+from service.operations.people.actor import ROLES, Actor, Role
 from service.operations.results import Result
 
 LINK_TIME = timedelta(minutes=5)

@@ -11,7 +11,7 @@ from sqlalchemy import Select, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
-from service.batch.ledger.access_tables import events
+from service.batch.ledger.people.access_tables import events
 from service.batch.ledger.tables import new_id
 
 LONGEST_NOTE = 2_000

@@ -11,26 +11,27 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.ledger import attempts as attempt_rows
-from service.batch.ledger import audit, database_time, nodes, run_logs, schedules
+from service.batch.ledger import database_time, nodes, run_logs, schedules
 from service.batch.ledger import runs as run_rows
+from service.batch.ledger.people import audit
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.queue import cancel, enqueue, retry
 from service.errors import InvalidParameters, UnknownRun, WrongState
 from service.escaping import brief, echoed
-from service.operations import run_list, run_log
 from service.operations.context import Context
-from service.operations.finding import RunOrTask, refuse_unknown_task, run_of, run_or_task
-from service.operations.quarantine import with_quarantined
-from service.operations.redacting import (
+from service.operations.people.redacting import (
     hidden_tasks,
     redacted,
     refuse_secret_filter,
     without_texts,
 )
 from service.operations.results import Attempt, Line, LogBlock, Node, RunDetails, RunNow, Started
-from service.operations.run_list import MOST_RUNS, RunFilter, RunPage
-from service.operations.run_log import LogPage
-from service.operations.startable import startable_task
+from service.operations.runs import run_list, run_log
+from service.operations.runs.finding import RunOrTask, refuse_unknown_task, run_of, run_or_task
+from service.operations.runs.quarantine import with_quarantined
+from service.operations.runs.run_list import MOST_RUNS, RunFilter, RunPage
+from service.operations.runs.run_log import LogPage
+from service.operations.tasks.startable import startable_task
 
 LAST_LINES = 20
 ALL = RunFilter()
@@ -193,13 +194,13 @@ class Runs:
 
     async def prune(self) -> Mapping[str, int]:
         """Delete old runs and what belongs to them. Returns how many rows were deleted, by kind."""
-        from service.operations import pruning
+        from service.operations.runs import pruning
 
         return await pruning.prune(self._context)
 
     async def count_prunable(self) -> Mapping[str, int]:
         """How many runs `prune` would delete, by task. Nothing is changed."""
-        from service.operations import pruning
+        from service.operations.runs import pruning
 
         return await pruning.count(self._context)
 

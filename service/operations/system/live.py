@@ -16,7 +16,7 @@ from service.batch.ledger.runs import LISTED
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import nodes, runs, tasks
 from service.operations.context import Context
-from service.operations.redacting import SECRET_TAG, without_texts
+from service.operations.people.redacting import SECRET_TAG, without_texts
 from service.operations.results import Node, Result, RunSummary
 
 NEWEST = 200

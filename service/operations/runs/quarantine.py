@@ -9,8 +9,9 @@ from sqlalchemy.exc import DBAPIError
 
 from service.batch.chunks import quarantine
 from service.batch.chunks.quarantine import SetAside
-from service.batch.ledger import audit, database_time
+from service.batch.ledger import database_time
 from service.batch.ledger import runs as run_rows
+from service.batch.ledger.people import audit
 from service.batch.queue import enqueue
 from service.database import companions
 from service.database.engine import Database
@@ -18,11 +19,11 @@ from service.errors import UnknownRun, WrongState
 from service.escaping import brief
 from service.operations.context import Context
 from service.operations.databases import Databases, is_missing_file
-from service.operations.finding import run_of
-from service.operations.redacting import NOTHING, hidden_tasks
+from service.operations.people.redacting import NOTHING, hidden_tasks
 from service.operations.results import Quarantined, Started
-from service.operations.run_list import RunPage
-from service.operations.startable import startable_task
+from service.operations.runs.finding import run_of
+from service.operations.runs.run_list import RunPage
+from service.operations.tasks.startable import startable_task
 
 MOST_ITEMS = 10_000
 """Longest list of items in quarantine."""

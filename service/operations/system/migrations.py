@@ -7,8 +7,9 @@ from typing import Literal
 
 from sqlalchemy.exc import DBAPIError
 
-from service.batch.ledger import audit, database_time
+from service.batch.ledger import database_time
 from service.batch.ledger.migration import LEDGER_HISTORY
+from service.batch.ledger.people import audit
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import History, migrate, revision_of

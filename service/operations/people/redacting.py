@@ -15,7 +15,7 @@ from service.batch.ledger import tasks as task_rows
 from service.errors import Forbidden, InvalidParameters
 from service.operations.context import Context
 from service.operations.results import Attempt, RunDetails, RunRow, RunShort
-from service.operations.run_list import RunFilter
+from service.operations.runs.run_list import RunFilter
 
 SECRET_TAG = "secret"  # noqa: S105 - the name of a tag
 NOTHING: frozenset[str] = frozenset()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, get_args
 
-from service.batch.ledger.audit import By
+from service.batch.ledger.people.audit import By
 
 Role = Literal["viewer", "operator", "admin"]
 """A viewer reads, an operator also changes runs and tasks, an admin also manages tokens, pins and pruning."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from service.operations import account, backfill
-from service.operations.account import Accounts, SlotOutcome
-from service.operations.backfill import BackfillCounts, BackfillRequest, BackfillSlot
 from service.operations.context import Context
+from service.operations.slots import account, backfill
+from service.operations.slots.account import Accounts, SlotOutcome
+from service.operations.slots.backfill import BackfillCounts, BackfillRequest, BackfillSlot
 
 
 class Slots:

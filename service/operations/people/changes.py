@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from service.batch.ledger import audit
+from service.batch.ledger.people import audit
 from service.operations.context import Context
-from service.operations.redacting import hidden_tasks
+from service.operations.people.redacting import hidden_tasks
 from service.operations.results import Result
-from service.operations.run_list import cursor_of, parse_cursor
+from service.operations.runs.run_list import cursor_of, parse_cursor
 
 MOST_CHANGES = 200
 

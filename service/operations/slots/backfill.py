@@ -11,11 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.firing import backfill
 from service.batch.firing.backfill import Backfill, Interval, SlotAction
-from service.batch.ledger import audit, database_time, schedules
+from service.batch.ledger import database_time, schedules
+from service.batch.ledger.people import audit
 from service.errors import InvalidParameters, WrongState
 from service.operations.context import Context
 from service.operations.results import Result
-from service.operations.startable import startable_task
+from service.operations.tasks.startable import startable_task
 
 MOST_SLOTS = 10_000
 """A backfill of more slots is refused unless the request allows it, because it may be a mistake."""

@@ -16,9 +16,9 @@ from service.errors import InvalidParameters, UnknownRun
 from service.escaping import echoed
 from service.operations.context import Context
 from service.operations.databases import Databases
-from service.operations.finding import run_of
-from service.operations.redacting import refuse_hidden_log
+from service.operations.people.redacting import refuse_hidden_log
 from service.operations.results import Line, LogBlock, Result
+from service.operations.runs.finding import run_of
 
 
 class NumberedLine(Line):

@@ -10,7 +10,7 @@ from sqlalchemy import Select, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger.access_tables import sessions, tokens
+from service.batch.ledger.people.access_tables import sessions, tokens
 
 TOKEN = "token"  # noqa: S105 - a kind of row, no secret
 LINK = "link"

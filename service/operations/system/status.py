@@ -19,10 +19,10 @@ from service.concurrency.offload import offload
 from service.config import Settings
 from service.operations.context import Context
 from service.operations.databases import Databases, is_missing_file
-from service.operations.nodes import living_services
-from service.operations.quarantine import has_table
-from service.operations.redacting import hidden_tasks, without_texts
+from service.operations.people.redacting import hidden_tasks, without_texts
 from service.operations.results import Node, Result, RunSummary
+from service.operations.runs.quarantine import has_table
+from service.operations.system.nodes import living_services
 
 TroubleKind = Literal["no_service", "late_slots", "failures", "quarantine", "backup"]
 

@@ -12,8 +12,9 @@ from service import clock
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing import task_sync
 from service.batch.firing.task_sync import Pause
-from service.batch.ledger import audit, database_time, missed_ranges, run_query, schedules
+from service.batch.ledger import database_time, missed_ranges, run_query, schedules
 from service.batch.ledger import tasks as task_rows
+from service.batch.ledger.people import audit
 from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.tasks.policies import Missed, Policies, Retry
@@ -21,10 +22,8 @@ from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
 from service.errors import InvalidSchedule, UnknownTask
 from service.escaping import echoed
-from service.operations import lint
 from service.operations.context import Context
-from service.operations.lint import LintedTask
-from service.operations.redacting import hidden_tasks, without_texts
+from service.operations.people.redacting import hidden_tasks, without_texts
 from service.operations.results import (
     MissedRange,
     Parameter,
@@ -35,7 +34,9 @@ from service.operations.results import (
     TaskDetails,
     TaskSummary,
 )
-from service.operations.startable import unknown_task
+from service.operations.tasks import lint
+from service.operations.tasks.lint import LintedTask
+from service.operations.tasks.startable import unknown_task
 
 LAST_RUNS = 10
 LAST_MISSED = 5

@@ -10,8 +10,8 @@ from pydantic import Field
 from service.batch.account import accounting
 from service.batch.account.account import Account, AccountedSlot, AccountFinding, Kind
 from service.operations.context import Context
-from service.operations.finding import refuse_unknown_task
 from service.operations.results import Result
+from service.operations.runs.finding import refuse_unknown_task
 
 TEXTS = {
     Kind.DUE: "not handled yet; a service handles it when it next fires or starts",

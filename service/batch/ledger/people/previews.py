@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger.access_tables import previews
+from service.batch.ledger.people.access_tables import previews
 
 ID_BYTES = 16
 

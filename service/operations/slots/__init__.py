@@ -1,0 +1,1 @@
+"""The account of slots, and backfills of them."""

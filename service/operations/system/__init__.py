@@ -1,0 +1,1 @@
+"""What people ask of the system as a whole: its state, its nodes, settings and migrations."""

@@ -1,0 +1,1 @@
+"""What people ask of tasks: lists, details, starting, pausing and checking."""
