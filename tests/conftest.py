@@ -6,8 +6,10 @@ import gc
 import os
 import shutil
 import tempfile
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -15,8 +17,8 @@ import pytest
 from service import TaskRegistry, config, logs
 from service.batch.firing import schedule_sync
 from service.batch.ledger.migration import LEDGER_HISTORY
-from service.database import session
-from service.database.engine import Database
+from service.database import engine, session
+from service.database.engine import Database, _AsyncSqliteConnection
 from service.database.histories import APPLICATION_HISTORIES
 from service.database.session import leave_application_database, use_application_database
 from service.testing import postgres
@@ -36,11 +38,24 @@ SLOWEST = (
     *("test_rescue", "test_sentry", "test_cli_backup", "test_leases", "tasks/test_shipped", "batch/test_firing"),
     *("batch/test_cancel", "test_clocks", "test_full_disk", "testing/test_plugin", "test_drain"),
     *("test_rolling", "backup/test_new_machine", "web/test_processes", "web/test_workers", "web/test_live"),
+    *("web/test_schema", "web/test_v1", "web/test_access", "web/test_remote", "web/test_mounted"),
 )
 pytest_plugins = ["pytester"]
 
 hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("here")
+
+
+class _Connection(_AsyncSqliteConnection):
+    """It says which test has opened it: if nobody closes it, garbage collection warns of it during some later test."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        frames = (frame.name for frame in traceback.extract_stack() if "site-packages" not in frame.filename)
+        self._opened = f"{os.environ.get('PYTEST_CURRENT_TEST')} by {' > '.join(frames)}"
+
+    def __repr__(self) -> str:
+        return f"<connection opened in {self._opened}>"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,6 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if config.option.basetemp is None and folder == postgres.MEMORY:  # the tests' folders are there too
             config.option.basetemp = config.stash[OWN_FOLDER] = tempfile.mkdtemp(prefix="batch-tests-", dir=folder)
     postgres.kept_cluster = Path(os.environ[KEPT_CLUSTER])
+    engine._AsyncSqliteConnection = _Connection  # type: ignore[misc]
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -129,6 +129,8 @@ def is_refused(url: str) -> bool:
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 5).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # the port was closed while the connection was made: the next one is refused
+        return False
     return False
 
 
