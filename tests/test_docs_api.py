@@ -277,7 +277,7 @@ async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             db.add_all([User(email="ann@example.com"), User(email="bad address")])
             await db.commit()
         await service.operations.backups.create()
-        made = await service.operations.people.access.create_token("ann", "admin")
+        made = await service.operations.access.create_token("ann", "admin")
         async with client_of(app, made.secret) as admin, client_of(app) as nobody:
             yield Reader(app, service, admin, nobody, {YOURS: made.secret})
 

@@ -80,7 +80,7 @@ async def served(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     app = create_app(version="app 1")
     async with app.router.lifespan_context(app):
         service: BatchService = app.state.batch
-        secrets = {role: (await service.operations.people.access.create_token(role, role)).secret for role in ROLES}
+        secrets = {role: (await service.operations.access.create_token(role, role)).secret for role in ROLES}
         clients = {role: client_of(app, secret) for role, secret in secrets.items()}
         yield Served(app, service, secrets, clients, client_of(app))
         for client in clients.values():
