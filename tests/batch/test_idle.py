@@ -119,6 +119,13 @@ class Services:
         for _ in self.all:
             await self.second()
         await until(lambda: asyncio.sleep(0, not any(one.schedules._is_outdated() for one in self.all)))
+        await until(lambda: asyncio.sleep(0, all(map(_has_fired, self.all))))
+
+
+def _has_fired(service: BatchService) -> bool:
+    """Whether nothing is left of the first look at all tasks, with which a service begins."""
+    dispatcher = service.dispatcher
+    return not (dispatcher._due or dispatcher._wake.is_set() or service.engine.claiming.locked())
 
 
 @pytest.fixture
