@@ -69,11 +69,11 @@ class Service:
     def freeze(self, *urls: str | URL) -> None:
         """SIGSTOP, where it holds no write lock of a SQLite file: nobody could take that from a stopped process."""
         files = [str(url.database) for url in map(make_url, urls) if url.get_backend_name() == "sqlite"]
-        self.process.send_signal(signal.SIGSTOP)
+        suspend(self.process.pid)
         while any(is_locked(file) for file in files):
             self.process.send_signal(signal.SIGCONT)
             time.sleep(0.01)
-            self.process.send_signal(signal.SIGSTOP)
+            suspend(self.process.pid)
 
     def _is_ready(self) -> bool:
         told = re.search(r"http://127\.0\.0\.1:\d+", self.stdout + self.stderr)
@@ -84,6 +84,13 @@ class Service:
             return self.get("/readyz").status_code == 200
         except httpx.TransportError:
             return False
+
+
+def suspend(pid: int) -> None:
+    """SIGSTOP, and wait until the process has stopped: until then it goes on, and may still take a lock."""
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.001)
 
 
 def is_locked(file: str) -> bool:

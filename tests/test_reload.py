@@ -22,7 +22,7 @@ from service.config import Settings
 from service.server import reload
 from tests import processes
 from tests.batch.ledger_world import rows, until
-from tests.processes import ROOT, SERVE, Service, process, service
+from tests.processes import ROOT, SERVE, Service, process, service, suspend
 from tests.test_serve import BY_HAND, QUICK_DRAIN, TICK, is_running, ledger_in, make_folder, succeeded
 
 RELOAD = (*SERVE, "--reload")
@@ -117,7 +117,7 @@ async def exists(path: Path) -> None:
 @contextmanager
 def stopped(running: Service) -> Iterator[None]:
     """Stop the watching process during a change of several files, or it could see a part of them on a busy machine."""
-    running.process.send_signal(signal.SIGSTOP)
+    suspend(running.process.pid)
     try:
         yield
     finally:

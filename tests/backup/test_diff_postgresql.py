@@ -284,7 +284,7 @@ print(found.changed, peak // 1024)
 async def test_memory_does_not_grow_with_the_table(database: str, tmp_path: Path) -> None:
     await execute(database, "CREATE TABLE t (id int PRIMARY KEY, v text)")
     found = {}
-    for size in (6_000, 18_000):
+    for size in (6_000, 42_000):
         await execute(
             database,
             "TRUNCATE t",
@@ -299,4 +299,4 @@ async def test_memory_does_not_grow_with_the_table(database: str, tmp_path: Path
         )
         changed, found[size] = map(int, ran.stdout.split())
         assert changed == size
-    assert found[18_000] < found[6_000] + 10, found
+    assert found[42_000] < found[6_000] + 20, found  # the rows that are more take 36 MB

@@ -31,6 +31,7 @@ from service.server.batch_service import BatchService
 from service.testing.engine import DrivenEngine
 from tests.batch.attempts import Begun
 from tests.batch.ledger_world import fire, know, make_task, rows, until
+from tests.batch.test_runs import insert, new
 from tests.databases import migrated
 
 
@@ -513,8 +514,9 @@ async def test_a_run_claimed_while_the_drain_begins_is_interrupted_before_its_bo
     async def run(self: object) -> None:
         calls.append(current_run().id)
 
-    task = make_task("made", "* * * * *", run)
-    await fire(ledger, await know(ledger, task), clock.now() + timedelta(minutes=1))
+    task = make_task("made", None, run)
+    await know(ledger, task)
+    await insert(ledger, new("made"))
     stopping = DrivenEngine(ledger, {"made": task}, new_id())
     take = claiming.take
 
