@@ -121,6 +121,9 @@ def live(recording: Recording) -> None:
         third.process.wait()
     recording.batch("run", "held", "--queue")
     recording.batch("pause", "held")
+    for name in ("ann", "bob"):
+        recording.batch("token", "create", name, "--role", "operator")
+    recording.batch("token", "revoke", "bob")
     recording.execute("LEDGER_URL", *NEUTRAL)
     recording.batch("backup", "create")
     recording.batch("backup", "verify", "latest", "--restore")
