@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.batch.tasks.base import BaseTask as BaseTask
     from service.batch.tasks.item_task import ItemTask as ItemTask
     from service.batch.tasks.item_task import Skip as Skip
+    from service.batch.tasks.monitoring import Alerts as Alerts
     from service.batch.tasks.policies import Missed as Missed
     from service.batch.tasks.policies import Retry as Retry
     from service.batch.tasks.registry import TaskRegistry as TaskRegistry
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.server.by_hand import stop_scheduler as stop_scheduler
 
 _HOMES = {
+    "Alerts": "batch.tasks.monitoring",
     "BaseTask": "batch.tasks.base",
     "BatchError": "errors",
     "ChunkError": "errors",

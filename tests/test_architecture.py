@@ -78,7 +78,8 @@ BROAD = {
     "service.batch.nodes.heartbeat": 1,  # a background loop
     "service.batch.tasks.parameters": 1,  # an author's annotations are evaluated
     "service.batch.tasks.registry": 3,  # an author's class, its constructor and its properties
-    "service.batch.execution.attempt": 2,  # the attempt; an author's result or error as text
+    "service.batch.execution.attempt": 1,  # the attempt
+    "service.batch.execution.results": 2,  # an author's `expect`, and a result as text
     "service.batch.firing.apscheduler": 2,  # a job, called or awaited, must not stop the scheduler
     "service.batch.firing.schedule_sync": 1,  # a background loop
     "service.batch.retention.upkeep": 1,  # a background loop

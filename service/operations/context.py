@@ -13,7 +13,7 @@ from service.operations.people.actor import Actor
 from service.redaction import Redaction
 
 if TYPE_CHECKING:
-    from service.batch.tasks.discovery import BrokenFile
+    from service.batch.tasks.broken_files import BrokenFile
     from service.batch.tasks.registry import Task
 
 

@@ -18,6 +18,9 @@ from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import apscheduler, task_sync
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import ScheduleSync
+from service.batch.incidents.telling import no_channels
+from service.batch.incidents.watch import Watch
+from service.batch.incidents.watched import Thresholds
 from service.batch.ledger import database_time
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.node import Node, package_version
@@ -25,7 +28,8 @@ from service.batch.queue import enqueue
 from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
 from service.batch.retention.upkeep import Upkeep
-from service.batch.tasks.discovery import BrokenFile, folder_of
+from service.batch.tasks.broken_files import BrokenFile, broken_as_json
+from service.batch.tasks.discovery import folder_of
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
@@ -40,7 +44,8 @@ from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
 from service.server import deploys
 from service.server.bulk_worker import BulkWorker
-from service.server.probes import trouble_with, write_if_reachable
+from service.server.probes import write_if_reachable
+from service.server.readiness import reasons, reasons_while_stopping
 from service.server.version import application_version
 
 logger = get_logger("service.batch")
@@ -151,7 +156,7 @@ class BatchService:
         async with self.ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
             await task_sync.record_tasks(connection, self.tasks, now)
-            await self.node.register(connection, self.tasks, now)
+            await self.node.register(connection, self.tasks, now, broken_as_json(self.broken))
             if self._fires:
                 await deploys.record_start(connection, self.node.id, settings, versions, now)
 
@@ -214,7 +219,11 @@ class BatchService:
         )
         upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
         self._bulks = BulkWorker(self.operations)
-        for part in (self.dispatcher, self.schedules, upkeep, self._bulks):
+        self.watch = Watch(
+            self.ledger, self.application, self.node.id, Thresholds(), no_channels, lambda: None, self.node.outage
+        )
+        self._on_changes.append(self.watch.on_changes)
+        for part in (self.dispatcher, self.schedules, upkeep, self._bulks, self.watch):
             part.start()
             self._firing.append(part)
         apscheduler.start(self.scheduler)
@@ -278,23 +287,7 @@ class BatchService:
 
     async def readiness(self) -> dict[str, str]:
         """The parts that are not ready, each with the reason; empty if this process is ready."""
-        reasons = {}
         if self.is_stopping:
-            reasons["service"] = "it is stopping"
-        troubles_found = await asyncio.gather(trouble_with(self.application), trouble_with(self.ledger))
-        reasons |= {
-            name: trouble for name, trouble in zip(("application", "ledger"), troubles_found, strict=True) if trouble
-        }
-        if self.node.trouble is not None and not self.is_stopping:
-            reasons.setdefault("ledger", f"the heartbeat can't write to it ({self.node.trouble})")
-        if self.engine.is_recheck_due and not self.is_stopping:
-            reasons.setdefault("ledger", "writing to it failed and is repeated; see the log for the error")
-        if self._fires and self.dispatcher.trouble is not None and not self.is_stopping:
-            reasons.setdefault("ledger", "slots can't be fired, which is repeated; see the log for the error")
-        if not self.node.lease.is_held and not self.is_stopping:
-            reasons["lease"] = "it could not be renewed, so no run is started until it is"
-        parts = {"engine": self.engine.is_alive, "heartbeat": self.node.is_beating}
-        if self._fires:
-            parts |= {"dispatcher": self.dispatcher.is_alive, "schedules": self.schedules.is_alive}
-        reasons |= {name: "it has ended" for name, is_alive in parts.items() if not is_alive and not self.is_stopping}
-        return reasons
+            return await reasons_while_stopping(self.application, self.ledger)
+        firing = (self.dispatcher, self.schedules) if self._fires else None
+        return await reasons(self.application, self.ledger, self.node, self.engine, firing)

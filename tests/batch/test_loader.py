@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from service import TaskRegistry, failures, logs
-from service.batch.tasks.discovery import BrokenFile, load_tasks
+from service.batch.tasks.broken_files import BrokenFile
+from service.batch.tasks.discovery import load_tasks
 from service.errors import InvalidSetting
 
 HEAD = "from service import BaseTask, Retry, TaskRegistry, get_settings\n"

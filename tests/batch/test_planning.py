@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing.misfires import BUDGET, ON_TIME, SlotPlan, plan_all_missed, plan_slots
+from service.batch.ledger.missed_ranges import Cause
 from service.batch.tasks.policies import Missed
 
 HOURLY = schedule("0 * * * *")
@@ -125,10 +126,10 @@ def test_a_plan_catches_up_no_more_slots_than_its_budget_and_the_first_plan_reco
 
 
 def test_a_paused_schedule_runs_no_slot_not_even_on_time() -> None:
-    plan = plan_all_missed(HOURLY, hours_ago(2), NOW, "paused by ann")
+    plan = plan_all_missed(HOURLY, hours_ago(2), NOW, "paused by ann", Cause.PAUSED)
     assert (plan.on_time, plan.catch_up, plan.fired_until) == ([], [], NOW)
     assert plan.missed is not None
-    assert (plan.missed.count, plan.missed.reason) == (2, "paused by ann")
+    assert (plan.missed.count, plan.missed.reason, plan.missed.cause) == (2, "paused by ann", Cause.PAUSED)
 
 
 CRONS = ("* * * * *", "*/7 * * * *", "0 * * * *", "30 2 * * *", "15 3 * * 1", "*/20 * * * * *", "0 2 1 * *")

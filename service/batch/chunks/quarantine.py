@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import clock, failures
 from service.batch.chunks import cursor_json
-from service.batch.context.current_run import CurrentRun
+from service.batch.context.current_run import CurrentRun, state_of
 from service.batch.ledger import json_rows
 from service.batch.ledger.tables import new_id
 from service.database.companions import quarantine
@@ -65,6 +65,7 @@ async def set_aside(db: AsyncSession, run: CurrentRun, key: Sequence[Any], error
     facts = json_rows.storable(failures.facts_of(error))
     values = {"id": new_id(), "run": run.id, "task": run.task, "item": as_text(key), "error": facts}
     await db.execute(INSERT, {**values, "times": times, "at": clock.now()})
+    state_of(run).has_set_aside = True
 
 
 async def count(database: Database, run: str) -> int:

@@ -86,6 +86,7 @@ class AttemptState:
         will_retry: Whether the attempt has failed and another one follows.
         schedule: The schedule of the task; None for a task without one.
         stop_reason: Why the attempt is asked to stop; None while it is not.
+        has_set_aside: Whether the attempt has put items into quarantine.
         stopping: An event that is set when the attempt is asked to stop. None until code of the run waits for it.
         transactions: The connections that the attempt has used, each with the event loop that it belongs to.
         checked: The transactions in which the fence was checked already.
@@ -101,6 +102,7 @@ class AttemptState:
     is_sealed: bool = False
     is_lost: bool = False
     will_retry: bool = False
+    has_set_aside: bool = False
     stop_reason: str | None = None
     stopping: asyncio.Event | None = None
     transactions: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = field(default_factory=WeakKeyDictionary)

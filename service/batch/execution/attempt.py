@@ -6,20 +6,19 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic_core import to_json
-
-from service import clock, escaping, failures
+from service import clock, failures
 from service.batch.context import current_run
 from service.batch.context.attempt_state import AttemptState, always_held
 from service.batch.context.current_run import CurrentRun
 from service.batch.context.fencing import seal
 from service.batch.context.lease import LOST
+from service.batch.execution import results
 from service.batch.execution.ending import Ending, log_ending
+from service.batch.execution.fingerprint import EMPTY, INTERRUPTED, QUARANTINE, TIMED_OUT, fingerprint_of
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
 from service.batch.tasks.policies import not_run_again
@@ -30,18 +29,9 @@ from service.database.session import bind_to_service
 from service.database.sync import home_loop
 from service.database.writers import session_owner
 from service.errors import Interrupted, InvalidParameters, RetryAfter
-from service.logs import get_logger, log_lines, run_log
+from service.logs import get_logger, run_log
 
 logger = get_logger("service.batch")
-
-LARGEST_RESULT = 1_000_000
-"""The size of a result as JSON, in bytes, at most."""
-LONGEST_BEGINNING = 1_000
-"""How many characters of a larger result are kept."""
-LONGEST_DESCRIPTION = 10_000
-"""How many characters of the repr of a result are kept that is not JSON."""
-
-_TEXTS, _CONTAINERS = (str, bytes), (dict, list, tuple, set, frozenset)
 
 ABANDON_SECONDS = 5.0
 """How long a cancelled attempt may take to end by itself before it is given up."""
@@ -164,7 +154,7 @@ class Attempt:
             self._has_begun = True
             result = await call(self.task, parameters, self._threads)
             self.state.loops.raise_rolled_back()
-            ending = self._succeeded(result)
+            ending = self._succeeded(result, await results.unmet(self.task, result, self._threads, ABANDON_SECONDS))
         except asyncio.CancelledError as error:
             ending = self._stop or self._failed(error, "failed", "it was cancelled from inside")
         except Interrupted as stopped:
@@ -188,15 +178,17 @@ class Attempt:
         self.state.will_retry = ending.error is not None and ending.wait is not None
         log_ending(ending, self.claimed, self.ledger_time())
 
-    def _succeeded(self, result: Any) -> Ending:
+    def _succeeded(self, result: Any, unmet: str | None) -> Ending:
+        """`unmet`: why the result is not what the task expects; None if it is."""
         if self._stop is not None and self._stop.outcome != "interrupted":
             return self._stop
-        return Ending(RunState.SUCCEEDED, "succeeded", result=_as_json(result))
+        fingerprint = EMPTY if unmet else QUARANTINE if self.state.has_set_aside else None
+        return Ending(RunState.SUCCEEDED, "succeeded", unmet, results.as_json(result), fingerprint=fingerprint)
 
     def _interrupted(self, reason: str) -> Ending:
         """The ending of an interrupt. If the body has begun and the task may not be repeated, its run fails."""
         if self._has_begun and not self.task.policies.rerun:
-            return Ending(RunState.FAILED, "interrupted", not_run_again(reason))
+            return Ending(RunState.FAILED, "interrupted", not_run_again(reason), fingerprint=INTERRUPTED)
         return Ending(RunState.INTERRUPTED, "interrupted", reason)
 
     def _failed(self, error: BaseException, outcome: str = "failed", reason: str | None = None) -> Ending:
@@ -207,8 +199,10 @@ class Attempt:
         error = failures.readable(_without_our_frames(error))
         reason = reason or failures.line_of(error)
         if number >= retry.attempts or not may_retry:
-            return Ending(RunState.FAILED, outcome, reason, error=error)
-        return Ending(RunState.RETRYING, outcome, reason, error=error, wait=wait)
+            fingerprint = TIMED_OUT if outcome == "timed out" else fingerprint_of(error)
+            return Ending(RunState.FAILED, outcome, reason, error=error, fingerprint=fingerprint)
+        aside = QUARANTINE if self.state.has_set_aside else None
+        return Ending(RunState.RETRYING, outcome, reason, error=error, wait=wait, fingerprint=aside)
 
     def _abandon(self) -> None:
         if not self._ended and self._stop is not None:
@@ -229,41 +223,6 @@ class Attempt:
 
     def _later(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, callback, *args))
-
-
-def _as_json(result: Any) -> Any:
-    """The result as JSON values. A result that can't be stored is described in a text: the run has succeeded anyway."""
-    if result is None:
-        return None
-    try:
-        if _is_large(result):
-            return _beginning(json.dumps(log_lines.plain(result), ensure_ascii=False))
-        encoded = to_json(result, inf_nan_mode="strings", fallback=repr)
-        return json.loads(encoded) if len(encoded) <= LARGEST_RESULT else _beginning(encoded.decode(errors="replace"))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's object may raise anything
-        type_name, text = type(result).__name__, escaping.echoed(result, LONGEST_DESCRIPTION)
-        return f"a result of type {type_name} that can't be kept as JSON ({failures.line_of(error)}): {text}"
-
-
-def _is_large(result: Any) -> bool:
-    """Whether the texts and containers in the result are so large that it must not be encoded. Needs no recursion."""
-    bytes_left, unread = LARGEST_RESULT, [result]
-    while unread:
-        value = unread.pop()
-        if isinstance(value, _TEXTS):
-            bytes_left -= len(value)
-        elif isinstance(value, _CONTAINERS):
-            bytes_left -= 2 * len(value)
-            if bytes_left >= 0:
-                unread += value.values() if isinstance(value, dict) else value
-        if bytes_left < 0:
-            return True
-    return False
-
-
-def _beginning(encoded: str) -> str:
-    logger.warning(f"the result has more than {LARGEST_RESULT:,} bytes: only its beginning is kept")
-    return f"{encoded[:LONGEST_BEGINNING]}…"
 
 
 _OURS = {function.__code__.co_filename for function in (call, ThreadPool.run)}

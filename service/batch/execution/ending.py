@@ -24,7 +24,8 @@ logger = get_logger("service.batch")
 class Ending:
     """How an attempt ended: the next state of its run, and why. `wait`: seconds until the next attempt; None: no retry.
 
-    `outcome`: a word for the attempt's row, such as "timed out".
+    `outcome`: a word for the attempt's row, such as "timed out". `fingerprint`: what is wrong with the run; None if
+    nothing is.
     """
 
     state: RunState
@@ -33,6 +34,7 @@ class Ending:
     result: Any = None
     error: BaseException | None = None
     wait: float | None = None
+    fingerprint: str | None = None
 
 
 def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:

@@ -177,6 +177,7 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         error=failures.facts_of(ending.error) if ending.error else None,
         due_at=None if is_final else ended_at + timedelta(seconds=ending.wait or 0),
         rank=Rank.INTERRUPTED if is_interrupted else None,
+        fingerprint=ending.fingerprint,
         **_progress(attempt, attempt.state.meter.latest()),
     )
 

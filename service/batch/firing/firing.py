@@ -15,6 +15,7 @@ from service.batch.firing import misfires
 from service.batch.firing.misfires import SlotPlan, is_behind, plan_all_missed, plan_slots
 from service.batch.firing.overlap import Overlap
 from service.batch.ledger import database_time, missed_ranges, runs, schedules
+from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.runs import Active, Claimed, NewRun
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import RunState
@@ -171,7 +172,8 @@ def _key(row: OpenSchedule, tasks: Mapping[str, Task]) -> PlanKey:
 def _plan(key: PlanKey, now: datetime, budget: int) -> SlotPlan:
     cron, timezone, fired_until, paused_by, policy = key
     if paused_by is not None:
-        return plan_all_missed(schedule(cron, timezone), fired_until, now, f"paused by {paused_by}")
+        reason = f"paused by {paused_by}"
+        return plan_all_missed(schedule(cron, timezone), fired_until, now, reason, Cause.PAUSED)
     return plan_slots(schedule(cron, timezone), fired_until, now, policy, budget)
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
-from service.batch.ledger.missed_ranges import MissedRange
+from service.batch.ledger.missed_ranges import Cause, MissedRange
 from service.batch.tasks.policies import Missed
 
 ON_TIME = timedelta(minutes=1)
@@ -51,7 +51,7 @@ def plan_slots(
         return SlotPlan(now, on_time=list(schedule.between(fired_until, now)))
     budget = BUDGET if budget is None else budget
     after = _catch_up_after(schedule, fired_until, late_until, now, policy)
-    missed = _missed(schedule, fired_until, after, "the service was down")
+    missed = _missed(schedule, fired_until, after, "the service was down", Cause.DOWN)
     catch_up = list(islice(schedule.between(after, late_until), budget + 1))
     if len(catch_up) > budget:
         catch_up = catch_up[:budget]
@@ -59,11 +59,11 @@ def plan_slots(
     return SlotPlan(now, on_time=list(schedule.between(late_until, now)), catch_up=catch_up, missed=missed)
 
 
-def plan_all_missed(schedule: Schedule, fired_until: datetime, now: datetime, reason: str) -> SlotPlan:
+def plan_all_missed(schedule: Schedule, fired_until: datetime, now: datetime, reason: str, cause: Cause) -> SlotPlan:
     """Plan that no slot in (fired_until, now] runs, for this reason: the task is paused, or its file is gone."""
     if now <= fired_until:
         return SlotPlan(fired_until)
-    return SlotPlan(now, missed=_missed(schedule, fired_until, now, reason))
+    return SlotPlan(now, missed=_missed(schedule, fired_until, now, reason, cause))
 
 
 def is_behind(schedule: Schedule, fired_until: datetime, now: datetime) -> bool:
@@ -91,9 +91,9 @@ def _backwards(schedule: Schedule, from_: datetime, after: datetime) -> Iterator
         slot = schedule.previous(slot)
 
 
-def _missed(schedule: Schedule, after: datetime, until: datetime, reason: str) -> MissedRange | None:
+def _missed(schedule: Schedule, after: datetime, until: datetime, reason: str, cause: Cause) -> MissedRange | None:
     """The range of all slots in (after, until]; None when the interval has no slot."""
     first, last = schedule.next(after), schedule.previous(until + INSTANT)
     if first is None or last is None or first > until:
         return None
-    return MissedRange(first, last, count(schedule, after, until), reason)
+    return MissedRange(first, last, count(schedule, after, until), reason, cause)

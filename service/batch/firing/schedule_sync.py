@@ -17,6 +17,7 @@ from service.batch.ledger import database_time, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.nodes.ledger_poll import FiringState, LedgerChanges
 from service.batch.nodes.outage import Outage
+from service.batch.tasks.broken_files import broken_as_json
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
@@ -72,6 +73,7 @@ class ScheduleSync(Background):
         self._next_slots: dict[str, datetime] = {}
         self._next_slot = NEVER
         self._is_unsettled = True
+        self._broken = broken_as_json(folder.broken)
 
     async def open(self) -> None:
         """Write the schedules of this process into the ledger, at its start."""
@@ -112,6 +114,10 @@ class ScheduleSync(Background):
         await self._load_new()
         if self._new_tasks:
             await self._add_tasks(self._new_tasks)
+        if (broken := broken_as_json(self._folder.broken)) != self._broken:
+            async with self._database.engine.begin() as connection:
+                await nodes.record_broken(connection, self._node, broken)
+            self._broken = broken
         changed = await offload(self._read_changed_schedules)
         if changed:
             async with self._database.engine.begin() as connection:

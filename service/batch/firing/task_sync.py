@@ -14,6 +14,7 @@ from service.batch.cron.cron import Schedule
 from service.batch.firing.firing import fire
 from service.batch.firing.misfires import SlotPlan, plan_all_missed
 from service.batch.ledger import database_time, json_rows, missed_ranges, nodes, schedules
+from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.people import audit
 from service.batch.ledger.people.audit import By
 from service.batch.ledger.schedules import OpenSchedule
@@ -27,7 +28,7 @@ GONE = "its file is gone"
 
 async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], now: datetime) -> None:
     """Insert or update these tasks in the ledger. A task that counted as removed no longer does. `now` is aware."""
-    told = ("description", "source", "policies", "tags", "parameters", "last_seen_at")
+    told = ("description", "source", "policies", "tags", "parameters", "monitoring", "last_seen_at")
     names = ("name", *told, "first_seen_at")
     rows = [
         {
@@ -37,6 +38,7 @@ async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], 
             "policies": task.policies.as_json(),
             "tags": list(task.tags),
             "parameters": task.parameters.json_schema(),
+            "monitoring": task.monitoring.as_json(),
             "first_seen_at": now,
             "last_seen_at": now,
         }
@@ -132,7 +134,7 @@ async def pause(
     else:
         now = await database_time.now_of(connection)
         for row in opened:
-            await _record_missed(connection, row, now, f"not handled yet when it was paused by {by}")
+            await _record_missed(connection, row, now, f"not handled yet when it was paused by {by}", Cause.OTHER)
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=now, paused_by=by))
     await changed(connection)
     return None
@@ -149,7 +151,7 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
         return None
     now = await database_time.now_of(connection)
     for row in opened:
-        await _record_missed(connection, row, now, f"paused by {before.by}")
+        await _record_missed(connection, row, now, f"paused by {before.by}", Cause.PAUSED)
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=None, paused_by=None))
     await changed(connection)
     return before
@@ -164,9 +166,11 @@ async def pause_of(connection: AsyncConnection, name: str) -> Pause | None:
     return Pause(row.paused_at, row.paused_by or "somebody") if row.paused_at is not None else None
 
 
-async def _record_missed(connection: AsyncConnection, row: OpenSchedule, now: datetime, reason: str) -> None:
+async def _record_missed(
+    connection: AsyncConnection, row: OpenSchedule, now: datetime, reason: str, cause: Cause
+) -> None:
     """Record all due slots of this schedule as missed, for this reason, and move its cursor to `now`."""
-    plan = plan_all_missed(row.schedule, row.fired_until, now, reason) if row.is_usable else SlotPlan(now)
+    plan = plan_all_missed(row.schedule, row.fired_until, now, reason, cause) if row.is_usable else SlotPlan(now)
     if plan.missed is not None:
         await missed_ranges.record(connection, [(row, plan.missed)], now)
     await schedules.move_cursors(connection, [row.id], now)
@@ -197,7 +201,7 @@ async def remove_gone(
     now = await database_time.now_of(connection)
     for row in locked:
         if row.task in gone:
-            await _record_missed(connection, row, now, GONE)
+            await _record_missed(connection, row, now, GONE, Cause.GONE)
             await schedules.close(connection, [row.id], now)
     is_gone = tasks.c.name.in_(json_rows.among(tasks.c.name, gone, connection.dialect.name))
     await connection.execute(update(tasks).where(is_gone).values(removed_at=now))

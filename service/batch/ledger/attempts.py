@@ -22,7 +22,8 @@ class Outcome:
     """How one attempt ended, and the next state of its run.
 
     `id`: of the run. `number`: of the attempt, from 1. `outcome`: a word for the attempt, such as "lost". `due_at`: the
-    instant at which a run that goes on may start again; None: the run has ended. All instants are aware.
+    instant at which a run that goes on may start again; None: the run has ended. `fingerprint`: what is wrong with the
+    run, as a class of errors; None if nothing is. All instants are aware.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Outcome:
     message: str | None = None
     progress_at: datetime | None = None
     slot: datetime | None = None
+    fingerprint: str | None = None
 
 
 async def record(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import select, text, update
@@ -14,6 +15,15 @@ from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.tables import missed, new_id
 
 
+class Cause(StrEnum):
+    """Why slots did not run, as a word: no service handled them in time, a person paused the task, its file is gone."""
+
+    DOWN = "down"
+    PAUSED = "paused"
+    GONE = "gone"
+    OTHER = "other"
+
+
 @dataclass(frozen=True)
 class MissedRange:
     """Consecutive slots of one task that do not run, and why. `first` and `last` are aware, and both belong to it."""
@@ -22,6 +32,7 @@ class MissedRange:
     last: datetime
     count: int
     reason: str
+    cause: Cause
 
 
 async def record(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, MissedRange]], now: datetime) -> None:
@@ -62,6 +73,7 @@ def _row_of(task: str, missed_range: MissedRange, now: datetime) -> dict[str, An
         "last_slot": missed_range.last,
         "count": missed_range.count,
         "reason": missed_range.reason,
+        "cause": missed_range.cause,
         "created_at": now,
     }
 

@@ -28,7 +28,7 @@ async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
 
     `row`: the values of the columns of `batch_nodes`, by name.
     """
-    values = {"stopped_at": None, "seen_at": row["seen_at"], "beats": nodes.c.beats + 1}
+    values = {"stopped_at": None, "lost_at": None, "seen_at": row["seen_at"], "beats": nodes.c.beats + 1}
     updated = await connection.execute(update(nodes).where(nodes.c.id == row["id"]).values(values))
     if updated.rowcount == 0:
         await connection.execute(insert(nodes).values(row))
@@ -60,6 +60,11 @@ async def live_tasks(connection: AsyncConnection) -> set[str]:
 async def record_loaded(connection: AsyncConnection, node: str, tasks: Iterable[str]) -> None:
     """Write the names of the tasks that a node has loaded by now."""
     await connection.execute(update(nodes).where(nodes.c.id == node).values(tasks=sorted(tasks)))
+
+
+async def record_broken(connection: AsyncConnection, node: str, broken: list[dict[str, Any]]) -> None:
+    """Write the files of tasks that a node can't use by now, so that the watch looks at them."""
+    await connection.execute(update(nodes).where(nodes.c.id == node).values(broken=broken, noticed_at=None))
 
 
 async def with_same_beats(connection: AsyncConnection, beats: Mapping[str, int]) -> set[str]:

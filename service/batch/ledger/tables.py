@@ -55,6 +55,13 @@ RUNNING_SQL = "state = 'running'"
 """Running runs, in the form that uses the index on `exclusive` and `lane`."""
 CLAIMABLE_SQL = is_one_of(CLAIMABLE)
 ACTIVE_SQL = is_one_of(ACTIVE, "state")
+UNNOTICED_RUN_SQL = f"noticed_at IS NULL AND ({UNINDEXED_STATE} = 'failed' OR fingerprint IS NOT NULL)"
+"""Runs that the watch has to look at: they have failed, or ended otherwise after something was wrong with them."""
+OPEN_FAILURE_SQL = "fingerprint IS NOT NULL AND acknowledged IS NULL AND made_good_at IS NULL"
+"""Runs with something wrong that was neither made good nor acknowledged."""
+UNNOTICED_RANGE_SQL = "noticed < count"
+UNNOTICED_NODE_SQL = "noticed_at IS NULL"
+UNNOTICED_BACKUP_SQL = "failed_at IS NOT NULL AND noticed_at IS NULL"
 IN_THE_WAY_SQL = f"{is_one_of(ACTIVE)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
 """Runs that an overlap policy considers for the next slot: all running ones, and those of slots on time."""
 
@@ -88,8 +95,12 @@ tasks = Table(
     Column("last_seen_at", UtcDateTime, nullable=False),
     Column("removed_at", UtcDateTime),
     Column("accounted_from", UtcDateTime),
-    # What a process that has not loaded the task has to know of it: the tags, and the JSON schema of its parameters.
-    *(Column(name, Json) for name in ("tags", "parameters")),
+    # What a process that has not loaded the task has to know of it: the tags, the JSON schema of its parameters, and
+    # what it declares about its monitoring.
+    *(Column(name, Json) for name in ("tags", "parameters", "monitoring")),
+    # `muted_until`: until then nothing is sent about the task. `deadline_until`: up to then its deadlines were checked.
+    *(Column(name, UtcDateTime) for name in ("muted_until", "deadline_until")),
+    *(Column(name, Text) for name in ("muted_by", "mute_note")),
 )
 
 schedules = Table(
@@ -144,6 +155,14 @@ runs = Table(
     Column("cancel_at", UtcDateTime),
     Column("cancel_by", Text),
     Column("cancel_reason", Text),
+    # `fingerprint`: what is wrong with the run, as a class of errors; NULL if nothing is. `noticed_at`: when the watch
+    # has seen how it ended. `acknowledged`: the incident with which a person has acknowledged it.
+    # `made_good_by`: the run whose success made it good, which may be the run itself.
+    Column("fingerprint", String(40)),
+    Column("noticed_at", UtcDateTime),
+    Column("acknowledged", Id),
+    Column("made_good_at", UtcDateTime),
+    Column("made_good_by", Id),
     # There may be any number of manual runs for a slot.
     Index("uq_batch_runs_task_slot", "task", "slot", unique=True, **where("origin <> 'manual'")),
     Index("uq_batch_runs_task_key", "task", "key", unique=True, **where("key IS NOT NULL")),
@@ -159,6 +178,9 @@ runs = Table(
     Index("ix_batch_runs_task_created", "task", "created_at", "id"),
     Index("ix_batch_runs_state_created", "state", "created_at", "id"),
     Index("ix_batch_runs_created", "created_at", "id"),
+    Index("ix_batch_runs_unnoticed", "id", **where(UNNOTICED_RUN_SQL)),
+    Index("ix_batch_runs_open_failures", "task", "fingerprint", "finished_at", **where(OPEN_FAILURE_SQL)),
+    Index("ix_batch_runs_acknowledged", "acknowledged", **where("acknowledged IS NOT NULL")),
 )
 
 # A running attempt is kept in the row of its run. A row is written here once, when the attempt has ended. An
@@ -187,7 +209,11 @@ missed = Table(
     Column("count", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    # `cause`: why, as a word; see missed_ranges.Cause. `noticed`: how many of the slots the watch has seen.
+    Column("cause", String(20), nullable=False, server_default="other"),
+    Column("noticed", BigInteger, nullable=False, server_default="0"),
     Index("ix_batch_missed_task", "task", "last_slot"),
+    Index("ix_batch_missed_unnoticed", "id", **where(UNNOTICED_RANGE_SQL)),
 )
 
 nodes = Table(
@@ -207,6 +233,11 @@ nodes = Table(
     # False for a process that executes only the run it was started for, such as `batch run`.
     Column("fires", Boolean, nullable=False, server_default=text("true")),
     Column("application", String(100)),  # its version; `version` is that of this package
+    # `lost_at`: when it was found dead; NULL for a node that stopped by itself. `broken`: the files of tasks that it
+    # can't use, and why. `noticed_at`: when the watch has seen this row; NULL after it was lost or `broken` changed.
+    *(Column(name, UtcDateTime) for name in ("lost_at", "noticed_at")),
+    Column("broken", Json),
+    Index("ix_batch_nodes_unnoticed", "id", **where(UNNOTICED_NODE_SQL)),
     Index("ix_batch_nodes_live", "id", "fires", **where("stopped_at IS NULL")),
 )
 
@@ -244,4 +275,6 @@ backups = Table(
     *(Column(f"{event}_at", UtcDateTime) for event in ("verified", "failed", "restored", "pinned")),
     *(Column(n, Text) for n in ("kind", "database", "revision", "verified_how", "failed_check", "pinned_by")),
     *(Column("manifest", String(64)), Column("created_at", UtcDateTime, nullable=False)),
+    Column("noticed_at", UtcDateTime),  # when the watch has seen that a check failed
+    Index("ix_batch_backups_unnoticed", "name", **where(UNNOTICED_BACKUP_SQL)),
 )

@@ -17,6 +17,7 @@ from service.batch.ledger.tables import is_one_of, runs
 
 CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
 FINISH_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", "finished_at", *PROGRESS_COLUMNS)
+_READ_COLUMNS = [*(runs.c[name] for name in (*FINISH_COLUMNS, "fingerprint")), tables.attempts.c.ended_at]
 
 
 # Claiming: to `running`.
@@ -83,8 +84,10 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
         f"reason = CASE WHEN {is_cancelled} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
         f"finished_at = CASE WHEN {is_cancelled} THEN v.ended_at ELSE v.finished_at END, "
         "due_at = coalesce(v.due_at, batch_runs.due_at), rank = coalesce(v.rank, batch_runs.rank), "
-        f"{PROGRESS}, rate = NULL "
-        f"FROM {json_rows.source([*(runs.c[n] for n in FINISH_COLUMNS), tables.attempts.c.ended_at], kind)} "
+        # What is wrong with a run is noticed after each end of an attempt, once (see tables.UNNOTICED_RUN_SQL).
+        "fingerprint = coalesce(v.fingerprint, batch_runs.fingerprint), noticed_at = NULL, "
+        f"{_OPENED_AGAIN}, {PROGRESS}, rate = NULL "
+        f"FROM {json_rows.source(_READ_COLUMNS, kind)} "
         f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)} RETURNING batch_runs.id"
     )
     by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # the usual order of locks, so that deadlocks are rare
@@ -96,9 +99,19 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
     return await attempts.unrecorded(connection, [outcome for outcome in outcomes if outcome.id not in written])
 
 
+_HAS_FAILED = f"v.state = '{RunState.FAILED}'"
+_OPENED_AGAIN = ", ".join(
+    f"{name} = CASE WHEN {_HAS_FAILED} THEN NULL ELSE batch_runs.{name} END"
+    for name in ("acknowledged", "made_good_at", "made_good_by")
+)
+"""A run that fails again is neither acknowledged nor made good."""
+
+
 def _finish_row(outcome: Outcome) -> dict[str, Any]:
     row = {name: getattr(outcome, name, None) for name in FINISH_COLUMNS}
     row["ended_at"] = outcome.ended_at
+    if outcome.fingerprint is not None:  # so that the rows of runs that go well are no longer by it
+        row["fingerprint"] = outcome.fingerprint
     row["finished_at"] = None if outcome.due_at is not None else outcome.ended_at
     return row
 
@@ -123,7 +136,7 @@ async def cancel(
         f"UPDATE batch_runs SET reason = CASE WHEN {is_running} THEN reason ELSE :reason END, "
         f"finished_at = CASE WHEN {is_running} THEN finished_at ELSE :now END, "
         "cancel_at = coalesce(cancel_at, :now), cancel_by = coalesce(cancel_by, :by), "
-        "cancel_reason = coalesce(cancel_reason, :reason), "
+        "cancel_reason = coalesce(cancel_reason, :reason), noticed_at = NULL, "
         f"state = CASE WHEN {is_running} THEN state ELSE '{RunState.CANCELLED}' END "
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, state"
     ).bindparams(*(bindparam(name, type_=runs.c[column].type) for name, column in _CANCEL_TYPES.items()))
@@ -168,6 +181,9 @@ async def reopen(
 
 # Runs that no node will start.
 
+UNSERVED = "unserved"
+"""The fingerprint of a run that has failed because no service had its task."""
+
 
 async def fail_waiting(
     connection: AsyncConnection, ids: Select[Any], condition: str, reason: str, now: datetime
@@ -176,4 +192,5 @@ async def fail_waiting(
     may_fail = text(is_one_of(before(RunState.FAILED)))
     failing = update(runs).where(runs.c.id.in_(ids), text(condition), may_fail)
     values = {"state": RunState.FAILED, "reason": reason, "finished_at": now}
+    values |= {"fingerprint": UNSERVED, "noticed_at": None, "acknowledged": None, "made_good_at": None}
     return (await connection.execute(failing.values(values))).rowcount

@@ -6,10 +6,11 @@ tasks have changed. The thread of the heartbeat executes the statement, so a blo
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 from sqlalchemy import (
@@ -29,13 +30,18 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, queues
+from service.batch.ledger.duties import WATCH
+from service.batch.ledger.incidents import notices
 from service.batch.ledger.nodes import NodeStatus
+from service.batch.ledger.people.access_tables import duties
 from service.batch.ledger.tables import HELD_SQL, catalog, nodes, runs, tasks
 from service.batch.queue.cancel import StopRequest
 from service.batch.queue.claiming import is_any_due
 
 LOOK_SECONDS = 1.0
 """Seconds between two polls, at most: the upper bound on how late a dead node or a cancel request is noticed."""
+
+CLAIMABLE, UNNOTICED, ACTIVE = "c", "u", "a"
 
 FiringState = tuple[int, frozenset[str]]
 """The version of the catalog, and the ids of the other nodes that fire."""
@@ -51,7 +57,11 @@ HOLDERS = (
 
 @dataclass
 class LedgerChanges:
-    """What a node has read by one poll. `now`: the database time. A node that does not fire reads only the requests."""
+    """What a node has read by one poll. `now`: the database time. A node that does not fire reads only the requests.
+
+    `is_unnoticed`: there is something for the watch to notice. `is_active`: some node is running a run. `watcher`: the
+    id of the node that has the duty of the watch.
+    """
 
     now: datetime
     is_claimable: bool
@@ -61,6 +71,9 @@ class LedgerChanges:
     """The other nodes that are not marked as stopped, and the stopped ones that still hold runs."""
     requests: list[StopRequest] = field(default_factory=list)
     """Requests to stop runs that this node is running."""
+    is_unnoticed: bool = False
+    is_active: bool = False
+    watcher: str | None = None
 
     @property
     def firing_state(self) -> FiringState:
@@ -74,7 +87,15 @@ async def read(connection: AsyncConnection, node: str, fires: bool = True) -> Le
     parameters = {"node": node} | ({"now": now} if now is not None else {})
     statement = _statement(connection.dialect.name, now is not None, fires)
     ledger_row, *other_rows = (await connection.execute(statement, parameters)).all()
-    changes = LedgerChanges(ledger_row.at, ledger_row.words is not None, ledger_row.number)
+    flags = ledger_row.words or ""
+    changes = LedgerChanges(
+        ledger_row.at,
+        CLAIMABLE in flags,
+        ledger_row.number,
+        is_unnoticed=UNNOTICED in flags,
+        is_active=ACTIVE in flags,
+        watcher=ledger_row.id,
+    )
     for row in other_rows:
         if row.kind == "living":
             changes.others += _status_of_each(row.words or "")
@@ -95,11 +116,18 @@ def _statement(kind: str, has_now: bool, fires: bool) -> CompoundSelect[Any]:
     now = bindparam("now", type_=instant) if has_now else func.statement_timestamp(type_=instant)
     node = bindparam("node", type_=nodes.c.id.type)
     version = func.coalesce(select(catalog.c.version).where(catalog.c.id == 1).scalar_subquery(), 0)
+    flags = (
+        (CLAIMABLE, is_any_due(now)),
+        (UNNOTICED, text(notices.IS_ANY_SQL)),
+        (ACTIVE, text(f"EXISTS (SELECT 1 FROM batch_runs WHERE {HELD_SQL})")),
+    )
+    words = reduce(operator.add, (case((condition, flag), else_="") for flag, condition in flags))
+    watcher = select(duties.c.node).where(duties.c.name == WATCH).scalar_subquery()
     ledger = select(
         literal("ledger").label("kind"),
-        _null(nodes.c.id).label("id"),
+        (watcher if fires else _null(nodes.c.id)).label("id"),
         version.label("number"),
-        case((is_any_due(now), "claimable")).label("words") if fires else _null(tasks.c.name).label("words"),
+        (words if fires else _null(tasks.c.name)).label("words"),
         now.label("at"),
     )
     requests = select(

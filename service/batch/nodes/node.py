@@ -53,8 +53,13 @@ class Node:
             url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, fires, self.outage, setting
         )
 
-    async def register(self, connection: AsyncConnection, tasks: Iterable[str], now: datetime) -> None:
-        """Lock this process's file, and write its row to the ledger. `tasks`: the names of the tasks it has loaded."""
+    async def register(
+        self, connection: AsyncConnection, tasks: Iterable[str], now: datetime, broken: list[dict[str, Any]]
+    ) -> None:
+        """Lock this process's file, and write its row to the ledger.
+
+        `tasks`: the names of the tasks it has loaded. `broken`: the files of tasks that it can't use.
+        """
         self._process_lock = await offload(process_lock.ProcessLock, self._folder, self.id)
         row: dict[str, Any] = {
             "id": self.id,
@@ -67,6 +72,8 @@ class Node:
             "tasks": sorted(tasks) if self._fires else [],
             "fires": self._fires,
             "application": self.application,
+            "broken": broken if self._fires else [],
+            "noticed_at": None if self._fires else now,
         }
         self.lease.renew(clock.boottime())
         await nodes.register(connection, row)

@@ -19,6 +19,9 @@ from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
+LOST = "lost"
+"""The fingerprint of a run that has failed because it lost its node."""
+
 MOST_LOSSES = 3
 """How often a run may lose its node without progress in between. Then it fails: it may be the run that kills nodes."""
 
@@ -42,7 +45,7 @@ async def rescue(connection: AsyncConnection, dead: Mapping[str, int], now: date
     await transitions.finish(connection, outcomes)
     await _record_losses(connection, lost, losses)
     mark = update(nodes).where(nodes.c.id.in_(lost_nodes), nodes.c.stopped_at.is_(None))
-    await connection.execute(mark.values(stopped_at=now))
+    await connection.execute(mark.values(stopped_at=now, lost_at=now, noticed_at=None))
     names = ", ".join(sorted({run["task"] for run in lost})) or "nothing"
     logger.warning(f"{len(lost_nodes)} nodes have died or lost their lease; the tasks of their runs: {names}")
     return lost_nodes
@@ -115,7 +118,7 @@ def _outcome_of_left(run: dict[str, Any], is_final: bool, now: datetime, reason:
 
 
 def _failed(outcome: Outcome, reason: str) -> Outcome:
-    return replace(outcome, state=RunState.FAILED, reason=reason, due_at=None, rank=None)
+    return replace(outcome, state=RunState.FAILED, reason=reason, due_at=None, rank=None, fingerprint=LOST)
 
 
 def _interrupted(run: dict[str, Any], now: datetime, outcome: str, reason: str) -> Outcome:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 
+from service.batch.tasks.monitoring import Alerts
 from service.batch.tasks.policies import Missed, MissedPolicy, OverlapPolicy, Retry
 
 MYPY = False
@@ -48,6 +49,17 @@ class BaseTask(ABC):
         priority: From -1000 to 1000. Where runs of several tasks wait, larger numbers start first.
         tags: Names by which lists of tasks and runs are filtered, each `[a-z0-9_.-]{1,100}`. The parameters, results
             and logs of a task with the tag "secret" are hidden from viewers.
+        owner: Whose task it is, such as "payments #payments-oncall". Messages about incidents name the owner.
+        runbook: The address of a page that says what to do when the task fails.
+        alerts: When incidents of the task are sent, and to whom.
+        deadline: Until when a slot must have succeeded: a time of day in the task's zone ("06:00", the first one after
+            the slot), or a timedelta after the slot.
+        expect: A function that gets the result of a run and returns whether the run did what it is for, such as
+            `lambda result: result["rows"] > 0`. If it is false, the run has succeeded, but is reported as empty.
+        expect_every: The seconds (or a timedelta) within which some run of the task must succeed.
+        each_slot_counts: Whether a failed slot is made good only by a success of the same slot (True), or by any later
+            success (False). None: True if `run` has a parameter `slot`.
+        ping: The address of a dead man's switch, called when a run begins (/start), succeeds, or fails (/fail).
         fenced: Whether commits of a run to the application's database are refused once another node holds the run.
 
     Each attempt uses a new instance.
@@ -84,6 +96,14 @@ class BaseTask(ABC):
     max_waiting: ClassVar[int] = 1
     priority: ClassVar[int] = 0
     tags: ClassVar[tuple[str, ...]] = ()
+    owner: ClassVar[str | None] = None
+    runbook: ClassVar[str | None] = None
+    alerts: ClassVar[Alerts] = Alerts()
+    deadline: ClassVar[str | timedelta | None] = None
+    expect: ClassVar[Callable[[Any], Any] | None] = None
+    expect_every: ClassVar[float | timedelta | None] = None
+    each_slot_counts: ClassVar[bool | None] = None
+    ping: ClassVar[str | None] = None
     fenced: ClassVar[bool] = True
 
     @overload

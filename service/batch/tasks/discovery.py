@@ -15,13 +15,13 @@ import tokenize
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from service import failures
+from service.batch.tasks.broken_files import BrokenFile
 from service.batch.tasks.policies import NAME
 from service.batch.tasks.registry import TaskRegistry, task_classes
 from service.errors import BatchError, InvalidSetting, InvalidTask
@@ -34,21 +34,6 @@ SLOW_SECONDS = 5.0
 """An import that takes longer is logged, since nothing else would show that it hangs."""
 
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-
-
-@dataclass(frozen=True)
-class BrokenFile:
-    """A file whose import failed, or that has a class which can't be registered.
-
-    Attributes:
-        source: The path of the file.
-        task: The name of the task that is missing because of it; None if it is not known, or another task has it.
-    """
-
-    source: str
-    error: str
-    traceback: str
-    task: str | None = None
 
 
 def load_tasks(place: Path, *, shows_tracebacks: bool = True) -> list[BrokenFile]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from service.batch.tasks.discovery import BrokenFile, folder_of, forget, load_files, load_tasks
+from service.batch.tasks.broken_files import BrokenFile
+from service.batch.tasks.discovery import folder_of, forget, load_files, load_tasks
 from service.batch.tasks.registry import Task, TaskRegistry
 from service.errors import InvalidSetting
 from service.logs import get_logger

@@ -64,15 +64,15 @@ class Retry:
             jitter=jitter,
             on=tuple(on) if isinstance(on, list | set | frozenset) else (on,) if isinstance(on, type) else on,
         )
-        _check(_is_int(self.attempts, 1), "Retry(attempts)", self.attempts, "an int from 1")
-        _check(_is_number(self.wait, 0), "Retry(wait)", self.wait, "seconds from 0, up to 100 years")
-        _check(_is_number(self.factor, 1), "Retry(factor)", self.factor, "a number from 1")
-        _check(_is_number(self.max_wait, 0), "Retry(max_wait)", self.max_wait, "seconds from 0, up to 100 years")
-        _check(_is_number(self.jitter, 0) and self.jitter <= 1, "Retry(jitter)", self.jitter, "a share from 0 to 1")
+        check(_is_int(self.attempts, 1), "Retry(attempts)", self.attempts, "an int from 1")
+        check(_is_number(self.wait, 0), "Retry(wait)", self.wait, "seconds from 0, up to 100 years")
+        check(_is_number(self.factor, 1), "Retry(factor)", self.factor, "a number from 1")
+        check(_is_number(self.max_wait, 0), "Retry(max_wait)", self.max_wait, "seconds from 0, up to 100 years")
+        check(_is_number(self.jitter, 0) and self.jitter <= 1, "Retry(jitter)", self.jitter, "a share from 0 to 1")
         valid = isinstance(self.on, tuple) and all(
             isinstance(t, type) and issubclass(t, BaseException) for t in self.on
         )
-        _check(valid, "Retry(on)", self.on, "an exception class, or a tuple of exception classes")
+        check(valid, "Retry(on)", self.on, "an exception class, or a tuple of exception classes")
 
     def seconds_before(self, attempt: int, asked: float | None = None) -> float:
         """The seconds to wait before attempt number `attempt`, where 2 is the first retry.
@@ -103,11 +103,11 @@ class Missed:
     max_count: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.policy in MISSED, "Missed", self.policy, _one_of(MISSED))
+        check(self.policy in MISSED, "Missed", self.policy, _one_of(MISSED))
         valid = isinstance(self.max_age, timedelta) and timedelta(0) < self.max_age <= LONGEST
-        _check(valid, "Missed(max_age)", self.max_age, f"a timedelta above zero, up to {LONGEST.days:,} days")
+        check(valid, "Missed(max_age)", self.max_age, f"a timedelta above zero, up to {LONGEST.days:,} days")
         valid = self.max_count is None or _is_int(self.max_count, 1)
-        _check(valid, "Missed(max_count)", self.max_count, "an int from 1, or None for no limit")
+        check(valid, "Missed(max_count)", self.max_count, "an int from 1, or None for no limit")
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,15 @@ class Policies:
         """Read and check the class attributes. Raises InvalidTask naming the attribute and what is allowed."""
         timeout = _seconds(task.timeout)
         valid = timeout is None or (_is_number(timeout, 0) and timeout > 0)
-        _check(valid, "timeout", task.timeout, "seconds above 0 (up to 100 years), a timedelta, or None")
-        _check(isinstance(task.retry, Retry), "retry", task.retry, "a Retry(…)")
+        check(valid, "timeout", task.timeout, "seconds above 0 (up to 100 years), a timedelta, or None")
+        check(isinstance(task.retry, Retry), "retry", task.retry, "a Retry(…)")
         missed = Missed(task.missed) if task.missed in MISSED else task.missed
-        _check(isinstance(missed, Missed), "missed", missed, f"a Missed(…) or {_one_of(MISSED)}")
+        check(isinstance(missed, Missed), "missed", missed, f"a Missed(…) or {_one_of(MISSED)}")
         valid = _is_int(task.priority, -1000) and task.priority <= 1000
-        _check(valid, "priority", task.priority, "an int from -1000 to 1000 (larger goes first)")
+        check(valid, "priority", task.priority, "an int from -1000 to 1000 (larger goes first)")
         _check_overlap(task)
-        _check(isinstance(task.fenced, bool), "fenced", task.fenced, "True or False")
-        _check(isinstance(task.rerun, bool), "rerun", task.rerun, "True or False")
+        check(isinstance(task.fenced, bool), "fenced", task.fenced, "True or False")
+        check(isinstance(task.rerun, bool), "rerun", task.rerun, "True or False")
         return cls(
             timeout,
             task.retry,
@@ -158,15 +158,15 @@ class Policies:
 
 
 def _check_overlap(task: type[Any]) -> None:
-    _check(task.overlap in OVERLAP, "overlap", task.overlap, _one_of(OVERLAP))
+    check(task.overlap in OVERLAP, "overlap", task.overlap, _one_of(OVERLAP))
     running, waiting = task.max_running, task.max_waiting
     valid = running is None or (_is_int(running, 1) and running <= MOST_RUNNING)
-    _check(valid, "max_running", running, f"an int from 1 to {MOST_RUNNING:,}, or None")
+    check(valid, "max_running", running, f"an int from 1 to {MOST_RUNNING:,}, or None")
     contradicts = running == 1 and task.overlap == "allow"
-    _check(not contradicts, "max_running", running, "None, or an int from 2, with overlap = 'allow'")
+    check(not contradicts, "max_running", running, "None, or an int from 2, with overlap = 'allow'")
     valid = _is_int(waiting, 1) and waiting <= MOST_WAITING
-    _check(valid, "max_waiting", waiting, f"an int from 1 to {MOST_WAITING:,}")
-    _check(waiting == 1 or task.overlap == "wait", "max_waiting", waiting, "1, unless overlap = 'wait'")
+    check(valid, "max_waiting", waiting, f"an int from 1 to {MOST_WAITING:,}")
+    check(waiting == 1 or task.overlap == "wait", "max_waiting", waiting, "1, unless overlap = 'wait'")
 
 
 def tags_of(task: type[Any]) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def tags_of(task: type[Any]) -> tuple[str, ...]:
     tags: Any = task.tags
     valid = isinstance(tags, tuple | list) and len(tags) <= MOST_TAGS
     valid = valid and all(isinstance(tag, str) and NAME.fullmatch(tag) for tag in tags)
-    _check(valid, "tags", tags, f"a tuple of at most {MOST_TAGS} names of a-z 0-9 _ . -")
+    check(valid, "tags", tags, f"a tuple of at most {MOST_TAGS} names of a-z 0-9 _ . -")
     return tuple(dict.fromkeys(tags))
 
 
@@ -183,7 +183,8 @@ def not_run_again(reason: str) -> str:
     return f"{reason} while it ran, and it is not run again (rerun = False)"
 
 
-def _check(valid: bool, name: str, value: object, allowed: str) -> None:
+def check(valid: bool, name: str, value: object, allowed: str) -> None:
+    """Raise InvalidTask, which names the attribute and what is allowed, unless `valid`."""
     if not valid:
         raise InvalidTask(f"{name} is {echoed(value)}; allowed: {allowed}")
 

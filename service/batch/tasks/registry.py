@@ -14,6 +14,8 @@ from service import failures
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.cron.zones import zone_of
 from service.batch.tasks.base import BaseTask
+from service.batch.tasks.monitoring import ATTRIBUTES as MONITORING
+from service.batch.tasks.monitoring import Monitoring
 from service.batch.tasks.parameters import Parameters
 from service.batch.tasks.policies import NAME, Policies, tags_of
 from service.errors import BatchError, InvalidTask, UnknownTask
@@ -36,6 +38,7 @@ POLICIES = {
     "priority",
     "fenced",
     "tags",
+    *MONITORING,
 }
 
 
@@ -60,6 +63,7 @@ class Task:
     may_change: bool
     zone: ZoneInfo
     schedule: Schedule | None = field(compare=False)
+    monitoring: Monitoring
     tags: tuple[str, ...] = ()
 
     @property
@@ -221,6 +225,7 @@ def _task_of(cls: type[BaseTask]) -> Task:
         may_change=not all(isinstance(value, str | None) for value in statics),
         zone=zone_of(_timezone_of(instance)),
         schedule=schedule,
+        monitoring=Monitoring.of(cls, parameters.takes_slot),
         tags=tags_of(cls),
     )
 

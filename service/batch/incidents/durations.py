@@ -1,0 +1,81 @@
+"""How long the runs of a task usually take, and when one last succeeded: computed when it is needed, and kept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import json_rows
+from service.batch.ledger.incidents.tables import durations
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import runs
+
+LAST = 100
+"""So many of the last successes count."""
+LOOKED = 1_000
+"""So many of the newest runs of a task are looked at."""
+FRESH = timedelta(minutes=10)
+"""For so long what was computed is used again."""
+
+
+@dataclass(frozen=True)
+class Durations:
+    """How long the last successes of a task took, in seconds; None without one. `runs`: how many of them there are.
+
+    `last_success_at`: when a run last ended with success (UTC).
+    """
+
+    task: str
+    p50: float | None
+    p95: float | None
+    longest: float | None
+    runs: int
+    last_success_at: datetime | None
+    computed_at: datetime
+
+
+async def of_task(connection: AsyncConnection, task: str, now: datetime, fresh: timedelta = FRESH) -> Durations:
+    """The durations of a task, computed anew where they are older than `fresh`."""
+    row = (await connection.execute(select(durations).where(durations.c.task == task))).first()
+    if row is not None and now - fresh < row.computed_at <= now:
+        return Durations(**row._mapping)
+    computed = await _compute(connection, task, now, row.last_success_at if row is not None else None)
+    await _keep(connection, computed)
+    return computed
+
+
+async def _compute(connection: AsyncConnection, task: str, now: datetime, before: datetime | None) -> Durations:
+    """Compute the durations from the newest runs of a task. `before`: the last success that was known before."""
+    newest = (
+        select(runs.c.state, runs.c.attempt_started_at, runs.c.finished_at)
+        .where(runs.c.task == task)
+        .order_by(runs.c.created_at.desc(), runs.c.id.desc())
+        .limit(LOOKED)
+    )
+    ended = [
+        (row.finished_at, max(0.0, (row.finished_at - row.attempt_started_at).total_seconds()))
+        for row in await connection.execute(newest)
+        if row.state == RunState.SUCCEEDED and row.finished_at is not None and row.attempt_started_at is not None
+    ][:LAST]
+    seconds = sorted(duration for _, duration in ended)
+    last = max((at for at, _ in ended), default=before)
+    p50, p95 = (_percentile(seconds, share) for share in (0.5, 0.95))
+    return Durations(task, p50, p95, seconds[-1] if seconds else None, len(seconds), last, now)
+
+
+def _percentile(seconds: list[float], share: float) -> float | None:
+    """The smallest of the sorted values that at least this share of them does not exceed."""
+    if not seconds:
+        return None
+    return seconds[min(len(seconds) - 1, max(0, -int(-share * len(seconds) // 1) - 1))]
+
+
+async def _keep(connection: AsyncConnection, computed: Durations) -> None:
+    table = durations
+    theirs = table.c.task == computed.task
+    updated = await connection.execute(table.update().where(theirs).values(asdict(computed)))
+    if updated.rowcount == 0:
+        await json_rows.insert(connection, table, [asdict(computed)], "(task)")

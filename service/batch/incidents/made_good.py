@@ -1,0 +1,112 @@
+"""What makes a failed run good: its own success, one of the same slot, or a later one where each run does the same.
+
+Acknowledging a failure is another thing, and does not make it good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, bindparam, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.execution.fingerprint import QUARANTINE
+from service.batch.ledger import json_rows
+from service.batch.ledger.states import ACTIVE, RunState
+from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
+
+MOST = 1_000
+"""Open failures of a task, and successes of it, that are compared at a time."""
+
+MARGIN = timedelta(seconds=30)
+"""Rows of transactions that are still open when a task is looked at become visible so much later at most."""
+
+
+class Successes:
+    """For each task with open failures: up to which instant of creation its runs were looked at for successes."""
+
+    def __init__(self) -> None:
+        self._looked_until: dict[str, datetime] = {}
+
+    async def find(self, connection: AsyncConnection, task: str, since: datetime, now: datetime) -> list[Row[Any]]:
+        """The successes of a task not looked at before, the newest first. `since`: the oldest open failure."""
+        begin = max(since, self._looked_until.get(task, since))
+        query = (
+            select(*(runs.c[name] for name in _COLUMNS))
+            .where(runs.c.task == task, runs.c.created_at >= begin)
+            .order_by(runs.c.created_at.desc(), runs.c.id.desc())
+            .limit(MOST)
+        )
+        rows = (await connection.execute(query)).all()
+        active = [row.created_at for row in rows if row.state in ACTIVE]
+        self._looked_until[task] = min([now - MARGIN, *active])
+        return [row for row in rows if row.state == RunState.SUCCEEDED and row.fingerprint is None]
+
+    def forget(self, task: str) -> None:
+        """A new failure of the task may be made good by a success that was looked at before it was known."""
+        self._looked_until.pop(task, None)
+
+
+_COLUMNS = ("id", "task", "slot", "origin", "state", "params", "created_at", "finished_at", "fingerprint")
+
+
+async def open_failures(connection: AsyncConnection, task: str) -> Sequence[Row[Any]]:
+    """The failed runs of a task that are neither made good nor acknowledged, the oldest ones."""
+    query = (
+        select(*(runs.c[name] for name in _COLUMNS))
+        .where(runs.c.task == task, text(OPEN_FAILURE_SQL))
+        .order_by(runs.c.fingerprint, runs.c.finished_at)
+        .limit(MOST)
+    )
+    return (await connection.execute(query)).all()
+
+
+async def successes_since(connection: AsyncConnection, task: str, since: datetime, most: int) -> int:
+    """How many runs of a task have ended with success after `since`, among its newest ones; counted up to `most`."""
+    newest = select(runs.c.state, runs.c.finished_at).where(runs.c.task == task)
+    rows = await connection.execute(newest.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST))
+    good = [row for row in rows if row.state == RunState.SUCCEEDED and row.finished_at > since]
+    return min(len(good), most)
+
+
+def matches(failures: Sequence[Row[Any]], successes: Sequence[Row[Any]], each_slot_counts: bool) -> dict[str, str]:
+    """Which failed run is made good by which success: ids by ids."""
+    made_good: dict[str, str] = {}
+    for failure in failures:
+        if failure.fingerprint == QUARANTINE or failure.finished_at is None or failure.state in ACTIVE:
+            continue
+        for success in successes:
+            if _makes_good(success, failure, each_slot_counts):
+                made_good[failure.id] = success.id
+    return made_good
+
+
+def _makes_good(success: Row[Any], failure: Row[Any], each_slot_counts: bool) -> bool:
+    if success.id == failure.id or success.finished_at < failure.finished_at:
+        return False
+    if failure.slot is not None and success.slot == failure.slot:
+        return True
+    return not each_slot_counts and (success.params or {}) == (failure.params or {})
+
+
+async def record(connection: AsyncConnection, made_good: Mapping[str, str], now: datetime) -> None:
+    """Write which runs were made good by which."""
+    if not made_good:
+        return
+    kind = connection.dialect.name
+    source = json_rows.source([runs.c.id, runs.c.made_good_by], kind)
+    statement = text(
+        f"UPDATE batch_runs SET made_good_at = :now, made_good_by = v.made_good_by FROM {source} "
+        "WHERE batch_runs.id = v.id AND batch_runs.made_good_at IS NULL AND batch_runs.fingerprint IS NOT NULL"
+    ).bindparams(bindparam("now", type_=runs.c.made_good_at.type))
+    rows = [{"id": failure, "made_good_by": success} for failure, success in sorted(made_good.items())]
+    await connection.execute(statement, {"rows": json_rows.encode(rows, kind), "now": now})
+
+
+async def by_themselves(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
+    """Write that these runs are good now, without another run."""
+    if ids:
+        theirs = runs.c.id.in_(json_rows.among(runs.c.id, sorted(ids), connection.dialect.name))
+        await connection.execute(update(runs).where(theirs, runs.c.made_good_at.is_(None)).values(made_good_at=now))

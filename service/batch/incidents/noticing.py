@@ -1,0 +1,292 @@
+"""One transaction of the watch: what was not noticed yet is marked, and then opens, continues or closes incidents."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import failures
+from service.batch.execution.fingerprint import EMPTY, QUARANTINE
+from service.batch.ledger import json_rows
+from service.batch.ledger.incidents import incidents, notices
+from service.batch.ledger.incidents.incidents import MORE, Closed, IncidentKind, Opening
+from service.batch.ledger.incidents.tables import OPEN_SQL, fingerprints
+from service.batch.ledger.incidents.tables import incidents as incidents_table
+from service.batch.ledger.missed_ranges import Cause
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import nodes, runs
+
+MOST_OPEN = 50
+"""Open incidents of one task with an error of their own, at most. All further errors of the task are one incident."""
+
+UNKNOWN = "unknown"
+"""The fingerprint of a failed run that has none, because an older version of the service wrote its outcome."""
+
+
+async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, set[str]]:
+    """Notice the runs that have failed, or ended otherwise after something was wrong.
+
+    Returns how many it has seen, and the tasks that they are of.
+    """
+    marked = await notices.mark_runs(connection, now)
+    if not marked:
+        return 0, set()
+    bad = [run for run in marked if run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE)]
+    await _complete(connection, [run for run in bad if run.fingerprint is None])
+    await _no_longer_bad(connection, [run for run in marked if run not in bad], now)
+    groups = _groups(bad)
+    quieted = await incidents.quiet(connection, groups.keys(), now)
+    await _acknowledge(connection, {run.id: quieted[key] for key in quieted for run in groups[key]})
+    for key in quieted:
+        await _continue_quiet(connection, quieted[key], groups.pop(key))
+    await _first_seen(connection, groups, now)
+    openings = [_opening_of(key, members) for key, members in groups.items()]
+    await incidents.open_or_continue(connection, await _folded(connection, openings), now)
+    return len(marked), {run.task for run in marked}
+
+
+async def notice_ranges(connection: AsyncConnection, now: datetime) -> int:
+    """Notice slots that were missed and that nobody chose to miss. Returns how many ranges it has seen.
+
+    Slots of an outage belong to the incident of the outage.
+    """
+    ranges = await notices.mark_ranges(connection)
+    unchosen = [each for each in ranges if each["cause"] in (Cause.DOWN, Cause.OTHER)]
+    if unchosen:
+        outages = await _outages(connection, min(each["first_slot"] for each in unchosen))
+        openings: dict[str, Opening] = {}
+        for each in unchosen:
+            if not any(begin <= each["last_slot"] and each["first_slot"] <= end for begin, end in outages):
+                openings[each["task"]] = _missed(each, openings.get(each["task"]))
+        await incidents.open_or_continue(connection, openings.values(), now)
+    return len(ranges)
+
+
+async def notice_nodes(connection: AsyncConnection, now: datetime, patience: timedelta) -> int:
+    """Notice lost nodes whose runs were not resumed within `patience`, and files that can't be used.
+
+    Returns how many nodes it is done with. A node that was lost more recently is looked at again.
+    """
+    rows = await notices.unnoticed_nodes(connection)
+    decided = [node for node in rows if node.lost_at is None or node.lost_at + patience <= now]
+    if not decided:
+        return 0
+    lost = [node for node in decided if node.lost_at is not None]
+    openings = [opening for node in lost if (opening := await _lost(connection, node)) is not None]
+    await incidents.open_or_continue(connection, openings, now)
+    await _notice_files(connection, now)
+    await notices.mark_nodes(connection, incidents.ids_of(decided), now)
+    return len(decided)
+
+
+async def notice_backups(connection: AsyncConnection, now: datetime) -> int:
+    """Notice backups of which a check has failed. Returns how many it has seen."""
+    marked = await notices.mark_backups(connection, now)
+    openings = {
+        row["place"]: Opening(
+            IncidentKind.BACKUP,
+            f"the backup {row['name']} is not usable: {row['failed_check'] or 'a check failed'}",
+            row["failed_at"],
+            subject=row["place"][:500],
+            details={"name": row["name"]},
+        )
+        for row in marked
+    }
+    await incidents.open_or_continue(connection, openings.values(), now)
+    return len(marked)
+
+
+# Runs
+
+
+def _groups(bad: Sequence[Row[Any]]) -> dict[tuple[str, str], list[Row[Any]]]:
+    groups: dict[tuple[str, str], list[Row[Any]]] = defaultdict(list)
+    for run in bad:
+        groups[run.task, run.fingerprint or UNKNOWN].append(run)
+    return dict(groups)
+
+
+def _opening_of(key: tuple[str, str], members: Sequence[Row[Any]]) -> Opening:
+    task, fingerprint = key
+    newest = max(members, key=lambda run: (run.finished_at, run.id))
+    oldest = min(members, key=lambda run: (run.finished_at, run.id))
+    return Opening(
+        kind=_kind_of(newest),
+        text=newest.reason or _TEXTS.get(fingerprint, "it failed"),
+        last_at=newest.finished_at,
+        task=task,
+        fingerprint=fingerprint,
+        count=len(members),
+        first_run=oldest.id,
+        newest_run=newest.id,
+    )
+
+
+_TEXTS = {QUARANTINE: "it has put items into quarantine"}
+
+
+def _kind_of(run: Row[Any]) -> IncidentKind:
+    if run.state == RunState.FAILED:
+        return IncidentKind.FAILED
+    return IncidentKind.EMPTY if run.fingerprint == EMPTY else IncidentKind.QUARANTINE
+
+
+async def _complete(connection: AsyncConnection, unknown: Sequence[Row[Any]]) -> None:
+    """Give failed runs without a fingerprint one, so that they count as open."""
+    if unknown:
+        await _set(connection, incidents.ids_of(unknown), {"fingerprint": UNKNOWN})
+
+
+async def _no_longer_bad(connection: AsyncConnection, ended: Sequence[Row[Any]], now: datetime) -> None:
+    """Nothing is wrong any more with runs that a person has retried with success, or has cancelled."""
+    good = [run.id for run in ended if run.state == RunState.SUCCEEDED]
+    cancelled = [run.id for run in ended if run.state in (RunState.CANCELLED, RunState.SKIPPED)]
+    if good:
+        await _set(connection, good, {"fingerprint": None, "made_good_at": now, "made_good_by": runs.c.id})
+    if cancelled:
+        await _set(connection, cancelled, {"fingerprint": None})
+
+
+async def _set(connection: AsyncConnection, ids: Collection[str], values: dict[str, Any]) -> None:
+    theirs = runs.c.id.in_(json_rows.among(runs.c.id, sorted(ids), connection.dialect.name))
+    await connection.execute(update(runs).where(theirs).values(values))
+
+
+async def _acknowledge(connection: AsyncConnection, by_run: dict[str, str]) -> None:
+    """`by_run`: for each run the acknowledged incident that it belongs to."""
+    runs_by_incident: dict[str, list[str]] = defaultdict(list)
+    for run, incident in by_run.items():
+        runs_by_incident[incident].append(run)
+    for incident, ids in runs_by_incident.items():
+        await _set(connection, ids, {"acknowledged": incident})
+
+
+async def _continue_quiet(connection: AsyncConnection, incident: str, members: Sequence[Row[Any]]) -> None:
+    newest = max(members, key=lambda run: (run.finished_at, run.id))
+    values = {
+        "count": incidents_table.c.count + len(members),
+        "last_at": newest.finished_at,
+        "newest_run": newest.id,
+    }
+    await connection.execute(update(incidents_table).where(incidents_table.c.id == incident).values(values))
+
+
+async def _first_seen(
+    connection: AsyncConnection, groups: dict[tuple[str, str], list[Row[Any]]], now: datetime
+) -> None:
+    rows = [
+        {
+            "task": task,
+            "fingerprint": fingerprint,
+            "first_seen_at": min(run.finished_at or now for run in members),
+            "error": (members[0].reason or "")[: failures.LONGEST_LINE],
+        }
+        for (task, fingerprint), members in sorted(groups.items())
+    ]
+    await json_rows.insert(connection, fingerprints, rows, "(task, fingerprint)")
+
+
+async def _folded(connection: AsyncConnection, openings: list[Opening]) -> list[Opening]:
+    """The openings; those of new errors of a task that has too many open ones already become one."""
+    tasks = {opening.task for opening in openings}
+    query = select(incidents_table.c.kind, incidents_table.c.task, incidents_table.c.fingerprint)
+    theirs = incidents_table.c.task.in_(json_rows.among(incidents_table.c.task, tasks, connection.dialect.name))
+    opened = {tuple(row) for row in await connection.execute(query.where(text(OPEN_SQL), theirs))}
+    number = Counter(task for _, task, _ in opened)
+    kept: dict[tuple[str, str, str, str], Opening] = {}
+    for opening in sorted(openings, key=lambda opening: opening.last_at):
+        is_known = (opening.kind, opening.task, opening.fingerprint) in opened
+        if not is_known and number[opening.task] >= MOST_OPEN:
+            opening = _more(opening, kept.get((IncidentKind.FAILED, opening.task, "", MORE)))
+        elif not is_known:
+            number[opening.task] += 1
+        kept[opening.key] = opening
+    return list(kept.values())
+
+
+def _more(opening: Opening, before: Opening | None) -> Opening:
+    return Opening(
+        IncidentKind.FAILED,
+        f"more errors of this task, the newest: {opening.text}",
+        opening.last_at,
+        task=opening.task,
+        fingerprint=MORE,
+        count=opening.count + (before.count if before else 0),
+        first_run=before.first_run if before else opening.first_run,
+        newest_run=opening.newest_run,
+    )
+
+
+# Missed ranges
+
+
+async def _outages(connection: AsyncConnection, since: datetime) -> list[tuple[datetime, datetime]]:
+    """The begin and the end of the outages since then. Slots belong to an outage up to a minute after its end."""
+    is_down = (incidents_table.c.kind == IncidentKind.DOWN, incidents_table.c.opened_at >= since)
+    rows = await connection.execute(select(incidents_table.c.details).where(*is_down))
+    return [
+        (datetime.fromisoformat(details["since"]), datetime.fromisoformat(details["until"]) + timedelta(minutes=1))
+        for details in rows.scalars()
+        if details
+    ]
+
+
+def _missed(each: Mapping[Any, Any], before: Opening | None) -> Opening:
+    new = each["count"] - each["noticed"]
+    slots = f"{new:,} slot" + ("" if new == 1 else "s")
+    return Opening(
+        IncidentKind.MISSED,
+        f"{slots} up to {each['last_slot']:%Y-%m-%d %H:%M} UTC did not run: {each['reason']}",
+        each["last_slot"],
+        task=each["task"],
+        count=new + (before.count if before else 0),
+        details={"reason": each["reason"]},
+    )
+
+
+# Nodes
+
+
+async def _lost(connection: AsyncConnection, node: Row[Any]) -> Opening | None:
+    """The incident of a lost node; None if all of its runs were resumed or have ended."""
+    waiting = text(f"(state || '') = '{RunState.INTERRUPTED}'")
+    query = select(runs.c.task, func.count()).where(runs.c.node == node.id, waiting).group_by(runs.c.task)
+    left = {row[0]: row[1] for row in await connection.execute(query)}
+    if not left:
+        return None
+    names = ", ".join(sorted(left)[:10])
+    return Opening(
+        IncidentKind.NODE,
+        f"the node {node.host} (pid {node.pid}) was lost, and no other one goes on with its runs of {names}",
+        node.lost_at,
+        subject=node.id,
+        count=sum(left.values()),
+    )
+
+
+async def _notice_files(connection: AsyncConnection, now: datetime) -> None:
+    """Open an incident for each file of tasks that a living node can't use, and close those of all others."""
+    living = (nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.broken.is_not(None))
+    lists = (await connection.execute(select(nodes.c.broken).where(*living))).scalars()
+    broken = {str(file["source"])[:500]: file for files in lists for file in files}
+    opened = await incidents.are_open(connection, [IncidentKind.FILES])
+    known = {row.subject: row for row in opened}
+    mended = [row.id for source, row in known.items() if source not in broken]
+    new = [
+        Opening(
+            IncidentKind.FILES,
+            f"{source} can't be used: {file['error']}",
+            now,
+            subject=source,
+            details={"task": file.get("task")},
+            count=0 if source in known else 1,
+        )
+        for source, file in sorted(broken.items())
+    ]
+    await incidents.close(connection, mended, Closed.OVER, now)
+    await incidents.open_or_continue(connection, new, now)

@@ -1,0 +1,158 @@
+"""What has no row of its own when it goes wrong: late slots, slow runs, missed deadlines, silent tasks, old backups.
+
+Each function returns what is wrong now. The watch opens an incident where there is none, and closes those that are no
+longer among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.incidents import durations
+from service.batch.incidents.watched import Thresholds, WatchedTask
+from service.batch.ledger import queues
+from service.batch.ledger.incidents.incidents import IncidentKind, Opening
+from service.batch.ledger.states import Rank, RunState
+from service.batch.ledger.tables import HELD_SQL, backups, runs
+
+BACKUP_TASK = "backup"
+
+_WAITING_TASKS = f"({queues.names(queues.WAITS)}) AS v"
+_ON_TIME = f"q.rank = {Rank.ON_TIME} AND q.slot IS NOT NULL"
+_FIRST_ON_TIME = " UNION ALL ".join(
+    f"SELECT ({queues.first(of, '1', False, also=_ON_TIME)}) FROM {_WAITING_TASKS}"
+    for of in ("exclusive = v.task", "exclusive IS NULL")
+)
+"""The ids of the first runs on time in the queue of each task that has waiting runs which no pause holds."""
+
+_WAITING_COLUMNS = [runs.c[name] for name in ("id", "task", "slot", "due_at")]
+_RUNNING_COLUMNS = [runs.c[name] for name in ("id", "task", "attempt_started_at", "progress_at", "count", "total")]
+
+
+async def late_slots(
+    connection: AsyncConnection, watched: Mapping[str, WatchedTask], thresholds: Thresholds, now: datetime
+) -> list[Opening]:
+    """The tasks of which a slot's run has waited too long for its start. Runs that a pause holds are not late.
+
+    For each task it reads the first run on time in the queue, however many others wait there.
+    """
+    among = queues.among("r.id", _FIRST_ON_TIME, connection.dialect.name)
+    query = text(f"SELECT r.id, r.task, r.slot, r.due_at FROM batch_runs r WHERE {among}").columns(*_WAITING_COLUMNS)
+    openings = {}
+    for row in await connection.execute(query):
+        task = watched.get(row.task)
+        late_after = task.late_after if task is not None and task.late_after is not None else thresholds.late_after
+        if row.due_at + timedelta(seconds=late_after) <= now:
+            openings[row.task] = Opening(
+                IncidentKind.LATE,
+                f"its slot {row.slot:%Y-%m-%d %H:%M} UTC has not started after {in_words(now - row.due_at)}",
+                now,
+                task=row.task,
+                newest_run=row.id,
+                details={"slot": row.slot.isoformat()},
+            )
+    return list(openings.values())
+
+
+async def slow_runs(
+    connection: AsyncConnection, watched: Mapping[str, WatchedTask], thresholds: Thresholds, now: datetime
+) -> list[Opening]:
+    """The runs that take much longer than usual, or have made no progress for too long."""
+    query = select(*_RUNNING_COLUMNS).where(text(HELD_SQL))
+    openings = []
+    for run in await connection.execute(query):
+        why = await _why_slow(connection, run, watched.get(run.task), thresholds, now)
+        if why is not None:
+            openings.append(Opening(IncidentKind.SLOW, why, now, task=run.task, subject=run.id, newest_run=run.id))
+    return openings
+
+
+async def _why_slow(
+    connection: AsyncConnection, run: Row[Any], task: WatchedTask | None, thresholds: Thresholds, now: datetime
+) -> str | None:
+    age = now - run.attempt_started_at
+    if task is not None and task.stalled_after is not None and run.progress_at is not None:
+        still = now - max(run.progress_at, run.attempt_started_at)
+        if still >= timedelta(seconds=task.stalled_after):
+            return f"it has made no progress for {in_words(still)}"
+    if task is not None and task.slow_after is not None:
+        limit, usual = task.slow_after, ""
+    elif age.total_seconds() < thresholds.least_slow:
+        return None
+    else:
+        taken = await durations.of_task(connection, run.task, now)
+        if taken.p95 is None:
+            return None
+        limit = max(thresholds.least_slow, thresholds.slow_factor * taken.p95)
+        usual = f"; 95 of 100 runs take at most {in_words(timedelta(seconds=taken.p95))}"
+    return f"it has run for {in_words(age)}{usual}" if age.total_seconds() >= limit else None
+
+
+async def silent_tasks(
+    connection: AsyncConnection, watched: Mapping[str, WatchedTask], now: datetime
+) -> tuple[list[Opening], datetime | None]:
+    """The tasks without a success for longer than they expect, and when the next one would be. Paused ones are not."""
+    openings, instants = [], []
+    for task in watched.values():
+        if task.expect_every is None or task.is_paused or task.is_removed:
+            continue
+        taken = await durations.of_task(connection, task.name, now, fresh=timedelta(0))
+        last = taken.last_success_at or task.first_seen_at
+        limit = last + timedelta(seconds=task.expect_every)
+        if limit > now:
+            instants.append(limit)
+            continue
+        never = "" if taken.last_success_at else ", and none is known"
+        text = f"no run has succeeded for {in_words(now - last)}{never}"
+        openings.append(Opening(IncidentKind.SILENT, text, now, task=task.name))
+    return openings, min(instants, default=None)
+
+
+async def old_backups(
+    connection: AsyncConnection, watched: Mapping[str, WatchedTask], thresholds: Thresholds, now: datetime
+) -> tuple[list[Opening], datetime | None]:
+    """The incident of a newest verified backup that is too old, and when it will be. Only where backups are made."""
+    task = watched.get(BACKUP_TASK)
+    if task is None or task.is_removed or task.is_paused:
+        return [], None
+    newest = (await connection.execute(select(func.max(backups.c.taken_at)).where(_IS_GOOD))).scalar()
+    limit = (newest or task.first_seen_at) + timedelta(seconds=thresholds.backup_after)
+    if limit > now:
+        return [], limit
+    text = (
+        f"the newest verified backup is {in_words(now - newest)} old" if newest else "there is no verified backup yet"
+    )
+    return [Opening(IncidentKind.BACKUP, text, now, task=BACKUP_TASK)], None
+
+
+_IS_GOOD = backups.c.verified_at.is_not(None) & backups.c.failed_at.is_(None)
+
+
+async def newer_good_backups(connection: AsyncConnection, places: Mapping[str, datetime]) -> set[str]:
+    """Those of these places that have a verified backup which was taken after the instant beside the place."""
+    good = set()
+    for place, since in places.items():
+        query = select(backups.c.name).where(backups.c.place == place, backups.c.taken_at > since, _IS_GOOD).limit(1)
+        if (await connection.execute(query)).first() is not None:
+            good.add(place)
+    return good
+
+
+async def are_running(connection: AsyncConnection, ids: list[str]) -> set[str]:
+    """Those of these runs that are running."""
+    query = select(runs.c.id).where(runs.c.id.in_(ids), runs.c.state == RunState.RUNNING)
+    return set((await connection.execute(query)).scalars())
+
+
+def in_words(age: timedelta) -> str:
+    """A length of time for people, such as "12 minutes"."""
+    seconds = max(0, round(age.total_seconds()))
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} second{'' if seconds == 1 else 's'}"

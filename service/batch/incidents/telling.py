@@ -1,0 +1,139 @@
+"""Which incidents people are told about, by which channels, and when: as soon as nothing holds the message back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.incidents.deadlines import quiet_until
+from service.batch.incidents.watched import WatchedTask
+from service.batch.ledger import json_rows
+from service.batch.ledger.incidents import outbox
+from service.batch.ledger.incidents.incidents import Closed, IncidentKind
+from service.batch.ledger.incidents.outbox import Note
+from service.batch.ledger.incidents.tables import OPEN_SQL, incidents
+
+Channels = Callable[[Sequence[str]], Sequence[str]]
+"""From the names in `Alerts(to=…)` to the channels of these names; without names to those for all tasks."""
+
+
+def no_channels(names: Sequence[str]) -> Sequence[str]:
+    """The channels of a service that has none: incidents are written, and nothing is sent."""
+    return []
+
+
+async def tell(
+    connection: AsyncConnection, watched: Mapping[str, WatchedTask], channels: Channels, now: datetime
+) -> tuple[int, datetime | None]:
+    """Write messages about open incidents of which nobody was told.
+
+    Returns how many incidents were told, and when one that is held back may be told.
+
+    A message is held back while its task is muted, in quiet hours, and until the error has come often enough.
+    """
+    query = select(incidents).where(
+        text(OPEN_SQL), incidents.c.told_at.is_(None), incidents.c.acknowledged_at.is_(None)
+    )
+    waiting = (await connection.execute(query.order_by(incidents.c.opened_at, incidents.c.id))).all()
+    told, notes, later = [], [], []
+    for incident in waiting:
+        task = watched.get(_task_of(incident))
+        held_until = _held_until(task, now)
+        if held_until is not None:
+            later.append(held_until)
+        elif task is None or incident.kind != IncidentKind.FAILED or incident._mapping["count"] >= task.after_failures:
+            told.append(incident)
+            notes += _notes("opened", incident, task, channels)
+    if told:
+        await outbox.write(connection, notes, now)
+        theirs = incidents.c.id.in_(
+            json_rows.among(incidents.c.id, sorted(row.id for row in told), connection.dialect.name)
+        )
+        await connection.execute(update(incidents).where(theirs).values(told_at=now))
+    return len(told), min(later, default=None)
+
+
+async def tell_of_the_end(
+    connection: AsyncConnection,
+    closed: Sequence[Row[Any]],
+    watched: Mapping[str, WatchedTask],
+    channels: Channels,
+    now: datetime,
+) -> None:
+    """Write messages that incidents are over, to the channels that were told of them.
+
+    None about an outage, which is told when it is over. That of an acknowledged one is only for programs.
+    """
+    notes: list[Note] = []
+    for incident in closed:
+        if incident.told_at is not None and incident.kind != IncidentKind.DOWN:
+            notes += _notes("closed", incident, watched.get(_task_of(incident)), channels)
+    await outbox.write(connection, notes, now)
+
+
+async def repeat(
+    connection: AsyncConnection,
+    watched: Mapping[str, WatchedTask],
+    channels: Channels,
+    every: timedelta,
+    now: datetime,
+) -> int:
+    """Write a message again about open incidents whose last message is older than `every`. Returns how many."""
+    query = select(incidents).where(
+        text(OPEN_SQL), incidents.c.told_at <= now - every, incidents.c.acknowledged_at.is_(None)
+    )
+    due = [row for row in await connection.execute(query) if _held_until(watched.get(_task_of(row)), now) is None]
+    notes = [note for row in due for note in _notes("repeated", row, watched.get(_task_of(row)), channels, now)]
+    if due:
+        await outbox.write(connection, notes, now)
+        theirs = incidents.c.id.in_(
+            json_rows.among(incidents.c.id, sorted(row.id for row in due), connection.dialect.name)
+        )
+        await connection.execute(update(incidents).where(theirs).values(told_at=now))
+    return len(due)
+
+
+def _task_of(incident: Row[Any]) -> str:
+    """The task that an incident is about; empty if it is about none."""
+    return incident.task or (incident.details or {}).get("task") or ""
+
+
+def _held_until(task: WatchedTask | None, now: datetime) -> datetime | None:
+    """Until when nothing is sent about the task; None if nothing holds messages back."""
+    if task is None:
+        return None
+    muted = task.muted_until if task.muted_until is not None and task.muted_until > now else None
+    instants = [instant for instant in (muted, quiet_until(now, task.quiet, task.zone)) if instant is not None]
+    return max(instants, default=None)
+
+
+def _notes(
+    kind: str, incident: Row[Any], task: WatchedTask | None, channels: Channels, now: datetime | None = None
+) -> list[Note]:
+    content = content_of(incident, task)
+    again = f" {now.isoformat()}" if now is not None else ""
+    names = channels(task.to if task is not None else ())
+    return [Note(name, kind, content, incident.id, f"{incident.id} {kind} {name}{again}") for name in names]
+
+
+def content_of(incident: Row[Any], task: WatchedTask | None) -> dict[str, Any]:
+    """An incident as JSON, as it is now: what a message about it is made from."""
+    instants = {name: getattr(incident, name) for name in ("opened_at", "last_at", "closed_at")}
+    return {
+        "id": incident.id,
+        "kind": incident.kind,
+        "task": _task_of(incident) or None,
+        "subject": incident.subject or None,
+        "fingerprint": incident.fingerprint or None,
+        "text": incident.text,
+        "count": incident._mapping["count"],
+        "run": incident.newest_run,
+        "owner": task.owner if task is not None else None,
+        "runbook": task.runbook if task is not None else None,
+        "why": incident.closed_why if incident.closed_why != Closed.OVER else None,
+        **{name: instant.isoformat() if instant is not None else None for name, instant in instants.items()},
+    }

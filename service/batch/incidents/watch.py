@@ -1,0 +1,152 @@
+"""The watch: one node at a time notices what has gone wrong, and writes incidents and what is to be sent about them.
+
+It is woken by the ledger poll. While nothing is wrong and nothing runs, it asks the ledger nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.incidents import noticing, outages, telling
+from service.batch.incidents.checks import CHECK_SECONDS, Checks
+from service.batch.incidents.telling import Channels
+from service.batch.incidents.watched import Thresholds, watched_tasks
+from service.batch.ledger import database_time, duties
+from service.batch.ledger.duties import WATCH
+from service.batch.nodes.ledger_poll import LedgerChanges
+from service.batch.nodes.outage import Outage
+from service.concurrency.background import Background
+from service.database.engine import Database
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+class Watch(Background):
+    """`node`: the id of this node. `channels`: see telling.Channels. `on_told`: called when something is to be sent."""
+
+    def __init__(
+        self,
+        ledger: Database,
+        application: Database,
+        node: str,
+        thresholds: Thresholds,
+        channels: Channels,
+        on_told: Callable[[], None],
+        outage: Outage,
+    ) -> None:
+        self._ledger = ledger
+        self._node = node
+        self._checks = Checks(ledger, application, thresholds, channels)
+        self._thresholds, self._channels = thresholds, channels
+        self._on_told, self._outage = on_told, outage
+        self._woken = asyncio.Event()
+        self._changes: LedgerChanges | None = None
+        self._gap: tuple[datetime, datetime] | None = None
+        self._next_check = datetime.min.replace(tzinfo=UTC)
+        self._last_check = datetime.min.replace(tzinfo=UTC)
+        self._catalog: int | None = None
+        self.holds = False
+        """Whether this node has the duty of the watch, as far as it knows."""
+
+    def on_changes(self, changes: LedgerChanges) -> None:
+        """Take the result of a ledger poll, which wakes the watch if there is something to do."""
+        before, self._changes = self._changes, changes
+        if self.holds and before is not None and changes.now - before.now >= outages.SHORTEST:
+            self._gap = self._gap or (before.now, changes.now)
+        if self._is_needed(changes):
+            self._woken.set()
+
+    def _is_needed(self, changes: LedgerChanges) -> bool:
+        if not self.holds or changes.watcher != self._node:
+            self.holds = False
+            living = {node.id for node in changes.others if node.fires and not node.is_stopped}
+            return changes.watcher not in living
+        if changes.is_unnoticed or self._gap is not None or changes.catalog != self._catalog:
+            return True
+        is_busy = changes.is_active or changes.is_claimable
+        return changes.now >= self._next_check or (is_busy and changes.now >= self._last_check + _PAUSE)
+
+    async def _loop(self) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            try:
+                await self._turn()
+                self._outage.over_for("watch")
+            except Exception as error:  # the background loop's boundary
+                if cause := self._outage.cause_for("watch", self._ledger, error):
+                    logger.warning(f"incidents can't be written to the ledger: {cause}")
+                else:
+                    logger.exception("the watch failed, and goes on with the next poll")
+
+    async def _turn(self) -> None:
+        if not self.holds and not await self._take():
+            return
+        while await self._notice():
+            pass
+        if self.holds:
+            await self._check()
+
+    async def _take(self) -> bool:
+        async with self._ledger.engine.begin() as connection:
+            now = await database_time.now_of(connection)
+            is_first = await duties.holder(connection, WATCH) is None
+            self.holds = await duties.take_from_the_dead(connection, WATCH, self._node, now)
+            outage = await outages.before_node(connection, self._node) if self.holds and not is_first else None
+            if outage is not None:
+                await outages.record(connection, *outage, now)
+        self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
+        self._gap = None
+        return self.holds
+
+    async def _notice(self) -> bool:
+        """Notice some of what was not noticed yet. Returns whether there may be more."""
+        async with self._ledger.engine.begin() as connection:
+            if not await self._still_holds(connection):
+                return False
+            now = await database_time.now_of(connection)
+            if self._gap is not None:
+                (since, until), self._gap = self._gap, None
+                await outages.record(connection, since, until, now)
+            noticed = await self._notice_rows(connection, now)
+            if noticed:
+                await telling.tell(connection, await watched_tasks(connection), self._channels, now)
+        if noticed:
+            self._next_check = now
+            self._on_told()
+        return noticed >= _MANY
+
+    async def _notice_rows(self, connection: AsyncConnection, now: datetime) -> int:
+        noticed, tasks = await noticing.notice_runs(connection, now)
+        self._checks.forget(tasks)
+        noticed += await noticing.notice_ranges(connection, now)
+        noticed += await noticing.notice_nodes(connection, now, self._thresholds.patience)
+        return noticed + await noticing.notice_backups(connection, now)
+
+    async def _check(self) -> None:
+        changes = self._changes
+        self._catalog = changes.catalog if changes is not None else None
+        redriven = await self._checks.redriven()
+        async with self._ledger.engine.begin() as connection:
+            if not await self._still_holds(connection):
+                return
+            now = await database_time.now_of(connection)
+            checked = await self._checks.check(connection, redriven, now)
+        self._last_check, self._next_check = now, checked.next_at if checked.next_at is not None else NEVER
+        if checked.has_told:
+            self._on_told()
+
+    async def _still_holds(self, connection: AsyncConnection) -> bool:
+        self.holds = await duties.hold(connection, WATCH, self._node)
+        return self.holds
+
+
+_PAUSE = timedelta(seconds=CHECK_SECONDS)
+_MANY = 500

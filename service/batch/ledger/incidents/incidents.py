@@ -1,0 +1,187 @@
+"""Queries on incidents: to open, to continue and to close them, and lists of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Row, Select, and_, bindparam, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import json_rows
+from service.batch.ledger.incidents.tables import OPEN_SQL, incidents
+from service.batch.ledger.tables import OPEN_FAILURE_SQL, new_id
+
+LONGEST_TEXT = 1_000
+"""Characters of the text of an incident, at most."""
+
+
+class IncidentKind(StrEnum):
+    FAILED = "failed"
+    EMPTY = "empty"
+    QUARANTINE = "quarantine"
+    MISSED = "missed"
+    LATE = "late"
+    SLOW = "slow"
+    DEADLINE = "deadline"
+    SILENT = "silent"
+    DOWN = "down"
+    NODE = "node"
+    FILES = "files"
+    BACKUP = "backup"
+    UNACCOUNTED = "unaccounted"
+
+
+OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE)
+"""Kinds of incidents that last as long as one of their runs is neither made good nor acknowledged."""
+
+
+MORE = "more"
+"""The fingerprint of the incident of a task that has many errors with an incident of their own already."""
+
+
+class Closed(StrEnum):
+    """Why an incident was closed."""
+
+    MADE_GOOD = "made_good"
+    ACKNOWLEDGED = "acknowledged"
+    OVER = "over"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What opens an incident, or continues it if it is open. `count`: how many more runs, slots or rows it has now."""
+
+    kind: IncidentKind
+    text: str
+    last_at: datetime
+    task: str = ""
+    subject: str = ""
+    fingerprint: str = ""
+    count: int = 1
+    first_run: str | None = None
+    newest_run: str | None = None
+    details: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What an open incident is found by."""
+        return (self.kind, self.task, self.subject, self.fingerprint)
+
+
+_COLUMNS = [incidents.c[name] for name in ("id", *Opening.__dataclass_fields__, "opened_at")]
+
+
+async def open_or_continue(connection: AsyncConnection, openings: Collection[Opening], now: datetime) -> list[Row[Any]]:
+    """Open incidents, or continue those that are open. At most one opening for each key. Returns their rows."""
+    if not openings:
+        return []
+    kind = connection.dialect.name
+    names = ", ".join(column.name for column in _COLUMNS)
+    returned = ", ".join(f"batch_incidents.{column.name}" for column in incidents.c)
+    statement = text(
+        f"INSERT INTO batch_incidents ({names}) SELECT {names} FROM {json_rows.source(_COLUMNS, kind)} WHERE true "
+        f"ON CONFLICT (kind, task, subject, fingerprint) WHERE {OPEN_SQL} DO UPDATE SET "
+        "count = batch_incidents.count + excluded.count, last_at = excluded.last_at, successes = 0, "
+        "newest_run = coalesce(excluded.newest_run, batch_incidents.newest_run), text = excluded.text, "
+        f"details = coalesce(excluded.details, batch_incidents.details) RETURNING {returned}"
+    )
+    rows = [
+        {**asdict(opening), "id": new_id(), "opened_at": now, "text": opening.text[:LONGEST_TEXT]}
+        for opening in sorted(openings, key=lambda opening: opening.key)
+    ]
+    result = await connection.execute(statement.columns(*incidents.c), {"rows": json_rows.encode(rows, kind)})
+    return list(result)
+
+
+async def close(connection: AsyncConnection, ids: Collection[str], why: Closed, now: datetime) -> list[Row[Any]]:
+    """Close those of these incidents that are open. Returns their rows."""
+    if not ids:
+        return []
+    theirs = incidents.c.id.in_(json_rows.among(incidents.c.id, sorted(ids), connection.dialect.name))
+    closing = update(incidents).where(theirs, text(OPEN_SQL)).values(closed_at=now, closed_why=why)
+    return list(await connection.execute(closing.returning(*incidents.c)))
+
+
+async def are_open(connection: AsyncConnection, kinds: Collection[IncidentKind] | None = None) -> list[Row[Any]]:
+    """The open incidents, oldest first; only of these kinds if they are given."""
+    query = select(incidents).where(text(OPEN_SQL)).order_by(incidents.c.opened_at, incidents.c.id)
+    if kinds is not None:
+        query = query.where(incidents.c.kind.in_(kinds))
+    return list(await connection.execute(query))
+
+
+async def without_open_runs(connection: AsyncConnection) -> list[str]:
+    """The ids of the open incidents of runs that are over: each run was made good or acknowledged."""
+    kinds = ", ".join(repr(str(kind)) for kind in OF_RUNS)
+    statement = text(
+        f"SELECT i.id FROM batch_incidents i WHERE i.{OPEN_SQL} AND i.kind IN ({kinds}) AND CASE "
+        f"WHEN i.fingerprint = '{MORE}' THEN NOT EXISTS ({_FURTHER}) ELSE NOT EXISTS ({_OF_IT}) END"
+    )
+    return list((await connection.execute(statement.columns(incidents.c.id))).scalars())
+
+
+_IS_OPEN = " AND ".join(f"r.{part}" for part in OPEN_FAILURE_SQL.split(" AND "))
+_OF_IT = f"SELECT 1 FROM batch_runs r WHERE r.task = i.task AND r.fingerprint = i.fingerprint AND {_IS_OPEN}"
+_HAS_ITS_OWN = (
+    f"SELECT 1 FROM batch_incidents o WHERE o.{OPEN_SQL} AND o.kind = i.kind AND o.task = r.task "
+    "AND o.subject = '' AND o.fingerprint = r.fingerprint"
+)
+_FURTHER = f"SELECT 1 FROM batch_runs r WHERE r.task = i.task AND {_IS_OPEN} AND NOT EXISTS ({_HAS_ITS_OWN})"
+
+
+async def quiet(
+    connection: AsyncConnection, keys: Collection[tuple[str, str]], now: datetime
+) -> dict[tuple[str, str], str]:
+    """The ids of acknowledged incidents to which new failures with these (task, fingerprint) belong until then."""
+    if not keys:
+        return {}
+    columns = [incidents.c.task, incidents.c.fingerprint]
+    kind = connection.dialect.name
+    statement = text(
+        "SELECT i.task, i.fingerprint, i.id FROM batch_incidents i "
+        f"JOIN {json_rows.source(columns, kind)} ON i.task = v.task AND i.fingerprint = v.fingerprint "
+        "WHERE i.quiet_until IS NOT NULL AND i.quiet_until > :now ORDER BY i.quiet_until"
+    ).bindparams(bindparam("now", now, type_=incidents.c.quiet_until.type))
+    rows = [{"task": task, "fingerprint": fingerprint} for task, fingerprint in keys]
+    found = await connection.execute(
+        statement.columns(*columns, incidents.c.id), {"rows": json_rows.encode(rows, kind)}
+    )
+    return {(row.task, row.fingerprint): row.id for row in found}
+
+
+def listing(
+    limit: int,
+    before: tuple[datetime, str] | None = None,
+    is_open: bool | None = None,
+    kind: str | None = None,
+    task: str | None = None,
+    closed_since: datetime | None = None,
+) -> Select[Any]:
+    """A query for a page of incidents, the newest first. `before`: (opened_at, id) of the last one shown."""
+    query = select(incidents).order_by(incidents.c.opened_at.desc(), incidents.c.id.desc()).limit(limit)
+    if before is not None:
+        at, last = before
+        query = query.where(or_(incidents.c.opened_at < at, and_(incidents.c.opened_at == at, incidents.c.id < last)))
+    if is_open is not None:
+        query = query.where(incidents.c.closed_at.is_(None) if is_open else incidents.c.closed_at.is_not(None))
+    if kind is not None:
+        query = query.where(incidents.c.kind == kind)
+    if task is not None:
+        query = query.where(incidents.c.task == task)
+    if closed_since is not None:
+        query = query.where(incidents.c.closed_at >= closed_since)
+    return query
+
+
+async def get(connection: AsyncConnection, incident: str) -> Row[Any] | None:
+    """The row of an incident; None if there is none."""
+    return (await connection.execute(select(incidents).where(incidents.c.id == incident))).first()
+
+
+def ids_of(rows: Sequence[Row[Any]]) -> list[str]:
+    """The ids of these rows."""
+    return [row.id for row in rows]

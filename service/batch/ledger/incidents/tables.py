@@ -1,0 +1,85 @@
+"""The ledger's tables of incidents, and of the messages about them."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Float, Index, Integer, PrimaryKeyConstraint, String, Table, Text
+
+from service.batch.ledger.tables import ledger, where
+from service.database.types import Id, Json, UtcDateTime
+
+OPEN_SQL = "closed_at IS NULL"
+UNSENT_SQL = "sent_at IS NULL AND given_up_at IS NULL"
+
+# Something that needs a person. `task`, `subject` (a node, a file, a place of backups) and `fingerprint` are '' where
+# they do not apply, so that the unique index holds. `count`: its runs, slots or rows so far. `first_run`: NULL if it is
+# not about runs. `told_at`: when a message about its opening was written. `successes`: in a row, since it last failed.
+incidents = Table(
+    "batch_incidents",
+    ledger,
+    Column("id", Id, primary_key=True),
+    Column("kind", String(20), nullable=False),
+    Column("task", String(100), nullable=False, server_default=""),
+    Column("subject", String(500), nullable=False, server_default=""),
+    Column("fingerprint", String(40), nullable=False, server_default=""),
+    Column("text", Text, nullable=False),
+    Column("details", Json),
+    *(Column(name, UtcDateTime, nullable=False) for name in ("opened_at", "last_at")),
+    Column("count", BigInteger, nullable=False, server_default="1"),
+    *(Column(name, Id) for name in ("first_run", "newest_run")),
+    Column("successes", Integer, nullable=False, server_default="0"),
+    *(Column(name, UtcDateTime) for name in ("told_at", "closed_at")),
+    Column("closed_why", String(20)),
+    # The acknowledgement of a person. Until `quiet_until` what comes again belongs to it, and opens no other incident.
+    Column("acknowledged_at", UtcDateTime),
+    *(Column(name, Text) for name in ("acknowledged_by", "note")),
+    Column("quiet_until", UtcDateTime),
+    Index("uq_batch_incidents_open", "kind", "task", "subject", "fingerprint", unique=True, **where(OPEN_SQL)),
+    Index("ix_batch_incidents_opened", "opened_at", "id"),
+    Index("ix_batch_incidents_closed", "closed_at", "id", **where("closed_at IS NOT NULL")),
+    Index("ix_batch_incidents_quiet", "task", "fingerprint", **where("quiet_until IS NOT NULL")),
+)
+
+# When an error of a task was seen for the first time. Kept for ever.
+fingerprints = Table(
+    "batch_fingerprints",
+    ledger,
+    Column("task", String(100), nullable=False),
+    Column("fingerprint", String(40), nullable=False),
+    Column("first_seen_at", UtcDateTime, nullable=False),
+    Column("error", Text, nullable=False),
+    PrimaryKeyConstraint("task", "fingerprint"),
+)
+
+# How long runs of a task take, in seconds, over the last `runs` ones that have succeeded, and the last success.
+durations = Table(
+    "batch_durations",
+    ledger,
+    Column("task", String(100), primary_key=True),
+    *(Column(name, Float) for name in ("p50", "p95", "longest")),
+    Column("runs", Integer, nullable=False),
+    Column("last_success_at", UtcDateTime),
+    Column("computed_at", UtcDateTime, nullable=False),
+)
+
+# A message to one channel, or a part of one: rows of a channel that are due together are sent as one message, whose id
+# is `message`. `key`: the same thing is written only once.
+outbox = Table(
+    "batch_outbox",
+    ledger,
+    Column("id", Id, primary_key=True),
+    Column("channel", String(100), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("incident", Id),
+    Column("content", Json, nullable=False),
+    *(Column(name, UtcDateTime, nullable=False) for name in ("created_at", "due_at")),
+    Column("message", Id),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    *(Column(name, UtcDateTime) for name in ("sent_at", "given_up_at")),
+    Column("error", Text),
+    Column("key", String(200)),
+    Index("ix_batch_outbox_unsent", "channel", "due_at", "id", **where(UNSENT_SQL)),
+    Index("ix_batch_outbox_due", "channel", "due_at"),
+    Index("ix_batch_outbox_created", "created_at", "id"),
+    Index("ix_batch_outbox_incident", "incident", **where("incident IS NOT NULL")),
+    Index("uq_batch_outbox_key", "key", unique=True, **where("key IS NOT NULL")),
+)

@@ -1,0 +1,45 @@
+"""Why this process is not ready: which of its parts can't do their work now."""
+
+from __future__ import annotations
+
+import asyncio
+
+from service.batch.execution.local_engine import LocalEngine
+from service.batch.firing.dispatcher import Dispatcher
+from service.batch.firing.schedule_sync import ScheduleSync
+from service.batch.nodes.node import Node
+from service.database.engine import Database
+from service.server.probes import trouble_with
+
+
+async def reasons_while_stopping(application: Database, ledger: Database) -> dict[str, str]:
+    """The parts that are not ready, each with the reason, of a service that stops."""
+    return {"service": "it is stopping"} | await _of_databases(application, ledger)
+
+
+async def reasons(
+    application: Database,
+    ledger: Database,
+    node: Node,
+    engine: LocalEngine,
+    firing: tuple[Dispatcher, ScheduleSync] | None,
+) -> dict[str, str]:
+    """The parts that are not ready, each with the reason. `firing`: None for a service that fires nothing."""
+    unready = await _of_databases(application, ledger)
+    if node.trouble is not None:
+        unready.setdefault("ledger", f"the heartbeat can't write to it ({node.trouble})")
+    if engine.is_recheck_due:
+        unready.setdefault("ledger", "writing to it failed and is repeated; see the log for the error")
+    if firing is not None and firing[0].trouble is not None:
+        unready.setdefault("ledger", "slots can't be fired, which is repeated; see the log for the error")
+    if not node.lease.is_held:
+        unready["lease"] = "it could not be renewed, so no run is started until it is"
+    parts = {"engine": engine.is_alive, "heartbeat": node.is_beating}
+    if firing is not None:
+        parts |= {"dispatcher": firing[0].is_alive, "schedules": firing[1].is_alive}
+    return unready | {name: "it has ended" for name, is_alive in parts.items() if not is_alive}
+
+
+async def _of_databases(application: Database, ledger: Database) -> dict[str, str]:
+    troubles = await asyncio.gather(trouble_with(application), trouble_with(ledger))
+    return {name: trouble for name, trouble in zip(("application", "ledger"), troubles, strict=True) if trouble}
