@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 
 from service import failures
+from service.alertsettings import AlertSettings
 from service.databaseurl import async_url, ledger_database_url
 from service.errors import InvalidSetting
 from service.escaping import LONGEST_QUOTE, cut, echoed
@@ -24,7 +25,7 @@ S = TypeVar("S", bound=BaseSettings)
 ENV_FILE = Path(".env")
 DAY = 86_400.0
 SHORTEST_BLOCK = 2.0
-SECRET = ("_URL", "_DSN", "_TOKEN")
+SECRET = ("_URL", "_URLS", "_DSN", "_TOKEN", "_SECRET", "_WEBHOOK")
 """Endings of settings whose values may contain a password. Values of an author's own settings are never shown."""
 SECRET_WORDS = ("password", "token", "secret", "key", "authorization")
 
@@ -34,7 +35,7 @@ PlaceUrl = Annotated[str, AfterValidator(place_url)]
 LedgerUrl = Annotated[DatabaseUrl, AfterValidator(ledger_database_url)]
 
 
-class Settings(BaseSettings):
+class Settings(AlertSettings):
     """All settings with their defaults. Values come from the environment, then from `.env` in the working directory."""
 
     model_config = SettingsConfigDict(

@@ -13,14 +13,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import sentry
+from service.alerts.channels import Channels
 from service.batch.context import fencing
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import apscheduler, task_sync
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import ScheduleSync
-from service.batch.incidents.telling import no_channels
-from service.batch.incidents.watch import Watch
-from service.batch.incidents.watched import Thresholds
 from service.batch.ledger import database_time
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.node import Node, package_version
@@ -47,6 +45,7 @@ from service.server.bulk_worker import BulkWorker
 from service.server.probes import write_if_reachable
 from service.server.readiness import reasons, reasons_while_stopping
 from service.server.version import application_version
+from service.server.watching import watch_and_sender
 
 logger = get_logger("service.batch")
 
@@ -141,6 +140,7 @@ class BatchService:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         folder_of(self._settings.TASKS_DIR)  # raises before a database is made
+        self._channels = await offload(Channels.of, self._settings)
         self.application, self.ledger = await open_databases(self._settings, client=f"batch/{self.node.id}")
         stack.push_async_callback(self.ledger.dispose)
         stack.push_async_callback(self.application.dispose)
@@ -219,11 +219,9 @@ class BatchService:
         )
         upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
         self._bulks = BulkWorker(self.operations)
-        self.watch = Watch(
-            self.ledger, self.application, self.node.id, Thresholds(), no_channels, lambda: None, self.node.outage
-        )
+        self.watch, sender = watch_and_sender(self._settings, self._channels, self.ledger, self.application, self.node)
         self._on_changes.append(self.watch.on_changes)
-        for part in (self.dispatcher, self.schedules, upkeep, self._bulks, self.watch):
+        for part in (self.dispatcher, self.schedules, upkeep, self._bulks, self.watch, sender):
             part.start()
             self._firing.append(part)
         apscheduler.start(self.scheduler)

@@ -21,11 +21,6 @@ Channels = Callable[[Sequence[str]], Sequence[str]]
 """From the names in `Alerts(to=…)` to the channels of these names; without names to those for all tasks."""
 
 
-def no_channels(names: Sequence[str]) -> Sequence[str]:
-    """The channels of a service that has none: incidents are written, and nothing is sent."""
-    return []
-
-
 async def tell(
     connection: AsyncConnection, watched: Mapping[str, WatchedTask], channels: Channels, now: datetime
 ) -> tuple[int, datetime | None]:

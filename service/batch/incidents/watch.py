@@ -104,6 +104,8 @@ class Watch(Background):
                 await outages.record(connection, *outage, now)
         self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
         self._gap = None
+        if self.holds:
+            self._on_told()  # what the node before this one has not sent yet
         return self.holds
 
     async def _notice(self) -> bool:

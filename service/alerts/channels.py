@@ -1,0 +1,87 @@
+"""The channels that messages go to, as the settings have them. Each address is a channel of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from service.config import Settings
+from service.errors import InvalidSetting
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+WEBHOOK = "webhook"
+DIGEST = "digest"
+FOR_ALL = "all"
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One address. `name`: "all/1" for the first URL for all tasks, "payments/1" for one of a name, or "webhook".
+
+    `url` may have a password, so it is shown nowhere.
+    """
+
+    name: str
+    url: str
+
+    def __repr__(self) -> str:
+        return f"Channel({self.name!r})"
+
+
+class Channels:
+    """All channels of this process, by name."""
+
+    def __init__(self, by_name: Mapping[str, Channel]) -> None:
+        self.by_name = dict(by_name)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Channels:
+        """The channels that the settings have. Raises InvalidSetting if Apprise is needed and not installed."""
+        urls = {name or FOR_ALL: urls for name, urls in settings.alert_urls.items()}
+        digest = settings.BATCH_DIGEST_URLS
+        urls[DIGEST] = digest.get_secret_value().split() if digest is not None else []
+        if any(urls.values()):
+            _check_apprise(urls)
+        channels = [
+            Channel(f"{name}/{number}", url) for name, its in urls.items() for number, url in enumerate(its, start=1)
+        ]
+        if settings.BATCH_ALERT_WEBHOOK is not None:
+            channels.append(Channel(WEBHOOK, settings.BATCH_ALERT_WEBHOOK.get_secret_value()))
+        return cls({channel.name: channel for channel in channels})
+
+    def named(self, to: Sequence[str]) -> list[str]:
+        """The names of the channels for a task with `Alerts(to=…)`. The webhook, which is for programs, gets all.
+
+        Names that no setting has are those for all tasks, so that no message is lost.
+        """
+        names = [name for wanted in to for name in self._of(wanted)] or self._of(FOR_ALL)
+        return [*dict.fromkeys(names), *([WEBHOOK] if WEBHOOK in self.by_name else [])]
+
+    def digest(self) -> list[str]:
+        """The names of the channels for the summary of the night."""
+        return self._of(DIGEST)
+
+    def _of(self, name: str) -> list[str]:
+        return [channel for channel in self.by_name if channel.rpartition("/")[0] == name]
+
+
+def _check_apprise(urls: Mapping[str, Sequence[str]]) -> None:
+    """Refuse URLs that Apprise can't read. They are not shown: they contain passwords."""
+    try:
+        from apprise import Apprise
+    except ImportError:
+        raise InvalidSetting(
+            "setting BATCH_ALERT_URLS: sending to these addresses needs the extra `alerts`: "
+            "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[alerts]'"
+        ) from None
+    settings = {FOR_ALL: "BATCH_ALERT_URLS", DIGEST: "BATCH_DIGEST_URLS"}
+    for name, its in urls.items():
+        for number, url in enumerate(its, start=1):
+            if Apprise.instantiate(url, suppress_exceptions=True) is None:
+                setting = settings.get(name, f"BATCH_ALERT_URL_{name.upper()}")
+                raise InvalidSetting(
+                    f"setting {setting}: its URL number {number} is none that Apprise knows; "
+                    "an example is mailto://user:password@mail.example.com?to=you@example.com"
+                )

@@ -1,0 +1,166 @@
+"""Sends the messages of the outbox, each channel by itself, on the one node that has the duty of the watch.
+
+A message may be sent twice only where that node ends between the answer of the receiver and the mark in the ledger. It
+has the same id then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Row
+
+from service.alerts import sending
+from service.alerts.channels import WEBHOOK, Channel, Channels
+from service.alerts.messages import Content, Message, message_of
+from service.alerts.sending import NotSent
+from service.batch.ledger import database_time, duties, run_logs
+from service.batch.ledger.duties import WATCH
+from service.batch.ledger.incidents import outbox
+from service.concurrency.background import Background
+from service.concurrency.thread_pool import ThreadPool
+from service.database.engine import Database
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+LOOK_SECONDS = 1.0
+FIRST_WAIT, LONGEST_WAIT = 10.0, 3_600.0
+"""Seconds until a message that could not be sent is tried again: from ten seconds, doubled each time, up to an hour."""
+GIVE_UP_AFTER = timedelta(days=1)
+
+
+class Sender(Background):
+    """`holds`: whether this node has the duty of the watch. `public_url`: of this service, for links; None: none."""
+
+    def __init__(
+        self,
+        ledger: Database,
+        node: str,
+        channels: Channels,
+        holds: Callable[[], bool],
+        secret: str | None = None,
+        public_url: str | None = None,
+    ) -> None:
+        self._ledger, self._node, self._channels, self._holds = ledger, node, channels, holds
+        self._secret, self._public_url = secret, public_url
+        self._woken = asyncio.Event()
+        self._woken.set()
+        self._next: dict[str, datetime] = {}
+        self._threads = ThreadPool(max(1, min(8, len(channels.by_name))))
+        self._sending: dict[str, asyncio.Task[None]] = {}
+
+    def wake(self) -> None:
+        """There may be something new to send."""
+        self._woken.set()
+
+    async def stop(self) -> None:
+        await super().stop()
+        for task in self._sending.values():
+            task.cancel()
+        if self._sending:
+            await asyncio.wait(self._sending.values())
+
+    async def _loop(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_SECONDS if self._next else None):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+            try:
+                await self._look()
+            except Exception:  # the background loop's boundary
+                logger.exception("messages can't be read from the ledger, which is repeated")
+                await asyncio.sleep(FIRST_WAIT)
+
+    async def _look(self) -> None:
+        """Begin to send to each channel with a message that is due."""
+        if not self._holds():  # the watch wakes the sender of the node that takes the duty
+            self._woken.clear()
+            self._next = {}
+            return
+        if self._woken.is_set():
+            self._woken.clear()
+            async with self._ledger.reader.connect() as connection:
+                due_at = await outbox.next_due(connection)
+            self._next = {name: due for name, due in due_at.items() if name in self._channels.by_name}
+        now = await self._now() if self._next else None
+        for name, due in self._next.items():
+            if now is not None and due <= now and name not in self._sending:
+                task = asyncio.create_task(self._send_all(self._channels.by_name[name]), name=f"batch-sender {name}")
+                self._sending[name] = task
+                task.add_done_callback(partial(self._done, name))
+
+    def _done(self, name: str, _: asyncio.Task[None]) -> None:
+        self._sending.pop(name, None)
+        self._woken.set()
+
+    async def _now(self) -> datetime:
+        async with self._ledger.reader.connect() as connection:
+            return await database_time.now_of(connection)
+
+    async def _send_all(self, channel: Channel) -> None:
+        try:
+            while await self._send_next(channel):
+                pass
+        except Exception:  # the background loop's boundary
+            logger.exception(f"sending to the channel {channel.name} failed, and is repeated")
+            await asyncio.sleep(FIRST_WAIT)
+
+    async def _send_next(self, channel: Channel) -> bool:
+        """Send the next message to this channel. Returns whether it was sent, so that there may be another one."""
+        async with self._ledger.engine.begin() as connection:
+            if not await duties.hold(connection, WATCH, self._node):
+                return False
+            rows = await outbox.take(connection, channel.name, await database_time.now_of(connection))
+            lines = await self._last_lines(connection, rows)
+        if not rows:
+            return False
+        try:
+            await self._send(channel, rows, lines)
+        except NotSent as error:
+            await self._failed(channel, rows, error)
+            return False
+        async with self._ledger.engine.begin() as connection:
+            await outbox.sent(connection, rows, await database_time.now_of(connection))
+        return True
+
+    async def _send(self, channel: Channel, rows: Sequence[Row[Any]], lines: dict[str, str]) -> None:
+        message = rows[0].message
+        if channel.name == WEBHOOK:
+            events = [{"event": row.kind, "incident": row.content, "link": self._link(row.content)} for row in rows]
+            await sending.post(channel, self._secret, message, events)
+            return
+        made: Message = message_of(message, [(row.kind, row.content) for row in rows], self._link, lines)
+        is_good = all(row.kind in ("closed", "digest", "test") for row in rows)
+        await self._threads.run(sending.notify, channel, made, is_good)
+
+    async def _failed(self, channel: Channel, rows: Sequence[Row[Any]], error: NotSent) -> None:
+        attempts = rows[0].attempts + 1
+        wait = error.wait or min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempts - 1))
+        async with self._ledger.engine.begin() as connection:
+            now = await database_time.now_of(connection)
+            if error.is_final or now + timedelta(seconds=wait) > rows[0].created_at + GIVE_UP_AFTER:
+                await outbox.given_up(connection, rows, error.reason, now)
+                logger.error(f"a message to the channel {channel.name} is given up: {error.reason}")
+                return
+            await outbox.failed(connection, rows, error.reason, now + timedelta(seconds=wait))
+        logger.warning(
+            f"a message to the channel {channel.name} could not be sent, again in {wait:g} s: {error.reason}"
+        )
+
+    async def _last_lines(self, connection: Any, rows: Sequence[Row[Any]]) -> dict[str, str]:
+        """The last line of the logs of the runs that are told of, by the id of the run."""
+        runs = {row.content.get("run") for row in rows if row.kind != "closed"} - {None}
+        lines = {run: await run_logs.tail(connection, run, 1) for run in sorted(runs)[:20]}
+        return {run: line[-1].text for run, line in lines.items() if line}
+
+    def _link(self, content: Content) -> str | None:
+        if self._public_url is None or content.get("id") is None:
+            return None
+        return f"{self._public_url}/incidents/{content['id']}"

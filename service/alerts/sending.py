@@ -1,0 +1,84 @@
+"""Sends one message to one channel. What could not be sent raises NotSent, which says whether to try again."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from service import clock
+from service.alerts.channels import Channel
+from service.alerts.messages import Message
+
+TIMEOUT = httpx.Timeout(20.0, connect=5.0)
+LONGEST_RETRY_AFTER = 3_600.0
+
+
+class NotSent(Exception):
+    """A message could not be sent. `wait`: seconds after which the receiver asks to be tried again; None: not said."""
+
+    def __init__(self, reason: str, wait: float | None = None, is_final: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.wait, self.is_final = reason, wait, is_final
+
+
+async def post(channel: Channel, secret: str | None, message: str, notes: Sequence[dict[str, Any]]) -> None:
+    """Post notes as JSON to the webhook, signed as Standard Webhooks does it. Raises NotSent."""
+    body = json.dumps({"id": message, "events": list(notes)}, ensure_ascii=False).encode()
+    headers = {"content-type": "application/json", **signature(secret, message, int(clock.now().timestamp()), body)}
+    try:
+        async with (
+            httpx.AsyncClient(timeout=TIMEOUT, follow_redirects=False) as client,
+            client.stream("POST", channel.url, content=body, headers=headers) as answer,
+        ):
+            status, retry_after = answer.status_code, answer.headers.get("retry-after")
+    except httpx.HTTPError as error:
+        raise NotSent(f"no answer ({type(error).__name__})") from None
+    if not 200 <= status < 300:
+        raise NotSent(f"the answer was {status}", wait=_seconds(retry_after), is_final=status == 410)
+
+
+def signature(secret: str | None, message: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The headers of Standard Webhooks: HMAC-SHA256 over the id, the time and the body. Without a secret no signature.
+
+    `secret`: `whsec_` and base64, or any other text, whose UTF-8 is the key.
+    """
+    headers = {"webhook-id": message, "webhook-timestamp": str(timestamp)}
+    if secret is not None:
+        signed = f"{message}.{timestamp}.".encode() + body
+        digest = hmac.new(_key(secret), signed, hashlib.sha256).digest()
+        headers["webhook-signature"] = f"v1,{base64.b64encode(digest).decode()}"
+    return headers
+
+
+def _key(secret: str) -> bytes:
+    if secret.startswith("whsec_"):
+        try:
+            return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            pass
+    return secret.encode()
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """The value of Retry-After if it is a number of seconds, an hour at most."""
+    if retry_after is None or not retry_after.isascii() or not retry_after.isdigit():
+        return None
+    return min(LONGEST_RETRY_AFTER, float(retry_after[:9]))
+
+
+def notify(channel: Channel, message: Message, is_good: bool) -> None:
+    """Send a message for people by Apprise. It blocks, so call it in a thread. Raises NotSent."""
+    from apprise import Apprise, NotifyFormat, NotifyType
+
+    apprise = Apprise()
+    if not apprise.add(channel.url):
+        raise NotSent("Apprise can't read the URL", is_final=True)
+    kind = NotifyType.SUCCESS if is_good else NotifyType.FAILURE
+    if not apprise.notify(message.body, title=message.title, notify_type=kind, body_format=NotifyFormat.TEXT):
+        raise NotSent("Apprise could not send it: the receiver did not answer, or has refused it")
