@@ -11,6 +11,7 @@
     ├── ChunkError              a loop over chunks, or a chunk, was used in a way that would lose or repeat items
     ├── UnknownTask             no task has this name
     ├── UnknownRun              no run has this id, or several ids begin with it or end in it
+    ├── UnknownIncident         no incident has this id, or several open ones end in it
     ├── UnknownToken            no valid token has this name or id
     ├── UnknownPreview          no preview has this id, or it has expired
     ├── Forbidden               the role of the caller does not allow this
@@ -124,6 +125,10 @@ class UnknownTask(BatchError):
 
 
 class UnknownRun(BatchError):
+    kind = "not_found"
+
+
+class UnknownIncident(BatchError):
     kind = "not_found"
 
 

@@ -37,12 +37,12 @@ class Channels:
         self.by_name = dict(by_name)
 
     @classmethod
-    def of(cls, settings: Settings) -> Channels:
-        """The channels that the settings have. Raises InvalidSetting if Apprise is needed and not installed."""
+    def of(cls, settings: Settings, checked: bool = True) -> Channels:
+        """The channels that the settings have. `checked`: raise InvalidSetting if one can't be used."""
         urls = {name or FOR_ALL: urls for name, urls in settings.alert_urls.items()}
         digest = settings.BATCH_DIGEST_URLS
         urls[DIGEST] = digest.get_secret_value().split() if digest is not None else []
-        if any(urls.values()):
+        if checked and any(urls.values()):
             _check_apprise(urls)
         channels = [
             Channel(f"{name}/{number}", url) for name, its in urls.items() for number, url in enumerate(its, start=1)

@@ -24,6 +24,7 @@ from service.cli import (
     bulk,
     changes,
     diff,
+    incidents,
     items,
     lint,
     logs,
@@ -51,6 +52,7 @@ LONGEST_MESSAGE = 4_000
 ABOUT = {
     "backup": "Make, verify, compare, copy and restore backups.",
     "token": "Make, list and revoke tokens, by which programs and people use the HTTP API.",
+    "alerts": "Try out the channels that incidents are sent to.",
 }
 """What the groups of commands are for."""
 BACKUPS: dict[str, dict[str, Any]] = {
@@ -80,6 +82,11 @@ TOKENS: dict[str, dict[str, Any]] = {
         "create": token.create,
         "list": token.list_,
         "revoke": token.revoke,
+    },
+}
+ALERTS: dict[str, dict[str, Any]] = {
+    "Alerts": {
+        "test": incidents.send_test,
     },
 }
 PANELS: dict[str, dict[str, Any]] = {
@@ -112,13 +119,20 @@ PANELS: dict[str, dict[str, Any]] = {
         "account": account.account,
         "prune": manage.prune,
     },
+    "Incidents": {
+        "incidents": incidents.incidents,
+        "ack": incidents.ack,
+        "mute": incidents.mute,
+        "unmute": incidents.unmute,
+        "alerts": ALERTS,
+    },
     "Backups": {"backup": BACKUPS},
     "Access": {
         "token": TOKENS,
         "changes": changes.changes,
     },
 }
-"""The functions of the commands, under the headings that `--help` shows. `backup` and `token` are groups."""
+"""The functions of the commands, under the headings that `--help` shows. `backup`, `token` and `alerts` are groups."""
 
 
 class Group(TyperGroup):
@@ -167,6 +181,11 @@ class TokenGroup(Group):
     prefix = "token "
 
 
+class AlertGroup(Group):
+    panels = ALERTS
+    prefix = "alerts "
+
+
 def _paragraphs(name: str, command: Callable[..., None] | dict[str, Any]) -> list[str]:
     """The paragraphs of a command's help. The first one is also shown in the list of commands."""
     text = ABOUT[name] if isinstance(command, dict) else inspect.cleandoc(command.__doc__ or "")
@@ -205,7 +224,14 @@ tokens = typer.Typer(
     help=ABOUT["token"],
     epilog="`batch token COMMAND --help` shows examples.",
 )
-GROUPS = {"backup": backups, "token": tokens}
+alerts = typer.Typer(
+    cls=AlertGroup,
+    rich_markup_mode=None,
+    name="alerts",
+    help=ABOUT["alerts"],
+    epilog="`batch alerts COMMAND --help` shows examples.",
+)
+GROUPS = {"backup": backups, "token": tokens, "alerts": alerts}
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -25,6 +25,26 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch migrate": "Migrate both databases, for example before the service is updated.",
         "batch migrate --to ledger_0010": "Migrate the tables of this revision, and no further.",
     },
+    "incidents": {
+        "batch incidents": "Show what needs a person.",
+        "batch incidents --state all --task load": "Show all incidents of a task, also those that are over.",
+        "batch incidents --json": "Print the list as JSON for a program.",
+    },
+    "ack": {
+        'batch ack 9f2c41d0 --note "the bank is down, we wait"': "Say that somebody takes care of an incident.",
+        'batch ack 9f2c41d0 --note "fixed in 2.15" --quiet 2d': "Let the same error open no incident for two days.",
+    },
+    "mute": {
+        'batch mute load --for 2h --note "database upgrade"': "Send nothing about a task for two hours.",
+        "batch mute load --until 2026-12-01T06:00+01:00": "Send nothing about it until this instant.",
+    },
+    "unmute": {
+        "batch unmute load": "Send messages about the task again.",
+    },
+    "alerts test": {
+        "batch alerts test": "Send a test message to all channels.",
+        "batch alerts test --to payments": "Send it to the channels with this name only.",
+    },
     "new": {
         "batch new daily_sales": "Write a task that fires every day at 02:00.",
         'batch new daily_sales --schedule "15 6 * * 1-5"': "Write a task that fires on weekdays at 06:15.",

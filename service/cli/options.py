@@ -151,6 +151,13 @@ def instant(text: str, option: str, zone: ZoneInfo | None = None, age: str = "")
         ) from None
 
 
+def age(text: str, option: str) -> timedelta:
+    """Read a length of time such as 30m, 12h or 90d. Raises InvalidParameters."""
+    if (read := re.fullmatch(r"([0-9]{1,5})([mhd])", text)) is None:
+        raise InvalidParameters(f"{option} is {echoed(text)}; allowed: an age such as 12h or 90d")
+    return timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[read[2]]: int(read[1])})
+
+
 def instant_or_age(text: str, option: str) -> datetime:
     """Read an instant in ISO 8601, or an age such as `90s`, `30m`, `2h`, `7d`. Raises InvalidParameters."""
     age = re.fullmatch(r"([0-9]+)([smhd])", text)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from datetime import timedelta
 from typing import Annotated
 
 import typer
 
 from service.cli.opening import ask
-from service.cli.options import AsJson, utc
-from service.errors import InvalidParameters
-from service.escaping import echoed
+from service.cli.options import AsJson, age, utc
 
 Name = Annotated[str, typer.Argument(help="The name of the token: who uses it, and for what.")]
 
@@ -36,7 +32,7 @@ def create(
     """
     from service import console
 
-    valid_for = _age(expires) if expires is not None else None
+    valid_for = age(expires, "--expires") if expires is not None else None
     token = ask(lambda operations: operations.access.create_token(name, role, valid_for), needs_tasks=False)
     if as_json:
         console.show_json(token)
@@ -72,10 +68,3 @@ def revoke(
         console.show_json(token)
     else:
         console.say(f"the token {token.name} is revoked")
-
-
-def _age(text: str) -> timedelta:
-    """Read an age such as 90d. Raises InvalidParameters."""
-    if (age := re.fullmatch(r"([0-9]{1,5})([mhd])", text)) is None:
-        raise InvalidParameters(f"--expires is {echoed(text)}; allowed: an age such as 12h or 90d")
-    return timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[age[2]]: int(age[1])})

@@ -18,6 +18,7 @@ from service.redaction import Redaction
 
 if TYPE_CHECKING:
     from service.operations.backups.facet import Backups
+    from service.operations.incidents.facet import Incidents
     from service.operations.people.access import Access
     from service.operations.people.changes import Changes
     from service.operations.runs.bulk import Bulks
@@ -37,7 +38,7 @@ SERVICE = Actor("batch", source="service")
 
 class Operations:
     """All operations of the system, in the facets `tasks`, `runs`, `bulks`, `slots`, `quarantine`, `nodes`, `backups`,
-    `changes`, `access` and `migrations`.
+    `incidents`, `changes`, `access` and `migrations`.
 
     It creates no database engine, sets up no logging, reads no settings and imports no tasks, so a serving process may
     use it for each request. It belongs to the event loop of its databases.
@@ -120,6 +121,13 @@ class Operations:
         from service.operations.runs.bulk import Bulks
 
         return Bulks(self._context)
+
+    @cached_property
+    def incidents(self) -> Incidents:
+        from service.alerts.channels import Channels
+        from service.operations.incidents.facet import Incidents
+
+        return Incidents(self._context, list(Channels.of(self._settings, checked=False).by_name))
 
     @cached_property
     def changes(self) -> Changes:

@@ -16,7 +16,7 @@ from service.web.headers import Headed
 from service.web.live import Feed
 from service.web.problems import Problem, handle_errors
 from service.web.proxies import Forwarded, Network
-from service.web.v1 import backups, events, rest, runs, tasks
+from service.web.v1 import backups, events, incidents, rest, runs, tasks
 from service.web.v1.requests import V1
 
 DOCUMENT = "/api/openapi.json"
@@ -43,6 +43,7 @@ class Api(FastAPI):
         for router in (
             tasks.tasks,
             runs.runs,
+            incidents.incidents,
             rest.rest,
             backups.backups,
             rest.tokens,

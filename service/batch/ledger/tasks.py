@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger.tables import tasks
@@ -20,6 +21,14 @@ async def tagged(connection: AsyncConnection, tag: str) -> frozenset[str]:
     """The names of the tasks that have this tag."""
     rows = await connection.execute(select(tasks.c.name, tasks.c.tags).where(tasks.c.tags.is_not(None)))
     return frozenset(row.name for row in rows if isinstance(row.tags, list) and tag in row.tags)
+
+
+async def mute(
+    connection: AsyncConnection, name: str, until: datetime | None, by: str | None, note: str | None
+) -> bool:
+    """Let nothing be sent about a task until an instant; None: send again. Returns False if there is no such task."""
+    muting = update(tasks).where(tasks.c.name == name).values(muted_until=until, muted_by=by, mute_note=note)
+    return (await connection.execute(muting)).rowcount == 1
 
 
 async def all_tasks(connection: AsyncConnection) -> list[dict[str, Any]]:

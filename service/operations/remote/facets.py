@@ -67,7 +67,7 @@ class _Backups(BaseModel):
     warnings: list[str]
 
 
-class _Facet:
+class Facet:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
@@ -75,25 +75,25 @@ class _Facet:
         raise InvalidParameters("this needs the machine of the service: call it there, without --url")
 
 
-def _path(*parts: str) -> str:
+def path_of(*parts: str) -> str:
     return "".join(f"/{quote(part, safe='')}" for part in parts)
 
 
-class RemoteTasks(_Facet):
+class RemoteTasks(Facet):
     async def list(self, with_others: bool = False) -> Sequence[TaskSummary]:
         return (await self._connection.get(_TaskList, "/tasks")).tasks
 
     async def show(self, name: str) -> TaskDetails:
-        return await self._connection.get(TaskDetails, _path("tasks", name))
+        return await self._connection.get(TaskDetails, path_of("tasks", name))
 
     async def next_slots(self, name: str, number: int) -> Sequence[Slot]:
-        return (await self._connection.get(_Slots, _path("tasks", name, "schedule"), n=number)).slots
+        return (await self._connection.get(_Slots, path_of("tasks", name, "schedule"), n=number)).slots
 
     async def pause(self, name: str, note: str | None = None) -> Paused:
-        return await self._connection.post(Paused, _path("tasks", name, "pause"), {"note": note})
+        return await self._connection.post(Paused, path_of("tasks", name, "pause"), {"note": note})
 
     async def resume(self, name: str, note: str | None = None) -> Paused | None:
-        return (await self._connection.post(_Resumed, _path("tasks", name, "resume"), {"note": note})).ended
+        return (await self._connection.post(_Resumed, path_of("tasks", name, "resume"), {"note": note})).ended
 
     async def pause_of(self, name: str) -> Paused | None:
         task = await self.show(name)
@@ -102,14 +102,16 @@ class RemoteTasks(_Facet):
         return Paused(at=task.paused_at, by=task.paused_by or "somebody", is_new=False)
 
 
-class RemoteRuns(_Facet):
+class RemoteRuns(Facet):
     async def list(
         self, wanted: RunFilter | None = None, limit: int = 50, after: str | None = None, *, by_slot: bool = False
     ) -> RunPage:
         query = (wanted or RunFilter()).model_dump(mode="json", exclude_defaults=True)
         if by_slot:
             name = query.pop("task")
-            return await self._connection.get(RunPage, _path("tasks", name, "runs"), **query, limit=limit, after=after)
+            return await self._connection.get(
+                RunPage, path_of("tasks", name, "runs"), **query, limit=limit, after=after
+            )
         return await self._connection.get(RunPage, "/runs", **query, limit=min(limit, MOST_RUNS), after=after)
 
     async def find(self, given: str) -> RunOrTask:
@@ -118,10 +120,10 @@ class RemoteRuns(_Facet):
         return RunOrTask("run", (await self.current(given)).id)
 
     async def show(self, given: str) -> RunDetails:
-        return await self._connection.get(RunDetails, _path("runs", given))
+        return await self._connection.get(RunDetails, path_of("runs", given))
 
     async def current(self, given: str) -> RunNow:
-        return await self._connection.get(RunNow, _path("runs", given, "now"))
+        return await self._connection.get(RunNow, path_of("runs", given, "now"))
 
     async def get(self, run_id: str) -> RunNow | None:
         try:
@@ -131,18 +133,18 @@ class RemoteRuns(_Facet):
 
     async def cancel(self, given: str, wait_seconds: float = 0.0, note: str | None = None) -> RunNow:
         body = {"wait": min(wait_seconds, 25.0), "note": note}
-        return await self._connection.post(RunNow, _path("runs", given, "cancel"), body)
+        return await self._connection.post(RunNow, path_of("runs", given, "cancel"), body)
 
     async def retry(self, given: str, *, from_the_beginning: bool = False, note: str | None = None) -> RunNow:
         body = {"from_the_beginning": from_the_beginning, "note": note}
-        return await self._connection.post(RunNow, _path("runs", given, "retry"), body)
+        return await self._connection.post(RunNow, path_of("runs", given, "retry"), body)
 
     async def start(
         self, task: str, params: Mapping[str, Any], slot: datetime | None = None, key: str | None = None
     ) -> Started:
         body = {"parameters": dict(params), "slot": slot.isoformat() if slot else None}
         headers = {"Idempotency-Key": key} if key is not None else {}
-        return await self._connection.post(Started, _path("tasks", task, "runs"), body, headers=headers)
+        return await self._connection.post(Started, path_of("tasks", task, "runs"), body, headers=headers)
 
     async def follow(self, given: str) -> AsyncGenerator[RunNow]:
         while True:
@@ -174,7 +176,7 @@ class RemoteRuns(_Facet):
         self, given: str, after: str | None = None, limit: int = 500, level: str = "DEBUG", text: str | None = None
     ) -> LogPage:
         query = {"after": after, "limit": limit, "level": level, "q": text}
-        return await self._connection.get(LogPage, _path("runs", given, "log"), **query)
+        return await self._connection.get(LogPage, path_of("runs", given, "log"), **query)
 
 
 def _blocks(page: LogPage) -> list[LogBlock]:
@@ -185,16 +187,16 @@ def _blocks(page: LogPage) -> list[LogBlock]:
     return [LogBlock(fence=0, attempt=attempt, lines=theirs) for attempt, theirs in lines.items()]
 
 
-class RemoteBulks(_Facet):
+class RemoteBulks(Facet):
     async def preview(self, action: BulkAction, wanted: RunFilter) -> Preview:
         body = {"action": action, "filter": wanted.model_dump(mode="json", exclude_defaults=True)}
         return await self._connection.post(Preview, "/runs/bulk", body)
 
     async def begin(self, id: str, action: str, note: str | None = None, task: str | None = None) -> Bulk:
-        return await self._connection.post(Bulk, _path("runs", "bulk", id), {"note": note})
+        return await self._connection.post(Bulk, path_of("runs", "bulk", id), {"note": note})
 
     async def get(self, id: str) -> Bulk:
-        return await self._connection.get(Bulk, _path("runs", "bulk", id))
+        return await self._connection.get(Bulk, path_of("runs", "bulk", id))
 
     async def carry_out(self, id: str) -> None:
         """Wait until the service has carried it out."""
@@ -202,7 +204,7 @@ class RemoteBulks(_Facet):
             await asyncio.sleep(POLL_SECONDS)
 
 
-class RemoteSlots(_Facet):
+class RemoteSlots(Facet):
     async def account(
         self,
         since: datetime,
@@ -221,28 +223,28 @@ class RemoteSlots(_Facet):
         body = {"since": request.since.isoformat(), "until": request.until.isoformat(), "redo": request.redo}
         many = {"many": request.allow_many}
         preview = await self._connection.post(
-            Preview, _path("tasks", request.task, "backfill", "preview"), {**body, **many}
+            Preview, path_of("tasks", request.task, "backfill", "preview"), {**body, **many}
         )
         assert preview.counts is not None
         if not request.dry_run:
-            path = _path("tasks", request.task, "backfill")
+            path = path_of("tasks", request.task, "backfill")
             bulk = await self._connection.post(Bulk, path, {"preview": preview.id})
             await RemoteBulks(self._connection).carry_out(bulk.id)
         return preview.counts
 
 
-class RemoteQuarantine(_Facet):
+class RemoteQuarantine(Facet):
     async def list(self, given: str | None = None, limit: int = 1_000) -> Sequence[Quarantined]:
         if given is None:
             return (await self._connection.get(_Quarantine, "/quarantine", limit=min(limit, 1_000))).items
-        return (await self._connection.get(_Quarantine, _path("runs", given, "quarantine"))).items
+        return (await self._connection.get(_Quarantine, path_of("runs", given, "quarantine"))).items
 
     async def redrive(self, given: str, items: Sequence[str] | None = None, note: str | None = None) -> Started:
         body = {"items": list(items) if items else None, "note": note}
-        return await self._connection.post(Started, _path("runs", given, "redrive"), body)
+        return await self._connection.post(Started, path_of("runs", given, "redrive"), body)
 
 
-class RemoteNodes(_Facet):
+class RemoteNodes(Facet):
     async def list(self) -> Sequence[Node]:
         return (await self._connection.get(_Nodes, "/nodes")).nodes
 
@@ -253,13 +255,13 @@ class RemoteNodes(_Facet):
         return any(task in node.tasks for node in await self.living())
 
 
-class RemoteChanges(_Facet):
+class RemoteChanges(Facet):
     async def list(self, limit: int = 50, after: str | None = None, **conditions: Any) -> ChangePage:
         instants = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in conditions.items()}
         return await self._connection.get(ChangePage, "/changes", limit=limit, after=after, **instants)
 
 
-class RemoteAccess(_Facet):
+class RemoteAccess(Facet):
     async def create_token(self, name: str, role: str, valid_for: timedelta | None = None) -> NewToken:
         days = None if valid_for is None else max(1, round(valid_for / timedelta(days=1)))
         body = {"name": name, "role": role, "expires_in_days": days}
@@ -269,10 +271,10 @@ class RemoteAccess(_Facet):
         return (await self._connection.get(_Tokens, "/tokens")).tokens
 
     async def revoke_token(self, name: str) -> Token:
-        return await self._connection.send("DELETE", Token, _path("tokens", name))
+        return await self._connection.send("DELETE", Token, path_of("tokens", name))
 
 
-class RemoteBackups(_Facet):
+class RemoteBackups(Facet):
     async def list(self, warn: Callable[[str], None]) -> Sequence[BackupSummary]:
         answer = await self._connection.get(_Backups, "/backups")
         for warning in answer.warnings:
@@ -280,5 +282,5 @@ class RemoteBackups(_Facet):
         return answer.backups
 
 
-class RemoteMigrations(_Facet):
+class RemoteMigrations(Facet):
     """Migrations are a matter of the machine of the service."""

@@ -26,6 +26,7 @@ from service.operations.remote.facets import (
     RemoteSlots,
     RemoteTasks,
 )
+from service.operations.remote.incidents import RemoteIncidents
 from service.operations.system.status import Status
 
 
@@ -40,6 +41,7 @@ class RemoteOperations:
         self.slots = RemoteSlots(connection)
         self.quarantine = RemoteQuarantine(connection)
         self.nodes = RemoteNodes(connection)
+        self.incidents = RemoteIncidents(connection)
         self.changes = RemoteChanges(connection)
         self.access = RemoteAccess(connection)
         self.backups = RemoteBackups(connection)

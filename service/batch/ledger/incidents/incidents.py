@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -14,6 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents.tables import OPEN_SQL, incidents
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, new_id
+
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_END = re.compile(r"[0-9a-f]{4,12}")
 
 LONGEST_TEXT = 1_000
 """Characters of the text of an incident, at most."""
@@ -177,9 +181,14 @@ def listing(
     return query
 
 
-async def get(connection: AsyncConnection, incident: str) -> Row[Any] | None:
-    """The row of an incident; None if there is none."""
-    return (await connection.execute(select(incidents).where(incidents.c.id == incident))).first()
+async def find(connection: AsyncConnection, incident: str) -> Row[Any] | None:
+    """The row of an incident, by its id, or by the last digits of the id of an open one; None if there is none."""
+    if _ID.fullmatch(incident):
+        return (await connection.execute(select(incidents).where(incidents.c.id == incident))).first()
+    if not _END.fullmatch(incident):
+        return None
+    ending = [row for row in await are_open(connection) if row.id.endswith(incident)]
+    return ending[0] if len(ending) == 1 else None
 
 
 def ids_of(rows: Sequence[Row[Any]]) -> list[str]:

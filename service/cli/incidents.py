@@ -1,0 +1,170 @@
+"""`batch incidents`, `batch ack`, `batch mute`, `batch unmute` and `batch alerts test`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service import clock
+from service.cli import complete
+from service.cli.opening import ask
+from service.cli.options import AsJson, TaskName, age, instant, short, utc, whole
+from service.errors import InvalidParameters
+
+if TYPE_CHECKING:
+    from service.operations.incidents.facet import Incident
+    from service.operations.operations import Operations
+
+COLUMNS = ["opened_at", "kind", "task", "count", "text", "acknowledged_by", "closed_at", "id"]
+STATES = ("open", "closed", "all")
+
+IncidentId = Annotated[
+    str, typer.Argument(help="The id of the incident, or its last digits, as `batch incidents` shows.")
+]
+Note = Annotated[str | None, typer.Option(help="Why; it is kept in the audit.")]
+
+
+def incidents(
+    state: Annotated[str, typer.Option(help="open, closed or all.")] = "open",
+    kind: Annotated[str | None, typer.Option(help="Only incidents of this kind, such as failed or missed.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Only incidents of this task.", autocompletion=complete.task_names)
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(parser=whole(1, 100_000), metavar="NUMBER", help="The largest number of incidents to show.")
+    ] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show what needs a person, the newest first.
+
+    An incident lasts from its first failure, or whatever else it is about, until that is made good or acknowledged.
+    """
+    from service import console
+
+    if state not in STATES:
+        raise InvalidParameters(f"--state is {state!r}; allowed: {', '.join(STATES)}")
+
+    async def work(operations: Operations) -> list[Incident]:
+        listed: list[Incident] = []
+        after: str | None = None
+        while len(listed) < limit:
+            page = await operations.incidents.list(state, _kind(kind), task, limit - len(listed), after)  # type: ignore[arg-type]
+            listed += page.incidents
+            after = page.after
+            if after is None:
+                break
+        return listed
+
+    listed = ask(work, needs_tasks=False)
+    if as_json:
+        console.show_json(listed)
+    elif listed:
+        console.show_fitted([_row(incident) for incident in listed], _columns(listed), ["text", "task"])
+    else:
+        console.warn("batch: no incident is open" if state == "open" else "batch: no incidents match")
+
+
+def ack(
+    incident: IncidentId,
+    note: Annotated[
+        str, typer.Option(help="What you do about it, or why nothing has to be done; 3 to 500 characters.")
+    ],
+    quiet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE", help="For how long the same error opens no other incident, such as 2h; at most 7d."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Acknowledge an incident: a person takes care of it.
+
+    Its failed runs no longer count as open, but are not made good. If the error comes again, another incident is
+    opened, unless --quiet says otherwise.
+    """
+    from service import console
+
+    until = clock.now() + age(quiet, "--quiet") if quiet is not None else None
+    done = ask(lambda operations: operations.incidents.acknowledge(incident, note, until), needs_tasks=False)
+    if as_json:
+        console.show_json(done)
+        return
+    runs = f", with {done.runs:,} failed run{'' if done.runs == 1 else 's'}" if done.runs else ""
+    what = done.incident.task or done.incident.kind
+    console.say(f"the incident of {what} is acknowledged by {done.incident.acknowledged_by}{runs}")
+
+
+def mute(
+    name: TaskName,
+    for_: Annotated[
+        str | None, typer.Option("--for", metavar="AGE", help="For how long, such as 2h or 3d; at most 31d.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Until when (ISO 8601), instead of --for.")] = None,
+    note: Note = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send nothing about a task for a while, such as during maintenance.
+
+    The task goes on, and incidents are opened as ever. What is still open at the end is sent then.
+    """
+    from service import console
+
+    if (for_ is None) == (until is None):
+        raise InvalidParameters("give either --for or --until")
+    end = clock.now() + age(for_, "--for") if for_ is not None else instant(until or "", "--until")
+    muted = ask(lambda operations: operations.incidents.mute(name, end, note), needs_tasks=False)
+    if as_json:
+        console.show_json(muted)
+    else:
+        console.say(f"nothing is sent about {name} until {utc(muted.until)}")
+
+
+def unmute(name: TaskName, as_json: AsJson = False) -> None:
+    """Send messages about a task again."""
+    from service import console
+
+    was_muted = ask(lambda operations: operations.incidents.unmute(name), needs_tasks=False)
+    if as_json:
+        console.show_json({"task": name, "was_muted": was_muted})
+    else:
+        console.say(f"messages about {name} are sent again" if was_muted else f"{name} is not muted")
+
+
+def send_test(
+    to: Annotated[
+        list[str] | None,
+        typer.Option(help="Only to the channels of this name, such as payments or webhook. May be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send a test message to the channels of the settings.
+
+    A running service sends it within seconds; `batch incidents` is not changed by it.
+    """
+    from service import console
+
+    sent = ask(lambda operations: operations.incidents.send_test(to or []), needs_tasks=False)
+    if as_json:
+        console.show_json(sent)
+    else:
+        console.say(f"a test message is written for {', '.join(sent.channels)}; a running service sends it")
+
+
+def _kind(name: str | None) -> Any:
+    from service.batch.ledger.incidents.incidents import IncidentKind
+
+    if name is None:
+        return None
+    if name not in set(IncidentKind):
+        raise InvalidParameters(f"--kind is {name!r}; allowed: {', '.join(IncidentKind)}")
+    return IncidentKind(name)
+
+
+def _columns(listed: list[Incident]) -> list[str]:
+    """The columns that have a value in some row."""
+    return [name for name in COLUMNS if any(getattr(incident, name) is not None for incident in listed)]
+
+
+def _row(incident: Incident) -> dict[str, Any]:
+    return {**incident.model_dump(), "id": short(incident.id)}

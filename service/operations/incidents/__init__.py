@@ -1,0 +1,1 @@
+"""What people ask of incidents: lists, details, acknowledging, muting."""

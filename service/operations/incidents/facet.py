@@ -1,0 +1,236 @@
+"""`operations.incidents`: what needs a person; to acknowledge it, and to send nothing about a task for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.firing import task_sync
+from service.batch.ledger import database_time
+from service.batch.ledger import tasks as task_rows
+from service.batch.ledger.incidents import acknowledging, incidents, outbox
+from service.batch.ledger.incidents.incidents import IncidentKind
+from service.batch.ledger.incidents.outbox import Note
+from service.batch.ledger.people import audit
+from service.errors import InvalidParameters, UnknownIncident, UnknownTask
+from service.escaping import echoed
+from service.operations.context import Context
+from service.operations.people.redacting import hidden_tasks
+from service.operations.results import Result
+from service.operations.runs.run_list import cursor_of, parse_cursor
+
+MOST_INCIDENTS = 200
+SHORTEST_NOTE, LONGEST_NOTE = 3, 500
+LONGEST_QUIET = timedelta(days=7)
+LONGEST_MUTE = timedelta(days=31)
+
+
+class Incident(Result):
+    """Something that needs a person, or needed one. `subject`: a node, a file or a place, where it is about one.
+
+    `count`: its failures, slots or rows so far. `run`: the newest run that it is about. `told_at`: when a message about
+    it was written last. `closed_why`: made_good, acknowledged, or over. `quiet_until`: until then the same error opens
+    no other incident.
+    """
+
+    id: str
+    kind: IncidentKind
+    task: str | None
+    subject: str | None
+    fingerprint: str | None
+    text: str
+    opened_at: datetime
+    last_at: datetime
+    count: int
+    run: str | None
+    told_at: datetime | None
+    closed_at: datetime | None
+    closed_why: str | None
+    acknowledged_at: datetime | None
+    acknowledged_by: str | None
+    note: str | None
+    quiet_until: datetime | None
+
+
+class IncidentPage(Result):
+    """A page of incidents, the newest first. `after`: the cursor of the next page; None at the end."""
+
+    incidents: list[Incident]
+    after: str | None
+
+
+class Acknowledged(Result):
+    """An acknowledgement. `runs`: how many failed runs it is about."""
+
+    incident: Incident
+    runs: int
+
+
+class Muted(Result):
+    """A task about which nothing is sent until an instant (UTC)."""
+
+    task: str
+    until: datetime
+    by: str
+    note: str | None
+
+
+class SentTest(Result):
+    """The channels to which a test message was written; the service sends it."""
+
+    channels: list[str]
+
+
+class Incidents:
+    """Raises DatabaseError if the ledger can't be read."""
+
+    def __init__(self, context: Context, channels: Sequence[str] = ()) -> None:
+        """`channels`: the names of the channels that the settings have."""
+        self._context, self._channels = context, channels
+
+    async def list(
+        self,
+        state: Literal["open", "closed", "all"] = "open",
+        kind: IncidentKind | None = None,
+        task: str | None = None,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> IncidentPage:
+        """A page of at most `limit` incidents. Raises InvalidParameters for a cursor that no page has given."""
+        limit = min(limit, MOST_INCIDENTS)
+        before = parse_cursor(after) if after is not None else None
+        is_open = None if state == "all" else state == "open"
+        async with self._context.databases.reading() as connection:
+            if connection is None:
+                return IncidentPage(incidents=[], after=None)
+            query = incidents.listing(limit + 1, before, is_open=is_open, kind=kind, task=task)
+            rows = (await connection.execute(query)).all()
+            hidden = await hidden_tasks(connection, self._context)
+        shown = [_shown(row, hidden) for row in rows[:limit]]
+        key = cursor_of((shown[-1].opened_at, shown[-1].id)) if len(rows) > limit else None
+        return IncidentPage(incidents=shown, after=key)
+
+    async def show(self, incident: str) -> Incident:
+        """An incident, by its id or the end of it. Raises UnknownIncident."""
+        async with self._context.databases.reading() as connection:
+            row = await _find(connection, incident)
+            hidden = await hidden_tasks(connection, self._context) if connection is not None else frozenset()
+        return _shown(row, hidden)
+
+    async def acknowledge(self, incident: str, note: str, quiet_until: datetime | None = None) -> Acknowledged:
+        """Say that a person takes care of an open incident, and why. Its failed runs no longer count as open.
+
+        An incident that is not about runs stays open until its cause is over. `quiet_until` (aware, 7 days at most):
+        until then, or the first success of the task, the same error opens no other incident. Raises UnknownIncident,
+        and InvalidParameters if the note is too short or too long, or the instant too late.
+        """
+        _check_note(note)
+        context = self._context
+        async with context.databases.changing() as connection:
+            row = await _find(connection, incident)
+            now = await database_time.now_of(connection)
+            if quiet_until is not None and not now < quiet_until <= now + LONGEST_QUIET:
+                raise InvalidParameters("quiet_until: allowed is an instant within the next 7 days")
+            done = await acknowledging.acknowledge(connection, row.id, context.actor.name, note, quiet_until, now)
+            if done.is_new:
+                after = {"runs": done.runs, "quiet_until": quiet_until.isoformat() if quiet_until else None}
+                await audit.record(
+                    connection,
+                    context.actor.by,
+                    "incident.acknowledge",
+                    now,
+                    task=row.task or None,
+                    target=row.id,
+                    after=after,
+                    note=note,
+                )
+            shown = _shown(await _find(connection, row.id), await hidden_tasks(connection, context))
+        return Acknowledged(incident=shown, runs=done.runs)
+
+    async def reopen(self, incident: str) -> Incident:
+        """Undo an acknowledgement: its failed runs count as open again. Raises UnknownIncident."""
+        context = self._context
+        async with context.databases.changing() as connection:
+            row = await _find(connection, incident)
+            now = await database_time.now_of(connection)
+            if await acknowledging.undo(connection, row.id, now):
+                by, task = context.actor.by, row.task or None
+                await audit.record(connection, by, "incident.reopen", now, task=task, target=row.id)
+            return _shown(await _find(connection, row.id), await hidden_tasks(connection, context))
+
+    async def mute(self, task: str, until: datetime, note: str | None = None) -> Muted:
+        """Send nothing about a task until an instant (aware, 31 days at most). Incidents are opened as ever.
+
+        What is still open then is sent then. Raises UnknownTask and InvalidParameters.
+        """
+        context = self._context
+        async with context.databases.changing() as connection:
+            now = await database_time.now_of(connection)
+            if not now < until <= now + LONGEST_MUTE:
+                raise InvalidParameters("the end of a mute: allowed is an instant within the next 31 days")
+            if not await task_rows.mute(connection, task, until, context.actor.name, note):
+                raise UnknownTask(f"the ledger knows no task {echoed(task)}")
+            after = {"until": until.isoformat()}
+            await audit.record(connection, context.actor.by, "task.mute", now, task=task, after=after, note=note)
+            await task_sync.changed(connection)
+        return Muted(task=task, until=until, by=context.actor.name, note=note)
+
+    async def unmute(self, task: str) -> bool:
+        """Send messages about a task again. Returns whether it was muted. Raises UnknownTask."""
+        context = self._context
+        async with context.databases.changing() as connection:
+            now = await database_time.now_of(connection)
+            row = await task_rows.get(connection, task)
+            if row is None:
+                raise UnknownTask(f"the ledger knows no task {echoed(task)}")
+            was_muted = row["muted_until"] is not None and row["muted_until"] > now
+            await task_rows.mute(connection, task, None, None, None)
+            if was_muted:
+                await audit.record(connection, context.actor.by, "task.unmute", now, task=task)
+                await task_sync.changed(connection)
+        return was_muted
+
+    async def send_test(self, channels: Sequence[str] = ()) -> SentTest:
+        """Write a test message to all channels of the settings, or to those of these names.
+
+        Raises InvalidParameters if there is no such channel.
+        """
+        names = [
+            name for name in self._channels if not channels or name in channels or name.rpartition("/")[0] in channels
+        ]
+        if not names:
+            raise InvalidParameters(
+                f"there is no such channel; the settings have: {', '.join(self._channels) or 'none'}"
+            )
+        context = self._context
+        async with context.databases.changing() as connection:
+            now = await database_time.now_of(connection)
+            content: dict[str, Any] = {
+                "kind": "test",
+                "text": f"{context.actor.name} has sent this to see whether messages arrive.",
+            }
+            await outbox.write(connection, [Note(name, "test", content) for name in names], now)
+            await audit.record(connection, context.actor.by, "alerts.test", now, target=", ".join(names))
+        return SentTest(channels=names)
+
+
+async def _find(connection: AsyncConnection | None, incident: str) -> Any:
+    row = await incidents.find(connection, incident) if connection is not None else None
+    if row is None:
+        raise UnknownIncident(f"there is no incident {echoed(incident)}")
+    return row
+
+
+def _check_note(note: str) -> None:
+    if not SHORTEST_NOTE <= len(note.strip()) <= LONGEST_NOTE:
+        raise InvalidParameters(f"a note of {SHORTEST_NOTE} to {LONGEST_NOTE} characters is needed, which says why")
+
+
+def _shown(row: Any, hidden: frozenset[str]) -> Incident:
+    values = dict(row._mapping)
+    empty = {name: values[name] or None for name in ("task", "subject", "fingerprint")}
+    text = "" if row.task in hidden else values["text"]
+    return Incident.of({**values, **empty, "text": text, "run": values["newest_run"]})

@@ -1,0 +1,151 @@
+"""Messages that really arrive: by an HTTP server and a mail server, which fail, hang and ask to wait."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from service import clock
+from service.alerts import sender as sender_module
+from service.alerts import sending
+from service.alerts.channels import Channel, Channels
+from service.alerts.sender import Sender
+from service.batch.ledger.incidents.tables import outbox
+from service.database.engine import Database
+from tests.batch.ledger_world import rows, until
+from tests.incidents.receivers import HttpReceiver, http_receiver, mailbox
+from tests.incidents.watching import Watching, failed, watching
+
+START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
+
+
+@asynccontextmanager
+async def sending_to(watch: Watching, **urls: str) -> AsyncIterator[Sender]:
+    channels = Channels({name: Channel(name, url) for name, url in urls.items()})
+    watch.watch._checks._channels = watch.watch._channels = channels.named
+    sender = Sender(
+        watch.ledger, watch.node, channels, lambda: watch.watch.holds, "whsec_" + base64.b64encode(b"key").decode()
+    )
+    watch.watch._on_told = sender.wake
+    sender.start()
+    yield sender
+    await sender.stop()
+
+
+@pytest.fixture
+async def watch(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watching]:
+    monkeypatch.setattr(sender_module, "LOOK_SECONDS", 0.02)
+    with clock.moved(START):
+        async with watching(ledger, ledger) as node:
+            yield node
+
+
+async def arrived(receiver: HttpReceiver, number: int) -> None:
+    async def there() -> bool:
+        return len(receiver.requests) >= number
+
+    await until(there)
+
+
+async def noted(watch: Watching, **values: Any) -> dict[str, Any]:
+    """The row of the outbox, once it has these values."""
+
+    async def there() -> dict[str, Any] | None:
+        found = await rows(watch.ledger, outbox)
+        matching = (row for row in found if all(row[name] == value for name, value in values.items()))
+        return next(matching, None)
+
+    return dict(await until(there))
+
+
+async def test_a_failure_is_posted_to_the_webhook_with_a_signature(ledger: Database, watch: Watching) -> None:
+    async with http_receiver() as receiver, sending_to(watch, webhook=receiver.url):
+        run = await failed(ledger, "load", START)
+        await watch.turn()
+        await arrived(receiver, 1)
+        await noted(watch, sent_at=START)
+    (request,) = receiver.requests
+    signed = f"{request.headers['webhook-id']}.{int(START.timestamp())}.".encode() + request.body
+    expected = base64.b64encode(hmac.new(b"key", signed, hashlib.sha256).digest()).decode()
+    assert request.headers["webhook-signature"] == f"v1,{expected}"
+    (event,) = request.json["events"]
+    assert (event["event"], event["incident"]["task"], event["incident"]["run"]) == ("opened", "load", run)
+
+
+async def test_what_opens_shortly_after_a_message_is_one_message_more(ledger: Database, watch: Watching) -> None:
+    async with http_receiver() as receiver, sending_to(watch, webhook=receiver.url):
+        await failed(ledger, "load", START)
+        await watch.turn()
+        await arrived(receiver, 1)
+        for number in range(5):
+            await failed(ledger, f"other{number}", START)
+            watch.later(2)
+            await watch.turn()
+        await asyncio.sleep(0.2)
+        assert len(receiver.requests) == 1
+        watch.later(20)
+        await arrived(receiver, 2)
+    assert len(receiver.requests[1].json["events"]) == 5
+
+
+async def test_a_receiver_that_fails_is_tried_again_with_the_same_id(ledger: Database, watch: Watching) -> None:
+    async with http_receiver("500 Oops", "204 OK") as receiver, sending_to(watch, webhook=receiver.url):
+        await failed(ledger, "load", START)
+        await watch.turn()
+        row = await noted(watch, attempts=1)
+        assert (row["error"], (row["due_at"] - START).total_seconds()) == ("the answer was 500", 10)
+        watch.later(10)
+        await noted(watch, attempts=2, sent_at=clock.now())
+    first, second = receiver.requests
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+
+
+async def test_a_receiver_that_asks_to_wait_is_asked_again_then(ledger: Database, watch: Watching) -> None:
+    busy = "429 Too Many Requests\r\nRetry-After: 120"
+    async with http_receiver(busy) as receiver, sending_to(watch, webhook=receiver.url):
+        await failed(ledger, "load", START)
+        await watch.turn()
+        row = await noted(watch, attempts=1)
+        assert (row["due_at"] - START).total_seconds() == 120
+
+
+async def test_a_channel_that_hangs_holds_up_no_other(
+    ledger: Database, watch: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "TIMEOUT", 60.0)
+    async with (
+        mailbox() as box,
+        http_receiver("hang") as receiver,
+        sending_to(watch, webhook=receiver.url, **{"all/1": box.url}),
+    ):
+        await failed(ledger, "load", START)
+        await watch.turn()
+        await arrived(receiver, 1)
+        await noted(watch, channel="all/1", sent_at=START)
+        row = await noted(watch, channel="webhook")
+        assert row["sent_at"] is None
+    (mail,) = box.mails
+    assert (mail.to, mail.subject) == ("oncall@example.com", "load failed")
+    assert "ValueError: boom" in mail.text and "batch retry" in mail.text
+
+
+async def test_a_dead_channel_is_given_up_after_a_day(ledger: Database, watch: Watching) -> None:
+    async with http_receiver("503 Down") as receiver, sending_to(watch, webhook=receiver.url) as sender:
+        await failed(ledger, "load", START)
+        await watch.turn()
+        for attempts in range(1, 60):
+            row = await noted(watch, attempts=attempts)
+            if row["given_up_at"] is not None:
+                break
+            clock.advance(row["due_at"] - clock.now())
+            sender.wake()
+    assert (row["given_up_at"] - START).total_seconds() < 86_400 + 1
+    assert row["error"] == "the answer was 503"
