@@ -10,6 +10,7 @@ LEDGER_TABLES = frozenset(
         "alembic_version",
         "attempts",
         "backups",
+        "buckets",
         "catalog",
         "durations",
         "duties",
@@ -25,6 +26,7 @@ LEDGER_TABLES = frozenset(
         "runs",
         "schedules",
         "sessions",
+        "tally",
         "tasks",
         "tokens",
     )

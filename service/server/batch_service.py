@@ -45,7 +45,7 @@ from service.server.bulk_worker import BulkWorker
 from service.server.probes import write_if_reachable
 from service.server.readiness import reasons, reasons_while_stopping
 from service.server.version import application_version
-from service.server.watching import watch_and_sender
+from service.server.watching import watching_parts
 
 logger = get_logger("service.batch")
 
@@ -219,9 +219,11 @@ class BatchService:
         )
         upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
         self._bulks = BulkWorker(self.operations)
-        self.watch, sender = watch_and_sender(self._settings, self._channels, self.ledger, self.application, self.node)
+        self.watch, sender, keeper = watching_parts(
+            self._settings, self._channels, self.ledger, self.application, self.node
+        )
         self._on_changes.append(self.watch.on_changes)
-        for part in (self.dispatcher, self.schedules, upkeep, self._bulks, self.watch, sender):
+        for part in (self.dispatcher, self.schedules, upkeep, self._bulks, self.watch, sender, keeper):
             part.start()
             self._firing.append(part)
         apscheduler.start(self.scheduler)

@@ -6,15 +6,16 @@ from service.alerts.channels import Channels
 from service.alerts.sender import Sender
 from service.batch.incidents.watch import Watch
 from service.batch.incidents.watched import Thresholds
+from service.batch.night.keeper import TallyKeeper
 from service.batch.nodes.node import Node
 from service.config import Settings
 from service.database.engine import Database
 
 
-def watch_and_sender(
+def watching_parts(
     settings: Settings, channels: Channels, ledger: Database, application: Database, node: Node
-) -> tuple[Watch, Sender]:
-    """The watch of this process, and the sender of what it writes. `node`: of this process."""
+) -> tuple[Watch, Sender, TallyKeeper]:
+    """The watch of this process, the sender of what it writes, and what keeps the tally. `node`: of this process."""
     thresholds = Thresholds(
         late_after=settings.BATCH_ALERT_LATE_AFTER,
         slow_factor=settings.BATCH_ALERT_SLOW_FACTOR,
@@ -31,5 +32,8 @@ def watch_and_sender(
         secret=secret.get_secret_value() if secret is not None else None,
         public_url=settings.BATCH_PUBLIC_URL,
     )
-    watch = Watch(ledger, application, node.id, thresholds, channels.named, sender.wake, node.outage)
-    return watch, sender
+    keeper = TallyKeeper(ledger, node.id, lambda: watch.holds, node.outage)
+    watch = Watch(
+        ledger, application, node.id, thresholds, channels.named, sender.wake, node.outage, on_noticed=keeper.wake
+    )
+    return watch, sender, keeper

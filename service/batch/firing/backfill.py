@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.cron import Schedule
 from service.batch.firing.misfires import INSTANT, ON_TIME
 from service.batch.ledger import database_time, runs, schedules
+from service.batch.ledger.night import buckets
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
 from service.batch.ledger.tables import runs as runs_table
@@ -130,6 +131,7 @@ class Backfill:
             now = await database_time.now_of(connection)
             new = [self._new(slot, now) for slot in slots]
             changed = await runs.insert(connection, new)
+            await buckets.slots_have_changed(connection, [run.slot for run in new], now)
         again_ids = [d.run for d in decisions if d.action == SlotAction.AGAIN and d.run]
         if again_ids:
             changed |= await again(self.ledger, self.application, again_ids, Rank.CATCH_UP, self.by)

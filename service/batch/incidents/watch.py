@@ -40,12 +40,14 @@ class Watch(Background):
         channels: Channels,
         on_told: Callable[[], None],
         outage: Outage,
+        on_noticed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_noticed`: called when the duty was taken, and when slots may have changed."""
         self._ledger = ledger
         self._node = node
         self._checks = Checks(ledger, application, thresholds, channels)
         self._thresholds, self._channels = thresholds, channels
-        self._on_told, self._outage = on_told, outage
+        self._on_told, self._on_noticed, self._outage = on_told, on_noticed, outage
         self._woken = asyncio.Event()
         self._changes: LedgerChanges | None = None
         self._gap: tuple[datetime, datetime] | None = None
@@ -106,6 +108,7 @@ class Watch(Background):
         self._gap = None
         if self.holds:
             self._on_told()  # what the node before this one has not sent yet
+            self._on_noticed()
         return self.holds
 
     async def _notice(self) -> bool:
@@ -123,6 +126,7 @@ class Watch(Background):
         if noticed:
             self._next_check = now
             self._on_told()
+            self._on_noticed()
         return noticed >= _MANY
 
     async def _notice_rows(self, connection: AsyncConnection, now: datetime) -> int:

@@ -11,8 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import attempts, json_rows, tables
 from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.night import buckets
 from service.batch.ledger.runs import PROGRESS, PROGRESS_COLUMNS, Claimed, is_running, locked_by_id
-from service.batch.ledger.states import ACTIVE, TRANSITIONS, RunState, before
+from service.batch.ledger.states import ACTIVE, TRANSITIONS, Origin, RunState, before
 from service.batch.ledger.tables import is_one_of, runs
 
 CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
@@ -172,11 +173,13 @@ async def reopen(
         "requested_by = :by, reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, "
         "attempts_before = attempt, losses = 0, count_lost = NULL, "
         f"{no_progress}cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL "
-        f"WHERE {locked_by_id(condition, kind)} RETURNING id"
+        f"WHERE {locked_by_id(condition, kind)} RETURNING id, slot, origin"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
     rows = json_rows.encode([{"id": i} for i in ids], kind)
-    queued = await connection.execute(statement.columns(runs.c.id), {"rows": rows, "rank": rank, "by": by, "now": now})
-    return set(queued.scalars())
+    values = {"rows": rows, "rank": rank, "by": by, "now": now}
+    queued = (await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)).all()
+    await buckets.slots_have_changed(connection, [run.slot for run in queued if run.origin != Origin.MANUAL], now)
+    return {run.id for run in queued}
 
 
 # Runs that no node will start.

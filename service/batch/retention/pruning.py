@@ -35,6 +35,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch.firing.misfires import INSTANT
 from service.batch.ledger import database_time, json_rows
+from service.batch.ledger.incidents import incidents, outbox
+from service.batch.ledger.night import buckets
 from service.batch.ledger.people import access, audit, previews
 from service.batch.ledger.schedules import lock_tasks
 from service.batch.ledger.states import Origin
@@ -60,6 +62,9 @@ BLOCKS = 1_000
 
 EVENTS = 1_000
 """At most this many events are deleted in one transaction."""
+
+KEEP_MESSAGES = timedelta(days=32)
+"""For so long it is kept what was sent."""
 
 LONG_SECONDS = 0.025
 """After a transaction that took longer, the next one has half its size, because rows may be large and disks slow."""
@@ -206,6 +211,8 @@ class Pruner:
             if newest := max((row.slot for row in rows if row.origin != Origin.MANUAL), default=None):
                 later = update(tasks).where(tasks.c.name == task, tasks.c.accounted_from <= newest)
                 await connection.execute(later.values(accounted_from=newest + INSTANT))
+                now = before + timedelta(days=self._keep.days)
+                await buckets.account_begins(connection, task, newest + INSTANT, now)
         return deleted
 
     async def _delete_rest(self, before: datetime, now: datetime) -> Counter[str]:
@@ -217,6 +224,7 @@ class Pruner:
         async with self._ledger.engine.begin() as connection:
             await lock_tasks(connection)
             await connection.execute(conditions.accounts_begin_later(before))
+            await buckets.account_begins(connection, None, before, now)
         for name, at in ends.items():
             counts[name] = await self._delete(at.table, and_(at < before, conditions.is_before_the_account(at)))
         return counts
@@ -230,6 +238,9 @@ class Pruner:
         async with self._ledger.engine.begin() as connection:
             await access.prune(connection, now)
             await previews.prune(connection, now)
+            await buckets.prune(connection, now)
+            await incidents.prune(connection, before)
+            await outbox.prune(connection, now - KEEP_MESSAGES)
         while deleted == EVENTS:
             async with self._ledger.engine.begin() as connection:
                 deleted = await audit.prune(connection, before, EVENTS)

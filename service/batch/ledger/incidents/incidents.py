@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, bindparam, or_, select, text, update
+from sqlalchemy import Row, Select, and_, bindparam, delete, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
@@ -189,6 +189,11 @@ async def find(connection: AsyncConnection, incident: str) -> Row[Any] | None:
         return None
     ending = [row for row in await are_open(connection) if row.id.endswith(incident)]
     return ending[0] if len(ending) == 1 else None
+
+
+async def prune(connection: AsyncConnection, before: datetime) -> int:
+    """Delete the incidents that were closed before. Returns how many."""
+    return (await connection.execute(delete(incidents).where(incidents.c.closed_at < before))).rowcount
 
 
 def ids_of(rows: Sequence[Row[Any]]) -> list[str]:

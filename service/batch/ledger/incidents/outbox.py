@@ -115,9 +115,6 @@ async def next_due(connection: AsyncConnection) -> dict[str, datetime]:
     return {row[0]: row[1] for row in await connection.execute(query)}
 
 
-async def prune(connection: AsyncConnection, before: datetime, limit: int) -> int:
-    """Delete at most `limit` rows that were written before, sent or not. Returns how many."""
-    old = (
-        select(outbox.c.id).where(outbox.c.created_at < before).order_by(outbox.c.created_at, outbox.c.id).limit(limit)
-    )
-    return (await connection.execute(delete(outbox).where(outbox.c.id.in_(old)))).rowcount
+async def prune(connection: AsyncConnection, before: datetime) -> int:
+    """Delete what was written before, sent or not. Returns how many rows."""
+    return (await connection.execute(delete(outbox).where(outbox.c.created_at < before))).rowcount

@@ -1,0 +1,1 @@
+"""The ledger's rows by which slots of many days are counted at once."""

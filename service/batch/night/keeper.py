@@ -1,0 +1,127 @@
+"""Keeps the tally: counts each ten minutes once they are over, and earlier ones of the last month, the newest first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import database_time, duties
+from service.batch.ledger.duties import WATCH
+from service.batch.ledger.incidents import incidents
+from service.batch.ledger.incidents.incidents import Closed, IncidentKind, Opening
+from service.batch.ledger.night import buckets
+from service.batch.ledger.tables import schedules
+from service.batch.night import tally
+from service.batch.nodes.outage import Outage
+from service.concurrency.background import Background
+from service.database.engine import Database
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+AT_ONCE = 6
+"""So many buckets are counted in one transaction: an hour."""
+MOST_CHANGED = 5_000
+"""Buckets that are counted again in one turn, at most: more than there are in a month."""
+PAUSE_SECONDS = 0.1
+EVERY_SECONDS = buckets.LENGTH.total_seconds()
+"""A new bucket is over so often. The tally is also kept when the watch has noticed something."""
+FILLED = timedelta(days=31)
+"""So far back the tally is filled."""
+
+
+class TallyKeeper(Background):
+    """Works on the node that has the duty of the watch. `holds`: whether this node has it."""
+
+    def __init__(self, ledger: Database, node: str, holds: Callable[[], bool], outage: Outage) -> None:
+        self._ledger, self._node, self._holds, self._outage = ledger, node, holds, outage
+        self._woken = asyncio.Event()
+        self._filled_until: datetime | None = None
+        self._pending: set[datetime] = set()
+
+    def wake(self) -> None:
+        """Slots of earlier buckets may have changed."""
+        self._woken.set()
+
+    async def _loop(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(EVERY_SECONDS):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+            self._woken.clear()
+            try:
+                await self.keep_up()
+                self._outage.over_for("tally")
+            except Exception as error:  # the background loop's boundary
+                if cause := self._outage.cause_for("tally", self._ledger, error):
+                    logger.warning(f"the tally of slots can't be written to the ledger: {cause}")
+                else:
+                    logger.exception("keeping the tally of slots failed, which is repeated")
+
+    async def keep_up(self) -> None:
+        """Count what can be counted and is not yet, six buckets in a transaction."""
+        wanted, end = await self._wanted()
+        left: set[datetime] = set()
+        for first in range(0, len(wanted), AT_ONCE):
+            if not self._holds():
+                return
+            left |= await self._keep(wanted[first : first + AT_ONCE])
+            await asyncio.sleep(PAUSE_SECONDS)
+        self._pending, self._filled_until = left, end
+
+    async def _wanted(self) -> tuple[list[datetime], datetime]:
+        """The buckets to count, the newest first after those that have changed; and the end of what may be over."""
+        async with self._ledger.reader.connect() as connection:
+            now = await database_time.now_of(connection)
+            end, begin = tally.may_be_over(now), await _begin(connection, now)
+            if begin is None:
+                return [], end
+            changed = [bucket for bucket in await buckets.dirty(connection, MOST_CHANGED) if begin <= bucket < end]
+            since = max(begin, self._filled_until) if self._filled_until is not None else begin
+            counted = await buckets.counted(connection, since, end)
+        new = {bucket for bucket in buckets.between(since, end) if bucket not in counted}
+        rest = sorted((new | self._pending) - set(changed), reverse=True)
+        return [*changed, *rest], end
+
+    async def _keep(self, wanted: Sequence[datetime]) -> set[datetime]:
+        """Count these buckets. Returns those that can't be counted yet, because something in them goes on."""
+        async with self._ledger.engine.begin() as connection:
+            if not await duties.hold(connection, WATCH, self._node):
+                return set(wanted)
+            now = await database_time.now_of(connection)
+            kept = await tally.keep(connection, wanted, now)
+            await _report(connection, kept.unaccounted, now)
+        return set(kept.left)
+
+
+async def _begin(connection: AsyncConnection, now: datetime) -> datetime | None:
+    """The first bucket that may have slots, at most FILLED ago; None if no task has ever had a schedule."""
+    first = (await connection.execute(select(func.min(schedules.c.valid_from)))).scalar()
+    return buckets.bucket_of(max(first, now - FILLED)) if first is not None else None
+
+
+async def _report(connection: AsyncConnection, unaccounted: Counter[str], now: datetime) -> None:
+    """Open an incident for each task of which slots in these buckets are unaccounted for; close those that are over."""
+    opened = {row.task: row for row in await incidents.are_open(connection, [IncidentKind.UNACCOUNTED])}
+    openings = [
+        Opening(
+            IncidentKind.UNACCOUNTED,
+            "slots are neither a run nor recorded as missed; `batch account` says which",
+            now,
+            task=task,
+            count=number,
+        )
+        for task, number in sorted(unaccounted.items())
+        if task not in opened
+    ]
+    await incidents.open_or_continue(connection, openings, now)
+    still = await tally.unaccounted(connection, opened) if opened else set()
+    over = [row.id for task, row in opened.items() if task not in still and task not in unaccounted]
+    await incidents.close(connection, over, Closed.OVER, now)

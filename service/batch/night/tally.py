@@ -1,0 +1,145 @@
+"""The tally of slots: kept for buckets that are over, and completed by a count of the others when it is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import json_rows
+from service.batch.ledger.night import buckets
+from service.batch.ledger.night.buckets import LENGTH, bucket_of
+from service.batch.ledger.night.tables import CLASSES, tally
+from service.batch.night.counting import Counts, count
+
+OPEN_FOR = timedelta(minutes=20)
+"""A bucket is counted when its end is so old, and nothing in it goes on."""
+
+MOST_COUNTED_AT_ONCE = 300
+"""Buckets without a tally that are counted while somebody waits, at most: two days. The newest ones are."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The slots of a window by class. `accounted_from`: earlier slots of it are not counted yet; None: all are."""
+
+    counts: dict[str, int]
+    by_bucket: dict[datetime, dict[str, int]]
+    accounted_from: datetime | None
+
+    @property
+    def due(self) -> int:
+        """How many slots were due."""
+        return sum(self.counts.values())
+
+
+async def of_window(connection: AsyncConnection, since: datetime, until: datetime, now: datetime) -> Window:
+    """What became of the slots from `since` up to `until` (excluded; both aware, UTC).
+
+    What has a tally is read from it. The other buckets are counted now. Call it in one read transaction.
+    """
+    all_buckets = buckets.between(since, until)
+    counted = {bucket for bucket in await buckets.counted(connection, since, until) if bucket + LENGTH <= until}
+    rest = [bucket for bucket in all_buckets if bucket not in counted]
+    accounted_from = None
+    if len(rest) > MOST_COUNTED_AT_ONCE:
+        accounted_from = rest[-MOST_COUNTED_AT_ONCE]
+        rest = [bucket for bucket in rest if bucket >= accounted_from]
+        counted = {bucket for bucket in counted if bucket >= accounted_from}
+    by_bucket = await _read(connection, accounted_from or since, until, counted)
+    for begin, end in _intervals(rest):
+        found = await count(connection, max(begin, since), min(end, until), now)
+        for (bucket, _), counts in found.counts.items():
+            by_bucket.setdefault(bucket, Counter()).update(counts)
+    total: Counter[str] = Counter()
+    for counts in by_bucket.values():
+        total.update(counts)
+    complete = {bucket: {name: counts[name] for name in CLASSES} for bucket, counts in sorted(by_bucket.items())}
+    return Window({name: total[name] for name in CLASSES}, complete, accounted_from)
+
+
+async def _read(
+    connection: AsyncConnection, since: datetime, until: datetime, counted: Collection[datetime]
+) -> dict[datetime, Counter[str]]:
+    """The sums of the tally for each of these buckets."""
+    sums = [func.sum(tally.c[name]).label(name) for name in CLASSES]
+    is_in = (tally.c.bucket >= since, tally.c.bucket < until)
+    query = select(tally.c.bucket, *sums).where(*is_in).group_by(tally.c.bucket)
+    rows = [row for row in await connection.execute(query) if row.bucket in counted]
+    return {row.bucket: Counter({name: int(row._mapping[name]) for name in CLASSES}) for row in rows}
+
+
+def _intervals(wanted: Sequence[datetime]) -> list[tuple[datetime, datetime]]:
+    """The intervals that these buckets make together."""
+    intervals: list[tuple[datetime, datetime]] = []
+    for bucket in sorted(wanted):
+        if intervals and intervals[-1][1] == bucket:
+            intervals[-1] = (intervals[-1][0], bucket + LENGTH)
+        else:
+            intervals.append((bucket, bucket + LENGTH))
+    return intervals
+
+
+@dataclass(frozen=True)
+class Kept:
+    """`counted`: how many buckets have a tally now. `left`: those that can't be counted yet.
+
+    `unaccounted`: by task, how many slots in these buckets are neither a run nor missed.
+    """
+
+    counted: int
+    left: list[datetime]
+    unaccounted: Counter[str]
+
+
+async def keep(connection: AsyncConnection, wanted: Sequence[datetime], now: datetime) -> Kept:
+    """Count these buckets, and keep the counts of those in which nothing goes on, in the caller's transaction."""
+    if not wanted:
+        return Kept(0, [], Counter())
+    await buckets.lock(connection, wanted, now)
+    counts: Counts = {}
+    unhandled: set[datetime] = set()
+    for begin, end in _intervals(wanted):
+        found = await count(connection, begin, end, now)
+        counts |= found.counts
+        unhandled |= found.unhandled
+    active = {bucket for (bucket, _), classes in counts.items() if classes["active"]}
+    left = sorted({bucket for bucket in wanted if bucket in active | unhandled})
+    kept = [bucket for bucket in wanted if bucket not in left]
+    await _write(connection, kept, counts)
+    await buckets.unmark(connection, left)
+    unaccounted: Counter[str] = Counter()
+    for (_, task), classes in counts.items():
+        unaccounted[task] += classes["unaccounted"]
+    return Kept(len(kept), left, +unaccounted)
+
+
+async def _write(connection: AsyncConnection, kept: Sequence[datetime], counts: Counts) -> None:
+    among = tally.c.bucket.in_(json_rows.among(tally.c.bucket, kept, connection.dialect.name))
+    await connection.execute(delete(tally).where(among))
+    wanted = set(kept)
+    rows = [
+        {"bucket": bucket, "task": task, **{name: classes[name] for name in CLASSES}}
+        for (bucket, task), classes in sorted(counts.items())
+        if bucket in wanted
+    ]
+    await json_rows.insert(connection, tally, rows)
+
+
+def may_be_over(now: datetime) -> datetime:
+    """Buckets before this one may be counted for good at `now`."""
+    return bucket_of(now - OPEN_FOR)
+
+
+async def unaccounted(connection: AsyncConnection, names: Collection[str]) -> set[str]:
+    """Those of these tasks that have slots in the tally which are unaccounted for."""
+    found = set()
+    for name in names:
+        query = select(tally.c.bucket).where(tally.c.task == name, text("unaccounted > 0")).limit(1)
+        if (await connection.execute(query)).first() is not None:
+            found.add(name)
+    return found

@@ -1,0 +1,131 @@
+"""The tally of slots: after any history its sums are those of `batch account`, slot by slot."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from service import clock
+from service.batch.account import accounting
+from service.batch.account.account import SLOTS, AccountedSlot, Kind
+from service.batch.firing.backfill import Backfill
+from service.batch.ledger import tables, transitions
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.night import buckets
+from service.batch.ledger.night.buckets import bucket_of
+from service.batch.ledger.states import ACTIVE, Rank, RunState
+from service.batch.night import tally
+from service.batch.queue.enqueue import Startable
+from service.database.engine import Database
+from tests.batch.ledger_world import NODE, know, rows
+from tests.batch.test_account import Story
+
+START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+async def by_account(ledger: Database, since: datetime, until: datetime) -> Counter[str]:
+    """The slots of the window by class, as `batch account` has them."""
+    counted: Counter[str] = Counter()
+    now = clock.now()
+    paused = [
+        (row["task"], row["first_slot"], row["last_slot"])
+        for row in await rows(ledger, tables.missed)
+        if row["cause"] == "paused"
+    ]
+
+    def see(slot: AccountedSlot) -> None:
+        if slot.kind not in SLOTS or not since <= slot.slot < until:
+            return
+        if slot.state is not None:
+            counted["active" if slot.state in ACTIVE else slot.state] += 1
+        elif slot.kind == Kind.MISSED:
+            is_paused = any(task == slot.task and first <= slot.slot <= last for task, first, last in paused)
+            counted["paused" if is_paused else "missed"] += 1
+        else:
+            is_new = slot.kind in (Kind.DUE, Kind.LATE) and slot.slot > now - MINUTE
+            counted["active" if is_new else "unaccounted"] += 1
+
+    async with ledger.reader.connect() as connection:
+        async for _ in accounting.accounts(connection, since, until, see=see):
+            pass
+    return counted
+
+
+async def by_tally(ledger: Database, since: datetime, until: datetime) -> Counter[str]:
+    async with ledger.reader.connect() as connection:
+        window = await tally.of_window(connection, since, until, clock.now())
+    assert window.due == sum(window.counts.values())
+    return +Counter(window.counts)
+
+
+class Night(Story):
+    """A story in which buckets are counted meanwhile, and people retry and backfill what is long over."""
+
+    async def tell(self, events: int) -> None:
+        self.happenings = (self.ends, self.ends, self.counts, self.counts, self.retries, self.backfills)
+        await know(self.ledger, self.task)
+        for _ in range(events):
+            await self.happens()
+            if self.chance.random() < 0.7:
+                await self.chance.choice(self.happenings)()
+
+    async def happens(self) -> None:
+        clock.advance(self.chance.choice([1, 3, 10, 40]) * MINUTE)
+        await self.chance.choice([self.fires, self.fires, self.fires, self.pauses, self.changes, self.goes])()
+
+    async def ends(self) -> None:
+        """Some active runs end."""
+        active = [row for row in await rows(self.ledger) if row["state"] in ACTIVE]
+        for row in self.chance.sample(active, len(active) * 2 // 3):
+            with suppress(IntegrityError):  # another run of the task is running
+                async with self.ledger.engine.begin() as connection:
+                    if row["state"] != RunState.RUNNING:
+                        await transitions.claim(connection, [row["id"]], NODE, clock.now())
+            (now,) = await rows(self.ledger, id=row["id"])
+            if now["state"] == RunState.RUNNING:
+                await self._end(now["id"], now["fence"], self.chance.choice([RunState.SUCCEEDED, RunState.FAILED]))
+
+    async def _end(self, run: str, fence: int, state: RunState) -> None:
+        now = clock.now()
+        outcome = Outcome(run, fence, state, state.value, 1, NODE, "tick", now, now)
+        async with self.ledger.engine.begin() as connection:
+            await transitions.finish(connection, [outcome])
+
+    async def counts(self) -> None:
+        """Some buckets that may be over are counted for good."""
+        wanted = buckets.between(START, tally.may_be_over(clock.now()))
+        chosen = self.chance.sample(wanted, min(len(wanted), 20))
+        async with self.ledger.engine.begin() as connection:
+            await tally.keep(connection, sorted(chosen), clock.now())
+
+    async def retries(self) -> None:
+        failed = [row["id"] for row in await rows(self.ledger) if row["state"] in ("failed", "skipped")]
+        async with self.ledger.engine.begin() as connection:
+            await transitions.reopen(connection, failed[:3], Rank.MANUAL, "ann", clock.now())
+
+    async def backfills(self) -> None:
+        slots = sorted({row["first_slot"] for row in await rows(self.ledger, tables.missed)})
+        fill = Backfill(self.ledger, self.ledger, Startable.of(self.task), "ann")
+        if chosen := slots[:3]:
+            await fill._make(await fill._decide(chosen))
+
+
+@pytest.mark.parametrize(
+    ("ledger_url", "seed"),
+    [*(("sqlite", seed) for seed in range(6)), *(("postgresql", seed) for seed in range(6, 9))],
+    indirect=["ledger_url"],
+)
+async def test_after_any_history_the_sums_are_those_of_the_account(ledger: Database, seed: int) -> None:
+    chance = random.Random(seed)
+    with clock.moved(START):
+        await Night(ledger, seed).tell(40)
+        for _ in range(6):
+            since = bucket_of(START + chance.randint(0, 300) * MINUTE)
+            until = min(clock.now(), since + chance.choice([7, 60, 600]) * MINUTE)
+            assert await by_tally(ledger, since, until) == await by_account(ledger, since, until)
