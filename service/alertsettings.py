@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -69,10 +69,9 @@ class AlertSettings(BaseSettings):
         None, description="Address of this service for people, for the links in messages. Empty: no links."
     )
 
-    @property
-    def alert_urls(self) -> dict[str, list[str]]:
-        """The URLs of Apprise by the name of their channel; those for all tasks have the name ""."""
-        named = {**(self.model_extra or {}), **os.environ}
-        found = {match[1].lower(): str(url).split() for name, url in named.items() if (match := _NAME.fullmatch(name))}
-        urls = self.BATCH_ALERT_URLS.get_secret_value().split() if self.BATCH_ALERT_URLS else []
-        return {"": urls, **{name: urls for name, urls in sorted(found.items()) if urls}}
+
+def alert_urls(urls: SecretStr | None, given: Mapping[str, object]) -> dict[str, list[str]]:
+    """The URLs of Apprise by the name of their channel. `given`: all settings by name, also those of no field."""
+    named = {match[1].lower(): str(value).split() for name, value in given.items() if (match := _NAME.fullmatch(name))}
+    for_all = urls.get_secret_value().split() if urls is not None else []
+    return {"": for_all, **{name: its for name, its in sorted(named.items()) if its}}

@@ -7,18 +7,18 @@ import sys
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, cast, overload
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 
 from service import failures
-from service.alertsettings import AlertSettings
-from service.databaseurl import async_url, ledger_database_url
+from service.alertsettings import AlertSettings, alert_urls
+from service.databaseurl import DatabaseUrl, LedgerUrl
 from service.errors import InvalidSetting
 from service.escaping import LONGEST_QUOTE, cut, echoed
-from service.placeurl import place_url, refuse_one_place
+from service.placeurl import PlaceUrl, refuse_one_place
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -28,11 +28,6 @@ SHORTEST_BLOCK = 2.0
 SECRET = ("_URL", "_URLS", "_DSN", "_TOKEN", "_SECRET", "_WEBHOOK")
 """Endings of settings whose values may contain a password. Values of an author's own settings are never shown."""
 SECRET_WORDS = ("password", "token", "secret", "key", "authorization")
-
-
-DatabaseUrl = Annotated[str, AfterValidator(async_url)]
-PlaceUrl = Annotated[str, AfterValidator(place_url)]
-LedgerUrl = Annotated[DatabaseUrl, AfterValidator(ledger_database_url)]
 
 
 class Settings(AlertSettings):
@@ -174,6 +169,11 @@ class Settings(AlertSettings):
             return self.LEDGER_URL or self.DATABASE_URL
         folder = os.path.dirname(url.database or "") if url.get_backend_name() == "sqlite" else ""
         return f"sqlite+aiosqlite:///{os.path.join(folder or '.', 'ledger.db')}"
+
+    @property
+    def alert_urls(self) -> dict[str, list[str]]:
+        """The URLs of Apprise by the name of their channel; those for all tasks have the name ""."""
+        return alert_urls(self.BATCH_ALERT_URLS, {**(self.model_extra or {}), **os.environ})
 
     @property
     def ledger_setting(self) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import AfterValidator
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -39,3 +42,7 @@ def ledger_database_url(url: str) -> str:
     if make_url(url).get_backend_name() not in ("postgresql", "sqlite"):
         raise ValueError("the ledger can't be in such a database; allowed: postgresql:// or sqlite://")
     return url
+
+
+DatabaseUrl = Annotated[str, AfterValidator(async_url)]
+LedgerUrl = Annotated[DatabaseUrl, AfterValidator(ledger_database_url)]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import unquote_to_bytes
+
+from pydantic import AfterValidator
 
 from service.errors import InvalidSetting
 
@@ -52,3 +55,6 @@ def refuse_one_place(folder: Path, url: str) -> None:
             f"setting BACKUP_URL: it is the folder of BACKUP_DIR ({folder}), and a copy there would be the backup "
             "itself; allowed: another folder, or s3://bucket/prefix"
         )
+
+
+PlaceUrl = Annotated[str, AfterValidator(place_url)]

@@ -152,7 +152,7 @@ def send_test(
 
 
 def _kind(name: str | None) -> Any:
-    from service.batch.ledger.incidents.incidents import IncidentKind
+    from service.operations.incidents.facet import IncidentKind
 
     if name is None:
         return None

@@ -115,17 +115,18 @@ class Services:
         await until(lambda: asyncio.sleep(0, len(self._heard) == len(self.all)))
 
     async def settled(self) -> None:
-        """Until the schedules of all have been read since the last change."""
-        for _ in self.all:
+        """Until what services do at their start is over: two seconds without a statement but their looks."""
+        asked, quiet = Asked(), 0
+        event.listen(Engine, "before_cursor_execute", asked.add_statement)
+        for _ in range(10):
+            asked.clear()
             await self.second()
+            await asyncio.sleep(0.05)
+            quiet = 0 if asked.others else quiet + 1
+            if quiet == 2:
+                break
+        event.remove(Engine, "before_cursor_execute", asked.add_statement)
         await until(lambda: asyncio.sleep(0, not any(one.schedules._is_outdated() for one in self.all)))
-        await until(lambda: asyncio.sleep(0, all(map(_has_fired, self.all))))
-
-
-def _has_fired(service: BatchService) -> bool:
-    """Whether nothing is left of the first look at all tasks, with which a service begins."""
-    dispatcher = service.dispatcher
-    return not (dispatcher._due or dispatcher._wake.is_set() or service.engine.claiming.locked())
 
 
 @pytest.fixture

@@ -21,12 +21,20 @@ from service.application.models import User
 from service.batch.chunks.checkpoints import UPSERT_WITH_FENCE
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.firing import firing, task_sync
+from service.batch.incidents import noticing, telling
+from service.batch.incidents.checks import Checks
+from service.batch.incidents.watched import Thresholds, watched_tasks
 from service.batch.ledger import attempts, duties, missed_ranges, nodes, run_query, runs, schedules, tables, transitions
 from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.incidents import acknowledging, incidents, outbox
+from service.batch.ledger.incidents import tables as incident_tables
 from service.batch.ledger.migration import LEDGER_HISTORY
+from service.batch.ledger.night import buckets
+from service.batch.ledger.night import tables as night_tables
 from service.batch.ledger.people import access, access_tables, audit, previews
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
+from service.batch.night import tally
 from service.batch.nodes import ledger_poll, orphans
 from service.batch.queue import cancel, claiming, enqueue, retry
 from service.batch.queue.capacity import Capacity
@@ -54,7 +62,12 @@ ONCE_AN_HOUR = {"prune"}
 IN_ORDER = {
     "audit": r"USING INDEX ix_batch_events",
     "list": r"USING INDEX ix_batch_runs",
-    "look": r"USING INDEX ix_batch_nodes_live$",
+    "look": r"USING (COVERING )?INDEX (ix_batch_nodes_live$|ix_batch_\w+_unnoticed|ix_batch_runs_held)",
+    "notice": r"USING INDEX (ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)",
+    "check": r"USING INDEX (uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held)",
+    "send": r"USING INDEX ix_batch_outbox_unsent",
+    "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
+    "tally": r"(SCAN|Seq Scan on) batch_(schedules|tasks)|USING INDEX ix_batch_buckets_dirty",
 }
 """Scans of an index that are allowed: a list stops after a page, and the index of nodes has only living ones."""
 
@@ -70,8 +83,23 @@ PLANS = {
     },
     "look": {
         *("ix_batch_runs_waiting", "ix_batch_runs_retry_due", "ix_batch_runs_retrying", "ix_batch_runs_held"),
-        "ix_batch_nodes_live",
+        *("ix_batch_nodes_live", "ix_batch_runs_unnoticed", "ix_batch_missed_unnoticed", "ix_batch_nodes_unnoticed"),
     },
+    "notice": {
+        *("ix_batch_runs_unnoticed", "ix_batch_missed_unnoticed", "ix_batch_nodes_unnoticed", "ix_batch_runs_left"),
+        *("ix_batch_incidents_opened", "ix_batch_incidents_quiet"),
+    },
+    "check": {
+        *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_held", "ix_batch_runs_left"),
+        *("ix_batch_runs_open_failures", "ix_batch_runs_task_created", "uq_batch_schedules_open"),
+        "ix_batch_outbox_due",
+    },
+    "send": {"ix_batch_outbox_unsent"},
+    "incidents": {
+        *("ix_batch_incidents_open", "ix_batch_incidents_opened", "ix_batch_incidents_closed"),
+        *("ix_batch_runs_open_failures", "ix_batch_runs_acknowledged", "ix_batch_outbox_created"),
+    },
+    "tally": {"ix_batch_buckets_dirty", "ix_batch_tally_unaccounted"},
     "beat": set(),
     "hold": {"ix_batch_runs_held"},
     "write": set(),
@@ -95,7 +123,8 @@ PLANS = {
 """The indexes that each function uses, besides primary keys. It must use no others."""
 
 HARMLESS = {"uq_batch_runs_task_slot", "uq_batch_runs_task_key", "uq_batch_runs_exclusive", "ix_batch_nodes_live"}
-HARMLESS |= {"ix_batch_missed_task", "uq_batch_events_key"}
+HARMLESS |= {"ix_batch_missed_task", "uq_batch_events_key", "uq_batch_outbox_key"}
+HARMLESS |= {"uq_batch_incidents_open", "ix_batch_incidents_open"}  # both have the open incidents, and no others
 """PostgreSQL names the indexes that an insert checks, and may use a small unique index to find one row."""
 
 
@@ -147,6 +176,7 @@ async def plans(
     kept = Plans(ledger, application)
     await _send_what_a_service_sends(kept, ledger, application)
     await _send_what_people_send(kept, ledger)
+    await _send_what_the_watch_sends(kept, ledger, application)
     yield await kept.read()
     for database, url in zip((ledger, application), urls, strict=True):
         await database.dispose()
@@ -200,6 +230,47 @@ async def _send_what_a_chunk_sends(plans: Plans, application: Database) -> None:
             values = {"run": new_id(), "name": "chunks:1", "fence": 1, "cursor": {}, "count": 1, "before": 0}
             await db.execute(UPSERT_WITH_FENCE, {**values, "finished": False, "at": clock.now()})
         await db.commit()
+
+
+async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application: Database) -> None:
+    now, later = clock.now(), timedelta(minutes=5)
+    watched = make_task("watched", "* * * * *", expect_every=1, deadline=timedelta(seconds=30))
+    await know(ledger, watched)
+    failed = [new("watched", state="failed", finished_at=now) for _ in range(3)]
+    checks = Checks(ledger, application, Thresholds(late_after=0.001, least_slow=0.001), lambda _: ["all/1"])
+    async with ledger.engine.begin() as connection:
+        seen = await watched_tasks(connection)
+        await runs.insert(connection, failed)
+        with plans.of("notice"):
+            await noticing.notice_runs(connection, now)
+            await noticing.notice_ranges(connection, now)
+            await noticing.notice_nodes(connection, now + later, later)
+            await noticing.notice_backups(connection, now)
+            await duties.hold(connection, duties.WATCH, NODE)
+        with plans.of("check"):
+            findings = await checks.look(connection, seen, [failed[0].id], now + later)
+            await checks.write(connection, findings, now + later)
+            await telling.repeat(connection, findings.watched, lambda _: ["all/1"], later, now + 2 * later)
+        with plans.of("send"):
+            rows = await outbox.take(connection, "all/1", now + 3 * later)
+            await outbox.failed(connection, rows, "no", now)
+            await outbox.sent(connection, await outbox.take(connection, "all/1", now + 3 * later), now)
+            await outbox.next_due(connection)
+        with plans.of("incidents"):
+            (opened, *_) = await incidents.are_open(connection)
+            for conditions in ({}, {"is_open": True}, {"before": (now, new_id())}, {"closed_since": now}):
+                await connection.execute(incidents.listing(10, **conditions))
+            await acknowledging.acknowledge(connection, opened.id, "ann", "seen", now + later, now)
+            await acknowledging.undo(connection, opened.id, now)
+            await incidents.prune(connection, now - timedelta(days=400))
+            await outbox.prune(connection, now - timedelta(days=400))
+    async with ledger.engine.begin() as connection:
+        with plans.of("tally"):
+            wanted = buckets.between(now - 6 * later, now)
+            await tally.of_window(connection, now - 6 * later, now, now)
+            await tally.keep(connection, wanted, now)
+            await buckets.dirty(connection, 10)
+            await tally.unaccounted(connection, ["watched"])
 
 
 async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
@@ -268,9 +339,11 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
     await crowd(ledger, RUNS, tasks=2_000, nodes=20, analyze=False)
     ended = {"host": "here", "pid": 1, "version": "1", "draining": True, "tasks": [], "fires": False}
     now, later = clock.now(), timedelta(minutes=5)
-    stopped = [{"id": new_id(), **ended, "started_at": now, "seen_at": now, "stopped_at": now} for _ in range(3_000)]
+    instants = dict.fromkeys(("started_at", "seen_at", "stopped_at", "noticed_at"), now)
+    stopped = [{"id": new_id(), **ended, **instants} for _ in range(3_000)]
     gaps = {"count": 1, "reason": "the service was down", "created_at": now}
-    gaps |= {"first_slot": now, "last_slot": now}
+    long_ago = now - timedelta(days=40)
+    gaps |= {"first_slot": long_ago, "last_slot": long_ago}
     missed = [{"id": new_id(), "task": f"over-{n % 10}", **gaps} for n in range(len(stopped))]
     held = {"state": "running", "attempt": 1, "attempt_started_at": now, "exclusive": None}
     running = [new(f"many-{n}", node=stopped[n % 50]["id"], **held) for n in range(len(stopped))]
@@ -283,6 +356,7 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
         await runs.insert(connection, running)
         await runs.insert(connection, [new(name, exclusive=task.exclusive) for name, task in loaded.items()])
         await _fill_requests(connection, now, len(stopped))
+        await _fill_incidents(connection, now, len(stopped))
     async with application.engine.begin() as connection:
         fences = [{"run": new_id(), "name": "", "fence": 1} for _ in stopped]
         await connection.execute(companions.checkpoints.insert(), fences)
@@ -314,6 +388,33 @@ async def _fill_requests(connection: AsyncConnection, now: datetime, number: int
         await connection.execute(
             access_tables.tokens.insert(), [{"id": f"t{n}", "name": f"t{n}", **made} for n in rows]
         )
+
+
+async def _fill_incidents(connection: AsyncConnection, now: datetime, number: int) -> None:
+    """Incidents that are over, messages that were sent, and slots that were counted: `number` of each."""
+    ago = [now - timedelta(minutes=10 * n) for n in range(1, number + 1)]
+    over = {"kind": "failed", "text": "boom", "closed_at": now, "closed_why": "made_good", "told_at": now}
+    rows = [{"id": new_id(), "task": f"over-{n % 10}", "opened_at": at, "last_at": at} for n, at in enumerate(ago)]
+    await connection.execute(incident_tables.incidents.insert(), [{**row, **over} for row in rows])
+    sent = {"channel": "all/1", "kind": "opened", "content": {}, "sent_at": now}
+    await connection.execute(
+        incident_tables.outbox.insert(), [{"id": new_id(), "created_at": at, "due_at": at, **sent} for at in ago]
+    )
+    seen = {"first_seen_at": now, "error": "boom"}
+    await connection.execute(
+        incident_tables.fingerprints.insert(),
+        [{"task": f"over-{n}", "fingerprint": "1:boom", **seen} for n in range(number)],
+    )
+    took = {"runs": 1, "computed_at": now}
+    await connection.execute(incident_tables.durations.insert(), [{"task": f"over-{n}", **took} for n in range(number)])
+    at = [buckets.bucket_of(instant) - timedelta(days=1) for instant in ago]
+    await connection.execute(night_tables.buckets.insert(), [{"bucket": one, "counted_at": now} for one in at])
+    counts = dict.fromkeys(night_tables.CLASSES, 0)
+    await connection.execute(night_tables.tally.insert(), [{"bucket": one, "task": "over-1", **counts} for one in at])
+    good = {"fingerprint": "1:boom", "noticed_at": now, "made_good_at": now}
+    bad = [new(f"over-{n % 10}", state="failed", finished_at=now) for n in range(number)]
+    await runs.insert(connection, bad)
+    await connection.execute(update(tables.runs).where(tables.runs.c.state == "failed").values(good))
 
 
 Found = dict[str, list[tuple[str, list[str]]]]

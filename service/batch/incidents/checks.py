@@ -13,14 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.chunks import quarantine
 from service.batch.execution.fingerprint import QUARANTINE
-from service.batch.incidents import deadline_check, made_good, overdue, telling
+from service.batch.incidents import deadline_check, durations, made_good, overdue, telling
+from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.made_good import Successes
 from service.batch.incidents.telling import Channels
-from service.batch.incidents.watched import Thresholds, WatchedTask, watched_tasks
+from service.batch.incidents.watched import Thresholds, WatchedTask
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.incidents import OF_RUNS, Closed, IncidentKind, Opening
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import OPEN_FAILURE_SQL, missed, runs
+from service.batch.ledger.tables import LEFT_SQL, OPEN_FAILURE_SQL, missed, runs
 from service.database.engine import Database
 
 CHECK_SECONDS = 5.0
@@ -30,11 +30,40 @@ MOST = 1_000
 
 
 @dataclass(frozen=True)
-class Checked:
-    """`next_at`: when something may go wrong or be told next; None: not known. `has_told`: a message was written."""
+class Findings:
+    """What the checks have found, and has to be written.
 
+    `made_good`: failed runs, each with the run that made it good. `redriven`: runs whose items in quarantine were all
+    processed. `good`, `over`: ids of incidents that can be closed. `deadlines`: tasks whose deadlines were checked.
+    `must_tell`: a message has to be written. `next_at`: when something may go wrong next; None: not known.
+    """
+
+    watched: Mapping[str, WatchedTask]
+    opened: Sequence[Row[Any]]
+    made_good: Mapping[str, str]
+    redriven: Sequence[str]
+    good: Sequence[str]
+    over: Sequence[str]
+    new: Sequence[Opening]
+    deadlines: Sequence[str]
+    durations: Sequence[Durations]
+    must_tell: bool
     next_at: datetime | None
+
+    @property
+    def are_none(self) -> bool:
+        """Whether nothing has to be written."""
+        parts = (self.made_good, self.redriven, self.good, self.over, self.new, self.deadlines, self.durations)
+        return not any(parts) and not self.must_tell
+
+
+@dataclass(frozen=True)
+class Written:
+    """`open`: how many incidents are open. `held_until`: when a message that is held back may be written."""
+
     has_told: bool
+    open: int
+    held_until: datetime | None
 
 
 class Checks:
@@ -50,6 +79,10 @@ class Checks:
         for task in tasks:
             self._successes.forget(task)
 
+    def forget_all(self) -> None:
+        """Look at all successes again, because what was found may not have been written."""
+        self._successes = Successes()
+
     async def redriven(self) -> list[str]:
         """The ids of runs whose items in quarantine were all processed since. Call it outside a transaction."""
         query = select(runs.c.id).where(runs.c.fingerprint == QUARANTINE, text(OPEN_FAILURE_SQL)).limit(MOST)
@@ -64,108 +97,131 @@ class Checks:
             return []
         return [run for run in ids if run not in left]
 
-    async def check(self, connection: AsyncConnection, redriven: Sequence[str], now: datetime) -> Checked:
-        """Make all checks in the caller's transaction. `redriven`: what `redriven()` has returned."""
-        watched = await watched_tasks(connection)
-        await made_good.by_themselves(connection, redriven, now)
+    async def look(
+        self,
+        connection: AsyncConnection,
+        watched: Mapping[str, WatchedTask],
+        redriven: Sequence[str],
+        now: datetime,
+    ) -> Findings:
+        """Make all checks, and write nothing. `redriven`: what `redriven()` has returned."""
         opened = await incidents.are_open(connection)
-        good = await self._find_good(connection, opened, watched, now)
-        wrong, instants = await self._find_wrong(connection, watched, now)
-        over = await self._find_over(connection, opened, wrong)
+        usual = UsualDurations(connection, now)
+        wrong, checked, instants = await self._find_wrong(connection, watched, usual, now)
+        known = {(row.kind, row.task, row.subject, row.fingerprint) for row in opened}
+        held_until, must_tell = telling.may_tell(opened, watched, timedelta(seconds=self._thresholds.repeat), now)
+        following = [instant for instant in (*instants, held_until) if instant is not None]
+        patient = await self._not_good_yet(connection, opened, watched)
+        return Findings(
+            watched=watched,
+            opened=opened,
+            made_good=await self._find_good(connection, opened, patient, watched, now),
+            redriven=redriven,
+            good=[each for each in await incidents.without_open_runs(connection) if each not in patient],
+            over=await self._find_over(connection, opened, wrong),
+            new=[opening for opening in wrong if opening.key not in known],
+            deadlines=checked,
+            durations=usual.computed,
+            must_tell=must_tell,
+            next_at=min(following, default=None),
+        )
+
+    async def write(self, connection: AsyncConnection, findings: Findings, now: datetime) -> Written:
+        """Write what was found, in the caller's transaction."""
+        watched = findings.watched
+        await made_good.by_themselves(connection, findings.redriven, now)
+        await made_good.record(connection, findings.made_good, now)
+        patient = await self._not_good_yet(connection, findings.opened, watched)
+        good = [each for each in await incidents.without_open_runs(connection) if each not in patient]
         closed = [
             *await incidents.close(connection, good, Closed.MADE_GOOD, now),
-            *await incidents.close(connection, over, Closed.OVER, now),
+            *await incidents.close(connection, findings.over, Closed.OVER, now),
         ]
-        known = {(row.kind, row.task, row.subject, row.fingerprint) for row in opened}
-        new = [opening for opening in wrong if opening.key not in known]
-        await incidents.open_or_continue(connection, new, now)
+        await incidents.open_or_continue(connection, findings.new, now)
+        await deadline_check.record(connection, findings.deadlines, now)
+        await durations.keep(connection, findings.durations)
         told, held_until = await telling.tell(connection, watched, self._channels, now)
         await telling.tell_of_the_end(connection, closed, watched, self._channels, now)
         if self._thresholds.repeat:
             every = timedelta(seconds=self._thresholds.repeat)
             told += await telling.repeat(connection, watched, self._channels, every, now)
-        following = [instant for instant in (*instants, held_until) if instant is not None]
-        if len(opened) + len(new) > len(closed):
-            following.append(now + timedelta(seconds=CHECK_SECONDS))
-        return Checked(min(following, default=None), bool(told or closed))
+        left = len(findings.opened) + len(findings.new) - len(closed)
+        return Written(bool(told or closed), left, held_until)
 
     async def _find_wrong(
-        self, connection: AsyncConnection, watched: Mapping[str, WatchedTask], now: datetime
-    ) -> tuple[list[Opening], list[datetime | None]]:
-        silent, next_silent = await overdue.silent_tasks(connection, watched, now)
-        missed_deadlines, next_deadline = await deadline_check.check(connection, watched, now)
+        self, connection: AsyncConnection, watched: Mapping[str, WatchedTask], usual: UsualDurations, now: datetime
+    ) -> tuple[list[Opening], list[str], list[datetime | None]]:
+        """What is wrong now, the tasks whose deadlines were checked, and when something may go wrong next."""
+        silent, next_silent = await overdue.silent_tasks(watched, usual, now)
+        missed_deadlines, checked, next_deadline = await deadline_check.check(connection, watched, now)
         old, next_old = await overdue.old_backups(connection, watched, self._thresholds, now)
         wrong = [
             *await overdue.late_slots(connection, watched, self._thresholds, now),
-            *await overdue.slow_runs(connection, watched, self._thresholds, now),
+            *await overdue.slow_runs(connection, watched, usual, self._thresholds, now),
             *silent,
             *missed_deadlines,
             *old,
         ]
-        return wrong, [next_silent, next_deadline, next_old]
+        return wrong, checked, [next_silent, next_deadline, next_old]
 
     async def _find_good(
         self,
         connection: AsyncConnection,
         opened: Sequence[Row[Any]],
+        patient: Collection[str],
         watched: Mapping[str, WatchedTask],
         now: datetime,
-    ) -> list[str]:
-        """Record which failed runs later successes have made good. Returns the ids of the incidents that are over."""
-        by_task: dict[str, list[Row[Any]]] = {}
-        for incident in opened:
-            if incident.kind in OF_RUNS:
-                by_task.setdefault(incident.task, []).append(incident)
-        still_bad: set[str] = set()
-        for name, its in by_task.items():
-            task = watched.get(name)
-            patient = await _not_good_yet(connection, its, task)
-            still_bad |= {incident.id for incident in patient}
+    ) -> dict[str, str]:
+        """Which failed runs later successes have made good. `patient`: ids of incidents that are not over yet."""
+        good: dict[str, str] = {}
+        for name in sorted({incident.task for incident in opened if incident.kind in OF_RUNS}):
             failures = await made_good.open_failures(connection, name)
             if not failures:
                 continue
             since = min(failure.created_at for failure in failures)
             successes = await self._successes.find(connection, name, since, now)
-            waiting = {incident.fingerprint for incident in patient}
-            candidates = [failure for failure in failures if failure.fingerprint not in waiting]
-            each_counts = task is None or task.each_slot_counts
-            await made_good.record(connection, made_good.matches(candidates, successes, each_counts), now)
-            if patient:
+            waiting = {incident.fingerprint for incident in opened if incident.task == name and incident.id in patient}
+            if waiting:
                 self._successes.forget(name)
-        return [incident for incident in await incidents.without_open_runs(connection) if incident not in still_bad]
+            candidates = [failure for failure in failures if failure.fingerprint not in waiting]
+            task = watched.get(name)
+            good |= made_good.matches(candidates, successes, task is None or task.each_slot_counts)
+        return good
+
+    async def _not_good_yet(
+        self, connection: AsyncConnection, opened: Sequence[Row[Any]], watched: Mapping[str, WatchedTask]
+    ) -> set[str]:
+        """The ids of the incidents after which not enough runs of their task have succeeded yet."""
+        patient = set()
+        for incident in opened:
+            task = watched.get(incident.task)
+            if incident.kind in OF_RUNS and task is not None and task.close_after > 1:
+                good = await made_good.successes_since(connection, task.name, incident.last_at, task.close_after)
+                if good < task.close_after:
+                    patient.add(incident.id)
+        return patient
 
     async def _find_over(
         self, connection: AsyncConnection, opened: Sequence[Row[Any]], wrong: Sequence[Opening]
     ) -> list[str]:
         """The ids of the open incidents whose condition is over."""
         present = {opening.key for opening in wrong}
+        still = await _bad_backups(connection, opened)
         over = [
             row.id
             for row in opened
-            if row.kind in _CONDITIONS and (row.kind, row.task, row.subject, row.fingerprint) not in present
+            if row.kind == IncidentKind.DOWN
+            or (
+                row.kind in _CONDITIONS
+                and (row.kind, row.task, row.subject, row.fingerprint) not in present
+                and row.id not in still
+            )
         ]
-        over = [incident for incident in over if incident not in await _bad_backups(connection, opened)]
-        over += [row.id for row in opened if row.kind == IncidentKind.DOWN]
-        for row in opened:
-            if (is_over := _IS_OVER.get(row.kind)) is not None and await is_over(connection, row):
-                over.append(row.id)
-        return over
+        asked = [(row.id, _IS_OVER[row.kind], row) for row in opened if row.kind in _IS_OVER]
+        return over + [incident for incident, is_over, row in asked if await is_over(connection, row)]
 
 
 _CONDITIONS = (IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP)
-
-
-async def _not_good_yet(
-    connection: AsyncConnection, its: Sequence[Row[Any]], task: WatchedTask | None
-) -> list[Row[Any]]:
-    """Those of these incidents of a task after which not enough runs have succeeded yet."""
-    if task is None or task.close_after == 1:
-        return []
-    return [
-        incident
-        for incident in its
-        if await made_good.successes_since(connection, task.name, incident.last_at, task.close_after) < task.close_after
-    ]
 
 
 async def _bad_backups(connection: AsyncConnection, opened: Sequence[Row[Any]]) -> set[str]:
@@ -177,8 +233,7 @@ async def _bad_backups(connection: AsyncConnection, opened: Sequence[Row[Any]]) 
 
 async def _are_resumed(connection: AsyncConnection, incident: Row[Any]) -> bool:
     """Whether no run of the lost node waits for another one any more."""
-    waiting = text(f"(state || '') = '{RunState.INTERRUPTED}'")
-    query = select(runs.c.id).where(runs.c.node == incident.subject, waiting).limit(1)
+    query = select(runs.c.id).where(runs.c.node == incident.subject, text(LEFT_SQL)).limit(1)
     return (await connection.execute(query)).first() is None
 
 

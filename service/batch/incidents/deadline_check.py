@@ -26,16 +26,18 @@ SHOWN_SLOTS = 20
 
 async def check(
     connection: AsyncConnection, watched: Mapping[str, WatchedTask], now: datetime
-) -> tuple[list[Opening], datetime | None]:
-    """The incidents of deadlines that are over since the last check, and when the next one is.
+) -> tuple[list[Opening], list[str], datetime | None]:
+    """The incidents of deadlines that are over since the last check, the tasks to `record`, and when the next one is.
 
     A deadline that was over before its task was first watched is none. Neither is that of a paused task.
     """
     meant = {name: task for name, task in watched.items() if task.deadline is not None and not task.is_removed}
     if not meant:
-        return [], None
+        return [], [], None
     opened = await schedules.still_open(connection, meant)
-    openings, instants = [], []
+    openings: list[Opening] = []
+    checked: list[str] = []
+    instants: list[datetime] = []
     for name, row in sorted(opened.items()):
         if not row.is_usable:
             continue
@@ -47,13 +49,19 @@ async def check(
         if unmet:
             openings.append(_opening(task, unmet, now))
         if over or task.deadline_until is None:
-            await connection.execute(update(tasks).where(tasks.c.name == name).values(deadline_until=now))
-    return openings, min(instants, default=None)
+            checked.append(name)
+    return openings, checked, min(instants, default=None)
+
+
+async def record(connection: AsyncConnection, checked: Collection[str], now: datetime) -> None:
+    """Write that the deadlines of these tasks were checked up to now."""
+    for name in sorted(checked):
+        await connection.execute(update(tasks).where(tasks.c.name == name).values(deadline_until=now))
 
 
 async def unmet_slots(connection: AsyncConnection, task: str, slots: Collection[datetime]) -> list[datetime]:
     """Those of these slots of a task that no run has done: it succeeded, or was made good."""
-    theirs = runs.c.slot.in_(json_rows.among(runs.c.slot, slots, connection.dialect.name))
+    theirs = json_rows.is_among(runs.c.slot, slots, connection.dialect.name)
     query = select(runs.c.slot, runs.c.state, runs.c.made_good_at).where(runs.c.task == task, theirs)
     query = query.where(runs.c.origin != "manual")
     done = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
@@ -37,14 +38,28 @@ class Durations:
     computed_at: datetime
 
 
-async def of_task(connection: AsyncConnection, task: str, now: datetime, fresh: timedelta = FRESH) -> Durations:
-    """The durations of a task, computed anew where they are older than `fresh`."""
-    row = (await connection.execute(select(durations).where(durations.c.task == task))).first()
-    if row is not None and now - fresh < row.computed_at <= now:
-        return Durations(**row._mapping)
-    computed = await _compute(connection, task, now, row.last_success_at if row is not None else None)
-    await _keep(connection, computed)
-    return computed
+class UsualDurations:
+    """The durations of tasks at one instant, each read or computed once. `computed`: those that are to be kept."""
+
+    def __init__(self, connection: AsyncConnection, now: datetime) -> None:
+        self._connection, self._now = connection, now
+        self._known: dict[str, Durations] = {}
+        self.computed: list[Durations] = []
+
+    async def of_task(self, task: str, fresh: timedelta = FRESH) -> Durations:
+        """The durations of a task, computed anew where they are older than `fresh`."""
+        if (known := self._known.get(task)) is not None:
+            return known
+        row = (await self._connection.execute(select(durations).where(durations.c.task == task))).first()
+        if row is not None and self._now - fresh < row.computed_at <= self._now:
+            self._known[task] = Durations(**row._mapping)
+            return self._known[task]
+        before = Durations(**row._mapping) if row is not None else None
+        computed = await _compute(self._connection, task, self._now, before.last_success_at if before else None)
+        if before is None or replace(before, computed_at=computed.computed_at) != computed or fresh == FRESH:
+            self.computed.append(computed)
+        self._known[task] = computed
+        return computed
 
 
 async def _compute(connection: AsyncConnection, task: str, now: datetime, before: datetime | None) -> Durations:
@@ -73,9 +88,10 @@ def _percentile(seconds: list[float], share: float) -> float | None:
     return seconds[min(len(seconds) - 1, max(0, -int(-share * len(seconds) // 1) - 1))]
 
 
-async def _keep(connection: AsyncConnection, computed: Durations) -> None:
-    table = durations
-    theirs = table.c.task == computed.task
-    updated = await connection.execute(table.update().where(theirs).values(asdict(computed)))
-    if updated.rowcount == 0:
-        await json_rows.insert(connection, table, [asdict(computed)], "(task)")
+async def keep(connection: AsyncConnection, computed: Sequence[Durations]) -> None:
+    """Write durations that were computed."""
+    for each in computed:
+        theirs = durations.c.task == each.task
+        updated = await connection.execute(durations.update().where(theirs).values(asdict(each)))
+        if updated.rowcount == 0:
+            await json_rows.insert(connection, durations, [asdict(each)], "(task)")

@@ -108,5 +108,5 @@ async def record(connection: AsyncConnection, made_good: Mapping[str, str], now:
 async def by_themselves(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
     """Write that these runs are good now, without another run."""
     if ids:
-        theirs = runs.c.id.in_(json_rows.among(runs.c.id, sorted(ids), connection.dialect.name))
+        theirs = json_rows.is_among(runs.c.id, sorted(ids), connection.dialect.name)
         await connection.execute(update(runs).where(theirs, runs.c.made_good_at.is_(None)).values(made_good_at=now))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, select, text, update
+from sqlalchemy import Row, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import failures
@@ -19,7 +19,7 @@ from service.batch.ledger.incidents.tables import OPEN_SQL, fingerprints
 from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import nodes, runs
+from service.batch.ledger.tables import LEFT_SQL, nodes, runs
 
 MOST_OPEN = 50
 """Open incidents of one task with an error of their own, at most. All further errors of the task are one incident."""
@@ -153,7 +153,7 @@ async def _no_longer_bad(connection: AsyncConnection, ended: Sequence[Row[Any]],
 
 
 async def _set(connection: AsyncConnection, ids: Collection[str], values: dict[str, Any]) -> None:
-    theirs = runs.c.id.in_(json_rows.among(runs.c.id, sorted(ids), connection.dialect.name))
+    theirs = json_rows.is_among(runs.c.id, sorted(ids), connection.dialect.name)
     await connection.execute(update(runs).where(theirs).values(values))
 
 
@@ -195,7 +195,7 @@ async def _folded(connection: AsyncConnection, openings: list[Opening]) -> list[
     """The openings; those of new errors of a task that has too many open ones already become one."""
     tasks = {opening.task for opening in openings}
     query = select(incidents_table.c.kind, incidents_table.c.task, incidents_table.c.fingerprint)
-    theirs = incidents_table.c.task.in_(json_rows.among(incidents_table.c.task, tasks, connection.dialect.name))
+    theirs = json_rows.is_among(incidents_table.c.task, tasks, connection.dialect.name)
     opened = {tuple(row) for row in await connection.execute(query.where(text(OPEN_SQL), theirs))}
     number = Counter(task for _, task, _ in opened)
     kept: dict[tuple[str, str, str, str], Opening] = {}
@@ -237,7 +237,7 @@ async def _outages(connection: AsyncConnection, since: datetime) -> list[tuple[d
 
 
 def _missed(each: Mapping[Any, Any], before: Opening | None) -> Opening:
-    new = each["count"] - each["noticed"]
+    new = each["unnoticed"]
     slots = f"{new:,} slot" + ("" if new == 1 else "s")
     return Opening(
         IncidentKind.MISSED,
@@ -254,9 +254,8 @@ def _missed(each: Mapping[Any, Any], before: Opening | None) -> Opening:
 
 async def _lost(connection: AsyncConnection, node: Row[Any]) -> Opening | None:
     """The incident of a lost node; None if all of its runs were resumed or have ended."""
-    waiting = text(f"(state || '') = '{RunState.INTERRUPTED}'")
-    query = select(runs.c.task, func.count()).where(runs.c.node == node.id, waiting).group_by(runs.c.task)
-    left = {row[0]: row[1] for row in await connection.execute(query)}
+    theirs = select(runs.c.task).where(runs.c.node == node.id, text(LEFT_SQL))
+    left = Counter((await connection.execute(theirs)).scalars())
     if not left:
         return None
     names = ", ".join(sorted(left)[:10])

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.incidents import durations
+from service.batch.incidents.durations import UsualDurations
 from service.batch.incidents.watched import Thresholds, WatchedTask
 from service.batch.ledger import queues
 from service.batch.ledger.incidents.incidents import IncidentKind, Opening
@@ -60,20 +60,24 @@ async def late_slots(
 
 
 async def slow_runs(
-    connection: AsyncConnection, watched: Mapping[str, WatchedTask], thresholds: Thresholds, now: datetime
+    connection: AsyncConnection,
+    watched: Mapping[str, WatchedTask],
+    usual: UsualDurations,
+    thresholds: Thresholds,
+    now: datetime,
 ) -> list[Opening]:
     """The runs that take much longer than usual, or have made no progress for too long."""
-    query = select(*_RUNNING_COLUMNS).where(text(HELD_SQL))
+    query = select(*_RUNNING_COLUMNS).where(text(HELD_SQL), runs.c.attempt_started_at.is_not(None))
     openings = []
     for run in await connection.execute(query):
-        why = await _why_slow(connection, run, watched.get(run.task), thresholds, now)
+        why = await _why_slow(usual, run, watched.get(run.task), thresholds, now)
         if why is not None:
             openings.append(Opening(IncidentKind.SLOW, why, now, task=run.task, subject=run.id, newest_run=run.id))
     return openings
 
 
 async def _why_slow(
-    connection: AsyncConnection, run: Row[Any], task: WatchedTask | None, thresholds: Thresholds, now: datetime
+    usual: UsualDurations, run: Row[Any], task: WatchedTask | None, thresholds: Thresholds, now: datetime
 ) -> str | None:
     age = now - run.attempt_started_at
     if task is not None and task.stalled_after is not None and run.progress_at is not None:
@@ -81,27 +85,27 @@ async def _why_slow(
         if still >= timedelta(seconds=task.stalled_after):
             return f"it has made no progress for {in_words(still)}"
     if task is not None and task.slow_after is not None:
-        limit, usual = task.slow_after, ""
+        limit, others = task.slow_after, ""
     elif age.total_seconds() < thresholds.least_slow:
         return None
     else:
-        taken = await durations.of_task(connection, run.task, now)
+        taken = await usual.of_task(run.task)
         if taken.p95 is None:
             return None
         limit = max(thresholds.least_slow, thresholds.slow_factor * taken.p95)
-        usual = f"; 95 of 100 runs take at most {in_words(timedelta(seconds=taken.p95))}"
-    return f"it has run for {in_words(age)}{usual}" if age.total_seconds() >= limit else None
+        others = f"; 95 of 100 runs take at most {in_words(timedelta(seconds=taken.p95))}"
+    return f"it has run for {in_words(age)}{others}" if age.total_seconds() >= limit else None
 
 
 async def silent_tasks(
-    connection: AsyncConnection, watched: Mapping[str, WatchedTask], now: datetime
+    watched: Mapping[str, WatchedTask], usual: UsualDurations, now: datetime
 ) -> tuple[list[Opening], datetime | None]:
     """The tasks without a success for longer than they expect, and when the next one would be. Paused ones are not."""
     openings, instants = [], []
     for task in watched.values():
         if task.expect_every is None or task.is_paused or task.is_removed:
             continue
-        taken = await durations.of_task(connection, task.name, now, fresh=timedelta(0))
+        taken = await usual.of_task(task.name, fresh=timedelta(0))
         last = taken.last_success_at or task.first_seen_at
         limit = last + timedelta(seconds=task.expect_every)
         if limit > now:

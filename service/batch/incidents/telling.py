@@ -21,6 +21,34 @@ Channels = Callable[[Sequence[str]], Sequence[str]]
 """From the names in `Alerts(to=…)` to the channels of these names; without names to those for all tasks."""
 
 
+def may_tell(
+    opened: Sequence[Row[Any]], watched: Mapping[str, WatchedTask], every: timedelta, now: datetime
+) -> tuple[datetime | None, bool]:
+    """When a message about an open incident that is held back may be written, and whether one has to be written now.
+
+    `every`: after how long incidents are told again; zero for never.
+    """
+    later, must = [], False
+    for incident in opened:
+        if incident.acknowledged_at is not None:
+            continue
+        if incident.told_at is not None:
+            must = must or (bool(every) and incident.told_at <= now - every)
+            continue
+        task = watched.get(_task_of(incident))
+        if (held_until := _held_until(task, now)) is not None:
+            later.append(held_until)
+        else:
+            must = must or _is_enough(incident, task)
+    return min(later, default=None), must
+
+
+def _is_enough(incident: Row[Any], task: WatchedTask | None) -> bool:
+    """Whether an error has come often enough to be told."""
+    is_failure = task is not None and incident.kind == IncidentKind.FAILED
+    return not is_failure or incident._mapping["count"] >= task.after_failures  # type: ignore[union-attr]
+
+
 async def tell(
     connection: AsyncConnection, watched: Mapping[str, WatchedTask], channels: Channels, now: datetime
 ) -> tuple[int, datetime | None]:
@@ -33,21 +61,19 @@ async def tell(
     query = select(incidents).where(
         text(OPEN_SQL), incidents.c.told_at.is_(None), incidents.c.acknowledged_at.is_(None)
     )
-    waiting = (await connection.execute(query.order_by(incidents.c.opened_at, incidents.c.id))).all()
+    waiting = sorted(await connection.execute(query), key=lambda incident: (incident.opened_at, incident.id))
     told, notes, later = [], [], []
     for incident in waiting:
         task = watched.get(_task_of(incident))
         held_until = _held_until(task, now)
         if held_until is not None:
             later.append(held_until)
-        elif task is None or incident.kind != IncidentKind.FAILED or incident._mapping["count"] >= task.after_failures:
+        elif _is_enough(incident, task):
             told.append(incident)
             notes += _notes("opened", incident, task, channels)
     if told:
         await outbox.write(connection, notes, now)
-        theirs = incidents.c.id.in_(
-            json_rows.among(incidents.c.id, sorted(row.id for row in told), connection.dialect.name)
-        )
+        theirs = json_rows.is_among(incidents.c.id, sorted(row.id for row in told), connection.dialect.name)
         await connection.execute(update(incidents).where(theirs).values(told_at=now))
     return len(told), min(later, default=None)
 
@@ -85,9 +111,7 @@ async def repeat(
     notes = [note for row in due for note in _notes("repeated", row, watched.get(_task_of(row)), channels, now)]
     if due:
         await outbox.write(connection, notes, now)
-        theirs = incidents.c.id.in_(
-            json_rows.among(incidents.c.id, sorted(row.id for row in due), connection.dialect.name)
-        )
+        theirs = json_rows.is_among(incidents.c.id, sorted(row.id for row in due), connection.dialect.name)
         await connection.execute(update(incidents).where(theirs).values(told_at=now))
     return len(due)
 

@@ -6,7 +6,7 @@ It is woken by the ledger poll. While nothing is wrong and nothing runs, it asks
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.incidents import noticing, outages, telling
 from service.batch.incidents.checks import CHECK_SECONDS, Checks
 from service.batch.incidents.telling import Channels
-from service.batch.incidents.watched import Thresholds, watched_tasks
+from service.batch.incidents.watched import Thresholds, WatchedTask, watched_tasks
 from service.batch.ledger import database_time, duties
 from service.batch.ledger.duties import WATCH
 from service.batch.nodes.ledger_poll import LedgerChanges
@@ -54,6 +54,8 @@ class Watch(Background):
         self._next_check = datetime.min.replace(tzinfo=UTC)
         self._last_check = datetime.min.replace(tzinfo=UTC)
         self._catalog: int | None = None
+        self._watched: Mapping[str, WatchedTask] | None = None
+        self._watched_version: int | None = None
         self.holds = False
         """Whether this node has the duty of the watch, as far as it knows."""
 
@@ -83,6 +85,7 @@ class Watch(Background):
                 await self._turn()
                 self._outage.over_for("watch")
             except Exception as error:  # the background loop's boundary
+                self._checks.forget_all()
                 if cause := self._outage.cause_for("watch", self._ledger, error):
                     logger.warning(f"incidents can't be written to the ledger: {cause}")
                 else:
@@ -122,7 +125,7 @@ class Watch(Background):
                 await outages.record(connection, since, until, now)
             noticed = await self._notice_rows(connection, now)
             if noticed:
-                await telling.tell(connection, await watched_tasks(connection), self._channels, now)
+                await telling.tell(connection, await self._watched_tasks(connection), self._channels, now)
         if noticed:
             self._next_check = now
             self._on_told()
@@ -140,14 +143,32 @@ class Watch(Background):
         changes = self._changes
         self._catalog = changes.catalog if changes is not None else None
         redriven = await self._checks.redriven()
-        async with self._ledger.engine.begin() as connection:
-            if not await self._still_holds(connection):
-                return
+        async with self._ledger.reader.connect() as connection:
             now = await database_time.now_of(connection)
-            checked = await self._checks.check(connection, redriven, now)
-        self._last_check, self._next_check = now, checked.next_at if checked.next_at is not None else NEVER
-        if checked.has_told:
-            self._on_told()
+            findings = await self._checks.look(connection, await self._watched_tasks(connection), redriven, now)
+        following = [findings.next_at] if findings.next_at is not None else []
+        number = len(findings.opened)
+        if not findings.are_none:
+            async with self._ledger.engine.begin() as connection:
+                if not await self._still_holds(connection):
+                    return
+                written = await self._checks.write(connection, findings, now)
+            number = written.open
+            if findings.deadlines:
+                self._watched = None
+            following += [written.held_until] if written.held_until is not None else []
+            if written.has_told:
+                self._on_told()
+        if number:
+            following.append(now + _PAUSE)
+        self._last_check, self._next_check = now, min(following, default=NEVER)
+
+    async def _watched_tasks(self, connection: AsyncConnection) -> Mapping[str, WatchedTask]:
+        """All tasks. They are read again when a task or a schedule has changed, or deadlines were checked."""
+        version = self._changes.catalog if self._changes is not None else None
+        if self._watched is None or version != self._watched_version:
+            self._watched, self._watched_version = await watched_tasks(connection), version
+        return self._watched
 
     async def _still_holds(self, connection: AsyncConnection) -> bool:
         self.holds = await duties.hold(connection, WATCH, self._node)

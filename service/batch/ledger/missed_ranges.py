@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows, queues
@@ -54,7 +54,8 @@ async def record(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, M
         ):
             extended = update(missed).where(missed.c.id == last.id)
             count = missed.c.count + missed_range.count
-            await connection.execute(extended.values(last_slot=missed_range.last, count=count))
+            unnoticed = func.coalesce(missed.c.unnoticed, 0) + missed_range.count
+            await connection.execute(extended.values(last_slot=missed_range.last, count=count, unnoticed=unnoticed))
         else:
             new_rows.append(_row_of(row.task, missed_range, now))
     await json_rows.insert(connection, missed, new_rows)
@@ -72,6 +73,7 @@ def _row_of(task: str, missed_range: MissedRange, now: datetime) -> dict[str, An
         "first_slot": missed_range.first,
         "last_slot": missed_range.last,
         "count": missed_range.count,
+        "unnoticed": missed_range.count,
         "reason": missed_range.reason,
         "cause": missed_range.cause,
         "created_at": now,

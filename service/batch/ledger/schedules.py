@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Select, case, func, literal, select, update
+from sqlalchemy import Select, case, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule, schedule
@@ -58,12 +58,6 @@ def _open() -> Select[Any]:
     ).where(schedules.c.valid_until.is_(None))
 
 
-def among(column: Column[Any], values: Iterable[Any], kind: str) -> ColumnElement[bool]:
-    """The condition `column IN (values)`, in a form for which PostgreSQL uses the index even of a small table."""
-    subquery = json_rows.among(column, values, kind)
-    return column == func.any(func.array(subquery.scalar_subquery())) if kind == "postgresql" else column.in_(subquery)
-
-
 async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]:
     """All open schedules, by task. Locks nothing."""
     return {row.task: OpenSchedule(*row) for row in await connection.execute(_open())}
@@ -79,7 +73,7 @@ async def lock_tasks(connection: AsyncConnection, names: Iterable[str] | None = 
         return
     statement = select(tasks.c.name).order_by(tasks.c.name).with_for_update()
     if names is not None:
-        statement = statement.where(among(tasks.c.name, names, kind))
+        statement = statement.where(json_rows.is_among(tasks.c.name, names, kind))
     await connection.execute(statement)
 
 
@@ -91,20 +85,20 @@ async def lock(connection: AsyncConnection, names: Collection[str], wait: bool =
     """
     if wait:
         await lock_tasks(connection, names)
-    is_meant = among(schedules.c.task, names, connection.dialect.name)
+    is_meant = json_rows.is_among(schedules.c.task, names, connection.dialect.name)
     statement = _open().where(is_meant).order_by(schedules.c.id).with_for_update(of=schedules, skip_locked=not wait)
     return [OpenSchedule(*row) for row in await connection.execute(statement)]
 
 
 async def still_open(connection: AsyncConnection, names: Iterable[str]) -> dict[str, OpenSchedule]:
     """The open schedules of these tasks, by task. Includes those that another transaction has locked."""
-    is_meant = among(schedules.c.task, names, connection.dialect.name)
+    is_meant = json_rows.is_among(schedules.c.task, names, connection.dialect.name)
     return {row.task: OpenSchedule(*row) for row in await connection.execute(_open().where(is_meant))}
 
 
 async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: datetime) -> None:
     """Move the cursors (`fired_until`) of the schedules with these ids to `until`. The caller has locked them."""
-    is_meant = among(schedules.c.id, ids, connection.dialect.name)
+    is_meant = json_rows.is_among(schedules.c.id, ids, connection.dialect.name)
     await connection.execute(
         update(schedules).where(is_meant, schedules.c.fired_until < until).values(fired_until=until)
     )
@@ -130,13 +124,13 @@ async def open_new(connection: AsyncConnection, new: Mapping[str, Schedule], nod
         for task, schedule in new.items()
     ]
     await json_rows.insert(connection, schedules, rows, "(task) WHERE valid_until IS NULL")
-    is_meant = among(tasks.c.name, new, connection.dialect.name)
+    is_meant = json_rows.is_among(tasks.c.name, new, connection.dialect.name)
     await connection.execute(update(tasks).where(is_meant, tasks.c.accounted_from.is_(None)).values(accounted_from=now))
 
 
 async def _ends_after(connection: AsyncConnection, names: Iterable[str], now: datetime) -> dict[str, datetime]:
     """The end of the last schedule of each of these tasks, for ends after `now`."""
-    is_meant = among(schedules.c.task, names, connection.dialect.name)
+    is_meant = json_rows.is_among(schedules.c.task, names, connection.dialect.name)
     last = select(schedules.c.task, func.max(schedules.c.valid_until).label("at"))
     ended = last.where(is_meant, schedules.c.valid_until > now).group_by(schedules.c.task)
     return {row.task: row.at for row in await connection.execute(ended)}
@@ -147,7 +141,7 @@ async def close(connection: AsyncConnection, ids: Iterable[str], now: datetime) 
 
     If a clock was ahead, a cursor may be later than `now`; then the schedule ends at its cursor.
     """
-    is_meant = among(schedules.c.id, ids, connection.dialect.name)
+    is_meant = json_rows.is_among(schedules.c.id, ids, connection.dialect.name)
     end = case(
         (schedules.c.fired_until > now, schedules.c.fired_until), else_=literal(now, schedules.c.fired_until.type)
     )

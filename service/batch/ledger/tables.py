@@ -51,6 +51,8 @@ RETRYING_SQL = f"{UNINDEXED_STATE} = 'retrying'"
 """Runs that may start at their `due_at`."""
 HELD_SQL = f"{UNINDEXED_STATE} = 'running'"
 """Running runs, in the form that uses the index on nodes."""
+LEFT_SQL = f"{UNINDEXED_STATE} = 'interrupted'"
+"""Runs that were interrupted and wait for a node, in the form that uses the index on the node that left them."""
 RUNNING_SQL = "state = 'running'"
 """Running runs, in the form that uses the index on `exclusive` and `lane`."""
 CLAIMABLE_SQL = is_one_of(CLAIMABLE)
@@ -59,7 +61,7 @@ UNNOTICED_RUN_SQL = f"noticed_at IS NULL AND ({UNINDEXED_STATE} = 'failed' OR fi
 """Runs that the watch has to look at: they have failed, or ended otherwise after something was wrong with them."""
 OPEN_FAILURE_SQL = "fingerprint IS NOT NULL AND acknowledged IS NULL AND made_good_at IS NULL"
 """Runs with something wrong that was neither made good nor acknowledged."""
-UNNOTICED_RANGE_SQL = "noticed < count"
+UNNOTICED_RANGE_SQL = "unnoticed IS NOT NULL"
 UNNOTICED_NODE_SQL = "noticed_at IS NULL"
 UNNOTICED_BACKUP_SQL = "failed_at IS NOT NULL AND noticed_at IS NULL"
 IN_THE_WAY_SQL = f"{is_one_of(ACTIVE)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
@@ -168,6 +170,7 @@ runs = Table(
     Index("uq_batch_runs_task_key", "task", "key", unique=True, **where("key IS NOT NULL")),
     Index("uq_batch_runs_exclusive", "exclusive", "lane", unique=True, **where(RUNNING_SQL)),
     Index("ix_batch_runs_held", "node", **where(HELD_SQL)),
+    Index("ix_batch_runs_left", "node", **where(LEFT_SQL)),
     Index("ix_batch_runs_in_the_way", "task", **where(IN_THE_WAY_SQL)),
     # Which tasks have runs to start, and the order of these runs: for waiting runs, and for retries.
     Index("ix_batch_runs_waiting", "task", "created_at", **where(WAITING_SQL)),
@@ -209,9 +212,9 @@ missed = Table(
     Column("count", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    # `cause`: why, as a word; see missed_ranges.Cause. `noticed`: how many of the slots the watch has seen.
+    # `cause`: why, as a word; see missed_ranges.Cause. `unnoticed`: how many of the slots the watch has not seen yet.
     Column("cause", String(20), nullable=False, server_default="other"),
-    Column("noticed", BigInteger, nullable=False, server_default="0"),
+    Column("unnoticed", BigInteger),
     Index("ix_batch_missed_task", "task", "last_slot"),
     Index("ix_batch_missed_unnoticed", "id", **where(UNNOTICED_RANGE_SQL)),
 )
@@ -276,5 +279,4 @@ backups = Table(
     *(Column(n, Text) for n in ("kind", "database", "revision", "verified_how", "failed_check", "pinned_by")),
     *(Column("manifest", String(64)), Column("created_at", UtcDateTime, nullable=False)),
     Column("noticed_at", UtcDateTime),  # when the watch has seen that a check failed
-    Index("ix_batch_backups_unnoticed", "name", **where(UNNOTICED_BACKUP_SQL)),
 )

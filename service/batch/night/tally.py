@@ -119,7 +119,7 @@ async def keep(connection: AsyncConnection, wanted: Sequence[datetime], now: dat
 
 
 async def _write(connection: AsyncConnection, kept: Sequence[datetime], counts: Counts) -> None:
-    among = tally.c.bucket.in_(json_rows.among(tally.c.bucket, kept, connection.dialect.name))
+    among = json_rows.is_among(tally.c.bucket, kept, connection.dialect.name)
     await connection.execute(delete(tally).where(among))
     wanted = set(kept)
     rows = [

@@ -119,7 +119,7 @@ def _statement(kind: str, has_now: bool, fires: bool) -> CompoundSelect[Any]:
     flags = (
         (CLAIMABLE, is_any_due(now)),
         (UNNOTICED, text(notices.IS_ANY_SQL)),
-        (ACTIVE, text(f"EXISTS (SELECT 1 FROM batch_runs WHERE {HELD_SQL})")),
+        (ACTIVE, text(f"EXISTS (SELECT 1 FROM batch_runs r WHERE {HELD_SQL} AND r.node IS NOT NULL)")),
     )
     words = reduce(operator.add, (case((condition, flag), else_="") for flag, condition in flags))
     watcher = select(duties.c.node).where(duties.c.name == WATCH).scalar_subquery()

@@ -24,6 +24,9 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import json_rows
+from service.batch.ledger.incidents.tables import incidents, outbox
+from service.batch.ledger.night.buckets import KEPT
+from service.batch.ledger.night.tables import buckets
 from service.batch.ledger.people.access import LINK
 from service.batch.ledger.people.access_tables import events, previews, sessions, tokens
 from service.batch.ledger.runs import locked_by_id
@@ -31,6 +34,9 @@ from service.batch.ledger.states import FINAL
 from service.batch.ledger.tables import HELD_SQL, missed, nodes, runs, tasks
 
 NODE_AGE = timedelta(days=1)
+
+KEEP_MESSAGES = timedelta(days=32)
+"""For so long it is kept what was sent."""
 
 
 def delete_over(kind: str) -> TextualSelect:
@@ -91,11 +97,14 @@ def is_before_the_account(at: Column[Any]) -> ColumnElement[bool]:
 
 
 def has_old_requests(now: datetime, before: datetime) -> Select[Any]:
-    """Whether there are expired sessions, links or previews, or events that are older than `before`."""
+    """Whether there are expired sessions, links or previews, or events and incidents that are older than `before`."""
     old = (
         select(sessions.c.id).where(sessions.c.expires_at < now),
         select(tokens.c.id).where(tokens.c.kind == LINK, tokens.c.expires_at < now),
         select(previews.c.id).where(previews.c.expires_at < now),
         select(events.c.id).where(events.c.at < before),
+        select(incidents.c.id).where(incidents.c.closed_at < before),
+        select(outbox.c.id).where(outbox.c.created_at < now - KEEP_MESSAGES),
+        select(buckets.c.bucket).where(buckets.c.bucket < now - KEPT),
     )
     return select(or_(*(query.exists() for query in old)))

@@ -63,9 +63,6 @@ BLOCKS = 1_000
 EVENTS = 1_000
 """At most this many events are deleted in one transaction."""
 
-KEEP_MESSAGES = timedelta(days=32)
-"""For so long it is kept what was sent."""
-
 LONG_SECONDS = 0.025
 """After a transaction that took longer, the next one has half its size, because rows may be large and disks slow."""
 
@@ -240,7 +237,7 @@ class Pruner:
             await previews.prune(connection, now)
             await buckets.prune(connection, now)
             await incidents.prune(connection, before)
-            await outbox.prune(connection, now - KEEP_MESSAGES)
+            await outbox.prune(connection, now - conditions.KEEP_MESSAGES)
         while deleted == EVENTS:
             async with self._ledger.engine.begin() as connection:
                 deleted = await audit.prune(connection, before, EVENTS)

@@ -12,7 +12,7 @@ from service.batch.firing import task_sync
 from service.batch.ledger import database_time
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.incidents import acknowledging, incidents, outbox
-from service.batch.ledger.incidents.incidents import IncidentKind
+from service.batch.ledger.incidents.incidents import IncidentKind as IncidentKind
 from service.batch.ledger.incidents.outbox import Note
 from service.batch.ledger.people import audit
 from service.errors import InvalidParameters, UnknownIncident, UnknownTask

@@ -56,13 +56,12 @@ async def mark_runs(connection: AsyncConnection, now: datetime) -> Sequence[Row[
 
 
 async def mark_ranges(connection: AsyncConnection) -> Sequence[Mapping[Any, Any]]:
-    """Mark missed ranges as noticed. Returns them as they were before: `noticed` of `count` slots were noticed then."""
+    """Mark missed ranges as noticed. Returns them as they were before, each with the number of `unnoticed` slots."""
     query = select(missed).where(text(UNNOTICED_RANGE_SQL)).order_by(missed.c.id).limit(MOST)
     rows = (await connection.execute(query.with_for_update(skip_locked=True))).mappings().all()
-    if rows:
-        marking = update(missed).where(missed.c.id == bindparam("range"), missed.c.noticed < bindparam("seen"))
-        marks = [{"range": row["id"], "seen": row["count"]} for row in rows]
-        await connection.execute(marking.values(noticed=bindparam("seen")), marks)
+    theirs = json_rows.is_among(missed.c.id, [row["id"] for row in rows], connection.dialect.name)
+    if rows:  # they are locked, so none has grown meanwhile
+        await connection.execute(update(missed).where(theirs).values(unnoticed=None))
     return rows
 
 
@@ -74,8 +73,8 @@ async def unnoticed_nodes(connection: AsyncConnection) -> Sequence[Row[Any]]:
 
 async def mark_nodes(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
     """Mark these nodes as noticed."""
-    among = nodes.c.id.in_(json_rows.among(nodes.c.id, ids, connection.dialect.name))
-    await connection.execute(update(nodes).where(among).values(noticed_at=now))
+    theirs = json_rows.is_among(nodes.c.id, ids, connection.dialect.name)
+    await connection.execute(update(nodes).where(theirs).values(noticed_at=now))
 
 
 async def mark_backups(connection: AsyncConnection, now: datetime) -> Sequence[Mapping[Any, Any]]:

@@ -105,7 +105,7 @@ async def given_up(connection: AsyncConnection, rows: Sequence[Row[Any]], error:
 
 
 async def _set(connection: AsyncConnection, rows: Sequence[Row[Any]], values: dict[str, Any]) -> None:
-    theirs = outbox.c.id.in_(json_rows.among(outbox.c.id, [row.id for row in rows], connection.dialect.name))
+    theirs = json_rows.is_among(outbox.c.id, [row.id for row in rows], connection.dialect.name)
     await connection.execute(update(outbox).where(theirs).values(values))
 
 

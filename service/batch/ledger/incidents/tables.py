@@ -34,6 +34,7 @@ incidents = Table(
     *(Column(name, Text) for name in ("acknowledged_by", "note")),
     Column("quiet_until", UtcDateTime),
     Index("uq_batch_incidents_open", "kind", "task", "subject", "fingerprint", unique=True, **where(OPEN_SQL)),
+    Index("ix_batch_incidents_open", "opened_at", "id", **where(OPEN_SQL)),
     Index("ix_batch_incidents_opened", "opened_at", "id"),
     Index("ix_batch_incidents_closed", "closed_at", "id", **where("closed_at IS NOT NULL")),
     Index("ix_batch_incidents_quiet", "task", "fingerprint", **where("quiet_until IS NOT NULL")),
@@ -80,6 +81,5 @@ outbox = Table(
     Index("ix_batch_outbox_unsent", "channel", "due_at", "id", **where(UNSENT_SQL)),
     Index("ix_batch_outbox_due", "channel", "due_at"),
     Index("ix_batch_outbox_created", "created_at", "id"),
-    Index("ix_batch_outbox_incident", "incident", **where("incident IS NOT NULL")),
     Index("uq_batch_outbox_key", "key", unique=True, **where("key IS NOT NULL")),
 )

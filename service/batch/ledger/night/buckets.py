@@ -77,7 +77,7 @@ async def lock(connection: AsyncConnection, wanted: Collection[datetime], now: d
 
 async def unmark(connection: AsyncConnection, wanted: Collection[datetime]) -> None:
     """Leave these buckets, which can't be counted yet, to a later count."""
-    among = buckets.c.bucket.in_(json_rows.among(buckets.c.bucket, wanted, connection.dialect.name))
+    among = json_rows.is_among(buckets.c.bucket, wanted, connection.dialect.name)
     await connection.execute(delete(buckets).where(among))
 
 

@@ -25,7 +25,7 @@ def upgrade() -> None:
     # Everything that is there already counts as noticed: an upgrade must not send messages about old failures.
     op.execute("UPDATE batch_runs SET noticed_at = coalesce(finished_at, created_at) WHERE state = 'failed'")
     op.execute(
-        "UPDATE batch_missed SET noticed = count, cause = CASE WHEN reason = 'the service was down' THEN 'down' "
+        "UPDATE batch_missed SET cause = CASE WHEN reason = 'the service was down' THEN 'down' "
         "WHEN reason LIKE 'paused by %' THEN 'paused' WHEN reason = 'its file is gone' THEN 'gone' ELSE 'other' END"
     )
     op.execute("UPDATE batch_nodes SET noticed_at = coalesce(stopped_at, seen_at)")
@@ -51,7 +51,7 @@ def add_columns() -> None:
         ],
         "batch_missed": [
             sa.Column("cause", sa.String(20), nullable=False, server_default="other"),
-            sa.Column("noticed", sa.BigInteger(), nullable=False, server_default="0"),
+            sa.Column("unnoticed", sa.BigInteger()),
         ],
         "batch_nodes": [
             *(sa.Column(name, Instant) for name in ("lost_at", "noticed_at")),
@@ -71,10 +71,9 @@ def create_indexes() -> None:
     op.create_index("ix_batch_runs_open_failures", "batch_runs", ["task", "fingerprint", "finished_at"], **is_open)
     is_acknowledged = where("acknowledged IS NOT NULL")
     op.create_index("ix_batch_runs_acknowledged", "batch_runs", ["acknowledged"], **is_acknowledged)
-    op.create_index("ix_batch_missed_unnoticed", "batch_missed", ["id"], **where("noticed < count"))
+    op.create_index("ix_batch_runs_left", "batch_runs", ["node"], **where("(state || '') = 'interrupted'"))
+    op.create_index("ix_batch_missed_unnoticed", "batch_missed", ["id"], **where("unnoticed IS NOT NULL"))
     op.create_index("ix_batch_nodes_unnoticed", "batch_nodes", ["id"], **where("noticed_at IS NULL"))
-    has_failed = where("failed_at IS NOT NULL AND noticed_at IS NULL")
-    op.create_index("ix_batch_backups_unnoticed", "batch_backups", ["name"], **has_failed)
 
 
 def create_incidents() -> None:
@@ -100,6 +99,7 @@ def create_incidents() -> None:
     identity = ["kind", "task", "subject", "fingerprint"]
     op.create_index("uq_batch_incidents_open", "batch_incidents", identity, unique=True, **where("closed_at IS NULL"))
     op.create_index("ix_batch_incidents_opened", "batch_incidents", ["opened_at", "id"])
+    op.create_index("ix_batch_incidents_open", "batch_incidents", ["opened_at", "id"], **where("closed_at IS NULL"))
     is_closed = where("closed_at IS NOT NULL")
     op.create_index("ix_batch_incidents_closed", "batch_incidents", ["closed_at", "id"], **is_closed)
     is_quiet = where("quiet_until IS NOT NULL")
@@ -141,5 +141,4 @@ def create_messages() -> None:
     op.create_index("ix_batch_outbox_unsent", "batch_outbox", ["channel", "due_at", "id"], **is_unsent)
     op.create_index("ix_batch_outbox_due", "batch_outbox", ["channel", "due_at"])
     op.create_index("ix_batch_outbox_created", "batch_outbox", ["created_at", "id"])
-    op.create_index("ix_batch_outbox_incident", "batch_outbox", ["incident"], **where("incident IS NOT NULL"))
     op.create_index("uq_batch_outbox_key", "batch_outbox", ["key"], unique=True, **where("key IS NOT NULL"))
