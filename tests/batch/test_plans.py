@@ -114,6 +114,7 @@ PLANS = {
     "prune": {
         *("ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_held"),
         *("ix_batch_sessions_expires", "ix_batch_previews_expires", "ix_batch_events_at"),
+        *("ix_batch_incidents_closed", "ix_batch_outbox_created"),
     },
     "audit": {"ix_batch_events_at", "ix_batch_events_action", "ix_batch_events_task"},
     "bulk": {"ix_batch_previews_open"},
