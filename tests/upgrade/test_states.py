@@ -181,6 +181,11 @@ def test_each_history_has_its_version_table_afterwards(state: State, batch: Batc
     assert before < version(state, "LEDGER_URL", "batch_alembic_version") == LEDGER_HISTORY.revisions[-1]
 
 
+def test_tokens_are_taken_over_and_a_revoked_one_stays_so(state: State, batch: Batch) -> None:
+    tokens = {token["name"]: token["revoked_at"] is not None for token in batch("token", "list", "--json").json}
+    assert tokens == ({"ann": False, "bob": True} if state.name == "api" else {})
+
+
 def version(state: State, setting: str, table: str) -> str:
     [(revision,)] = asyncio.run(state.select(setting, f"SELECT version_num FROM {table}"))
     return str(revision)
