@@ -20,13 +20,16 @@ from service.batch.incidents.telling import Channels
 from service.batch.incidents.watched import Thresholds, WatchedTask
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.incidents import OF_RUNS, Closed, IncidentKind, Opening
-from service.batch.ledger.tables import LEFT_SQL, OPEN_FAILURE_SQL, missed, runs
+from service.batch.ledger.missed_ranges import Cause
+from service.batch.ledger.tables import LEFT_SQL, OPEN_FAILURE_SQL, missed, runs, tasks
 from service.database.engine import Database
 
 CHECK_SECONDS = 5.0
 """While an incident is open or a run is going on, the checks are made so often."""
 
 MOST = 1_000
+MOST_COUNTED = 10_000
+"""Runs that are counted to see whether missed slots were backfilled. More slots have to be acknowledged."""
 
 
 @dataclass(frozen=True)
@@ -243,15 +246,28 @@ async def _are_met(connection: AsyncConnection, incident: Row[Any]) -> bool:
     return not await deadline_check.unmet_slots(connection, incident.task, slots)
 
 
-async def _goes_on(connection: AsyncConnection, incident: Row[Any]) -> bool:
-    """Whether the task runs by its schedule again after the slots that were missed."""
-    last = select(func.max(missed.c.last_slot)).where(missed.c.task == incident.task).scalar_subquery()
-    newer = select(runs.c.id).where(runs.c.task == incident.task, runs.c.origin != "manual", runs.c.slot > last)
-    return (await connection.execute(newer.limit(1))).first() is not None
+async def _are_dealt_with(connection: AsyncConnection, incident: Row[Any]) -> bool:
+    """Whether the missed slots were backfilled, or caught up: the policy of the task has run the newest of them."""
+    first = datetime.fromisoformat((incident.details or {})["first"])
+    theirs = (missed.c.task == incident.task, missed.c.last_slot >= first, missed.c.cause != Cause.PAUSED)
+    ranges = (await connection.execute(select(missed.c.last_slot, missed.c.count.label("slots")).where(*theirs))).all()
+    if not ranges:
+        return True
+    last = max(row.last_slot for row in ranges)
+    has_run = (runs.c.task == incident.task, text("origin <> 'manual'"), runs.c.slot >= first)
+    number = sum(row.slots for row in ranges)
+    backfilled = select(runs.c.id).where(*has_run, runs.c.slot <= last).limit(MOST_COUNTED).subquery()
+    if number <= (await connection.execute(select(func.count()).select_from(backfilled))).scalar_one():
+        return True
+    policies = (await connection.execute(select(tasks.c.policies).where(tasks.c.name == incident.task))).scalar() or {}
+    if (policies.get("missed") or {}).get("policy") == "skip":
+        return False
+    newer = select(runs.c.id).where(*has_run, runs.c.slot > last).limit(1)
+    return (await connection.execute(newer)).first() is not None
 
 
 _IS_OVER: dict[str, Callable[[AsyncConnection, Row[Any]], Awaitable[bool]]] = {
     IncidentKind.NODE: _are_resumed,
     IncidentKind.DEADLINE: _are_met,
-    IncidentKind.MISSED: _goes_on,
+    IncidentKind.MISSED: _are_dealt_with,
 }

@@ -245,7 +245,7 @@ def _missed(each: Mapping[Any, Any], before: Opening | None) -> Opening:
         each["last_slot"],
         task=each["task"],
         count=new + (before.count if before else 0),
-        details={"reason": each["reason"]},
+        details={"first": (before.details or {})["first"] if before else each["first_slot"].isoformat()},
     )
 
 

@@ -76,6 +76,11 @@ class Opening:
         return (self.kind, self.task, self.subject, self.fingerprint)
 
 
+# Those of missed slots have the first one; all others the newest state.
+_DETAILS = (
+    f"CASE WHEN batch_incidents.kind = '{IncidentKind.MISSED}' THEN batch_incidents.details "
+    "ELSE coalesce(excluded.details, batch_incidents.details) END"
+)
 _COLUMNS = [incidents.c[name] for name in ("id", *Opening.__dataclass_fields__, "opened_at")]
 
 
@@ -91,7 +96,7 @@ async def open_or_continue(connection: AsyncConnection, openings: Collection[Ope
         f"ON CONFLICT (kind, task, subject, fingerprint) WHERE {OPEN_SQL} DO UPDATE SET "
         "count = batch_incidents.count + excluded.count, last_at = excluded.last_at, successes = 0, "
         "newest_run = coalesce(excluded.newest_run, batch_incidents.newest_run), text = excluded.text, "
-        f"details = coalesce(excluded.details, batch_incidents.details) RETURNING {returned}"
+        f"details = {_DETAILS} RETURNING {returned}"
     )
     rows = [
         {**asdict(opening), "id": new_id(), "opened_at": now, "text": opening.text[:LONGEST_TEXT]}

@@ -1,0 +1,385 @@
+"""Incidents that no failed run opens: late slots, slow runs, silence, deadlines, outages, lost nodes, bad backups."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, update
+
+from service import Alerts, clock
+from service.batch.firing import task_sync
+from service.batch.firing.backfill import Backfill
+from service.batch.incidents.watched import Thresholds
+from service.batch.ledger import nodes, runs, tables
+from service.batch.ledger.runs import NewRun
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import new_id
+from service.batch.nodes import orphans
+from service.batch.queue.enqueue import Startable
+from service.database.engine import Database
+from tests.batch.ledger_world import fire, know, make_task, rows
+from tests.incidents.watching import Watching, ended, failed, started, succeeded, watching
+
+START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+async def watch(ledger: Database) -> AsyncIterator[Watching]:
+    with clock.moved(START):
+        async with watching(ledger, ledger) as node:
+            yield node
+
+
+async def opened(watch: Watching, kind: str) -> list[dict[str, Any]]:
+    return [row for row in await watch.incidents(kind=kind) if row["closed_at"] is None]
+
+
+async def queued(ledger: Database, task: str, slot: datetime) -> NewRun:
+    run = NewRun.scheduled(task, slot, clock.now(), catch_up=False, exclusive=task, priority=0)
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [run])
+    return run
+
+
+async def checked(watch: Watching, seconds: float = 10) -> None:
+    """Let time pass, and the watch look at what has no row of its own."""
+    watch.later(seconds)
+    await watch.turn(2)
+
+
+async def test_a_slot_that_does_not_start_is_late_until_it_does(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("load"))
+    await started(ledger, "load", START)
+    run = await queued(ledger, "load", START + MINUTE)
+    await checked(watch, 299)
+    assert await opened(watch, "late") == []
+    await checked(watch, 5)
+    (incident,) = await opened(watch, "late")
+    assert (incident["task"], incident["newest_run"]) == ("load", run.id)
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(state="cancelled"))
+    await checked(watch)
+    assert await opened(watch, "late") == []
+
+
+async def test_what_waits_behind_a_backlog_is_late_and_the_backlog_is_not(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("load", alerts=Alerts(late_after=60)))
+    await started(ledger, "load", START)
+    for _ in range(50):
+        run = NewRun.queued("load", START, clock.now(), is_backfill=True, exclusive="load", priority=0)
+        async with ledger.engine.begin() as connection:
+            await runs.insert(connection, [run])
+    await checked(watch, 100)
+    assert await opened(watch, "late") == []
+    await queued(ledger, "load", clock.now())
+    await checked(watch, 61)
+    assert len(await opened(watch, "late")) == 1
+
+
+async def test_a_run_that_a_pause_holds_is_not_late(ledger: Database, watch: Watching) -> None:
+    loaded = await know(ledger, make_task("load"))
+    await queued(ledger, "load", START)
+    async with ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "load", "ann", loaded)
+    await checked(watch, 600)
+    assert await opened(watch, "late") == []
+
+
+async def test_a_run_is_slow_by_what_its_task_usually_takes(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("load"))
+    for number in range(10):
+        run = await started(ledger, "load", START + number * MINUTE)
+        watch.later(40)
+        await ended(ledger, run, RunState.SUCCEEDED, fingerprint=None)
+    running = await started(ledger, "load", START + 20 * MINUTE)
+    await checked(watch, 119)
+    assert await opened(watch, "slow") == []
+    await checked(watch, 6)
+    (incident,) = await opened(watch, "slow")
+    assert (incident["subject"], incident["task"]) == (running.id, "load")
+    assert "95 of 100 runs take at most 40 seconds" in incident["text"]
+    await ended(ledger, running, RunState.SUCCEEDED, fingerprint=None)
+    await checked(watch)
+    assert await opened(watch, "slow") == []
+
+
+async def test_a_task_may_say_what_is_slow_and_when_it_stalls(ledger: Database, watch: Watching) -> None:
+    await know(
+        ledger,
+        make_task("load", None, alerts=Alerts(slow_after=30)),
+        make_task("copy", None, alerts=Alerts(stalled_after=30)),
+    )
+    await started(ledger, "load")
+    copying = await started(ledger, "copy")
+    at = {"progress_at": clock.now(), "count": 1}
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).where(tables.runs.c.id == copying.id).values(at))
+    await checked(watch, 31)
+    assert sorted(row["text"] for row in await opened(watch, "slow")) == [
+        "it has made no progress for 31 seconds",
+        "it has run for 31 seconds",
+    ]
+
+
+async def test_a_task_without_a_success_for_too_long_is_silent(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("load", expect_every=timedelta(hours=2)))
+    await succeeded(ledger, "load", START)
+    await checked(watch, 7_199)
+    assert await opened(watch, "silent") == []
+    await checked(watch, 2)
+    (incident,) = await opened(watch, "silent")
+    assert incident["text"] == "no run has succeeded for 2 hours"
+    await succeeded(ledger, "load", clock.now())
+    await checked(watch)
+    assert await opened(watch, "silent") == []
+
+
+async def test_a_slot_that_has_not_succeeded_by_its_deadline(ledger: Database, watch: Watching) -> None:
+    """The clocks go forward in Berlin in the night to 29 March: 06:00 is 04:00 UTC then, and not 05:00."""
+    watch.later((datetime(2026, 3, 29, 0, 0, tzinfo=UTC) - START).total_seconds())
+    loaded = await know(ledger, make_task("load", "30 1 * * *", timezone="Europe/Berlin", deadline="06:00"))
+    await checked(watch, 60)
+    watch.later(1_800)
+    await fire(ledger, loaded, clock.now())
+    slot = datetime(2026, 3, 29, 0, 30, tzinfo=UTC)
+    (run,) = await rows(ledger, tables.runs)
+    assert run["slot"] == slot
+    watch.later((datetime(2026, 3, 29, 3, 59, tzinfo=UTC) - clock.now()).total_seconds())
+    await watch.turn(2)
+    assert await opened(watch, "deadline") == []
+    await checked(watch, 61)
+    (incident,) = await opened(watch, "deadline")
+    assert incident["text"] == "the slot 2026-03-29 00:30 UTC has not succeeded by 06:00"
+    async with ledger.engine.begin() as connection:
+        done = {"state": "succeeded", "finished_at": clock.now()}
+        await connection.execute(update(tables.runs).where(tables.runs.c.id == run["id"]).values(done))
+    await checked(watch)
+    assert await opened(watch, "deadline") == []
+
+
+async def test_an_outage_is_one_incident_and_its_slots_are_none(ledger: Database) -> None:
+    with clock.moved(START):
+        loaded = await know(ledger, *(make_task(f"task{n}", "* * * * *", missed="skip") for n in range(40)))
+        async with watching(ledger, ledger) as first, ledger.engine.begin() as connection:
+            stop = update(tables.nodes).where(tables.nodes.c.id == first.node)
+            await connection.execute(stop.values(stopped_at=clock.now(), seen_at=clock.now()))
+        clock.advance(timedelta(minutes=30))
+        second = Watching(ledger, ledger)
+        await second.register()
+        await fire(ledger, loaded, clock.now())
+        await second.turn(3)
+        assert [row["kind"] for row in await second.incidents()] == ["down"]
+        ((channel, kind, text),) = await second.notes()
+    assert (channel, kind) == ("all", "opened")
+    assert text == "no service ran from 2026-03-10 02:00:00 to 2026-03-10 02:30:00 UTC, for 30 minutes"
+
+
+async def test_a_restart_within_a_minute_is_no_outage(ledger: Database) -> None:
+    with clock.moved(START):
+        async with watching(ledger, ledger) as first, ledger.engine.begin() as connection:
+            stop = update(tables.nodes).where(tables.nodes.c.id == first.node)
+            await connection.execute(stop.values(stopped_at=clock.now()))
+        clock.advance(timedelta(seconds=50))
+        second = Watching(ledger, ledger)
+        await second.register()
+        await second.turn(3)
+        assert await second.incidents() == []
+
+
+async def test_slots_that_were_missed_without_an_outage_are_an_incident(ledger: Database, watch: Watching) -> None:
+    loaded = await know(ledger, make_task("load", "* * * * *", missed="skip"))
+    watch.later(300)
+    await fire(ledger, loaded, clock.now())
+    await watch.turn(2)
+    (incident,) = await opened(watch, "missed")
+    assert (incident["task"], incident["count"]) == ("load", 4)
+    await checked(watch)
+    assert len(await opened(watch, "missed")) == 1
+    fill = Backfill(ledger, ledger, Startable.of(loaded["load"]), "ann")
+    await fill._make(await fill._decide([START + number * MINUTE for number in range(1, 5)]))
+    await checked(watch)
+    assert await opened(watch, "missed") == []
+
+
+async def test_missed_slots_of_which_the_newest_was_caught_up_are_over_at_once(
+    ledger: Database, watch: Watching
+) -> None:
+    loaded = await know(ledger, make_task("load", "* * * * *", missed="once"))
+    watch.later(300)
+    await fire(ledger, loaded, clock.now())
+    await watch.turn(3)
+    assert [row["closed_why"] for row in await watch.incidents(kind="missed")] == ["over"]
+
+
+async def test_slots_of_a_pause_are_no_incident(ledger: Database, watch: Watching) -> None:
+    loaded = await know(ledger, make_task("load", "* * * * *"))
+    async with ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "load", "ann", loaded)
+    watch.later(600)
+    async with ledger.engine.begin() as connection:
+        await task_sync.resume(connection, "load")
+    await watch.turn(3)
+    assert await watch.incidents() == []
+
+
+async def node_that_dies(ledger: Database) -> str:
+    node = new_id()
+    row = {"id": node, "host": "there", "pid": 7, "version": "1", "draining": False, "tasks": []}
+    async with ledger.engine.begin() as connection:
+        await nodes.register(connection, {**row, "started_at": clock.now(), "seen_at": clock.now(), "broken": []})
+    return node
+
+
+async def test_a_lost_node_is_an_incident_if_nobody_goes_on_with_its_runs(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("load", None))
+    node = await node_that_dies(ledger)
+    run = await started(ledger, "load", node=node)
+    async with ledger.engine.begin() as connection:
+        assert await orphans.rescue(connection, {node: 0}, clock.now()) == [node]
+    await checked(watch, 30)
+    assert await opened(watch, "node") == []
+    await checked(watch, 31)
+    (incident,) = await opened(watch, "node")
+    assert (incident["subject"], incident["count"]) == (node, 1)
+    assert incident["text"].startswith(
+        "the node there (pid 7) was lost, and no other one goes on with its runs of load"
+    )
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(state="cancelled"))
+    await checked(watch)
+    assert await opened(watch, "node") == []
+
+
+async def test_a_lost_node_whose_runs_go_on_is_none(ledger: Database, watch: Watching) -> None:
+    node = await node_that_dies(ledger)
+    async with ledger.engine.begin() as connection:
+        await orphans.rescue(connection, {node: 0}, clock.now())
+    await checked(watch, 61)
+    await checked(watch, 61)
+    assert await watch.incidents() == []
+
+
+async def test_a_broken_file_is_an_incident_until_it_is_mended(ledger: Database, watch: Watching) -> None:
+    broken = [{"source": "tasks/load.py", "error": "SyntaxError: invalid syntax", "task": "load"}]
+    async with ledger.engine.begin() as connection:
+        await nodes.record_broken(connection, watch.node, broken)
+    await watch.turn(2)
+    (incident,) = await opened(watch, "files")
+    assert incident["text"] == "tasks/load.py can't be used: SyntaxError: invalid syntax"
+    async with ledger.engine.begin() as connection:
+        await nodes.record_broken(connection, watch.node, [])
+    await watch.turn(2)
+    assert await opened(watch, "files") == []
+
+
+async def test_the_newest_verified_backup_may_become_too_old(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("backup"))
+    await checked(watch, 2 * 86_400 - 11)
+    assert await opened(watch, "backup") == []
+    await checked(watch, 12)
+    (incident,) = await opened(watch, "backup")
+    assert incident["text"] == "there is no verified backup yet"
+    good = {"name": "b1", "place": "backups", "taken_at": clock.now(), "verified_at": clock.now()}
+    async with ledger.engine.begin() as connection:
+        await connection.execute(insert(tables.backups).values(good | {"created_at": clock.now()}))
+    await checked(watch)
+    assert await opened(watch, "backup") == []
+
+
+async def test_a_backup_of_which_a_check_fails_is_an_incident(ledger: Database, watch: Watching) -> None:
+    bad = {"name": "b1", "place": "backups", "taken_at": clock.now(), "failed_at": clock.now(), "failed_check": "crc"}
+    async with ledger.engine.begin() as connection:
+        await connection.execute(insert(tables.backups).values(bad | {"created_at": clock.now()}))
+    await watch.turn(2)
+    (incident,) = await opened(watch, "backup")
+    assert incident["text"] == "the backup b1 is not usable: crc"
+
+
+async def test_a_run_that_succeeded_with_nothing_done_is_an_incident(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("load"))
+    run = await started(ledger, "load", START)
+    await ended(ledger, run, RunState.SUCCEEDED, fingerprint="empty", reason="its result is not as expected")
+    await watch.turn(2)
+    (incident,) = await opened(watch, "empty")
+    assert (incident["task"], incident["text"]) == ("load", "its result is not as expected")
+    watch.later(60)
+    await succeeded(ledger, "load", clock.now())
+    await checked(watch)
+    assert await opened(watch, "empty") == []
+
+
+# What is held back.
+
+
+async def test_nothing_is_sent_about_a_muted_task_until_the_end_of_the_mute(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("load"))
+    async with ledger.engine.begin() as connection:
+        muted = update(tables.tasks).where(tables.tasks.c.name == "load")
+        await connection.execute(muted.values(muted_until=clock.now() + timedelta(hours=2)))
+        await task_sync.changed(connection)
+    await failed(ledger, "load", START)
+    await watch.turn(2)
+    assert (len(await watch.incidents()), await watch.notes()) == (1, [])
+    await checked(watch, 7_201)
+    assert [kind for _, kind, _ in await watch.notes()] == ["opened"]
+
+
+async def test_what_opens_and_closes_in_quiet_hours_is_not_sent(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("load", timezone="Europe/Berlin", alerts=Alerts(quiet="22:00-07:00")))
+    await failed(ledger, "load", START)
+    await watch.turn(2)
+    watch.later(60)
+    await succeeded(ledger, "load", clock.now())
+    await checked(watch)
+    await failed(ledger, "load", clock.now(), fingerprint="1:other")
+    await watch.turn(2)
+    assert await watch.notes() == []
+    watch.later((datetime(2026, 3, 10, 6, 0, 1, tzinfo=UTC) - clock.now()).total_seconds())
+    await watch.turn(2)
+    assert [kind for _, kind, _ in await watch.notes()] == ["opened"]
+
+
+async def test_an_error_is_told_after_so_many_failures(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("load", alerts=Alerts(after_failures=3, to=("payments",))))
+    for number in range(3):
+        assert await watch.notes() == []
+        await failed(ledger, "load", START + number * MINUTE)
+        await watch.turn(2)
+    assert await watch.notes() == [("payments", "opened", "ValueError: boom")]
+
+
+async def test_an_error_is_over_after_so_many_successes_in_a_row(ledger: Database, watch: Watching) -> None:
+    await know(ledger, make_task("load", alerts=Alerts(close_after=2)))
+    await failed(ledger, "load", START)
+    await watch.turn()
+    await checked(watch)
+    await succeeded(ledger, "load", clock.now())
+    await checked(watch)
+    assert len(await opened(watch, "failed")) == 1
+    await succeeded(ledger, "load", clock.now())
+    await checked(watch)
+    assert await opened(watch, "failed") == []
+
+
+async def test_an_open_incident_is_told_again_if_that_is_wanted(ledger: Database) -> None:
+    with clock.moved(START):
+        async with watching(ledger, ledger, **asdict(Thresholds(repeat=3_600))) as watch:
+            await failed(ledger, "load", START)
+            await watch.turn(2)
+            await checked(watch, 3_601)
+            assert [kind for _, kind, _ in await watch.notes()] == ["opened", "repeated"]
+
+
+async def test_many_different_errors_of_a_task_are_few_incidents(ledger: Database, watch: Watching) -> None:
+    for number in range(120):
+        await failed(ledger, "load", START + number * MINUTE, fingerprint=f"1:{number:03}")
+    await watch.turn(2)
+    incidents = await watch.incidents()
+    assert len(incidents) == 51
+    (more,) = [row for row in incidents if row["fingerprint"] == "more"]
+    assert more["count"] == 70
