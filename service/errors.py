@@ -11,6 +11,7 @@
     ├── ChunkError              a loop over chunks, or a chunk, was used in a way that would lose or repeat items
     ├── UnknownTask             no task has this name
     ├── UnknownRun              no run has this id, or several ids begin with it or end in it
+    ├── NoLedger                there is no ledger yet, because no service has ever run
     ├── UnknownIncident         no incident has this id, or several open ones end in it
     ├── UnknownToken            no valid token has this name or id
     ├── UnknownPreview          no preview has this id, or it has expired
@@ -126,6 +127,10 @@ class UnknownTask(BatchError):
 
 class UnknownRun(BatchError):
     kind = "not_found"
+
+
+class NoLedger(BatchError):
+    kind = "unavailable"
 
 
 class UnknownIncident(BatchError):

@@ -30,6 +30,7 @@ from service.cli import (
     logs,
     manage,
     new,
+    night,
     opening,
     restore,
     run,
@@ -92,6 +93,7 @@ ALERTS: dict[str, dict[str, Any]] = {
 PANELS: dict[str, dict[str, Any]] = {
     "Service": {
         "serve": serve.serve,
+        "night": night.night,
         "status": status.status,
         "nodes": status.nodes,
         "config": settings.config,

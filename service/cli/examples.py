@@ -8,6 +8,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch serve --host 0.0.0.0 --port 8080": "Accept requests from other machines too.",
         "batch serve --reload": "Restart whenever you save a file.",
     },
+    "night": {
+        "batch night": "Say what happened since 18:00 yesterday, and what needs a person.",
+        "batch night --since 7d --zone Europe/Berlin": "Say it of the last seven days.",
+        "batch night --json": "Print the same as JSON for a program.",
+    },
     "status": {
         "batch status": "Say whether something is wrong, and what.",
         "batch status --json": "Print the same as JSON for a monitor.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from service.redaction import Redaction
 if TYPE_CHECKING:
     from service.operations.backups.facet import Backups
     from service.operations.incidents.facet import Incidents
+    from service.operations.night.models import Night
     from service.operations.people.access import Access
     from service.operations.people.changes import Changes
     from service.operations.runs.bulk import Bulks
@@ -97,6 +99,18 @@ class Operations:
         from service.operations.system.status import status
 
         return await status(self._context, self._settings)
+
+    async def night(
+        self, since: datetime | None = None, until: datetime | None = None, zone: str | None = None
+    ) -> Night:
+        """What happened from `since` (aware; default: 18:00 of the day before, in the zone) to now, or `until`.
+
+        `zone`: an IANA name; default: UTC. Raises NoLedger, InvalidParameters, InvalidSchedule for a zone that does not
+        exist, and DatabaseError if the ledger can't be read.
+        """
+        from service.operations.night.night import night
+
+        return await night(self._context, self._settings, since, until, zone)
 
     async def settings(self) -> UsedSettings:
         """The settings as they are used, without secrets."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -89,6 +90,14 @@ async def waiting(database: Database, most: int) -> int:
     some = select(quarantine.c.id).where(quarantine.c.redriven_by.is_(None)).limit(most).subquery()
     async with database.reader.connect() as connection:
         return int((await connection.execute(select(func.count()).select_from(some))).scalar_one())
+
+
+async def waiting_by_task(database: Database, most: int) -> Counter[str]:
+    """How many items wait for a redrive, by task; counted up to `most`."""
+    some = select(quarantine.c.task).where(quarantine.c.redriven_by.is_(None)).limit(most).subquery()
+    async with database.reader.connect() as connection:
+        rows = await connection.execute(select(some.c.task, func.count()).group_by(some.c.task))
+        return Counter({row[0]: row[1] for row in rows})
 
 
 async def listed(

@@ -60,6 +60,23 @@ def first(of: str, limit: str, retries: bool, also: str = "true", lock: str = ""
     return f"SELECT id FROM ({together}) AS heads ORDER BY rank, due_at, id LIMIT {limit}"
 
 
+def first_on_time(limit: int) -> str:
+    """SQL for the ids of the first runs on time in the queue of each task, however many others wait there."""
+    following = f"SELECT min(r.task) FROM batch_runs r WHERE {WAITS} AND r.task > w.task"
+    names = (
+        f"(WITH RECURSIVE w(task) AS (SELECT min(task) FROM batch_runs WHERE {WAITS} UNION ALL "
+        f"SELECT ({following}) FROM w WHERE w.task IS NOT NULL) SELECT w.task FROM w WHERE w.task IS NOT NULL) AS v"
+    )
+    shape = "SELECT q.id FROM batch_runs q WHERE q.task = v.task AND q."
+    on_time = f"{WAITS} AND q.rank = {Rank.ON_TIME} AND q.slot IS NOT NULL"
+    order = f"ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT {limit})"
+    heads = [
+        f"SELECT r.id FROM {names} JOIN batch_runs r ON r.id IN ({shape}{of} AND {on_time} {order})"
+        for of in ("exclusive = v.task", "exclusive IS NULL")
+    ]
+    return " UNION ALL ".join(heads)
+
+
 def among(column: str, query: str, kind: str) -> str:
     """SQL for `column IN (query)`, in the form for which PostgreSQL uses the index of the column."""
     return f"{column} = ANY(ARRAY({query}))" if kind == "postgresql" else f"{column} IN ({query})"

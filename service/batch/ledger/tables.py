@@ -57,6 +57,7 @@ RUNNING_SQL = "state = 'running'"
 """Running runs, in the form that uses the index on `exclusive` and `lane`."""
 CLAIMABLE_SQL = is_one_of(CLAIMABLE)
 ACTIVE_SQL = is_one_of(ACTIVE, "state")
+SKIPPED_SQL = f"{UNINDEXED_STATE} = 'skipped'"
 UNNOTICED_RUN_SQL = f"noticed_at IS NULL AND ({UNINDEXED_STATE} = 'failed' OR fingerprint IS NOT NULL)"
 """Runs that the watch has to look at: they have failed, or ended otherwise after something was wrong with them."""
 OPEN_FAILURE_SQL = "fingerprint IS NOT NULL AND acknowledged IS NULL AND made_good_at IS NULL"
@@ -181,6 +182,7 @@ runs = Table(
     Index("ix_batch_runs_task_created", "task", "created_at", "id"),
     Index("ix_batch_runs_state_created", "state", "created_at", "id"),
     Index("ix_batch_runs_created", "created_at", "id"),
+    Index("ix_batch_runs_skipped", "slot", **where(SKIPPED_SQL)),
     Index("ix_batch_runs_unnoticed", "id", **where(UNNOTICED_RUN_SQL)),
     Index("ix_batch_runs_open_failures", "task", "fingerprint", "finished_at", **where(OPEN_FAILURE_SQL)),
     Index("ix_batch_runs_acknowledged", "acknowledged", **where("acknowledged IS NOT NULL")),
@@ -216,6 +218,7 @@ missed = Table(
     Column("cause", String(20), nullable=False, server_default="other"),
     Column("unnoticed", BigInteger),
     Index("ix_batch_missed_task", "task", "last_slot"),
+    Index("ix_batch_missed_last", "last_slot"),
     Index("ix_batch_missed_unnoticed", "id", **where(UNNOTICED_RANGE_SQL)),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,7 +14,10 @@ from service.batch.ledger import json_rows
 from service.batch.ledger.night import buckets
 from service.batch.ledger.night.buckets import LENGTH, bucket_of
 from service.batch.ledger.night.tables import CLASSES, tally
+from service.batch.ledger.night.tables import buckets as buckets_table
 from service.batch.night.counting import Counts, count
+
+NOT_RUN = ("missed", "paused", "skipped")
 
 OPEN_FOR = timedelta(minutes=20)
 """A bucket is counted when its end is so old, and nothing in it goes on."""
@@ -25,10 +28,14 @@ MOST_COUNTED_AT_ONCE = 300
 
 @dataclass(frozen=True)
 class Window:
-    """The slots of a window by class. `accounted_from`: earlier slots of it are not counted yet; None: all are."""
+    """The slots of a window by class. `accounted_from`: earlier slots of it are not counted yet; None: all are.
+
+    `not_run`: by task, how many slots were missed, paused or skipped; only tasks with such slots.
+    """
 
     counts: dict[str, int]
     by_bucket: dict[datetime, dict[str, int]]
+    not_run: dict[str, Counter[str]]
     accounted_from: datetime | None
 
     @property
@@ -51,15 +58,20 @@ async def of_window(connection: AsyncConnection, since: datetime, until: datetim
         rest = [bucket for bucket in rest if bucket >= accounted_from]
         counted = {bucket for bucket in counted if bucket >= accounted_from}
     by_bucket = await _read(connection, accounted_from or since, until, counted)
+    not_run = await _not_run(connection, accounted_from or since, until)
     for begin, end in _intervals(rest):
         found = await count(connection, max(begin, since), min(end, until), now)
-        for (bucket, _), counts in found.counts.items():
+        for (bucket, task), counts in found.counts.items():
             by_bucket.setdefault(bucket, Counter()).update(counts)
+            not_run[task].update({name: counts[name] for name in NOT_RUN})
     total: Counter[str] = Counter()
     for counts in by_bucket.values():
         total.update(counts)
     complete = {bucket: {name: counts[name] for name in CLASSES} for bucket, counts in sorted(by_bucket.items())}
-    return Window({name: total[name] for name in CLASSES}, complete, accounted_from)
+    sums = {name: total[name] for name in CLASSES}
+    return Window(
+        sums, complete, {task: +counts for task, counts in sorted(not_run.items()) if +counts}, accounted_from
+    )
 
 
 async def _read(
@@ -71,6 +83,22 @@ async def _read(
     query = select(tally.c.bucket, *sums).where(*is_in).group_by(tally.c.bucket)
     rows = [row for row in await connection.execute(query) if row.bucket in counted]
     return {row.bucket: Counter({name: int(row._mapping[name]) for name in CLASSES}) for row in rows}
+
+
+async def _not_run(connection: AsyncConnection, since: datetime, until: datetime) -> dict[str, Counter[str]]:
+    """For each task the sums of the slots in the tally that did not run, from `since` up to the last whole bucket."""
+    sums = [func.sum(tally.c[name]).label(name) for name in NOT_RUN]
+    some = tally.c.missed + tally.c.paused + tally.c.skipped > 0
+    query = (
+        select(tally.c.task, *sums)
+        .select_from(tally.join(buckets_table, buckets_table.c.bucket == tally.c.bucket))
+        .where(tally.c.bucket >= since, tally.c.bucket <= until - LENGTH, some, buckets_table.c.counted_at.is_not(None))
+        .group_by(tally.c.task)
+    )
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in await connection.execute(query):
+        found[row.task] = Counter({name: int(row._mapping[name]) for name in NOT_RUN})
+    return found
 
 
 def _intervals(wanted: Sequence[datetime]) -> list[tuple[datetime, datetime]]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import httpx
 
 from service.errors import InvalidParameters
 from service.escaping import echoed
+from service.operations.night.models import Night
 from service.operations.remote.connection import TIMEOUT_SECONDS, Connection
 from service.operations.remote.facets import (
     RemoteAccess,
@@ -53,6 +55,13 @@ class RemoteOperations:
 
     async def status(self) -> Status:
         return await self._connection.get(Status, "/status")
+
+    async def night(
+        self, since: datetime | None = None, until: datetime | None = None, zone: str | None = None
+    ) -> Night:
+        instants = {"since": since, "until": until}
+        query = {name: at.isoformat() if at is not None else None for name, at in instants.items()}
+        return await self._connection.get(Night, "/night", **query, zone=zone)
 
 
 @asynccontextmanager

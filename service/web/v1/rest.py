@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import Path, Query
+from fastapi import Header, HTTPException, Path, Query, Response
 from pydantic import Field
 
+from service.concurrency.offload import offload
+from service.operations.night.models import Night
 from service.operations.people.access import NewToken, Token
 from service.operations.people.actor import Role
 from service.operations.people.changes import MOST_CHANGES, ChangePage
@@ -29,6 +32,14 @@ class AccountQuery(Body):
     since: Instant
     until: Instant | None = None
     task: str | None = Field(None, pattern=TASK_NAME)
+
+
+class NightQuery(Body):
+    """The window of time: 31 days at most."""
+
+    since: Instant | None = Field(None, description="Default: 18:00 of the day before, in the zone.")
+    until: Instant | None = Field(None, description="Default: now.")
+    zone: str = Field("UTC", max_length=100, description="The IANA name of a time zone.")
 
 
 class ChangeQuery(Body):
@@ -66,6 +77,27 @@ class TokenRequest(Body):
 async def status(operations: Viewer) -> Status:
     """Whether something is wrong: no service, late slots, failures, items in quarantine, an old backup."""
     return await operations.status()
+
+
+@rest.get("/night", responses={304: {"description": "The answer is the one that the caller has."}})
+async def night(
+    operations: Viewer,
+    query: Annotated[NightQuery, Query()],
+    response: Response,
+    known: Annotated[str | None, Header(alias="If-None-Match", max_length=100)] = None,
+) -> Night:
+    """What happened in a window of time, and what needs a person. The ETag is the hash of the answer but its time."""
+    answer = await operations.night(query.since, query.until, query.zone)
+    tag = await offload(_tag_of, answer)
+    if known == tag:
+        raise HTTPException(304, headers={"etag": tag})
+    response.headers["etag"] = tag
+    return answer
+
+
+def _tag_of(answer: Night) -> str:
+    facts = answer.model_dump_json(exclude={"as_of": True, "slots": {"recounted_until"}, "backup": {"age"}})
+    return f'"{hashlib.sha256(facts.encode()).hexdigest()[:32]}"'
 
 
 @rest.get("/account")

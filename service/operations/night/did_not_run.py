@@ -1,0 +1,141 @@
+"""The slots that did not run, by their cause. Their sum is what the verdict says: missed, paused and skipped."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger.incidents.incidents import IncidentKind
+from service.batch.ledger.incidents.tables import incidents
+from service.batch.ledger.missed_ranges import Cause
+from service.batch.ledger.tables import SKIPPED_SQL, missed, runs, tasks
+from service.operations.night.models import DidNotRun
+
+MOST_RANGES = 10_000
+
+
+async def by_cause(
+    connection: AsyncConnection,
+    not_run: Mapping[str, Counter[str]],
+    since: datetime,
+    until: datetime,
+    hidden: frozenset[str],
+) -> list[DidNotRun]:
+    """`not_run`: by task, how many slots of the window were missed, paused and skipped."""
+    ranges = await _ranges(connection, since, until)
+    outages = await _outages(connection, since, until)
+    downs: dict[int, Counter[str]] = defaultdict(Counter)
+    rest: list[DidNotRun] = []
+    still_paused = await _paused(connection)
+    for task, counts in not_run.items():
+        its = ranges.get(task, [])
+        if counts["paused"]:
+            by = next((each.reason for each in reversed(its) if each.cause == Cause.PAUSED), None)
+            by = by.removeprefix("paused by ") if by is not None else still_paused.get(task)
+            rest.append(
+                DidNotRun(
+                    cause="paused", by=by, task=task, slots=counts["paused"], goes_on=task in still_paused, tasks={}
+                )
+            )
+        if counts["missed"]:
+            _add_missed(task, counts["missed"], its, outages, downs, rest)
+    down = [
+        DidNotRun(
+            cause="down",
+            begin=outages[number][0],
+            until=outages[number][1],
+            slots=sum(by_task.values()),
+            tasks=dict(by_task.most_common()),
+        )
+        for number, by_task in sorted(downs.items())
+    ]
+    skipped = await _skipped(connection, not_run, since, until, hidden)
+    return [*down, *sorted(rest, key=lambda each: (each.cause, each.task or "")), *skipped]
+
+
+def _add_missed(
+    task: str,
+    number: int,
+    ranges: Sequence[Row[Any]],
+    outages: Sequence[tuple[datetime, datetime]],
+    downs: dict[int, Counter[str]],
+    rest: list[DidNotRun],
+) -> None:
+    """Divide the missed slots of a task among the causes of its ranges: the last cause has what the others leave."""
+    unpaused = [each for each in ranges if each.cause != Cause.PAUSED]
+    for position, each in enumerate(unpaused):
+        is_last = position == len(unpaused) - 1
+        slots = number if is_last else min(number, each._mapping["count"])
+        number -= slots
+        outage = next((n for n, (begin, end) in enumerate(outages) if begin <= each.last_slot <= end + _LATER), None)
+        if not slots:
+            continue
+        if outage is not None:
+            downs[outage][task] += slots
+        else:
+            rest.append(DidNotRun(cause=each.cause, task=task, reason=each.reason, slots=slots, tasks={}))
+    if number and not unpaused:
+        rest.append(DidNotRun(cause=Cause.OTHER, task=task, slots=number, tasks={}))
+
+
+_LATER = timedelta(minutes=1)
+
+
+async def _ranges(connection: AsyncConnection, since: datetime, until: datetime) -> dict[str, list[Row[Any]]]:
+    """The missed ranges that touch the window, by task, in the order of their slots."""
+    query = select(missed).where(missed.c.last_slot >= since, missed.c.first_slot < until)
+    found: dict[str, list[Row[Any]]] = {}
+    for row in await connection.execute(query.order_by(missed.c.last_slot).limit(MOST_RANGES)):
+        found.setdefault(row.task, []).append(row)
+    return found
+
+
+async def _outages(connection: AsyncConnection, since: datetime, until: datetime) -> list[tuple[datetime, datetime]]:
+    """The begin and the end of the outages that were noticed in the window, or touch it."""
+    query = select(incidents.c.details).where(
+        incidents.c.kind == IncidentKind.DOWN, incidents.c.opened_at >= since, incidents.c.opened_at < until + _LATER
+    )
+    rows = (await connection.execute(query.order_by(incidents.c.opened_at))).scalars()
+    return [
+        (datetime.fromisoformat(details["since"]), datetime.fromisoformat(details["until"]))
+        for details in rows
+        if details
+    ]
+
+
+async def _paused(connection: AsyncConnection) -> dict[str, str]:
+    query = select(tasks.c.name, tasks.c.paused_by).where(tasks.c.paused_at.is_not(None))
+    return {row.name: row.paused_by or "somebody" for row in await connection.execute(query)}
+
+
+async def _skipped(
+    connection: AsyncConnection,
+    not_run: Mapping[str, Counter[str]],
+    since: datetime,
+    until: datetime,
+    hidden: frozenset[str],
+) -> list[DidNotRun]:
+    """The skipped slots by task and reason."""
+    if not any(counts["skipped"] for counts in not_run.values()):
+        return []
+    query = (
+        select(runs.c.task, runs.c.reason, func.count().label("slots"))
+        .where(text(SKIPPED_SQL), runs.c.slot >= since, runs.c.slot < until, runs.c.origin != "manual")
+        .group_by(runs.c.task, runs.c.reason)
+        .order_by(runs.c.task, runs.c.reason)
+    )
+    return [
+        DidNotRun(
+            cause="overlap",
+            task=row.task,
+            reason=None if row.task in hidden else row.reason,
+            slots=row.slots,
+            tasks={},
+        )
+        for row in await connection.execute(query)
+    ]

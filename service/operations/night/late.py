@@ -1,0 +1,189 @@
+"""What is late or slow now: runs that take longer than usual, that wait, or that are tried again; and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.incidents.durations import Durations, UsualDurations
+from service.batch.incidents.watched import WatchedTask
+from service.batch.ledger import queues
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
+from service.operations.night.models import MOST, Blocker, LateRun
+from service.operations.results import Node
+
+SHOWN_AFTER = timedelta(minutes=1)
+"""What waits or runs for less is not shown."""
+FEW = 10
+"""With fewer runs, twice the longest stands for what 95 of 100 take at most."""
+NEARLY = 0.8
+"""A run is shown as slow after this share of its timeout."""
+
+OF_A_TASK = 10
+"""Waiting runs of one task that are shown, at most."""
+
+_COLUMNS = [
+    runs.c[name]
+    for name in (
+        *("id", "task", "slot", "state", "attempt", "created_at", "due_at", "started_at", "attempt_started_at"),
+        *("count", "total", "rate", "progress_at", "exclusive"),
+    )
+]
+
+
+@dataclass(frozen=True)
+class Present:
+    """What is known of the present, by which blockers are found. `paused`: who has paused a task, by its name."""
+
+    now: datetime
+    running: Mapping[str, Sequence[Row[Any]]]
+    usual: UsualDurations
+    paused: Mapping[str, str]
+    nodes: Sequence[Node]
+
+
+async def late_runs(
+    connection: AsyncConnection, watched: Mapping[str, WatchedTask], living: Sequence[Node], now: datetime
+) -> list[LateRun]:
+    """What is late or slow at `now`, the oldest first."""
+    running: dict[str, list[Row[Any]]] = {}
+    for row in await connection.execute(select(*_COLUMNS).where(text(HELD_SQL)).order_by(runs.c.created_at)):
+        running.setdefault(row.task, []).append(row)
+    paused = {
+        row.name: row.paused_by or "somebody"
+        for row in await connection.execute(
+            select(tasks.c.name, tasks.c.paused_by).where(tasks.c.paused_at.is_not(None))
+        )
+    }
+    present = Present(now, running, UsualDurations(connection, now), paused, living)
+    timeouts = await _timeouts(connection, list(running))
+    late = [
+        slow
+        for its in running.values()
+        for run in its
+        if (slow := await _slow(run, watched.get(run.task), timeouts.get(run.task), present)) is not None
+    ]
+    waiting = (await connection.execute(_waiting(connection.dialect.name, now))).all()
+    late += [await _waits(row, present) for row in waiting]
+    late += [_retries(row, now) for row in await connection.execute(_retrying(now))]
+    return sorted(late, key=lambda each: (-each.elapsed, each.run))
+
+
+def _waiting(kind: str, now: datetime) -> Any:
+    """The first runs on time in the queue of each task that have waited for a while, whatever else waits there."""
+    firsts = text(queues.among("batch_runs.id", queues.first_on_time(OF_A_TASK), kind))
+    return select(*_COLUMNS).where(firsts, runs.c.created_at <= now - SHOWN_AFTER).order_by(runs.c.created_at)
+
+
+def _retrying(now: datetime) -> Any:
+    is_old = (runs.c.created_at <= now - SHOWN_AFTER, runs.c.slot.is_not(None))
+    return select(*_COLUMNS).where(text(RETRYING_SQL), *is_old).order_by(runs.c.task, runs.c.created_at).limit(MOST)
+
+
+async def _timeouts(connection: AsyncConnection, names: Sequence[str]) -> dict[str, float]:
+    query = select(tasks.c.name, tasks.c.policies).where(tasks.c.name.in_(names))
+    return {
+        row.name: row.policies["timeout"]
+        for row in await connection.execute(query)
+        if isinstance(row.policies, dict) and row.policies.get("timeout")
+    }
+
+
+async def _slow(run: Row[Any], task: WatchedTask | None, timeout: float | None, present: Present) -> LateRun | None:
+    began = run.attempt_started_at or run.started_at
+    if began is None or present.now - began < SHOWN_AFTER:
+        return None
+    elapsed = (present.now - began).total_seconds()
+    usual = await present.usual.of_task(run.task)
+    limit = _limit(usual)
+    why: Any = None
+    if limit is not None and elapsed > limit:
+        why = "slow"
+    elif timeout is not None and elapsed >= NEARLY * timeout:
+        why = "timeout"
+    elif task is not None and task.stalled_after is not None and run.progress_at is not None:
+        still = (present.now - max(run.progress_at, began)).total_seconds()
+        why = "stalled" if still >= task.stalled_after else None
+    if why is None:
+        return None
+    return LateRun(
+        run=run.id,
+        task=run.task,
+        slot=run.slot,
+        state=run.state,
+        why=why,
+        elapsed=elapsed,
+        p95=usual.p95,
+        eta=_eta(run, usual, present.now),
+        attempt=run.attempt,
+    )
+
+
+def _limit(usual: Durations) -> float | None:
+    if usual.p95 is None or usual.longest is None:
+        return None
+    return usual.p95 if usual.runs >= FEW else 2 * usual.longest
+
+
+def _eta(run: Row[Any], usual: Durations, now: datetime) -> datetime | None:
+    """About when a running run ends: by its progress, else by what its task usually takes."""
+    done, total, rate = run._mapping["count"], run.total, run.rate
+    if done is not None and total and rate and total > done:
+        return now + timedelta(seconds=min((total - done) / rate, 10 * 365 * 86_400.0))
+    began = run.attempt_started_at
+    if usual.p50 is None or began is None:
+        return None
+    end: datetime = began + timedelta(seconds=usual.p50)
+    return end if end > now else None
+
+
+async def _waits(run: Row[Any], present: Present) -> LateRun:
+    blocker = _blocker(run, present)
+    eta = None
+    if blocker is not None and blocker.kind == "run":
+        first = next(each for each in present.running[run.task] if each.id == blocker.run)
+        usual = await present.usual.of_task(run.task)
+        end = _eta(first, usual, present.now)
+        eta = end + timedelta(seconds=usual.p50) if end is not None and usual.p50 is not None else None
+    return LateRun(
+        run=run.id,
+        task=run.task,
+        slot=run.slot,
+        state=run.state,
+        why="waits",
+        elapsed=(present.now - run.created_at).total_seconds(),
+        eta=eta,
+        blocker=blocker,
+    )
+
+
+def _blocker(run: Row[Any], present: Present) -> Blocker | None:
+    """The first thing that holds a waiting run."""
+    if (by := present.paused.get(run.task)) is not None:
+        return Blocker(kind="paused", by=by, task=run.task)
+    if not any(run.task in node.tasks for node in present.nodes):
+        return Blocker(kind="unserved", task=run.task)
+    if run.exclusive is not None and (its := present.running.get(run.task)):
+        return Blocker(kind="run", run=its[0].id, task=run.task)
+    everything = [each for its in present.running.values() for each in its if each.attempt_started_at is not None]
+    longest = min(everything, key=lambda each: each.attempt_started_at, default=None)
+    return Blocker(kind="room", run=longest.id, task=longest.task) if longest is not None else None
+
+
+def _retries(run: Row[Any], now: datetime) -> LateRun:
+    return LateRun(
+        run=run.id,
+        task=run.task,
+        slot=run.slot,
+        state=RunState.RETRYING,
+        why="retries",
+        elapsed=(now - run.created_at).total_seconds(),
+        next_attempt_at=run.due_at,
+        attempt=run.attempt,
+    )

@@ -1,0 +1,213 @@
+"""What needs a person: failed runs that are neither made good nor acknowledged, and what else is wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, case, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.incidents import made_good
+from service.batch.incidents.watched import WatchedTask
+from service.batch.ledger import json_rows, run_logs
+from service.batch.ledger.incidents import incidents
+from service.batch.ledger.incidents.incidents import OF_RUNS, IncidentKind
+from service.batch.ledger.incidents.tables import fingerprints
+from service.batch.ledger.incidents.tables import incidents as incidents_table
+from service.batch.ledger.people import audit
+from service.batch.ledger.states import ACTIVE, RunState
+from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, runs
+from service.operations.night.models import ChangeBefore, DealtWith, LastLine, Need
+
+DETAILED = 20
+"""Of so many needs the details are read, of the others only the numbers."""
+LINES = 50
+"""Of so many last lines of a log the last error is looked for."""
+ERRORS = ("error", "critical", "exception")
+
+_KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES)
+"""Kinds of incidents that need a person besides failed runs and alarms."""
+
+
+async def of_runs(
+    connection: AsyncConnection, watched: Mapping[str, WatchedTask], hidden: frozenset[str]
+) -> list[Need]:
+    """The failed runs that are open, by task and error: first what still fails, then what has most runs."""
+    is_active = text(is_one_of(ACTIVE))
+    opened = select(
+        runs.c.task,
+        runs.c.fingerprint,
+        func.count().label("number"),
+        func.sum(case((is_active, 1), else_=0)).label("retrying"),
+        func.min(runs.c.finished_at).label("first"),
+        func.max(runs.c.finished_at).label("last"),
+    ).where(text(OPEN_FAILURE_SQL))
+    groups = (await connection.execute(opened.group_by(runs.c.task, runs.c.fingerprint))).all()
+    by_key = {
+        (row.task, row.fingerprint): row for row in await incidents.are_open(connection, OF_RUNS) if not row.subject
+    }
+    seen = await _first_seen(connection, groups)
+    needs = [_need(group, by_key, seen, watched.get(group.task), hidden) for group in groups]
+    needs.sort(key=lambda need: (-need.open, need.task or ""))
+    detailed = [await _completed(connection, need, hidden) for need in needs[:DETAILED]]
+    return sorted([*detailed, *needs[DETAILED:]], key=lambda need: need.succeeded_since is not None)
+
+
+def _need(
+    group: Row[Any],
+    by_key: Mapping[tuple[str, str], Row[Any]],
+    seen: Mapping[tuple[str, str], datetime],
+    task: WatchedTask | None,
+    hidden: frozenset[str],
+) -> Need:
+    incident = by_key.get((group.task, group.fingerprint))
+    known = group.fingerprint if group.fingerprint in ("empty", "quarantine") else "failed"
+    return Need(
+        kind=known,
+        incident=incident.id if incident is not None else None,
+        task=group.task,
+        fingerprint=group.fingerprint,
+        open=group.number - group.retrying,
+        retrying=group.retrying,
+        failing_since=incident.opened_at if incident is not None and incident.opened_at < group.first else group.first,
+        last_failed=group.last,
+        first_seen=seen.get((group.task, group.fingerprint)),
+        owner=task.owner if task is not None else None,
+        runbook=task.runbook if task is not None else None,
+        error="" if group.task in hidden or incident is None else incident.text,
+        newest_run=incident.newest_run if incident is not None else None,
+    )
+
+
+async def _first_seen(connection: AsyncConnection, groups: Sequence[Row[Any]]) -> dict[tuple[str, str], datetime]:
+    """When each of these errors was seen for the first time."""
+    if not groups:
+        return {}
+    names = sorted({group.task for group in groups})
+    theirs = json_rows.is_among(fingerprints.c.task, names, connection.dialect.name)
+    rows = await connection.execute(select(fingerprints).where(theirs))
+    return {(row.task, row.fingerprint): row.first_seen_at for row in rows}
+
+
+async def _completed(connection: AsyncConnection, need: Need, hidden: frozenset[str]) -> Need:
+    """With the newest failure, the last line of its log, a later success, and what changed before the first failure."""
+    assert need.task is not None
+    more: dict[str, Any] = {}
+    run = need.newest_run
+    if run is None or not need.error:
+        run, error = await _newest(connection, need)
+        more |= {"newest_run": run, "error": "" if need.task in hidden else error}
+    if run is not None and need.task not in hidden:
+        more["last_line"] = await _last_line(connection, run)
+    if need.last_failed is not None and await made_good.successes_since(connection, need.task, need.last_failed, 1):
+        more["succeeded_since"] = await _last_success(connection, need.task)
+    if need.failing_since is not None:
+        more["after"] = await _change_before(connection, need.task, need.failing_since)
+    return need.model_copy(update=more)
+
+
+async def _newest(connection: AsyncConnection, need: Need) -> tuple[str | None, str]:
+    query = select(runs.c.id, runs.c.reason).where(
+        runs.c.task == need.task, runs.c.fingerprint == need.fingerprint, text(OPEN_FAILURE_SQL)
+    )
+    row = (await connection.execute(query.order_by(runs.c.finished_at.desc()).limit(1))).first()
+    return (row.id, row.reason or "") if row is not None else (None, "")
+
+
+async def _last_line(connection: AsyncConnection, run: str) -> LastLine | None:
+    lines = await run_logs.tail(connection, run, LINES)
+    if not lines:
+        return None
+    line = next((line for line in reversed(lines) if line.level in ERRORS), lines[-1])
+    return LastLine(at=line.at, level=line.level, text=line.text[:1_000])
+
+
+async def _last_success(connection: AsyncConnection, task: str) -> datetime | None:
+    newest = select(runs.c.state, runs.c.finished_at).where(runs.c.task == task)
+    rows = await connection.execute(newest.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(made_good.MOST))
+    return max((row.finished_at for row in rows if row.state == RunState.SUCCEEDED), default=None)
+
+
+async def _change_before(connection: AsyncConnection, task: str, first: datetime) -> ChangeBefore | None:
+    """The last change between the last success of the task and its first failure; None if there was none."""
+    before = select(runs.c.state, runs.c.finished_at).where(runs.c.task == task, runs.c.created_at < first)
+    rows = await connection.execute(before.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(LINES))
+    good = max((row.finished_at for row in rows if row.state == RunState.SUCCEEDED), default=None)
+    events = (await connection.execute(audit.listing(LINES, since=good, until=first))).all() if good else []
+    for event in events:
+        if event.action in _OF_ALL or (event.action == "schedule.change" and event.task == task):
+            version = (event.after or {}).get("application") if event.action == "service.deploy" else None
+            return ChangeBefore(kind=event.action, version=version, seconds=(first - event.at).total_seconds())
+    return None
+
+
+_OF_ALL = ("service.deploy", "service.start", "settings.change")
+
+
+async def others(connection: AsyncConnection, watched: Mapping[str, WatchedTask]) -> list[Need]:
+    """What needs a person without a failed run: silent tasks, missed deadlines, files that can't be used."""
+    return [_other(row, watched.get(row.task)) for row in await incidents.are_open(connection, _KINDS)]
+
+
+def _other(row: Row[Any], task: WatchedTask | None) -> Need:
+    return Need(
+        kind=row.kind,
+        incident=row.id,
+        task=row.task or (row.details or {}).get("task"),
+        subject=row.subject or None,
+        open=row._mapping["count"],
+        failing_since=row.opened_at,
+        last_failed=row.last_at,
+        owner=task.owner if task is not None else None,
+        runbook=task.runbook if task is not None else None,
+        error=row.text,
+        acknowledged_by=row.acknowledged_by,
+    )
+
+
+def of_quarantine(waiting: Counter[str], watched: Mapping[str, WatchedTask]) -> list[Need]:
+    """Items in quarantine that wait for a redrive, by task."""
+    needs = []
+    for name, number in sorted(waiting.items()):
+        task = watched.get(name)
+        needs.append(
+            Need(
+                kind="quarantine",
+                incident=None,
+                task=name,
+                open=number,
+                owner=task.owner if task is not None else None,
+                runbook=task.runbook if task is not None else None,
+                error=f"{number:,} item{'' if number == 1 else 's'} wait in quarantine",
+            )
+        )
+    return needs
+
+
+async def dealt_with(
+    connection: AsyncConnection, since: datetime, until: datetime, hidden: frozenset[str]
+) -> list[DealtWith]:
+    """The incidents of runs that were closed in the window, the newest first."""
+    query = (
+        select(incidents_table)
+        .where(incidents_table.c.closed_at >= since, incidents_table.c.closed_at < until)
+        .order_by(incidents_table.c.closed_at.desc(), incidents_table.c.id.desc())
+        .limit(1_000)
+    )
+    return [
+        DealtWith(
+            task=row.task or None,
+            kind=row.kind,
+            how=row.closed_why,
+            by=row.acknowledged_by,
+            at=row.closed_at,
+            note=row.note,
+            runs=row._mapping["count"],
+            error="" if row.task in hidden else row.text,
+        )
+        for row in await connection.execute(query)
+        if row.kind in OF_RUNS
+    ]

@@ -1,0 +1,287 @@
+"""`operations.night()`: reads everything in one transaction, and makes one answer of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sized
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.chunks import quarantine
+from service.batch.cron.counting import count
+from service.batch.cron.zones import zone_of
+from service.batch.incidents.overdue import BACKUP_TASK, in_words
+from service.batch.incidents.watched import WatchedTask, watched_tasks
+from service.batch.ledger import database_time, schedules
+from service.batch.ledger.night.buckets import LENGTH, bucket_of
+from service.batch.ledger.people import audit
+from service.batch.ledger.states import ACTIVE, RunState
+from service.batch.ledger.tables import OPEN_FAILURE_SQL, backups, nodes, runs
+from service.batch.night import tally
+from service.batch.night.tally import Window
+from service.concurrency.offload import offload
+from service.config import Settings
+from service.errors import InvalidParameters, NoLedger
+from service.operations.context import Context
+from service.operations.databases import is_missing_file
+from service.operations.night import did_not_run, late, needs, sentence
+from service.operations.night.models import (
+    MOST,
+    Beside,
+    FailedSlots,
+    Need,
+    NextSlots,
+    Night,
+    NightBackup,
+    NightChange,
+    SlotCounts,
+)
+from service.operations.people.redacting import hidden_tasks
+from service.operations.results import Node
+from service.operations.runs.quarantine import has_table
+from service.operations.system.nodes import living_services
+
+LONGEST_WINDOW = timedelta(days=31)
+AHEAD = timedelta(hours=2)
+EVENING = 18
+MOST_COUNTED = 10_000
+CHANGES = (
+    *("service.deploy", "service.start", "settings.change", "schedule.change", "task.pause", "task.resume"),
+    *("run.cancel", "run.retry", "run.start", "bulk.start", "backfill.start", "incident.acknowledge"),
+    *("task.mute", "task.unmute", "backup.restore", "migration"),
+)
+
+
+async def night(
+    context: Context,
+    settings: Settings,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    zone: str | None = None,
+) -> Night:
+    """See `operations.night`."""
+    local = zone_of(zone or "UTC")
+    async with context.databases.reading() as connection:
+        if connection is None:
+            raise NoLedger("there is no ledger yet: no service has ever run")
+        await connection.rollback()
+        if connection.dialect.name == "postgresql":
+            await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        now = await database_time.now_of(connection)
+        begin, end = _window(since, until, now, local)
+        quarantined = await _quarantined(context)
+        return await _read(connection, context, settings, begin, end, now, local, quarantined)
+
+
+def _window(
+    since: datetime | None, until: datetime | None, now: datetime, zone: ZoneInfo
+) -> tuple[datetime, datetime | None]:
+    """The begin, and the end of a window that is over. By default since 18:00 of the day before, in the zone."""
+    if since is None:
+        local = (until or now).astimezone(zone)
+        since = (local - timedelta(days=1)).replace(hour=EVENING, minute=0, second=0, microsecond=0)
+    since = bucket_of(since.astimezone(now.tzinfo))
+    if until is not None and until >= now:
+        until = None
+    if since >= (until or now):
+        raise InvalidParameters("since: allowed is an instant before the end of the window, which is now at the latest")
+    if (until or now) - since > LONGEST_WINDOW + LENGTH:
+        raise InvalidParameters("since: a window has 31 days at most")
+    return since, until
+
+
+async def _read(
+    connection: AsyncConnection,
+    context: Context,
+    settings: Settings,
+    since: datetime,
+    until: datetime | None,
+    now: datetime,
+    zone: ZoneInfo,
+    quarantined: Counter[str],
+) -> Night:
+    end = until or now
+    hidden = await hidden_tasks(connection, context)
+    watched = await watched_tasks(connection)
+    window = await tally.of_window(connection, since, end, now)
+    living = await living_services(connection, context, now)
+    last_beat = (await connection.execute(select(func.max(nodes.c.seen_at)))).scalar()
+    backup = await _backup(connection, watched, settings, now)
+    slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
+    needed = [
+        *_alarms(window, living, last_beat, backup, now, is_over=until is not None),
+        *await needs.of_runs(connection, watched, hidden),
+        *await needs.others(connection, watched),
+        *needs.of_quarantine(quarantined, watched),
+    ]
+    is_late = [] if until is not None else await late.late_runs(connection, watched, living, now)
+    not_run = await did_not_run.by_cause(connection, window.not_run, since, end, hidden)
+    dealt_with = await needs.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
+    changes = await _changes(connection, since, end, hidden)
+    lists: dict[str, Sized] = {
+        "needs": needed,
+        "late": is_late,
+        "did_not_run": not_run,
+        "dealt_with": dealt_with,
+        "changes": changes,
+    }
+    level = sentence.level_of(needed, is_late, not_run)
+    return Night(
+        as_of=now,
+        since=since,
+        zone=str(zone),
+        level=level,
+        headline=sentence.headline(level, needed, is_late, slots.missed),
+        sentence=sentence.sentence(slots, since, until, now, zone, not_run),
+        slots=slots,
+        failed=await _failed(connection, slots, since, end),
+        beside=await _beside(connection, since, end),
+        older=sum(1 for need in needed if need.last_failed is not None and need.last_failed < since),
+        backup=backup,
+        next=None if until is not None else await _next(connection, now),
+        services=len(living),
+        last_beat=last_beat,
+        accounted_from=window.accounted_from,
+        more={name: len(rows) - MOST for name, rows in lists.items() if len(rows) > MOST},
+        needs=needed[:MOST],
+        late=is_late[:MOST],
+        did_not_run=not_run[:MOST],
+        dealt_with=dealt_with[:MOST],
+        changes=changes[:MOST],
+    )
+
+
+def _alarms(
+    window: Window,
+    living: list[Node],
+    last_beat: datetime | None,
+    backup: NightBackup,
+    now: datetime,
+    *,
+    is_over: bool,
+) -> list[Need]:
+    """What is so wrong that it comes first."""
+    alarms = []
+    if number := window.counts["unaccounted"]:
+        verb = "is" if number == 1 else "are"
+        alarms.append(_alarm("unaccounted", f"{sentence.number(number, 'slot')} {verb} unaccounted for", number))
+    if not living and not is_over:
+        since = f" since {last_beat:%Y-%m-%d %H:%M} UTC" if last_beat is not None else ""
+        alarms.append(_alarm("down", f"No service runs{since}"))
+    if backup.age is not None and backup.age > backup.limit:
+        age = in_words(timedelta(seconds=backup.age))
+        alarms.append(
+            _alarm(
+                "backup", f"The newest verified backup is {age} old" if backup.name else "There is no verified backup"
+            )
+        )
+    return alarms
+
+
+def _alarm(kind: str, error: str, number: int = 1) -> Need:
+    return Need(kind=kind, incident=None, task=None, open=number, error=error)
+
+
+async def _failed(connection: AsyncConnection, slots: SlotCounts, since: datetime, end: datetime) -> FailedSlots:
+    """How many of the failed slots of the window are open, were acknowledged, or were made good since."""
+    if not slots.failed:
+        return FailedSlots(open=0, acknowledged=0, made_good_since=0)
+    in_window = (runs.c.slot >= since, runs.c.slot < end, runs.c.origin != "manual", runs.c.state == RunState.FAILED)
+    opened = select(func.count()).select_from(runs).where(text(OPEN_FAILURE_SQL), *in_window)
+    acknowledged = select(func.count()).select_from(runs).where(runs.c.acknowledged.is_not(None), *in_window)
+    is_open = (await connection.execute(opened)).scalar_one()
+    is_known = (await connection.execute(acknowledged)).scalar_one()
+    return FailedSlots(open=is_open, acknowledged=is_known, made_good_since=max(0, slots.failed - is_open - is_known))
+
+
+async def _beside(connection: AsyncConnection, since: datetime, end: datetime) -> Beside:
+    """The runs of the window without a slot of a schedule, by state; 10,000 of the newest ones are counted at most."""
+    newest = (
+        select(runs.c.state, runs.c.origin)
+        .where(runs.c.created_at >= since, runs.c.created_at < end, runs.c.origin == "manual")
+        .order_by(runs.c.created_at.desc())
+        .limit(MOST_COUNTED)
+        .subquery()
+    )
+    rows = await connection.execute(select(newest.c.state, func.count()).group_by(newest.c.state))
+    states = {row[0]: row[1] for row in rows}
+    return Beside(
+        runs=sum(states.values()),
+        succeeded=states.get(RunState.SUCCEEDED, 0),
+        failed=states.get(RunState.FAILED, 0),
+        cancelled=states.get(RunState.CANCELLED, 0),
+        active=sum(states.get(state, 0) for state in ACTIVE),
+    )
+
+
+async def _changes(
+    connection: AsyncConnection, since: datetime, end: datetime, hidden: frozenset[str]
+) -> list[NightChange]:
+    """What has changed in the window, the oldest first."""
+    rows = (await connection.execute(audit.listing(MOST_COUNTED, since=since, until=end))).all()
+    return [
+        NightChange(
+            at=row.at,
+            kind=row.action,
+            actor=row.actor,
+            task=row.task,
+            before=None if row.task in hidden or row.action == "service.start" else row.before,
+            after=None if row.task in hidden or row.action == "service.start" else row.after,
+            note=None if row.task in hidden else row.note,
+        )
+        for row in reversed(rows)
+        if row.action in CHANGES
+    ]
+
+
+async def _backup(
+    connection: AsyncConnection, watched: dict[str, WatchedTask], settings: Settings, now: datetime
+) -> NightBackup:
+    """The newest verified backup; without an age where no backups are made."""
+    limit = settings.BATCH_ALERT_BACKUP_AFTER
+    good = (backups.c.verified_at.is_not(None), backups.c.failed_at.is_(None))
+    row = (await connection.execute(select(backups).where(*good).order_by(backups.c.taken_at.desc()).limit(1))).first()
+    task = watched.get(BACKUP_TASK)
+    if task is None or task.is_removed or task.is_paused:
+        age = None if row is None else (now - row.taken_at).total_seconds()
+        return NightBackup(
+            name=row.name if row else None,
+            age=age if row else None,
+            limit=max(limit, age or 0),
+            verified=row.verified_how if row else None,
+        )
+    since = row.taken_at if row is not None else task.first_seen_at
+    return NightBackup(
+        name=row.name if row else None,
+        age=(now - since).total_seconds(),
+        limit=limit,
+        verified=row.verified_how if row else None,
+    )
+
+
+async def _next(connection: AsyncConnection, now: datetime) -> NextSlots:
+    """How many slots are due within the next two hours."""
+    opened = await schedules.open_schedules(connection)
+
+    def number() -> int:
+        usable = (row for row in opened.values() if row.is_usable and row.paused_by is None)
+        return sum(count(row.schedule, now, now + AHEAD) for row in usable)
+
+    return NextSlots(until=now + AHEAD, slots=await offload(number))
+
+
+async def _quarantined(context: Context) -> Counter[str]:
+    """How many items wait in quarantine, by task; empty if the application's database can't be read."""
+    application = context.databases.application
+    if is_missing_file(application):
+        return Counter()
+    try:
+        return (
+            await quarantine.waiting_by_task(application, MOST_COUNTED) if await has_table(application) else Counter()
+        )
+    except (DBAPIError, OSError):
+        return Counter()
