@@ -122,7 +122,7 @@ async def _last_line(connection: AsyncConnection, run: str) -> LastLine | None:
     if not lines:
         return None
     line = next((line for line in reversed(lines) if line.level in ERRORS), lines[-1])
-    return LastLine(at=line.at, level=line.level, text=line.text[:1_000])
+    return LastLine(at=line.at, level=line.level, text=line.text.split("\n")[0][:1_000])
 
 
 async def _last_success(connection: AsyncConnection, task: str) -> datetime | None:
