@@ -25,6 +25,7 @@ from service.concurrency.background import Background
 from service.concurrency.thread_pool import ThreadPool
 from service.database.engine import Database
 from service.logs import get_logger
+from service.metrics.process import ProcessMetrics
 
 logger = get_logger("service.batch")
 
@@ -45,7 +46,10 @@ class Sender(Background):
         holds: Callable[[], bool],
         secret: str | None = None,
         public_url: str | None = None,
+        metrics: ProcessMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or ProcessMetrics()
+        self._metrics.announce(channels.by_name)
         self._ledger, self._node, self._channels, self._holds = ledger, node, channels, holds
         self._secret, self._public_url = secret, public_url
         self._woken = asyncio.Event()
@@ -128,6 +132,7 @@ class Sender(Background):
             return False
         async with self._ledger.engine.begin() as connection:
             await outbox.sent(connection, rows, await database_time.now_of(connection))
+        self._metrics.notifications[channel.name, "sent"] += 1
         return True
 
     async def _send(self, channel: Channel, rows: Sequence[Row[Any]], lines: dict[str, str]) -> None:
@@ -147,9 +152,11 @@ class Sender(Background):
             now = await database_time.now_of(connection)
             if error.is_final or now + timedelta(seconds=wait) > rows[0].created_at + GIVE_UP_AFTER:
                 await outbox.given_up(connection, rows, error.reason, now)
+                self._metrics.notifications[channel.name, "given_up"] += 1
                 logger.error(f"a message to the channel {channel.name} is given up: {error.reason}")
                 return
             await outbox.failed(connection, rows, error.reason, now + timedelta(seconds=wait))
+        self._metrics.notifications[channel.name, "failed"] += 1
         logger.warning(
             f"a message to the channel {channel.name} could not be sent, again in {wait:g} s: {error.reason}"
         )

@@ -18,6 +18,7 @@ from service.operations.people.actor import Actor
 from service.redaction import Redaction
 
 if TYPE_CHECKING:
+    from service.metrics.process import ProcessMetrics
     from service.operations.backups.facet import Backups
     from service.operations.incidents.facet import Incidents
     from service.operations.night.models import Night
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from service.operations.runs.facet import Runs
     from service.operations.runs.quarantine import Quarantine
     from service.operations.slots.facet import Slots
+    from service.operations.system.gauges import GaugeReader
     from service.operations.system.live import Look
     from service.operations.system.migrations import Migrations
     from service.operations.system.nodes import Nodes
@@ -111,6 +113,12 @@ class Operations:
         from service.operations.night.night import night
 
         return await night(self._context, self._settings, since, until, zone)
+
+    def gauges(self, metrics: ProcessMetrics) -> GaugeReader:
+        """A reader of what monitoring shows of the ledger. `metrics`: it is measured there how long a reading takes."""
+        from service.operations.system.gauges import GaugeReader
+
+        return GaugeReader(self._context, metrics)
 
     async def settings(self) -> UsedSettings:
         """The settings as they are used, without secrets."""

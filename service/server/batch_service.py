@@ -36,12 +36,14 @@ from service.config import Settings
 from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.logs import get_logger
+from service.metrics.process import ProcessMetrics
 from service.operations.context import Loaded
 from service.operations.databases import open_databases
 from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
 from service.server import deploys
 from service.server.bulk_worker import BulkWorker
+from service.server.measuring import Monitoring
 from service.server.probes import write_if_reachable
 from service.server.readiness import reasons, reasons_while_stopping
 from service.server.version import application_version
@@ -70,6 +72,7 @@ class BatchService:
         self.settings = self._settings = settings
         self._fires = fires
         self._on_changes: list[Callable[[LedgerChanges], None]] = []
+        self.metrics = ProcessMetrics()
         self.node = Node(
             settings.ledger_url,
             settings.HEARTBEAT_SECONDS,
@@ -77,6 +80,7 @@ class BatchService:
             settings.POLL_SECONDS,
             fires=fires,
             setting=settings.ledger_setting,
+            metrics=self.metrics,
         )
         self.stopping = asyncio.Event()
         """Set when the service begins to stop. Streaming responses end then, because a server waits for them."""
@@ -148,6 +152,7 @@ class BatchService:
         stack.callback(leave_application_database, self.application)
         self.folder = TasksFolder(self._settings.TASKS_DIR, shows_tracebacks=self._fires)
         self.tasks = self.folder.load()
+        self.metrics.labels.admit(self.tasks)
 
     async def _register(self) -> None:
         settings, folder = self._settings, folder_of(self._settings.TASKS_DIR)
@@ -174,6 +179,7 @@ class BatchService:
             claims=self._fires,
             may_work=lambda: self.node.lease.is_held,
             outage=self.node.outage,
+            metrics=self.metrics,
         )
         self.node.start(on_loss=self.engine.give_up, on_rescue=self._on_rescue, on_changes=self._hand_out)
         stack.push_async_callback(self.node.stop)
@@ -190,6 +196,8 @@ class BatchService:
             node=self.node.id,
             are_ready=True,
         )
+        self.monitoring = Monitoring(self.metrics, self.engine, self.node, self.operations)
+        stack.push_async_callback(self.monitoring.gauges.stop)
         use_operations(self.operations)
         stack.callback(use_no_operations)
         enqueue.use_service(self.ledger, self.engine.wake)
@@ -197,8 +205,8 @@ class BatchService:
         stack.push_async_callback(self._drained)
 
     async def _fire(self, stack: AsyncExitStack) -> None:
-        self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine, self.node.outage)
-        lease = self._settings.LEASE_SECONDS
+        self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine, self.node.outage, self.metrics)
+        settings = self._settings
         for task in self.tasks.values():
             apscheduler.add_job(self.scheduler, task, self.notify)
         self.schedules = ScheduleSync(
@@ -208,19 +216,17 @@ class BatchService:
             self.node.id,
             self.scheduler,
             self.notify,
-            lease,
+            settings.LEASE_SECONDS,
             self.node.outage,
         )
         await self.schedules.open()
         await self.schedules.update_jobs()
         self._on_changes.append(self.schedules.on_changes)
-        keep = Keep(
-            self._settings.KEEP_RUNS_DAYS, self._settings.KEEP_RUNS_PER_TASK, self._settings.BATCH_KEEP_EVENTS_DAYS
-        )
+        keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS)
         upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
         self._bulks = BulkWorker(self.operations)
         self.watch, sender, keeper = watching_parts(
-            self._settings, self._channels, self.ledger, self.application, self.node
+            settings, self._channels, self.ledger, self.application, self.node, self.metrics
         )
         self._on_changes.append(self.watch.on_changes)
         for part in (self.dispatcher, self.schedules, upkeep, self._bulks, self.watch, sender, keeper):
@@ -247,6 +253,7 @@ class BatchService:
             self.dispatcher.notify(name)
 
     def _hand_out(self, changes: LedgerChanges) -> None:
+        self.metrics.last_tick = changes.now
         for on_changes in self._on_changes:
             on_changes(changes)
 

@@ -10,10 +10,16 @@ from service.batch.night.keeper import TallyKeeper
 from service.batch.nodes.node import Node
 from service.config import Settings
 from service.database.engine import Database
+from service.metrics.process import ProcessMetrics
 
 
 def watching_parts(
-    settings: Settings, channels: Channels, ledger: Database, application: Database, node: Node
+    settings: Settings,
+    channels: Channels,
+    ledger: Database,
+    application: Database,
+    node: Node,
+    metrics: ProcessMetrics,
 ) -> tuple[Watch, Sender, TallyKeeper]:
     """The watch of this process, the sender of what it writes, and what keeps the tally. `node`: of this process."""
     thresholds = Thresholds(
@@ -31,6 +37,7 @@ def watching_parts(
         holds=lambda: watch.holds,
         secret=secret.get_secret_value() if secret is not None else None,
         public_url=settings.BATCH_PUBLIC_URL,
+        metrics=metrics,
     )
     keeper = TallyKeeper(ledger, node.id, lambda: watch.holds, node.outage)
     watch = Watch(

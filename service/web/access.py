@@ -224,6 +224,15 @@ def is_loopback(address: str | None) -> bool:
         return address == "localhost"
 
 
+def is_address(host: str) -> bool:
+    """Whether this part of a Host header is an address of IP, and not a name that leads to one."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def cookie_name(request: Request) -> str:
     """The name of the session's cookie. The browser binds a name with __Host- to this host, which needs https."""
     return "__Host-batch_session" if request.url.scheme == "https" else "batch_session"

@@ -6,12 +6,14 @@ import asyncio
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service.batch.firing.apscheduler import describe_jobs
+from service.concurrency.offload import offload
 from service.errors import BatchError
-from service.web.access import address_of, is_loopback
+from service.web.access import address_of, is_address, is_loopback
+from service.web.headers import host_name
 from service.web.problems import problem
 
 READY_SECONDS = 5.0
@@ -35,6 +37,43 @@ async def scheduler_jobs(request: Request) -> JSONResponse:
         return JSONResponse(describe_jobs(_started(request, "scheduler")))
     except BatchError as error:
         return problem(503, error.message)
+
+
+async def metrics(request: Request) -> Response:
+    """The metrics of this process and of the ledger, in the text format of Prometheus.
+
+    On this machine everybody may read them; from elsewhere they need a token of any role.
+    """
+    guard = getattr(request.app, "guard", None)
+    if not (is_loopback(address_of(request)) and _is_called_by_own_name(request, guard)):
+        if guard is None:  # these routes stand in another application, which knows no tokens
+            return problem(401, "these metrics are shown on this machine only: mount service.app.create_app()")
+        await guard.actor(request)
+    try:
+        monitoring = _started(request, "batch").monitoring
+    except BatchError as error:
+        return problem(503, error.message)
+    gauges = await monitoring.gauges.read()
+    content, media_type = await offload(_exposed, monitoring.snapshot(), gauges, monitoring.metrics.labels)
+    return Response(content, media_type=media_type)
+
+
+def _exposed(*given: Any) -> tuple[bytes, str]:
+    """In a thread, because the library takes long to be imported, and some milliseconds to write the text."""
+    from service.web import exposition
+
+    return exposition.render(*given), exposition.CONTENT_TYPE
+
+
+def _is_called_by_own_name(request: Request, guard: Any) -> bool:
+    """Whether the Host header has an address, or a name that is allowed.
+
+    The path is answered for any Host, for monitors come by address. But a page of an attacker that has let its name
+    lead to this machine comes from here too, by that name, and must not read anything without a token.
+    """
+    host = host_name(request.headers.get("host", ""))
+    allowed = getattr(guard, "hosts", None)
+    return is_address(host) or host == "localhost" or (allowed is not None and host in allowed)
 
 
 async def healthz(request: Request) -> JSONResponse:
@@ -67,4 +106,5 @@ routes = [
     Route("/scheduler/jobs", scheduler_jobs),
     Route("/healthz", healthz),
     Route("/readyz", readyz),
+    Route("/metrics", metrics),
 ]

@@ -18,13 +18,25 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.application.models import User
+from service.batch.chunks import quarantine
 from service.batch.chunks.checkpoints import UPSERT_WITH_FENCE
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.firing import firing, task_sync
 from service.batch.incidents import noticing, telling
 from service.batch.incidents.checks import Checks
 from service.batch.incidents.watched import Thresholds, watched_tasks
-from service.batch.ledger import attempts, duties, missed_ranges, nodes, run_query, runs, schedules, tables, transitions
+from service.batch.ledger import (
+    attempts,
+    duties,
+    gauges,
+    missed_ranges,
+    nodes,
+    run_query,
+    runs,
+    schedules,
+    tables,
+    transitions,
+)
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.incidents import acknowledging, incidents, outbox
 from service.batch.ledger.incidents import tables as incident_tables
@@ -53,7 +65,13 @@ RUNS = 20_000
 KEPT = 490
 """How many runs of a task are kept: of each task with 500 ended runs ten are pruned."""
 
-LARGE = {*(table.name for table in tables.ledger.tables.values()), "batch_checkpoints", "batch_once", "users"}
+LARGE = {
+    *(table.name for table in tables.ledger.tables.values()),
+    "batch_checkpoints",
+    "batch_once",
+    "batch_quarantine",
+    "users",
+}
 LARGE -= {"batch_catalog", "batch_backups", "batch_duties"}
 
 ONCE_AN_HOUR = {"prune"}
@@ -61,6 +79,7 @@ ONCE_AN_HOUR = {"prune"}
 
 IN_ORDER = {
     "audit": r"USING INDEX ix_batch_events",
+    "gauges": r"batch_tasks t$|^SCAN t$|INDEX (uq_batch_incidents_open|ix_batch_nodes_live|\w+_batch_quarantine_1)$",
     "list": r"USING INDEX ix_batch_runs",
     "look": r"USING (COVERING )?INDEX (ix_batch_nodes_live$|ix_batch_\w+_unnoticed|ix_batch_runs_held)",
     "notice": r"USING INDEX (ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)",
@@ -69,7 +88,8 @@ IN_ORDER = {
     "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
     "tally": r"(SCAN|Seq Scan on) batch_(schedules|tasks)|USING INDEX ix_batch_buckets_dirty",
 }
-"""Scans of an index that are allowed: a list stops after a page, and the index of nodes has only living ones."""
+"""Scans that are allowed: a list stops after a page, and so does the count of items in quarantine; the indexes of nodes
+and incidents have only living and open ones; monitoring shows each task."""
 
 PLANS = {
     "fire": {"uq_batch_schedules_open", "ix_batch_runs_in_the_way", "ix_batch_missed_task"},
@@ -80,6 +100,10 @@ PLANS = {
     "claim retries": {
         *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_retry_due", "ix_batch_runs_retry_queue"),
         *("ix_batch_runs_retrying", "uq_batch_runs_exclusive"),
+    },
+    "gauges": {
+        *("ix_batch_runs_state_created", "ix_batch_runs_task_created", "ix_batch_runs_waiting", "ix_batch_runs_queue"),
+        *("uq_batch_incidents_open", "ix_batch_nodes_live"),
     },
     "look": {
         *("ix_batch_runs_waiting", "ix_batch_runs_retry_due", "ix_batch_runs_retrying", "ix_batch_runs_held"),
@@ -202,6 +226,13 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
         with plans.of("look"):
             await ledger_poll.read(connection, NODE)
             await ledger_poll.read(connection, NODE, fires=False)
+        with plans.of("gauges"):
+            await gauges.totals(connection)
+            await gauges.oldest_waiting_since(connection)
+            await gauges.task_rows(connection)
+            await gauges.open_incidents(connection)
+            await gauges.living_nodes(connection)
+            await quarantine.waiting_by_task(application, 100)
         with plans.of("beat"):
             await nodes.beat(connection, NODE, 0.0)
         with plans.of("hold"):
@@ -363,6 +394,10 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
         await connection.execute(companions.checkpoints.insert(), fences)
         await connection.execute(
             companions.once.insert(), [{"key": new_id(), "run": new_id(), "at": now} for _ in stopped]
+        )
+        aside = {"item": "1", "error": {}, "times": 1, "at": now, "task": "over-1"}
+        await connection.execute(
+            companions.quarantine.insert(), [{"id": new_id(), "run": new_id(), **aside} for _ in stopped]
         )
         await connection.execute(insert(User), [{"email": f"{n}@example.org"} for n in range(len(stopped))])
     for database in (ledger, application):

@@ -22,10 +22,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.account.account import Account, AccountedSlot, AccountFinding, Kind, RecordedRange, RecordedRanges
 from service.batch.cron.cron import Schedule, schedule
-from service.batch.firing.misfires import INSTANT, ON_TIME
+from service.batch.firing.misfires import INSTANT
 from service.batch.ledger import database_time
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import missed, nodes, runs, schedules, tasks
+from service.batch.tasks.policies import ON_TIME
 from service.concurrency.offload import offload
 from service.errors import InvalidSchedule
 

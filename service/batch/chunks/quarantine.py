@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -92,12 +91,13 @@ async def waiting(database: Database, most: int) -> int:
         return int((await connection.execute(select(func.count()).select_from(some))).scalar_one())
 
 
-async def waiting_by_task(database: Database, most: int) -> Counter[str]:
-    """How many items wait for a redrive, by task; counted up to `most`."""
-    some = select(quarantine.c.task).where(quarantine.c.redriven_by.is_(None)).limit(most).subquery()
+async def waiting_by_task(database: Database, looked: int) -> dict[str, int]:
+    """How many items of each task wait for a redrive, among the `looked` items that were set aside last."""
+    newest = select(quarantine.c.task, quarantine.c.redriven_by).order_by(quarantine.c.id.desc()).limit(looked)
+    last = newest.subquery()
+    query = select(last.c.task, func.count()).where(last.c.redriven_by.is_(None)).group_by(last.c.task)
     async with database.reader.connect() as connection:
-        rows = await connection.execute(select(some.c.task, func.count()).group_by(some.c.task))
-        return Counter({row[0]: row[1] for row in rows})
+        return {row[0]: row[1] for row in await connection.execute(query)}
 
 
 async def listed(

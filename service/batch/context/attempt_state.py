@@ -25,15 +25,21 @@ def always_held() -> bool:
     return True
 
 
+def count_nothing() -> None:
+    """Used where no metrics are kept."""
+
+
 class LogBuffer:
     """The lines that an attempt has logged and that are not in the ledger yet. Any thread may add one.
 
     Attributes:
         log_context: Values by name that the log of the process shows with each line of the attempt.
+        dropped: How many lines were dropped until now.
     """
 
     def __init__(self, log_context: dict[str, Any]) -> None:
         self.log_context = log_context
+        self.dropped = 0
         self._lines: list[LogLine] = []
         self._size = 0
         self._lost_lines = 0
@@ -48,6 +54,7 @@ class LogBuffer:
                 self._size += line.size
             else:
                 self._lost_lines += 1
+                self.dropped += 1
 
     def take_lines(self) -> list[LogLine]:
         """The lines since the last call. If lines were lost, one more line at the end says how many."""
@@ -65,6 +72,7 @@ class LogBuffer:
         with self._lock:
             dropped, self._lines, self._size = self._lines, [], 0
             number, self._lost_lines = len(dropped) + self._lost_lines, 0
+            self.dropped += len(dropped)
         return [_dropped(dropped[-1].at, number)] if dropped else []
 
 
@@ -83,6 +91,7 @@ class AttemptState:
         is_sealed: Whether the attempt has ended or was given up. Then it may not commit any more.
         is_lost: Whether a write was refused because the node did not hold its lease.
         holds_lease: Returns whether the node holds its lease now.
+        on_refused: Called each time a write of the attempt was refused, in any thread.
         will_retry: Whether the attempt has failed and another one follows.
         schedule: The schedule of the task; None for a task without one.
         stop_reason: Why the attempt is asked to stop; None while it is not.
@@ -98,6 +107,7 @@ class AttemptState:
     fence: int = 0
     is_fenced: bool = False
     holds_lease: Callable[[], bool] = always_held
+    on_refused: Callable[[], None] = count_nothing
     schedule: Schedule | None = None
     is_sealed: bool = False
     is_lost: bool = False

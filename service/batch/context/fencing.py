@@ -189,11 +189,13 @@ def _refuse_lost(state: AttemptState) -> None:
     The heartbeat may not have noticed the end of the lease yet.
     """
     if state.is_sealed:
+        state.on_refused()
         raise LeaseLost(
             f"{state.task}: this attempt of run {state.run} has ended or was given up, and can't write any more"
         )
     state.is_lost = state.is_lost or (state.is_fenced and not state.holds_lease())
     if state.is_lost:
+        state.on_refused()
         raise LeaseLost(
             f"{state.task}: the lease of this node is over, so another one may hold run {state.run} by now, and this "
             "attempt can't write any more; nothing of this transaction is committed"
@@ -215,6 +217,7 @@ def _execute(connection: Connection, state: AttemptState, statement: TextClause,
 
 
 def _newer_holder(state: AttemptState) -> LeaseLost:
+    state.on_refused()
     return LeaseLost(
         f"{state.task}: another node holds run {state.run} now, so this older attempt (fence {state.fence}) "
         "can't write any more; nothing of this transaction is committed"

@@ -28,6 +28,7 @@ class Loops:
 
     Attributes:
         before: How many items of these loops earlier attempts have done.
+        done_here: How many items this attempt has done, in chunks that were committed.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,7 @@ class Loops:
         self._unnamed_at: dict[str, int] = {}
         self._rolled_back: dict[str, BaseException] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self.before = self._done_here = 0
+        self.before = self.done_here = 0
 
     def name(self, kind: str, name: str | None) -> str:
         """The `name` for the row of a loop or step in batch_checkpoints. None: its number in this attempt.
@@ -78,7 +79,7 @@ class Loops:
     def committed(self, loop: Loop, number: int, items: list[Any]) -> None:
         """Note that a chunk was committed. It may have been rolled back before, and repeated in its `async with`."""
         self._rolled_back.pop(loop.name, None)
-        self._done_here += len(items)
+        self.done_here += len(items)
 
     def raise_rolled_back(self) -> None:
         """Call it at the end of `run()`: raises the error of a loop that was left after a chunk was rolled back."""
@@ -90,7 +91,7 @@ class Loops:
         self._add(self._progress.get(loop.name), -1)
         self._progress[loop.name] = loop.done, loop.total
         self._add(self._progress[loop.name], 1)
-        self.before = self._done - self._done_here
+        self.before = self._done - self.done_here
         return self._done, self._total if not self._without_total else None
 
     def _add(self, progress: tuple[int, int | None] | None, sign: int) -> None:

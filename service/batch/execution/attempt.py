@@ -21,7 +21,7 @@ from service.batch.execution.ending import Ending, log_ending
 from service.batch.execution.fingerprint import EMPTY, INTERRUPTED, QUARANTINE, TIMED_OUT, fingerprint_of
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
-from service.batch.tasks.policies import not_run_again
+from service.batch.tasks.policies import ON_TIME, not_run_again
 from service.batch.tasks.registry import Task
 from service.batch.tasks.retry_after import seconds_asked
 from service.concurrency.thread_pool import ThreadPool
@@ -30,6 +30,7 @@ from service.database.sync import home_loop
 from service.database.writers import session_owner
 from service.errors import Interrupted, InvalidParameters, RetryAfter
 from service.logs import get_logger, run_log
+from service.metrics.process import ProcessMetrics
 
 logger = get_logger("service.batch")
 
@@ -68,10 +69,12 @@ class Attempt:
         on_end: Callable[[Attempt, Ending], None],
         take_over: Callable[[AttemptState], Awaitable[None]] | None = None,
         holds_lease: Callable[[], bool] = always_held,
+        metrics: ProcessMetrics | None = None,
     ) -> None:
         """`take_over` is awaited inside the run before the body of a fenced attempt, except for the run's first fence.
 
         `holds_lease`: whether this node holds its lease. While it does not, the commits of the run are refused.
+        `metrics`: of the service; None where none are kept.
         """
         self.claimed = claimed
         self.task = task
@@ -80,6 +83,9 @@ class Attempt:
         self.state = AttemptState.of(claimed.id, task.name, claimed.attempt, task.schedule)
         self.state.fence, self.state.holds_lease = claimed.fence, holds_lease
         self.state.is_fenced = claimed.fence > 0 and task.policies.fenced
+        self._metrics = metrics
+        if metrics is not None:
+            self.state.on_refused = metrics.count_refused
         self.run = CurrentRun(claimed.id, task.name, slot, claimed.attempt, origin, self.state)
         self.lines_taken = 0
         self._launched_at = clock.boottime()
@@ -152,6 +158,7 @@ class Attempt:
                 await self._take_over(self.state)
             parameters = self.task.parameters.to_call(self.claimed.params or {}, self.run.slot)
             self._has_begun = True
+            self._measure_delay()
             result = await call(self.task, parameters, self._threads)
             self.state.loops.raise_rolled_back()
             ending = self._succeeded(result, await results.unmet(self.task, result, self._threads, ABANDON_SECONDS))
@@ -166,6 +173,14 @@ class Attempt:
         if not self._ended:
             self._log_ending(ending)
             self._end(ending)
+
+    def _measure_delay(self) -> None:
+        """Measure how late the body begins after its slot: only of first attempts at slots that were fired on time."""
+        claimed = self.claimed
+        if self._metrics is None or claimed.slot is None or claimed.fence > 1 or claimed.origin != Origin.SCHEDULE:
+            return
+        if claimed.created_at - claimed.slot < ON_TIME:
+            self._metrics.start_delay.add((self.ledger_time() - claimed.slot).total_seconds())
 
     def _on_body_done(self, body: asyncio.Task[None]) -> None:
         """End the attempt if the body has not done so: it was cancelled before its first step."""

@@ -66,6 +66,11 @@ def log_outcomes(outcomes: Sequence[Outcome]) -> None:
             logger.info(f"{outcome.task} {outcome.outcome} in {seconds:.2f} s", run=outcome.id, **values)
 
 
+def log_refused(outcome: Outcome) -> None:
+    """Log that an outcome was not written, because another node holds the run."""
+    logger.error(f"{outcome.task}: another node holds run {outcome.id}; what it did here is not recorded")
+
+
 def _json_only(ids: dict[str, Any], slot: datetime | None, seconds: float, state: RunState) -> dict[str, Any]:
     """The fields of a line. `slot`: in UTC; None for a run by hand that was not given one. `duration`: in seconds."""
     instant = slot.astimezone(UTC).isoformat().replace("+00:00", "Z") if slot is not None else None

@@ -12,9 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.context import fencing
 from service.batch.context.lease import LOST
+from service.batch.execution import measuring
 from service.batch.execution.attempt import Attempt
-from service.batch.execution.ending import Ending, log_outcomes
-from service.batch.execution.write_buffer import Group, WriteBuffer
+from service.batch.execution.ending import Ending, log_outcomes, log_refused
+from service.batch.execution.write_buffer import Group, WriteBuffer, write_one_by_one
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
@@ -28,6 +29,7 @@ from service.concurrency.thread_pool import ThreadPool
 from service.database import troubles
 from service.database.engine import Database
 from service.logs import get_logger
+from service.metrics.process import LedgerWork, ProcessMetrics
 
 logger = get_logger("service.batch")
 
@@ -55,11 +57,13 @@ class LocalEngine(Background):
         claims: bool = True,
         may_work: Callable[[], bool] = lambda: True,
         outage: Outage | None = None,
+        metrics: ProcessMetrics | None = None,
     ) -> None:
         """`max_running`, `max_threads`: how many runs at once, and how many of them in threads. `claims=False`: execute
         only the runs that are launched. `may_work`: whether this node holds its lease; without it no run commits.
         """
         self._database, self._outage = database, outage or Outage()
+        self._metrics = metrics or ProcessMetrics()
         self._tasks = tasks
         self._max_running = max_running
         self._node = node
@@ -115,9 +119,10 @@ class LocalEngine(Background):
         """Start runs that this node has claimed. `losses`: the value of `losses` before it claimed them."""
         for run in claimed:
             task = self._tasks[run.task]
-            if run.id in self._attempts:  # this node had lost the run, and has claimed it again
-                self._attempts[run.id].give_up(LOST)
-            attempt = Attempt(run, task, self._threads, self._on_end, self._take_over, self.may_work)
+            if (old := self._attempts.get(run.id)) is not None:  # this node had lost the run, and has claimed it again
+                old.give_up(LOST)
+                measuring.forgotten(self._metrics, old)
+            attempt = Attempt(run, task, self._threads, self._on_end, self._take_over, self.may_work, self._metrics)
             self._attempts[run.id] = attempt
             attempt.start()
             if self._is_draining:  # the drain began during the claim
@@ -240,27 +245,17 @@ class LocalEngine(Background):
             except DBAPIError as second_error:
                 if not troubles.is_refused(second_error):
                     raise
-                await self._write_one_by_one(group)
+                await write_one_by_one(group, partial(self._write, claim=False))
             self.wake()
-
-    async def _write_one_by_one(self, group: Group) -> None:
-        for part in group.parts():
-            try:
-                await self._write(part, claim=False)
-            except DBAPIError as error:
-                if not troubles.is_refused(error):
-                    raise
-                logger.error(f"{part} can't be stored as it is: {str(error).splitlines()[0]}")
-                await self._write(part.states_only(), claim=False)
 
     async def _has_claimable(self) -> bool:
         """Whether a run may start. Due runs may wait for another run to end; then no transaction is begun."""
-        async with self._database.reader.connect() as connection:
+        async with self._metrics.timed(LedgerWork.LOOK), self._database.reader.connect() as connection:
             return bool((await claiming.startable(connection, self._tasks, self.capacity))[1])
 
     async def _write(self, group: Group, claim: bool = True, rechecks: bool = False) -> None:
         await group.prepare()
-        async with self._database.engine.begin() as connection:
+        async with self._metrics.timed(LedgerWork.WRITE), self._database.engine.begin() as connection:
             bounced = await group.write(connection)
             losses = self.losses
             claimed = await self._claim(connection, freed=len(group.outcomes)) if claim else []
@@ -289,9 +284,9 @@ class LocalEngine(Background):
             del self._attempts[outcome.id]
             if (written := self._written_events.pop(outcome.id, None)) is not None:
                 written.set()
+            measuring.ended(self._metrics, attempt, outcome, is_recorded=outcome.id not in lost)
             if outcome.id in lost:
-                text = f"another node holds run {outcome.id}; what it did here is not recorded"
-                logger.error(f"{attempt.task.name}: {text}")
+                log_refused(outcome)
             elif outcome.state == RunState.RETRYING and outcome.due_at is not None:
                 wait = (outcome.due_at - outcome.ended_at).total_seconds()
                 asyncio.get_running_loop().call_later(wait, self.wake)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock, failures
@@ -18,6 +19,10 @@ from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.states import Rank, RunState
 from service.concurrency.offload import offload
+from service.database import troubles
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
 
 GROUP_LIMIT = 1_000
 """How many outcomes are written in one transaction, at most."""
@@ -79,6 +84,21 @@ class Group:
             return self.outcomes
         now = await database_time.now_of(connection)
         return [replace(o, due_at=now + (o.due_at - o.ended_at)) if o.due_at else o for o in self.outcomes]
+
+
+async def write_one_by_one(group: Group, write: Callable[[Group], Awaitable[None]]) -> None:
+    """Write each part of a group by itself, because the database has refused the group.
+
+    Of a part that it refuses too, only the state of the run is written.
+    """
+    for part in group.parts():
+        try:
+            await write(part)
+        except DBAPIError as error:
+            if not troubles.is_refused(error):
+                raise
+            logger.error(f"{part} can't be stored as it is: {str(error).splitlines()[0]}")
+            await write(part.states_only())
 
 
 class WriteBuffer:

@@ -14,7 +14,7 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule
-from service.batch.firing.misfires import INSTANT, ON_TIME
+from service.batch.firing.misfires import INSTANT
 from service.batch.ledger import database_time, runs, schedules
 from service.batch.ledger.night import buckets
 from service.batch.ledger.runs import NewRun
@@ -22,6 +22,7 @@ from service.batch.ledger.states import FINAL, Rank
 from service.batch.ledger.tables import runs as runs_table
 from service.batch.queue.enqueue import Startable
 from service.batch.queue.retry import again
+from service.batch.tasks.policies import ON_TIME
 from service.concurrency.offload import offload
 from service.database.engine import Database
 from service.errors import InvalidParameters

@@ -16,6 +16,7 @@ from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.database.engine import Database
 from service.logs import get_logger
+from service.metrics.process import LedgerWork, ProcessMetrics
 
 logger = get_logger("service.batch")
 
@@ -36,8 +37,10 @@ class Dispatcher(Background):
         node: str,
         engine: Engine,
         outage: Outage | None = None,
+        metrics: ProcessMetrics | None = None,
     ) -> None:
         self._database = database
+        self._metrics = metrics or ProcessMetrics()
         self._outage = outage or Outage()
         self._tasks = tasks
         self._node = node
@@ -80,6 +83,7 @@ class Dispatcher(Background):
                 losses = self._engine.losses
                 fired = await self._fire(names)
                 self._engine.launch(fired.claimed, losses)
+            self._metrics.count_slots(fired.slots)
             self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
         except Exception as error:  # the background loop's boundary: the slots stay due, and are fired late
             cause = self._outage.cause_for("dispatcher", self._database, error)
@@ -108,7 +112,7 @@ class Dispatcher(Background):
             return await self._try_to_fire(names, Capacity(0, 0))
 
     async def _try_to_fire(self, names: Collection[str], capacity: Capacity) -> Fired:
-        async with self._database.engine.begin() as connection:
+        async with self._metrics.timed(LedgerWork.FIRE), self._database.engine.begin() as connection:
             return await firing.fire(connection, names, self._tasks, self._node, capacity, ahead=self._ahead)
 
     def _later(self, seconds: float, name: str) -> None:

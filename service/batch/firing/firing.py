@@ -24,6 +24,7 @@ from service.batch.queue.capacity import Capacity
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
+from service.metrics.process import Fate
 
 BUSY_AGAIN = timedelta(milliseconds=100)
 """After how long a schedule is tried again that another node was firing."""
@@ -46,6 +47,7 @@ class Fired:
         claimed: The runs that this node has to start.
         queued: The number of new runs in the queue.
         again_at: Tasks that have to be fired again, and when.
+        slots: How many slots of each task had which fate.
     """
 
     now: datetime
@@ -53,6 +55,7 @@ class Fired:
     claimed: list[Claimed] = field(default_factory=list)
     queued: int = 0
     again_at: dict[str, datetime] = field(default_factory=dict)
+    slots: Counter[tuple[str, Fate]] = field(default_factory=Counter)
 
 
 async def fire(
@@ -98,7 +101,17 @@ async def fire(
     await missed_ranges.record(connection, [(row, plan.missed) for row, plan in plans if plan.missed], now)
     fired.claimed = [runs.claimed_from(run) for run in new if run.state == RunState.RUNNING and run.id in inserted]
     fired.queued = sum(run.state == RunState.QUEUED for run in new)
+    fired.slots.update((run.task, _fate(run)) for run in new if run.id in inserted)
+    fired.slots.update({(row.task, Fate.MISSED): plan.missed.count for row, plan in plans if plan.missed})
     return fired
+
+
+def _fate(run: NewRun) -> Fate:
+    if run.state == RunState.SKIPPED:
+        return Fate.SKIPPED
+    if run.state == RunState.CANCELLED:
+        return Fate.REPLACED
+    return Fate.CAUGHT_UP if run.catch_up else Fate.ON_TIME
 
 
 async def _move_cursors(connection: AsyncConnection, plans: list[tuple[OpenSchedule, SlotPlan]]) -> None:

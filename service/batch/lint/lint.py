@@ -13,11 +13,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
 
 from service.batch.cron.cron import Schedule, schedule
-from service.batch.firing.misfires import ON_TIME
 from service.batch.lint.blocking import blocking_calls
 from service.batch.lint.clock_changes import effects
 from service.batch.tasks.base import BaseTask
-from service.batch.tasks.policies import Retry
+from service.batch.tasks.policies import ON_TIME, Retry
 from service.batch.tasks.registry import Task
 
 YEAR = timedelta(days=366)

@@ -24,6 +24,7 @@ from service.batch.nodes.outage import Outage
 from service.database import troubles
 from service.database.engine import Database
 from service.logs import get_logger
+from service.metrics.process import LedgerWork, ProcessMetrics
 
 logger = get_logger("service.batch")
 
@@ -53,6 +54,7 @@ class Heartbeat:
         fires: bool = True,
         outage: Outage | None = None,
         setting: str = "LEDGER_URL",
+        metrics: ProcessMetrics | None = None,
     ) -> None:
         """`poll_seconds`: how often it reports that runs may start. Other changes it reports at least once a second.
 
@@ -60,6 +62,7 @@ class Heartbeat:
         other nodes.
         """
         self._fires = fires
+        self._metrics = metrics or ProcessMetrics()
         self._url, self._setting = url, setting
         self._outage = outage or Outage()
         self._folder = process_lock.folder_of(url)
@@ -93,6 +96,11 @@ class Heartbeat:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def loop_lag(self) -> float:
+        """How many seconds a callback last waited on the event loop."""
+        return self._lag.last
 
     def fall_silent(self) -> None:
         """Begin no further beat or poll. Returns at once."""
@@ -174,7 +182,7 @@ class Heartbeat:
         self._give_up_if_lease_ended()
         sent_at = clock.boottime()
         self._beat_at = sent_at + self._beat_seconds
-        async with database.engine.begin() as connection:
+        async with self._metrics.timed(LedgerWork.BEAT), database.engine.begin() as connection:
             is_alive = await nodes.beat(connection, self._node, self._lag.take())
             changes = await ledger_poll.read(connection, self._node, self._fires)
         if not is_alive:
@@ -204,7 +212,7 @@ class Heartbeat:
         return sent_at
 
     async def _look(self, database: Database) -> LedgerChanges:
-        async with database.reader.connect() as connection:
+        async with self._metrics.timed(LedgerWork.POLL), database.reader.connect() as connection:
             return await ledger_poll.read(connection, self._node, self._fires)
 
     def _may_report_claimable(self) -> bool:
@@ -252,13 +260,13 @@ class Heartbeat:
 
 
 class LoopLag:
-    """How long a callback waits on the event loop, in seconds, measured from another thread."""
+    """How long a callback waits on the event loop, in seconds, measured from another thread. `last`: the last one."""
 
     loop: asyncio.AbstractEventLoop
 
     def __init__(self) -> None:
         self._scheduled_at: float | None = None
-        self._last_lag = 0.0
+        self.last = 0.0
 
     def take(self) -> float:
         """Schedule a callback, and return the lag of the last one. If that has not run yet, how long it has waited."""
@@ -269,9 +277,9 @@ class LoopLag:
             self.loop.call_soon_threadsafe(self._measure)
         except RuntimeError:  # the loop is closed
             self._scheduled_at = None
-        return self._last_lag
+        return self.last
 
     def _measure(self) -> None:
         scheduled_at, self._scheduled_at = self._scheduled_at, None
         if scheduled_at is not None:
-            self._last_lag = clock.monotonic() - scheduled_at
+            self.last = clock.monotonic() - scheduled_at

@@ -23,6 +23,7 @@ from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.orphans import interrupt_runs_of
 from service.batch.nodes.outage import Outage
 from service.concurrency.offload import offload
+from service.metrics.process import ProcessMetrics
 
 
 class Node:
@@ -41,8 +42,12 @@ class Node:
         fires: bool = True,
         application: str | None = None,
         setting: str = "LEDGER_URL",
+        metrics: ProcessMetrics | None = None,
     ) -> None:
-        """`application`: the version of the application around the service; it may be set until `register`."""
+        """`application`: the version of the application around the service; it may be set until `register`.
+
+        `metrics`: of the service; None where none are kept.
+        """
         self.application = application
         self.id = new_id()
         self._fires = fires
@@ -50,7 +55,7 @@ class Node:
         self._folder = process_lock.folder_of(url)
         self.outage = Outage()
         self._heartbeat = Heartbeat(
-            url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, fires, self.outage, setting
+            url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, fires, self.outage, setting, metrics
         )
 
     async def register(
@@ -96,6 +101,11 @@ class Node:
     @property
     def is_beating(self) -> bool:
         return self._heartbeat.is_alive
+
+    @property
+    def loop_lag(self) -> float:
+        """How many seconds a callback last waited on the event loop, as measured at the last beat."""
+        return self._heartbeat.loop_lag
 
     @property
     def trouble(self) -> str | None:

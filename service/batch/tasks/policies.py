@@ -20,6 +20,8 @@ OVERLAP = get_args(OverlapPolicy)
 MOST_RUNNING = 1_000
 MOST_WAITING = 1_000
 MOST_TAGS = 20
+ON_TIME = timedelta(minutes=1)
+"""A slot that is handled less than this late still runs as on time; from this on it is a misfire."""
 NAME = re.compile(r"[a-z0-9_.-]{1,100}")
 """What the name of a task, or a tag, looks like."""
 LONGEST = timedelta(days=36_500)

@@ -281,7 +281,9 @@ async def _quarantined(context: Context) -> Counter[str]:
         return Counter()
     try:
         return (
-            await quarantine.waiting_by_task(application, MOST_COUNTED) if await has_table(application) else Counter()
+            Counter(await quarantine.waiting_by_task(application, MOST_COUNTED))
+            if await has_table(application)
+            else Counter()
         )
     except (DBAPIError, OSError):
         return Counter()

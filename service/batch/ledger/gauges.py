@@ -1,0 +1,140 @@
+"""Queries for the gauges of the ledger that monitoring reads again and again.
+
+Each of them looks at a bounded number of rows, or at one index entry for each task. So it takes as long on a ledger of
+many years, or with a million runs in the queue, as on a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Column, Integer, Row, bindparam, func, literal_column, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TextualSelect
+
+from service.batch.ledger import database_time, queues
+from service.batch.ledger.incidents.incidents import IncidentKind
+from service.batch.ledger.incidents.tables import OPEN_SQL, durations, incidents
+from service.batch.ledger.states import ACTIVE, RunState
+from service.batch.ledger.tables import WAITING_SQL, backups, nodes, not_held, runs, tasks
+
+MOST_COUNTED = 10_000
+"""Runs of one state are counted up to this number."""
+
+LOOKED = 100
+"""So many of the newest runs of a task are looked at for its last success and its failures since."""
+
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """`now`: the database time (UTC). `runs`: how many runs are in each active state, each counted to MOST_COUNTED.
+
+    `verified_backup_at`: when the newest verified backup was taken (UTC); None without one.
+    """
+
+    now: datetime
+    runs: Mapping[str, int]
+    verified_backup_at: datetime | None
+
+
+async def totals(connection: AsyncConnection) -> Totals:
+    """Count the runs in the active states, and find the newest verified backup."""
+    is_good = (backups.c.verified_at.is_not(None), backups.c.failed_at.is_(None))
+    backup = select(func.max(backups.c.taken_at)).where(*is_good).scalar_subquery()
+    now = database_time.moment(connection)
+    row = (await connection.execute(select(now.label("now"), backup.label("backup"), *_COUNTS))).one()
+    return Totals(row.now, {state.value: getattr(row, state.value) for state in ACTIVE}, row.backup)
+
+
+def _counted(state: RunState) -> str:
+    """SQL for the number of runs in a state. The order, and a limit whose value PostgreSQL does not know when it plans,
+    let it read the index of the states, and not the table.
+    """
+    first = f"SELECT id FROM batch_runs WHERE state = '{state}' ORDER BY created_at, id LIMIT (SELECT {MOST_COUNTED})"
+    return f"(SELECT count(*) FROM ({first}) AS {state}_runs)"
+
+
+_COUNTS = [literal_column(_counted(state), Integer()).label(state.value) for state in ACTIVE]
+
+
+async def oldest_waiting_since(connection: AsyncConnection) -> datetime | None:
+    """Since when the run waits that could have started first of all (UTC). None if no run waits.
+
+    These are queued and interrupted runs that no pause holds. It costs some index lookups for each task that has such
+    runs, however many there are.
+    """
+    return (await connection.execute(_oldest_waiting())).scalar()
+
+
+@cache
+def _oldest_waiting() -> TextualSelect:
+    parts = " UNION ALL ".join(
+        "SELECT (SELECT q.due_at FROM batch_runs q WHERE q.task = v.task "
+        f"AND q.{of} AND q.rank = {rank} AND {WAITING_SQL} AND {not_held('q')} "
+        "ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT 1)) AS due_at FROM v"
+        for of in ("exclusive = v.task", "exclusive IS NULL")
+        for rank in queues.RANKS
+    )
+    waiting = f"WITH v AS MATERIALIZED ({queues.names(queues.WAITS)})"
+    return text(f"{waiting} SELECT min(due_at) AS due_at FROM ({parts}) AS heads").columns(runs.c.due_at)
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A task of the ledger. `failure_streak`: failed runs that were made after the last one that has succeeded.
+
+    `last_success_at`: when that one ended (UTC); None if none is known. Both are found among its LOOKED newest runs.
+    """
+
+    name: str
+    is_paused: bool
+    last_success_at: datetime | None
+    failure_streak: int
+
+
+_GOOD = (
+    "SELECT x.id FROM (SELECT r.id, r.state FROM batch_runs r WHERE r.task = t.name "
+    f"ORDER BY r.created_at DESC, r.id DESC LIMIT {LOOKED}) AS x WHERE x.state = '{RunState.SUCCEEDED}' LIMIT 1"
+)
+_ENDED = "SELECT g.finished_at FROM batch_runs g WHERE g.id = a.good"
+_KNOWN = "SELECT d.last_success_at FROM batch_durations d WHERE d.task = a.name"
+_SINCE = "f.created_at > coalesce((SELECT g.created_at FROM batch_runs g WHERE g.id = a.good), :long_ago)"
+_FAILURES = (
+    f"SELECT count(*) FROM (SELECT f.state FROM batch_runs f WHERE f.task = a.name AND {_SINCE} "
+    f"ORDER BY f.created_at DESC, f.id DESC LIMIT (SELECT {LOOKED})) AS z WHERE z.state = '{RunState.FAILED}'"
+)
+# It is materialized, or PostgreSQL would look for the last success of each task several times.
+_TASKS = (
+    text(
+        f"WITH a AS MATERIALIZED (SELECT t.name, t.paused_at, ({_GOOD}) AS good FROM batch_tasks t "
+        f"WHERE t.removed_at IS NULL) SELECT a.name, a.paused_at, coalesce(({_ENDED}), ({_KNOWN})) AS last_success_at, "
+        f"({_FAILURES}) AS streak FROM a ORDER BY a.name"
+    )
+    .bindparams(bindparam("long_ago", _LONG_AGO, type_=runs.c.created_at.type))
+    .columns(tasks.c.name, tasks.c.paused_at, durations.c.last_success_at, Column("streak", Integer))
+)
+
+
+async def task_rows(connection: AsyncConnection) -> list[TaskRow]:
+    """All tasks that were not removed, by name. It reads the runs of a task back to its last success only."""
+    found = await connection.execute(_TASKS)
+    return [TaskRow(row.name, row.paused_at is not None, row.last_success_at, row.streak) for row in found]
+
+
+async def open_incidents(connection: AsyncConnection) -> dict[str, tuple[int, int]]:
+    """How many incidents of each kind are open, and how many runs, slots or rows these have together."""
+    query = select(incidents.c.kind, func.count(), func.sum(incidents.c.count)).where(text(OPEN_SQL))
+    found = {kind: (number, int(count)) for kind, number, count in await connection.execute(query.group_by("kind"))}
+    return {str(kind): found.get(kind, (0, 0)) for kind in IncidentKind}
+
+
+async def living_nodes(connection: AsyncConnection) -> list[Row[Any]]:
+    """`draining` and `seen_at` (UTC) of each node that fires and is not marked as stopped."""
+    query = select(nodes.c.draining, nodes.c.seen_at).where(nodes.c.stopped_at.is_(None), nodes.c.fires)
+    return list(await connection.execute(query))

@@ -1,0 +1,198 @@
+"""The metrics of one service in this process since its start: its parts write them, and `/metrics` shows them.
+
+They are written where outcomes are handled in groups, so a run that goes well costs a few additions in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from types import TracebackType
+
+from service import clock
+from service.metrics.histogram import Buckets, Histogram
+from service.metrics.labels import TaskLabels
+
+
+class Fate(StrEnum):
+    """What became of a slot when it was fired."""
+
+    ON_TIME = "on_time"
+    CAUGHT_UP = "caught_up"
+    SKIPPED = "skipped"
+    REPLACED = "replaced"
+    MISSED = "missed"
+
+
+_ENDED = {Fate.SKIPPED: "skipped", Fate.REPLACED: "cancelled"}
+"""The final states of the runs of slots that do not start."""
+
+
+class LedgerWork(StrEnum):
+    """What is asked of the ledger again and again, each with one or a few statements in one transaction.
+
+    `fire` turns due slots into runs. `look` asks whether a run may start. `write` writes a group of outcomes, log lines
+    and progress, and claims runs. `poll` reads what may concern this node. `beat` is a heartbeat with a poll. `gauges`
+    reads what `/metrics` shows of the ledger.
+    """
+
+    FIRE = "fire"
+    LOOK = "look"
+    WRITE = "write"
+    POLL = "poll"
+    BEAT = "beat"
+    GAUGES = "gauges"
+
+
+class _Timed:
+    """Adds the duration of its `async with` block to a histogram, also if the block raises."""
+
+    __slots__ = ("_began_at", "_histogram")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+
+    async def __aenter__(self) -> None:
+        self._began_at = clock.monotonic()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._histogram.add(clock.monotonic() - self._began_at)
+
+
+class ProcessMetrics:
+    """What a service has counted since it started. Everything is written on its event loop, unless it says otherwise.
+
+    Attributes:
+        runs: Runs that have ended here, by task, final state and origin.
+        attempts: Attempts that have ended here, by task and outcome.
+        slots: Slots that were fired here, by fate.
+        notifications: Tries to send a message, by channel and outcome.
+        items: Items in chunks that were committed, by task, of attempts that have ended.
+        dropped_lines: Log lines of ended attempts that were dropped, because they came faster than they were written.
+        durations: How long attempts took, by outcome.
+        start_delay: From a slot that was fired on time to the first line of its run.
+        ledger: How long the work on the ledger took. One thread does each kind of work: the heartbeat's or the loop's.
+        last_tick: When the event loop last got what the heartbeat had read from the ledger; database time.
+    """
+
+    def __init__(self) -> None:
+        self.labels = TaskLabels()
+        self.runs: Counter[tuple[str, str, str]] = Counter()
+        self.attempts: Counter[tuple[str, str]] = Counter()
+        self.slots: Counter[str] = Counter(dict.fromkeys(Fate, 0))
+        self.notifications: Counter[tuple[str, str]] = Counter()
+        self.items: Counter[str] = Counter()
+        self.dropped_lines = 0
+        self.durations: dict[str, Histogram] = {}
+        self.start_delay = Histogram()
+        self.ledger = {work: Histogram() for work in LedgerWork}
+        self.last_tick: datetime | None = None
+        self._refused = 0
+        self._lock = threading.Lock()
+
+    def timed(self, work: LedgerWork) -> _Timed:
+        """Measure an `async with` block that does this work on the ledger. It includes the wait for a connection."""
+        return _Timed(self.ledger[work])
+
+    def announce(self, channels: Iterable[str]) -> None:
+        """Show these channels with zero messages, before the first one: monitors see a rise only from a number."""
+        for channel in channels:
+            self.notifications.update({(channel, outcome): 0 for outcome in ("sent", "failed", "given_up")})
+
+    def count_attempt(self, task: str, outcome: str, seconds: float, state: str | None, origin: str) -> None:
+        """Count an attempt that has ended, and its run if that has ended with it.
+
+        `outcome`: as in the row of the attempt. `state`: the final state of the run; None if the run goes on.
+        """
+        label = self.labels.of(task)
+        self.attempts[label, outcome] += 1
+        if state is not None:
+            self.runs[label, state, origin] += 1
+        if (durations := self.durations.get(outcome)) is None:
+            durations = self.durations[outcome] = Histogram()
+        durations.add(seconds)
+
+    def count_slots(self, slots: Mapping[tuple[str, Fate], int]) -> None:
+        """Count slots that were fired, by task and fate. Runs that were skipped or replaced have ended thereby."""
+        for (task, fate), number in slots.items():
+            self.slots[fate] += number
+            if (state := _ENDED.get(fate)) is not None:
+                self.runs[self.labels.of(task), state, "schedule"] += number
+
+    def count_work(self, task: str, items: int, dropped_lines: int) -> None:
+        """Count what an attempt that has ended has done: items in committed chunks, and log lines that were dropped."""
+        if items:
+            self.items[self.labels.of(task)] += items
+        self.dropped_lines += dropped_lines
+
+    def count_refused(self) -> None:
+        """Count a write of a run that was refused, because another node may hold the run. Any thread may call it."""
+        with self._lock:
+            self._refused += 1
+
+    @property
+    def refused(self) -> int:
+        """How many writes of runs were refused."""
+        return self._refused
+
+
+@dataclass(frozen=True)
+class ProcessSnapshot:
+    """The metrics of this process at one instant, for another thread. The names are those of ProcessMetrics.
+
+    `running`: attempts that go on, or whose outcome is not written yet. `leases_lost`: how often the node has lost its
+    lease. `loop_lag`: how many seconds a callback last waited on the event loop.
+    """
+
+    runs: Mapping[tuple[str, str, str], int]
+    attempts: Mapping[tuple[str, str], int]
+    slots: Mapping[str, int]
+    notifications: Mapping[tuple[str, str], int]
+    items: Mapping[str, int]
+    dropped_lines: int
+    refused: int
+    durations: Mapping[str, Buckets]
+    start_delay: Buckets
+    ledger: Mapping[str, Buckets]
+    last_tick: datetime | None
+    running: int
+    leases_lost: int
+    loop_lag: float
+
+    @classmethod
+    def of(
+        cls,
+        metrics: ProcessMetrics,
+        *,
+        running_items: Mapping[str, int],
+        running_dropped: int,
+        running: int,
+        leases_lost: int,
+        loop_lag: float,
+    ) -> ProcessSnapshot:
+        """`running_items`, `running_dropped`: items by task, and dropped lines, of attempts that have not ended."""
+        items = Counter(metrics.items)
+        for task, number in running_items.items():
+            items[metrics.labels.of(task)] += number
+        return cls(
+            runs=dict(metrics.runs),
+            attempts=dict(metrics.attempts),
+            slots=dict(metrics.slots),
+            notifications=dict(metrics.notifications),
+            items=items,
+            dropped_lines=metrics.dropped_lines + running_dropped,
+            refused=metrics.refused,
+            durations={outcome: histogram.buckets() for outcome, histogram in metrics.durations.items()},
+            start_delay=metrics.start_delay.buckets(),
+            ledger={str(work): histogram.buckets() for work, histogram in metrics.ledger.items()},
+            last_tick=metrics.last_tick,
+            running=running,
+            leases_lost=leases_lost,
+            loop_lag=loop_lag,
+        )
