@@ -158,6 +158,8 @@ async def test_the_routes_find_the_service_however_they_got_into_the_application
         assert [job["id"] for job in (await client.get(f"{prefix}/scheduler/jobs")).json()] == ["manual"]
         assert (await client.get(f"{prefix}/readyz")).json() == {"status": "ready"}
         assert (await client.get(f"{prefix}/healthz")).status_code == 200
+        assert (await client.get(f"{prefix}/metrics")).status_code == 401  # as `app`, a name that may be an attacker's
+        assert "batch_running" in (await client.get(f"{prefix}/metrics", headers={"Host": "localhost"})).text
         if not prefix:
             assert (await client.get("/seed")).json() == ["manual"]
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from service.batch.firing.apscheduler import describe_jobs
 from service.concurrency.offload import offload
 from service.errors import BatchError
-from service.web.access import address_of, is_address, is_loopback
+from service.web.access import LOOPBACK, address_of, is_address, is_loopback
 from service.web.headers import host_name
 from service.web.problems import problem
 
@@ -47,7 +47,8 @@ async def metrics(request: Request) -> Response:
     guard = getattr(request.app, "guard", None)
     if not (is_loopback(address_of(request)) and _is_called_by_own_name(request, guard)):
         if guard is None:  # these routes stand in another application, which knows no tokens
-            return problem(401, "these metrics are shown on this machine only: mount service.app.create_app()")
+            detail = "these metrics are shown on this machine only, to who asks localhost or its address"
+            return problem(401, f"{detail}: mount service.app.create_app()")
         await guard.actor(request)
     try:
         monitoring = _started(request, "batch").monitoring
@@ -72,8 +73,8 @@ def _is_called_by_own_name(request: Request, guard: Any) -> bool:
     lead to this machine comes from here too, by that name, and must not read anything without a token.
     """
     host = host_name(request.headers.get("host", ""))
-    allowed = getattr(guard, "hosts", None)
-    return is_address(host) or host == "localhost" or (allowed is not None and host in allowed)
+    allowed = LOOPBACK if guard is None else guard.hosts
+    return allowed is None or host in allowed or host == "localhost" or is_address(host)
 
 
 async def healthz(request: Request) -> JSONResponse:

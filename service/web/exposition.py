@@ -119,9 +119,8 @@ def _process_gauges(process: ProcessSnapshot) -> Iterator[Metric]:
     gauge = GaugeMetricFamily
     yield _single(gauge, "batch_running", "Attempts that this process executes now.", process.running)
     yield _single(gauge, "batch_loop_lag_seconds", "How long a callback last waited on the loop.", process.loop_lag)
-    if process.last_tick is not None:
-        text = "When the event loop last got what the heartbeat had read from the ledger (Unix time)."
-        yield _single(gauge, "batch_last_tick_timestamp_seconds", text, process.last_tick.timestamp())
+    text = "When the event loop last got what the heartbeat had read from the ledger (Unix time)."
+    yield _single(gauge, "batch_last_tick_timestamp_seconds", text, _timestamp(process.last_tick))
 
 
 # Of the ledger.
@@ -136,10 +135,8 @@ def _ledger_gauges(gauges: Gauges) -> Iterator[Metric]:
     text = "Slots that no process has handled for more than a minute, and slots without run, skip and missed range."
     yield _single(gauge, "batch_unaccounted_slots", text, gauges.unaccounted)
     yield _gauge("batch_nodes", "Processes that fire schedules, by state.", "state", gauges.nodes)
-    if gauges.verified_backup_at is not None:
-        text = "When the newest verified backup was taken (Unix time)."
-        at = gauges.verified_backup_at.timestamp()
-        yield _single(gauge, "batch_backup_last_verified_timestamp_seconds", text, at)
+    text, verified_at = "When the newest verified backup was taken (Unix time).", _timestamp(gauges.verified_backup_at)
+    yield _single(gauge, "batch_backup_last_verified_timestamp_seconds", text, verified_at)
 
 
 Fold = Callable[[float, float], float]
@@ -198,7 +195,10 @@ def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Met
     return family
 
 
-def _single(kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, text: str, value: float) -> Metric:
+def _single(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, text: str, value: float | None
+) -> Metric:
+    """A metric with one value and without labels. `value`: None if there is none now."""
     return kind(name, text, value=value)
 
 
