@@ -16,7 +16,7 @@ from sqlalchemy import event, insert
 
 from service import clock
 from service.batch.ledger.schedules import OpenSchedule
-from service.batch.ledger.tables import backups, new_id, runs
+from service.batch.ledger.tables import backups, new_id, runs, tasks
 from service.database.companions import quarantine
 from service.metrics.labels import OTHER, TaskLabels
 from service.metrics.process import ProcessMetrics, ProcessSnapshot
@@ -90,7 +90,7 @@ async def ended(served: Served, task: str, **params: Any) -> None:
 
 
 async def put(served: Served) -> None:
-    """Into the databases: runs that nobody claims, items in quarantine, a backup, and a paused task."""
+    """Into the databases: runs that nobody claims, one of them held by a pause, items in quarantine, and a backup."""
     ago = clock.now() - timedelta(hours=1)
     items = [
         {"id": new_id(), "run": new_id(), "task": "load", "item": f"{n}", "error": {}, "times": 1, "at": ago}
@@ -100,8 +100,13 @@ async def put(served: Served) -> None:
     backup = {"name": "2026", "place": "here", "taken_at": ago, "verified_at": ago, "created_at": ago}
     waiting = [new("elsewhere", exclusive=None, due_at=ago, created_at=ago) for _ in range(2)]
     later = new("elsewhere", state="retrying", due_at=clock.now() + timedelta(hours=1))
+    long_ago = ago - timedelta(hours=5)
+    held = new("held", due_at=long_ago, created_at=long_ago)
+    after_the_pause = new("held", due_at=clock.now(), created_at=clock.now())
+    paused = {"name": "held", "description": "", "source": "", "policies": {}, "paused_at": ago, "paused_by": "ann"}
     async with served.service.ledger.engine.begin() as connection:
-        await connection.execute(insert(runs), [vars(run) for run in [*waiting, later]])
+        await connection.execute(insert(tasks), {**paused, "first_seen_at": long_ago, "last_seen_at": ago})
+        await connection.execute(insert(runs), [vars(run) for run in [*waiting, later, held, after_the_pause]])
         await connection.execute(insert(backups), backup)
     async with served.service.application.engine.begin() as connection:
         for item in items:
@@ -132,7 +137,7 @@ async def test_a_scrape_shows_what_the_process_has_done_and_what_the_ledger_has(
         assert got(f"batch_{nothing}_total") == 0
     assert abs((got("batch_last_tick_timestamp_seconds") or 0) - clock.now().timestamp()) < 60
 
-    assert got("batch_runs", state="queued") == 2 and got("batch_runs", state="retrying") == 1
+    assert got("batch_runs", state="queued") == 4 and got("batch_runs", state="retrying") == 1
     assert 3_600 <= (got("batch_oldest_waiting_seconds") or 0) < 3_700
     assert got("batch_nodes", state="living") == 1
     assert got("batch_unaccounted_slots") == 0
