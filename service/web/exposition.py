@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -28,29 +29,41 @@ _BOUNDS = tuple(map(str, BOUNDS))
 
 def render(process: ProcessSnapshot, gauges: Gauges | None, labels: TaskLabels) -> bytes:
     """The text for one scrape. It takes some milliseconds, so call it in a thread. `gauges`: None if not known."""
+    return _text(_of_process(process)) + (_text_of_ledger(gauges, labels) if gauges is not None else b"")
+
+
+@lru_cache(maxsize=4)
+def _text_of_ledger(gauges: Gauges, labels: TaskLabels) -> bytes:
+    """The gauges of the ledger are most of the text, and the same for all scrapes until they are read again."""
+    return _text([*_ledger_gauges(gauges), *_task_gauges(gauges.tasks, labels)])
+
+
+def _text(metrics: Iterable[Metric]) -> bytes:
+    """The registry is of one scrape, so that several services may live in one process."""
     registry = CollectorRegistry()
-    registry.register(_Scrape(process, gauges, labels))
+    registry.register(_Collected(metrics))
     return generate_latest(registry)
 
 
-class _Scrape(Collector):
-    """The metrics of one scrape. Its registry is its own, so several services may live in one process."""
+class _Collected(Collector):
+    """Metrics that are there already."""
 
-    def __init__(self, process: ProcessSnapshot, gauges: Gauges | None, labels: TaskLabels) -> None:
-        self._process, self._gauges, self._labels = process, gauges, labels
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, so that the registry does not collect all metrics only to learn their names."""
         return []
 
-    def collect(self) -> Iterator[Metric]:
-        """All metrics: of the process, and of the ledger if it could be read."""
-        yield from _counters(self._process)
-        yield from _histograms(self._process)
-        yield from _process_gauges(self._process)
-        if self._gauges is not None:
-            yield from _ledger_gauges(self._gauges)
-            yield from _task_gauges(self._gauges.tasks, self._labels)
+    def collect(self) -> Iterable[Metric]:
+        """The metrics."""
+        return self._metrics
+
+
+def _of_process(process: ProcessSnapshot) -> Iterator[Metric]:
+    yield from _counters(process)
+    yield from _histograms(process)
+    yield from _process_gauges(process)
 
 
 # Of this process.

@@ -51,9 +51,9 @@ class TaskGauges:
     quarantined: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed as the object that it is, for what is made of one reading once
 class Gauges:
-    """The gauges of the ledger. All nodes of a ledger read the same.
+    """The gauges of the ledger, of one reading. All nodes of a ledger read the same.
 
     Attributes:
         runs: Runs by active state, each counted up to 10,000.
