@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from service.batch.context.progress import pace
 from service.errors import DamagedRow
+from service.operations.runs.run_marks import RunMarks
 
 N = TypeVar("N")
 """The node of a run: its id, or its details."""
@@ -139,7 +140,7 @@ class RunSummary(RunShort[str | None]):
     quarantined: int = 0
 
 
-class RunRow(RunShort[N], Generic[N]):
+class RunRow(RunShort[N], RunMarks, Generic[N]):
     """All columns of a run in the ledger."""
 
     params: dict[str, Any] | None

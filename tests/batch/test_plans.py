@@ -7,6 +7,7 @@ that no plan here uses is superfluous.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -56,6 +57,9 @@ from service.batch.tasks.registry import Task
 from service.database import companions
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
+from service.operations.night import did_not_run
+from service.operations.night import late as night_late
+from service.operations.night import needs as night_needs
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
@@ -124,6 +128,10 @@ PLANS = {
         *("ix_batch_runs_open_failures", "ix_batch_runs_acknowledged", "ix_batch_outbox_created"),
     },
     "tally": {"ix_batch_buckets_dirty", "ix_batch_tally_unaccounted"},
+    "night": {
+        *("ix_batch_runs_held", "ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_open_failures"),
+        *("ix_batch_runs_skipped", "ix_batch_incidents_closed", "ix_batch_runs_task_created"),
+    },
     "beat": set(),
     "hold": {"ix_batch_runs_held"},
     "write": set(),
@@ -148,7 +156,7 @@ PLANS = {
 """The indexes that each function uses, besides primary keys. It must use no others."""
 
 HARMLESS = {"uq_batch_runs_task_slot", "uq_batch_runs_task_key", "uq_batch_runs_exclusive", "ix_batch_nodes_live"}
-HARMLESS |= {"ix_batch_missed_task", "uq_batch_events_key", "uq_batch_outbox_key"}
+HARMLESS |= {"ix_batch_missed_task", "ix_batch_missed_last", "uq_batch_events_key", "uq_batch_outbox_key"}
 HARMLESS |= {"uq_batch_incidents_open", "ix_batch_incidents_open"}  # both have the open incidents, and no others
 """PostgreSQL names the indexes that an insert checks, and may use a small unique index to find one row."""
 
@@ -266,6 +274,7 @@ async def _send_what_a_chunk_sends(plans: Plans, application: Database) -> None:
 
 async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application: Database) -> None:
     now, later = clock.now(), timedelta(minutes=5)
+    await _fill_tally(ledger, now, 3_000)
     watched = make_task("watched", "* * * * *", expect_every=1, deadline=timedelta(seconds=30))
     await know(ledger, watched)
     failed = [new("watched", state="failed", finished_at=now) for _ in range(3)]
@@ -303,6 +312,13 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             await tally.keep(connection, wanted, now)
             await buckets.dirty(connection, 10)
             await tally.unaccounted(connection, ["watched"])
+        with plans.of("night"):
+            await night_late.late_runs(connection, seen, [], now + later)
+            await night_needs.of_runs(connection, seen, frozenset())
+            await night_needs.others(connection, seen)
+            await night_needs.dealt_with(connection, now - later, now, frozenset())
+            not_run = {"watched": Counter(missed=1, skipped=1)}
+            await did_not_run.by_cause(connection, not_run, now - later, now, frozenset())
 
 
 async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
@@ -427,7 +443,7 @@ async def _fill_requests(connection: AsyncConnection, now: datetime, number: int
 
 
 async def _fill_incidents(connection: AsyncConnection, now: datetime, number: int) -> None:
-    """Incidents that are over, messages that were sent, and slots that were counted: `number` of each."""
+    """Incidents that are over, and messages that were sent: `number` of each."""
     ago = [now - timedelta(minutes=10 * n) for n in range(1, number + 1)]
     over = {"kind": "failed", "text": "boom", "closed_at": now, "closed_why": "made_good", "told_at": now}
     rows = [{"id": new_id(), "task": f"over-{n % 10}", "opened_at": at, "last_at": at} for n, at in enumerate(ago)]
@@ -443,14 +459,23 @@ async def _fill_incidents(connection: AsyncConnection, now: datetime, number: in
     )
     took = {"runs": 1, "computed_at": now}
     await connection.execute(incident_tables.durations.insert(), [{"task": f"over-{n}", **took} for n in range(number)])
-    at = [buckets.bucket_of(instant) - timedelta(days=1) for instant in ago]
-    await connection.execute(night_tables.buckets.insert(), [{"bucket": one, "counted_at": now} for one in at])
-    counts = dict.fromkeys(night_tables.CLASSES, 0)
-    await connection.execute(night_tables.tally.insert(), [{"bucket": one, "task": "over-1", **counts} for one in at])
     good = {"fingerprint": "1:boom", "noticed_at": now, "made_good_at": now}
     bad = [new(f"over-{n % 10}", state="failed", finished_at=now) for n in range(number)]
     await runs.insert(connection, bad)
     await connection.execute(update(tables.runs).where(tables.runs.c.state == "failed").values(good))
+
+
+async def _fill_tally(ledger: Database, now: datetime, number: int) -> None:
+    """So many buckets that were counted."""
+    at = [buckets.bucket_of(now - timedelta(days=2, minutes=10 * n)) for n in range(number)]
+    counts = dict.fromkeys(night_tables.CLASSES, 0)
+    async with ledger.engine.begin() as connection:
+        await connection.execute(night_tables.buckets.insert(), [{"bucket": one, "counted_at": now} for one in at])
+        rows = [{"bucket": one, "task": "over-1", **counts} for one in at]
+        await connection.execute(night_tables.tally.insert(), rows)
+    if ledger.kind == "postgresql":
+        async with ledger.engine.begin() as connection:
+            await connection.execute(text("ANALYZE batch_buckets, batch_tally"))
 
 
 Found = dict[str, list[tuple[str, list[str]]]]

@@ -47,6 +47,14 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("POST", "/runs/{run}/redrive"): "operator",
     ("GET", "/quarantine"): "viewer",
     ("GET", "/status"): "viewer",
+    ("GET", "/night"): "viewer",
+    ("GET", "/incidents"): "viewer",
+    ("GET", "/incidents/{incident}"): "viewer",
+    ("POST", "/incidents/{incident}/acknowledge"): "operator",
+    ("POST", "/incidents/{incident}/reopen"): "operator",
+    ("POST", "/tasks/{name}/mute"): "operator",
+    ("POST", "/tasks/{name}/unmute"): "operator",
+    ("POST", "/alerts/test"): "admin",
     ("GET", "/account"): "viewer",
     ("GET", "/changes"): "viewer",
     ("GET", "/nodes"): "viewer",
@@ -71,13 +79,15 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/tasks/{name}/backfill/preview"): {"since": "2026-11-01T00:00:00Z", "until": "2026-11-02T00:00:00Z"},
     ("POST", "/runs/bulk"): {"action": "retry", "filter": {}},
     ("POST", "/tokens"): {"name": "another", "role": "viewer"},
+    ("POST", "/incidents/{incident}/acknowledge"): {"note": "seen"},
+    ("POST", "/tasks/{name}/mute"): {"until": "2026-01-01T00:00:00Z"},
 }
 QUERIES = {"/account": {"since": "2026-11-26T00:00:00Z"}, "/events": {"topic": "wrong"}}
 
 
 async def ask(client: httpx.AsyncClient, endpoint: tuple[str, str], **options: Any) -> httpx.Response:
     method, path = endpoint
-    names = {"name": "unknown", "run": RUN, "preview": RUN}
+    names = {"name": "unknown", "run": RUN, "preview": RUN, "incident": RUN}
     body = {"json": BODIES[endpoint]} if endpoint in BODIES else {}
     url = "/api/v1" + path.format(**names)
     return await client.request(method, url, params=QUERIES.get(path), **body, **options)

@@ -18,7 +18,7 @@ from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.made_good import Successes
 from service.batch.incidents.telling import Channels
 from service.batch.incidents.watched import Thresholds, WatchedTask
-from service.batch.ledger.incidents import incidents
+from service.batch.ledger.incidents import incidents, marks
 from service.batch.ledger.incidents.incidents import OF_RUNS, Closed, IncidentKind, Opening
 from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.tables import LEFT_SQL, OPEN_FAILURE_SQL, missed, runs, tasks
@@ -132,8 +132,8 @@ class Checks:
     async def write(self, connection: AsyncConnection, findings: Findings, now: datetime) -> Written:
         """Write what was found, in the caller's transaction."""
         watched = findings.watched
-        await made_good.by_themselves(connection, findings.redriven, now)
-        await made_good.record(connection, findings.made_good, now)
+        await marks.mark(connection, findings.redriven, {"made_good_at": now})
+        await marks.made_good(connection, findings.made_good, now)
         patient = await self._not_good_yet(connection, findings.opened, watched)
         good = [each for each in await incidents.without_open_runs(connection) if each not in patient]
         closed = [

@@ -5,15 +5,14 @@ Acknowledging a failure is another thing, and does not make it good.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, bindparam, select, text, update
+from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.execution.fingerprint import QUARANTINE
-from service.batch.ledger import json_rows
 from service.batch.ledger.states import ACTIVE, RunState
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
 
@@ -89,24 +88,3 @@ def _makes_good(success: Row[Any], failure: Row[Any], each_slot_counts: bool) ->
     if failure.slot is not None and success.slot == failure.slot:
         return True
     return not each_slot_counts and (success.params or {}) == (failure.params or {})
-
-
-async def record(connection: AsyncConnection, made_good: Mapping[str, str], now: datetime) -> None:
-    """Write which runs were made good by which."""
-    if not made_good:
-        return
-    kind = connection.dialect.name
-    source = json_rows.source([runs.c.id, runs.c.made_good_by], kind)
-    statement = text(
-        f"UPDATE batch_runs SET made_good_at = :now, made_good_by = v.made_good_by FROM {source} "
-        "WHERE batch_runs.id = v.id AND batch_runs.made_good_at IS NULL AND batch_runs.fingerprint IS NOT NULL"
-    ).bindparams(bindparam("now", type_=runs.c.made_good_at.type))
-    rows = [{"id": failure, "made_good_by": success} for failure, success in sorted(made_good.items())]
-    await connection.execute(statement, {"rows": json_rows.encode(rows, kind), "now": now})
-
-
-async def by_themselves(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
-    """Write that these runs are good now, without another run."""
-    if ids:
-        theirs = json_rows.is_among(runs.c.id, sorted(ids), connection.dialect.name)
-        await connection.execute(update(runs).where(theirs, runs.c.made_good_at.is_(None)).values(made_good_at=now))

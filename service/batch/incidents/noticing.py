@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import failures
 from service.batch.execution.fingerprint import EMPTY, QUARANTINE
 from service.batch.ledger import json_rows
-from service.batch.ledger.incidents import incidents, notices
+from service.batch.ledger.incidents import incidents, marks, notices
 from service.batch.ledger.incidents.incidents import MORE, Closed, IncidentKind, Opening
 from service.batch.ledger.incidents.tables import OPEN_SQL, fingerprints
 from service.batch.ledger.incidents.tables import incidents as incidents_table
@@ -139,22 +139,15 @@ def _kind_of(run: Row[Any]) -> IncidentKind:
 async def _complete(connection: AsyncConnection, unknown: Sequence[Row[Any]]) -> None:
     """Give failed runs without a fingerprint one, so that they count as open."""
     if unknown:
-        await _set(connection, incidents.ids_of(unknown), {"fingerprint": UNKNOWN})
+        await marks.mark(connection, incidents.ids_of(unknown), {"fingerprint": UNKNOWN})
 
 
 async def _no_longer_bad(connection: AsyncConnection, ended: Sequence[Row[Any]], now: datetime) -> None:
     """Nothing is wrong any more with runs that a person has retried with success, or has cancelled."""
     good = [run.id for run in ended if run.state == RunState.SUCCEEDED]
     cancelled = [run.id for run in ended if run.state in (RunState.CANCELLED, RunState.SKIPPED)]
-    if good:
-        await _set(connection, good, {"fingerprint": None, "made_good_at": now, "made_good_by": runs.c.id})
-    if cancelled:
-        await _set(connection, cancelled, {"fingerprint": None})
-
-
-async def _set(connection: AsyncConnection, ids: Collection[str], values: dict[str, Any]) -> None:
-    theirs = json_rows.is_among(runs.c.id, sorted(ids), connection.dialect.name)
-    await connection.execute(update(runs).where(theirs).values(values))
+    await marks.good_by_themselves(connection, good, now)
+    await marks.mark(connection, cancelled, {"fingerprint": None})
 
 
 async def _acknowledge(connection: AsyncConnection, by_run: dict[str, str]) -> None:
@@ -163,7 +156,7 @@ async def _acknowledge(connection: AsyncConnection, by_run: dict[str, str]) -> N
     for run, incident in by_run.items():
         runs_by_incident[incident].append(run)
     for incident, ids in runs_by_incident.items():
-        await _set(connection, ids, {"acknowledged": incident})
+        await marks.mark(connection, ids, {"acknowledged": incident})
 
 
 async def _continue_quiet(connection: AsyncConnection, incident: str, members: Sequence[Row[Any]]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sized
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import func, select, text
@@ -112,23 +113,12 @@ async def _read(
     last_beat = (await connection.execute(select(func.max(nodes.c.seen_at)))).scalar()
     backup = await _backup(connection, watched, settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
-    needed = [
-        *_alarms(window, living, last_beat, backup, now, is_over=until is not None),
-        *await needs.of_runs(connection, watched, hidden),
-        *await needs.others(connection, watched),
-        *needs.of_quarantine(quarantined, watched),
-    ]
+    alarms = _alarms(window, living, last_beat, backup, is_over=until is not None)
+    needed = [*alarms, *await _needs(connection, watched, hidden), *needs.of_quarantine(quarantined, watched)]
     is_late = [] if until is not None else await late.late_runs(connection, watched, living, now)
     not_run = await did_not_run.by_cause(connection, window.not_run, since, end, hidden)
     dealt_with = await needs.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
     changes = await _changes(connection, since, end, hidden)
-    lists: dict[str, Sized] = {
-        "needs": needed,
-        "late": is_late,
-        "did_not_run": not_run,
-        "dealt_with": dealt_with,
-        "changes": changes,
-    }
     level = sentence.level_of(needed, is_late, not_run)
     return Night(
         as_of=now,
@@ -146,13 +136,18 @@ async def _read(
         services=len(living),
         last_beat=last_beat,
         accounted_from=window.accounted_from,
-        more={name: len(rows) - MOST for name, rows in lists.items() if len(rows) > MOST},
-        needs=needed[:MOST],
-        late=is_late[:MOST],
-        did_not_run=not_run[:MOST],
-        dealt_with=dealt_with[:MOST],
-        changes=changes[:MOST],
+        **_lists(needs=needed, late=is_late, did_not_run=not_run, dealt_with=dealt_with, changes=changes),
     )
+
+
+async def _needs(connection: AsyncConnection, watched: dict[str, WatchedTask], hidden: frozenset[str]) -> list[Need]:
+    return [*await needs.of_runs(connection, watched, hidden), *await needs.others(connection, watched)]
+
+
+def _lists(**lists: Sequence[Any]) -> dict[str, Any]:
+    """Each list with at most 200 rows, and in `more` how many were left out."""
+    more = {name: len(rows) - MOST for name, rows in lists.items() if len(rows) > MOST}
+    return {"more": more, **{name: list(rows[:MOST]) for name, rows in lists.items()}}
 
 
 def _alarms(
@@ -160,7 +155,6 @@ def _alarms(
     living: list[Node],
     last_beat: datetime | None,
     backup: NightBackup,
-    now: datetime,
     *,
     is_over: bool,
 ) -> list[Need]:
@@ -280,10 +274,8 @@ async def _quarantined(context: Context) -> Counter[str]:
     if is_missing_file(application):
         return Counter()
     try:
-        return (
-            Counter(await quarantine.waiting_by_task(application, MOST_COUNTED))
-            if await has_table(application)
-            else Counter()
-        )
+        if not await has_table(application):
+            return Counter()
+        return Counter(await quarantine.waiting_by_task(application, MOST_COUNTED))
     except (DBAPIError, OSError):
         return Counter()

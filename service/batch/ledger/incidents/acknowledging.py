@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.ledger.incidents import marks
 from service.batch.ledger.incidents.incidents import MORE, OF_RUNS, Closed, IncidentKind
 from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.states import ACTIVE
@@ -48,9 +49,8 @@ async def _acknowledge_runs(connection: AsyncConnection, incident: str, task: st
         query = query.where(runs.c.fingerprint.not_in(own))
     else:
         query = query.where(runs.c.fingerprint == fingerprint)
-    locked = query.subquery()
-    marking = update(runs).where(runs.c.id.in_(select(locked.c.id))).values(acknowledged=incident)
-    return (await connection.execute(marking)).rowcount
+    ids = (await connection.execute(query)).scalars().all()
+    return await marks.mark(connection, ids, {"acknowledged": incident})
 
 
 async def undo(connection: AsyncConnection, incident: str, now: datetime) -> bool:
@@ -60,8 +60,7 @@ async def undo(connection: AsyncConnection, incident: str, now: datetime) -> boo
         return False
     same = (incidents.c[name] == getattr(row, name) for name in ("kind", "task", "subject", "fingerprint"))
     another = select(incidents.c.id).where(*same, incidents.c.closed_at.is_(None), incidents.c.id != incident)
-    theirs = runs.c.acknowledged == incident
-    await connection.execute(update(runs).where(theirs).values(acknowledged=None))
+    await marks.reopen_acknowledged(connection, incident)
     values = dict.fromkeys(("acknowledged_at", "acknowledged_by", "note", "quiet_until"))
     is_last = (await connection.execute(another)).first() is None
     if is_last and row.closed_why in (None, Closed.ACKNOWLEDGED):

@@ -1,0 +1,65 @@
+"""What the watch and people write on runs about incidents: that they are noticed, made good or acknowledged.
+
+It never writes a state: transitions.py does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import json_rows, queues
+from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
+
+NAMES = ("fingerprint", "acknowledged", "made_good_at", "made_good_by")
+
+
+async def mark(connection: AsyncConnection, ids: Collection[str], values: Mapping[str, str | datetime | None]) -> int:
+    """Write these values, by the names in NAMES, to the rows of these runs. Returns how many rows there are."""
+    if wrong := values.keys() - set(NAMES):
+        raise ValueError(f"no marks of a run: {', '.join(sorted(wrong))}")
+    if not ids:
+        return 0
+    kind = connection.dialect.name
+    theirs = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
+    assigned = ", ".join(f"{name} = :{name}" for name in values)
+    statement = text(f"UPDATE batch_runs SET {assigned} WHERE {theirs}")
+    typed = [bindparam(name, value, type_=runs.c[name].type) for name, value in values.items()]
+    rows = json_rows.encode([{"id": run} for run in sorted(ids)], kind)
+    return (await connection.execute(statement.bindparams(*typed), {"rows": rows})).rowcount
+
+
+async def good_by_themselves(connection: AsyncConnection, ids: Collection[str], now: datetime) -> None:
+    """Nothing is wrong any more with these runs, which have succeeded after a person had retried them."""
+    kind = connection.dialect.name
+    theirs = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
+    statement = text(
+        f"UPDATE batch_runs SET fingerprint = NULL, made_good_at = :now, made_good_by = id WHERE {theirs}"
+    ).bindparams(bindparam("now", now, type_=runs.c.made_good_at.type))
+    rows = json_rows.encode([{"id": run} for run in sorted(ids)], kind)
+    if ids:
+        await connection.execute(statement, {"rows": rows})
+
+
+async def made_good(connection: AsyncConnection, by_run: Mapping[str, str], now: datetime) -> None:
+    """Write which runs were made good by which; only those that are still open."""
+    if not by_run:
+        return
+    kind = connection.dialect.name
+    source = json_rows.source([runs.c.id, runs.c.made_good_by], kind)
+    still_open = " AND ".join(f"batch_runs.{part}" for part in OPEN_FAILURE_SQL.split(" AND "))
+    statement = text(
+        f"UPDATE batch_runs SET made_good_at = :now, made_good_by = v.made_good_by FROM {source} "
+        f"WHERE batch_runs.id = v.id AND {still_open}"
+    ).bindparams(bindparam("now", now, type_=runs.c.made_good_at.type))
+    rows = [{"id": failure, "made_good_by": success} for failure, success in sorted(by_run.items())]
+    await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})
+
+
+async def reopen_acknowledged(connection: AsyncConnection, incident: str) -> None:
+    """The runs that were acknowledged with this incident count as open again."""
+    statement = text("UPDATE batch_runs SET acknowledged = NULL WHERE acknowledged = :incident")
+    await connection.execute(statement.bindparams(bindparam("incident", incident, type_=runs.c.acknowledged.type)))
