@@ -39,13 +39,13 @@ def test_the_index_has_each_page_once() -> None:
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_each_setting_has_a_row_with_its_default_and_what_it_is(name: str) -> None:
     field, cells = Settings.model_fields[name], rows(read("docs/settings.md"))[name]
-    default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+    default = f"{field.default:.15g}" if isinstance(field.default, float) else str(field.default)
     assert cells[1] == ("empty" if field.default in (None, "") else f"`{default}`")
     assert (field.description or "").split(". ")[0].rstrip(".") in cells[3]
     for limit in field.metadata:
         for bound in ("ge", "le"):
             if hasattr(limit, bound):
-                assert re.search(rf"\b{getattr(limit, bound):g}\b", cells[2]), cells[2]
+                assert re.search(rf"\b{getattr(limit, bound):.15g}\b", cells[2]), cells[2]
 
 
 def test_there_is_no_row_of_a_setting_that_is_not_there() -> None:

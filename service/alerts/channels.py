@@ -39,7 +39,10 @@ class Channels:
     @classmethod
     def of(cls, settings: Settings, checked: bool = True) -> Channels:
         """The channels that the settings have. `checked`: raise InvalidSetting if one can't be used."""
-        urls = {name or FOR_ALL: urls for name, urls in settings.alert_urls.items()}
+        taken = settings.alert_urls.keys() & {FOR_ALL, DIGEST, WEBHOOK}
+        if checked and taken:
+            raise InvalidSetting(f"setting BATCH_ALERT_URL_{min(taken).upper()}: this name is taken; use another one")
+        urls = {name or FOR_ALL: urls for name, urls in settings.alert_urls.items() if name not in taken}
         digest = settings.BATCH_DIGEST_URLS
         urls[DIGEST] = digest.get_secret_value().split() if digest is not None else []
         if checked and any(urls.values()):
@@ -82,6 +85,6 @@ def _check_apprise(urls: Mapping[str, Sequence[str]]) -> None:
             if Apprise.instantiate(url, suppress_exceptions=True) is None:
                 setting = settings.get(name, f"BATCH_ALERT_URL_{name.upper()}")
                 raise InvalidSetting(
-                    f"setting {setting}: its URL number {number} is none that Apprise knows; "
+                    f"setting {setting}: its URL number {number} can't be used: Apprise knows no such address; "
                     "an example is mailto://user:password@mail.example.com?to=you@example.com"
                 )

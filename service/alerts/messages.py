@@ -69,6 +69,8 @@ def _title(notes: Sequence[tuple[str, Content]]) -> str:
 def _heading(kind: str, content: Content) -> str:
     if kind == "test":
         return "a test message of Batch System"
+    if kind == "digest":
+        return str(content["title"])
     title = _TITLES.get(content["kind"], "{task}: " + content["kind"]).format(task=content.get("task") or "")
     if kind == "closed":
         return f"over: {title}, after {_age(content['opened_at'], content['closed_at'])}"
@@ -81,6 +83,8 @@ def _block(kind: str, content: Content, link: str | None, last_lines: dict[str, 
     lines = [escaping.line(_heading(kind, content))]
     if kind == "test":
         return "\n".join([*lines, content["text"]])
+    if kind == "digest":
+        return escaping.lines(content["text"])
     lines.append(escaping.line(escaping.brief(content["text"], LONGEST_LINE)))
     if kind != "closed":
         lines.append(f"Since {_instant(content['opened_at'])}.")

@@ -7,7 +7,7 @@ has the same id then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -30,6 +30,8 @@ from service.metrics.process import ProcessMetrics
 logger = get_logger("service.batch")
 
 LOOK_SECONDS = 1.0
+LINES = 20
+"""Of so many last lines of a log one is sent."""
 FIRST_WAIT, LONGEST_WAIT = 10.0, 3_600.0
 """Seconds until a message that could not be sent is tried again: from ten seconds, doubled each time, up to an hour."""
 GIVE_UP_AFTER = timedelta(days=1)
@@ -93,12 +95,20 @@ class Sender(Background):
             async with self._ledger.reader.connect() as connection:
                 due_at = await outbox.next_due(connection)
             self._next = {name: due for name, due in due_at.items() if name in self._channels.by_name}
+            if due_at.keys() - self._next.keys():
+                await self._give_up_unknown(due_at.keys() - self._next.keys())
         now = await self._now() if self._next else None
         for name, due in self._next.items():
             if now is not None and due <= now and name not in self._sending:
                 task = asyncio.create_task(self._send_all(self._channels.by_name[name]), name=f"batch-sender {name}")
                 self._sending[name] = task
                 task.add_done_callback(partial(self._done, name))
+
+    async def _give_up_unknown(self, names: Collection[str]) -> None:
+        """Give up messages to channels that the settings no longer have, when they are a day old."""
+        async with self._ledger.engine.begin() as connection:
+            now = await database_time.now_of(connection)
+            await outbox.give_up(connection, names, now - GIVE_UP_AFTER, "the settings have no such channel", now)
 
     def _done(self, name: str, _: asyncio.Task[None]) -> None:
         self._sending.pop(name, None)
@@ -141,6 +151,12 @@ class Sender(Background):
             events = [{"event": row.kind, "incident": row.content, "link": self._link(row.content)} for row in rows]
             await sending.post(channel, self._secret, message, events)
             return
+        if sending.is_per_incident(channel):
+            for row in rows:
+                alone = message_of(message, [(row.kind, row.content)], self._link, lines)
+                incident = row.incident or row.id
+                await self._threads.run(sending.notify, channel, alone, row.kind == "closed", incident)
+            return
         made: Message = message_of(message, [(row.kind, row.content) for row in rows], self._link, lines)
         is_good = all(row.kind in ("closed", "digest", "test") for row in rows)
         await self._threads.run(sending.notify, channel, made, is_good)
@@ -163,9 +179,11 @@ class Sender(Background):
 
     async def _last_lines(self, connection: Any, rows: Sequence[Row[Any]]) -> dict[str, str]:
         """The last line of the logs of the runs that are told of, by the id of the run."""
-        runs = {row.content.get("run") for row in rows if row.kind != "closed"} - {None}
-        lines = {run: await run_logs.tail(connection, run, 1) for run in sorted(runs)[:20]}
-        return {run: line[-1].text for run, line in lines.items() if line}
+        told = [row.content for row in rows if row.kind != "closed" and not row.content.get("is_secret")]
+        runs = {content.get("run") for content in told} - {None}
+        tails = {run: await run_logs.tail(connection, run, LINES) for run in sorted(runs)[:20]}
+        lines = {run: run_logs.telling_line(tail) for run, tail in tails.items()}
+        return {run: line.text.split("\n")[0] for run, line in lines.items() if line is not None}
 
     def _link(self, content: Content) -> str | None:
         if self._public_url is None or content.get("id") is None:

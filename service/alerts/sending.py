@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,28 @@ from service.alerts.messages import Message
 
 TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 LONGEST_RETRY_AFTER = 3_600.0
+
+
+class _HidesAddresses(logging.Filter):
+    """Hides in httpx's lines the addresses of webhooks and pings, which may contain secrets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple("***" if str(arg) in self.addresses else arg for arg in record.args)
+        return True
+
+
+_hides = _HidesAddresses()
+logging.getLogger("httpx").addFilter(_hides)
+
+
+def hide(address: str) -> None:
+    """Show this address in no line of the log."""
+    _hides.addresses |= {address, str(httpx.URL(address))}
 
 
 class NotSent(Exception):
@@ -31,6 +54,7 @@ async def post(channel: Channel, secret: str | None, message: str, notes: Sequen
     """Post notes as JSON to the webhook, signed as Standard Webhooks does it. Raises NotSent."""
     body = json.dumps({"id": message, "events": list(notes)}, ensure_ascii=False).encode()
     headers = {"content-type": "application/json", **signature(secret, message, int(clock.now().timestamp()), body)}
+    hide(channel.url)
     try:
         async with (
             httpx.AsyncClient(timeout=TIMEOUT, follow_redirects=False) as client,
@@ -72,12 +96,30 @@ def _seconds(retry_after: str | None) -> float | None:
     return min(LONGEST_RETRY_AFTER, float(retry_after[:9]))
 
 
-def notify(channel: Channel, message: Message, is_good: bool) -> None:
-    """Send a message for people by Apprise. It blocks, so call it in a thread. Raises NotSent."""
+def is_per_incident(channel: Channel) -> bool:
+    """Whether the service behind the channel keeps incidents itself, so each is told by itself."""
+    return channel.url.startswith("pagerduty://")
+
+
+def _with(url: str, incident: str | None, is_good: bool) -> str:
+    """The URL for a message about one incident: the service behind it finds it by our id, and resolves it."""
+    if incident is None:
+        return url
+    action = "&action=resolve" if is_good else ""
+    return f"{url}{'&' if '?' in url else '?'}dedup={incident}{action}"
+
+
+def notify(channel: Channel, message: Message, is_good: bool, incident: str | None = None) -> None:
+    """Send a message for people by Apprise. It blocks, so call it in a thread. Raises NotSent.
+
+    `incident`: its id, for a channel for which `is_per_incident` holds.
+    """
     from apprise import Apprise, NotifyFormat, NotifyType
 
+    if (apprise_logger := logging.getLogger("apprise")).level == logging.NOTSET:
+        apprise_logger.setLevel(logging.WARNING)  # its lines name the receivers
     apprise = Apprise()
-    if not apprise.add(channel.url):
+    if not apprise.add(_with(channel.url, incident, is_good)):
         raise NotSent("Apprise can't read the URL", is_final=True)
     kind = NotifyType.SUCCESS if is_good else NotifyType.FAILURE
     if not apprise.notify(message.body, title=message.title, notify_type=kind, body_format=NotifyFormat.TEXT):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from service.batch.context.progress import pace
 from service.errors import DamagedRow
-from service.operations.runs.run_marks import RunMarks
+from service.operations.runs.run_marks import RunMarks, TaskContact
 
 N = TypeVar("N")
 """The node of a run: its id, or its details."""
@@ -242,7 +242,7 @@ class ScheduleSpan(Result):
     fired_until: datetime
 
 
-class TaskDetails(Result):
+class TaskDetails(TaskContact, Result):
     """The details of a task. `policies`: those that differ from the defaults, by dotted name, such as retry.attempts.
 
     `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other fields are from the

@@ -45,9 +45,9 @@ from service.server import deploys
 from service.server.bulk_worker import BulkWorker
 from service.server.measuring import Monitoring
 from service.server.probes import write_if_reachable
-from service.server.readiness import reasons, reasons_while_stopping
+from service.server.readiness import is_working, reasons, reasons_while_stopping
 from service.server.version import application_version
-from service.server.watching import watching_parts
+from service.server.watching import Watching, start_pings
 
 logger = get_logger("service.batch")
 
@@ -198,6 +198,8 @@ class BatchService:
         )
         self.monitoring = Monitoring(self.metrics, self.engine, self.node, self.operations)
         stack.push_async_callback(self.monitoring.gauges.stop)
+        if self._fires:
+            stack.push_async_callback(start_pings(settings, self._is_working))
         use_operations(self.operations)
         stack.callback(use_no_operations)
         enqueue.use_service(self.ledger, self.engine.wake)
@@ -209,15 +211,9 @@ class BatchService:
         settings = self._settings
         for task in self.tasks.values():
             apscheduler.add_job(self.scheduler, task, self.notify)
+        lease, outage = settings.LEASE_SECONDS, self.node.outage
         self.schedules = ScheduleSync(
-            self.ledger,
-            self.folder,
-            self.tasks,
-            self.node.id,
-            self.scheduler,
-            self.notify,
-            settings.LEASE_SECONDS,
-            self.node.outage,
+            self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, self.notify, lease, outage
         )
         await self.schedules.open()
         await self.schedules.update_jobs()
@@ -225,11 +221,11 @@ class BatchService:
         keep = Keep(settings.KEEP_RUNS_DAYS, settings.KEEP_RUNS_PER_TASK, settings.BATCH_KEEP_EVENTS_DAYS)
         upkeep = Upkeep(self.ledger, Pruner(self.ledger, self.application, keep))
         self._bulks = BulkWorker(self.operations)
-        self.watch, sender, keeper = watching_parts(
-            settings, self._channels, self.ledger, self.application, self.node, self.metrics
+        watching = Watching(
+            settings, self._channels, self.ledger, self.application, self.node, self.metrics, self.operations
         )
-        self._on_changes.append(self.watch.on_changes)
-        for part in (self.dispatcher, self.schedules, upkeep, self._bulks, self.watch, sender, keeper):
+        self._on_changes.append(watching.on_changes)
+        for part in (self.dispatcher, self.schedules, upkeep, self._bulks, *watching.parts):
             part.start()
             self._firing.append(part)
         apscheduler.start(self.scheduler)
@@ -237,6 +233,9 @@ class BatchService:
         for name, task in self.tasks.items():
             if task.schedule is not None:
                 self.notify(name)
+
+    def _is_working(self) -> bool:
+        return bool(self._firing) and not self.is_stopping and is_working(self.node, self.dispatcher)
 
     def _wake_bulks(self) -> None:
         if self._firing:

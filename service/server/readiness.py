@@ -12,6 +12,11 @@ from service.database.engine import Database
 from service.server.probes import trouble_with
 
 
+def is_working(node: Node, dispatcher: Dispatcher) -> bool:
+    """Whether slots are fired, and the heartbeat reaches the ledger."""
+    return node.trouble is None and dispatcher.trouble is None and dispatcher.is_alive and node.lease.is_held
+
+
 async def reasons_while_stopping(application: Database, ledger: Database) -> dict[str, str]:
     """The parts that are not ready, each with the reason, of a service that stops."""
     return {"service": "it is stopping"} | await _of_databases(application, ledger)

@@ -85,7 +85,8 @@ IN_ORDER = {
     "audit": r"USING INDEX ix_batch_events",
     "gauges": r"batch_tasks t$|^SCAN t$|INDEX (uq_batch_incidents_open|ix_batch_nodes_live|\w+_batch_quarantine_1)$",
     "list": r"USING INDEX ix_batch_runs",
-    "look": r"USING (COVERING )?INDEX (ix_batch_nodes_live$|ix_batch_\w+_unnoticed|ix_batch_runs_held)",
+    "look": r"USING (COVERING )?INDEX (ix_batch_nodes_live$|ix_batch_\w+_(unnoticed|unsent)|ix_batch_runs_held)",
+    "night": r"(SCAN|Seq Scan on) batch_(tasks|log)|INDEX ix_batch_runs_(open_failures|retry_due|held)",
     "notice": r"USING INDEX (ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)",
     "check": r"USING INDEX (uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held)",
     "send": r"USING INDEX ix_batch_outbox_unsent",
@@ -112,6 +113,7 @@ PLANS = {
     "look": {
         *("ix_batch_runs_waiting", "ix_batch_runs_retry_due", "ix_batch_runs_retrying", "ix_batch_runs_held"),
         *("ix_batch_nodes_live", "ix_batch_runs_unnoticed", "ix_batch_missed_unnoticed", "ix_batch_nodes_unnoticed"),
+        "ix_batch_outbox_unsent",
     },
     "notice": {
         *("ix_batch_runs_unnoticed", "ix_batch_missed_unnoticed", "ix_batch_nodes_unnoticed", "ix_batch_runs_left"),
@@ -131,6 +133,7 @@ PLANS = {
     "night": {
         *("ix_batch_runs_held", "ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_open_failures"),
         *("ix_batch_runs_skipped", "ix_batch_incidents_closed", "ix_batch_runs_task_created"),
+        *("ix_batch_runs_retry_due", "ix_batch_incidents_opened"),
     },
     "beat": set(),
     "hold": {"ix_batch_runs_held"},
@@ -156,7 +159,7 @@ PLANS = {
 """The indexes that each function uses, besides primary keys. It must use no others."""
 
 HARMLESS = {"uq_batch_runs_task_slot", "uq_batch_runs_task_key", "uq_batch_runs_exclusive", "ix_batch_nodes_live"}
-HARMLESS |= {"ix_batch_missed_task", "ix_batch_missed_last", "uq_batch_events_key", "uq_batch_outbox_key"}
+HARMLESS |= {"ix_batch_missed_task", "uq_batch_events_key", "uq_batch_outbox_key"}
 HARMLESS |= {"uq_batch_incidents_open", "ix_batch_incidents_open"}  # both have the open incidents, and no others
 """PostgreSQL names the indexes that an insert checks, and may use a small unique index to find one row."""
 

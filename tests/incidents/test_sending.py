@@ -14,13 +14,19 @@ from typing import Any
 import pytest
 
 from service import clock
+from service.alerts import pings as pings_module
 from service.alerts import sender as sender_module
 from service.alerts import sending
 from service.alerts.channels import Channel, Channels
+from service.alerts.pings import AT_ONCE, Pings
 from service.alerts.sender import Sender
+from service.batch.execution import pings
 from service.batch.ledger.incidents.tables import outbox
+from service.batch.ledger.tables import new_id
 from service.database.engine import Database
-from tests.batch.ledger_world import rows, until
+from service.testing.engine import DrivenEngine
+from tests.batch.ledger_world import know, make_task, rows, until
+from tests.batch.test_runs import insert, new
 from tests.incidents.receivers import HttpReceiver, http_receiver, mailbox
 from tests.incidents.watching import Watching, failed, watching
 
@@ -149,3 +155,71 @@ async def test_a_dead_channel_is_given_up_after_a_day(ledger: Database, watch: W
             sender.wake()
     assert (row["given_up_at"] - START).total_seconds() < 86_400 + 1
     assert row["error"] == "the answer was 503"
+
+
+# Dead man's switches and the digest.
+
+
+async def test_a_run_of_a_task_with_a_ping_is_told_when_it_begins_and_how_it_ends(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(self: object, fails: bool = False) -> None:
+        if fails:
+            raise ValueError("no")
+
+    async with http_receiver() as receiver:
+        task = make_task("load", None, run, ping=receiver.url)
+        calls = Pings(None, lambda: True)
+        calls.start()
+        pings.use(calls.tell)
+        engine = DrivenEngine(ledger, {"load": task}, new_id())
+        await know(ledger, task)
+        await insert(ledger, new("load"), new("load", params={"fails": True}))
+        await engine.settle()
+        await arrived(receiver, 4)
+        pings.use(None)
+        await calls.stop()
+    assert sorted(request.path for request in receiver.requests) == [
+        "/hook",
+        "/hook/fail",
+        "/hook/start",
+        "/hook/start",
+    ]
+
+
+async def test_the_service_is_told_only_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pings_module, "EVERY_SECONDS", 0.02)
+    is_working = True
+    async with http_receiver() as receiver:
+        calls = Pings(receiver.url, lambda: is_working)
+        calls.start()
+        await arrived(receiver, 2)
+        is_working = False
+        await asyncio.sleep(0.2)
+        number = len(receiver.requests)
+        await asyncio.sleep(0.2)
+        await calls.stop()
+    assert len(receiver.requests) == number
+
+
+async def test_an_address_that_hangs_delays_no_other() -> None:
+    async with http_receiver("hang") as hanging, http_receiver() as receiver:
+        calls = Pings(None, lambda: True)
+        calls.start()
+        for _ in range(AT_ONCE - 1):
+            calls.tell(hanging.url)
+        calls.tell(receiver.url)
+        await arrived(receiver, 1)
+        await calls.stop()
+
+
+async def test_no_line_of_the_log_has_the_address_of_a_webhook(
+    ledger: Database, watch: Watching, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with http_receiver() as receiver, sending_to(watch, webhook=f"{receiver.url}?token=hunter2"):
+        await failed(ledger, "load", START)
+        await watch.turn()
+        await noted(watch, sent_at=START)
+    assert "HTTP Request" in caplog.text
+    assert "hunter2" not in caplog.text

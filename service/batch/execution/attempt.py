@@ -16,7 +16,7 @@ from service.batch.context.attempt_state import AttemptState, always_held
 from service.batch.context.current_run import CurrentRun
 from service.batch.context.fencing import seal
 from service.batch.context.lease import LOST
-from service.batch.execution import results
+from service.batch.execution import pings, results
 from service.batch.execution.ending import Ending, log_ending
 from service.batch.execution.fingerprint import EMPTY, INTERRUPTED, QUARANTINE, TIMED_OUT, fingerprint_of
 from service.batch.ledger.runs import Claimed
@@ -109,6 +109,7 @@ class Attempt:
         name = f"run {self.claimed.id} of {self.task.name}"
         self._body = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
         self._body.add_done_callback(self._on_body_done)
+        pings.began(self.task, self.claimed)
         if (timeout := self.task.policies.timeout) is not None:
             error = TimeoutError(f"timed out after {timeout:g} s")
             self._later(timeout, self.stop, self._failed(error, "timed out", str(error)))
@@ -234,6 +235,7 @@ class Attempt:
         self.state.loops.close()
         if ending.state != RunState.SUCCEEDED:  # a thread or a coroutine of the attempt may still go on
             seal(self.state)
+        pings.ended(self.task, ending)
         self._on_end(self, ending)
 
     def _later(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:

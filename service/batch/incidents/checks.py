@@ -136,9 +136,10 @@ class Checks:
         await marks.made_good(connection, findings.made_good, now)
         patient = await self._not_good_yet(connection, findings.opened, watched)
         good = [each for each in await incidents.without_open_runs(connection) if each not in patient]
+        cancelled = await incidents.with_cancelled_runs(connection, good)
         closed = [
-            *await incidents.close(connection, good, Closed.MADE_GOOD, now),
-            *await incidents.close(connection, findings.over, Closed.OVER, now),
+            *await incidents.close(connection, set(good) - cancelled, Closed.MADE_GOOD, now),
+            *await incidents.close(connection, {*findings.over, *cancelled}, Closed.OVER, now),
         ]
         await incidents.open_or_continue(connection, findings.new, now)
         await deadline_check.record(connection, findings.deadlines, now)
@@ -213,7 +214,7 @@ class Checks:
         over = [
             row.id
             for row in opened
-            if row.kind == IncidentKind.DOWN
+            if (row.kind == IncidentKind.DOWN and row.told_at is not None)
             or (
                 row.kind in _CONDITIONS
                 and (row.kind, row.task, row.subject, row.fingerprint) not in present

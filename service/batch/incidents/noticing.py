@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import failures
 from service.batch.execution.fingerprint import EMPTY, QUARANTINE
+from service.batch.incidents import made_good
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents import incidents, marks, notices
 from service.batch.ledger.incidents.incidents import MORE, Closed, IncidentKind, Opening
@@ -40,7 +41,11 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
     await _complete(connection, [run for run in bad if run.fingerprint is None])
     await _no_longer_bad(connection, [run for run in marked if run not in bad], now)
     groups = _groups(bad)
-    quieted = await incidents.quiet(connection, groups.keys(), now)
+    quieted = {
+        (task, fingerprint): incident.id
+        for (task, fingerprint), incident in (await incidents.quiet(connection, groups.keys(), now)).items()
+        if not await made_good.successes_since(connection, task, incident.acknowledged_at, 1)
+    }
     await _acknowledge(connection, {run.id: quieted[key] for key in quieted for run in groups[key]})
     for key in quieted:
         await _continue_quiet(connection, quieted[key], groups.pop(key))

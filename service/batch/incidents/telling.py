@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,6 +20,9 @@ from service.batch.ledger.incidents.tables import OPEN_SQL, incidents
 
 Channels = Callable[[Sequence[str]], Sequence[str]]
 """From the names in `Alerts(to=…)` to the channels of these names; without names to those for all tasks."""
+
+
+HIDDEN = "what its runs say is not sent, because the task has the tag secret"
 
 
 def may_tell(
@@ -87,12 +91,14 @@ async def tell_of_the_end(
 ) -> None:
     """Write messages that incidents are over, to the channels that were told of them.
 
-    None about an outage, which is told when it is over. That of an acknowledged one is only for programs.
+    None about an outage, which is told when it is over. During a mute and in quiet hours they are held back.
     """
     notes: list[Note] = []
     for incident in closed:
         if incident.told_at is not None and incident.kind != IncidentKind.DOWN:
-            notes += _notes("closed", incident, watched.get(_task_of(incident)), channels)
+            task = watched.get(_task_of(incident))
+            until = _held_until(task, now)
+            notes += [replace(note, not_before=until) for note in _notes("closed", incident, task, channels)]
     await outbox.write(connection, notes, now)
 
 
@@ -141,6 +147,7 @@ def _notes(
 
 def content_of(incident: Row[Any], task: WatchedTask | None) -> dict[str, Any]:
     """An incident as JSON, as it is now: what a message about it is made from."""
+    is_secret = task is not None and task.is_secret
     instants = {name: getattr(incident, name) for name in ("opened_at", "last_at", "closed_at")}
     return {
         "id": incident.id,
@@ -148,7 +155,8 @@ def content_of(incident: Row[Any], task: WatchedTask | None) -> dict[str, Any]:
         "task": _task_of(incident) or None,
         "subject": incident.subject or None,
         "fingerprint": incident.fingerprint or None,
-        "text": incident.text,
+        "text": HIDDEN if is_secret else incident.text,
+        "is_secret": is_secret,
         "count": incident._mapping["count"],
         "run": incident.newest_run,
         "owner": task.owner if task is not None else None,

@@ -66,6 +66,8 @@ class Watch(Background):
             self._gap = self._gap or (before.now, changes.now)
         if self._is_needed(changes):
             self._woken.set()
+        if self.holds and changes.is_unsent:
+            self._on_told()
 
     def _is_needed(self, changes: LedgerChanges) -> bool:
         if not self.holds or changes.watcher != self._node:
@@ -120,11 +122,12 @@ class Watch(Background):
             if not await self._still_holds(connection):
                 return False
             now = await database_time.now_of(connection)
+            has_gap = self._gap is not None
             if self._gap is not None:
                 (since, until), self._gap = self._gap, None
                 await outages.record(connection, since, until, now)
             noticed = await self._notice_rows(connection, now)
-            if noticed:
+            if noticed or has_gap:
                 await telling.tell(connection, await self._watched_tasks(connection), self._channels, now)
         if noticed:
             self._next_check = now

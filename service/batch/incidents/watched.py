@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.zones import zone_of
 from service.batch.ledger.tables import schedules, tasks
+from service.batch.ledger.tasks import SECRET_TAG
 from service.errors import InvalidSchedule
 
 UTC_ZONE = ZoneInfo("UTC")
@@ -27,6 +28,7 @@ class WatchedTask:
         muted_until: Until then nothing is sent about the task.
         deadline_until: Up to this instant its deadlines were checked.
         zone: The zone of its schedule; UTC for a task without one.
+        is_secret: Whether it has the tag "secret": messages do not say what its runs have said.
     """
 
     name: str
@@ -48,6 +50,7 @@ class WatchedTask:
     deadline_until: datetime | None
     first_seen_at: datetime
     zone: ZoneInfo
+    is_secret: bool
 
     @classmethod
     def of(cls, row: Any) -> WatchedTask:
@@ -74,6 +77,7 @@ class WatchedTask:
             deadline_until=row.deadline_until,
             first_seen_at=row.first_seen_at,
             zone=_zone(row.timezone),
+            is_secret=isinstance(row.tags, list) and SECRET_TAG in row.tags,
         )
 
 
@@ -87,7 +91,7 @@ def _zone(name: str | None) -> ZoneInfo:
 async def watched_tasks(connection: AsyncConnection) -> dict[str, WatchedTask]:
     """All tasks of the ledger, by name."""
     instants = ("paused_at", "removed_at", "muted_until", "deadline_until", "first_seen_at")
-    columns = [tasks.c[name] for name in ("name", "monitoring", *instants)]
+    columns = [tasks.c[name] for name in ("name", "monitoring", "tags", *instants)]
     is_open = (schedules.c.task == tasks.c.name) & schedules.c.valid_until.is_(None)
     query = select(*columns, schedules.c.timezone).select_from(tasks.join(schedules, is_open, isouter=True))
     return {row.name: WatchedTask.of(row) for row in await connection.execute(query)}

@@ -157,6 +157,16 @@ async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLin
     return lines[-count:]
 
 
+OWN_LOGGER = "service.batch"
+
+
+def telling_line(lines: Sequence[LogLine]) -> LogLine | None:
+    """The last line that the author's code has logged, an error if there is one; None if it has logged nothing."""
+    own = [line for line in lines if line.logger != OWN_LOGGER]
+    errors = [line for line in own if line.level in ("error", "critical", "exception")]
+    return errors[-1] if errors else own[-1] if own else None
+
+
 def unpack(block: bytes) -> Iterator[LogLine]:
     """The lines of a compressed block. If it can't be read, there is only one line, which says so."""
     decompressor = zlib.decompressobj()

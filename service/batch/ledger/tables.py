@@ -218,7 +218,6 @@ missed = Table(
     Column("cause", String(20), nullable=False, server_default="other"),
     Column("unnoticed", BigInteger),
     Index("ix_batch_missed_task", "task", "last_slot"),
-    Index("ix_batch_missed_last", "last_slot"),
     Index("ix_batch_missed_unnoticed", "id", **where(UNNOTICED_RANGE_SQL)),
 )
 

@@ -10,6 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger.tables import tasks
 
+SECRET_TAG = "secret"  # noqa: S105 - the name of a tag
+"""What a task with this tag works on is hidden from viewers and from messages."""
+
 
 async def get(connection: AsyncConnection, name: str) -> dict[str, Any] | None:
     """The row of a task by column name; None if there is no such task."""

@@ -15,7 +15,9 @@ from itertools import islice, pairwise
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.lint.blocking import blocking_calls
 from service.batch.lint.clock_changes import effects
+from service.batch.lint.monitoring import mistakes
 from service.batch.tasks.base import BaseTask
+from service.batch.tasks.monitoring import ATTRIBUTES as MONITORING
 from service.batch.tasks.policies import ON_TIME, Retry
 from service.batch.tasks.registry import Task
 
@@ -36,6 +38,7 @@ OPTIONAL = (
     "priority",
     "max_running",
     "max_waiting",
+    *MONITORING,
 )
 ELSEWHERE = {
     **dict.fromkeys(("tz", "time_zone", "zone"), "timezone"),
@@ -68,7 +71,7 @@ def _note(rule: str, message: str) -> LintFinding:
 
 def findings(task: Task, now: datetime) -> list[LintFinding]:
     """The likely mistakes in a task, warnings first. Clock changes count in the year after `now` (aware)."""
-    unsorted = [*_attributes(task), *_body(task)]
+    unsorted = [*_attributes(task), *_body(task), *(_warning(*mistake) for mistake in mistakes(task, now))]
     if task.schedule is not None:
         interval = shortest_interval(task.schedule, now)
         unsorted += [*_expression(task.schedule), *_clock(task.schedule, now), *_policies(task, interval)]

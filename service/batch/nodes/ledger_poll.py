@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import database_time, queues
 from service.batch.ledger.duties import WATCH
 from service.batch.ledger.incidents import notices
+from service.batch.ledger.incidents.tables import UNSENT_SQL
 from service.batch.ledger.nodes import NodeStatus
 from service.batch.ledger.people.access_tables import duties
 from service.batch.ledger.tables import HELD_SQL, catalog, nodes, runs, tasks
@@ -41,7 +42,7 @@ from service.batch.queue.claiming import is_any_due
 LOOK_SECONDS = 1.0
 """Seconds between two polls, at most: the upper bound on how late a dead node or a cancel request is noticed."""
 
-CLAIMABLE, UNNOTICED, ACTIVE = "c", "u", "a"
+CLAIMABLE, UNNOTICED, ACTIVE, UNSENT = "c", "u", "a", "s"
 
 FiringState = tuple[int, frozenset[str]]
 """The version of the catalog, and the ids of the other nodes that fire."""
@@ -59,8 +60,8 @@ HOLDERS = (
 class LedgerChanges:
     """What a node has read by one poll. `now`: the database time. A node that does not fire reads only the requests.
 
-    `is_unnoticed`: there is something for the watch to notice. `is_active`: some node is running a run. `watcher`: the
-    id of the node that has the duty of the watch.
+    `is_unnoticed`: there is something for the watch to notice. `is_active`: some node is running a run. `is_unsent`: a
+    message waits to be sent. `watcher`: the id of the node that has the duty of the watch.
     """
 
     now: datetime
@@ -73,6 +74,7 @@ class LedgerChanges:
     """Requests to stop runs that this node is running."""
     is_unnoticed: bool = False
     is_active: bool = False
+    is_unsent: bool = False
     watcher: str | None = None
 
     @property
@@ -94,6 +96,7 @@ async def read(connection: AsyncConnection, node: str, fires: bool = True) -> Le
         ledger_row.number,
         is_unnoticed=UNNOTICED in flags,
         is_active=ACTIVE in flags,
+        is_unsent=UNSENT in flags,
         watcher=ledger_row.id,
     )
     for row in other_rows:
@@ -119,6 +122,7 @@ def _statement(kind: str, has_now: bool, fires: bool) -> CompoundSelect[Any]:
     flags = (
         (CLAIMABLE, is_any_due(now)),
         (UNNOTICED, text(notices.IS_ANY_SQL)),
+        (UNSENT, text(f"EXISTS (SELECT 1 FROM batch_outbox WHERE {UNSENT_SQL})")),
         (ACTIVE, text(f"EXISTS (SELECT 1 FROM batch_runs r WHERE {HELD_SQL} AND r.node IS NOT NULL)")),
     )
     words = reduce(operator.add, (case((condition, flag), else_="") for flag, condition in flags))

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.ledger import json_rows
 from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.missed_ranges import Cause
+from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import SKIPPED_SQL, missed, runs, tasks
 from service.operations.night.models import DidNotRun
 
@@ -27,7 +29,9 @@ async def by_cause(
     hidden: frozenset[str],
 ) -> list[DidNotRun]:
     """`not_run`: by task, how many slots of the window were missed, paused and skipped."""
-    ranges = await _ranges(connection, since, until)
+    ranges = await _ranges(
+        connection, [task for task, counts in not_run.items() if counts["missed"] or counts["paused"]], since, until
+    )
     outages = await _outages(connection, since, until)
     downs: dict[int, Counter[str]] = defaultdict(Counter)
     rest: list[DidNotRun] = []
@@ -86,9 +90,12 @@ def _add_missed(
 _LATER = timedelta(minutes=1)
 
 
-async def _ranges(connection: AsyncConnection, since: datetime, until: datetime) -> dict[str, list[Row[Any]]]:
-    """The missed ranges that touch the window, by task, in the order of their slots."""
-    query = select(missed).where(missed.c.last_slot >= since, missed.c.first_slot < until)
+async def _ranges(
+    connection: AsyncConnection, names: Sequence[str], since: datetime, until: datetime
+) -> dict[str, list[Row[Any]]]:
+    """The missed ranges of these tasks that touch the window, by task, in the order of their slots."""
+    theirs = json_rows.is_among(missed.c.task, names, connection.dialect.name)
+    query = select(missed).where(theirs, missed.c.last_slot >= since, missed.c.first_slot < until)
     found: dict[str, list[Row[Any]]] = {}
     for row in await connection.execute(query.order_by(missed.c.last_slot).limit(MOST_RANGES)):
         found.setdefault(row.task, []).append(row)
@@ -123,19 +130,12 @@ async def _skipped(
     """The skipped slots by task and reason."""
     if not any(counts["skipped"] for counts in not_run.values()):
         return []
-    query = (
-        select(runs.c.task, runs.c.reason, func.count().label("slots"))
-        .where(text(SKIPPED_SQL), runs.c.slot >= since, runs.c.slot < until, runs.c.origin != "manual")
-        .group_by(runs.c.task, runs.c.reason)
-        .order_by(runs.c.task, runs.c.reason)
+    query = select(runs.c.task, runs.c.reason, runs.c.origin).where(
+        text(SKIPPED_SQL), runs.c.slot >= since, runs.c.slot < until
     )
+    rows = (await connection.execute(query.limit(MOST_RANGES))).all()
+    slots = Counter((row.task, row.reason) for row in rows if row.origin != Origin.MANUAL)
     return [
-        DidNotRun(
-            cause="overlap",
-            task=row.task,
-            reason=None if row.task in hidden else row.reason,
-            slots=row.slots,
-            tasks={},
-        )
-        for row in await connection.execute(query)
+        DidNotRun(cause="overlap", task=task, reason=None if task in hidden else reason, slots=number, tasks={})
+        for (task, reason), number in sorted(slots.items(), key=lambda item: (item[0][0], item[0][1] or ""))
     ]

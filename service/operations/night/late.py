@@ -53,7 +53,8 @@ async def late_runs(
 ) -> list[LateRun]:
     """What is late or slow at `now`, the oldest first."""
     running: dict[str, list[Row[Any]]] = {}
-    for row in await connection.execute(select(*_COLUMNS).where(text(HELD_SQL)).order_by(runs.c.created_at)):
+    held = (await connection.execute(select(*_COLUMNS).where(text(HELD_SQL)))).all()
+    for row in sorted(held, key=lambda row: row.created_at):  # with an ORDER BY, SQLite might read all runs
         running.setdefault(row.task, []).append(row)
     paused = {
         row.name: row.paused_by or "somebody"
@@ -83,7 +84,7 @@ def _waiting(kind: str, now: datetime) -> Any:
 
 def _retrying(now: datetime) -> Any:
     is_old = (runs.c.created_at <= now - SHOWN_AFTER, runs.c.slot.is_not(None))
-    return select(*_COLUMNS).where(text(RETRYING_SQL), *is_old).order_by(runs.c.task, runs.c.created_at).limit(MOST)
+    return select(*_COLUMNS).where(text(RETRYING_SQL), *is_old).order_by(runs.c.due_at).limit(MOST)
 
 
 async def _timeouts(connection: AsyncConnection, names: Sequence[str]) -> dict[str, float]:

@@ -26,8 +26,6 @@ DETAILED = 20
 """Of so many needs the details are read, of the others only the numbers."""
 LINES = 50
 """Of so many last lines of a log the last error is looked for."""
-ERRORS = ("error", "critical", "exception")
-
 _KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES)
 """Kinds of incidents that need a person besides failed runs and alarms."""
 
@@ -119,9 +117,9 @@ async def _newest(connection: AsyncConnection, need: Need) -> tuple[str | None, 
 
 async def _last_line(connection: AsyncConnection, run: str) -> LastLine | None:
     lines = await run_logs.tail(connection, run, LINES)
-    if not lines:
+    line = run_logs.telling_line(lines)
+    if line is None:
         return None
-    line = next((line for line in reversed(lines) if line.level in ERRORS), lines[-1])
     return LastLine(at=line.at, level=line.level, text=line.text.split("\n")[0][:1_000])
 
 

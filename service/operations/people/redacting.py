@@ -12,12 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import runs as run_rows
 from service.batch.ledger import tasks as task_rows
+from service.batch.ledger.tasks import SECRET_TAG as SECRET_TAG
 from service.errors import Forbidden, InvalidParameters
 from service.operations.context import Context
 from service.operations.results import Attempt, RunDetails, RunRow, RunShort
 from service.operations.runs.run_list import RunFilter
 
-SECRET_TAG = "secret"  # noqa: S105 - the name of a tag
 NOTHING: frozenset[str] = frozenset()
 HIDDEN = {"reason": None, "message": None}
 

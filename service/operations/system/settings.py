@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from service.alertsettings import NAMED
 from service.config import SECRET, Settings, sources_of
 from service.operations.results import Result
 from service.redaction import MASK
@@ -39,7 +40,8 @@ def used(settings: Settings) -> UsedSettings:
         UsedSetting(name=name, value=_shown(name, getattr(settings, name)), source=sources.get(name, "default"))
         for name in Settings.model_fields
     ]
-    others = sorted({*(settings.model_extra or {}), *(sources.keys() - Settings.model_fields.keys())})
+    given = {*(settings.model_extra or {}), *(sources.keys() - Settings.model_fields.keys())}
+    others = sorted(name for name in given if not name.startswith(NAMED))
     return UsedSettings(settings=listed, others=others)
 
 

@@ -17,6 +17,7 @@ from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.people import audit
 from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.schedules import OpenSchedule
+from service.batch.tasks.monitoring import Alerts, Monitoring
 from service.batch.tasks.policies import Missed, Policies, Retry
 from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
@@ -43,6 +44,7 @@ LAST_MISSED = 5
 NEXT_SLOTS = 5
 
 DEFAULTS = Policies(None, Retry(), "skip", Missed(), 0).as_json()
+MONITORING = Monitoring(None, None, Alerts(), None, None, False, False).as_json()
 
 
 class Tasks:
@@ -222,7 +224,8 @@ def _details(name: str, loaded: Task | None, row: Mapping[str, Any], rows: _Task
         timezone=current.timezone if current else None,
         words=current.words if current else None,
         next=_next_slots(current) if current and not is_paused else [],
-        policies=_changed_policies(loaded.policies.as_json() if loaded else row["policies"]),
+        policies=_changed_policies(loaded, row),
+        **_contact(loaded, row),
         parameters=_parameters(loaded) if loaded else None,
         runs=rows.runs,
         missed=rows.missed,
@@ -249,10 +252,24 @@ def _next_slots(current: Schedule, number: int = NEXT_SLOTS) -> list[Slot]:
     return [Slot(slot=slot, local=slot.astimezone(current.zone)) for slot in current.following(clock.now(), number)]
 
 
-def _changed_policies(policies: Mapping[str, Any]) -> dict[str, Any]:
-    """The policies that differ from the defaults, by dotted name, such as retry.attempts."""
-    default = _by_dotted_name(DEFAULTS)
-    return {name: value for name, value in _by_dotted_name(policies).items() if default.get(name) != value}
+def _changed_policies(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The policies, and what is declared about monitoring, that differ from the defaults, by dotted name."""
+    declared = _monitoring(loaded, row)
+    policies = {**(loaded.policies.as_json() if loaded else row["policies"]), **declared}
+    default = _by_dotted_name({**DEFAULTS, **MONITORING})
+    changed = {name: value for name, value in _by_dotted_name(policies).items() if default.get(name) != value}
+    return {name: value for name, value in changed.items() if name not in ("owner", "runbook", "expects")}
+
+
+def _monitoring(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    stored = row.get("monitoring")
+    return loaded.monitoring.as_json() if loaded else stored if isinstance(stored, dict) else {}
+
+
+def _contact(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose the task is, what to do when it fails, and until when nothing is sent about it."""
+    declared = _monitoring(loaded, row)
+    return {name: declared.get(name) for name in ("owner", "runbook")} | {"muted_until": row.get("muted_until")}
 
 
 def _by_dotted_name(values: Mapping[str, Any]) -> dict[str, Any]:

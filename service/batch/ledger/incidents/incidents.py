@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents.tables import OPEN_SQL, incidents
-from service.batch.ledger.tables import OPEN_FAILURE_SQL, new_id
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, new_id, runs
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _END = re.compile(r"[0-9a-f]{4,12}")
@@ -134,6 +135,15 @@ async def without_open_runs(connection: AsyncConnection) -> list[str]:
     return list((await connection.execute(statement.columns(incidents.c.id))).scalars())
 
 
+async def with_cancelled_runs(connection: AsyncConnection, ids: Collection[str]) -> set[str]:
+    """Those of these incidents whose newest run a person has cancelled, so that nothing was made good."""
+    theirs = json_rows.is_among(incidents.c.id, sorted(ids), connection.dialect.name)
+    query = select(incidents.c.id).join(runs, runs.c.id == incidents.c.newest_run)
+    is_cancelled = text(is_one_of([RunState.CANCELLED], "(batch_runs.state || '')"))
+    cancelled = await connection.execute(query.where(theirs, is_cancelled))
+    return set(cancelled.scalars())
+
+
 _IS_OPEN = " AND ".join(f"r.{part}" for part in OPEN_FAILURE_SQL.split(" AND "))
 _OF_IT = f"SELECT 1 FROM batch_runs r WHERE r.task = i.task AND r.fingerprint = i.fingerprint AND {_IS_OPEN}"
 _HAS_ITS_OWN = (
@@ -145,22 +155,21 @@ _FURTHER = f"SELECT 1 FROM batch_runs r WHERE r.task = i.task AND {_IS_OPEN} AND
 
 async def quiet(
     connection: AsyncConnection, keys: Collection[tuple[str, str]], now: datetime
-) -> dict[tuple[str, str], str]:
-    """The ids of acknowledged incidents to which new failures with these (task, fingerprint) belong until then."""
+) -> dict[tuple[str, str], Row[Any]]:
+    """The acknowledged incidents to which new failures with these (task, fingerprint) belong until `quiet_until`."""
     if not keys:
         return {}
     columns = [incidents.c.task, incidents.c.fingerprint]
     kind = connection.dialect.name
     statement = text(
-        "SELECT i.task, i.fingerprint, i.id FROM batch_incidents i "
+        "SELECT i.task, i.fingerprint, i.id, i.acknowledged_at FROM batch_incidents i "
         f"JOIN {json_rows.source(columns, kind)} ON i.task = v.task AND i.fingerprint = v.fingerprint "
         "WHERE i.quiet_until IS NOT NULL AND i.quiet_until > :now ORDER BY i.quiet_until"
     ).bindparams(bindparam("now", now, type_=incidents.c.quiet_until.type))
     rows = [{"task": task, "fingerprint": fingerprint} for task, fingerprint in keys]
-    found = await connection.execute(
-        statement.columns(*columns, incidents.c.id), {"rows": json_rows.encode(rows, kind)}
-    )
-    return {(row.task, row.fingerprint): row.id for row in found}
+    selected = statement.columns(*columns, incidents.c.id, incidents.c.acknowledged_at)
+    found = await connection.execute(selected, {"rows": json_rows.encode(rows, kind)})
+    return {(row.task, row.fingerprint): row for row in found}
 
 
 def listing(

@@ -27,7 +27,8 @@ LONGEST_ERROR = 500
 class Note:
     """One thing to tell a channel. `kind`: "opened", "repeated", "closed", "digest" or "test".
 
-    `content`: JSON, from which the message is made. `key`: the same thing is told only once.
+    `content`: JSON, from which the message is made. `key`: the same thing is told only once. `not_before`: it is held
+    back until then.
     """
 
     channel: str
@@ -35,6 +36,7 @@ class Note:
     content: dict[str, Any]
     incident: str | None = None
     key: str | None = None
+    not_before: datetime | None = None
 
 
 async def write(connection: AsyncConnection, notes: Collection[Note], now: datetime) -> None:
@@ -48,7 +50,7 @@ async def write(connection: AsyncConnection, notes: Collection[Note], now: datet
             "incident": note.incident,
             "content": json_rows.storable(note.content),
             "created_at": now,
-            "due_at": due[note.channel],
+            "due_at": max(due[note.channel], note.not_before or now),
             "key": note.key,
         }
         for note in notes
@@ -102,6 +104,14 @@ async def given_up(connection: AsyncConnection, rows: Sequence[Row[Any]], error:
     await _set(
         connection, rows, {"given_up_at": now, "error": error[:LONGEST_ERROR], "attempts": outbox.c.attempts + 1}
     )
+
+
+async def give_up(
+    connection: AsyncConnection, channels: Collection[str], before: datetime, error: str, now: datetime
+) -> None:
+    """Give up the unsent messages to these channels that were written before an instant."""
+    old = (outbox.c.channel.in_(sorted(channels)), text(UNSENT_SQL), outbox.c.created_at < before)
+    await connection.execute(update(outbox).where(*old).values(given_up_at=now, error=error))
 
 
 async def _set(connection: AsyncConnection, rows: Sequence[Row[Any]], values: dict[str, Any]) -> None:

@@ -33,6 +33,5 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("bucket", "task"),
     )
     op.create_index("ix_batch_runs_skipped", "batch_runs", ["slot"], **where("(state || '') = 'skipped'"))
-    op.create_index("ix_batch_missed_last", "batch_missed", ["last_slot"])
     is_unaccounted = where("unaccounted > 0")
     op.create_index("ix_batch_tally_unaccounted", "batch_tally", ["task", "bucket"], **is_unaccounted)

@@ -1,0 +1,72 @@
+"""Calls dead man's switches: each minute for the service while it does its work, and for runs of tasks that have one.
+
+An address that hangs or fails delays nothing, and is not called again for the same event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import httpx
+
+from service.alerts.sending import hide
+from service.concurrency.background import Background
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+EVERY_SECONDS = 60.0
+TIMEOUT = httpx.Timeout(10.0)
+MOST_WAITING = 1_000
+"""Calls that wait, at most. Further ones are dropped, which is logged."""
+AT_ONCE = 8
+
+
+class Pings(Background):
+    """`url`: of the service; None: none. `is_working`: whether the service fires, and its heartbeat writes."""
+
+    def __init__(self, url: str | None, is_working: Callable[[], bool]) -> None:
+        self._url, self._is_working = url, is_working
+        self._waiting: asyncio.Queue[str] = asyncio.Queue(MOST_WAITING)
+        self._workers: list[asyncio.Task[None]] = []
+        self._is_full = False
+
+    def tell(self, url: str) -> None:
+        """Call this address soon."""
+        try:
+            self._waiting.put_nowait(url)
+            self._is_full = False
+        except asyncio.QueueFull:
+            if not self._is_full:
+                logger.warning(f"calls to dead man's switches are dropped: {MOST_WAITING:,} wait already")
+            self._is_full = True
+
+    async def stop(self) -> None:
+        await super().stop()
+        for worker in self._workers:
+            worker.cancel()
+        if self._workers:
+            await asyncio.wait(self._workers)
+
+    async def _loop(self) -> None:
+        self._workers = [asyncio.create_task(self._work_off(), name=f"batch-ping {n}") for n in range(AT_ONCE)]
+        while True:
+            if self._url is not None and self._is_working():
+                self.tell(self._url)
+            await asyncio.sleep(EVERY_SECONDS)
+
+    async def _work_off(self) -> None:
+        async with httpx.AsyncClient(timeout=TIMEOUT, follow_redirects=False) as client:
+            while True:
+                await _call(client, await self._waiting.get())
+
+
+async def _call(client: httpx.AsyncClient, url: str) -> None:
+    hide(url)
+    try:
+        async with client.stream("GET", url) as answer:
+            if answer.status_code >= 400:
+                logger.warning(f"a dead man's switch has answered {answer.status_code}")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        logger.warning(f"a dead man's switch does not answer ({type(error).__name__})")

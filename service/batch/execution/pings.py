@@ -1,0 +1,34 @@
+"""Dead man's switches of tasks: which address is called when a run begins and ends. The service sets who calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from service.batch.execution.ending import Ending
+from service.batch.ledger.runs import Claimed
+from service.batch.ledger.states import RunState
+from service.batch.tasks.registry import Task
+
+_tell: Callable[[str], None] | None = None
+
+
+def use(tell: Callable[[str], None] | None) -> None:
+    """Call `tell` with each address, on the event loop; None: call nobody."""
+    global _tell
+    _tell = tell
+
+
+def began(task: Task, claimed: Claimed) -> None:
+    """A run begins. Its later attempts are no beginnings."""
+    if _tell is not None and task.monitoring.ping is not None and claimed.attempt == 1:
+        _tell(f"{task.monitoring.ping.rstrip('/')}/start")
+
+
+def ended(task: Task, ending: Ending) -> None:
+    """An attempt has ended. Only the end of the run is told."""
+    if _tell is None or task.monitoring.ping is None:
+        return
+    if ending.state == RunState.SUCCEEDED:
+        _tell(task.monitoring.ping)
+    elif ending.state == RunState.FAILED:
+        _tell(f"{task.monitoring.ping.rstrip('/')}/fail")

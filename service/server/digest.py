@@ -1,0 +1,85 @@
+"""The digest: a summary of the night, which is written once for each slot of BATCH_DIGEST_CRON and then sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from service.batch.cron.cron import schedule
+from service.batch.ledger import database_time
+from service.batch.ledger.incidents import outbox
+from service.batch.ledger.incidents.outbox import Note
+from service.batch.nodes.ledger_poll import LedgerChanges
+from service.concurrency.background import Background
+from service.database.engine import Database
+from service.logs import get_logger
+from service.operations.night.models import Night
+from service.operations.operations import Operations
+
+logger = get_logger("service.batch")
+
+MOST_ROWS = 20
+
+
+class Digest(Background):
+    """Works on the node that has the duty of the watch. `cron` is in UTC. `channels`: the names of its channels."""
+
+    def __init__(
+        self,
+        operations: Operations,
+        ledger: Database,
+        cron: str,
+        channels: Sequence[str],
+        holds: Callable[[], bool],
+    ) -> None:
+        self._operations, self._ledger, self._channels, self._holds = operations, ledger, channels, holds
+        self._schedule = schedule(cron)
+        self._woken = asyncio.Event()
+        self._next: datetime | None = None
+        self._due: datetime | None = None
+
+    def on_changes(self, changes: LedgerChanges) -> None:
+        """Take the result of a ledger poll, by which the time passes."""
+        if self._next is None:
+            self._next = self._schedule.next(changes.now)
+        elif changes.now >= self._next:
+            self._due, self._next = self._next, self._schedule.next(changes.now)
+            self._woken.set()
+
+    async def _loop(self) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            if not self._holds() or self._due is None:
+                continue
+            try:
+                await self._write(self._due)
+            except Exception:  # the background loop's boundary
+                logger.exception("the digest could not be written")
+
+    async def _write(self, slot: datetime) -> None:
+        night = await self._operations.night()
+        content = {"kind": "digest", "title": night.headline, "text": text_of(night)}
+        async with self._ledger.engine.begin() as connection:
+            now = await database_time.now_of(connection)
+            key = f"digest {slot.astimezone(UTC).isoformat()}"
+            notes = [Note(name, "digest", content, key=f"{key} {name}") for name in self._channels]
+            await outbox.write(connection, notes, now)
+
+
+def text_of(night: Night) -> str:
+    """The summary as plain text."""
+    lines = [night.headline, night.sentence]
+    for need in night.needs[:MOST_ROWS]:
+        owner = f" ({need.owner})" if need.owner else ""
+        lines.append(f"- {need.task or need.subject or need.kind}{owner}: {need.error}")
+    if (rest := len(night.needs) - MOST_ROWS) > 0:
+        lines.append(f"- and {rest:,} more")
+    if night.late:
+        lines.append("Late or slow: " + ", ".join(sorted({run.task for run in night.late})[:MOST_ROWS]))
+    lines += [
+        f"Did not run: {each.slots:,} slots, {each.cause}" + (f" by {each.by}" if each.by else "")
+        for each in night.did_not_run[:MOST_ROWS]
+    ]
+    return "\n".join(lines)
