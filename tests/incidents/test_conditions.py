@@ -313,6 +313,17 @@ async def test_a_run_that_succeeded_with_nothing_done_is_an_incident(ledger: Dat
     assert await opened(watch, "empty") == []
 
 
+async def test_items_that_an_attempt_put_into_quarantine_are_an_incident_although_it_is_tried_again(
+    ledger: Database, watch: Watching
+) -> None:
+    await know(ledger, make_task("load"))
+    run = await started(ledger, "load", START)
+    await ended(ledger, run, RunState.RETRYING, fingerprint="quarantine", reason="ValueError: boom")
+    await watch.turn(2)
+    (incident,) = await opened(watch, "quarantine")
+    assert (incident["task"], incident["text"]) == ("load", "it has put items into quarantine")
+
+
 # What is held back.
 
 

@@ -119,6 +119,7 @@ async def ended(
             task=run.task,
             started_at=now,
             ended_at=now,
+            due_at=now if state == RunState.RETRYING else None,
             reason=None if state == RunState.SUCCEEDED and fingerprint is None else reason,
             fingerprint=fingerprint if state == RunState.FAILED or fingerprint in ("empty", "quarantine") else None,
         )

@@ -417,3 +417,36 @@ async def test_a_backfill_of_centuries_is_refused_before_its_slots_are_counted(s
     answer = await served.operator.post("/api/v1/tasks/report/backfill/preview", json=body)
     assert answer.status_code == 422
     assert "more than 100,000 slots" in answer.json()["detail"]
+
+
+async def test_an_answer_about_the_night_that_the_caller_has_is_not_sent_again(served: Served) -> None:
+    first = await served.viewer.get("/api/v1/night?zone=Europe/Berlin")
+    assert (first.status_code, first.json()["zone"], first.json()["level"]) == (200, "Europe/Berlin", "calm")
+    again = await served.viewer.get(
+        "/api/v1/night?zone=Europe/Berlin", headers={"If-None-Match": first.headers["etag"]}
+    )
+    assert (again.status_code, again.content) == (304, b"")
+    assert (await served.viewer.get("/api/v1/night?zone=Mars/Base")).status_code == 422
+
+
+async def test_an_incident_is_acknowledged_with_a_note_and_a_task_is_muted(served: Served) -> None:
+    await served.operator.post("/api/v1/tasks/report/runs", json={"parameters": {"day": "never"}})
+
+    async def opened() -> Any:
+        return (await served.viewer.get("/api/v1/incidents")).json()["incidents"]
+
+    (incident,) = await until(opened)
+    assert (incident["kind"], incident["task"], incident["text"]) == (
+        "failed",
+        "report",
+        "ValueError: there is no such day",
+    )
+    url = f"/api/v1/incidents/{incident['id']}"
+    assert (await served.operator.post(f"{url}/acknowledge", json={"note": "x"})).status_code == 400
+    done = (await served.operator.post(f"{url}/acknowledge", json={"note": "we know it"})).json()
+    assert (done["runs"], done["incident"]["closed_why"], done["incident"]["note"]) == (1, "acknowledged", "we know it")
+    assert (await served.operator.post(f"{url}/reopen")).json()["closed_at"] is None
+    until_then = (clock.now() + timedelta(hours=2)).isoformat()
+    muted = await served.operator.post("/api/v1/tasks/report/mute", json={"until": until_then, "note": "upgrade"})
+    assert (muted.status_code, muted.json()["by"]) == (200, "operator")
+    assert (await served.operator.post("/api/v1/tasks/report/unmute")).json() == {"was_muted": True}

@@ -50,7 +50,7 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
     for key in quieted:
         await _continue_quiet(connection, quieted[key], groups.pop(key))
     await _first_seen(connection, groups, now)
-    openings = [_opening_of(key, members) for key, members in groups.items()]
+    openings = [_opening_of(key, members, now) for key, members in groups.items()]
     await incidents.open_or_continue(connection, await _folded(connection, openings), now)
     return len(marked), {run.task for run in marked}
 
@@ -116,14 +116,15 @@ def _groups(bad: Sequence[Row[Any]]) -> dict[tuple[str, str], list[Row[Any]]]:
     return dict(groups)
 
 
-def _opening_of(key: tuple[str, str], members: Sequence[Row[Any]]) -> Opening:
+def _opening_of(key: tuple[str, str], members: Sequence[Row[Any]], now: datetime) -> Opening:
+    """The opening of an incident of runs. A run that is tried again has not ended: it put items into quarantine."""
     task, fingerprint = key
-    newest = max(members, key=lambda run: (run.finished_at, run.id))
-    oldest = min(members, key=lambda run: (run.finished_at, run.id))
+    ordered = sorted(members, key=lambda run: (run.finished_at or now, run.id))
+    oldest, newest = ordered[0], ordered[-1]
     return Opening(
         kind=_kind_of(newest),
-        text=newest.reason or _TEXTS.get(fingerprint, "it failed"),
-        last_at=newest.finished_at,
+        text=_TEXTS.get(fingerprint) or newest.reason or "it failed",
+        last_at=newest.finished_at or now,
         task=task,
         fingerprint=fingerprint,
         count=len(members),
@@ -165,10 +166,10 @@ async def _acknowledge(connection: AsyncConnection, by_run: dict[str, str]) -> N
 
 
 async def _continue_quiet(connection: AsyncConnection, incident: str, members: Sequence[Row[Any]]) -> None:
-    newest = max(members, key=lambda run: (run.finished_at, run.id))
+    newest = max(members, key=lambda run: run.id)
     values = {
         "count": incidents_table.c.count + len(members),
-        "last_at": newest.finished_at,
+        "last_at": max((run.finished_at for run in members if run.finished_at), default=incidents_table.c.last_at),
         "newest_run": newest.id,
     }
     await connection.execute(update(incidents_table).where(incidents_table.c.id == incident).values(values))

@@ -70,7 +70,7 @@ def _need(
         fingerprint=group.fingerprint,
         open=group.number - group.retrying,
         retrying=group.retrying,
-        failing_since=incident.opened_at if incident is not None and incident.opened_at < group.first else group.first,
+        failing_since=min((at for at in (group.first, incident and incident.opened_at) if at), default=None),
         last_failed=group.last,
         first_seen=seen.get((group.task, group.fingerprint)),
         owner=task.owner if task is not None else None,

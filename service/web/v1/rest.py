@@ -6,7 +6,7 @@ import hashlib
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import Header, HTTPException, Path, Query, Response
+from fastapi import Header, Path, Query, Response
 from pydantic import Field
 
 from service.concurrency.offload import offload
@@ -79,18 +79,20 @@ async def status(operations: Viewer) -> Status:
     return await operations.status()
 
 
-@rest.get("/night", responses={304: {"description": "The answer is the one that the caller has."}})
+@rest.get(
+    "/night", response_model=Night, responses={304: {"description": "The answer is the one that the caller has."}}
+)
 async def night(
     operations: Viewer,
     query: Annotated[NightQuery, Query()],
     response: Response,
     known: Annotated[str | None, Header(alias="If-None-Match", max_length=100)] = None,
-) -> Night:
+) -> Night | Response:
     """What happened in a window of time, and what needs a person. The ETag is the hash of the answer but its time."""
     answer = await operations.night(query.since, query.until, query.zone)
     tag = await offload(_tag_of, answer)
     if known == tag:
-        raise HTTPException(304, headers={"etag": tag})
+        return Response(status_code=304, headers={"etag": tag})
     response.headers["etag"] = tag
     return answer
 

@@ -1,0 +1,193 @@
+"""What `operations.night()` says: the verdict, what needs a person, what is late, and what did not run and why."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import update
+
+from service import clock
+from service.batch.firing import task_sync
+from service.batch.ledger import runs, tables
+from service.batch.ledger.runs import NewRun
+from service.batch.ledger.states import RunState
+from service.config import get_settings
+from service.database.engine import Database
+from service.errors import InvalidParameters, InvalidSchedule
+from service.operations.context import Loaded
+from service.operations.night.models import Night
+from service.operations.operations import Operations
+from service.operations.people.actor import Actor
+from tests.batch.ledger_world import fire, know, make_task, rows
+from tests.incidents.watching import Watching, ended, failed, retried, started, succeeded, watching
+
+START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+async def watch(ledger: Database) -> AsyncIterator[Watching]:
+    with clock.moved(START):
+        async with watching(ledger, ledger) as node:
+            yield node
+
+
+@pytest.fixture
+def operations(ledger: Database) -> Operations:
+    return Operations(ledger, ledger, lambda: Loaded({}, []), get_settings(), are_ready=True)
+
+
+async def beat(watch: Watching) -> None:
+    """The node of the watch lives now, and has all tasks."""
+    async with watch.ledger.engine.begin() as connection:
+        names = [row["name"] for row in await rows(watch.ledger, tables.tasks)] if watch.ledger.kind != "sqlite" else []
+        mine = update(tables.nodes).where(tables.nodes.c.id == watch.node)
+        await connection.execute(mine.values(seen_at=clock.now(), tasks=names or ["load", "tick"]))
+
+
+async def night(watch: Watching, operations: Operations, **window: datetime) -> Night:
+    watch.later(1)  # the window ends before the present instant
+    await beat(watch)
+    answer = await operations.night(**window)
+    classes = answer.slots.model_dump(exclude={"due", "recounted_until"})
+    assert answer.slots.due == sum(classes.values())
+    not_run = answer.slots.missed + answer.slots.paused + answer.slots.skipped
+    assert sum(each.slots for each in answer.did_not_run) == not_run
+    return answer
+
+
+async def test_a_calm_night(ledger: Database, watch: Watching, operations: Operations) -> None:
+    loaded = await know(ledger, make_task("tick", "*/10 * * * *"))
+    for _ in range(3):
+        watch.later(600)
+        await fire(ledger, loaded, clock.now())
+        async with ledger.engine.begin() as connection:
+            done = update(tables.runs).where(tables.runs.c.state == "queued")
+            await connection.execute(done.values(state="succeeded", finished_at=clock.now()))
+    answer = await night(watch, operations)
+    assert (answer.level, answer.headline) == ("calm", "Nothing needs you.")
+    assert answer.sentence == "3 slots were due since 18:00 yesterday: 3 succeeded, 0 unaccounted."
+
+
+async def test_a_failed_run_needs_a_person_until_it_is_made_good(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    await know(ledger, make_task("load", None, owner="payments", runbook="https://wiki.example/load"))
+    run = await failed(ledger, "load")
+    await watch.turn(2)
+    answer = await night(watch, operations)
+    assert (answer.level, answer.headline) == ("bad", "load needs a person")
+    (need,) = answer.needs
+    assert (need.task, need.open, need.error, need.owner) == ("load", 1, "ValueError: boom", "payments")
+    assert (need.newest_run, need.failing_since, need.first_seen) == (run, START, START)
+    assert (answer.beside.runs, answer.beside.failed) == (1, 1)
+    watch.later(60)
+    await retried(ledger, run, RunState.SUCCEEDED, fingerprint=None)
+    await watch.turn(2)
+    answer = await night(watch, operations)
+    assert (answer.level, answer.needs) == ("calm", [])
+    (dealt,) = answer.dealt_with
+    assert (dealt.task, dealt.how, dealt.runs) == ("load", "made_good", 1)
+
+
+async def test_while_a_retry_goes_on_the_row_stays(ledger: Database, watch: Watching, operations: Operations) -> None:
+    await know(ledger, make_task("load", None))
+    run = await failed(ledger, "load")
+    await watch.turn(2)
+    async with ledger.engine.begin() as connection:
+        reopening = update(tables.runs).where(tables.runs.c.id == run)
+        await connection.execute(reopening.values(state="queued", finished_at=None))
+    (need,) = (await night(watch, operations)).needs
+    assert (need.open, need.retrying, need.failing_since) == (0, 1, START)
+
+
+async def test_an_acknowledged_failure_needs_nobody(ledger: Database, watch: Watching, operations: Operations) -> None:
+    await know(ledger, make_task("load", None))
+    await failed(ledger, "load")
+    await watch.turn(2)
+    (incident,) = (await operations.incidents.list()).incidents
+    await operations.by(Actor("ann")).incidents.acknowledge(incident.id, "the bank is down")
+    answer = await night(watch, operations)
+    assert answer.level == "calm"
+    assert [(each.how, each.by, each.note) for each in answer.dealt_with] == [
+        ("acknowledged", "ann", "the bank is down")
+    ]
+    assert [change.kind for change in answer.changes] == ["incident.acknowledge"]
+    await operations.incidents.reopen(incident.id)
+    assert (await night(watch, operations)).level == "bad"
+
+
+async def test_what_waits_says_what_it_waits_for(ledger: Database, watch: Watching, operations: Operations) -> None:
+    await know(ledger, make_task("load"))
+    running = await started(ledger, "load", START)
+    waiting = NewRun.scheduled("load", START + MINUTE, clock.now(), catch_up=False, exclusive="load", priority=0)
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [waiting])
+    watch.later(90)
+    answer = await night(watch, operations)
+    assert answer.level == "watch"
+    (late,) = answer.late
+    assert (late.run, late.why, late.elapsed) == (waiting.id, "waits", 91)
+    assert late.blocker is not None
+    assert (late.blocker.kind, late.blocker.run) == ("run", running.id)
+    await ended(ledger, running, RunState.SUCCEEDED, fingerprint=None)
+
+
+async def test_slots_that_did_not_run_are_said_by_their_cause(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    loaded = await know(ledger, make_task("tick", "* * * * *", missed="skip"), make_task("load", "* * * * *"))
+    async with ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "load", "mara", loaded)
+    watch.later(600)
+    await fire(ledger, loaded, clock.now())
+    await watch.turn(2)
+    answer = await night(watch, operations)
+    causes = {(each.cause, each.task): (each.slots, each.by) for each in answer.did_not_run}
+    assert causes == {("down", "tick"): (9, None), ("paused", "load"): (10, "mara")}
+    assert answer.slots.missed == 9 and answer.slots.paused == 10
+
+
+async def test_an_unaccounted_slot_is_an_alarm(ledger: Database, watch: Watching, operations: Operations) -> None:
+    await know(ledger, make_task("tick", "* * * * *"))
+    watch.later(300)
+    answer = await night(watch, operations)
+    assert (answer.level, answer.headline) == ("alarm", "4 slots are unaccounted for")
+
+
+async def test_without_a_service_it_is_an_alarm(ledger: Database, watch: Watching, operations: Operations) -> None:
+    await beat(watch)
+    clock.advance(timedelta(hours=1))
+    answer = await operations.night()
+    assert (answer.level, answer.headline) == ("alarm", "No service runs since 2026-03-10 02:00 UTC")
+
+
+async def test_a_window_is_refused_if_it_is_none(watch: Watching, operations: Operations) -> None:
+    with pytest.raises(InvalidParameters, match="31 days"):
+        await operations.night(START - timedelta(days=40))
+    with pytest.raises(InvalidParameters, match="before the end"):
+        await operations.night(START + timedelta(days=1))
+    with pytest.raises(InvalidSchedule):
+        await operations.night(zone="Mars/Base")
+
+
+async def test_the_default_begins_at_six_in_the_evening_of_the_zone(watch: Watching, operations: Operations) -> None:
+    answer = await operations.night(zone="Asia/Tokyo")
+    assert answer.since == datetime(2026, 3, 9, 9, 0, tzinfo=UTC)
+
+
+async def test_a_viewer_does_not_see_what_runs_of_a_secret_task_have_said(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    await know(ledger, make_task("load", None, tags=("secret",)))
+    await failed(ledger, "load")
+    await watch.turn(2)
+    viewer = operations.by(Actor("vera", role="viewer"))
+    (need,) = (await viewer.night()).needs
+    assert (need.error, need.last_line) == ("", None)
+    assert [text for _, _, text in await watch.notes()] == [
+        "what its runs say is not sent, because the task has the tag secret"
+    ]
+    await succeeded(ledger, "load")
