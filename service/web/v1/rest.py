@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Header, Path, Query, Response
 from pydantic import Field
@@ -24,6 +24,15 @@ rest = router("service")
 tokens = router("tokens")
 
 LONGEST_DAYS = 3_650
+
+PASSING: dict[str, Any] = {
+    **dict.fromkeys(("as_of", "last_beat"), True),
+    "slots": {"recounted_until"},
+    "backup": {"age"},
+    "next": {"until"},
+    "late": {"__all__": {"elapsed", "eta"}},
+}
+"""What changes in the answer about the night while nothing happens."""
 
 
 class AccountQuery(Body):
@@ -98,7 +107,7 @@ async def night(
 
 
 def _tag_of(answer: Night) -> str:
-    facts = answer.model_dump_json(exclude={"as_of": True, "slots": {"recounted_until"}, "backup": {"age"}})
+    facts = answer.model_dump_json(exclude=PASSING)
     return f'"{hashlib.sha256(facts.encode()).hexdigest()[:32]}"'
 
 
