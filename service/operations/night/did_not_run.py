@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -19,6 +20,8 @@ from service.batch.ledger.tables import SKIPPED_SQL, missed, runs, tasks
 from service.operations.night.models import DidNotRun
 
 MOST_RANGES = 10_000
+
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 async def by_cause(
@@ -127,15 +130,28 @@ async def _skipped(
     until: datetime,
     hidden: frozenset[str],
 ) -> list[DidNotRun]:
-    """The skipped slots by task and reason."""
+    """The skipped slots by task and reason, whichever run was in the way."""
     if not any(counts["skipped"] for counts in not_run.values()):
         return []
     query = select(runs.c.task, runs.c.reason, runs.c.origin).where(
         text(SKIPPED_SQL), runs.c.slot >= since, runs.c.slot < until
     )
     rows = (await connection.execute(query.limit(MOST_RANGES))).all()
-    slots = Counter((row.task, row.reason) for row in rows if row.origin != Origin.MANUAL)
+    slots: Counter[tuple[str, str]] = Counter()
+    in_the_way: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        if row.origin != Origin.MANUAL:
+            key = (row.task, _ID.sub("…", row.reason or ""))
+            slots[key] += 1
+            in_the_way[key].update(_ID.findall(row.reason or ""))
     return [
-        DidNotRun(cause="overlap", task=task, reason=None if task in hidden else reason, slots=number, tasks={})
-        for (task, reason), number in sorted(slots.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+        DidNotRun(
+            cause="overlap",
+            task=task,
+            reason=None if task in hidden else reason,
+            run=min(in_the_way[task, reason]) if len(in_the_way[task, reason]) == 1 else None,
+            slots=number,
+            tasks={},
+        )
+        for (task, reason), number in sorted(slots.items())
     ]

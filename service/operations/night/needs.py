@@ -147,7 +147,8 @@ _OF_ALL = ("service.deploy", "service.start", "settings.change")
 
 async def others(connection: AsyncConnection, watched: Mapping[str, WatchedTask]) -> list[Need]:
     """What needs a person without a failed run: silent tasks, missed deadlines, files that can't be used."""
-    return [_other(row, watched.get(row.task)) for row in await incidents.are_open(connection, _KINDS)]
+    opened = await incidents.are_open(connection, _KINDS)
+    return [_other(row, watched.get(row.task)) for row in opened if row.acknowledged_at is None]
 
 
 def _other(row: Row[Any], task: WatchedTask | None) -> Need:
@@ -179,7 +180,7 @@ def of_quarantine(waiting: Counter[str], watched: Mapping[str, WatchedTask]) -> 
                 open=number,
                 owner=task.owner if task is not None else None,
                 runbook=task.runbook if task is not None else None,
-                error=f"{number:,} item{'' if number == 1 else 's'} wait in quarantine",
+                error=f"{number:,} item waits in quarantine" if number == 1 else f"{number:,} items wait in quarantine",
             )
         )
     return needs
@@ -202,7 +203,7 @@ async def dealt_with(
             how=row.closed_why,
             by=row.acknowledged_by,
             at=row.closed_at,
-            note=row.note,
+            note=None if row.task in hidden else row.note,
             runs=row._mapping["count"],
             error="" if row.task in hidden else row.text,
         )

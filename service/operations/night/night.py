@@ -114,7 +114,11 @@ async def _read(
     backup = await _backup(connection, watched, settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
     alarms = _alarms(window, living, last_beat, backup, is_over=until is not None)
-    needed = [*alarms, *await _needs(connection, watched, hidden), *needs.of_quarantine(quarantined, watched)]
+    needed = [
+        *alarms,
+        *(need for need in await _needs(connection, watched, hidden) if not _is_counted_by_items(need, quarantined)),
+        *needs.of_quarantine(quarantined, watched),
+    ]
     is_late = [] if until is not None else await late.late_runs(connection, watched, living, now)
     not_run = await did_not_run.by_cause(connection, window.not_run, since, end, hidden)
     dealt_with = await needs.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
@@ -125,7 +129,7 @@ async def _read(
         since=since,
         zone=str(zone),
         level=level,
-        headline=sentence.headline(level, needed, is_late, slots.missed),
+        headline=sentence.headline(level, needed, is_late, slots.missed, slots.failed),
         sentence=sentence.sentence(slots, since, until, now, zone, not_run),
         slots=slots,
         failed=await _failed(connection, slots, since, end),
@@ -138,6 +142,11 @@ async def _read(
         accounted_from=window.accounted_from,
         **_lists(needs=needed, late=is_late, did_not_run=not_run, dealt_with=dealt_with, changes=changes),
     )
+
+
+def _is_counted_by_items(need: Need, quarantined: Counter[str]) -> bool:
+    """Whether the row of the items in quarantine says the same."""
+    return need.kind == "quarantine" and need.task in quarantined
 
 
 async def _needs(connection: AsyncConnection, watched: dict[str, WatchedTask], hidden: frozenset[str]) -> list[Need]:
@@ -160,12 +169,14 @@ def _alarms(
 ) -> list[Need]:
     """What is so wrong that it comes first."""
     alarms = []
-    if number := window.counts["unaccounted"]:
-        verb = "is" if number == 1 else "are"
-        alarms.append(_alarm("unaccounted", f"{sentence.number(number, 'slot')} {verb} unaccounted for", number))
+    number = window.counts["unaccounted"]
     if not living and not is_over:
         since = f" since {last_beat:%Y-%m-%d %H:%M} UTC" if last_beat is not None else ""
-        alarms.append(_alarm("down", f"No service runs{since}"))
+        wait = f": {sentence.number(number, 'slot')} wait{'s' if number == 1 else ''}" if number else ""
+        alarms.append(_alarm("down", f"No service runs{since}{wait}"))
+    if number:
+        verb = "is" if number == 1 else "are"
+        alarms.append(_alarm("unaccounted", f"{sentence.number(number, 'slot')} {verb} unaccounted for", number))
     if backup.age is not None and backup.age > backup.limit:
         age = in_words(timedelta(seconds=backup.age))
         alarms.append(

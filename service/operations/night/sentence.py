@@ -30,8 +30,8 @@ def level_of(needs: Sequence[Need], late: Sequence[LateRun], did_not_run: Sequen
     return "watch" if late or any(each.cause in ("down", "other", "gone") for each in did_not_run) else "calm"
 
 
-def headline(level: Level, needs: Sequence[Need], late: Sequence[LateRun], missed: int) -> str:
-    """The one line that says what matters most."""
+def headline(level: Level, needs: Sequence[Need], late: Sequence[LateRun], missed: int, failed: int) -> str:
+    """The one line that says what matters most. `failed`: the slots of the window that have failed."""
     if level == "alarm":
         return next(need.error for need in needs if need.kind in ALARMS)
     if level == "bad":
@@ -39,7 +39,8 @@ def headline(level: Level, needs: Sequence[Need], late: Sequence[LateRun], misse
     if level == "watch":
         runs = f"{number(len(late), 'run')} {'is' if len(late) == 1 else 'are'} late or slow" if late else ""
         slots = f"{number(missed, 'slot')} did not run" if missed else ""
-        return f"Nothing failed. {', '.join(filter(None, (runs, slots)))}."
+        begin = "No failure is open." if failed else "Nothing failed."
+        return f"{begin} {', '.join(filter(None, (runs, slots)))}."
     return "Nothing needs you."
 
 
