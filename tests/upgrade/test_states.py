@@ -181,7 +181,9 @@ def test_each_history_has_its_version_table_afterwards(state: State, batch: Batc
     assert before < version(state, "LEDGER_URL", "batch_alembic_version") == LEDGER_HISTORY.revisions[-1]
 
 
+@each_state
 def test_tokens_are_taken_over_and_a_revoked_one_stays_so(state: State, batch: Batch) -> None:
+    assert batch("migrate").code == 0
     tokens = {token["name"]: token["revoked_at"] is not None for token in batch("token", "list", "--json").json}
     assert tokens == ({"ann": False, "bob": True} if state.name == "api" else {})
 

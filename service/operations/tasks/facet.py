@@ -258,7 +258,9 @@ def _changed_policies(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, 
     policies = {**(loaded.policies.as_json() if loaded else row["policies"]), **declared}
     default = _by_dotted_name({**DEFAULTS, **MONITORING})
     changed = {name: value for name, value in _by_dotted_name(policies).items() if default.get(name) != value}
-    return {name: value for name, value in changed.items() if name not in ("owner", "runbook", "expects")}
+    counts_are_declared = loaded is not None and loaded.cls.each_slot_counts is not None
+    elsewhere = {"owner", "runbook", "expects", *(() if counts_are_declared else ("each_slot_counts",))}
+    return {name: value for name, value in changed.items() if name not in elsewhere}
 
 
 def _monitoring(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
