@@ -31,14 +31,15 @@ KEPT_CLUSTER = "TESTS_KEPT_CLUSTER"
 """The environment variable by which the workers of one run learn the folder that the first process has made."""
 OWN_FOLDER = pytest.StashKey[str]()
 SLOWEST = (
-    *("backup/test_forged", "test_reload", "test_host", "test_chunks", "test_serve", "faults/test_faults"),
-    *("test_servers", "upgrade/test_states", "test_docs_pages", "model/test_model", "test_outages"),
-    *("batch/test_leases", "test_cli_restore", "test_cli_tasks", "test_cli_manage", "test_cli"),
-    *("test_cli_account", "test_fence", "test_cli_runs", "test_chunk_faults", "test_replicas"),
-    *("test_rescue", "test_sentry", "test_cli_backup", "test_leases", "tasks/test_shipped", "batch/test_firing"),
-    *("batch/test_cancel", "test_clocks", "test_full_disk", "testing/test_plugin", "test_drain"),
-    *("test_rolling", "backup/test_new_machine", "web/test_processes", "web/test_workers", "web/test_live"),
-    *("web/test_schema", "web/test_v1", "web/test_access", "web/test_remote", "web/test_mounted"),
+    *("test_docs_pages", "upgrade/test_states", "testing/test_plugin", "test_reload", "model/test_model"),
+    *("faults/test_faults", "test_servers", "backup/test_forged", "web/test_schema", "test_serve", "test_chunks"),
+    *("batch/test_plans", "test_cli_list", "test_cli_restore", "test_cli_tasks", "test_outages", "test_leases"),
+    *("test_replicas", "test_fence", "test_full_disk", "backup/test_folder", "test_cli_bulk", "foreign/test_alembic"),
+    *("test_cli_watch", "backup/test_new_machine", "test_drain", "test_cli_account", "test_rolling"),
+    *("test_docs_security", "test_deploys", "test_host", "test_chunk_faults", "batch/test_schedule_zones"),
+    *("test_clocks", "web/test_processes", "test_cli_url", "examples/test_folder", "test_overlap_processes"),
+    *("web/test_v1", "web/test_access", "web/test_live", "web/test_workers", "batch/test_firing", "test_rescue"),
+    *("test_sentry", "test_cli_backup", "tasks/test_shipped", "batch/test_cancel", "batch/test_leases"),
 )
 pytest_plugins = ["pytester"]
 
