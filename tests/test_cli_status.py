@@ -9,8 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from service import clock
+from service.batch.ledger import tables
 from service.batch.ledger.states import RunState
 from service.cli.hints import NO_SERVICE
 from service.database.engine import Database
@@ -36,7 +38,7 @@ async def test_a_killed_service_is_told_at_once_and_by_every_list(
     def work() -> None:
         with service(tmp_path, settings={"LEDGER_URL": ledger_url}) as running:
             alive = batch("status", LEDGER_URL=ledger_url)
-            assert (alive.code, alive.out.splitlines()[-1]) == (0, "nothing is wrong"), alive
+            assert (alive.code, alive.out.splitlines()[-1]) == (0, "Nothing needs you."), alive
             assert f"process {running.process.pid} on " in alive.out
             assert batch("runs").err == "batch: no runs match\n"
             assert batch("tasks").err == "batch: there is no task in TASKS_DIR\n"
@@ -44,13 +46,13 @@ async def test_a_killed_service_is_told_at_once_and_by_every_list(
             running.stop(signal.SIGKILL)
             dead = batch("status")
             assert dead.code == 1 and "services       none\n" in dead.out
-            assert "problem: no service is running; one was last seen " in dead.out
+            assert "problem: No service runs since " in dead.out
             for name in ("runs", "tasks"):
                 done = batch(name)
                 assert (done.code, done.err.endswith(HINT)) == (0, True)
                 assert batch(name, "--json").err == ""
             assert batch("nodes").out.splitlines()[1].split()[4] == "silent"
-            assert batch("status", "--json").json["troubles"][0]["kind"] == "no_service"
+            assert batch("status", "--json").json["troubles"][0]["kind"] == "down"
 
     await asyncio.to_thread(work)
 
@@ -64,18 +66,20 @@ def test_where_no_service_ever_ran_that_is_said_and_no_file_is_made(batch: Batch
     assert [path.name for path in tmp_path.iterdir()] == ["tasks"]
 
 
-async def test_failures_are_told_until_a_later_run_makes_them_good(
-    ledger: Database, ledger_url: str, batch: Batch
-) -> None:
+async def test_failures_are_told_until_they_are_made_good(ledger: Database, ledger_url: str, batch: Batch) -> None:
     now = clock.now()
     await know(ledger, make_task("import"), make_task("report"))
-    ended = {"state": RunState.FAILED, "exclusive": None, "reason": "OSError: no space"}
+    ended = {"state": RunState.FAILED, "exclusive": None, "reason": "OSError: no space", "finished_at": now}
     lost = new("import", created_at=now - timedelta(hours=2), **ended)
     mended = new("report", created_at=now - timedelta(hours=2), **ended)
-    success = new("report", created_at=now, state=RunState.SUCCEEDED, exclusive=None)
-    await insert(ledger, lost, mended, success)
+    await insert(ledger, lost, mended)
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).values(fingerprint="1:space"))
+        good = update(tables.runs).where(tables.runs.c.id == mended.id)
+        await connection.execute(good.values(made_good_at=now))
     done = await asyncio.to_thread(batch, "status", LEDGER_URL=ledger_url)
-    assert done.code == 1 and "failed         1 of the last day" in done.out
+    assert done.code == 1 and "failed         1\n" in done.out
+    assert "problem: import: 1 run failed: OSError: no space" in done.out
     assert f"{lost.id[-8:]}  import  " in done.out and "OSError: no space" in done.out
     assert mended.id[-8:] not in done.out
     found = (await asyncio.to_thread(batch, "status", "--json")).json

@@ -20,8 +20,8 @@ MOST_FAILED = 10
 def status(as_json: AsJson = False) -> None:
     """Say whether something is wrong with the service, and what.
 
-    The exit code is 1 if no service is running, slots are late, runs of the last day have failed and were not made
-    good by a later run of the task, items wait in quarantine, or there is no new backup. Otherwise it is 0.
+    It says the same as `batch night`, and names the services and the newest backup. The exit code is 1 if something
+    needs a person, otherwise it is 0.
     """
     from service import console
 
@@ -37,24 +37,25 @@ def _show(found: Status) -> None:
     from service import console
     from service.escaping import line
 
-    failed = f"{len(found.failed):,} of the last day"
     console.show_values(
         {
             "services": [_named(node) for node in found.nodes] or "none",
             "last beat": found.last_beat,
             "running": f"{found.running:,}",
             "queued": f"{found.queued:,}",
-            "failed": failed,
+            "failed": f"{len(found.failed):,}",
             "quarantine": f"{found.quarantined:,}",
             "newest backup": found.newest_backup or "none",
         }
     )
     _show_failed(found.failed)
     console.say()
+    if found.sentence:
+        console.write(line(found.sentence))
     for trouble in found.troubles:
         console.write(f"{console.paint('problem', 'error')}: {line(trouble.text)}")
     if found.ok:
-        console.say("nothing is wrong")
+        console.write(line(found.headline))
 
 
 def _show_failed(failed: Sequence[RunSummary]) -> None:
@@ -62,11 +63,11 @@ def _show_failed(failed: Sequence[RunSummary]) -> None:
 
     if not failed:
         return
-    console.heading("Failed runs of the last day, the newest first")
+    console.heading("Failed runs, the newest first")
     rows = [{**run.model_dump(), "id": short(run.id)} for run in failed[:MOST_FAILED]]
     console.show_fitted(rows, ["id", "task", "slot", "finished_at", "reason"], ["slot", "finished_at"])
     if len(failed) > MOST_FAILED:
-        console.say(f"and {len(failed) - MOST_FAILED:,} more: `batch runs --state failed --since 1d`")
+        console.say(f"and {len(failed) - MOST_FAILED:,} more: `batch night --json` has them")
 
 
 def _named(node: Node) -> str:

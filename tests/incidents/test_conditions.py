@@ -179,6 +179,23 @@ async def test_an_outage_is_one_incident_and_its_slots_are_none(ledger: Database
     assert text == "no service ran from 2026-03-10 02:00:00 to 2026-03-10 02:30:00 UTC, for 30 minutes"
 
 
+async def test_what_was_before_the_first_watch_of_a_ledger_is_not_sent(ledger: Database) -> None:
+    """An upgrade stops the old processes: their slots belong to an outage, of which nobody is told."""
+    with clock.moved(START):
+        loaded = await know(ledger, *(make_task(f"task{n}", "* * * * *", missed="skip") for n in range(3)))
+        old = Watching(ledger, ledger)
+        await old.register()
+        async with ledger.engine.begin() as connection:
+            await connection.execute(update(tables.nodes).values(stopped_at=clock.now()))
+        clock.advance(timedelta(minutes=30))
+        new = Watching(ledger, ledger)
+        await new.register()
+        await fire(ledger, loaded, clock.now())
+        await new.turn(3)
+        assert [row["kind"] for row in await new.incidents()] == ["down"]
+        assert await new.notes() == []
+
+
 async def test_a_restart_within_a_minute_is_no_outage(ledger: Database) -> None:
     with clock.moved(START):
         async with watching(ledger, ledger) as first, ledger.engine.begin() as connection:

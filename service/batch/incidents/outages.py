@@ -27,11 +27,18 @@ async def before_node(connection: AsyncConnection, node: str) -> tuple[datetime,
     return since, started
 
 
-async def record(connection: AsyncConnection, since: datetime, until: datetime, now: datetime) -> None:
-    """Open the incident of an outage. Its slots belong to it, so that they are no incidents of their own."""
+async def record(
+    connection: AsyncConnection, since: datetime, until: datetime, now: datetime, is_silent: bool = False
+) -> None:
+    """Open the incident of an outage. Its slots belong to it, so that they are no incidents of their own.
+
+    `is_silent`: nothing is sent about it.
+    """
     text = (
         f"no service ran from {since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S} UTC, for {in_words(until - since)}"
     )
     details = {"since": since.isoformat(), "until": until.isoformat()}
     opening = Opening(IncidentKind.DOWN, text, until, subject=since.isoformat(), details=details)
-    await incidents.open_or_continue(connection, [opening], now)
+    rows = await incidents.open_or_continue(connection, [opening], now)
+    if is_silent:
+        await incidents.told(connection, rows, now)

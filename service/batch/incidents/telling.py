@@ -7,12 +7,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select, text, update
+from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.deadlines import quiet_until
 from service.batch.incidents.watched import WatchedTask
-from service.batch.ledger import json_rows
+from service.batch.ledger.incidents import incidents as incident_rows
 from service.batch.ledger.incidents import outbox
 from service.batch.ledger.incidents.incidents import Closed, IncidentKind
 from service.batch.ledger.incidents.outbox import Note
@@ -77,8 +77,7 @@ async def tell(
             notes += _notes("opened", incident, task, channels)
     if told:
         await outbox.write(connection, notes, now)
-        theirs = json_rows.is_among(incidents.c.id, sorted(row.id for row in told), connection.dialect.name)
-        await connection.execute(update(incidents).where(theirs).values(told_at=now))
+        await incident_rows.told(connection, told, now)
     return len(told), min(later, default=None)
 
 
@@ -117,8 +116,7 @@ async def repeat(
     notes = [note for row in due for note in _notes("repeated", row, watched.get(_task_of(row)), channels, now)]
     if due:
         await outbox.write(connection, notes, now)
-        theirs = json_rows.is_among(incidents.c.id, sorted(row.id for row in due), connection.dialect.name)
-        await connection.execute(update(incidents).where(theirs).values(told_at=now))
+        await incident_rows.told(connection, due, now)
     return len(due)
 
 

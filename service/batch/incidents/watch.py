@@ -106,9 +106,9 @@ class Watch(Background):
             now = await database_time.now_of(connection)
             is_first = await duties.holder(connection, WATCH) is None
             self.holds = await duties.take_from_the_dead(connection, WATCH, self._node, now)
-            outage = await outages.before_node(connection, self._node) if self.holds and not is_first else None
-            if outage is not None:
-                await outages.record(connection, *outage, now)
+            outage = await outages.before_node(connection, self._node) if self.holds else None
+            if outage is not None:  # what was before the first watch of this ledger, such as an upgrade, is not sent
+                await outages.record(connection, *outage, now, is_silent=is_first)
         self._next_check = self._last_check = datetime.min.replace(tzinfo=UTC)
         self._gap = None
         if self.holds:

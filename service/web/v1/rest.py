@@ -84,7 +84,7 @@ class TokenRequest(Body):
 
 @rest.get("/status")
 async def status(operations: Viewer) -> Status:
-    """Whether something is wrong: no service, late slots, failures, items in quarantine, an old backup."""
+    """Whether something needs a person, as the night says it; the services, and the newest backup."""
     return await operations.status()
 
 

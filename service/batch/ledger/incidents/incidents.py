@@ -107,6 +107,12 @@ async def open_or_continue(connection: AsyncConnection, openings: Collection[Ope
     return list(result)
 
 
+async def told(connection: AsyncConnection, rows: Sequence[Row[Any]], now: datetime) -> None:
+    """Record that people were told of these incidents, or do not have to be."""
+    theirs = json_rows.is_among(incidents.c.id, sorted(ids_of(rows)), connection.dialect.name)
+    await connection.execute(update(incidents).where(theirs).values(told_at=now))
+
+
 async def close(connection: AsyncConnection, ids: Collection[str], why: Closed, now: datetime) -> list[Row[Any]]:
     """Close those of these incidents that are open. Returns their rows."""
     if not ids:
