@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from service import clock
+from service.batch.ledger.tables import runs
 from service.database.engine import Database
 from service.operations.runs.bulk import Bulk
 from tests.batch.ledger_world import know, make_task, rows
@@ -73,6 +75,43 @@ async def test_a_cancel_of_many_takes_the_active_ones(ledger: Database, failures
     assert done.code == 0 and list(done.json) == list(Bulk.model_fields)
     assert (done.json["count"], done.json["changed"]) == (1, 1)
     assert (await states(ledger))["report", "cancelled"] == 1
+
+
+@pytest.fixture
+async def open_failures(ledger: Database, failures: list[str]) -> list[str]:
+    """Those of `import`, as a process writes them that has a failed attempt."""
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(runs).where(runs.c.state == "failed").values(fingerprint="1:boom"))
+    return failures
+
+
+async def test_failed_runs_are_acknowledged_one_or_many_at_a_time(
+    ledger: Database, open_failures: list[str], call: Any
+) -> None:
+    one = await call("ack", "--run", open_failures[0], "--note", "known")
+    assert (one.code, one.out) == (0, f"the failed run {open_failures[0]} of import is acknowledged\n"), one
+    many = await call("ack", "--task", "import", "--note", "the source is down", "--yes")
+    assert many.code == 0, many
+    assert (many.out.splitlines()[0], many.out.splitlines()[-1]) == (
+        "acknowledge 3 runs:",
+        "2 runs are acknowledged; 1 run had another state by then",
+    )
+    marked = {row["id"] for row in await rows(ledger) if row["acknowledged"]}
+    assert marked == set(open_failures)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((), "name an INCIDENT, or say which failed runs are meant"),
+        (("0f4693de", "--task", "import"), "give INCIDENT, or --run, or options"),
+        (("0f4693de", "--run", "import"), "give INCIDENT, or --run, or options"),
+        (("--task", "import", "--quiet", "2h"), "--quiet needs INCIDENT"),
+        (("--task", "import", "--text", "boom"), "--param and --text need --task"),
+    ],
+)
+async def test_an_acknowledgement_of_nothing_is_refused(call: Any, words: tuple[str, ...], problem: str) -> None:
+    refuses(await call("ack", *words, "--note", "known"), problem)
 
 
 @pytest.mark.parametrize(("typed", "code"), [("y\n", 0), ("yes\n", 0), ("n\n", 2), ("\n", 2), ("", 2)])

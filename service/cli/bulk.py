@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Again = Annotated[bool, typer.Option("--again", help="Begin from the beginning. Allowed also if the run succeeded.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Change all runs that match, without asking.")]
 PROGRESS_SECONDS = 0.5
+_DONE = {"retry": "queued again", "cancel": "cancelled, or asked to stop", "acknowledge": "acknowledged"}
 
 
 def cancel(
@@ -63,7 +64,8 @@ def cancel(
         text=text,
     )
     if run is None:
-        _change_all("cancel", wanted, yes, as_json)
+        _refuse_none(wanted)
+        change_all("cancel", wanted, yes, as_json)
         return
     _refuse_both(wanted)
     cancelled = ask(lambda operations: operations.runs.cancel(run, wait))
@@ -112,7 +114,8 @@ def retry(
     elif again:
         raise InvalidParameters("--again needs RUN: runs are begun from the beginning one at a time")
     else:
-        _change_all("retry", wanted, yes, as_json)
+        _refuse_none(wanted)
+        change_all("retry", wanted, yes, as_json)
 
 
 def _retry_one(run: str, again: bool, as_json: bool) -> None:
@@ -135,13 +138,16 @@ def _refuse_both(wanted: RunFilter) -> None:
         raise InvalidParameters("RUN names one run: leave out the options that say which runs are meant, or RUN")
 
 
-def _change_all(action: BulkAction, wanted: RunFilter, yes: bool, as_json: bool) -> None:
-    """Show what would be changed, ask, and change it. Raises InvalidParameters without any option that says which."""
-    from service import console
-
+def _refuse_none(wanted: RunFilter) -> None:
     if wanted.is_empty:
         options = "--task, --tag, --state, --origin, --since or --ended-since"
         raise InvalidParameters(f"name a RUN, or say which runs are meant: {options}")
+
+
+def change_all(action: BulkAction, wanted: RunFilter, yes: bool, as_json: bool, note: str | None = None) -> None:
+    """Show what would be changed in the runs that match, ask, and change it."""
+    from service import console
+
     preview = ask(lambda operations: operations.bulks.preview(action, wanted))
     if not preview.count:
         _print_none(preview, as_json)
@@ -152,17 +158,16 @@ def _change_all(action: BulkAction, wanted: RunFilter, yes: bool, as_json: bool)
         confirm(f"{action.capitalize()} {_number(preview.count)}?", "nothing was changed")
 
     async def work(operations: Operations) -> tuple[Bulk, str | None]:
-        bulk = await _carried_out(operations, preview)
+        bulk = await _carried_out(operations, preview, note)
         return bulk, await hint_without_service(operations) if action == "retry" else None
 
     bulk, hint = ask(work)
     if as_json:
         console.show_json(bulk)
     else:
-        done = "queued again" if action == "retry" else "cancelled, or asked to stop"
         others = bulk.count - bulk.changed
         unchanged = f"; {_number(others)} had another state by then" if others else ""
-        console.say(f"{_number(bulk.changed)} {'is' if bulk.changed == 1 else 'are'} {done}{unchanged}")
+        console.say(f"{_number(bulk.changed)} {'is' if bulk.changed == 1 else 'are'} {_DONE[action]}{unchanged}")
     warn(hint)
 
 
@@ -188,11 +193,11 @@ def _named(run: PreviewedRun) -> str:
     return f"{short(run.id)} {run.task} {run.state}, created {utc(run.created_at)}"
 
 
-async def _carried_out(operations: Operations, preview: Preview) -> Bulk:
+async def _carried_out(operations: Operations, preview: Preview, note: str | None) -> Bulk:
     """Begin the bulk, and carry it out. If another process does that at the same time, wait for it."""
     import asyncio
 
-    bulk = await operations.bulks.begin(preview.id, "bulk")
+    bulk = await operations.bulks.begin(preview.id, "bulk", note)
     report = _reporter()
     while bulk.finished_at is None:
         working = asyncio.ensure_future(operations.bulks.carry_out(bulk.id))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service import clock
-from service.cli import complete
+from service.cli import bulk, complete, filters
+from service.cli.bulk import Yes
 from service.cli.opening import ask
 from service.cli.options import AsJson, TaskName, age, instant, short, utc, whole
 from service.errors import InvalidParameters
@@ -15,12 +16,13 @@ from service.errors import InvalidParameters
 if TYPE_CHECKING:
     from service.operations.incidents.facet import Incident
     from service.operations.operations import Operations
+    from service.operations.runs.run_list import RunFilter
 
 COLUMNS = ["opened_at", "kind", "task", "count", "text", "acknowledged_by", "closed_at", "id"]
 STATES = ("open", "closed", "all")
 
 IncidentId = Annotated[
-    str, typer.Argument(help="The id of the incident, or its last digits, as `batch incidents` shows.")
+    str | None, typer.Argument(help="The id of the incident, or its last digits, as `batch incidents` shows.")
 ]
 Note = Annotated[str | None, typer.Option(help="Why; it is kept in the audit.")]
 
@@ -66,7 +68,8 @@ def incidents(
 
 
 def ack(
-    incident: IncidentId,
+    incident: IncidentId = None,
+    *,
     note: Annotated[
         str, typer.Option(help="What you do about it, or why nothing has to be done; 3 to 500 characters.")
     ],
@@ -76,13 +79,45 @@ def ack(
             metavar="AGE", help="For how long the same error opens no other incident, such as 2h; at most 7d."
         ),
     ] = None,
+    run: Annotated[str | None, typer.Option(help="Acknowledge this failed run only.")] = None,
+    task: filters.OfTask = None,
+    tag: filters.Tag = None,
+    since: filters.Since = None,
+    ended_since: filters.EndedSince = None,
+    text: filters.Text = None,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Acknowledge an incident: a person takes care of it.
+    """Acknowledge an incident, or failed runs: a person takes care of it.
 
-    Its failed runs no longer count as open, but are not made good. If the error comes again, another incident is
-    opened, unless --quiet says otherwise.
+    Failed runs that are acknowledged no longer count as open, but are not made good. If the error comes again, another
+    incident is opened, unless --quiet says otherwise.
+
+    Without INCIDENT, the options say which failed runs are acknowledged. The command shows their number, and asks.
     """
+    wanted = filters.filter_of(
+        task=task, tag=tag, state=None, origin=None, since=since, ended_since=ended_since, param=None, text=text
+    )
+    if sum((incident is not None, run is not None, not wanted.is_empty)) > 1:
+        raise InvalidParameters("give INCIDENT, or --run, or options that say which failed runs are meant")
+    if quiet is not None and incident is None:
+        raise InvalidParameters("--quiet needs INCIDENT")
+    if incident is not None:
+        _acknowledge(incident, note, quiet, as_json)
+    elif run is not None:
+        _acknowledge_run(run, note, as_json)
+    else:
+        _refuse_none(wanted)
+        bulk.change_all("acknowledge", wanted, yes, as_json, note)
+
+
+def _refuse_none(wanted: RunFilter) -> None:
+    if wanted.is_empty:
+        options = "--run, --task, --tag, --since or --ended-since"
+        raise InvalidParameters(f"name an INCIDENT, or say which failed runs are meant: {options}")
+
+
+def _acknowledge(incident: str, note: str, quiet: str | None, as_json: bool) -> None:
     from service import console
 
     until = clock.now() + age(quiet, "--quiet") if quiet is not None else None
@@ -93,6 +128,16 @@ def ack(
     runs = f", with {done.runs:,} failed run{'' if done.runs == 1 else 's'}" if done.runs else ""
     what = done.incident.task or done.incident.kind
     console.say(f"the incident of {what} is acknowledged by {done.incident.acknowledged_by}{runs}")
+
+
+def _acknowledge_run(run: str, note: str, as_json: bool) -> None:
+    from service import console
+
+    done = ask(lambda operations: operations.runs.acknowledge(run, note), needs_tasks=False)
+    if as_json:
+        console.show_json(done)
+    else:
+        console.say(f"the failed run {done.id} of {done.task} is acknowledged")
 
 
 def mute(

@@ -111,6 +111,9 @@ def _show_task(task: TaskDetails) -> None:
             "parameters": [_parameter(parameter) for parameter in task.parameters or []],
             "first seen": task.first_seen_at,
             "last run": task.runs[0].id if task.runs else "none yet",
+            "last success": task.last_success_at,
+            "failing": _streak(task.failure_streak),
+            "takes": _usual_duration(task.p50, task.p95),
         }
     )
     runs = [{**run.model_dump(), "took": _seconds(run.started_at, run.finished_at)} for run in task.runs]
@@ -167,6 +170,17 @@ def _after(at: datetime | None, before: datetime | None, verb: str) -> str | Non
 
 def _seconds(start: datetime | None, end: datetime | None) -> str | None:
     return f"{(end - start).total_seconds():.2f} s" if start and end else None
+
+
+def _streak(failures: int) -> str | None:
+    return f"{failures} failed runs since the last success" if failures > 1 else None
+
+
+def _usual_duration(p50: float | None, p95: float | None) -> str | None:
+    """How long the runs of a task usually take; None if no run has succeeded yet."""
+    return (
+        f"usually {p50:.2f} s, and 95 of 100 runs at most {p95:.2f} s" if p50 is not None and p95 is not None else None
+    )
 
 
 def _age_of_attempt(run: RunDetails) -> str | None:

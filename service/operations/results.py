@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from service.batch.context.progress import pace
 from service.errors import DamagedRow
-from service.operations.runs.run_marks import RunMarks, TaskContact
+from service.operations.runs.run_marks import RunMarks
+from service.operations.tasks.records import TaskContact, TaskRecord
 
 N = TypeVar("N")
 """The node of a run: its id, or its details."""
@@ -52,11 +53,10 @@ class Slot(Result):
     local: datetime
 
 
-class TaskSummary(Result):
+class TaskSummary(TaskRecord, Result):
     """A loaded task, or a file that can't be used, which has an `error`, and a name if that is known.
 
-    `next_run_time`: None without a schedule and during a pause. `served_from`: the file from which running services
-    have loaded the task; None if no service has loaded it. `parameters`: their JSON schema.
+    `next_run_time`: None without a schedule and during a pause. `served_from`: the file that running services use.
     """
 
     name: str | None = None
@@ -242,7 +242,7 @@ class ScheduleSpan(Result):
     fired_until: datetime
 
 
-class TaskDetails(TaskContact, Result):
+class TaskDetails(TaskContact, TaskRecord, Result):
     """The details of a task. `policies`: those that differ from the defaults, by dotted name, such as retry.attempts.
 
     `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other fields are from the

@@ -20,6 +20,7 @@ from service.operations.context import Loaded
 from service.operations.night.models import Night
 from service.operations.operations import Operations
 from service.operations.people.actor import Actor
+from service.operations.runs.run_list import RunFilter
 from tests.batch.ledger_world import fire, know, make_task, rows
 from tests.incidents.watching import Watching, ended, failed, retried, started, succeeded, watching
 
@@ -133,6 +134,85 @@ async def test_what_waits_says_what_it_waits_for(ledger: Database, watch: Watchi
     assert late.blocker is not None
     assert (late.blocker.kind, late.blocker.run) == ("run", running.id)
     await ended(ledger, running, RunState.SUCCEEDED, fingerprint=None)
+
+
+async def test_a_waiting_run_says_what_holds_it(ledger: Database, watch: Watching, operations: Operations) -> None:
+    await know(ledger, make_task("load"), make_task("tick"))
+    await beat(watch)
+
+    async def queued(task: str, **values: str | None) -> str:
+        run = NewRun.queued(task, None, clock.now(), exclusive=values.get("exclusive"), priority=0)
+        async with ledger.engine.begin() as connection:
+            await runs.insert(connection, [run])
+        return run.id
+
+    async def blocker(run: str) -> tuple[str, str | None, str | None] | None:
+        found = (await operations.runs.waiting(run)).blocker
+        return None if found is None else (found.kind, found.by, found.run)
+
+    running = await started(ledger, "load", START)
+    behind, beside = await queued("load", exclusive="load"), await queued("tick")
+    assert await blocker(behind) == ("run", None, running.id)
+    assert await blocker(beside) is None  # it starts with the next poll
+    watch.later(20)
+    await beat(watch)
+    assert await blocker(beside) == ("room", None, running.id)
+    async with ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "tick", "mara", {}, watch.node)
+    assert await blocker(beside) == ("paused", "mara", None)
+    assert await blocker(await queued("unknown")) == ("unserved", None, None)
+    await ended(ledger, running, RunState.SUCCEEDED, fingerprint=None)
+    assert await blocker(running.id) is None
+
+
+async def test_an_error_names_the_other_tasks_that_have_it(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    await know(ledger, *(make_task(name, None) for name in ("load", "tick", "sync")))
+    for task, fingerprint in (("load", "1:boom"), ("tick", "1:boom"), ("sync", "1:other")):
+        await failed(ledger, task, fingerprint=fingerprint)
+    await watch.turn(2)
+    needs = (await night(watch, operations)).needs
+    assert {need.task: list(need.also_in) for need in needs} == {"load": ["tick"], "tick": ["load"], "sync": []}
+
+
+async def test_a_slot_that_a_run_by_hand_has_made_good_stays_failed_and_is_said(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    loaded = await know(ledger, make_task("load", each_slot_counts=True))
+    watch.later(60)
+    await fire(ledger, loaded, clock.now())
+    slots = [row["slot"] for row in await rows(ledger)]
+    for row in await rows(ledger):
+        async with ledger.engine.begin() as connection:
+            await connection.execute(
+                update(tables.runs)
+                .where(tables.runs.c.id == row["id"])
+                .values(state="failed", fingerprint="1:boom", reason="boom", finished_at=clock.now(), exclusive=None)
+            )
+    await watch.turn(2)
+    by_hand = NewRun.queued("load", slots[0], clock.now(), exclusive=None, priority=0)
+    by_hand.start(watch.node, clock.now())
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [by_hand])
+    watch.later(1)
+    await ended(ledger, by_hand, RunState.SUCCEEDED, fingerprint=None)
+    watch.later(10)
+    await watch.turn(2)
+    answer = await night(watch, operations)
+    assert answer.slots.failed == len(slots)
+    assert (answer.failed.made_good_since, answer.failed.made_good_by_hand) == (1, 1)
+    assert answer.failed.open == len(slots) - 1
+
+
+async def test_what_people_did_to_many_runs_is_a_change(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    await know(ledger, make_task("load", None))
+    await failed(ledger, "load")
+    preview = await operations.bulks.preview("retry", RunFilter(task="load"))
+    await operations.bulks.begin(preview.id, "bulk")
+    assert [change.kind for change in (await night(watch, operations)).changes] == ["bulk.retry"]
 
 
 async def test_slots_that_did_not_run_are_said_by_their_cause(

@@ -40,7 +40,7 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
     bad = [run for run in marked if run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE)]
     await _complete(connection, [run for run in bad if run.fingerprint is None])
     await _no_longer_bad(connection, [run for run in marked if run not in bad], now)
-    groups = _groups(bad)
+    groups = _groups([run for run in bad if run.acknowledged is None])
     quieted = {
         (task, fingerprint): incident.id
         for (task, fingerprint), incident in (await incidents.quiet(connection, groups.keys(), now)).items()
@@ -49,7 +49,7 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
     await _acknowledge(connection, {run.id: quieted[key] for key in quieted for run in groups[key]})
     for key in quieted:
         await _continue_quiet(connection, quieted[key], groups.pop(key))
-    await _first_seen(connection, groups, now)
+    await _first_seen(connection, _groups(bad), now)
     openings = [_opening_of(key, members, now) for key, members in groups.items()]
     await incidents.open_or_continue(connection, await _folded(connection, openings), now)
     return len(marked), {run.task for run in marked}

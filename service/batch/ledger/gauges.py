@@ -90,12 +90,15 @@ class TaskRow:
     """A task of the ledger. `failure_streak`: failed runs that were made after the last one that has succeeded.
 
     `last_success_at`: when that one ended (UTC); None if none is known. Both are found among its LOOKED newest runs.
+    `p50`, `p95`: how many seconds its successes take, as batch_durations has them; None if they were not needed yet.
     """
 
     name: str
     is_paused: bool
     last_success_at: datetime | None
     failure_streak: int
+    p50: float | None
+    p95: float | None
 
 
 _GOOD = (
@@ -103,28 +106,43 @@ _GOOD = (
     f"ORDER BY r.created_at DESC, r.id DESC LIMIT {LOOKED}) AS x WHERE x.state = '{RunState.SUCCEEDED}' LIMIT 1"
 )
 _ENDED = "SELECT g.finished_at FROM batch_runs g WHERE g.id = a.good"
-_KNOWN = "SELECT d.last_success_at FROM batch_durations d WHERE d.task = a.name"
 _SINCE = "f.created_at > coalesce((SELECT g.created_at FROM batch_runs g WHERE g.id = a.good), :long_ago)"
 _FAILURES = (
     f"SELECT count(*) FROM (SELECT f.state FROM batch_runs f WHERE f.task = a.name AND {_SINCE} "
     f"ORDER BY f.created_at DESC, f.id DESC LIMIT (SELECT {LOOKED})) AS z WHERE z.state = '{RunState.FAILED}'"
 )
-# It is materialized, or PostgreSQL would look for the last success of each task several times.
-_TASKS = (
-    text(
-        f"WITH a AS MATERIALIZED (SELECT t.name, t.paused_at, ({_GOOD}) AS good FROM batch_tasks t "
-        f"WHERE t.removed_at IS NULL) SELECT a.name, a.paused_at, coalesce(({_ENDED}), ({_KNOWN})) AS last_success_at, "
-        f"({_FAILURES}) AS streak FROM a ORDER BY a.name"
-    )
-    .bindparams(bindparam("long_ago", _LONG_AGO, type_=runs.c.created_at.type))
-    .columns(tasks.c.name, tasks.c.paused_at, durations.c.last_success_at, Column("streak", Integer))
-)
+
+
+def _tasks(which: str) -> TextualSelect:
+    """A query for tasks. The names are materialized, or PostgreSQL would look for each last success several times."""
+    names = ("last_success_at", "p50", "p95")
+    last, p50, p95 = (f"(SELECT d.{name} FROM batch_durations d WHERE d.task = a.name)" for name in names)
+    statement = text(
+        f"WITH a AS MATERIALIZED (SELECT t.name, t.paused_at, ({_GOOD}) AS good FROM batch_tasks t WHERE {which}) "
+        f"SELECT a.name, a.paused_at, coalesce(({_ENDED}), {last}) AS last_success_at, ({_FAILURES}) AS streak, "
+        f"{p50} AS p50, {p95} AS p95 FROM a ORDER BY a.name"
+    ).bindparams(bindparam("long_ago", _LONG_AGO, type_=runs.c.created_at.type))
+    of_task = (tasks.c.name, tasks.c.paused_at, durations.c.last_success_at, Column("streak", Integer))
+    return statement.columns(*of_task, durations.c.p50, durations.c.p95)
+
+
+_ALL_TASKS = _tasks("t.removed_at IS NULL")
+_ONE_TASK = _tasks("t.name = :name")
 
 
 async def task_rows(connection: AsyncConnection) -> list[TaskRow]:
     """All tasks that were not removed, by name. It reads the runs of a task back to its last success only."""
-    found = await connection.execute(_TASKS)
-    return [TaskRow(row.name, row.paused_at is not None, row.last_success_at, row.streak) for row in found]
+    return [_task_row(row) for row in await connection.execute(_ALL_TASKS)]
+
+
+async def task_row(connection: AsyncConnection, name: str) -> TaskRow | None:
+    """One task, also one that was removed; None if the ledger does not know it."""
+    row = (await connection.execute(_ONE_TASK, {"name": name})).first()
+    return _task_row(row) if row is not None else None
+
+
+def _task_row(row: Row[Any]) -> TaskRow:
+    return TaskRow(row.name, row.paused_at is not None, row.last_success_at, row.streak, row.p50, row.p95)
 
 
 async def open_incidents(connection: AsyncConnection) -> dict[str, tuple[int, int]]:

@@ -18,12 +18,12 @@ from service.batch.ledger.people import audit
 from service.errors import InvalidParameters, UnknownIncident, UnknownTask
 from service.escaping import echoed
 from service.operations.context import Context
+from service.operations.incidents.notes import check_note
 from service.operations.people.redacting import hidden_tasks
 from service.operations.results import Result
 from service.operations.runs.run_list import cursor_of, parse_cursor
 
 MOST_INCIDENTS = 200
-SHORTEST_NOTE, LONGEST_NOTE = 3, 500
 LONGEST_QUIET = timedelta(days=7)
 LONGEST_MUTE = timedelta(days=31)
 
@@ -127,7 +127,7 @@ class Incidents:
         until then, or the first success of the task, the same error opens no other incident. Raises UnknownIncident,
         and InvalidParameters if the note is too short or too long, or the instant too late.
         """
-        _check_note(note)
+        check_note(note)
         context = self._context
         async with context.databases.changing() as connection:
             row = await _find(connection, incident)
@@ -222,11 +222,6 @@ async def _find(connection: AsyncConnection | None, incident: str) -> Any:
     if row is None:
         raise UnknownIncident(f"there is no incident {echoed(incident)}")
     return row
-
-
-def _check_note(note: str) -> None:
-    if not SHORTEST_NOTE <= len(note.strip()) <= LONGEST_NOTE:
-        raise InvalidParameters(f"a note of {SHORTEST_NOTE} to {LONGEST_NOTE} characters is needed, which says why")
 
 
 def _shown(row: Any, hidden: frozenset[str]) -> Incident:

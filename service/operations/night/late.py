@@ -15,11 +15,13 @@ from service.batch.incidents.watched import WatchedTask
 from service.batch.ledger import queues
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
-from service.operations.night.models import MOST, Blocker, LateRun
+from service.operations.night.models import MOST, Blocker, LateRun, Waiting
 from service.operations.results import Node
 
 SHOWN_AFTER = timedelta(minutes=1)
 """What waits or runs for less is not shown."""
+SOON = timedelta(seconds=5)
+"""A run that has waited for less may start at once, because a service looks for runs each second."""
 FEW = 10
 """With fewer runs, twice the longest stands for what 95 of 100 take at most."""
 NEARLY = 0.8
@@ -52,21 +54,11 @@ async def late_runs(
     connection: AsyncConnection, watched: Mapping[str, WatchedTask], living: Sequence[Node], now: datetime
 ) -> list[LateRun]:
     """What is late or slow at `now`, the oldest first."""
-    running: dict[str, list[Row[Any]]] = {}
-    held = (await connection.execute(select(*_COLUMNS).where(text(HELD_SQL)))).all()
-    for row in sorted(held, key=lambda row: row.created_at):  # with an ORDER BY, SQLite might read all runs
-        running.setdefault(row.task, []).append(row)
-    paused = {
-        row.name: row.paused_by or "somebody"
-        for row in await connection.execute(
-            select(tasks.c.name, tasks.c.paused_by).where(tasks.c.paused_at.is_not(None))
-        )
-    }
-    present = Present(now, running, UsualDurations(connection, now), paused, living)
-    timeouts = await _timeouts(connection, list(running))
+    present = await _present(connection, living, now)
+    timeouts = await _timeouts(connection, list(present.running))
     late = [
         slow
-        for its in running.values()
+        for its in present.running.values()
         for run in its
         if (slow := await _slow(run, watched.get(run.task), timeouts.get(run.task), present)) is not None
     ]
@@ -74,6 +66,28 @@ async def late_runs(
     late += [await _waits(row, present) for row in waiting]
     late += [_retries(row, now) for row in await connection.execute(_retrying(now))]
     return sorted(late, key=lambda each: (-each.elapsed, each.run))
+
+
+async def waiting(connection: AsyncConnection, run: str, living: Sequence[Node], now: datetime) -> Waiting | None:
+    """Whether a run waits, and what for; None if there is no such run."""
+    row = (await connection.execute(select(*_COLUMNS).where(runs.c.id == run))).first()
+    if row is None:
+        return None
+    of_run = {"run": row.id, "task": row.task, "state": row.state}
+    if row.state not in (RunState.QUEUED, RunState.INTERRUPTED):
+        return Waiting(**of_run, blocker=None, eta=None)
+    found = await _waits(row, await _present(connection, living, now))
+    return Waiting(**of_run, blocker=found.blocker, eta=found.eta)
+
+
+async def _present(connection: AsyncConnection, living: Sequence[Node], now: datetime) -> Present:
+    running: dict[str, list[Row[Any]]] = {}
+    held = (await connection.execute(select(*_COLUMNS).where(text(HELD_SQL)))).all()
+    for row in sorted(held, key=lambda row: row.created_at):  # with an ORDER BY, SQLite might read all runs
+        running.setdefault(row.task, []).append(row)
+    is_paused = select(tasks.c.name, tasks.c.paused_by).where(tasks.c.paused_at.is_not(None))
+    paused = {row.name: row.paused_by or "somebody" for row in await connection.execute(is_paused)}
+    return Present(now, running, UsualDurations(connection, now), paused, living)
 
 
 def _waiting(kind: str, now: datetime) -> Any:
@@ -172,6 +186,8 @@ def _blocker(run: Row[Any], present: Present) -> Blocker | None:
         return Blocker(kind="unserved", task=run.task)
     if run.exclusive is not None and (its := present.running.get(run.task)):
         return Blocker(kind="run", run=its[0].id, task=run.task)
+    if run.due_at > present.now - SOON:  # it starts with the next poll of a service that has room
+        return None
     everything = [each for its in present.running.values() for each in its if each.attempt_started_at is not None]
     longest = min(everything, key=lambda each: each.attempt_started_at, default=None)
     return Blocker(kind="room", run=longest.id, task=longest.task) if longest is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -32,11 +33,15 @@ class SlotCounts(Result):
 
 
 class FailedSlots(Result):
-    """What is known of the failed slots of the window: how many are open, acknowledged, or were made good since."""
+    """What is known of the failed slots of the window: how many are open, acknowledged, or were made good since.
+
+    `made_good_by_hand`: those of `made_good_since` whose slot a run by hand has made good.
+    """
 
     open: int
     acknowledged: int
     made_good_since: int
+    made_good_by_hand: int
 
 
 class Beside(Result):
@@ -69,7 +74,8 @@ class Need(Result):
     """Something that needs a person, until it is made good or acknowledged.
 
     `open`: its failed runs, without those that are `retrying`. `failing_since`: its first failure. `succeeded_since`:
-    when the task last succeeded after its last failure. None: not known, or does not apply.
+    when the task last succeeded after its last failure. `also_in`: other tasks with the same error that is open.
+    None: not known, or does not apply.
     """
 
     kind: str
@@ -90,6 +96,7 @@ class Need(Result):
     after: ChangeBefore | None = None
     newest_run: str | None = None
     acknowledged_by: str | None = None
+    also_in: Sequence[str] = ()
 
 
 class DealtWith(Result):
@@ -115,6 +122,19 @@ class Blocker(Result):
     by: str | None = None
     run: str | None = None
     task: str | None = None
+
+
+class Waiting(Result):
+    """Whether a run waits, and what for. `blocker`: None if it does not wait, or nothing is known to hold it.
+
+    `eta`: about when it ends; None: no estimate.
+    """
+
+    run: str
+    task: str
+    state: str
+    blocker: Blocker | None
+    eta: datetime | None
 
 
 class LateRun(Result):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,8 @@ from service.operations.night.models import ChangeBefore, DealtWith, LastLine, N
 
 DETAILED = 20
 """Of so many needs the details are read, of the others only the numbers."""
+MOST_OTHERS = 20
+"""Of so many other tasks with the same error the names are given."""
 LINES = 50
 """Of so many last lines of a log the last error is looked for."""
 _KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES)
@@ -49,9 +51,20 @@ async def of_runs(
     }
     seen = await _first_seen(connection, groups)
     needs = [_need(group, by_key, seen, watched.get(group.task), hidden) for group in groups]
+    tasks_by_error: dict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        tasks_by_error[group.fingerprint].append(group.task)
     needs.sort(key=lambda need: (-need.open, need.task or ""))
     detailed = [await _completed(connection, need, hidden) for need in needs[:DETAILED]]
+    detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""]) for need in detailed]
     return sorted([*detailed, *needs[DETAILED:]], key=lambda need: need.succeeded_since is not None)
+
+
+def _also_in(need: Need, with_it: Sequence[str]) -> Need:
+    """With the other tasks that have the same error. Words such as `empty` are no error that tasks could share."""
+    is_error = need.fingerprint is not None and ":" in need.fingerprint
+    others = sorted(name for name in with_it if name != need.task)[:MOST_OTHERS]
+    return need.model_copy(update={"also_in": others}) if is_error and others else need
 
 
 def _need(

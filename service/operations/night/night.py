@@ -20,8 +20,7 @@ from service.batch.incidents.watched import WatchedTask, watched_tasks
 from service.batch.ledger import database_time, schedules
 from service.batch.ledger.night.buckets import LENGTH, bucket_of
 from service.batch.ledger.people import audit
-from service.batch.ledger.states import ACTIVE, RunState
-from service.batch.ledger.tables import OPEN_FAILURE_SQL, backups, nodes, runs
+from service.batch.ledger.tables import backups, nodes
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
@@ -29,11 +28,9 @@ from service.config import Settings
 from service.errors import InvalidParameters, NoLedger
 from service.operations.context import Context
 from service.operations.databases import is_missing_file
-from service.operations.night import did_not_run, late, needs, sentence
+from service.operations.night import did_not_run, late, needs, outcomes, sentence
 from service.operations.night.models import (
     MOST,
-    Beside,
-    FailedSlots,
     Need,
     NextSlots,
     Night,
@@ -51,10 +48,12 @@ AHEAD = timedelta(hours=2)
 EVENING = 18
 MOST_COUNTED = 10_000
 CHANGES = (
-    *("service.deploy", "service.start", "settings.change", "schedule.change", "task.pause", "task.resume"),
-    *("run.cancel", "run.retry", "run.start", "bulk.start", "backfill.start", "incident.acknowledge"),
-    *("task.mute", "task.unmute", "backup.restore", "migration"),
+    *("service.deploy", "service.start", "settings.change", "database.migrate", "backup.restore", "schedule.change"),
+    *("task.pause", "task.resume", "task.backfill", "task.mute", "task.unmute", "incident.acknowledge"),
+    *("incident.reopen", "run.start", "run.cancel", "run.retry", "run.retry_from_the_beginning", "run.redrive"),
+    *("run.acknowledge", "bulk.retry", "bulk.cancel", "bulk.acknowledge", "bulk.backfill"),
 )
+"""The events of the audit that are changes."""
 
 
 async def night(
@@ -132,8 +131,8 @@ async def _read(
         headline=sentence.headline(level, needed, is_late, slots.missed, slots.failed),
         sentence=sentence.sentence(slots, since, until, now, zone, not_run),
         slots=slots,
-        failed=await _failed(connection, slots, since, end),
-        beside=await _beside(connection, since, end),
+        failed=await outcomes.failed_slots(connection, slots, since, end),
+        beside=await outcomes.beside(connection, since, end),
         older=sum(1 for need in needed if need.last_failed is not None and need.last_failed < since),
         backup=backup,
         next=None if until is not None else await _next(connection, now),
@@ -189,38 +188,6 @@ def _alarms(
 
 def _alarm(kind: str, error: str, number: int = 1) -> Need:
     return Need(kind=kind, incident=None, task=None, open=number, error=error)
-
-
-async def _failed(connection: AsyncConnection, slots: SlotCounts, since: datetime, end: datetime) -> FailedSlots:
-    """How many of the failed slots of the window are open, were acknowledged, or were made good since."""
-    if not slots.failed:
-        return FailedSlots(open=0, acknowledged=0, made_good_since=0)
-    in_window = (runs.c.slot >= since, runs.c.slot < end, runs.c.origin != "manual", runs.c.state == RunState.FAILED)
-    opened = select(func.count()).select_from(runs).where(text(OPEN_FAILURE_SQL), *in_window)
-    acknowledged = select(func.count()).select_from(runs).where(runs.c.acknowledged.is_not(None), *in_window)
-    is_open = (await connection.execute(opened)).scalar_one()
-    is_known = (await connection.execute(acknowledged)).scalar_one()
-    return FailedSlots(open=is_open, acknowledged=is_known, made_good_since=max(0, slots.failed - is_open - is_known))
-
-
-async def _beside(connection: AsyncConnection, since: datetime, end: datetime) -> Beside:
-    """The runs of the window without a slot of a schedule, by state; 10,000 of the newest ones are counted at most."""
-    newest = (
-        select(runs.c.state, runs.c.origin)
-        .where(runs.c.created_at >= since, runs.c.created_at < end, runs.c.origin == "manual")
-        .order_by(runs.c.created_at.desc())
-        .limit(MOST_COUNTED)
-        .subquery()
-    )
-    rows = await connection.execute(select(newest.c.state, func.count()).group_by(newest.c.state))
-    states = {row[0]: row[1] for row in rows}
-    return Beside(
-        runs=sum(states.values()),
-        succeeded=states.get(RunState.SUCCEEDED, 0),
-        failed=states.get(RunState.FAILED, 0),
-        cancelled=states.get(RunState.CANCELLED, 0),
-        active=sum(states.get(state, 0) for state in ACTIVE),
-    )
 
 
 async def _changes(

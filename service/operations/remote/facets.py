@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from service.batch.ledger.states import FINAL
 from service.errors import InvalidParameters
 from service.operations.backups.catalogue import BackupSummary
+from service.operations.night.models import Waiting
 from service.operations.people.access import NewToken, Token
 from service.operations.people.changes import ChangePage
 from service.operations.remote.connection import ERRORS, Connection
@@ -138,6 +139,12 @@ class RemoteRuns(Facet):
     async def retry(self, given: str, *, from_the_beginning: bool = False, note: str | None = None) -> RunNow:
         body = {"from_the_beginning": from_the_beginning, "note": note}
         return await self._connection.post(RunNow, path_of("runs", given, "retry"), body)
+
+    async def acknowledge(self, given: str, note: str) -> RunNow:
+        return await self._connection.post(RunNow, path_of("runs", given, "acknowledge"), {"note": note})
+
+    async def waiting(self, given: str) -> Waiting:
+        return await self._connection.get(Waiting, path_of("runs", given, "blocker"))
 
     async def start(
         self, task: str, params: Mapping[str, Any], slot: datetime | None = None, key: str | None = None

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, duties, run_query, transitions
+from service.batch.ledger.incidents import acknowledging
 from service.batch.ledger.people import audit, previews
 from service.batch.ledger.states import ACTIVE, Rank, RunState
 from service.batch.ledger.tables import new_id
@@ -20,14 +21,15 @@ from service.concurrency.offload import offload
 from service.errors import InvalidParameters, UnknownPreview, WrongState
 from service.escaping import brief, echoed
 from service.operations.context import Context
+from service.operations.incidents.notes import check_note
 from service.operations.people.redacting import refuse_secret_filter
 from service.operations.results import Result
 from service.operations.runs.finding import refuse_unknown_task
 from service.operations.runs.run_list import RunFilter, tasks_of_tag
 from service.operations.slots import backfill
 
-Action = Literal["retry", "cancel", "backfill"]
-BulkAction = Literal["retry", "cancel"]
+Action = Literal["retry", "cancel", "acknowledge", "backfill"]
+BulkAction = Literal["retry", "cancel", "acknowledge"]
 
 MOST_RUNS = 100_000
 """A bulk of more runs is refused: narrow the filter."""
@@ -39,6 +41,7 @@ DUTY_SECONDS = 30.0
 STATES: Mapping[str, frozenset[str]] = {
     "retry": frozenset({RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED}),
     "cancel": frozenset(ACTIVE),
+    "acknowledge": frozenset({RunState.FAILED}),
 }
 """The states of the runs that each action changes."""
 
@@ -140,7 +143,8 @@ class Bulks:
         """Make a preview a bulk, which a service carries out. Raises UnknownPreview, and WrongState if it has begun.
 
         `action`: "bulk" or "backfill". `task`: the task that the backfill has to be of. A backfill is refused if the
-        task has another schedule by now: its slots would be other ones.
+        task has another schedule by now: its slots would be other ones. To acknowledge runs needs a note: without one
+        it raises InvalidParameters.
         """
         context = self._context
         async with context.databases.changing() as connection:
@@ -150,6 +154,8 @@ class Bulks:
                 raise UnknownPreview(f"there is no such preview {echoed(id)}; a preview is good for an hour")
             if row["action"] == "backfill":
                 await backfill.refuse_other_schedule(connection, row["request"])
+            if row["action"] == "acknowledge":
+                check_note(note)
             by = {"name": context.actor.name, "role": context.actor.role, "source": context.actor.source}
             shortened = brief(note, audit.LONGEST_NOTE) if note else None
             if not await previews.begin(connection, id, {**by, "address": context.actor.address}, shortened, now):
@@ -270,5 +276,7 @@ async def _change(connection: AsyncConnection, row: Mapping[Any, Any], ids: list
     by = str(row["started_by"]["name"])
     if row["action"] == "retry":
         return len(await transitions.reopen(connection, ids, Rank.MANUAL, by, now))
+    if row["action"] == "acknowledge":
+        return len(await acknowledging.acknowledge_runs(connection, ids, by, row["note"], now))
     reason = f"cancelled by {by}" + (f": {row['note']}" if row["note"] else "")
     return len(await transitions.cancel(connection, ids, reason, by, now))

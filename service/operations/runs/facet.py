@@ -13,12 +13,16 @@ from service import clock
 from service.batch.ledger import attempts as attempt_rows
 from service.batch.ledger import database_time, nodes, run_logs, schedules
 from service.batch.ledger import runs as run_rows
+from service.batch.ledger.incidents import acknowledging
 from service.batch.ledger.people import audit
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.queue import cancel, enqueue, retry
 from service.errors import InvalidParameters, UnknownRun, WrongState
 from service.escaping import brief, echoed
 from service.operations.context import Context
+from service.operations.incidents.notes import check_note
+from service.operations.night import late
+from service.operations.night.models import Waiting
 from service.operations.people.redacting import (
     hidden_tasks,
     redacted,
@@ -31,6 +35,7 @@ from service.operations.runs.finding import RunOrTask, refuse_unknown_task, run_
 from service.operations.runs.quarantine import with_quarantined
 from service.operations.runs.run_list import MOST_RUNS, RunFilter, RunPage
 from service.operations.runs.run_log import LogPage
+from service.operations.system.nodes import living_services
 from service.operations.tasks.startable import startable_task
 
 LAST_LINES = 20
@@ -129,6 +134,34 @@ class Runs:
             await self._record(connection, action, row, RunState.QUEUED, note)
         context.wake()
         return await self._now(run)
+
+    async def acknowledge(self, given: str, note: str) -> RunNow:
+        """Say that a person takes care of a failed run, and why: it no longer counts as open. Returns the run.
+
+        Raises UnknownRun, InvalidParameters if the note is too short or too long, and WrongState if the run has not
+        failed, or was made good or acknowledged already.
+        """
+        check_note(note)
+        context = self._context
+        run = await run_of(context, given)
+        async with context.databases.changing() as connection:
+            row, now = await _row(connection, run), await database_time.now_of(connection)
+            if not await acknowledging.acknowledge_runs(connection, [run], context.actor.name, note, now):
+                raise WrongState(f"the run {run} can't be acknowledged: it is no failed run that is open")
+            await self._record(connection, "run.acknowledge", row, row["state"], note)
+        return await self._now(run)
+
+    async def waiting(self, given: str) -> Waiting:
+        """Whether a run waits, and what for. Raises UnknownRun."""
+        run = await run_of(self._context, given)
+        async with self._context.databases.reading() as connection:
+            assert connection is not None
+            now = await database_time.now_of(connection)
+            living = await living_services(connection, self._context, now)
+            found = await late.waiting(connection, run, living, now)
+        if found is None:
+            raise UnknownRun(f"the run {run} was deleted just now")
+        return found
 
     async def start(
         self, task: str, params: Mapping[str, Any], slot: datetime | None = None, key: str | None = None

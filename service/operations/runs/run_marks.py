@@ -1,18 +1,10 @@
-"""What the ledger has on a run about incidents, and on a task about the people who deal with them."""
+"""Fields of the results about a run: what the ledger has on it about incidents."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
 from pydantic import BaseModel
-
-
-class TaskContact(BaseModel):
-    """`owner`: whose a task is. `runbook`: the address of what to do. `muted_until`: until then nothing is sent."""
-
-    owner: str | None
-    runbook: str | None
-    muted_until: datetime | None
 
 
 class RunMarks(BaseModel):

@@ -9,15 +9,14 @@ from pydantic import Field
 
 from service.batch.tasks.policies import NAME
 from service.operations.incidents.facet import (
-    LONGEST_NOTE,
     MOST_INCIDENTS,
-    SHORTEST_NOTE,
     Acknowledged,
     Incident,
     IncidentPage,
     Muted,
     SentTest,
 )
+from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
 from service.operations.results import Result
 from service.operations.runs.run_list import ID, TASK_NAME, Cursor, Instant
 from service.web.v1.requests import Admin, Body, Note, Operator, TaskName, Viewer, router

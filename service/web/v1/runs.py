@@ -9,6 +9,8 @@ from fastapi import Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
+from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
+from service.operations.night.models import Waiting
 from service.operations.results import Attempt, Quarantined, Result, RunDetails, RunNow, Started
 from service.operations.runs.bulk import Bulk, BulkAction, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, RunFilter, RunPage
@@ -47,6 +49,12 @@ class Retry(WithNote):
     """A retry."""
 
     from_the_beginning: bool = Field(False, description="Do everything again, also in a run that has succeeded.")
+
+
+class Acknowledge(Body):
+    """That a person takes care of a failed run, and why."""
+
+    note: str = Field(min_length=SHORTEST_NOTE, max_length=LONGEST_NOTE)
 
 
 class Redrive(WithNote):
@@ -138,6 +146,12 @@ async def show_log(
     return StreamingResponse(lines(), media_type="text/plain; charset=utf-8")
 
 
+@runs.get("/runs/{run}/blocker")
+async def show_blocker(operations: Viewer, run: GivenRun) -> Waiting:
+    """Whether a run waits, and what for: a pause, a task that no service has loaded, another run, or room."""
+    return await operations.runs.waiting(run)
+
+
 @runs.get("/runs/{run}/quarantine")
 async def list_quarantine_of_run(operations: Viewer, run: GivenRun) -> QuarantineList:
     """The items that a run has set aside, in the order in which they failed."""
@@ -162,6 +176,12 @@ async def retry_run(operations: Operator, run: GivenRun, body: Retry | None = No
     """Give a run that has ended a new attempt, which resumes after its last checkpoint."""
     body = body or Retry()
     return await operations.runs.retry(run, from_the_beginning=body.from_the_beginning, note=body.note)
+
+
+@runs.post("/runs/{run}/acknowledge")
+async def acknowledge_run(operations: Operator, run: GivenRun, body: Acknowledge) -> RunNow:
+    """Say that a person takes care of a failed run. It no longer counts as open, but is not made good."""
+    return await operations.runs.acknowledge(run, body.note)
 
 
 @runs.post("/runs/{run}/redrive", status_code=202)

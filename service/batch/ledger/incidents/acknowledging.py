@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.ledger import json_rows
+from service.batch.ledger.incidents import incidents as incident_rows
 from service.batch.ledger.incidents import marks
 from service.batch.ledger.incidents.incidents import MORE, OF_RUNS, Closed, IncidentKind
 from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.states import ACTIVE
-from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, runs
+from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, new_id, runs
 
 ENDED_BY_A_PERSON = (*OF_RUNS, IncidentKind.MISSED, IncidentKind.DEADLINE)
 """Kinds of incidents that an acknowledgement closes. The others stay open until their cause is over."""
@@ -53,11 +57,40 @@ async def _acknowledge_runs(connection: AsyncConnection, incident: str, task: st
     return await marks.mark(connection, ids, {"acknowledged": incident})
 
 
+async def acknowledge_runs(
+    connection: AsyncConnection, ids: Collection[str], by: str, note: str, now: datetime
+) -> list[str]:
+    """Acknowledge those of these runs that have failed and are open. Returns their ids.
+
+    An incident of which no run is open any more is closed by it. A failure that the watch has not seen yet belongs to
+    no incident, and opens none.
+    """
+    theirs = (json_rows.is_among(runs.c.id, sorted(ids), connection.dialect.name), text(OPEN_FAILURE_SQL))
+    query = select(runs.c.id, runs.c.task, runs.c.fingerprint).where(*theirs, text(f"NOT ({is_one_of(ACTIVE)})"))
+    rows = (await connection.execute(query.order_by(runs.c.id).with_for_update())).all()
+    by_key = {
+        (incident.task, incident.fingerprint): incident.id
+        for incident in await incident_rows.are_open(connection, OF_RUNS)
+    }
+    none = new_id()
+    runs_by_incident: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        incident = by_key.get((row.task, row.fingerprint)) or by_key.get((row.task, MORE))
+        runs_by_incident[incident or none].append(row.id)
+    for incident, its in sorted(runs_by_incident.items()):
+        await marks.mark(connection, its, {"acknowledged": incident})
+    over = runs_by_incident.keys() & set(await incident_rows.without_open_runs(connection))
+    closing = update(incidents).where(incidents.c.id.in_(sorted(over)), incidents.c.closed_at.is_(None))
+    ending = {"closed_at": now, "closed_why": Closed.ACKNOWLEDGED}
+    await connection.execute(closing.values(ending | {"acknowledged_at": now, "acknowledged_by": by, "note": note}))
+    return [row.id for row in rows]
+
+
 async def undo(connection: AsyncConnection, incident: str, now: datetime) -> bool:
-    """Undo an acknowledgement. Returns False if there is none, or another incident of the same error is open."""
+    """Undo an acknowledgement of the incident, or of some of its runs. Returns False if there is none."""
     row = (await connection.execute(select(incidents).where(incidents.c.id == incident))).one()
     if row.acknowledged_at is None:
-        return False
+        return bool(await marks.reopen_acknowledged(connection, incident))
     same = (incidents.c[name] == getattr(row, name) for name in ("kind", "task", "subject", "fingerprint"))
     another = select(incidents.c.id).where(*same, incidents.c.closed_at.is_(None), incidents.c.id != incident)
     await marks.reopen_acknowledged(connection, incident)

@@ -59,7 +59,8 @@ async def made_good(connection: AsyncConnection, by_run: Mapping[str, str], now:
     await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})
 
 
-async def reopen_acknowledged(connection: AsyncConnection, incident: str) -> None:
-    """The runs that were acknowledged with this incident count as open again."""
+async def reopen_acknowledged(connection: AsyncConnection, incident: str) -> int:
+    """The runs that were acknowledged with this incident count as open again. Returns how many there are."""
     statement = text("UPDATE batch_runs SET acknowledged = NULL WHERE acknowledged = :incident")
-    await connection.execute(statement.bindparams(bindparam("incident", incident, type_=runs.c.acknowledged.type)))
+    bound = statement.bindparams(bindparam("incident", incident, type_=runs.c.acknowledged.type))
+    return (await connection.execute(bound)).rowcount

@@ -1,0 +1,14 @@
+"""The note that a person has to give with an acknowledgement."""
+
+from __future__ import annotations
+
+from service.errors import InvalidParameters
+
+SHORTEST_NOTE, LONGEST_NOTE = 3, 500
+"""Characters, without blanks at the ends."""
+
+
+def check_note(note: str | None) -> None:
+    """Raises InvalidParameters if there is no note, or if it is too short or too long."""
+    if note is None or not SHORTEST_NOTE <= len(note.strip()) <= LONGEST_NOTE:
+        raise InvalidParameters(f"a note of {SHORTEST_NOTE} to {LONGEST_NOTE} characters is needed, which says why")

@@ -1,0 +1,148 @@
+"""The details of one task: its next slots, policies, parameters, newest runs, and how its runs went."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock
+from service.batch.cron.cron import Schedule, schedule
+from service.batch.incidents.durations import UsualDurations
+from service.batch.ledger import database_time, gauges, missed_ranges, run_query, schedules
+from service.batch.ledger.run_query import RunQuery
+from service.batch.tasks.monitoring import Alerts, Monitoring
+from service.batch.tasks.policies import Missed, Policies, Retry
+from service.batch.tasks.registry import Task
+from service.errors import InvalidSchedule
+from service.escaping import echoed
+from service.operations.context import Context
+from service.operations.people.redacting import hidden_tasks, without_texts
+from service.operations.results import MissedRange, Parameter, RunSummary, ScheduleSpan, Slot, TaskDetails
+from service.operations.tasks.listing import record_of, tags_of
+
+LAST_RUNS = 10
+LAST_MISSED = 5
+NEXT_SLOTS = 5
+
+DEFAULTS = Policies(None, Retry(), "skip", Missed(), 0).as_json()
+MONITORING = Monitoring(None, None, Alerts(), None, None, False, False).as_json()
+
+
+class TaskRows:
+    """What the ledger has about one task, besides the row of the task itself."""
+
+    def __init__(self) -> None:
+        self.schedules: list[ScheduleSpan] = []
+        self.runs: list[RunSummary] = []
+        self.missed: list[MissedRange] = []
+        self.record: dict[str, Any] = {}
+
+    @classmethod
+    async def read(cls, connection: AsyncConnection | None, context: Context, name: str) -> TaskRows:
+        """Read the rows; they are empty if there is no ledger yet."""
+        rows = cls()
+        if connection is not None:
+            rows.schedules = [ScheduleSpan.of(row) for row in await schedules.history(connection, name)]
+            now = await database_time.now_of(connection)
+            newest = await run_query.page(connection, RunQuery(task=name), LAST_RUNS)
+            runs = [RunSummary.at(row, now) for row in newest.rows]
+            rows.runs = without_texts(runs, await hidden_tasks(connection, context))
+            rows.missed = [MissedRange.of(row) for row in await missed_ranges.of_task(connection, name, LAST_MISSED)]
+            row = await gauges.task_row(connection, name)
+            usual = await UsualDurations(connection, now).of_task(name)
+            rows.record = {**(record_of(row) if row is not None else {}), "p50": usual.p50, "p95": usual.p95}
+        return rows
+
+
+def details(name: str, loaded: Task | None, row: Mapping[str, Any], rows: TaskRows) -> TaskDetails:
+    """The details of a task. It computes with schedules: call it in a thread."""
+    current = current_schedule(rows.schedules, loaded, is_removed=bool(row.get("removed_at")))
+    is_paused = bool(row.get("paused_at"))
+    dates = {key: row.get(key) for key in ("paused_at", "paused_by", "removed_at", "first_seen_at")}
+    return TaskDetails(
+        name=name,
+        description=loaded.description if loaded else row["description"],
+        source=loaded.source if loaded else row["source"],
+        is_loaded=loaded is not None,
+        tags=list(loaded.tags) if loaded else tags_of(row),
+        schema_of_parameters=loaded.parameters.json_schema() if loaded else row["parameters"],
+        schedule=current.cron if current else None,
+        timezone=current.timezone if current else None,
+        words=current.words if current else None,
+        next=next_slots(current) if current and not is_paused else [],
+        policies=_changed_policies(loaded, row),
+        **_contact(loaded, row),
+        **rows.record,
+        parameters=_parameters(loaded) if loaded else None,
+        runs=rows.runs,
+        missed=rows.missed,
+        schedules=rows.schedules,
+        **dates,
+    )
+
+
+def current_schedule(spans: list[ScheduleSpan], loaded: Task | None, is_removed: bool) -> Schedule | None:
+    """The schedule that fires: the open one in the ledger, or else that of the loaded task.
+
+    None if the ledger has only closed schedules, because then the services know the task without a schedule.
+    """
+    valid = [span for span in spans if span.valid_until is None]
+    try:
+        if valid:
+            return schedule(valid[0].cron, valid[0].timezone)
+    except InvalidSchedule:  # another version of the code has written it
+        return None
+    return loaded.schedule if loaded and (is_removed or not spans) else None
+
+
+def next_slots(current: Schedule, number: int = NEXT_SLOTS) -> list[Slot]:
+    """The next slots of a schedule. Call it in a thread."""
+    return [Slot(slot=slot, local=slot.astimezone(current.zone)) for slot in current.following(clock.now(), number)]
+
+
+def _changed_policies(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The policies, and what is declared about monitoring, that differ from the defaults, by dotted name."""
+    declared = _monitoring(loaded, row)
+    policies = {**(loaded.policies.as_json() if loaded else row["policies"]), **declared}
+    default = _by_dotted_name({**DEFAULTS, **MONITORING})
+    changed = {name: value for name, value in _by_dotted_name(policies).items() if default.get(name) != value}
+    counts_are_declared = loaded is not None and loaded.cls.each_slot_counts is not None
+    elsewhere = {"owner", "runbook", "expects", *(() if counts_are_declared else ("each_slot_counts",))}
+    return {name: value for name, value in changed.items() if name not in elsewhere}
+
+
+def _monitoring(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    stored = row.get("monitoring")
+    return loaded.monitoring.as_json() if loaded else stored if isinstance(stored, dict) else {}
+
+
+def _contact(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose the task is, what to do when it fails, and until when nothing is sent about it."""
+    declared = _monitoring(loaded, row)
+    return {name: declared.get(name) for name in ("owner", "runbook")} | {"muted_until": row.get("muted_until")}
+
+
+def _by_dotted_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    parts = ((key, value if isinstance(value, dict) else {"": value}) for key, value in values.items())
+    return {f"{key}.{inner}".rstrip("."): value for key, part in parts for inner, value in part.items()}
+
+
+def _parameters(task: Task) -> list[Parameter]:
+    return [
+        Parameter(
+            name=name,
+            type=_type(written.annotation),
+            default=None if written.default is inspect.Parameter.empty else echoed(written.default),
+            required=name in task.parameters.required,
+        )
+        for name, written in task.parameters.written.items()
+    ]
+
+
+def _type(annotation: Any) -> str | None:
+    if annotation is inspect.Parameter.empty:
+        return None
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)

@@ -1,0 +1,84 @@
+"""The list of tasks: what each of them is, when it fires next, and how its runs went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock
+from service.batch.cron.cron import Schedule
+from service.batch.firing import task_sync
+from service.batch.ledger import gauges, schedules
+from service.batch.ledger import tasks as task_rows
+from service.batch.ledger.gauges import TaskRow
+from service.batch.ledger.schedules import OpenSchedule
+from service.batch.tasks.registry import Task
+from service.operations.results import TaskSummary
+from service.operations.tasks.records import TaskRecord
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the ledger has about all tasks, by name: rows, open schedules, the files that services use, and records."""
+
+    rows: Mapping[str, Row] = field(default_factory=dict)
+    schedules: Mapping[str, OpenSchedule] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    records: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    async def read(cls, connection: AsyncConnection | None) -> Known:
+        """Read all of it; nothing is known if there is no ledger yet."""
+        if connection is None:
+            return cls()
+        return cls(
+            {row["name"]: row for row in await task_rows.all_tasks(connection)},
+            await schedules.open_schedules(connection),
+            await task_sync.served_from(connection),
+            {row.name: record_of(row) for row in await gauges.task_rows(connection)},
+        )
+
+
+def summaries(listed: Mapping[str, Row], loaded: Mapping[str, Task], known: Known) -> list[TaskSummary]:
+    """The summaries of the listed tasks by name. It computes with schedules: call it in a thread."""
+    return [_summary(name, row, loaded.get(name), known) for name, row in sorted(listed.items())]
+
+
+def _summary(name: str, row: Row, task: Task | None, known: Known) -> TaskSummary:
+    span = known.schedules.get(name)
+    current = _usable(span) if span is not None else task.schedule if task is not None else None
+    paused = row.get("paused_at") is not None
+    return TaskSummary(
+        name=name,
+        description=task.description if task else row["description"],
+        schedule=current.cron if current else None,
+        timezone=current.timezone if current else None,
+        words=current.words if current else None,
+        next_run_time=current.next(clock.now()) if current and not paused else None,
+        paused=paused,
+        source=task.source if task else row["source"],
+        served_from=known.sources.get(name),
+        tags=list(task.tags) if task else tags_of(row),
+        **known.records.get(name, {}),
+    )
+
+
+def _usable(span: OpenSchedule) -> Schedule | None:
+    """The schedule; None if another version of the code has written it, and this one can't use it."""
+    return span.schedule if span.is_usable else None
+
+
+def tags_of(row: Row) -> list[str]:
+    """The tags of a task, as the ledger has them."""
+    tags = row.get("tags")
+    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+
+
+def record_of(row: TaskRow) -> dict[str, Any]:
+    """The fields of a TaskRecord."""
+    return {name: getattr(row, name) for name in TaskRecord.model_fields}

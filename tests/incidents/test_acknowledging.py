@@ -1,0 +1,145 @@
+"""Failed runs that people acknowledge: one at a time, and all that match a filter."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from service import clock
+from service.batch.ledger.incidents.tables import fingerprints
+from service.batch.ledger.states import RunState
+from service.config import get_settings
+from service.database.engine import Database
+from service.errors import InvalidParameters, WrongState
+from service.operations.context import Loaded
+from service.operations.operations import Operations
+from service.operations.people.actor import Actor
+from service.operations.runs.run_list import RunFilter
+from tests.batch.ledger_world import know, make_task, rows
+from tests.incidents.watching import Watching, failed, retried, started, succeeded, watching
+
+START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+NOTE = "the bank is down until noon"
+
+
+@pytest.fixture
+async def watch(ledger: Database) -> AsyncIterator[Watching]:
+    with clock.moved(START):
+        await know(ledger, make_task("load", None), make_task("other", None))
+        async with watching(ledger, ledger) as node:
+            yield node
+
+
+@pytest.fixture
+def ann(ledger: Database) -> Operations:
+    operations = Operations(ledger, ledger, lambda: Loaded({}, []), get_settings(), are_ready=True)
+    return operations.by(Actor("ann"))
+
+
+async def acknowledged(ledger: Database) -> dict[str, str | None]:
+    return {row["id"]: row["acknowledged"] for row in await rows(ledger)}
+
+
+async def the_incident(watch: Watching) -> dict[str, Any]:
+    (incident,) = await watch.incidents()
+    return incident
+
+
+async def test_an_incident_is_closed_with_the_last_of_its_runs(
+    ledger: Database, watch: Watching, ann: Operations
+) -> None:
+    first, second = await failed(ledger, "load", START), await failed(ledger, "load", START + HOUR)
+    await watch.turn()
+    now = await ann.runs.acknowledge(first, NOTE)
+    await watch.turn()
+    incident = await the_incident(watch)
+    assert (now.id, now.state, now.acknowledged, incident["closed_at"]) == (first, "failed", incident["id"], None)
+    await ann.runs.acknowledge(second, NOTE)
+    incident = await the_incident(watch)
+    assert (incident["closed_why"], incident["acknowledged_by"], incident["note"]) == ("acknowledged", "ann", NOTE)
+    events = (await ann.changes.list(action="run.acknowledge")).changes
+    assert {(event.actor, event.task, event.run, event.note) for event in events} == {
+        ("ann", "load", run, NOTE) for run in (first, second)
+    }
+
+
+async def test_to_reopen_an_incident_undoes_the_acknowledgements_of_its_runs(
+    ledger: Database, watch: Watching, ann: Operations
+) -> None:
+    runs = [await failed(ledger, "load", START), await failed(ledger, "load", START + HOUR)]
+    await watch.turn()
+    await ann.runs.acknowledge(runs[0], NOTE)
+    incident = (await the_incident(watch))["id"]
+    assert (await ann.incidents.reopen(incident)).closed_at is None
+    assert await acknowledged(ledger) == dict.fromkeys(runs)
+    for run in runs:
+        await ann.runs.acknowledge(run, NOTE)
+    reopened = await ann.incidents.reopen(incident)
+    assert (reopened.closed_at, reopened.acknowledged_by) == (None, None)
+    assert await acknowledged(ledger) == dict.fromkeys(runs)
+
+
+async def test_a_failure_that_nobody_has_noticed_yet_opens_no_incident(
+    ledger: Database, watch: Watching, ann: Operations
+) -> None:
+    await ann.runs.acknowledge(await failed(ledger, "load", START), NOTE)
+    await watch.turn(2)
+    assert (await watch.incidents(), await watch.notes()) == ([], [])
+    assert [row["fingerprint"] for row in await rows(ledger, fingerprints)] == ["1:boom"]
+
+
+async def test_an_acknowledged_run_that_is_retried_and_fails_is_open_again(
+    ledger: Database, watch: Watching, ann: Operations
+) -> None:
+    run = await failed(ledger, "load", START)
+    await watch.turn()
+    await ann.runs.acknowledge(run, NOTE)
+    await retried(ledger, run, RunState.FAILED)
+    await watch.turn()
+    assert await acknowledged(ledger) == {run: None}
+    assert len(await watch.incidents(closed_at=None)) == 1
+
+
+async def test_only_a_failed_run_that_is_open_can_be_acknowledged(
+    ledger: Database, watch: Watching, ann: Operations
+) -> None:
+    good, running = await succeeded(ledger, "load"), (await started(ledger, "load")).id
+    known = await failed(ledger, "load", START)
+    await ann.runs.acknowledge(known, NOTE)
+    for run in (good, running, known):
+        with pytest.raises(WrongState, match=f"the run {run} can't be acknowledged"):
+            await ann.runs.acknowledge(run, NOTE)
+
+
+@pytest.mark.parametrize("note", ["", "ok", "  ok  ", "x" * 501])
+async def test_a_note_is_needed(ledger: Database, watch: Watching, ann: Operations, note: str) -> None:
+    run = await failed(ledger, "load", START)
+    with pytest.raises(InvalidParameters, match="a note of 3 to 500 characters"):
+        await ann.runs.acknowledge(run, note)
+    preview = await ann.bulks.preview("acknowledge", RunFilter(task="load"))
+    with pytest.raises(InvalidParameters, match="a note of 3 to 500 characters"):
+        await ann.bulks.begin(preview.id, "bulk", note)
+
+
+async def test_a_bulk_acknowledges_the_failed_runs_that_match(
+    ledger: Database, watch: Watching, ann: Operations
+) -> None:
+    theirs = [await failed(ledger, "load", START + HOUR * hour, fingerprint=f"1:{hour % 2}") for hour in range(4)]
+    other, good = await failed(ledger, "other", START), await succeeded(ledger, "third")
+    await watch.turn()
+    preview = await ann.bulks.preview("acknowledge", RunFilter(task="load"))
+    assert preview.count == 4
+    later = await failed(ledger, "load", START + HOUR * 5, fingerprint="1:0")
+    await watch.turn()
+    await ann.bulks.begin(preview.id, "bulk", NOTE)
+    await ann.bulks.carry_out(preview.id)
+    bulk = await ann.bulks.get(preview.id)
+    assert (bulk.changed, bulk.note, bulk.finished_at is not None) == (4, NOTE, True)
+    marked = await acknowledged(ledger)
+    assert all(marked[run] for run in theirs) and not any(marked[run] for run in (other, good, later))
+    states = {(row["task"], row["fingerprint"]): row["closed_why"] for row in await watch.incidents()}
+    assert states == {("load", "1:1"): "acknowledged", ("load", "1:0"): None, ("other", "1:boom"): None}
