@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from service import clock
 from service.batch.ledger.states import RunState
+from service.batch.nodes import ledger_poll
 from service.database.engine import Database
 from tests.batch.ledger_world import know, make_task, rows
 from tests.incidents.watching import Watching, failed, retried, succeeded, watching
@@ -127,3 +129,15 @@ async def test_a_run_with_other_parameters_does_not_make_good(ledger: Database, 
     watch.later(10)
     await watch.turn(2)
     assert [row["closed_why"] for row in await watch.incidents()] == ["made_good"]
+
+
+async def test_a_poll_from_before_the_duty_was_taken_does_not_end_the_watch(ledger: Database, watch: Watching) -> None:
+    """It was read before that was committed, and comes afterwards. So the node does not know that it has the duty."""
+    async with ledger.reader.connect() as connection:
+        stale = replace(await ledger_poll.read(connection, watch.node), watcher=None)
+    watch.watch.on_changes(stale)
+    assert not watch.watch.holds
+    run = await failed(ledger, "load", START)
+    await watch.turn(2)
+    assert watch.watch.holds
+    assert [row["newest_run"] for row in await watch.incidents()] == [run]

@@ -39,7 +39,7 @@ _IS_ALIVE = "n.stopped_at IS NULL AND n.fires AND NOT n.draining"
 _TAKE_FROM_THE_DEAD = (
     text(
         "INSERT INTO batch_duties (name, node, until) VALUES (:name, :node, :now) ON CONFLICT (name) DO UPDATE "
-        "SET node = excluded.node, until = excluded.until WHERE NOT EXISTS "
+        "SET node = excluded.node, until = excluded.until WHERE batch_duties.node = excluded.node OR NOT EXISTS "
         f"(SELECT 1 FROM batch_nodes n WHERE n.id = batch_duties.node AND {_IS_ALIVE}) RETURNING name"
     )
     .bindparams(bindparam("node", type_=duties.c.node.type), bindparam("now", type_=duties.c.until.type))
@@ -48,7 +48,7 @@ _TAKE_FROM_THE_DEAD = (
 
 
 async def take_from_the_dead(connection: AsyncConnection, name: str, node: str, now: datetime) -> bool:
-    """Take a duty whose holder stops, has stopped or was found dead. Returns False if a living node holds it.
+    """Take a duty whose holder stops, has stopped or was found dead. Returns False if another living node holds it.
 
     `until` of its row is then the instant at which it was taken.
     """
