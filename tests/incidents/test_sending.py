@@ -143,6 +143,45 @@ async def test_a_channel_that_hangs_holds_up_no_other(
     assert "ValueError: boom" in mail.text and "batch retry" in mail.text
 
 
+async def test_what_opened_while_a_channel_was_dead_for_an_hour_arrives_once_when_it_is_back(
+    ledger: Database, watch: Watching
+) -> None:
+    """Meanwhile the other channel is told of everything, and at the end no incident is told twice or left out."""
+    async with (
+        http_receiver("503 Down") as dead,
+        mailbox() as box,
+        sending_to(watch, webhook=dead.url, **{"all/1": box.url}) as sender,
+    ):
+        for number in range(12):
+            await failed(ledger, f"load{number}", START)
+            watch.later(300)
+            await watch.turn()
+            sender.wake()
+            await noted(watch, channel="all/1", sent_at=clock.now(), incident=await newest_incident(watch))
+        assert all(row["sent_at"] is None for row in await rows(ledger, outbox, channel="webhook"))
+        dead.answers = ["204 No Content"]
+        watch.later(3_600)
+        sender.wake()
+
+        async def all_sent() -> bool:
+            return all(row["sent_at"] for row in await rows(ledger, outbox))
+
+        await until(all_sent)
+    assert len(box.mails) == 12
+    told = [event["incident"]["task"] for event in accepted(dead)]
+    assert sorted(told) == sorted(f"load{number}" for number in range(12))
+
+
+async def newest_incident(watch: Watching) -> str:
+    return str(max(await watch.incidents(), key=lambda row: (row["opened_at"], row["id"]))["id"])
+
+
+def accepted(receiver: HttpReceiver) -> list[dict[str, Any]]:
+    """The events of the messages that the receiver has taken: of each message the last try."""
+    messages = {request.headers["webhook-id"]: request.json["events"] for request in receiver.requests}
+    return [event for events in messages.values() for event in events]
+
+
 async def test_a_dead_channel_is_given_up_after_a_day(ledger: Database, watch: Watching) -> None:
     async with http_receiver("503 Down") as receiver, sending_to(watch, webhook=receiver.url) as sender:
         await failed(ledger, "load", START)

@@ -4,45 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
-import pytest
 from sqlalchemy import update
 
 from service import clock
 from service.batch.ledger import tables
-from service.batch.ledger.incidents.tables import incidents, outbox
-from service.batch.ledger.people.access_tables import duties
-from service.database.engine import Database
+from service.batch.ledger.incidents.tables import outbox
 from tests.batch.ledger_world import rows, until
-from tests.incidents.receivers import HttpReceiver, http_receiver
-from tests.processes import SERVE, Service, batch, service
+from tests.incidents.world import World
 from tests.test_serve import make_folder
 
-FAILS = """
-from pathlib import Path
-from service import BaseTask, Retry
-
-class Load(BaseTask):
-    name, schedule, retry = "load", None, Retry(attempts=3, wait=0.1)
-
-    async def run(self) -> None:
-        if not Path("mended").exists():
-            raise ConnectionError("the shop does not answer")
-"""
-WAITS = """
-import asyncio
+EMPTY = """
 from service import BaseTask
 
-class Wait(BaseTask):
-    name, schedule = "wait", None
+class Import(BaseTask):
+    name, schedule = "import", None
+    expect = lambda result: result["rows"] > 0
 
-    async def run(self) -> None:
-        await asyncio.sleep(3600)
+    async def run(self) -> dict[str, int]:
+        return {"rows": 0}
 """
 FORTY = """
 from service import BaseTask
@@ -53,61 +36,6 @@ class _Tick(BaseTask):
     async def run(self) -> None: ...
 
 """ + "\n".join(f'class Tick{n}(_Tick):\n    name = "tick{n}"\n' for n in range(40))
-
-In = Callable[..., Awaitable[Service]]
-
-
-class World:
-    """A folder of services on one ledger, and a receiver of their messages."""
-
-    def __init__(self, folder: Path, ledger: Database, url: str, receiver: HttpReceiver, stack: AsyncExitStack) -> None:
-        self.folder, self.ledger, self.receiver, self._stack = folder, ledger, receiver, stack
-        self.settings = {
-            **({"DATABASE_URL": url} if ledger.kind == "postgresql" else {}),
-            "LEDGER_URL": url,
-            "BATCH_ALERT_WEBHOOK": receiver.url,
-            "BATCH_ALERT_NODE_AFTER": "1",
-            "HEARTBEAT_SECONDS": "0.3",
-            "LEASE_SECONDS": "3",
-            "POLL_SECONDS": "0.1",
-            "DRAIN_SECONDS": "0.2",
-        }
-
-    async def serve(self) -> Service:
-        """Start a service, and wait until it is ready."""
-        started = service(self.folder, SERVE, self.settings)
-        running = await asyncio.to_thread(started.__enter__)
-        self._stack.push_async_callback(asyncio.to_thread, started.__exit__, None, None, None)
-        return running
-
-    async def batch(self, *words: str) -> str:
-        done = await asyncio.to_thread(batch, self.folder, *words, settings=self.settings)
-        return done.stdout
-
-    async def events(self, number: int) -> list[tuple[str, str]]:
-        """The first events that have arrived, once there are so many: each what happened, and the kind of incident."""
-
-        async def arrived() -> list[tuple[str, str]]:
-            events = [event for request in self.receiver.requests for event in request.json["events"]]
-            found = [(event["event"], event["incident"]["kind"]) for event in events]
-            return found if len(found) >= number else []
-
-        return list(await until(arrived))
-
-    async def has_watch(self) -> bool:
-        """Whether some service has taken the duty of the watch."""
-        return bool(await rows(self.ledger, duties, name="watch"))
-
-    async def incidents(self) -> list[dict[str, Any]]:
-        return await rows(self.ledger, incidents)
-
-
-@pytest.fixture
-async def world(ledger: Database, ledger_url: str, tmp_path: Path) -> AsyncIterator[World]:
-    async with AsyncExitStack() as stack:
-        receiver = await stack.enter_async_context(http_receiver())
-        folder = make_folder(tmp_path, load=FAILS, wait=WAITS)
-        yield World(folder, ledger, ledger_url, receiver, stack)
 
 
 @asynccontextmanager
@@ -207,3 +135,11 @@ async def test_a_frozen_watch_is_relieved_and_nothing_is_noticed_twice(world: Wo
     async with quiet(world):
         first.process.send_signal(signal.SIGCONT)
     assert [row["count"] for row in await world.incidents() if row["kind"] == "failed"] == [1]
+
+
+async def test_a_run_that_has_succeeded_with_nothing_done_is_told(world: World) -> None:
+    make_folder(world.folder, empty=EMPTY)
+    await world.serve()
+    await world.batch("run", "import", "--queue")
+    assert await world.events(1) == [("opened", "empty")]
+    assert [row["state"] for row in await rows(world.ledger)] == ["succeeded"]
