@@ -47,7 +47,8 @@ class Service:
         return (self.folder / f"{self._number}.stderr").read_text()
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=10, trust_env=False)
+        """The answer. During a reload it comes from the next process, so it may take as long as one takes to start."""
+        return httpx.get(self.url + path, timeout=START_SECONDS, trust_env=False)
 
     def wait_until_ready(self) -> None:
         give_up_at = time.monotonic() + START_SECONDS

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, event
 
 from service.database.engine import Database
 
-ORDER = ("batch_tasks", "batch_schedules", "batch_runs")
+ORDER = ("batch_tasks", "batch_schedules", "batch_runs", "batch_incidents")
 WRITES = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) (batch_\w+)")
 READS = re.compile(r"SELECT\b.*?\sFROM (batch_\w+).*\sFOR UPDATE(?: OF (batch_\w+))?", re.DOTALL)
 ONE_ROW = re.compile(r"WHERE batch_tasks\.name = ")

@@ -33,8 +33,14 @@ def one_channel(names: Sequence[str]) -> Sequence[str]:
 class Watching:
     """One node with a watch that does nothing between two calls of `turn`."""
 
-    def __init__(self, ledger: Database, application: Database, thresholds: Thresholds | None = None) -> None:
-        self.node = new_id()
+    def __init__(
+        self,
+        ledger: Database,
+        application: Database,
+        thresholds: Thresholds | None = None,
+        node: str | None = None,
+    ) -> None:
+        self.node = node or new_id()
         self.ledger = ledger
         self.watch = Watch(
             ledger, application, self.node, thresholds or Thresholds(), one_channel, lambda: None, Outage()

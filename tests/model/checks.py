@@ -27,6 +27,8 @@ ALWAYS = (
     "key",
 )
 WHILE_ACTIVE = ("due_at", "rank")
+OF_INCIDENTS = {"noticed_at", "fingerprint", "acknowledged", "made_good_at", "made_good_by"}
+"""What the watch and people write on runs that are over."""
 
 
 def check(model: Model, before: Snapshot, now: Snapshot, by_a_person: bool) -> None:
@@ -126,7 +128,7 @@ def _wrong_changes(before: Snapshot, now: Snapshot, by_a_person: bool) -> Iterat
             if old["state"] not in FINAL:
                 yield f"{old['task']} {old['slot']}: it was {old['state']} and is gone"
             continue
-        if old["state"] in FINAL and new != old and not (by_a_person and new["state"] == "queued"):
+        if old["state"] in FINAL and _changes(old, new) and not (by_a_person and new["state"] == "queued"):
             yield f"{old['task']} {old['slot']}: it was over, and changed: {_changes(old, new)}"
         if new["fence"] < old["fence"]:
             yield f"{old['task']} {old['slot']}: its fence fell from {old['fence']} to {new['fence']}"
@@ -135,7 +137,7 @@ def _wrong_changes(before: Snapshot, now: Snapshot, by_a_person: bool) -> Iterat
 
 
 def _changes(old: Row, new: Row) -> dict[str, Any]:
-    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
+    return {name: (old[name], new[name]) for name in old.keys() - OF_INCIDENTS if old[name] != new[name]}
 
 
 def _wrong_attempts(before: Snapshot, now: Snapshot) -> Iterator[str]:

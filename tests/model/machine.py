@@ -214,11 +214,8 @@ class Machine(RuleBasedStateMachine):
         assert {one.id for one in claimed} == {run.id for run in expected}, f"claimed {claimed}, and should be {shown}"
 
     def _claim_some(self, process: Process, most: int) -> list[Claimed]:
-        """One by one where slots that wait may hide what may start until the next turn."""
-        if (
-            any(task.policies.overlap == "wait" and task.lanes > 1 for task in process.tasks.values())
-            and most < MANY // 2
-        ):
+        """One by one, or all: of a few, each task gets a share, and slots that wait hide others until the next turn."""
+        if most < MANY // 2:
             most = 1
         found: list[Claimed] = self.world.write(claiming.take, process.tasks, process.id, Capacity(most, most))[0]
         return found

@@ -25,6 +25,7 @@ from tests.model.beside import Beside
 from tests.model.machine import Machine, change
 from tests.model.nodes import Nodes
 from tests.model.people import People
+from tests.model.watchers import Watchers
 from tests.model.world import World
 
 LONG = int(os.environ.get("MODEL_EXAMPLES", "0"))
@@ -63,6 +64,9 @@ HAPPENS = (
         "backfilled",
         "pruned",
         "schedule changed",
+        "noticed",
+        "made good",
+        "acknowledged",
     ),
     *(change(old, new) for old, following in TRANSITIONS.items() for new in following if (old, new) not in SELDOM),
 )
@@ -81,7 +85,8 @@ def test_the_ledger_does_what_a_plain_model_of_it_does(world: World, monkeypatch
     monkeypatch.setattr(unserved, "GRACE", timedelta(seconds=60))
     monkeypatch.setattr(misfires, "BUDGET", 3)  # so that a downtime takes several transactions
     happened: Counter[str] = Counter()
-    parts: tuple[type[Machine], ...] = (Nodes, People) if world.ledger.kind == "sqlite" else (Nodes, People, Beside)
+    beside = () if world.ledger.kind == "sqlite" else (Beside,)
+    parts: tuple[type[Machine], ...] = (Nodes, People, Watchers, *beside)
     machine = type("Machine", parts, {"world": world, "happened": happened})
     try:
         for number in range(1 if LONG else MOST_ROUNDS):

@@ -122,22 +122,27 @@ class Watch(Background):
             if not await self._still_holds(connection):
                 return False
             now = await database_time.now_of(connection)
-            has_gap = self._gap is not None
-            if self._gap is not None:
-                (since, until), self._gap = self._gap, None
-                await outages.record(connection, since, until, now)
-            noticed = await self._notice_rows(connection, now)
-            if noticed or has_gap:
+            gap = self._gap
+            noticed = await self._notice_rows(connection, gap, now)
+            if noticed or gap is not None:
                 await telling.tell(connection, await self._watched_tasks(connection), self._channels, now)
+        self._gap = None
         if noticed:
             self._next_check = now
             self._on_told()
             self._on_noticed()
         return noticed >= _MANY
 
-    async def _notice_rows(self, connection: AsyncConnection, now: datetime) -> int:
+    async def _notice_rows(
+        self, connection: AsyncConnection, gap: tuple[datetime, datetime] | None, now: datetime
+    ) -> int:
+        """Runs come first, because their rows are locked before those of incidents. Then an outage, because the ranges
+        of slots that were missed in it belong to its incident.
+        """
         noticed, tasks = await noticing.notice_runs(connection, now)
         self._checks.forget(tasks)
+        if gap is not None:
+            await outages.record(connection, *gap, now)
         noticed += await noticing.notice_ranges(connection, now)
         noticed += await noticing.notice_nodes(connection, now, self._thresholds.patience)
         return noticed + await noticing.notice_backups(connection, now)

@@ -1,0 +1,127 @@
+"""What the watch of a node notices, and what a person acknowledges."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+
+from hypothesis.stateful import precondition
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service import clock
+from service.batch.ledger.incidents import acknowledging
+from service.batch.ledger.incidents.tables import incidents, outbox
+from tests.incidents.watching import Watching
+from tests.model.machine import NUMBER, WHICH, Machine, does
+from tests.model.plain import Run
+from tests.model.world import Row, Snapshot
+
+
+class Watchers(Machine):
+    """One of the two nodes has the duty of the watch. The other one takes it when that one is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watchers: dict[str, Watching] = {}
+        self.seen: dict[str, tuple[int, datetime | None]] = {}
+        """The fence and the end of each failed run that was noticed."""
+
+    @does(which=WHICH)
+    def notice(self, which: str) -> None:
+        """A node polls the ledger, notices what has failed if it has the duty, and makes its checks."""
+        new = {run.id for run in self.model.runs if run.state == "failed" and self._is_new(run)}
+        before = self.world.look()
+        unnoticed = {id for id, row in before.runs.items() if row["state"] == "failed" and row["noticed_at"] is None}
+        assert unnoticed == new
+        counted = self._counted()
+        watcher = self._watcher(which)
+        self.world.run(watcher.turn(2))
+        after = self.world.look()
+        if not watcher.watch.holds:
+            assert self.world.read(_incidents) == [] or self._counted() == counted
+            return
+        problems = [*_unnoticed(after), *_wrong_incidents(after, self.world.read(_incidents))]
+        assert not problems, "\n".join(["", *problems])
+        to_tell = [before.runs[id]["task"] for id in new if before.runs[id]["acknowledged"] is None]
+        assert self._counted() - counted == Counter(to_tell)
+        assert _told_twice(self.world.read(_notes)) == []
+        self.seen |= {run.id: (run.fence, run.finished_at) for run in self.model.runs if run.id in new}
+        self.model.happened["noticed"] += len(new)
+        good = [id for id, row in after.runs.items() if row["made_good_at"] and not before.runs[id]["made_good_at"]]
+        self.model.happened["made good"] += len(good)
+        problems = [problem for id in good for problem in _wrongly_good(after, after.runs[id])]
+        assert not problems, "\n".join(["", *problems])
+
+    @precondition(lambda self: any(run.state == "failed" for run in self.model.runs))
+    @does(number=NUMBER)
+    def acknowledge(self, number: int) -> None:
+        """A person acknowledges a failed run."""
+        failed = [run for run in self.model.runs if run.state == "failed"]
+        run = failed[number % len(failed)]
+        row = self.before.runs[run.id]
+        is_open = row["fingerprint"] is not None and row["acknowledged"] is None and row["made_good_at"] is None
+        done = self.world.write(acknowledging.acknowledge_runs, [run.id], "ann", "known", clock.now())
+        assert done == ([run.id] if is_open else [])
+        self.model.happened["acknowledged"] += is_open
+
+    def _is_new(self, run: Run) -> bool:
+        return self.seen.get(run.id) != (run.fence, run.finished_at)
+
+    def _watcher(self, which: str) -> Watching:
+        process = self.processes[which]
+        if process.id not in self.watchers:
+            self.watchers[process.id] = Watching(self.world.ledger, self.world.application, node=process.id)
+        return self.watchers[process.id]
+
+    def _counted(self) -> Counter[str]:
+        """How many failures of each task the incidents have counted."""
+        counted: Counter[str] = Counter()
+        for row in self.world.read(_incidents):
+            counted[row["task"]] += row["count"] if row["kind"] == "failed" else 0
+        return counted
+
+
+def _is_open(row: Row) -> bool:
+    return bool(row["fingerprint"] and row["acknowledged"] is None and row["made_good_at"] is None)
+
+
+def _unnoticed(now: Snapshot) -> Iterator[str]:
+    for row in now.runs.values():
+        if row["state"] == "failed" and (row["noticed_at"] is None or row["fingerprint"] is None):
+            yield f"{row['task']} {row['slot']}: it has failed, and was not noticed"
+
+
+def _wrong_incidents(now: Snapshot, known: list[Row]) -> Iterator[str]:
+    """There is an open incident of each task and error with an open failed run, and no other one of failed runs."""
+    of_runs = [row for row in known if row["kind"] == "failed" and row["closed_at"] is None]
+    opened = Counter((row["task"], row["fingerprint"]) for row in of_runs)
+    failed = {(row["task"], row["fingerprint"]) for row in now.runs.values() if _is_open(row)}
+    yield from (
+        f"{task} {error}: {number} incidents are open" for (task, error), number in opened.items() if number > 1
+    )
+    yield from (f"{task} {error}: no incident is open" for task, error in failed - opened.keys())
+    yield from (f"{task} {error}: an incident is open without a failed run" for task, error in opened.keys() - failed)
+
+
+def _wrongly_good(now: Snapshot, row: Row) -> Iterator[str]:
+    """A failed run is made good by a run of its task that has succeeded later; by itself after a retry."""
+    success = now.runs.get(row["made_good_by"])
+    if success is None or success["state"] != "succeeded" or success["task"] != row["task"]:
+        yield f"{row['task']} {row['slot']}: it was made good by {success}"
+    elif row["state"] == "failed" and success["finished_at"] < row["finished_at"]:
+        yield f"{row['task']} {row['slot']}: it was made good by an earlier run, {success['slot']}"
+
+
+def _told_twice(notes: list[Row]) -> list[tuple[str, str]]:
+    told = Counter((row["incident"], row["kind"]) for row in notes)
+    return [key for key, number in told.items() if number > 1]
+
+
+async def _incidents(connection: AsyncConnection) -> list[Row]:
+    return [dict(row) for row in (await connection.execute(select(incidents))).mappings()]
+
+
+async def _notes(connection: AsyncConnection) -> list[Row]:
+    return [dict(row) for row in (await connection.execute(select(outbox))).mappings()]
