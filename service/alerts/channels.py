@@ -26,6 +26,11 @@ class Channel:
     name: str
     url: str
 
+    @property
+    def keeps_incidents(self) -> bool:
+        """Whether the service behind it keeps incidents itself: each is told by itself, with our id, and resolved."""
+        return self.url.startswith("pagerduty://")
+
     def __repr__(self) -> str:
         return f"Channel({self.name!r})"
 
@@ -65,6 +70,10 @@ class Channels:
     def digest(self) -> list[str]:
         """The names of the channels for the summary of the night."""
         return self._of(DIGEST)
+
+    def followers(self) -> list[str]:
+        """The names of the channels that follow incidents to their end, also if a person ends them."""
+        return [name for name, channel in self.by_name.items() if name == WEBHOOK or channel.keeps_incidents]
 
     def _of(self, name: str) -> list[str]:
         return [channel for channel in self.by_name if channel.rpartition("/")[0] == name]

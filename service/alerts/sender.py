@@ -151,7 +151,7 @@ class Sender(Background):
             events = [{"event": row.kind, "incident": row.content, "link": self._link(row.content)} for row in rows]
             await sending.post(channel, self._secret, message, events)
             return
-        if sending.is_per_incident(channel):
+        if channel.keeps_incidents:
             for row in rows:
                 alone = message_of(message, [(row.kind, row.content)], self._link, lines)
                 incident = row.incident or row.id

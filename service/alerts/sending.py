@@ -96,11 +96,6 @@ def _seconds(retry_after: str | None) -> float | None:
     return min(LONGEST_RETRY_AFTER, float(retry_after[:9]))
 
 
-def is_per_incident(channel: Channel) -> bool:
-    """Whether the service behind the channel keeps incidents itself, so each is told by itself."""
-    return channel.url.startswith("pagerduty://")
-
-
 def _with(url: str, incident: str | None, is_good: bool) -> str:
     """The URL for a message about one incident: the service behind it finds it by our id, and resolves it."""
     if incident is None:
@@ -112,7 +107,7 @@ def _with(url: str, incident: str | None, is_good: bool) -> str:
 def notify(channel: Channel, message: Message, is_good: bool, incident: str | None = None) -> None:
     """Send a message for people by Apprise. It blocks, so call it in a thread. Raises NotSent.
 
-    `incident`: its id, for a channel for which `is_per_incident` holds.
+    `incident`: its id, for a channel that keeps incidents.
     """
     from apprise import Apprise, NotifyFormat, NotifyType
 

@@ -42,6 +42,7 @@ class Context:
         wake_bulks: Called after a bulk was begun, so that a service in this process carries it out.
         node: The id of the service's node in this process; empty outside a service.
         redaction: Masks values that are secret by their names.
+        followers: Returns the channels that are told when a person has closed an incident.
     """
 
     databases: Databases
@@ -53,3 +54,4 @@ class Context:
     wake_bulks: Callable[[], None] = wake_nothing
     node: str = ""
     redaction: Redaction = field(default_factory=lambda: Redaction(SECRET_WORDS))
+    followers: Callable[[], Sequence[str]] = list

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from service.batch.retention.retention import Keep
@@ -70,7 +70,8 @@ class Operations:
         self._settings = settings
         redaction = Redaction.of(settings.BATCH_SECRET_WORDS)
         lease = settings.LEASE_SECONDS
-        self._context = Context(databases, loaded, actor, lease, keep, wake, wake_bulks, node, redaction)
+        followers = partial(_followers, settings)
+        self._context = Context(databases, loaded, actor, lease, keep, wake, wake_bulks, node, redaction, followers)
 
     def by(self, actor: Actor) -> Operations:
         """The same operations for another actor, whose name the ledger records with each change."""
@@ -193,6 +194,12 @@ class Operations:
         from service.operations.backups.facet import Backups
 
         return Backups(BackupAccess(self._settings, self._context.databases), self._context)
+
+
+def _followers(settings: Settings) -> list[str]:
+    from service.alerts.channels import Channels
+
+    return Channels.of(settings, checked=False).followers()
 
 
 @asynccontextmanager

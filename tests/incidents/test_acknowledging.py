@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from service import clock
-from service.batch.ledger.incidents.tables import fingerprints
+from service.batch.ledger.incidents.tables import fingerprints, outbox
 from service.batch.ledger.states import RunState
-from service.config import get_settings
+from service.config import Settings, get_settings
 from service.database.engine import Database
 from service.errors import InvalidParameters, WrongState
 from service.operations.context import Loaded
@@ -113,6 +113,24 @@ async def test_only_a_failed_run_that_is_open_can_be_acknowledged(
     for run in (good, running, known):
         with pytest.raises(WrongState, match=f"the run {run} can't be acknowledged"):
             await ann.runs.acknowledge(run, NOTE)
+
+
+async def test_programs_are_told_what_a_person_has_closed_and_people_are_not(
+    ledger: Database, watch: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCH_ALERT_WEBHOOK", "http://127.0.0.1:1/hook")
+    monkeypatch.setenv("BATCH_ALERT_URLS", "mailto://127.0.0.1?to=oncall@example.com")
+    settings = Settings(_env_file=None)
+    ann = Operations(ledger, ledger, lambda: Loaded({}, []), settings, are_ready=True).by(Actor("ann"))
+    run = await failed(ledger, "load", START)
+    await watch.turn()
+    await ann.runs.acknowledge(run, NOTE)
+    await ann.incidents.reopen((await the_incident(watch))["id"])
+    watch.later(1)
+    await ann.incidents.acknowledge((await the_incident(watch))["id"], NOTE)
+    told = [(row["channel"], row["kind"], row["content"]["why"]) for row in await rows(ledger, outbox)]
+    closed = ("webhook", "closed", "acknowledged")
+    assert told == [("all", "opened", None), closed, ("webhook", "repeated", None), closed]
 
 
 @pytest.mark.parametrize("note", ["", "ok", "  ok  ", "x" * 501])

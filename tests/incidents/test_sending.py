@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from apprise.plugins import pagerduty
 
 from service import clock
 from service.alerts import pings as pings_module
@@ -22,13 +23,14 @@ from service.alerts.pings import AT_ONCE, Pings
 from service.alerts.sender import Sender
 from service.batch.execution import pings
 from service.batch.ledger.incidents.tables import outbox
+from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.database.engine import Database
 from service.testing.engine import DrivenEngine
 from tests.batch.ledger_world import know, make_task, rows, until
 from tests.batch.test_runs import insert, new
 from tests.incidents.receivers import HttpReceiver, http_receiver, mailbox
-from tests.incidents.watching import Watching, failed, watching
+from tests.incidents.watching import Watching, failed, retried, watching
 
 START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
 
@@ -141,6 +143,25 @@ async def test_a_channel_that_hangs_holds_up_no_other(
     (mail,) = box.mails
     assert (mail.to, mail.subject) == ("oncall@example.com", "load failed")
     assert "ValueError: boom" in mail.text and "batch retry" in mail.text
+
+
+async def test_pagerduty_keeps_an_alert_for_each_incident_and_resolves_it(
+    ledger: Database, watch: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with http_receiver("202 Accepted") as receiver:
+        monkeypatch.setitem(pagerduty.PAGERDUTY_API_LOOKUP, "us", receiver.url)
+        async with sending_to(watch, **{"all/1": "pagerduty://routing-key@api-key"}):
+            runs = [await failed(ledger, task, START) for task in ("load", "sync")]
+            await watch.turn()
+            await arrived(receiver, 2)
+            await retried(ledger, runs[0], RunState.SUCCEEDED, fingerprint=None)
+            watch.later(30)
+            await watch.turn(2)
+            await arrived(receiver, 3)
+    ids = {row["task"]: row["id"] for row in await watch.incidents()}
+    told = [(request.json["event_action"], request.json["dedup_key"]) for request in receiver.requests]
+    assert sorted(told[:2]) == sorted([("trigger", ids["load"]), ("trigger", ids["sync"])])
+    assert told[2] == ("resolve", ids["load"])
 
 
 async def test_what_opened_while_a_channel_was_dead_for_an_hour_arrives_once_when_it_is_back(

@@ -101,6 +101,18 @@ async def tell_of_the_end(
     await outbox.write(connection, notes, now)
 
 
+async def tell_again(
+    connection: AsyncConnection,
+    reopened: Row[Any],
+    watched: Mapping[str, WatchedTask],
+    channels: Channels,
+    now: datetime,
+) -> None:
+    """Write a message that an incident is open again, because a person has undone its acknowledgement."""
+    task = watched.get(_task_of(reopened))
+    await outbox.write(connection, _notes("repeated", reopened, task, channels, now), now)
+
+
 async def repeat(
     connection: AsyncConnection,
     watched: Mapping[str, WatchedTask],
@@ -138,7 +150,8 @@ def _notes(
     kind: str, incident: Row[Any], task: WatchedTask | None, channels: Channels, now: datetime | None = None
 ) -> list[Note]:
     content = content_of(incident, task)
-    again = f" {now.isoformat()}" if now is not None else ""
+    at = incident.closed_at if kind == "closed" else now  # what may happen several times
+    again = f" {at.isoformat()}" if at is not None else ""
     names = channels(task.to if task is not None else ())
     return [Note(name, kind, content, incident.id, f"{incident.id} {kind} {name}{again}") for name in names]
 

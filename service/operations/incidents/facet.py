@@ -18,6 +18,7 @@ from service.batch.ledger.people import audit
 from service.errors import InvalidParameters, UnknownIncident, UnknownTask
 from service.escaping import echoed
 from service.operations.context import Context
+from service.operations.incidents.ending import tell_followers, tell_followers_again
 from service.operations.incidents.notes import check_note
 from service.operations.people.redacting import hidden_tasks
 from service.operations.results import Result
@@ -147,6 +148,7 @@ class Incidents:
                     after=after,
                     note=note,
                 )
+            await tell_followers(connection, context, done.closed, now)
             shown = _shown(await _find(connection, row.id), await hidden_tasks(connection, context))
         return Acknowledged(incident=shown, runs=done.runs)
 
@@ -159,7 +161,10 @@ class Incidents:
             if await acknowledging.undo(connection, row.id, now):
                 by, task = context.actor.by, row.task or None
                 await audit.record(connection, by, "incident.reopen", now, task=task, target=row.id)
-            return _shown(await _find(connection, row.id), await hidden_tasks(connection, context))
+            reopened = await _find(connection, row.id)
+            if row.closed_at is not None and reopened.closed_at is None:
+                await tell_followers_again(connection, context, reopened, now)
+            return _shown(reopened, await hidden_tasks(connection, context))
 
     async def mute(self, task: str, until: datetime, note: str | None = None) -> Muted:
         """Send nothing about a task until an instant (aware, 31 days at most). Incidents are opened as ever.

@@ -21,6 +21,7 @@ from service.concurrency.offload import offload
 from service.errors import InvalidParameters, UnknownPreview, WrongState
 from service.escaping import brief, echoed
 from service.operations.context import Context
+from service.operations.incidents.ending import tell_followers
 from service.operations.incidents.notes import check_note
 from service.operations.people.redacting import refuse_secret_filter
 from service.operations.results import Result
@@ -202,7 +203,7 @@ class Bulks:
             now = await database_time.now_of(connection)
             if not await duties.take(connection, f"bulk {id}", self._node, now, DUTY_SECONDS):
                 return False
-            changed = await _change(connection, row, ids, now)
+            changed = await _change(connection, context, row, ids, now)
             moved_to = position + len(ids)
             is_over = moved_to >= count
             finished_at = now if is_over else None
@@ -271,12 +272,16 @@ async def _all_runs(connection: AsyncConnection, wanted: RunFilter) -> list[Mapp
             return runs
 
 
-async def _change(connection: AsyncConnection, row: Mapping[Any, Any], ids: list[str], now: datetime) -> int:
+async def _change(
+    connection: AsyncConnection, context: Context, row: Mapping[Any, Any], ids: list[str], now: datetime
+) -> int:
     """Change these runs, as far as they are in a state in which that can be done. Returns how many were changed."""
     by = str(row["started_by"]["name"])
     if row["action"] == "retry":
         return len(await transitions.reopen(connection, ids, Rank.MANUAL, by, now))
     if row["action"] == "acknowledge":
-        return len(await acknowledging.acknowledge_runs(connection, ids, by, row["note"], now))
+        done = await acknowledging.acknowledge_runs(connection, ids, by, row["note"], now)
+        await tell_followers(connection, context, done.closed, now)
+        return done.runs
     reason = f"cancelled by {by}" + (f": {row['note']}" if row["note"] else "")
     return len(await transitions.cancel(connection, ids, reason, by, now))

@@ -20,6 +20,7 @@ from service.batch.queue import cancel, enqueue, retry
 from service.errors import InvalidParameters, UnknownRun, WrongState
 from service.escaping import brief, echoed
 from service.operations.context import Context
+from service.operations.incidents.ending import tell_followers
 from service.operations.incidents.notes import check_note
 from service.operations.night import late
 from service.operations.night.models import Waiting
@@ -146,8 +147,10 @@ class Runs:
         run = await run_of(context, given)
         async with context.databases.changing() as connection:
             row, now = await _row(connection, run), await database_time.now_of(connection)
-            if not await acknowledging.acknowledge_runs(connection, [run], context.actor.name, note, now):
+            done = await acknowledging.acknowledge_runs(connection, [run], context.actor.name, note, now)
+            if not done.is_new:
                 raise WrongState(f"the run {run} can't be acknowledged: it is no failed run that is open")
+            await tell_followers(connection, context, done.closed, now)
             await self._record(connection, "run.acknowledge", row, row["state"], note)
         return await self._now(run)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import select, text, update
+from sqlalchemy import Row, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
@@ -24,10 +25,14 @@ ENDED_BY_A_PERSON = (*OF_RUNS, IncidentKind.MISSED, IncidentKind.DEADLINE)
 
 @dataclass(frozen=True)
 class Done:
-    """What an acknowledgement did. `runs`: how many failed runs it is about. `is_new`: False if it changed nothing."""
+    """What an acknowledgement did. `runs`: how many failed runs it is about. `is_new`: False if it changed nothing.
+
+    `closed`: the incidents that it has closed.
+    """
 
     runs: int
     is_new: bool
+    closed: Sequence[Row[Any]] = ()
 
 
 async def acknowledge(
@@ -40,8 +45,8 @@ async def acknowledge(
     values = {"acknowledged_at": now, "acknowledged_by": by, "note": note, "quiet_until": quiet_until}
     if row.kind in ENDED_BY_A_PERSON:
         values |= {"closed_at": now, "closed_why": Closed.ACKNOWLEDGED}
-    changed = await connection.execute(update(incidents).where(*is_open).values(values))
-    return Done(number, changed.rowcount == 1)
+    changed = (await connection.execute(update(incidents).where(*is_open).values(values).returning(incidents))).all()
+    return Done(number, bool(changed), [row for row in changed if row.closed_at is not None])
 
 
 async def _acknowledge_runs(connection: AsyncConnection, incident: str, task: str, fingerprint: str) -> int:
@@ -59,8 +64,8 @@ async def _acknowledge_runs(connection: AsyncConnection, incident: str, task: st
 
 async def acknowledge_runs(
     connection: AsyncConnection, ids: Collection[str], by: str, note: str, now: datetime
-) -> list[str]:
-    """Acknowledge those of these runs that have failed and are open. Returns their ids.
+) -> Done:
+    """Acknowledge those of these runs that have failed and are open.
 
     An incident of which no run is open any more is closed by it. A failure that the watch has not seen yet belongs to
     no incident, and opens none.
@@ -82,8 +87,9 @@ async def acknowledge_runs(
     over = runs_by_incident.keys() & set(await incident_rows.without_open_runs(connection))
     closing = update(incidents).where(incidents.c.id.in_(sorted(over)), incidents.c.closed_at.is_(None))
     ending = {"closed_at": now, "closed_why": Closed.ACKNOWLEDGED}
-    await connection.execute(closing.values(ending | {"acknowledged_at": now, "acknowledged_by": by, "note": note}))
-    return [row.id for row in rows]
+    values = ending | {"acknowledged_at": now, "acknowledged_by": by, "note": note}
+    closed = (await connection.execute(closing.values(values).returning(incidents))).all()
+    return Done(len(rows), bool(rows), closed)
 
 
 async def undo(connection: AsyncConnection, incident: str, now: datetime) -> bool:
