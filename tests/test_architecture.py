@@ -43,6 +43,7 @@ ONLY = {
     "cronsim": "service.batch.cron.cron",
     "uvicorn": "service.server.uvicorn",
     "sentry_sdk": "service.sentry",
+    "opentelemetry": "service.tracing",
     "obstore": "service.backup.places.s3",
     "typer": "service.cli",
     "alembic": "service.database.alembic_history",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 
+from service import tracing
+
 
 class Background(ABC):
     _work: asyncio.Task[None]
 
     def start(self) -> None:
-        self._work = asyncio.create_task(self._loop(), name=f"batch-{type(self).__name__.lower()}")
+        with tracing.suppressed():
+            self._work = asyncio.create_task(self._loop(), name=f"batch-{type(self).__name__.lower()}")
 
     @property
     def is_alive(self) -> bool:

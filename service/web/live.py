@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from service import clock
+from service import clock, tracing
 from service.errors import BatchError
 from service.logs import get_logger
 from service.operations.operations import Operations
@@ -68,7 +68,8 @@ class Feed:
         if self._reader is None or self._reader.done():
             self._last.clear()
             self._since.clear()
-            self._reader = asyncio.get_running_loop().create_task(self._read())
+            with tracing.suppressed():
+                self._reader = asyncio.get_running_loop().create_task(self._read())
         stream = Stream(topics, owner, is_new=last_id is None)
         missed = self._missed(topics, last_id) if last_id is not None else None
         if missed is not None:

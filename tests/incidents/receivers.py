@@ -68,11 +68,13 @@ async def http_receiver(*answers: str) -> AsyncIterator[HttpReceiver]:
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     receiver.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
-    yield receiver
-    server.close()
-    for task in handlers:
-        task.cancel()
-    await asyncio.gather(*handlers, return_exceptions=True)
+    try:
+        yield receiver
+    finally:
+        server.close()
+        for task in handlers:
+            task.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
 
 
 @dataclass

@@ -7,10 +7,10 @@ import contextvars
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from service import clock, failures
+from service import clock, failures, tracing
 from service.batch.context import current_run
 from service.batch.context.attempt_state import AttemptState, always_held
 from service.batch.context.current_run import CurrentRun
@@ -106,6 +106,9 @@ class Attempt:
         """Start the attempt as a task of the running event loop."""
         # An empty context: context variables that were set when the service started must not leak into runs.
         self._context = contextvars.Context()
+        self._span = tracing.begin(
+            self._context, f"run {self.task.name}", _span_attributes(self.claimed), self.claimed.traceparent
+        )
         name = f"run {self.claimed.id} of {self.task.name}"
         self._body = asyncio.get_running_loop().create_task(self._run(), name=name, context=self._context)
         self._body.add_done_callback(self._on_body_done)
@@ -236,10 +239,25 @@ class Attempt:
         if ending.state != RunState.SUCCEEDED:  # a thread or a coroutine of the attempt may still go on
             seal(self.state)
         pings.ended(self.task, ending)
+        is_wrong = ending.outcome not in ("succeeded", "interrupted", "cancelled")
+        tracing.end(self._span, ending.outcome, ending.reason if is_wrong else None)
         self._on_end(self, ending)
 
     def _later(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, callback, *args))
+
+
+def _span_attributes(claimed: Claimed) -> dict[str, str | int]:
+    """What the span of the attempt says about it. The slot is in UTC; manual runs may have none."""
+    attributes: dict[str, str | int] = {
+        "batch.task": claimed.task,
+        "batch.run.id": claimed.id,
+        "batch.attempt": claimed.attempt,
+        "batch.origin": claimed.origin,
+    }
+    if claimed.slot is not None:
+        attributes["batch.slot"] = claimed.slot.astimezone(UTC).isoformat()
+    return attributes
 
 
 _OURS = {function.__code__.co_filename for function in (call, ThreadPool.run)}

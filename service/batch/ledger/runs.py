@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Text, cast, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import tracing
 from service.batch.ledger import json_rows, queues
 from service.batch.ledger.states import Origin, Rank, RunState
 from service.batch.ledger.tables import IN_THE_WAY_SQL, new_id, runs
@@ -42,6 +43,7 @@ class NewRun:
     requested_by: str | None = None
     key: str | None = None
     parent: str | None = None
+    traceparent: str | None = None
     started_at: datetime | None = None
     attempt_started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -101,6 +103,7 @@ class NewRun:
             requested_by=requested_by,
             key=key,
             parent=parent,
+            traceparent=tracing.traceparent(),
         )
 
     @classmethod
@@ -139,6 +142,7 @@ class Claimed:
     attempt_started_at: datetime
     attempts_before: int = 0
     """How many attempts there were when a person last retried the run. The attempts of the policy count from there."""
+    traceparent: str | None = None
 
 
 def claimed_from(new: NewRun) -> Claimed:
@@ -154,6 +158,7 @@ def claimed_from(new: NewRun) -> Claimed:
         new.fence,
         new.created_at,
         new.attempt_started_at,
+        traceparent=new.traceparent,
     )
 
 

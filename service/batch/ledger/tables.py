@@ -152,6 +152,8 @@ runs = Table(
     Column("requested_by", Text),
     Column("key", String(200)),
     Column("parent", Id),
+    # The span of OpenTelemetry that asked for the run, as the W3C header of this name.
+    Column("traceparent", String(55)),
     Column("created_at", UtcDateTime, nullable=False),
     *(Column(f"{event}_at", UtcDateTime) for event in ("started", "attempt_started", "finished")),
     # The request to cancel a running run, which its node reads (see nodes/ledger_poll.py).

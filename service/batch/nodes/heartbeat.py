@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from service import clock
+from service import clock, tracing
 from service.batch.context.lease import MARGIN, Lease, Observer
 from service.batch.ledger import database_time, nodes
 from service.batch.ledger.nodes import NodeStatus
@@ -126,7 +126,8 @@ class Heartbeat:
         client = f"batch/{self._node}/heartbeat"
         database = Database(self._url, setting=self._setting, pool_size=1, client=client)
         try:
-            await self._take_turns(database)
+            with tracing.suppressed():
+                await self._take_turns(database)
         finally:
             await database.dispose()
 
