@@ -36,7 +36,7 @@ from tests.processes import BATCH, environment
 RUN = ["id", "task", "slot", "origin", "state", "reason", "attempt", "node", "created_at", "started_at", "finished_at"]
 RUN += ["attempt_started_at", "count", "total", "message", "rate", "progress_at", "eta", "quarantined"]
 TASK = ["name", "description", "schedule", "timezone", "next_run_time", "paused", "source"]
-TASK += ["served_from", "words", "tags", "error"]
+TASK += ["served_from", "words", "tags", "failure_streak", "last_success_at", "p50", "p95", "error"]
 HINT = f"batch: {NO_SERVICE}\n"
 
 REPORT = '''
@@ -116,6 +116,10 @@ def test_tasks_lists_what_is_there_without_making_a_ledger(batch: Batch, report:
         "served_from": None,
         "words": "At 01:00 every day (Asia/Tokyo)",
         "tags": [],
+        "failure_streak": 0,
+        "last_success_at": None,
+        "p50": None,
+        "p95": None,
         "error": None,
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tasks"]

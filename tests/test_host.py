@@ -159,7 +159,7 @@ async def test_a_failed_attempt_is_retried_with_a_fresh_instance_and_each_is_rec
 
 
 def make_tasks_that_end_in_each_way() -> None:
-    """`stuck` ends by a cancel, and `long` when the service stops."""
+    """`stuck` ends by a cancel, and `long` when the service stops. Each has one slot, so the real clock fires no more."""
 
     async def flaky(self: object) -> None:
         if current_run().attempt == 1:
@@ -171,11 +171,11 @@ def make_tasks_that_end_in_each_way() -> None:
     async def waits(self: object) -> None:
         await asyncio.Event().wait()
 
-    make_task("flaky", run=flaky, retry=Retry(attempts=2, wait=60, jitter=0))
-    make_task("bad", run=bad)
-    make_task("slow", run=waits, timeout=0.05)
-    make_task("stuck", run=waits)
-    make_task("long", run=waits)
+    make_task("flaky", "1 12 10 3 *", run=flaky, retry=Retry(attempts=2, wait=60, jitter=0))
+    make_task("bad", "1 12 10 3 *", run=bad)
+    make_task("slow", "1 12 10 3 *", run=waits, timeout=0.05)
+    make_task("stuck", "1 12 10 3 *", run=waits)
+    make_task("long", "1 12 10 3 *", run=waits)
 
 
 async def test_a_json_line_about_the_end_of_an_attempt_has_what_it_says_as_fields(begin: Begin) -> None:

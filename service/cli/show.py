@@ -16,7 +16,8 @@ from service.errors import InvalidSchedule
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
-    from service.operations.results import Attempt, Node, Parameter, RunDetails, TaskDetails
+    from service.operations.results import Attempt, Node, Parameter, RunDetails
+    from service.operations.tasks.results import TaskDetails
 
 
 def show(run: RunOrTask, as_json: AsJson = False) -> None:

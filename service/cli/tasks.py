@@ -15,7 +15,7 @@ from service.cli.options import AsJson, instant, whole
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
-    from service.operations.results import TaskSummary
+    from service.operations.tasks.results import TaskSummary
 
 
 def tasks(as_json: AsJson = False) -> None:

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from service.batch.context.progress import pace
 from service.errors import DamagedRow
-from service.operations.runs.run_marks import RunMarks
-from service.operations.tasks.records import TaskContact, TaskRecord
 
 N = TypeVar("N")
 """The node of a run: its id, or its details."""
@@ -51,25 +49,6 @@ class Slot(Result):
 
     slot: datetime
     local: datetime
-
-
-class TaskSummary(TaskRecord, Result):
-    """A loaded task, or a file that can't be used, which has an `error`, and a name if that is known.
-
-    `next_run_time`: None without a schedule and during a pause. `served_from`: the file that running services use.
-    """
-
-    name: str | None = None
-    description: str | None = None
-    schedule: str | None = None
-    timezone: str | None = None
-    next_run_time: datetime | None = None
-    paused: bool = False
-    source: str
-    served_from: str | None = None
-    words: str | None = None
-    tags: list[str] = []
-    error: str | None = None
 
 
 class Node(Result):
@@ -140,8 +119,13 @@ class RunSummary(RunShort[str | None]):
     quarantined: int = 0
 
 
-class RunRow(RunShort[N], RunMarks, Generic[N]):
-    """All columns of a run in the ledger."""
+class RunRow(RunShort[N], Generic[N]):
+    """All columns of a run in the ledger.
+
+    `fingerprint`: what is wrong with the run, as a class of errors. `noticed_at`: when the watch has seen its end.
+    `acknowledged`: the incident with which a person has acknowledged it. `made_good_by`: the run whose success made it
+    good, which may be the run itself. `traceparent`: the span that asked for the run, as the W3C header of this name.
+    """
 
     params: dict[str, Any] | None
     result: Any
@@ -162,6 +146,12 @@ class RunRow(RunShort[N], RunMarks, Generic[N]):
     cancel_at: datetime | None
     cancel_by: str | None
     cancel_reason: str | None
+    traceparent: str | None
+    fingerprint: str | None
+    noticed_at: datetime | None
+    acknowledged: str | None
+    made_good_at: datetime | None
+    made_good_by: str | None
 
 
 class RunNow(RunRow[str | None]):
@@ -240,34 +230,6 @@ class ScheduleSpan(Result):
     valid_until: datetime | None
     node: str
     fired_until: datetime
-
-
-class TaskDetails(TaskContact, TaskRecord, Result):
-    """The details of a task. `policies`: those that differ from the defaults, by dotted name, such as retry.attempts.
-
-    `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other fields are from the
-    ledger. `schema_of_parameters`: their JSON schema, as the ledger knows it. `words`: the schedule in words.
-    """
-
-    name: str
-    description: str | None
-    source: str
-    is_loaded: bool
-    tags: list[str]
-    schema_of_parameters: dict[str, Any] | None
-    schedule: str | None
-    timezone: str | None
-    words: str | None
-    next: list[Slot]
-    policies: dict[str, Any]
-    parameters: list[Parameter] | None
-    paused_at: datetime | None
-    paused_by: str | None
-    removed_at: datetime | None
-    first_seen_at: datetime | None
-    runs: list[RunSummary]
-    missed: list[MissedRange]
-    schedules: list[ScheduleSpan]
 
 
 class Paused(Result):

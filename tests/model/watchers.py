@@ -83,7 +83,10 @@ class Watchers(Machine):
         return counted
 
 
-def _is_open(row: Row) -> bool:
+def _is_open(row: Row, *states: str) -> bool:
+    """`states`: in which the run has to be; none: in any."""
+    if states and row["state"] not in states:
+        return False
     return bool(row["fingerprint"] and row["acknowledged"] is None and row["made_good_at"] is None)
 
 
@@ -94,15 +97,20 @@ def _unnoticed(now: Snapshot) -> Iterator[str]:
 
 
 def _wrong_incidents(now: Snapshot, known: list[Row]) -> Iterator[str]:
-    """There is an open incident of each task and error with an open failed run, and no other one of failed runs."""
+    """There is an open incident of each task and error with an open failed run, and no other one of failed runs.
+
+    A run that a person has retried since it failed keeps its incident. If it was retried before anybody noticed that it
+    had failed, it has none.
+    """
     of_runs = [row for row in known if row["kind"] == "failed" and row["closed_at"] is None]
     opened = Counter((row["task"], row["fingerprint"]) for row in of_runs)
-    failed = {(row["task"], row["fingerprint"]) for row in now.runs.values() if _is_open(row)}
+    bad = {(row["task"], row["fingerprint"]) for row in now.runs.values() if _is_open(row)}
+    failed = {(row["task"], row["fingerprint"]) for row in now.runs.values() if _is_open(row, "failed")}
     yield from (
         f"{task} {error}: {number} incidents are open" for (task, error), number in opened.items() if number > 1
     )
     yield from (f"{task} {error}: no incident is open" for task, error in failed - opened.keys())
-    yield from (f"{task} {error}: an incident is open without a failed run" for task, error in opened.keys() - failed)
+    yield from (f"{task} {error}: an incident is open without a failed run" for task, error in opened.keys() - bad)
 
 
 def _wrongly_good(now: Snapshot, row: Row) -> Iterator[str]:

@@ -27,8 +27,6 @@ from service.operations.results import (
     RunNow,
     Slot,
     Started,
-    TaskDetails,
-    TaskSummary,
 )
 from service.operations.runs.bulk import Bulk, BulkAction, Preview
 from service.operations.runs.finding import RunOrTask
@@ -37,6 +35,7 @@ from service.operations.runs.run_log import POLL_SECONDS, LogPage
 from service.operations.slots.account import Accounts, SlotOutcome
 from service.operations.slots.backfill import BackfillCounts, BackfillRequest, BackfillSlot
 from service.operations.system.status import Status
+from service.operations.tasks.results import TaskDetails, TaskSummary
 
 
 class _TaskList(BaseModel):

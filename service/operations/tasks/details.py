@@ -20,8 +20,9 @@ from service.errors import InvalidSchedule
 from service.escaping import echoed
 from service.operations.context import Context
 from service.operations.people.redacting import hidden_tasks, without_texts
-from service.operations.results import MissedRange, Parameter, RunSummary, ScheduleSpan, Slot, TaskDetails
+from service.operations.results import MissedRange, Parameter, RunSummary, ScheduleSpan, Slot
 from service.operations.tasks.listing import record_of, tags_of
+from service.operations.tasks.results import TaskDetails
 
 LAST_RUNS = 10
 LAST_MISSED = 5

@@ -13,11 +13,12 @@ from service.concurrency.offload import offload
 from service.errors import UnknownTask
 from service.escaping import echoed
 from service.operations.context import Context
-from service.operations.results import Paused, ScheduleSpan, Slot, TaskDetails, TaskSummary
+from service.operations.results import Paused, ScheduleSpan, Slot
 from service.operations.tasks import details, lint, listing
 from service.operations.tasks.details import TaskRows
 from service.operations.tasks.lint import LintedTask
 from service.operations.tasks.listing import Known
+from service.operations.tasks.results import TaskDetails, TaskSummary
 from service.operations.tasks.startable import unknown_task
 
 

@@ -16,8 +16,7 @@ from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.gauges import TaskRow
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.tasks.registry import Task
-from service.operations.results import TaskSummary
-from service.operations.tasks.records import TaskRecord
+from service.operations.tasks.results import TaskSummary
 
 Row = Mapping[str, Any]
 
@@ -80,5 +79,5 @@ def tags_of(row: Row) -> list[str]:
 
 
 def record_of(row: TaskRow) -> dict[str, Any]:
-    """The fields of a TaskRecord."""
-    return {name: getattr(row, name) for name in TaskRecord.model_fields}
+    """How the runs of the task went."""
+    return {name: getattr(row, name) for name in ("failure_streak", "last_success_at", "p50", "p95")}

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 from fastapi import Header, Query
 from pydantic import Field
 
-from service.operations.results import Paused, Result, Slot, Started, TaskDetails, TaskSummary
+from service.operations.results import Paused, Result, Slot, Started
 from service.operations.runs.bulk import Bulk, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, Instant, OriginName, RunFilter, RunPage, StateName
 from service.operations.slots.backfill import BackfillRequest
+from service.operations.tasks.results import TaskDetails, TaskSummary
 from service.web.v1.requests import Body, Note, Operator, TaskName, Viewer, WithNote, router
 
 tasks = router("tasks")

@@ -1,0 +1,70 @@
+"""The results about tasks: a task in a list, and its details."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from service.operations.results import MissedRange, Parameter, Result, RunSummary, ScheduleSpan, Slot
+
+
+class TaskSummary(Result):
+    """A loaded task, or a file that can't be used, which has an `error`, and a name if that is known.
+
+    `next_run_time`: None without a schedule and during a pause. `served_from`: the file that running services use.
+    `failure_streak`: failed runs since the last success, among its newest 100 runs. `p50`, `p95`: so many seconds at
+    most do half, and 95 of 100, of its last successes take. None: not known.
+    """
+
+    name: str | None = None
+    description: str | None = None
+    schedule: str | None = None
+    timezone: str | None = None
+    next_run_time: datetime | None = None
+    paused: bool = False
+    source: str
+    served_from: str | None = None
+    words: str | None = None
+    tags: list[str] = []
+    failure_streak: int = 0
+    last_success_at: datetime | None = None
+    p50: float | None = None
+    p95: float | None = None
+    error: str | None = None
+
+
+class TaskDetails(Result):
+    """The details of a task. `policies`: those that differ from the defaults, by dotted name, such as retry.attempts.
+
+    `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other fields are from the
+    ledger. `schema_of_parameters`: their JSON schema, as the ledger knows it. `words`: the schedule in words.
+    `owner`: whose the task is. `runbook`: the address of what to do. `muted_until`: until then nothing is sent. How the
+    runs went is as in TaskSummary.
+    """
+
+    name: str
+    description: str | None
+    source: str
+    is_loaded: bool
+    tags: list[str]
+    owner: str | None
+    runbook: str | None
+    muted_until: datetime | None
+    schema_of_parameters: dict[str, Any] | None
+    schedule: str | None
+    timezone: str | None
+    words: str | None
+    next: list[Slot]
+    policies: dict[str, Any]
+    parameters: list[Parameter] | None
+    paused_at: datetime | None
+    paused_by: str | None
+    removed_at: datetime | None
+    first_seen_at: datetime | None
+    failure_streak: int = 0
+    last_success_at: datetime | None = None
+    p50: float | None = None
+    p95: float | None = None
+    runs: list[RunSummary]
+    missed: list[MissedRange]
+    schedules: list[ScheduleSpan]
