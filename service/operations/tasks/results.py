@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from pydantic import Field
+
 from service.operations.results import MissedRange, Parameter, Result, RunSummary, ScheduleSpan, Slot
 
 
@@ -25,7 +27,7 @@ class TaskSummary(Result):
     source: str
     served_from: str | None = None
     words: str | None = None
-    tags: list[str] = []
+    tags: list[str] = Field(default_factory=list)
     failure_streak: int = 0
     last_success_at: datetime | None = None
     p50: float | None = None
