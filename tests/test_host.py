@@ -159,7 +159,7 @@ async def test_a_failed_attempt_is_retried_with_a_fresh_instance_and_each_is_rec
 
 
 def make_tasks_that_end_in_each_way() -> None:
-    """`stuck` ends by a cancel, and `long` when the service stops. Each has one slot, so the real clock fires no more."""
+    """`stuck` ends by a cancel, `long` when the service stops. Each has one slot, so the real clock fires no more."""
 
     async def flaky(self: object) -> None:
         if current_run().attempt == 1:
