@@ -23,7 +23,7 @@ from service.batch.chunks import quarantine
 from service.batch.chunks.checkpoints import UPSERT_WITH_FENCE
 from service.batch.chunks.keyset_pages import Pages
 from service.batch.firing import firing, task_sync
-from service.batch.incidents import noticing, telling
+from service.batch.incidents import durations, noticing, telling
 from service.batch.incidents.checks import Checks
 from service.batch.incidents.watched import Thresholds, watched_tasks
 from service.batch.ledger import (
@@ -241,6 +241,7 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
             await gauges.totals(connection)
             await gauges.oldest_waiting_since(connection)
             await gauges.task_rows(connection)
+            await durations.outdated(connection, clock.now())
             await gauges.open_incidents(connection)
             await gauges.living_nodes(connection)
             await quarantine.waiting_by_task(application, 100)

@@ -1,18 +1,18 @@
-"""How long the runs of a task usually take, and when one last succeeded: computed when it is needed, and kept."""
+"""How long the runs of a task usually take, and when one last succeeded: computed, and kept for ten minutes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents.tables import durations
 from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import runs
+from service.batch.ledger.tables import runs, tasks
 
 LAST = 100
 """So many of the last successes count."""
@@ -86,6 +86,32 @@ def _percentile(seconds: list[float], share: float) -> float | None:
     if not seconds:
         return None
     return seconds[min(len(seconds) - 1, max(0, -int(-share * len(seconds) // 1) - 1))]
+
+
+async def outdated(connection: AsyncConnection, now: datetime) -> list[str]:
+    """The tasks whose newest run was made or has ended since their durations were computed.
+
+    Those of which that was less than FRESH ago are not among them.
+    """
+    return sorted((await connection.execute(_OUTDATED, {"latest": now - FRESH})).scalars())
+
+
+_NEWEST = (
+    "SELECT coalesce(r.finished_at, r.created_at) FROM batch_runs r WHERE r.task = t.name "
+    "ORDER BY r.created_at DESC, r.id DESC LIMIT 1"
+)
+_COMPUTED = "coalesce((SELECT d.computed_at FROM batch_durations d WHERE d.task = t.name), :long_ago)"
+_OUTDATED = (
+    text(
+        "SELECT t.name FROM batch_tasks t "
+        f"WHERE t.removed_at IS NULL AND {_COMPUTED} <= :latest AND ({_NEWEST}) > {_COMPUTED}"
+    )
+    .bindparams(
+        bindparam("long_ago", datetime(1970, 1, 1, tzinfo=UTC), type_=durations.c.computed_at.type),
+        bindparam("latest", type_=durations.c.computed_at.type),
+    )
+    .columns(tasks.c.name)
+)
 
 
 async def keep(connection: AsyncConnection, computed: Sequence[Durations]) -> None:

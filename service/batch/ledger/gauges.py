@@ -90,7 +90,7 @@ class TaskRow:
     """A task of the ledger. `failure_streak`: failed runs that were made after the last one that has succeeded.
 
     `last_success_at`: when that one ended (UTC); None if none is known. Both are found among its LOOKED newest runs.
-    `p50`, `p95`: how many seconds its successes take, as batch_durations has them; None if they were not needed yet.
+    `p50`, `p95`: how many seconds its successes take, as batch_durations has them; None if they are not computed yet.
     """
 
     name: str

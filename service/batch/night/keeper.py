@@ -1,4 +1,7 @@
-"""Keeps the tally: counts each ten minutes once they are over, and earlier ones of the last month, the newest first."""
+"""Keeps the tally: counts each ten minutes once they are over, and earlier ones of the last month, the newest first.
+
+It also keeps how long the runs of each task usually take.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.incidents import durations
+from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import database_time, duties
 from service.batch.ledger.duties import WATCH
 from service.batch.ledger.incidents import incidents
@@ -26,6 +31,8 @@ logger = get_logger("service.batch")
 
 AT_ONCE = 6
 """So many buckets are counted in one transaction: an hour."""
+MEASURED_AT_ONCE = 20
+"""Of so many tasks the durations are computed before they are written."""
 MOST_CHANGED = 5_000
 """Buckets that are counted again in one turn, at most: more than there are in a month."""
 PAUSE_SECONDS = 0.1
@@ -66,7 +73,7 @@ class TallyKeeper(Background):
                     logger.exception("keeping the tally of slots failed, which is repeated")
 
     async def keep_up(self) -> None:
-        """Count what can be counted and is not yet, six buckets in a transaction."""
+        """Count what can be counted and is not yet, six buckets in a transaction. Then compute durations."""
         wanted, end = await self._wanted()
         left: set[datetime] = set()
         for first in range(0, len(wanted), AT_ONCE):
@@ -75,6 +82,22 @@ class TallyKeeper(Background):
             left |= await self._keep(wanted[first : first + AT_ONCE])
             await asyncio.sleep(PAUSE_SECONDS)
         self._pending, self._filled_until = left, end
+        await self._measure()
+
+    async def _measure(self) -> None:
+        """Compute how long the runs of tasks take that had one since that was last computed."""
+        async with self._ledger.reader.connect() as connection:
+            names = await durations.outdated(connection, await database_time.now_of(connection))
+        for first in range(0, len(names), MEASURED_AT_ONCE):
+            async with self._ledger.reader.connect() as connection:
+                usual = UsualDurations(connection, await database_time.now_of(connection))
+                for name in names[first : first + MEASURED_AT_ONCE]:
+                    await usual.of_task(name)
+            async with self._ledger.engine.begin() as connection:
+                if not await duties.hold(connection, WATCH, self._node):
+                    return
+                await durations.keep(connection, usual.computed)
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def _wanted(self) -> tuple[list[datetime], datetime]:
         """The buckets to count, the newest first after those that have changed; and the end of what may be over."""

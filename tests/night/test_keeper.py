@@ -1,0 +1,57 @@
+"""How long the runs of tasks take is kept for all tasks, and computed again only where something has run since."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from service import clock
+from service.batch.ledger import database_time, duties, runs, tables, transitions
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.duties import WATCH
+from service.batch.ledger.incidents.tables import durations
+from service.batch.ledger.runs import NewRun
+from service.batch.ledger.states import RunState
+from service.batch.night.keeper import TallyKeeper
+from service.batch.nodes.outage import Outage
+from service.database.engine import Database
+from tests.batch.ledger_world import NODE, know, make_task, rows
+
+START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
+
+
+async def succeeds(ledger: Database, task: str, seconds: int) -> None:
+    """A run of the task that takes so long, up to now."""
+    begun = clock.now() - timedelta(seconds=seconds)
+    async with ledger.engine.begin() as connection:
+        new = NewRun.running(NODE, task, None, begun, exclusive=None, priority=0)
+        await runs.insert(connection, [new])
+        ended = Outcome(new.id, 1, RunState.SUCCEEDED, "succeeded", 1, NODE, task, begun, clock.now())
+        assert await transitions.finish(connection, [ended]) == []
+
+
+async def test_how_long_runs_take_is_computed_for_each_task_that_had_one_since(ledger: Database) -> None:
+    with clock.moved(START):
+        await know(ledger, *(make_task(name, None) for name in ("often", "seldom", "never")))
+        async with ledger.engine.begin() as connection:
+            await duties.take_from_the_dead(connection, WATCH, NODE, await database_time.now_of(connection))
+        keeper = TallyKeeper(ledger, NODE, lambda: True, Outage())
+
+        async def kept() -> dict[str, tuple[float, float, datetime]]:
+            await keeper.keep_up()
+            return {row["task"]: (row["p50"], row["p95"], row["computed_at"]) for row in await rows(ledger, durations)}
+
+        assert await kept() == {}
+        for seconds in (10, 20, 30):
+            await succeeds(ledger, "often", seconds)
+        await succeeds(ledger, "seldom", 7)
+        clock.advance(timedelta(seconds=1))
+        first = clock.now()
+        assert await kept() == {"often": (20, 30, first), "seldom": (7, 7, first)}
+
+        clock.advance(timedelta(minutes=5))
+        await succeeds(ledger, "often", 60)
+        clock.advance(timedelta(minutes=4))
+        assert await kept() == {"often": (20, 30, first), "seldom": (7, 7, first)}  # it is less than ten minutes old
+        clock.advance(timedelta(minutes=1))
+        assert await kept() == {"often": (20, 60, clock.now()), "seldom": (7, 7, first)}
+        assert {row["name"] for row in await rows(ledger, tables.tasks)} == {"often", "seldom", "never"}
