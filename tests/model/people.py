@@ -35,7 +35,10 @@ class People(Machine):
         among = [run for run in self.model.runs if run.state in states]
         return among[number % len(among)] if among else None
 
-    @does(number=NUMBER, states=st.sampled_from([ACTIVE, ACTIVE, ("running",), ("running",), plain.FINAL]))
+    @does(
+        number=NUMBER,
+        states=st.sampled_from([ACTIVE, ACTIVE, ("retrying",), ("running",), ("running",), plain.FINAL]),
+    )
     def cancel(self, number: int, states: Sequence[str]) -> None:
         """A person cancels a run."""
         if (run := self._pick(number, states)) is None:

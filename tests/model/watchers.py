@@ -14,7 +14,7 @@ from service import clock
 from service.batch.ledger.incidents import acknowledging
 from service.batch.ledger.incidents.tables import incidents, outbox
 from tests.incidents.watching import Watching
-from tests.model.machine import NUMBER, WHICH, Machine, does
+from tests.model.machine import MANY, NUMBER, WHICH, Machine, does
 from tests.model.plain import Run
 from tests.model.world import Row, Snapshot
 
@@ -31,6 +31,17 @@ class Watchers(Machine):
     @does(which=WHICH)
     def notice(self, which: str) -> None:
         """A node polls the ledger, notices what has failed if it has the duty, and makes its checks."""
+        self._notice(which)
+
+    @precondition(lambda self: any(run.state == "failed" for run in self.model.runs))
+    @does(which=WHICH)
+    def recover(self, which: str) -> None:
+        """After a failure a node executes what waits, all of it with success, and notices what that makes good."""
+        self._claim(which, MANY)
+        self._finish_all(which, ["succeeded"])
+        self._notice(which)
+
+    def _notice(self, which: str) -> None:
         new = {run.id for run in self.model.runs if run.state == "failed" and self._is_new(run)}
         before = self.world.look()
         unnoticed = {id for id, row in before.runs.items() if row["state"] == "failed" and row["noticed_at"] is None}
