@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from service.batch.cron.cron import schedule
 from service.batch.ledger import database_time
@@ -13,6 +13,7 @@ from service.batch.ledger.incidents.outbox import Note
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.concurrency.background import Background
 from service.database.engine import Database
+from service.errors import BatchError
 from service.logs import get_logger
 from service.operations.night.models import Night
 from service.operations.operations import Operations
@@ -20,6 +21,8 @@ from service.operations.operations import Operations
 logger = get_logger("service.batch")
 
 MOST_ROWS = 20
+AGAIN = timedelta(minutes=1)
+"""A digest that could not be written is tried again after so long."""
 
 
 class Digest(Background):
@@ -38,6 +41,7 @@ class Digest(Background):
         self._woken = asyncio.Event()
         self._next: datetime | None = None
         self._due: datetime | None = None
+        self._again_at = datetime.min.replace(tzinfo=UTC)
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll, by which the time passes."""
@@ -45,6 +49,9 @@ class Digest(Background):
             self._next = self._schedule.next(changes.now)
         elif changes.now >= self._next:
             self._due, self._next = self._next, self._schedule.next(changes.now)
+            self._again_at = changes.now
+        if self._due is not None and changes.now >= self._again_at:
+            self._again_at = changes.now + AGAIN
             self._woken.set()
 
     async def _loop(self) -> None:
@@ -52,11 +59,15 @@ class Digest(Background):
             await self._woken.wait()
             self._woken.clear()
             if not self._holds() or self._due is None:
+                self._due = None
                 continue
             try:
                 await self._write(self._due)
+                self._due = None
+            except BatchError as error:
+                logger.warning(f"the digest could not be written, and is tried again in a minute: {error.message}")
             except Exception:  # the background loop's boundary
-                logger.exception("the digest could not be written")
+                logger.exception("the digest could not be written, and is tried again in a minute")
 
     async def _write(self, slot: datetime) -> None:
         night = await self._operations.night()

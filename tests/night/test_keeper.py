@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from sqlalchemy import text
+
 from service import clock
 from service.batch.ledger import database_time, duties, runs, tables, transitions
 from service.batch.ledger.attempts import Outcome
@@ -14,7 +16,7 @@ from service.batch.ledger.states import RunState
 from service.batch.night.keeper import TallyKeeper
 from service.batch.nodes.outage import Outage
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, know, make_task, rows
+from tests.batch.ledger_world import NODE, know, make_task, rows, until
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 
@@ -55,3 +57,24 @@ async def test_how_long_runs_take_is_computed_for_each_task_that_had_one_since(l
         clock.advance(timedelta(minutes=1))
         assert await kept() == {"often": (20, 60, clock.now()), "seldom": (7, 7, first)}
         assert {row["name"] for row in await rows(ledger, tables.tasks)} == {"often", "seldom", "never"}
+
+
+async def test_after_an_outage_it_is_soon_over_for_this_part_too(ledger: Database) -> None:
+    async def rename(table: str, name: str) -> None:
+        async with ledger.engine.begin() as connection:
+            await connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
+
+    await know(ledger, make_task("tick"))
+    outage = Outage()
+    keeper = TallyKeeper(ledger, NODE, lambda: True, outage)
+    await rename("batch_runs", "away")
+    keeper.start()
+    keeper.wake()
+    await until(lambda: has_trouble(outage))
+    await rename("away", "batch_runs")
+    await until(lambda: has_trouble(outage, False))
+    await keeper.stop()
+
+
+async def has_trouble(outage: Outage, expected: bool = True) -> bool:
+    return bool(outage._parts) == expected

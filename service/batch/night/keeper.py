@@ -38,6 +38,8 @@ MOST_CHANGED = 5_000
 PAUSE_SECONDS = 0.1
 EVERY_SECONDS = buckets.LENGTH.total_seconds()
 """A new bucket is over so often. The tally is also kept when the watch has noticed something."""
+AGAIN_SECONDS = 1.0
+"""While the ledger can't be reached it is tried again so often: the outage lasts until this part can work again."""
 FILLED = timedelta(days=31)
 """So far back the tally is filled."""
 
@@ -56,9 +58,10 @@ class TallyKeeper(Background):
         self._woken.set()
 
     async def _loop(self) -> None:
+        wait = EVERY_SECONDS
         while True:
             try:
-                async with asyncio.timeout(EVERY_SECONDS):
+                async with asyncio.timeout(wait):
                     await self._woken.wait()
             except TimeoutError:
                 pass
@@ -66,11 +69,14 @@ class TallyKeeper(Background):
             try:
                 await self.keep_up()
                 self._outage.over_for("tally")
+                wait = EVERY_SECONDS
             except Exception as error:  # the background loop's boundary
-                if cause := self._outage.cause_for("tally", self._ledger, error):
-                    logger.warning(f"the tally of slots can't be written to the ledger: {cause}")
-                else:
+                cause = self._outage.cause_for("tally", self._ledger, error)
+                if cause is None:
                     logger.exception("keeping the tally of slots failed, which is repeated")
+                elif wait == EVERY_SECONDS:
+                    logger.warning(f"the tally of slots can't be written to the ledger: {cause}")
+                wait = EVERY_SECONDS if cause is None else AGAIN_SECONDS
 
     async def keep_up(self) -> None:
         """Count what can be counted and is not yet, six buckets in a transaction. Then compute durations."""

@@ -1,0 +1,108 @@
+"""The digest: one message for each slot of BATCH_DIGEST_CRON, also if the ledger fails at that moment."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from service import clock
+from service.batch.ledger import nodes
+from service.batch.ledger.incidents.tables import outbox
+from service.batch.ledger.tables import new_id
+from service.batch.nodes import ledger_poll
+from service.config import get_settings
+from service.database.engine import Database
+from service.operations.context import Loaded
+from service.operations.operations import Operations
+from service.server.digest import Digest
+from tests.batch.ledger_world import know, make_task, rows, until
+from tests.incidents.watching import Watching, failed, watching
+
+START = datetime(2026, 3, 10, 6, 59, 30, tzinfo=UTC)
+
+
+@pytest.fixture
+async def watch(ledger: Database) -> AsyncIterator[Watching]:
+    with clock.moved(START):
+        await know(ledger, make_task("load", None))
+        async with watching(ledger, ledger) as node:
+            yield node
+
+
+@pytest.fixture
+def operations(ledger: Database) -> Operations:
+    return Operations(ledger, ledger, lambda: Loaded({}, []), get_settings(), are_ready=True)
+
+
+async def polled(watch: Watching, *digests: Digest) -> None:
+    """The node of the watch beats, and each node polls the ledger once."""
+    async with watch.ledger.engine.begin() as connection:
+        await nodes.beat(connection, watch.node, 0.0)
+    async with watch.ledger.reader.connect() as connection:
+        changes = await ledger_poll.read(connection, new_id())
+    for digest in digests:
+        digest.on_changes(changes)
+
+
+async def digests_in(ledger: Database, number: int) -> list[dict[str, Any]]:
+    """The messages of digests in the outbox, once there are so many."""
+
+    async def written() -> list[dict[str, Any]]:
+        found = await rows(ledger, outbox, kind="digest")
+        return found if len(found) >= number else []
+
+    return list(await until(written))
+
+
+async def test_it_is_written_once_for_each_slot_and_channel_by_two_nodes_that_both_hold_the_duty(
+    ledger: Database, operations: Operations, watch: Watching
+) -> None:
+    digests = [Digest(operations, ledger, "0 7 * * *", ["mail", "chat"], lambda: True) for _ in range(2)]
+    for digest in digests:
+        digest.start()
+    await failed(ledger, "load", START)
+    await watch.turn()
+    await polled(watch, *digests)
+    assert await rows(ledger, outbox, kind="digest") == []
+    for day in (1, 2):
+        clock.advance(timedelta(minutes=1))
+        await polled(watch, *digests)
+        written = await digests_in(ledger, 2 * day)
+        clock.advance(timedelta(days=1, minutes=-1))
+        await polled(watch, *digests)
+    for digest in digests:
+        await digest.stop()
+    assert sorted(row["channel"] for row in written) == ["chat", "chat", "mail", "mail"]
+    assert {row["content"]["title"] for row in written} == {"load needs a person"}
+    assert "- load: " in written[0]["content"]["text"]
+
+
+async def test_it_is_tried_again_if_the_ledger_fails_at_that_moment(
+    ledger: Database, operations: Operations, watch: Watching
+) -> None:
+    async def rename(table: str, name: str) -> None:
+        async with ledger.engine.begin() as connection:
+            await connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
+
+    digest = Digest(operations, ledger, "0 7 * * *", ["mail"], lambda: True)
+    digest.start()
+    await polled(watch, digest)
+    clock.advance(timedelta(minutes=1))
+    await rename("batch_buckets", "away")
+    await polled(watch, digest)
+    await until(lambda: _has_failed(digest))
+    await rename("away", "batch_buckets")
+    for _ in range(2):
+        clock.advance(timedelta(minutes=1))
+        await polled(watch, digest)
+        (written,) = await digests_in(ledger, 1)
+    await digest.stop()
+    assert written["content"]["title"] == "Nothing needs you."
+
+
+async def _has_failed(digest: Digest) -> bool:
+    return not digest._woken.is_set()
