@@ -68,12 +68,15 @@ class Service:
         return time.monotonic() - started_at
 
     def freeze(self, *urls: str | URL) -> None:
-        """SIGSTOP, where it holds no write lock of a SQLite file: nobody could take that from a stopped process."""
+        """SIGSTOP, where it holds no write lock of a SQLite file: nobody could take that from a stopped process.
+
+        Where it does, it goes on for long enough to be given a processor, or its lease would end meanwhile.
+        """
         files = [str(url.database) for url in map(make_url, urls) if url.get_backend_name() == "sqlite"]
         suspend(self.process.pid)
         while any(is_locked(file) for file in files):
             self.process.send_signal(signal.SIGCONT)
-            time.sleep(0.01)
+            time.sleep(0.2)
             suspend(self.process.pid)
 
     def _is_ready(self) -> bool:
@@ -95,7 +98,7 @@ def suspend(pid: int) -> None:
 
 
 def is_locked(file: str) -> bool:
-    with closing(sqlite3.connect(file, timeout=0.1)) as connection:
+    with closing(sqlite3.connect(file, timeout=0)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:

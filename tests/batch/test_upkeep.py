@@ -438,5 +438,6 @@ async def test_pruning_a_large_ledger_does_not_block_other_writers_for_long(ledg
     beside = asyncio.create_task(write_beside())
     assert (await pruner(ledger).prune())["runs"] == 4_000
     beside.cancel()
+    await asyncio.wait([beside])
     waits.sort()
     assert len(waits) > 10 and waits[len(waits) // 2] < 0.2, waits[-5:]

@@ -11,6 +11,8 @@ from sqlalchemy import update
 from service import clock
 from service.batch.firing import task_sync
 from service.batch.ledger import runs, tables
+from service.batch.ledger.people import audit
+from service.batch.ledger.people.audit import By
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
 from service.config import get_settings
@@ -90,7 +92,47 @@ async def test_a_failed_run_needs_a_person_until_it_is_made_good(
     answer = await night(watch, operations)
     assert (answer.level, answer.needs) == ("calm", [])
     (dealt,) = answer.dealt_with
-    assert (dealt.task, dealt.how, dealt.runs) == ("load", "made_good", 1)
+    assert (dealt.task, dealt.how, dealt.runs, dealt.by) == ("load", "made_good", 1, "ann")
+
+
+async def test_a_failure_that_the_next_slot_makes_good_was_dealt_with_by_nobody(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    await know(ledger, make_task("load"))
+    await failed(ledger, "load", START)
+    await watch.turn(2)
+    watch.later(60)
+    await succeeded(ledger, "load", START + MINUTE)
+    await watch.turn(2)
+    (dealt,) = (await night(watch, operations)).dealt_with
+    assert (dealt.how, dealt.by) == ("made_good", None)
+
+
+@pytest.mark.parametrize("actions", [["service.deploy", "service.start"], ["service.start"], []])
+async def test_a_row_says_what_changed_between_the_last_success_and_the_first_failure(
+    ledger: Database, watch: Watching, operations: Operations, actions: list[str]
+) -> None:
+    await know(ledger, make_task("load", None))
+    by = By("pid 1", "service", None, "here")
+    async with ledger.engine.begin() as connection:  # what was before the success does not count
+        await audit.record(connection, by, "settings.change", clock.now())
+    watch.later(60)
+    await succeeded(ledger, "load")
+    watch.later(60)
+    for action in actions:
+        async with ledger.engine.begin() as connection:
+            await audit.record(connection, by, action, clock.now(), after={"application": "2.14.1"})
+        watch.later(5)
+    watch.later(60)
+    await failed(ledger, "load")
+    await watch.turn(2)
+    (need,) = (await night(watch, operations)).needs
+    if not actions:
+        assert need.after is None
+        return
+    assert need.after is not None
+    assert (need.after.kind, need.after.seconds) == (actions[0], 60 + 5 * len(actions))
+    assert need.after.version == ("2.14.1" if actions[0] == "service.deploy" else None)
 
 
 async def test_while_a_retry_goes_on_the_row_stays(ledger: Database, watch: Watching, operations: Operations) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, case, func, select, text
@@ -26,6 +26,8 @@ DETAILED = 20
 """Of so many needs the details are read, of the others only the numbers."""
 MOST_OTHERS = 20
 """Of so many other tasks with the same error the names are given."""
+TOGETHER = timedelta(minutes=10)
+"""The processes of a deploy start within so long."""
 LINES = 50
 """Of so many last lines of a log the last error is looked for."""
 _KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES)
@@ -148,11 +150,18 @@ async def _change_before(connection: AsyncConnection, task: str, first: datetime
     rows = await connection.execute(before.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(LINES))
     good = max((row.finished_at for row in rows if row.state == RunState.SUCCEEDED), default=None)
     events = (await connection.execute(audit.listing(LINES, since=good, until=first))).all() if good else []
-    for event in events:
-        if event.action in _OF_ALL or (event.action == "schedule.change" and event.task == task):
-            version = (event.after or {}).get("application") if event.action == "service.deploy" else None
-            return ChangeBefore(kind=event.action, version=version, seconds=(first - event.at).total_seconds())
-    return None
+    changes = [
+        event
+        for event in events
+        if event.action in _OF_ALL or (event.action == "schedule.change" and event.task == task)
+    ]
+    if not changes:
+        return None
+    # A process with a new version or other settings has also started, but that is not what has changed.
+    causes = [each for each in changes if each.action != "service.start" and each.at > changes[0].at - TOGETHER]
+    event = causes[0] if causes else changes[0]
+    version = (event.after or {}).get("application") if event.action == "service.deploy" else None
+    return ChangeBefore(kind=event.action, version=version, seconds=(first - event.at).total_seconds())
 
 
 _OF_ALL = ("service.deploy", "service.start", "settings.change")
@@ -202,9 +211,16 @@ def of_quarantine(waiting: Counter[str], watched: Mapping[str, WatchedTask]) -> 
 async def dealt_with(
     connection: AsyncConnection, since: datetime, until: datetime, hidden: frozenset[str]
 ) -> list[DealtWith]:
-    """The incidents of runs that were closed in the window, the newest first."""
+    """The incidents of runs that were closed in the window, the newest first.
+
+    Somebody has dealt with one that was made good if the run which did it was asked for by a person or by code.
+    """
+    failure, success = runs.alias("failure"), runs.alias("success")
+    by = select(success.c.requested_by).where(
+        failure.c.id == incidents_table.c.newest_run, success.c.id == failure.c.made_good_by
+    )
     query = (
-        select(incidents_table)
+        select(incidents_table, by.scalar_subquery().label("good_by"))
         .where(incidents_table.c.closed_at >= since, incidents_table.c.closed_at < until)
         .order_by(incidents_table.c.closed_at.desc(), incidents_table.c.id.desc())
         .limit(1_000)
@@ -214,7 +230,7 @@ async def dealt_with(
             task=row.task or None,
             kind=row.kind,
             how=row.closed_why,
-            by=row.acknowledged_by,
+            by=row.acknowledged_by or row.good_by,
             at=row.closed_at,
             note=None if row.task in hidden else row.note,
             runs=row._mapping["count"],
