@@ -75,10 +75,13 @@ async def count(connection: AsyncConnection, since: datetime, until: datetime, n
 def _count(found: Mapping[str, _Task], since: datetime, last: datetime, now: datetime) -> Counted:
     counts: Counts = defaultdict(Counter)
     unhandled: set[datetime] = set()
+    known: dict[tuple[_Span, ...], list[tuple[datetime, datetime]]] = {}
     for name, task in found.items():
         ranges = _Ranges(task.ranges)
-        for slot in _slots(task.spans, since - INSTANT, last):
-            cause, bucket = ranges.cause_at(slot), bucket_of(slot)
+        if (spans := tuple(task.spans)) not in known:  # many tasks have the same schedule
+            known[spans] = [(slot, bucket_of(slot)) for slot in _slots(task.spans, since - INSTANT, last)]
+        for slot, bucket in known[spans]:
+            cause = ranges.cause_at(slot) if task.ranges else None
             counts[bucket, name][_class_of(slot, task, cause, now)] += 1
             if slot > task.handled:
                 unhandled.add(bucket)

@@ -36,7 +36,7 @@ MEASURED_AT_ONCE = 20
 MOST_CHANGED = 5_000
 """Buckets that are counted again in one turn, at most: more than there are in a month."""
 PAUSE_SECONDS = 0.1
-EVERY_SECONDS = buckets.LENGTH.total_seconds()
+LONGEST_SECONDS = buckets.LENGTH.total_seconds()
 """A new bucket is over so often. The tally is also kept when the watch has noticed something."""
 AGAIN_SECONDS = 1.0
 """While the ledger can't be reached it is tried again so often: the outage lasts until this part can work again."""
@@ -58,7 +58,7 @@ class TallyKeeper(Background):
         self._woken.set()
 
     async def _loop(self) -> None:
-        wait = EVERY_SECONDS
+        wait = LONGEST_SECONDS
         while True:
             try:
                 async with asyncio.timeout(wait):
@@ -67,28 +67,31 @@ class TallyKeeper(Background):
                 pass
             self._woken.clear()
             try:
-                await self.keep_up()
+                wait = await self.keep_up()
                 self._outage.over_for("tally")
-                wait = EVERY_SECONDS
             except Exception as error:  # the background loop's boundary
                 cause = self._outage.cause_for("tally", self._ledger, error)
                 if cause is None:
                     logger.exception("keeping the tally of slots failed, which is repeated")
-                elif wait == EVERY_SECONDS:
+                elif wait != AGAIN_SECONDS:
                     logger.warning(f"the tally of slots can't be written to the ledger: {cause}")
-                wait = EVERY_SECONDS if cause is None else AGAIN_SECONDS
+                wait = LONGEST_SECONDS if cause is None else AGAIN_SECONDS
 
-    async def keep_up(self) -> None:
-        """Count what can be counted and is not yet, six buckets in a transaction. Then compute durations."""
-        wanted, end = await self._wanted()
+    async def keep_up(self) -> float:
+        """Count what can be counted and is not yet, six buckets in a transaction. Then compute durations.
+
+        Returns in how many seconds one more bucket can be counted.
+        """
+        wanted, now = await self._wanted()
         left: set[datetime] = set()
         for first in range(0, len(wanted), AT_ONCE):
             if not self._holds():
-                return
+                return LONGEST_SECONDS
             left |= await self._keep(wanted[first : first + AT_ONCE])
             await asyncio.sleep(PAUSE_SECONDS)
-        self._pending, self._filled_until = left, end
+        self._pending, self._filled_until = left, tally.may_be_over(now)
         await self._measure()
+        return tally.until_next(now).total_seconds()
 
     async def _measure(self) -> None:
         """Compute how long the runs of tasks take that had one since that was last computed."""
@@ -106,18 +109,18 @@ class TallyKeeper(Background):
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _wanted(self) -> tuple[list[datetime], datetime]:
-        """The buckets to count, the newest first after those that have changed; and the end of what may be over."""
+        """The buckets to count, the newest first after those that have changed; and the present by database time."""
         async with self._ledger.reader.connect() as connection:
             now = await database_time.now_of(connection)
             end, begin = tally.may_be_over(now), await _begin(connection, now)
             if begin is None:
-                return [], end
+                return [], now
             changed = [bucket for bucket in await buckets.dirty(connection, MOST_CHANGED) if begin <= bucket < end]
             since = max(begin, self._filled_until) if self._filled_until is not None else begin
             counted = await buckets.counted(connection, since, end)
         new = {bucket for bucket in buckets.between(since, end) if bucket not in counted}
         rest = sorted((new | self._pending) - set(changed), reverse=True)
-        return [*changed, *rest], end
+        return [*changed, *rest], now
 
     async def _keep(self, wanted: Sequence[datetime]) -> set[datetime]:
         """Count these buckets. Returns those that can't be counted yet, because something in them goes on."""

@@ -19,8 +19,8 @@ from service.batch.night.counting import Counts, count
 
 NOT_RUN = ("missed", "paused", "skipped")
 
-OPEN_FOR = timedelta(minutes=20)
-"""A bucket is counted when its end is so old, and nothing in it goes on."""
+OPEN_FOR = timedelta(minutes=2)
+"""A bucket is counted when its end is so old, and nothing in it goes on. What changes afterwards marks it."""
 
 MOST_COUNTED_AT_ONCE = 300
 """Buckets without a tally that are counted while somebody waits, at most: two days. The newest ones are."""
@@ -161,6 +161,11 @@ async def _write(connection: AsyncConnection, kept: Sequence[datetime], counts: 
 def may_be_over(now: datetime) -> datetime:
     """Buckets before this one may be counted for good at `now`."""
     return bucket_of(now - OPEN_FOR)
+
+
+def until_next(now: datetime) -> timedelta:
+    """How long it takes from `now` until one more bucket may be counted."""
+    return may_be_over(now) + LENGTH + OPEN_FOR - now
 
 
 async def unaccounted(connection: AsyncConnection, names: Collection[str]) -> set[str]:

@@ -240,8 +240,8 @@ async def _next(connection: AsyncConnection, now: datetime) -> NextSlots:
     opened = await schedules.open_schedules(connection)
 
     def number() -> int:
-        usable = (row for row in opened.values() if row.is_usable and row.paused_by is None)
-        return sum(count(row.schedule, now, now + AHEAD) for row in usable)
+        usable = Counter(row.schedule for row in opened.values() if row.is_usable and row.paused_by is None)
+        return sum(tasks * count(schedule, now, now + AHEAD) for schedule, tasks in usable.items())
 
     return NextSlots(until=now + AHEAD, slots=await offload(number))
 
