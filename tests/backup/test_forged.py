@@ -317,12 +317,13 @@ def test_an_invalid_file_name_is_refused_with_the_reason(world: World, batch: Ba
 
 
 CHILD = """
-import gc, json, re, sys
+import ctypes, gc, json, re, sys
 from service import cli, config
 for words in json.loads(sys.stdin.read()):
     sys.argv = ["batch", "backup", *words]
     config.forget_settings()
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # give back what the command before has freed
     open("/proc/self/clear_refs", "w").write("5")  # reset the peak of the process's memory
     try:
         cli.main()
@@ -340,7 +341,10 @@ def bombs_of(kind: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("world", "what"), [*bombs_of("sqlite"), *bombs_of("postgresql")], indirect=["world"])
 def test_a_small_forged_file_fills_neither_memory_nor_the_disk_nor_the_screen(world: World, what: str) -> None:
-    """One process executes every command on it. The memory and disk space of each command are measured."""
+    """One process executes every command on it. The memory and disk space of each command are measured.
+
+    The comparison of the file with itself takes most, and is the last one, because the process keeps some of that.
+    """
     path, sound = world.root / "forged" / FORGED, world.folder / LATEST
     path.parent.mkdir()
     forged.bombs(world.kind, world.database)[what](path)
@@ -348,7 +352,7 @@ def test_a_small_forged_file_fills_neither_memory_nor_the_disk_nor_the_screen(wo
     commands = (
         ("list",), ("show", str(path)), ("show", str(path), "--json"), ("verify", str(path)), ("diff", str(path)),
         ("diff", str(sound), str(path)), ("restore", str(path), "--dry-run"),
-        *((("diff", str(path), str(path)), ("verify", "--restore", str(path))) if ALL else ()),
+        *((("verify", "--restore", str(path)), ("diff", str(path), str(path))) if ALL else ()),
     )  # fmt: skip
     files = world.files()
     done = subprocess.run(
