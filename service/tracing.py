@@ -60,12 +60,14 @@ def begin(context: Context, name: str, attributes: Mapping[str, str | int], call
 
 
 def _links(caller: str | None) -> list[Link]:
+    if caller is None:
+        return []
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    remote = TraceContextTextMapPropagator().extract({"traceparent": caller} if caller else {})
+    remote = TraceContextTextMapPropagator().extract({"traceparent": caller})
     context = trace.get_current_span(remote).get_span_context()
-    return [trace.Link(context)] if caller and context.is_valid else []
+    return [trace.Link(context)] if context.is_valid else []
 
 
 def end(span: Span | None, outcome: str, error: str | None) -> None:

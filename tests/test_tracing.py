@@ -12,6 +12,7 @@ from typing import Any
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from service.batch.ledger import tables
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.incidents.receivers import HttpReceiver, http_receiver
@@ -65,6 +66,7 @@ def settings_for(folder: Path, ledger: Database, url: str, receiver: HttpReceive
         "LEDGER_URL": url,
         "PYTHONPATH": f"{ROOT}:{folder}",
         "POLL_SECONDS": "0.1",
+        "HEARTBEAT_SECONDS": "0.5",
         "SHOP": f"{collector}/shop",
         "OTEL_SERVICE_NAME": "nightly",
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
@@ -108,7 +110,14 @@ async def test_an_attempt_is_a_span_linked_to_who_asked_for_it(
             return spans if {"run caller", "run called", "run broken"} <= spans.keys() else {}
 
         spans = await until(by_name)
-        await asyncio.sleep(1)  # the service reads its ledger ten times meanwhile
+        (node,) = await rows(ledger, tables.nodes, fires=True)
+
+        async def has_beaten_again() -> bool:
+            """Between two beats the service has read its ledger five times in the background."""
+            (now,) = await rows(ledger, tables.nodes, fires=True)
+            return bool(now["beats"] >= node["beats"] + 3)
+
+        await until(has_beaten_again)
         all_spans = spans_of(receiver)
 
     caller, called_, broken = (spans[f"run {name}"] for name in ("caller", "called", "broken"))

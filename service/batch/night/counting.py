@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -75,16 +75,17 @@ async def count(connection: AsyncConnection, since: datetime, until: datetime, n
 def _count(found: Mapping[str, _Task], since: datetime, last: datetime, now: datetime) -> Counted:
     counts: Counts = defaultdict(Counter)
     unhandled: set[datetime] = set()
-    known: dict[tuple[_Span, ...], list[tuple[datetime, datetime]]] = {}
+    names_by_spans: dict[tuple[_Span, ...], list[str]] = defaultdict(list)  # many tasks have the same schedule
     for name, task in found.items():
-        ranges = _Ranges(task.ranges)
-        if (spans := tuple(task.spans)) not in known:  # many tasks have the same schedule
-            known[spans] = [(slot, bucket_of(slot)) for slot in _slots(task.spans, since - INSTANT, last)]
-        for slot, bucket in known[spans]:
-            cause = ranges.cause_at(slot) if task.ranges else None
-            counts[bucket, name][_class_of(slot, task, cause, now)] += 1
-            if slot > task.handled:
-                unhandled.add(bucket)
+        names_by_spans[tuple(task.spans)].append(name)
+    for spans, names in names_by_spans.items():
+        slots = [(slot, bucket_of(slot)) for slot in _slots(spans, since - INSTANT, last)]
+        for name in names:
+            task, ranges = found[name], _Ranges(found[name].ranges)
+            for slot, bucket in slots:
+                counts[bucket, name][_class_of(slot, task, ranges.cause_at(slot), now)] += 1
+                if slot > task.handled:
+                    unhandled.add(bucket)
     return Counted(dict(counts), unhandled)
 
 
@@ -112,7 +113,7 @@ class _Ranges:
         return self._current[0][2] if self._current else None
 
 
-def _slots(spans: list[_Span], after: datetime, until: datetime) -> Iterator[datetime]:
+def _slots(spans: Sequence[_Span], after: datetime, until: datetime) -> Iterator[datetime]:
     """The slots of all spans in (after, until], each once: spans overlap if a machine's clock was set back."""
     iterators = [
         span.schedule.between(max(span.after, after), min(span.until, until))

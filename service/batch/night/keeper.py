@@ -80,8 +80,10 @@ class TallyKeeper(Background):
     async def keep_up(self) -> float:
         """Count what can be counted and is not yet, six buckets in a transaction. Then compute durations.
 
-        Returns in how many seconds one more bucket can be counted.
+        Returns in how many seconds one more bucket can be counted. A node without the duty does nothing.
         """
+        if not self._holds():
+            return LONGEST_SECONDS
         wanted, now = await self._wanted()
         left: set[datetime] = set()
         for first in range(0, len(wanted), AT_ONCE):
