@@ -28,6 +28,7 @@ from service.operations.slots.backfill import BackfillRequest
 from service.operations.slots.facet import Slots
 from service.operations.system.nodes import Nodes
 from service.operations.tasks.facet import Tasks
+from tests.batch.ledger_world import until
 from tests.web.conftest import Served
 from tests.web.test_v1 import ended, start
 
@@ -42,6 +43,12 @@ async def test_reads_answer_what_they_answer_beside_the_ledger(served: Served, r
     await ended(served.viewer, run)
     since = clock.now() - timedelta(hours=1)
     here = served.operations.by(Actor("admin"))
+
+    async def is_noticed() -> bool:
+        """The watch of the service does that within a second, so the two answers could differ until then."""
+        return (await here.runs.show(run)).noticed_at is not None
+
+    await until(is_noticed)
     reads: list[Callable[[Any], Awaitable[Any]]] = [
         lambda o: o.tasks.list(with_others=True),
         lambda o: o.tasks.pause_of("report"),
