@@ -5,7 +5,7 @@ Acknowledging a failure is another thing, and does not make it good.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,11 +13,15 @@ from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.execution.fingerprint import QUARANTINE
+from service.batch.ledger import json_rows
 from service.batch.ledger.states import ACTIVE, RunState
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
 
 MOST = 1_000
 """Open failures of a task, and successes of it, that are compared at a time."""
+
+MOST_AROUND = 100
+"""Runs of a task among which a success before or after a failure is looked for."""
 
 MARGIN = timedelta(seconds=30)
 """Rows of transactions that are still open when a task is looked at become visible so much later at most."""
@@ -68,6 +72,28 @@ async def successes_since(connection: AsyncConnection, task: str, since: datetim
     rows = await connection.execute(newest.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST))
     good = [row for row in rows if row.state == RunState.SUCCEEDED and row.finished_at > since]
     return min(len(good), most)
+
+
+async def successes_around(
+    connection: AsyncConnection, failures: Collection[tuple[str, str, datetime | None, datetime | None]]
+) -> dict[tuple[str, str], tuple[datetime | None, datetime | None]]:
+    """When tasks last ended with success after their last failure, and before their first one: None if they did not.
+
+    `failures`: a task, a fingerprint, and when this error was the last and the first one. Of each task 100 runs are
+    looked at, the newest ones and those before the first failure. Returns the instants by task and fingerprint.
+    """
+    kind = connection.dialect.name
+    names = ("task", "fingerprint", "finished_at", "started_at")
+    columns = [runs.c[name] for name in names]
+    success = "SELECT max(finished_at) FROM (SELECT r.state, r.finished_at FROM batch_runs r WHERE r.task = v.task"
+    newest = f"ORDER BY r.created_at DESC, r.id DESC LIMIT {MOST_AROUND}) AS newest WHERE state = 'succeeded'"
+    query = text(
+        f"SELECT v.task, v.fingerprint, ({success} {newest} AND finished_at > v.finished_at) AS finished_at, "
+        f"({success} AND r.created_at < v.started_at {newest}) AS started_at FROM {json_rows.source(columns, kind)}"
+    ).columns(*columns)
+    rows = json_rows.encode([dict(zip(names, failure, strict=True)) for failure in failures], kind)
+    found = await connection.execute(query, {"rows": rows})
+    return {(row.task, row.fingerprint): (row.finished_at, row.started_at) for row in found}
 
 
 def matches(failures: Sequence[Row[Any]], successes: Sequence[Row[Any]], each_slot_counts: bool) -> dict[str, str]:

@@ -63,6 +63,23 @@ async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]
     return {row.task: OpenSchedule(*row) for row in await connection.execute(_open())}
 
 
+async def in_use(connection: AsyncConnection) -> dict[Schedule, int]:
+    """How many tasks that are not paused have each schedule. Schedules that this version can't read are left out."""
+    query = (
+        select(schedules.c.cron, schedules.c.timezone, func.count())
+        .select_from(schedules.join(tasks, tasks.c.name == schedules.c.task, isouter=True))
+        .where(schedules.c.valid_until.is_(None), tasks.c.paused_at.is_(None))
+        .group_by(schedules.c.cron, schedules.c.timezone)
+    )
+    used: dict[Schedule, int] = {}
+    for cron, timezone, number in await connection.execute(query):
+        try:
+            used[schedule(cron, timezone)] = number
+        except InvalidSchedule:  # another version of the service has written it
+            continue
+    return used
+
+
 async def lock_tasks(connection: AsyncConnection, names: Iterable[str] | None = None) -> None:
     """Lock the rows of these tasks; None: of all tasks. On SQLite nothing is done: it has one writer at a time.
 

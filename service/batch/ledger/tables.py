@@ -58,6 +58,7 @@ RUNNING_SQL = "state = 'running'"
 CLAIMABLE_SQL = is_one_of(CLAIMABLE)
 ACTIVE_SQL = is_one_of(ACTIVE, "state")
 SKIPPED_SQL = f"{UNINDEXED_STATE} = 'skipped'"
+BY_HAND_SQL = "origin = 'manual'"
 UNNOTICED_RUN_SQL = f"noticed_at IS NULL AND ({UNINDEXED_STATE} = 'failed' OR fingerprint IS NOT NULL)"
 """Runs that the watch has to look at: they have failed, or ended otherwise after something was wrong with them."""
 OPEN_FAILURE_SQL = "fingerprint IS NOT NULL AND acknowledged IS NULL AND made_good_at IS NULL"
@@ -184,6 +185,7 @@ runs = Table(
     Index("ix_batch_runs_task_created", "task", "created_at", "id"),
     Index("ix_batch_runs_state_created", "state", "created_at", "id"),
     Index("ix_batch_runs_created", "created_at", "id"),
+    Index("ix_batch_runs_by_hand", "created_at", **where(BY_HAND_SQL)),
     Index("ix_batch_runs_skipped", "slot", **where(SKIPPED_SQL)),
     Index("ix_batch_runs_unnoticed", "id", **where(UNNOTICED_RUN_SQL)),
     Index("ix_batch_runs_open_failures", "task", "fingerprint", "finished_at", **where(OPEN_FAILURE_SQL)),

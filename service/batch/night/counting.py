@@ -156,17 +156,22 @@ async def _spans(connection: AsyncConnection, since: datetime, last: datetime) -
 async def _read_states(
     connection: AsyncConnection, found: Mapping[str, _Task], since: datetime, last: datetime
 ) -> None:
-    """The state of the run of each slot. They are read by the unique index on task and slot."""
+    """The state of the run of each slot. They are read by the unique index on task and slot.
+
+    The names of the tasks of an instant come together: many tasks have the same slots.
+    """
     kind = connection.dialect.name
     source = json_rows.source([runs.c.task], kind)
+    names = "jsonb_agg(r.task)" if kind == "postgresql" else "json_group_array(r.task)"
     statement = text(
-        f"SELECT r.task, r.slot, r.state FROM {source} JOIN batch_runs r ON r.task = v.task "
-        "WHERE r.origin <> 'manual' AND r.slot >= :since AND r.slot <= :last"
+        f"SELECT r.slot, r.state, {names} AS result FROM {source} JOIN batch_runs r ON r.task = v.task "
+        "WHERE r.origin <> 'manual' AND r.slot >= :since AND r.slot <= :last GROUP BY r.slot, r.state"
     )
-    bound = statement.bindparams(*_instants()).columns(runs.c.task, runs.c.slot, runs.c.state)
+    bound = statement.bindparams(*_instants()).columns(runs.c.slot, runs.c.state, runs.c.result)
     values = {"rows": _rows(found, kind), "since": since, "last": last}
-    for task, slot, state in await connection.execute(bound, values):
-        found[task].states[slot] = state
+    for slot, state, its in await connection.execute(bound, values):
+        for task in its:
+            found[task].states[slot] = state
 
 
 async def _read_ranges(

@@ -13,11 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import json_rows
 from service.batch.ledger.night import buckets
 from service.batch.ledger.night.buckets import LENGTH, bucket_of
-from service.batch.ledger.night.tables import CLASSES, tally
+from service.batch.ledger.night.tables import CLASSES, NOT_ALL_GOOD, NOT_ALL_GOOD_SQL, NOT_RUN, tally
 from service.batch.ledger.night.tables import buckets as buckets_table
 from service.batch.night.counting import Counts, count
-
-NOT_RUN = ("missed", "paused", "skipped")
 
 OPEN_FOR = timedelta(minutes=2)
 """A bucket is counted when its end is so old, and nothing in it goes on. What changes afterwards marks it."""
@@ -78,11 +76,15 @@ async def _read(
     connection: AsyncConnection, since: datetime, until: datetime, counted: Collection[datetime]
 ) -> dict[datetime, Counter[str]]:
     """The sums of the tally for each of these buckets."""
-    sums = [func.sum(tally.c[name]).label(name) for name in CLASSES]
     is_in = (tally.c.bucket >= since, tally.c.bucket < until)
-    query = select(tally.c.bucket, *sums).where(*is_in).group_by(tally.c.bucket)
-    rows = [row for row in await connection.execute(query) if row.bucket in counted]
-    return {row.bucket: Counter({name: int(row._mapping[name]) for name in CLASSES}) for row in rows}
+    succeeded = select(tally.c.bucket, func.sum(tally.c.succeeded).label("succeeded"))
+    others = select(tally.c.bucket, *(func.sum(tally.c[name]).label(name) for name in NOT_ALL_GOOD))
+    sums: dict[datetime, Counter[str]] = {}
+    for query, names in ((succeeded, ("succeeded",)), (others.where(text(NOT_ALL_GOOD_SQL)), NOT_ALL_GOOD)):
+        for row in await connection.execute(query.where(*is_in).group_by(tally.c.bucket)):
+            if row.bucket in counted:
+                sums.setdefault(row.bucket, Counter()).update({name: int(row._mapping[name]) for name in names})
+    return sums
 
 
 async def _not_run(connection: AsyncConnection, since: datetime, until: datetime) -> dict[str, Counter[str]]:
@@ -92,7 +94,13 @@ async def _not_run(connection: AsyncConnection, since: datetime, until: datetime
     query = (
         select(tally.c.task, *sums)
         .select_from(tally.join(buckets_table, buckets_table.c.bucket == tally.c.bucket))
-        .where(tally.c.bucket >= since, tally.c.bucket <= until - LENGTH, some, buckets_table.c.counted_at.is_not(None))
+        .where(
+            tally.c.bucket >= since,
+            tally.c.bucket <= until - LENGTH,
+            text(NOT_ALL_GOOD_SQL),
+            some,
+            buckets_table.c.counted_at.is_not(None),
+        )
         .group_by(tally.c.task)
     )
     found: dict[str, Counter[str]] = defaultdict(Counter)

@@ -97,6 +97,8 @@ async def _ranges(
     connection: AsyncConnection, names: Sequence[str], since: datetime, until: datetime
 ) -> dict[str, list[Row[Any]]]:
     """The missed ranges of these tasks that touch the window, by task, in the order of their slots."""
+    if not names:
+        return {}
     theirs = json_rows.is_among(missed.c.task, names, connection.dialect.name)
     query = select(missed).where(theirs, missed.c.last_slot >= since, missed.c.first_slot < until)
     found: dict[str, list[Row[Any]]] = {}

@@ -18,7 +18,7 @@ from service.batch.ledger.incidents.incidents import OF_RUNS, IncidentKind
 from service.batch.ledger.incidents.tables import fingerprints
 from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.people import audit
-from service.batch.ledger.states import ACTIVE, RunState
+from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, runs
 from service.operations.night.models import ChangeBefore, DealtWith, LastLine, Need
 
@@ -57,7 +57,12 @@ async def of_runs(
     for group in groups:
         tasks_by_error[group.fingerprint].append(group.task)
     needs.sort(key=lambda need: (-need.open, need.task or ""))
-    detailed = [await _completed(connection, need, hidden) for need in needs[:DETAILED]]
+    failures = [(n.task or "", n.fingerprint or "", n.last_failed, n.failing_since) for n in needs[:DETAILED]]
+    successes = await made_good.successes_around(connection, failures)
+    detailed = [
+        await _completed(connection, need, *successes[need.task or "", need.fingerprint or ""], hidden)
+        for need in needs[:DETAILED]
+    ]
     detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""]) for need in detailed]
     return sorted([*detailed, *needs[DETAILED:]], key=lambda need: need.succeeded_since is not None)
 
@@ -105,20 +110,22 @@ async def _first_seen(connection: AsyncConnection, groups: Sequence[Row[Any]]) -
     return {(row.task, row.fingerprint): row.first_seen_at for row in rows}
 
 
-async def _completed(connection: AsyncConnection, need: Need, hidden: frozenset[str]) -> Need:
-    """With the newest failure, the last line of its log, a later success, and what changed before the first failure."""
-    assert need.task is not None
-    more: dict[str, Any] = {}
+async def _completed(
+    connection: AsyncConnection, need: Need, since: datetime | None, before: datetime | None, hidden: frozenset[str]
+) -> Need:
+    """With the newest failure, the last line of its log, a later success, and what changed before the first failure.
+
+    `since`: the task has ended with success then, after the last failure. `before`: and then, before the first one.
+    """
+    more: dict[str, Any] = {"succeeded_since": since}
     run = need.newest_run
     if run is None or not need.error:
         run, error = await _newest(connection, need)
         more |= {"newest_run": run, "error": "" if need.task in hidden else error}
     if run is not None and need.task not in hidden:
         more["last_line"] = await _last_line(connection, run)
-    if need.last_failed is not None and await made_good.successes_since(connection, need.task, need.last_failed, 1):
-        more["succeeded_since"] = await _last_success(connection, need.task)
-    if need.failing_since is not None:
-        more["after"] = await _change_before(connection, need.task, need.failing_since)
+    if before is not None and need.failing_since is not None:
+        more["after"] = await _change_between(connection, need.task, before, need.failing_since)
     return need.model_copy(update=more)
 
 
@@ -138,18 +145,11 @@ async def _last_line(connection: AsyncConnection, run: str) -> LastLine | None:
     return LastLine(at=line.at, level=line.level, text=line.text.split("\n")[0][:1_000])
 
 
-async def _last_success(connection: AsyncConnection, task: str) -> datetime | None:
-    newest = select(runs.c.state, runs.c.finished_at).where(runs.c.task == task)
-    rows = await connection.execute(newest.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(made_good.MOST))
-    return max((row.finished_at for row in rows if row.state == RunState.SUCCEEDED), default=None)
-
-
-async def _change_before(connection: AsyncConnection, task: str, first: datetime) -> ChangeBefore | None:
+async def _change_between(
+    connection: AsyncConnection, task: str | None, good: datetime, first: datetime
+) -> ChangeBefore | None:
     """The last change between the last success of the task and its first failure; None if there was none."""
-    before = select(runs.c.state, runs.c.finished_at).where(runs.c.task == task, runs.c.created_at < first)
-    rows = await connection.execute(before.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(LINES))
-    good = max((row.finished_at for row in rows if row.state == RunState.SUCCEEDED), default=None)
-    events = (await connection.execute(audit.listing(LINES, since=good, until=first))).all() if good else []
+    events = (await connection.execute(audit.listing(LINES, since=good, until=first))).all()
     changes = [
         event
         for event in events

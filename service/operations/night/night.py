@@ -237,13 +237,9 @@ async def _backup(
 
 async def _next(connection: AsyncConnection, now: datetime) -> NextSlots:
     """How many slots are due within the next two hours."""
-    opened = await schedules.open_schedules(connection)
-
-    def number() -> int:
-        usable = Counter(row.schedule for row in opened.values() if row.is_usable and row.paused_by is None)
-        return sum(tasks * count(schedule, now, now + AHEAD) for schedule, tasks in usable.items())
-
-    return NextSlots(until=now + AHEAD, slots=await offload(number))
+    used = await schedules.in_use(connection)
+    number = await offload(lambda: sum(tasks * count(each, now, now + AHEAD) for each, tasks in used.items()))
+    return NextSlots(until=now + AHEAD, slots=number)
 
 
 async def _quarantined(context: Context) -> Counter[str]:

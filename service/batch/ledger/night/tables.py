@@ -10,6 +10,12 @@ from service.database.types import UtcDateTime
 CLASSES = ("succeeded", "failed", "cancelled", "skipped", "missed", "paused", "active", "unaccounted")
 """What a slot may have become. Each slot is in exactly one class, so that their sum is what was due."""
 
+NOT_RUN = ("missed", "paused", "skipped")
+"""The classes of slots that did not run, by a rule or because no service was there."""
+NOT_ALL_GOOD = tuple(name for name in CLASSES if name != "succeeded")
+NOT_ALL_GOOD_SQL = f"{' + '.join(NOT_ALL_GOOD)} > 0"
+"""Rows of the tally with slots that have not succeeded. On a good night there are few of them."""
+
 # Ten minutes whose slots were counted at `counted_at`; NULL: some slot has changed since, so they are counted again.
 buckets = Table(
     "batch_buckets",
@@ -27,5 +33,6 @@ tally = Table(
     Column("task", String(100), nullable=False),
     *(Column(name, Integer, nullable=False) for name in CLASSES),
     PrimaryKeyConstraint("bucket", "task"),
+    Index("ix_batch_tally_not_all_good", "bucket", **where(NOT_ALL_GOOD_SQL)),
     Index("ix_batch_tally_unaccounted", "task", "bucket", **where("unaccounted > 0")),
 )
