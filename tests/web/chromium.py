@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
@@ -119,14 +120,16 @@ def browser(folder: Path) -> Iterator[Page]:
     options = ["--headless=new", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     options += ["--remote-debugging-port=0", f"--user-data-dir={folder}/profile", "--disable-dev-shm-usage"]
     options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses its sandbox to root
-    with (folder / "chromium.log").open("wb") as log:
-        running = subprocess.Popen([path, *options, "about:blank"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        with connect(_address(running, folder), max_size=LARGEST_MESSAGE, proxy=None) as socket:
-            yield Page(socket)
-    finally:
-        running.kill()
-        running.wait()
+    # Chromium has a socket in the folder for temporary files. The path of a socket has 107 bytes at most.
+    with TemporaryDirectory(dir="/tmp") as short, (folder / "chromium.log").open("wb") as log:
+        command, environment = [path, *options, "about:blank"], {**os.environ, "TMPDIR": short}
+        running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        try:
+            with connect(_address(running, folder), max_size=LARGEST_MESSAGE, proxy=None) as socket:
+                yield Page(socket)
+        finally:
+            running.kill()
+            running.wait()
 
 
 def _address(running: subprocess.Popen[bytes], folder: Path) -> str:
