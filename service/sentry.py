@@ -15,10 +15,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from service.batch.context.current_run import CurrentRun, current_run_if_any, state_of
-from service.batch.nodes.node import package_version
 from service.concurrency.offload import offload
 from service.config import Settings
 from service.errors import InvalidSetting
+from service.versions import package_version
 
 if TYPE_CHECKING:
     from sentry_sdk.client import BaseClient

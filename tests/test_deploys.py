@@ -13,7 +13,7 @@ from service import TaskRegistry, config
 from service.config import get_settings
 from service.operations.people.changes import Change
 from service.server.batch_service import BatchService
-from service.server.version import application_version
+from service.versions import application_version
 
 TASK = """
 from service import BaseTask

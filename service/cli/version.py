@@ -8,10 +8,9 @@ from pathlib import Path
 def print_version() -> None:
     """Print the version of the package, and that of the application, as a service records it at its start."""
     from service import console
-    from service.batch.nodes.node import package_version
     from service.config import get_settings
     from service.errors import BatchError
-    from service.server.version import application_version
+    from service.versions import application_version, package_version
 
     console.say(f"batch {package_version()}")
     try:

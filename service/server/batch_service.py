@@ -21,7 +21,7 @@ from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import database_time
 from service.batch.nodes.ledger_poll import LedgerChanges
-from service.batch.nodes.node import Node, package_version
+from service.batch.nodes.node import Node
 from service.batch.queue import enqueue
 from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
@@ -46,8 +46,8 @@ from service.server.bulk_worker import BulkWorker
 from service.server.measuring import Monitoring
 from service.server.probes import write_if_reachable
 from service.server.readiness import is_working, reasons, reasons_while_stopping
-from service.server.version import application_version
 from service.server.watching import Watching, start_pings
+from service.versions import application_version, package_version
 
 logger = get_logger("service.batch")
 

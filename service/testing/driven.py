@@ -22,7 +22,6 @@ from service.batch.firing.firing import fire
 from service.batch.ledger import database_time, nodes, runs, tables
 from service.batch.ledger.states import FINAL
 from service.batch.ledger.tables import CLAIMABLE_SQL, new_id
-from service.batch.nodes.node import package_version
 from service.batch.nodes.orphans import rescue
 from service.batch.queue import enqueue
 from service.batch.tasks.registry import Task
@@ -39,6 +38,7 @@ from service.testing.failures import Failures
 from service.testing.instances import prepared
 from service.testing.kills import Kill
 from service.testing.recorder import Recorder
+from service.versions import package_version
 
 
 class DrivenService:

@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sqlalchemy import update
@@ -24,6 +23,7 @@ from service.batch.nodes.orphans import interrupt_runs_of
 from service.batch.nodes.outage import Outage
 from service.concurrency.offload import offload
 from service.metrics.process import ProcessMetrics
+from service.versions import package_version
 
 
 class Node:
@@ -133,11 +133,3 @@ class Node:
     def unlock_at_once(self) -> None:
         """Do the same as `unlock`, in any thread."""
         self._process_lock.remove()
-
-
-def package_version() -> str:
-    """The version of the installed package; "unknown" if it is not installed."""
-    try:
-        return version("batch-system")
-    except PackageNotFoundError:
-        return "unknown"

@@ -1,13 +1,22 @@
-"""The version of the application that the service runs in, by which deploys are recognised."""
+"""The versions of this package, and of the application that the service runs in, by which deploys are recognised."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 LARGEST_FILE = 10_000_000
+
+
+def package_version() -> str:
+    """The version of the installed package; "unknown" if it is not installed."""
+    try:
+        return version("batch-system")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def application_version(given: str | None, folder: Path, here: Path) -> str:
