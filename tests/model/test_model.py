@@ -40,8 +40,11 @@ SETTINGS = settings(
     report_multiple_bugs=False,
 )
 
-MOST_ROUNDS = 8
-"""Of so many examples each: two, and more until all has happened that has to. Each has a seed of its own."""
+SEEDS = (5, 3, 0, 1, 2, 4, 6, 7)
+"""Of the rounds of so many examples each: two, and more until all has happened that has to.
+
+With the code as it is, the first two make all of it happen on both databases. Others may come first when it changes.
+"""
 
 SELDOM = {
     *(("succeeded", "queued"), ("skipped", "queued"), ("cancelled", "queued")),
@@ -89,8 +92,8 @@ def test_the_ledger_does_what_a_plain_model_of_it_does(world: World, monkeypatch
     parts: tuple[type[Machine], ...] = (Nodes, People, Watchers, *beside)
     machine = type("Machine", parts, {"world": world, "happened": happened})
     try:
-        for number in range(1 if LONG else MOST_ROUNDS):
-            run_state_machine_as_test(machine if LONG else seed(number)(machine), settings=SETTINGS)
+        for number, chosen in enumerate(SEEDS[:1] if LONG else SEEDS):
+            run_state_machine_as_test(machine if LONG else seed(chosen)(machine), settings=SETTINGS)
             if number and all(happened[what] for what in HAPPENS):
                 break
     finally:
