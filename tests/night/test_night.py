@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from sqlalchemy import update
@@ -291,6 +291,13 @@ async def test_a_window_is_refused_if_it_is_none(watch: Watching, operations: Op
         await operations.night(START - timedelta(days=40))
     with pytest.raises(InvalidParameters, match="before the end"):
         await operations.night(START + timedelta(days=1))
+    far = timezone(timedelta(hours=14))
+    for since, until in ((datetime.min.replace(tzinfo=far), None), (None, datetime.min.replace(tzinfo=UTC))):
+        with pytest.raises(InvalidParameters, match="ten years"):
+            await operations.night(since, until)
+    with pytest.raises(InvalidParameters, match="before the end"):
+        await operations.night(datetime.max.replace(tzinfo=timezone(-timedelta(hours=14))))
+    assert await operations.night(until=datetime.max.replace(tzinfo=UTC)) == await operations.night()
     with pytest.raises(InvalidSchedule):
         await operations.night(zone="Mars/Base")
 
@@ -298,6 +305,27 @@ async def test_a_window_is_refused_if_it_is_none(watch: Watching, operations: Op
 async def test_the_default_begins_at_six_in_the_evening_of_the_zone(watch: Watching, operations: Operations) -> None:
     answer = await operations.night(zone="Asia/Tokyo")
     assert answer.since == datetime(2026, 3, 9, 9, 0, tzinfo=UTC)
+
+
+async def test_a_viewer_does_not_learn_an_error_of_a_secret_task_from_another_task_or_from_a_bulk(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    await know(ledger, make_task("load", None, tags=("secret",)), make_task("plain", None))
+    await failed(ledger, "load")
+    await failed(ledger, "plain")
+    await watch.turn(2)
+    preview = await operations.bulks.preview("acknowledge", RunFilter(task="load"))
+    await operations.bulks.begin(preview.id, "bulk", "the amount 4711 was wrong")
+    clock.advance(timedelta(seconds=1))
+    viewer = operations.by(Actor("vera", role="viewer"))
+    answer = await viewer.night()
+    need, plain = sorted(answer.needs, key=lambda each: each.task or "")
+    assert (need.error, need.last_line, need.fingerprint) == ("", None, None)
+    assert need.also_in == () and plain.also_in == (), "an error that a hidden task has too would tell what it is"
+    (bulk,) = [change for change in answer.changes if change.kind == "bulk.acknowledge"]
+    assert (bulk.note, bulk.after) == (None, None)
+    assert (await viewer.bulks.get(preview.id)).note is None
+    assert (await operations.bulks.get(preview.id)).note == "the amount 4711 was wrong"
 
 
 async def test_a_viewer_does_not_see_what_runs_of_a_secret_task_have_said(

@@ -63,14 +63,19 @@ async def of_runs(
         await _completed(connection, need, *successes[need.task or "", need.fingerprint or ""], hidden)
         for need in needs[:DETAILED]
     ]
-    detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""]) for need in detailed]
+    detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""], hidden) for need in detailed]
     return sorted([*detailed, *needs[DETAILED:]], key=lambda need: need.succeeded_since is not None)
 
 
-def _also_in(need: Need, with_it: Sequence[str]) -> Need:
-    """With the other tasks that have the same error. Words such as `empty` are no error that tasks could share."""
+def _also_in(need: Need, with_it: Sequence[str], hidden: frozenset[str]) -> Need:
+    """With the other tasks that have the same error. Words such as `empty` are no error that tasks could share.
+
+    That a hidden task has the same error as another one would tell what its error is, and so would its fingerprint.
+    """
+    if need.task in hidden:
+        return need.model_copy(update={"fingerprint": None})
     is_error = need.fingerprint is not None and ":" in need.fingerprint
-    others = sorted(name for name in with_it if name != need.task)[:MOST_OTHERS]
+    others = sorted(name for name in with_it if name != need.task and name not in hidden)[:MOST_OTHERS]
     return need.model_copy(update={"also_in": others}) if is_error and others else need
 
 

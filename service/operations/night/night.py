@@ -38,13 +38,14 @@ from service.operations.night.models import (
     NightChange,
     SlotCounts,
 )
-from service.operations.people.redacting import hidden_tasks
+from service.operations.people.redacting import hidden_tasks, hides_change
 from service.operations.results import Node
 from service.operations.runs.quarantine import has_table
 from service.operations.system.nodes import living_services
 
 LONGEST_WINDOW = timedelta(days=31)
 AHEAD = timedelta(hours=2)
+OLDEST = timedelta(days=3_653)
 EVENING = 18
 MOST_COUNTED = 10_000
 CHANGES = (
@@ -81,14 +82,17 @@ def _window(
     since: datetime | None, until: datetime | None, now: datetime, zone: ZoneInfo
 ) -> tuple[datetime, datetime | None]:
     """The begin, and the end of a window that is over. By default since 18:00 of the day before, in the zone."""
+    if until is not None and until >= now:
+        until = None
+    for name, instant in (("since", since), ("until", until)):
+        if instant is not None and instant < now - OLDEST:
+            raise InvalidParameters(f"{name}: allowed is an instant of the last ten years")
     if since is None:
         local = (until or now).astimezone(zone)
         since = (local - timedelta(days=1)).replace(hour=EVENING, minute=0, second=0, microsecond=0)
-    since = bucket_of(since.astimezone(now.tzinfo))
-    if until is not None and until >= now:
-        until = None
     if since >= (until or now):
         raise InvalidParameters("since: allowed is an instant before the end of the window, which is now at the latest")
+    since = bucket_of(since.astimezone(now.tzinfo))
     if (until or now) - since > LONGEST_WINDOW + LENGTH:
         raise InvalidParameters("since: a window has 31 days at most")
     return since, until
@@ -201,9 +205,9 @@ async def _changes(
             kind=row.action,
             actor=row.actor,
             task=row.task,
-            before=None if row.task in hidden or row.action == "service.start" else row.before,
-            after=None if row.task in hidden or row.action == "service.start" else row.after,
-            note=None if row.task in hidden else row.note,
+            before=None if hides_change(row.action, row.task, hidden) or row.action == "service.start" else row.before,
+            after=None if hides_change(row.action, row.task, hidden) or row.action == "service.start" else row.after,
+            note=None if hides_change(row.action, row.task, hidden) else row.note,
         )
         for row in reversed(rows)
         if row.action in CHANGES

@@ -7,7 +7,7 @@ from typing import Any
 
 from service.batch.ledger.people import audit
 from service.operations.context import Context
-from service.operations.people.redacting import hidden_tasks
+from service.operations.people.redacting import hidden_tasks, hides_change
 from service.operations.results import Result
 from service.operations.runs.run_list import cursor_of, parse_cursor
 
@@ -41,7 +41,7 @@ class ChangePage(Result):
 
 def _shown(change: Change, hidden: frozenset[str]) -> Change:
     """The event as the caller may see it. `hidden`: tasks whose parameters are hidden."""
-    if change.task not in hidden and not (hidden and change.action.startswith("bulk.")):
+    if not hides_change(change.action, change.task, hidden):
         return change
     return change.model_copy(update={"before": None, "after": None, "note": None})
 

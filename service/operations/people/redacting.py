@@ -32,6 +32,11 @@ async def hidden_tasks(connection: AsyncConnection, context: Context) -> frozens
     return await task_rows.tagged(connection, SECRET_TAG)
 
 
+def hides_change(action: str, task: str | None, hidden: frozenset[str]) -> bool:
+    """Whether the caller may not see what the audit says of a change. A bulk may be about runs of any task."""
+    return task in hidden or bool(hidden and action.startswith("bulk."))
+
+
 async def refuse_hidden_log(context: Context, run: str) -> None:
     """Raises Forbidden if the caller may not read the log of this run."""
     async with context.databases.reading() as connection:

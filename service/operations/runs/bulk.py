@@ -23,7 +23,7 @@ from service.escaping import brief, echoed
 from service.operations.context import Context
 from service.operations.incidents.ending import tell_followers
 from service.operations.incidents.notes import check_note
-from service.operations.people.redacting import refuse_secret_filter
+from service.operations.people.redacting import hidden_tasks, refuse_secret_filter
 from service.operations.results import Result
 from service.operations.runs.finding import refuse_unknown_task
 from service.operations.runs.run_list import RunFilter, tasks_of_tag
@@ -171,9 +171,10 @@ class Bulks:
         """A preview or bulk as it is now. Raises UnknownPreview."""
         async with self._context.databases.reading() as connection:
             row = await previews.get(connection, id) if connection is not None else None
+            hidden = await hidden_tasks(connection, self._context) if connection is not None else ()
         if row is None:
             raise UnknownPreview(f"there is no such preview {echoed(id)}; a preview is good for an hour")
-        return Bulk.of(row)
+        return Bulk.of(row, **({"note": None} if hidden else {}))
 
     async def under_way(self) -> list[str]:
         """The ids of the bulks that have begun and not ended, the oldest first."""
