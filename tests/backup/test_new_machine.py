@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
 
 from service import clock
 from service.backup.file.verify import verify
@@ -18,6 +18,7 @@ from service.concurrency.stoppable import Stop
 from service.config import get_settings
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
+from service.database.types import UtcDateTime
 from service.errors import DamagedBackup
 from service.operations.backups.make import check
 from service.operations.backups.pins import pin
@@ -82,7 +83,8 @@ async def lost_machine(database_url: str, bucket: Bucket, settings: Callable[...
         await migrated(url, *histories)
     database = Database(database_url, setting="DATABASE_URL", pooled=False)
     async with database.engine.begin() as connection:
-        await connection.execute(text("INSERT INTO users (email, created_at) VALUES ('ann@x', :at)"), {"at": FIRST})
+        insert = text("INSERT INTO users (email, created_at) VALUES ('ann@x', :at)")
+        await connection.execute(insert.bindparams(bindparam("at", FIRST, UtcDateTime())))
     await database.dispose()
     for night in LOST:
         await backed_up(night)
