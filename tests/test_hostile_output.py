@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def test_a_setting_does_not_act_in_the_error_about_it(batch: Batch) -> None:
 
 
 def test_names_of_tables_in_a_backup_do_not_act(batch: Batch, tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "app.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "app.db")) as connection:
         for number, text in enumerate([*HOSTILE.values(), "[red]", f"two\nlines {SEEN}"]):
             if "\0" not in text and "\ud800" not in text:
                 connection.execute(f'CREATE TABLE "{number}{text}" ("id{text}" INTEGER PRIMARY KEY, "v{text}" TEXT)')

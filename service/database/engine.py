@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
@@ -200,14 +201,31 @@ class _SqliteConnection(sqlite3.Connection):
 
 
 class _AsyncSqliteConnection(aiosqlite.Connection):
-    """A connection that stops its thread only once.
+    """A connection that stops its thread only once, and closes what the thread has opened.
 
     If a task is cancelled a second time while its connection is being closed, stop() is called twice. The second call
-    would return a future that is never completed, because the thread has ended.
+    would return a future that is never completed, because the thread has ended. If a task is cancelled while its
+    connection is being opened, aiosqlite does not know the connection that its thread opens.
     """
 
+    def __init__(self, connect: Callable[[], sqlite3.Connection], iter_chunk_size: int) -> None:
+        super().__init__(self._open, iter_chunk_size)
+        self._connect_to_file = connect
+        self._opened: sqlite3.Connection | None = None
+
     def stop(self) -> asyncio.Future[Any] | None:
-        return super().stop() if self._running else None
+        if not self._running:
+            return None
+        self._tx.put_nowait((None, self._close_opened))
+        return super().stop()
+
+    def _open(self) -> sqlite3.Connection:
+        self._opened = self._connect_to_file()
+        return self._opened
+
+    def _close_opened(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
 
 
 async def _open_sqlite(name: str, **options: Any) -> aiosqlite.Connection:

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import itertools
 import sqlite3
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import aiosqlite
 import pytest
 from sqlalchemy import text
 
-from service.database.engine import Database
+from service.database.engine import Database, _SqliteConnection
 from service.errors import DatabaseUnreachable
 
 CONNECTIONS = 4
@@ -44,6 +45,35 @@ async def use_all_connections(database: Database) -> None:
         for _ in range(CONNECTIONS - 1):
             connection = await stack.enter_async_context(database.reader.connect())
             await connection.execute(text("SELECT 1"))
+
+
+async def test_a_cancel_while_a_connection_is_opened_closes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_open = threading.Event(), threading.Event()
+    connect, opened, closed = sqlite3.connect, [], []
+
+    class Recorded(_SqliteConnection):
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    def slowly(name: str, **options: Any) -> sqlite3.Connection:
+        begun.set()
+        may_open.wait(30)
+        opened.append(connect(name, **{**options, "factory": Recorded}))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", slowly)
+    database = open_database(tmp_path)
+    using = asyncio.create_task(use_all_connections(database))
+    await asyncio.to_thread(begun.wait)
+    using.cancel()
+    await asyncio.sleep(0)
+    may_open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    assert len(opened) == 1
+    assert closed[:1] == opened
+    await database.dispose()
 
 
 @pytest.mark.parametrize("number", range(1, CONNECTIONS + 1))
