@@ -249,8 +249,9 @@ async def test_a_bulk_changes_the_runs_of_its_preview_and_no_others(served: Serv
         return (await served.viewer.get(f"/api/v1/runs/bulk/{preview['id']}")).json()["finished_at"] is not None
 
     await until(is_over)
-    bulk = (await served.viewer.get(f"/api/v1/runs/bulk/{preview['id']}")).json()
+    bulk = (await served.operator.get(f"/api/v1/runs/bulk/{preview['id']}")).json()
     assert (bulk["position"], bulk["changed"], bulk["note"]) == (2_500, 2_499, "all of them")
+    assert (await served.viewer.get(f"/api/v1/runs/bulk/{preview['id']}")).json()["note"] is None, "a task is secret"
     again = await served.operator.post(f"/api/v1/runs/bulk/{preview['id']}")
     assert again.status_code == 409
     left = (await served.viewer.get("/api/v1/runs?state=failed")).json()["runs"]
