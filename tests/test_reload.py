@@ -346,7 +346,6 @@ async def test_one_signal_ends_both_processes_after_the_drain(
         assert not await is_running(ledger, "long")
 
 
-@pytest.mark.nightly
 async def test_ctrl_c_while_a_reload_drains_ends_it_after_the_drain_and_starts_nothing(tmp_path: Path) -> None:
     """The serving process has not begun to drain when Ctrl-C comes, because its task blocks the event loop."""
     make_folder(tmp_path, blocks=BLOCKS)
@@ -363,7 +362,6 @@ async def test_ctrl_c_while_a_reload_drains_ends_it_after_the_drain_and_starts_n
         assert all(node["stopped_at"] for node in await rows(ledger, tables.nodes))
 
 
-@pytest.mark.nightly
 async def test_a_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> None:
     make_folder(tmp_path, long=waits("long", until="never"))
     with service(tmp_path, AS_IN_A_TERMINAL, {"DRAIN_SECONDS": "60"}) as running:
@@ -375,7 +373,6 @@ async def test_a_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> No
         assert is_refused(running.url)
 
 
-@pytest.mark.nightly
 async def test_when_the_reloader_is_killed_its_child_drains_and_frees_the_port(tmp_path: Path) -> None:
     make_folder(tmp_path, long=waits("long", until="never"))
     async with ledger_in(tmp_path) as ledger:

@@ -128,7 +128,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-CASES = [("uvicorn", 4), ("hypercorn", 2), ("granian", 2)]
+CASES = [("uvicorn", 4), ("hypercorn", 1), ("hypercorn", 2), ("granian", 1), ("granian", 2)]
 
 
 @pytest.fixture(scope="module")

@@ -53,11 +53,7 @@ def on_the_page(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("mode", "fixtures", "tests"),
-    [
-        ("strict", "function", "function"),
-        ("auto", "session", "session"),
-        pytest.param("strict", "session", "function", marks=pytest.mark.nightly),
-    ],
+    [("strict", "function", "function"), ("auto", "session", "session"), ("strict", "session", "function")],
 )
 def test_the_five_tests_of_the_page_pass(project: pytest.Pytester, mode: str, fixtures: str, tests: str) -> None:
     """Also without `pythonpath`, though a package named `tasks` is installed: ours."""

@@ -20,12 +20,9 @@ from tests.upgrade.tasks.recorded import ITEMS
 
 batch = pytest.fixture(in_this_process)
 each_state = pytest.mark.parametrize("name", states.NAMES)
-newest = sorted(states.NAMES, key=states.recorded_at)[-2:]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in newest else pytest.mark.nightly) for name in states.NAMES]
-)
+@each_state
 async def test_a_service_goes_on_where_the_older_code_stopped(state: State, batch: Batch) -> None:
     load_tasks(states.TASKS)
     before = await state.select("LEDGER_URL", "SELECT id FROM batch_runs")
