@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Row, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -199,19 +199,20 @@ async def _changes(
 ) -> list[NightChange]:
     """What has changed in the window, the oldest first."""
     rows = (await connection.execute(audit.listing(MOST_COUNTED, since=since, until=end))).all()
-    return [
-        NightChange(
-            at=row.at,
-            kind=row.action,
-            actor=row.actor,
-            task=row.task,
-            before=None if hides_change(row.action, row.task, hidden) or row.action == "service.start" else row.before,
-            after=None if hides_change(row.action, row.task, hidden) or row.action == "service.start" else row.after,
-            note=None if hides_change(row.action, row.task, hidden) else row.note,
-        )
-        for row in reversed(rows)
-        if row.action in CHANGES
-    ]
+    return [_change(row, hides_change(row.action, row.task, hidden)) for row in reversed(rows) if row.action in CHANGES]
+
+
+def _change(row: Row[Any], is_hidden: bool) -> NightChange:
+    has_values = not is_hidden and row.action != "service.start"
+    return NightChange(
+        at=row.at,
+        kind=row.action,
+        actor=row.actor,
+        task=row.task,
+        before=row.before if has_values else None,
+        after=row.after if has_values else None,
+        note=None if is_hidden else row.note,
+    )
 
 
 async def _backup(
