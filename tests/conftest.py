@@ -20,6 +20,7 @@ from service.batch.ledger.migration import LEDGER_HISTORY
 from service.database import engine, session
 from service.database.engine import Database, _AsyncSqliteConnection
 from service.database.histories import APPLICATION_HISTORIES
+from service.database.migrate import History
 from service.database.session import leave_application_database, use_application_database
 from service.testing import postgres
 from service.testing.databases import wait_for
@@ -160,11 +161,14 @@ def postgresql_databases(postgres_server: PostgresServer) -> Iterator[PostgresDa
 
 @pytest.fixture(params=KINDS)
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of an empty database of each kind, or of a migrated one where a test has `application` too."""
+    """The URL of an empty database of each kind, or of one with what `application` or `served` would add to it."""
     databases = request.getfixturevalue(f"{request.param}_databases")
-    url = await databases.make(
-        tmp_path / "test.db", *(APPLICATION_HISTORIES if "application" in request.fixturenames else ())
-    )
+    histories: tuple[History, ...] = ()
+    if {"application", "served"} & set(request.fixturenames):
+        histories = APPLICATION_HISTORIES
+    if "served" in request.fixturenames and request.param == "postgresql":  # SQLite's ledger is a file of its own
+        histories += (LEDGER_HISTORY,)
+    url = await databases.make(tmp_path / "test.db", *histories)
     yield url
     await databases.drop(url)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import httpx
 
-from service.alerts.sending import hide
+from service.alerts.sending import hide, open_client
 from service.concurrency.background import Background
 from service.logs import get_logger
 
@@ -29,7 +29,6 @@ class Pings(Background):
     def __init__(self, url: str | None, is_working: Callable[[], bool]) -> None:
         self._url, self._is_working = url, is_working
         self._waiting: asyncio.Queue[str] = asyncio.Queue(MOST_WAITING)
-        self._workers: list[asyncio.Task[None]] = []
         self._is_full = False
 
     def tell(self, url: str) -> None:
@@ -42,24 +41,18 @@ class Pings(Background):
                 logger.warning(f"calls to dead man's switches are dropped: {MOST_WAITING:,} wait already")
             self._is_full = True
 
-    async def stop(self) -> None:
-        await super().stop()
-        for worker in self._workers:
-            worker.cancel()
-        if self._workers:
-            await asyncio.wait(self._workers)
-
     async def _loop(self) -> None:
-        self._workers = [asyncio.create_task(self._work_off(), name=f"batch-ping {n}") for n in range(AT_ONCE)]
-        while True:
-            if self._url is not None and self._is_working():
-                self.tell(self._url)
-            await asyncio.sleep(EVERY_SECONDS)
-
-    async def _work_off(self) -> None:
-        async with httpx.AsyncClient(timeout=TIMEOUT, follow_redirects=False) as client:
+        async with await open_client(TIMEOUT) as client, asyncio.TaskGroup() as workers:
+            for number in range(AT_ONCE):
+                workers.create_task(self._work_off(client), name=f"batch-ping {number}")
             while True:
-                await _call(client, await self._waiting.get())
+                if self._url is not None and self._is_working():
+                    self.tell(self._url)
+                await asyncio.sleep(EVERY_SECONDS)
+
+    async def _work_off(self, client: httpx.AsyncClient) -> None:
+        while True:
+            await _call(client, await self._waiting.get())
 
 
 async def _call(client: httpx.AsyncClient, url: str) -> None:

@@ -7,7 +7,9 @@ import hashlib
 import hmac
 import json
 import logging
+import ssl
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import httpx
@@ -15,6 +17,7 @@ import httpx
 from service import clock
 from service.alerts.channels import Channel
 from service.alerts.messages import Message
+from service.concurrency.offload import offload
 
 TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 LONGEST_RETRY_AFTER = 3_600.0
@@ -42,6 +45,16 @@ def hide(address: str) -> None:
     _hides.addresses |= {address, str(httpx.URL(address))}
 
 
+async def open_client(timeout: httpx.Timeout) -> httpx.AsyncClient:
+    """A client that follows no redirect. The authorities it trusts are read once a process, in a thread."""
+    return httpx.AsyncClient(verify=await offload(_trusted), timeout=timeout, follow_redirects=False)
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
+
+
 class NotSent(Exception):
     """A message could not be sent. `wait`: seconds after which the receiver asks to be tried again; None: not said."""
 
@@ -57,7 +70,7 @@ async def post(channel: Channel, secret: str | None, message: str, notes: Sequen
     hide(channel.url)
     try:
         async with (
-            httpx.AsyncClient(timeout=TIMEOUT, follow_redirects=False) as client,
+            await open_client(TIMEOUT) as client,
             client.stream("POST", channel.url, content=body, headers=headers) as answer,
         ):
             status, retry_after = answer.status_code, answer.headers.get("retry-after")
