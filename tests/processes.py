@@ -57,6 +57,13 @@ class Service:
             assert time.monotonic() < give_up_at, f"the service is not ready:\n{self.stdout}\n{self.stderr}"
             time.sleep(0.02)
 
+    def wait_until_said(self, words: str) -> None:
+        """Wait until stderr has these words. What a server says once it is ready comes a moment after that."""
+        give_up_at = time.monotonic() + START_SECONDS
+        while words not in self.stderr:
+            assert time.monotonic() < give_up_at, f"the service has not said {words!r}:\n{self.stderr}"
+            time.sleep(0.02)
+
     def stop(self, number: int = signal.SIGTERM, within: float = 10.0) -> float:
         """Send the signal; returns how many seconds it took to end. Longer than `within` is a failure."""
         started_at = time.monotonic()

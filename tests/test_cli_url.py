@@ -37,7 +37,7 @@ def test_a_stranger_signs_in_and_works_from_an_empty_folder(tmp_path: Path) -> N
     empty.mkdir()
     (home / "tasks" / "hello.py").write_text(TASKS)
     with service(home) as served:
-        assert "`batch token create NAME --role admin` makes one" in served.stderr
+        served.wait_until_said("`batch token create NAME --role admin` makes one")
         first = batch(home, "token", "create", "ann", "--role", "admin").stdout.strip()
         made = httpx.post(
             f"{served.url}/api/v1/tokens",

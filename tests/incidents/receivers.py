@@ -104,5 +104,7 @@ async def mailbox() -> AsyncIterator[Mailbox]:
     server = await asyncio.get_running_loop().create_server(lambda: SMTP(box), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     box.url = f"mailto://127.0.0.1:{port}?from=batch@example.com&to=oncall@example.com&mode=insecure"
-    yield box
-    server.close()
+    try:
+        yield box
+    finally:
+        server.close()
