@@ -72,16 +72,18 @@ class Yearly(BaseTask):
 LOGGED = 100_000
 LINES = 100
 FAILED = 10_000
+STREAMS_OF_ONE = 40
+TOKENS = 10
 
 
 @dataclass
 class Served:
-    """A service that answers. `client` has a token of the role admin."""
+    """A service that answers. `secrets`: tokens of the role admin, each of which may have STREAMS_OF_ONE streams."""
 
     process: subprocess.Popen[bytes]
     folder: Path
     url: str
-    secret: str
+    secrets: list[str]
     environment: dict[str, str]
 
     def seconds(self) -> float:
@@ -95,8 +97,13 @@ class Served:
         assert found is not None
         return int(found[1]) / 1024
 
-    def client(self) -> httpx.AsyncClient:
-        headers = {"Authorization": f"Bearer {self.secret}"}
+    @property
+    def secret(self) -> str:
+        return self.secrets[0]
+
+    def client(self, number: int = 0) -> httpx.AsyncClient:
+        """A client with one of the tokens."""
+        headers = {"Authorization": f"Bearer {self.secrets[number]}"}
         limits = httpx.Limits(max_connections=None)
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, trust_env=False, limits=limits)
 
@@ -122,9 +129,12 @@ async def fill(ledger: Database, runs: int) -> None:
         await connection.execute(text(failing))
         await connection.execute(text(logging), {"block": packed["block"]})
     async with ledger.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
         if ledger.kind == "postgresql":
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
             await connection.execute(text("VACUUM ANALYZE"))
+            await connection.execute(text("CHECKPOINT"))
+        else:  # what a service meets is not a ledger that was written in one transaction a second ago
+            await connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
 
 
 @asynccontextmanager
@@ -137,7 +147,7 @@ async def serving(folder: Path, url: str, ledger_url: str, tasks: str) -> AsyncI
     environment = {**os.environ, **urls, "BATCH_REQUESTS_PER_SECOND": "100000", "LOG_LEVEL": "WARNING"}
     ledger = Database(ledger_url, setting="LEDGER_URL", pooled=False)
     operations = Operations(ledger, ledger, Loaded, Settings(), actor=Actor("bench"))
-    token = await operations.access.create_token(f"bench {time.time()}", "admin")
+    made = [await operations.access.create_token(f"bench {time.time()} {n}", "admin") for n in range(TOKENS)]
     await ledger.dispose()
     with (folder / "out").open("wb") as out:
         command = [sys.executable, "-m", "service", "serve", "--port", "0"]
@@ -146,7 +156,7 @@ async def serving(folder: Path, url: str, ledger_url: str, tasks: str) -> AsyncI
             while (found := re.search(r"http://127\.0\.0\.1:\d+", (folder / "out").read_text())) is None:
                 assert process.poll() is None, (folder / "out").read_text()
                 await asyncio.sleep(0.1)
-            yield Served(process, folder, found[0], token.secret, environment)
+            yield Served(process, folder, found[0], [token.secret for token in made], environment)
         finally:
             process.terminate()
             process.wait()
@@ -221,16 +231,14 @@ async def measure_streams(served: Served, number: int, seconds: float) -> list[s
     await asyncio.sleep(seconds)
     alone = (served.seconds() - before) / (time.perf_counter() - began)
     memory = served.megabytes()
-    clients = [served.client() for _ in range(number)]
+    clients = [served.client(each // STREAMS_OF_ONE) for each in range(number)]
 
     async def read(client: httpx.AsyncClient) -> None:
         async with client.stream("GET", "/api/v1/events?topic=runs&topic=tasks&topic=nodes") as answer:
             async for _ in answer.aiter_bytes():
                 pass
 
-    readers = []
-    for chunk in range(0, number, 40):  # one token may have so many streams
-        readers += [asyncio.create_task(read(client)) for client in clients[chunk : chunk + 40]]
+    readers = [asyncio.create_task(read(client)) for client in clients]
     await asyncio.sleep(3)
     before, began = served.seconds(), time.perf_counter()
     await asyncio.sleep(seconds)
