@@ -189,12 +189,16 @@ async def test_each_mix_of_databases_fires_every_slot_once_and_keeps_what_the_ta
         runs = await rows(ledger, task="tick")
         slots = [run["slot"] for run in runs]
         assert len(slots) == len(set(slots)) and gaps(runs) == []
-        assert {run["state"] for run in runs} == {"succeeded"}
+        begun = [run for run in runs if run["state"] != "interrupted"]
+        assert len(runs) - len(begun) <= 1, (
+            "only a slot that is fired while the drain begins is left to the next service"
+        )
+        assert {run["state"] for run in begun} == {"succeeded"}
         async with application.session(readonly=True) as db:
             written = set(await db.scalars(select(User.email)))
-        assert written == {run["id"] for run in runs}
+        assert written == {run["id"] for run in begun}
     listed = json.loads(batch(mixed.folder, "runs", "--json", settings=mixed.settings).stdout)
-    assert {run["id"] for run in listed} == written
+    assert {run["id"] for run in listed} == {run["id"] for run in runs}
 
 
 # What it prints, and what it answers.

@@ -322,6 +322,8 @@ async def test_a_viewer_does_not_learn_an_error_of_a_secret_task_from_another_ta
     need, plain = sorted(answer.needs, key=lambda each: each.task or "")
     assert (need.error, need.last_line, need.fingerprint) == ("", None, None)
     assert need.also_in == () and plain.also_in == (), "an error that a hidden task has too would tell what it is"
+    (incident,) = [each for each in (await viewer.incidents.list("all")).incidents if each.task == "load"]
+    assert (incident.text, incident.fingerprint, incident.note) == ("", None, None)
     (bulk,) = [change for change in answer.changes if change.kind == "bulk.acknowledge"]
     assert (bulk.note, bulk.after) == (None, None)
     assert (await viewer.bulks.get(preview.id)).note is None

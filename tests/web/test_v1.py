@@ -18,6 +18,8 @@ from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import new_id
 from service.operations.people.actor import Actor
+from service.operations.tasks.details import masked_schema
+from service.redaction import Redaction
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served
 
@@ -382,7 +384,12 @@ async def test_a_viewer_learns_nothing_of_what_a_secret_task_works_on(served: Se
     wrong = await served.operator.post("/api/v1/tasks/payroll/runs", json={"parameters": {"month": 77}})
     run = wrong.json()["id"]
     await ended(served.operator, run)
-    failing = {"reason": "ValueError: 4711 is wrong", "state": RunState.FAILED, "params": {"month": 4711}}
+    failing = {
+        "reason": "ValueError: 4711 is wrong",
+        "state": RunState.FAILED,
+        "params": {"month": 4711},
+        "key": "4711",
+    }
     async with served.service.ledger.engine.begin() as connection:
         await connection.execute(update(tables.runs).where(tables.runs.c.id == run).values(failing))
         attempt = {"type": "ValueError", "message": "4711 is wrong", "traceback": "4711"}
@@ -400,6 +407,22 @@ async def test_a_viewer_learns_nothing_of_what_a_secret_task_works_on(served: Se
     for query in ({"param": "month=4711"}, {"text": "4711"}):
         assert (await served.viewer.get("/api/v1/runs", params={**query, **day})).json()["runs"] == []
         assert len((await served.operator.get("/api/v1/runs", params={**query, **day})).json()["runs"]) == 1
+
+
+async def test_defaults_with_a_secret_name_are_masked(served: Served) -> None:
+    """A run by schedule works with them."""
+    report = (await served.admin.get("/api/v1/tasks/report")).json()
+    assert [each["default"] for each in report["parameters"]] == ["'today'", "'***'"]
+
+
+def test_defaults_within_parameters_are_masked_by_their_names() -> None:
+    account = {"properties": {"password": {"type": "string", "default": "hush"}, "day": {"default": "today"}}}
+    schema = {"$defs": {"Account": account}, "anyOf": [account], "properties": {"to": {"default": {"token": "hush"}}}}
+    shown = masked_schema(schema, Redaction.of("password,token"))
+    assert "hush" not in str(shown) and str(shown).count("today") == 2
+    assert schema["$defs"]["Account"]["properties"]["password"]["default"] == "hush", (
+        "the schema of the task is its own"
+    )
 
 
 async def test_runs_are_not_found_by_a_value_that_is_masked(served: Served) -> None:

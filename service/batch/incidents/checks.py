@@ -22,6 +22,7 @@ from service.batch.ledger.incidents import incidents, marks
 from service.batch.ledger.incidents.incidents import OF_RUNS, Closed, IncidentKind, Opening
 from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.tables import LEFT_SQL, OPEN_FAILURE_SQL, missed, runs, tasks
+from service.concurrency.offload import offload
 from service.database.engine import Database
 
 CHECK_SECONDS = 5.0
@@ -189,7 +190,8 @@ class Checks:
                 self._successes.forget(name)
             candidates = [failure for failure in failures if failure.fingerprint not in waiting]
             task = watched.get(name)
-            good |= made_good.matches(candidates, successes, task is None or task.each_slot_counts)
+            each_slot_counts = task is None or task.each_slot_counts
+            good |= await offload(made_good.matches, candidates, successes, each_slot_counts)
         return good
 
     async def _not_good_yet(

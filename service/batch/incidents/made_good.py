@@ -5,7 +5,10 @@ Acknowledging a failure is another thing, and does not make it good.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -97,20 +100,38 @@ async def successes_around(
 
 
 def matches(failures: Sequence[Row[Any]], successes: Sequence[Row[Any]], each_slot_counts: bool) -> dict[str, str]:
-    """Which failed run is made good by which success: ids by ids."""
+    """Which failed run is made good by which success: ids by ids. It is the first success that ended after the failure.
+
+    Call it in a thread: there may be a thousand of both.
+    """
+    by_work: dict[object, list[Row[Any]]] = defaultdict(list)
+    for success in sorted(successes, key=_finished_at):
+        for work in _works(success, each_slot_counts):
+            by_work[work].append(success)
     made_good: dict[str, str] = {}
     for failure in failures:
         if failure.fingerprint == QUARANTINE or failure.finished_at is None or failure.state in ACTIVE:
             continue
-        for success in successes:
-            if _makes_good(success, failure, each_slot_counts):
-                made_good[failure.id] = success.id
+        firsts = [_first_after(by_work.get(work, ()), failure) for work in _works(failure, each_slot_counts)]
+        if found := [success for success in firsts if success is not None]:
+            made_good[failure.id] = min(found, key=_finished_at).id
     return made_good
 
 
-def _makes_good(success: Row[Any], failure: Row[Any], each_slot_counts: bool) -> bool:
-    if success.id == failure.id or success.finished_at < failure.finished_at:
-        return False
-    if failure.slot is not None and success.slot == failure.slot:
-        return True
-    return not each_slot_counts and (success.params or {}) == (failure.params or {})
+def _works(run: Row[Any], each_slot_counts: bool) -> Iterator[object]:
+    """What the run works on: its slot, and its parameters where each run of the task does the same with these."""
+    if run.slot is not None:
+        yield run.slot
+    if not each_slot_counts:
+        yield json.dumps(run.params or {}, sort_keys=True)
+
+
+def _first_after(successes: Sequence[Row[Any]], failure: Row[Any]) -> Row[Any] | None:
+    """`successes`: by when they ended."""
+    first = bisect_left(successes, failure.finished_at, key=_finished_at)
+    return next((each for each in successes[first : first + 2] if each.id != failure.id), None)
+
+
+def _finished_at(run: Row[Any]) -> datetime:
+    at: datetime = run.finished_at
+    return at

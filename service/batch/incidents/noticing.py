@@ -39,7 +39,8 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
         return 0, set()
     bad = [run for run in marked if run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE)]
     await _complete(connection, [run for run in bad if run.fingerprint is None])
-    await _no_longer_bad(connection, [run for run in marked if run not in bad], now)
+    bad_ids = {run.id for run in bad}
+    await _no_longer_bad(connection, [run for run in marked if run.id not in bad_ids], now)
     groups = _groups([run for run in bad if run.acknowledged is None])
     quieted = {
         (task, fingerprint): incident.id

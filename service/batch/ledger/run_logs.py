@@ -13,6 +13,7 @@ from sqlalchemy import and_, bindparam, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger.tables import log
+from service.concurrency.offload import offload
 
 BLOCK_BYTES = 256_000
 """A block is full when its lines take this many bytes. A reader of a log has a few blocks in memory at a time."""
@@ -152,7 +153,7 @@ async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLin
         block = (await connection.execute(newest.offset(number).limit(1))).scalar()
         if block is None:
             break
-        lines = [*unpack(block), *lines]
+        lines = [*await offload(lambda block: [*unpack(block)], block), *lines]
         number += 1
     return lines[-count:]
 

@@ -66,7 +66,9 @@ class Backups:
 
     async def verify(self, backup: str, on_progress: OnProgress = ignore_progress) -> BackupResult:
         """Compare every byte of a backup with its checksums, and record the outcome."""
-        return await make.check(self._access, backup, on_progress)
+        result = await make.check(self._access, backup, on_progress)
+        await self._record("backup.verify", result.facts.name)
+        return result
 
     async def verify_by_restoring(self, backup: str, on_progress: OnProgress = ignore_progress) -> RestoreReport:
         """Restore a backup into a scratch place, compare the counts of rows, and record the outcome."""

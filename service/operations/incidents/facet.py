@@ -232,5 +232,5 @@ async def _find(connection: AsyncConnection | None, incident: str) -> Any:
 def _shown(row: Any, hidden: frozenset[str]) -> Incident:
     values = dict(row._mapping)
     empty = {name: values[name] or None for name in ("task", "subject", "fingerprint")}
-    text = "" if row.task in hidden else values["text"]
-    return Incident.of({**values, **empty, "text": text, "run": values["newest_run"]})
+    unseen = {"text": "", "fingerprint": None, "note": None} if row.task in hidden else {}
+    return Incident.of({**values, **empty, "run": values["newest_run"], **unseen})

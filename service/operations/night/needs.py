@@ -64,7 +64,8 @@ async def of_runs(
         for need in needs[:DETAILED]
     ]
     detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""], hidden) for need in detailed]
-    return sorted([*detailed, *needs[DETAILED:]], key=lambda need: need.succeeded_since is not None)
+    others = [_also_in(need, (), hidden) for need in needs[DETAILED:]]
+    return sorted([*detailed, *others], key=lambda need: need.succeeded_since is not None)
 
 
 def _also_in(need: Need, with_it: Sequence[str], hidden: frozenset[str]) -> Need:

@@ -1,7 +1,7 @@
 """What of a run is masked: parameters with a secret name for everybody, and what a viewer may not see.
 
-A viewer may not see what a task with the tag "secret" works on: parameters, results, logs, the texts of reasons, errors
-and progress, the items in quarantine, and what the audit says of parameters.
+A viewer may not see what a task with the tag "secret" works on: parameters and their defaults, keys, results, logs, the
+texts of reasons, errors and progress, the items in quarantine, and what the audit says of parameters.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ async def refuse_hidden_log(context: Context, run: str) -> None:
 async def redacted(connection: AsyncConnection, context: Context, run: R) -> R:
     """The run as the caller may see it."""
     if run.task in await hidden_tasks(connection, context):
-        more: dict[str, Any] = {"params": None, "result": None, "cancel_reason": None}
+        nothing = ("params", "result", "cancel_reason", "key", "fingerprint")
+        more: dict[str, Any] = dict.fromkeys(nothing)
         if isinstance(run, RunDetails):
             more |= {"log": [], "attempts": [_without_error(attempt) for attempt in run.attempts]}
         return run.model_copy(update={**HIDDEN, **more})

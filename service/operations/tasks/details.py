@@ -23,6 +23,7 @@ from service.operations.people.redacting import hidden_tasks, without_texts
 from service.operations.results import MissedRange, Parameter, RunSummary, ScheduleSpan, Slot
 from service.operations.tasks.listing import record_of, tags_of
 from service.operations.tasks.results import TaskDetails
+from service.redaction import Redaction
 
 LAST_RUNS = 10
 LAST_MISSED = 5
@@ -40,6 +41,7 @@ class TaskRows:
         self.runs: list[RunSummary] = []
         self.missed: list[MissedRange] = []
         self.record: dict[str, Any] = {}
+        self.is_hidden = False
 
     @classmethod
     async def read(cls, connection: AsyncConnection | None, context: Context, name: str) -> TaskRows:
@@ -50,7 +52,8 @@ class TaskRows:
             now = await database_time.now_of(connection)
             newest = await run_query.page(connection, RunQuery(task=name), LAST_RUNS)
             runs = [RunSummary.at(row, now) for row in newest.rows]
-            rows.runs = without_texts(runs, await hidden_tasks(connection, context))
+            hidden = await hidden_tasks(connection, context)
+            rows.runs, rows.is_hidden = without_texts(runs, hidden), name in hidden
             rows.missed = [MissedRange.of(row) for row in await missed_ranges.of_task(connection, name, LAST_MISSED)]
             row = await gauges.task_row(connection, name)
             usual = await UsualDurations(connection, now).of_task(name)
@@ -58,8 +61,10 @@ class TaskRows:
         return rows
 
 
-def details(name: str, loaded: Task | None, row: Mapping[str, Any], rows: TaskRows) -> TaskDetails:
-    """The details of a task. It computes with schedules: call it in a thread."""
+def details(
+    name: str, loaded: Task | None, row: Mapping[str, Any], rows: TaskRows, redaction: Redaction
+) -> TaskDetails:
+    """The details of a task as the caller may see them. It computes with schedules: call it in a thread."""
     current = current_schedule(rows.schedules, loaded, is_removed=bool(row.get("removed_at")))
     is_paused = bool(row.get("paused_at"))
     dates = {key: row.get(key) for key in ("paused_at", "paused_by", "removed_at", "first_seen_at")}
@@ -69,7 +74,7 @@ def details(name: str, loaded: Task | None, row: Mapping[str, Any], rows: TaskRo
         source=loaded.source if loaded else row["source"],
         is_loaded=loaded is not None,
         tags=list(loaded.tags) if loaded else tags_of(row),
-        schema_of_parameters=loaded.parameters.json_schema() if loaded else row["parameters"],
+        schema_of_parameters=None if rows.is_hidden else masked_schema(_schema(loaded, row), redaction),
         schedule=current.cron if current else None,
         timezone=current.timezone if current else None,
         words=current.words if current else None,
@@ -77,7 +82,7 @@ def details(name: str, loaded: Task | None, row: Mapping[str, Any], rows: TaskRo
         policies=_changed_policies(loaded, row),
         **_contact(loaded, row),
         **rows.record,
-        parameters=_parameters(loaded) if loaded else None,
+        parameters=_parameters(loaded, rows.is_hidden, redaction) if loaded else None,
         runs=rows.runs,
         missed=rows.missed,
         schedules=rows.schedules,
@@ -131,16 +136,46 @@ def _by_dotted_name(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{key}.{inner}".rstrip("."): value for key, part in parts for inner, value in part.items()}
 
 
-def _parameters(task: Task) -> list[Parameter]:
+def _parameters(task: Task, is_hidden: bool, redaction: Redaction) -> list[Parameter]:
+    """The parameters. Defaults are what a run by schedule works on, so they are masked and hidden as its parameters."""
     return [
         Parameter(
             name=name,
             type=_type(written.annotation),
-            default=None if written.default is inspect.Parameter.empty else echoed(written.default),
+            default=None if is_hidden else _default(name, written.default, redaction),
             required=name in task.parameters.required,
         )
         for name, written in task.parameters.written.items()
     ]
+
+
+def _default(name: str, default: Any, redaction: Redaction) -> str | None:
+    if default is inspect.Parameter.empty:
+        return None
+    (shown,) = redaction.masked({name: default}).values()
+    return echoed(shown)
+
+
+def _schema(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    stored = row.get("parameters")
+    return loaded.parameters.json_schema() if loaded else stored if isinstance(stored, dict) else None
+
+
+def masked_schema(schema: Any, redaction: Redaction) -> Any:
+    """A JSON schema, whose defaults of a secret name are `***`."""
+    if isinstance(schema, list):
+        return [masked_schema(each, redaction) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    shown = {key: masked_schema(value, redaction) for key, value in schema.items()}
+    properties = schema.get("properties")
+    if isinstance(properties, dict):
+        defaults = {
+            name: each["default"] for name, each in properties.items() if isinstance(each, dict) and "default" in each
+        }
+        for name, default in redaction.masked(defaults).items():
+            shown["properties"][name]["default"] = default
+    return shown
 
 
 def _type(annotation: Any) -> str | None:

@@ -50,7 +50,7 @@ class Tasks:
             if loaded is None and row is None:
                 raise await unknown_task(connection, self._context, name)
             rows = await TaskRows.read(connection, self._context, name)
-        return await offload(details.details, name, loaded, row or {}, rows)
+        return await offload(details.details, name, loaded, row or {}, rows, self._context.redaction)
 
     async def next_slots(self, name: str, number: int) -> Sequence[Slot]:
         """The next slots of a task; empty without a schedule and during a pause. Raises UnknownTask."""
