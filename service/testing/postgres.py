@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from typing import Self
 from uuid import uuid4
 
 from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 # The guard: "$0" is the path of pg_ctl, and each line of the input has the arguments of one call. The exit code of each
@@ -106,9 +107,13 @@ class PostgresServer:
         self.close()
 
     async def _execute(self, statement: str) -> None:
-        engine = create_async_engine(self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
-        async with engine.connect() as connection:
+        async with self._engine.connect() as connection:
             await connection.execute(text(statement))
+
+    @cached_property
+    def _engine(self) -> AsyncEngine:
+        """It keeps no connection, so several event loops may use it. A new one asks the server what it is each time."""
+        return create_async_engine(self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
 
 
 class OwnServer(PostgresServer):
