@@ -178,6 +178,30 @@ async def test_a_lock_that_a_frozen_node_holds_delays_no_heartbeat(postgres_data
         await ledger.dispose()
 
 
+async def test_a_node_whose_own_row_a_frozen_node_has_locked_ends_that_lock(postgres_database: str) -> None:
+    """A node that can't beat still sees who is silent, and relieves it. Else one frozen process would stop all."""
+    await migrated(postgres_database, LEDGER_HISTORY)
+    ledger = Database(postgres_database, setting="LEDGER_URL")
+    own, other = await put_node(ledger), await put_node(ledger)
+    theirs = Database(postgres_database, setting="LEDGER_URL", client=f"batch/{other}")
+    frozen = await theirs.engine.connect()
+    await frozen.execute(update(tables.nodes).where(tables.nodes.c.id == own).values(loop_lag=1.0))
+    heart = Heartbeat(postgres_database, own, Lease(1), beat_seconds=0.1, lease_seconds=1)
+    heart.start(lambda: None, lambda: None)
+    try:
+
+        async def beats_and_has_relieved() -> bool:
+            mine, others = [(await rows(ledger, tables.nodes, id=node))[0] for node in (own, other)]
+            return mine["beats"] > 0 and others["stopped_at"] is not None
+
+        await until(beats_and_has_relieved)
+    finally:
+        await asyncio.to_thread(heart.stop)
+        await frozen.invalidate()
+        await theirs.dispose()
+        await ledger.dispose()
+
+
 async def test_connections_of_a_node_that_has_beaten_again_are_not_ended(postgres_database: str) -> None:
     await migrated(postgres_database, LEDGER_HISTORY)
     ledger = Database(postgres_database, setting="LEDGER_URL")

@@ -164,6 +164,8 @@ class Heartbeat:
         try:
             async with asyncio.timeout(self._patience):
                 self._look_at = clock.boottime() + self._look_seconds
+                if self.trouble is not None:  # the beat may wait for a lock that a frozen node holds on this node's row
+                    await self._rescue(database, (await self._look(database)).others)
                 is_due = clock.boottime() >= self._beat_at
                 changes = await (self._beat(database) if is_due else self._look(database))
                 changes.is_claimable = self._may_report_claimable() and changes.is_claimable
