@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -51,17 +51,17 @@ class Service:
         return httpx.get(self.url + path, timeout=START_SECONDS, trust_env=False)
 
     def wait_until_ready(self) -> None:
-        give_up_at = time.monotonic() + START_SECONDS
-        while not self._is_ready():
-            assert self.process.poll() is None, f"the service ended:\n{self.stdout}\n{self.stderr}"
-            assert time.monotonic() < give_up_at, f"the service is not ready:\n{self.stdout}\n{self.stderr}"
-            time.sleep(0.02)
+        self._wait_until(self._is_ready, "is not ready")
 
     def wait_until_said(self, words: str) -> None:
         """Wait until stderr has these words. What a server says once it is ready comes a moment after that."""
+        self._wait_until(lambda: words in self.stderr, f"has not said {words!r}")
+
+    def _wait_until(self, condition: Callable[[], bool], problem: str) -> None:
         give_up_at = time.monotonic() + START_SECONDS
-        while words not in self.stderr:
-            assert time.monotonic() < give_up_at, f"the service has not said {words!r}:\n{self.stderr}"
+        while not condition():
+            assert self.process.poll() is None, f"the service ended:\n{self.stdout}\n{self.stderr}"
+            assert time.monotonic() < give_up_at, f"the service {problem}:\n{self.stdout}\n{self.stderr}"
             time.sleep(0.02)
 
     def stop(self, number: int = signal.SIGTERM, within: float = 10.0) -> float:

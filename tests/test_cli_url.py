@@ -25,7 +25,7 @@ class Hello(BaseTask):
         if n == 13:
             raise ValueError("unlucky")
         if n == 99:
-            await asyncio.sleep(600)
+            await asyncio.Event().wait()
         return n
 '''
 

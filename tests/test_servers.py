@@ -34,7 +34,7 @@ class Tick(BaseTask):
 
 class Long(BaseTask):
     name, schedule = "long", "* * * * * *"
-    async def run(self): await asyncio.sleep(60)
+    async def run(self): await asyncio.Event().wait()
 """
 
 DRAIN_SECONDS = 3.0

@@ -37,10 +37,9 @@ async def notice_runs(connection: AsyncConnection, now: datetime) -> tuple[int, 
     marked = await notices.mark_runs(connection, now)
     if not marked:
         return 0, set()
-    bad = [run for run in marked if run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE)]
+    bad = [run for run in marked if _is_bad(run)]
     await _complete(connection, [run for run in bad if run.fingerprint is None])
-    bad_ids = {run.id for run in bad}
-    await _no_longer_bad(connection, [run for run in marked if run.id not in bad_ids], now)
+    await _no_longer_bad(connection, [run for run in marked if not _is_bad(run)], now)
     groups = _groups([run for run in bad if run.acknowledged is None])
     quieted = {
         (task, fingerprint): incident.id
@@ -108,6 +107,10 @@ async def notice_backups(connection: AsyncConnection, now: datetime) -> int:
 
 
 # Runs
+
+
+def _is_bad(run: Row[Any]) -> bool:
+    return run.state == RunState.FAILED or run.fingerprint in (EMPTY, QUARANTINE)
 
 
 def _groups(bad: Sequence[Row[Any]]) -> dict[tuple[str, str], list[Row[Any]]]:

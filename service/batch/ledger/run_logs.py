@@ -66,7 +66,7 @@ class Packed:
 
     def unpacked(self) -> Block:
         """The block with its lines. It decompresses, so call it in a thread."""
-        return Block(self.run, self.fence, self.attempt, self.first_line, list(unpack(self.block)))
+        return Block(self.run, self.fence, self.attempt, self.first_line, unpack(self.block))
 
 
 def split(lines: Sequence[LogLine]) -> Iterator[list[LogLine]]:
@@ -153,7 +153,7 @@ async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLin
         block = (await connection.execute(newest.offset(number).limit(1))).scalar()
         if block is None:
             break
-        lines = [*await offload(lambda block: [*unpack(block)], block), *lines]
+        lines = [*await offload(unpack, block), *lines]
         number += 1
     return lines[-count:]
 
@@ -168,14 +168,15 @@ def telling_line(lines: Sequence[LogLine]) -> LogLine | None:
     return errors[-1] if errors else own[-1] if own else None
 
 
-def unpack(block: bytes) -> Iterator[LogLine]:
-    """The lines of a compressed block. If it can't be read, there is only one line, which says so."""
+def unpack(block: bytes) -> list[LogLine]:
+    """The lines of a compressed block. If it can't be read, there is only one line, which says so.
+
+    It decompresses, so call it in a thread.
+    """
     decompressor = zlib.decompressobj()
     encoded = decompressor.decompress(block, MOST_UNPACKED)
     if not decompressor.eof:
         at = encoded[3:].partition(b'"')[0].decode(errors="replace")
         text = f"some lines can't be shown: their block is incomplete, or has more than {MOST_UNPACKED:,} bytes"
-        yield LogLine(at, "warning", "service.batch", text)
-        return
-    for fields in json.loads(encoded):
-        yield LogLine(*fields)
+        return [LogLine(at, "warning", "service.batch", text)]
+    return [LogLine(*fields) for fields in json.loads(encoded)]

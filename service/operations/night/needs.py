@@ -64,20 +64,23 @@ async def of_runs(
         for need in needs[:DETAILED]
     ]
     detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""], hidden) for need in detailed]
-    others = [_also_in(need, (), hidden) for need in needs[DETAILED:]]
-    return sorted([*detailed, *others], key=lambda need: need.succeeded_since is not None)
+    shown = [_seen_by_the_caller(need, hidden) for need in (*detailed, *needs[DETAILED:])]
+    return sorted(shown, key=lambda need: need.succeeded_since is not None)
 
 
 def _also_in(need: Need, with_it: Sequence[str], hidden: frozenset[str]) -> Need:
     """With the other tasks that have the same error. Words such as `empty` are no error that tasks could share.
 
-    That a hidden task has the same error as another one would tell what its error is, and so would its fingerprint.
+    That a hidden task has the same error as another one would tell what its error is.
     """
-    if need.task in hidden:
-        return need.model_copy(update={"fingerprint": None})
-    is_error = need.fingerprint is not None and ":" in need.fingerprint
+    is_error = need.fingerprint is not None and ":" in need.fingerprint and need.task not in hidden
     others = sorted(name for name in with_it if name != need.task and name not in hidden)[:MOST_OTHERS]
     return need.model_copy(update={"also_in": others}) if is_error and others else need
+
+
+def _seen_by_the_caller(need: Need, hidden: frozenset[str]) -> Need:
+    """Without the fingerprint of a hidden task, which would tell which other tasks have its error."""
+    return need.model_copy(update={"fingerprint": None}) if need.task in hidden else need
 
 
 def _need(

@@ -48,8 +48,7 @@ async def refuse_hidden_log(context: Context, run: str) -> None:
 async def redacted(connection: AsyncConnection, context: Context, run: R) -> R:
     """The run as the caller may see it."""
     if run.task in await hidden_tasks(connection, context):
-        nothing = ("params", "result", "cancel_reason", "key", "fingerprint")
-        more: dict[str, Any] = dict.fromkeys(nothing)
+        more: dict[str, Any] = dict.fromkeys(("params", "result", "cancel_reason", "key", "fingerprint"))
         if isinstance(run, RunDetails):
             more |= {"log": [], "attempts": [_without_error(attempt) for attempt in run.attempts]}
         return run.model_copy(update={**HIDDEN, **more})
