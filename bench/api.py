@@ -5,6 +5,7 @@
 For each database a ledger is made with so many runs of 200 tasks (see tests/batch/crowd.py) and a hundred log lines for
 each of up to 100,000 runs. A real `batch serve` on it is asked over loopback, by one client that waits for each answer,
 so the time of a request has that of the client in it. The bare answer of /healthz is printed beside, in the same run.
+Requests are timed from ten seconds after the start on.
 
 Lateness is from a slot to the first line of the task's body, of 50 tasks that are due in each second: first without
 requests, then with 50 requests a second beside them. Streams are opened while nothing else is asked: the figures are of
@@ -45,7 +46,7 @@ from service.operations.context import Loaded
 from service.operations.operations import Operations
 from service.operations.people.actor import Actor
 from service.testing.postgres import start_server
-from tests.batch.crowd import crowd
+from tests.batch.crowd import OF_A_KIND, crowd
 
 TICKS = 50
 TASKS = f"""
@@ -63,13 +64,19 @@ def make(number):
 for number in range({TICKS}):
     TaskRegistry.register(make(number))
 """
-QUIET = """
-from service import BaseTask
+MANY = 160
+QUIET = f"""
+from service import BaseTask, TaskRegistry
 
-class Yearly(BaseTask):
-    name, schedule = "yearly", "0 0 1 1 *"
-    async def run(self): pass
+async def run(self):
+    pass
+
+for name in [*(f"many-{{n}}" for n in range({MANY})), *(f"over-{{n}}" for n in range({OF_A_KIND}))]:
+    TaskRegistry.register(type(name, (BaseTask,), {{"name": name, "schedule": "0 0 1 1 *", "run": run}}))
 """
+"""Loaded by the service are the tasks of the ledger that have no runs to execute."""
+SETTLING = 10
+"""Seconds after a start before requests are timed."""
 LOGGED = 100_000
 LINES = 100
 FAILED = 10_000
@@ -112,7 +119,7 @@ class Served:
 async def fill(ledger: Database, runs: int) -> None:
     """Runs of 200 tasks, and lines for some of them, made by the database itself."""
     await migrate(ledger, LEDGER_HISTORY)
-    await crowd(ledger, runs, tasks=160, analyze=False)
+    await crowd(ledger, runs, tasks=MANY, analyze=False)
     at = datetime.now(UTC).isoformat()
     lines = [
         LogLine(at, "info", "tasks.report", f"line {number} of a report about something") for number in range(LINES)
@@ -301,6 +308,7 @@ async def measure(kind: str, url: str, ledger_url: str, options: argparse.Namesp
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         async with serving(folder, url, ledger_url, QUIET) as served:
+            await asyncio.sleep(SETTLING)
             rows = await measure_requests(served, options.requests)
             print_table(f"{kind}: answers, ms", [["GET", "p50", "p95"], *rows])
             streams = await measure_streams(served, options.streams, options.seconds)

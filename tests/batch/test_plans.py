@@ -55,13 +55,16 @@ from service.batch.queue.capacity import Capacity
 from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
 from service.batch.tasks.registry import Task
+from service.config import Settings
 from service.database import companions
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
+from service.operations.context import Loaded
 from service.operations.night import did_not_run, outcomes
 from service.operations.night import late as night_late
 from service.operations.night import needs as night_needs
 from service.operations.night.models import SlotCounts
+from service.operations.operations import Operations
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
@@ -89,7 +92,8 @@ IN_ORDER = {
     "list": r"USING INDEX ix_batch_runs",
     "look": r"USING (COVERING )?INDEX (ix_batch_nodes_live$|ix_batch_\w+_(unnoticed|unsent)|ix_batch_runs_held)",
     "night": r"(SCAN|Seq Scan on) batch_(tasks|log|schedules)|INDEX "
-    "(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due))",
+    r"(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due)|ix_batch_nodes_live$"
+    r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)",
     "notice": r"USING INDEX (ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)",
     "check": r"USING INDEX (uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held)",
     "send": r"USING INDEX ix_batch_outbox_unsent",
@@ -137,6 +141,7 @@ PLANS = {
         *("ix_batch_runs_held", "ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_open_failures"),
         *("ix_batch_runs_skipped", "ix_batch_incidents_closed", "ix_batch_runs_task_created"),
         *("ix_batch_runs_retry_due", "ix_batch_incidents_opened", "ix_batch_runs_by_hand"),
+        *("ix_batch_tally_not_all_good", "ix_batch_events_at"),
     },
     "beat": set(),
     "hold": {"ix_batch_runs_held"},
@@ -334,6 +339,8 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             await outcomes.failed_slots(connection, failed_slots, now - later, now)
             await outcomes.beside(connection, now - later, now)
             await schedules.in_use(connection)
+    with plans.of("night"):
+        await Operations(ledger, application, Loaded, Settings()).status()
 
 
 async def _send_what_people_send(plans: Plans, ledger: Database) -> None:

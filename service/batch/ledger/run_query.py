@@ -7,7 +7,7 @@ the order of the list, so a page may have fewer rows than were asked for, and ye
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ from service.batch.ledger.tables import runs
 
 LOOKED = 10_000
 """How many rows are looked at for a page at most."""
+CHECKED = frozenset(("task", "state", "origin", "node", "slot", "created_at", "finished_at", "params", "reason"))
+"""The columns that the other conditions need."""
 
 Columns = ReadOnlyColumnCollection[str, Any]
 Key = tuple[datetime, str]
@@ -74,10 +76,11 @@ async def page(
     """A page of at most `limit` runs, newest first. `before`: the key that the previous page ended with."""
     at = runs.c.slot if query.by_slot else runs.c.created_at
     kind = connection.dialect.name
+    shown = {*columns, at.name, "id"}
     has_others = any(True for _ in _others(query, runs.c, kind))
-    looked = _looked(query, at, before, LOOKED if has_others else limit + 1)
+    looked = _looked(query, at, before, shown | CHECKED if has_others else shown, LOOKED if has_others else limit + 1)
     order = (looked.c[at.name].desc(), looked.c.id.desc())
-    ordered = select(*(looked.c[name] for name in {*columns, at.name, "id"})).order_by(*order)
+    ordered = select(*(looked.c[name] for name in shown)).order_by(*order)
     matching = ordered.where(*_others(query, looked.c, kind)).limit(limit + 1)
     rows = [*(await connection.execute(matching)).mappings()]
     if len(rows) > limit:
@@ -89,13 +92,13 @@ async def page(
     return Page(rows, (end[0], end[1]) if end is not None else None)
 
 
-def _looked(query: RunQuery, at: ColumnElement[datetime], before: Key | None, number: int) -> Subquery:
-    """The rows that the page looks at, so many at most, found by an index and read in the order of the list."""
-    conditions = [*_indexed(query, at, before)]
+def _looked(query: RunQuery, at: ColumnElement[datetime], before: Key | None, names: Set[str], number: int) -> Subquery:
+    """These columns of the rows that the page looks at, so many at most, found by an index and read in its order."""
+    whole = select(*(runs.c[name] for name in sorted(names))).where(*_indexed(query, at, before))
     if not _is_by_state(query):
-        return _newest(select(runs).where(*conditions), at, number).subquery()
+        return _newest(whole, at, number).subquery()
     # One part for each state, which the index on states gives in order.
-    parts = [_newest(select(runs).where(runs.c.state == state, *conditions), at, number) for state in query.states]
+    parts = [_newest(whole.where(runs.c.state == state), at, number) for state in query.states]
     if len(parts) == 1:
         return parts[0].subquery()
     every = union_all(*(part.subquery().select() for part in parts)).subquery()

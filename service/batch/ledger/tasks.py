@@ -34,6 +34,11 @@ async def mute(
     return (await connection.execute(muting)).rowcount == 1
 
 
+LISTED = ("name", "description", "source", "tags", "paused_at", "removed_at")
+"""The columns that a list of tasks shows: not the large ones, which are parameters and policies."""
+
+
 async def all_tasks(connection: AsyncConnection) -> list[dict[str, Any]]:
-    """The rows of all tasks by column name, by the name of the task."""
-    return [dict(row) for row in (await connection.execute(select(tasks).order_by(tasks.c.name))).mappings()]
+    """The columns LISTED of all tasks by column name, by the name of the task."""
+    query = select(*(tasks.c[name] for name in LISTED)).order_by(tasks.c.name)
+    return [dict(row) for row in (await connection.execute(query)).mappings()]

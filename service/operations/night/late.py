@@ -97,8 +97,9 @@ def _waiting(kind: str, now: datetime) -> Any:
 
 
 def _retrying(now: datetime) -> Any:
-    is_old = (runs.c.created_at <= now - SHOWN_AFTER, runs.c.slot.is_not(None))
-    return select(*_COLUMNS).where(text(RETRYING_SQL), *is_old).order_by(runs.c.due_at).limit(MOST)
+    """The retries that come next, by the index of when they are due: however many wait for tomorrow."""
+    is_old = runs.c.created_at <= now - SHOWN_AFTER
+    return select(*_COLUMNS).where(text(RETRYING_SQL), is_old).order_by(runs.c.due_at).limit(MOST)
 
 
 async def _timeouts(connection: AsyncConnection, names: Sequence[str]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import Row, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,7 +20,7 @@ from service.batch.incidents.watched import WatchedTask, watched_tasks
 from service.batch.ledger import database_time, schedules
 from service.batch.ledger.night.buckets import LENGTH, bucket_of
 from service.batch.ledger.people import audit
-from service.batch.ledger.tables import backups, nodes
+from service.batch.ledger.tables import backups
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
@@ -41,7 +41,7 @@ from service.operations.night.models import (
 from service.operations.people.redacting import hidden_tasks, hides_change
 from service.operations.results import Node
 from service.operations.runs.quarantine import has_table
-from service.operations.system.nodes import living_services
+from service.operations.system.nodes import last_seen, living_services
 
 LONGEST_WINDOW = timedelta(days=31)
 AHEAD = timedelta(hours=2)
@@ -113,7 +113,7 @@ async def _read(
     watched = await watched_tasks(connection)
     window = await tally.of_window(connection, since, end, now)
     living = await living_services(connection, context, now)
-    last_beat = (await connection.execute(select(func.max(nodes.c.seen_at)))).scalar()
+    last_beat = await last_seen(connection, living)
     backup = await _backup(connection, watched, settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
     alarms = _alarms(window, living, last_beat, backup, is_over=until is not None)

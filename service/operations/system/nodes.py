@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time
@@ -14,6 +14,9 @@ from service.batch.nodes import process_lock
 from service.concurrency.offload import offload
 from service.operations.context import Context
 from service.operations.results import Node
+
+MOST_LOOKED_AT = 1_000
+"""So many of the newest processes are looked at for when a service was last seen."""
 
 
 class Nodes:
@@ -50,3 +53,11 @@ async def living_services(connection: AsyncConnection, context: Context, now: da
     folder = process_lock.folder_of(context.databases.ledger.url)
     gone = await offload(lambda: {row["id"] for row in rows if process_lock.is_gone(folder, row["id"])})
     return [Node.of(row) for row in rows if row["id"] not in gone]
+
+
+async def last_seen(connection: AsyncConnection, living: Sequence[Node]) -> datetime | None:
+    """When a service was last seen (UTC): one of the living ones, else one of the processes that started last."""
+    if living:
+        return max(node.seen_at for node in living)
+    newest = select(nodes.c.seen_at, nodes.c.fires).order_by(nodes.c.id.desc()).limit(MOST_LOOKED_AT).subquery()
+    return (await connection.execute(select(func.max(newest.c.seen_at)).where(newest.c.fires))).scalar()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import func, select, text
+from sqlalchemy import RowMapping, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import database_time
+from service.batch.ledger import gauges
 from service.batch.ledger.runs import LISTED
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import CLAIMABLE_SQL, HELD_SQL, OPEN_FAILURE_SQL, backups, is_one_of, runs
+from service.batch.ledger.states import CLAIMABLE, RunState
+from service.batch.ledger.tables import OPEN_FAILURE_SQL, backups, is_one_of, runs
 from service.config import Settings
 from service.errors import NoLedger
 from service.operations.context import Context
@@ -38,7 +38,7 @@ class Trouble(Result):
 class Status(Result):
     """The state of the service. `ok`: nothing needs a person.
 
-    `level`, `headline` and `sentence` are those of the night. `running` and `queued` are counted up to 10,000.
+    `level`, `headline` and `sentence` are those of the night. Runs of each state are counted up to 10,000.
     `failed`: failed runs that are neither made good nor acknowledged. `last_beat`: when a service was last seen.
     `newest_backup`: when it was taken.
     """
@@ -84,7 +84,8 @@ async def status(context: Context, settings: Settings) -> Status:
     async with context.databases.reading() as connection:
         if connection is None:
             return NEVER_RUN
-        now = await database_time.now_of(connection)
+        totals = await gauges.totals(connection)
+        now, counted = totals.now, totals.runs
         return Status(
             ok=answer.level in ("calm", "watch"),
             level=answer.level,
@@ -93,8 +94,8 @@ async def status(context: Context, settings: Settings) -> Status:
             troubles=[Trouble(kind=need.kind, text=_text_of(need)) for need in answer.needs],
             nodes=await living_services(connection, context, now),
             last_beat=answer.last_beat,
-            running=await _count(connection, f"{HELD_SQL} AND node IS NOT NULL"),
-            queued=await _count(connection, CLAIMABLE_SQL),
+            running=counted[RunState.RUNNING],
+            queued=sum(counted[state] for state in CLAIMABLE),
             failed=await _failed(connection, context, now),
             quarantined=_quarantined(answer),
             newest_backup=(await connection.execute(select(func.max(backups.c.taken_at)))).scalar(),
@@ -114,16 +115,16 @@ def _quarantined(answer: Night) -> int:
     return sum(need.open for need in answer.needs if need.kind == "quarantine" and need.incident is None)
 
 
-async def _count(connection: AsyncConnection, condition: str) -> int:
-    """How many runs there are of this condition, counted up to 10,000."""
-    some = select(runs.c.id).where(text(condition))
-    counted = select(func.count()).select_from(some.limit(MOST_COUNTED).subquery())
-    return (await connection.execute(counted)).scalar_one()
+async def newest_failed(connection: AsyncConnection) -> list[RowMapping]:
+    """The failed runs that are open, the newest first: MOST_FAILED of up to MOST_COUNTED."""
+    is_open = (text(OPEN_FAILURE_SQL), text(IS_FAILED_SQL))
+    some = select(runs.c.id, runs.c.created_at).where(*is_open).limit(MOST_COUNTED).subquery()
+    newest = select(some.c.id).order_by(some.c.created_at.desc(), some.c.id.desc()).limit(MOST_FAILED)
+    query = select(*(runs.c[name] for name in LISTED)).where(runs.c.id.in_(newest))
+    rows = (await connection.execute(query)).mappings().all()
+    return sorted(rows, key=lambda row: (row["created_at"], row["id"]), reverse=True)
 
 
 async def _failed(connection: AsyncConnection, context: Context, now: datetime) -> list[RunSummary]:
-    """The failed runs that are open, the newest first."""
-    query = select(*(runs.c[name] for name in LISTED)).where(text(OPEN_FAILURE_SQL), text(IS_FAILED_SQL))
-    rows = (await connection.execute(query.limit(MOST_COUNTED))).mappings().all()
-    newest = sorted(rows, key=lambda row: (row["created_at"], row["id"]), reverse=True)[:MOST_FAILED]
-    return without_texts([RunSummary.at(row, now) for row in newest], await hidden_tasks(connection, context))
+    failed = [RunSummary.at(row, now) for row in await newest_failed(connection)]
+    return without_texts(failed, await hidden_tasks(connection, context))
