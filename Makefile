@@ -43,7 +43,7 @@ faults: tools ## the fault suite's long form, half an hour; FAULT_COUNT and FAUL
 	OUTAGE_SECONDS=30 .venv/bin/pytest tests/test_outages.py
 	WRITER_SECONDS=61 .venv/bin/pytest tests/database/test_long_writer.py
 
-nightly: tools ## what takes too long for `test`, about an hour: an installation from nothing, and many more random cases
+nightly: tools ## what takes too long for `test`, about an hour: an installation from nothing, older states, and many more random cases
 	.venv/bin/pytest -m nightly
 	CRON_CASES=20000 BACKUP_EXAMPLES=2000 CHUNK_EXAMPLES=200 MODEL_EXAMPLES=200 .venv/bin/pytest \
 		tests/batch/test_schedule_zones.py tests/backup/test_verify.py tests/batch/test_chunk_keys.py tests/model

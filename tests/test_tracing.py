@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
@@ -56,6 +57,9 @@ SQLAlchemyInstrumentor().instrument(skip_dep_check=True)
 
 from service.app import app
 """
+each_kind = pytest.mark.parametrize(
+    "ledger_url", ["postgresql", pytest.param("sqlite", marks=pytest.mark.nightly)], indirect=True
+)
 UVICORN = (sys.executable, "-m", "uvicorn", "traced:app", "--port", "0")
 
 
@@ -90,6 +94,7 @@ def attributes_of(span: Span) -> dict[str, Any]:
     return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes}
 
 
+@each_kind
 async def test_an_attempt_is_a_span_linked_to_who_asked_for_it(
     ledger: Database, ledger_url: str, tmp_path: Path
 ) -> None:

@@ -19,7 +19,13 @@ from tests.upgrade.conftest import State
 from tests.upgrade.tasks.recorded import ITEMS
 
 batch = pytest.fixture(in_this_process)
-each_state = pytest.mark.parametrize("name", states.NAMES)
+each_state = pytest.mark.parametrize(
+    "name",
+    [
+        name if name in (states.OLDEST, states.NEWEST) else pytest.param(name, marks=pytest.mark.nightly)
+        for name in states.NAMES
+    ],
+)
 
 
 @each_state
