@@ -21,6 +21,7 @@ from service.batch.context.lease import Lease
 from service.batch.execution import local_engine
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import schedule_sync, task_sync
+from service.batch.incidents.watch import Watch
 from service.batch.ledger import nodes, tables
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
@@ -114,6 +115,11 @@ class Services:
         self._boot_time.now += 1
         await until(lambda: asyncio.sleep(0, len(self._heard) == len(self.all)))
 
+    def _is_watched(self) -> bool:
+        """Whether the watch of one service has ended its first look at everything."""
+        watches = [part for service in self.all for part in service._firing if isinstance(part, Watch)]
+        return any(watch._last_check > datetime.min.replace(tzinfo=UTC) for watch in watches)
+
     async def settled(self) -> None:
         """Until what services do at their start is over: two seconds without a statement but their looks."""
         asked, quiet = Asked(), 0
@@ -121,6 +127,7 @@ class Services:
         for _ in range(10):
             asked.clear()
             await self.second()
+            await until(lambda: asyncio.sleep(0, self._is_watched()))
             await asyncio.sleep(0.05)
             quiet = 0 if asked.others else quiet + 1
             if quiet == 2:
