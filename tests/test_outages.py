@@ -9,15 +9,22 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from service.batch.ledger import tables
+from service.config import Settings
+from service.database.engine import Database
+from service.errors import DatabaseUnreachable
+from service.operations.context import Loaded
+from service.operations.operations import Operations
+from service.server.uvicorn import offer_sign_in
 from service.testing.databases import wait_for
 from service.testing.postgres import OwnServer, find_binaries
 from tests.outages import Case, locked, until
@@ -179,3 +186,26 @@ def test_what_needs_the_application_database_was_tried_again_until_it_was_writte
     succeeded = {run["id"] for run in case.rows(task="writer", state="succeeded")}
     assert succeeded <= {run for run, _ in written}
     assert {run["state"] for run in case.rows(task="writer")} <= {"succeeded", "interrupted", "retrying", "queued"}
+
+
+@pytest.fixture
+async def away() -> AsyncIterator[Operations]:
+    """What a service uses whose PostgreSQL refuses connections by now."""
+    database = Database("postgresql+asyncpg://nobody@127.0.0.1:1/none", setting="LEDGER_URL", pooled=False)
+    yield Operations(database, database, Loaded, Settings(), are_ready=True)
+    await database.dispose()
+
+
+async def test_a_server_that_refuses_connections_is_unreachable_for_reading_and_for_changing(away: Operations) -> None:
+    with pytest.raises(DatabaseUnreachable):
+        await away.tasks.list()
+    with pytest.raises(DatabaseUnreachable):
+        await away.tasks.pause("report")
+
+
+async def test_a_ledger_that_is_away_right_after_the_start_does_not_end_the_service(
+    away: Operations, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The service asks for tokens once it answers, to offer a link."""
+    await offer_sign_in(SimpleNamespace(operations=away), "http://127.0.0.1:8000", Settings())  # type: ignore[arg-type]
+    assert "no link to sign in is offered: the database" in capsys.readouterr().err

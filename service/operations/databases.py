@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,25 @@ def errors_explained() -> Iterator[None]:
     except DBAPIError as error:
         cause = str(error.orig).splitlines()[0]
         raise DatabaseError(f"a statement in the database (DATABASE_URL or LEDGER_URL) failed: {cause}") from error
+
+
+@asynccontextmanager
+async def _opened(
+    database: Database, opening: AbstractAsyncContextManager[AsyncConnection]
+) -> AsyncIterator[AsyncConnection]:
+    """A connection. Raises DatabaseUnreachable if it can't be opened, or if a statement fails.
+
+    An OSError of the caller's code stays what it is: it may be a pipe that nobody reads.
+    """
+    try:
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(opening)
+            except OSError as error:
+                raise database.unreachable(error) from error
+            yield connection
+    except DBAPIError as error:
+        raise database.unreachable(error) from error
 
 
 async def open_databases(settings: Settings, client: str = "batch") -> tuple[Database, Database]:
@@ -128,11 +147,8 @@ class Databases:
         if not self._is_readable:
             yield None
             return
-        try:
-            async with self.ledger.reader.connect() as connection:
-                yield connection
-        except DBAPIError as error:
-            raise self.ledger.unreachable(error) from error
+        async with _opened(self.ledger, self.ledger.reader.connect()) as connection:
+            yield connection
 
     async def _can_read(self) -> bool:
         """Whether there is a ledger that this code can read. Raises DatabaseUnreachable, DatabaseTooNew."""
@@ -162,11 +178,8 @@ class Databases:
     async def changing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that changes the ledger. Raises DatabaseUnreachable, also if there is no ledger yet."""
         await self.migrate_ledger()
-        try:
-            async with self.ledger.engine.begin() as connection:
-                yield connection
-        except DBAPIError as error:
-            raise self.ledger.unreachable(error) from error
+        async with _opened(self.ledger, self.ledger.engine.begin()) as connection:
+            yield connection
 
     async def migrate_ledger(self) -> None:
         """Migrate the ledger, once. Raises DatabaseUnreachable if there is no ledger that could be changed."""

@@ -18,7 +18,7 @@ from service import console, logs
 from service.batch.firing.apscheduler import next_run_times
 from service.batch.tasks.discovery import folder_of
 from service.config import Settings
-from service.errors import InvalidSetting
+from service.errors import DatabaseError, InvalidSetting
 from service.escaping import echoed
 from service.server.app import create_app
 from service.server.batch_service import BatchService
@@ -94,7 +94,7 @@ class _Server(uvicorn.Server):
         collect_garbage_less_often()
         uvicorn_log.setLevel("WARNING")
         _print_summary(state.batch, self._listening, folder_of(self._settings.TASKS_DIR))
-        await _offer_sign_in(state.batch, _url_of(self._listening), self._settings)
+        await offer_sign_in(state.batch, _url_of(self._listening), self._settings)
 
 
 def collect_garbage_less_often() -> None:
@@ -121,18 +121,22 @@ def _url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _offer_sign_in(batch: BatchService, url: str, settings: Settings) -> None:
+async def offer_sign_in(batch: BatchService, url: str, settings: Settings) -> None:
     """As long as there is no token: print in a terminal a link that signs in once, and elsewhere how a token is made.
 
-    The secret stands behind the #, so that no server, proxy or log sees it when a browser opens the link.
+    The secret stands behind the #, so that no server, proxy or log sees it when a browser opens the link. The service
+    has started, so it goes on if the ledger can't be asked just now.
     """
-    if settings.BATCH_AUTH == "off" or await batch.operations.access.has_token():
-        return
-    if sys.stderr.isatty():
-        secret = await batch.operations.access.create_link()
-        console.warn(f"  sign in once, within five minutes: {url}/signin#{secret}")
-    else:
-        console.warn("  no token yet: `batch token create NAME --role admin` makes one")
+    try:
+        if settings.BATCH_AUTH == "off" or await batch.operations.access.has_token():
+            return
+        if sys.stderr.isatty():
+            secret = await batch.operations.access.create_link()
+            console.warn(f"  sign in once, within five minutes: {url}/signin#{secret}")
+        else:
+            console.warn("  no token yet: `batch token create NAME --role admin` makes one")
+    except DatabaseError as error:
+        console.warn(f"  no link to sign in is offered: {error.message}")
 
 
 def _tasks(batch: BatchService, folder: Path) -> Iterator[str]:
