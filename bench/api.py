@@ -77,6 +77,8 @@ for name in [*(f"many-{{n}}" for n in range({MANY})), *(f"over-{{n}}" for n in r
 """Loaded by the service are the tasks of the ledger that have no runs to execute."""
 SETTLING = 10
 """Seconds after a start before requests are timed."""
+UNTIL_REMOVED = 45
+"""Seconds after a start before lateness is measured: by then the tasks that no process has are removed."""
 LOGGED = 100_000
 LINES = 100
 FAILED = 10_000
@@ -265,7 +267,7 @@ async def measure_streams(served: Served, number: int, seconds: float) -> list[s
 
 async def measure_lateness(served: Served, seconds: float) -> list[list[str]]:
     file = served.folder / "late"
-    await asyncio.sleep(5)
+    await asyncio.sleep(UNTIL_REMOVED)
     phases: list[list[str]] = []
     async with served.client() as client:
         for name, rate in (("no requests", 0), ("50 requests a second", 50)):
