@@ -60,4 +60,6 @@ async def last_seen(connection: AsyncConnection, living: Sequence[Node]) -> date
     if living:
         return max(node.seen_at for node in living)
     newest = select(nodes.c.seen_at, nodes.c.fires).order_by(nodes.c.id.desc()).limit(MOST_LOOKED_AT).subquery()
-    return (await connection.execute(select(func.max(newest.c.seen_at)).where(newest.c.fires))).scalar()
+    of_services = select(func.max(newest.c.seen_at)).where(newest.c.fires)
+    seen: datetime | None = (await connection.execute(of_services)).scalar()
+    return seen
