@@ -18,8 +18,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from service import BaseTask, start
 from service.batch.ledger import tables
-from service.config import Settings
+from service.config import Settings, forget_settings
 from service.database.engine import Database
 from service.errors import DatabaseUnreachable
 from service.operations.context import Loaded
@@ -201,6 +202,18 @@ async def test_a_server_that_refuses_connections_is_unreachable_for_reading_and_
         await away.tasks.list()
     with pytest.raises(DatabaseUnreachable):
         await away.tasks.pause("report")
+
+
+async def test_start_says_that_the_ledger_refuses_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(BaseTask):
+        name, schedule = "late", None
+
+        async def run(self) -> None: ...
+
+    monkeypatch.setenv("LEDGER_URL", "postgresql+asyncpg://nobody@127.0.0.1:1/none")
+    forget_settings()
+    with pytest.raises(DatabaseUnreachable, match="LEDGER_URL"):
+        await start(Late)
 
 
 async def test_a_ledger_that_is_away_right_after_the_start_does_not_end_the_service(

@@ -70,7 +70,7 @@ async def start(task: type[BaseTask], /, *, key: str | None = None, slot: dateti
             parent = current_run_if_any()
             by = f"task {parent.task}" if parent else None
             run_id = await enqueue(connection, startable, checked, slot, by, key, parent.id if parent else None)
-    except DBAPIError as error:
+    except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
     wake()
     return run_id
