@@ -29,7 +29,6 @@ class Pings(Background):
     def __init__(self, url: str | None, is_working: Callable[[], bool]) -> None:
         self._url, self._is_working = url, is_working
         self._waiting: asyncio.Queue[str] = asyncio.Queue(MOST_WAITING)
-        self._workers: list[asyncio.Task[None]] = []
         self._is_full = False
 
     def tell(self, url: str) -> None:
@@ -42,24 +41,23 @@ class Pings(Background):
                 logger.warning(f"calls to dead man's switches are dropped: {MOST_WAITING:,} wait already")
             self._is_full = True
 
-    async def stop(self) -> None:
-        await super().stop()
-        for worker in self._workers:
-            worker.cancel()
-        if self._workers:
-            await asyncio.wait(self._workers)
-
     async def _loop(self) -> None:
-        self._workers = [asyncio.create_task(self._work_off(), name=f"batch-ping {n}") for n in range(AT_ONCE)]
-        while True:
-            if self._url is not None and self._is_working():
-                self.tell(self._url)
-            await asyncio.sleep(EVERY_SECONDS)
-
-    async def _work_off(self) -> None:
         async with await open_client(TIMEOUT) as client:
-            while True:
-                await _call(client, await self._waiting.get())
+            # Not a TaskGroup: an error of one call would end all of them.
+            workers = [asyncio.create_task(self._work_off(client), name=f"batch-ping {n}") for n in range(AT_ONCE)]
+            try:
+                while True:
+                    if self._url is not None and self._is_working():
+                        self.tell(self._url)
+                    await asyncio.sleep(EVERY_SECONDS)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.wait(workers)
+
+    async def _work_off(self, client: httpx.AsyncClient) -> None:
+        while True:
+            await _call(client, await self._waiting.get())
 
 
 async def _call(client: httpx.AsyncClient, url: str) -> None:
