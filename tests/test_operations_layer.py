@@ -217,7 +217,7 @@ async def test_many_calls_open_no_engine_and_leave_logging_as_it_was(
         for engine in (database.engine, database.reader):
             event.listen(engine.sync_engine, "connect", lambda connection, _: opened.append(connection))
     before = logging_now()
-    for number in range(1, 11):
+    for number in range(1, 41):
         await asyncio.gather(*(ask_all(service.operations, 3 * number + more) for more in range(3)))
     assert made == []
     assert len(opened) <= 4 * 5  # what the pools may hold, which they open as several ask at once
