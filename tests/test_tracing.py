@@ -57,9 +57,6 @@ SQLAlchemyInstrumentor().instrument(skip_dep_check=True)
 
 from service.app import app
 """
-each_kind = pytest.mark.parametrize(
-    "ledger_url", ["postgresql", pytest.param("sqlite", marks=pytest.mark.nightly)], indirect=True
-)
 UVICORN = (sys.executable, "-m", "uvicorn", "traced:app", "--port", "0")
 
 
@@ -94,7 +91,7 @@ def attributes_of(span: Span) -> dict[str, Any]:
     return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes}
 
 
-@each_kind
+@pytest.mark.parametrize("ledger_url", ["postgresql", pytest.param("sqlite", marks=pytest.mark.nightly)], indirect=True)
 async def test_an_attempt_is_a_span_linked_to_who_asked_for_it(
     ledger: Database, ledger_url: str, tmp_path: Path
 ) -> None:

@@ -100,8 +100,8 @@ IN_ORDER = {
     "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
     "tally": r"(SCAN|Seq Scan on) batch_(schedules|tasks)|USING INDEX ix_batch_buckets_dirty",
 }
-"""Scans that are allowed: a list stops after a page, and so does the count of items in quarantine; the indexes of nodes
-and incidents have only living and open ones; monitoring shows each task."""
+"""Scans that are allowed: a list stops after a page, and so do the count of items in quarantine and the search for the
+newest processes; the indexes of nodes and incidents have only living and open ones; monitoring shows each task."""
 
 PLANS = {
     "fire": {"uq_batch_schedules_open", "ix_batch_runs_in_the_way", "ix_batch_missed_task"},

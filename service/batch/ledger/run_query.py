@@ -78,7 +78,8 @@ async def page(
     kind = connection.dialect.name
     shown = {*columns, at.name, "id"}
     has_others = any(True for _ in _others(query, runs.c, kind))
-    looked = _looked(query, at, before, shown | CHECKED if has_others else shown, LOOKED if has_others else limit + 1)
+    names, number = (shown | CHECKED, LOOKED) if has_others else (shown, limit + 1)
+    looked = _looked(query, at, before, names, number)
     order = (looked.c[at.name].desc(), looked.c.id.desc())
     ordered = select(*(looked.c[name] for name in shown)).order_by(*order)
     matching = ordered.where(*_others(query, looked.c, kind)).limit(limit + 1)

@@ -116,7 +116,7 @@ def _quarantined(answer: Night) -> int:
 
 
 async def newest_failed(connection: AsyncConnection) -> list[RowMapping]:
-    """The failed runs that are open, the newest first: MOST_FAILED of up to MOST_COUNTED."""
+    """The newest MOST_FAILED of the failed runs that are open, newest first. At most MOST_COUNTED are looked at."""
     is_open = (text(OPEN_FAILURE_SQL), text(IS_FAILED_SQL))
     some = select(runs.c.id, runs.c.created_at).where(*is_open).limit(MOST_COUNTED).subquery()
     newest = select(some.c.id).order_by(some.c.created_at.desc(), some.c.id.desc()).limit(MOST_FAILED)
