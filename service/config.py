@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 
 from service import failures
+from service.accesssettings import AccessSettings
 from service.alertsettings import AlertSettings, alert_urls
 from service.databaseurl import DatabaseUrl, LedgerUrl
 from service.errors import InvalidSetting
@@ -27,10 +28,9 @@ DAY = 86_400.0
 SHORTEST_BLOCK = 2.0
 SECRET = ("_URL", "_URLS", "_DSN", "_TOKEN", "_SECRET", "_WEBHOOK")
 """Endings of settings whose values may contain a password. Values of an author's own settings are never shown."""
-SECRET_WORDS = ("password", "token", "secret", "key", "authorization")
 
 
-class Settings(AlertSettings):
+class Settings(AccessSettings, AlertSettings):
     """All settings with their defaults. Values come from the environment, then from `.env` in the working directory."""
 
     model_config = SettingsConfigDict(
@@ -67,30 +67,6 @@ class Settings(AlertSettings):
     HEARTBEAT_SECONDS: float = Field(5.0, ge=0.1, le=DAY, description="Seconds between two heartbeats of a node.")
     LEASE_SECONDS: float = Field(30.0, ge=1, le=DAY, description="Seconds that a silent node keeps its runs.")
 
-    BATCH_AUTH: Literal["on", "off"] = Field(
-        "on", description="Whether the API asks for a token or a sign-in. off: only where HOST is a loopback address."
-    )
-    BATCH_ALLOWED_HOSTS: str = Field(
-        "", description="Names in the Host header that are answered, by commas. Empty: loopback names and HOST. *: all."
-    )
-    BATCH_AUTH_HEADER: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9-]+$", description="Header in which a trusted proxy names the person. Empty: none."
-    )
-    BATCH_TRUSTED_PROXIES: str = Field(
-        "", description="Addresses or networks of proxies whose BATCH_AUTH_HEADER is believed, by commas."
-    )
-    BATCH_AUTH_ROLES: str = Field(
-        "", description="Roles of the people in that header, such as *@acme.example=viewer,ops@acme.example=operator."
-    )
-    BATCH_REQUESTS_PER_SECOND: int = Field(
-        100, ge=1, le=100_000, description="Requests that one token may make in a second, in one process."
-    )
-    BATCH_FAILED_SIGN_INS: int = Field(
-        20, ge=1, le=100_000, description="Wrong tokens that an address may send in a minute, to one process."
-    )
-    BATCH_SECRET_WORDS: str = Field(
-        ",".join(SECRET_WORDS), description="A parameter whose name has one of these words is shown as ***."
-    )
     BATCH_KEEP_EVENTS_DAYS: int = Field(400, ge=1, le=36_500, description="Days after which an audit event is deleted.")
     BATCH_VERSION: str | None = Field(None, max_length=100, description="Version of your application. Empty: of git.")
     BATCH_URL: str | None = Field(None, description="URL of a service that `batch` commands ask. Empty: the ledger.")

@@ -121,4 +121,5 @@ def _cause(each: DidNotRun) -> dict[str, Any]:
         "from": each.begin,
         "until": each.until,
         "reason": each.reason,
+        "left by": each.left_by,
     }

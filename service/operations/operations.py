@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from service.operations.backups.facet import Backups
     from service.operations.incidents.facet import Incidents
     from service.operations.night.models import Night
+    from service.operations.night.page import NightPage
     from service.operations.people.access import Access
     from service.operations.people.changes import Changes
     from service.operations.runs.bulk import Bulks
@@ -114,6 +115,12 @@ class Operations:
         from service.operations.night.night import night
 
         return await night(self._context, self._settings, since, until, zone)
+
+    async def night_page(self, since: datetime | None, until: datetime | None, zone: str) -> NightPage:
+        """The same, with what the page of the night draws."""
+        from service.operations.night.page import night_page
+
+        return await night_page(self._context, self._settings, since, until, zone)
 
     def gauges(self, metrics: ProcessMetrics) -> GaugeReader:
         """A reader of what monitoring shows of the ledger. `metrics`: it is measured there how long a reading takes."""

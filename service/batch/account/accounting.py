@@ -61,7 +61,7 @@ async def accounts(
         await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
     now = await database_time.now_of(connection)
     until = min(until or now, now)
-    running = await _tasks_of_running_nodes(connection, now - timedelta(seconds=lease))
+    running = await tasks_of_running_nodes(connection, now - timedelta(seconds=lease))
     for name, spans in (await _spans(connection, since, until, task)).items():
         account = Account(name, max(since, spans[0].accounted_from or since), until)
         await _fill(account, connection, spans, now - ON_TIME if name in running else since, see)
@@ -80,7 +80,8 @@ class _Span:
     error: str = ""
 
 
-async def _tasks_of_running_nodes(connection: AsyncConnection, since: datetime) -> set[str]:
+async def tasks_of_running_nodes(connection: AsyncConnection, since: datetime) -> set[str]:
+    """The tasks that a running service has, which was seen since then, and which fires."""
     is_running = and_(
         nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.draining.is_(False), nodes.c.seen_at >= since
     )

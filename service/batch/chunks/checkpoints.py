@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, TextClause, bindparam, select, text
+from sqlalchemy import BigInteger, Integer, TextClause, bindparam, func, literal_column, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -31,6 +31,14 @@ class LoopPosition:
     count: int = 0
     chunks: int = 0
     is_finished: bool = False
+
+
+@dataclass(frozen=True)
+class Committed:
+    """How many chunks all loops of a run have committed, and the items in them."""
+
+    chunks: int
+    items: int
 
 
 class Overtaken(ChunkError):
@@ -76,6 +84,15 @@ async def read(connection: AsyncConnection, run: CurrentRun, name: str) -> LoopP
         return LoopPosition()
     cursor, count, is_finished = row
     return LoopPosition(cursor["after"], count, cursor["chunks"], is_finished)
+
+
+async def committed(connection: AsyncConnection, run: str) -> Committed:
+    """What all loops of a run have committed so far."""
+    chunks = literal_column("CAST(cursor ->> 'chunks' AS BIGINT)", Integer())
+    sums = select(func.sum(chunks), func.sum(checkpoints.c["count"]))
+    of_loops = checkpoints.c.name.startswith("chunks:")
+    number, items = (await connection.execute(sums.where(checkpoints.c.run == run, of_loops))).one()
+    return Committed(int(number or 0), int(items or 0))
 
 
 async def write(db: AsyncSession, run: CurrentRun, name: str, before: LoopPosition, after: LoopPosition) -> None:

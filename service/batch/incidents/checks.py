@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import Row, and_, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -250,22 +250,25 @@ async def _are_met(connection: AsyncConnection, incident: Row[Any]) -> bool:
 
 
 async def _are_dealt_with(connection: AsyncConnection, incident: Row[Any]) -> bool:
-    """Whether the missed slots were backfilled, or caught up: the policy of the task has run the newest of them."""
+    """Whether the missed slots were backfilled, left as they are by a person, or caught up: the policy of the task has
+    run the newest of them."""
     first = datetime.fromisoformat((incident.details or {})["first"])
-    theirs = (missed.c.task == incident.task, missed.c.last_slot >= first, missed.c.cause != Cause.PAUSED)
-    ranges = (await connection.execute(select(missed.c.last_slot, missed.c.count.label("slots")).where(*theirs))).all()
-    if not ranges:
+    is_open = (missed.c.cause != Cause.PAUSED, missed.c.left_at.is_(None))
+    theirs = (missed.c.task == incident.task, missed.c.last_slot >= first, *is_open)
+    columns = (func.max(missed.c.last_slot).label("last"), func.sum(missed.c.count).label("slots"))
+    ranges = (await connection.execute(select(*columns).where(*theirs))).one()
+    if ranges.last is None:
         return True
-    last = max(row.last_slot for row in ranges)
-    has_run = (runs.c.task == incident.task, text("origin <> 'manual'"), runs.c.slot >= first)
-    number = sum(row.slots for row in ranges)
-    backfilled = select(runs.c.id).where(*has_run, runs.c.slot <= last).limit(MOST_COUNTED).subquery()
-    if number <= (await connection.execute(select(func.count()).select_from(backfilled))).scalar_one():
+    has_run = (runs.c.task == incident.task, text("origin <> 'manual'"))
+    within = and_(runs.c.slot >= missed.c.first_slot, runs.c.slot <= missed.c.last_slot)
+    found = select(runs.c.id).select_from(missed.join(runs, within)).where(*theirs, *has_run)
+    number = select(func.count()).select_from(found.limit(MOST_COUNTED).subquery())
+    if ranges.slots <= (await connection.execute(number)).scalar_one():
         return True
     policies = (await connection.execute(select(tasks.c.policies).where(tasks.c.name == incident.task))).scalar() or {}
     if (policies.get("missed") or {}).get("policy") == "skip":
         return False
-    newer = select(runs.c.id).where(*has_run, runs.c.slot > last).limit(1)
+    newer = select(runs.c.id).where(*has_run, runs.c.slot > ranges.last).limit(1)
     return (await connection.execute(newer)).first() is not None
 
 

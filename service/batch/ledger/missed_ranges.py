@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import Select, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows, queues
@@ -39,7 +40,8 @@ async def record(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, M
     """Write missed ranges, each with the open schedule of its task.
 
     If a range follows the last range of its task without a gap, and has the same reason, that one is extended. This is
-    not done across a change of schedule, since slots of the old schedule in between may have run.
+    not done across a change of schedule, since slots of the old schedule in between may have run; nor to a range that a
+    person has left as it is, since it was not about these slots.
     """
     if not ranges:
         return
@@ -51,14 +53,19 @@ async def record(connection: AsyncConnection, ranges: list[tuple[OpenSchedule, M
             last is not None
             and last.reason == missed_range.reason
             and _follows(row, last.last_slot, missed_range.first)
+            and await _extend(connection, last.id, missed_range)
         ):
-            extended = update(missed).where(missed.c.id == last.id)
-            count = missed.c.count + missed_range.count
-            unnoticed = func.coalesce(missed.c.unnoticed, 0) + missed_range.count
-            await connection.execute(extended.values(last_slot=missed_range.last, count=count, unnoticed=unnoticed))
-        else:
-            new_rows.append(_row_of(row.task, missed_range, now))
+            continue
+        new_rows.append(_row_of(row.task, missed_range, now))
     await json_rows.insert(connection, missed, new_rows)
+
+
+async def _extend(connection: AsyncConnection, id: str, more: MissedRange) -> bool:
+    """Extend a range. Returns False if a person has left it as it is."""
+    extended = update(missed).where(missed.c.id == id, missed.c.left_at.is_(None))
+    unnoticed = func.coalesce(missed.c.unnoticed, 0) + more.count
+    values = {"last_slot": more.last, "count": missed.c.count + more.count, "unnoticed": unnoticed}
+    return (await connection.execute(extended.values(values))).rowcount == 1
 
 
 def _follows(row: OpenSchedule, last: datetime, first: datetime) -> bool:
@@ -91,6 +98,40 @@ async def _newest(connection: AsyncConnection, names: list[str]) -> dict[str, An
     ).columns(*columns)
     parameter = {"rows": json_rows.encode([{"task": name} for name in names], kind)}
     return {row.task: row for row in await connection.execute(statement, parameter)}
+
+
+def unchosen(names: Sequence[str], since: datetime, until: datetime, kind: str, *, is_left: bool) -> Select[Any]:
+    """A query for the ranges of these tasks within an interval (both ends included) that nobody has chosen.
+
+    Its rows have `id`, `task`, `first_slot`, `last_slot` and the number of `slots`. `is_left`: of the ranges that a
+    person has left as they are, or else of the others. `kind`: of the database.
+    """
+    last = missed.c.last_slot
+    within = (
+        json_rows.is_among(missed.c.task, names, kind),
+        missed.c.first_slot >= since,
+        last >= since,
+        last <= until,
+    )
+    is_meant = missed.c.left_at.is_not(None) if is_left else missed.c.left_at.is_(None)
+    columns = [missed.c[name] for name in ("id", "task", "first_slot", "last_slot")]
+    query = select(*columns, missed.c.count.label("slots")).where(*within, missed.c.cause != Cause.PAUSED, is_meant)
+    return query.order_by(missed.c.id)
+
+
+async def leave(connection: AsyncConnection, ids: Sequence[str], by: str, note: str, now: datetime) -> None:
+    """Record that a person leaves these ranges as they are."""
+    await _decide(connection, ids, {"left_at": now, "left_by": by, "left_note": note})
+
+
+async def take_up(connection: AsyncConnection, ids: Sequence[str]) -> None:
+    """Undo `leave`."""
+    await _decide(connection, ids, dict.fromkeys(("left_at", "left_by", "left_note")))
+
+
+async def _decide(connection: AsyncConnection, ids: Sequence[str], values: dict[str, Any]) -> None:
+    theirs = json_rows.is_among(missed.c.id, ids, connection.dialect.name)
+    await connection.execute(update(missed).where(theirs).values(values))
 
 
 async def of_task(connection: AsyncConnection, task: str, limit: int) -> list[dict[str, Any]]:

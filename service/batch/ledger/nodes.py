@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time
-from service.batch.ledger.tables import nodes
+from service.batch.ledger.tables import HELD_SQL, nodes, runs
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,17 @@ async def get(connection: AsyncConnection, node: str) -> dict[str, Any] | None:
     """The row of a node by column name; None if there is no such node."""
     row = (await connection.execute(select(nodes).where(nodes.c.id == node))).mappings().first()
     return dict(row) if row is not None else None
+
+
+async def firing_since(connection: AsyncConnection, since: datetime) -> Sequence[Mapping[Any, Any]]:
+    """The rows of the nodes that fire and were seen since then, without those that have stopped, the oldest first.
+
+    Each has `busy`: how many runs it executes.
+    """
+    busy = select(func.count()).select_from(runs).where(runs.c.node == nodes.c.id, text(HELD_SQL)).correlate(nodes)
+    fires = (nodes.c.fires, nodes.c.stopped_at.is_(None), nodes.c.seen_at >= since)
+    query = select(nodes, busy.label("busy")).where(*fires).order_by(nodes.c.started_at, nodes.c.id)
+    return (await connection.execute(query)).mappings().all()
 
 
 async def live_tasks(connection: AsyncConnection) -> set[str]:

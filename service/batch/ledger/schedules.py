@@ -63,6 +63,12 @@ async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]
     return {row.task: OpenSchedule(*row) for row in await connection.execute(_open())}
 
 
+async def zones(connection: AsyncConnection) -> set[str]:
+    """The names of the zones of all open schedules."""
+    query = select(schedules.c.timezone).where(schedules.c.valid_until.is_(None)).distinct()
+    return set((await connection.execute(query)).scalars())
+
+
 async def in_use(connection: AsyncConnection) -> dict[Schedule, int]:
     """How many tasks that are not paused have each schedule. Schedules that this version can't read are left out."""
     query = (

@@ -189,6 +189,7 @@ runs = Table(
     Index("ix_batch_runs_skipped", "slot", **where(SKIPPED_SQL)),
     Index("ix_batch_runs_unnoticed", "id", **where(UNNOTICED_RUN_SQL)),
     Index("ix_batch_runs_open_failures", "task", "fingerprint", "finished_at", **where(OPEN_FAILURE_SQL)),
+    Index("ix_batch_runs_parent", "parent", **where("parent IS NOT NULL")),
     Index("ix_batch_runs_acknowledged", "acknowledged", **where("acknowledged IS NOT NULL")),
 )
 
@@ -221,6 +222,9 @@ missed = Table(
     # `cause`: why, as a word; see missed_ranges.Cause. `unnoticed`: how many of the slots the watch has not seen yet.
     Column("cause", String(20), nullable=False, server_default="other"),
     Column("unnoticed", BigInteger),
+    # Who has decided that nothing has to be done about these slots, and why.
+    Column("left_at", UtcDateTime),
+    *(Column(name, Text) for name in ("left_by", "left_note")),
     Index("ix_batch_missed_task", "task", "last_slot"),
     Index("ix_batch_missed_unnoticed", "id", **where(UNNOTICED_RANGE_SQL)),
 )
@@ -242,6 +246,7 @@ nodes = Table(
     # False for a process that executes only the run it was started for, such as `batch run`.
     Column("fires", Boolean, nullable=False, server_default=text("true")),
     Column("application", String(100)),  # its version; `version` is that of this package
+    Column("capacity", Integer),  # how many runs it executes at once, at most; NULL: not known
     # `lost_at`: when it was found dead; NULL for a node that stopped by itself. `broken`: the files of tasks that it
     # can't use, and why. `noticed_at`: when the watch has seen this row; NULL after it was lost or `broken` changed.
     *(Column(name, UtcDateTime) for name in ("lost_at", "noticed_at")),

@@ -20,6 +20,11 @@ async def get(connection: AsyncConnection, name: str) -> dict[str, Any] | None:
     return dict(row) if row is not None else None
 
 
+async def are_known(connection: AsyncConnection) -> bool:
+    """Whether any node has ever loaded a task."""
+    return (await connection.execute(select(tasks.c.name).limit(1))).first() is not None
+
+
 async def tagged(connection: AsyncConnection, tag: str) -> frozenset[str]:
     """The names of the tasks that have this tag."""
     rows = await connection.execute(select(tasks.c.name, tasks.c.tags).where(tasks.c.tags.is_not(None)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +31,13 @@ NEVER = datetime.max.replace(tzinfo=UTC)
 
 Counts = dict[tuple[datetime, str], Counter[str]]
 """Slots by class, for each bucket and task that has slots."""
+
+Note = Callable[[str, datetime, bool], None]
+"""Is called with the task and the slot of what is unaccounted for, and whether a service has gone past the slot."""
+
+
+def ignore(_task: str, _slot: datetime, _is_handled: bool) -> None:
+    """For callers that need only the counts."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +67,21 @@ class Counted:
     unhandled: set[datetime]
 
 
-async def count(connection: AsyncConnection, since: datetime, until: datetime, now: datetime) -> Counted:
+async def count(
+    connection: AsyncConnection, since: datetime, until: datetime, now: datetime, note: Note = ignore
+) -> Counted:
     """Count the slots from `since` up to `until` (excluded; both aware) by what they are at `now`.
 
-    Reads within the caller's transaction. The slots are computed in a thread.
+    Reads within the caller's transaction. The slots are computed in a thread, and `note` is called there.
     """
     last = until - INSTANT
     found = await _spans(connection, since, last)
     await _read_states(connection, found, since, last)
     await _read_ranges(connection, found, since, last)
-    return await offload(_count, found, since, last, now)
+    return await offload(_count, found, since, last, now, note)
 
 
-def _count(found: Mapping[str, _Task], since: datetime, last: datetime, now: datetime) -> Counted:
+def _count(found: Mapping[str, _Task], since: datetime, last: datetime, now: datetime, note: Note) -> Counted:
     counts: Counts = defaultdict(Counter)
     unhandled: set[datetime] = set()
     names_by_spans: dict[tuple[_Span, ...], list[str]] = defaultdict(list)  # many tasks have the same schedule
@@ -83,7 +92,10 @@ def _count(found: Mapping[str, _Task], since: datetime, last: datetime, now: dat
         for name in names:
             task, ranges = found[name], _Ranges(found[name].ranges)
             for slot, bucket in slots:
-                counts[bucket, name][_class_of(slot, task, ranges.cause_at(slot), now)] += 1
+                found_class = _class_of(slot, task, ranges.cause_at(slot), now)
+                counts[bucket, name][found_class] += 1
+                if found_class == "unaccounted":
+                    note(name, slot, slot <= task.handled)
                 if slot > task.handled:
                     unhandled.add(bucket)
     return Counted(dict(counts), unhandled)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import bindparam, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
@@ -16,6 +16,7 @@ from service.batch.ledger.night.buckets import LENGTH, bucket_of
 from service.batch.ledger.night.tables import CLASSES, NOT_ALL_GOOD, NOT_ALL_GOOD_SQL, NOT_RUN, tally
 from service.batch.ledger.night.tables import buckets as buckets_table
 from service.batch.night.counting import Counts, count
+from service.concurrency.offload import offload
 
 OPEN_FOR = timedelta(minutes=2)
 """A bucket is counted when its end is so old, and nothing in it goes on. What changes afterwards marks it."""
@@ -28,13 +29,15 @@ MOST_COUNTED_AT_ONCE = 300
 class Window:
     """The slots of a window by class. `accounted_from`: earlier slots of it are not counted yet; None: all are.
 
-    `not_run`: by task, how many slots were missed, paused or skipped; only tasks with such slots.
+    `not_run`: by task, how many slots were missed, paused or skipped; only tasks with such slots. `untallied`: the
+    counts of what has no tally, by bucket and task.
     """
 
     counts: dict[str, int]
     by_bucket: dict[datetime, dict[str, int]]
     not_run: dict[str, Counter[str]]
     accounted_from: datetime | None
+    untallied: Counts
 
     @property
     def due(self) -> int:
@@ -47,18 +50,13 @@ async def of_window(connection: AsyncConnection, since: datetime, until: datetim
 
     What has a tally is read from it. The other buckets are counted now. Call it in one read transaction.
     """
-    all_buckets = buckets.between(since, until)
-    counted = {bucket for bucket in await buckets.counted(connection, since, until) if bucket + LENGTH <= until}
-    rest = [bucket for bucket in all_buckets if bucket not in counted]
-    accounted_from = None
-    if len(rest) > MOST_COUNTED_AT_ONCE:
-        accounted_from = rest[-MOST_COUNTED_AT_ONCE]
-        rest = [bucket for bucket in rest if bucket >= accounted_from]
-        counted = {bucket for bucket in counted if bucket >= accounted_from}
+    counted, rest, accounted_from = await divided(connection, since, until)
     by_bucket = await _read(connection, accounted_from or since, until, counted)
     not_run = await _not_run(connection, accounted_from or since, until)
-    for begin, end in _intervals(rest):
+    untallied: Counts = {}
+    for begin, end in intervals(rest):
         found = await count(connection, max(begin, since), min(end, until), now)
+        untallied |= found.counts
         for (bucket, task), counts in found.counts.items():
             by_bucket.setdefault(bucket, Counter()).update(counts)
             not_run[task].update({name: counts[name] for name in NOT_RUN})
@@ -67,9 +65,72 @@ async def of_window(connection: AsyncConnection, since: datetime, until: datetim
         total.update(counts)
     complete = {bucket: {name: counts[name] for name in CLASSES} for bucket, counts in sorted(by_bucket.items())}
     sums = {name: total[name] for name in CLASSES}
-    return Window(
-        sums, complete, {task: +counts for task, counts in sorted(not_run.items()) if +counts}, accounted_from
+    some = {task: +counts for task, counts in sorted(not_run.items()) if +counts}
+    return Window(sums, complete, some, accounted_from, untallied)
+
+
+async def divided(
+    connection: AsyncConnection, since: datetime, until: datetime
+) -> tuple[set[datetime], list[datetime], datetime | None]:
+    """The buckets of a window that have a tally, those that have to be counted now, and the begin of its account."""
+    counted = {bucket for bucket in await buckets.counted(connection, since, until) if bucket + LENGTH <= until}
+    rest = [bucket for bucket in buckets.between(since, until) if bucket not in counted]
+    accounted_from = None
+    if len(rest) > MOST_COUNTED_AT_ONCE:
+        accounted_from = rest[-MOST_COUNTED_AT_ONCE]
+        rest = [bucket for bucket in rest if bucket >= accounted_from]
+        counted = {bucket for bucket in counted if bucket >= accounted_from}
+    return counted, rest, accounted_from
+
+
+async def not_all_good(connection: AsyncConnection, since: datetime, until: datetime) -> dict[datetime, Counter[str]]:
+    """The sums of the slots that have not succeeded, from `since` up to `until` (excluded), where they are counted."""
+    sums = [func.sum(tally.c[name]).label(name) for name in NOT_ALL_GOOD]
+    query = (
+        select(tally.c.bucket, *sums)
+        .select_from(tally.join(buckets_table, buckets_table.c.bucket == tally.c.bucket))
+        .where(tally.c.bucket >= since, tally.c.bucket < until, text(NOT_ALL_GOOD_SQL))
+        .where(buckets_table.c.counted_at.is_not(None))
+        .group_by(tally.c.bucket)
     )
+    rows = await connection.execute(query)
+    return {row.bucket: Counter({name: int(row._mapping[name]) for name in NOT_ALL_GOOD}) for row in rows}
+
+
+async def have_slots(connection: AsyncConnection, windows: Sequence[tuple[datetime, datetime]]) -> list[bool]:
+    """For each of these few windows whether any slot within it is counted (its end excluded)."""
+    columns: list[str] = []
+    ends: dict[str, datetime] = {}
+    for number, (since, until) in enumerate(windows):
+        ends |= {f"since_{number}": since, f"until_{number}": until}
+        within = f"bucket >= :since_{number} AND bucket < :until_{number}"
+        columns.append(f"EXISTS (SELECT 1 FROM batch_tally WHERE {within})")
+    if not columns:
+        return []
+    types = [bindparam(name, type_=tally.c.bucket.type) for name in ends]
+    row = (await connection.execute(text(f"SELECT {', '.join(columns)}").bindparams(*types), ends)).one()
+    return [bool(has_any) for has_any in row]
+
+
+async def of_tasks(
+    connection: AsyncConnection, names: Collection[str], wanted: Collection[datetime]
+) -> dict[str, dict[datetime, dict[str, int]]]:
+    """The tally of these tasks, by bucket. It is found by its key, so `names` should be few."""
+    kind = connection.dialect.name
+    pairs = [{"bucket": bucket, "task": name} for name in names for bucket in wanted]
+    source = json_rows.source([tally.c.bucket, tally.c.task], kind)
+    columns = [tally.c[name] for name in ("task", "bucket", *CLASSES)]
+    statement = text(
+        f"SELECT {', '.join(f't.{column.name}' for column in columns)} FROM {source} "
+        "JOIN batch_tally t ON t.bucket = v.bucket AND t.task = v.task"
+    ).columns(*columns)
+    found: dict[str, dict[datetime, dict[str, int]]] = {name: {} for name in names}
+    if not pairs:
+        return found
+    rows = await offload(json_rows.encode, pairs, kind)
+    for row in await connection.execute(statement, {"rows": rows}):
+        found[row.task][row.bucket] = {name: row._mapping[name] for name in CLASSES}
+    return found
 
 
 async def _read(
@@ -109,15 +170,15 @@ async def _not_run(connection: AsyncConnection, since: datetime, until: datetime
     return found
 
 
-def _intervals(wanted: Sequence[datetime]) -> list[tuple[datetime, datetime]]:
+def intervals(wanted: Sequence[datetime]) -> list[tuple[datetime, datetime]]:
     """The intervals that these buckets make together."""
-    intervals: list[tuple[datetime, datetime]] = []
+    found: list[tuple[datetime, datetime]] = []
     for bucket in sorted(wanted):
-        if intervals and intervals[-1][1] == bucket:
-            intervals[-1] = (intervals[-1][0], bucket + LENGTH)
+        if found and found[-1][1] == bucket:
+            found[-1] = (found[-1][0], bucket + LENGTH)
         else:
-            intervals.append((bucket, bucket + LENGTH))
-    return intervals
+            found.append((bucket, bucket + LENGTH))
+    return found
 
 
 @dataclass(frozen=True)
@@ -139,7 +200,7 @@ async def keep(connection: AsyncConnection, wanted: Sequence[datetime], now: dat
     await buckets.lock(connection, wanted, now)
     counts: Counts = {}
     unhandled: set[datetime] = set()
-    for begin, end in _intervals(wanted):
+    for begin, end in intervals(wanted):
         found = await count(connection, begin, end, now)
         counts |= found.counts
         unhandled |= found.unhandled
@@ -184,3 +245,11 @@ async def unaccounted(connection: AsyncConnection, names: Collection[str]) -> se
         if (await connection.execute(query)).first() is not None:
             found.add(name)
     return found
+
+
+def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sums of counts by class, without the classes of which there is none."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(+total)

@@ -43,11 +43,13 @@ class Node:
         application: str | None = None,
         setting: str = "LEDGER_URL",
         metrics: ProcessMetrics | None = None,
+        capacity: int | None = None,
     ) -> None:
         """`application`: the version of the application around the service; it may be set until `register`.
 
-        `metrics`: of the service; None where none are kept.
+        `metrics`: of the service; None where none are kept. `capacity`: how many runs it executes at once, at most.
         """
+        self._capacity = capacity
         self.application = application
         self.id = new_id()
         self._fires = fires
@@ -77,6 +79,7 @@ class Node:
             "tasks": sorted(tasks) if self._fires else [],
             "fires": self._fires,
             "application": self.application,
+            "capacity": self._capacity,
             "broken": broken if self._fires else [],
             "noticed_at": None if self._fires else now,
         }

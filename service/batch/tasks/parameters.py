@@ -91,7 +91,8 @@ def _sentence(error: Any) -> str:
         return f"there is no parameter {echoed(name)}"
     if error["type"] == "missing":
         return f"{name} is required"
-    if Redaction.of(get_settings().BATCH_SECRET_WORDS).is_secret(name):
+    redaction = Redaction.of(get_settings().BATCH_SECRET_WORDS)
+    if redaction.is_secret(name) or redaction.masked(error["input"]) != error["input"]:
         return f"{name} has a value that is not allowed"
     return f"{name} is {echoed(error['input'])}: {error['msg']}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from service.backup.places.place import FOLDER, LATEST, Places, Storage, backups
 from service.backup.places.retention import latest_of
 from service.batch.ledger.backups import Facts
 from service.concurrency.stoppable import Stop, in_thread
-from service.errors import BackupError
+from service.errors import BackupError, UnknownBackup
 from service.operations.backups.access import BackupAccess
 from service.operations.backups.make import (
     BackupResult,
@@ -67,6 +69,21 @@ def _local_name(access: BackupAccess, text: str) -> str:
     if name not in local:
         raise BackupError(f"there is no backup {name} in {places.folder.name} (BACKUP_DIR)")
     return name
+
+
+async def local_file(access: BackupAccess, name: str) -> Path:
+    """The path of the backup of this name in BACKUP_DIR. Raises UnknownBackup; it follows no link."""
+    path = access.settings.BACKUP_DIR / name
+    if path.name != name or taken_at(path) is None or not await in_thread(lambda _: _is_file(path)):
+        raise UnknownBackup(f"there is no backup {name} in BACKUP_DIR: `batch backup download {name}` copies it there")
+    return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _is_stored(storage: Storage, source: Source, name: str, stop: Stop) -> bool:

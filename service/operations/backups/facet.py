@@ -117,6 +117,12 @@ class Backups:
         await self._record("backup.unpin", backup)
         return change
 
+    async def to_download(self, name: str) -> Path:
+        """The file of the backup of this name in BACKUP_DIR. Raises UnknownBackup if it is not there."""
+        file = await copies.local_file(self._access, name)
+        await self._record("backup.download", name)
+        return file
+
     async def find_to_delete(self, name: str) -> DeletedBackup:
         """What `delete` would delete. Nothing is changed. Raises as `delete`."""
         return await delete.find(self._access, name)

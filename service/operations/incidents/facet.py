@@ -20,6 +20,7 @@ from service.escaping import echoed
 from service.operations.context import Context
 from service.operations.incidents.ending import tell_followers, tell_followers_again
 from service.operations.incidents.notes import check_note
+from service.operations.incidents.retrying import RetryPlan, plan_retry
 from service.operations.people.redacting import hidden_tasks
 from service.operations.results import Result
 from service.operations.runs.run_list import cursor_of, parse_cursor
@@ -64,10 +65,14 @@ class IncidentPage(Result):
 
 
 class Acknowledged(Result):
-    """An acknowledgement. `runs`: how many failed runs it is about."""
+    """An acknowledgement. `runs`: how many failed runs it is about.
+
+    `still_open`: how many runs have failed after the given instant. If there are any, the incident stays open.
+    """
 
     incident: Incident
     runs: int
+    still_open: int
 
 
 class Muted(Result):
@@ -121,12 +126,16 @@ class Incidents:
             hidden = await hidden_tasks(connection, self._context) if connection is not None else frozenset()
         return _shown(row, hidden)
 
-    async def acknowledge(self, incident: str, note: str, quiet_until: datetime | None = None) -> Acknowledged:
+    async def acknowledge(
+        self, incident: str, note: str, quiet_until: datetime | None = None, failed_until: datetime | None = None
+    ) -> Acknowledged:
         """Say that a person takes care of an open incident, and why. Its failed runs no longer count as open.
 
         An incident that is not about runs stays open until its cause is over. `quiet_until` (aware, 7 days at most):
-        until then, or the first success of the task, the same error opens no other incident. Raises UnknownIncident,
-        and InvalidParameters if the note is too short or too long, or the instant too late.
+        until then, or the first success of the task, the same error opens no other incident. `failed_until` (aware):
+        only the runs that had failed by then are meant, such as the `last_at` of the incident that the person has seen;
+        with `quiet_until`, those that failed since are meant as well. Raises UnknownIncident, and InvalidParameters if
+        the note is too short or too long, or the instant too late.
         """
         check_note(note)
         context = self._context
@@ -135,7 +144,10 @@ class Incidents:
             now = await database_time.now_of(connection)
             if quiet_until is not None and not now < quiet_until <= now + LONGEST_QUIET:
                 raise InvalidParameters("quiet_until: allowed is an instant within the next 7 days")
-            done = await acknowledging.acknowledge(connection, row.id, context.actor.name, note, quiet_until, now)
+            bound = failed_until if quiet_until is None else None
+            done = await acknowledging.acknowledge(
+                connection, row.id, context.actor.name, note, quiet_until, now, bound
+            )
             if done.is_new:
                 after = {"runs": done.runs, "quiet_until": quiet_until.isoformat() if quiet_until else None}
                 await audit.record(
@@ -150,7 +162,11 @@ class Incidents:
                 )
             await tell_followers(connection, context, done.closed, now)
             shown = _shown(await _find(connection, row.id), await hidden_tasks(connection, context))
-        return Acknowledged(incident=shown, runs=done.runs)
+        return Acknowledged(incident=shown, runs=done.runs, still_open=done.still_open)
+
+    async def plan_retry(self, incident: str) -> RetryPlan:
+        """What a retry of the failed runs of an incident would do. Nothing is retried yet. Raises UnknownIncident."""
+        return await plan_retry(self._context, incident)
 
     async def reopen(self, incident: str) -> Incident:
         """Undo an acknowledgement: its failed runs count as open again. Raises UnknownIncident."""

@@ -1,4 +1,4 @@
-"""The note that a person has to give with an acknowledgement."""
+"""The note that a person has to give who acknowledges something, or leaves it as it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ SHORTEST_NOTE, LONGEST_NOTE = 3, 500
 """Characters, without blanks at the ends."""
 
 
-def check_note(note: str | None) -> None:
-    """Raises InvalidParameters if there is no note, or if it is too short or too long."""
+def check_note(note: str | None) -> str:
+    """Returns the note. Raises InvalidParameters if there is none, or if it is too short or too long."""
     if note is None or not SHORTEST_NOTE <= len(note.strip()) <= LONGEST_NOTE:
         raise InvalidParameters(f"a note of {SHORTEST_NOTE} to {LONGEST_NOTE} characters is needed, which says why")
+    return note

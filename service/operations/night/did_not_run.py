@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -36,7 +36,7 @@ async def by_cause(
         connection, [task for task, counts in not_run.items() if counts["missed"] or counts["paused"]], since, until
     )
     outages = await _outages(connection, since, until)
-    downs: dict[int, Counter[str]] = defaultdict(Counter)
+    downs: dict[tuple[int, str], list[Part]] = defaultdict(list)
     rest: list[DidNotRun] = []
     still_paused = await _paused(connection)
     for task, counts in not_run.items():
@@ -46,48 +46,90 @@ async def by_cause(
             by = by.removeprefix("paused by ") if by is not None else still_paused.get(task)
             rest.append(
                 DidNotRun(
-                    cause="paused", by=by, task=task, slots=counts["paused"], goes_on=task in still_paused, tasks={}
+                    cause="paused",
+                    by=by,
+                    task=task,
+                    slots=counts["paused"],
+                    goes_on=task in still_paused,
+                    tasks={},
+                    **_span([each for each in its if each.cause == Cause.PAUSED]),
                 )
             )
-        if counts["missed"]:
-            _add_missed(task, counts["missed"], its, outages, downs, rest)
-    down = [
-        DidNotRun(
-            cause="down",
-            begin=outages[number][0],
-            until=outages[number][1],
-            slots=sum(by_task.values()),
-            tasks=dict(by_task.most_common()),
-        )
-        for number, by_task in sorted(downs.items())
-    ]
+        parts = _parts(counts["missed"], [each for each in its if each.cause != Cause.PAUSED])
+        for part in parts:
+            outage = _outage_of(part, outages)
+            if outage is not None:
+                downs[outage, _left_at(part)].append(part)
+            else:
+                rest.append(_alone(part, hidden))
+        if counts["missed"] and not parts:
+            rest.append(DidNotRun(cause=Cause.OTHER, task=task, slots=counts["missed"], tasks={}))
+    down = [_down(parts, outages[number], hidden) for (number, _), parts in sorted(downs.items())]
     skipped = await _skipped(connection, not_run, since, until, hidden)
     return [*down, *sorted(rest, key=lambda each: (each.cause, each.task or "")), *skipped]
 
 
-def _add_missed(
-    task: str,
-    number: int,
-    ranges: Sequence[Row[Any]],
-    outages: Sequence[tuple[datetime, datetime]],
-    downs: dict[int, Counter[str]],
-    rest: list[DidNotRun],
-) -> None:
-    """Divide the missed slots of a task among the causes of its ranges: the last cause has what the others leave."""
-    unpaused = [each for each in ranges if each.cause != Cause.PAUSED]
-    for position, each in enumerate(unpaused):
-        is_last = position == len(unpaused) - 1
+class Part(NamedTuple):
+    """A missed range, and how many of the counted slots are its own."""
+
+    range: Row[Any]
+    slots: int
+
+
+def _parts(number: int, ranges: Sequence[Row[Any]]) -> list[Part]:
+    """Divide the missed slots of a task among its ranges: the last one has what the others leave."""
+    parts = []
+    for position, each in enumerate(ranges):
+        is_last = position == len(ranges) - 1
         slots = number if is_last else min(number, each._mapping["count"])
         number -= slots
-        outage = next((n for n, (begin, end) in enumerate(outages) if begin <= each.last_slot <= end + _LATER), None)
-        if not slots:
-            continue
-        if outage is not None:
-            downs[outage][task] += slots
-        else:
-            rest.append(DidNotRun(cause=each.cause, task=task, reason=each.reason, slots=slots, tasks={}))
-    if number and not unpaused:
-        rest.append(DidNotRun(cause=Cause.OTHER, task=task, slots=number, tasks={}))
+        if slots:
+            parts.append(Part(each, slots))
+    return parts
+
+
+def _outage_of(part: Part, outages: Sequence[tuple[datetime, datetime]]) -> int | None:
+    last = part.range.last_slot
+    return next((n for n, (begin, end) in enumerate(outages) if begin <= last <= end + _LATER), None)
+
+
+def _left_at(part: Part) -> str:
+    return part.range.left_at.isoformat() if part.range.left_at is not None else ""
+
+
+def _alone(part: Part, hidden: frozenset[str]) -> DidNotRun:
+    row = part.range
+    more = {**_span([row]), **_left([row], hidden)}
+    return DidNotRun(cause=row.cause, task=row.task, reason=row.reason, slots=part.slots, tasks={}, **more)
+
+
+def _down(parts: Sequence[Part], outage: tuple[datetime, datetime], hidden: frozenset[str]) -> DidNotRun:
+    """The slots of an outage that a person has left as they are at one time, or those that nobody has left."""
+    by_task: Counter[str] = Counter()
+    for part in parts:
+        by_task[part.range.task] += part.slots
+    ranges = [part.range for part in parts]
+    return DidNotRun(
+        cause="down",
+        begin=outage[0],
+        until=outage[1],
+        slots=by_task.total(),
+        tasks=dict(by_task.most_common()),
+        **_span(ranges),
+        **_left(ranges, hidden),
+    )
+
+
+def _span(ranges: Sequence[Row[Any]]) -> dict[str, Any]:
+    first = min((each.first_slot for each in ranges), default=None)
+    return {"first_slot": first, "last_slot": max((each.last_slot for each in ranges), default=None)}
+
+
+def _left(ranges: Sequence[Row[Any]], hidden: frozenset[str]) -> dict[str, Any]:
+    """Who has left these ranges as they are, when and why. They were left together."""
+    row = ranges[0]
+    note = None if any(each.task in hidden for each in ranges) else row.left_note
+    return {"left_at": row.left_at, "left_by": row.left_by, "left_note": note}
 
 
 _LATER = timedelta(minutes=1)

@@ -136,6 +136,10 @@ async def _slow(run: Row[Any], task: WatchedTask | None, timeout: float | None, 
         why=why,
         elapsed=elapsed,
         p95=usual.p95,
+        timeout=timeout,
+        done=run._mapping["count"],  # `count` is a method of a row
+        total=run.total,
+        rate=run.rate,
         eta=_eta(run, usual, present.now),
         attempt=run.attempt,
     )

@@ -70,11 +70,24 @@ class ChangeBefore(Result):
     seconds: float
 
 
+class RetryProgress(Result):
+    """How far the retry of `total` runs is: how many are `done`, have `failed` again, and are `left` to be tried.
+
+    Runs that a person has cancelled since are in none of these.
+    """
+
+    total: int
+    done: int
+    failed: int
+    left: int
+
+
 class Need(Result):
     """Something that needs a person, until it is made good or acknowledged.
 
     `open`: its failed runs, without those that are `retrying`. `failing_since`: its first failure. `succeeded_since`:
     when the task last succeeded after its last failure. `also_in`: other tasks with the same error that is open.
+    `progress`: of a retry of its runs that goes on.
     None: not known, or does not apply.
     """
 
@@ -97,11 +110,13 @@ class Need(Result):
     newest_run: str | None = None
     acknowledged_by: str | None = None
     also_in: Sequence[str] = ()
+    progress: RetryProgress | None = None
 
 
 class DealtWith(Result):
     """What was made good or acknowledged in the window. `by`: None if nobody did it: it was made good by itself."""
 
+    incident: str
     task: str | None
     kind: str
     how: str
@@ -138,9 +153,10 @@ class Waiting(Result):
 
 
 class LateRun(Result):
-    """A run that is late or slow now. `why`: slow, stalled, timeout, waits, or retries. `elapsed`, `p95`: seconds.
+    """A run that is late or slow now. `why`: slow, stalled, timeout, waits, or retries.
 
-    `eta`: about when it ends; None: no estimate. `next_attempt_at`: of a run that is retried.
+    `elapsed`, `p95`, `timeout`: seconds. `eta`: about when it ends; None: no estimate. `next_attempt_at`: of a run that
+    is retried. `done`, `total`, `rate`: what a running run has reported: items, and items a second.
     """
 
     run: str
@@ -150,6 +166,10 @@ class LateRun(Result):
     why: Literal["slow", "stalled", "timeout", "waits", "retries"]
     elapsed: float
     p95: float | None = None
+    timeout: float | None = None
+    done: int | None = None
+    total: int | None = None
+    rate: float | None = None
     eta: datetime | None = None
     blocker: Blocker | None = None
     next_attempt_at: datetime | None = None
@@ -157,7 +177,10 @@ class LateRun(Result):
 
 
 class DidNotRun(Result):
-    """Slots that did not run, by their cause: down, paused, gone, other, overlap, skipped. `tasks`: slots by task."""
+    """Slots that did not run, by their cause: down, paused, gone, other, overlap, skipped. `tasks`: slots by task.
+
+    `first_slot`, `last_slot`: of the missed ranges. `left_by`: who has decided that nothing has to be done about them.
+    """
 
     cause: str
     by: str | None = None
@@ -169,6 +192,16 @@ class DidNotRun(Result):
     slots: int
     goes_on: bool = False
     tasks: dict[str, int]
+    first_slot: datetime | None = None
+    last_slot: datetime | None = None
+    left_at: datetime | None = None
+    left_by: str | None = None
+    left_note: str | None = None
+
+    @property
+    def is_unchosen(self) -> bool:
+        """Whether slots were missed that nobody chose, and that nobody has dealt with."""
+        return self.cause in ("down", "other", "gone") and self.left_at is None
 
 
 class NightChange(Result):
@@ -204,6 +237,7 @@ class Night(Result):
 
     `older`: how many of `needs` failed for the last time before the window. `accounted_from`: slots before it are not
     counted, because their tally is still being made. `more`: how many rows of a list were left out, by its name.
+    `unread`: what could not be read: quarantine, if the application's database can't be used.
     """
 
     as_of: datetime
@@ -227,3 +261,4 @@ class Night(Result):
     last_beat: datetime | None
     accounted_from: datetime | None
     more: dict[str, int]
+    unread: Sequence[str] = ()

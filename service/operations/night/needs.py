@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from service.batch.incidents import made_good
 from service.batch.incidents.watched import WatchedTask
 from service.batch.ledger import json_rows, run_logs
 from service.batch.ledger.incidents import incidents
-from service.batch.ledger.incidents.incidents import OF_RUNS, IncidentKind
+from service.batch.ledger.incidents.incidents import MORE, OF_RUNS, IncidentKind
 from service.batch.ledger.incidents.tables import fingerprints
 from service.batch.ledger.incidents.tables import incidents as incidents_table
 from service.batch.ledger.people import audit
@@ -47,10 +48,11 @@ async def of_runs(
         func.min(runs.c.finished_at).label("first"),
         func.max(runs.c.finished_at).label("last"),
     ).where(text(OPEN_FAILURE_SQL))
-    groups = (await connection.execute(opened.group_by(runs.c.task, runs.c.fingerprint))).all()
     by_key = {
         (row.task, row.fingerprint): row for row in await incidents.are_open(connection, OF_RUNS) if not row.subject
     }
+    rows = (await connection.execute(opened.group_by(runs.c.task, runs.c.fingerprint))).all()
+    groups = _folded([Group(*row) for row in rows], by_key)
     seen = await _first_seen(connection, groups)
     needs = [_need(group, by_key, seen, watched.get(group.task), hidden) for group in groups]
     tasks_by_error: dict[str, list[str]] = defaultdict(list)
@@ -66,6 +68,34 @@ async def of_runs(
     detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""], hidden) for need in detailed]
     shown = [_seen_by_the_caller(need, hidden) for need in (*detailed, *needs[DETAILED:])]
     return sorted(shown, key=lambda need: need.succeeded_since is not None)
+
+
+@dataclass
+class Group:
+    """Open failures of a task with one error: how many, how many of them are retried, the first and the last end."""
+
+    task: str
+    fingerprint: str
+    number: int
+    retrying: int
+    first: datetime | None
+    last: datetime | None
+
+
+def _folded(groups: Sequence[Group], by_key: Mapping[tuple[str, str], Row[Any]]) -> list[Group]:
+    """Errors of a task that have no incident of their own are one group, if the task has the incident for these."""
+    folded: dict[tuple[str, str], Group] = {}
+    for each in groups:
+        is_further = (each.task, each.fingerprint) not in by_key and (each.task, MORE) in by_key
+        key = each.task, MORE if is_further else each.fingerprint
+        if (known := folded.get(key)) is None:
+            folded[key] = replace(each, fingerprint=key[1])
+            continue
+        known.number += each.number
+        known.retrying += each.retrying
+        known.first = min((at for at in (known.first, each.first) if at is not None), default=None)
+        known.last = max((at for at in (known.last, each.last) if at is not None), default=None)
+    return list(folded.values())
 
 
 def _also_in(need: Need, with_it: Sequence[str], hidden: frozenset[str]) -> Need:
@@ -84,7 +114,7 @@ def _seen_by_the_caller(need: Need, hidden: frozenset[str]) -> Need:
 
 
 def _need(
-    group: Row[Any],
+    group: Group,
     by_key: Mapping[tuple[str, str], Row[Any]],
     seen: Mapping[tuple[str, str], datetime],
     task: WatchedTask | None,
@@ -109,7 +139,7 @@ def _need(
     )
 
 
-async def _first_seen(connection: AsyncConnection, groups: Sequence[Row[Any]]) -> dict[tuple[str, str], datetime]:
+async def _first_seen(connection: AsyncConnection, groups: Sequence[Group]) -> dict[tuple[str, str], datetime]:
     """When each of these errors was seen for the first time."""
     if not groups:
         return {}
@@ -236,6 +266,7 @@ async def dealt_with(
     )
     return [
         DealtWith(
+            incident=row.id,
             task=row.task or None,
             kind=row.kind,
             how=row.closed_why,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -28,7 +29,8 @@ from service.config import Settings
 from service.errors import InvalidParameters, NoLedger
 from service.operations.context import Context
 from service.operations.databases import is_missing_file
-from service.operations.night import did_not_run, late, needs, outcomes, sentence
+from service.operations.night import did_not_run, late, needs, outcomes, retries, sentence
+from service.operations.night.clock_changes import clock_changes
 from service.operations.night.models import (
     MOST,
     Need,
@@ -52,7 +54,8 @@ CHANGES = (
     *("service.deploy", "service.start", "settings.change", "database.migrate", "backup.restore", "schedule.change"),
     *("task.pause", "task.resume", "task.backfill", "task.mute", "task.unmute", "incident.acknowledge"),
     *("incident.reopen", "run.start", "run.cancel", "run.retry", "run.retry_from_the_beginning", "run.redrive"),
-    *("run.acknowledge", "bulk.retry", "bulk.cancel", "bulk.acknowledge", "bulk.backfill"),
+    *("run.acknowledge", "slots.leave", "slots.reopen"),
+    *("bulk.retry", "bulk.cancel", "bulk.acknowledge", "bulk.backfill"),
 )
 """The events of the audit that are changes."""
 
@@ -66,19 +69,25 @@ async def night(
 ) -> Night:
     """See `operations.night`."""
     local = zone_of(zone or "UTC")
+    async with snapshot(context) as connection:
+        now = await database_time.now_of(connection)
+        begin, end = window_of(since, until, now, local)
+        return (await read(connection, context, settings, begin, end, now, local))[0]
+
+
+@asynccontextmanager
+async def snapshot(context: Context) -> AsyncIterator[AsyncConnection]:
+    """A transaction that reads one state of the ledger. Raises NoLedger."""
     async with context.databases.reading() as connection:
         if connection is None:
             raise NoLedger("there is no ledger yet: no service has ever run")
         await connection.rollback()
         if connection.dialect.name == "postgresql":
             await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-        now = await database_time.now_of(connection)
-        begin, end = _window(since, until, now, local)
-        quarantined = await _quarantined(context)
-        return await _read(connection, context, settings, begin, end, now, local, quarantined)
+        yield connection
 
 
-def _window(
+def window_of(
     since: datetime | None, until: datetime | None, now: datetime, zone: ZoneInfo
 ) -> tuple[datetime, datetime | None]:
     """The begin, and the end of a window that is over. By default since 18:00 of the day before, in the zone."""
@@ -98,7 +107,7 @@ def _window(
     return since, until
 
 
-async def _read(
+async def read(
     connection: AsyncConnection,
     context: Context,
     settings: Settings,
@@ -106,8 +115,10 @@ async def _read(
     until: datetime | None,
     now: datetime,
     zone: ZoneInfo,
-    quarantined: Counter[str],
-) -> Night:
+) -> tuple[Night, Window]:
+    """The night of a window, and its slots by ten minutes."""
+    quarantined = await _quarantined(context)
+    unread = ["quarantine"] if quarantined is None else []
     end = until or now
     hidden = await hidden_tasks(connection, context)
     watched = await watched_tasks(connection)
@@ -117,22 +128,20 @@ async def _read(
     backup = await _backup(connection, watched, settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
     alarms = _alarms(window, living, last_beat, backup, is_over=until is not None)
-    needed = [
-        *alarms,
-        *(need for need in await _needs(connection, watched, hidden) if not _is_counted_by_items(need, quarantined)),
-        *needs.of_quarantine(quarantined, watched),
-    ]
+    opened = await _needs(connection, watched, hidden, quarantined or Counter())
+    needed = [*alarms, *await retries.with_progress(connection, opened, now)]
     is_late = [] if until is not None else await late.late_runs(connection, watched, living, now)
     not_run = await did_not_run.by_cause(connection, window.not_run, since, end, hidden)
     dealt_with = await needs.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
-    changes = await _changes(connection, since, end, hidden)
-    level = sentence.level_of(needed, is_late, not_run)
-    return Night(
+    changes = await _changes(connection, since, end, hidden, zone)
+    unchosen = sum(each.slots for each in not_run if each.is_unchosen)
+    level = sentence.level_of(needed, is_late, not_run, unread)
+    found = Night(
         as_of=now,
         since=since,
         zone=str(zone),
         level=level,
-        headline=sentence.headline(level, needed, is_late, slots.missed, slots.failed),
+        headline=sentence.headline(level, needed, is_late, unchosen, slots.failed, unread),
         sentence=sentence.sentence(slots, since, until, now, zone, not_run),
         slots=slots,
         failed=await outcomes.failed_slots(connection, slots, since, end),
@@ -143,8 +152,10 @@ async def _read(
         services=len(living),
         last_beat=last_beat,
         accounted_from=window.accounted_from,
+        unread=unread,
         **_lists(needs=needed, late=is_late, did_not_run=not_run, dealt_with=dealt_with, changes=changes),
     )
+    return found, window
 
 
 def _is_counted_by_items(need: Need, quarantined: Counter[str]) -> bool:
@@ -152,14 +163,28 @@ def _is_counted_by_items(need: Need, quarantined: Counter[str]) -> bool:
     return need.kind == "quarantine" and need.task in quarantined
 
 
-async def _needs(connection: AsyncConnection, watched: dict[str, WatchedTask], hidden: frozenset[str]) -> list[Need]:
-    return [*await needs.of_runs(connection, watched, hidden), *await needs.others(connection, watched)]
+def _with_incident(items: Need, incident: Need | None) -> Need:
+    """The row of items in quarantine, with the incident and the run that have set them aside."""
+    names = ("incident", "newest_run", "failing_since", "last_failed", "first_seen")
+    return items if incident is None else items.model_copy(update={name: getattr(incident, name) for name in names})
+
+
+async def _needs(
+    connection: AsyncConnection, watched: dict[str, WatchedTask], hidden: frozenset[str], quarantined: Counter[str]
+) -> list[Need]:
+    found = [*await needs.of_runs(connection, watched, hidden), *await needs.others(connection, watched)]
+    own = {need.task: need for need in found if _is_counted_by_items(need, quarantined)}
+    return [
+        *(need for need in found if not _is_counted_by_items(need, quarantined)),
+        *(_with_incident(need, own.get(need.task)) for need in needs.of_quarantine(quarantined, watched)),
+    ]
 
 
 def _lists(**lists: Sequence[Any]) -> dict[str, Any]:
-    """Each list with at most 200 rows, and in `more` how many were left out."""
+    """Each list with at most 200 rows, of the changes the newest, and in `more` how many were left out."""
     more = {name: len(rows) - MOST for name, rows in lists.items() if len(rows) > MOST}
-    return {"more": more, **{name: list(rows[:MOST]) for name, rows in lists.items()}}
+    kept = {name: slice(-MOST, None) if name == "changes" else slice(MOST) for name in lists}
+    return {"more": more, **{name: list(rows[kept[name]]) for name, rows in lists.items()}}
 
 
 def _alarms(
@@ -195,11 +220,16 @@ def _alarm(kind: str, error: str, number: int = 1) -> Need:
 
 
 async def _changes(
-    connection: AsyncConnection, since: datetime, end: datetime, hidden: frozenset[str]
+    connection: AsyncConnection, since: datetime, end: datetime, hidden: frozenset[str], zone: ZoneInfo
 ) -> list[NightChange]:
-    """What has changed in the window, the oldest first."""
+    """What has changed in the window, the oldest first: also the clocks of the zones that are in use."""
+    zones = await schedules.zones(connection) | {str(zone)}
+    clocks = await offload(clock_changes, zones, since, end)
     rows = (await connection.execute(audit.listing(MOST_COUNTED, since=since, until=end))).all()
-    return [_change(row, hides_change(row.action, row.task, hidden)) for row in reversed(rows) if row.action in CHANGES]
+    changes = [
+        _change(row, hides_change(row.action, row.task, hidden)) for row in reversed(rows) if row.action in CHANGES
+    ]
+    return sorted([*changes, *clocks], key=lambda change: change.at)
 
 
 def _change(row: Row[Any], is_hidden: bool) -> NightChange:
@@ -247,8 +277,8 @@ async def _next(connection: AsyncConnection, now: datetime) -> NextSlots:
     return NextSlots(until=now + AHEAD, slots=number)
 
 
-async def _quarantined(context: Context) -> Counter[str]:
-    """How many items wait in quarantine, by task; empty if the application's database can't be read."""
+async def _quarantined(context: Context) -> Counter[str] | None:
+    """How many items wait in quarantine, by task; None if the application's database can't be read."""
     application = context.databases.application
     if is_missing_file(application):
         return Counter()
@@ -257,4 +287,4 @@ async def _quarantined(context: Context) -> Counter[str]:
             return Counter()
         return Counter(await quarantine.waiting_by_task(application, MOST_COUNTED))
     except (DBAPIError, OSError):
-        return Counter()
+        return None

@@ -21,17 +21,30 @@ ALARMS = ("unaccounted", "down", "backup")
 """Kinds of needs that are alarms: they come first."""
 
 
-def level_of(needs: Sequence[Need], late: Sequence[LateRun], did_not_run: Sequence[DidNotRun]) -> Level:
+UNREAD = {"quarantine": "the items in quarantine can't be read now"}
+"""What is said where a part could not be read. Such a night is never calm."""
+
+
+def level_of(
+    needs: Sequence[Need], late: Sequence[LateRun], did_not_run: Sequence[DidNotRun], unread: Sequence[str] = ()
+) -> Level:
     """How bad it is: an alarm, something needs a person, something is to be watched, or nothing."""
     if any(need.kind in ALARMS for need in needs):
         return "alarm"
     if needs:
         return "bad"
-    return "watch" if late or any(each.cause in ("down", "other", "gone") for each in did_not_run) else "calm"
+    is_to_watch = late or unread or any(each.is_unchosen for each in did_not_run)
+    return "watch" if is_to_watch else "calm"
 
 
-def headline(level: Level, needs: Sequence[Need], late: Sequence[LateRun], missed: int, failed: int) -> str:
-    """The one line that says what matters most. `failed`: the slots of the window that have failed."""
+def headline(
+    level: Level, needs: Sequence[Need], late: Sequence[LateRun], missed: int, failed: int, unread: Sequence[str] = ()
+) -> str:
+    """The one line that says what matters most.
+
+    `missed`: the slots that were missed, and that nobody chose or has dealt with. `failed`: the slots of the window
+    that have failed.
+    """
     if level == "alarm":
         return next(need.error for need in needs if need.kind in ALARMS)
     if level == "bad":
@@ -40,7 +53,8 @@ def headline(level: Level, needs: Sequence[Need], late: Sequence[LateRun], misse
         runs = f"{number(len(late), 'run')} {'is' if len(late) == 1 else 'are'} late or slow" if late else ""
         slots = f"{number(missed, 'slot')} did not run" if missed else ""
         begin = "No failure is open." if failed else "Nothing failed."
-        return f"{begin} {', '.join(filter(None, (runs, slots)))}."
+        parts = ", ".join(filter(None, (runs, slots, *(UNREAD[name] for name in unread))))
+        return f"{begin} {parts[0].upper()}{parts[1:]}."
     return "Nothing needs you."
 
 

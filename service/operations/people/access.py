@@ -10,11 +10,12 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
+from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time
@@ -157,6 +158,11 @@ class Access:
             return None
         return await self._begin_session(row["name"], row["role"], row["id"], row["kind"], address)
 
+    async def expired_at(self, secret: str) -> datetime | None:
+        """When this token has expired; None if it never was valid, still is, or was revoked."""
+        row = await self._token(secret, "t", access.expired)
+        return row["expires_at"] if row is not None else None
+
     async def session(self, secret: str, address: str | None) -> Actor | None:
         """Whose session this cookie belongs to; None if it is not valid any more."""
         match = SECRET.fullmatch(secret)
@@ -176,15 +182,17 @@ class Access:
         async with self._context.databases.changing() as connection:
             await access.end_session(connection, hash_of(secret), await database_time.now_of(connection))
 
-    async def _token(self, secret: str, kind: str) -> Mapping[Any, Any] | None:
+    async def _token(
+        self, secret: str, kind: str, query: Callable[[str, datetime], Select[Any]] = access.token
+    ) -> Mapping[Any, Any] | None:
         match = SECRET.fullmatch(secret)
         if match is None or match[1] != kind:
             return None
         async with self._context.databases.reading() as connection:
             if connection is None:
                 return None
-            query = access.token(match[2], await database_time.now_of(connection))
-            row = (await connection.execute(query)).mappings().first()
+            now = await database_time.now_of(connection)
+            row = (await connection.execute(query(match[2], now))).mappings().first()
         return row if row is not None and hmac.compare_digest(row["hash"], hash_of(secret)) else None
 
     async def _add(

@@ -30,10 +30,9 @@ from service.operations.results import (
 )
 from service.operations.runs.bulk import Bulk, BulkAction, Preview
 from service.operations.runs.finding import RunOrTask
+from service.operations.runs.reading import LAST_LINES
 from service.operations.runs.run_list import MOST_RUNS, RunFilter, RunPage
 from service.operations.runs.run_log import POLL_SECONDS, LogPage
-from service.operations.slots.account import Accounts, SlotOutcome
-from service.operations.slots.backfill import BackfillCounts, BackfillRequest, BackfillSlot
 from service.operations.system.status import Status
 from service.operations.tasks.results import TaskDetails, TaskSummary
 
@@ -119,8 +118,9 @@ class RemoteRuns(Facet):
             return RunOrTask("task", given)
         return RunOrTask("run", (await self.current(given)).id)
 
-    async def show(self, given: str) -> RunDetails:
-        return await self._connection.get(RunDetails, path_of("runs", given))
+    async def show(self, given: str, last_lines: int = LAST_LINES) -> RunDetails:
+        details = await self._connection.get(RunDetails, path_of("runs", given))
+        return details.model_copy(update={"log": details.log[-last_lines:] if last_lines else []})
 
     async def current(self, given: str) -> RunNow:
         return await self._connection.get(RunNow, path_of("runs", given, "now"))
@@ -208,35 +208,6 @@ class RemoteBulks(Facet):
         """Wait until the service has carried it out."""
         while (await self.get(id)).finished_at is None:
             await asyncio.sleep(POLL_SECONDS)
-
-
-class RemoteSlots(Facet):
-    async def account(
-        self,
-        since: datetime,
-        until: datetime | None = None,
-        task: str | None = None,
-        on_slot: Callable[[SlotOutcome], None] | None = None,
-    ) -> Accounts:
-        if on_slot is not None:
-            raise InvalidParameters("single slots are listed only beside the ledger: call it there, without --url")
-        instants = {"since": since.isoformat(), "until": until.isoformat() if until else None}
-        return await self._connection.get(Accounts, "/account", **instants, task=task)
-
-    async def backfill(
-        self, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] | None = None
-    ) -> BackfillCounts:
-        body = {"since": request.since.isoformat(), "until": request.until.isoformat(), "redo": request.redo}
-        many = {"many": request.allow_many}
-        preview = await self._connection.post(
-            Preview, path_of("tasks", request.task, "backfill", "preview"), {**body, **many}
-        )
-        assert preview.counts is not None
-        if not request.dry_run:
-            path = path_of("tasks", request.task, "backfill")
-            bulk = await self._connection.post(Bulk, path, {"preview": preview.id})
-            await RemoteBulks(self._connection).carry_out(bulk.id)
-        return preview.counts
 
 
 class RemoteQuarantine(Facet):

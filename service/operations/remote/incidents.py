@@ -31,8 +31,11 @@ class RemoteIncidents(Facet):
     async def show(self, incident: str) -> Incident:
         return await self._connection.get(Incident, path_of("incidents", await self._id(incident)))
 
-    async def acknowledge(self, incident: str, note: str, quiet_until: datetime | None = None) -> Acknowledged:
-        body = {"note": note, "quiet_until": quiet_until.isoformat() if quiet_until else None}
+    async def acknowledge(
+        self, incident: str, note: str, quiet_until: datetime | None = None, failed_until: datetime | None = None
+    ) -> Acknowledged:
+        instants = {"quiet_until": quiet_until, "failed_until": failed_until}
+        body = {"note": note, **{name: at.isoformat() if at else None for name, at in instants.items()}}
         path = path_of("incidents", await self._id(incident), "acknowledge")
         return await self._connection.post(Acknowledged, path, body)
 

@@ -25,10 +25,10 @@ from service.operations.remote.facets import (
     RemoteNodes,
     RemoteQuarantine,
     RemoteRuns,
-    RemoteSlots,
     RemoteTasks,
 )
 from service.operations.remote.incidents import RemoteIncidents
+from service.operations.remote.slots import RemoteSlots
 from service.operations.system.status import Status
 
 

@@ -6,7 +6,7 @@ any process carries out, in transactions of STEP runs with a cursor. If that pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
@@ -108,28 +108,40 @@ class Bulks:
             states = ", ".join(sorted(allowed))
             raise InvalidParameters(f"runs that are {', '.join(other)} can't be changed by {action}; allowed: {states}")
         wanted = wanted.model_copy(update={"state": list(wanted.state) or sorted(allowed)})
-        context = self._context
-        async with context.databases.changing() as connection:
+        async with self._context.databases.changing() as connection:
             if wanted.task is not None:
                 await refuse_unknown_task(connection, wanted.task)
             runs = await _all_runs(connection, wanted)
-            now = await database_time.now_of(connection)
-            preview = Preview(
-                id=new_id(),
-                action=action,
-                count=len(runs),
-                first=PreviewedRun.of(runs[0]) if runs else None,
-                last=PreviewedRun.of(runs[-1]) if runs else None,
-                expires_at=now + VALIDITY,
-            )
-            ids = await offload(previews.pack, [run["id"] for run in runs])
-            request = wanted.model_dump(mode="json", exclude_defaults=True)
-            await self._add(connection, preview, request, now, ids)
+            return await self.keep(connection, action, runs, wanted.model_dump(mode="json", exclude_defaults=True))
+
+    async def keep(
+        self,
+        connection: AsyncConnection,
+        action: BulkAction,
+        runs: Sequence[Mapping[Any, Any]],
+        request: Mapping[str, Any],
+    ) -> Preview:
+        """Keep a preview of these runs (rows with id, task, state, slot and created_at), the newest first.
+
+        `request`: what was asked for, which the audit records.
+        """
+        now = await database_time.now_of(connection)
+        preview = Preview(
+            id=new_id(),
+            action=action,
+            count=len(runs),
+            first=PreviewedRun.of(runs[0]) if runs else None,
+            last=PreviewedRun.of(runs[-1]) if runs else None,
+            expires_at=now + VALIDITY,
+        )
+        await self._add(connection, preview, request, now, await offload(previews.pack, [run["id"] for run in runs]))
         return preview
 
-    async def preview_backfill(self, request: backfill.BackfillRequest) -> Preview:
-        """How many runs a backfill would make, by the schedule that the task has now. Raises as `slots.backfill`."""
-        counted = await backfill.counted(self._context, request)
+    async def preview_backfill(
+        self, request: backfill.BackfillRequest, on_slot: Callable[[backfill.BackfillSlot], None] = backfill.ignore
+    ) -> Preview:
+        """How many runs a backfill by the present schedule would make. `on_slot`: called for each of its slots."""
+        counted = await backfill.counted(self._context, request, on_slot)
         context = self._context
         async with context.databases.changing() as connection:
             now = await database_time.now_of(connection)

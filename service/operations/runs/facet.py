@@ -10,8 +10,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.ledger import attempts as attempt_rows
-from service.batch.ledger import database_time, nodes, run_logs, schedules
+from service.batch.ledger import database_time
 from service.batch.ledger import runs as run_rows
 from service.batch.ledger.incidents import acknowledging
 from service.batch.ledger.people import audit
@@ -30,16 +29,19 @@ from service.operations.people.redacting import (
     refuse_secret_filter,
     without_texts,
 )
-from service.operations.results import Attempt, Line, LogBlock, Node, RunDetails, RunNow, Started
-from service.operations.runs import run_list, run_log
+from service.operations.results import LogBlock, RunDetails, RunNow, Started
+from service.operations.runs import log_window, pace, run_list, run_log, story
 from service.operations.runs.finding import RunOrTask, refuse_unknown_task, run_of, run_or_task
+from service.operations.runs.log_window import LogWindow
+from service.operations.runs.pace import RunPace
 from service.operations.runs.quarantine import with_quarantined
+from service.operations.runs.reading import LAST_LINES, details_of, row_of
 from service.operations.runs.run_list import MOST_RUNS, RunFilter, RunPage
 from service.operations.runs.run_log import LogPage
+from service.operations.runs.story import RunStory
 from service.operations.system.nodes import living_services
 from service.operations.tasks.startable import startable_task
 
-LAST_LINES = 20
 ALL = RunFilter()
 
 CANCEL_POLL_SECONDS = 0.1
@@ -83,12 +85,12 @@ class Runs:
         """
         return await run_or_task(self._context, given)
 
-    async def show(self, given: str) -> RunDetails:
-        """The details of one run. Raises UnknownRun."""
+    async def show(self, given: str, last_lines: int = LAST_LINES) -> RunDetails:
+        """The details of one run, with so many last lines of its log. Raises UnknownRun."""
         run = await run_of(self._context, given)
         async with self._context.databases.reading() as connection:
             assert connection is not None
-            details = await _details(connection, run)
+            details = await details_of(connection, run, last_lines)
             return await redacted(connection, self._context, details)
 
     async def cancel(self, given: str, wait_seconds: float = 0.0, note: str | None = None) -> RunNow:
@@ -101,7 +103,7 @@ class Runs:
         context = self._context
         run = await run_of(context, given)
         async with context.databases.changing() as connection:
-            before = await _row(connection, run)
+            before = await row_of(connection, run)
             name = context.actor.name
             if before["state"] not in FINAL:
                 state = await cancel.request_cancel(connection, run, _reason(f"cancelled by {name}", note), name)
@@ -128,7 +130,7 @@ class Runs:
             await databases.migrate_both()
             await retry.retry_from_the_beginning(databases.ledger, databases.application, run, name)
         async with context.databases.changing() as connection:
-            row = await _row(connection, run)
+            row = await row_of(connection, run)
             if not from_the_beginning:
                 await retry.retry(connection, run, name)
             action = "run.retry_from_the_beginning" if from_the_beginning else "run.retry"
@@ -146,7 +148,7 @@ class Runs:
         context = self._context
         run = await run_of(context, given)
         async with context.databases.changing() as connection:
-            row, now = await _row(connection, run), await database_time.now_of(connection)
+            row, now = await row_of(connection, run), await database_time.now_of(connection)
             done = await acknowledging.acknowledge_runs(connection, [run], context.actor.name, note, now)
             if not done.is_new:
                 raise WrongState(f"the run {run} can't be acknowledged: it is no failed run that is open")
@@ -212,6 +214,27 @@ class Runs:
         """
         return await run_log.page(self._context, given, after, limit, level, text)
 
+    async def log_window(
+        self, given: str, to: int | None = None, limit: int = 500, level: str = "DEBUG", text: str | None = None
+    ) -> LogWindow:
+        """At most `limit` lines of the log of a run, up to line number `to`; None: the last lines.
+
+        `level`, `text`: as for `log_page`. Raises UnknownRun.
+        """
+        return await log_window.window(self._context, given, to, limit, level, text)
+
+    async def pace(self, run: RunDetails) -> RunPace:
+        """How a run gets on that was read just now: its chunks, whether it stands still, until when it may go on."""
+        return await pace.pace(self._context, run)
+
+    async def log_after(self, given: str, after: str, limit: int) -> LogWindow:
+        """At most `limit` lines of the log of a run after a place, as `log_window` gives them. Raises UnknownRun."""
+        return await log_window.following(self._context, given, after, limit)
+
+    async def story(self, given: str) -> RunStory:
+        """How a run waited, its attempts with their nodes, what is expected, and what it started. Raises UnknownRun."""
+        return await story.story(self._context, given)
+
     async def get(self, run_id: str) -> RunNow | None:
         """A run as it is now, by its whole id; None if there is no such run."""
         async with self._context.databases.reading() as connection:
@@ -261,26 +284,6 @@ def _check_slot_and_key(slot: datetime | None, key: str | None) -> None:
         raise InvalidParameters(f"slot is {echoed(slot)}; allowed: an aware datetime")
     if key is not None and not 0 < len(key) <= enqueue.LONGEST_KEY:
         raise InvalidParameters(f"key is {echoed(key)}; allowed: 1 to {enqueue.LONGEST_KEY} characters")
-
-
-async def _details(connection: AsyncConnection, run_id: str) -> RunDetails:
-    row = await _row(connection, run_id)
-    spans = await schedules.history(connection, row["task"])
-    node = await nodes.get(connection, row["node"]) if row["node"] else None
-    fields = {
-        "timezone": spans[-1]["timezone"] if spans else None,
-        "node": Node.of(node) if node else None,
-        "attempts": [Attempt.of(attempt) for attempt in await attempt_rows.of_run(connection, run_id)],
-        "log": [Line.of(vars(line)) for line in await run_logs.tail(connection, run_id, LAST_LINES)],
-    }
-    return RunDetails.at({**row, **fields}, await database_time.now_of(connection))
-
-
-async def _row(connection: AsyncConnection, run_id: str) -> dict[str, Any]:
-    row = await run_rows.get(connection, run_id)
-    if row is None:
-        raise UnknownRun(f"the run {run_id} was deleted just now")
-    return row
 
 
 def _reason(what: str, note: str | None) -> str:

@@ -1,18 +1,21 @@
-"""`operations.slots`: the account of the slots of an interval, and backfills."""
+"""`operations.slots`: the account of an interval, its unaccounted slots, backfills, and missed slots that are left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from service.operations.context import Context
-from service.operations.slots import account, backfill
+from service.operations.slots import account, backfill, backfills, leaving, unaccounted
 from service.operations.slots.account import Accounts, SlotOutcome
 from service.operations.slots.backfill import BackfillCounts, BackfillRequest, BackfillSlot
+from service.operations.slots.backfills import BackfillPlan, BegunBackfill
+from service.operations.slots.leaving import LeftSlots
+from service.operations.slots.unaccounted import UnaccountedSlots
 
 
 class Slots:
-    """Accounts for slots and backfills them. Each method raises DatabaseError if a database can't be used."""
+    """Accounts for slots, backfills and leaves them. Each method raises DatabaseError if a database can't be used."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -30,8 +33,59 @@ class Slots:
         """
         return await account.accounts(self._context, since, until, task, on_slot)
 
+    async def unaccounted(self, since: datetime | None, until: datetime | None, zone: str) -> UnaccountedSlots:
+        """The slots of a window of Night that are unaccounted for: the newest 200, at no more cost than Night counts.
+
+        The window is that of `operations.night`. Raises NoLedger, InvalidParameters and InvalidSchedule as that does.
+        """
+        return await unaccounted.slots(self._context, since, until, zone)
+
     async def backfill(
         self, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] = backfill.ignore
     ) -> BackfillCounts:
         """Make runs for slots of the past; `on_slot` gets each slot. Raises InvalidParameters and UnknownTask."""
         return await backfill.run(self._context, request, on_slot)
+
+    async def leave(
+        self,
+        since: datetime,
+        until: datetime,
+        note: str | None = None,
+        task: str | None = None,
+        slots: int | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> LeftSlots:
+        """Say that nothing has to be done about missed slots, and why: Night no longer asks to watch them.
+
+        It is about the missed ranges that lie within `since` and `until` (aware, both included), of all tasks or of
+        one, and that neither a pause has caused nor anybody has left before. `slots`: how many the caller has seen; if
+        there are others by now, it raises WrongState. Raises InvalidParameters if the note is too short or too long,
+        and UnknownTask. With `dry_run` nothing is changed, and no note is needed.
+        """
+        if dry_run:
+            return await leaving.look(self._context, since, until, task)
+        return await leaving.leave(self._context, since, until, note, task, slots)
+
+    async def reopen(self, since: datetime, until: datetime, task: str | None = None) -> LeftSlots:
+        """Undo `leave` for the missed ranges within an interval. Raises UnknownTask."""
+        return await leaving.reopen(self._context, since, until, task)
+
+    async def plan_backfills(self, since: datetime, until: datetime) -> BackfillPlan:
+        """What a backfill of all tasks with missed slots within an interval would do. No run is made yet.
+
+        It is about the missed ranges that `leave` would be about: for each task from its first slot to its last one.
+        """
+        return await backfills.plan(self._context, since, until)
+
+    async def begin_backfills(self, previews: Sequence[str], note: str | None = None) -> Sequence[BegunBackfill]:
+        """Begin the backfills of a plan, by the ids of its previews. One that has begun already is left as it is.
+
+        A backfill can't begin if its preview has expired, or its task has another schedule by now. Raises
+        InvalidParameters, and UnknownPreview.
+        """
+        return await backfills.begin(self._context, previews, note)
+
+    async def begun_backfills(self, previews: Sequence[str]) -> Sequence[BegunBackfill]:
+        """How far these backfills are. Raises as `begin_backfills`."""
+        return await backfills.begun(self._context, previews)

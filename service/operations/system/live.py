@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, json_rows, run_query
 from service.batch.ledger import tasks as task_rows
+from service.batch.ledger.people import access
 from service.batch.ledger.run_query import RunQuery
 from service.batch.ledger.runs import LISTED
 from service.batch.ledger.states import RunState
@@ -37,13 +38,15 @@ class TaskState(Result):
 class Look(NamedTuple):
     """What was read: runs, all tasks, and the nodes that live or have stopped lately. `newest`: ids of the newest runs.
 
-    `runs` has the newest and the running ones, and those that were asked for.
+    `runs` has the newest and the running ones, and those that were asked for. `revoked`: is another value after a token
+    or a session was revoked.
     """
 
     runs: dict[str, RunSummary]
     newest: list[str]
     tasks: dict[str, TaskState]
     nodes: dict[str, Node]
+    revoked: object = None
 
 
 async def look(context: Context, topics: Collection[str], run_ids: Collection[str]) -> Look:
@@ -69,7 +72,7 @@ async def look(context: Context, topics: Collection[str], run_ids: Collection[st
             shown = or_(nodes.c.stopped_at.is_(None), nodes.c.stopped_at > since)
             rows_of_nodes = await connection.execute(select(nodes).where(shown))
             found.nodes.update({row["id"]: Node.of(row) for row in rows_of_nodes.mappings()})
-    return found
+        return found._replace(revoked=await access.last_revoked(connection))
 
 
 async def _read_runs(connection: AsyncConnection, found: Look, with_list: bool, run_ids: Collection[str]) -> None:

@@ -109,6 +109,11 @@ def next_slots(current: Schedule, number: int = NEXT_SLOTS) -> list[Slot]:
     return [Slot(slot=slot, local=slot.astimezone(current.zone)) for slot in current.following(clock.now(), number)]
 
 
+def default_policies() -> dict[str, Any]:
+    """The policies that a task has which declares none, by dotted name."""
+    return _by_dotted_name(DEFAULTS)
+
+
 def _changed_policies(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any]:
     """The policies, and what is declared about monitoring, that differ from the defaults, by dotted name."""
     declared = _monitoring(loaded, row)

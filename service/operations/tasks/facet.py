@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from service.batch.firing import task_sync
 from service.batch.firing.task_sync import Pause
@@ -20,6 +21,11 @@ from service.operations.tasks.lint import LintedTask
 from service.operations.tasks.listing import Known
 from service.operations.tasks.results import TaskDetails, TaskSummary
 from service.operations.tasks.startable import unknown_task
+
+if TYPE_CHECKING:
+    from service.batch.tasks.broken_files import BrokenFile
+    from service.operations.tasks.history import TaskHistory
+    from service.operations.tasks.overview import Numbers, Overview
 
 
 class Tasks:
@@ -41,6 +47,50 @@ class Tasks:
             listed |= {name: row for name, row in known.rows.items() if row["removed_at"] is None}
         summaries = await offload(listing.summaries, listed, loaded, known)
         return [*summaries, *(TaskSummary(name=file.task, source=file.source, error=file.error) for file in broken)]
+
+    async def overview(self, wanted: str = "all", part: str = "", first: int = 0, hours: int = 12) -> Overview:
+        """A page of 50 tasks from number `first` on. `wanted`: all, running, attention or paused.
+
+        `part`: of the name, or a tag; empty: any. `hours`: of the timeline, before and after now; 0: no timeline.
+
+        Raises NoLedger.
+        """
+        from service.operations.tasks.overview import overview
+
+        return await overview(self._context, wanted, part, first, hours)
+
+    async def numbers(self) -> Numbers:
+        """The numbers of `overview` alone. Raises NoLedger."""
+        from service.operations.tasks.overview import numbers
+
+        return await numbers(self._context)
+
+    async def are_known(self) -> bool:
+        """Whether this process has loaded a task, or the ledger has ever had one."""
+        if self._context.loaded().tasks:
+            return True
+        async with self._context.databases.reading() as connection:
+            return connection is not None and await task_rows.are_known(connection)
+
+    def broken_files(self) -> Sequence[BrokenFile]:
+        """The files that can't be used."""
+        return self._context.loaded().broken
+
+    async def history(self, name: str, zone: str) -> TaskHistory:
+        """The next slots of a task, its last 90 days, and how long its last runs took.
+
+        `zone`: in which the days of a task without a schedule are counted. Raises NoLedger.
+        """
+        from service.operations.tasks.history import history
+
+        return await history(self._context, name, zone)
+
+    def broken(self, source: str) -> BrokenFile:
+        """A file that can't be used, with its traceback. Raises UnknownTask if all is well with it, or it is gone."""
+        found = next((each for each in self._context.loaded().broken if each.source == source), None)
+        if found is None:
+            raise UnknownTask(f"there is no file {echoed(source)} that can't be used")
+        return found
 
     async def show(self, name: str) -> TaskDetails:
         """The details of one task, which is loaded or in the ledger. Raises UnknownTask."""

@@ -17,39 +17,44 @@ from service.batch.tasks.registry import Task
 from service.errors import InvalidParameters, UnknownTask
 from service.escaping import brief
 from service.operations.context import Context
+from service.redaction import Redaction
 
 LONGEST_SENTENCE = 500
 
 
 @dataclass(frozen=True)
 class StartableTask(Startable):
-    """What is needed to queue a run. `schema`: the JSON schema of the parameters of a task that is not loaded here."""
+    """What is needed to queue a run. `schema`: the JSON schema of the parameters of a task that is not loaded here.
+
+    `redaction`: an error about a secret parameter does not show its value.
+    """
 
     loaded: Task | None
     schema: Mapping[str, Any] | None
+    redaction: Redaction
 
     def checked(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
         """Check parameters, and return them as the ledger stores them. Raises InvalidParameters."""
         if self.loaded is not None:
             return checked_parameters(self.loaded, given)
-        return _checked_by_schema(self.name, self.schema, given)
+        return _checked_by_schema(self.name, self.schema, given, self.redaction)
 
 
 async def startable_task(connection: AsyncConnection, context: Context, name: str) -> StartableTask:
     """The task of this name. A task that is loaded here is preferred. Raises UnknownTask, which lists names."""
     loaded = context.loaded().tasks.get(name)
     if loaded is not None:
-        return StartableTask(name, loaded.source, loaded.exclusive, loaded.policies.priority, loaded, schema=None)
+        priority = loaded.policies.priority
+        return StartableTask(name, loaded.source, loaded.exclusive, priority, loaded, None, context.redaction)
     row = await task_rows.get(connection, name)
     if row is None or row["removed_at"] is not None:
         raise await unknown_task(connection, context, name)
     policies = row["policies"] if isinstance(row["policies"], Mapping) else {}
     is_unlimited = policies.get("overlap") == "allow" and policies.get("max_running") is None
     schema = row["parameters"] if isinstance(row["parameters"], Mapping) else None
-    priority = policies.get("priority")
-    return StartableTask(
-        name, row["source"], None if is_unlimited else name, priority if isinstance(priority, int) else 0, None, schema
-    )
+    priority = given if isinstance(given := policies.get("priority"), int) else 0
+    exclusive = None if is_unlimited else name
+    return StartableTask(name, row["source"], exclusive, priority, None, schema, context.redaction)
 
 
 async def unknown_task(connection: AsyncConnection | None, context: Context, name: str) -> UnknownTask:
@@ -60,7 +65,9 @@ async def unknown_task(connection: AsyncConnection | None, context: Context, nam
     return UnknownTask.named(name, names)
 
 
-def _checked_by_schema(task: str, schema: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any] | None:
+def _checked_by_schema(
+    task: str, schema: Mapping[str, Any] | None, given: Mapping[str, Any], redaction: Redaction
+) -> dict[str, Any] | None:
     """Check the parameters of a task that this process has not loaded.
 
     A text is also taken for the number or the other JSON value that it spells, because a command line gives only texts.
@@ -79,7 +86,8 @@ def _checked_by_schema(task: str, schema: Mapping[str, Any] | None, given: Mappi
     error = next(iter(validator.iter_errors(values)), None)
     if error is not None:
         where = ".".join(str(part) for part in error.absolute_path)
-        sentence = brief(error.message, LONGEST_SENTENCE)
+        is_secret = redaction.is_secret(where) or redaction.masked(error.instance) != error.instance
+        sentence = "it has a value that is not allowed" if is_secret else brief(error.message, LONGEST_SENTENCE)
         takes = ", ".join(properties) or "none"
         raise InvalidParameters(
             f"parameters of task {task}: {f'{where}: ' if where else ''}{sentence} (it takes {takes})"

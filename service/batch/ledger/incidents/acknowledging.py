@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, select, text, update
+from sqlalchemy import ColumnElement, Row, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
@@ -27,20 +27,34 @@ ENDED_BY_A_PERSON = (*OF_RUNS, IncidentKind.MISSED, IncidentKind.DEADLINE)
 class Done:
     """What an acknowledgement did. `runs`: how many failed runs it is about. `is_new`: False if it changed nothing.
 
-    `closed`: the incidents that it has closed.
+    `closed`: the incidents that it has closed. `still_open`: failed runs that have ended too late to be meant.
     """
 
     runs: int
     is_new: bool
     closed: Sequence[Row[Any]] = ()
+    still_open: int = 0
 
 
 async def acknowledge(
-    connection: AsyncConnection, incident: str, by: str, note: str, quiet_until: datetime | None, now: datetime
+    connection: AsyncConnection,
+    incident: str,
+    by: str,
+    note: str,
+    quiet_until: datetime | None,
+    now: datetime,
+    failed_until: datetime | None = None,
 ) -> Done:
-    """Acknowledge an open incident. One that is closed or acknowledged already is left as it is."""
+    """Acknowledge an open incident. One that is closed or acknowledged already is left as it is.
+
+    `failed_until`: only the runs that had failed by then are meant. If others are open, so is the incident.
+    """
     row = (await connection.execute(select(incidents).where(incidents.c.id == incident))).one()
-    number = await _acknowledge_runs(connection, row.id, row.task, row.fingerprint) if row.kind in OF_RUNS else 0
+    number = still_open = 0
+    if row.kind in OF_RUNS:
+        number, still_open = await _acknowledge_runs(connection, row, failed_until)
+    if still_open:
+        return Done(number, bool(number), still_open=still_open)
     is_open = (incidents.c.id == incident, incidents.c.closed_at.is_(None), incidents.c.acknowledged_at.is_(None))
     values = {"acknowledged_at": now, "acknowledged_by": by, "note": note, "quiet_until": quiet_until}
     if row.kind in ENDED_BY_A_PERSON:
@@ -49,17 +63,26 @@ async def acknowledge(
     return Done(number, bool(changed), [row for row in changed if row.closed_at is not None])
 
 
-async def _acknowledge_runs(connection: AsyncConnection, incident: str, task: str, fingerprint: str) -> int:
-    """Acknowledge the failed runs of an incident. Runs that a person has retried go on, and are not acknowledged."""
-    theirs = (runs.c.task == task, text(OPEN_FAILURE_SQL), text(f"NOT ({is_one_of(ACTIVE)})"))
-    query = select(runs.c.id).where(*theirs).order_by(runs.c.id).with_for_update()
-    if fingerprint == MORE:
-        own = select(incidents.c.fingerprint).where(incidents.c.task == task, incidents.c.closed_at.is_(None))
-        query = query.where(runs.c.fingerprint.not_in(own))
-    else:
-        query = query.where(runs.c.fingerprint == fingerprint)
-    ids = (await connection.execute(query)).scalars().all()
-    return await marks.mark(connection, ids, {"acknowledged": incident})
+async def _acknowledge_runs(
+    connection: AsyncConnection, incident: Row[Any], failed_until: datetime | None
+) -> tuple[int, int]:
+    """Acknowledge the failed runs of an incident. Runs that a person has retried go on, and are not acknowledged.
+
+    Returns how many were acknowledged, and how many have failed after `failed_until`.
+    """
+    theirs = (runs.c.task == incident.task, text(OPEN_FAILURE_SQL), text(f"NOT ({is_one_of(ACTIVE)})"))
+    query = select(runs.c.id, runs.c.finished_at).where(*theirs, is_of(incident.task, incident.fingerprint))
+    rows = (await connection.execute(query.order_by(runs.c.id).with_for_update())).all()
+    meant = [row.id for row in rows if failed_until is None or row.finished_at <= failed_until]
+    return await marks.mark(connection, meant, {"acknowledged": incident.id}), len(rows) - len(meant)
+
+
+def is_of(task: str, fingerprint: str) -> ColumnElement[bool]:
+    """Whether a run of the task belongs to the incident of this fingerprint. That of all further errors is MORE."""
+    if fingerprint != MORE:
+        return runs.c.fingerprint == fingerprint
+    own = select(incidents.c.fingerprint).where(incidents.c.task == task, incidents.c.closed_at.is_(None))
+    return runs.c.fingerprint.not_in(own)
 
 
 async def acknowledge_runs(

@@ -82,6 +82,8 @@ _DETAILS = (
     f"CASE WHEN batch_incidents.kind = '{IncidentKind.MISSED}' THEN batch_incidents.details "
     "ELSE coalesce(excluded.details, batch_incidents.details) END"
 )
+# A failure may be written later than one that came after it.
+_LAST_AT = "CASE WHEN excluded.last_at > batch_incidents.last_at THEN excluded.last_at ELSE batch_incidents.last_at END"
 _COLUMNS = [incidents.c[name] for name in ("id", *Opening.__dataclass_fields__, "opened_at")]
 
 
@@ -95,7 +97,7 @@ async def open_or_continue(connection: AsyncConnection, openings: Collection[Ope
     statement = text(
         f"INSERT INTO batch_incidents ({names}) SELECT {names} FROM {json_rows.source(_COLUMNS, kind)} WHERE true "
         f"ON CONFLICT (kind, task, subject, fingerprint) WHERE {OPEN_SQL} DO UPDATE SET "
-        "count = batch_incidents.count + excluded.count, last_at = excluded.last_at, successes = 0, "
+        f"count = batch_incidents.count + excluded.count, last_at = {_LAST_AT}, successes = 0, "
         "newest_run = coalesce(excluded.newest_run, batch_incidents.newest_run), text = excluded.text, "
         f"details = {_DETAILS} RETURNING {returned}"
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, insert, or_, select, update
+from sqlalchemy import Select, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -41,6 +41,13 @@ def token(key: str, now: datetime) -> Select[Any]:
     """A query for a token or link with this key that is neither revoked nor expired."""
     is_valid = or_(tokens.c.expires_at.is_(None), tokens.c.expires_at > now)
     return select(tokens).where(tokens.c.id == key, tokens.c.revoked_at.is_(None), is_valid)
+
+
+def expired(key: str, now: datetime) -> Select[Any]:
+    """A query for a token with this key that was valid until it expired."""
+    return select(tokens).where(
+        tokens.c.id == key, tokens.c.kind == TOKEN, tokens.c.revoked_at.is_(None), tokens.c.expires_at <= now
+    )
 
 
 async def revoke(connection: AsyncConnection, name: str, by: str, now: datetime) -> str | None:
@@ -81,6 +88,13 @@ def session(id: str, now: datetime) -> Select[Any]:
 async def end_session(connection: AsyncConnection, id: str, now: datetime) -> None:
     """Revoke a session."""
     await connection.execute(update(sessions).where(sessions.c.id == id).values(revoked_at=now))
+
+
+async def last_revoked(connection: AsyncConnection) -> tuple[datetime | None, datetime | None]:
+    """When a token or link, and when a session, was last revoked."""
+    newest = [select(func.max(table.c.revoked_at)).scalar_subquery() for table in (tokens, sessions)]
+    of_tokens, of_sessions = (await connection.execute(select(*newest))).one()
+    return of_tokens, of_sessions
 
 
 async def prune(connection: AsyncConnection, now: datetime) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, insert, or_, select, update
@@ -14,6 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger.people.access_tables import previews
 
 ID_BYTES = 16
+KEPT = timedelta(days=1)
+"""For so long after its begin one can read how far a change has got, and longer while it goes on."""
 
 
 def pack(ids: Sequence[str]) -> bytes:
@@ -48,7 +50,7 @@ async def packed_ids(connection: AsyncConnection, id: str) -> bytes:
 async def begin(connection: AsyncConnection, id: str, by: Mapping[str, Any], note: str | None, now: datetime) -> bool:
     """Make a preview that has not expired the change itself. Returns False if it is one already, or has expired."""
     may_begin = (previews.c.id == id, previews.c.started_at.is_(None), previews.c.expires_at > now)
-    values = {"started_at": now, "started_by": dict(by), "note": note}
+    values = {"started_at": now, "started_by": dict(by), "note": note, "expires_at": now + KEPT}
     return (await connection.execute(update(previews).where(*may_begin).values(values))).rowcount == 1
 
 
@@ -58,6 +60,14 @@ async def under_way(connection: AsyncConnection) -> list[str]:
     return list(
         (await connection.execute(select(previews.c.id).where(*is_open).order_by(previews.c.started_at))).scalars()
     )
+
+
+async def begun(connection: AsyncConnection, action: str, now: datetime, limit: int) -> Sequence[Mapping[Any, Any]]:
+    """The changes of this action that were begun within the last day, the newest first, at most `limit`."""
+    columns = [previews.c[name] for name in ("id", "request", "count", "started_at")]
+    query = select(*columns).where(previews.c.expires_at > now, previews.c.started_at > now - KEPT)
+    newest = query.where(previews.c.action == action).order_by(previews.c.started_at.desc()).limit(limit)
+    return (await connection.execute(newest)).mappings().all()
 
 
 async def move(

@@ -1,0 +1,60 @@
+"""The newest runs of each of several tasks, in one query that reads no others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Row, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TextualSelect
+
+from service.batch.ledger.tables import BY_HAND_SQL, runs
+
+
+async def of_each(
+    connection: AsyncConnection, tasks: Sequence[str], columns: tuple[str, ...], last: int
+) -> Sequence[Row[Any]]:
+    """At most `last` runs of each of these tasks, in no order. There should be few tasks. `columns`: of the runs."""
+    return await _read(connection, tasks, columns, {"last": last})
+
+
+async def by_hand_of_each(
+    connection: AsyncConnection,
+    tasks: Sequence[str],
+    columns: tuple[str, ...],
+    last: int,
+    since: datetime,
+    until: datetime,
+) -> Sequence[Row[Any]]:
+    """The same of the runs by hand, or started by code, that were made in an interval (both ends included)."""
+    return await _read(connection, tasks, columns, {"last": last, "since": since, "until": until})
+
+
+async def _read(
+    connection: AsyncConnection, tasks: Sequence[str], columns: tuple[str, ...], values: dict[str, Any]
+) -> Sequence[Row[Any]]:
+    if not tasks:
+        return []
+    statement = _statement(len(tasks), columns, "since" in values)
+    named = {f"task_{number}": task for number, task in enumerate(tasks)}
+    return (await connection.execute(statement, {**values, **named})).all()
+
+
+@cache
+def _statement(number: int, columns: tuple[str, ...], is_by_hand: bool) -> TextualSelect:
+    """A part for each task, because neither database would otherwise stop after the newest runs of one.
+
+    It is text that is made once: the construct of so many parts takes longer than the query.
+    """
+    names = ", ".join(f'"{name}"' for name in columns)
+    made = f" AND created_at >= :since AND created_at <= :until AND {BY_HAND_SQL}" if is_by_hand else ""
+    parts = (
+        f"SELECT * FROM (SELECT {names} FROM batch_runs WHERE task = :task_{each}{made} "
+        f"ORDER BY created_at DESC, id DESC LIMIT :last) AS part_{each}"
+        for each in range(number)
+    )
+    times = [bindparam(name, type_=runs.c.created_at.type) for name in ("since", "until") if is_by_hand]
+    return text(" UNION ALL ".join(parts)).bindparams(*times).columns(*(runs.c[name] for name in columns))

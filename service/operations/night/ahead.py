@@ -1,0 +1,70 @@
+"""What is due in the next two hours: how many slots in each ten minutes, and the tasks that are worth a name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+from typing import Literal
+
+from service.batch.cron.counting import count
+from service.batch.ledger.night.buckets import LENGTH, bucket_of
+from service.batch.ledger.schedules import OpenSchedule
+from service.operations.night.models import Night
+from service.operations.night.night import AHEAD
+from service.operations.results import Result
+
+MOST_NAMED = 8
+RARE = timedelta(days=6)
+"""A task whose next slot but one is later than this runs weekly or more rarely."""
+
+Why = Literal["failing", "paused", "late", "rare"]
+
+
+class Coming(Result):
+    """A task that is due soon. `slots`: how many are due in the two hours. `why` it has a name here."""
+
+    task: str
+    at: datetime
+    slots: int
+    why: Why
+
+
+def planned_slots(opened: Mapping[str, OpenSchedule], now: datetime) -> dict[datetime, int]:
+    """How many slots are due in each ten minutes. Those of paused tasks will not run. Call it in a thread."""
+    used = Counter(row.schedule for row in opened.values() if row.is_usable and row.paused_by is None)
+    found = {}
+    at = bucket_of(now)
+    while at < now + AHEAD:
+        begin, end = max(at, now), min(at + LENGTH, now + AHEAD)
+        found[at] = sum(tasks * count(schedule, begin, end) for schedule, tasks in used.items())
+        at += LENGTH
+    return found
+
+
+def coming(opened: Mapping[str, OpenSchedule], found: Night) -> list[Coming]:
+    """The tasks with a name, the next one first. Call it in a thread."""
+    now = found.as_of
+    failing = {need.task for need in found.needs if need.task}
+    late = {run.task for run in found.late}
+    named = []
+    for name, row in opened.items():
+        if not row.is_usable:
+            continue
+        at = row.schedule.next(now)
+        if at is None or at > now + AHEAD:
+            continue
+        if (why := _why(name, row, at, failing, late)) is not None:
+            named.append(Coming(task=name, at=at, slots=count(row.schedule, now, now + AHEAD), why=why))
+    return sorted(named, key=lambda each: (each.at, each.task))[:MOST_NAMED]
+
+
+def _why(name: str, row: OpenSchedule, at: datetime, failing: Collection[str], late: Collection[str]) -> Why | None:
+    if row.paused_by is not None:
+        return "paused"
+    if name in failing:
+        return "failing"
+    if name in late:
+        return "late"
+    following = row.schedule.next(at)
+    return "rare" if following is None or following - at > RARE else None

@@ -1,0 +1,202 @@
+"""The lanes of the night: what was planned and what ran, for the tasks that there is something to say about."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.cron.counting import count
+from service.batch.cron.cron import Schedule
+from service.batch.ledger.night import buckets
+from service.batch.ledger.schedules import OpenSchedule
+from service.batch.ledger.states import Origin
+from service.batch.ledger.tables import missed, runs
+from service.batch.night import tally
+from service.batch.night.tally import Window
+from service.concurrency.offload import offload
+from service.operations.night.models import Night
+from service.operations.results import Result
+
+MOST_LANES = 12
+MOST_SLOTS = 60
+"""A lane with more slots is drawn from the tally: a cell for each ten minutes, and the worst in them wins."""
+MOST_PLANNED = 60
+
+_COLUMNS = [runs.c[name] for name in ("id", "slot", "origin", "state", "created_at", "started_at", "finished_at")]
+
+
+class LaneRun(Result):
+    """A run in a lane. `begin`: when its first attempt began; None: it has not. `end`: None while it goes on."""
+
+    id: str
+    slot: datetime | None
+    state: str
+    created_at: datetime
+    begin: datetime | None
+    end: datetime | None
+
+
+class LaneRange(Result):
+    """Slots that did not run, from the first to the last one. `cause`: down, paused, gone or other."""
+
+    first: datetime
+    last: datetime
+    cause: str
+    count: int
+
+
+class Cell(Result):
+    """The slots of ten minutes, by class."""
+
+    at: datetime
+    counts: dict[str, int]
+
+
+class Lane(Result):
+    """A task in the window. Either `runs` and `missed`, or `cells` if there are too many slots to draw each.
+
+    `planned`: the slots to come; `is_paused`: they will not run. `counts`: the slots of the window, by class.
+    """
+
+    task: str
+    counts: dict[str, int]
+    runs: Sequence[LaneRun] = ()
+    missed: Sequence[LaneRange] = ()
+    cells: Sequence[Cell] = ()
+    planned: Sequence[datetime] = ()
+    is_paused: bool = False
+
+
+class Lanes(Result):
+    """`rest`: all other tasks together, of which there are `others`; None if there are none."""
+
+    lanes: list[Lane]
+    rest: Lane | None
+    others: int
+
+
+async def lanes_of(
+    connection: AsyncConnection,
+    found: Night,
+    window: Window,
+    opened: Mapping[str, OpenSchedule],
+    until: datetime,
+    ahead: timedelta | None,
+) -> Lanes:
+    """The lanes of the tasks of the blocks, in their order. `ahead`: up to so far after `until` slots are planned."""
+    begin = window.accounted_from or found.since
+    wanted = buckets.between(begin, until)
+    names = _names(found)[:MOST_LANES]
+    by_task = await tally.of_tasks(connection, names, wanted)
+    for (bucket, task), counts in window.untallied.items():
+        if task in by_task:
+            by_task[task][bucket] = dict(counts)
+    planned = await offload(_planned, opened, until, ahead) if ahead is not None else {}
+    lanes = [
+        await _lane(connection, name, by_task[name], planned.get(name, []), opened.get(name), begin, until)
+        for name in names
+    ]
+    others = sorted((set(opened) | {task for _, task in window.untallied}) - set(names))
+    return Lanes(lanes=lanes, rest=_rest(window, by_task, others, planned), others=len(others))
+
+
+def _names(found: Night) -> list[str]:
+    """The tasks of the blocks: what needs a person, what is late, what did not run, what was dealt with."""
+    blocks: list[str | None] = [need.task for need in found.needs]
+    blocks += [run.task for run in found.late]
+    for each in found.did_not_run:
+        blocks += [each.task, *each.tasks]
+    blocks += [each.task for each in found.dealt_with]
+    return list(dict.fromkeys(name for name in blocks if name))
+
+
+def _planned(opened: Mapping[str, OpenSchedule], until: datetime, ahead: timedelta | None) -> dict[str, list[datetime]]:
+    end = until + (ahead or timedelta())
+    planned = {}
+    slots: dict[Schedule, list[datetime]] = {}  # many tasks have the same schedule
+    for name, row in opened.items():
+        if not row.is_usable:
+            continue
+        if row.schedule not in slots:
+            is_drawn = count(row.schedule, until, end) <= MOST_PLANNED
+            slots[row.schedule] = list(row.schedule.between(until, end)) if is_drawn else []
+        if slots[row.schedule]:
+            planned[name] = slots[row.schedule]
+    return planned
+
+
+async def _lane(
+    connection: AsyncConnection,
+    name: str,
+    by_bucket: Mapping[datetime, Mapping[str, int]],
+    planned: list[datetime],
+    opened: OpenSchedule | None,
+    begin: datetime,
+    until: datetime,
+) -> Lane:
+    counts = tally.summed(by_bucket.values())
+    is_paused = opened is not None and opened.paused_by is not None
+    lane = Lane(task=name, counts=counts, planned=planned, is_paused=is_paused)
+    if sum(counts.values()) > MOST_SLOTS:
+        cells = [Cell(at=bucket, counts=dict(each)) for bucket, each in sorted(by_bucket.items())]
+        return lane.model_copy(update={"cells": cells})
+    found = [*await _of_slots(connection, name, begin, until), *await _beside(connection, name, begin, until)]
+    return lane.model_copy(update={"runs": found, "missed": await _missed(connection, name, begin, until)})
+
+
+async def _of_slots(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> list[LaneRun]:
+    is_slot = text("origin <> 'manual'")  # the condition of the index
+    query = select(*_COLUMNS).where(runs.c.task == name, runs.c.slot >= begin, runs.c.slot < until, is_slot)
+    return [_run(row) for row in await connection.execute(query.order_by(runs.c.slot).limit(MOST_SLOTS))]
+
+
+async def _beside(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> list[LaneRun]:
+    """The newest runs by hand, or started by code."""
+    made = (runs.c.created_at >= begin, runs.c.created_at < until, runs.c.origin == Origin.MANUAL)
+    query = select(*_COLUMNS).where(runs.c.task == name, *made).order_by(runs.c.created_at.desc(), runs.c.id.desc())
+    return [_run(row) for row in await connection.execute(query.limit(MOST_SLOTS))]
+
+
+def _run(row: Any) -> LaneRun:
+    return LaneRun(
+        id=row.id,
+        slot=row.slot if row.origin != Origin.MANUAL else None,
+        state=row.state,
+        created_at=row.created_at,
+        begin=row.started_at,
+        end=row.finished_at,
+    )
+
+
+async def _missed(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> list[LaneRange]:
+    query = select(missed).where(missed.c.task == name, missed.c.last_slot >= begin, missed.c.first_slot < until)
+    rows = (await connection.execute(query.order_by(missed.c.last_slot).limit(MOST_SLOTS))).mappings()
+    return [
+        LaneRange(first=row["first_slot"], last=row["last_slot"], cause=row["cause"], count=row["count"])
+        for row in rows
+    ]
+
+
+def _rest(
+    window: Window,
+    by_task: Mapping[str, Mapping[datetime, Mapping[str, int]]],
+    others: Sequence[str],
+    planned: Mapping[str, Sequence[datetime]],
+) -> Lane | None:
+    """All tasks without a lane of their own. Their slots are those of the window less those of `by_task`."""
+    if not others:
+        return None
+    cells = []
+    for bucket, counts in sorted(window.by_bucket.items()):
+        left = Counter(counts)
+        for buckets_of_task in by_task.values():
+            left.subtract(buckets_of_task.get(bucket, {}))
+        if +left:
+            cells.append(Cell(at=bucket, counts=dict(+left)))
+    coming = sorted({slot for name in others for slot in planned.get(name, ())})
+    return Lane(task="", counts=tally.summed(cell.counts for cell in cells), cells=cells, planned=coming[:MOST_PLANNED])

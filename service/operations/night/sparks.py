@@ -1,0 +1,37 @@
+"""The last runs of a task, for a small chart: how long each took, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import last_runs
+from service.operations.results import Result
+
+LAST = 60
+_NAMES = ("id", "task", "state", "created_at", "attempt_started_at", "finished_at")
+
+
+class Spark(Result):
+    """A run. `seconds`: of its last attempt; None if it has not begun or goes on."""
+
+    run: str
+    state: str
+    seconds: float | None
+
+
+async def sparks_of(connection: AsyncConnection, tasks: Iterable[str], last: int = LAST) -> dict[str, list[Spark]]:
+    """The last runs of each of these tasks, the oldest first, in one query. There should be few tasks."""
+    found: dict[str, list[Spark]] = {task: [] for task in dict.fromkeys(tasks)}
+    rows = await last_runs.of_each(connection, list(found), _NAMES, last)
+    for row in sorted(rows, key=lambda row: (row.created_at, row.id)):
+        found[row.task].append(_spark(row))
+    return found
+
+
+def _spark(row: Any) -> Spark:
+    has_ended = row.finished_at is not None and row.attempt_started_at is not None
+    seconds = (row.finished_at - row.attempt_started_at).total_seconds() if has_ended else None
+    return Spark(run=row.id, state=row.state, seconds=seconds)

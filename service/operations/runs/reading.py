@@ -1,0 +1,39 @@
+"""Reads one run, with its attempts and the end of its log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import attempts as attempt_rows
+from service.batch.ledger import database_time, nodes, run_logs, schedules
+from service.batch.ledger import runs as run_rows
+from service.errors import UnknownRun
+from service.operations.results import Attempt, Line, Node, RunDetails
+
+LAST_LINES = 20
+
+
+async def details_of(connection: AsyncConnection, run_id: str, last_lines: int = LAST_LINES) -> RunDetails:
+    """The details of a run, with so many last lines of its log. Raises UnknownRun."""
+    row = await row_of(connection, run_id)
+    spans = await schedules.history(connection, row["task"])
+    node = await nodes.get(connection, row["node"]) if row["node"] else None
+    fields = {
+        "timezone": spans[-1]["timezone"] if spans else None,
+        "node": Node.of(node) if node else None,
+        "attempts": [Attempt.of(attempt) for attempt in await attempt_rows.of_run(connection, run_id)],
+        "log": [Line.of(vars(line)) for line in await run_logs.tail(connection, run_id, last_lines)]
+        if last_lines
+        else [],
+    }
+    return RunDetails.at({**row, **fields}, await database_time.now_of(connection))
+
+
+async def row_of(connection: AsyncConnection, run_id: str) -> dict[str, Any]:
+    """The row of a run by column name. Raises UnknownRun."""
+    row = await run_rows.get(connection, run_id)
+    if row is None:
+        raise UnknownRun(f"the run {run_id} was deleted just now")
+    return row
