@@ -14,6 +14,8 @@ from service.config import Settings, get_settings
 from service.errors import BatchError
 from service.operations.people.actor import Actor as Actor
 from service.operations.people.actor import Role as Role
+from service.pages.frame.answers import not_found
+from service.pages.routes import routes as pages
 from service.server.batch_service import BatchService
 from service.server.shutdown import Stopping
 from service.web.access import Authorize, check_settings
@@ -103,7 +105,8 @@ def create_app(*, authorize: Authorize | None = None, version: str | None = None
     users of your application are users of this one. Tokens of the service, and sessions that were begun with them, are
     valid beside it. `version`: of your application, which the audit records; default: the setting BATCH_VERSION.
     """
-    app = Application(authorize=authorize, lifespan=_lifespan_with_logs)
+    app = Application(authorize=authorize, pages=pages, lifespan=_lifespan_with_logs)
+    app.add_exception_handler(404, not_found)
     app.state.version = version
     return app
 

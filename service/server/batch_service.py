@@ -81,6 +81,7 @@ class BatchService:
             fires=fires,
             setting=settings.ledger_setting,
             metrics=self.metrics,
+            capacity=settings.MAX_RUNNING,
         )
         self.stopping = asyncio.Event()
         """Set when the service begins to stop. Streaming responses end then, because a server waits for them."""

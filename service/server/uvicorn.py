@@ -130,7 +130,7 @@ async def offer_sign_in(batch: BatchService, url: str, settings: Settings) -> No
     try:
         if settings.BATCH_AUTH == "off" or await batch.operations.access.has_token():
             return
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and settings.BATCH_PAGES == "on":
             secret = await batch.operations.access.create_link()
             console.warn(f"  sign in once, within five minutes: {url}/signin#{secret}")
         else:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
-import hashlib
-import hmac
 import inspect
 import ipaddress
 from collections import Counter
@@ -23,6 +21,7 @@ from service.escaping import echoed
 from service.operations.operations import Operations
 from service.operations.people.access import SECRET, hash_of
 from service.operations.people.actor import ROLES, Actor, Role
+from service.web.csrf import refuse_foreign, refuse_without_csrf
 from service.web.limits import Limits
 from service.web.live import Feed
 from service.web.problems import Refused
@@ -38,7 +37,6 @@ KNOWN_SECONDS = 1.0
 MOST_KNOWN = 1_000
 NOTE_SECONDS = 1.0
 FAILURE_NOTE_SECONDS = 60.0
-CHANGES = {"POST", "PUT", "PATCH", "DELETE"}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -55,6 +53,7 @@ class Guard:
         """`feed`: the live events of the process. Raises InvalidSetting."""
         self.operations = operations
         self.hosts = _hosts(settings)
+        self.has_pages = settings.BATCH_PAGES == "on"
         self.has_named_hosts = bool(settings.BATCH_ALLOWED_HOSTS.strip())
         self._settings = settings
         self._authorize = authorize
@@ -62,6 +61,8 @@ class Guard:
         self._roles = _roles(settings.BATCH_AUTH_ROLES)
         self._known: dict[str, tuple[Actor | None, float]] = {}
         self._asking: dict[str, asyncio.Task[Actor | None]] = {}
+        self._revocations = 0
+        self._revoked_before: object = None
         self._uses: dict[str, tuple[datetime, str | None]] = {}
         self._failures: Counter[str] = Counter()
         self._failures_noted_at = -FAILURE_NOTE_SECONDS
@@ -69,12 +70,15 @@ class Guard:
         self.limits = Limits(settings.BATCH_REQUESTS_PER_SECOND, settings.BATCH_FAILED_SIGN_INS)
         self.feed = feed
 
-    async def actor(self, request: Request) -> Actor:
-        """Who makes this request. Raises Refused: 401 for nobody, 403 for a forged one, 429 for too many."""
+    async def actor(self, request: Request, csrf: str | None = None) -> Actor:
+        """Who makes this request. Raises Refused: 401 for nobody, 403 for a forged one, 429 for too many.
+
+        `csrf`: the CSRF token that stands in the body of a form; None: it stands in the header X-CSRF-Token.
+        """
         address = address_of(request)
         self.limits.refuse_guesser(address)
         try:
-            actor = await self._actor(request, address)
+            actor = await self._actor(request, address, csrf)
         except _WrongToken:
             self.count_failure(address)
             raise
@@ -102,7 +106,7 @@ class Guard:
             await asyncio.wait(tasks)
         await self.feed.stop()
 
-    async def _actor(self, request: Request, address: str | None) -> Actor | None:
+    async def _actor(self, request: Request, address: str | None, csrf: str | None = None) -> Actor | None:
         given = request.headers.get("authorization")
         if given is not None:
             return await self._holder(given, address)
@@ -116,7 +120,7 @@ class Guard:
             actor = await self._remembered(cookie, self.operations.access.session, address)
             if actor is not None:
                 refuse_foreign(request)
-                refuse_without_csrf(request, cookie)
+                refuse_without_csrf(request, cookie, csrf)
                 return actor
         if self._authorize is not None:
             return None  # no setting lets somebody in whom the application around this one does not know
@@ -159,19 +163,29 @@ class Guard:
         return replace(actor, address=address) if actor is not None else None
 
     async def _ask(self, key: str, answer: Awaitable[Actor | None]) -> Actor | None:
-        now = clock.monotonic()
+        now, revocations = clock.monotonic(), self._revocations
         try:
             actor = await answer
         finally:
             del self._asking[key]
+        if revocations != self._revocations:
+            return actor  # it may be older than what was just revoked
         if len(self._known) >= MOST_KNOWN:
             self._known.clear()
         self._known[key] = (actor, now + KNOWN_SECONDS)
         return actor
 
-    def forget(self, secret: str) -> None:
-        """Ask the ledger again about a secret that was just revoked."""
-        self._known.pop(hash_of(secret), None)
+    def forget(self) -> None:
+        """Ask the ledger again about all secrets, because one of them was just revoked."""
+        self._known.clear()
+        self._revocations += 1
+
+    def revocations(self) -> int:
+        """Another number after a secret was revoked: here, or elsewhere since the last look of the live events."""
+        if self.feed.revoked != self._revoked_before:
+            self._revoked_before = self.feed.revoked
+            self.forget()
+        return self._revocations
 
     def _named_by_proxy(self, request: Request, address: str | None) -> Actor | None:
         header = self._settings.BATCH_AUTH_HEADER
@@ -236,29 +250,6 @@ def is_address(host: str) -> bool:
 def cookie_name(request: Request) -> str:
     """The name of the session's cookie. The browser binds a name with __Host- to this host, which needs https."""
     return "__Host-batch_session" if request.url.scheme == "https" else "batch_session"
-
-
-def csrf_of(cookie: str) -> str:
-    """The CSRF token of a session, which its pages send with each change."""
-    return hashlib.sha256(f"csrf {cookie}".encode()).hexdigest()
-
-
-def refuse_foreign(request: Request) -> None:
-    """Refuse a change that a page of another site makes with a browser's cookies. Raises Refused."""
-    if request.method not in CHANGES:
-        return
-    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
-    if site is not None and site not in ("same-origin", "none"):
-        raise Refused(403, "a page of another site may not make changes here")
-    if origin is not None and origin != f"{request.url.scheme}://{request.headers.get('host', '')}":
-        raise Refused(403, "the Origin of this request is another site")
-
-
-def refuse_without_csrf(request: Request, cookie: str) -> None:
-    """Refuse a change by a session that does not come from a page of ours. Raises Refused."""
-    given = request.headers.get("x-csrf-token", "").encode()
-    if request.method in CHANGES and not hmac.compare_digest(given, csrf_of(cookie).encode()):
-        raise Refused(403, "the X-CSRF-Token is missing or wrong: GET /api/v1/session tells it")
 
 
 def needs(actor: Actor, role: Role) -> None:

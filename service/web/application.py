@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
+from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from service.errors import BatchError
@@ -23,9 +24,12 @@ DOCUMENT = "/api/openapi.json"
 
 
 class Api(FastAPI):
-    """The endpoints of the service. `authorize`: who makes a request, as the application around this one knows it."""
+    """The endpoints of the service. `authorize`: who makes a request, as the application around this one knows it.
 
-    def __init__(self, *, authorize: Authorize | None = None, **options: Any) -> None:
+    `pages`: the routes of what people look at, beside those of programs.
+    """
+
+    def __init__(self, *, authorize: Authorize | None = None, pages: Sequence[BaseRoute] = (), **options: Any) -> None:
         super().__init__(
             title="Batch System",
             version="1",
@@ -34,7 +38,7 @@ class Api(FastAPI):
             docs_url=None,
             redoc_url=None,
             redirect_slashes=False,
-            routes=[*api.routes, *sign_in.routes],
+            routes=[*api.routes, *pages],
             **options,
         )
         self._authorize = authorize

@@ -43,10 +43,15 @@ class TooManyStreams(BatchError):
 
 
 class Feed:
-    """The events of one process. `stopping`: is set when the service begins to stop, which ends all streams."""
+    """The events of one process. `stopping`: is set when the service begins to stop, which ends all streams.
+
+    `revoked`: is another value after a token or a session was revoked, in whichever process. It is read while streams
+    are open.
+    """
 
     def __init__(self, operations: Operations, process: str, stopping: asyncio.Event) -> None:
         self.stopping = stopping
+        self.revoked: object = None
         self._operations = operations
         self._process = process
         self._number = 0
@@ -54,6 +59,7 @@ class Feed:
         self._kept_bytes = 0
         self._forgotten = 0  # the number of the last event that is not kept any more
         self._streams: set[Stream] = set()
+        self._turns = asyncio.Lock()
         self._lingering: dict[str, float] = {}
         self._reader: asyncio.Task[None] | None = None
         self._last: dict[str, dict[str, Any]] = {}
@@ -95,6 +101,14 @@ class Feed:
         while len(self._lingering) > MOST_RUNS:
             self._lingering.pop(next(iter(self._lingering)))
 
+    async def turn(self) -> None:
+        """Let one stream after the other go on, and what is due on the event loop between them.
+
+        Otherwise all of them would send at once what has woken them, and nothing else would run meanwhile.
+        """
+        async with self._turns:
+            await asyncio.sleep(0)
+
     def event(self, topic: str, name: str, data: str = "{}") -> Event:
         """An event with the number of the last one."""
         return Event.of(f"{self._process}.{self._number}", topic, name, data, clock.monotonic())
@@ -134,6 +148,7 @@ class Feed:
             runs = {topic.removeprefix("run:") for topic in topics if topic.startswith("run:")}
             try:
                 look = await self._operations.look(topics, runs | self._followed())
+                self.revoked = look.revoked
                 self._compare(look, topics, runs)
             except BatchError as error:
                 logger.debug(f"live events: {error.message}")

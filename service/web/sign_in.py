@@ -1,30 +1,22 @@
-"""Signing in: sessions of people, and the small page that a sign-in link leads to."""
+"""Signing in: the sessions of people."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import Request, Response
 from pydantic import Field
-from starlette.responses import FileResponse
-from starlette.routing import Route
 
+from service.operations.people.access import NewSession
 from service.operations.people.actor import Role
 from service.operations.results import Result
-from service.web.access import address_of, cookie_name, csrf_of, needs, refuse_foreign
+from service.web.access import Guard, address_of, cookie_name, needs
+from service.web.csrf import csrf_of, refuse_foreign
 from service.web.problems import Refused
 from service.web.v1.requests import Body, guard_of, refuse_unknown_query, router
 
 sessions = router("session")
-
-STATIC = Path(__file__).parent / "static"
-FILES = {
-    "/signin": ("signin.html", "text/html; charset=utf-8"),
-    "/signin.js": ("signin.js", "text/javascript; charset=utf-8"),
-    "/signin.css": ("signin.css", "text/css; charset=utf-8"),
-}
 
 
 class SignIn(Body):
@@ -45,14 +37,26 @@ class Session(Result):
 @sessions.post("/session", status_code=201)
 async def sign_in(request: Request, response: Response, body: SignIn) -> Session:
     """Sign in with a token or a link, which is good once. The answer sets the cookie of the session."""
-    guard, address = guard_of(request), address_of(request)
+    guard = guard_of(request)
     refuse_unknown_query(request)
     refuse_foreign(request)
-    guard.limits.refuse_guesser(address)
-    begun = await guard.operations.access.sign_in(body.secret, address)
+    guard.limits.refuse_guesser(address_of(request))
+    begun = await begin_session(request, response, guard, body.secret)
+    if begun is None:
+        raise Refused(401, "this token or link is not valid: it is unknown, expired, revoked, or was used already")
+    return Session(name=begun.name, role=begun.role, csrf_token=csrf_of(begun.secret), expires_at=begun.expires_at)
+
+
+async def begin_session(request: Request, response: Response, guard: Guard, secret: str) -> NewSession | None:
+    """Begin a session with a token or a link. The response sets its cookie. None: the secret is not valid.
+
+    A session that this browser had before is ended.
+    """
+    address = address_of(request)
+    begun = await guard.operations.access.sign_in(secret, address)
     if begun is None:
         guard.count_failure(address)
-        raise Refused(401, "this token or link is not valid: it is unknown, expired, revoked, or was used already")
+        return None
     name = cookie_name(request)
     if before := request.cookies.get(name):
         await guard.operations.access.sign_out(before)
@@ -65,7 +69,14 @@ async def sign_in(request: Request, response: Response, body: SignIn) -> Session
         httponly=True,
         samesite="lax",
     )
-    return Session(name=begun.name, role=begun.role, csrf_token=csrf_of(begun.secret), expires_at=begun.expires_at)
+    return begun
+
+
+async def end_session(request: Request, guard: Guard) -> None:
+    """End the session of the request's cookie, if there is one."""
+    if cookie := request.cookies.get(cookie_name(request)):
+        await guard.operations.access.sign_out(cookie)
+        guard.forget()
 
 
 @sessions.get("/session")
@@ -85,24 +96,15 @@ async def sign_out(request: Request) -> Response:
     refuse_unknown_query(request)
     guard = guard_of(request)
     needs(await guard.actor(request), "viewer")
-    name = cookie_name(request)
+    await end_session(request, guard)
     response = Response(status_code=204)
-    if cookie := request.cookies.get(name):
-        await guard.operations.access.sign_out(cookie)
-        guard.forget(cookie)
-        is_secure = request.url.scheme == "https"
-        response.delete_cookie(name, path=_cookie_path(request), secure=is_secure, httponly=True, samesite="lax")
+    is_secure = request.url.scheme == "https"
+    response.delete_cookie(
+        cookie_name(request), path=_cookie_path(request), secure=is_secure, httponly=True, samesite="lax"
+    )
     return response
 
 
 def _cookie_path(request: Request) -> str:
     """Where the browser sends the cookie: to this application only. With https the cookie's name needs all paths."""
     return "/" if cookie_name(request).startswith("__Host-") else request.scope.get("root_path") or "/"
-
-
-async def _file(request: Request) -> FileResponse:
-    name, media_type = FILES[request.url.path.removeprefix(request.scope.get("root_path", ""))]
-    return FileResponse(STATIC / name, media_type=media_type)
-
-
-routes = [Route(path, _file, include_in_schema=False) for path in FILES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Header, Query, Request
@@ -13,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from service import clock
 from service.web.live import Feed
 from service.web.problems import Refused
-from service.web.stream import Stream
+from service.web.stream import Event, Stream
 from service.web.v1.requests import Viewer, guard_of, router
 
 events = router("events")
@@ -22,7 +23,11 @@ PING_SECONDS = 10.0
 SEND_SECONDS = 30.0
 """A client that does not read for so long is disconnected."""
 CHECK_SECONDS = 0.5
-"""How often a stream asks whether its token is still valid."""
+"""How long a stream waits for events before it looks whether there is something else to do."""
+VALID_SECONDS = 5.0
+"""How often a stream asks the ledger whether its token or session has expired. With many viewers each stream asks about
+another session, so this is most of what an idle stream costs. What was revoked is seen with the next look of the feed.
+"""
 END_SECONDS = 1.0
 """At a stop of the service, the time that a client has to read what is being sent to it."""
 TOPIC = r"^(runs|tasks|nodes|run:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$"
@@ -30,7 +35,10 @@ Topic = Annotated[str, StringConstraints(pattern=TOPIC)]
 
 
 class EventStream(Response):
-    """Sends the events of topics until the client leaves, its token is revoked, or the service stops."""
+    """Sends the events of topics until the client leaves, its token is revoked, or the service stops.
+
+    A subclass may send something else about them: it overrides `texts_of` and `ping`.
+    """
 
     media_type = "text/event-stream"
 
@@ -39,6 +47,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._request, self._topics, self._owner, self._last_id = request, topics, owner, last_id
         self._guard = guard_of(request)
+        self._valid_at, self._revocations = clock.monotonic(), self._guard.revocations()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         feed = self._guard.feed
@@ -64,13 +73,32 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await _send(send, b"retry: 2000\n\n")
         pinged = clock.monotonic()
-        while not feed.stopping.is_set() and await self._guard.still(self._request):
-            for event in await stream.next(feed.reload, CHECK_SECONDS):
-                await _send(send, event.text)
+        while not feed.stopping.is_set() and await self._is_valid():
+            events = await stream.next(feed.reload, CHECK_SECONDS)
+            await feed.turn()
+            for text in await self.texts_of(events):
+                await feed.turn()
+                await _send(send, text)
             if clock.monotonic() - pinged >= PING_SECONDS:
                 pinged = clock.monotonic()
-                await _send(send, b": ping\n\n")
+                await _send(send, self.ping())
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _is_valid(self) -> bool:
+        """Whether the client may still ask, as far as is known."""
+        now, revocations = clock.monotonic(), self._guard.revocations()
+        if now - self._valid_at < VALID_SECONDS and self._revocations == revocations:
+            return True
+        self._valid_at, self._revocations = now, revocations
+        return await self._guard.still(self._request)
+
+    async def texts_of(self, events: Sequence[Event]) -> Sequence[bytes]:
+        """What is sent for these events. It is asked every CHECK_SECONDS at least, also without events."""
+        return [event.text for event in events]
+
+    def ping(self) -> bytes:
+        """What is sent every PING_SECONDS, so that the client knows that the stream lives."""
+        return b": ping\n\n"
 
 
 async def _send(send: Send, body: bytes) -> None:

@@ -58,6 +58,9 @@ class Acknowledgement(Body):
     quiet_until: Instant | None = Field(
         None, description="Until then, 7 days at most, the same error opens no other incident."
     )
+    failed_until: Instant | None = Field(
+        None, description="Only the runs that had failed by then are meant, such as the `last_at` of the incident."
+    )
 
 
 class Mute(Body):
@@ -94,7 +97,7 @@ async def show_incident(operations: Viewer, incident: IncidentId) -> Incident:
 @incidents.post("/incidents/{incident}/acknowledge")
 async def acknowledge_incident(operations: Operator, incident: IncidentId, body: Acknowledgement) -> Acknowledged:
     """Say that a person takes care of an incident. Its failed runs no longer count as open."""
-    return await operations.incidents.acknowledge(incident, body.note, body.quiet_until)
+    return await operations.incidents.acknowledge(incident, body.note, body.quiet_until, body.failed_until)
 
 
 @incidents.post("/incidents/{incident}/reopen")

@@ -6,10 +6,11 @@ import hashlib
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import Header, Path, Query, Response
+from fastapi import Header, Path, Query, Request, Response
 from pydantic import Field
 
 from service.concurrency.offload import offload
+from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
 from service.operations.night.models import Night
 from service.operations.people.access import NewToken, Token
 from service.operations.people.actor import Role
@@ -17,8 +18,9 @@ from service.operations.people.changes import MOST_CHANGES, ChangePage
 from service.operations.results import Node, Result
 from service.operations.runs.run_list import TASK_NAME, Cursor, Instant
 from service.operations.slots.account import Accounts
+from service.operations.slots.leaving import LeftSlots
 from service.operations.system.status import Status
-from service.web.v1.requests import Admin, Body, Viewer, router
+from service.web.v1.requests import Admin, Body, Operator, Viewer, guard_of, router
 
 rest = router("service")
 tokens = router("tokens")
@@ -41,6 +43,22 @@ class AccountQuery(Body):
     since: Instant
     until: Instant | None = None
     task: str | None = Field(None, pattern=TASK_NAME)
+
+
+class MissedInterval(Body):
+    """The missed ranges that lie within an interval, both ends included, except those of pauses."""
+
+    since: Instant
+    until: Instant
+    task: str | None = Field(None, pattern=TASK_NAME, description="Default: all tasks.")
+
+
+class Leave(MissedInterval):
+    """That nothing has to be done about missed slots, and why."""
+
+    note: str | None = Field(None, min_length=SHORTEST_NOTE, max_length=LONGEST_NOTE, description="It is needed.")
+    slots: int | None = Field(None, ge=0, description="How many slots they are. It is refused if there are others.")
+    dry_run: bool = Field(False, description="Change nothing. No note is needed then.")
 
 
 class NightQuery(Body):
@@ -117,6 +135,18 @@ async def account(operations: Viewer, query: Annotated[AccountQuery, Query()]) -
     return await operations.slots.account(query.since, query.until, query.task)
 
 
+@rest.post("/slots/leave")
+async def leave_slots(operations: Operator, body: Leave) -> LeftSlots:
+    """Say that nothing has to be done about the missed ranges that lie within an interval, and why."""
+    return await operations.slots.leave(**body.model_dump())
+
+
+@rest.post("/slots/reopen")
+async def reopen_slots(operations: Operator, body: MissedInterval) -> LeftSlots:
+    """Undo that for the missed ranges within an interval."""
+    return await operations.slots.reopen(**body.model_dump())
+
+
 @rest.get("/changes")
 async def list_changes(operations: Viewer, query: Annotated[ChangeQuery, Query()]) -> ChangePage:
     """A page of the audit: who changed what, when and from where; the newest first."""
@@ -143,6 +173,10 @@ async def create_token(operations: Admin, body: TokenRequest) -> NewToken:
 
 
 @tokens.delete("/tokens/{name}")
-async def revoke_token(operations: Admin, name: Annotated[str, Path(min_length=1, max_length=100)]) -> Token:
+async def revoke_token(
+    request: Request, operations: Admin, name: Annotated[str, Path(min_length=1, max_length=100)]
+) -> Token:
     """Revoke a token, by its name or id. It is refused everywhere within two seconds."""
-    return await operations.access.revoke_token(name)
+    revoked = await operations.access.revoke_token(name)
+    guard_of(request).forget()
+    return revoked

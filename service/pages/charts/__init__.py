@@ -1,0 +1,1 @@
+"""Geometry of charts: where bars, cells and labels stand. It renders nothing and asks no operation."""

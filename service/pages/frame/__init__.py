@@ -1,0 +1,1 @@
+"""What all pages share: who looks, how a page is rendered and answered, forms, words for times and numbers."""

@@ -1,0 +1,68 @@
+"""The files that pages need beside their HTML: styles, scripts, fonts. Their names change with their contents."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+STATIC = Path(__file__).parents[1] / "static"
+STYLES = ("tokens.css", "base.css", "components.css", "night.css", "phone.css", "tasks.css")
+"""The style sheets, which are sent as one in this order."""
+SCRIPTS = ("signin.js", "zone.js")
+HTMX = ("vendor/htmx.min.js", "vendor/hx-sse.min.js")
+"""htmx and its extension for live updates, which are sent as one: htmx looks at a page as soon as it is there, and an
+extension that came after that would never connect."""
+MODULE = ("time.js", "live.js", "dialog.js", "log.js", "keys.js")
+"""The scripts of the pages, which are sent as one module in this order: they share their names."""
+FONTS = ("fonts/inter.woff2", "fonts/mono.woff2")
+TYPES = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "woff2": "font/woff2",
+    "svg": "image/svg+xml",
+}
+_IN_STYLE = re.compile(r"url\(([a-z0-9_./-]+)\)")
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file as it is sent. `packed`: with gzip; None for what is compressed already."""
+
+    media_type: str
+    content: bytes
+    packed: bytes | None
+
+
+@dataclass(frozen=True)
+class Assets:
+    """`by_name`: each file under the name that its content has given it. `names`: that name for each plain one."""
+
+    by_name: Mapping[str, Asset]
+    names: Mapping[str, str]
+
+
+@cache
+def assets() -> Assets:
+    """All files. They are read and packed once in a process: call it in a thread."""
+    by_name: dict[str, Asset] = {}
+    names: dict[str, str] = {}
+
+    def add(name: str, content: bytes) -> None:
+        stem, _, ending = Path(name).name.rpartition(".")
+        named = f"{stem}.{hashlib.sha256(content).hexdigest()[:12]}.{ending}"
+        packed = None if ending == "woff2" else gzip.compress(content, 9, mtime=0)
+        by_name[named] = Asset(TYPES[ending], content, packed)
+        names[name] = named
+
+    for name in (*FONTS, *SCRIPTS, "icon.svg"):
+        add(name, (STATIC / name).read_bytes())
+    style = "\n".join((STATIC / name).read_text() for name in STYLES)
+    add("pages.css", _IN_STYLE.sub(lambda found: f"url({names[found[1]]})", style).encode())
+    for name, sources in (("htmx.js", HTMX), ("pages.js", MODULE)):
+        add(name, "\n".join((STATIC / source).read_text() for source in sources).encode())
+    return Assets(by_name, names)

@@ -1,0 +1,133 @@
+"""Forms: what they send, and where they lead afterwards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+from starlette.requests import Request
+
+from service.errors import BatchError, UnknownPreview
+from service.escaping import echoed
+from service.operations.incidents.notes import LONGEST_NOTE as LONGEST_NEEDED_NOTE
+from service.operations.incidents.notes import SHORTEST_NOTE
+from service.web.problems import Refused
+
+LARGEST = 65_536
+MOST_FIELDS = 200
+CSRF = "csrf"
+ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+LONGEST_NOTE = 2_000
+LONGEST_INSTANT = 40
+TYPED_FROM = 500
+"""Of more runs than this the number has to be typed."""
+
+
+PARAMETER = "param-"
+"""The name of a field that is a parameter of a task begins with it."""
+_OF_TASK = re.compile(r"parameters of task [^:]+: ")
+
+
+class Wrong(NamedTuple):
+    """What is wrong with a form that was sent. `field`: the name of the field; empty if it is not one of them."""
+
+    field: str
+    words: str
+
+
+def wrong_in(error: Refused | BatchError, fields: Iterable[str]) -> Wrong | None:
+    """What a person can correct in the form; None if the error is about something else.
+
+    A message that is about a field begins with its name, behind the task that it may name first.
+    """
+    if isinstance(error, Refused):
+        words, is_mistake = error.detail, error.status in (400, 422)
+    else:
+        words, is_mistake = error.message, error.kind == "invalid" or isinstance(error, UnknownPreview)
+    if not is_mistake:
+        return None
+    about = _OF_TASK.sub("", words, count=1)
+    parameters_first = sorted(fields, key=lambda name: not name.startswith(PARAMETER))
+    names = ((name, name.removeprefix(PARAMETER)) for name in parameters_first)
+    return Wrong(next((name for name, said in names if about.startswith((f"{said}:", f"{said} "))), ""), words)
+
+
+async def fields_of(request: Request) -> Mapping[str, str]:
+    """The fields of a form; of several with one name the last one. Raises Refused for what no page of ours sends."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        raise Refused(400, "allowed is the content of a form: application/x-www-form-urlencoded")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST:
+            raise Refused(413, f"a form has {LARGEST:,} bytes at most")
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
+    except ValueError:
+        raise Refused(400, f"a form has {MOST_FIELDS} fields at most, in UTF-8") from None
+    if any("\0" in value for _, value in pairs):
+        raise Refused(422, "a field has the character NUL, which is not allowed")
+    return {name: value.replace("\r\n", "\n") for name, value in pairs}
+
+
+def whole_id(request: Request, what: str) -> str:
+    """The id in the address: what is asked about has to be what is changed then, so a part of an id is not allowed."""
+    given = str(request.path_params[what])
+    if ID.fullmatch(given) is None:
+        raise Refused(404, f"there is no {what} with the id {echoed(given)}; here it has to be whole")
+    return given
+
+
+def preview_of(fields: Mapping[str, str]) -> str:
+    """The id of the preview that a form sends back."""
+    given = fields.get("preview", "")
+    if ID.fullmatch(given) is None:
+        raise Refused(422, "preview: allowed is the id that the page has shown")
+    return given
+
+
+def note_of(fields: Mapping[str, str]) -> str | None:
+    """The note that was entered; None if it is empty. Raises Refused for one that is too long."""
+    note = fields.get("note", "").strip()
+    if len(note) > LONGEST_NOTE:
+        raise Refused(422, f"note: allowed are {LONGEST_NOTE:,} characters")
+    return note or None
+
+
+def needed_note_of(fields: Mapping[str, str]) -> str:
+    """The note that an acknowledgement needs. Raises Refused if it is too short or too long."""
+    note = fields.get("note", "").strip()
+    if not SHORTEST_NOTE <= len(note) <= LONGEST_NEEDED_NOTE:
+        raise Refused(422, f"note: {SHORTEST_NOTE} to {LONGEST_NEEDED_NOTE} characters are needed, which say why")
+    return note
+
+
+def instant_of(name: str, fields: Mapping[str, str]) -> datetime | None:
+    """The instant that a form sends back as the page has written it; None if there is none."""
+    if not (given := fields.get(name, "")):
+        return None
+    try:
+        found = datetime.fromisoformat(given[:LONGEST_INSTANT])
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise Refused(422, f"{name}: allowed is the instant that the page has shown")
+    return found
+
+
+def check_number(count: int, fields: Mapping[str, str]) -> None:
+    """Raises Refused if so many runs are meant that their number has to be typed, and it was not."""
+    if count > TYPED_FROM and fields.get("number", "").replace(",", "").strip() != str(count):
+        raise Refused(422, f"number: enter the number of runs, {count}, because there are many")
+
+
+def local_path(given: str | None, default: str = "/") -> str:
+    """A path on this site that a form or a link names, or the default: never the address of another site."""
+    if not given or not given.startswith("/") or given.startswith(("//", "/\\")) or len(given) > 2_000:
+        return default
+    parts = urlsplit(given)
+    is_plain = given.isprintable() and "\\" not in given
+    return given if is_plain and not parts.scheme and not parts.netloc else default

@@ -1,0 +1,97 @@
+"""Renders templates. All text is escaped, and characters that could mislead a reader are made visible first."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from service import escaping
+from service.concurrency.offload import offload
+from service.pages.frame import formatting
+from service.pages.frame.assets import STATIC, assets
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+LONGEST_TEXT = 10_000
+"""Characters of one value on a page, at most."""
+
+MOST_MARKS = 100
+"""Of what was searched for in one text, at most."""
+
+LONGEST_LINES = 100_000
+"""Characters of a text of several lines, such as a traceback, at most."""
+
+_INNER = re.compile(r"<svg[^>]*>(.*)</svg>", re.DOTALL)
+
+
+@cache
+def environment() -> Environment:
+    """The templates. Call it in a thread: it reads files."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    for name in ("number", "rate", "counted", "percent", "size", "duration"):
+        made.filters[name] = getattr(formatting, name)
+    made.filters |= {"lines": lines, "marked": marked, "tojson_text": json_text, "log_time": formatting.log_time}
+    made.globals |= {"icon": icon, "asset": assets().names.__getitem__, "formatting": formatting}
+    return made
+
+
+async def render(template: str, **values: Any) -> str:
+    """The HTML of a template, made in a thread."""
+    return await offload(_render, template, values)
+
+
+def _render(template: str, values: dict[str, Any]) -> str:
+    return environment().get_template(template).render(**values)
+
+
+def _shown(value: Any) -> Any:
+    """A value as it is put into a page: invisible and control characters of text are escapes such as `\\x1b`."""
+    if value is None:
+        return ""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return escaping.line(escaping.brief(value, LONGEST_TEXT))
+
+
+def lines(text: str) -> Markup:
+    """Text of several lines, escaped like every other, whose line feeds stay."""
+    return escape(escaping.lines(escaping.brief(text, LONGEST_LINES)))
+
+
+def marked(text: str, wanted: str | None = None) -> Markup:
+    """Text of several lines, in which what was searched for is marked, in large and small letters."""
+    if not wanted:
+        return lines(text)
+    shown = escaping.lines(escaping.brief(text, LONGEST_LINES))
+    parts = re.split(f"({re.escape(wanted)})", shown, maxsplit=MOST_MARKS, flags=re.IGNORECASE)
+    marks = (
+        Markup("<mark>{}</mark>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
+    )
+    return Markup("").join(marks)
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON that people read."""
+    return escaping.brief(escaping.to_json(value, default=str), LONGEST_TEXT)
+
+
+@cache
+def icon(name: str, css: str = "") -> Markup:
+    """An icon as SVG that stands in the page, so that it takes the colour of its text. It says nothing to readers."""
+    found = _INNER.search((STATIC / "icons" / f"{name}.svg").read_text())
+    assert found is not None, name
+    inner = " ".join(found[1].split()).replace(" />", "/>").replace("> <", "><")
+    classes = f"i {css}".strip()
+    return Markup(f'<svg class="{classes}" viewBox="0 0 24 24" aria-hidden="true">{inner}</svg>')  # noqa: S704

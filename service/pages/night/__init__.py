@@ -1,0 +1,1 @@
+"""Night, and the pages and forms that its rows lead to."""

@@ -1,0 +1,156 @@
+"""Changes as people read them: an icon, what happened to what, and who did it. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from service.operations.night.models import Need, NightChange
+from service.pages.charts.night_chart import deployed
+from service.pages.frame.formatting import counted, duration, sentence_list
+
+TOGETHER = timedelta(minutes=10)
+"""Processes that start within so long with the same version are one deploy."""
+OF_RUNS = ("failed", "empty", "quarantine")
+"""Kinds of needs that are about runs that have failed."""
+MANY = 3
+"""So many runs by hand of one task and person, and more, are one line."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of "What changed". `task`: the task that the words begin with. `css`: hit for a failure, or nothing."""
+
+    at: datetime
+    icon: str
+    task: str | None
+    words: str
+    detail: str
+    css: str = ""
+
+
+_PLAIN = {
+    "task.pause": ("circle-pause", "paused"),
+    "task.resume": ("play", "resumed"),
+    "task.mute": ("bell-off", "muted"),
+    "task.unmute": ("bell", "no longer muted"),
+    "task.backfill": ("calendar-plus", "backfilled"),
+    "incident.acknowledge": ("check", "acknowledged"),
+    "incident.reopen": ("rotate-cw", "taken up again"),
+    "slots.leave": ("check", "left as they are"),
+    "slots.reopen": ("rotate-cw", "taken up again"),
+    "run.start": ("hand", "run by hand"),
+    "run.cancel": ("ban", "cancelled"),
+    "run.retry": ("rotate-cw", "retried"),
+    "run.retry_from_the_beginning": ("rotate-cw", "retried from the beginning"),
+    "run.redrive": ("repeat", "items re-driven"),
+    "run.acknowledge": ("check", "acknowledged"),
+    "bulk.retry": ("rotate-cw", "runs retried"),
+    "bulk.cancel": ("ban", "runs cancelled"),
+    "bulk.acknowledge": ("check", "runs acknowledged"),
+    "bulk.backfill": ("calendar-plus", "slots backfilled"),
+    "backup.download": ("download", "A backup was downloaded"),
+    "backup.restore": ("history", "A backup was restored"),
+    "database.migrate": ("database", "The database was migrated"),
+}
+
+
+def lines_of(
+    changes: Sequence[NightChange],
+    needs: Sequence[Need],
+    since: datetime,
+    outages: Sequence[tuple[datetime, datetime]] = (),
+) -> list[Line]:
+    """The changes of the window, where each open failure began, and when no service ran, the oldest first."""
+    lines = [_line(change) for change in changes]
+    failing = [need for need in needs if need.kind in OF_RUNS and need.failing_since is not None]
+    lines += [_begun(need) for need in failing if need.failing_since is not None and need.failing_since >= since]
+    lines += [
+        Line(begin, "unplug", None, f"No service for {duration((end - begin).total_seconds())}", "", "out")
+        for begin, end in outages
+    ]
+    return _by_hand(_joined(sorted(lines, key=lambda line: line.at)))
+
+
+def _by_hand(lines: Sequence[Line]) -> list[Line]:
+    """Many runs by hand of one task and person are one line, where the first of them is."""
+    numbers = Counter((line.task, line.detail) for line in lines if line.icon == "hand")
+    kept: list[Line] = []
+    told: set[tuple[str | None, str]] = set()
+    for line in lines:
+        key = (line.task, line.detail)
+        if line.icon != "hand" or numbers[key] < MANY:
+            kept.append(line)
+        elif key not in told:
+            told.add(key)
+            kept.append(replace(line, words=f"run by hand {numbers[key]:,} times"))
+    return kept
+
+
+def _line(change: NightChange) -> Line:
+    note = f": “{change.note}”" if change.note else ""
+    if change.kind == "service.deploy":
+        before = change.before.get("application") if isinstance(change.before, dict) else None
+        was = f", was {before}" if before else ""
+        return Line(change.at, "rocket", None, f"{deployed(change) or 'A new version'} deployed{was}", change.actor)
+    if change.kind == "service.start":
+        return Line(change.at, "power", None, "A service started", change.actor)
+    if change.kind == "clock.change":
+        way = "back" if str(change.after) < str(change.before) else "forward"
+        return Line(change.at, "sun-moon", None, f"Clocks went {way}: {change.before} to {change.after}", change.actor)
+    if change.kind == "settings.change":
+        return Line(change.at, "settings-2", None, _settings(change.before, change.after), change.actor)
+    if change.kind == "schedule.change":
+        return Line(change.at, "calendar-clock", change.task, _schedule(change.before, change.after), change.actor)
+    icon, words = _PLAIN.get(change.kind, ("info", change.kind.replace(".", " ").replace("_", " ")))
+    if change.kind.startswith("bulk.") and isinstance(change.after, dict):
+        task = (change.after.get("request") or {}).get("task")
+        return Line(change.at, icon, task, f"{change.after.get('count', 0):,} {words}", f"{change.actor}{note}")
+    if change.kind.startswith("slots.") and isinstance(change.after, dict):
+        words = f"{counted(change.after.get('slots', 0), 'missed slot')} {words}"
+    return Line(change.at, icon, change.task, words, f"{change.actor}{note}")
+
+
+def _settings(before: Any, after: Any) -> str:
+    old = before if isinstance(before, dict) else {}
+    new = after if isinstance(after, dict) else {}
+    names = sorted({*old, *new})
+    if len(names) != 1:
+        return f"{counted(len(names), 'setting')} changed: {sentence_list(names[:5])}"
+    (name,) = names
+    was = f", was {old[name]}" if old.get(name) not in (None, "") else ""
+    return f"{name} {new.get(name, 'default')}{was}"
+
+
+def _schedule(before: Any, after: Any) -> str:
+    old, new = _cron(before), _cron(after)
+    return f"{new or 'no schedule'}, was {old}" if old else f"{new or 'no schedule'}"
+
+
+def _cron(value: Any) -> str | None:
+    return f"{value.get('cron')} {value.get('timezone', '')}".strip() if isinstance(value, dict) else value
+
+
+def _begun(need: Need) -> Line:
+    assert need.failing_since is not None
+    detail = need.error
+    if need.after is not None and need.after.version:
+        detail = f"{duration(need.after.seconds)} after {need.after.version}"
+    words = "begins to fail" if need.open + need.retrying > 1 else "failed"
+    return Line(need.failing_since, "circle-x", need.task, words, detail, "hit")
+
+
+def _joined(lines: Sequence[Line]) -> list[Line]:
+    """Starts and deploys of several processes at about the same time are one line."""
+    joined: list[Line] = []
+    for line in lines:
+        last = next((n for n in reversed(range(len(joined))) if joined[n].words == line.words and not line.task), None)
+        if last is not None and not line.css and line.at - joined[last].at <= TOGETHER:
+            before = joined[last]
+            joined[last] = Line(before.at, before.icon, None, before.words, f"{before.detail}, {line.detail}")
+        else:
+            joined.append(line)
+    return joined

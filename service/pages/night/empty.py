@@ -1,0 +1,40 @@
+"""What is shown instead of Night and of the tasks as long as there is no task: how to make the first one."""
+
+from __future__ import annotations
+
+from service.pages.frame.render import render
+from service.pages.frame.shell import shell_of
+from service.pages.frame.viewer import Viewer
+
+FILE = '''from service import BaseTask, get_logger
+
+logger = get_logger(__name__)
+
+
+class Hello(BaseTask):
+    """Says hello every 15 minutes."""
+
+    name = "hello"
+    schedule = "*/15 * * * *"
+
+    async def run(self, whom: str = "world") -> str:
+        logger.info(f"Hello, {whom}")
+        return f"{whom} was greeted"
+'''
+"""A first task."""
+
+
+async def show_empty(viewer: Viewer, current: str) -> str:
+    """Render the page, which changes by itself with the first task. `current`: the page in whose place it is."""
+    operations = viewer.operations
+    settings = {each.name: each.value for each in (await operations.settings()).settings}
+    shell = await shell_of(viewer, current, "No tasks yet")
+    return await render(
+        "empty.html",
+        **shell,
+        file=FILE,
+        folder=settings["TASKS_DIR"],
+        backup_url=settings["BACKUP_URL"],
+        migrations=await operations.migrations.list(),
+        broken=operations.tasks.broken_files(),
+    )

@@ -1,0 +1,140 @@
+"""The home page: what happened last night, and what needs a person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from starlette.requests import Request
+
+from service.concurrency.offload import offload
+from service.operations.night.models import Night
+from service.operations.night.page import NightPage
+from service.pages.charts.late_bar import late_bar
+from service.pages.charts.night_chart import axis_of, joined, moments_of, night_chart
+from service.pages.charts.night_lanes import drawn
+from service.pages.charts.spark_chart import spark_boxes
+from service.pages.frame import formatting
+from service.pages.frame.blocks import attempt, render_blocks
+from service.pages.frame.shell import LiveViewer, shell_of
+from service.pages.frame.viewer import Viewer
+from service.pages.frame.window import window_in, window_in_words
+from service.pages.night.changes_in_words import lines_of
+from service.pages.night.empty import show_empty
+
+BLOCKS = ("chart", "needs", "late", "missing", "changes", "next", "backup", "lanes", "verdict")
+"""The blocks of the page. The verdict is the last one, because it says whether all others could be rendered."""
+
+
+async def show_night(request: Request, viewer: Viewer) -> str:
+    """Render the page. `?since=night` (the default), `24h` or an instant; `until=` an instant."""
+    if not isinstance(viewer, LiveViewer) and not await viewer.operations.tasks.are_known():
+        return await show_empty(viewer, "night")
+    since, until, choice = window_in(request, viewer)
+    page = await viewer.operations.night_page(since, until, str(viewer.zone))
+    found = page.night
+    until = until if until is not None and until < found.as_of else None
+    values = {
+        **await shell_of(viewer, "night", _title(found)),
+        "page": page,
+        "night": found,
+        **await offload(_drawn, page, viewer),
+        "choice": choice,
+        "window_from": _for_a_field(found.since, viewer),
+        "window_until": _for_a_field(until or found.as_of, viewer),
+        "is_over": until is not None,
+        "end": until or found.as_of,
+        "heading": _heading(found, until, viewer),
+        "window": window_in_words(found.since, until, found.as_of, viewer),
+    }
+    shown = viewer.parts if isinstance(viewer, LiveViewer) else BLOCKS
+    return await render_blocks("night.html", shown, values)
+
+
+def _drawn(page: NightPage, viewer: Viewer) -> dict[str, Any]:
+    """What blocks need beside the night itself. It is computed in a thread.
+
+    If some of it can't be computed it is left out, and the blocks that need it say so.
+    """
+    found = page.night
+    drawings: Mapping[str, Callable[[], dict[str, Any]]] = {
+        "charts": lambda: _charts(page, viewer),
+        "changes": lambda: {"changes": lines_of(found.changes, found.needs, found.since, _outages(found))},
+        "late": lambda: {"late_bars": [late_bar(run, found.as_of, viewer.zone) for run in found.late]},
+        "sparks": lambda: {"sparks": {task: spark_boxes(runs) for task, runs in page.sparks.items()}},
+        "needs": lambda: {"rows": [(need, _facts(page, need, viewer)) for need in found.needs]},
+    }
+    drawn: dict[str, Any] = {}
+    for name, draw in drawings.items():
+        drawn |= attempt(name, draw) or {}
+    return drawn
+
+
+def _outages(found: Night) -> list[tuple[datetime, datetime]]:
+    return [
+        (each.begin, each.until) for each in found.did_not_run if each.cause == "down" and each.begin and each.until
+    ]
+
+
+def _charts(page: NightPage, viewer: Viewer) -> dict[str, Any]:
+    """The chart and the lanes."""
+    found, length = page.night, timedelta(seconds=page.column)
+    axis, outages = axis_of(page.columns, length, viewer.zone), _outages(found)
+    now = found.as_of if found.next is not None else None
+    chart = night_chart(page.columns, axis, length, now, moments_of(found.needs, found.changes, found.since), outages)
+    pairs = joined(page.columns)
+    small = night_chart(pairs, axis_of(pairs, 2 * length, viewer.zone), 2 * length, now, [], outages)
+    ten_minutes = axis.width(axis.begin, axis.begin + timedelta(minutes=10))
+    lanes = [drawn(lane, axis, now, ten_minutes) for lane in page.lanes.lanes]
+    rest = drawn(page.lanes.rest, axis, now, ten_minutes) if page.lanes.rest is not None else None
+    return {
+        "chart": chart,
+        "small_chart": small,
+        "lanes": lanes,
+        "rest": rest,
+    }
+
+
+def _title(found: Night) -> str:
+    number = len(found.needs) + found.more.get("needs", 0)
+    return f"({number}) Night" if number else "Night"
+
+
+def _for_a_field(at: datetime, viewer: Viewer) -> str:
+    """An instant in the viewer's zone, as a field of a form has it."""
+    return at.astimezone(viewer.zone).strftime("%Y-%m-%dT%H:%M")
+
+
+def _heading(found: Night, until: datetime | None, viewer: Viewer) -> str:
+    local = (until or found.as_of).astimezone(viewer.zone)
+    return f"Night to {local:%A} {local.day} {local:%B}"
+
+
+def _facts(page: NightPage, need: Any, viewer: Viewer) -> dict[str, str]:
+    """The words of a row: since when it fails, and when it was first seen."""
+    found, sparks = page.night, page.sparks.get(need.task or "", ())
+    ended = [spark.state for spark in sparks if spark.state in ("succeeded", "failed")]
+    bad = ended.count("failed")
+    in_a_row = next((number for number, state in enumerate(reversed(ended)) if state == "succeeded"), len(ended))
+    is_each = in_a_row and in_a_row >= need.open
+    share = "each run since" if is_each else f"{bad} of its last {len(ended)} runs" if bad else ""
+    now, zone = found.as_of, viewer.zone
+    since = formatting.moment(need.failing_since, zone, now) if need.failing_since else "–"
+    elapsed = formatting.duration((now - need.failing_since).total_seconds()) if need.failing_since else ""
+    after = ""
+    if need.after is not None:
+        what = need.after.version or {"service.start": "a restart", "settings.change": "a new setting"}.get(
+            need.after.kind, "a change of its schedule"
+        )
+        after = f"{formatting.duration(need.after.seconds)} after {what}"
+    is_new = need.first_seen is not None and need.first_seen >= found.since
+    first = formatting.moment(need.first_seen, zone, now) if need.first_seen else "–"
+    line = need.last_line
+    return {
+        "line_at": formatting.log_time(line.at, zone) if line is not None else "",
+        "since": since,
+        "elapsed": ", ".join(filter(None, (elapsed, share))),
+        "first": f"{first}, new" if is_new else first,
+        "after": after or ("no change right before" if is_new and "succeeded" in ended else ""),
+    }

@@ -1,0 +1,49 @@
+"""The backfill of all tasks with missed slots of an interval: one preview, and one begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.requests import Request
+
+from service.pages.frame.answers import GoTo
+from service.pages.frame.forms import ID, TYPED_FROM, check_number, instant_of, note_of
+from service.pages.frame.render import render
+from service.pages.frame.shell import shell_of
+from service.pages.frame.viewer import Viewer
+from service.web.problems import Refused
+
+
+async def ask(request: Request, viewer: Viewer) -> str:
+    """The preview of `?since=&until=`, the first and the last slot. Or how far the backfills of `?begun=` are."""
+    if begun := request.query_params.get("begun"):
+        found = await viewer.operations.slots.begun_backfills(_ids(begun))
+        return await render("backfills.html", **await shell_of(viewer, "night", "Backfill"), begun=found)
+    since, until = (instant_of(name, request.query_params) for name in ("since", "until"))
+    if since is None or until is None:
+        raise Refused(422, "since and until: the first and the last slot are needed")
+    plan = await viewer.operations.slots.plan_backfills(since, until)
+    return await render(
+        "backfills.html",
+        **await shell_of(viewer, "night", "Backfill"),
+        begun=None,
+        plan=plan,
+        is_typed=plan.count > TYPED_FROM,
+    )
+
+
+async def begin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
+    """Begin the backfills that the page has shown. Sent twice, it begins them once: each preview can begin once."""
+    ids = _ids(fields.get("previews", ""))
+    known = await viewer.operations.slots.begun_backfills(ids)
+    check_number(sum(each.count for each in known), fields)
+    await viewer.operations.slots.begin_backfills(ids, note_of(fields))
+    return GoTo(f"/backfill?begun={','.join(ids)}")
+
+
+def _ids(given: str) -> list[str]:
+    """The ids of previews, as the page has written them. The operation refuses too many."""
+    ids = given.split(",")
+    if not all(ID.fullmatch(each) for each in ids):
+        raise Refused(422, "previews: allowed are the ids that the page has shown")
+    return ids

@@ -1,0 +1,90 @@
+"""What a person does with one run: cancel it, retry it, acknowledge it. Each asks first, on a page of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.requests import Request
+
+from service.pages.frame.answers import GoTo, back
+from service.pages.frame.confirm import Confirm, Field, Option, confirm
+from service.pages.frame.forms import needed_note_of, note_of, whole_id
+from service.pages.frame.states import ACTIVE
+from service.pages.frame.viewer import Viewer
+
+NOTE = Field("note", "Why", "It is recorded with the change, and people read it afterwards.")
+
+
+async def ask_to_cancel(request: Request, viewer: Viewer) -> str:
+    """Say what a cancel does, and ask."""
+    run = await viewer.operations.runs.current(whole_id(request, "run"))
+    if run.state not in ACTIVE:
+        ended = [f"The run has ended: it is {run.state}."]
+        return await confirm(viewer, "runs", Confirm("Nothing to cancel", ended, "", "Back", f"/runs/{run.id}"))
+    if run.state == "running":
+        kept = (
+            f"The {run.count:,} items so far that are committed stay so."
+            if run.count
+            else "What is committed stays so."
+        )
+        words = [f"The run stops at its next checkpoint. {kept}"]
+    else:
+        words = ["It waits, and no further attempt is made. What earlier attempts have committed stays so."]
+    if run.slot is not None:
+        words.append("Its slot counts as cancelled. A retry can run it later.")
+    asked = Confirm(f"Cancel this run of {run.task}?", words, "Cancel the run", "Keep it running", f"/runs/{run.id}")
+    return await confirm(viewer, "runs", asked.with_fields(NOTE))
+
+
+async def cancel(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
+    """Cancel the run."""
+    run = await viewer.operations.runs.cancel(whole_id(request, "run"), note=note_of(fields))
+    return back(fields, f"/runs/{run.id}")
+
+
+async def ask_to_retry(request: Request, viewer: Viewer) -> str:
+    """Say what a retry does, and ask whether it goes on or begins anew."""
+    run = await viewer.operations.runs.current(whole_id(request, "run"))
+    if run.state in ACTIVE:
+        goes_on = [f"The run has not ended: it is {run.state}."]
+        return await confirm(viewer, "runs", Confirm("Nothing to retry", goes_on, "", "Back", f"/runs/{run.id}"))
+    options = [
+        Option("resume", "Go on after its last checkpoint", "What earlier attempts have committed is not done again."),
+        Option("anew", "From the beginning", "Its checkpoints and its items in quarantine are deleted first."),
+    ]
+    options = options[1:] if run.state == "succeeded" else options
+    asked = Confirm(
+        f"Retry this run of {run.task}?",
+        [f"It is {run.state}. It waits behind every slot that is on time."],
+        "Retry the run",
+        "Leave it",
+        f"/runs/{run.id}",
+    )
+    return await confirm(viewer, "runs", asked.with_options("how", options).with_fields(NOTE))
+
+
+async def retry(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
+    """Queue the run for a new attempt."""
+    run = await viewer.operations.runs.retry(
+        whole_id(request, "run"), from_the_beginning=fields.get("how") == "anew", note=note_of(fields)
+    )
+    return back(fields, f"/runs/{run.id}")
+
+
+async def ask_to_acknowledge(request: Request, viewer: Viewer) -> str:
+    """Ask what is done about the failure."""
+    run = await viewer.operations.runs.current(whole_id(request, "run"))
+    asked = Confirm(
+        f"Acknowledge this failed run of {run.task}?",
+        ["It stays failed, and no longer counts as something that needs a person.", run.reason or ""],
+        "Acknowledge",
+        "Leave it open",
+        f"/runs/{run.id}",
+    )
+    return await confirm(viewer, "runs", asked.with_fields(NOTE._replace(is_needed=True)))
+
+
+async def acknowledge(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
+    """Say that a person takes care of the run."""
+    run = await viewer.operations.runs.acknowledge(whole_id(request, "run"), needed_note_of(fields))
+    return back(fields, f"/runs/{run.id}")

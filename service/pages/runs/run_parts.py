@@ -1,0 +1,102 @@
+"""Parts of one run on pages of their own: the traceback of an attempt, the log as text, and its quarantine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from service import escaping
+from service.errors import UnknownRun
+from service.operations.results import LogBlock
+from service.pages.frame.answers import GoTo
+from service.pages.frame.confirm import Confirm, Field, confirm
+from service.pages.frame.forms import note_of, whole_id
+from service.pages.frame.render import render
+from service.pages.frame.shell import shell_of
+from service.pages.frame.viewer import Viewer
+
+MOST_BYTES = 100_000_000
+"""A log is cut in a download after so many bytes; `batch log` prints all of it."""
+LONGEST_LINE = 100_000
+NOTE = Field("note", "Why", "It is recorded with the change.")
+
+
+async def show_attempt(request: Request, viewer: Viewer) -> str:
+    """The error of an attempt, with its traceback."""
+    run = await viewer.operations.runs.show(request.path_params["run"], last_lines=0)
+    given = request.path_params["fence"]
+    attempt = next((each for each in run.attempts if str(each.fence) == given), None)
+    if attempt is None:
+        raise UnknownRun(f"the run {run.id} has no such attempt that has ended")
+    error = attempt.error or {}
+    words = f"{error.get('type', '')}: {error.get('message', '')}" if error else attempt.outcome
+    return await render(
+        "traceback.html",
+        **await shell_of(viewer, "runs", f"{run.task} · Attempt {attempt.number}"),
+        heading=f"Attempt {attempt.number} of {run.task}",
+        back=f"/runs/{run.id}",
+        back_words=f"Run {run.id[-8:]}",
+        facts=[("Ended", attempt.outcome), ("Error", words)],
+        traceback=error.get("traceback") or "",
+    )
+
+
+async def download_log(request: Request, viewer: Viewer) -> Response:
+    """The log as plain text, block by block."""
+    run = await viewer.operations.runs.current(request.path_params["run"])
+    blocks = viewer.operations.runs.log(run.id)
+    first = await anext(blocks)  # what can't be answered is known before anything is sent
+    name = quote(f"{run.task}-{run.id[-8:]}.txt")
+    headers = {"Content-Disposition": f"attachment; filename={name}"}
+    return StreamingResponse(_text(first, blocks), media_type="text/plain; charset=utf-8", headers=headers)
+
+
+async def _text(first: LogBlock | str, blocks: AsyncIterator[LogBlock | str]) -> AsyncIterator[bytes]:
+    """The lines of the blocks. Control characters in them are visible escapes."""
+    sent = 0
+    block: LogBlock | str | None = first
+    while isinstance(block, LogBlock):
+        text = "".join(
+            f"{escaping.line(line.at)} {escaping.line(line.level.upper()):<8} "
+            f"{escaping.lines(escaping.brief(line.text, LONGEST_LINE))}\n"
+            for line in block.lines
+        ).encode("utf-8", "replace")
+        sent += len(text)
+        yield text
+        if sent > MOST_BYTES:
+            yield b"The rest is left out here: `batch log` prints all of it.\n"
+            return
+        block = await anext(blocks, None)
+
+
+async def ask_to_redrive(request: Request, viewer: Viewer) -> str:
+    """Say what a redrive does. `?item=` the key of one item; without it all that are left are meant."""
+    run = await viewer.operations.runs.current(whole_id(request, "run"))
+    item = request.query_params.get("item")
+    left = [each for each in await viewer.operations.quarantine.list(run.id) if each.redriven_by is None]
+    number = len([each for each in left if item in (None, each.item)])
+    what = "the item" if number == 1 else f"all {number:,} items"
+    back = f"/runs/{run.id}#quarantine"
+    if not number:
+        words = ["It was processed again since, or another run has set it aside."]
+        return await confirm(viewer, "runs", Confirm("Nothing to re-drive", words, "", "Back", back))
+    words = [
+        "A new run processes only these items again, with the parameters and the slot of this run.",
+        "What fails again is set aside by the new run.",
+    ]
+    shown = escaping.brief(item or left[0].item, 200)
+    facts = [("Task", run.task), ("Item" if number == 1 else "Items", shown if number == 1 else f"{number:,}")]
+    leave = "Leave it" if number == 1 else "Leave them"
+    asked = Confirm(f"Re-drive {what} of {run.task}?", words, "Re-drive", leave, back, facts=facts)
+    return await confirm(viewer, "runs", asked.with_fields(NOTE))
+
+
+async def redrive(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
+    """Queue a run for one item, or for all that are left."""
+    item = request.query_params.get("item")
+    items = [item] if item is not None else None
+    started = await viewer.operations.quarantine.redrive(whole_id(request, "run"), items, note_of(fields))
+    return GoTo(f"/runs/{started.id}")

@@ -1,0 +1,75 @@
+// Single keys. They are off where text is entered, in dialogs, and where the person has turned them off.
+const ROWS = "main table.rows > tbody > tr, article.pb, article.lt, article.dn";
+const GO = { h: "Night", t: "Tasks", r: "Runs", b: "Backups", n: "Nodes" };
+const KEYS = "batch-keys";
+let isGoing = false;
+
+const inRow = (selector) => find(selector, document.activeElement.closest(ROWS) || find("main"));
+
+function step(by) {
+  const rows = [...document.querySelectorAll(ROWS)].filter((row) => row.getClientRects().length);
+  const at = rows.indexOf(document.activeElement.closest(ROWS));
+  const row = rows[at < 0 ? (by > 0 ? 0 : rows.length - 1) : Math.min(Math.max(at + by, 0), rows.length - 1)];
+  row?.setAttribute("tabindex", "-1");
+  row?.focus();
+}
+
+function night(by) {
+  const nights = [...document.querySelectorAll(".nights a")].map((link) => link.getAttribute("href"));
+  const at = nights.findIndex((href) => new URL(href, location).href === location.href);
+  const next = nights[(at < 0 ? nights.length - 1 : at) + by];
+  if (next) location.assign(next);
+  else if (by > 0 && at >= 0) location.assign(location.pathname);
+}
+
+function hit(by) {
+  const marks = [...document.querySelectorAll("#log-lines mark")];
+  const at = marks.indexOf(document.activeElement);
+  const mark = marks[at < 0 ? (by > 0 ? 0 : marks.length - 1) : (at + by + marks.length) % marks.length];
+  mark?.setAttribute("tabindex", "-1");
+  mark?.focus();
+}
+
+const DO = {
+  "/": () => find("header input[type=search]").focus(),
+  j: () => step(1),
+  k: () => step(-1),
+  r: () => inRow('a[href$="/retry"], a[href$="/start"]')?.click(),
+  a: () => inRow('a[href$="/acknowledge"]')?.click(),
+  l: () => (inRow('a[href$="#log"]') || find("#log-lines"))?.[inRow('a[href$="#log"]') ? "click" : "focus"](),
+  b: () => inRow('a[rel="noreferrer"]')?.click(),
+  d: () => {
+    const fold = find("details.dealt");
+    if (fold) fold.open = !fold.open;
+    find("summary", fold || document)?.focus();
+  },
+  "[": () => night(-1),
+  "]": () => night(1),
+  w: () => find(".head .seg a:not([aria-current]), .head .seg button")?.focus(),
+  f: () => find("#follow")?.click(),
+  n: (event) => hit(event.shiftKey ? -1 : 1),
+  "?": () => find("#keys")?.showModal(),
+  Enter: () => document.activeElement.matches(ROWS) && (find("a[data-open]", document.activeElement) || find("a[href]", document.activeElement))?.click(),
+};
+
+document.addEventListener("keydown", (event) => {
+  const isText = event.target.closest?.("input, textarea, select, [contenteditable]");
+  if (isText && event.key === "Escape") return event.target.blur();
+  if (isText || event.ctrlKey || event.metaKey || event.altKey || find("dialog[open]")) return;
+  if (event.key !== "Enter" && localStorage.getItem(KEYS) === "off") return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const place = isGoing && [...document.querySelectorAll(".nav a")].find((link) => link.textContent.trim() === GO[key]);
+  isGoing = !isGoing && key === "g";
+  if (place) return place.click();
+  if (!DO[key] || (key === "Enter" && !document.activeElement.matches(ROWS))) return;
+  event.preventDefault();
+  DO[key](event);
+});
+
+const keySwitch = find("[data-keys]");
+if (keySwitch) {
+  keySwitch.hidden = false;
+  const box = find("input", keySwitch);
+  box.checked = localStorage.getItem(KEYS) !== "off";
+  box.addEventListener("change", () => localStorage.setItem(KEYS, box.checked ? "on" : "off"));
+}

@@ -1,0 +1,7 @@
+// Tells the service the zone of the browser, for the switch between UTC and local time, and names it there.
+const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+const button = document.querySelector("[data-local-zone]");
+if (zone && button && button.value === "UTC") {
+  button.value = zone;
+  button.textContent = zone.split("/").pop().replaceAll("_", " ");
+}

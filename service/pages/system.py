@@ -1,0 +1,64 @@
+"""The pages about nodes and changes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+
+from service.errors import InvalidParameters
+from service.operations.results import Node
+from service.pages.frame.render import render
+from service.pages.frame.shell import shell_of
+from service.pages.frame.viewer import Viewer
+
+PAGE = 100
+MOST_NODES = 200
+FILTERS = ("task", "action")
+LONGEST_FILTER = 100
+
+
+async def show_nodes(request: Request, viewer: Viewer) -> str:
+    """The processes of the service: those that live, and those that have stopped, the newest first."""
+    living = {node.id for node in await viewer.operations.nodes.living()}
+    nodes = list(await viewer.operations.nodes.list())[:MOST_NODES]
+    shell = await shell_of(viewer, "nodes", "Nodes")
+    return await render(
+        "nodes.html",
+        **shell,
+        busy={node.id: node for node in shell["around"].living},
+        all_nodes=sorted(nodes, key=lambda node: node.id not in living),
+        states={node.id: _state(node, living) for node in nodes},
+        ages={node.id: ((node.stopped_at or viewer.now) - node.started_at).total_seconds() for node in nodes},
+    )
+
+
+def _state(node: Node, living: set[str]) -> tuple[str, str, str]:
+    """The style, the icon and the word."""
+    if node.stopped_at is not None:
+        return "queued", "power", "stopped"
+    if node.id in living:
+        return ("interrupted", "hourglass", "draining") if node.draining else ("succeeded", "activity", "living")
+    if not node.fires:
+        return "queued", "hand", "runs by hand"
+    return "missed", "unplug", "silent"
+
+
+async def show_changes(request: Request, viewer: Viewer) -> str:
+    """The audit: who did what, the newest first."""
+    given = {name: value for name in FILTERS if (value := request.query_params.get(name, "").strip())}
+    if any(len(value) > LONGEST_FILTER for value in given.values()):
+        raise InvalidParameters(f"a filter has {LONGEST_FILTER} characters at most")
+    after = request.query_params.get("after")
+    conditions: dict[str, Any] = dict(given)
+    found = await viewer.operations.changes.list(PAGE, after, viewer.now - timedelta(days=3_650), **conditions)
+    return await render(
+        "changes.html",
+        **await shell_of(viewer, "you", "Changes"),
+        changes=found.changes,
+        given=given,
+        following=urlencode({**given, "after": found.after}) if found.after else None,
+        is_first=after is None,
+    )

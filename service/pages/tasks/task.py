@@ -1,0 +1,76 @@
+"""The page of one task: its schedule, its last days, its runs and its parameters; and a file that can't be used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+
+from service.batch.cron.zones import zone_of
+from service.batch.tasks.broken_files import BrokenFile
+from service.concurrency.offload import offload
+from service.errors import UnknownTask
+from service.operations.tasks.details import default_policies
+from service.operations.tasks.history import TaskHistory
+from service.operations.tasks.results import TaskDetails
+from service.pages.charts.day_map import day_map, took_chart
+from service.pages.frame.formatting import offset
+from service.pages.frame.render import render
+from service.pages.frame.shell import shell_of
+from service.pages.frame.viewer import Viewer
+
+LONGEST_SOURCE = 2_000
+
+
+async def show_task(request: Request, viewer: Viewer) -> str:
+    """One task."""
+    task = await viewer.operations.tasks.show(request.path_params["task"])
+    found = await viewer.operations.tasks.history(task.name, str(viewer.zone))
+    return await render(
+        "task.html",
+        **await shell_of(viewer, "tasks", task.name),
+        task=task,
+        history=found,
+        **await offload(_drawn, task, found, viewer),
+        broken=_broken(viewer, task.source),
+        defaults={name: value for name, value in default_policies().items() if name not in task.policies},
+        pause_note=await _pause_note(viewer, task),
+    )
+
+
+def _drawn(task: TaskDetails, found: TaskHistory, viewer: Viewer) -> dict[str, Any]:
+    return {
+        "map": day_map(found),
+        "chart": took_chart(found.took, task.p50, task.p95, viewer.zone),
+        "offsets": [offset(each.slot, zone_of(found.zone)) for each in found.next],
+    }
+
+
+def _broken(viewer: Viewer, source: str) -> BrokenFile | None:
+    try:
+        return viewer.operations.tasks.broken(source)
+    except UnknownTask:
+        return None
+
+
+async def _pause_note(viewer: Viewer, task: TaskDetails) -> str | None:
+    """Why the task is paused, as somebody has noted."""
+    if task.paused_at is None:
+        return None
+    paused = (await viewer.operations.changes.list(1, task=task.name, action="task.pause")).changes
+    return paused[0].note if paused else None
+
+
+async def show_broken(request: Request, viewer: Viewer) -> str:
+    """The error of a file that can't be used, with its traceback. `?source=` the path of the file."""
+    source = request.query_params.get("source", "")[:LONGEST_SOURCE]
+    found = viewer.operations.tasks.broken(source)
+    return await render(
+        "traceback.html",
+        **await shell_of(viewer, "tasks", "A file that can't be used"),
+        heading="This file can't be used",
+        back="/tasks",
+        back_words="Tasks",
+        facts=[("File", found.source), ("Task", found.task or "not known"), ("Error", found.error)],
+        traceback=found.traceback,
+    )
