@@ -19,10 +19,10 @@ INTO = --quiet --disable-pip-version-check
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev tools hooks test faults nightly types check bench format lock clean
+.PHONY: help install serve dev demo screenshots tools hooks test faults nightly types check bench format lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 install: $(RUNTIME) ## what `serve` needs, in .venv
 
@@ -31,6 +31,12 @@ serve: install ## run the service; HOST and PORT are passed on
 
 dev: install ## the same, and start it anew when a file of tasks/ or service/ changes
 	@exec .venv/bin/batch serve --reload
+
+demo: install ## serve a made-up fortnight that ends in a bad night, in the folder .demo
+	@.venv/bin/python -m tests.demo .demo --serve
+
+screenshots: tools ## make the pictures of the pages in docs/ anew, with Chromium
+	.venv/bin/python -m tests.demo.screenshots
 
 tools: $(DEV) ## what the targets below need, in .venv
 
@@ -86,6 +92,7 @@ $(RUNTIME): .venv/bin/python requirements.lock pyproject.toml
 
 $(DEV): .venv/bin/python requirements-dev.lock pyproject.toml
 	$(call install_from,requirements-dev.lock)
+	@.venv/bin/python -m tests.web.browsers
 	@touch $(RUNTIME) $@
 
 define install_from

@@ -156,7 +156,13 @@ async def serving(folder: Path, url: str, ledger_url: str, tasks: str) -> AsyncI
         file.unlink()
     (folder / "tasks" / "tasks.py").write_text(tasks)
     urls = {"DATABASE_URL": url, "LEDGER_URL": ledger_url}
-    environment = {**os.environ, **urls, "BATCH_REQUESTS_PER_SECOND": "100000", "LOG_LEVEL": "WARNING"}
+    environment = {
+        **os.environ,
+        **urls,
+        "PYTHONPATH": sys.path[0],
+        "BATCH_REQUESTS_PER_SECOND": "100000",
+        "LOG_LEVEL": "WARNING",
+    }
     ledger = Database(ledger_url, setting="LEDGER_URL", pooled=False)
     operations = Operations(ledger, ledger, Loaded, Settings(), actor=Actor("bench"))
     made = [await operations.access.create_token(f"bench {time.time()} {n}", "admin") for n in range(TOKENS)]

@@ -70,6 +70,9 @@ PURE = (
 
 BROAD = {
     "service.web.live": 1,  # a background loop
+    "service.pages.frame.blocks": 1,  # a block of a page that fails is shown as one that failed
+    "service.pages.frame.answers": 1,  # a page that fails by a mistake of ours is an error page
+    "service.pages.frame.watch": 1,  # what renders a page that many watch
     "service.server.bulk_worker": 1,  # a background loop
     "service.batch.incidents.watch": 1,  # a background loop
     "service.batch.night.keeper": 1,  # a background loop

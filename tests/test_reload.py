@@ -22,7 +22,7 @@ from service.config import Settings
 from service.server import reload
 from tests import processes
 from tests.batch.ledger_world import rows, until
-from tests.processes import ROOT, SERVE, Service, process, service, suspend
+from tests.processes import ROOT, SERVE, START_SECONDS, Service, process, service, suspend
 from tests.test_serve import BY_HAND, QUICK_DRAIN, TICK, is_running, ledger_in, make_folder, succeeded
 
 RELOAD = (*SERVE, "--reload")
@@ -311,6 +311,7 @@ async def test_a_task_that_blocks_the_event_loop_does_not_keep_the_reload_waitin
     make_folder(tmp_path, blocks=BLOCKS)
     async with ledger_in(tmp_path) as ledger:
         with process(tmp_path, GIVES_UP_SOON, QUICK_DRAIN) as running:
+            await says(lambda: running.stdout, "Batch System on ", seconds=START_SECONDS)
             await exists(tmp_path / "blocks.begun")
             make_folder(tmp_path, by_hand=BY_HAND)
             await says(lambda: running.stderr, "the service does not end, because a task blocks the event loop")
@@ -351,6 +352,7 @@ async def test_ctrl_c_while_a_reload_drains_ends_it_after_the_drain_and_starts_n
     make_folder(tmp_path, blocks=BLOCKS)
     async with ledger_in(tmp_path) as ledger:
         with process(tmp_path, AS_IN_A_TERMINAL, {"DRAIN_SECONDS": "20"}) as running:
+            await says(lambda: running.stdout, "Batch System on ", seconds=START_SECONDS)
             await exists(tmp_path / "blocks.begun")
             make_folder(tmp_path, by_hand=BY_HAND)
             await says(lambda: running.stderr, "reloading: ")

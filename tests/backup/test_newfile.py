@@ -281,7 +281,10 @@ async def test_the_ledger_in_the_same_file_stays_or_is_made_with_the_rest(
     ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await migrated(url_of(ours), LEDGER_HISTORY)
-    missed = "INSERT INTO batch_missed VALUES (hex(randomblob(16)), 't', 0, 0, 3, 'down', 0, 'down', 3);"
+    missed = (
+        "INSERT INTO batch_missed (id, task, first_slot, last_slot, count, reason, created_at, cause, unnoticed) "
+        "VALUES (hex(randomblob(16)), 't', 0, 0, 3, 'down', 0, 'down', 3);"
+    )
     execute(ours, missed)
     without = await create_backup(tmp_path / "backups")
     monkeypatch.setenv("BACKUP_LEDGER", "1")

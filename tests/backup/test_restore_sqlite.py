@@ -385,7 +385,10 @@ async def test_the_ledger_in_the_same_file_is_restored_without_its_records_of_ba
     await migrated(url, LEDGER_HISTORY)
     monkeypatch.setenv("BACKUP_LEDGER", "1")
     forget_settings()
-    row = "INSERT INTO batch_missed VALUES (hex(randomblob(16)), 't', 0, 0, 3, 'down', 0, 'down', 3);"
+    row = (
+        "INSERT INTO batch_missed (id, task, first_slot, last_slot, count, reason, created_at, cause, unnoticed) "
+        "VALUES (hex(randomblob(16)), 't', 0, 0, 3, 'down', 0, 'down', 3);"
+    )
     execute(app_db, row)
     before, backup = everything(app_db), await create_backup(tmp_path / "backups")
     execute(app_db, row + "INSERT INTO batch_backups (name, place, taken_at, created_at) VALUES ('b', 'folder', 0, 0)")

@@ -357,7 +357,7 @@ async def test_a_node_that_does_not_fire_neither_watches_others_nor_counts_as_a_
     async with ledger.reader.connect() as connection:
         assert (await ledger_poll.read(connection, service.node.id, fires=False)).others == []
         assert await nodes.live_tasks(connection) == {"theirs"}
-        assert await accounting._tasks_of_running_nodes(connection, START) == {"theirs"}
+        assert await accounting.tasks_of_running_nodes(connection, START) == {"theirs"}
     assert not await service.operations.nodes.has("tick")
     await service.stop()
 

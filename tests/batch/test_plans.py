@@ -65,6 +65,7 @@ from service.operations.night import late as night_late
 from service.operations.night import needs as night_needs
 from service.operations.night.models import SlotCounts
 from service.operations.operations import Operations
+from service.operations.runs import story
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
@@ -93,15 +94,19 @@ IN_ORDER = {
     "look": r"USING (COVERING )?INDEX (ix_batch_nodes_live$|ix_batch_\w+_(unnoticed|unsent)|ix_batch_runs_held)",
     "night": r"(SCAN|Seq Scan on) batch_(tasks|log|schedules)|INDEX "
     r"(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due)|ix_batch_nodes_live$"
-    r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)",
+    r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)|Seq Scan on batch_previews",
     "notice": r"USING INDEX (ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)",
     "check": r"USING INDEX (uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held)",
     "send": r"USING INDEX ix_batch_outbox_unsent",
     "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
     "tally": r"(SCAN|Seq Scan on) batch_(schedules|tasks)|USING INDEX ix_batch_buckets_dirty",
+    "overview": r"(SCAN|Seq Scan on) (batch_(tasks|schedules|nodes)\b|t$|batch_tally t$)"
+    r"|INDEX (ix_batch_runs_held|ix_batch_nodes_live)",
+    "strip": r"USING INDEX ix_batch_nodes_live$",
 }
 """Scans that are allowed: a list stops after a page, and so do the count of items in quarantine and the search for the
-newest processes; the indexes of nodes and incidents have only living and open ones; monitoring shows each task."""
+newest processes; the indexes of nodes and incidents have only living and open ones; monitoring and the page of tasks
+show each task; PostgreSQL scans the few previews of a day, and the tally while it is as small as here."""
 
 PLANS = {
     "fire": {"uq_batch_schedules_open", "ix_batch_runs_in_the_way", "ix_batch_missed_task"},
@@ -122,6 +127,7 @@ PLANS = {
         *("ix_batch_nodes_live", "ix_batch_runs_unnoticed", "ix_batch_missed_unnoticed", "ix_batch_nodes_unnoticed"),
         "ix_batch_outbox_unsent",
     },
+    "strip": {"ix_batch_nodes_live", "ix_batch_runs_held"},
     "notice": {
         *("ix_batch_runs_unnoticed", "ix_batch_missed_unnoticed", "ix_batch_nodes_unnoticed", "ix_batch_runs_left"),
         *("ix_batch_incidents_opened", "ix_batch_incidents_quiet"),
@@ -153,7 +159,11 @@ PLANS = {
     "session": set(),
     "chunk": set(),
     "list": {"ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_state_created"},
-    "show": {"ix_batch_runs_task_created", "ix_batch_missed_task"},
+    "overview": {
+        *("ix_batch_runs_held", "ix_batch_runs_task_created", "ix_batch_runs_waiting", "ix_batch_runs_queue"),
+        *("ix_batch_runs_state_created", "ix_batch_tally_not_all_good"),
+    },
+    "show": {"ix_batch_runs_task_created", "ix_batch_missed_task", "ix_batch_runs_parent"},
     "prune": {
         *("ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_held"),
         *("ix_batch_sessions_expires", "ix_batch_previews_expires", "ix_batch_events_at"),
@@ -172,7 +182,10 @@ HARMLESS |= {"uq_batch_incidents_open", "ix_batch_incidents_open"}  # both have 
 """PostgreSQL names the indexes that an insert checks, and may use a small unique index to find one row."""
 
 
-BY_KIND = {"night": {"ix_batch_runs_state_created", "uq_batch_schedules_open"}}
+BY_KIND = {
+    "overview": {"uq_batch_schedules_open"},
+    "night": {"ix_batch_runs_state_created", "uq_batch_schedules_open", "ix_batch_previews_expires"},
+}
 """SQLite uses these indexes. PostgreSQL does not for the few rows of this test."""
 
 
@@ -259,6 +272,8 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
             await quarantine.waiting_by_task(application, 100)
         with plans.of("beat"):
             await nodes.beat(connection, NODE, 0.0)
+        with plans.of("strip"):
+            await nodes.firing_since(connection, clock.now() - timedelta(hours=1))
         with plans.of("hold"):
             held = await claiming.held_by(connection, NODE)
         with plans.of("write"):
@@ -332,15 +347,22 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             await night_late.late_runs(connection, seen, [], now + later)
             await night_needs.of_runs(connection, seen, frozenset())
             await night_needs.others(connection, seen)
+            await previews.begun(connection, "retry", now, 10)
             await night_needs.dealt_with(connection, now - later, now, frozenset())
             not_run = {"watched": Counter(missed=1, skipped=1)}
             await did_not_run.by_cause(connection, not_run, now - later, now, frozenset())
+            for is_left in (True, False):
+                unchosen = missed_ranges.unchosen(["watched"], now - later, now, ledger.kind, is_left=is_left)
+                await connection.execute(unchosen)
+            await missed_ranges.leave(connection, [new_id()], "ann", "seen", now)
             failed_slots = SlotCounts(due=1, recounted_until=now, **{**dict.fromkeys(CLASSES, 0), "failed": 1})
             await outcomes.failed_slots(connection, failed_slots, now - later, now)
             await outcomes.beside(connection, now - later, now)
             await schedules.in_use(connection)
     with plans.of("night"):
         await Operations(ledger, application, Loaded, Settings()).status()
+    with plans.of("overview"):
+        await Operations(ledger, application, Loaded, Settings()).tasks.overview("all", "", 0)
 
 
 async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
@@ -362,6 +384,7 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
             await runs.begin_with(connection, "0000", 2)
             await attempts.of_run(connection, run)
             await missed_ranges.of_task(connection, "over-1", 3)
+            await story.children(connection, run)
         with plans.of("cancel"):
             await cancel.request_cancel(connection, run, "cancelled by ann", "ann")
         with plans.of("start"):

@@ -94,7 +94,7 @@ async def test_a_run_that_is_not_final_is_never_deleted(ledger: Database, state:
     assert len(await left(ledger)) == 3
 
 
-async def test_the_newest_runs_of_each_task_are_kept_however_old_they_are(ledger: Database) -> None:
+async def test_the_last_runs_of_each_task_are_kept_however_old_they_are(ledger: Database) -> None:
     await known(ledger, "often", "rarely")
     often = [over(OLD - n * HOUR, "often") for n in range(7)]
     rarely = [over(OLD - n * DAY, "rarely") for n in range(3)]

@@ -19,7 +19,7 @@ from service.operations.operations import Operations
 from service.operations.people.actor import Actor
 from service.operations.runs.run_list import RunFilter
 from tests.batch.ledger_world import know, make_task, rows
-from tests.incidents.watching import Watching, failed, retried, started, succeeded, watching
+from tests.incidents.watching import Watching, ended, failed, retried, started, succeeded, watching
 
 START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -90,6 +90,54 @@ async def test_a_failure_that_nobody_has_noticed_yet_opens_no_incident(
     await watch.turn(2)
     assert (await watch.incidents(), await watch.notes()) == ([], [])
     assert [row["fingerprint"] for row in await rows(ledger, fingerprints)] == ["1:boom"]
+
+
+async def test_what_has_failed_after_the_question_stays_open(
+    ledger: Database, watch: Watching, ann: Operations
+) -> None:
+    seen = await failed(ledger, "load", START)
+    await watch.turn()
+    (asked,) = (await ann.incidents.list()).incidents
+    watch.later(1)
+    since = await failed(ledger, "load", START + HOUR)
+    done = await ann.incidents.acknowledge(asked.id, NOTE, failed_until=asked.last_at)
+    assert (done.runs, done.still_open, done.incident.closed_at) == (1, 1, None)
+    assert await acknowledged(ledger) == {seen: asked.id, since: None}
+    await watch.turn(2)
+    (now,) = (await ann.incidents.list()).incidents
+    assert (now.id, now.last_at) == (asked.id, START + timedelta(seconds=1))
+    done = await ann.incidents.acknowledge(asked.id, NOTE, failed_until=now.last_at)
+    assert (done.runs, done.still_open, done.incident.closed_why) == (1, 0, "acknowledged")
+    changes = (await ann.changes.list(action="incident.acknowledge")).changes
+    assert [change.after["runs"] for change in changes] == [1, 1]
+
+
+async def test_to_stay_quiet_is_also_about_what_has_failed_after_the_question(
+    ledger: Database, watch: Watching, ann: Operations
+) -> None:
+    await failed(ledger, "load", START)
+    await watch.turn()
+    (asked,) = (await ann.incidents.list()).incidents
+    watch.later(1)
+    await failed(ledger, "load", START + HOUR)
+    done = await ann.incidents.acknowledge(asked.id, NOTE, clock.now() + HOUR, failed_until=asked.last_at)
+    assert (done.runs, done.still_open, done.incident.closed_why) == (2, 0, "acknowledged")
+
+
+async def test_a_failure_that_is_written_late_does_not_move_the_last_one_back(
+    ledger: Database, watch: Watching, ann: Operations
+) -> None:
+    """Otherwise nobody could acknowledge the last one."""
+    late = await started(ledger, "load", START)
+    watch.later(10)
+    await failed(ledger, "load", START + HOUR)
+    await watch.turn()
+    with clock.moved(START):
+        await ended(ledger, late)
+    await watch.turn()
+    (asked,) = (await ann.incidents.list()).incidents
+    assert (asked.count, asked.last_at) == (2, START + timedelta(seconds=10))
+    assert (await ann.incidents.acknowledge(asked.id, NOTE, failed_until=asked.last_at)).still_open == 0
 
 
 async def test_an_acknowledged_run_that_is_retried_and_fails_is_open_again(

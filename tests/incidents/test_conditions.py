@@ -14,7 +14,7 @@ from service import Alerts, clock
 from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill
 from service.batch.incidents.watched import Thresholds
-from service.batch.ledger import nodes, runs, tables
+from service.batch.ledger import missed_ranges, nodes, runs, tables
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
@@ -221,6 +221,32 @@ async def test_slots_that_were_missed_without_an_outage_are_an_incident(ledger: 
     await fill._make(await fill._decide([START + number * MINUTE for number in range(1, 5)]))
     await checked(watch)
     assert await opened(watch, "missed") == []
+
+
+async def test_slots_that_ran_on_time_between_missed_ones_deal_with_none_of_these(
+    ledger: Database, watch: Watching
+) -> None:
+    loaded = await know(ledger, make_task("load", "* * * * *", missed="skip"))
+    watch.later(300)
+    await fire(ledger, loaded, clock.now())
+    await watch.turn(2)
+    for _ in range(10):
+        watch.later(60)
+        await fire(ledger, loaded, clock.now())
+    watch.later(300)
+    await fire(ledger, loaded, clock.now())
+    assert [row["count"] for row in await rows(ledger, tables.missed)] == [4, 4]
+    await checked(watch)
+    assert len(await opened(watch, "missed")) == 1
+    ranges = await rows(ledger, tables.missed)
+    async with ledger.engine.begin() as connection:
+        await missed_ranges.leave(connection, [ranges[0]["id"]], "ann", "No sales then.", clock.now())
+    await checked(watch)
+    assert len(await opened(watch, "missed")) == 1
+    async with ledger.engine.begin() as connection:
+        await missed_ranges.leave(connection, [ranges[1]["id"]], "ann", "Nor then.", clock.now())
+    await checked(watch)
+    assert [row["closed_why"] for row in await watch.incidents(kind="missed")] == ["over"]
 
 
 async def test_missed_slots_of_which_the_newest_was_caught_up_are_over_at_once(

@@ -149,6 +149,12 @@ async def retried(ledger: Database, run: str, state: RunState, **outcome: Any) -
     """A person retries this run, and it ends so."""
     async with ledger.engine.begin() as connection:
         assert await transitions.reopen(connection, [run], Rank.MANUAL, "ann", clock.now()) == {run}
+    await claimed_and_ended(ledger, run, state, **outcome)
+
+
+async def claimed_and_ended(ledger: Database, run: str, state: RunState, **outcome: Any) -> None:
+    """A node takes this queued run, and it ends so."""
+    async with ledger.engine.begin() as connection:
         (claimed,) = await transitions.claim(connection, [run], NODE, clock.now())
     now = clock.now()
     again = NewRun.queued(claimed.task, claimed.slot, now, exclusive=None, priority=0)

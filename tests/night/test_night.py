@@ -19,12 +19,12 @@ from service.config import get_settings
 from service.database.engine import Database
 from service.errors import InvalidParameters, InvalidSchedule
 from service.operations.context import Loaded
-from service.operations.night.models import Night
+from service.operations.night.models import Night, RetryProgress
 from service.operations.operations import Operations
 from service.operations.people.actor import Actor
 from service.operations.runs.run_list import RunFilter
 from tests.batch.ledger_world import fire, know, make_task, rows
-from tests.incidents.watching import Watching, ended, failed, retried, started, succeeded, watching
+from tests.incidents.watching import Watching, claimed_and_ended, ended, failed, retried, started, succeeded, watching
 
 START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -144,6 +144,44 @@ async def test_while_a_retry_goes_on_the_row_stays(ledger: Database, watch: Watc
         await connection.execute(reopening.values(state="queued", finished_at=None))
     (need,) = (await night(watch, operations)).needs
     assert (need.open, need.retrying, need.failing_since) == (0, 1, START)
+
+
+async def test_a_row_says_how_far_the_retry_of_its_runs_is(
+    ledger: Database, watch: Watching, operations: Operations
+) -> None:
+    await know(ledger, make_task("load", None))
+    failures = [await failed(ledger, "load") for _ in range(5)]
+    await watch.turn(2)
+    (incident,) = (await operations.incidents.list()).incidents
+    plan = await operations.incidents.plan_retry(incident.id)
+    watch.later(60)
+    later = await failed(ledger, "load")  # it is not one of those that are retried
+    await watch.turn(2)
+    await operations.bulks.begin(plan.preview.id, "bulk")
+
+    async def progress() -> RetryProgress | None:
+        (need,) = (await night(watch, operations)).needs
+        return need.progress
+
+    assert await progress() is None
+    await operations.bulks.carry_out(plan.preview.id)
+    assert await progress() == RetryProgress(total=5, done=0, failed=0, left=5)
+    good, bad, other_error, cancelled, _ = failures
+    for run, state, outcome in (
+        (good, RunState.SUCCEEDED, {"fingerprint": None}),
+        (bad, RunState.FAILED, {}),
+        (other_error, RunState.FAILED, {"fingerprint": "1:other"}),
+    ):
+        await claimed_and_ended(ledger, run, state, **outcome)
+    await operations.runs.cancel(cancelled)
+    await watch.turn(2)
+    need = next(each for each in (await night(watch, operations)).needs if each.fingerprint == "1:boom")
+    assert need.progress == RetryProgress(total=5, done=1, failed=2, left=1)
+    assert (need.retrying, need.newest_run) == (1, bad)
+    assert later not in failures
+    watch.later(2 * 86_400)
+    need = next(each for each in (await operations.night()).needs if each.fingerprint == "1:boom")
+    assert need.progress is None  # the preview is no longer kept
 
 
 async def test_an_acknowledged_failure_needs_nobody(ledger: Database, watch: Watching, operations: Operations) -> None:

@@ -6,9 +6,12 @@ import random
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import delete, insert, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.account import accounting
@@ -18,11 +21,13 @@ from service.batch.ledger import tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.night import buckets
 from service.batch.ledger.night.buckets import bucket_of
+from service.batch.ledger.night.tables import buckets as buckets_table
 from service.batch.ledger.states import ACTIVE, Rank, RunState
-from service.batch.night import tally
+from service.batch.ledger.tables import new_id
+from service.batch.night import counting, tally, unaccounted
 from service.batch.queue.enqueue import Startable
 from service.database.engine import Database
-from tests.batch.ledger_world import NODE, know, rows
+from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_account import Story
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
@@ -129,3 +134,86 @@ async def test_after_any_history_the_sums_are_those_of_the_account(ledger: Datab
             since = bucket_of(START + chance.randint(0, 300) * MINUTE)
             until = min(clock.now(), since + chance.choice([7, 60, 600]) * MINUTE)
             assert await by_tally(ledger, since, until) == await by_account(ledger, since, until)
+
+
+@pytest.mark.parametrize(
+    ("ledger_url", "seed"),
+    [*(("sqlite", seed) for seed in range(4)), *(("postgresql", seed) for seed in range(4, 6))],
+    indirect=["ledger_url"],
+)
+async def test_after_any_history_the_list_has_the_unaccounted_slots_of_the_account(ledger: Database, seed: int) -> None:
+    chance = random.Random(seed)
+    with clock.moved(START):
+        story = Night(ledger, seed)
+        await story.tell(30)
+        lost = [row["id"] for row in await rows(ledger) if chance.random() < 0.2]
+        async with ledger.engine.begin() as connection:  # a fault of ours
+            for run in lost:
+                await connection.execute(delete(tables.runs).where(tables.runs.c.id == run))
+            await connection.execute(update(buckets_table).values(counted_at=None))
+        await story.counts()
+        clock.advance(5 * MINUTE)
+        for _ in range(4):
+            since = bucket_of(START + chance.randint(0, 300) * MINUTE)
+            until = min(clock.now(), since + chance.choice([7, 60, 600]) * MINUTE)
+            for most in (3, 10_000):
+                expected = await unaccounted_by_account(ledger, since, until)
+                async with ledger.reader.connect() as connection:
+                    found = await unaccounted.of_window(connection, since, until, clock.now(), 30, most)
+                assert ([tuple(each) for each in found.slots], found.number) == (expected[:most], len(expected))
+
+
+async def unaccounted_by_account(
+    ledger: Database, since: datetime, until: datetime
+) -> list[tuple[str, datetime, Kind]]:
+    """The slots of the window that `batch account` finds due for more than a minute, late or lost; the newest first."""
+    found: list[AccountedSlot] = []
+    async with ledger.reader.connect() as connection:
+        async for _ in accounting.accounts(connection, since, until, see=found.append):
+            pass
+    old = clock.now() - MINUTE
+    return [
+        (each.task, each.slot, each.kind)
+        for each in reversed(found)
+        if since <= each.slot < until
+        and (each.kind == Kind.GAP or (each.kind in (Kind.DUE, Kind.LATE) and each.slot <= old))
+    ]
+
+
+async def test_the_list_says_which_slots_are_late_and_which_were_lost(ledger: Database) -> None:
+    with clock.moved(START):
+        await know(ledger, make_task("tick", "* * * * *"), make_task("unserved", "* * * * *"))
+        clock.advance(5 * MINUTE)
+        now = clock.now()
+        node = {"id": new_id(), "host": "h", "pid": 1, "version": "1", "draining": False, "tasks": ["tick"]}
+        async with ledger.engine.begin() as connection:
+            await connection.execute(insert(tables.nodes).values(**node, started_at=now, seen_at=now))
+            await connection.execute(update(tables.schedules).values(fired_until=now - 3 * MINUTE))
+        async with ledger.reader.connect() as connection:
+            found = await unaccounted.of_window(connection, bucket_of(START), now, now, 30, 200)
+    by_task = {task: [str(each.kind) for each in found.slots if each.task == task] for task in ("tick", "unserved")}
+    assert by_task == {"tick": ["late", "late", "gap", "gap"], "unserved": ["due", "due", "gap", "gap"]}
+
+
+async def test_a_list_of_unaccounted_slots_counts_no_more_buckets_than_night_does(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[timedelta] = []
+
+    async def count(connection: AsyncConnection, since: datetime, until: datetime, *more: Any) -> Any:
+        counted.append(until - since)
+        return await counting.count(connection, since, until, *more)
+
+    with clock.moved(START):
+        await know(ledger, make_task("tick", "*/10 * * * *"))
+        until = bucket_of(START + timedelta(days=20))
+        clock.advance(timedelta(days=21))
+        async with ledger.engine.begin() as connection:  # a service has gone past all slots, and has left no trace
+            await connection.execute(update(tables.schedules).values(fired_until=clock.now()))
+            await tally.keep(connection, buckets.between(START, until), clock.now())
+        monkeypatch.setattr(unaccounted, "count", count)
+        async with ledger.reader.connect() as connection:
+            found = await unaccounted.of_window(connection, bucket_of(START), clock.now(), clock.now(), 30, 200)
+    assert len(found.slots) == 200 and found.number == 21 * 144 and found.accounted_from is None
+    assert sum(counted, timedelta()) <= tally.MOST_COUNTED_AT_ONCE * buckets.LENGTH
+    assert len(counted) <= 201

@@ -17,7 +17,7 @@ from service.errors import InvalidSetting
 from service.operations.people.access import hash_of
 from service.operations.people.actor import ROLES, Actor, Role
 from service.server.uvicorn import listen
-from service.web.access import csrf_of
+from service.web.csrf import csrf_of
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served, client_of
 
@@ -58,6 +58,8 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("POST", "/tasks/{name}/unmute"): "operator",
     ("POST", "/alerts/test"): "admin",
     ("GET", "/account"): "viewer",
+    ("POST", "/slots/leave"): "operator",
+    ("POST", "/slots/reopen"): "operator",
     ("GET", "/changes"): "viewer",
     ("GET", "/nodes"): "viewer",
     ("GET", "/backups"): "viewer",
@@ -75,13 +77,16 @@ NEEDED: dict[tuple[str, str], Role] = {
 }
 """The role that each resource needs. `POST /session` needs none, because it is how a person signs in."""
 
+INTERVAL = {"since": "2026-11-01T00:00:00Z", "until": "2026-11-02T00:00:00Z"}
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/tasks/{name}/runs"): {},
     ("POST", "/tasks/{name}/backfill"): {"preview": RUN},
-    ("POST", "/tasks/{name}/backfill/preview"): {"since": "2026-11-01T00:00:00Z", "until": "2026-11-02T00:00:00Z"},
+    ("POST", "/tasks/{name}/backfill/preview"): INTERVAL,
     ("POST", "/runs/bulk"): {"action": "retry", "filter": {}},
     ("POST", "/tokens"): {"name": "another", "role": "viewer"},
     ("POST", "/incidents/{incident}/acknowledge"): {"note": "seen"},
+    ("POST", "/slots/leave"): {**INTERVAL, "note": "seen"},
+    ("POST", "/slots/reopen"): INTERVAL,
     ("POST", "/tasks/{name}/mute"): {"until": "2026-01-01T00:00:00Z"},
 }
 QUERIES = {"/account": {"since": "2026-11-26T00:00:00Z"}, "/events": {"topic": "wrong"}}
@@ -267,13 +272,13 @@ async def test_jobs_need_a_token_from_elsewhere(served: Served) -> None:
 
 
 async def test_every_answer_has_the_headers_of_security(served: Served) -> None:
-    for path in ("/healthz", "/signin", "/signin.js", "/api/v1/tasks", "/nothing", "/scheduler/jobs"):
+    for path in ("/healthz", "/signin", "/", "/api/v1/tasks", "/nothing", "/scheduler/jobs"):
         headers = (await served.nobody.get(path)).headers
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
-        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["referrer-policy"] == "same-origin"
         assert headers["cache-control"] == "no-store"
 
 

@@ -221,7 +221,7 @@ def test_slots_that_nobody_has_handled_for_a_minute_are_late_except_those_of_pau
     assert slots.next == {"stuck": NOW - timedelta(minutes=9, seconds=30), "fine": NOW + timedelta(seconds=30)}
 
 
-def test_a_success_that_was_seen_is_kept_when_the_newest_runs_have_all_failed() -> None:
+def test_a_success_that_was_seen_is_kept_when_the_last_runs_have_all_failed() -> None:
     reader = gauges.GaugeReader(None, ProcessMetrics())  # type: ignore[arg-type]
     good = TaskGauges(NOW, None, 0, False, 0)
     reader._with_successes(ledger_with({"load": good, "gone": good}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,21 @@ async def client(app: Any) -> AsyncIterator[httpx.AsyncClient]:
 async def test_the_page_and_its_files_are_below_the_path(client: httpx.AsyncClient) -> None:
     page = await client.get(f"{BELOW}/signin")
     assert page.status_code == 200 and "<form" in page.text
-    for name in ("signin.js", "signin.css"):
-        assert f'"{name}"' in page.text  # which a browser looks for beside the page
-        assert (await client.get(f"{BELOW}/{name}")).status_code == 200
-        assert (await client.get(f"/{name}")).status_code == 404
+    files = re.findall(r'(?:href|src)="([^"]+\.(?:js|css|svg))"', page.text)
+    assert len(files) >= 3
+    for path in files:
+        assert path.startswith(f"{BELOW}/static/")
+        assert (await client.get(path)).status_code == 200
+        assert (await client.get(path.removeprefix(BELOW))).status_code == 404
+
+
+async def test_the_pages_are_those_of_a_user_of_the_application_around_it(client: httpx.AsyncClient) -> None:
+    night = await client.get(f"{BELOW}/", headers={"X-User": "ann"})
+    assert night.status_code == 200 and "Nothing needs you." in night.text
+    links = re.findall(r'(?:href|src|action)="(/[^"]*)"', night.text)
+    assert links and all(link.startswith(f"{BELOW}/") for link in links)
+    refused = await client.get(f"{BELOW}/")
+    assert (refused.status_code, refused.headers["location"]) == (303, f"{BELOW}/signin?next=%2F")
 
 
 async def test_the_document_leads_to_the_resources(client: httpx.AsyncClient) -> None:
@@ -128,3 +140,17 @@ async def test_probes_and_live_events_are_below_the_path(app: Any, monkeypatch: 
             app.state.batch.stopping.set()
             assert await stream.rest() == []
     await site.close()
+
+
+async def test_an_action_leads_back_to_a_page_below_the_path(client: httpx.AsyncClient) -> None:
+    ann, site = {"x-user": "ann"}, "http://ops.example"
+    for referer, came_from in ((f"{site}{BELOW}/tasks?show=running", "/tasks?show=running"), (f"{site}/tasks", "")):
+        asked = await client.get(f"{BELOW}/tasks/report/pause", headers={**ann, "Referer": referer})
+        assert f'name="next" value="{came_from}"' in asked.text
+        assert f'<a class="btn" href="{BELOW}{came_from or "/tasks/report"}"' in asked.text
+    sent = {**ann, "Origin": site}
+    wrong = {"note": "x" * 3_000, "next": "/tasks?show=running"}
+    again = await client.post(f"{BELOW}/tasks/report/pause", headers=sent, data=wrong)
+    assert again.status_code == 422 and f'action="{BELOW}/tasks/report/pause"' in again.text
+    done = await client.post(f"{BELOW}/tasks/report/pause", headers=sent, data={"next": "/tasks?show=running"})
+    assert done.headers["location"] == f"{BELOW}/tasks?show=running"

@@ -17,7 +17,7 @@ from service.operations.people.access import Access
 from service.operations.people.actor import Actor
 from service.operations.people.changes import Changes
 from service.operations.remote import connection as remote_connection
-from service.operations.remote import facets
+from service.operations.remote import facets, slots
 from service.operations.remote.connection import Connection
 from service.operations.remote.operations import RemoteOperations, remote_operations
 from service.operations.runs.bulk import Bulks
@@ -64,6 +64,9 @@ async def test_reads_answer_what_they_answer_beside_the_ledger(served: Served, r
         lambda o: o.nodes.has("nope"),
         lambda o: o.changes.list(5, action="run.start", since=since),
         lambda o: o.slots.account(since, clock.now()),
+        lambda o: o.slots.leave(since, clock.now(), dry_run=True),
+        lambda o: o.slots.leave(since, clock.now(), "seen", "report", 0),
+        lambda o: o.slots.reopen(since, clock.now(), "report"),
         lambda o: o.backups.list(lambda _: None),
         lambda o: o.access.tokens(),
     ]
@@ -186,7 +189,7 @@ def test_each_method_has_the_signature_of_the_facet_beside_the_ledger() -> None:
         facets.RemoteTasks: Tasks,
         facets.RemoteRuns: Runs,
         facets.RemoteBulks: Bulks,
-        facets.RemoteSlots: Slots,
+        slots.RemoteSlots: Slots,
         facets.RemoteQuarantine: Quarantine,
         facets.RemoteNodes: Nodes,
         facets.RemoteAccess: Access,

@@ -112,6 +112,14 @@ async def test_a_value_of_a_secret_parameter_is_not_told_in_an_error(served: Ser
     answer = await served.operator.post("/api/v1/tasks/report/runs", json={"parameters": {"api_key": ["hush"]}})
     assert answer.status_code == 422
     assert "hush" not in answer.text
+    async with served.service.ledger.engine.begin() as connection:  # nor of a task that only others have loaded
+        schema = {"type": "object", "properties": {"api_key": {"type": "integer"}, "login": {"type": "integer"}}}
+        row = {"name": "elsewhere", "description": "", "source": "there.py", "policies": {}, "parameters": schema}
+        await connection.execute(insert(tables.tasks).values(**row, first_seen_at=NOW, last_seen_at=NOW))
+    for secret in ({"api_key": "hush"}, {"login": {"password": "hush"}}):
+        answer = await served.operator.post("/api/v1/tasks/elsewhere/runs", json={"parameters": secret})
+        assert answer.status_code == 422 and "it has a value that is not allowed" in answer.text
+        assert "hush" not in answer.text
 
 
 async def test_a_task_that_only_another_process_has_loaded_can_be_started(served: Served) -> None:

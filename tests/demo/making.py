@@ -1,0 +1,101 @@
+"""Makes the databases of the story."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from service import clock
+from service.batch.night import keeper
+from service.batch.night.keeper import TallyKeeper
+from service.batch.nodes.outage import Outage
+from service.batch.tasks.live_reload import TasksFolder
+from service.batch.tasks.registry import Task
+from service.config import forget_settings, get_settings
+from service.operations.databases import open_databases
+from tests.demo import acts, backing_up, earlier, files, services, story
+from tests.demo.cast import CAST, FEED_BEFORE, Part
+from tests.demo.ordinary import Made, Maker
+from tests.demo.times import FORTNIGHT, LONG_AGO, NOW
+from tests.demo.writing import Stage, id_at, ids_of_the_story
+
+
+async def make(folder: Path) -> None:
+    """Make the databases in a folder that has the tasks. It is the working directory meanwhile."""
+    with in_folder(folder), clock.moved(LONG_AGO), ids_of_the_story():
+        settings = get_settings()
+        loaded = TasksFolder(settings.TASKS_DIR)
+        tasks = {name: task for name, task in loaded.load().items() if _is_of(task, folder)}
+        assert not loaded.broken, loaded.broken
+        assert set(tasks) == {part.name for part in CAST}
+        application, ledger = await open_databases(settings)
+        try:
+            stage = Stage(ledger, application, tasks, settings)
+            _plan(stage, folder)
+            await stage.play()
+            clock.advance(NOW - clock.now())
+            await stage.look()
+            await _tally(stage)
+        finally:
+            await ledger.dispose()
+            await application.dispose()
+
+
+def _is_of(task: Task, folder: Path) -> bool:
+    return (folder / task.source).is_file()
+
+
+@contextmanager
+def in_folder(folder: Path) -> Iterator[None]:
+    """In the folder, with the settings of the demonstration, and without log lines."""
+    before = Path.cwd()
+    with patch.dict(os.environ, files.environment(folder)):
+        os.chdir(folder)
+        forget_settings()
+        logging.disable()
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+            os.chdir(before)
+            forget_settings()
+
+
+def _plan(stage: Stage, folder: Path) -> None:
+    makers = {part.name: Maker(part, stage.nodes, stage.tasks[part.name].exclusive, id_at) for part in CAST}
+    failed = [*story.told(makers["bank_statements"]), *earlier.FAILED]
+    for part in CAST:
+        stage.made += _ordinary(part, makers[part.name], failed)
+    services.catch_up(stage, makers, [story.PAUSED])
+    earlier.make_invoices(stage, makers["invoice_pdf"])
+    services.plan(stage)
+    earlier.plan(stage)
+    story.plan(stage, [each for each in failed if each not in earlier.FAILED], makers["invoice_pdf"])
+    backing_up.plan(stage, folder)
+
+
+def _ordinary(part: Part, maker: Maker, failed: list[acts.Told]) -> Iterator[Made]:
+    if part.cron is None:
+        return
+    begin = LONG_AGO if part.is_old else FORTNIGHT
+    spans = [(part.cron, begin, NOW)]
+    if part.name == "partner_feed":
+        changed = services.FEED_CHANGED
+        spans = [(FEED_BEFORE, begin, changed), (part.cron, changed, NOW)]
+    for cron, after, until in spans:
+        yield from maker.of_slots(
+            cron,
+            after,
+            until,
+            lambda slot: story.is_told(failed, part.name, slot) or earlier.is_told(part.name, slot),
+        )
+
+
+async def _tally(stage: Stage) -> None:
+    """Count all slots, and compute how long runs take, as the service that has the duty does."""
+    with patch.object(keeper, "PAUSE_SECONDS", 0.0), patch.object(keeper, "AT_ONCE", 144):
+        await TallyKeeper(stage.ledger, stage.watcher, lambda: True, Outage()).keep_up()

@@ -1,0 +1,164 @@
+"""Missed slots that a person leaves as they are: Night no longer asks to watch them, and says who has decided it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from service import clock
+from service.batch.ledger import schedules, tables
+from service.batch.ledger.missed_ranges import Cause, MissedRange, record
+from service.config import get_settings
+from service.database.engine import Database
+from service.errors import InvalidParameters, UnknownTask, WrongState
+from service.operations.context import Loaded
+from service.operations.operations import Operations
+from service.operations.people.actor import Actor
+from tests.batch.ledger_world import fire, know, make_task, rows
+from tests.incidents.watching import Watching, watching
+from tests.night.test_night import night
+
+START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+NOTE = "planned maintenance"
+
+
+@pytest.fixture
+async def watch(ledger: Database) -> AsyncIterator[Watching]:
+    with clock.moved(START):
+        async with watching(ledger, ledger) as node:
+            yield node
+
+
+@pytest.fixture
+def mara(ledger: Database) -> Operations:
+    operations = Operations(ledger, ledger, lambda: Loaded({}, []), get_settings(), are_ready=True)
+    return operations.by(Actor("mara"))
+
+
+@pytest.fixture
+async def loaded(ledger: Database, watch: Watching) -> Mapping[str, Any]:
+    """Two tasks of which nine slots each were missed."""
+    known = await know(ledger, *(make_task(name, "* * * * *", missed="skip") for name in ("load", "tick")))
+    watch.later(600)
+    await fire(ledger, known, clock.now())
+    await _finish(ledger)
+    await watch.turn(2)
+    return known
+
+
+async def _finish(ledger: Database) -> None:
+    async with ledger.engine.begin() as connection:
+        await connection.execute(tables.runs.update().values(state="succeeded", finished_at=clock.now()))
+
+
+@pytest.mark.usefixtures("loaded")
+async def test_slots_that_were_left_are_not_to_be_watched(watch: Watching, mara: Operations) -> None:
+    answer = await night(watch, mara)
+    assert (answer.level, answer.headline) == ("watch", "Nothing failed. 18 slots did not run.")
+    load, tick = answer.did_not_run
+    assert (load.task, load.first_slot, load.last_slot) == ("load", START + MINUTE, START + 9 * MINUTE)
+    assert load.first_slot is not None and load.last_slot is not None
+    left = await mara.slots.leave(load.first_slot, load.last_slot, NOTE, "load", 9)
+    assert (left.slots, left.tasks) == (9, {"load": 9})
+    answer = await night(watch, mara)
+    assert answer.headline == "Nothing failed. 9 slots did not run."
+    load, tick = answer.did_not_run
+    assert (load.left_by, load.left_note, tick.left_by) == ("mara", NOTE, None)
+    left = await mara.slots.leave(load.first_slot or START, load.last_slot or START, NOTE)
+    assert left.tasks == {"tick": 9}
+    answer = await night(watch, mara)
+    assert (answer.level, answer.slots.missed) == ("calm", 18)
+    changes = (await mara.changes.list(action="slots.leave")).changes
+    assert [(change.actor, change.task, change.note) for change in changes] == [
+        ("mara", name, NOTE) for name in ("tick", "load")
+    ]
+    assert [change.kind for change in answer.changes if change.actor == "mara"] == ["slots.leave"] * 2
+    assert (await mara.slots.reopen(START, clock.now())).slots == 18
+    assert (await night(watch, mara)).level == "watch"
+
+
+@pytest.mark.usefixtures("loaded")
+async def test_slots_that_were_missed_later_are_not_left_with_a_range(ledger: Database, mara: Operations) -> None:
+    await mara.slots.leave(START, clock.now(), NOTE, "tick")
+    async with ledger.engine.begin() as connection:
+        opened = (await schedules.open_schedules(connection))["tick"]
+        begin = START + 10 * MINUTE
+        more = MissedRange(begin, begin + MINUTE, 2, "the service was down", Cause.DOWN)
+        await record(connection, [(opened, more)], clock.now())
+    left = {row["last_slot"]: row["left_by"] for row in await rows(ledger, tables.missed, task="tick")}
+    assert left == {START + 9 * MINUTE: "mara", START + 11 * MINUTE: None}
+
+
+@pytest.mark.usefixtures("loaded")
+async def test_only_the_slots_that_the_person_has_seen_are_left(mara: Operations) -> None:
+    """A range that has grown ends after the interval."""
+    seen = await mara.slots.leave(START, clock.now(), dry_run=True)
+    assert seen.tasks == {"load": 9, "tick": 9}
+    with pytest.raises(WrongState, match="18 such slots by now, not 9"):
+        await mara.slots.leave(START, clock.now(), NOTE, slots=9)
+    assert (await mara.slots.leave(START, START + 8 * MINUTE, NOTE)).slots == 0
+    assert (await mara.slots.leave(START + 2 * MINUTE, clock.now(), NOTE)).slots == 0
+    assert (await mara.changes.list(action="slots.leave")).changes == []
+    assert (await mara.slots.leave(START, clock.now(), NOTE, slots=18)).slots == 18
+    assert (await mara.slots.leave(START, clock.now(), NOTE, slots=18)).slots == 0  # sent twice
+
+
+@pytest.mark.usefixtures("loaded")
+async def test_a_note_and_a_known_task_are_needed(mara: Operations) -> None:
+    for note in (None, "no", "x" * 501):
+        with pytest.raises(InvalidParameters, match="3 to 500 characters"):
+            await mara.slots.leave(START, clock.now(), note)
+    with pytest.raises(UnknownTask):
+        await mara.slots.leave(START, clock.now(), NOTE, "nothing")
+
+
+async def test_a_pause_is_not_left_because_a_person_chose_it(ledger: Database, mara: Operations) -> None:
+    await know(ledger, make_task("load", "* * * * *"))
+    async with ledger.engine.begin() as connection:
+        opened = (await schedules.open_schedules(connection))["load"]
+        paused = MissedRange(START, START + MINUTE, 2, "paused by ann", Cause.PAUSED)
+        await record(connection, [(opened, paused)], START)
+    assert (await mara.slots.leave(START, START + MINUTE, NOTE)).slots == 0
+
+
+@pytest.mark.usefixtures("loaded")
+async def test_the_slots_of_several_tasks_are_backfilled_together(ledger: Database, mara: Operations) -> None:
+    """One preview for all of them, and an event of the audit for each task."""
+    await know(ledger, make_task("other", "* * * * *"))
+    plan = await mara.slots.plan_backfills(START, clock.now())
+    planned = {each.task: (each.preview and each.preview.count, each.first, each.last) for each in plan.tasks}
+    assert planned == dict.fromkeys(("load", "tick"), (9, START + MINUTE, START + 9 * MINUTE))
+    assert (plan.count, plan.more) == (18, 0)
+    for _ in range(2):  # sent twice
+        begun = await mara.slots.begin_backfills(plan.previews, NOTE)
+        assert [each.started_at is not None for each in begun] == [True, True]
+    for each in begun:
+        await mara.bulks.carry_out(each.id)
+    made = [row for row in await rows(ledger, tables.runs) if row["origin"] == "backfill"]
+    assert {(row["task"], row["slot"]) for row in made} == {
+        (task, START + number * MINUTE) for task in ("load", "tick") for number in range(1, 10)
+    }
+    changes = (await mara.changes.list(action="bulk.backfill")).changes
+    assert {(each.after["request"]["task"], each.after["count"], each.note) for each in changes} == {
+        ("load", 9, NOTE),
+        ("tick", 9, NOTE),
+    }
+    assert len(changes) == 2
+
+
+@pytest.mark.usefixtures("loaded")
+async def test_a_task_that_can_t_be_backfilled_is_named_with_the_reason(ledger: Database, mara: Operations) -> None:
+    plan = await mara.slots.plan_backfills(START, clock.now())
+    async with ledger.engine.begin() as connection:
+        of_tick = tables.schedules.c.task == "tick"
+        await connection.execute(tables.schedules.update().where(of_tick).values(valid_until=clock.now()))
+    begun = await mara.slots.begin_backfills(plan.previews)
+    assert {each.task: each.started_at is not None for each in begun} == {"load": True, "tick": False}
+    plan = await mara.slots.plan_backfills(START, clock.now())
+    why = {each.task: each.why for each in plan.tasks}
+    assert (why["load"], plan.count) == (None, 9)
+    assert "the ledger has no schedule for it" in (why["tick"] or "")

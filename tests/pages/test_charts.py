@@ -1,0 +1,219 @@
+"""The charts: no state is told by its colour alone, and where the clocks change times can't be confused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from service.operations.night.lanes import Cell, Lane, LaneRun
+from service.operations.night.page import Column
+from service.operations.night.sparks import Spark
+from service.operations.tasks.history import Day, TaskHistory, Took
+from service.operations.tasks.results import TaskSummary
+from service.operations.tasks.timeline import AttemptSpan, TaskLane, Timeline
+from service.pages.charts.axis import Axis
+from service.pages.charts.day_map import day_map, took_chart
+from service.pages.charts.night_chart import axis_of, night_chart
+from service.pages.charts.night_lanes import drawn
+from service.pages.charts.spark_chart import spark_boxes
+from service.pages.charts.timeline import timeline_drawn
+from service.pages.frame.assets import STATIC, STYLES
+from service.pages.frame.render import environment
+from tests.pages.conftest import People
+
+UTC_ZONE, BERLIN = ZoneInfo("UTC"), ZoneInfo("Europe/Berlin")
+NOW = datetime(2026, 10, 25, 6, 42, tzinfo=UTC)
+BACK = datetime(2026, 10, 25, 1, 0, tzinfo=UTC)
+"""At this instant the clocks of Berlin go back from 03:00 to 02:00."""
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+MARKS = {
+    "failed": ("url(#hatch-failed)", "u-failed"),
+    "interrupted": ("url(#hatch-interrupted)", "u-interrupted"),
+    "retrying": ("url(#hatch-retrying)", None),
+    "cancelled": (None, "u-cancelled"),
+    "queued": (None, None),
+    "succeeded": (None, None),
+}
+"""The hatch of the bar of each state, and the mark below it."""
+
+
+def template(name: str) -> Any:
+    return environment().get_template(name).module
+
+
+def run(state: str, begin: datetime = NOW - HOUR, end: datetime | None = NOW - MINUTE) -> LaneRun:
+    return LaneRun(id=f"r-{state}", slot=begin, state=state, created_at=begin, begin=begin, end=end)
+
+
+def bars(html: str) -> Iterator[tuple[str, str]]:
+    """The tag of each bar, and what follows it up to the next one."""
+    for found in re.finditer(r'<rect[^>]*class="bar-\w+"[^>]*>(?:(?!<rect).)*', html, re.DOTALL):
+        tag, _, rest = found[0].partition(">")
+        yield tag, rest
+
+
+def check(html: str, state: str) -> None:
+    """The one bar of this drawing has a title, and what the state's bar has to have."""
+    hatch, mark = MARKS[state]
+    ((tag, rest),) = bars(html)
+    assert rest.startswith("<title>")
+    assert re.findall(r'fill="([^"]+)"', tag) == ([hatch] if hatch else [])
+    assert re.findall(r"u-\w+", rest) == ([mark] if mark else [])
+
+
+@pytest.mark.parametrize("state", MARKS)
+def test_a_bar_has_the_hatch_and_the_mark_of_its_state(state: str) -> None:
+    axis = Axis(NOW - 12 * HOUR, NOW + 2 * HOUR, UTC_ZONE)
+    chart = SimpleNamespace(ticks=[], now=None, outages=[], clock_changes=[])
+    lane = Lane(task="load", counts={}, runs=[run(state)])
+    check(template("charts.html").lane(drawn(lane, axis, NOW, 1.0), chart, ""), state)
+    found = Timeline(
+        now=NOW,
+        hours=12,
+        lanes=[TaskLane(lane=lane, ahead=0, expected=None, attempts={})],
+        without=[],
+        accounted_from=None,
+    )
+    tasks = {"load": TaskSummary(source="load.py", name="load")}
+    timeline = timeline_drawn(found, tasks, None, UTC_ZONE)
+    check(template("timeline.html").row(timeline.groups[0].lanes[0], timeline, ""), state)
+    took = took_chart([Took(run="r", state=state, at=NOW, seconds=3.0)], None, None, UTC_ZONE)
+    check(template("task_charts.html").took(took, ""), state)
+
+
+def test_only_a_run_that_runs_ends_in_a_round_head() -> None:
+    axis = Axis(NOW - 12 * HOUR, NOW + 2 * HOUR, UTC_ZONE)
+    chart = SimpleNamespace(ticks=[], now=None, outages=[], clock_changes=[])
+    for state, heads in (("running", 1), ("queued", 0), ("retrying", 0), ("interrupted", 0)):
+        lane = Lane(task="load", counts={}, runs=[run(state, end=None)])
+        html = template("charts.html").lane(drawn(lane, axis, NOW, 1.0), chart, "")
+        assert html.count('<circle r="4.5"') == heads, state
+
+
+def test_the_attempts_of_a_run_have_their_own_hatches() -> None:
+    lane = Lane(task="load", counts={}, runs=[run("failed")])
+    spans = [
+        AttemptSpan(begin=NOW - (60 - 10 * n) * MINUTE, end=NOW - (55 - 10 * n) * MINUTE, outcome=outcome)
+        for n, outcome in enumerate(("failed", "interrupted", "failed"))
+    ]
+    found = Timeline(
+        now=NOW,
+        hours=3,
+        lanes=[TaskLane(lane=lane, ahead=0, expected=None, attempts={"r-failed": spans})],
+        without=[],
+        accounted_from=None,
+    )
+    timeline = timeline_drawn(found, {"load": TaskSummary(source="load.py", name="load")}, None, UTC_ZONE)
+    html = template("timeline.html").row(timeline.groups[0].lanes[0], timeline, "")
+    assert re.findall(r"hatch-(\w+)", html) == ["retrying", "interrupted", "failed"]
+    assert re.findall(r"u-(\w+)", html) == ["interrupted", "failed"]
+
+
+def test_each_cell_of_a_dense_lane_that_is_not_all_good_has_a_mark() -> None:
+    axis = Axis(NOW - 12 * HOUR, NOW + 2 * HOUR, UTC_ZONE)
+    marks = {"failed": "failed", "missed": "missed", "unaccounted": "unaccounted", "active": "running"}
+    marks |= {"skipped": "skipped", "paused": "skipped", "cancelled": "cancelled"}
+    for name, mark in marks.items():
+        lane = Lane(task="load", counts={}, cells=[Cell(at=NOW - HOUR, counts={name: 1, "succeeded": 70})])
+        (cell,) = drawn(lane, axis, NOW, 1.0).cells
+        html = template("charts.html").cell(cell)
+        assert "<title>" in html and f'class="mark-{mark}"' in html, name
+    assert "mark-" not in template("charts.html").cell(SimpleNamespace(**{**vars(cell), "css": "cell-succeeded"}))
+
+
+def test_each_day_of_the_map_that_is_not_all_good_has_a_mark() -> None:
+    names = ("failed", "missed", "unaccounted", "active", "skipped", "paused", "cancelled", "succeeded")
+    first = NOW.date() - timedelta(days=len(names))
+    days = [Day(date=first + timedelta(days=n), worst=name, counts={name: 1}) for n, name in enumerate(names)]
+    history = TaskHistory(
+        now=NOW, zone="UTC", next=[], days=days, counts=dict.fromkeys(names, 1), known_from=first, took=[]
+    )
+    html = template("task_charts.html").map(day_map(history), ())
+    assert html.count("<title>") == len(names)
+    assert sorted(re.findall(r'class="mark-(\w+)"', html)) == sorted(
+        ("failed", "missed", "unaccounted", "running", "skipped", "skipped", "cancelled")
+    )
+
+
+def test_below_the_line_of_the_night_failed_is_solid_and_missed_is_split_and_chosen_is_thin() -> None:
+    counts = {"failed": 2, "missed": 3, "unaccounted": 1, "paused": 4}
+    columns = [Column(at=NOW - HOUR, counts=counts)]
+    chart = night_chart(columns, axis_of(columns, HOUR, UTC_ZONE), HOUR, None, [], [])
+    boxes = {box.css: box for box in chart.boxes}
+    assert set(boxes) == {"f-failed", "split", "cell-unaccounted", "f-skipped"}
+    assert boxes["f-skipped"].height < 2 < boxes["f-failed"].height
+    html = template("charts.html").night(chart, 184, "pw")
+    assert html.count("url(#hatch-split)") == 1 and html.count("failed</title>") == 0
+    assert html.count("<title>") == 4
+
+
+def test_a_small_chart_marks_each_run_that_has_not_succeeded() -> None:
+    marks = {"failed": "f-failed", "cancelled": "u-cancelled", "interrupted": "u-interrupted", "running": "s-slot"}
+    for state, mark in {**marks, "succeeded": ""}.items():
+        html = template("charts.html").spark(spark_boxes([Spark(run="r", state=state, seconds=1.0)]))
+        assert "<title>" in html
+        drawn_marks = re.findall(r'(?:<circle[^>]*|<path[^>]*)class="(?:s-under )?([\w-]+)"', html)
+        assert drawn_marks == ([mark] if mark else []), state
+
+
+def test_no_style_beats_the_hatch_of_a_bar() -> None:
+    css = "".join((STATIC / name).read_text() for name in STYLES)
+    for name in ("bar-failed", "bar-retrying", "bar-interrupted", "split"):
+        for selectors in re.findall(rf"([^{{}}]*\.{name}\b[^{{}}]*)\{{[^}}]*\bfill:", css):
+            assert f".{name}:not([fill])" in selectors, selectors
+    outlined = css.partition("@media (forced-colors: active)")[2].partition("stroke: CanvasText")[0]
+    assert all(name in outlined for name in ('[class*="bar-"]', '[class*="cell-"]', ".split", ".h-ok", ".s-under"))
+
+
+async def test_each_hatch_that_a_page_uses_is_on_it_once(people: People) -> None:
+    run = (await people.operator.send("/tasks/report/start", **{"param-day": "never"})).headers["location"]
+    for _ in range(200):
+        if "Failed" in await people.viewer.page(run):
+            break
+    for path in ("/", "/tasks", "/tasks/report", run):
+        html = await people.viewer.page(path)
+        used = set(re.findall(r"url\(#([\w-]+)\)", html))
+        assert "hatch-failed" in used or path == "/"
+        for name in used:
+            assert html.count(f'<pattern id="{name}"') == 1, (path, name)
+
+
+def test_where_the_clocks_change_the_lanes_have_a_line_a_label_and_times_with_offsets() -> None:
+    columns = [Column(at=BACK - 7 * HOUR + n * HOUR, counts={"succeeded": 1}) for n in range(14)]
+    axis = axis_of(columns, HOUR, BERLIN)
+    chart = night_chart(columns, axis, HOUR, None, [], [])
+    assert [(change.x, change.label) for change in chart.clock_changes] == [(50.0, "03:00 → 02:00")]
+    assert [time for time, _ in chart.rows][6:8] == ["02:00 +02:00", "02:00 +01:00"]
+    charts = template("charts.html")
+    head = charts.lane_head(chart)
+    assert [tick.label for tick in chart.ticks].count("02:00") == 2, "the hour that is repeated is drawn twice"
+    assert head.count("03:00 → 02:00") == 1 and head.count(">02:00<") == 1, "the label has the place of the second one"
+    lane = Lane(task="load", counts={}, runs=[run("succeeded", BACK - HOUR / 2, BACK), run("failed", BACK + HOUR / 2)])
+    html = charts.lane(drawn(lane, axis, None, 1.0), chart, "")
+    assert '<line x1="50.0%" x2="50.0%" y1="0" y2="100%" class="s-mark"/>' in html
+    assert "load 02:30 +02:00: succeeded" in html and "load 02:30 +01:00: failed" in html
+    assert "slot 02:30 +02:00: succeeded" in html
+
+
+def test_the_timeline_of_tasks_has_them_too_and_other_days_have_none() -> None:
+    lane = Lane(task="load", counts={}, runs=[run("succeeded", BACK - HOUR / 2, BACK)])
+    tasks = {"load": TaskSummary(source="load.py", name="load")}
+    for zone, line, time in ((BERLIN, 1, "02:30 +02:00"), (UTC_ZONE, 0, "00:30")):
+        found = Timeline(
+            now=NOW,
+            hours=12,
+            lanes=[TaskLane(lane=lane, ahead=0, expected=None, attempts={})],
+            without=[],
+            accounted_from=None,
+        )
+        timeline = timeline_drawn(found, tasks, None, zone)
+        lines = template("timeline.html")
+        html = lines.row(timeline.groups[0].lanes[0], timeline, "")
+        assert html.count('class="s-mark"') == line and f"load {time}: succeeded" in html
+        assert lines.head(timeline, 12).count("03:00 → 02:00") == line

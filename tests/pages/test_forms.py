@@ -1,0 +1,157 @@
+"""Forms without JavaScript: one with a mistake is shown again with what was entered, and an action leads back."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from service.pages.frame.forms import local_path
+from tests.pages.conftest import People, Person
+from tests.pages.test_run_page import running
+
+
+def problem_in(html: str) -> str:
+    """What the page says is wrong with the form."""
+    (found,) = re.findall(r'<p class="c-failed" id="problem" role="alert">([^<]*)</p>', html)
+    return str(found)
+
+
+async def failed_run(person: Person) -> str:
+    """The id of a run by hand that has failed."""
+    started = await person.send("/tasks/report/start", **{"param-day": "never"})
+    path = started.headers["location"]
+    for _ in range(200):
+        if "Failed" in await person.page(path):
+            break
+    return str(path.rpartition("/")[2])
+
+
+async def test_a_start_with_a_mistake_is_asked_again_with_what_was_entered(people: People) -> None:
+    answer = await people.operator.send("/tasks/payroll/start", 422, **{"param-month": "x]", "param-account": "<i>12"})
+    assert "<h1>Run payroll now?</h1>" in answer.text
+    assert problem_in(answer.text) == "month: allowed is a number, true or false, or JSON"
+    month = re.search(r'<input id="p-month"[^>]*>', answer.text)
+    assert month is not None and 'value="x]"' in month[0] and 'aria-invalid="true"' in month[0]
+    assert 'value="&lt;i&gt;12"' in answer.text
+    assert 'action="/tasks/payroll/start"' in answer.text
+    assert "data-answer" in answer.text  # the page is not read anew under what was typed
+    wrong = await people.operator.send("/tasks/payroll/start", 422, **{"param-month": "1.5"})
+    assert "month is 1.5" in problem_in(wrong.text)
+    assert (await people.operator.send("/tasks/payroll/start", **{"param-month": "2"})).status_code == 303
+
+
+async def test_what_is_secret_is_never_shown_again(people: People) -> None:
+    given = {"param-api_key": "abc-0815", "param-day": '{"password": "def-0815"}', "key": "x" * 300}
+    answer = await people.operator.send("/tasks/report/start", 422, **given)
+    assert "0815" not in answer.text
+    assert problem_in(answer.text).startswith("key is")
+    assert re.search(r'<input id="p-api_key"[^>]* type="password" value=""', answer.text)
+
+
+async def test_what_is_confirmed_is_asked_again_with_the_note_and_the_choice(people: People) -> None:
+    note = "the disk\r\nis <b>full</b> " + "x" * 2_000
+    for what in ("pause", "mute"):
+        answer = await people.operator.send(f"/tasks/report/{what}", 422, note=note, **{"for": "week"})
+        assert problem_in(answer.text) == "note: allowed are 2,000 characters"
+        assert "the disk\nis &lt;b&gt;full&lt;/b&gt; xxx" in answer.text
+    assert '<input type="radio" name="for" value="week" checked>' in answer.text
+    assert "for: allowed are" in problem_in((await people.operator.send("/tasks/report/mute", 422, note="why")).text)
+    assert "Paused by" not in await people.viewer.page("/tasks/report")
+
+
+async def test_an_acknowledgement_without_a_note_is_asked_again(people: People) -> None:
+    run = await failed_run(people.operator)
+    preview = re.search(
+        r'name="preview" value="([^"]+)"', await people.operator.page("/runs/bulk/acknowledge?state=failed")
+    )
+    assert preview is not None
+    for path, fields in (
+        (f"/runs/{run}/acknowledge", {}),
+        ("/runs/bulk/acknowledge?state=failed", {"preview": preview[1]}),
+    ):
+        answer = await people.operator.send(path, 422, note="no", **fields)
+        assert problem_in(answer.text) == "note: 3 to 500 characters are needed, which say why"
+        assert re.search(r'aria-invalid="true"[^>]*>no</textarea>', answer.text)
+        assert f'action="{path}"' in answer.text
+    expired = await people.operator.send("/runs/bulk/acknowledge?state=failed", 422, note="known", preview=run)
+    assert "a preview is good for an hour" in problem_in(expired.text) and ">known</textarea>" in expired.text
+
+
+async def test_what_no_longer_fits_is_an_error_and_not_asked_again(people: People) -> None:
+    run = await failed_run(people.operator)
+    answer = await people.operator.send(f"/runs/{run}/cancel", 409)
+    assert "has failed" in answer.text and "<form" not in answer.text
+    html = await people.operator.page(f"/runs/{run}/cancel")
+    assert "The run has ended: it is failed." in html and ">Cancel the run<" not in html
+    goes_on = await running(people)
+    html = await people.operator.page(f"/runs/{goes_on}/retry")
+    assert "The run has not ended: it is running." in html and ">Retry the run<" not in html
+
+
+async def test_a_backfill_keeps_its_days_and_its_preview(people: People) -> None:
+    days = {"first": "2024-01-01", "last": "2023-12-31", "already": "redo"}
+    answer = await people.operator.send("/tasks/report/backfill", 422, **days)
+    assert problem_in(answer.text) == "last: the last day is before the first one"
+    assert 'value="2024-01-01"' in answer.text and '<option value="redo" selected>' in answer.text
+    days["last"] = "2025-12-31"
+    answer = await people.operator.send("/tasks/report/backfill", 200, **days)
+    preview = re.search(r'name="preview" value="([^"]+)"', answer.text)
+    assert preview is not None
+    wrong = await people.operator.send(
+        "/tasks/report/backfill", 422, preview=preview[1], number="730", note="again", **days
+    )
+    assert problem_in(wrong.text) == "number: enter the number of runs, 731, because there are many"
+    assert "This will create 731 runs." in wrong.text
+    assert 'value="730"' in wrong.text and ">again</textarea>" in wrong.text
+
+
+async def test_a_token_with_a_mistake_is_asked_again(people: People) -> None:
+    answer = await people.admin.send("/you/tokens", 422, name="robot", role="viewer", days="never")
+    assert problem_in(answer.text) == "days: allowed is a whole number from 1"
+    assert 'value="robot"' in answer.text and '<option value="viewer" selected>' in answer.text
+
+
+async def test_an_action_leads_back_to_the_page_that_it_was_asked_from(people: People) -> None:
+    here = "http://localhost"
+    asked = await people.operator.client.get(
+        "/tasks/report/pause", headers={"Referer": f"{here}/tasks?show=running&text=re"}
+    )
+    assert '<a class="btn" href="/tasks?show=running&amp;text=re"' in asked.text
+    assert 'name="next" value="/tasks?show=running&amp;text=re"' in asked.text
+    done = await people.operator.send("/tasks/report/pause", next="/tasks?show=running&text=re")
+    assert done.headers["location"] == "/tasks?show=running&text=re"
+    again = await people.operator.send("/tasks/report/pause", 422, next="/tasks?show=running", note="x" * 2_001)
+    assert 'name="next" value="/tasks?show=running"' in again.text
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(
+            "http://evil.example/tasks",
+            "http://localhost.evil.example/",
+            "http://localhost@evil.example/x",
+            "http://[x",
+        ),
+        *("http://localhost//evil.example", "http://localhost/\\evil.example", "http://localhost/signin?next=/", ""),
+        "http://localhost/tasks/report/pause?again",
+    ],
+)
+async def test_a_referer_that_is_no_page_of_ours_is_not_gone_back_to(people: People, given: str) -> None:
+    asked = await people.operator.client.get("/tasks/report/pause", headers={"Referer": given})
+    assert 'name="next" value=""' in asked.text
+    assert '<a class="btn" href="/tasks/report"' in asked.text
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("//evil.example", "/\\evil.example", "\\\\evil.example", "/a\\..\\\\evil", "http://evil.example", "evil"),
+        *("/\t/evil.example", "/\n/evil.example", "javascript:alert(1)", "/x" * 2_000),
+    ],
+)
+async def test_an_action_leads_to_no_other_site(people: People, given: str) -> None:
+    assert local_path(given, "/there") == "/there"
+    done = await people.operator.send("/tasks/report/resume", next=given)
+    assert done.headers["location"] == "/tasks/report"

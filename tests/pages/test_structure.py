@@ -1,0 +1,167 @@
+"""The structure of each page of the demonstration is as it is stored, so that no page changes unseen.
+
+`STRUCTURE=write pytest tests/pages/test_structure.py` stores it anew; look at the difference before it is committed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from service import TaskRegistry, clock
+from service.batch.cron.zones import zone_of
+from service.batch.tasks.discovery import load_tasks
+from service.config import get_settings
+from service.operations.context import Loaded
+from service.operations.operations import Operations, open_operations
+from service.operations.people.actor import Actor, Role
+from service.pages import backups, search, sign_in, system
+from service.pages.frame.viewer import Viewer
+from service.pages.night import incidents, left_slots, outage_backfills
+from service.pages.night.night import show_night
+from service.pages.runs import bulks, run_actions, runs
+from service.pages.tasks import backfills, task, tasks
+from tests.demo import files, making
+from tests.demo.times import NOW
+from tests.pages.outline import outline
+
+STORED = Path(__file__).parent / "structure"
+Show = Callable[[Request, Viewer], Awaitable[str]]
+
+
+@dataclass
+class Demo:
+    """The demonstration at the end of its story; no service runs."""
+
+    operations: Operations
+    folder: Path
+
+    async def page(self, show: Show, path: str, role: Role = "admin", **given: str) -> str:
+        """The HTML of a page, as somebody in Berlin sees it."""
+        actor = Actor("mara", role, "page")
+        address, _, query = path.partition("?")
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": address, "root_path": "", "headers": []}
+        scope |= {"query_string": query.encode(), "path_params": given}
+        zone = zone_of("Europe/Berlin")
+        viewer = Viewer(actor, self.operations.by(actor), zone, "auto", "0", "", path, "http://localhost", NOW)
+        html = (await show(Request(scope), viewer)).replace(str(self.folder), "/srv/shop")
+        return re.sub(r"\*\*\* [0-9a-f]{16}", "*** and a mark", html)  # the mark of a secret is another one each time
+
+    async def run(self, **conditions: str) -> str:
+        """The newest run like that."""
+        listed = await self.page(runs.show_runs, "/runs?" + "&".join(f"{k}={v}" for k, v in conditions.items()))
+        found = re.search(r"/runs/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", listed)
+        assert found is not None, listed
+        return found[1]
+
+    async def incident(self, task: str) -> str:
+        """The open incident of a task."""
+        for each in (await self.operations.incidents.list()).incidents:
+            if each.task == task:
+                return str(each.id)
+        raise AssertionError(f"{task} has no incident")
+
+
+@pytest.fixture(scope="module")
+async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Demo]:
+    folder = tmp_path_factory.mktemp("demo")
+    files.write(folder)
+    await making.make(folder)
+    TaskRegistry.clear()
+    async with AsyncExitStack() as stack:
+        with making.in_folder(folder):
+            settings = get_settings()
+            broken = load_tasks(settings.TASKS_DIR)
+            loaded = Loaded(TaskRegistry.tasks(), broken)
+            operations = await stack.enter_async_context(open_operations(settings, lambda: loaded))
+            with clock.moved(NOW):
+                yield Demo(operations, folder)
+
+
+async def compare(name: str, html: str) -> None:
+    file, shown = STORED / f"{name}.txt", outline(html)
+    if os.environ.get("STRUCTURE") == "write":
+        STORED.mkdir(exist_ok=True)
+        file.write_text(shown)
+    assert shown == file.read_text(), f"the page {name} has another structure than the one that is stored"
+
+
+@pytest.mark.parametrize(
+    ("name", "show", "path", "given"),
+    [
+        ("night", show_night, "/", {}),
+        ("night-month", show_night, "/?since=2026-10-11T18:00", {}),
+        ("night-before", show_night, "/?since=2026-10-23T18:00&until=2026-10-24T08:00", {}),
+        ("tasks", tasks.show_tasks, "/tasks", {}),
+        ("tasks-attention", tasks.show_tasks, "/tasks?show=attention&group=tag&range=3", {}),
+        ("task", task.show_task, "/tasks/bank_statements", {"task": "bank_statements"}),
+        ("runs", runs.show_runs, "/runs", {}),
+        ("runs-failed", runs.show_runs, "/runs?state=failed", {}),
+        ("runs-none", runs.show_runs, "/runs?task=backup&state=retrying", {}),
+        ("backups", backups.show_backups, "/backups", {}),
+        ("nodes", system.show_nodes, "/nodes", {}),
+        ("changes", system.show_changes, "/changes", {}),
+        ("search", search.show_search, "/search?q=invoice", {}),
+        ("start", tasks.ask_to_start, "/tasks/orders_import/start", {"task": "orders_import"}),
+        ("pause", tasks.ask_to_pause, "/tasks/orders_import/pause", {"task": "orders_import"}),
+        ("backfill", backfills.ask_to_backfill, "/tasks/orders_import/backfill", {"task": "orders_import"}),
+        ("you", sign_in.show_you, "/you", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.isidentifier() else "",
+)
+async def test_a_page_is_as_it_is_stored(demo: Demo, name: str, show: Show, path: str, given: dict[str, str]) -> None:
+    await compare(name, await demo.page(show, path, **given))
+
+
+async def test_a_viewer_sees_no_button_that_changes_something(demo: Demo) -> None:
+    html = await demo.page(show_night, "/", role="viewer")
+    await compare("night-viewer", html)
+    assert "/retry" not in html and "/acknowledge" not in html
+
+
+async def test_an_outage_of_several_tasks_is_backfilled_or_left_from_its_row(demo: Demo) -> None:
+    html = await demo.page(show_night, "/")
+    found = [re.search(rf'href="({path}[^"]+)"', html) for path in (r"/backfill\?", r"/slots/leave\?")]
+    backfill, leave = (unescape(each[1]) for each in found if each is not None)
+    html = await demo.page(outage_backfills.ask, backfill)
+    assert "This will create 11 runs." in html and "Create 11 runs</button>" in html
+    assert all(f">{task}</a>" in html for task in ("session_sweep", "price_check", "bank_statements"))
+    assert "Leave 11 slots as they are?" in await demo.page(left_slots.ask_to_leave, leave)
+
+
+async def test_skipped_slots_are_retried_from_their_row(demo: Demo) -> None:
+    html = await demo.page(show_night, "/")
+    found = re.search(r'href="(/runs/bulk/retry\?[^"]+)">(?:<svg.*?</svg>)?Retry 4…', html)
+    assert found is not None
+    html = await demo.page(partial(bulks.ask, "retry"), unescape(found[1]))
+    assert "Retry 4 runs?" in html and "<dd>task thumbnails, state skipped" in html
+
+
+@pytest.mark.parametrize("state", ["failed", "running", "succeeded"])
+async def test_a_run_is_as_it_is_stored(demo: Demo, state: str) -> None:
+    run = await demo.run(state=state)
+    await compare(f"run-{state}", await demo.page(runs.show_run, f"/runs/{run}", run=run))
+
+
+@pytest.mark.parametrize(
+    ("name", "show"), [("retry", incidents.ask_to_retry), ("acknowledge", incidents.ask_to_acknowledge)]
+)
+async def test_what_is_asked_about_an_incident_is_as_it_is_stored(demo: Demo, name: str, show: Show) -> None:
+    incident = await demo.incident("bank_statements")
+    await compare(name, await demo.page(show, f"/incidents/{incident}/{name}", incident=incident))
+
+
+@pytest.mark.parametrize(("name", "show"), [("cancel", run_actions.ask_to_cancel)])
+async def test_what_is_asked_about_a_run_is_as_it_is_stored(demo: Demo, name: str, show: Show) -> None:
+    run = await demo.run(state="running")
+    await compare(name, await demo.page(show, f"/runs/{run}/{name}", run=run))
