@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Row, bindparam, text
@@ -43,7 +43,7 @@ async def _read(
     return (await connection.execute(statement, {**values, **named})).all()
 
 
-@cache
+@lru_cache(maxsize=200)
 def _statement(number: int, columns: tuple[str, ...], is_by_hand: bool) -> TextualSelect:
     """A part for each task, because neither database would otherwise stop after the newest runs of one.
 
