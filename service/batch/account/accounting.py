@@ -25,7 +25,7 @@ from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing.misfires import INSTANT
 from service.batch.ledger import database_time
 from service.batch.ledger.states import Origin, RunState
-from service.batch.ledger.tables import missed, nodes, runs, schedules, tasks
+from service.batch.ledger.tables import OF_SLOT_SQL, missed, nodes, runs, schedules, tasks
 from service.batch.tasks.policies import ON_TIME
 from service.concurrency.offload import offload
 from service.errors import InvalidSchedule
@@ -218,7 +218,7 @@ def _accounted_slots(
 async def _runs(connection: AsyncConnection, task: str, after: datetime, until: datetime) -> list[Row[Any]]:
     statement = (
         select(runs.c.slot, runs.c.id, runs.c.state, runs.c.reason, runs.c.origin)
-        .where(runs.c.task == task, text("origin <> 'manual'"))  # literally as in the partial index
+        .where(runs.c.task == task, text(OF_SLOT_SQL))
         .where(runs.c.slot > after, runs.c.slot <= until)
         .order_by(runs.c.slot)
         .limit(PAGE)

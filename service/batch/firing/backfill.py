@@ -19,6 +19,7 @@ from service.batch.ledger import database_time, runs, schedules
 from service.batch.ledger.night import buckets
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
+from service.batch.ledger.tables import OF_SLOT_SQL
 from service.batch.ledger.tables import runs as runs_table
 from service.batch.queue.enqueue import Startable
 from service.batch.queue.retry import again
@@ -143,7 +144,7 @@ class Backfill:
     async def _decide(self, page: list[datetime]) -> list[SlotDecision]:
         statement = (
             select(runs_table.c.slot, runs_table.c.id, runs_table.c.state)
-            .where(runs_table.c.task == self.task.name, text("origin <> 'manual'"))  # to the letter as in the index
+            .where(runs_table.c.task == self.task.name, text(OF_SLOT_SQL))
             .where(runs_table.c.slot.between(page[0], page[-1]))
         )
         async with self.ledger.reader.connect() as connection:

@@ -21,7 +21,7 @@ from service.batch.incidents.watched import Thresholds, WatchedTask
 from service.batch.ledger.incidents import incidents, marks
 from service.batch.ledger.incidents.incidents import OF_RUNS, Closed, IncidentKind, Opening
 from service.batch.ledger.missed_ranges import Cause
-from service.batch.ledger.tables import LEFT_SQL, OPEN_FAILURE_SQL, missed, runs, tasks
+from service.batch.ledger.tables import LEFT_SQL, OF_SLOT_SQL, OPEN_FAILURE_SQL, missed, runs, tasks
 from service.concurrency.offload import offload
 from service.database.engine import Database
 
@@ -259,7 +259,7 @@ async def _are_dealt_with(connection: AsyncConnection, incident: Row[Any]) -> bo
     ranges = (await connection.execute(select(*columns).where(*theirs))).one()
     if ranges.last is None:
         return True
-    has_run = (runs.c.task == incident.task, text("origin <> 'manual'"))
+    has_run = (runs.c.task == incident.task, text(OF_SLOT_SQL))
     within = and_(runs.c.slot >= missed.c.first_slot, runs.c.slot <= missed.c.last_slot)
     found = select(runs.c.id).select_from(missed.join(runs, within)).where(*theirs, *has_run)
     number = select(func.count()).select_from(found.limit(MOST_COUNTED).subquery())

@@ -18,7 +18,7 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from service.batch.ledger.runs import LISTED
 from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import runs
+from service.batch.ledger.tables import OF_SLOT_SQL, runs
 
 LOOKED = 10_000
 """How many rows are looked at for a page at most."""
@@ -120,7 +120,7 @@ def _indexed(query: RunQuery, at: ColumnElement[datetime], before: Key | None) -
     if query.task is not None:
         yield runs.c.task == query.task
     if query.by_slot:
-        yield text("origin <> 'manual'")  # type: ignore[misc] # the condition of the index, which has no other rows
+        yield text(OF_SLOT_SQL)  # type: ignore[misc]
         since, until = query.slot_since, query.slot_until
     else:
         since, until = query.created_since, query.created_until

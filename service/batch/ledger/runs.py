@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import tracing
 from service.batch.ledger import json_rows, queues
 from service.batch.ledger.states import Origin, Rank, RunState
-from service.batch.ledger.tables import IN_THE_WAY_SQL, new_id, runs
+from service.batch.ledger.tables import IN_THE_WAY_SQL, OF_SLOT_SQL, new_id, runs
 
 
 @dataclass
@@ -184,7 +184,7 @@ def locked_by_id(condition: str, kind: str) -> str:
 
 async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]:
     """Insert runs, except for slots that have a run already. Returns the ids of the inserted runs."""
-    conflict = "(task, slot) WHERE origin <> 'manual'"
+    conflict = f"(task, slot) WHERE {OF_SLOT_SQL}"
     return set(await json_rows.insert(connection, runs, [vars(run) for run in new], conflict, runs.c.id))
 
 

@@ -59,6 +59,8 @@ CLAIMABLE_SQL = is_one_of(CLAIMABLE)
 ACTIVE_SQL = is_one_of(ACTIVE, "state")
 SKIPPED_SQL = f"{UNINDEXED_STATE} = 'skipped'"
 BY_HAND_SQL = "origin = 'manual'"
+OF_SLOT_SQL = "origin <> 'manual'"
+"""Runs of slots, to the letter as in the unique index on task and slot, which is used only for this condition."""
 UNNOTICED_RUN_SQL = f"noticed_at IS NULL AND ({UNINDEXED_STATE} = 'failed' OR fingerprint IS NOT NULL)"
 """Runs that the watch has to look at: they have failed, or ended otherwise after something was wrong with them."""
 OPEN_FAILURE_SQL = "fingerprint IS NOT NULL AND acknowledged IS NULL AND made_good_at IS NULL"
@@ -170,7 +172,7 @@ runs = Table(
     Column("made_good_at", UtcDateTime),
     Column("made_good_by", Id),
     # There may be any number of manual runs for a slot.
-    Index("uq_batch_runs_task_slot", "task", "slot", unique=True, **where("origin <> 'manual'")),
+    Index("uq_batch_runs_task_slot", "task", "slot", unique=True, **where(OF_SLOT_SQL)),
     Index("uq_batch_runs_task_key", "task", "key", unique=True, **where("key IS NOT NULL")),
     Index("uq_batch_runs_exclusive", "exclusive", "lane", unique=True, **where(RUNNING_SQL)),
     Index("ix_batch_runs_held", "node", **where(HELD_SQL)),

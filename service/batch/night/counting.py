@@ -22,7 +22,7 @@ from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.night.buckets import bucket_of
 from service.batch.ledger.night.tables import CLASSES
 from service.batch.ledger.states import ACTIVE
-from service.batch.ledger.tables import missed, runs, schedules, tasks
+from service.batch.ledger.tables import OF_SLOT_SQL, missed, runs, schedules, tasks
 from service.batch.tasks.policies import ON_TIME
 from service.concurrency.offload import offload
 from service.errors import InvalidSchedule
@@ -177,7 +177,7 @@ async def _read_states(
     names = "jsonb_agg(r.task)" if kind == "postgresql" else "json_group_array(r.task)"
     statement = text(
         f"SELECT r.slot, r.state, {names} AS result FROM {source} JOIN batch_runs r ON r.task = v.task "
-        "WHERE r.origin <> 'manual' AND r.slot >= :since AND r.slot <= :last GROUP BY r.slot, r.state"
+        f"WHERE r.{OF_SLOT_SQL} AND r.slot >= :since AND r.slot <= :last GROUP BY r.slot, r.state"
     )
     bound = statement.bindparams(*_instants()).columns(runs.c.slot, runs.c.state, runs.c.result)
     values = {"rows": _rows(found, kind), "since": since, "last": last}

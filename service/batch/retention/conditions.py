@@ -31,7 +31,7 @@ from service.batch.ledger.people.access import LINK
 from service.batch.ledger.people.access_tables import events, previews, sessions, tokens
 from service.batch.ledger.runs import locked_by_id
 from service.batch.ledger.states import FINAL
-from service.batch.ledger.tables import HELD_SQL, missed, nodes, runs, tasks
+from service.batch.ledger.tables import HELD_SQL, OF_SLOT_SQL, missed, nodes, runs, tasks
 
 NODE_AGE = timedelta(days=1)
 
@@ -76,8 +76,8 @@ def is_after(at: datetime, run: str) -> ColumnElement[bool]:
 
 def accounts_begin_later(before: datetime) -> Update:
     """Let the account of each task begin at `before`, or at the task's oldest slot with a run if that is earlier."""
-    has_slot = text("origin <> 'manual'")  # literally as in the partial index
-    oldest = select(func.min(runs.c.slot)).where(runs.c.task == tasks.c.name, has_slot).scalar_subquery()
+    its_slots = (runs.c.task == tasks.c.name, text(OF_SLOT_SQL))
+    oldest = select(func.min(runs.c.slot)).where(*its_slots).scalar_subquery()
     limit = literal(before, tasks.c.accounted_from.type)
     begin = case((oldest < limit, oldest), else_=limit)
     return update(tasks).where(tasks.c.accounted_from < begin).values(accounted_from=begin)

@@ -15,7 +15,7 @@ from service.batch.cron.cron import Schedule
 from service.batch.ledger.night import buckets
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import Origin
-from service.batch.ledger.tables import missed, runs
+from service.batch.ledger.tables import OF_SLOT_SQL, missed, runs
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
@@ -150,8 +150,8 @@ async def _lane(
 
 
 async def _of_slots(connection: AsyncConnection, name: str, begin: datetime, until: datetime) -> list[LaneRun]:
-    is_slot = text("origin <> 'manual'")  # the condition of the index
-    query = select(*_COLUMNS).where(runs.c.task == name, runs.c.slot >= begin, runs.c.slot < until, is_slot)
+    within = (runs.c.slot >= begin, runs.c.slot < until)
+    query = select(*_COLUMNS).where(runs.c.task == name, *within, text(OF_SLOT_SQL))
     return [_run(row) for row in await connection.execute(query.order_by(runs.c.slot).limit(MOST_SLOTS))]
 
 

@@ -18,7 +18,7 @@ from service.batch.ledger import database_time, schedules
 from service.batch.ledger.night import buckets
 from service.batch.ledger.night.buckets import KEPT, LENGTH, bucket_of
 from service.batch.ledger.states import ACTIVE
-from service.batch.ledger.tables import missed, runs
+from service.batch.ledger.tables import OF_SLOT_SQL, missed, runs
 from service.batch.night import tally
 from service.concurrency.offload import offload
 from service.errors import NoLedger
@@ -171,7 +171,7 @@ async def _states(
     if not gaps:
         return []
     within = or_(*(and_(runs.c.slot >= begin, runs.c.slot < end) for begin, end in gaps))
-    query = select(runs.c.slot, runs.c.state).where(runs.c.task == name, text("origin <> 'manual'"), within)
+    query = select(runs.c.slot, runs.c.state).where(runs.c.task == name, text(OF_SLOT_SQL), within)
     query = query.where(runs.c.slot >= gaps[-1][0]).order_by(runs.c.slot.desc()).limit(MOST_RUNS)
     return [(row.slot, row.state) for row in await connection.execute(query)]
 

@@ -15,7 +15,7 @@ from service.batch.cron.counting import count
 from service.batch.ledger import json_rows, last_runs
 from service.batch.ledger.night import buckets
 from service.batch.ledger.schedules import OpenSchedule
-from service.batch.ledger.tables import HELD_SQL, attempts, missed, runs
+from service.batch.ledger.tables import HELD_SQL, OF_SLOT_SQL, attempts, missed, runs
 from service.batch.night import tally
 from service.batch.night.tally import Window
 from service.concurrency.offload import offload
@@ -33,7 +33,6 @@ MOST_RETRIED = 300
 """Runs with several attempts of which each attempt is drawn, at most; the newest ones."""
 
 _NAMES = ("id", "task", "slot", "origin", "state", "created_at", "started_at", "finished_at", "attempt")
-_SCHEDULED = "origin <> 'manual'"  # the condition of the index on slots
 _SECOND = timedelta(seconds=1)
 
 
@@ -138,7 +137,7 @@ async def _runs(
         return {}, []
     columns = [runs.c[name] for name in _NAMES]
     theirs = json_rows.is_among(runs.c.task, names, connection.dialect.name)
-    slots = select(*columns).where(theirs, text(_SCHEDULED), runs.c.slot >= begin, runs.c.slot <= now)
+    slots = select(*columns).where(theirs, text(OF_SLOT_SQL), runs.c.slot >= begin, runs.c.slot <= now)
     held = select(*columns).where(text(HELD_SQL))
     rows = {row.id: row for row in await connection.execute(slots.limit(len(names) * MOST_SLOTS))}
     rows |= {row.id: row for row in await connection.execute(held) if row.task in names}
