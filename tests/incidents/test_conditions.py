@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +20,7 @@ from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import orphans
 from service.batch.queue.enqueue import Startable
+from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import fire, know, make_task, rows
 from tests.incidents.watching import Watching, ended, failed, started, succeeded, watching
@@ -208,10 +209,16 @@ async def test_a_restart_within_a_minute_is_no_outage(ledger: Database) -> None:
         assert await second.incidents() == []
 
 
-async def test_slots_that_were_missed_without_an_outage_are_an_incident(ledger: Database, watch: Watching) -> None:
-    loaded = await know(ledger, make_task("load", "* * * * *", missed="skip"))
+async def four_missed(ledger: Database, watch: Watching, policy: str) -> Mapping[str, Task]:
+    """A task whose first slots were missed: its policy decides what becomes of them."""
+    loaded = await know(ledger, make_task("load", "* * * * *", missed=policy))
     watch.later(300)
     await fire(ledger, loaded, clock.now())
+    return loaded
+
+
+async def test_slots_that_were_missed_without_an_outage_are_an_incident(ledger: Database, watch: Watching) -> None:
+    loaded = await four_missed(ledger, watch, "skip")
     await watch.turn(2)
     (incident,) = await opened(watch, "missed")
     assert (incident["task"], incident["count"]) == ("load", 4)
@@ -226,9 +233,7 @@ async def test_slots_that_were_missed_without_an_outage_are_an_incident(ledger: 
 async def test_slots_that_ran_on_time_between_missed_ones_deal_with_none_of_these(
     ledger: Database, watch: Watching
 ) -> None:
-    loaded = await know(ledger, make_task("load", "* * * * *", missed="skip"))
-    watch.later(300)
-    await fire(ledger, loaded, clock.now())
+    loaded = await four_missed(ledger, watch, "skip")
     await watch.turn(2)
     for _ in range(10):
         watch.later(60)
@@ -252,9 +257,7 @@ async def test_slots_that_ran_on_time_between_missed_ones_deal_with_none_of_thes
 async def test_missed_slots_of_which_the_newest_was_caught_up_are_over_at_once(
     ledger: Database, watch: Watching
 ) -> None:
-    loaded = await know(ledger, make_task("load", "* * * * *", missed="once"))
-    watch.later(300)
-    await fire(ledger, loaded, clock.now())
+    await four_missed(ledger, watch, "once")
     await watch.turn(3)
     assert [row["closed_why"] for row in await watch.incidents(kind="missed")] == ["over"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,19 +18,12 @@ from service.operations.context import Loaded
 from service.operations.operations import Operations
 from service.operations.people.actor import Actor
 from tests.batch.ledger_world import fire, know, make_task, rows
-from tests.incidents.watching import Watching, watching
+from tests.incidents.watching import Watching
+from tests.night.conftest import START
 from tests.night.test_night import night
 
-START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 NOTE = "planned maintenance"
-
-
-@pytest.fixture
-async def watch(ledger: Database) -> AsyncIterator[Watching]:
-    with clock.moved(START):
-        async with watching(ledger, ledger) as node:
-            yield node
 
 
 @pytest.fixture

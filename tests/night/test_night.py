@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -24,17 +23,10 @@ from service.operations.operations import Operations
 from service.operations.people.actor import Actor
 from service.operations.runs.run_list import RunFilter
 from tests.batch.ledger_world import fire, know, make_task, rows
-from tests.incidents.watching import Watching, claimed_and_ended, ended, failed, retried, started, succeeded, watching
+from tests.incidents.watching import Watching, claimed_and_ended, ended, failed, retried, started, succeeded
+from tests.night.conftest import START
 
-START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture
-async def watch(ledger: Database) -> AsyncIterator[Watching]:
-    with clock.moved(START):
-        async with watching(ledger, ledger) as node:
-            yield node
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from service.operations.people.actor import ROLES, Role
+from tests.batch.ledger_world import until
 from tests.web.conftest import Served, client_of
 from tests.web.conftest import served as served
 
@@ -68,3 +69,15 @@ async def people(served: Served) -> AsyncIterator[People]:
     yield People(**found, nobody=served.nobody, served=served)
     for person in found.values():
         await person.client.aclose()
+
+
+async def failed_run(person: Person) -> str:
+    """The id of a run by hand that has failed."""
+    started = await person.send("/tasks/report/start", **{"param-day": "never"})
+    path = str(started.headers["location"])
+
+    async def has_failed() -> bool:
+        return "Failed" in await person.page(path)
+
+    await until(has_failed)
+    return path.rpartition("/")[2]

@@ -67,19 +67,18 @@ def check(html: str, state: str) -> None:
     assert re.findall(r"u-\w+", rest) == ([mark] if mark else [])
 
 
+def timeline_of(lane: Lane) -> Timeline:
+    lanes = [TaskLane(lane=lane, ahead=0, expected=None, attempts={})]
+    return Timeline(now=NOW, hours=12, lanes=lanes, without=[], accounted_from=None)
+
+
 @pytest.mark.parametrize("state", MARKS)
 def test_a_bar_has_the_hatch_and_the_mark_of_its_state(state: str) -> None:
     axis = Axis(NOW - 12 * HOUR, NOW + 2 * HOUR, UTC_ZONE)
     chart = SimpleNamespace(ticks=[], now=None, outages=[], clock_changes=[])
     lane = Lane(task="load", counts={}, runs=[run(state)])
     check(template("charts.html").lane(drawn(lane, axis, NOW, 1.0), chart, ""), state)
-    found = Timeline(
-        now=NOW,
-        hours=12,
-        lanes=[TaskLane(lane=lane, ahead=0, expected=None, attempts={})],
-        without=[],
-        accounted_from=None,
-    )
+    found = timeline_of(lane)
     tasks = {"load": TaskSummary(source="load.py", name="load")}
     timeline = timeline_drawn(found, tasks, None, UTC_ZONE)
     check(template("timeline.html").row(timeline.groups[0].lanes[0], timeline, ""), state)
@@ -205,13 +204,7 @@ def test_the_timeline_of_tasks_has_them_too_and_other_days_have_none() -> None:
     lane = Lane(task="load", counts={}, runs=[run("succeeded", BACK - HOUR / 2, BACK)])
     tasks = {"load": TaskSummary(source="load.py", name="load")}
     for zone, line, time in ((BERLIN, 1, "02:30 +02:00"), (UTC_ZONE, 0, "00:30")):
-        found = Timeline(
-            now=NOW,
-            hours=12,
-            lanes=[TaskLane(lane=lane, ahead=0, expected=None, attempts={})],
-            without=[],
-            accounted_from=None,
-        )
+        found = timeline_of(lane)
         timeline = timeline_drawn(found, tasks, None, zone)
         lines = template("timeline.html")
         html = lines.row(timeline.groups[0].lanes[0], timeline, "")

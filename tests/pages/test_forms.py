@@ -7,7 +7,7 @@ import re
 import pytest
 
 from service.pages.frame.forms import local_path
-from tests.pages.conftest import People, Person
+from tests.pages.conftest import People, failed_run
 from tests.pages.test_run_page import running
 
 
@@ -15,16 +15,6 @@ def problem_in(html: str) -> str:
     """What the page says is wrong with the form."""
     (found,) = re.findall(r'<p class="c-failed" id="problem" role="alert">([^<]*)</p>', html)
     return str(found)
-
-
-async def failed_run(person: Person) -> str:
-    """The id of a run by hand that has failed."""
-    started = await person.send("/tasks/report/start", **{"param-day": "never"})
-    path = started.headers["location"]
-    for _ in range(200):
-        if "Failed" in await person.page(path):
-            break
-    return str(path.rpartition("/")[2])
 
 
 async def test_a_start_with_a_mistake_is_asked_again_with_what_was_entered(people: People) -> None:

@@ -7,24 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.pages.conftest import People, Person
+from tests.pages.conftest import People, failed_run
 
 INLINE = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>|<style|\sstyle=|\son[a-z]+=|javascript:", re.IGNORECASE)
 
 
-async def _failed_run(person: Person) -> str:
-    """The id of a run by hand that has failed."""
-    started = await person.send("/tasks/report/start", **{"param-day": "never"})
-    path = started.headers["location"]
-    for _ in range(200):
-        if "Failed" in await person.page(path):
-            break
-    return str(path.rpartition("/")[2])
-
-
 async def test_new_pages_work_for_a_run_that_has_failed(people: People) -> None:
     operator = people.operator
-    run = await _failed_run(operator)
+    run = await failed_run(operator)
     for path in (
         *("/tasks", "/tasks?range=1", "/tasks?range=24&group=tag", "/tasks?text=report&show=attention"),
         *("/tasks/report", "/tasks/payroll", "/search", f"/search?q={run[-8:]}", "/search?q=no+such+day"),
@@ -51,7 +41,7 @@ async def test_the_page_of_a_task_says_which_policies_have_their_defaults(people
 
 
 async def test_many_runs_are_changed_after_a_preview(people: People) -> None:
-    run = await _failed_run(people.operator)
+    run = await failed_run(people.operator)
     html = await people.operator.page("/runs/bulk/acknowledge?state=failed&within=24h")
     preview = re.search(r'name="preview" value="([^"]+)"', html)
     assert preview is not None
