@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Literal
 
 from service.batch.cron.counting import count
+from service.batch.cron.cron import Schedule
 from service.batch.ledger.night.buckets import LENGTH, bucket_of
 from service.batch.ledger.schedules import OpenSchedule
 from service.operations.night.models import Night
@@ -19,6 +21,8 @@ RARE = timedelta(days=6)
 """A task whose next slot but one is later than this runs weekly or more rarely."""
 
 Why = Literal["failing", "paused", "late", "rare"]
+NextOf = Callable[[Schedule, datetime], datetime | None]
+"""The first slot of a schedule after an instant."""
 
 
 class Coming(Result):
@@ -45,26 +49,29 @@ def planned_slots(opened: Mapping[str, OpenSchedule], now: datetime) -> dict[dat
 def coming(opened: Mapping[str, OpenSchedule], found: Night) -> list[Coming]:
     """The tasks with a name, the next one first. Call it in a thread."""
     now = found.as_of
+    next_of = cache(Schedule.next)  # many tasks have the same schedule
     failing = {need.task for need in found.needs if need.task}
     late = {run.task for run in found.late}
     named = []
     for name, row in opened.items():
         if not row.is_usable:
             continue
-        at = row.schedule.next(now)
+        at = next_of(row.schedule, now)
         if at is None or at > now + AHEAD:
             continue
-        if (why := _why(name, row, at, failing, late)) is not None:
+        if (why := _why(name, row, at, failing, late, next_of)) is not None:
             named.append(Coming(task=name, at=at, slots=count(row.schedule, now, now + AHEAD), why=why))
     return sorted(named, key=lambda each: (each.at, each.task))[:MOST_NAMED]
 
 
-def _why(name: str, row: OpenSchedule, at: datetime, failing: Collection[str], late: Collection[str]) -> Why | None:
+def _why(
+    name: str, row: OpenSchedule, at: datetime, failing: Collection[str], late: Collection[str], next_of: NextOf
+) -> Why | None:
     if row.paused_by is not None:
         return "paused"
     if name in failing:
         return "failing"
     if name in late:
         return "late"
-    following = row.schedule.next(at)
+    following = next_of(row.schedule, at)
     return "rare" if following is None or following - at > RARE else None
