@@ -20,6 +20,7 @@ from service.databaseurl import DatabaseUrl, LedgerUrl
 from service.errors import InvalidSetting
 from service.escaping import LONGEST_QUOTE, cut, echoed
 from service.placeurl import PlaceUrl, refuse_one_place
+from service.poolsettings import Pool, pools_of
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -136,6 +137,16 @@ class Settings(AccessSettings, AlertSettings):
         if self.BACKUP_URL:
             refuse_one_place(self.BACKUP_DIR, self.BACKUP_URL)
         return self
+
+    @model_validator(mode="after")
+    def _check_pools(self) -> Self:
+        _ = self.pools  # raises ValueError
+        return self
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """What serves each pool that a setting BATCH_POOL_… describes, by the name of the pool."""
+        return pools_of({**(self.model_extra or {}), **os.environ})
 
     @property
     def ledger_url(self) -> str:

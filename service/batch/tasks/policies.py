@@ -9,8 +9,11 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Literal, get_args
 
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
 from service.errors import InvalidTask
 from service.escaping import echoed
+from service.poolsettings import DEFAULT_POOL, POOL_NAME, POOL_NAME_ALLOWED
 
 MissedPolicy = Literal["skip", "once", "all"]
 OverlapPolicy = Literal["skip", "wait", "allow", "replace"]
@@ -20,6 +23,8 @@ OVERLAP = get_args(OverlapPolicy)
 MOST_RUNNING = 1_000
 MOST_WAITING = 1_000
 MOST_TAGS = 20
+LEAST_MEMORY, MOST_MEMORY = 16 * 2**20, 2**50
+"""Bounds of `memory`, in bytes: a child process with less can't import anything."""
 ON_TIME = timedelta(minutes=1)
 """A slot that is handled less than this late still runs as on time; from this on it is a misfire."""
 NAME = re.compile(r"[a-z0-9_.-]{1,100}")
@@ -114,7 +119,7 @@ class Missed:
 
 @dataclass(frozen=True)
 class Policies:
-    """The policies of a task as they were checked. Times are in seconds."""
+    """The policies of a task as they were checked. Times are in seconds, `memory` is in bytes."""
 
     timeout: float | None
     retry: Retry
@@ -125,6 +130,8 @@ class Policies:
     max_waiting: int = 1
     fenced: bool = True
     rerun: bool = True
+    pool: str = DEFAULT_POOL
+    memory: int | None = None
 
     @classmethod
     def of(cls, task: type[Any]) -> Policies:
@@ -140,6 +147,8 @@ class Policies:
         _check_overlap(task)
         check(isinstance(task.fenced, bool), "fenced", task.fenced, "True or False")
         check(isinstance(task.rerun, bool), "rerun", task.rerun, "True or False")
+        valid = isinstance(task.pool, str) and POOL_NAME.fullmatch(task.pool) is not None
+        check(valid, "pool", task.pool, f"{POOL_NAME_ALLOWED}")
         return cls(
             timeout,
             task.retry,
@@ -150,6 +159,8 @@ class Policies:
             task.max_waiting,
             task.fenced,
             task.rerun,
+            task.pool,
+            _bytes_of(task.memory),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -157,6 +168,19 @@ class Policies:
         retry = {**asdict(self.retry), "on": [t.__qualname__ for t in self.retry.on]}
         missed = {**asdict(self.missed), "max_age": self.missed.max_age.total_seconds()}
         return {**asdict(self), "retry": retry, "missed": missed}
+
+
+def _bytes_of(memory: object) -> int | None:
+    """The bytes that `memory` means. Raises InvalidTask."""
+    if memory is None:
+        return None
+    try:
+        size = int(TypeAdapter(ByteSize).validate_python(memory)) if type(memory) in (int, str) else 0
+    except ValidationError:
+        size = 0
+    allowed = "a size from 16 MiB to 1 PiB, such as '2 GiB', a number of bytes, or None"
+    check(LEAST_MEMORY <= size <= MOST_MEMORY, "memory", memory, allowed)
+    return size
 
 
 def _check_overlap(task: type[Any]) -> None:

@@ -36,6 +36,8 @@ POLICIES = {
     "max_running",
     "max_waiting",
     "priority",
+    "pool",
+    "memory",
     "fenced",
     "tags",
     *MONITORING,
@@ -75,6 +77,11 @@ class Task:
     def lanes(self) -> int:
         """How many runs of the queue may run at once."""
         return self.policies.max_running or 1
+
+    @property
+    def pool(self) -> str:
+        """The name of the pool in which its runs execute."""
+        return self.policies.pool
 
     def read_schedule(self) -> Schedule | None:
         """Read the schedule from a new instance. Raises InvalidTask, which names the class and its file."""
