@@ -17,6 +17,7 @@ import service
 from service.batch.execution.run_here import ManualRun
 from service.batch.ledger.states import TRANSITIONS, Origin, RunState
 from service.batch.ledger.tables import ledger
+from service.batch.nodes.roles import BY_HAND
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.policies import MISSED, OVERLAP, Missed, Retry
 from service.cli import cli
@@ -232,7 +233,7 @@ async def test_every_task_file_of_the_readme_can_be_used_and_runs(tmp_path: Path
     for block in readme("python"):
         (tmp_path / block.file).parent.mkdir(exist_ok=True)
         (tmp_path / block.file).write_text(block.code)
-    batch = BatchService(get_settings(), fires=False)
+    batch = BatchService(get_settings(), BY_HAND)
     await batch.start()
     try:
         assert batch.broken == []

@@ -28,6 +28,7 @@ from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
 from service.batch.nodes.outage import Outage
+from service.batch.nodes.roles import BY_HAND
 from service.batch.tasks import discovery
 from service.config import get_settings
 from service.errors import InvalidSetting
@@ -456,7 +457,7 @@ async def test_a_checkpoint_stops_a_draining_run_at_once(begin: Begin, monkeypat
     fire(service, "chunky")
     await run_in(service, "running")
     await asyncio.wait_for(service.stop(), 5)
-    again = BatchService(get_settings(), fires=False)
+    again = BatchService(get_settings(), BY_HAND)
     await again.start()
     assert [run["state"] for run in await rows(again.ledger)] == ["interrupted"]
     await again.stop()

@@ -26,6 +26,7 @@ from sentry_sdk.scope import global_event_processors
 
 from service import config, logs, sentry
 from service.batch.execution.run_here import ManualRun
+from service.batch.nodes.roles import BY_HAND, Roles
 from service.config import get_settings
 from service.errors import InvalidSetting
 from service.logs.mode import mode
@@ -231,8 +232,8 @@ def forget_processors(but: list[Any]) -> None:
 
 
 @asynccontextmanager
-async def started(fires: bool = False) -> AsyncIterator[BatchService]:
-    service = BatchService(get_settings(), fires=fires)
+async def started(roles: Roles | None = BY_HAND) -> AsyncIterator[BatchService]:
+    service = BatchService(get_settings(), roles)
     await service.start()
     try:
         yield service
@@ -369,7 +370,7 @@ async def test_a_timeout_is_an_event_and_groups_by_task(listener: Listener) -> N
 
 async def test_an_error_of_the_service_itself_has_no_tags(listener: Listener, tmp_path: Path) -> None:
     (tmp_path / "tasks/broken.py").write_text("1 / 0\n")
-    async with started(fires=True):
+    async with started(roles=None):
         pass
     event = listener.event()
     assert error_of(event)[0] == "ZeroDivisionError"

@@ -98,6 +98,7 @@ async def _run(name: str, parameters: dict[str, str], slot: datetime | None, dis
 
     from service import logs as logging
     from service.batch.execution.run_here import ManualRun
+    from service.batch.nodes.roles import BY_HAND
     from service.batch.tasks.registry import TaskRegistry
     from service.config import get_settings
     from service.operations.results import RunNow
@@ -105,7 +106,7 @@ async def _run(name: str, parameters: dict[str, str], slot: datetime | None, dis
 
     settings = get_settings()
     logging.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT, display.log_stream)
-    batch = BatchService(settings, fires=False)
+    batch = BatchService(settings, BY_HAND)
     await batch.start()
     current_task = asyncio.current_task()
     assert current_task is not None

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import sentry
 from service.alerts.channels import Channels
@@ -22,6 +21,7 @@ from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import database_time
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.node import Node
+from service.batch.nodes.roles import Roles
 from service.batch.queue import enqueue
 from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
@@ -33,7 +33,6 @@ from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.offload import offload
 from service.config import Settings
-from service.database.engine import Database
 from service.database.session import leave_application_database, use_application_database
 from service.logs import get_logger
 from service.metrics.process import ProcessMetrics
@@ -46,6 +45,7 @@ from service.server.bulk_worker import BulkWorker
 from service.server.measuring import Monitoring
 from service.server.probes import write_if_reachable
 from service.server.readiness import is_working, reasons, reasons_while_stopping
+from service.server.sign_off import SignOff
 from service.server.watching import Watching, start_pings
 from service.versions import application_version, package_version
 
@@ -58,7 +58,7 @@ DRAIN_NOTE_SECONDS = 1.0
 class BatchService:
     """The batch service of one process, on the running event loop.
 
-    With `fires=False` it fires no schedules and claims no runs, and executes only the runs that it is given.
+    What it does is said by its roles: a service fires schedules, and a worker only executes the runs of some pools.
     """
 
     engine: LocalEngine
@@ -66,11 +66,15 @@ class BatchService:
     tasks: dict[str, Task]
     operations: Operations
 
-    def __init__(self, settings: Settings, fires: bool = True, version: str | None = None) -> None:
-        """`version`: of the application around the service; None: that of the setting, of git, or of its files."""
+    def __init__(self, settings: Settings, roles: Roles | None = None, version: str | None = None) -> None:
+        """`roles`: what it does; None: it is a service that claims the runs of all pools that are not left to others.
+
+        `version`: of the application around the service; None: that of the setting, of git, or of its files.
+        """
         self._version = version or settings.BATCH_VERSION
         self.settings = self._settings = settings
-        self._fires = fires
+        self.roles = roles or Roles.of_service(settings.pools)
+        self._fires = self.roles.fires
         self._on_changes: list[Callable[[LedgerChanges], None]] = []
         self.metrics = ProcessMetrics()
         self.node = Node(
@@ -78,7 +82,7 @@ class BatchService:
             settings.HEARTBEAT_SECONDS,
             settings.LEASE_SECONDS,
             settings.POLL_SECONDS,
-            fires=fires,
+            roles=self.roles,
             setting=settings.ledger_setting,
             metrics=self.metrics,
             capacity=settings.MAX_RUNNING,
@@ -88,7 +92,7 @@ class BatchService:
         self._drain: asyncio.Task[None] | None = None
         self._firing: list[Background] = []
         self.scheduler: AsyncIOScheduler = apscheduler.new_scheduler()
-        self._has_left = False
+        self._sign_off = SignOff(self.node, settings)
 
     async def start(self) -> None:
         """Migrate the databases, load the tasks, register this node, and begin to fire.
@@ -130,8 +134,7 @@ class BatchService:
 
     def leave_at_once(self) -> None:
         """Sign this node off from another thread, right before the process is ended: its runs are interrupted."""
-        self.node.fall_silent()
-        asyncio.run(self._leave_alone())
+        self._sign_off.at_once()
 
     @property
     def is_stopping(self) -> bool:
@@ -161,7 +164,8 @@ class BatchService:
         versions = {"package": package_version(), "application": self.node.application}
         async with self.ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
-            await task_sync.record_tasks(connection, self.tasks, now)
+            if self._fires or not self.roles.pools:  # a worker may have older code than the services
+                await task_sync.record_tasks(connection, self.tasks, now)
             await self.node.register(connection, self.tasks, now, broken_as_json(self.broken))
             if self._fires:
                 await deploys.record_start(connection, self.node.id, settings, versions, now)
@@ -170,14 +174,15 @@ class BatchService:
         """Register this process as a node, and start its engine."""
         settings = self._settings
         await self._register()
-        stack.push_async_callback(self._leave)
+        stack.push_async_callback(self._sign_off.through, self.ledger)
         self.engine = LocalEngine(
             self.ledger,
             self.tasks,
             self.node.id,
             max_running=settings.MAX_RUNNING,
             max_threads=settings.MAX_THREADS,
-            claims=self._fires,
+            claims=bool(self.roles.pools),
+            pools=self.roles.pools,
             may_work=lambda: self.node.lease.is_held,
             outage=self.node.outage,
             metrics=self.metrics,
@@ -271,26 +276,6 @@ class BatchService:
             await asyncio.wait([writing], timeout=DRAIN_NOTE_SECONDS)
         writing.cancel()
         await asyncio.wait([writing])
-
-    async def _leave(self) -> None:
-        if await write_if_reachable(self.ledger, self._sign_off):
-            await self.node.unlock()
-            self._has_left = True
-
-    async def _sign_off(self, connection: AsyncConnection) -> None:
-        await self.node.leave(connection)
-        if self._fires:
-            await deploys.record_stop(connection, self.node.id, await database_time.now_of(connection))
-
-    async def _leave_alone(self) -> None:
-        if self._has_left:
-            return
-        settings = self._settings
-        ledger = Database(
-            settings.ledger_url, setting=settings.ledger_setting, pooled=False, client=f"batch/{self.node.id}"
-        )
-        if await write_if_reachable(ledger, self._sign_off):
-            self.node.unlock_at_once()
 
     async def readiness(self) -> dict[str, str]:
         """The parts that are not ready, each with the reason; empty if this process is ready."""

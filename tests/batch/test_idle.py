@@ -28,6 +28,7 @@ from service.batch.ledger.tables import new_id
 from service.batch.nodes import heartbeat, ledger_poll, process_lock
 from service.batch.nodes.heartbeat import Heartbeat
 from service.batch.nodes.ledger_poll import LedgerChanges
+from service.batch.nodes.roles import BY_HAND
 from service.batch.queue import cancel, claiming
 from service.config import get_settings
 from service.database.engine import Database
@@ -347,7 +348,7 @@ async def test_a_node_that_does_not_fire_neither_watches_others_nor_counts_as_a_
     config.forget_settings()
     other = await put_node(ledger)
     before = (await read(ledger)).firing_state
-    service = BatchService(get_settings(), fires=False)
+    service = BatchService(get_settings(), BY_HAND)
     await service.start()
     (row,) = await ledger_world.rows(ledger, tables.nodes, id=service.node.id)
     assert (row["fires"], row["tasks"], row["stopped_at"]) == (False, [], None)
@@ -355,7 +356,7 @@ async def test_a_node_that_does_not_fire_neither_watches_others_nor_counts_as_a_
     assert {one.id: one.fires for one in own.others} == {other: True, service.node.id: False}
     assert own.firing_state == before  # nobody reads the schedules again because of it
     async with ledger.reader.connect() as connection:
-        assert (await ledger_poll.read(connection, service.node.id, fires=False)).others == []
+        assert (await ledger_poll.read(connection, service.node.id, BY_HAND)).others == []
         assert await nodes.live_tasks(connection) == {"theirs"}
         assert await accounting.tasks_of_running_nodes(connection, START) == {"theirs"}
     assert not await service.operations.nodes.has("tick")

@@ -50,6 +50,7 @@ from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.batch.night import tally
 from service.batch.nodes import ledger_poll, orphans
+from service.batch.nodes.roles import BY_HAND
 from service.batch.queue import cancel, claiming, enqueue, retry
 from service.batch.queue.capacity import Capacity
 from service.batch.retention.pruning import Pruner
@@ -261,7 +262,7 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
         assert claimed
         with plans.of("look"):
             await ledger_poll.read(connection, NODE)
-            await ledger_poll.read(connection, NODE, fires=False)
+            await ledger_poll.read(connection, NODE, BY_HAND)
         with plans.of("gauges"):
             await gauges.totals(connection)
             await gauges.oldest_waiting_since(connection)

@@ -12,6 +12,7 @@ from sqlalchemy import insert, select
 
 from service import current_run, get_db
 from service.application.models import User
+from service.batch.nodes.roles import BY_HAND
 from service.batch.queue.enqueue import start
 from service.config import get_settings
 from service.database.companions import checkpoints
@@ -78,7 +79,7 @@ async def emails(application: Database) -> list[str]:
 
 
 async def come_and_go() -> None:
-    other = BatchService(get_settings(), fires=False)
+    other = BatchService(get_settings(), BY_HAND)
     await other.start()
     await other.stop()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from sqlalchemy.exc import DBAPIError
@@ -14,6 +14,7 @@ from service.batch.context import fencing
 from service.batch.context.lease import LOST
 from service.batch.execution import measuring
 from service.batch.execution.attempt import Attempt
+from service.batch.execution.child_pool import ChildPool
 from service.batch.execution.ending import Ending, log_outcomes, log_refused
 from service.batch.execution.write_buffer import Group, WriteBuffer, write_one_by_one
 from service.batch.ledger.attempts import Outcome
@@ -22,7 +23,7 @@ from service.batch.ledger.states import RunState
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.outage import Outage
 from service.batch.queue import claiming
-from service.batch.queue.capacity import Capacity
+from service.batch.queue.capacity import OWN_POOLS, Capacity
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.thread_pool import ThreadPool
@@ -38,6 +39,7 @@ GROUP_SECONDS = 0.01
 FLUSH_SECONDS = 0.25
 """How often the log lines and the progress of running attempts are written."""
 LONGEST_PAUSE = 5.0
+NO_CHILDREN: Mapping[str, ChildPool] = {}
 REACT_SECONDS = 0.5
 """How long an interrupted run may take to end by itself when the service stops."""
 WRITE_SECONDS = 1.0
@@ -55,16 +57,20 @@ class LocalEngine(Background):
         max_running: int = 100,
         max_threads: int = 32,
         claims: bool = True,
+        pools: Collection[str] = OWN_POOLS,
+        child_pools: Mapping[str, ChildPool] = NO_CHILDREN,
         may_work: Callable[[], bool] = lambda: True,
         outage: Outage | None = None,
         metrics: ProcessMetrics | None = None,
     ) -> None:
         """`max_running`, `max_threads`: how many runs at once, and how many of them in threads. `claims=False`: execute
-        only the runs that are launched. `may_work`: whether this node holds its lease; without it no run commits.
+        only the runs that are launched. `pools`: the pools whose runs it claims. `child_pools`: those whose runs it
+        executes in child processes. `may_work`: whether this node holds its lease; without it no run commits.
         """
         self._database, self._outage = database, outage or Outage()
         self._metrics = metrics or ProcessMetrics()
         self._tasks = tasks
+        self._pools, self._child_pools = pools, child_pools
         self._max_running = max_running
         self._node = node
         self._threads = ThreadPool(max_threads)
@@ -104,7 +110,8 @@ class LocalEngine(Background):
         """How many more runs the engine can execute now. None while it claims nothing."""
         if not self._is_claiming or not self.may_work():
             return Capacity(0, 0)
-        return Capacity(self._max_running - len(self._attempts), self._threads.free)
+        pools = {name: self._child_pools[name].free if name in self._child_pools else None for name in self._pools}
+        return Capacity(self._max_running - len(self._attempts), self._threads.free, pools)
 
     @property
     def running(self) -> int:

@@ -197,7 +197,7 @@ def _runs_of(
     on_time = [_new(task, slot, now) for slot in plan.on_time]
     admitted = [run for run in on_time if overlap.admit(run, now)]
     for run in admitted:
-        if run.state == RunState.QUEUED and overlap.take_lane(run) and capacity.take(task.on_loop):
+        if run.state == RunState.QUEUED and overlap.take_lane(run) and capacity.take(task):
             run.start(node, now)
             overlap.started(run)
     return catch_up + on_time

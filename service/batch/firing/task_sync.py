@@ -28,13 +28,14 @@ GONE = "its file is gone"
 
 async def record_tasks(connection: AsyncConnection, loaded: Mapping[str, Task], now: datetime) -> None:
     """Insert or update these tasks in the ledger. A task that counted as removed no longer does. `now` is aware."""
-    told = ("description", "source", "policies", "tags", "parameters", "monitoring", "last_seen_at")
+    told = ("description", "source", "pool", "policies", "tags", "parameters", "monitoring", "last_seen_at")
     names = ("name", *told, "first_seen_at")
     rows = [
         {
             "name": task.name,
             "description": task.description,
             "source": task.source,
+            "pool": task.pool,
             "policies": task.policies.as_json(),
             "tags": list(task.tags),
             "parameters": task.parameters.json_schema(),

@@ -273,7 +273,7 @@ async def _lost(connection: AsyncConnection, node: Row[Any]) -> Opening | None:
 
 async def _notice_files(connection: AsyncConnection, now: datetime) -> None:
     """Open an incident for each file of tasks that a living node can't use, and close those of all others."""
-    living = (nodes.c.stopped_at.is_(None), nodes.c.fires, nodes.c.broken.is_not(None))
+    living = (nodes.c.stopped_at.is_(None), nodes.c.broken.is_not(None))
     lists = (await connection.execute(select(nodes.c.broken).where(*living))).scalars()
     broken = {str(file["source"])[:500]: file for files in lists for file in files}
     opened = await incidents.are_open(connection, [IncidentKind.FILES])

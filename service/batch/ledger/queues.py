@@ -7,12 +7,13 @@ names of the tasks are found by jumping from one to the next in the index, by a 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam
+from sqlalchemy import BindParameter, TextClause, bindparam, text
 
 from service.batch.ledger.states import Rank
-from service.batch.ledger.tables import RETRYING_SQL, WAITING_SQL, not_held, runs
+from service.batch.ledger.tables import RETRYING_SQL, WAITING_SQL, not_held, runs, tasks
 
 RANKS = (Rank.INTERRUPTED, Rank.ON_TIME, Rank.MANUAL, Rank.CATCH_UP)
 
@@ -20,15 +21,22 @@ WAITS = WAITING_SQL
 RETRIES = RETRYING_SQL
 
 
-def names(condition: str, until_found: bool = False) -> str:
+OF_POOLS = "coalesce((SELECT t.pool FROM batch_tasks t WHERE t.name = w.task), 'default') IN :pools"
+"""The condition that the task `w.task` is of one of the pools in the parameter :pools, which is a list."""
+
+
+def names(condition: str, until_found: bool = False, of_pools: bool = False) -> str:
     """SQL for the names of the tasks that have runs of this condition which are not all held by a pause.
 
-    `condition`: WAITS or RETRIES. `until_found`: only the first of these names.
+    `condition`: WAITS or RETRIES. `until_found`: only the first of these names. `of_pools`: only of tasks of the pools
+    in the parameter :pools. The runs of other tasks are not read, however many they are.
     """
     # PostgreSQL would execute an EXISTS here as a join with all paused tasks.
     paused_at = "SELECT t.paused_at FROM batch_tasks t WHERE t.name = w.task"
     newest = f"SELECT max(y.created_at) FROM batch_runs y WHERE y.task = w.task AND {condition}"
     held = f"coalesce(({paused_at}) >= ({newest}), false)"
+    if of_pools:
+        held = f"({held} OR NOT {OF_POOLS})"
     following = f"SELECT min(r.task) FROM batch_runs r WHERE {condition} AND r.task > w.task"
     goes_on = f" AND {held}" if until_found else ""
     return (
@@ -80,6 +88,16 @@ def first_on_time(limit: int) -> str:
 def among(column: str, query: str, kind: str) -> str:
     """SQL for `column IN (query)`, in the form for which PostgreSQL uses the index of the column."""
     return f"{column} = ANY(ARRAY({query}))" if kind == "postgresql" else f"{column} IN ({query})"
+
+
+def names_of_pools(condition: str, pools: Collection[str], until_found: bool = False) -> TextClause:
+    """The query of `names` for the tasks of these pools."""
+    return text(names(condition, until_found, of_pools=True)).bindparams(of(pools))
+
+
+def of(pools: Collection[str]) -> BindParameter[Any]:
+    """The parameter :pools."""
+    return bindparam("pools", sorted(pools), expanding=True, type_=tasks.c.pool.type)
 
 
 def parameters(retries: bool) -> list[BindParameter[Any]]:

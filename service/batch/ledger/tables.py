@@ -26,6 +26,7 @@ from sqlalchemy import (
 from service import clock
 from service.batch.ledger.states import ACTIVE, CLAIMABLE, RunState
 from service.database.types import Id, Json, UtcDateTime
+from service.poolsettings import DEFAULT_POOL
 
 ledger = MetaData()
 
@@ -101,6 +102,7 @@ tasks = Table(
     Column("last_seen_at", UtcDateTime, nullable=False),
     Column("removed_at", UtcDateTime),
     Column("accounted_from", UtcDateTime),
+    Column("pool", String(40), nullable=False, server_default=DEFAULT_POOL),
     # What a process that has not loaded the task has to know of it: the tags, the JSON schema of its parameters, and
     # what it declares about its monitoring.
     *(Column(name, Json) for name in ("tags", "parameters", "monitoring")),
@@ -249,6 +251,7 @@ nodes = Table(
     Column("fires", Boolean, nullable=False, server_default=text("true")),
     Column("application", String(100)),  # its version; `version` is that of this package
     Column("capacity", Integer),  # how many runs it executes at once, at most; NULL: not known
+    Column("pools", Json),  # the names of the pools whose runs it claims; NULL: not known
     # `lost_at`: when it was found dead; NULL for a node that stopped by itself. `broken`: the files of tasks that it
     # can't use, and why. `noticed_at`: when the watch has seen this row; NULL after it was lost or `broken` changed.
     *(Column(name, UtcDateTime) for name in ("lost_at", "noticed_at")),

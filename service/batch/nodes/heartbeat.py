@@ -21,6 +21,7 @@ from service.batch.nodes import ledger_poll, process_lock
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.orphans import interrupt_runs_of, rescue
 from service.batch.nodes.outage import Outage
+from service.batch.nodes.roles import SERVICE, Roles
 from service.database import troubles
 from service.database.engine import Database
 from service.logs import get_logger
@@ -51,17 +52,17 @@ class Heartbeat:
         beat_seconds: float,
         lease_seconds: float,
         poll_seconds: float = LOOK_SECONDS,
-        fires: bool = True,
+        roles: Roles = SERVICE,
         outage: Outage | None = None,
         setting: str = "LEDGER_URL",
         metrics: ProcessMetrics | None = None,
     ) -> None:
         """`poll_seconds`: how often it reports that runs may start. Other changes it reports at least once a second.
 
-        `lease_seconds`: after how long without a beat another node counts as dead. `fires=False`: it does not watch
+        `lease_seconds`: after how long without a beat another node counts as dead. Only a node that fires watches
         other nodes.
         """
-        self._fires = fires
+        self._roles = roles
         self._metrics = metrics or ProcessMetrics()
         self._url, self._setting = url, setting
         self._outage = outage or Outage()
@@ -187,7 +188,7 @@ class Heartbeat:
         self._beat_at = sent_at + self._beat_seconds
         async with self._metrics.timed(LedgerWork.BEAT), database.engine.begin() as connection:
             is_alive = await nodes.beat(connection, self._node, self._lag.take())
-            changes = await ledger_poll.read(connection, self._node, self._fires)
+            changes = await ledger_poll.read(connection, self._node, self._roles)
         if not is_alive:
             sent_at = await self._come_back(database)
         self._lease.renew(sent_at)
@@ -216,7 +217,7 @@ class Heartbeat:
 
     async def _look(self, database: Database) -> LedgerChanges:
         async with self._metrics.timed(LedgerWork.POLL), database.reader.connect() as connection:
-            return await ledger_poll.read(connection, self._node, self._fires)
+            return await ledger_poll.read(connection, self._node, self._roles)
 
     def _may_report_claimable(self) -> bool:
         """Whether this poll may report that runs may start. That is about once in `poll_seconds`."""

@@ -36,6 +36,7 @@ from service.batch.ledger.incidents.tables import UNSENT_SQL
 from service.batch.ledger.nodes import NodeStatus
 from service.batch.ledger.people.access_tables import duties
 from service.batch.ledger.tables import HELD_SQL, catalog, nodes, runs, tasks
+from service.batch.nodes.roles import SERVICE, Roles
 from service.batch.queue.cancel import StopRequest
 from service.batch.queue.claiming import is_any_due
 
@@ -83,11 +84,11 @@ class LedgerChanges:
         return self.catalog, frozenset(node.id for node in self.others if node.fires and not node.is_stopped)
 
 
-async def read(connection: AsyncConnection, node: str, fires: bool = True) -> LedgerChanges:
+async def read(connection: AsyncConnection, node: str, roles: Roles = SERVICE) -> LedgerChanges:
     """Poll the ledger for this node, by one statement that locks nothing."""
     now = database_time.process_now(connection)
     parameters = {"node": node} | ({"now": now} if now is not None else {})
-    statement = _statement(connection.dialect.name, now is not None, fires)
+    statement = _statement(connection.dialect.name, now is not None, roles)
     ledger_row, *other_rows = (await connection.execute(statement, parameters)).all()
     flags = ledger_row.words or ""
     changes = LedgerChanges(
@@ -110,7 +111,7 @@ async def read(connection: AsyncConnection, node: str, fires: bool = True) -> Le
 
 
 @cache
-def _statement(kind: str, has_now: bool, fires: bool) -> CompoundSelect[Any]:
+def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
     """The statement. Its rows all have the same columns; the first row is about the whole ledger.
 
     It is cached, because building it takes as long as executing it. `has_now`: the time is given as a parameter.
@@ -119,19 +120,20 @@ def _statement(kind: str, has_now: bool, fires: bool) -> CompoundSelect[Any]:
     now = bindparam("now", type_=instant) if has_now else func.statement_timestamp(type_=instant)
     node = bindparam("node", type_=nodes.c.id.type)
     version = func.coalesce(select(catalog.c.version).where(catalog.c.id == 1).scalar_subquery(), 0)
-    flags = (
-        (CLAIMABLE, is_any_due(now)),
+    claimable = ((CLAIMABLE, is_any_due(now, roles.pools)),) if roles.pools else ()
+    of_the_watch = (
         (UNNOTICED, text(notices.IS_ANY_SQL)),
         (UNSENT, text(f"EXISTS (SELECT 1 FROM batch_outbox WHERE {UNSENT_SQL})")),
         (ACTIVE, text(f"EXISTS (SELECT 1 FROM batch_runs r WHERE {HELD_SQL} AND r.node IS NOT NULL)")),
     )
-    words = reduce(operator.add, (case((condition, flag), else_="") for flag, condition in flags))
+    flags = claimable + (of_the_watch if roles.fires else ())
+    words = [case((condition, flag), else_="") for flag, condition in flags]
     watcher = select(duties.c.node).where(duties.c.name == WATCH).scalar_subquery()
     ledger = select(
         literal("ledger").label("kind"),
-        (watcher if fires else _null(nodes.c.id)).label("id"),
+        (watcher if roles.fires else _null(nodes.c.id)).label("id"),
         version.label("number"),
-        (words if fires else _null(tasks.c.name)).label("words"),
+        (reduce(operator.add, words) if words else _null(tasks.c.name)).label("words"),
         now.label("at"),
     )
     requests = select(
@@ -142,7 +144,7 @@ def _statement(kind: str, has_now: bool, fires: bool) -> CompoundSelect[Any]:
         .select_from(runs.join(tasks, tasks.c.name == runs.c.task))
         .where(tasks.c.paused_at >= runs.c.created_at, text(HELD_SQL), runs.c.node == node)
     )
-    others = [_living(node), _stopped_holders(node, kind)] if fires else []
+    others = [_living(node), _stopped_holders(node, kind)] if roles.fires else []
     return ledger.union_all(requests, held, *others)
 
 

@@ -21,6 +21,7 @@ from service.batch.nodes.heartbeat import Heartbeat
 from service.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from service.batch.nodes.orphans import interrupt_runs_of
 from service.batch.nodes.outage import Outage
+from service.batch.nodes.roles import SERVICE, Roles
 from service.concurrency.offload import offload
 from service.metrics.process import ProcessMetrics
 from service.versions import package_version
@@ -29,8 +30,8 @@ from service.versions import package_version
 class Node:
     """One running process of the service.
 
-    `fires=False`: it executes only the runs that it is given. It fires and claims nothing, and rescues no other node.
-    `setting`: the name of the setting that has the URL of the ledger, for messages.
+    `roles`: what it does; only a node that fires rescues other nodes. `setting`: the name of the setting that has the
+    URL of the ledger, for messages.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Node:
         beat_seconds: float,
         lease_seconds: float,
         poll_seconds: float = LOOK_SECONDS,
-        fires: bool = True,
+        roles: Roles = SERVICE,
         application: str | None = None,
         setting: str = "LEDGER_URL",
         metrics: ProcessMetrics | None = None,
@@ -52,12 +53,12 @@ class Node:
         self._capacity = capacity
         self.application = application
         self.id = new_id()
-        self._fires = fires
+        self.roles = roles
         self.lease = Lease(lease_seconds)
         self._folder = process_lock.folder_of(url)
         self.outage = Outage()
         self._heartbeat = Heartbeat(
-            url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, fires, self.outage, setting, metrics
+            url, self.id, self.lease, beat_seconds, lease_seconds, poll_seconds, roles, self.outage, setting, metrics
         )
 
     async def register(
@@ -76,12 +77,13 @@ class Node:
             "started_at": now,
             "seen_at": now,
             "draining": False,
-            "tasks": sorted(tasks) if self._fires else [],
-            "fires": self._fires,
+            "tasks": sorted(tasks) if self.roles.pools else [],
+            "fires": self.roles.fires,
+            "pools": sorted(self.roles.pools),
             "application": self.application,
             "capacity": self._capacity,
-            "broken": broken if self._fires else [],
-            "noticed_at": None if self._fires else now,
+            "broken": broken if self.roles.pools else [],
+            "noticed_at": None if self.roles.pools else now,
         }
         self.lease.renew(clock.boottime())
         await nodes.register(connection, row)

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from service.batch.tasks.registry import Task
+from service.poolsettings import DEFAULT_POOL
+
+OWN_POOLS: Mapping[str, int | None] = {DEFAULT_POOL: None}
 
 
 @dataclass
 class Capacity:
-    """How many more runs this node could start right now: `runs` in all, at most `threads` of them in threads."""
+    """How many more runs this node could start right now.
+
+    Attributes:
+        runs: How many in all.
+        threads: How many of them in threads.
+        pools: The pools whose runs the node claims. For each, how many more runs in child processes; None: its runs
+            execute on the event loop and in threads.
+    """
 
     runs: int
     threads: int
+    pools: dict[str, int | None] = field(default_factory=lambda: dict(OWN_POOLS))
 
-    def take(self, on_loop: bool) -> bool:
-        """Reserve the capacity for one run, on the event loop or in a thread. Returns False if there is none left."""
-        if self.runs < 1 or (not on_loop and self.threads < 1):
+    def has_room(self, task: Task) -> bool:
+        """Whether a run of the task could start."""
+        if self.runs < 1 or task.pool not in self.pools:
+            return False
+        children = self.pools[task.pool]
+        return task.on_loop or self.threads > 0 if children is None else children > 0
+
+    def take(self, task: Task) -> bool:
+        """Reserve the capacity for a run of the task. Returns False if there is none left."""
+        if not self.has_room(task):
             return False
         self.runs -= 1
-        self.threads -= 0 if on_loop else 1
+        children = self.pools[task.pool]
+        if children is not None:
+            self.pools[task.pool] = children - 1
+        elif not task.on_loop:
+            self.threads -= 1
         return True

@@ -16,19 +16,20 @@ from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import HELD_SQL, RUNNING_SQL, runs
 from service.batch.ledger.transitions import CLAIMED_COLUMNS
 from service.batch.queue import concurrency
-from service.batch.queue.capacity import Capacity
+from service.batch.queue.capacity import OWN_POOLS, Capacity
 from service.batch.queue.concurrency import HEAD_COLUMNS, Head, Rule
 from service.batch.tasks.registry import Task
 
 
-def is_any_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
-    """Whether some run may be claimed at `now`.
+def is_any_due(now: ColumnElement[datetime], pools: Collection[str]) -> ColumnElement[bool]:
+    """Whether some run of a task of these pools may be claimed at `now`.
 
-    It may be true without need if retries are due whose tasks are all paused, while retries of other tasks are due
-    later: to rule that out, each of them would have to be read.
+    It may be true without need if retries are due whose tasks are all paused or of other pools, while retries of other
+    tasks are due later: to rule that out, each of them would have to be read.
     """
     are_waiting, are_retrying = (
-        text(f"EXISTS ({queues.names(condition, until_found=True)})") for condition in (queues.WAITS, queues.RETRIES)
+        text(f"EXISTS ({queues.names(condition, until_found=True, of_pools=True)})").bindparams(queues.of(pools))
+        for condition in (queues.WAITS, queues.RETRIES)
     )
     return or_(are_waiting, and_(_is_retry_due(now), are_retrying))
 
@@ -48,16 +49,19 @@ class Due:
     retries: bool
 
 
-async def due(connection: AsyncConnection) -> Due:
-    """Read which tasks have runs to start now. It costs one index lookup for each of these tasks."""
+async def due(connection: AsyncConnection, pools: Collection[str] = OWN_POOLS) -> Due:
+    """Read which tasks of these pools have runs to start now. It costs one index lookup for each task with such runs.
+
+    The pool of a task is that of the ledger: while a deployment changes it, processes with the older code follow.
+    """
     now = database_time.moment(connection)
     once = select(now.label("at"), _is_retry_due(now).label("retries")).subquery("once")
-    waiting = text(queues.names(queues.WAITS)).columns(runs.c.task).subquery("waiting")
+    waiting = queues.names_of_pools(queues.WAITS, pools).columns(runs.c.task).subquery("waiting")
     statement = select(once.c.at, once.c.retries, waiting.c.task).select_from(once.join(waiting, true(), isouter=True))
     rows = (await connection.execute(statement)).all()
     names = {row.task for row in rows if row.task is not None}
     if rows[0].retries:
-        names |= set((await connection.execute(text(queues.names(queues.RETRIES)))).scalars())
+        names |= set((await connection.execute(queues.names_of_pools(queues.RETRIES, pools))).scalars())
     return Due(rows[0].at, frozenset(names), rows[0].retries)
 
 
@@ -71,7 +75,7 @@ async def take(
     now, first_runs = await startable(connection, tasks, capacity, locks=True)
     if now is None or not first_runs:
         return [], False
-    chosen = [head for head in first_runs if capacity.take(tasks[head.task].on_loop)]
+    chosen = [head for head in first_runs if capacity.take(tasks[head.task])]
     other_lanes = {head.id: head.lane for head in chosen if head.lane > 1}
     claimed = await transitions.claim(connection, [head.id for head in chosen], node, now, other_lanes)
     return claimed, len(chosen) == len(first_runs)
@@ -88,9 +92,9 @@ async def startable(
     """
     if capacity.runs < 1:
         return None, []
-    due_now = await due(connection)
+    due_now = await due(connection, capacity.pools)
     due_tasks = [tasks[name] for name in sorted(due_now.names & tasks.keys())]
-    names = [task.name for task in due_tasks if task.on_loop or capacity.threads > 0]
+    names = [task.name for task in due_tasks if capacity.has_room(task)]
     if not names:
         return None, []
     rules = concurrency.rules(due_tasks)

@@ -48,8 +48,8 @@ class BaseTask(ABC):
         missed: What happens to slots that came due while no service ran.
         rerun: Whether a run goes on in a new attempt after its process stopped or was lost; False makes it fail.
         priority: From -1000 to 1000. Where runs of several tasks wait, larger numbers start first.
-        pool: Where its runs execute, `[a-z0-9_]{1,40}`. "default" is the event loop and the threads of the service. What
-            any other name means is a setting: BATCH_POOL_CPU for the pool "cpu".
+        pool: Where its runs execute, `[a-z0-9_]{1,40}`. "default" is the event loop and the threads of the service.
+            What any other name means is a setting, such as BATCH_POOL_CPU for the pool "cpu".
         memory: How much memory a run may use at most, such as "2 GiB", where its pool has a process for each run.
         tags: Names by which lists of tasks and runs are filtered, each `[a-z0-9_.-]{1,100}`. The parameters, results
             and logs of a task with the tag "secret" are hidden from viewers.

@@ -27,21 +27,9 @@ logger = get_logger(__name__)
 T = TypeVar("T", bound=BaseTask)
 R = TypeVar("R")
 
-POLICIES = {
-    "timeout",
-    "retry",
-    "overlap",
-    "missed",
-    "rerun",
-    "max_running",
-    "max_waiting",
-    "priority",
-    "pool",
-    "memory",
-    "fenced",
-    "tags",
-    *MONITORING,
-}
+LIMITS = ("timeout", "retry", "overlap", "missed", "rerun", "max_running", "max_waiting", "priority", "pool", "memory")
+POLICIES = {*LIMITS, "fenced", "tags", *MONITORING}
+"""Attributes that are read from the class, so that setting them on an instance would have no effect."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +57,11 @@ class Task:
     tags: tuple[str, ...] = ()
 
     @property
+    def pool(self) -> str:
+        """The name of the pool in which its runs execute."""
+        return self.policies.pool
+
+    @property
     def exclusive(self) -> str | None:
         """The name of the queue whose runs take lanes: the task's name, or None if any number may run at once."""
         return None if self.policies.overlap == "allow" and self.policies.max_running is None else self.name
@@ -77,11 +70,6 @@ class Task:
     def lanes(self) -> int:
         """How many runs of the queue may run at once."""
         return self.policies.max_running or 1
-
-    @property
-    def pool(self) -> str:
-        """The name of the pool in which its runs execute."""
-        return self.policies.pool
 
     def read_schedule(self) -> Schedule | None:
         """Read the schedule from a new instance. Raises InvalidTask, which names the class and its file."""
