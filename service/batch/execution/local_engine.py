@@ -125,10 +125,10 @@ class LocalEngine(Background):
     def launch(self, claimed: Sequence[Claimed], losses: int | None = None) -> None:
         """Start runs that this node has claimed. `losses`: the value of `losses` before it claimed them."""
         for run in claimed:
-            task = self._tasks[run.task]
             if (old := self._attempts.get(run.id)) is not None:  # this node had lost the run, and has claimed it again
                 old.give_up(LOST)
                 measuring.forgotten(self._metrics, old)
+            task = self._tasks[run.task]
             attempt = Attempt(run, task, self._threads, self._on_end, self._take_over, self.may_work, self._metrics)
             self._attempts[run.id] = attempt
             attempt.start()
@@ -267,9 +267,10 @@ class LocalEngine(Background):
             losses = self.losses
             claimed = await self._claim(connection, freed=len(group.outcomes)) if claim else []
             if rechecks:
-                held = await claiming.held_by(connection, self._node)
                 known = {(attempt.claimed.id, attempt.claimed.fence) for attempt in self._attempts.values()}
-                claimed += [run for run in held if (run.id, run.fence) not in known and run not in claimed]
+                known |= {(run.id, run.fence) for run in claimed}
+                held = await claiming.held_by(connection, self._node)
+                claimed += [run for run in held if (run.id, run.fence) not in known]
         self._on_written(group.outcomes, bounced)
         self.launch(claimed, losses)
 
