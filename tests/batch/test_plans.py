@@ -276,7 +276,7 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
         with plans.of("strip"):
             await nodes.firing_since(connection, clock.now() - timedelta(hours=1))
         with plans.of("hold"):
-            held = await claiming.held_by(connection, NODE)
+            held = await claiming.held_by(connection, NODE, [])
         with plans.of("write"):
             one = held[0]
             progress = {"count": 1, "total": None, "count_before": 0, "message": "", "progress_at": None, "rate": 1.0}

@@ -77,7 +77,7 @@ async def test_two_queued_runs_of_one_task_never_stall_claiming(ledger: Database
 
 async def held(ledger: Database) -> list[Claimed]:
     async with ledger.engine.connect() as connection:
-        return await claiming.held_by(connection, NODE)
+        return await claiming.held_by(connection, NODE, [])
 
 
 async def test_a_backlog_of_one_task_does_not_hide_other_tasks(ledger: Database) -> None:

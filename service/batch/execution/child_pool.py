@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from service.batch.execution.ending import Ending
 
 if TYPE_CHECKING:
     from service.batch.execution.attempt import Attempt
+
+
+NO_CHILDREN: Mapping[str, ChildPool] = {}
+
+
+def room_by_pool(pools: Iterable[str], child_pools: Mapping[str, ChildPool]) -> dict[str, int | None]:
+    """For each pool how many more children may begin; None for a pool whose runs execute in this process."""
+    return {name: child_pools[name].free if name in child_pools else None for name in pools}
 
 
 class ChildPool(Protocol):

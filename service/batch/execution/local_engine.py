@@ -14,7 +14,7 @@ from service.batch.context import fencing
 from service.batch.context.lease import LOST
 from service.batch.execution import measuring
 from service.batch.execution.attempt import Attempt
-from service.batch.execution.child_pool import ChildPool
+from service.batch.execution.child_pool import NO_CHILDREN, ChildPool, room_by_pool
 from service.batch.execution.ending import Ending, log_outcomes, log_refused
 from service.batch.execution.write_buffer import Group, WriteBuffer, write_one_by_one
 from service.batch.ledger.attempts import Outcome
@@ -39,7 +39,6 @@ GROUP_SECONDS = 0.01
 FLUSH_SECONDS = 0.25
 """How often the log lines and the progress of running attempts are written."""
 LONGEST_PAUSE = 5.0
-NO_CHILDREN: Mapping[str, ChildPool] = {}
 REACT_SECONDS = 0.5
 """How long an interrupted run may take to end by itself when the service stops."""
 WRITE_SECONDS = 1.0
@@ -110,8 +109,8 @@ class LocalEngine(Background):
         """How many more runs the engine can execute now. None while it claims nothing."""
         if not self._is_claiming or not self.may_work():
             return Capacity(0, 0)
-        pools = {name: self._child_pools[name].free if name in self._child_pools else None for name in self._pools}
-        return Capacity(self._max_running - len(self._attempts), self._threads.free, pools)
+        room = room_by_pool(self._pools, self._child_pools)
+        return Capacity(self._max_running - len(self._attempts), self._threads.free, room)
 
     @property
     def running(self) -> int:
@@ -267,10 +266,8 @@ class LocalEngine(Background):
             losses = self.losses
             claimed = await self._claim(connection, freed=len(group.outcomes)) if claim else []
             if rechecks:
-                known = {(attempt.claimed.id, attempt.claimed.fence) for attempt in self._attempts.values()}
-                known |= {(run.id, run.fence) for run in claimed}
-                held = await claiming.held_by(connection, self._node)
-                claimed += [run for run in held if (run.id, run.fence) not in known]
+                known = [*claimed, *(attempt.claimed for attempt in self._attempts.values())]
+                claimed += await claiming.held_by(connection, self._node, known)
         self._on_written(group.outcomes, bounced)
         self.launch(claimed, losses)
 

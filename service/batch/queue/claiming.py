@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -153,10 +153,12 @@ def _share(limit: int, tasks: int) -> int:
     return max(1, min(limit, -(-2 * limit // max(1, tasks))))
 
 
-async def held_by(connection: AsyncConnection, node: str) -> list[Claimed]:
-    """The runs that a node is running according to the ledger.
+async def held_by(connection: AsyncConnection, node: str, known: Iterable[Claimed]) -> list[Claimed]:
+    """The runs that a node is running according to the ledger, without those that it knows of.
 
-    If the reply to a COMMIT was lost, these are more runs than the node knows of.
+    There are such runs if the reply to a COMMIT was lost.
     """
     statement = select(*CLAIMED_COLUMNS).where(runs.c.node == node, text(HELD_SQL))
-    return [Claimed(*row) for row in await connection.execute(statement)]
+    claims = {(run.id, run.fence) for run in known}
+    held = [Claimed(*row) for row in await connection.execute(statement)]
+    return [run for run in held if (run.id, run.fence) not in claims]
