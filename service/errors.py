@@ -9,6 +9,8 @@
     ├── InvalidParameters       a run was requested with parameters that its signature does not accept
     │   └── WrongState          the run or the task is in a state in which this can't be done
     ├── ChunkError              a loop over chunks, or a chunk, was used in a way that would lose or repeat items
+    ├── ProcessDied             the process of a run has ended before its run() had
+    │   └── MemoryExceeded      a run used more than the `memory` of its task (also a MemoryError)
     ├── UnknownTask             no task has this name
     ├── UnknownRun              no run has this id, or several ids begin with it or end in it
     ├── NoLedger                there is no ledger yet, because no service has ever run
@@ -110,6 +112,14 @@ class WrongState(InvalidParameters):
 
 
 class ChunkError(BatchError):
+    pass
+
+
+class ProcessDied(BatchError):
+    kind = "unavailable"
+
+
+class MemoryExceeded(ProcessDied, MemoryError):
     pass
 
 

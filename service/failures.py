@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 LONGEST = 20_000
 """Longest text in characters: the first ones of a message, the last ones of a traceback."""
@@ -40,6 +40,8 @@ def message_of(error: BaseException) -> str:
 
 def traceback_of(error: BaseException) -> str:
     """The traceback as Python prints it, without the final line feed. Never raises."""
+    if isinstance(error, ReportedError):
+        return error.traceback
     parts: deque[str] = deque()
     size = 0
     try:
@@ -60,3 +62,18 @@ def _parts(error: BaseException) -> Iterator[str]:
 def facts_of(error: BaseException) -> dict[str, str]:
     """The error as the ledger stores it: `type`, `message` and `traceback`."""
     return {"type": type(error).__name__, "message": message_of(error), "traceback": traceback_of(error)}
+
+
+class ReportedError(Exception):
+    """An error that another process has reported by its facts. `traceback`: as that process has printed it."""
+
+    def __init__(self, message: str, traceback: str) -> None:
+        super().__init__(message)
+        self.traceback = traceback
+        self.add_note(f"as another process has reported it:\n{traceback}")  # for handlers of other libraries
+
+
+def reported(facts: Mapping[str, str]) -> ReportedError:
+    """An error with these facts of `facts_of`. The name of its class is the `type`."""
+    kind: type[ReportedError] = type(facts["type"][:LONGEST_LINE], (ReportedError,), {"__module__": "builtins"})
+    return kind(facts["message"][:LONGEST], facts["traceback"][: 2 * LONGEST])

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from service import escaping
 from service.logs import log_lines
-from service.logs.mode import RunLog, mode, run_log, stamp_now
+from service.logs.mode import TOLD_AT, RunLog, mode, run_log, stamp_now
 
 MAX_WAITING = 100_000
 """At most this many lines wait for a slow stderr."""
@@ -35,7 +35,7 @@ class RunLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         run = run_log.get()
-        at = stamp_now()
+        at = vars(record).pop(TOLD_AT, None) or stamp_now()
         record.batch_stamp = (at, run.log_context if run else {})
         log_lines.settle(record)
         if run is not None:

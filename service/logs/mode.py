@@ -18,6 +18,9 @@ class RunLog(Protocol):
     def keep_line(self, at: str, level: str, logger: str, text: str) -> None: ...
 
 
+TOLD_AT = "batch_told_at"
+"""The attribute of a record that another process has told, with the instant at which it was logged there."""
+
 run_log: ContextVar[RunLog | None] = ContextVar("run_log", default=None)
 
 

@@ -29,6 +29,10 @@ def count_nothing() -> None:
     """Used where no metrics are kept."""
 
 
+def tell_nobody(reason: str) -> None:
+    """Used where the code of the run is in this process, and sees the request to stop itself."""
+
+
 class LogBuffer:
     """The lines that an attempt has logged and that are not in the ledger yet. Any thread may add one.
 
@@ -91,6 +95,7 @@ class AttemptState:
         is_sealed: Whether the attempt has ended or was given up. Then it may not commit any more.
         is_lost: Whether a write was refused because the node did not hold its lease.
         holds_lease: Returns whether the node holds its lease now.
+        on_stop: Called with the reason when the attempt is asked to stop.
         on_refused: Called each time a write of the attempt was refused, in any thread.
         will_retry: Whether the attempt has failed and another one follows.
         schedule: The schedule of the task; None for a task without one.
@@ -108,6 +113,7 @@ class AttemptState:
     is_fenced: bool = False
     holds_lease: Callable[[], bool] = always_held
     on_refused: Callable[[], None] = count_nothing
+    on_stop: Callable[[str], None] = tell_nobody
     schedule: Schedule | None = None
     is_sealed: bool = False
     is_lost: bool = False
@@ -128,6 +134,8 @@ class AttemptState:
 
     def ask_to_stop(self, reason: str) -> None:
         """Ask the attempt to stop at its next checkpoint. A later call does not change the reason."""
-        self.stop_reason = self.stop_reason or reason
+        if self.stop_reason is None:
+            self.stop_reason = reason
+            self.on_stop(reason)
         if self.stopping is not None:
             self.stopping.set()

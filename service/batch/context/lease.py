@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import mmap
+import os
+import tempfile
+import threading
 from collections.abc import Mapping
 
 from service import clock
@@ -19,24 +23,78 @@ class Lease:
 
     Other nodes count a whole lease from the instant at which they read its last beat. The node counts from the instant
     before it sent that beat, and a shorter time: so it gives up its runs before other nodes rescue them. The thread of
-    the heartbeat renews the lease; any thread may read it.
+    the heartbeat renews the lease; any thread may read it, and so may other processes on this machine, by `share`.
     """
 
     def __init__(self, seconds: float) -> None:
         self.usable_seconds = seconds * (1 - MARGIN)
         self._ends_at = -math.inf
+        self._lock = threading.Lock()
+        self._shared: SharedLease | None = None
 
     @property
     def is_held(self) -> bool:
         return clock.boottime() < self._ends_at
 
+    def share(self) -> int:
+        """A file descriptor of the memory that a SharedLease of another process reads. It stays open as long as this.
+
+        Raises OSError.
+        """
+        with self._lock:
+            if self._shared is None:
+                self._shared = SharedLease(_new_memory())
+            self._shared.write(self._ends_at)
+            return self._shared.descriptor
+
     def renew(self, sent_at: float) -> None:
         """Renew the lease from `sent_at`, the boot time (seconds) just before the committed beat was sent."""
-        self._ends_at = sent_at + self.usable_seconds
+        self._set(sent_at + self.usable_seconds)
 
     def end(self) -> None:
         """End the lease at once, because another node has marked this one as stopped."""
-        self._ends_at = -math.inf
+        self._set(-math.inf)
+
+    def _set(self, ends_at: float) -> None:
+        with self._lock:
+            self._ends_at = ends_at
+            if self._shared is not None:
+                self._shared.write(ends_at)
+
+
+class SharedLease:
+    """A lease in eight bytes of memory that processes share: the boot time until which the lease is held."""
+
+    def __init__(self, descriptor: int) -> None:
+        """`descriptor`: of Lease.share, or a duplicate of it. It is closed with this object."""
+        self.descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, _SIZE)
+        self._value = memoryview(self._memory).cast("d")
+
+    @property
+    def is_held(self) -> bool:
+        return clock.boottime() < self._value[0]
+
+    def write(self, ends_at: float) -> None:
+        """Set the boot time until which the lease is held."""
+        self._value[0] = ends_at
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+_SIZE = 8
+
+
+def _new_memory() -> int:
+    """The descriptor of new shared memory, which no other program finds."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("batch-lease")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.truncate(descriptor, _SIZE)
+    return descriptor
 
 
 class Observer:

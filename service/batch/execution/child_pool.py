@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from service.batch.context.attempt_state import AttemptState
+from service.batch.execution.body import Body
 from service.batch.execution.ending import Ending
+from service.batch.ledger.runs import Claimed
+from service.batch.tasks.registry import Task
 
-if TYPE_CHECKING:
-    from service.batch.execution.attempt import Attempt
+
+class PooledAttempt(Protocol):
+    """What a pool needs of an attempt. `begins`: call it when the run is handed to its child."""
+
+    claimed: Claimed
+    task: Task
+    state: AttemptState
+    body: Body
+
+    def begins(self) -> None: ...
 
 
 NO_CHILDREN: Mapping[str, ChildPool] = {}
@@ -26,9 +38,12 @@ class ChildPool(Protocol):
     def free(self) -> int:
         """How many more children may begin now."""
 
-    async def execute(self, attempt: Attempt) -> Ending:
+    async def execute(self, attempt: PooledAttempt) -> Ending:
         """Execute the body of the attempt in a child, and return how it ended.
 
         If it is cancelled, it asks the child to stop, kills it when it goes on, and returns only when the child is
         gone: then it raises CancelledError.
         """
+
+    def kill(self, attempt: PooledAttempt) -> None:
+        """Kill the child of the attempt now, if it has one. Returns at once; `execute` waits for the child's end."""

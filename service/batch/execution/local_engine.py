@@ -128,8 +128,8 @@ class LocalEngine(Background):
                 old.give_up(LOST)
                 measuring.forgotten(self._metrics, old)
             task = self._tasks[run.task]
-            attempt = Attempt(run, task, self._threads, self._on_end, self._take_over, self.may_work, self._metrics)
-            self._attempts[run.id] = attempt
+            given = (self._threads, self._on_end, self._take_over, self.may_work, self._metrics)
+            attempt = self._attempts[run.id] = Attempt(run, task, *given, self._child_pools.get(task.pool))
             attempt.start()
             if self._is_draining:  # the drain began during the claim
                 attempt.interrupt("the service stopped")

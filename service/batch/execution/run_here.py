@@ -21,6 +21,7 @@ from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.errors import InvalidParameters
 from service.logs import get_logger
+from service.poolsettings import DEFAULT_POOL, Pool
 
 logger = get_logger("service.batch")
 
@@ -36,6 +37,19 @@ def checked_parameters(task: Task, parameters: Mapping[str, Any]) -> dict[str, A
     if SLOT in parameters:
         raise InvalidParameters(f"parameter {SLOT}: it is the run's slot, so give it as --slot")
     return task.parameters.to_json(parameters) or None
+
+
+def refuse_other_pools(task: Task, pools: Mapping[str, Pool]) -> None:
+    """Refuse a task whose runs only other processes execute. `pools`: what serves each pool, as the settings say.
+
+    Raises InvalidParameters.
+    """
+    described = pools.get(task.pool)
+    if task.pool != DEFAULT_POOL and (described is None or described.kind == "nodes"):
+        raise InvalidParameters(
+            f"task {task.name} is of the pool {task.pool}, whose runs only `batch work --pool {task.pool}` executes: "
+            f"use `batch run {task.name} --queue`"
+        )
 
 
 class ManualRun:

@@ -21,16 +21,13 @@ from service.batch.queue.concurrency import HEAD_COLUMNS, Head, Rule
 from service.batch.tasks.registry import Task
 
 
-def is_any_due(now: ColumnElement[datetime], pools: Collection[str]) -> ColumnElement[bool]:
-    """Whether some run of a task of these pools may be claimed at `now`.
+def is_any_due(now: ColumnElement[datetime], pools: Collection[str] | None = None) -> ColumnElement[bool]:
+    """Whether some run of a task of these pools may be claimed at `now`. Without `pools`: of any pool.
 
     It may be true without need if retries are due whose tasks are all paused or of other pools, while retries of other
     tasks are due later: to rule that out, each of them would have to be read.
     """
-    are_waiting, are_retrying = (
-        text(f"EXISTS ({queues.names(condition, until_found=True, of_pools=True)})").bindparams(queues.of(pools))
-        for condition in (queues.WAITS, queues.RETRIES)
-    )
+    are_waiting, are_retrying = (queues.is_any(condition, pools) for condition in (queues.WAITS, queues.RETRIES))
     return or_(are_waiting, and_(_is_retry_due(now), are_retrying))
 
 
@@ -52,7 +49,8 @@ class Due:
 async def due(connection: AsyncConnection, pools: Collection[str] = OWN_POOLS) -> Due:
     """Read which tasks of these pools have runs to start now. It costs one index lookup for each task with such runs.
 
-    The pool of a task is that of the ledger: while a deployment changes it, processes with the older code follow.
+    The pool of a task is that of the ledger. A node whose own code names another pool does not claim its runs either
+    (Capacity), so while a deployment moves a task, only processes with the newer code claim them.
     """
     now = database_time.moment(connection)
     once = select(now.label("at"), _is_retry_due(now).label("retries")).subquery("once")

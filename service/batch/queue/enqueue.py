@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -43,6 +43,16 @@ class Startable:
         return cls(task.name, task.source, task.exclusive, task.policies.priority)
 
 
+@dataclass(frozen=True)
+class StartRequest:
+    """What `start()` was asked for, after its checks."""
+
+    task: Startable
+    params: dict[str, Any] | None
+    key: str | None
+    slot: datetime | None
+
+
 # For each event loop the ledger of its service, and the function that wakes the engine of that service.
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Database, Wake]] = WeakKeyDictionary()
 
@@ -62,14 +72,24 @@ async def start(task: type[BaseTask], /, *, key: str | None = None, slot: dateti
     DatabaseError if the ledger can't be reached.
     """
     declared = TaskRegistry.of(task)
-    checked = _checked(declared, key, slot, params)
+    request = StartRequest(Startable.of(declared), _checked(declared, key, slot, params), key, slot)
+    forward = _forwards.get(asyncio.get_running_loop())
+    return await (forward or start_checked)(request)
+
+
+async def start_checked(request: StartRequest) -> str:
+    """Queue the run of a request, and return its id. The run that calls this is its parent.
+
+    Raises UnknownTask and DatabaseError.
+    """
     database, wake = _services.get(asyncio.get_running_loop()) or _without_service()
-    startable = Startable.of(declared)
     try:
         async with database.engine.begin() as connection:
             parent = current_run_if_any()
             by = f"task {parent.task}" if parent else None
-            run_id = await enqueue(connection, startable, checked, slot, by, key, parent.id if parent else None)
+            run_id = await enqueue(
+                connection, request.task, request.params, request.slot, by, request.key, parent.id if parent else None
+            )
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
     wake()
@@ -94,6 +114,14 @@ async def enqueue(
     request: dict[str, Any] = {"params": params, "requested_by": by, "key": key, "parent": parent}
     new_run = NewRun.queued(task.name, slot, now, exclusive=task.exclusive, priority=task.priority, **request)
     return await runs.insert_once(connection, new_run)
+
+
+_forwards: WeakKeyDictionary[asyncio.AbstractEventLoop, Callable[[StartRequest], Awaitable[str]]] = WeakKeyDictionary()
+
+
+def use_forward(forward: Callable[[StartRequest], Awaitable[str]]) -> None:
+    """Make `start()` on this event loop hand its requests to another process, which returns the ids of the runs."""
+    _forwards[asyncio.get_running_loop()] = forward
 
 
 def use_service(database: Database, wake: Wake) -> None:

@@ -1,0 +1,145 @@
+"""The body of one attempt: it calls `run` of the task, and says how it ended. In this process or in a child."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from service import failures
+from service.batch.context import current_run
+from service.batch.context.attempt_state import AttemptState, always_held
+from service.batch.context.current_run import CurrentRun
+from service.batch.context.lease import LOST
+from service.batch.execution import results
+from service.batch.execution.ending import Ending
+from service.batch.execution.fingerprint import EMPTY, INTERRUPTED, QUARANTINE, TIMED_OUT, fingerprint_of
+from service.batch.ledger.runs import Claimed
+from service.batch.ledger.states import Origin, RunState
+from service.batch.tasks.policies import not_run_again
+from service.batch.tasks.registry import Task
+from service.batch.tasks.retry_after import seconds_asked
+from service.concurrency.thread_pool import ThreadPool
+from service.database.session import bind_to_service
+from service.database.sync import home_loop
+from service.database.writers import session_owner
+from service.errors import Interrupted, InvalidParameters, ProcessDied, RetryAfter
+from service.logs import run_log
+
+
+async def call(task: Task, parameters: Mapping[str, Any], threads: ThreadPool, patience: float) -> Any:
+    """Call `run` of a new instance: on the event loop if it is a coroutine function, otherwise in a thread.
+
+    If the result is awaitable (a coroutine function behind a plain decorator), it is awaited. `patience`: how many
+    seconds a thread that was cancelled may take to end. Raises TypeError if the result is a generator.
+    """
+    run = task.cls().run
+    if task.on_loop:
+        result = await run(**parameters)
+    else:
+        result = await threads.run(functools.partial(run, **parameters), patience=patience)
+    if result is None:
+        return None
+    while inspect.isawaitable(result):
+        result = await result
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError(f"run() returned {result!r}: a function with a yield in it is not executed by a call")
+    return result
+
+
+class Body:
+    """The body of one attempt, with the state of the attempt and the run as its code sees it.
+
+    Attributes:
+        stop: The ending that was asked for while the body went on; None while nobody has.
+        has_begun: Whether `run` was called, or is about to be.
+    """
+
+    def __init__(self, claimed: Claimed, task: Task, holds_lease: Callable[[], bool] = always_held) -> None:
+        self.claimed = claimed
+        self.task = task
+        slot = (claimed.slot or claimed.created_at).astimezone(task.zone)
+        self.state = AttemptState.of(claimed.id, task.name, claimed.attempt, task.schedule)
+        self.state.fence, self.state.holds_lease = claimed.fence, holds_lease
+        self.state.is_fenced = claimed.fence > 0 and task.policies.fenced
+        origin = Origin(claimed.origin)
+        self.run = CurrentRun(claimed.id, task.name, slot, claimed.attempt, origin, self.state)
+        self.stop: Ending | None = None
+        self.has_begun = False
+
+    def enter(self) -> None:
+        """Make the context of the caller that of the run."""
+        current_run.enter(self.run)
+        run_log.set(self.state.log)
+        session_owner.set(self.run)
+        home_loop.set(asyncio.get_running_loop())
+        bind_to_service()
+
+    async def ending_of(self, work: Callable[[], Awaitable[Ending]]) -> Ending:
+        """The ending that `work` returns, or the one that its error means. It raises nothing."""
+        try:
+            ending = await work()
+        except asyncio.CancelledError as error:
+            ending = self.stop or self.failed(error, "failed", "it was cancelled from inside")
+        except Interrupted as stopped:
+            ending = self.stop or self.interrupted(str(stopped))
+        except ProcessDied as error:  # its message is for people as it is
+            ending = self.stop or self.failed(error, reason=error.message)
+        except BaseException as error:  # noqa: BLE001 - the attempt's boundary; SystemExit must not end the service
+            ending = self.stop or self.failed(error)
+        if self.state.is_lost:  # a commit was refused; the body may have caught that error
+            ending = self.stop or self.interrupted(LOST)
+        return ending
+
+    def parameters(self) -> dict[str, Any]:
+        """The arguments of `run`. Raises InvalidParameters."""
+        return self.task.parameters.to_call(self.claimed.params or {}, self.run.slot)
+
+    async def execute(self, parameters: Mapping[str, Any], threads: ThreadPool, patience: float) -> Ending:
+        """Call `run` in this process, and return the ending of a success. Raises what it raises."""
+        result = await call(self.task, parameters, threads, patience)
+        self.state.loops.raise_rolled_back()
+        return self._succeeded(result, await results.unmet(self.task, result, threads, patience))
+
+    def _succeeded(self, result: Any, unmet: str | None) -> Ending:
+        """`unmet`: why the result is not what the task expects; None if it is."""
+        if self.stop is not None and self.stop.outcome != "interrupted":
+            return self.stop
+        fingerprint = EMPTY if unmet else QUARANTINE if self.state.has_set_aside else None
+        return Ending(RunState.SUCCEEDED, "succeeded", unmet, results.as_json(result), fingerprint=fingerprint)
+
+    def interrupted(self, reason: str) -> Ending:
+        """The ending of an interrupt. If the body has begun and the task may not be repeated, its run fails."""
+        if self.has_begun and not self.task.policies.rerun:
+            return Ending(RunState.FAILED, "interrupted", not_run_again(reason), fingerprint=INTERRUPTED)
+        return Ending(RunState.INTERRUPTED, "interrupted", reason)
+
+    def failed(self, error: BaseException, outcome: str = "failed", reason: str | None = None) -> Ending:
+        """The ending of a failure, with or without another attempt, by the task's policy."""
+        retry = self.task.policies.retry
+        number = self.claimed.attempt - self.claimed.attempts_before
+        may_retry = isinstance(error, (*retry.on, RetryAfter)) and not isinstance(error, InvalidParameters)
+        wait = retry.seconds_before(number + 1, seconds_asked(error))
+        error = failures.readable(_without_our_frames(error))
+        reason = reason or failures.line_of(error)
+        if number >= retry.attempts or not may_retry:
+            fingerprint = TIMED_OUT if outcome == "timed out" else fingerprint_of(error)
+            return Ending(RunState.FAILED, outcome, reason, error=error, fingerprint=fingerprint)
+        aside = QUARANTINE if self.state.has_set_aside else None
+        return Ending(RunState.RETRYING, outcome, reason, error=error, wait=wait, fingerprint=aside)
+
+
+_HERE = Path(__file__).parent
+_OURS = (f"{_HERE}{os.sep}", f"{_HERE.with_name('pools')}{os.sep}", ThreadPool.run.__code__.co_filename)
+
+
+def _without_our_frames(error: BaseException) -> BaseException:
+    """The error with a traceback that begins with the author's code."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OURS):
+        frames = frames.tb_next
+    return error.with_traceback(frames)

@@ -1,0 +1,233 @@
+"""A child as the service sees it: it gets a run, tells what it does, is stopped or killed, and ends for a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from service import clock
+from service.batch.execution import attempt as attempts
+from service.batch.execution.child_pool import PooledAttempt
+from service.batch.execution.ending import Ending
+from service.batch.pools import child_json, frames
+from service.batch.pools.exit_reasons import exit_error
+from service.batch.pools.nursery import Nursery
+from service.batch.pools.output import copy_lines, give_way
+from service.batch.queue import enqueue
+from service.concurrency.offload import offload
+from service.errors import BatchError, Interrupted, ProcessDied
+from service.logs import get_logger, relay
+from service.logs.mode import stamp_now
+
+logger = get_logger("service.batch")
+
+EXIT_SECONDS = 2.0
+"""How long a child may take to end after it has told how its run ended, in seconds. After that it is killed."""
+MESSAGES_SECONDS, OUTPUT_SECONDS = 30.0, 1.0
+"""How long what a child has told and written is read after its end, in seconds. Its own children may hold both open."""
+KILL_SECONDS = 5.0
+"""How long the nursery may take to kill a child, in seconds. After that the nursery itself is killed."""
+MOST_STARTS = 20
+"""How many requests of `start()` of one child are carried out at once."""
+
+
+class Child:
+    """The child process of one attempt. Its methods are called inside the run, so that its log has their lines.
+
+    Attributes:
+        pid: Its process id; None while it has not begun.
+        bound: How many bytes its process group may have in memory, with those that it shares with the nursery; None:
+            any number, or it is not known yet.
+    """
+
+    def __init__(
+        self,
+        attempt: PooledAttempt,
+        find_nursery: Callable[[], Awaitable[tuple[Nursery, int]]],
+        has_kernel_killed: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self.attempt = attempt
+        self.pid: int | None = None
+        self.bound: int | None = None
+        self._find_nursery, self._has_kernel_killed = find_nursery, has_kernel_killed
+        self._nursery: Nursery | None = None
+        self._number: int | None = None
+        self._is_killed = False
+        self._ending: Ending | None = None
+        self._trouble: ProcessDied | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._exit_timer: asyncio.TimerHandle | None = None
+        self._starting = asyncio.Semaphore(MOST_STARTS)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def execute(self) -> Ending:
+        """Begin the child, and wait for its end. Raises ProcessDied, and Interrupted if its nursery has ended.
+
+        If it is cancelled, the child is asked to stop, and killed after ABANDON_SECONDS. What it has told by then is
+        returned; if it has told nothing, this raises CancelledError.
+        """
+        work = asyncio.get_running_loop().create_task(self._live())
+        self.attempt.state.on_stop = lambda _: self._tell_stop()
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await self._stop(work)
+            if work.cancelled() or work.exception() is not None:
+                raise
+            return work.result()
+
+    def kill(self, trouble: ProcessDied | None = None) -> None:
+        """Kill the process and its process group. `trouble`: why, if its run fails by that."""
+        self._trouble = self._trouble or trouble
+        self._is_killed = True
+        if self._nursery is not None and self._number is not None:
+            self._nursery.kill(self._number)
+
+    async def _stop(self, work: asyncio.Task[Ending]) -> None:
+        if self._nursery is None:
+            work.cancel()
+        self._tell_stop()
+        if not await _is_over_within(work, 0 if self._is_killed else attempts.ABANDON_SECONDS):
+            self.kill()
+        while not await _is_over_within(work, KILL_SECONDS):
+            if self._nursery is not None:
+                self._nursery.kill_process()
+
+    def _tell_stop(self) -> None:
+        """Tell the child that it is asked to stop, if it is."""
+        stop, reason = self.attempt.body.stop, self.attempt.state.stop_reason
+        if stop is not None:
+            self._send({"reason": stop.reason or stop.outcome, "outcome": stop.outcome})
+        elif reason is not None:
+            self._send({"reason": reason, "outcome": None})
+
+    async def _live(self) -> Ending:
+        job = await self._job()
+        nursery, self._number = await self._find_nursery()
+        self._nursery = nursery
+        reading: dict[asyncio.Task[None], float] = {}
+        ours, theirs = socket.socketpair()
+        output, their_output = os.pipe()
+        try:
+            try:
+                reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+                reading[self._spawn(self._read(reader))] = MESSAGES_SECONDS
+                reading[self._spawn(copy_lines(output, self._tell_output))] = OUTPUT_SECONDS
+                self._writer.write(job)
+                self._tell_stop()
+                self.attempt.begins()
+                begun = await nursery.begin(self._number, theirs, their_output)
+            finally:
+                theirs.close()
+                os.close(their_output)
+            self.pid = begun.pid
+            if self._is_killed:
+                self.kill()
+            code = await begun.ended
+        except Interrupted:  # the nursery has ended, and cannot kill the processes that its child has started
+            _kill_group(self.pid)
+            raise
+        finally:
+            nursery.release(self._number)
+            await self._finish(reading)
+        if self._ending is not None:
+            return self._ending
+        raise self._trouble or exit_error(code, await self._has_kernel_killed())
+
+    async def _job(self) -> bytes:
+        state, claimed = self.attempt.state, child_json.claimed_as_json(self.attempt.claimed)
+        try:
+            return await offload(frames.encoded, {"claimed": claimed, "stop_reason": state.stop_reason})
+        except frames.BrokenFrame as error:
+            raise ProcessDied(f"its parameters are {error}") from None
+
+    async def _finish(self, reading: dict[asyncio.Task[None], float]) -> None:
+        """Read what the process has written before its end, and close everything."""
+        try:
+            for task, seconds in reading.items():
+                await asyncio.wait([task], timeout=seconds)
+        finally:
+            if self._exit_timer is not None:
+                self._exit_timer.cancel()
+            if self._writer is not None:
+                self._writer.close()
+            for task in list(self._tasks):
+                task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Take in what the child tells until it has ended."""
+        try:
+            while (message := await frames.read(reader)) is not None:
+                began = clock.monotonic()
+                await self._take(message)
+                if "lines" in message:
+                    await give_way(began)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            self.kill(ProcessDied(f"killed, because it told its service something that can't be read: {error!r:.200}"))
+        except OSError:  # it has ended without reading everything
+            return
+
+    async def _take(self, message: dict[str, Any]) -> None:
+        state = self.attempt.state
+        if "lines" in message:
+            for line in message["lines"]:
+                relay.write(line)
+        elif "progress" in message:
+            done, total, text, before = message["progress"]
+            state.meter.report(done, total, text, before=int(before))
+        elif "refused" in message:
+            for _ in range(min(message["refused"], 1_000)):
+                state.on_refused()
+        elif "start" in message:
+            await self._starting.acquire()
+            self._spawn(self._start(int(message["number"]), child_json.start_from_json(message["start"])))
+        elif "memory" in message:
+            if (bound := self.attempt.task.policies.memory) is not None:
+                self.bound = bound + int(message["memory"])
+        elif self._ending is None:
+            self._ending = child_json.ending_from_json(message["end"])
+            self._exit_timer = asyncio.get_running_loop().call_later(EXIT_SECONDS, self.kill)
+
+    async def _start(self, number: int, request: enqueue.StartRequest) -> None:
+        """Carry out a `start()` of the run."""
+        try:
+            answer: dict[str, Any] = {"run": await enqueue.start_checked(request)}
+        except BatchError as error:
+            answer = child_json.answer_as_json(error)
+        finally:
+            self._starting.release()
+        self._send({"answer": number, **answer})
+
+    def _tell_output(self, text: str) -> None:
+        relay.write(relay.told(stamp_now(), "info", "stdout", text))
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            with suppress(OSError):
+                self._writer.write(frames.encoded(message))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _kill_group(pid: int | None) -> None:
+    if pid is not None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+async def _is_over_within(work: asyncio.Task[Ending], seconds: float) -> bool:
+    """Whether the work has ended within so many seconds. It is not cancelled by a cancel of the caller."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.wait([work], timeout=seconds)
+    return work.done()

@@ -1,0 +1,84 @@
+"""What a service and a child tell each other, as JSON values and back: runs, endings, and requests of `start()`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from service import failures
+from service.batch.execution.ending import Ending
+from service.batch.ledger.runs import Claimed
+from service.batch.ledger.states import RunState
+from service.batch.queue.enqueue import Startable, StartRequest
+from service.batch.tasks.retry_after import MOST_SECONDS
+from service.errors import BatchError, DatabaseError, DatabaseUnreachable, InvalidParameters, UnknownTask
+
+Json = dict[str, Any]
+
+STARTING = {cls.__name__: cls for cls in (UnknownTask, InvalidParameters, DatabaseError, DatabaseUnreachable)}
+"""The errors of `start()` that a child raises as the service has raised them."""
+_INSTANTS = ("slot", "created_at", "attempt_started_at")
+
+
+def claimed_as_json(claimed: Claimed) -> Json:
+    values = asdict(claimed)
+    return {**values, **{name: values[name] and values[name].isoformat() for name in _INSTANTS}}
+
+
+def claimed_from_json(values: Json) -> Claimed:
+    return Claimed(**{**values, **{name: _instant(values[name]) for name in _INSTANTS}})
+
+
+def ending_as_json(ending: Ending) -> Json:
+    facts = failures.facts_of(ending.error) if ending.error is not None else None
+    values = {name: getattr(ending, name) for name in ("outcome", "reason", "result", "wait", "fingerprint")}
+    return {**values, "state": ending.state.value, "error": facts}
+
+
+def ending_from_json(values: Json) -> Ending:
+    """The ending. Its error is a ReportedError. Raises KeyError, TypeError and ValueError if it is none."""
+    facts, wait = values["error"], values["wait"]
+    if wait is not None and not 0 <= wait < MOST_SECONDS:
+        raise ValueError(f"wait is {wait!r}")
+    return Ending(
+        RunState(values["state"]),
+        str(values["outcome"]),
+        _text(values["reason"]),
+        values["result"],
+        failures.reported(facts) if facts is not None else None,
+        float(wait) if wait is not None else None,
+        _text(values["fingerprint"]),
+    )
+
+
+def start_as_json(request: StartRequest) -> Json:
+    values = asdict(request)
+    return {**values, "slot": request.slot and request.slot.isoformat()}
+
+
+def start_from_json(values: Json) -> StartRequest:
+    """The request. Raises KeyError, TypeError and ValueError if it is none."""
+    task = values["task"]
+    startable = Startable(str(task["name"]), str(task["source"]), _text(task["exclusive"]), int(task["priority"]))
+    params = dict(values["params"]) if values["params"] is not None else None
+    return StartRequest(startable, params, _text(values["key"]), _instant(values["slot"]))
+
+
+def answer_as_json(error: Exception) -> Json:
+    """The error of a start."""
+    kind = next((name for name, cls in STARTING.items() if type(error) is cls), BatchError.__name__)
+    return {"error": kind, "message": failures.message_of(error)}
+
+
+def error_from_json(values: Mapping[str, Any]) -> BatchError:
+    return STARTING.get(values["error"], BatchError)(str(values["message"]))
+
+
+def _text(value: Any) -> str | None:
+    return str(value) if value is not None else None
+
+
+def _instant(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text is not None else None

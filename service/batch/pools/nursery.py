@@ -1,0 +1,274 @@
+"""A nursery as the service sees it: starts its process, has it begin children, and learns of their ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.batch.context.lease import Lease
+from service.batch.pools import frames
+from service.batch.pools.nursery_setup import NurserySetup
+from service.errors import Interrupted, ProcessDied
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+COMMAND = (
+    "-P",
+    "-c",
+    "import sys; sys.path.insert(0, sys.argv.pop()); from service.batch.pools.nursery_process import main; main()",
+    str(Path(__file__).parents[3]),
+)
+"""Does what `-m service.batch.pools.nursery_process` does, from whichever folder this package was imported."""
+SLOW_SECONDS = 30.0
+"""A start that takes longer is logged, since an import may hang."""
+POLL_SECONDS = 0.02
+END_SECONDS = 1.0
+"""How long a nursery may take to end, in seconds. After that it is killed."""
+REST_SECONDS = 1.0
+"""How long the last messages of a process that has ended are waited for, in seconds."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A child that has begun. `ended`: its exit code; it raises Interrupted if the nursery has ended before it."""
+
+    pid: int
+    ended: asyncio.Future[int]
+
+
+class Nursery:
+    """One process of a pool, from its start to its end. With `forks` it makes many children, otherwise it becomes one.
+
+    Attributes:
+        asked: The tasks that it was told of.
+        tasks: The tasks that it has.
+        missing: Why it does not have the others.
+        threads: How many threads it has after it has imported the tasks; 0: not known.
+        is_taken: Whether it was given to a run, whose child it becomes.
+        gone: Set when the process has ended.
+        idle: Set while no child of it goes on.
+    """
+
+    def __init__(self, setup: NurserySetup, lease: Lease | None) -> None:
+        self._setup, self._lease = setup, lease
+        self.asked, self.tasks = set(setup.tasks), set[str]()
+        self.missing: dict[str, str] = {}
+        self.threads = 0
+        self.gone, self.idle = asyncio.Event(), asyncio.Event()
+        self.is_taken = False
+        self.idle.set()
+        self._pids: dict[int, asyncio.Future[int]] = {}
+        self._ends: dict[int, asyncio.Future[int]] = {}
+        self._number = 0
+        self._sending = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None before the start."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Start the process, and wait until it has imported the tasks. Raises ProcessDied."""
+        self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        shared = [self._lease.share()] if self._lease is not None else []
+        self._control, theirs = socket.socketpair()
+        self._control.setblocking(False)
+        try:
+            self._process = _started(theirs.fileno())
+        except (OSError, ValueError) as error:
+            self._control.close()
+            interpreter = sys.executable or "(sys.executable is empty)"
+            raise ProcessDied(f"no process could be started by the interpreter {interpreter}: {error}") from error
+        finally:
+            theirs.close()
+        self._spawn(self._watch_exit(self._spawn(self._listen())))
+        with suppress(OSError):  # it has ended already
+            await self._send(self._setup.as_json(), shared)
+        slow = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._warn_slow)
+        try:
+            ready = await self._ready
+        finally:
+            slow.cancel()
+        self.tasks, self.missing, self.threads = set(ready["tasks"]), ready["missing"], ready["threads"]
+
+    def reserve(self) -> int:
+        """The number of a child that will begin. The nursery is not idle until `release`."""
+        self._number += 1
+        number, loop = self._number, asyncio.get_running_loop()
+        self._pids[number], self._ends[number] = loop.create_future(), loop.create_future()
+        for future in (self._pids[number], self._ends[number]):  # nobody may ask for them
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.idle.clear()
+        return number
+
+    async def begin(self, number: int, connection: socket.socket, output: int) -> Begun:
+        """Begin the child of this number with these. The caller closes its copies.
+
+        Raises ProcessDied if no process could be forked, and Interrupted if the nursery has ended.
+        """
+        begun, ended = self._pids[number], self._ends[number]
+        if self.gone.is_set():
+            raise self._died()
+        with suppress(OSError):  # it has ended: `_watch_exit` says so
+            await self._send({"fork": number}, [connection.fileno(), output])
+        return Begun(await begun, ended)
+
+    def release(self, number: int) -> None:
+        """Forget a child, which has ended or was never begun."""
+        self._pids.pop(number, None)
+        self._ends.pop(number, None)
+        if not self._ends:
+            self.idle.set()
+
+    def kill(self, number: int) -> None:
+        """Kill a child and its process group. Its end is told as any other."""
+        if self._setup.forks:
+            self._spawn(self._send_kill(number))
+        else:
+            self.kill_process()
+
+    def kill_process(self) -> None:
+        """Kill the nursery itself, and with it its children."""
+        if self._process is not None and self._process.returncode is None:
+            for kill in (os.killpg, os.kill):
+                with suppress(ProcessLookupError, PermissionError):
+                    kill(self._process.pid, signal.SIGKILL)
+
+    async def end(self) -> None:
+        """End the process and the children that are left, and wait for that."""
+        if self._process is not None:
+            with suppress(OSError):  # it has ended
+                self._control.shutdown(socket.SHUT_WR)  # it kills its children and their processes
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.gone.wait(), END_SECONDS if self.tasks and not self.is_taken else 0)
+            self.kill_process()
+            await self.gone.wait()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _send_kill(self, number: int) -> None:
+        with suppress(OSError):
+            await self._send({"kill": number})
+
+    async def _send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
+        loop, data = asyncio.get_running_loop(), frames.encoded(message)
+        async with self._sending:
+            sent = 0
+            while descriptors and not sent:
+                try:
+                    sent = socket.send_fds(self._control, [data], descriptors)
+                except BlockingIOError:
+                    await asyncio.sleep(POLL_SECONDS)
+            await loop.sock_sendall(self._control, data[sent:])
+
+    async def _listen(self) -> None:
+        loop, received = asyncio.get_running_loop(), frames.Frames()
+        try:
+            while data := await loop.sock_recv(self._control, 65_536):
+                for message in received.feed(data):
+                    self._take(message)
+        except OSError:
+            return
+        except (LookupError, TypeError, ValueError):  # an import has written to the socket
+            self.kill_process()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "ready" in message:
+            self._ready.set_result(message["ready"])
+        elif "ended" in message:
+            self._set_ended(message["ended"], message["code"])
+        elif (
+            pid := self._pids.get(int(message.get("forked", message.get("failed", 0))), None)
+        ) is not None and not pid.done():
+            if "failed" in message:
+                pid.set_exception(ProcessDied(f"no process could be forked for it: {message['error']}"))
+            else:
+                pid.set_result(message["pid"])
+
+    async def _watch_exit(self, listening: asyncio.Task[None]) -> None:
+        """Wait for the end of the process, kill what is left of its process group, and tell who waits for it."""
+        assert self._process is not None
+        await _exited(self._process)
+        self.kill_process()  # while nobody has reaped it, no other process can have its id
+        code = self._process.wait()
+        await asyncio.wait([listening], timeout=REST_SECONDS)
+        listening.cancel()
+        await asyncio.wait([listening])
+        self._control.close()
+        self.gone.set()
+        if not self._ready.done():
+            self._ready.set_exception(ProcessDied(f"its process ended with status {code} while it imported the tasks"))
+            self._ready.exception()
+        for begun in self._pids.values():
+            if not begun.done():
+                begun.set_exception(self._died())
+        for ended in self._ends.values():
+            if not ended.done():
+                if self._setup.forks:
+                    ended.set_exception(self._died())
+                else:
+                    ended.set_result(code)
+
+    def _set_ended(self, number: int, code: int) -> None:
+        if (ended := self._ends.get(number)) is not None and not ended.done():
+            ended.set_result(code)
+
+    def _died(self) -> Interrupted:
+        return Interrupted(f"its parent process (the nursery of pool {self._setup.pool}) was killed")
+
+    def _warn_slow(self) -> None:
+        logger.warning(
+            f"the nursery of pool {self._setup.pool} has not imported the tasks after {SLOW_SECONDS:g} s: no run of "
+            "this pool starts here before that"
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _started(stdin: int) -> subprocess.Popen[bytes]:
+    """Start the process on this thread: the kernel ends the nursery when the thread that has started it ends."""
+    command = (sys.executable or "", *COMMAND)
+    return subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+async def _exited(process: subprocess.Popen[bytes]) -> None:
+    """Wait until the process has ended. It is not reaped."""
+    if hasattr(os, "pidfd_open"):
+        with suppress(OSError):
+            await _readable(os.pidfd_open(process.pid))
+            return
+    while not _has_ended(process):
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _readable(descriptor: int) -> None:
+    """Wait until the descriptor can be read, and close it."""
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
