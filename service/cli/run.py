@@ -45,8 +45,8 @@ def run(
     """Run a task now in this process, record the run, and show its log.
 
     The exit code is 1 if the run does not succeed. The command works whether a service is running or not. With --queue
-    the task does not run in this process: a running service executes it, after the waiting runs of the task. With
-    --json the run is printed as JSON, and its log goes to stderr.
+    the task does not run in this process: a running service executes it, after the waiting runs of the task, or a
+    worker of its pool does. With --json the run is printed as JSON, and its log goes to stderr.
     """
     at = instant(slot, "--slot") if slot is not None else None
     if queue:
@@ -97,7 +97,7 @@ async def _run(name: str, parameters: dict[str, str], slot: datetime | None, dis
     import asyncio
 
     from service import logs as logging
-    from service.batch.execution.run_here import ManualRun
+    from service.batch.execution.run_here import ManualRun, refuse_other_pools
     from service.batch.nodes.roles import BY_HAND
     from service.batch.tasks.registry import TaskRegistry
     from service.config import get_settings
@@ -112,7 +112,11 @@ async def _run(name: str, parameters: dict[str, str], slot: datetime | None, dis
     assert current_task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current_task.cancel)
     try:
-        manual = ManualRun(batch.ledger, batch.engine, TaskRegistry.get(name), batch.node.id)
+        task = TaskRegistry.get(name)
+        refuse_other_pools(task, settings.pools)
+        if task.pool in batch.child_pools.by_name:
+            batch.child_pools.start_one(task.pool)
+        manual = ManualRun(batch.ledger, batch.engine, task, batch.node.id)
         async with watch.displayed(batch.operations, manual.id, display), _drained(batch, settings.DRAIN_SECONDS):
             row = await manual.execute(parameters, slot, requested_by=user())
         return RunNow.at({**row, "now": clock.now()}, clock.now())

@@ -10,14 +10,14 @@ from starlette.applications import Starlette
 from starlette.types import Message, Receive, Scope, Send
 
 from service import logs
-from service.config import Settings, get_settings
+from service.config import get_settings
 from service.errors import BatchError
 from service.operations.people.actor import Actor as Actor
 from service.operations.people.actor import Role as Role
 from service.pages.frame.answers import not_found
 from service.pages.routes import routes as pages
 from service.server.batch_service import BatchService
-from service.server.shutdown import Stopping
+from service.server.shutdown import serving
 from service.web.access import Authorize, check_settings
 from service.web.application import Api
 
@@ -58,18 +58,6 @@ async def _lifespan_with_logs(app: Starlette) -> AsyncIterator[None]:
             app.state.failure = error
             raise
         yield
-
-
-@contextlib.asynccontextmanager
-async def serving(batch: BatchService, settings: Settings, is_guest: bool) -> AsyncIterator[BatchService]:
-    """Start `batch`, and stop it at the end of the block or at a signal. `is_guest`: the process is somebody else's."""
-    await batch.start()
-    stopping = Stopping(batch, settings, is_guest)
-    with stopping.watching():
-        try:
-            yield batch
-        finally:
-            await stopping.by_server()
 
 
 def _set_state(app: App, batch: BatchService) -> None:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.exc import DBAPIError
@@ -15,18 +14,18 @@ from service import sentry
 from service.alerts.channels import Channels
 from service.batch.context import fencing
 from service.batch.execution.local_engine import LocalEngine
-from service.batch.firing import apscheduler, task_sync
+from service.batch.firing import apscheduler
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.schedule_sync import ScheduleSync
-from service.batch.ledger import database_time
 from service.batch.nodes.ledger_poll import LedgerChanges
+from service.batch.nodes.new_tasks import NewTasks, NewTasksLoop
 from service.batch.nodes.node import Node
 from service.batch.nodes.roles import Roles
 from service.batch.queue import enqueue
 from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
 from service.batch.retention.upkeep import Upkeep
-from service.batch.tasks.broken_files import BrokenFile, broken_as_json
+from service.batch.tasks.broken_files import BrokenFile
 from service.batch.tasks.discovery import folder_of
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
@@ -40,14 +39,14 @@ from service.operations.context import Loaded
 from service.operations.databases import open_databases
 from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
-from service.server import deploys
 from service.server.bulk_worker import BulkWorker
+from service.server.child_pools import ChildPools
 from service.server.measuring import Monitoring
 from service.server.probes import write_if_reachable
 from service.server.readiness import is_working, reasons, reasons_while_stopping
 from service.server.sign_off import SignOff
+from service.server.sign_on import sign_on
 from service.server.watching import Watching, start_pings
-from service.versions import application_version, package_version
 
 logger = get_logger("service.batch")
 
@@ -90,12 +89,13 @@ class BatchService:
         self.stopping = asyncio.Event()
         """Set when the service begins to stop. Streaming responses end then, because a server waits for them."""
         self._drain: asyncio.Task[None] | None = None
-        self._firing: list[Background] = []
+        self._parts: list[Background] = []
+        self._is_firing = False
         self.scheduler: AsyncIOScheduler = apscheduler.new_scheduler()
         self._sign_off = SignOff(self.node, settings)
 
     async def start(self) -> None:
-        """Migrate the databases, load the tasks, register this node, and begin to fire.
+        """Migrate the databases, load the tasks, register this node, and begin to fire. A worker migrates nothing.
 
         If a part can't start, the parts that were started are stopped. Raises BatchError.
         """
@@ -106,6 +106,8 @@ class BatchService:
                 await self._join(stack)
                 if self._fires:
                     await self._fire(stack)
+                elif self.roles.is_worker:
+                    self._start_parts(NewTasksLoop(self.ledger, self.new_tasks, self.node.outage))
             except DBAPIError as error:
                 raise self.ledger.unreachable(error) from error
             self._stack = stack.pop_all()
@@ -118,7 +120,7 @@ class BatchService:
         if self._drain is None:
             self.stopping.set()
             self.engine.begin_drain()
-            if self._firing and self.scheduler.running:
+            if self._is_firing and self.scheduler.running:
                 self.scheduler.pause()  # not shut down, so that its jobs can still be listed
             self._drain = asyncio.create_task(self._end_work())
         return self._drain
@@ -149,32 +151,25 @@ class BatchService:
     async def _open(self, stack: AsyncExitStack) -> None:
         folder_of(self._settings.TASKS_DIR)  # raises before a database is made
         self._channels = await offload(Channels.of, self._settings)
-        self.application, self.ledger = await open_databases(self._settings, client=f"batch/{self.node.id}")
+        self.application, self.ledger = await open_databases(
+            self._settings, client=f"batch/{self.node.id}", migrates=not self.roles.is_worker
+        )
         stack.push_async_callback(self.ledger.dispose)
         stack.push_async_callback(self.application.dispose)
         use_application_database(self.application, partial(fencing.guard, idle_seconds=self._settings.LEASE_SECONDS))
         stack.callback(leave_application_database, self.application)
-        self.folder = TasksFolder(self._settings.TASKS_DIR, shows_tracebacks=self._fires)
+        self.folder = TasksFolder(self._settings.TASKS_DIR, shows_tracebacks=bool(self.roles.pools))
         self.tasks = self.folder.load()
+        self.new_tasks = NewTasks(self.ledger, self.folder, self.tasks, self.node.id)
         self.metrics.labels.admit(self.tasks)
-
-    async def _register(self) -> None:
-        settings, folder = self._settings, folder_of(self._settings.TASKS_DIR)
-        self.node.application = await offload(application_version, self._version, folder, Path.cwd())
-        versions = {"package": package_version(), "application": self.node.application}
-        async with self.ledger.engine.begin() as connection:
-            now = await database_time.now_of(connection)
-            if self._fires or not self.roles.pools:  # a worker may have older code than the services
-                await task_sync.record_tasks(connection, self.tasks, now)
-            await self.node.register(connection, self.tasks, now, broken_as_json(self.broken))
-            if self._fires:
-                await deploys.record_start(connection, self.node.id, settings, versions, now)
 
     async def _join(self, stack: AsyncExitStack) -> None:
         """Register this process as a node, and start its engine."""
         settings = self._settings
-        await self._register()
+        await sign_on(self.ledger, self.node, self.tasks, self.broken, settings, self._version)
         stack.push_async_callback(self._sign_off.through, self.ledger)
+        self.child_pools = ChildPools(settings, self.tasks, self.node)
+        stack.push_async_callback(self.child_pools.stop)
         self.engine = LocalEngine(
             self.ledger,
             self.tasks,
@@ -183,6 +178,7 @@ class BatchService:
             max_threads=settings.MAX_THREADS,
             claims=bool(self.roles.pools),
             pools=self.roles.pools,
+            child_pools=self.child_pools.by_name,
             may_work=lambda: self.node.lease.is_held,
             outage=self.node.outage,
             metrics=self.metrics,
@@ -191,12 +187,22 @@ class BatchService:
         stack.push_async_callback(self.node.stop)
         self._on_changes.append(self.engine.on_changes)
         self.engine.start()
+        self.child_pools.serve(self.new_tasks)
         stack.push_async_callback(self.engine.stop)
+        self._answer(stack)
+        if self.roles.pools:
+            stack.push_async_callback(start_pings(settings, self._is_working))
+        enqueue.use_service(self.ledger, self.engine.wake)
+        stack.callback(enqueue.use_no_service)
+        stack.push_async_callback(self.drain)
+
+    def _answer(self, stack: AsyncExitStack) -> None:
+        """Make what answers people and programs."""
         self.operations = Operations(
             self.ledger,
             self.application,
             lambda: Loaded(self.tasks, self.folder.broken),
-            settings,
+            self._settings,
             wake=self.engine.wake,
             wake_bulks=self._wake_bulks,
             node=self.node.id,
@@ -204,13 +210,8 @@ class BatchService:
         )
         self.monitoring = Monitoring(self.metrics, self.engine, self.node, self.operations)
         stack.push_async_callback(self.monitoring.gauges.stop)
-        if self._fires:
-            stack.push_async_callback(start_pings(settings, self._is_working))
         use_operations(self.operations)
         stack.callback(use_no_operations)
-        enqueue.use_service(self.ledger, self.engine.wake)
-        stack.callback(enqueue.use_no_service)
-        stack.push_async_callback(self._drained)
 
     async def _fire(self, stack: AsyncExitStack) -> None:
         self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine, self.node.outage, self.metrics)
@@ -219,7 +220,7 @@ class BatchService:
             apscheduler.add_job(self.scheduler, task, self.notify)
         lease, outage = settings.LEASE_SECONDS, self.node.outage
         self.schedules = ScheduleSync(
-            self.ledger, self.folder, self.tasks, self.node.id, self.scheduler, self.notify, lease, outage
+            self.ledger, self.new_tasks, self.tasks, self.node.id, self.scheduler, self.notify, lease, outage
         )
         await self.schedules.open()
         await self.schedules.update_jobs()
@@ -231,20 +232,24 @@ class BatchService:
             settings, self._channels, self.ledger, self.application, self.node, self.metrics, self.operations
         )
         self._on_changes.append(watching.on_changes)
-        for part in (self.dispatcher, self.schedules, upkeep, self._bulks, *watching.parts):
-            part.start()
-            self._firing.append(part)
+        self._start_parts(self.dispatcher, self.schedules, upkeep, self._bulks, *watching.parts)
+        self._is_firing = True
         apscheduler.start(self.scheduler)
         stack.callback(apscheduler.stop, self.scheduler)
         for name, task in self.tasks.items():
             if task.schedule is not None:
                 self.notify(name)
 
+    def _start_parts(self, *parts: Background) -> None:
+        for part in parts:
+            part.start()
+            self._parts.append(part)
+
     def _is_working(self) -> bool:
-        return bool(self._firing) and not self.is_stopping and is_working(self.node, self.dispatcher)
+        return self._is_firing and not self.is_stopping and is_working(self.node, self.dispatcher)
 
     def _wake_bulks(self) -> None:
-        if self._firing:
+        if self._is_firing:
             self._bulks.wake()
 
     def _on_rescue(self) -> None:
@@ -254,7 +259,7 @@ class BatchService:
 
     def notify(self, name: str) -> None:
         """A slot of this task is due. Before the service has started that is not needed: it looks at all tasks then."""
-        if self._firing:
+        if self._is_firing:
             self.dispatcher.notify(name)
 
     def _hand_out(self, changes: LedgerChanges) -> None:
@@ -262,13 +267,10 @@ class BatchService:
         for on_changes in self._on_changes:
             on_changes(changes)
 
-    async def _drained(self) -> None:
-        await self.drain()
-
     async def _end_work(self) -> None:
         """End all runs. A ledger that does not answer does not make this take longer than the drain."""
         writing = asyncio.create_task(write_if_reachable(self.ledger, self.node.drain))
-        stops = asyncio.gather(*(part.stop() for part in self._firing))
+        stops = asyncio.gather(*(part.stop() for part in self._parts))
         is_over = await self.engine.drain(self._settings.DRAIN_SECONDS)
         await stops
         if is_over:

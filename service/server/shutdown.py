@@ -12,7 +12,7 @@ import contextvars
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -22,6 +22,18 @@ from service.config import Settings
 from service.server.batch_service import BatchService
 
 logger = logs.get_logger("service.batch")
+
+
+@contextlib.asynccontextmanager
+async def serving(batch: BatchService, settings: Settings, is_guest: bool) -> AsyncIterator[BatchService]:
+    """Start `batch`, and stop it at the end of the block or at a signal. `is_guest`: the process is somebody else's."""
+    await batch.start()
+    stopping = Stopping(batch, settings, is_guest)
+    with stopping.watching():
+        try:
+            yield batch
+        finally:
+            await stopping.by_server()
 
 
 class Stopping:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import logging
 import socket
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from service import console, logs
-from service.batch.firing.apscheduler import next_run_times
-from service.batch.tasks.discovery import folder_of
 from service.config import Settings
 from service.errors import DatabaseError, InvalidSetting
 from service.escaping import echoed
 from service.server.app import create_app
 from service.server.batch_service import BatchService
 from service.server.connections import Connections, raise_file_limit, share_of
+from service.server.starting import collect_garbage_less_often, print_summary
 from service.web.access import is_loopback
 
 BACKLOG = 2048
@@ -41,10 +39,27 @@ def serve(settings: Settings, host: str | None = None, port: int | None = None) 
 def serve_on(listening: socket.socket, settings: Settings) -> None:
     """Serve like `serve`, on a bound socket."""
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
+
+    async def welcome(batch: BatchService, url: str) -> None:
+        print_summary(batch, f" on {url}")
+        await offer_sign_in(batch, url, settings)
+
+    run(create_app(), listening, welcome)
+
+
+Welcome = Callable[[BatchService, str], Awaitable[None]]
+"""What is done when the server has started: it gets the service, and the URL of the server."""
+
+
+def run(app: Starlette, listening: socket.socket, welcome: Welcome) -> None:
+    """Serve this application until SIGTERM or SIGINT.
+
+    Its lifespan sets `app.state.batch`, or the error `app.state.failure`, which is raised here.
+    """
     uvicorn_log.setLevel("CRITICAL")
     connections = Connections(share_of(raise_file_limit()))
     config = uvicorn.Config(
-        create_app(),
+        app,
         http=connections.protocol(AutoHTTPProtocol),
         ws="none",
         backlog=ACCEPTED_AT_ONCE,
@@ -54,7 +69,7 @@ def serve_on(listening: socket.socket, settings: Settings) -> None:
         lifespan="on",
     )
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, listening, settings).run(sockets=[listening])
+        _Server(config, listening, welcome).run(sockets=[listening])
 
 
 def listen(settings: Settings, host: str | None = None, port: int | None = None) -> socket.socket:
@@ -79,10 +94,10 @@ def listen(settings: Settings, host: str | None = None, port: int | None = None)
 class _Server(uvicorn.Server):
     """uvicorn's server without its log lines at start and stop, which are replaced by a summary."""
 
-    def __init__(self, config: uvicorn.Config, listening: socket.socket, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, listening: socket.socket, welcome: Welcome) -> None:
         super().__init__(config)
         self._listening = listening
-        self._settings = settings
+        self._welcome = welcome
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         state = self.config.app.state  # type: ignore[union-attr]
@@ -93,27 +108,7 @@ class _Server(uvicorn.Server):
         self._listening.listen(BACKLOG)  # the event loop has set its own backlog, ACCEPTED_AT_ONCE
         collect_garbage_less_often()
         uvicorn_log.setLevel("WARNING")
-        _print_summary(state.batch, self._listening, folder_of(self._settings.TASKS_DIR))
-        await offer_sign_in(state.batch, _url_of(self._listening), self._settings)
-
-
-def collect_garbage_less_often() -> None:
-    """A full garbage collection during 10,000 runs would stop the event loop for a third of a second (measured)."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
-
-
-def _print_summary(batch: BatchService, listening: socket.socket, folder: Path) -> None:
-    lines = [
-        f"Batch System on {_url_of(listening)}",
-        f"  application  {batch.application.safe_url}",
-        f"  ledger       {batch.ledger.safe_url}",
-        *_tasks(batch, folder),
-        *(f"  can't be used: {file.source}: {file.error}" for file in batch.broken),
-    ]
-    for line in lines:
-        console.say(line, flush=True)
+        await self._welcome(state.batch, _url_of(self._listening))
 
 
 def _url_of(listening: socket.socket) -> str:
@@ -137,17 +132,3 @@ async def offer_sign_in(batch: BatchService, url: str, settings: Settings) -> No
             console.warn("  no token yet: `batch token create NAME --role admin` makes one")
     except DatabaseError as error:
         console.warn(f"  no link to sign in is offered: {error.message}")
-
-
-def _tasks(batch: BatchService, folder: Path) -> Iterator[str]:
-    number = len(batch.tasks)
-    if not number:
-        yield f"  no tasks yet: drop a file into {folder}/"
-        return
-    yield f"  {number} task{'s' if number > 1 else ''}, times in UTC:"
-    times = next_run_times(batch.scheduler)
-    width = max(map(len, batch.tasks))
-    for name in sorted(batch.tasks, key=lambda n: (times.get(n) is None, times.get(n), n)):
-        at = times.get(name)
-        when = f"next {at:%Y-%m-%d %H:%M:%S}" if at else "paused" if batch.tasks[name].schedule else "by hand"
-        yield f"    {name:<{width}}  {when}"

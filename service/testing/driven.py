@@ -83,7 +83,8 @@ class DrivenService:
             stack.callback(leave_application_database, application)
             stack.enter_context(logs.keep_run_lines())
             tasks = prepared(prepared(self._tasks, self._failures.prepare), self._recorder.prepare)
-            self._engine = DrivenEngine(self._ledger, tasks, self.node)
+            pools = {task.pool for task in tasks.values()}
+            self._engine = DrivenEngine(self._ledger, tasks, self.node, pools=pools)
             stack.push_async_callback(self._end)
             self.operations = Operations(
                 self._ledger,

@@ -103,9 +103,10 @@ def _started(request: Request, part: str) -> Any:
         raise BatchError(NOT_STARTED) from None
 
 
-routes = [
-    Route("/scheduler/jobs", scheduler_jobs),
+of_each_node = [
     Route("/healthz", healthz),
     Route("/readyz", readyz),
     Route("/metrics", metrics),
 ]
+"""What each process that has a port answers, also one that fires nothing."""
+routes = [Route("/scheduler/jobs", scheduler_jobs), *of_each_node]

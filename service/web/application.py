@@ -23,39 +23,19 @@ from service.web.v1.requests import V1
 DOCUMENT = "/api/openapi.json"
 
 
-class Api(FastAPI):
-    """The endpoints of the service. `authorize`: who makes a request, as the application around this one knows it.
+class Guarded(FastAPI):
+    """Answers by these routes, and guards them: by the Host header, by trusted proxies, and by tokens.
 
-    `pages`: the routes of what people look at, beside those of programs.
+    `authorize`: who makes a request, as the application around this one knows it.
     """
 
-    def __init__(self, *, authorize: Authorize | None = None, pages: Sequence[BaseRoute] = (), **options: Any) -> None:
+    def __init__(self, *, routes: Sequence[BaseRoute], authorize: Authorize | None = None, **options: Any) -> None:
         super().__init__(
-            title="Batch System",
-            version="1",
-            description="Tasks, runs, slots, backups and tokens of the batch service.",
-            openapi_url=None,
-            docs_url=None,
-            redoc_url=None,
-            redirect_slashes=False,
-            routes=[*api.routes, *pages],
-            **options,
+            openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, routes=[*routes], **options
         )
         self._authorize = authorize
         self._guard: Guard | None = None
         self._is_mounted = False
-        for router in (
-            tasks.tasks,
-            runs.runs,
-            incidents.incidents,
-            rest.rest,
-            backups.backups,
-            rest.tokens,
-            sign_in.sessions,
-            events.events,
-        ):
-            self.include_router(router, prefix=V1)
-        self.add_api_route(DOCUMENT, self._document, include_in_schema=False)
         handle_errors(self)
         self.add_middleware(Headed, hosts=self._hosts)
         self.add_middleware(Forwarded, networks=self._proxies)
@@ -78,6 +58,49 @@ class Api(FastAPI):
             batch.before_stop(self._guard.stop)
         return self._guard
 
+    def _proxies(self) -> Sequence[Network]:
+        try:
+            return self.guard.proxies
+        except BatchError:
+            return ()
+
+    def _hosts(self) -> Collection[str] | None:
+        """The names that may stand in the Host header.
+
+        An application around this one checks hosts by itself, unless BATCH_ALLOWED_HOSTS is set.
+        """
+        try:
+            guard = self.guard
+        except BatchError:
+            return None
+        return guard.hosts if guard.has_named_hosts or not self._is_mounted else None
+
+
+class Api(Guarded):
+    """The endpoints of the service. `pages`: the routes of what people look at, beside those of programs."""
+
+    def __init__(self, *, authorize: Authorize | None = None, pages: Sequence[BaseRoute] = (), **options: Any) -> None:
+        super().__init__(
+            title="Batch System",
+            version="1",
+            description="Tasks, runs, slots, backups and tokens of the batch service.",
+            routes=[*api.routes, *pages],
+            authorize=authorize,
+            **options,
+        )
+        for router in (
+            tasks.tasks,
+            runs.runs,
+            incidents.incidents,
+            rest.rest,
+            backups.backups,
+            rest.tokens,
+            sign_in.sessions,
+            events.events,
+        ):
+            self.include_router(router, prefix=V1)
+        self.add_api_route(DOCUMENT, self._document, include_in_schema=False)
+
     def openapi(self) -> dict[str, Any]:
         """The document of the API, OpenAPI 3.1."""
         if self.openapi_schema is None:
@@ -97,23 +120,6 @@ class Api(FastAPI):
         """The document, whose paths are below the one at which this application is mounted."""
         below = request.scope.get("root_path", "")
         return {**self.openapi(), "servers": [{"url": below}]} if below else self.openapi()
-
-    def _proxies(self) -> Sequence[Network]:
-        try:
-            return self.guard.proxies
-        except BatchError:
-            return ()
-
-    def _hosts(self) -> Collection[str] | None:
-        """The names that may stand in the Host header.
-
-        An application around this one checks hosts by itself, unless BATCH_ALLOWED_HOSTS is set.
-        """
-        try:
-            guard = self.guard
-        except BatchError:
-            return None
-        return guard.hosts if guard.has_named_hosts or not self._is_mounted else None
 
 
 class NotStarted(BatchError):

@@ -16,9 +16,8 @@ from service.batch.firing import task_sync
 from service.batch.ledger import database_time, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.nodes.ledger_poll import FiringState, LedgerChanges
+from service.batch.nodes.new_tasks import NewTasks
 from service.batch.nodes.outage import Outage
-from service.batch.tasks.broken_files import broken_as_json
-from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.concurrency.offload import offload
@@ -34,8 +33,6 @@ REFRESH_SECONDS = 3.0
 AHEAD = timedelta(minutes=1)
 """A difference between two clocks from which on it is reported, and acted upon."""
 NEVER = datetime.max.replace(tzinfo=UTC)
-IMPORT_SECONDS = 1.0
-"""How long a refresh waits for the import of new files; an import that hangs must not hold up the schedules."""
 
 
 class ScheduleSync(Background):
@@ -47,7 +44,7 @@ class ScheduleSync(Background):
     def __init__(
         self,
         database: Database,
-        folder: TasksFolder,
+        new_tasks: NewTasks,
         tasks: dict[str, Task],
         node: str,
         jobs: AsyncIOScheduler,
@@ -57,10 +54,8 @@ class ScheduleSync(Background):
     ) -> None:
         self._database = database
         self._outage = outage or Outage()
-        self._folder = folder
+        self._new_tasks = new_tasks
         self._tasks = tasks
-        self._new_tasks: dict[str, Task] = {}
-        self._importing: asyncio.Task[dict[str, Task]] | None = None
         self._node = node
         self._jobs = jobs
         self._notify = notify
@@ -73,7 +68,6 @@ class ScheduleSync(Background):
         self._next_slots: dict[str, datetime] = {}
         self._next_slot = NEVER
         self._is_unsettled = True
-        self._broken = broken_as_json(folder.broken)
 
     async def open(self) -> None:
         """Write the schedules of this process into the ledger, at its start."""
@@ -82,9 +76,7 @@ class ScheduleSync(Background):
 
     async def stop(self) -> None:
         await super().stop()
-        if self._importing is not None:
-            self._importing.cancel()
-            await asyncio.wait([self._importing])
+        await self._new_tasks.stop()
 
     async def _loop(self) -> None:
         while True:
@@ -111,13 +103,11 @@ class ScheduleSync(Background):
 
     async def _read_own(self) -> None:
         """Take up new files of tasks, and schedules whose values have changed in this process."""
-        await self._load_new()
-        if self._new_tasks:
-            await self._add_tasks(self._new_tasks)
-        if (broken := broken_as_json(self._folder.broken)) != self._broken:
-            async with self._database.engine.begin() as connection:
-                await nodes.record_broken(connection, self._node, broken)
-            self._broken = broken
+        if new := await self._new_tasks.take_up(self._record_new):
+            self._own_schedules |= {name: task.schedule for name, task in new.items()}
+            self._is_unsettled = True
+            for task in new.values():
+                scheduler.add_job(self._jobs, task, self._notify)
         changed = await offload(self._read_changed_schedules)
         if changed:
             async with self._database.engine.begin() as connection:
@@ -141,29 +131,12 @@ class ScheduleSync(Background):
             await self._remove_tasks(gone)
         self._state_read, self._is_unsettled = state, bool(gone or removed)
 
-    async def _load_new(self) -> None:
-        """Import new files in a thread. An import that takes longer than IMPORT_SECONDS is taken up by a later call."""
-        timeout = IMPORT_SECONDS if self._importing is None else 0
-        if self._importing is None:
-            self._importing = asyncio.create_task(offload(self._folder.load_new))
-        done, _ = await asyncio.wait([self._importing], timeout=timeout)
-        if done:
-            imported, self._importing = self._importing, None
-            self._new_tasks |= imported.result()
-
-    async def _add_tasks(self, new: dict[str, Task]) -> None:
-        """Add tasks whose files came into the folder while this process ran."""
+    async def _record_new(self, connection: AsyncConnection, new: Mapping[str, Task]) -> None:
+        """Write tasks whose files came into the folder while this process ran."""
         own = {name: task.schedule for name, task in new.items()}
-        async with self._database.engine.begin() as connection:
-            await task_sync.record_tasks(connection, new, await database_time.now_of(connection))
-            await nodes.record_loaded(connection, self._node, {**self._tasks, **new})
-            await task_sync.set_schedules(connection, own, {**self._tasks, **new}, self._node)
-        self._own_schedules |= own
-        self._tasks |= new
-        self._new_tasks = {}
-        self._is_unsettled = True
-        for task in new.values():
-            scheduler.add_job(self._jobs, task, self._notify)
+        await task_sync.record_tasks(connection, new, await database_time.now_of(connection))
+        await self._new_tasks.record_loaded(connection, new)
+        await task_sync.set_schedules(connection, own, {**self._tasks, **new}, self._node)
 
     async def update_jobs(self) -> tuple[list[str], set[str]]:
         """Give APScheduler's jobs the open schedules of the ledger.

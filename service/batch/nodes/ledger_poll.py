@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     literal,
     null,
+    or_,
     select,
     text,
 )
@@ -56,13 +57,15 @@ HOLDERS = (
 )
 """The ids of the nodes that hold runs. It reads one index entry for each node, not one for each run."""
 
+_IS_ANY_HELD_SQL = f"EXISTS (SELECT 1 FROM batch_runs r WHERE {HELD_SQL} AND r.node IS NOT NULL)"
+
 
 @dataclass
 class LedgerChanges:
     """What a node has read by one poll. `now`: the database time. A node that does not fire reads only the requests.
 
-    `is_unnoticed`: there is something for the watch to notice. `is_active`: some node is running a run. `is_unsent`: a
-    message waits to be sent. `watcher`: the id of the node that has the duty of the watch.
+    `is_unnoticed`: there is something for the watch to notice. `is_active`: some run is running, or waits in
+    any pool. `is_unsent`: a message waits to be sent. `watcher`: the id of the node that has the duty of the watch.
     """
 
     now: datetime
@@ -120,11 +123,11 @@ def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
     now = bindparam("now", type_=instant) if has_now else func.statement_timestamp(type_=instant)
     node = bindparam("node", type_=nodes.c.id.type)
     version = func.coalesce(select(catalog.c.version).where(catalog.c.id == 1).scalar_subquery(), 0)
-    claimable = ((CLAIMABLE, is_any_due(now, roles.pools)),) if roles.pools else ()
-    of_the_watch = (
+    claimable: tuple[tuple[str, Any], ...] = ((CLAIMABLE, is_any_due(now, roles.pools)),) if roles.pools else ()
+    of_the_watch: tuple[tuple[str, Any], ...] = (
         (UNNOTICED, text(notices.IS_ANY_SQL)),
         (UNSENT, text(f"EXISTS (SELECT 1 FROM batch_outbox WHERE {UNSENT_SQL})")),
-        (ACTIVE, text(f"EXISTS (SELECT 1 FROM batch_runs r WHERE {HELD_SQL} AND r.node IS NOT NULL)")),
+        (ACTIVE, or_(is_any_due(now), text(_IS_ANY_HELD_SQL))),
     )
     flags = claimable + (of_the_watch if roles.fires else ())
     words = [case((condition, flag), else_="") for flag, condition in flags]

@@ -29,6 +29,11 @@ class Roles:
         """
         return cls(True, frozenset({DEFAULT_POOL} | {name for name, pool in pools.items() if pool.kind == "process"}))
 
+    @property
+    def is_worker(self) -> bool:
+        """Whether it only executes the runs of its pools, beside the services."""
+        return not self.fires and bool(self.pools)
+
 
 SERVICE = Roles(True, frozenset({DEFAULT_POOL}))
 """The roles of a service without further pools."""

@@ -1,0 +1,118 @@
+"""New tasks: files that come into the folder of tasks while a node runs are imported, and the ledger is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import nodes
+from service.batch.nodes.outage import Outage
+from service.batch.tasks.broken_files import broken_as_json
+from service.batch.tasks.live_reload import TasksFolder
+from service.batch.tasks.registry import Task
+from service.concurrency.background import Background
+from service.concurrency.offload import offload
+from service.database.engine import Database
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+LOOK_SECONDS = 3.0
+"""The time between two looks at the folder."""
+IMPORT_SECONDS = 1.0
+"""How long a look waits for the import of new files; an import that hangs must not hold up what follows it."""
+
+Record = Callable[[AsyncConnection, Mapping[str, Task]], Awaitable[None]]
+
+
+class NewTasks:
+    """Takes up new files of tasks on one node. It adds their tasks to `tasks`, which the parts of the process share.
+
+    Attributes:
+        on_added: Functions that are called, on the event loop, each time after tasks were added.
+    """
+
+    def __init__(self, database: Database, folder: TasksFolder, tasks: dict[str, Task], node: str) -> None:
+        self._database, self._folder, self._tasks, self._node = database, folder, tasks, node
+        self.on_added: list[Callable[[], None]] = []
+        self._imported: dict[str, Task] = {}
+        """Tasks that the ledger was not told of yet."""
+        self._importing: asyncio.Task[dict[str, Task]] | None = None
+        self._broken = broken_as_json(folder.broken)
+
+    async def take_up(self, record: Record | None = None) -> dict[str, Task]:
+        """Import new files, and write to the ledger which tasks this node has and which files it can't use.
+
+        Returns the new tasks by name. `record`: writes more about them than `record_loaded`, which it calls, in the
+        same transaction. What could not be written to the ledger is written by the next call.
+        """
+        await self._load_new()
+        await self._record_broken()
+        new = self._imported
+        if new:
+            async with self._database.engine.begin() as connection:
+                await (record or self.record_loaded)(connection, new)
+            self._tasks |= new
+            self._imported = {}
+            for call in self.on_added:
+                call()
+        return new
+
+    async def record_loaded(self, connection: AsyncConnection, new: Mapping[str, Task]) -> None:
+        """Write the names of the tasks that this node has loaded, with the new ones."""
+        await nodes.record_loaded(connection, self._node, {**self._tasks, **new})
+
+    async def stop(self) -> None:
+        """End a wait for an import. The import itself can't be ended."""
+        if self._importing is not None:
+            self._importing.cancel()
+            await asyncio.wait([self._importing])
+
+    async def _load_new(self) -> None:
+        """Import new files in a thread. An import that takes longer than IMPORT_SECONDS is taken up by a later call."""
+        timeout = IMPORT_SECONDS if self._importing is None else 0
+        if self._importing is None:
+            self._importing = asyncio.create_task(offload(self._folder.load_new))
+        done, _ = await asyncio.wait([self._importing], timeout=timeout)
+        if done:
+            imported, self._importing = self._importing, None
+            self._imported |= imported.result()
+
+    async def _record_broken(self) -> None:
+        broken = broken_as_json(self._folder.broken)
+        if broken != self._broken:
+            async with self._database.engine.begin() as connection:
+                await nodes.record_broken(connection, self._node, broken)
+            self._broken = broken
+
+
+class NewTasksLoop(Background):
+    """Takes up new files every LOOK_SECONDS, on a node that fires nothing. On others the schedule sync does that."""
+
+    def __init__(self, database: Database, new_tasks: NewTasks, outage: Outage) -> None:
+        self._database, self._new_tasks, self._outage = database, new_tasks, outage
+        self._warning = ""
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self._new_tasks.stop()
+
+    async def _loop(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self._new_tasks.take_up()
+                self._outage.over_for("new tasks")
+                self._warning = ""
+            except Exception as error:  # the background loop's boundary: later files must be taken up
+                if cause := self._outage.cause_for("new tasks", self._database, error):
+                    self._warn_once(f"the ledger can't be told of new tasks: {cause}")
+                else:
+                    logger.exception("taking up new files of tasks failed")
+
+    def _warn_once(self, message: str) -> None:
+        if message != self._warning:
+            logger.warning(message)
+        self._warning = message

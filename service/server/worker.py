@@ -1,0 +1,109 @@
+"""`batch work`: a node that executes the runs of some pools, beside the services, and fires nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator
+from types import FrameType
+from typing import Any
+
+from service import console, logs
+from service.batch.nodes.roles import Roles
+from service.config import Settings
+from service.errors import DatabaseError
+from service.server.batch_service import BatchService
+from service.server.shutdown import serving
+from service.server.starting import collect_garbage_less_often, print_summary, warnings_of_worker
+
+
+def work(settings: Settings, pools: frozenset[str], host: str | None = None, port: int | None = None) -> None:
+    """Execute runs of these pools until SIGTERM or SIGINT.
+
+    `port`: where health checks and metrics are answered, at the address `host` (default: the setting HOST); None: no
+    port is opened. Raises BatchError if the worker can't start.
+    """
+    logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
+    if port is None:
+        _work_without_port(settings, pools)
+    else:
+        _work_with_port(settings, pools, host, port)
+
+
+def _work_without_port(settings: Settings, pools: frozenset[str]) -> None:
+    try:
+        asyncio.run(_until_cancelled(settings, pools))
+    except KeyboardInterrupt:
+        return
+    except asyncio.CancelledError:  # by SIGTERM: the process ends by it, as `batch serve` does
+        logs.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+
+
+async def _until_cancelled(settings: Settings, pools: frozenset[str]) -> None:
+    """Work until this asyncio task is cancelled, which both signals do; asyncio.run() does it for SIGINT."""
+    loop, work = asyncio.get_running_loop(), asyncio.current_task()
+    assert work is not None
+
+    def on_signal(_: int, __: FrameType | None) -> None:
+        loop.call_soon_threadsafe(work.cancel)
+
+    signal.signal(signal.SIGTERM, on_signal)
+    async with serving(_new(settings, pools), settings, is_guest=False) as batch:
+        collect_garbage_less_often()
+        await _welcome(batch, "")
+        await asyncio.Event().wait()
+
+
+def _work_with_port(settings: Settings, pools: frozenset[str], host: str | None, port: int) -> None:
+    from service.server import uvicorn as server
+    from service.web import api
+    from service.web.access import check_settings
+    from service.web.application import Guarded
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        try:
+            async with serving(_new(settings, pools), settings, is_guest=False) as batch:
+                app.state.batch = batch
+                yield
+        except BaseException as error:
+            app.state.failure = error
+            raise
+        finally:
+            logs.catch_up()
+
+    async def welcome(batch: BatchService, url: str) -> None:
+        await _welcome(batch, f" on {url}")
+
+    check_settings(settings)
+    with server.listen(settings, host, port) as listening:
+        server.run(Guarded(routes=api.of_each_node, lifespan=lifespan), listening, welcome)
+
+
+def _new(settings: Settings, pools: frozenset[str]) -> BatchService:
+    return BatchService(settings, Roles(fires=False, pools=pools))
+
+
+async def _welcome(batch: BatchService, where: str) -> None:
+    print_summary(batch, where)
+    for warning in warnings_of_worker(batch):
+        console.warn(f"  {warning}")
+    with contextlib.suppress(DatabaseError):  # the worker has started, so it goes on if the ledger can't be asked now
+        await warn_of_services(batch)
+
+
+async def warn_of_services(batch: BatchService) -> None:
+    """Warn if no service lives, or if one on another machine uses the same SQLite file."""
+    services = await batch.operations.nodes.living()
+    if not services:
+        console.warn("  no service is running: until one is, nothing fires, and the runs of lost nodes wait")
+    others = {node.host for node in services} - {socket.gethostname()}
+    if batch.ledger.kind == "sqlite" and others:
+        console.warn(
+            f"  the ledger is a file of SQLite, and a service on the host {min(others)} uses it: unless that is a "
+            "container on this machine, the file will be damaged; processes of several machines need PostgreSQL"
+        )
