@@ -29,6 +29,7 @@ _TITLES: dict[str, str] = {
     "node": "a node was lost",
     "files": "a file of tasks can't be used",
     "backup": "the backups need attention",
+    "pool": "a pool is not served",
     "unaccounted": "slots are unaccounted for",
 }
 

@@ -42,6 +42,7 @@ from service.cli import (
     tasks,
     token,
     watch,
+    work,
 )
 from service.cli.examples import EXAMPLES
 from service.cli.opening import EXIT_CODES, FAILED, INTERRUPTED, MISTAKE
@@ -93,9 +94,11 @@ ALERTS: dict[str, dict[str, Any]] = {
 PANELS: dict[str, dict[str, Any]] = {
     "Service": {
         "serve": serve.serve,
+        "work": work.work,
         "night": night.night,
         "status": status.status,
         "nodes": status.nodes,
+        "pools": status.pools,
         "config": settings.config,
         "migrate": settings.migrate,
     },

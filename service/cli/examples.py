@@ -8,6 +8,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch serve --host 0.0.0.0 --port 8080": "Accept requests from other machines too.",
         "batch serve --reload": "Restart whenever you save a file.",
     },
+    "work": {
+        "batch work --pool cpu": "Execute the runs of the pool cpu on this machine.",
+        "batch work --pool cpu --pool gpu --max-running 8": "Execute the runs of two pools, at most eight at once.",
+        "batch work --pool cpu --port 8001": "Answer health checks and a monitor on this port.",
+    },
     "night": {
         "batch night": "Say what happened since 18:00 yesterday, and what needs a person.",
         "batch night --since 7d --zone Europe/Berlin": "Say it of the last seven days.",
@@ -16,6 +21,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "status": {
         "batch status": "Say whether something is wrong, and what.",
         "batch status --json": "Print the same as JSON for a monitor.",
+    },
+    "pools": {
+        "batch pools": "List the pools, and how many of their runs are running and waiting.",
+        "batch pools --json": "Print the list as JSON for a program.",
     },
     "nodes": {
         "batch nodes": "List the processes of the service.",

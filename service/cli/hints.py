@@ -20,7 +20,7 @@ async def hint_if_held(operations: Operations, task: str) -> str | None:
 async def hint_if_unserved(operations: Operations, task: str) -> str | None:
     """A hint for a user who waits for a run, if no running service has the task. Else None."""
     if await operations.nodes.has(task):
-        return None
+        return next((pool.problem for pool in await operations.pools.list() if task in pool.missing), None)
     return f"no running service has the task {task}: its runs wait for the next service that has it"
 
 

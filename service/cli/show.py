@@ -13,6 +13,7 @@ from service.cli.logs import text
 from service.cli.opening import ask
 from service.cli.options import AsJson, RunOrTask, utc
 from service.errors import InvalidSchedule
+from service.poolsettings import DEFAULT_POOL
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
@@ -93,10 +94,12 @@ def _show_attempts(attempts: Sequence[Attempt]) -> None:
 
 def _show_task(task: TaskDetails) -> None:
     from service import console
+    from service.operations.tasks.results import memory_in_words
 
     problem = (
         f"its file has been gone since {utc(task.removed_at)}" if task.removed_at else "its file can't be used here"
     )
+    policies = {name: value for name, value in task.policies.items() if name not in ("pool", "memory")}
     console.show_values(
         {
             "task": task.name,
@@ -105,7 +108,9 @@ def _show_task(task: TaskDetails) -> None:
             "schedule": f"{task.schedule}: {task.words}" if task.schedule else _no_schedule(task),
             "paused": f"since {utc(task.paused_at)} by {task.paused_by}" if task.paused_at else None,
             "next": [_in_utc_and_zone(slot.slot, task.timezone) for slot in task.next],
-            "policies": [f"{name} = {value}" for name, value in task.policies.items()] or "all have their defaults",
+            "policies": [f"{name} = {value}" for name, value in policies.items()] or "all have their defaults",
+            "pool": task.pool if task.pool != DEFAULT_POOL else None,
+            "memory": memory_in_words(task.memory),
             "owner": task.owner,
             "runbook": task.runbook,
             "muted": f"until {utc(task.muted_until)}" if task.muted_until else None,

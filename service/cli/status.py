@@ -1,17 +1,20 @@
-"""`batch status` and `batch nodes`."""
+"""`batch status`, `batch nodes` and `batch pools`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from service.cli.hints import warn
 from service.cli.opening import FAILED, ask
 from service.cli.options import AsJson, short
+from service.poolsettings import DEFAULT_POOL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from service.operations.operations import Operations
     from service.operations.results import Node, RunSummary
+    from service.operations.system.pools import PoolState
     from service.operations.system.status import Status
 
 MOST_FAILED = 10
@@ -39,7 +42,9 @@ def _show(found: Status) -> None:
 
     console.show_values(
         {
-            "services": [_named(node) for node in found.nodes] or "none",
+            "services": [_named(node) for node in found.nodes if node.fires] or "none",
+            "workers": [f"{_named(node)}, of {_of_pools(node)}" for node in found.nodes if not node.fires],
+            "pools": [_pool_in_words(pool) for pool in found.pools if pool.name != DEFAULT_POOL],
             "last beat": found.last_beat,
             "running": f"{found.running:,}",
             "queued": f"{found.queued:,}",
@@ -54,6 +59,10 @@ def _show(found: Status) -> None:
         console.write(line(found.sentence))
     for trouble in found.troubles:
         console.write(f"{console.paint('problem', 'error')}: {line(trouble.text)}")
+    told = [trouble.text for trouble in found.troubles]
+    for problem in (pool.problem for pool in found.pools if pool.problem):
+        if not any(problem.split(":")[0] in text for text in told):
+            console.write(f"{console.paint('warning', 'warning')}: {line(problem)}")
     if found.ok:
         console.write(line(found.headline))
 
@@ -74,6 +83,44 @@ def _named(node: Node) -> str:
     return f"process {node.pid} on {node.host}" + (", which stops" if node.draining else "")
 
 
+def _of_pools(node: Node) -> str:
+    return f"pool{'' if len(node.pools) == 1 else 's'} {', '.join(node.pools)}"
+
+
+def _pool_in_words(pool: PoolState) -> str:
+    nodes = f"{len(pool.nodes):,} node{'' if len(pool.nodes) == 1 else 's'}"
+    return f"{pool.name}: {nodes}, {pool.running:,} running, {pool.waiting:,} waiting"
+
+
+def pools(as_json: AsJson = False) -> None:
+    """List the pools: what serves each of them, and how many of its runs are running and waiting.
+
+    `served by` is what the settings here say: a setting such as BATCH_POOL_CPU. Why the runs of a pool wait in vain is
+    said on stderr. The exit code is 0.
+    """
+    from service import console
+
+    found = ask(lambda operations: operations.pools.list(), needs_tasks=False)
+    if as_json:
+        console.show_json(list(found))
+        return
+    rows = [
+        {
+            "pool": pool.name,
+            "served by": pool.served_by or "no setting",
+            "nodes": f"{len(pool.nodes):,}",
+            "places": f"{pool.places:,}" if pool.places is not None else None,
+            "running": f"{pool.running:,}",
+            "waiting": f"{pool.waiting:,}",
+            "tasks": f"{len(pool.tasks):,}",
+        }
+        for pool in found
+    ]
+    console.show(rows, list(rows[0]), as_json=False)
+    for pool in found:
+        warn(pool.problem)
+
+
 def nodes(as_json: AsJson = False) -> None:
     """List the processes of the service, newest first, also those that have stopped.
 
@@ -83,7 +130,7 @@ def nodes(as_json: AsJson = False) -> None:
     from service import console
 
     async def work(operations: Operations) -> tuple[Sequence[Node], Sequence[Node]]:
-        return await operations.nodes.list(), await operations.nodes.living()
+        return await operations.nodes.list(), await operations.nodes.living(with_workers=True)
 
     known, living = ask(work, needs_tasks=False)
     if as_json:
@@ -93,13 +140,19 @@ def nodes(as_json: AsJson = False) -> None:
         console.warn("batch: no service has ever run")
         return
     alive = {node.id for node in living}
-    rows = [_row(node, is_alive=node.id in alive) for node in known if node.fires]
-    columns = ["id", "host", "pid", "version", "state", "started_at", "seen_at", "tasks"]
+    rows = [_row(node, is_alive=node.id in alive) for node in known if node.fires or node.pools]
+    columns = ["id", "host", "pid", "version", "state", "pools", "started_at", "seen_at", "tasks"]
     console.show_fitted(rows, columns, ["version", "id", "started_at", "tasks"])
 
 
 def _row(node: Node, *, is_alive: bool) -> dict[str, Any]:
     state = "stopped" if node.stopped_at else "draining" if is_alive and node.draining else "running"
     is_silent = state == "running" and not is_alive
-    more = {"id": short(node.id), "state": "silent" if is_silent else state, "tasks": f"{len(node.tasks):,}"}
+    pools = ", ".join(node.pools) if node.pools != [DEFAULT_POOL] else None
+    more = {
+        "id": short(node.id),
+        "pools": pools,
+        "state": "silent" if is_silent else state,
+        "tasks": f"{len(node.tasks):,}",
+    }
     return {**node.model_dump(), **more}

@@ -35,8 +35,8 @@ def tasks(as_json: AsJson = False) -> None:
     if as_json:
         console.show_json(list(tasks))
     elif named:
-        columns = ["name", "schedule", "timezone", "next_run_time", "paused", "source", "error"]
-        console.show([task.model_dump() for task in named], columns, as_json=False)
+        columns = ["name", "schedule", "timezone", "next_run_time", "paused", "pool", "memory", "source", "error"]
+        console.show([_row(task) for task in named], columns, as_json=False)
     elif not broken:
         console.warn("batch: there is no task in TASKS_DIR")
     for task in tasks:
@@ -47,6 +47,15 @@ def tasks(as_json: AsJson = False) -> None:
         console.warn(f"batch: {file.source} can't be used: {file.error}")
     warn(hint)
     raise SystemExit(1 if broken else 0)
+
+
+def _row(task: TaskSummary) -> dict[str, object]:
+    """The cells of a task. The default pool is not named."""
+    from service.operations.tasks.results import memory_in_words
+    from service.poolsettings import DEFAULT_POOL
+
+    pool = task.pool if task.pool != DEFAULT_POOL else None
+    return {**task.model_dump(), "pool": pool, "memory": memory_in_words(task.memory)}
 
 
 def next_(

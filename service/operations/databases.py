@@ -17,7 +17,7 @@ from service.batch.nodes import living, process_lock
 from service.config import Settings
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import migrate, refuse_newer
+from service.database.migrate import History, migrate, refuse_newer, revision_of
 from service.errors import DatabaseError, DatabaseUnreachable, InvalidSetting
 
 
@@ -50,10 +50,11 @@ async def _opened(
         raise database.unreachable(error) from error
 
 
-async def open_databases(settings: Settings, client: str = "batch") -> tuple[Database, Database]:
+async def open_databases(settings: Settings, client: str = "batch", migrates: bool = True) -> tuple[Database, Database]:
     """Open and migrate both databases. Returns the application's database and the ledger.
 
-    `client`: the name by which PostgreSQL lists the connections. Raises DatabaseError and InvalidSetting.
+    `client`: the name by which PostgreSQL lists the connections. `migrates=False`: a database that does not exist, or
+    is of an older version, is an error. Raises DatabaseError and InvalidSetting.
     """
     shows, pool_size = settings.BATCH_SHOW_SQL_PARAMETERS, settings.DATABASE_POOL_SIZE
     application = Database(
@@ -65,7 +66,10 @@ async def open_databases(settings: Settings, client: str = "batch") -> tuple[Dat
     async with AsyncExitStack() as stack:
         for database in (application, ledger):
             stack.push_async_callback(database.dispose)
-        await _prepare(application, ledger, settings.LEASE_SECONDS)
+        if migrates:
+            await _prepare(application, ledger, settings.LEASE_SECONDS)
+        else:
+            await _refuse_unprepared(application, ledger)
         stack.pop_all()
     return application, ledger
 
@@ -78,6 +82,38 @@ async def _prepare(application: Database, ledger: Database, lease_seconds: float
         await database.check()
     await migrate_ledger(ledger, lease_seconds)  # first: it is refused while processes of an older version live
     await migrate(application, *APPLICATION_HISTORIES)
+
+
+async def _refuse_unprepared(application: Database, ledger: Database) -> None:
+    """Raises DatabaseError if a service of this version has not made both databases, and changes nothing."""
+    _refuse_memory(application, ledger)
+    _refuse_one_file(application, ledger)
+    await _refuse_unmigrated(ledger, "ledger", LEDGER_HISTORY)
+    await _refuse_unmigrated(application, "application database", *APPLICATION_HISTORIES)
+
+
+async def _refuse_unmigrated(database: Database, what: str, *histories: History) -> None:
+    is_here = database.kind != "sqlite" or _file_of(database).exists()
+    if is_here:
+        await database.check()
+    for history in histories:
+        try:
+            revision = await revision_of(database, history) if is_here else None
+        except (DBAPIError, OSError) as error:
+            raise database.unreachable(error) from error
+        if revision is None:
+            of_sqlite = ". A file of SQLite can only be used on the machine of the service"
+            raise DatabaseUnreachable(
+                f"there is no {what} yet at {database.safe_url} ({database.setting}), and a worker makes none: start "
+                f"the service first, or let the setting name the {what} that the service uses"
+                f"{of_sqlite if database.kind == 'sqlite' else ''}"
+            )
+        if revision != history.revisions[-1]:
+            raise DatabaseError(
+                f"the {what} {database.safe_url} ({database.setting}) is of an older version ({revision}, and this "
+                f"code has {history.revisions[-1]}), and a worker migrates nothing: start the service of this version "
+                "first"
+            )
 
 
 async def migrate_ledger(ledger: Database, lease_seconds: float, to: str = "head") -> None:

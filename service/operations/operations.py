@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from service.operations.system.live import Look
     from service.operations.system.migrations import Migrations
     from service.operations.system.nodes import Nodes
+    from service.operations.system.pools import Pools
     from service.operations.system.settings import UsedSettings
     from service.operations.system.status import Status
     from service.operations.tasks.facet import Tasks
@@ -42,8 +43,8 @@ SERVICE = Actor("batch", source="service")
 
 
 class Operations:
-    """All operations of the system, in the facets `tasks`, `runs`, `bulks`, `slots`, `quarantine`, `nodes`, `backups`,
-    `incidents`, `changes`, `access` and `migrations`.
+    """All operations of the system, in the facets `tasks`, `runs`, `bulks`, `slots`, `quarantine`, `nodes`, `pools`,
+    `backups`, `incidents`, `changes`, `access` and `migrations`.
 
     It creates no database engine, sets up no logging, reads no settings and imports no tasks, so a serving process may
     use it for each request. It belongs to the event loop of its databases.
@@ -138,7 +139,7 @@ class Operations:
     def tasks(self) -> Tasks:
         from service.operations.tasks.facet import Tasks
 
-        return Tasks(self._context)
+        return Tasks(self._context, list(self._settings.pools))
 
     @cached_property
     def runs(self) -> Runs:
@@ -194,6 +195,12 @@ class Operations:
         from service.operations.system.nodes import Nodes
 
         return Nodes(self._context)
+
+    @cached_property
+    def pools(self) -> Pools:
+        from service.operations.system.pools import Pools
+
+        return Pools(self._context, self._settings.pools)
 
     @cached_property
     def backups(self) -> Backups:

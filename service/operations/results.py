@@ -54,7 +54,9 @@ class Slot(Result):
 class Node(Result):
     """A process of the service, which may have stopped. `loop_lag`: how many seconds a callback waited on its loop.
 
-    `version`: of this package. `application`: the version of the application around it.
+    `version`: of this package. `application`: the version of the application around it. `fires`: whether it is a
+    service, which fires schedules; others only execute runs. `pools`: whose runs it claims; none for a process such
+    as `batch run`. `capacity`: how many runs it executes at once; None: not known.
     """
 
     id: str
@@ -70,8 +72,10 @@ class Node(Result):
     stopped_at: datetime | None
     fires: bool
     application: str | None
+    capacity: int | None = None
+    pools: list[str] = []
 
-    @field_validator("tasks", mode="before")
+    @field_validator("tasks", "pools", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         """A value that is no list, which somebody else must have written, counts as an empty list."""

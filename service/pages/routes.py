@@ -71,7 +71,7 @@ routes = [
     action("/backups/{name}/pin", backups.pin, "admin"),
     action("/backups/{name}/unpin", backups.unpin, "admin"),
     download("/backups/{name}/download", backups.download, "admin"),
-    page("/nodes", system.show_nodes, blocks=("all_nodes",)),
+    page("/nodes", system.show_nodes, blocks=("pools", "all_nodes")),
     page("/changes", system.show_changes),
     live,
     page("/you", sign_in.show_you),

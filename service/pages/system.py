@@ -1,4 +1,4 @@
-"""The pages about nodes and changes."""
+"""The pages about nodes, pools and changes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from starlette.requests import Request
 
 from service.errors import InvalidParameters
 from service.operations.results import Node
+from service.operations.system.pools import PoolState
 from service.pages.frame.render import render
 from service.pages.frame.shell import shell_of
 from service.pages.frame.viewer import Viewer
 
 PAGE = 100
 MOST_NODES = 200
+MOST_POOLS = 50
 FILTERS = ("task", "action")
 LONGEST_FILTER = 100
 
 
 async def show_nodes(request: Request, viewer: Viewer) -> str:
-    """The processes of the service: those that live, and those that have stopped, the newest first."""
-    living = {node.id for node in await viewer.operations.nodes.living()}
+    """The pools, and the processes of the service: those that live, and those that have stopped, the newest first."""
+    living = {node.id for node in await viewer.operations.nodes.living(with_workers=True)}
     nodes = list(await viewer.operations.nodes.list())[:MOST_NODES]
-    shell = await shell_of(viewer, "nodes", "Nodes")
     return await render(
         "nodes.html",
-        **shell,
-        busy={node.id: node for node in shell["around"].living},
+        **await shell_of(viewer, "nodes", "Nodes and pools"),
+        pools=await viewer.operations.pools.list(),
+        most_pools=MOST_POOLS,
+        served_by=_served_by,
+        broken=await viewer.operations.nodes.broken(),
+        busy=await viewer.operations.nodes.busy(),
         all_nodes=sorted(nodes, key=lambda node: node.id not in living),
         states={node.id: _state(node, living) for node in nodes},
         ages={node.id: ((node.stopped_at or viewer.now) - node.started_at).total_seconds() for node in nodes},
@@ -41,9 +46,20 @@ def _state(node: Node, living: set[str]) -> tuple[str, str, str]:
         return "queued", "power", "stopped"
     if node.id in living:
         return ("interrupted", "hourglass", "draining") if node.draining else ("succeeded", "activity", "living")
-    if not node.fires:
+    if not node.fires and not node.pools:
         return "queued", "hand", "runs by hand"
     return "missed", "unplug", "silent"
+
+
+def _served_by(pool: PoolState) -> str:
+    """What serves a pool, in words."""
+    kind, _, number = (pool.served_by or "nodes").partition(":")
+    if kind == "services":
+        return "the event loop and the threads of each service"
+    if kind == "process":
+        children = f"up to {number} child processes" if number else "a child process for each run, one for each core,"
+        return f"{children} on each node"
+    return "its nodes: batch work"
 
 
 async def show_changes(request: Request, viewer: Viewer) -> str:

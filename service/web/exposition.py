@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from service.metrics.histogram import BOUNDS, Buckets
 from service.metrics.labels import TaskLabels
 from service.metrics.process import ProcessSnapshot
-from service.operations.system.gauges import Gauges, TaskGauges
+from service.operations.system.gauges import Gauges, PoolGauges, TaskGauges
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The text format of Prometheus. OpenMetrics is not offered: it has no counter and gauge of one name (`batch_runs`)."""
@@ -147,9 +147,19 @@ def _ledger_gauges(gauges: Gauges) -> Iterator[Metric]:
     yield _gauge("batch_incidents_open", "Open incidents.", "kind", gauges.incidents)
     text = "Slots that no process has handled for more than a minute, and slots without run, skip and missed range."
     yield _single(gauge, "batch_unaccounted_slots", text, gauges.unaccounted)
+    yield from _pool_gauges(gauges.pools)
     yield _gauge("batch_nodes", "Processes that fire schedules, by state.", "state", gauges.nodes)
     text, verified_at = "When the newest verified backup was taken (Unix time).", _timestamp(gauges.verified_backup_at)
     yield _single(gauge, "batch_backup_last_verified_timestamp_seconds", text, verified_at)
+
+
+def _pool_gauges(pools: Mapping[str, PoolGauges]) -> Iterator[Metric]:
+    text = "Runs of the pool that are going on or may start now; those that wait are counted up to 1,000 of each task."
+    yield _gauge("batch_pool_wanted", text, "pool", {name: pool.wanted for name, pool in pools.items()})
+    text = "Runs of the pool that are going on."
+    yield _gauge("batch_pool_running", text, "pool", {name: pool.running for name, pool in pools.items()})
+    text = "How many runs the living nodes that claim the pool execute at once, at most."
+    yield _gauge("batch_pool_places", text, "pool", {name: pool.places for name, pool in pools.items()})
 
 
 Fold = Callable[[float, float], float]

@@ -16,6 +16,7 @@ from service.batch.execution.fingerprint import QUARANTINE
 from service.batch.incidents import deadline_check, durations, made_good, overdue, telling
 from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.made_good import Successes
+from service.batch.incidents.pool_check import PoolCheck
 from service.batch.incidents.telling import Channels
 from service.batch.incidents.watched import Thresholds, WatchedTask
 from service.batch.ledger.incidents import incidents, marks
@@ -76,7 +77,7 @@ class Checks:
     def __init__(self, ledger: Database, application: Database, thresholds: Thresholds, channels: Channels) -> None:
         self._ledger, self._application = ledger, application
         self._thresholds, self._channels = thresholds, channels
-        self._successes = Successes()
+        self._successes, self._pools = Successes(), PoolCheck()
 
     def forget(self, tasks: Collection[str]) -> None:
         """Look at all successes of these tasks again, because which runs are failed has changed."""
@@ -111,8 +112,8 @@ class Checks:
         """Make all checks, and write nothing. `redriven`: what `redriven()` has returned."""
         opened = await incidents.are_open(connection)
         usual = UsualDurations(connection, now)
-        wrong, checked, instants = await self._find_wrong(connection, watched, usual, now)
         known = {(row.kind, row.task, row.subject, row.fingerprint) for row in opened}
+        wrong, checked, instants = await self._find_wrong(connection, watched, usual, known, now)
         held_until, must_tell = telling.may_tell(opened, watched, timedelta(seconds=self._thresholds.repeat), now)
         following = [instant for instant in (*instants, held_until) if instant is not None]
         patient = await self._not_good_yet(connection, opened, watched)
@@ -154,20 +155,27 @@ class Checks:
         return Written(bool(told or closed), left, held_until)
 
     async def _find_wrong(
-        self, connection: AsyncConnection, watched: Mapping[str, WatchedTask], usual: UsualDurations, now: datetime
+        self,
+        connection: AsyncConnection,
+        watched: Mapping[str, WatchedTask],
+        usual: UsualDurations,
+        known: Collection[tuple[str, str, str, str]],
+        now: datetime,
     ) -> tuple[list[Opening], list[str], list[datetime | None]]:
         """What is wrong now, the tasks whose deadlines were checked, and when something may go wrong next."""
         silent, next_silent = await overdue.silent_tasks(watched, usual, now)
         missed_deadlines, checked, next_deadline = await deadline_check.check(connection, watched, now)
         old, next_old = await overdue.old_backups(connection, watched, self._thresholds, now)
+        unserved, next_unserved = await self._pools.check(connection, known, now)
         wrong = [
+            *unserved,
             *await overdue.late_slots(connection, watched, self._thresholds, now),
             *await overdue.slow_runs(connection, watched, usual, self._thresholds, now),
             *silent,
             *missed_deadlines,
             *old,
         ]
-        return wrong, checked, [next_silent, next_deadline, next_old]
+        return wrong, checked, [next_silent, next_deadline, next_old, next_unserved]
 
     async def _find_good(
         self,
@@ -227,7 +235,7 @@ class Checks:
         return over + [incident for incident, is_over, row in asked if await is_over(connection, row)]
 
 
-_CONDITIONS = (IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP)
+_CONDITIONS = (IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.SILENT, IncidentKind.BACKUP, IncidentKind.POOL)
 
 
 async def _bad_backups(connection: AsyncConnection, opened: Sequence[Row[Any]]) -> set[str]:

@@ -95,6 +95,12 @@ def names_of_pools(condition: str, pools: Collection[str], until_found: bool = F
     return text(names(condition, until_found, of_pools=True)).bindparams(of(pools))
 
 
+def is_any(condition: str, pools: Collection[str] | None) -> TextClause:
+    """Whether there is any of these names. `pools`: only of tasks of these pools; None: of all tasks."""
+    query = text(f"EXISTS ({names(condition, until_found=True, of_pools=pools is not None)})")
+    return query if pools is None else query.bindparams(of(pools))
+
+
 def of(pools: Collection[str]) -> BindParameter[Any]:
     """The parameter :pools."""
     return bindparam("pools", sorted(pools), expanding=True, type_=tasks.c.pool.type)

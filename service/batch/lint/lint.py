@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
@@ -16,6 +16,7 @@ from service.batch.cron.cron import Schedule, schedule
 from service.batch.lint.blocking import blocking_calls
 from service.batch.lint.clock_changes import effects
 from service.batch.lint.monitoring import mistakes
+from service.batch.lint.pools import unbounded, unserved
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.monitoring import ATTRIBUTES as MONITORING
 from service.batch.tasks.policies import ON_TIME, Retry
@@ -69,9 +70,14 @@ def _note(rule: str, message: str) -> LintFinding:
     return LintFinding("note", rule, message)
 
 
-def findings(task: Task, now: datetime) -> list[LintFinding]:
-    """The likely mistakes in a task, warnings first. Clock changes count in the year after `now` (aware)."""
+def findings(task: Task, now: datetime, served: Collection[str] | None = None) -> list[LintFinding]:
+    """The likely mistakes in a task, warnings first. Clock changes count in the year after `now` (aware).
+
+    `served`: the names of the pools that somebody serves, besides the default one; None: they are not known.
+    """
     unsorted = [*_attributes(task), *_body(task), *(_warning(*mistake) for mistake in mistakes(task, now))]
+    unsorted += [_warning(*mistake) for mistake in unserved(task, served)]
+    unsorted += [_note(*mistake) for mistake in unbounded(task)]
     if task.schedule is not None:
         interval = shortest_interval(task.schedule, now)
         unsorted += [*_expression(task.schedule), *_clock(task.schedule, now), *_policies(task, interval)]

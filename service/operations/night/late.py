@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.watched import WatchedTask
-from service.batch.ledger import queues
+from service.batch.ledger import pools, queues
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
 from service.operations.night.models import MOST, Blocker, LateRun, Waiting
@@ -41,12 +41,14 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class Present:
-    """What is known of the present, by which blockers are found. `paused`: who has paused a task, by its name."""
+    """What is known of the present, by which blockers are found. `paused`: who has paused a task, by its name.
+    `in_vain`: the pool of each task whose runs no node executes."""
 
     now: datetime
     running: Mapping[str, Sequence[Row[Any]]]
     usual: UsualDurations
     paused: Mapping[str, str]
+    in_vain: Mapping[str, str]
     nodes: Sequence[Node]
 
 
@@ -87,7 +89,8 @@ async def _present(connection: AsyncConnection, living: Sequence[Node], now: dat
         running.setdefault(row.task, []).append(row)
     is_paused = select(tasks.c.name, tasks.c.paused_by).where(tasks.c.paused_at.is_not(None))
     paused = {row.name: row.paused_by or "somebody" for row in await connection.execute(is_paused)}
-    return Present(now, running, UsualDurations(connection, now), paused, living)
+    in_vain = {each.task: each.pool for each in await pools.in_vain(connection, now)}
+    return Present(now, running, UsualDurations(connection, now), paused, in_vain, living)
 
 
 def _waiting(kind: str, now: datetime) -> Any:
@@ -189,6 +192,8 @@ def _blocker(run: Row[Any], present: Present) -> Blocker | None:
         return Blocker(kind="paused", by=by, task=run.task)
     if not any(run.task in node.tasks for node in present.nodes):
         return Blocker(kind="unserved", task=run.task)
+    if (pool := present.in_vain.get(run.task)) is not None:
+        return Blocker(kind="pool", task=run.task, pool=pool)
     if run.exclusive is not None and (its := present.running.get(run.task)):
         return Blocker(kind="run", run=its[0].id, task=run.task)
     if run.due_at > present.now - SOON:  # it starts with the next poll of a service that has room

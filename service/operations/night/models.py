@@ -130,13 +130,15 @@ class DealtWith(Result):
 class Blocker(Result):
     """What a waiting run waits for, the first thing that holds it.
 
-    `kind`: paused, unserved (no service has the task), run (of the same task), or room (all nodes are busy).
+    `kind`: paused, unserved (no service has the task), pool (no node of its `pool` has the task), run (of the same
+    task), or room (all nodes are busy).
     """
 
-    kind: Literal["paused", "unserved", "run", "room"]
+    kind: Literal["paused", "unserved", "pool", "run", "room"]
     by: str | None = None
     run: str | None = None
     task: str | None = None
+    pool: str | None = None
 
 
 class Waiting(Result):

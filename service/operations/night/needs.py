@@ -31,7 +31,7 @@ TOGETHER = timedelta(minutes=10)
 """The processes of a deploy start within so long."""
 LINES = 50
 """Of so many last lines of a log the last error is looked for."""
-_KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES)
+_KINDS = (IncidentKind.SILENT, IncidentKind.DEADLINE, IncidentKind.FILES, IncidentKind.POOL)
 """Kinds of incidents that need a person besides failed runs and alarms."""
 
 
@@ -207,7 +207,7 @@ _OF_ALL = ("service.deploy", "service.start", "settings.change")
 
 
 async def others(connection: AsyncConnection, watched: Mapping[str, WatchedTask]) -> list[Need]:
-    """What needs a person without a failed run: silent tasks, missed deadlines, files that can't be used."""
+    """What needs a person without a failed run: silent tasks, missed deadlines, unusable files, unserved pools."""
     opened = await incidents.are_open(connection, _KINDS)
     return [_other(row, watched.get(row.task)) for row in opened if row.acknowledged_at is None]
 

@@ -33,6 +33,7 @@ from service.operations.runs.finding import RunOrTask
 from service.operations.runs.reading import LAST_LINES
 from service.operations.runs.run_list import MOST_RUNS, RunFilter, RunPage
 from service.operations.runs.run_log import POLL_SECONDS, LogPage
+from service.operations.system.pools import PoolState
 from service.operations.system.status import Status
 from service.operations.tasks.results import TaskDetails, TaskSummary
 
@@ -55,6 +56,10 @@ class _Quarantine(BaseModel):
 
 class _Nodes(BaseModel):
     nodes: list[Node]
+
+
+class _Pools(BaseModel):
+    pools: list[PoolState]
 
 
 class _Tokens(BaseModel):
@@ -210,6 +215,11 @@ class RemoteBulks(Facet):
             await asyncio.sleep(POLL_SECONDS)
 
 
+class RemotePools(Facet):
+    async def list(self) -> Sequence[PoolState]:
+        return (await self._connection.get(_Pools, "/pools")).pools
+
+
 class RemoteQuarantine(Facet):
     async def list(self, given: str | None = None, limit: int = 1_000) -> Sequence[Quarantined]:
         if given is None:
@@ -225,8 +235,8 @@ class RemoteNodes(Facet):
     async def list(self) -> Sequence[Node]:
         return (await self._connection.get(_Nodes, "/nodes")).nodes
 
-    async def living(self) -> Sequence[Node]:
-        return (await self._connection.get(Status, "/status")).nodes
+    async def living(self, with_workers: bool = False) -> Sequence[Node]:
+        return [node for node in (await self._connection.get(Status, "/status")).nodes if with_workers or node.fires]
 
     async def has(self, task: str) -> bool:
         return any(task in node.tasks for node in await self.living())

@@ -23,6 +23,7 @@ from service.operations.remote.facets import (
     RemoteChanges,
     RemoteMigrations,
     RemoteNodes,
+    RemotePools,
     RemoteQuarantine,
     RemoteRuns,
     RemoteTasks,
@@ -43,6 +44,7 @@ class RemoteOperations:
         self.slots = RemoteSlots(connection)
         self.quarantine = RemoteQuarantine(connection)
         self.nodes = RemoteNodes(connection)
+        self.pools = RemotePools(connection)
         self.incidents = RemoteIncidents(connection)
         self.changes = RemoteChanges(connection)
         self.access = RemoteAccess(connection)

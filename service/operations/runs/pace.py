@@ -16,6 +16,7 @@ from service.batch.ledger.tables import tasks
 from service.operations.context import Context
 from service.operations.databases import is_missing_file
 from service.operations.results import Result, RunDetails
+from service.poolsettings import DEFAULT_POOL
 
 STALLED = 10
 """A run stands still if nothing was committed for so many times as long as a chunk usually takes."""
@@ -29,6 +30,7 @@ class RunPace(Result):
     `chunk_size`: the items of a chunk on average. `stalled`: for how many seconds nothing was committed, if that is far
     longer than usual. `timeout_at`: when its attempt times out. `skip_limit`: how many items it may set aside.
     `lease`: so many seconds after its last heartbeat the node loses the run. `heartbeat_late`: half of that has passed.
+    `pool`: where it executes, or has executed, as its task says now.
     """
 
     chunks: int | None = None
@@ -38,6 +40,7 @@ class RunPace(Result):
     skip_limit: int | None = None
     lease: float
     heartbeat_late: bool = False
+    pool: str = DEFAULT_POOL
 
 
 async def pace(context: Context, run: RunDetails) -> RunPace:
@@ -49,6 +52,7 @@ async def pace(context: Context, run: RunDetails) -> RunPace:
         chunk_size=committed.items / chunks if chunks else None,
         skip_limit=_skip_limit(context, run.task),
         lease=context.lease_seconds,
+        pool=await _pool(context, run.task),
     )
     if run.state != RunState.RUNNING:
         return known
@@ -64,6 +68,12 @@ async def pace(context: Context, run: RunDetails) -> RunPace:
         "heartbeat_late": silent > context.lease_seconds / 2,
     }
     return known.model_copy(update=more)
+
+
+async def _pool(context: Context, task: str) -> str:
+    async with context.databases.reading() as connection:
+        query = select(tasks.c.pool).where(tasks.c.name == task)
+        return ((await connection.execute(query)).scalar() if connection is not None else None) or DEFAULT_POOL
 
 
 async def _committed(context: Context, run: RunDetails) -> Committed:

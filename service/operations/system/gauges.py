@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch.chunks import quarantine
 from service.batch.cron.counting import count
-from service.batch.ledger import gauges, schedules
+from service.batch.ledger import gauges, pools, schedules
 from service.batch.ledger.gauges import TaskRow
 from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.schedules import OpenSchedule
@@ -31,6 +32,9 @@ FRESH_SECONDS = 15.0
 
 PATIENCE_SECONDS = 5.0
 """So long a reading may take. A monitor usually waits ten seconds for an answer."""
+
+MOST_POOLS = 100
+"""So many pools have gauges, at most."""
 
 MOST_ITEMS = 10_000
 """So many of the items that were set aside last are looked at."""
@@ -51,6 +55,14 @@ class TaskGauges:
     quarantined: int | None
 
 
+class PoolGauges(NamedTuple):
+    """The gauges of one pool. `wanted`: runs that are going on or may start now. `places`: of its living nodes."""
+
+    wanted: int
+    running: int
+    places: int
+
+
 @dataclass(frozen=True, eq=False)  # hashed as the object that it is, for what is made of one reading once
 class Gauges:
     """The gauges of the ledger, of one reading. All nodes of a ledger read the same.
@@ -63,6 +75,7 @@ class Gauges:
         unaccounted: Slots that no node has handled for more than a minute, and those of open incidents about such.
         nodes: Nodes that fire, by state: living, draining, or silent for longer than the lease.
         verified_backup_at: When the newest verified backup was taken; None without one.
+        pools: By name, at most MOST_POOLS.
     """
 
     runs: Mapping[str, int]
@@ -72,6 +85,7 @@ class Gauges:
     unaccounted: int
     nodes: Mapping[str, int]
     verified_backup_at: datetime | None
+    pools: Mapping[str, PoolGauges] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,9 +116,21 @@ async def read(context: Context, connection: AsyncConnection) -> Gauges:
         tasks={row.name: _task(row, slots, set_aside) for row in rows},
         incidents={kind: number for kind, (number, _) in incidents.items()},
         unaccounted=slots.late + incidents[IncidentKind.UNACCOUNTED][1],
+        pools=await _pools(connection, silent_since, totals.now),
         nodes=states,
         verified_backup_at=totals.verified_backup_at,
     )
+
+
+async def _pools(connection: AsyncConnection, since: datetime, now: datetime) -> dict[str, PoolGauges]:
+    """Only pools that a task or a living node names, so that their number is bounded by what people have declared."""
+    running, waiting = await pools.running(connection), await pools.waiting(connection, now)
+    places = await pools.places(connection, since)
+    names = sorted({*await pools.named(connection), *places, *running, *waiting})[:MOST_POOLS]
+    return {
+        name: PoolGauges(running.get(name, 0) + waiting.get(name, 0), running.get(name, 0), places.get(name, 0))
+        for name in names
+    }
 
 
 def _task(row: TaskRow, slots: _Slots, set_aside: Mapping[str, int] | None) -> TaskGauges:

@@ -6,41 +6,53 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.ledger import database_time
 from service.batch.ledger import nodes as node_rows
-from service.batch.ledger.tables import nodes
+from service.batch.ledger.tables import HELD_SQL, nodes, runs
 from service.batch.nodes import process_lock
 from service.concurrency.offload import offload
 from service.operations.context import Context
 from service.operations.results import Node
+from service.operations.system.pool_problems import PoolProblem, problems
 
 SILENT_SHOWN = timedelta(hours=1)
 """A service that has not been seen for so long is no longer shown among those that should live."""
+MOST_BROKEN = 20
+"""So many files that can't be used are shown."""
 MOST_LOOKED_AT = 1_000
 """So many of the newest processes are looked at for when a service was last seen."""
 
 
 class BusyNode(Node):
-    """A node with what it does. `busy`: its running runs. `capacity`: how many it executes at once; None: not known."""
+    """A node with what it does. `busy`: its running runs."""
 
     busy: int
-    capacity: int | None
 
 
 class Around(NamedTuple):
     """The services that are alive and fire, the oldest first; and those that should be, but are not seen any more.
 
-    `round_trip`: how many seconds the ledger took to tell this; None: there is no ledger. `kind`: of its database.
+    `pool_problems`: why the runs of some pools wait in vain. `round_trip`: how many seconds the ledger took to
+    answer; None: there is no ledger. `kind`: of its database.
     """
 
     living: list[BusyNode]
     silent: list[BusyNode]
     round_trip: float | None = None
     kind: str = ""
+    pool_problems: Sequence[PoolProblem] = ()
+
+
+class BrokenSomewhere(NamedTuple):
+    """A file of tasks that the nodes on some hosts can't use, and why."""
+
+    source: str
+    error: str
+    hosts: list[str]
 
 
 class Nodes:
@@ -57,12 +69,13 @@ class Nodes:
             rows = await connection.execute(select(nodes).order_by(nodes.c.started_at.desc(), nodes.c.id))
             return [Node.of(row) for row in rows.mappings()]
 
-    async def living(self) -> Sequence[Node]:
-        """The services that are alive and fire, the oldest first."""
+    async def living(self, with_workers: bool = False) -> Sequence[Node]:
+        """The services that are alive and fire, the oldest first. `with_workers`: also all other living processes."""
         async with self._context.databases.reading() as connection:
             if connection is None:
                 return []
-            return await living_services(connection, self._context, await database_time.now_of(connection))
+            now = await database_time.now_of(connection)
+            return await (living_nodes if with_workers else living_services)(connection, self._context, now)
 
     async def around(self) -> Around:
         """The services that live, and those that were seen within the last hour and have not stopped by themselves.
@@ -77,6 +90,7 @@ class Nodes:
             began = clock.monotonic()
             rows = await node_rows.firing_since(connection, now - max(SILENT_SHOWN, lease))
             round_trip = clock.monotonic() - began
+            in_vain = await problems(connection, self._context, now)
         gone = await _gone(self._context, rows)
         alive = {row["id"] for row in rows if row["seen_at"] >= now - lease} - gone
         living = [BusyNode.of(row) for row in rows if row["id"] in alive]
@@ -84,7 +98,30 @@ class Nodes:
         silent = [
             node for node in others if not any(e.host == node.host and e.started_at > node.seen_at for e in living)
         ]
-        return Around(living, silent, round_trip, self._context.databases.ledger.kind)
+        return Around(living, silent, round_trip, self._context.databases.ledger.kind, in_vain)
+
+    async def busy(self) -> dict[str, int]:
+        """How many runs each node executes, by its id; nodes without runs are left out."""
+        held = select(runs.c.node, func.count().label("number")).where(text(HELD_SQL), runs.c.node.is_not(None))
+        async with self._context.databases.reading() as connection:
+            if connection is None:
+                return {}
+            return {row.node: row.number for row in await connection.execute(held.group_by(runs.c.node))}
+
+    async def broken(self) -> Sequence[BrokenSomewhere]:
+        """The files of tasks that living nodes can't use, by their names, at most MOST_BROKEN."""
+        async with self._context.databases.reading() as connection:
+            if connection is None:
+                return []
+            since = await database_time.now_of(connection) - timedelta(seconds=self._context.lease_seconds)
+            lives = (nodes.c.stopped_at.is_(None), nodes.c.seen_at >= since, nodes.c.broken.is_not(None))
+            rows = (await connection.execute(select(nodes.c.host, nodes.c.broken).where(*lives))).all()
+        found: dict[str, BrokenSomewhere] = {}
+        for row in rows:
+            for file in row.broken if isinstance(row.broken, list) else ():
+                each = found.setdefault(str(file["source"]), BrokenSomewhere(file["source"], file["error"], []))
+                each.hosts.extend({row.host} - {*each.hosts})
+        return sorted(found.values())[:MOST_BROKEN]
 
     async def has(self, task: str) -> bool:
         """Whether a living service that fires has loaded this task."""
@@ -93,8 +130,13 @@ class Nodes:
 
 async def living_services(connection: AsyncConnection, context: Context, now: datetime) -> list[Node]:
     """The services that fire and were seen within the lease, without those of this machine whose process has ended."""
+    return [node for node in await living_nodes(connection, context, now) if node.fires]
+
+
+async def living_nodes(connection: AsyncConnection, context: Context, now: datetime) -> list[Node]:
+    """The same, with those that don't fire: workers, and processes such as `batch run`."""
     lately = nodes.c.seen_at >= now - timedelta(seconds=context.lease_seconds)
-    statement = select(nodes).where(nodes.c.fires, nodes.c.stopped_at.is_(None), lately)
+    statement = select(nodes).where(nodes.c.stopped_at.is_(None), lately)
     rows = (await connection.execute(statement.order_by(nodes.c.started_at, nodes.c.id))).mappings().all()
     gone = await _gone(context, rows)
     return [Node.of(row) for row in rows if row["id"] not in gone]

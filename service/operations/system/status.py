@@ -21,7 +21,9 @@ from service.operations.night.models import Level, Need, Night
 from service.operations.night.night import night
 from service.operations.people.redacting import hidden_tasks, without_texts
 from service.operations.results import Node, Result, RunSummary
-from service.operations.system.nodes import living_services
+from service.operations.system import pools
+from service.operations.system.nodes import living_nodes
+from service.operations.system.pools import PoolState
 
 IS_FAILED_SQL = is_one_of([RunState.FAILED])
 MOST_FAILED = 200
@@ -38,6 +40,7 @@ class Trouble(Result):
 class Status(Result):
     """The state of the service. `ok`: nothing needs a person.
 
+    `nodes`: the services and workers that live. `pools`: as `operations.pools.list()` has them.
     `level`, `headline` and `sentence` are those of the night. Runs of each state are counted up to 10,000.
     `failed`: failed runs that are neither made good nor acknowledged. `last_beat`: when a service was last seen.
     `newest_backup`: when it was taken.
@@ -49,6 +52,7 @@ class Status(Result):
     sentence: str
     troubles: list[Trouble]
     nodes: list[Node]
+    pools: list[PoolState]
     last_beat: datetime | None
     running: int
     queued: int
@@ -66,6 +70,7 @@ NEVER_RUN = Status(
     sentence="",
     troubles=[Trouble(kind="down", text=NO_SERVICE_YET)],
     nodes=[],
+    pools=[],
     last_beat=None,
     running=0,
     queued=0,
@@ -92,7 +97,8 @@ async def status(context: Context, settings: Settings) -> Status:
             headline=answer.headline,
             sentence=answer.sentence,
             troubles=[Trouble(kind=need.kind, text=_text_of(need)) for need in answer.needs],
-            nodes=await living_services(connection, context, now),
+            nodes=[node for node in await living_nodes(connection, context, now) if node.fires or node.pools],
+            pools=await pools.read(connection, context, settings.pools),
             last_beat=answer.last_beat,
             running=counted[RunState.RUNNING],
             queued=sum(counted[state] for state in CLAIMABLE),

@@ -21,7 +21,7 @@ from service.escaping import echoed
 from service.operations.context import Context
 from service.operations.people.redacting import hidden_tasks, without_texts
 from service.operations.results import MissedRange, Parameter, RunSummary, ScheduleSpan, Slot
-from service.operations.tasks.listing import record_of, tags_of
+from service.operations.tasks.listing import memory_of, pool_of, record_of, tags_of
 from service.operations.tasks.results import TaskDetails
 from service.redaction import Redaction
 
@@ -74,6 +74,8 @@ def details(
         source=loaded.source if loaded else row["source"],
         is_loaded=loaded is not None,
         tags=list(loaded.tags) if loaded else tags_of(row),
+        pool=pool_of(loaded, row),
+        memory=memory_of(loaded, row),
         schema_of_parameters=None if rows.is_hidden else masked_schema(_schema(loaded, row), redaction),
         schedule=current.cron if current else None,
         timezone=current.timezone if current else None,

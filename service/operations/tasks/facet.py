@@ -11,16 +11,18 @@ from service.batch.ledger import database_time, schedules
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.people import audit
 from service.concurrency.offload import offload
-from service.errors import UnknownTask
+from service.errors import DatabaseError, UnknownTask
 from service.escaping import echoed
 from service.operations.context import Context
 from service.operations.results import Paused, ScheduleSpan, Slot
+from service.operations.system.nodes import living_nodes
 from service.operations.tasks import details, lint, listing
 from service.operations.tasks.details import TaskRows
 from service.operations.tasks.lint import LintedTask
 from service.operations.tasks.listing import Known
 from service.operations.tasks.results import TaskDetails, TaskSummary
 from service.operations.tasks.startable import unknown_task
+from service.poolsettings import DEFAULT_POOL
 
 if TYPE_CHECKING:
     from service.batch.tasks.broken_files import BrokenFile
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
 class Tasks:
     """Lists, shows, checks, pauses and resumes tasks. Each method raises DatabaseError if the ledger can't be used."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, context: Context, pools: Collection[str] = ()) -> None:
+        """`pools`: the names of the pools that the settings of this process describe."""
+        self._context, self._pools = context, pools
 
     async def list(self, with_others: bool = False) -> Sequence[TaskSummary]:
         """The loaded tasks by name, followed by the files that can't be used, with the names of their tasks if known.
@@ -118,10 +121,24 @@ class Tasks:
     async def lint(self, names: Collection[str] = (), next_slots: int = 5) -> Sequence[LintedTask]:
         """Check all loaded tasks, or those of `names`, for likely mistakes. Raises UnknownTask.
 
-        Each result has up to `next_slots` future slots. Without `names` the files that can't be used follow. No
-        database is used.
+        Each result has up to `next_slots` future slots. Without `names` the files that can't be used follow. The ledger
+        is asked only for the nodes of pools of which the settings say nothing, and it may be out of reach.
         """
-        return await offload(lint.check, self._context.loaded(), names, next_slots)
+        loaded = self._context.loaded()
+        unset = {task.pool for task in loaded.tasks.values()} - {DEFAULT_POOL, *self._pools}
+        served = {*self._pools, *(await self._claimed() if unset else ())}
+        return await offload(lint.check, loaded, names, next_slots, served)
+
+    async def _claimed(self) -> set[str]:
+        """The pools that living nodes claim; none where the ledger can't be read."""
+        try:
+            async with self._context.databases.reading() as connection:
+                if connection is None:
+                    return set()
+                nodes = await living_nodes(connection, self._context, await database_time.now_of(connection))
+        except DatabaseError:
+            return set()
+        return {name for node in nodes for name in node.pools}
 
     async def pause(self, name: str, note: str | None = None) -> Paused:
         """Stop firing a task. An existing pause is unchanged. Returns the pause. Raises UnknownTask."""

@@ -46,15 +46,17 @@ class LintedTask(Result):
     findings: list[LintFinding]
 
 
-def check(loaded: Loaded, names: Collection[str], number: int) -> list[LintedTask]:
+def check(
+    loaded: Loaded, names: Collection[str], number: int, served: Collection[str] | None = None
+) -> list[LintedTask]:
     """Check all tasks, or those of `names`; each result has up to `number` future slots.
 
-    Without `names` the results include the files that can't be used. Raises UnknownTask.
+    Without `names` the results include the files that can't be used. `served`: see `findings`. Raises UnknownTask.
     """
     _refuse_unknown(names, loaded)
     chosen = [task for name, task in sorted(loaded.tasks.items()) if not names or name in names]
     files = [] if names else [_broken(file.source, file.error) for file in loaded.broken]
-    return [*(_linted(task, number) for task in chosen), *files]
+    return [*(_linted(task, number, served) for task in chosen), *files]
 
 
 def _refuse_unknown(names: Collection[str], loaded: Loaded) -> None:
@@ -65,7 +67,7 @@ def _refuse_unknown(names: Collection[str], loaded: Loaded) -> None:
         raise UnknownTask(f"{error.message}{unusable}")
 
 
-def _linted(task: Task, number: int) -> LintedTask:
+def _linted(task: Task, number: int, served: Collection[str] | None) -> LintedTask:
     schedule = task.schedule
     return LintedTask(
         task=task.name,
@@ -74,7 +76,7 @@ def _linted(task: Task, number: int) -> LintedTask:
         timezone=schedule.timezone if schedule else None,
         words=schedule.words if schedule else None,
         next=_next_slots(schedule, number) if schedule else [],
-        findings=[LintFinding.of(vars(finding)) for finding in findings(task, clock.now())],
+        findings=[LintFinding.of(vars(finding)) for finding in findings(task, clock.now(), served)],
     )
 
 

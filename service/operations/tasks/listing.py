@@ -17,6 +17,7 @@ from service.batch.ledger.gauges import TaskRow
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.tasks.registry import Task
 from service.operations.tasks.results import TaskSummary
+from service.poolsettings import DEFAULT_POOL
 
 Row = Mapping[str, Any]
 
@@ -63,6 +64,8 @@ def _summary(name: str, row: Row, task: Task | None, known: Known) -> TaskSummar
         source=task.source if task else row["source"],
         served_from=known.sources.get(name),
         tags=list(task.tags) if task else tags_of(row),
+        pool=pool_of(task, row),
+        memory=memory_of(task, row),
         **known.records.get(name, {}),
     )
 
@@ -70,6 +73,18 @@ def _summary(name: str, row: Row, task: Task | None, known: Known) -> TaskSummar
 def _usable(span: OpenSchedule) -> Schedule | None:
     """The schedule; None if another version of the code has written it, and this one can't use it."""
     return span.schedule if span.is_usable else None
+
+
+def pool_of(task: Task | None, row: Row) -> str:
+    """The pool of a task: of the loaded one, else as the ledger has it."""
+    return task.pool if task else str(row.get("pool") or DEFAULT_POOL)
+
+
+def memory_of(task: Task | None, row: Row) -> int | None:
+    """How many bytes a run of a task may use: of the loaded one, else as the ledger has it."""
+    policies = task.policies.as_json() if task else row.get("policies")
+    memory = policies.get("memory") if isinstance(policies, dict) else None
+    return memory if isinstance(memory, int) else None
 
 
 def tags_of(row: Row) -> list[str]:

@@ -8,11 +8,13 @@ from typing import Any
 from pydantic import Field
 
 from service.operations.results import MissedRange, Parameter, Result, RunSummary, ScheduleSpan, Slot
+from service.poolsettings import DEFAULT_POOL
 
 
 class TaskSummary(Result):
     """A loaded task, or a file that can't be used, which has an `error`, and a name if that is known.
 
+    `pool`: where its runs execute. `memory`: how many bytes a run may use at most, where the pool can keep that.
     `next_run_time`: None without a schedule and during a pause. `served_from`: the file that running services use.
     `failure_streak`: failed runs since the last success, among its newest 100 runs. `p50`, `p95`: so many seconds at
     most do half, and 95 of 100, of its last successes take. None: not known.
@@ -27,6 +29,8 @@ class TaskSummary(Result):
     source: str
     served_from: str | None = None
     words: str | None = None
+    pool: str = DEFAULT_POOL
+    memory: int | None = None
     tags: list[str] = Field(default_factory=list)
     failure_streak: int = 0
     last_success_at: datetime | None = None
@@ -35,19 +39,29 @@ class TaskSummary(Result):
     error: str | None = None
 
 
+def memory_in_words(memory: int | None) -> str | None:
+    """A bound of memory in bytes for people, such as `2 GiB`."""
+    if memory is None:
+        return None
+    power = min((memory.bit_length() - 1) // 10, 5)
+    return f"{memory / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
+
+
 class TaskDetails(Result):
     """The details of a task. `policies`: those that differ from the defaults, by dotted name, such as retry.attempts.
 
     `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other fields are from the
     ledger. `schema_of_parameters`: their JSON schema, as the ledger knows it. `words`: the schedule in words.
     `owner`: whose the task is. `runbook`: the address of what to do. `muted_until`: until then nothing is sent. How the
-    runs went is as in TaskSummary.
+    runs went, `pool` and `memory` are as in TaskSummary.
     """
 
     name: str
     description: str | None
     source: str
     is_loaded: bool
+    pool: str
+    memory: int | None
     tags: list[str]
     owner: str | None
     runbook: str | None

@@ -49,6 +49,7 @@ KINDS = {
     "down": "The service was down",
     "files": "A file of tasks can't be used",
     "backup": "A backup can't be relied on",
+    "pool": "Runs wait for a pool that no node serves",
     "unaccounted": "Slots are unaccounted for",
 }
 _LONGEST_NUMBER = 9

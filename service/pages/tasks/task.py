@@ -12,7 +12,7 @@ from service.concurrency.offload import offload
 from service.errors import UnknownTask
 from service.operations.tasks.details import default_policies
 from service.operations.tasks.history import TaskHistory
-from service.operations.tasks.results import TaskDetails
+from service.operations.tasks.results import TaskDetails, memory_in_words
 from service.pages.charts.day_map import day_map, took_chart
 from service.pages.frame.formatting import offset
 from service.pages.frame.render import render
@@ -32,6 +32,7 @@ async def show_task(request: Request, viewer: Viewer) -> str:
         task=task,
         history=found,
         **await offload(_drawn, task, found, viewer),
+        memory=memory_in_words(task.memory),
         broken=_broken(viewer, task.source),
         defaults={name: value for name, value in default_policies().items() if name not in task.policies},
         pause_note=await _pause_note(viewer, task),

@@ -19,6 +19,7 @@ from service.operations.results import Node, Result
 from service.operations.runs.run_list import TASK_NAME, Cursor, Instant
 from service.operations.slots.account import Accounts
 from service.operations.slots.leaving import LeftSlots
+from service.operations.system.pools import PoolState
 from service.operations.system.status import Status
 from service.web.v1.requests import Admin, Body, Operator, Viewer, guard_of, router
 
@@ -84,6 +85,12 @@ class NodeList(Result):
     """The processes of the service, also those that have stopped lately, the newest first."""
 
     nodes: list[Node]
+
+
+class PoolList(Result):
+    """The pools of all tasks, nodes and settings, the default one first."""
+
+    pools: list[PoolState]
 
 
 class TokenList(Result):
@@ -157,6 +164,12 @@ async def list_changes(operations: Viewer, query: Annotated[ChangeQuery, Query()
 async def list_nodes(operations: Viewer) -> NodeList:
     """The processes of the service."""
     return NodeList(nodes=list(await operations.nodes.list()))
+
+
+@rest.get("/pools")
+async def list_pools(operations: Viewer) -> PoolList:
+    """Where runs execute: what serves each pool, its nodes, and how many runs are running and waiting."""
+    return PoolList(pools=list(await operations.pools.list()))
 
 
 @tokens.get("/tokens")

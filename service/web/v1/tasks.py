@@ -12,11 +12,13 @@ from service.operations.runs.bulk import Bulk, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, Instant, OriginName, RunFilter, RunPage, StateName
 from service.operations.slots.backfill import BackfillRequest
 from service.operations.tasks.results import TaskDetails, TaskSummary
+from service.poolsettings import POOL_NAME
 from service.web.v1.requests import Body, Note, Operator, TaskName, Viewer, WithNote, router
 
 tasks = router("tasks")
 
 LONGEST_KEY = 200
+POOL = f"^{POOL_NAME.pattern}$"
 
 
 class TaskList(Result):
@@ -61,9 +63,13 @@ class BackfillStart(Body):
 
 
 @tasks.get("/tasks")
-async def list_tasks(operations: Viewer) -> TaskList:
+async def list_tasks(
+    operations: Viewer,
+    pool: Annotated[str | None, Query(pattern=POOL, description="Only tasks of this pool.")] = None,
+) -> TaskList:
     """All tasks that a process of the service has loaded, by name."""
-    return TaskList(tasks=list(await operations.tasks.list(with_others=True)))
+    listed = await operations.tasks.list(with_others=True)
+    return TaskList(tasks=[task for task in listed if pool is None or (task.error is None and task.pool == pool)])
 
 
 @tasks.get("/tasks/{name}")

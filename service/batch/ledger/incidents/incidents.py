@@ -37,6 +37,7 @@ class IncidentKind(StrEnum):
     NODE = "node"
     FILES = "files"
     BACKUP = "backup"
+    POOL = "pool"
     UNACCOUNTED = "unaccounted"
 
 

@@ -1,0 +1,100 @@
+"""Finds pools whose runs wait in vain: no node executes the runs of the pool, or none of its nodes has their task."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import pools
+from service.batch.ledger.incidents.incidents import IncidentKind, Opening
+from service.batch.ledger.pools import MOST_COUNTED, InVain
+
+PATIENCE = timedelta(minutes=1)
+"""So long runs may wait in vain before that is an incident. A deploy may stop the nodes of a pool for a moment."""
+MOST_NAMED = 10
+"""So many tasks are named in a message, at most."""
+NOT_LOADED = "not loaded"
+"""The fingerprint of an incident where the pool has nodes, and none of them has the task."""
+
+Key = tuple[str, str, str, str]
+
+
+class PoolCheck:
+    """Remembers since when the runs of each pool wait in vain, as this node has seen it."""
+
+    def __init__(self) -> None:
+        self._since: dict[Key, datetime] = {}
+
+    async def check(
+        self, connection: AsyncConnection, known: Collection[Key], now: datetime
+    ) -> tuple[list[Opening], datetime | None]:
+        """The incidents of pools whose runs have waited in vain for a minute, and when there may be more.
+
+        `known`: the keys of the open incidents. These go on as long as runs wait in vain, also if this node has seen it
+        only now.
+        """
+        found = [_opening(rows, now) for rows in _grouped(await pools.in_vain(connection, now))]
+        self._since = {opening.key: self._since.get(opening.key, now) for opening in found}
+        is_due = {key for key, since in self._since.items() if key in known or since + PATIENCE <= now}
+        later = [since + PATIENCE for key, since in self._since.items() if key not in is_due]
+        return [opening for opening in found if opening.key in is_due], min(later, default=None)
+
+
+def _grouped(found: Sequence[InVain]) -> list[list[InVain]]:
+    """The tasks by pool; those of one pool either have no node at all, or none that has them."""
+    groups: dict[tuple[str, bool], list[InVain]] = {}
+    for each in found:
+        groups.setdefault((each.pool, each.is_claimed), []).append(each)
+    return list(groups.values())
+
+
+def _opening(waiting: Sequence[InVain], now: datetime) -> Opening:
+    pool, is_claimed = waiting[0].pool, waiting[0].is_claimed
+    names = [each.task for each in waiting]
+    return Opening(
+        IncidentKind.POOL,
+        why(pool, names, sum(each.waiting for each in waiting), is_claimed=is_claimed),
+        now,
+        task=names[0] if is_claimed and len(names) == 1 else "",
+        subject=pool,
+        fingerprint=NOT_LOADED if is_claimed else "",
+        details={"pool": pool, "tasks": names[:MOST_NAMED]},
+    )
+
+
+def why(pool: str, tasks: Sequence[str], waiting: int, *, is_claimed: bool) -> str:
+    """In words, why the runs of a pool wait in vain, and what to do.
+
+    `tasks`: whose runs they are. `waiting`: how many. `is_claimed`: the pool has nodes, and none has these tasks.
+    """
+    if is_claimed:
+        has = f"no node of pool {pool} has {'task' if len(tasks) == 1 else 'tasks'} {_named(tasks)}"
+        waits = f": {_wait(waiting)}" if waiting else ""
+        what = "the file of the task" if len(tasks) == 1 else "the files of the tasks"
+        return f"{has}{waits}; give its nodes {what}"
+    if waiting:
+        about = f": {_wait(waiting, f' of {_named(tasks)}' if tasks else '')}"
+    else:
+        about = f", which has the {_plural('task', len(tasks))} {_named(tasks)}" if tasks else ""
+    return f"no node serves pool {pool}{about}; {advice(pool)}"
+
+
+def advice(pool: str) -> str:
+    """What to do so that a pool is served."""
+    return f"start `batch work --pool {pool}` on some machine, or set BATCH_POOL_{pool.upper()}=process"
+
+
+def _wait(number: int, whose: str = "") -> str:
+    at_least = "at least " if number >= MOST_COUNTED else ""
+    return f"{at_least}{number:,} {_plural('run', number)}{whose} wait{'s' if number == 1 else ''}"
+
+
+def _plural(noun: str, number: int) -> str:
+    return noun if number == 1 else f"{noun}s"
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

@@ -1,0 +1,46 @@
+"""Why the runs of some pools wait in vain, or would: what each page says on top."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.incidents.pool_check import why
+from service.batch.ledger import pools
+from service.batch.ledger.pools import InVain
+from service.operations.context import Context
+from service.poolsettings import DEFAULT_POOL
+
+
+class PoolProblem(NamedTuple):
+    """Why runs of a pool wait in vain, or would, and what to do."""
+
+    pool: str
+    text: str
+
+
+async def problems(connection: AsyncConnection, context: Context, now: datetime) -> list[PoolProblem]:
+    """The problems of `operations.pools.list()`, in words. It costs little where there are none."""
+    if not await pools.named(connection) - {DEFAULT_POOL}:
+        return []
+    since = now - timedelta(seconds=context.lease_seconds)
+    unclaimed = await pools.unclaimed(connection, since)
+    groups: dict[tuple[str, bool], list[InVain]] = {}
+    for each in await pools.in_vain(connection, now, since):
+        groups.setdefault((each.pool, each.is_claimed), []).append(each)
+    for pool in unclaimed:
+        groups.setdefault((pool, False), [])
+    return [
+        PoolProblem(
+            pool,
+            why(
+                pool,
+                [each.task for each in waiting] or unclaimed[pool],
+                sum(each.waiting for each in waiting),
+                is_claimed=is_claimed,
+            ),
+        )
+        for (pool, is_claimed), waiting in sorted(groups.items())
+    ]

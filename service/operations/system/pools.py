@@ -1,0 +1,119 @@
+"""`operations.pools`: where runs execute, what serves each pool, and which of them nobody serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.incidents.pool_check import why
+from service.batch.ledger import database_time
+from service.batch.ledger import pools as pool_rows
+from service.batch.ledger.tables import tasks
+from service.operations.context import Context
+from service.operations.results import Node, Result
+from service.operations.system.nodes import living_nodes
+from service.poolsettings import DEFAULT_POOL, Pool
+
+
+class PoolState(Result):
+    """A pool: where runs of its tasks execute.
+
+    Attributes:
+        served_by: What serves it by the settings of the process that answers: "services" for the default pool,
+            "process", "process:N" or "nodes"; None: there is no setting.
+        nodes: The ids of the living nodes that claim its runs, without those that stop.
+        places: How many runs these execute at once, together; None: not known. One that claims several pools counts in
+            each.
+        running: Runs that are going on.
+        waiting: Runs that may start now, of each task counted up to 1,000.
+        tasks: The names of its tasks.
+        missing: Those of its tasks that none of its nodes has loaded.
+        problem: Why its runs wait in vain, or would, and what to do; None: they don't.
+    """
+
+    name: str
+    served_by: str | None
+    nodes: list[str]
+    places: int | None
+    running: int
+    waiting: int
+    tasks: list[str]
+    missing: list[str]
+    problem: str | None
+
+
+class Pools:
+    """Reads the pools. `settings`: what serves each pool, by its name, as the settings of this process say."""
+
+    def __init__(self, context: Context, settings: Mapping[str, Pool]) -> None:
+        self._context, self._settings = context, settings
+
+    async def list(self) -> Sequence[PoolState]:
+        """The pools of all tasks, nodes and settings, the default one first. Raises DatabaseError."""
+        async with self._context.databases.reading() as connection:
+            if connection is None:
+                return [_state(name, served_by(name, self._settings)) for name in _ordered(self._settings)]
+            return await read(connection, self._context, self._settings)
+
+
+async def read(connection: AsyncConnection, context: Context, settings: Mapping[str, Pool]) -> list[PoolState]:
+    """See Pools.list."""
+    now = await database_time.now_of(connection)
+    nodes = [node for node in await living_nodes(connection, context, now) if not node.draining]
+    by_pool: dict[str, list[str]] = {}
+    known = select(tasks.c.pool, tasks.c.name).where(tasks.c.removed_at.is_(None)).order_by(tasks.c.name)
+    for row in await connection.execute(known):
+        by_pool.setdefault(row.pool, []).append(row.name)
+    running, waiting = await pool_rows.running(connection), await pool_rows.waiting(connection, now)
+    names = {*settings, *by_pool, *running, *waiting, *(name for node in nodes for name in node.pools)}
+    return [
+        _state(
+            name,
+            served_by(name, settings),
+            [node for node in nodes if name in node.pools],
+            by_pool.get(name, []),
+            running.get(name, 0),
+            waiting.get(name, 0),
+        )
+        for name in _ordered(names)
+    ]
+
+
+def served_by(name: str, settings: Mapping[str, Pool]) -> str | None:
+    """What serves a pool by these settings, in the words of the settings; None: no setting says it."""
+    if name == DEFAULT_POOL:
+        return "services"
+    pool = settings.get(name)
+    if pool is None:
+        return None
+    return f"{pool.kind}:{pool.processes}" if pool.processes else pool.kind
+
+
+def _state(
+    name: str,
+    by: str | None,
+    nodes: Sequence[Node] = (),
+    names: Sequence[str] = (),
+    running: int = 0,
+    waiting: int = 0,
+) -> PoolState:
+    loaded = {task for node in nodes for task in node.tasks}
+    missing = [task for task in names if task not in loaded]
+    capacities = [node.capacity for node in nodes if node.capacity is not None]
+    is_problem = bool(missing) and name != DEFAULT_POOL
+    fields: dict[str, Any] = {"running": running, "waiting": waiting, "tasks": names, "missing": missing}
+    return PoolState(
+        name=name,
+        served_by=by,
+        nodes=[node.id for node in nodes],
+        places=sum(capacities) if capacities else None,
+        problem=why(name, missing, 0 if nodes else waiting, is_claimed=bool(nodes)) if is_problem else None,
+        **fields,
+    )
+
+
+def _ordered(names: Any) -> list[str]:
+    return [DEFAULT_POOL, *sorted(set(names) - {DEFAULT_POOL})]
