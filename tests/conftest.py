@@ -15,8 +15,8 @@ import hypothesis
 import pytest
 
 from service import TaskRegistry, config, logs
-from service.batch.firing import schedule_sync
 from service.batch.ledger.migration import LEDGER_HISTORY
+from service.batch.nodes import new_tasks
 from service.database import engine, session
 from service.database.engine import Database, _AsyncSqliteConnection
 from service.database.histories import APPLICATION_HISTORIES
@@ -117,7 +117,7 @@ def own_world(
     (tmp_path / "tasks").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where nodes leave their files
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(schedule_sync, "IMPORT_SECONDS", 60.0)  # a refresh loads new files on a slow machine too
+    monkeypatch.setattr(new_tasks, "IMPORT_SECONDS", 60.0)  # a refresh loads new files on a slow machine too
     config.forget_settings()
     TaskRegistry.clear()
     yield

@@ -85,9 +85,11 @@ BROAD = {
     "service.batch.execution.local_engine": 1,  # a background loop
     "service.batch.tasks.discovery": 2,  # authors' files, and the package they are in
     "service.batch.nodes.heartbeat": 1,  # a background loop
+    "service.batch.nodes.new_tasks": 1,  # a background loop
     "service.batch.tasks.parameters": 1,  # an author's annotations are evaluated
     "service.batch.tasks.registry": 3,  # an author's class, its constructor and its properties
-    "service.batch.execution.attempt": 1,  # the attempt
+    "service.batch.execution.body": 1,  # the attempt
+    "service.batch.pools.nursery_process": 1,  # an author's module
     "service.batch.execution.results": 2,  # an author's `expect`, and a result as text
     "service.batch.firing.apscheduler": 2,  # a job, called or awaited, must not stop the scheduler
     "service.batch.firing.schedule_sync": 1,  # a background loop

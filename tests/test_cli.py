@@ -36,7 +36,7 @@ from tests.processes import BATCH, environment
 RUN = ["id", "task", "slot", "origin", "state", "reason", "attempt", "node", "created_at", "started_at", "finished_at"]
 RUN += ["attempt_started_at", "count", "total", "message", "rate", "progress_at", "eta", "quarantined"]
 TASK = ["name", "description", "schedule", "timezone", "next_run_time", "paused", "source"]
-TASK += ["served_from", "words", "tags", "failure_streak", "last_success_at", "p50", "p95", "error"]
+TASK += ["served_from", "words", "pool", "memory", "tags", "failure_streak", "last_success_at", "p50", "p95", "error"]
 HINT = f"batch: {NO_SERVICE}\n"
 
 REPORT = '''
@@ -115,6 +115,8 @@ def test_tasks_lists_what_is_there_without_making_a_ledger(batch: Batch, report:
         "source": "tasks/report.py",
         "served_from": None,
         "words": "At 01:00 every day (Asia/Tokyo)",
+        "pool": "default",
+        "memory": None,
         "tags": [],
         "failure_streak": 0,
         "last_success_at": None,
@@ -204,6 +206,18 @@ def test_run_executes_here_shows_the_log_and_prints_the_result(batch: Batch, rep
     assert (row["slot"], row["attempt"], row["reason"]) == ("2026-02-04T00:00:00Z", 1, None)
     assert row["created_at"] <= row["started_at"] <= row["finished_at"]
     assert row["created_at"].endswith("Z")
+
+
+@pytest.mark.parametrize("serves", ["", "nodes"])
+def test_run_refuses_a_task_of_a_pool_of_other_processes(
+    batch: Batch, report: None, tmp_path: Path, serves: str
+) -> None:
+    of_pool = REPORT.replace("name, schedule, timezone =", 'pool = "gpu"\n    name, schedule, timezone =')
+    (tmp_path / "tasks" / "report.py").write_text(of_pool)
+    done = batch("run", "report", BATCH_POOL_GPU=serves)
+    refuses(done, "report", "pool gpu", "`batch work --pool gpu`", "`batch run report --queue`")
+    assert batch("runs", "--json").json == []
+    assert batch("run", "report", "--queue").code == 0
 
 
 def test_run_of_a_failing_task_is_recorded_and_ends_with_code_1(batch: Batch, report: None, database_url: str) -> None:
@@ -321,6 +335,12 @@ def test_runs_of_a_folder_without_a_ledger_are_none_and_none_is_made(batch: Batc
         (["serve", "--port", "99999"], ["--port", "65,535"]),
         (["serve", "--host", "nowhere.invalid"], ["nowhere.invalid", "HOST"]),
         (["serve", "--host", "a..b"], ["a..b", "HOST"]),
+        (["work"], ["--pool"]),
+        (["work", "--pool", "GPU"], ["--pool", "'GPU'", "a-z 0-9 _"]),
+        (["work", "--pool", "gpu", "--max-running", "0"], ["--max-running", "from 1"]),
+        (["work", "--pool", "gpu", "--host", "127.0.0.1"], ["--host", "--port"]),
+        (["work", "--pool", "gpu", "--port", "99999"], ["--port", "65,535"]),
+        (["--url", "http://127.0.0.1:1", "work", "--pool", "gpu"], ["`batch work`", "without --url"]),
         (["fly"], ["'fly'"]),
     ],
     ids=" ".join,

@@ -25,8 +25,9 @@ from service.batch.nodes import loop_watchdog
 from service.config import Settings, get_settings
 from service.databaseurl import async_url
 from service.operations.backups.restore import HISTORIES, RestoreRequest, check_by_restoring, restore
+from service.operations.system.gauges import FRESH_SECONDS, PoolGauges
 from service.testing.postgres import PostgresServer
-from service.web import api
+from service.web import api, exposition
 from service.web.access import _hosts
 from tests.asking import access
 from tests.backup.here import make_backups_here
@@ -96,6 +97,10 @@ def container() -> dict[str, Any]:
     return only  # type: ignore[no-any-return]
 
 
+def keda() -> dict[str, Any]:
+    return {document["kind"]: document for document in yaml.safe_load_all((FILES / "keda.yaml").read_text())}
+
+
 def image_settings() -> dict[str, str]:
     return dict(pair.split("=", 1) for line in dockerfile()["ENV"] for pair in shlex.split(line))
 
@@ -108,6 +113,7 @@ GRACE = {
     "batch.service": lambda: seconds(unit()["Service"]["TimeoutStopSec"]),
     "compose.yaml": lambda: seconds(compose()["services"]["batch"]["stop_grace_period"]),
     "kubernetes.yaml": lambda: pod()["terminationGracePeriodSeconds"],
+    "keda.yaml": lambda: keda()["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"],
     "docker run": lambda: int(re.findall(r"--stop-timeout (\d+) --", PAGE)[0]),
 }
 
@@ -382,3 +388,16 @@ def test_the_drain_still_has_its_database() -> None:
 def test_links_of_the_page_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", PAGE)
     assert len(targets) > 5 and [t for t in targets if not (ROOT / "docs" / t).exists()] == []
+
+
+def test_the_autoscaler_asks_for_a_metric_that_there_is_and_knows_how_many_runs_a_worker_takes() -> None:
+    (worker,) = keda()["Deployment"]["spec"]["template"]["spec"]["containers"]
+    scaled = keda()["ScaledObject"]["spec"]
+    (trigger,) = scaled["triggers"]
+    gauges = {family.name for family in exposition._pool_gauges({"cpu": PoolGauges(3, 2, 4)})}
+    assert re.fullmatch(r'max\((\w+)\{pool="cpu"\}\)', trigger["metadata"]["query"])[1] in gauges  # type: ignore[index]
+    args = worker["args"]
+    assert args[args.index("--max-running") + 1] == trigger["metadata"]["threshold"]
+    assert {"name": "DRAIN_SECONDS", "value": f"{DRAIN:g}"} in worker["env"]
+    assert scaled["scaleTargetRef"]["name"] == keda()["Deployment"]["metadata"]["name"]
+    assert scaled["pollingInterval"] >= FRESH_SECONDS

@@ -22,11 +22,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import Retry, clock, config, current_run, get_logger, logs
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.execution.write_buffer import Group
-from service.batch.firing import schedule_sync, task_sync
+from service.batch.firing import task_sync
 from service.batch.ledger import run_logs, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
+from service.batch.nodes import new_tasks
 from service.batch.nodes.outage import Outage
 from service.batch.nodes.roles import BY_HAND
 from service.batch.tasks import discovery
@@ -254,7 +255,7 @@ async def test_a_file_that_is_added_while_the_service_runs_is_loaded_and_fires(b
 async def test_a_file_whose_import_hangs_delays_no_schedule_and_is_named(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(schedule_sync, "IMPORT_SECONDS", 0.05)
+    monkeypatch.setattr(new_tasks, "IMPORT_SECONDS", 0.05)
     monkeypatch.setattr(discovery, "SLOW_SECONDS", 0.1)
     config.ENV_FILE.write_text('CUSTOM_TASK_CRON="0 7 * * *"\n')
     make_task("dynamic", property(lambda self: get_settings().CUSTOM_TASK_CRON))

@@ -21,6 +21,7 @@ from service.batch.firing import task_sync
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.ledger import tables
 from service.batch.ledger.tables import missed, new_id, nodes, runs, schedules, tasks
+from service.batch.nodes.new_tasks import NewTasks
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.live_reload import TasksFolder
 from service.batch.tasks.policies import MISSED, Missed
@@ -291,7 +292,8 @@ async def test_a_rolling_deploy_with_two_schedules_is_complete(ledger: Database)
 
 def _replica(ledger: Database, loaded: Loaded, node: str) -> ScheduleSync:
     jobs = scheduler.new_scheduler()
-    return ScheduleSync(ledger, TasksFolder(Path("tasks")), loaded, node, jobs, lambda name: None, 30.0)
+    new_tasks = NewTasks(ledger, TasksFolder(Path("tasks")), loaded, node)
+    return ScheduleSync(ledger, new_tasks, loaded, node, jobs, lambda name: None, 30.0)
 
 
 @on_sqlite

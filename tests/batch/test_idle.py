@@ -28,7 +28,7 @@ from service.batch.ledger.tables import new_id
 from service.batch.nodes import heartbeat, ledger_poll, process_lock
 from service.batch.nodes.heartbeat import Heartbeat
 from service.batch.nodes.ledger_poll import LedgerChanges
-from service.batch.nodes.roles import BY_HAND
+from service.batch.nodes.roles import BY_HAND, Roles
 from service.batch.queue import cancel, claiming
 from service.config import get_settings
 from service.database.engine import Database
@@ -118,7 +118,7 @@ class Services:
 
     def _is_watched(self) -> bool:
         """Whether the watch of one service has ended its first look at everything."""
-        watches = [part for service in self.all for part in service._firing if isinstance(part, Watch)]
+        watches = [part for service in self.all for part in service._parts if isinstance(part, Watch)]
         return any(watch._last_check > datetime.min.replace(tzinfo=UTC) for watch in watches)
 
     async def settled(self) -> None:
@@ -171,6 +171,21 @@ async def test_an_idle_node_polls_once_a_second_and_beats_in_the_same_transactio
     assert asked.others == []
     assert asked.transactions == 10 * number
     assert len(asked.statements) == 12 * number  # a beat in 5 seconds
+
+
+@pytest.mark.parametrize("state", ["queued", "retrying"])
+async def test_runs_that_wait_for_another_pool_cost_an_idle_service_nothing(
+    start: Any, asked: Asked, ledger: Database, state: str
+) -> None:
+    make_task("heavy", None, pool="gpu")
+    services = await start()
+    await insert(ledger, *(new("heavy", state=state, exclusive=None) for _ in range(50)))
+    await services.settled()
+    asked.clear()
+    for _ in range(10):
+        await services.second()
+    assert asked.others == []
+    assert asked.transactions == 10
 
 
 async def test_a_run_that_reports_nothing_costs_no_further_statements(
@@ -338,25 +353,29 @@ async def test_a_change_locks_the_version_of_the_catalog_last(ledger: Database, 
         assert (of_the_catalog[-1], sum(of_the_catalog)) == (True, 1)
 
 
+@pytest.mark.parametrize("roles", [BY_HAND, Roles(False, frozenset({"default", "gpu"}))], ids=["by hand", "worker"])
 async def test_a_node_that_does_not_fire_neither_watches_others_nor_counts_as_a_service(
-    ledger: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+    ledger: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch, roles: Roles
 ) -> None:
     tick = make_task("tick")
     await know(ledger, tick)
+    known = await ledger_world.rows(ledger, tables.tasks)
     for name, value in {"LEDGER_URL": ledger_url, "DRAIN_SECONDS": "0"}.items():
         monkeypatch.setenv(name, value)
     config.forget_settings()
     other = await put_node(ledger)
     before = (await read(ledger)).firing_state
-    service = BatchService(get_settings(), BY_HAND)
+    service = BatchService(get_settings(), roles)
     await service.start()
     (row,) = await ledger_world.rows(ledger, tables.nodes, id=service.node.id)
-    assert (row["fires"], row["tasks"], row["stopped_at"]) == (False, [], None)
+    loaded = ["tick"] if roles.pools else []
+    assert (row["fires"], row["tasks"], row["stopped_at"]) == (False, loaded, None)
+    assert (await ledger_world.rows(ledger, tables.tasks) == known) == roles.is_worker
     own = await read(ledger)
     assert {one.id: one.fires for one in own.others} == {other: True, service.node.id: False}
     assert own.firing_state == before  # nobody reads the schedules again because of it
     async with ledger.reader.connect() as connection:
-        assert (await ledger_poll.read(connection, service.node.id, BY_HAND)).others == []
+        assert (await ledger_poll.read(connection, service.node.id, roles)).others == []
         assert await nodes.live_tasks(connection) == {"theirs"}
         assert await accounting.tasks_of_running_nodes(connection, START) == {"theirs"}
     assert not await service.operations.nodes.has("tick")

@@ -50,7 +50,7 @@ from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import new_id
 from service.batch.night import tally
 from service.batch.nodes import ledger_poll, orphans
-from service.batch.nodes.roles import BY_HAND
+from service.batch.nodes.roles import BY_HAND, Roles
 from service.batch.queue import cancel, claiming, enqueue, retry
 from service.batch.queue.capacity import Capacity
 from service.batch.retention.pruning import Pruner
@@ -97,7 +97,7 @@ IN_ORDER = {
     r"(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due)|ix_batch_nodes_live$"
     r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)|Seq Scan on batch_previews",
     "notice": r"USING INDEX (ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)",
-    "check": r"USING INDEX (uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held)",
+    "check": r"USING INDEX (uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held|ix_batch_nodes_live)",
     "send": r"USING INDEX ix_batch_outbox_unsent",
     "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
     "tally": r"(SCAN|Seq Scan on) batch_(schedules|tasks)|USING INDEX ix_batch_buckets_dirty",
@@ -136,7 +136,7 @@ PLANS = {
     "check": {
         *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_held", "ix_batch_runs_left"),
         *("ix_batch_runs_open_failures", "ix_batch_runs_task_created", "uq_batch_schedules_open"),
-        "ix_batch_outbox_due",
+        *("ix_batch_outbox_due", "ix_batch_runs_retrying", "ix_batch_runs_retry_queue"),
     },
     "send": {"ix_batch_outbox_unsent"},
     "incidents": {
@@ -145,6 +145,7 @@ PLANS = {
     },
     "tally": {"ix_batch_buckets_dirty", "ix_batch_tally_unaccounted", "ix_batch_tally_not_all_good"},
     "night": {
+        *("ix_batch_runs_retrying", "ix_batch_runs_retry_queue"),
         *("ix_batch_runs_held", "ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_open_failures"),
         *("ix_batch_runs_skipped", "ix_batch_incidents_closed", "ix_batch_runs_task_created"),
         *("ix_batch_runs_retry_due", "ix_batch_incidents_opened", "ix_batch_runs_by_hand"),
@@ -262,7 +263,8 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
         assert claimed
         with plans.of("look"):
             await ledger_poll.read(connection, NODE)
-            await ledger_poll.read(connection, NODE, BY_HAND)
+            for roles in (BY_HAND, Roles(fires=False, pools=frozenset({"gpu"}))):
+                await ledger_poll.read(connection, NODE, roles)
         with plans.of("gauges"):
             await gauges.totals(connection)
             await gauges.oldest_waiting_since(connection)

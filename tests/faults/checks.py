@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 
 from tests.faults.evidence import Evidence, Row
-from tests.faults.world import LEASE, World
+from tests.faults.world import LEASE, OF_POOL, World
 
 ATTEMPTS = {"flaky": 3, "failing": 2}
 """How often the tasks with a retry are tried; all others once."""
@@ -177,6 +177,13 @@ def claimed_and_forgotten(evidence: Evidence) -> Iterator[str]:
             yield f"run {attempt['run']}, fence {attempt['fence']}: claimed for {seconds:.1f} s, and never begun"
 
 
+def in_the_wrong_pool(evidence: Evidence) -> Iterator[str]:
+    for line in evidence.of("start"):
+        if (line["task"] in OF_POOL) != (line["pid"] in evidence.workers):
+            kind = "worker" if line["pid"] in evidence.workers else "service"
+            yield f"run {line['run']} of {line['task']} began in the {kind} {line['pid']}"
+
+
 def hardly_anything(evidence: Evidence) -> Iterator[str]:
     if not any(run["state"] == "succeeded" for run in evidence.runs):
         yield "no run has succeeded: whatever was done to the services, it shows nothing"
@@ -196,6 +203,7 @@ CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     losses_without_a_cause,
     claimed_and_forgotten,
     retries_too_early,
+    in_the_wrong_pool,
     hardly_anything,
 )
 

@@ -26,6 +26,16 @@ def every(cron: str) -> str | None:
     return cron if FIRES else None
 
 
+def node() -> int:
+    """The pid of the node: of this process, or in a child of the worker whose nursery has forked this process."""
+    with open("/proc/self/cmdline") as file:
+        is_child = "batch.pools" in file.read()
+    if not is_child:
+        return os.getpid()
+    with open(f"/proc/{os.getppid()}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
 def tell(event: str, **more: object) -> None:
     """One line, in one write, so that those of several processes don't mix."""
     run = current_run()
@@ -35,7 +45,7 @@ def tell(event: str, **more: object) -> None:
         "task": run.task,
         "slot": run.slot.isoformat(),
         "fence": run.fence,
-        "pid": os.getpid(),
+        "pid": node(),
         "at": time.clock_gettime(time.CLOCK_BOOTTIME),
         **more,
     }
@@ -100,7 +110,7 @@ class TickTask(BaseTask):
 class SlowTask(BaseTask):
     """Longer than a lease, with a commit now and then."""
 
-    name, schedule = "slow", every("*/2 * * * * *")
+    name, schedule, pool = "slow", every("*/2 * * * * *"), "cpu"
 
     async def run(self) -> int:
         with told():
@@ -156,6 +166,7 @@ class QuietTask(BaseTask):
 
 class SyncTask(BaseTask):
     name, schedule, overlap = "sync", every("*/3 * * * * *"), "allow"
+    pool = "cpu"
 
     def run(self) -> int:
         with told():
@@ -167,6 +178,7 @@ class SyncTask(BaseTask):
 
 class ManyTask(BaseTask):
     name, schedule, overlap, max_running = "many", every("*/2 * * * * *"), "wait", 2
+    pool = "cpu"
 
     async def run(self) -> int:
         with told():
@@ -201,6 +213,7 @@ class OnceTask(BaseTask):
 
 class FlakyTask(BaseTask):
     name, schedule, retry = "flaky", every("*/2 * * * * *"), Retry(attempts=3, wait=0.3, jitter=0)
+    pool = "cpu"
 
     async def run(self) -> int:
         with told():

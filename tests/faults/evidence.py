@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.faults.observer import changes
-from tests.faults.world import World, boottime
+from tests.faults.world import SERVICES, World, boottime
 
 Row = dict[str, Any]
 
@@ -23,7 +23,7 @@ class Evidence:
     `reopened`: how often a person asked for a run to go on. `frozen`, `stopped`, `disturbed`: pid, since
     and until when in boot time. Stopped are processes that were frozen or ended; who was disturbed, by the network too,
     may have lost its lease. `has_one_clock`: what the ledger says about time is by one that did not step, and is ahead
-    of boot time by `boot` seconds.
+    of boot time by `boot` seconds. `workers`: the pids of the processes that only execute the runs of a pool.
     """
 
     runs: list[Row] = field(default_factory=list)
@@ -37,6 +37,7 @@ class Evidence:
     disturbed: list[tuple[int, float, float]] = field(default_factory=list)
     has_one_clock: bool = True
     boot: float = 0.0
+    workers: set[int] = field(default_factory=set)
 
     def of(self, event: str) -> Iterator[Row]:
         return (line for line in self.told if line["event"] == event)
@@ -69,6 +70,7 @@ def gather(world: World) -> Evidence:
         frozen=world.frozen,
         has_one_clock=world.server is not None,
         boot=time.time() - boottime(),
+        workers={pid for pid, place in world.places.items() if place >= SERVICES},
         stopped=_by_pid(world, "pid {pid}"),
         disturbed=_by_pid(world, "pid {pid}", "place {place}"),
     )

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from service.errors import DatabaseError
 from tests.faults.nodes import Nodes, come_to_rest
 from tests.faults.observer import observer
-from tests.faults.world import LEASE, NUMBER, World
+from tests.faults.world import LEASE, NUMBER, WITH_CHILDREN, World
 
 Fault = Callable[[World, Nodes], str]
 """Does it, and says to whom. Returns before it is over where others may happen meanwhile."""
@@ -26,6 +26,11 @@ def kill(world: World, nodes: Nodes) -> str:
     nodes.kill(place)
     nodes.start(place)
     return told
+
+
+def kill_child(world: World, nodes: Nodes) -> str:
+    """A child of the worker that has children, or the nursery that forks them."""
+    return nodes.kill_below(WITH_CHILDREN)
 
 
 def terminate(world: World, nodes: Nodes) -> str:
@@ -182,7 +187,7 @@ def lock_application(world: World, nodes: Nodes) -> str:
 
 
 def _lock(world: World, nodes: Nodes, name: str) -> str:
-    """Another process of this machine holds SQLite's write lock."""
+    """Another process of this machine holds SQLite's write lock. With that of the ledger nobody can renew a lease."""
     seconds = LEASE * world.random.uniform(0.2, 1.5)
     other = sqlite3.connect(world.folder / name, timeout=0.05, isolation_level=None)
     with contextlib.closing(other):
@@ -191,6 +196,8 @@ def _lock(world: World, nodes: Nodes, name: str) -> str:
             if time.monotonic() > give_up_at:
                 return "in vain"
             nodes.pass_time(0.02)
+        for place in range(NUMBER) if name == "ledger.db" else ():
+            world.blame(f"place {place}", seconds, after=LEASE / 2)
         nodes.pass_time(seconds)
         other.execute("ROLLBACK")
     return f"for {seconds:.1f} s"
@@ -206,6 +213,7 @@ def _is_locked_by(other: sqlite3.Connection) -> bool:
 
 ANYWHERE: dict[Fault, int] = {
     kill: 3,
+    kill_child: 3,
     terminate: 2,
     terminate_and_kill: 1,
     freeze: 7,

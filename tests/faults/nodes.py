@@ -1,15 +1,19 @@
-"""The services that are disturbed, and the one that comes to rest in the end."""
+"""The services and workers that are disturbed, and those that come to rest in the end."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import signal
 import time
+from pathlib import Path
 
-from tests.faults.world import LEASE, NUMBER, World, boottime
+from tests.faults.world import LEASE, NUMBER, POOL, SERVICES, World, boottime
 from tests.faults.wrong_clock import SERVE
 from tests.processes import Service, process
 
+WORK = (*SERVE[:3], "work", "--pool", POOL)
 STALL_SECONDS = LEASE / 5
 START_SECONDS = 120.0
 CALM_SECONDS = 90.0
@@ -17,7 +21,7 @@ END_SECONDS = 45.0
 
 
 class Nodes:
-    """The services that live now, by their places. One that ends is replaced."""
+    """The services and workers that live now, by their places. One that ends is replaced."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -25,11 +29,15 @@ class Nodes:
         self._asleep: dict[int, tuple[float, float]] = {}
         """Places whose service is frozen: since when in boot time, and until when in monotonic time."""
         self._leaving: list[tuple[Service, float]] = []
-        for place in range(NUMBER):
+        for place in range(SERVICES):
+            self.start(place)
+        self.until_they_serve()  # a worker makes no ledger
+        for place in range(SERVICES, NUMBER):
             self.start(place)
 
     def start(self, place: int) -> None:
-        started = self._world.stack.enter_context(process(self._world.folder, SERVE, self._world.settings(place)))
+        command = SERVE if place < SERVICES else WORK
+        started = self._world.stack.enter_context(process(self._world.folder, command, self._world.settings(place)))
         self._living[place] = started
         self._world.places[started.process.pid] = place
 
@@ -68,6 +76,16 @@ class Nodes:
         self._wake(place, ended)
         ended.process.kill()
         ended.process.wait()
+
+    def kill_below(self, place: int) -> str:
+        """Kill one of the processes that descend from the one in this place, if it has any."""
+        below = sorted(children_of(self._living[place].process.pid)) if place in self._living else []
+        if not below:
+            return "nobody"
+        pid = self._world.random.choice(below)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return f"{pid}, {'the nursery' if pid == below[0] else 'a child'}, of {self.name(place)}"
 
     def terminate(self, place: int) -> Service:
         """Ask it to end; it may take its time."""
@@ -142,20 +160,30 @@ class Nodes:
                 service.process.kill()
 
 
+def children_of(pid: int) -> set[int]:
+    """The processes that descend from this one."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    own = {int(child) for file in files for child in file.read_text().split()}
+    return own | {each for child in own for each in children_of(child)}
+
+
 def has_begun(service: Service) -> bool:
-    return "http://" in service.stdout
+    return "http://" in service.stdout or "of other pools" in service.stdout
 
 
 def come_to_rest(world: World) -> None:
     """Nothing new fires, and what is active comes to its end."""
     world.say("rest")
     world.fires = False
-    with process(world.folder, SERVE, world.settings()) as last:
+    settings = world.settings()
+    with process(world.folder, SERVE, settings) as last, process(world.folder, WORK, settings) as worker:
+        world.places[worker.process.pid] = SERVICES
         give_up_at = time.monotonic() + CALM_SECONDS
         while active := world.active():
             if time.monotonic() > give_up_at:
-                world.wrong.append(f"still active: {active}\n{last.stderr[-3000:]}")
+                world.wrong.append(f"still active: {active}\n{last.stderr[-3000:]}\n{worker.stderr[-3000:]}")
                 break
             time.sleep(0.3)
-        last.stop(within=END_SECONDS)
+        for each in (worker, last):
+            each.stop(within=END_SECONDS)
     world.say("over")

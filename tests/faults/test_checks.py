@@ -82,6 +82,7 @@ Break = Callable[[Evidence], Any]
 def _retry_at_once(evidence: Evidence) -> None:
     evidence.attempts[0].update(outcome="failed")
     evidence.told.insert(3, told("end", 3.8))
+    evidence.workers.update({7, 8})
     for each in (*evidence.runs, *evidence.told):
         each.update(task="flaky")
 
@@ -107,6 +108,8 @@ BREAKS: list[tuple[str, Break]] = [
     ("losses_without_a_cause", lambda e: e.disturbed.insert(0, (e.disturbed.pop()[0], 4.1, 9.9))),
     ("claimed_and_forgotten", lambda e: (e.told.pop(0), e.attempts[0].update(ended_at=AT + timedelta(minutes=1)))),
     ("retries_too_early", _retry_at_once),
+    ("in_the_wrong_pool", lambda e: e.workers.add(8)),
+    ("in_the_wrong_pool", lambda e: [line.update(task="slow") for line in e.told]),
     ("hardly_anything", lambda e: e.runs.clear()),
     ("bodies_beyond_the_lease", lambda e: e.told.insert(3, told("end", 4.1 + checks.SLACK_SECONDS))),
 ]

@@ -31,7 +31,14 @@ SETTINGS = {
     "DRAIN_SECONDS": "1",
     "LOG_LEVEL": "WARNING",
 }
-NUMBER = 3
+SERVICES, WORKERS = 3, 2
+NUMBER = SERVICES + WORKERS
+"""The places below SERVICES have services, and the others have workers of the pool POOL."""
+WITH_CHILDREN = NUMBER - 1
+"""The place of the worker that executes its runs in child processes."""
+POOL = "cpu"
+OF_POOL = frozenset({"slow", "sync", "many", "flaky"})
+"""The tasks of this pool, which only workers execute."""
 
 WITNESS = (
     "CREATE TABLE witness (number {serial}, run TEXT NOT NULL, task TEXT NOT NULL, fence INTEGER NOT NULL, "
@@ -42,7 +49,7 @@ TASKS = Path(__file__).parent / "disturbed_tasks.py"
 
 
 class World:
-    """The databases, the network and the clocks. `number` services live in it, each in a place of its own."""
+    """The databases, the network and the clocks. NUMBER processes live in it, each in a place of its own."""
 
     def __init__(self, folder: Path, server: OwnServer | None, seed: int, stack: ExitStack) -> None:
         self.folder, self.server, self.seed, self.stack = folder, server, seed, stack
@@ -95,7 +102,8 @@ class World:
             url = f"postgresql+asyncpg://postgres@127.0.0.1:{self.network.ports[place]}/postgres?ssl=disable"
         clock = self.clocks[place or 0].settings if place is not None or self.server is None else {}
         fires = {"WITNESS_FIRES": "yes" if self.fires else "no", "WITNESS_FILE": str(self.witness)}
-        return {**SETTINGS, **fires, **clock, "DATABASE_URL": url}
+        children = {"BATCH_POOL_CPU": "process:4"} if place == WITH_CHILDREN else {}
+        return {**SETTINGS, **fires, **clock, **children, "DATABASE_URL": url}
 
     def blame(self, who: str, seconds: float, after: float = 0.0) -> None:
         """Who is disturbed for so long may lose its lease after so many, and need some time to come back."""

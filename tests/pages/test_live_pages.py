@@ -201,6 +201,7 @@ async def poll(people: People, path: str, element: str, status: int = 200) -> st
         ("/tasks?range=6", "section#timeline"),
         ("/tasks/report", "div#of-task"),
         ("/nodes", "section#all-nodes"),
+        ("/nodes", "section#pools"),
         ("/", "div#p-lanes"),
     ],
 )
@@ -210,7 +211,7 @@ async def test_a_poll_of_a_block_is_answered_with_this_block_alone(people: Peopl
     own = '<section class="card" id="lanes"' if name == "p-lanes" else f'id="{name}"'
     assert own in whole and own in html
     assert "<h1" in whole and "<h1" not in html and 'id="nodes"' not in html
-    polled = [found for found in ("numbers", "timeline", "of-task", "all-nodes") if f'id="{found}"' in html]
+    polled = [found for found in ("numbers", "timeline", "of-task", "all-nodes", "pools") if f'id="{found}"' in html]
     assert polled == [name] * (name != "p-lanes")
     if name != "p-lanes":
         assert f'hx-get="{path}" hx-trigger="refresh" hx-select="#{name}" hx-target="#{name}"' in html

@@ -412,3 +412,12 @@ async def test_a_paused_task_misses_its_slots(batch: Batch) -> None:
     [missed] = batch.missed(Hello)
     assert (missed.count, missed.reason) == (2, "paused by test")
     assert [run.state for run in await batch.advance(hours=1)] == ["succeeded"]
+
+
+async def test_the_pool_of_a_task_does_not_matter(batch: Batch) -> None:
+    class Elsewhere(Hello):
+        name = "elsewhere"
+        pool = "gpu"
+
+    assert (await batch.run(Elsewhere, whom="you")).state == "succeeded"
+    assert [run.task for run in await batch.advance(hours=1)] == ["elsewhere"]

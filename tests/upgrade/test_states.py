@@ -124,9 +124,9 @@ def test_each_history_tokens_and_incidents_are_taken_over(state: State, batch: B
     assert version(state, "DATABASE_URL", "batch_data_alembic_version") == "data_0003"
     assert before <= version(state, "LEDGER_URL", "batch_alembic_version") == LEDGER_HISTORY.revisions[-1]
     tokens = {token["name"]: token["revoked_at"] is not None for token in batch("token", "list", "--json").json}
-    assert tokens == ({"ann": False, "bob": True} if state.name in ("api", "incidents", "pages") else {})
+    assert tokens == ({"ann": False, "bob": True} if state.name in ("api", "incidents", "pages", "pools") else {})
     kinds = {row["kind"] for row in batch("incidents", "--state", "all", "--json").json}
-    assert kinds == ({"failed", "missed", "quarantine"} if state.name in ("incidents", "pages") else set())
+    assert kinds == ({"failed", "missed", "quarantine"} if state.name in ("incidents", "pages", "pools") else set())
 
 
 def version(state: State, setting: str, table: str) -> str:

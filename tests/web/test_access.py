@@ -62,6 +62,7 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("POST", "/slots/reopen"): "operator",
     ("GET", "/changes"): "viewer",
     ("GET", "/nodes"): "viewer",
+    ("GET", "/pools"): "viewer",
     ("GET", "/backups"): "viewer",
     ("GET", "/backups/{name}"): "viewer",
     ("GET", "/backups/{name}/diff"): "viewer",

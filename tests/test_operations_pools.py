@@ -1,0 +1,53 @@
+"""What `operations.pools` and those who watch say of pools."""
+
+from __future__ import annotations
+
+from service import clock
+from service.batch.lint.lint import findings
+from service.config import Settings
+from service.database.engine import Database
+from service.operations.context import Loaded
+from service.operations.operations import Operations
+from service.operations.system.gauges import _pools
+from tests.batch.ledger_world import know, make_task
+from tests.batch.test_runs import insert, new
+from tests.incidents.test_pools import join
+
+
+def operations(ledger: Database) -> Operations:
+    return Operations(ledger, ledger, Loaded, Settings(), are_ready=True)
+
+
+async def test_a_pool_says_its_nodes_its_runs_and_what_is_wrong(ledger: Database) -> None:
+    await know(ledger, make_task("risk", None, pool="gpu"), make_task("usual", None), make_task("a", None, pool="cpu"))
+    await insert(ledger, new("risk"), new("usual"), new("usual", state="running"))
+    node = await join(ledger, "gpu", "risk", capacity=8)
+    default, cpu, gpu = await operations(ledger).pools.list()
+    assert (default.name, default.served_by, default.running, default.waiting) == ("default", "services", 1, 1)
+    assert (cpu.name, cpu.served_by, cpu.nodes, cpu.missing) == ("cpu", None, [], ["a"])
+    assert cpu.problem is not None and cpu.problem.startswith("no node serves pool cpu, which has the task a; start")
+    assert (gpu.nodes, gpu.places, gpu.waiting, gpu.tasks, gpu.problem) == ([node], 8, 1, ["risk"], None)
+    around = await operations(ledger).nodes.around()
+    assert [problem.pool for problem in around.pool_problems] == ["cpu"]
+    assert [each.name for each in (await operations(ledger).status()).pools] == ["default", "cpu", "gpu"]
+
+
+async def test_the_gauges_of_a_pool_count_what_runs_and_what_may_start(ledger: Database) -> None:
+    await know(ledger, make_task("risk", None, pool="gpu"))
+    await insert(ledger, new("risk"), new("risk", state="running"), new("risk", state="retrying"))
+    await join(ledger, "gpu", "risk", capacity=8)
+    async with ledger.reader.connect() as connection:
+        gauges = await _pools(connection, clock.now() - clock.now().resolution * 10_000_000, clock.now())
+    assert gauges["gpu"] == (3, 1, 8)
+
+
+def test_lint_warns_of_a_pool_that_nobody_serves_and_notes_a_bound_that_nothing_keeps() -> None:
+    def rules(served: list[str] | None, **attributes: str) -> list[tuple[str, str]]:
+        task = make_task("risk", None, **attributes)
+        found = findings(task, clock.now(), served)
+        return [(each.severity, each.rule) for each in found]
+
+    assert rules([], pool="gpu") == [("warning", "unserved-pool")]
+    assert rules(["gpu"], pool="gpu") == rules(None, pool="gpu") == rules([]) == []
+    assert rules([], memory="1 GiB") == [("note", "memory-without-process")]
+    assert rules(["gpu"], pool="gpu", memory="1 GiB") == []
