@@ -55,22 +55,23 @@ class LocalEngine(Background):
         node: str,
         max_running: int = 100,
         max_threads: int = 32,
+        claims: bool = True,
         pools: Collection[str] = OWN_POOLS,
         child_pools: Mapping[str, ChildPool] = NO_CHILDREN,
         may_work: Callable[[], bool] = lambda: True,
         outage: Outage | None = None,
         metrics: ProcessMetrics | None = None,
-        on_ended: Callable[[Sequence[Outcome]], None] = lambda _: None,
     ) -> None:
-        """`max_running`, `max_threads`: how many runs at once, and how many of them in threads. `pools`: those whose
-        runs it claims; without any it executes only what is launched. `child_pools`: those whose runs it executes in
-        child processes. `may_work`: whether this node holds its lease; without it no run commits. `on_ended`: called
-        with outcomes that were committed.
+        """`max_running`, `max_threads`: how many runs at once, and how many of them in threads. `claims=False`: execute
+        only the runs that are launched. `pools`: the pools whose runs it claims. `child_pools`: those whose runs it
+        executes in child processes. `may_work`: whether this node holds its lease; without it no run commits.
         """
         self._database, self._outage = database, outage or Outage()
         self._metrics = metrics or ProcessMetrics()
-        self._tasks, self._node, self._max_running = tasks, node, max_running
-        self._pools, self._child_pools, self._on_ended = pools, child_pools, on_ended
+        self._tasks = tasks
+        self._pools, self._child_pools = pools, child_pools
+        self._max_running = max_running
+        self._node = node
         self._threads = ThreadPool(max_threads)
         self._take_over = partial(fencing.take_over, database)
         self._buffer = WriteBuffer(node)
@@ -78,7 +79,7 @@ class LocalEngine(Background):
         self._written_events: dict[str, asyncio.Event] = {}
         self._wake, self._all_ended, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
-        self._is_claiming, self.may_work = bool(pools), may_work
+        self._is_claiming, self.may_work = claims, may_work
         self._is_draining = self.is_recheck_due = False
         self.losses = 0
         """How often this node has lost its lease. Another node may hold runs that were claimed before a loss."""
@@ -93,9 +94,9 @@ class LocalEngine(Background):
         """Claim the runs that may start, and stop the runs of this node that a person has cancelled or paused."""
         if changes.is_claimable:
             self.wake()
-        for request in changes.requests:
-            attempt = self._attempts.get(request.run)
-            if attempt is not None and attempt.claimed.fence == request.fence:
+        requests = {(request.run, request.fence): request for request in changes.requests}
+        for attempt in self.attempts if requests else []:
+            if (request := requests.get((attempt.claimed.id, attempt.claimed.fence))) is not None:
                 (attempt.pause if request.is_pause else attempt.cancel)(request.reason)
 
     def recheck_claims(self) -> None:
@@ -297,4 +298,3 @@ class LocalEngine(Background):
         if not self._attempts:
             self._idle.set()
         log_outcomes([outcome for outcome in outcomes if outcome.id not in lost])
-        self._on_ended(outcomes)

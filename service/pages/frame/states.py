@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 ICONS = {
-    "waiting": "hourglass",
     "queued": "clock",
     "running": "loader-circle",
     "retrying": "rotate-cw",
@@ -15,4 +14,4 @@ ICONS = {
     "missed": "calendar-x",
 }
 STATES = tuple(state for state in ICONS if state != "missed")
-ACTIVE = ("waiting", "queued", "running", "retrying", "interrupted")
+ACTIVE = ("queued", "running", "retrying", "interrupted")
