@@ -60,7 +60,8 @@ class Child:
         self._is_killed = False
         self._ending: Ending | None = None
         self._trouble: ProcessDied | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._outgoing: asyncio.Queue[bytes] | None = None
+        """What the child is told; None before it gets its job, which has to come first."""
         self._exit_timer: asyncio.TimerHandle | None = None
         self._starting = asyncio.Semaphore(MOST_STARTS)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -112,13 +113,15 @@ class Child:
         self._nursery = nursery
         reading: dict[asyncio.Task[None], float] = {}
         ours, theirs = socket.socketpair()
+        read_end = ours.dup()
         output, their_output = os.pipe()
         try:
             try:
-                reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-                reading[self._spawn(self._read(reader))] = MESSAGES_SECONDS
+                reading[self._spawn(self._read(read_end))] = MESSAGES_SECONDS
                 reading[self._spawn(copy_lines(output, self._tell_output))] = OUTPUT_SECONDS
-                self._writer.write(job)
+                self._outgoing = asyncio.Queue()
+                self._outgoing.put_nowait(job)
+                self._spawn(self._write(ours, self._outgoing))
                 self._tell_stop()
                 self.attempt.begins()
                 begun = await nursery.begin(self._number, theirs, their_output)
@@ -135,6 +138,8 @@ class Child:
         finally:
             nursery.release(self._number)
             await self._finish(reading)
+            ours.close()
+            read_end.close()
         if self._ending is not None:
             return self._ending
         raise self._trouble or exit_error(code, await self._has_kernel_killed())
@@ -154,21 +159,20 @@ class Child:
         finally:
             if self._exit_timer is not None:
                 self._exit_timer.cancel()
-            if self._writer is not None:
-                self._writer.close()
             for task in list(self._tasks):
                 task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _read(self, connection: socket.socket) -> None:
         """Take in what the child tells until it has ended."""
         try:
-            while (message := await frames.read(reader)) is not None:
-                began = clock.monotonic()
-                await self._take(message)
-                if "lines" in message:
-                    await give_way(began)
+            async with frames.reader_of(connection) as reader:
+                while (message := await frames.read(reader)) is not None:
+                    began = clock.monotonic()
+                    await self._take(message)
+                    if "lines" in message:
+                        await give_way(began)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             self.kill(ProcessDied(f"killed, because it told its service something that can't be read: {error!r:.200}"))
         except OSError:  # it has ended without reading everything
@@ -209,9 +213,15 @@ class Child:
         relay.write(relay.told(stamp_now(), "info", "stdout", text))
 
     def _send(self, message: dict[str, Any]) -> None:
-        if self._writer is not None and not self._writer.is_closing():
-            with suppress(OSError):
-                self._writer.write(frames.encoded(message))
+        if self._outgoing is not None:
+            self._outgoing.put_nowait(frames.encoded(message))
+
+    async def _write(self, connection: socket.socket, outgoing: asyncio.Queue[bytes]) -> None:
+        """Send what the child is told, until it has ended. That it reads no more does not end the reading here."""
+        connection.setblocking(False)
+        with connection, suppress(OSError):
+            while True:
+                await asyncio.get_running_loop().sock_sendall(connection, await outgoing.get())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -6,6 +6,8 @@ import asyncio
 import json
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from service.concurrency.offload import offload
@@ -69,6 +71,29 @@ def receive(connection: socket.socket) -> dict[str, Any] | None:
     length = _receive_exactly(connection, _LENGTH.size)
     body = _receive_exactly(connection, _length_in(length)) if length else None
     return parsed(body) if body is not None else None
+
+
+class _ReadToTheEnd(asyncio.StreamReaderProtocol):
+    """Lets everything be read that came before a connection was reset.
+
+    The kernel resets it if the other process ends with something unread. StreamReader then raises an error, and what
+    it has received by then would be lost.
+    """
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(None)
+
+
+@asynccontextmanager
+async def reader_of(connection: socket.socket) -> AsyncIterator[asyncio.StreamReader]:
+    """A reader for `read`. The connection is closed at the end of the block."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_unix_connection(lambda: _ReadToTheEnd(reader), sock=connection)
+    try:
+        yield reader
+    finally:
+        transport.close()
 
 
 async def read(reader: asyncio.StreamReader) -> dict[str, Any] | None:
