@@ -331,3 +331,7 @@ def test_the_worker_imports_no_module_of_the_service_that_it_does_not_need() -> 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_a_process_of_our_own_imports_the_package_from_the_folder_that_it_is_in() -> None:
+    assert (Path(process.COMMAND[-1]) / "service" / "backup").is_dir()

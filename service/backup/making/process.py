@@ -15,16 +15,11 @@ from typing import IO, Any
 
 from service.backup.file.progress import BackupProgress
 from service.backup.making.request import BackupRequest
+from service.concurrency.own_process import arguments_of
 from service.concurrency.stoppable import Stop
 from service.errors import BackupError
 
-COMMAND = (
-    "-P",
-    "-c",
-    "import sys; sys.path.insert(0, sys.argv.pop()); from service.backup.making.worker import main; main()",
-    str(Path(__file__).parents[2]),
-)
-"""Does what `-m service.backup.making.worker` does, from whichever folder this package was imported."""
+COMMAND = arguments_of("service.backup.making.worker")
 KILL_AFTER_SECONDS = 1.0
 """Shorter than the time that a drain gives to cancelled work, so that this process can remove the partial file."""
 

@@ -41,8 +41,8 @@ class ChildPool(Protocol):
     async def execute(self, attempt: PooledAttempt) -> Ending:
         """Execute the body of the attempt in a child, and return how it ended.
 
-        If it is cancelled, it asks the child to stop, kills it when it goes on, and returns only when the child is
-        gone: then it raises CancelledError.
+        If it is cancelled, it asks the child to stop, and kills it when it goes on. When the child is gone, it returns
+        what the child has told by then; if that is nothing, it raises CancelledError.
         """
 
     def kill(self, attempt: PooledAttempt) -> None:

@@ -11,24 +11,18 @@ import sys
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from service.batch.context.lease import Lease
 from service.batch.pools import frames
 from service.batch.pools.nursery_setup import NurserySetup
+from service.concurrency.own_process import arguments_of
 from service.errors import Interrupted, ProcessDied
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
-COMMAND = (
-    "-P",
-    "-c",
-    "import sys; sys.path.insert(0, sys.argv.pop()); from service.batch.pools.nursery_process import main; main()",
-    str(Path(__file__).parents[3]),
-)
-"""Does what `-m service.batch.pools.nursery_process` does, from whichever folder this package was imported."""
+COMMAND = arguments_of("service.batch.pools.nursery_process")
 SLOW_SECONDS = 30.0
 """A start that takes longer is logged, since an import may hang."""
 POLL_SECONDS = 0.02
