@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 
 from service.database.engine import Database
+from service.database.histories import APPLICATION_HISTORIES
 from service.database.migrate import History, migrate
 from service.testing.postgres import PostgresServer
 
@@ -53,6 +54,25 @@ class PostgresDatabases:
     async def close(self) -> None:
         for url in self._templates.values():
             await self.drop(url)
+
+
+async def application_with_done(ledger: Database, folder: Path) -> str:
+    """The URL of an application's database for this ledger: of a file in `folder`, or the ledger's own on PostgreSQL.
+
+    It has a table in which tasks note what they have done. The table refuses an item that is there already.
+    """
+    is_file = ledger.kind == "sqlite"
+    url = url_of(folder / "data.db") if is_file else ledger.url.render_as_string(hide_password=False)
+    await migrated(url, *APPLICATION_HISTORIES)
+    async with Database(url, setting="DATABASE_URL", pooled=False).engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE done (item INTEGER PRIMARY KEY)"))
+    return url
+
+
+async def items_done(url: str) -> list[int]:
+    """The items in the table of `application_with_done`."""
+    async with Database(url, setting="DATABASE_URL", pooled=False).engine.connect() as connection:
+        return list((await connection.execute(text("SELECT item FROM done ORDER BY item"))).scalars())
 
 
 def url_of(file: Path) -> str:

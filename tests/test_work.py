@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import text
 
 from service.batch.ledger import tables
 from service.batch.ledger.migration import LEDGER_HISTORY
@@ -19,7 +18,7 @@ from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
 from tests.batch.ledger_world import rows, until
 from tests.batch.test_runs import NOW, insert, new
-from tests.databases import migrated, url_of
+from tests.databases import application_with_done, items_done, migrated, url_of
 from tests.processes import BATCH, Service, batch, process, service
 
 SETTINGS = {"POLL_SECONDS": "0.1", "DRAIN_SECONDS": "5", "LOG_LEVEL": "WARNING"}
@@ -102,19 +101,12 @@ class Place:
 
     async def done(self) -> list[int]:
         """The items that runs of the task `long` have committed. The table refuses an item that is there already."""
-        database = Database(self.settings["DATABASE_URL"], setting="DATABASE_URL", pooled=False)
-        async with database.engine.connect() as connection:
-            return list((await connection.execute(text("SELECT item FROM done ORDER BY item"))).scalars())
+        return await items_done(self.settings["DATABASE_URL"])
 
 
 @pytest.fixture
 async def place(ledger: Database, tmp_path: Path) -> Any:
-    is_file = ledger.kind == "sqlite"
-    application = url_of(tmp_path / "data.db") if is_file else ledger.url.render_as_string(hide_password=False)
-    await migrated(application, *APPLICATION_HISTORIES)
-    database = Database(application, setting="DATABASE_URL", pooled=False)
-    async with database.engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE done (item INTEGER PRIMARY KEY)"))
+    application = await application_with_done(ledger, tmp_path)
     seen = {"first_seen_at": NOW, "last_seen_at": NOW}
     pools = {"usual": "default", "heavy": "cpu", "long": "cpu", "stubborn": "cpu"}
     async with ledger.engine.begin() as connection:

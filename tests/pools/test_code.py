@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from io import StringIO
 
 import pytest
@@ -103,14 +103,6 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
     """One nursery for the tests of this file."""
     async with shared_pool(tmp_path_factory.mktemp("pool"), TASKS) as shared:
         yield shared
-
-
-@pytest.fixture
-def world(shared: tuple[World, dict[str, Task]]) -> Iterator[World]:
-    for task in shared[1].values():
-        TaskRegistry.register(task.cls)
-    with logs.keep_run_lines():
-        yield shared[0]
 
 
 async def test_the_run_is_as_in_any_process(world: World) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from service import TaskRegistry, logs
 from service.batch.context.lease import LOST
 from service.batch.execution import attempt
 from service.batch.ledger.states import RunState
@@ -127,14 +126,6 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
     """One nursery for the tests of this file."""
     async with shared_pool(tmp_path_factory.mktemp("pool"), TASKS) as shared:
         yield shared
-
-
-@pytest.fixture
-def world(shared: tuple[World, dict[str, Task]]) -> Iterator[World]:
-    for task in shared[1].values():
-        TaskRegistry.register(task.cls)
-    with logs.keep_run_lines():
-        yield shared[0]
 
 
 async def test_a_run_whose_process_ends_fails_with_the_true_reason_and_the_policy_for_errors_applies(

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from service.batch.ledger import run_logs, tables
 from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
 from tests.batch.ledger_world import rows, until
 from tests.batch.test_runs import NOW, insert, new
-from tests.databases import migrated, url_of
+from tests.databases import application_with_done, items_done
 from tests.faults.nodes import children_of
+from tests.pools.world import is_alive, until_gone
 from tests.processes import BATCH, Service, batch, process, service
 
 SETTINGS = {
@@ -109,40 +108,18 @@ class Place:
 
     async def done(self) -> list[int]:
         """The items that runs of `long` have committed. The table refuses an item that is there already."""
-        database = Database(self.settings["DATABASE_URL"], setting="DATABASE_URL", pooled=False)
-        async with database.engine.connect() as connection:
-            return list((await connection.execute(text("SELECT item FROM done ORDER BY item"))).scalars())
+        return await items_done(self.settings["DATABASE_URL"])
 
 
 @pytest.fixture
 async def place(ledger: Database, tmp_path: Path) -> Any:
-    is_file = ledger.kind == "sqlite"
-    application = url_of(tmp_path / "data.db") if is_file else ledger.url.render_as_string(hide_password=False)
-    await migrated(application, *APPLICATION_HISTORIES)
-    database = Database(application, setting="DATABASE_URL", pooled=False)
-    async with database.engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE done (item INTEGER PRIMARY KEY)"))
+    application = await application_with_done(ledger, tmp_path)
     seen = {"first_seen_at": NOW, "last_seen_at": NOW, "policies": {}, "description": "", "source": "tasks/all.py"}
     async with ledger.engine.begin() as connection:
         about = [{"name": name, "pool": "cpu", **seen} for name in ("long", "spinning", "hog")]
         await connection.execute(tables.tasks.insert(), about)
     with ExitStack() as stack:
         yield Place(tmp_path / "place", ledger, application, stack)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process executes: a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-async def gone(pids: set[int]) -> None:
-    async def none_left() -> bool:
-        return not any(map(is_alive, pids))
-
-    await until(none_left)
 
 
 async def test_a_child_that_is_killed_fails_its_attempt_and_the_next_one_goes_on_after_its_last_chunk(
@@ -171,7 +148,7 @@ async def test_a_nursery_that_is_killed_interrupts_its_runs_which_are_resumed(pl
     assert (row["state"], row["attempt"], await place.done()) == ("succeeded", 1, list(range(40)))
     (first, _) = await rows(place.ledger, tables.attempts, run=run)
     assert first["outcome"] == "interrupted"
-    await gone({nursery, child})
+    await until_gone(nursery, child)
 
 
 @pytest.mark.parametrize("kind", ["service", "worker"])
@@ -185,7 +162,7 @@ async def test_the_children_of_a_process_that_is_killed_end_with_it_and_their_ru
     left = children_of(first.process.pid)
     assert left
     first.process.kill()
-    await gone(left)
+    await until_gone(*left)
     place.serve()
     row = await place.ended(run)
     assert (row["state"], row["attempt"], await place.done()) == ("succeeded", 1, list(range(40)))
@@ -199,7 +176,7 @@ async def test_a_drain_interrupts_a_child_after_its_chunk_and_nothing_is_left(pl
     left = children_of(served.process.pid)
     served.stop(within=8)
     assert served.process.returncode == -signal.SIGTERM
-    await gone(left)
+    await until_gone(*left)
     (row,) = await rows(place.ledger, id=run)
     assert (row["state"], row["reason"]) == ("interrupted", "the service stops")
     place.serve()
