@@ -176,7 +176,6 @@ class BatchService:
             self.node.id,
             max_running=settings.MAX_RUNNING,
             max_threads=settings.MAX_THREADS,
-            claims=bool(self.roles.pools),
             pools=self.roles.pools,
             child_pools=self.child_pools.by_name,
             may_work=lambda: self.node.lease.is_held,

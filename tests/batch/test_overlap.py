@@ -400,7 +400,7 @@ async def test_a_run_by_hand_takes_an_empty_lane_or_waits_for_one(ledger: Databa
     held = new("many", state="running", node=OTHER, attempt=1, lane=1)
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [held])
-    engine = LocalEngine(ledger, loaded, NODE, claims=False)
+    engine = LocalEngine(ledger, loaded, NODE, pools=())
     engine.start()
     row = await ManualRun(ledger, engine, loaded["many"], NODE).execute({}, None, None)
     assert (row["state"], row["lane"]) == ("succeeded", 2)
@@ -423,7 +423,7 @@ async def test_the_retry_of_a_run_by_hand_waits_while_another_run_of_the_task_is
             raise ValueError("once")
 
     loaded = await know(ledger, make_task("tick", None, run=run, retry=Retry(attempts=2, wait=0.3, jitter=0)))
-    engine = LocalEngine(ledger, loaded, NODE, claims=False)
+    engine = LocalEngine(ledger, loaded, NODE, pools=())
     engine.start()
     by_hand = ManualRun(ledger, engine, loaded["tick"], NODE)
     waiting = asyncio.create_task(by_hand.execute({}, None, None))

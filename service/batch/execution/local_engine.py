@@ -55,16 +55,15 @@ class LocalEngine(Background):
         node: str,
         max_running: int = 100,
         max_threads: int = 32,
-        claims: bool = True,
         pools: Collection[str] = OWN_POOLS,
         child_pools: Mapping[str, ChildPool] = NO_CHILDREN,
         may_work: Callable[[], bool] = lambda: True,
         outage: Outage | None = None,
         metrics: ProcessMetrics | None = None,
     ) -> None:
-        """`max_running`, `max_threads`: how many runs at once, and how many of them in threads. `claims=False`: execute
-        only the runs that are launched. `pools`: the pools whose runs it claims. `child_pools`: those whose runs it
-        executes in child processes. `may_work`: whether this node holds its lease; without it no run commits.
+        """`max_running`, `max_threads`: how many runs at once, and how many of them in threads. `pools`: those whose
+        runs it claims; without any it executes only what is launched. `child_pools`: those whose runs it executes in
+        child processes. `may_work`: whether this node holds its lease; without it no run commits.
         """
         self._database, self._outage = database, outage or Outage()
         self._metrics = metrics or ProcessMetrics()
@@ -79,7 +78,7 @@ class LocalEngine(Background):
         self._written_events: dict[str, asyncio.Event] = {}
         self._wake, self._all_ended, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
-        self._is_claiming, self.may_work = claims, may_work
+        self._is_claiming, self.may_work = bool(pools), may_work
         self._is_draining = self.is_recheck_due = False
         self.losses = 0
         """How often this node has lost its lease. Another node may hold runs that were claimed before a loss."""

@@ -35,19 +35,19 @@ class PoolCheck:
         `known`: the keys of the open incidents. These go on as long as runs wait in vain, also if this node has seen it
         only now.
         """
-        found = [_opening(rows, now) for rows in _grouped(await pools.in_vain(connection, now))]
+        found = [_opening(rows, now) for rows in grouped(await pools.in_vain(connection, now)).values()]
         self._since = {opening.key: self._since.get(opening.key, now) for opening in found}
         is_due = {key for key, since in self._since.items() if key in known or since + PATIENCE <= now}
         later = [since + PATIENCE for key, since in self._since.items() if key not in is_due]
         return [opening for opening in found if opening.key in is_due], min(later, default=None)
 
 
-def _grouped(found: Sequence[InVain]) -> list[list[InVain]]:
-    """The tasks by pool; those of one pool either have no node at all, or none that has them."""
+def grouped(found: Sequence[InVain]) -> dict[tuple[str, bool], list[InVain]]:
+    """The tasks by pool, and by whether the pool has nodes, of which then none has them."""
     groups: dict[tuple[str, bool], list[InVain]] = {}
     for each in found:
         groups.setdefault((each.pool, each.is_claimed), []).append(each)
-    return list(groups.values())
+    return groups
 
 
 def _opening(waiting: Sequence[InVain], now: datetime) -> Opening:

@@ -41,8 +41,10 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class Present:
-    """What is known of the present, by which blockers are found. `paused`: who has paused a task, by its name.
-    `in_vain`: the pool of each task whose runs no node executes."""
+    """What is known of the present, by which blockers are found.
+
+    `paused`: who has paused a task, by its name. `in_vain`: the pool of each task whose runs no node executes.
+    """
 
     now: datetime
     running: Mapping[str, Sequence[Row[Any]]]

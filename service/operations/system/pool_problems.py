@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.incidents.pool_check import why
+from service.batch.incidents.pool_check import grouped, why
 from service.batch.ledger import pools
-from service.batch.ledger.pools import InVain
 from service.operations.context import Context
 from service.poolsettings import DEFAULT_POOL
 
@@ -27,9 +26,7 @@ async def problems(connection: AsyncConnection, context: Context, now: datetime)
         return []
     since = now - timedelta(seconds=context.lease_seconds)
     unclaimed = await pools.unclaimed(connection, since)
-    groups: dict[tuple[str, bool], list[InVain]] = {}
-    for each in await pools.in_vain(connection, now, since):
-        groups.setdefault((each.pool, each.is_claimed), []).append(each)
+    groups = grouped(await pools.in_vain(connection, now, since))
     for pool in unclaimed:
         groups.setdefault((pool, False), [])
     return [
