@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import clock
 from service.batch.context import fencing
 from service.batch.context.lease import LOST
 from service.batch.execution import measuring
@@ -25,7 +25,7 @@ from service.batch.nodes.outage import Outage
 from service.batch.queue import claiming
 from service.batch.queue.capacity import OWN_POOLS, Capacity
 from service.batch.tasks.registry import Task
-from service.concurrency.background import Background
+from service.concurrency.background import Background, is_set_within
 from service.concurrency.thread_pool import ThreadPool
 from service.database import troubles
 from service.database.engine import Database
@@ -35,7 +35,7 @@ from service.metrics.process import LedgerWork, ProcessMetrics
 logger = get_logger("service.batch")
 
 GROUP_SECONDS = 0.01
-"""How long the engine waits for further attempts to end, in order to write their outcomes together."""
+"""How long the engine waits for further attempts to end after a turn, in order to write their outcomes together."""
 FLUSH_SECONDS = 0.25
 """How often the log lines and the progress of running attempts are written."""
 LONGEST_PAUSE = 5.0
@@ -80,6 +80,7 @@ class LocalEngine(Background):
         self._idle.set()
         self._is_claiming, self.may_work = bool(pools), may_work
         self._is_draining = self.is_recheck_due = False
+        self._turned_at = 0.0  # when the last turn ended, by the monotonic clock
         self.losses = 0
         """How often this node has lost its lease. Another node may hold runs that were claimed before a loss."""
         self.claiming = asyncio.Lock()
@@ -122,6 +123,10 @@ class LocalEngine(Background):
 
     def launch(self, claimed: Sequence[Claimed], losses: int | None = None) -> None:
         """Start runs that this node has claimed. `losses`: the value of `losses` before it claimed them."""
+        self._launch(claimed, losses)
+        self.wake()  # since now there are logs and progress to write
+
+    def _launch(self, claimed: Sequence[Claimed], losses: int | None) -> None:
         for run in claimed:
             if (old := self._attempts.get(run.id)) is not None:  # this node had lost the run, and has claimed it again
                 old.give_up(LOST)
@@ -136,7 +141,6 @@ class LocalEngine(Background):
                 attempt.give_up(LOST)
         if claimed:
             self._idle.clear()
-            self.wake()
 
     def give_up(self) -> None:
         """End all attempts at once, because this node has lost its lease. Fences decide which outcomes are written."""
@@ -154,15 +158,15 @@ class LocalEngine(Background):
         """Wait up to `seconds` until the runs end, then interrupt them. Returns whether all outcomes were written."""
         # What follows after `seconds` takes less time than the watchdog grants (loop_watchdog.GRACE_SECONDS).
         self.begin_drain()
-        if await self._is_idle_within(seconds):
+        if await is_set_within(self._idle, seconds):
             return True
         for attempt in list(self._attempts.values()):
             attempt.interrupt("the service stopped")
-        if await self._is_idle_within(REACT_SECONDS):
+        if await is_set_within(self._idle, REACT_SECONDS):
             return True
         for attempt in list(self._attempts.values()):
             attempt.abandon()
-        return await self._is_idle_within(WRITE_SECONDS)
+        return await is_set_within(self._idle, WRITE_SECONDS)
 
     async def stop(self) -> None:
         await super().stop()
@@ -172,11 +176,6 @@ class LocalEngine(Background):
         """Wait until this node has written the outcome of its attempt of the run."""
         while run_id in self._attempts:
             await self._written_events.setdefault(run_id, asyncio.Event()).wait()
-
-    async def _is_idle_within(self, seconds: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), seconds)
-        return self._idle.is_set()
 
     def _on_end(self, attempt: Attempt, ending: Ending) -> None:
         """Buffer how an attempt ended. Its run stays `running`, and counts for the capacity, until that is written."""
@@ -190,6 +189,7 @@ class LocalEngine(Background):
         while True:
             try:
                 await self._turn(is_woken=await self._until_needed())
+                self._turned_at = clock.monotonic()
                 self._outage.over_for("engine")
                 pause = 0.1
             except Exception as error:  # the background loop's boundary: a failed turn must not end the engine
@@ -210,11 +210,10 @@ class LocalEngine(Background):
         except TimeoutError:
             return False
         self._wake.clear()
-        if self._buffer.waiting < len(self._attempts):
+        is_busy = clock.monotonic() - self._turned_at < GROUP_SECONDS  # after a quiet time, nobody is waited for
+        if is_busy and self._buffer.waiting < len(self._attempts):
             self._all_ended.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GROUP_SECONDS):
-                    await self._all_ended.wait()
+            await is_set_within(self._all_ended, GROUP_SECONDS)
         return True
 
     async def _turn(self, is_woken: bool = True) -> None:
@@ -268,7 +267,7 @@ class LocalEngine(Background):
                 known = [*claimed, *(attempt.claimed for attempt in self._attempts.values())]
                 claimed += await claiming.held_by(connection, self._node, known)
         self._on_written(group.outcomes, bounced)
-        self.launch(claimed, losses)
+        self._launch(claimed, losses)
 
     async def _claim(self, connection: AsyncConnection, freed: int) -> list[Claimed]:
         capacity = self.capacity

@@ -26,5 +26,10 @@ def process_now(connection: AsyncConnection) -> datetime | None:
 
 def moment(connection: AsyncConnection) -> ColumnElement[datetime]:
     """The database time as an expression in a statement: the instant at which the statement began."""
-    now, column_type = process_now(connection), schedules.c.fired_until.type
-    return literal(now, column_type) if now is not None else func.statement_timestamp(type_=column_type)
+    now = process_now(connection)
+    return literal(now, schedules.c.fired_until.type) if now is not None else statement_start()
+
+
+def statement_start() -> ColumnElement[datetime]:
+    """On PostgreSQL: the instant at which the statement began, in UTC."""
+    return func.statement_timestamp(type_=schedules.c.fired_until.type)

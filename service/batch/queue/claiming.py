@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, and_, bindparam, false, func, or_, select, text, true
+from sqlalchemy import ColumnElement, Integer, Select, and_, bindparam, false, func, or_, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
@@ -52,15 +53,22 @@ async def due(connection: AsyncConnection, pools: Collection[str] = OWN_POOLS) -
     The pool of a task is that of the ledger. A node whose own code names another pool does not claim its runs either
     (Capacity), so while a deployment moves a task, only processes with the newer code claim them.
     """
-    now = database_time.moment(connection)
-    once = select(now.label("at"), _is_retry_due(now).label("retries")).subquery("once")
-    waiting = queues.names_of_pools(queues.WAITS, pools).columns(runs.c.task).subquery("waiting")
-    statement = select(once.c.at, once.c.retries, waiting.c.task).select_from(once.join(waiting, true(), isouter=True))
-    rows = (await connection.execute(statement)).all()
+    now = database_time.process_now(connection)
+    parameters = {} if now is None else {"process_now": now}
+    rows = (await connection.execute(_due_query(tuple(sorted(pools)), now is None), parameters)).all()
     names = {row.task for row in rows if row.task is not None}
     if rows[0].retries:
         names |= set((await connection.execute(queues.names_of_pools(queues.RETRIES, pools))).scalars())
     return Due(rows[0].at, frozenset(names), rows[0].retries)
+
+
+@cache
+def _due_query(pools: tuple[str, ...], is_database_time: bool) -> Select[Any]:
+    """The query of `due`. To build it takes longer than to execute it."""
+    now = database_time.statement_start() if is_database_time else bindparam("process_now", type_=runs.c.due_at.type)
+    once = select(now.label("at"), _is_retry_due(now).label("retries")).subquery("once")
+    waiting = queues.names_of_pools(queues.WAITS, pools).columns(runs.c.task).subquery("waiting")
+    return select(once.c.at, once.c.retries, waiting.c.task).select_from(once.join(waiting, true(), isouter=True))
 
 
 async def take(
