@@ -35,7 +35,7 @@ def batch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 async def fill(ledger: Database) -> list[NewRun]:
     """Four runs, the newest first: queued, running, failed and succeeded."""
     now = clock.now()
-    await know(ledger, make_task("import", tags=("nightly",)), make_task("report"))
+    await know(ledger, make_task("import", tags=("nightly",)), make_task("report", pool="gpu"))
     times = [now - timedelta(hours=hours) for hours in (0, 1, 2, 3)]
     made = [
         new("import", created_at=times[0], params={"day": "2026-11-24", "copies": 2}),
@@ -68,6 +68,9 @@ async def test_each_option_narrows_the_list(ledger: Database, ledger_url: str, b
     for words, expected in {
         "": [queued, running, failed, succeeded],
         "--tag nightly": [queued, failed],
+        "--pool gpu": [running, succeeded],
+        "--pool default --tag nightly --state queued": [queued],
+        "--pool gpu --tag nightly": [],
         "--state failed --state running": [running, failed],
         "--origin schedule --origin backfill": [failed, succeeded],
         "--ended-since 90m": [failed],
@@ -90,6 +93,7 @@ async def test_each_option_narrows_the_list(ledger: Database, ledger_url: str, b
         ("--origin moon", ["origin", "'moon'", "'manual'"]),
         ("--state failing", ["'failing'", "failed"]),
         ("--tag Not-a-tag", ["tag", "'Not-a-tag'"]),
+        ("--pool GPU", ["pool", "'GPU'"]),
         ("--task imprt", ["'imprt'", "did you mean import?"]),
     ],
 )

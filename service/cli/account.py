@@ -104,6 +104,8 @@ def _show(accounts: Accounts, since: datetime, until: datetime) -> None:
     for task_account in accounts.tasks:
         for finding in task_account.findings:
             console.say(f"{finding.kind.upper()} {task_account.task} {_sentence(finding)}")
+    for problem in accounts.pools:
+        console.say(f"POOL {problem}")
     console.say(_conclusion(accounts, since, min(until, clock.now())))
 
 

@@ -34,6 +34,7 @@ def cancel(
     ] = 10.0,
     task: filters.OfTask = None,
     tag: filters.Tag = None,
+    pool: filters.OfPool = None,
     state: filters.States = None,
     origin: filters.Origins = None,
     since: filters.Since = None,
@@ -56,6 +57,7 @@ def cancel(
     wanted = filters.filter_of(
         task=task,
         tag=tag,
+        pool=pool,
         state=state,
         origin=origin,
         since=since,
@@ -83,6 +85,7 @@ def retry(
     again: Again = False,
     task: filters.OfTask = None,
     tag: filters.Tag = None,
+    pool: filters.OfPool = None,
     state: filters.States = None,
     origin: filters.Origins = None,
     since: filters.Since = None,
@@ -101,6 +104,7 @@ def retry(
     wanted = filters.filter_of(
         task=task,
         tag=tag,
+        pool=pool,
         state=state,
         origin=origin,
         since=since,
@@ -140,7 +144,7 @@ def _refuse_both(wanted: RunFilter) -> None:
 
 def _refuse_none(wanted: RunFilter) -> None:
     if wanted.is_empty:
-        options = "--task, --tag, --state, --origin, --since or --ended-since"
+        options = "--task, --tag, --pool, --state, --origin, --since or --ended-since"
         raise InvalidParameters(f"name a RUN, or say which runs are meant: {options}")
 
 

@@ -17,6 +17,7 @@ OfTask = Annotated[
     str | None, typer.Option("--task", help="Only runs of this task.", autocompletion=complete.task_names)
 ]
 Tag = Annotated[str | None, typer.Option("--tag", help="Only runs of tasks that have this tag.")]
+OfPool = Annotated[str | None, typer.Option("--pool", help="Only runs of tasks of this pool.")]
 States = Annotated[
     list[str] | None,
     typer.Option("--state", help="Only runs in this state; may be repeated.", autocompletion=complete.states),
@@ -49,6 +50,7 @@ def filter_of(
     *,
     task: str | None,
     tag: str | None,
+    pool: str | None,
     state: list[str] | None,
     origin: list[str] | None,
     since: str | None,
@@ -65,6 +67,7 @@ def filter_of(
     return RunFilter.of(
         task=task,
         tag=tag,
+        pool=pool,
         state=state or [],
         origin=origin or [],
         created_since=instant_or_age(since, "--since") if since is not None else None,

@@ -82,6 +82,7 @@ def ack(
     run: Annotated[str | None, typer.Option(help="Acknowledge this failed run only.")] = None,
     task: filters.OfTask = None,
     tag: filters.Tag = None,
+    pool: filters.OfPool = None,
     since: filters.Since = None,
     ended_since: filters.EndedSince = None,
     text: filters.Text = None,
@@ -96,7 +97,15 @@ def ack(
     Without INCIDENT, the options say which failed runs are acknowledged. The command shows their number, and asks.
     """
     wanted = filters.filter_of(
-        task=task, tag=tag, state=None, origin=None, since=since, ended_since=ended_since, param=None, text=text
+        task=task,
+        tag=tag,
+        pool=pool,
+        state=None,
+        origin=None,
+        since=since,
+        ended_since=ended_since,
+        param=None,
+        text=text,
     )
     if sum((incident is not None, run is not None, not wanted.is_empty)) > 1:
         raise InvalidParameters("give INCIDENT, or --run, or options that say which failed runs are meant")

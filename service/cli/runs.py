@@ -24,6 +24,7 @@ FIRST_LEFT_OUT = ["attempt", "origin", "finished_at", "quarantined", "progress",
 def runs(
     task: filters.OfTask = None,
     tag: filters.Tag = None,
+    pool: filters.OfPool = None,
     state: filters.States = None,
     origin: filters.Origins = None,
     since: filters.Since = None,
@@ -48,6 +49,7 @@ def runs(
     wanted = filters.filter_of(
         task=task,
         tag=tag,
+        pool=pool,
         state=state,
         origin=origin,
         since=since,

@@ -14,6 +14,7 @@ from service.batch.firing import task_sync
 from service.batch.ledger import nodes, pools, tables
 from service.batch.ledger.tables import new_id
 from service.database.engine import Database
+from tests.asking import operations_on
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_pools import Cost, fill
 from tests.batch.test_runs import insert, new
@@ -148,3 +149,16 @@ async def test_the_cost_of_the_look_does_not_grow_with_the_backlog(ledger: Datab
     async with ledger.reader.connect() as connection:
         (found,) = await pools.in_vain(connection, clock.now())
     assert found.waiting <= 2 * pools.MOST_COUNTED
+
+
+async def test_the_account_says_that_the_runs_of_slots_wait_in_vain(ledger: Database) -> None:
+    await know(ledger, make_task("risk", None, pool="gpu"), make_task("usual", None))
+    await insert(ledger, new("risk"))
+    account = operations_on(ledger).slots.account
+    since = clock.now() - timedelta(hours=1)
+    (sentence,) = (await account(since)).pools
+    assert "gpu" in sentence and "risk" in sentence
+    assert (await account(since, task="risk")).pools == [sentence]
+    assert (await account(since, task="usual")).pools == []
+    await join(ledger, "gpu", "risk")
+    assert (await account(since)).pools == []

@@ -31,6 +31,11 @@ async def tagged(connection: AsyncConnection, tag: str) -> frozenset[str]:
     return frozenset(row.name for row in rows if isinstance(row.tags, list) and tag in row.tags)
 
 
+async def of_pool(connection: AsyncConnection, pool: str) -> frozenset[str]:
+    """The names of the tasks of this pool, also of those that were removed."""
+    return frozenset((await connection.execute(select(tasks.c.name).where(tasks.c.pool == pool))).scalars())
+
+
 async def mute(
     connection: AsyncConnection, name: str, until: datetime | None, by: str | None, note: str | None
 ) -> bool:

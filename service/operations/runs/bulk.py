@@ -26,7 +26,7 @@ from service.operations.incidents.notes import check_note
 from service.operations.people.redacting import hidden_tasks, refuse_secret_filter
 from service.operations.results import Result
 from service.operations.runs.finding import refuse_unknown_task
-from service.operations.runs.run_list import RunFilter, tasks_of_tag
+from service.operations.runs.run_list import RunFilter, tasks_of
 from service.operations.slots import backfill
 
 Action = Literal["retry", "cancel", "acknowledge", "backfill"]
@@ -272,7 +272,7 @@ async def _not_begun(connection: AsyncConnection, id: str, now: datetime) -> Unk
 
 
 async def _all_runs(connection: AsyncConnection, wanted: RunFilter) -> list[Mapping[Any, Any]]:
-    query = wanted.query(await tasks_of_tag(connection, wanted))
+    query = wanted.query(await tasks_of(connection, wanted))
     runs: list[Mapping[Any, Any]] = []
     key: run_query.Key | None = None
     columns = ("id", "task", "state", "slot", "created_at")

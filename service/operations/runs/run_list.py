@@ -34,6 +34,7 @@ CURSOR = r"^[0-9]{1,16}_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]
 """The place of a row in a list: microseconds since 1970 (UTC), and the id of the row."""
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]{0,99}=[^\x00]{0,500}$"
 TASK_NAME = r"^[a-z0-9_.-]{1,100}$"
+POOL_NAME = r"^[a-z0-9_]{1,40}$"
 ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 TEXT = r"^[^\x00]*$"
 
@@ -79,6 +80,9 @@ class RunFilter(BaseModel):
     tag: Annotated[str, StringConstraints(pattern=TASK_NAME)] | None = Field(
         None, description="Only runs of tasks that have this tag."
     )
+    pool: Annotated[str, StringConstraints(pattern=POOL_NAME)] | None = Field(
+        None, description="Only runs of tasks of this pool."
+    )
     state: list[StateName] = Field([], max_length=8, description="Only runs in one of these states.")
     origin: list[OriginName] = Field([], max_length=3, description="Only runs of one of these origins.")
     node: RunId | None = Field(None, description="Only runs that this node executes, or executed last.")
@@ -115,7 +119,7 @@ class RunFilter(BaseModel):
         return self == RunFilter()
 
     def query(self, tasks: frozenset[str] | None = None, by_slot: bool = False) -> RunQuery:
-        """The query of the ledger. `tasks`: the tasks that have the tag. `by_slot`: needs a task; see RunQuery."""
+        """The query of the ledger. `tasks`: those of the tag and the pool. `by_slot`: needs a task; see RunQuery."""
         times = {n: getattr(self, n) for n in _TIMES}
         return RunQuery(
             task=self.task,
@@ -164,7 +168,7 @@ async def page(
     `hidden`: tasks whose runs are not found by parameters and texts, because these are hidden from the caller.
     Raises InvalidParameters for a cursor that no page has given.
     """
-    tasks = await tasks_of_tag(connection, wanted)
+    tasks = await tasks_of(connection, wanted)
     before = parse_cursor(after) if after is not None else None
     query = wanted.query(tasks, by_slot)
     if query.params or query.text is not None:
@@ -174,9 +178,13 @@ async def page(
     return RunPage(runs=[RunSummary.at(row, now) for row in rows], after=cursor_of(key) if key else None)
 
 
-async def tasks_of_tag(connection: AsyncConnection, wanted: RunFilter) -> frozenset[str] | None:
-    """The tasks that have the tag of the filter; None without a tag."""
-    return await task_rows.tagged(connection, wanted.tag) if wanted.tag is not None else None
+async def tasks_of(connection: AsyncConnection, wanted: RunFilter) -> frozenset[str] | None:
+    """The tasks that have the tag and the pool of the filter; None if it names neither."""
+    tagged = await task_rows.tagged(connection, wanted.tag) if wanted.tag is not None else None
+    if wanted.pool is None:
+        return tagged
+    theirs = await task_rows.of_pool(connection, wanted.pool)
+    return theirs if tagged is None else theirs & tagged
 
 
 def cursor_of(key: Key) -> str:

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from datetime import datetime
 
 from pydantic import Field
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.account import accounting
 from service.batch.account.account import Account, AccountedSlot, AccountFinding, Kind
+from service.batch.ledger import database_time
+from service.batch.ledger import tasks as task_rows
 from service.operations.context import Context
 from service.operations.results import Result
 from service.operations.runs.finding import refuse_unknown_task
+from service.operations.system import pool_problems
 
 TEXTS = {
     Kind.DUE: "not handled yet; a service handles it when it next fires or starts",
@@ -68,6 +72,7 @@ class Accounts(Result):
     """The accounts of several tasks. `complete`: every slot is accounted for.
 
     `due`: slots that will be handled soon. `unaccounted`: slots that have no run, skip or missed range, or are late.
+    `pools`: for each pool of these tasks in which runs wait for nodes in vain, why that is so, now.
     """
 
     tasks: list[TaskAccount]
@@ -76,6 +81,7 @@ class Accounts(Result):
     unaccounted: int
     wrong_ranges: int
     unreadable: int
+    pools: list[str]
 
 
 async def accounts(
@@ -95,17 +101,26 @@ async def accounts(
         if task is not None:
             await refuse_unknown_task(connection, task)
         if connection is None:
-            return _accounts([])
+            return _accounts([], [])
         see = accounting.ignore if on_slot is None else pass_on
         accounts = accounting.accounts(connection, since, until, task, context.lease_seconds, see)
-        return _accounts([account async for account in accounts])
+        made = [account async for account in accounts]
+        return _accounts(made, await _pools(connection, context, task))
 
 
 def _outcome(slot: AccountedSlot) -> SlotOutcome:
     return SlotOutcome(**slot._asdict(), text=TEXTS.get(slot.kind))
 
 
-def _accounts(accounts: list[Account]) -> Accounts:
+async def _pools(connection: AsyncConnection, context: Context, task: str | None) -> list[str]:
+    """Why runs of all tasks, or of one, wait in vain."""
+    found = await pool_problems.problems(connection, context, await database_time.now_of(connection))
+    return [
+        problem.text for problem in found if task is None or task in await task_rows.of_pool(connection, problem.pool)
+    ]
+
+
+def _accounts(accounts: list[Account], pools: list[str]) -> Accounts:
     total = {kind: sum(account.counts[kind] for account in accounts) for kind in Kind}
     return Accounts(
         tasks=[_task_account(account) for account in accounts],
@@ -114,6 +129,7 @@ def _accounts(accounts: list[Account]) -> Accounts:
         unaccounted=total[Kind.GAP] + total[Kind.LATE],
         wrong_ranges=total[Kind.RANGE],
         unreadable=total[Kind.UNREADABLE],
+        pools=pools,
     )
 
 
