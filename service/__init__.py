@@ -10,7 +10,12 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.batch.context.current_run import CurrentRun as CurrentRun
     from service.batch.context.current_run import current_run as current_run
     from service.batch.context.once import once as once
+    from service.batch.context.upstream import Done as Done
+    from service.batch.context.upstream import Upstream as Upstream
     from service.batch.queue.enqueue import start as start
+    from service.batch.queue.groups import Start as Start
+    from service.batch.queue.groups import start_all as start_all
+    from service.batch.tasks.after import After as After
     from service.batch.tasks.base import BaseTask as BaseTask
     from service.batch.tasks.item_task import ItemTask as ItemTask
     from service.batch.tasks.item_task import Skip as Skip
@@ -33,19 +38,23 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.server.by_hand import stop_scheduler as stop_scheduler
 
 _HOMES = {
+    "After": "batch.tasks.after",
     "Alerts": "batch.tasks.monitoring",
     "BaseTask": "batch.tasks.base",
     "BatchError": "errors",
     "ChunkError": "errors",
     "CurrentRun": "batch.context.current_run",
     "DomainError": "errors",
+    "Done": "batch.context.upstream",
     "ItemTask": "batch.tasks.item_task",
     "Missed": "batch.tasks.policies",
     "Retry": "batch.tasks.policies",
     "RetryAfter": "errors",
     "Settings": "config",
     "Skip": "batch.tasks.item_task",
+    "Start": "batch.queue.groups",
     "TaskRegistry": "batch.tasks.registry",
+    "Upstream": "batch.context.upstream",
     "call_async": "database.sync",
     "call_db": "database.sync",
     "create_scheduler": "server.by_hand",
@@ -55,6 +64,7 @@ _HOMES = {
     "get_settings": "config",
     "once": "batch.context.once",
     "start": "batch.queue.enqueue",
+    "start_all": "batch.queue.groups",
     "start_scheduler": "server.by_hand",
     "stop_scheduler": "server.by_hand",
 }

@@ -82,12 +82,14 @@ BROAD = {
     "service.batch.tasks.item_task": 2,  # what an author does with one item, outside and inside the transaction
     "service.batch.chunks.chunks": 2,  # what a chunk's block, or its beginning, raises; told again unless it is retried
     "service.batch.firing.dispatcher": 1,  # a background loop
+    "service.batch.firing.opener": 1,  # a background loop
     "service.batch.execution.local_engine": 1,  # a background loop
     "service.batch.tasks.discovery": 2,  # authors' files, and the package they are in
     "service.batch.nodes.heartbeat": 1,  # a background loop
     "service.batch.nodes.new_tasks": 1,  # a background loop
     "service.batch.tasks.parameters": 1,  # an author's annotations are evaluated
-    "service.batch.tasks.registry": 3,  # an author's class, its constructor and its properties
+    "service.batch.tasks.declared": 2,  # an author's constructor and properties
+    "service.batch.tasks.registry": 1,  # an author's class
     "service.batch.execution.body": 1,  # the attempt
     "service.batch.pools.nursery_process": 1,  # an author's module
     "service.batch.execution.results": 2,  # an author's `expect`, and a result as text

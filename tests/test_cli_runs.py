@@ -20,7 +20,7 @@ from sqlalchemy import update
 from service import clock
 from service.batch.cron.cron import schedule
 from service.batch.firing import task_sync
-from service.batch.ledger import run_logs, runs, tables
+from service.batch.ledger import run_ids, run_logs, runs, tables
 from service.batch.ledger.migration import LEDGER_HISTORY
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import NewRun
@@ -612,7 +612,7 @@ async def test_ids_are_found_by_their_first_digits_in_order(ledger: Database) ->
     for id in (ONE, TWO):
         await insert(ledger, id=id)
     async with ledger.reader.connect() as connection:
-        assert [r["id"] for r in await runs.begin_with(connection, "01a212", 5)] == [TWO, ONE]
-        assert [r["id"] for r in await runs.begin_with(connection, "01a212", 1)] == [TWO]
-        assert await runs.begin_with(connection, "01a213", 5) == []
+        assert [r["id"] for r in await run_ids.begin_with(connection, "01a212", 5)] == [TWO, ONE]
+        assert [r["id"] for r in await run_ids.begin_with(connection, "01a212", 1)] == [TWO]
+        assert await run_ids.begin_with(connection, "01a213", 5) == []
         assert await runs.latest(connection, "flaky") == TWO

@@ -89,6 +89,31 @@ def test_a_file_that_can_not_be_used_is_an_error(batch: Batch, report: Path, tmp
     assert done.out.endswith("1 task, 1 error, 0 warnings, 1 note\n")
 
 
+def test_a_task_that_waits_for_one_that_nobody_knows_is_an_error(batch: Batch, report: Path, tmp_path: Path) -> None:
+    """And a task without a schedule of its own shows the next slots of the one that it follows."""
+    text = "from service import BaseTask\nclass Load(BaseTask):\n    name, after = 'load', {}\n    def run(self): ...\n"
+    (tmp_path / "tasks" / "load.py").write_text(text.format("('report', 'rates')"))
+    done = batch("lint", "load", "-n", "1")
+    assert done.code == 1
+    assert done.out.splitlines()[1].startswith("  The slots of report: ")
+    assert "  error: there is no task rates" in done.out.splitlines()
+    assert [len(task["next"]) for task in batch("lint", "--json", "-n", "2").json] == [2, 2]
+
+
+def test_tasks_that_wait_for_each_other_are_an_error_with_their_names(
+    batch: Batch, report: Path, tmp_path: Path
+) -> None:
+    text = (
+        "from service import BaseTask\nclass {0}(BaseTask):\n    name, after = '{0}', '{1}'\n    def run(self): ...\n"
+    )
+    for name, other in (("A", "B"), ("B", "A")):
+        (tmp_path / "tasks" / f"{name.lower()}.py").write_text(text.format(name.lower(), other.lower()))
+    for shows in ("lint", "tasks"):
+        done = batch(shows)
+        assert done.code == 1
+        assert "tasks wait for each other: " in done.out + done.err
+
+
 def test_lint_as_json_has_rules_for_programs(batch: Batch, report: Path, tmp_path: Path) -> None:
     (tmp_path / "tasks" / "broken.py").write_text("import nowhere\n")
     with clock.moved(OCTOBER):

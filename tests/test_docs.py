@@ -163,7 +163,7 @@ def terms() -> list[str]:
 
 
 PLAIN = {
-    *("apscheduler", "base", "conditions", "current", "json", "keys", "local", "migration"),
+    *("apscheduler", "base", "conditions", "current", "ids", "json", "keys", "local", "migration"),
     *("rows", "sync", "tables", "time"),
 }
 """Words in names of modules that mean what they mean everywhere."""

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from service.operations.runs.run_list import RunFilter
 
 Again = Annotated[bool, typer.Option("--again", help="Begin from the beginning. Allowed also if the run succeeded.")]
+AndAfter = Annotated[
+    bool, typer.Option("--and-after", help="With --again: also run again what has waited for the run, after it.")
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Change all runs that match, without asking.")]
 PROGRESS_SECONDS = 0.5
 _DONE = {"retry": "queued again", "cancel": "cancelled, or asked to stop", "acknowledge": "acknowledged"}
@@ -83,6 +86,7 @@ def cancel(
 def retry(
     run: RunOrNone = None,
     again: Again = False,
+    and_after: AndAfter = False,
     task: filters.OfTask = None,
     tag: filters.Tag = None,
     pool: filters.OfPool = None,
@@ -98,6 +102,8 @@ def retry(
     """Give a new attempt to a run that has failed, or was cancelled or skipped, or to all that match a filter.
 
     A running service executes it. The run continues after its last checkpoint; with --again, from the beginning.
+    With --and-after, the runs that have waited for it are run again too, in whichever depth: the command shows how
+    many, and asks. They wait until it has succeeded.
 
     Without RUN, the options say which runs get a new attempt. The command shows their number, and asks.
     """
@@ -114,19 +120,22 @@ def retry(
     )
     if run is not None:
         _refuse_both(wanted)
-        _retry_one(run, again, as_json)
-    elif again:
+        _retry_one(run, again, and_after, yes, as_json)
+    elif again or and_after:
         raise InvalidParameters("--again needs RUN: runs are begun from the beginning one at a time")
     else:
         _refuse_none(wanted)
         change_all("retry", wanted, yes, as_json)
 
 
-def _retry_one(run: str, again: bool, as_json: bool) -> None:
+def _retry_one(run: str, again: bool, and_after: bool, yes: bool, as_json: bool) -> None:
     from service import console
 
+    if and_after and again and not yes:
+        _confirm_after(run, as_json)
+
     async def work(operations: Operations) -> tuple[RunNow, str | None]:
-        retried = await operations.runs.retry(run, from_the_beginning=again)
+        retried = await operations.runs.retry(run, from_the_beginning=again, and_after=and_after)
         return retried, await hint_if_held(operations, retried.task)
 
     retried, hint = ask(work)
@@ -135,6 +144,19 @@ def _retry_one(run: str, again: bool, as_json: bool) -> None:
     else:
         console.say(f"run {retried.id} of {retried.task} is {retried.state} again")
     warn(hint)
+
+
+def _confirm_after(run: str, as_json: bool) -> None:
+    """Show how many runs of which tasks are run again after it, and ask."""
+    from service import console
+
+    after = ask(lambda operations: operations.runs.comes_after(run))
+    if not after.tasks:
+        return
+    numbers = ", ".join(f"{_number(count)} of {task}" for task, count in after.tasks.items())
+    if not as_json:
+        console.say(f"run {after.run} is run again, and after it {numbers}")
+    confirm(f"Run again {_number(1 + sum(after.tasks.values()))}?", "nothing was changed")
 
 
 def _refuse_both(wanted: RunFilter) -> None:

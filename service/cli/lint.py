@@ -28,9 +28,10 @@ def lint(
 ) -> None:
     """Check the tasks for likely mistakes, and show when they fire and how clock changes affect them.
 
-    An error is a file that can't be used. A warning is something to change. A note is something to know. The exit code
-    is 1 if there is an error or a warning, so that CI can use it. The ledger is read only for the nodes of
-    pools of which the settings say nothing, and it may be out of reach.
+    An error is a file that can't be used, or a task that waits for one that does not exist. A warning is something to
+    change. A note is something to know. The exit code is 1 if there is an error or a warning, so that CI can use it.
+    The ledger is read only for awaited tasks that are not in TASKS_DIR, and for the nodes of pools of which the
+    settings say nothing; it may be out of reach.
     """
     from service import console
 

@@ -54,6 +54,9 @@ def backfill(
     to: Annotated[str, typer.Option("--to", help="The end of the interval. Future slots are left out.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the slots, and change nothing.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also give a new attempt to runs that are over.")] = False,
+    and_after: Annotated[
+        bool, typer.Option("--and-after", help="Do the same with the slots of the tasks that come after.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Allow more than 10,000 slots.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +66,8 @@ def backfill(
     ends of the interval are included. The new runs wait behind runs that are on time or were started by hand.
 
     A slot that has a run in any state gets no other run. With --again, a run that is over gets a new attempt, which
-    begins from the beginning.
+    begins from the beginning. With --and-after, the same is done with the slots of the tasks that wait for these slots,
+    in whichever depth: their runs wait until what they come after has succeeded.
     """
     from service import console
     from service.operations.slots.backfill import BackfillRequest
@@ -77,11 +81,11 @@ def backfill(
 
     async def work(operations: Operations) -> tuple[BackfillCounts, str | None]:
         counts = await operations.slots.backfill(request, print_slot)
-        changes = not dry_run and counts.new + counts.again
+        changes = not dry_run and counts.changed
         return counts, await hint_if_unserved(operations, name) if changes else None
 
     slots: list[BackfillSlot] = []
-    request = BackfillRequest(name, instant(from_, "--from"), instant(to, "--to"), again, yes, dry_run)
+    request = BackfillRequest(name, instant(from_, "--from"), instant(to, "--to"), again, yes, dry_run, and_after)
     counts, hint = ask(work)
     if as_json:
         console.show_json({"counts": counts, "slots": slots} if dry_run else counts)
@@ -93,6 +97,11 @@ def backfill(
         f"{_number(counts.slots, 'slot')} of {name}: {counts.new:,} {get} a new run, "
         f"{counts.again:,} {get} a new attempt, {counts.left:,} {unchanged}"
     )
+    for task, after in counts.after.items():
+        console.say(
+            f"  after it, {_number(after.slots, 'slot')} of {task}: {after.new:,} {get} a new run, "
+            f"{after.again:,} {get} a new attempt, {after.left:,} {unchanged}"
+        )
     warn(hint)
 
 

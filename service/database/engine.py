@@ -155,6 +155,7 @@ def _server_engine(url: URL, pool_size: int, pooled: bool, client: str, given: d
             "application_name": client[:63],
             "timezone": "UTC",
             "plan_cache_mode": "force_custom_plan",
+            "jit": "off",  # compiling took a hundred times as long as the look at what waits, which it was to speed up
         }
         options["connect_args"] = {"server_settings": settings, "timeout": 10}
     engine = create_async_engine(url, **options, **given)

@@ -29,6 +29,7 @@ LEDGER_TABLES = frozenset(
         "tally",
         "tasks",
         "tokens",
+        "waits",
     )
 )
 DATA_TABLES = frozenset(f"batch_{name}" for name in ("checkpoints", "data_alembic_version", "once", "quarantine"))

@@ -129,6 +129,8 @@ class RunRow(RunShort[N], Generic[N]):
     `fingerprint`: what is wrong with the run, as a class of errors. `noticed_at`: when the watch has seen its end.
     `acknowledged`: the incident with which a person has acknowledged it. `made_good_by`: the run whose success made it
     good, which may be the run itself. `traceparent`: the span that asked for the run, as the W3C header of this name.
+    `awaited_by`: the run that waits for this one. `gate`: which end of what it waits for opens it (`success` or `end`).
+    `wait_until`: when it has waited long enough. A run that what it waited for has closed keeps its `gate`.
     """
 
     params: dict[str, Any] | None
@@ -156,12 +158,22 @@ class RunRow(RunShort[N], Generic[N]):
     acknowledged: str | None
     made_good_at: datetime | None
     made_good_by: str | None
+    awaited_by: str | None = None
+    gate: str | None = None
+    wait_until: datetime | None = None
 
 
 class RunNow(RunRow[str | None]):
     """A run at one moment; `now`: the ledger's time at that moment."""
 
     now: datetime
+
+
+class RunsAfter(Result):
+    """How many runs come after the run with the id `run` and have ended, by task (`tasks`)."""
+
+    run: str
+    tasks: dict[str, int]
 
 
 class Attempt(Result):

@@ -16,6 +16,7 @@ from service.batch.context import fencing
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.firing import apscheduler
 from service.batch.firing.dispatcher import Dispatcher
+from service.batch.firing.opener import Opener
 from service.batch.firing.schedule_sync import ScheduleSync
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks, NewTasksLoop
@@ -104,6 +105,8 @@ class BatchService:
             await self._open(stack)
             try:
                 await self._join(stack)
+                if self.roles.pools:
+                    self._start_parts(self.opener)
                 if self._fires:
                     await self._fire(stack)
                 elif self.roles.is_worker:
@@ -170,6 +173,8 @@ class BatchService:
         stack.push_async_callback(self._sign_off.through, self.ledger)
         self.child_pools = ChildPools(settings, self.tasks, self.node)
         stack.push_async_callback(self.child_pools.stop)
+        loaded = self.tasks if self._fires else {}
+        self.opener = Opener(self.ledger, loaded, lambda: self.engine.wake(), self.node.outage)
         self.engine = LocalEngine(
             self.ledger,
             self.tasks,
@@ -181,6 +186,7 @@ class BatchService:
             may_work=lambda: self.node.lease.is_held,
             outage=self.node.outage,
             metrics=self.metrics,
+            on_ended=self.opener.on_ended,
         )
         self.node.start(on_loss=self.engine.give_up, on_rescue=self._on_rescue, on_changes=self._hand_out)
         stack.push_async_callback(self.node.stop)
@@ -191,12 +197,10 @@ class BatchService:
         self._answer(stack)
         if self.roles.pools:
             stack.push_async_callback(start_pings(settings, self._is_working))
-        enqueue.use_service(self.ledger, self.engine.wake)
-        stack.callback(enqueue.use_no_service)
         stack.push_async_callback(self.drain)
 
     def _answer(self, stack: AsyncExitStack) -> None:
-        """Make what answers people and programs."""
+        """Answer what people and programs ask, and let code on this event loop start runs."""
         self.operations = Operations(
             self.ledger,
             self.application,
@@ -211,9 +215,13 @@ class BatchService:
         stack.push_async_callback(self.monitoring.gauges.stop)
         use_operations(self.operations)
         stack.callback(use_no_operations)
+        enqueue.use_service(self.ledger, self.engine.wake)
+        stack.callback(enqueue.use_no_service)
 
     async def _fire(self, stack: AsyncExitStack) -> None:
-        self.dispatcher = Dispatcher(self.ledger, self.tasks, self.node.id, self.engine, self.node.outage, self.metrics)
+        self.dispatcher = Dispatcher(
+            self.ledger, self.tasks, self.node.id, self.engine, self.node.outage, self.metrics, self.opener.wake
+        )
         settings = self._settings
         for task in self.tasks.values():
             apscheduler.add_job(self.scheduler, task, self.notify)
@@ -230,7 +238,8 @@ class BatchService:
         watching = Watching(
             settings, self._channels, self.ledger, self.application, self.node, self.metrics, self.operations
         )
-        self._on_changes.append(watching.on_changes)
+        self.opener.follow(lambda: self.schedules.upstreams, lambda: watching.watch.holds)
+        self._on_changes += [watching.on_changes, self.opener.on_changes]
         self._start_parts(self.dispatcher, self.schedules, upkeep, self._bulks, *watching.parts)
         self._is_firing = True
         apscheduler.start(self.scheduler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from functools import partial
@@ -16,12 +16,14 @@ from sqlalchemy import func, select, text
 
 from service import clock, logs
 from service.batch.context import fencing
+from service.batch.cron.cron import Schedule
 from service.batch.execution.write_buffer import progress_of
 from service.batch.firing import task_sync
 from service.batch.firing.firing import fire
+from service.batch.firing.opening import open_and_close
 from service.batch.ledger import database_time, nodes, runs, tables
 from service.batch.ledger.states import FINAL
-from service.batch.ledger.tables import CLAIMABLE_SQL, new_id
+from service.batch.ledger.tables import CLAIMABLE_SQL, WAITING_SQL, new_id
 from service.batch.nodes.orphans import rescue
 from service.batch.queue import enqueue
 from service.batch.tasks.registry import Task
@@ -34,8 +36,7 @@ from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
 from service.operations.people.actor import Actor
 from service.testing.engine import DrivenEngine
-from service.testing.failures import Failures
-from service.testing.instances import prepared
+from service.testing.instances import Prepare, prepared
 from service.testing.kills import Kill
 from service.testing.recorder import Recorder
 from service.versions import package_version
@@ -54,17 +55,17 @@ class DrivenService:
         self,
         tasks: Mapping[str, Task],
         firing: set[str] | None,
-        failures: Failures,
+        prepare: Sequence[Prepare],
         recorder: Recorder,
         patience: float,
     ) -> None:
-        """`firing`: the names of the tasks that fire; None: all. `patience`: see `Batch`."""
+        """`firing`: the names of the tasks that fire; None: all. `prepare`: called with the instance of each attempt.
+        `patience`: see `Batch`.
+        """
         self._tasks = tasks
-        self._failures = failures
+        self._prepare = prepare
         self._recorder = recorder
-        self._schedules = {
-            name: task.read_schedule() if firing is None or name in firing else None for name, task in tasks.items()
-        }
+        self._schedules = _schedules_of(tasks, firing)
         self._patience = patience
         self.node = new_id()
         self.is_dead = False
@@ -82,7 +83,9 @@ class DrivenService:
             use_application_database(application, partial(fencing.guard, idle_seconds=settings.LEASE_SECONDS))
             stack.callback(leave_application_database, application)
             stack.enter_context(logs.keep_run_lines())
-            tasks = prepared(prepared(self._tasks, self._failures.prepare), self._recorder.prepare)
+            tasks = dict(self._tasks)
+            for prepare in (*self._prepare, self._recorder.prepare):
+                tasks = prepared(tasks, prepare)
             pools = {task.pool for task in tasks.values()}
             self._engine = DrivenEngine(self._ledger, tasks, self.node, pools=pools)
             stack.push_async_callback(self._end)
@@ -164,12 +167,19 @@ class DrivenService:
         try:
             async with asyncio.timeout(self._patience) as self._timeout:
                 await self._engine.settle()
+                while await self._open():
+                    await self._engine.settle()
         except TimeoutError:
             if self._recorder.kill is not None and self._recorder.kill.is_done:
                 await self._die(self._recorder.kill)
                 return
             names = ", ".join(sorted({attempt.task.name for attempt in self._engine.attempts}))
             raise TimeoutError(f"still running after batch.patience, which is {self._patience:g} s: {names}") from None
+
+    async def _open(self) -> bool:
+        """Open and close what waits and is ready. Returns whether there was any."""
+        async with self._ledger.engine.begin() as connection:
+            return await open_and_close(connection, self._tasks, clock.now()) > 0
 
     def _stop_driving(self) -> None:
         """End the wait for the active runs at once: its timeout is set to an instant that has passed."""
@@ -190,12 +200,13 @@ class DrivenService:
         kill.end_frozen_tasks()
 
     async def _next_instant(self) -> datetime | None:
-        """The instant of the next slot, or of the next due time of a waiting run."""
+        """The instant of the next slot, or of the next one at which a run is due, or has waited long enough."""
         instants = [schedule.next(clock.now()) for schedule in self._schedules.values() if schedule is not None]
         async with self._ledger.reader.connect() as connection:
-            due_at = tables.runs.c.due_at
-            due = select(func.min(due_at)).where(text(CLAIMABLE_SQL), due_at > clock.now())
-            instants.append((await connection.execute(due)).scalar())
+            due_at, wait_until = tables.runs.c.due_at, tables.runs.c.wait_until
+            for at, condition in ((due_at, CLAIMABLE_SQL), (due_at, WAITING_SQL), (wait_until, WAITING_SQL)):
+                query = select(func.min(at)).where(text(condition), at > clock.now())
+                instants.append((await connection.execute(query)).scalar())
         return min((at for at in instants if at is not None), default=None)
 
     async def _row(self, run_id: str) -> dict[str, Any]:
@@ -210,3 +221,14 @@ class DrivenService:
         if not self.is_dead:
             await self._engine.drain(0)
         await self._engine.stop()
+
+
+def _schedules_of(tasks: Mapping[str, Task], firing: set[str] | None) -> dict[str, Schedule | None]:
+    """The schedules of the tasks that fire. A task that follows another has the schedule of that one, if it fires."""
+    read = {name: task.read_schedule() for name, task in tasks.items() if firing is None or name in firing}
+
+    def leader_of(name: str) -> str:
+        follows = tasks[name].follows if name in tasks and name in read else None
+        return name if follows is None else leader_of(follows)
+
+    return {name: read.get(leader_of(name)) if name in read else None for name in tasks}

@@ -10,14 +10,16 @@ from typing import Any
 
 from service import clock
 from service.batch.ledger.states import FINAL
+from service.batch.tasks import followers
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.discovery import load_tasks
 from service.batch.tasks.registry import Task, TaskRegistry
 from service.config import get_settings
-from service.errors import BatchError, UnknownRun, UnknownTask
+from service.errors import BatchError, InvalidParameters, UnknownRun, UnknownTask
 from service.operations.results import Quarantined
 from service.testing.driven import DrivenService
 from service.testing.failures import Failures
+from service.testing.made_upstream import Given, MadeUpstreams
 from service.testing.recorder import Recorder
 from service.testing.records import CommittedChunk as CommittedChunk
 from service.testing.records import MissedRange, RunRecord, ended_ids, missed_ranges, run_records
@@ -42,6 +44,7 @@ class Batch:
         self.patience = PATIENCE
         self._failures = Failures()
         self._recorder = Recorder()
+        self._upstreams = MadeUpstreams()
         self._killed: tuple[str, str] | None = None
         """The id of the run that was killed and waits for `resume`, and the id of its node."""
         self._only: set[str] | None = None
@@ -86,11 +89,19 @@ class Batch:
         self._failures.add(self._known(task).name, error or RuntimeError("made to fail by fail_next()"), times)
 
     async def run(
-        self, task: TaskOrName, *, slot: datetime | None = None, kill_after_chunk: int | None = None, **params: Any
+        self,
+        task: TaskOrName,
+        *,
+        slot: datetime | None = None,
+        kill_after_chunk: int | None = None,
+        upstream: Given | None = None,
+        **params: Any,
     ) -> RunRecord:
         """Run `task` with the parameters `params` to its end. If the run is retried, the clock moves to each retry.
 
-        Runs that it starts with `start()` are executed in the same call.
+        Runs that it starts with `start()` are executed in the same call, unless they begin later (`at`, `delay`).
+        `upstream`: what its parameter with the annotation Upstream gets: the results by the names of the tasks that it
+        waits for, or for a follow-up a list with the results of the members of its group.
         `kill_after_chunk`: when the run has committed this many chunks, in all its loops together, it is killed, as if
         its process had died. It is returned in the state `running`, and `resume()` continues it. Raises AssertionError
         if the run ends with fewer chunks.
@@ -98,12 +109,18 @@ class Batch:
         """
         known = self._known(task)
         _check(kill_after_chunk)
+        if upstream is not None and not known.parameters.takes_upstream:
+            if "upstream" not in known.parameters.names:
+                raise InvalidParameters(f"run() of task {known.name} has no parameter with the annotation Upstream")
+            params, upstream = {**params, "upstream": upstream}, None
         if kill_after_chunk is not None and self._killed is not None:
             raise BatchError(
                 f"run {self._killed[0]} was killed before; call `batch.resume()` before another run can be killed"
             )
         async with self._service() as service:
             started = await service.operations.runs.start(known.name, params, slot)
+            if upstream is not None:
+                self._upstreams.give(started.id, upstream)
             await self._finish(service, started.id, kill_after_chunk)
         return self._record(started.id)
 
@@ -171,7 +188,8 @@ class Batch:
     ) -> list[RunRecord]:
         """Move the clock forward by this time, from slot to slot, and run what is due at each slot to its end.
 
-        Returns the runs that have ended during this call, including skipped ones, oldest first.
+        Runs that wait are opened when it is time: those that were started with `at` or `delay`, follow-ups, and slots
+        of tasks with `after`. Returns the runs that have ended during this call, including skipped ones, oldest first.
         """
         until = _after(days, hours, minutes, seconds)
         return await self._while_ending(lambda service: service.advance(until))
@@ -247,13 +265,15 @@ class Batch:
     async def _service(self) -> AsyncIterator[DrivenService]:
         if self._is_busy:
             raise BatchError("another call of `batch` is not over; await it first, because all calls share one clock")
+        self._broken += followers.settle()
         if self._broken and self._only is None:
             problems = "; ".join(f"{file.source} can't be used: {file.error}" for file in self._broken)
             raise BatchError(f"{problems}. If a test needs only some tasks, batch.only(…) ignores such files")
         self._is_busy = True
         try:
             tasks = TaskRegistry.tasks()
-            async with DrivenService(tasks, self._only, self._failures, self._recorder, self.patience) as service:
+            prepare = (self._failures.prepare, self._upstreams.prepare)
+            async with DrivenService(tasks, self._only, prepare, self._recorder, self.patience) as service:
                 yield service
         finally:
             self._is_busy = False

@@ -503,4 +503,4 @@ async def test_a_run_of_another_lane_takes_the_first_lane_when_there_is_only_one
     assert row["lane"] == 1
     async with ledger.engine.begin() as connection:
         with pytest.raises(IntegrityError):
-            await connection.execute(update(tables.runs).values(state="running", lane=1))
+            await connection.execute(update(tables.runs).values(state="running", attempt=1, lane=1))

@@ -32,11 +32,13 @@ from service.batch.ledger import (
     gauges,
     missed_ranges,
     nodes,
+    run_ids,
     run_query,
     runs,
     schedules,
     tables,
     transitions,
+    waits,
 )
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.incidents import acknowledging, incidents, outbox
@@ -71,6 +73,7 @@ from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
 from tests.conftest import KINDS
+from tests.waiting import planned
 
 RUNS = 20_000
 KEPT = 490
@@ -126,7 +129,7 @@ PLANS = {
     "look": {
         *("ix_batch_runs_waiting", "ix_batch_runs_retry_due", "ix_batch_runs_retrying", "ix_batch_runs_held"),
         *("ix_batch_nodes_live", "ix_batch_runs_unnoticed", "ix_batch_missed_unnoticed", "ix_batch_nodes_unnoticed"),
-        "ix_batch_outbox_unsent",
+        *("ix_batch_outbox_unsent", "ix_batch_runs_waits"),
     },
     "strip": {"ix_batch_nodes_live", "ix_batch_runs_held"},
     "notice": {
@@ -155,7 +158,7 @@ PLANS = {
     "hold": {"ix_batch_runs_held"},
     "write": set(),
     "rescue": {"ix_batch_runs_held"},
-    "retry": set(),
+    "retry": {"ix_batch_waits_slot"},
     "cancel": set(),
     "start": set(),
     "session": set(),
@@ -173,7 +176,11 @@ PLANS = {
     },
     "audit": {"ix_batch_events_at", "ix_batch_events_action", "ix_batch_events_task"},
     "bulk": {"ix_batch_previews_open"},
-    "pause": {"uq_batch_schedules_open"},
+    "open": {"ix_batch_runs_waits", "ix_batch_runs_members", "uq_batch_schedules_open"},
+    "retry what others wait for": {"ix_batch_waits_slot"},
+    "cancel a group": {"ix_batch_runs_members"},
+    "resume what waits": {"ix_batch_runs_waits"},
+    "pause": {"uq_batch_schedules_open", "ix_batch_runs_waits"},
     "schedules of a task": {"ix_batch_schedules_task"},
 }
 """The indexes that each function uses, besides primary keys. It must use no others."""
@@ -240,7 +247,10 @@ async def plans(
     await _send_what_a_service_sends(kept, ledger, application)
     await _send_what_people_send(kept, ledger)
     await _send_what_the_watch_sends(kept, ledger, application)
-    yield await kept.read()
+    found, waiting = await kept.read(), Plans(ledger)
+    await planned.fill(ledger, 3_000, clock.now())
+    await planned.send(ledger, waiting.of, clock.now())
+    yield {**found, **await waiting.read()}
     for database, url in zip((ledger, application), urls, strict=True):
         await database.dispose()
         await databases.drop(url)
@@ -384,7 +394,7 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
             run = await runs.latest(connection, "over-1")
             assert run is not None
             await runs.get(connection, run)
-            await runs.begin_with(connection, "0000", 2)
+            await run_ids.begin_with(connection, "0000", 2)
             await attempts.of_run(connection, run)
             await missed_ranges.of_task(connection, "over-1", 3)
             await story.children(connection, run)
@@ -451,6 +461,8 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
         )
         await runs.insert(connection, running)
         await runs.insert(connection, [new(name, exclusive=task.exclusive) for name, task in loaded.items()])
+        waited = [{"run": new_id(), "task": f"over-{n % 10}", "slot": long_ago} for n in range(len(stopped))]
+        await connection.execute(waits.waits.insert(), waited)
         await _fill_requests(connection, now, len(stopped))
         await _fill_incidents(connection, now, len(stopped))
     async with application.engine.begin() as connection:

@@ -12,7 +12,7 @@ from service import BaseTask, TaskRegistry, call_async, config, current_run, sta
 from service.config import get_settings
 from service.errors import DatabaseError, InvalidParameters, UnknownTask
 from service.server.batch_service import BatchService
-from tests.batch.ledger_world import rows, until
+from tests.batch.ledger_world import know, rows, until
 
 SLOT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
 
@@ -122,15 +122,22 @@ async def test_a_task_that_no_service_has_loaded_is_refused(batch: BatchService)
         await start(Late)
 
 
-async def test_a_task_with_a_parameter_named_key_can_not_be_started(batch: BatchService) -> None:
+async def test_a_parameter_that_has_the_name_of_an_argument_of_start_is_given_in_params(batch: BatchService) -> None:
     class Keyed(BaseTask):
         name = "keyed"
         schedule = None
 
         async def run(self, key: str = "") -> None: ...
 
-    with pytest.raises(InvalidParameters, match=r"a parameter `key`, but start\(\) has a parameter of that name too"):
+    TaskRegistry.register(Keyed)
+    await know(batch.ledger, TaskRegistry.get("keyed"))
+    with pytest.raises(InvalidParameters, match=r"give the parameters of run\(\) as params=\{'key': …\}"):
         await start(Keyed, key="a")
+    with pytest.raises(InvalidParameters, match="params has to be a dict with all parameters of run"):
+        await start(Keyed, params=["key"])  # type: ignore[arg-type]
+    run = await start(Keyed, key="first", params={"key": "a"})
+    (row,) = await rows(batch.ledger, id=run)
+    assert (row["key"], row["params"]) == ("first", {"key": "a"})
 
 
 async def test_a_process_without_a_service_queues_runs_for_one(

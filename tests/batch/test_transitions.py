@@ -10,7 +10,7 @@ import ast
 import contextlib
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import select
@@ -20,7 +20,7 @@ from service.batch.ledger import runs, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import ACTIVE, TRANSITIONS, RunState, before
-from service.batch.ledger.tables import RETRYING_SQL, WAITING_SQL
+from service.batch.ledger.tables import READY_SQL, RETRYING_SQL
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE
 from tests.batch.test_runs import new
@@ -54,9 +54,21 @@ async def begin_anew(connection: AsyncConnection, run: str) -> None:
 
 
 async def fail_waiting(connection: AsyncConnection, run: str) -> None:
-    for waits in (WAITING_SQL, RETRYING_SQL):
+    for waits in (READY_SQL, RETRYING_SQL):
         ids = select(tables.runs.c.id).where(tables.runs.c.id == run)
         await transitions.fail_waiting(connection, ids, waits, "nobody has the task", NOW)
+
+
+async def open_waiting(connection: AsyncConnection, run: str) -> None:
+    await transitions.open_waiting(connection, [run], NOW)
+
+
+async def close_waiting(connection: AsyncConnection, run: str) -> None:
+    await transitions.close_waiting(connection, {run: "what it waited for has failed"}, NOW, gate=True)
+
+
+async def wait_again(connection: AsyncConnection, run: str) -> None:
+    await transitions.wait_again(connection, [run], NOW)
 
 
 def finish(state: RunState) -> Door:
@@ -71,7 +83,13 @@ async def finish_after_a_request(connection: AsyncConnection, run: str) -> None:
     await finish(RunState.RETRYING)(connection, run)
 
 
+async def wait_anew(connection: AsyncConnection, run: str) -> None:
+    gated = {"id": run, "gate": "success", "wait_until": None}
+    await transitions.wait_anew(connection, [gated], 3, "ann", NOW)
+
+
 DOORS: list[Door] = [
+    *(open_waiting, close_waiting, wait_again, wait_anew),
     *(claim, claim_a_lane, cancel, retry, begin_anew, fail_waiting, finish_after_a_request),
     *(finish(state) for state in sorted(TRANSITIONS[RunState.RUNNING])),
 ]
@@ -79,7 +97,7 @@ DOORS: list[Door] = [
 
 async def changed(ledger: Database, state: RunState, door: Door) -> RunState:
     """The state of a run that was in `state` after one of the functions was called."""
-    run = new(state=state, attempt=1, fence=1, node=NODE, attempt_started_at=NOW, exclusive=None)
+    run = new(state=state, attempt=1, fence=1, node=NODE, attempt_started_at=NOW, exclusive=None, gate="success")
     async with ledger.engine.begin() as connection:
         await runs.insert(connection, [run])
         await door(connection, run.id)
@@ -113,7 +131,35 @@ async def test_an_attempt_can_not_end_in_a_state_that_does_not_follow_running(le
 def test_before_returns_the_states_from_which_a_run_may_change() -> None:
     assert before(RunState.RUNNING) == ("queued", "retrying", "interrupted")
     assert before(RunState.CANCELLED) == ACTIVE
-    assert before(RunState.SKIPPED) == ()
+    assert before(RunState.SKIPPED) == ("waiting",)
+
+
+async def test_only_a_run_that_was_closed_by_what_it_waited_for_waits_again(ledger: Database) -> None:
+    """A run that its overlap policy has skipped has no gate, and nor has one that a person has retried."""
+    closed = {"state": RunState.WAITING, "exclusive": None, "gate": "success"}
+    by_what_it_waited_for, by_overlap = new(**closed), new(**closed)
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [by_what_it_waited_for, by_overlap])
+        await transitions.close_waiting(connection, {by_what_it_waited_for.id: "a has failed"}, NOW, gate=True)
+        await transitions.close_waiting(connection, {by_overlap.id: "another runs"}, NOW, gate=False)
+        await transitions.wait_again(connection, [by_what_it_waited_for.id, by_overlap.id], NOW)
+        states = {run.id: (await runs.get(connection, run.id)) for run in (by_what_it_waited_for, by_overlap)}
+    assert {run: row and row["state"] for run, row in states.items()} == {
+        by_what_it_waited_for.id: "waiting",
+        by_overlap.id: "skipped",
+    }
+
+
+async def test_a_run_that_waits_again_waits_as_long_as_before(ledger: Database) -> None:
+    hours, later = timedelta(hours=2), NOW + timedelta(days=3)
+    run = new(state=RunState.WAITING, exclusive=None, gate="success", wait_until=NOW + hours)
+    async with ledger.engine.begin() as connection:
+        await runs.insert(connection, [run])
+        await transitions.close_waiting(connection, {run.id: "a has failed"}, NOW, gate=True)
+        await transitions.wait_again(connection, [run.id], later)
+        row = await runs.get(connection, run.id)
+    assert row is not None
+    assert (row["due_at"], row["wait_until"], row["reason"], row["finished_at"]) == (later, later + hours, None, None)
 
 
 # New runs.
@@ -239,7 +285,7 @@ def test_the_check_finds_every_statement_of_transitions_py() -> None:
     functions = [node for node in door.tree.body if isinstance(node, ast.AsyncFunctionDef)]
     lines = [line for line, _ in writes_of_states(door)]
     seen = [f.name for f in functions if any(f.lineno <= line <= (f.end_lineno or 0) for line in lines)]
-    assert seen == ["claim", "finish", "cancel", "reopen", "fail_waiting"]
+    assert seen == ["claim", "finish", "cancel", "reopen", "wait_anew", "_change", "fail_waiting"]
 
 
 TABLE = "from service.batch.ledger.tables import runs"

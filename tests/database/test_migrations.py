@@ -126,14 +126,14 @@ async def test_an_sqlite_file_that_cannot_be_opened_is_named() -> None:
 @pytest.mark.parametrize(
     ("index", "predicate"),
     [
-        ("ix_batch_runs_waiting", "WAITING_SQL"),
-        ("ix_batch_runs_queue", "WAITING_SQL"),
+        ("ix_batch_runs_waiting", "READY_SQL"),
+        ("ix_batch_runs_queue", "READY_SQL"),
         ("ix_batch_runs_retry_due", "RETRYING_SQL"),
         ("ix_batch_runs_retrying", "RETRYING_SQL"),
         ("ix_batch_runs_retry_queue", "RETRYING_SQL"),
         ("ix_batch_runs_in_the_way", "IN_THE_WAY_SQL"),
         ("ix_batch_runs_held", "HELD_SQL"),
-        ("uq_batch_runs_exclusive", "RUNNING_SQL"),
+        ("uq_batch_runs_exclusive", "HOLDS_LANE_SQL"),
     ],
 )
 async def test_the_queries_name_the_states_as_the_migrated_indexes_do(

@@ -225,7 +225,7 @@ async def test_slots_that_were_missed_without_an_outage_are_an_incident(ledger: 
     await checked(watch)
     assert len(await opened(watch, "missed")) == 1
     fill = Backfill(ledger, ledger, Startable.of(loaded["load"]), "ann")
-    await fill._make(await fill._decide([START + number * MINUTE for number in range(1, 5)]))
+    await fill._make(await fill._decide([START + number * MINUTE for number in range(1, 5)]), after=None)
     await checked(watch)
     assert await opened(watch, "missed") == []
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from service.batch.ledger.states import TRANSITIONS, RunState
-from tests.model.plain import ACTIVE, FINAL, Blamed, Model, Run, Task
+from tests.model.plain import ACTIVE, FINAL, AnyReason, Blamed, Model, Run, Task
 from tests.model.world import Row, Snapshot
 
 ALWAYS = (
@@ -26,7 +26,7 @@ ALWAYS = (
     "started_at",
     "key",
 )
-WHILE_ACTIVE = ("due_at", "rank")
+WHILE_ACTIVE = ("due_at", "rank", "gate", "wait_until")
 OF_INCIDENTS = {"noticed_at", "fingerprint", "acknowledged", "made_good_at", "made_good_by"}
 """What the watch and people write on runs that are over."""
 
@@ -41,6 +41,7 @@ def check(model: Model, before: Snapshot, now: Snapshot, by_a_person: bool) -> N
         *_wrong_attempts(before, now),
         *_too_many(model, now),
         *_wrong_nodes(model, now),
+        *_wrong_groups(model, now),
     ]
     assert not problems, "\n".join(["", *problems])
 
@@ -79,8 +80,8 @@ def _of_one(run: Run, row: Row) -> Iterator[str]:
         yield f"{run}: it is {row['state']} without a reason"
 
 
-def _fits(expected: str | Blamed | None, text: str | None) -> bool:
-    return expected.fits(text or "") if isinstance(expected, Blamed) else expected == text
+def _fits(expected: str | Blamed | AnyReason | None, text: str | None) -> bool:
+    return expected.fits(text or "") if isinstance(expected, Blamed | AnyReason) else expected == text
 
 
 def missed_in(now: Snapshot, task: Task) -> tuple[Counter[datetime], list[str]]:
@@ -128,7 +129,7 @@ def _wrong_changes(before: Snapshot, now: Snapshot, by_a_person: bool) -> Iterat
             if old["state"] not in FINAL:
                 yield f"{old['task']} {old['slot']}: it was {old['state']} and is gone"
             continue
-        if old["state"] in FINAL and _changes(old, new) and not (by_a_person and new["state"] == "queued"):
+        if old["state"] in FINAL and _changes(old, new) and not (by_a_person and new["state"] in ("queued", "waiting")):
             yield f"{old['task']} {old['slot']}: it was over, and changed: {_changes(old, new)}"
         if new["fence"] < old["fence"]:
             yield f"{old['task']} {old['slot']}: its fence fell from {old['fence']} to {new['fence']}"
@@ -173,6 +174,17 @@ def _too_many(model: Model, now: Snapshot) -> Iterator[str]:
             on_time = [row for row in on_time if not row["cancel_reason"]]
         if most is not None and len(on_time) > most:
             yield f"{task.name} ({policy.overlap}): {len(on_time)} slots are active, of {most}"
+
+
+def _wrong_groups(model: Model, now: Snapshot) -> Iterator[str]:
+    """A follow-up goes before its members do, and what waits has not begun."""
+    for run in model.runs:
+        follow_up = run.awaited_by.id if run.awaited_by is not None else None
+        if run.id in now.runs and now.runs[run.id]["awaited_by"] != follow_up:
+            yield f"{run}: it is awaited by {now.runs[run.id]['awaited_by']}, and should be by {follow_up}"
+    for row in now.runs.values():
+        if row["state"] == "waiting" and (row["attempt"] > row["attempts_before"] or row["started_at"]):
+            yield f"{row['task']} {row['slot']}: it waits, and has begun"
 
 
 def _wrong_nodes(model: Model, now: Snapshot) -> Iterator[str]:

@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ from service.batch.nodes.node import Node
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
 from service.batch.queue.concurrency import Head
+from service.batch.tasks.after import After
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
@@ -53,6 +55,8 @@ SECONDS = st.sampled_from([0, 0, 0, 1, 20, 30, 59, 61])
 
 
 OVERLAPS = ("skip", "wait", "replace", "allow")
+NAMES = (*OVERLAPS, "after")
+"""Of the tasks: one of each overlap policy, and one whose slots wait for those of two others."""
 
 
 @st.composite
@@ -70,11 +74,20 @@ def policies(draw: st.DrawFn, overlap: str) -> Policy:
     )
 
 
+@st.composite
+def waiting_policies(draw: st.DrawFn) -> Policy:
+    after = plain.After(
+        ("skip", "wait"), draw(st.sampled_from([86_400, 100])), draw(st.sampled_from(["success", "end"]))
+    )
+    return replace(draw(policies("allow")), after=after)
+
+
 def real_task(name: str, policy: Policy, period: int) -> Task:
     missed = Missed(policy.missed, timedelta(seconds=policy.max_age), policy.max_count)  # type: ignore[arg-type]
     same = {key: getattr(policy, key) for key in ("overlap", "max_running", "max_waiting", "rerun", "priority")}
     retry = Retry(policy.attempts, wait=30, factor=1, jitter=0)
-    return make_task(name, CRON[period], missed=missed, retry=retry, **same)
+    after = After(*policy.after.tasks, within=policy.after.within, on=policy.after.on) if policy.after else None  # type: ignore[arg-type]
+    return make_task(name, CRON[period], missed=missed, retry=retry, after=after, **same)
 
 
 def does(**choices: Any) -> Callable[[Callable[..., None]], Any]:
@@ -154,13 +167,13 @@ class Machine(RuleBasedStateMachine):
             self._stack.close()
 
     @initialize(
-        policies=st.tuples(*map(policies, OVERLAPS)),
-        periods=st.tuples(*[st.sampled_from(sorted(CRON))] * len(OVERLAPS)),
+        policies=st.tuples(*map(policies, OVERLAPS), waiting_policies()),
+        periods=st.tuples(*[st.sampled_from(sorted(CRON))] * len(NAMES)),
         lacks=st.booleans(),
     )
     def begin(self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: bool) -> None:
-        """Two nodes join, with a task of each overlap policy. `lacks`: B's version of the code has not the first."""
-        names = OVERLAPS
+        """Two nodes join, with a task of each overlap policy and one that waits. `lacks`: B has not the first task."""
+        names = NAMES
         self.tasks = {n: real_task(n, p, each) for n, p, each in zip(names, policies, periods, strict=True)}
         for name, policy, period in zip(names, policies, periods, strict=True):
             self.model.know(name, policy, period)

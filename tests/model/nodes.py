@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
+from service.batch.firing import opening
 from service.batch.ledger import nodes, runs, transitions
 from service.batch.ledger.runs import Claimed
 from service.batch.nodes import orphans
@@ -27,6 +28,7 @@ class Nodes(Machine):
         if how is not None:
             self._finish_all(which, [how])
         self._fire(which, self.processes[which].tasks, MANY)
+        self._open(which)
         self._claim(which, MANY)
 
     go_on_often = go_on  # else most of what hypothesis chooses happens to an empty ledger
@@ -69,6 +71,19 @@ class Nodes(Machine):
         assert expected is not None, "the database allows what the model refuses"
         self._take(process, claimed)
         assert {one.id for one in claimed} == {run.id for run in expected}
+
+    # Opening
+
+    @precondition(lambda self: any(run.state == "waiting" for run in self.model.runs))
+    @does(which=WHICH)
+    def look(self, which: str) -> None:
+        """A node opens and closes what waits, if it is ready."""
+        self._open(which)
+
+    def _open(self, which: str) -> None:
+        loaded = self.processes[which].tasks
+        expected = self.model.look(loaded.keys())
+        assert self.world.write(opening.open_and_close, loaded, clock.now()) == expected
 
     # Ends
 

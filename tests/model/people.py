@@ -18,6 +18,7 @@ from service.batch.firing.misfires import INSTANT
 from service.batch.ledger.states import Rank
 from service.batch.nodes import ledger_poll
 from service.batch.queue import cancel, enqueue, retry, unserved
+from service.batch.queue.requests import StartRequest, Starts
 from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
 from service.errors import InvalidParameters
@@ -113,6 +114,43 @@ class People(Machine):
         assert run.id in ("", id_)
         run.id = id_
 
+    @does(number=NUMBER, seconds=st.sampled_from([1, 60]))
+    def start_later(self, number: int, seconds: int) -> None:
+        """Code starts a run that begins at a later instant."""
+        task = self._task(number)
+        if task.removed_at is not None:
+            return
+        run = self.model.start_later(task, seconds)
+        self._write_starts([run], Starts((StartRequest(self._startable(task.name), None, delay=seconds),)))
+
+    @does(number=NUMBER, other=NUMBER, size=st.sampled_from([0, 1, 2, 3]), on=st.sampled_from(["success", "end"]))
+    def start_group(self, number: int, other: int, size: int, on: str) -> None:
+        """Code starts runs and one that follows them."""
+        self._start_group(self._task(number), self._task(other), size, on, None)
+
+    @precondition(lambda self: any(run.state == "running" and run.awaited_by for run in self.model.runs))
+    @does(number=NUMBER, other=NUMBER, size=st.sampled_from([1, 2]), on=st.sampled_from(["success", "end"]))
+    def grow_group(self, number: int, other: int, size: int, on: str) -> None:
+        """A member that runs starts a group within its own."""
+        among = [run for run in self.model.runs if run.state == "running" and run.awaited_by]
+        outer = among[number % len(among)].awaited_by
+        self._start_group(self._task(number), self._task(other), size, on, outer)
+
+    def _start_group(self, task: plain.Task, then: plain.Task, size: int, on: str, outer: Run | None) -> None:
+        if task.removed_at is not None or then.removed_at is not None:
+            return
+        made = self.model.start_group(task, then, size, on, outer)
+        member, follow_up = (StartRequest(self._startable(each.name), None) for each in (task, then))
+        self._write_starts(made, Starts((member,) * size, follow_up, on), outer.id if outer else None)
+
+    def _write_starts(self, made: list[Run], starts: Starts, outer: str | None = None) -> None:
+        """`made`: those of the model; the follow-up is the first."""
+        first = self.world.write(enqueue.write, starts, "ann", None, outer)
+        rows = self.world.look().runs.values()
+        ids = [first, *sorted(row["id"] for row in rows if row["awaited_by"] == first)]
+        for run, id_ in zip(made, ids, strict=True):
+            run.id = id_
+
     @does(number=NUMBER, minutes=st.sampled_from([1, 3]), redo=st.booleans())
     def backfill(self, number: int, minutes: int, redo: bool) -> None:
         """A person wants runs for the last minutes. `redo`: those that are over go again."""
@@ -120,7 +158,7 @@ class People(Machine):
         if task.removed_at is not None:
             return  # it has no schedule
         since = clock.now() - timedelta(minutes=minutes)
-        self.by_a_person = redo
+        self.by_a_person = True  # what was closed because of a slot waits again
         self.model.backfill(task, since, redo)
         filling = Backfill(self.world.ledger, self.world.application, self._startable(task.name), "ann", redo)
         interval = self.world.read(interval_of, task.name, since, clock.now())
@@ -180,9 +218,11 @@ class People(Machine):
     def prune(self, minutes: int, per_task: int) -> None:
         """What ended so many minutes ago leaves the ledger, and the account begins later."""
         before = clock.now() - timedelta(minutes=minutes)
-        gone = self.model.prune(before, per_task)
         keep = Keep(minutes / 1440, per_task)
         self.world.run(Pruner(self.world.ledger, self.world.application, keep, pause=0).prune())
+        kept = self.world.look().runs.keys()
+        gone = self.model.prune(before, per_task, kept)
+        assert not [run for run in gone if run.awaited_by is not None and run.awaited_by.id in kept]
         for name, row in self.world.look().tasks.items():
             task = self.model.tasks[name]
             latest = max(

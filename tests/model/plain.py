@@ -13,13 +13,32 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
 WAITING = ("queued", "retrying", "interrupted")
-ACTIVE = (*WAITING, "running")
+ACTIVE = (*WAITING, "running", "waiting")
 FINAL = ("succeeded", "failed", "cancelled", "skipped")
 
 # The order of the queue of a task.
 INTERRUPTED, ON_TIME, BY_HAND, CAUGHT_UP = range(4)
 
 LOST = "the node was lost while it ran"
+
+
+class AnyReason:
+    """Some words must stand there. What they are is tested elsewhere."""
+
+    def fits(self, text: str) -> bool:
+        return bool(text)
+
+
+CLOSED = AnyReason()
+
+
+@dataclass(frozen=True)
+class After:
+    """The tasks whose slots those of a task wait for, how long at most, and which end of theirs opens it."""
+
+    tasks: tuple[str, ...]
+    within: int
+    on: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +54,7 @@ class Policy:
     attempts: int = 1
     rerun: bool = True
     priority: int = 0
+    after: After | None = None
 
     @property
     def lanes(self) -> int | None:
@@ -64,7 +84,12 @@ class Run:
     due_at: datetime
     catch_up: bool = False
     state: str = "queued"
-    reason: str | Blamed | None = None
+    reason: str | Blamed | AnyReason | None = None
+    gate: str | None = None
+    wait_until: datetime | None = None
+    waits: dict[str, datetime | None] = field(default_factory=dict)
+    """The slots of other tasks that it waits for."""
+    awaited_by: Run | None = None
     attempt: int = 0
     attempts_before: int = 0
     losses: int = 0
@@ -186,7 +211,7 @@ class Model:
             self._miss(task, [slot for slot in late if slot not in kept], "the service was down")
             for slot in kept:
                 if task.of_slot(slot) is None:
-                    self._new(task, slot, "schedule", CAUGHT_UP)
+                    self._hold_back(self._new(task, slot, "schedule", CAUGHT_UP))
                     self.happened["caught up"] += 1
             room = self._come(task, [slot for slot in due if slot not in late], node, room)
             task.handled = max(task.handled, self.now)
@@ -221,7 +246,8 @@ class Model:
         policy, lanes = task.policy, task.policy.lanes
         ahead = [run for run in task.runs if run.is_on_time and run.state in ACTIVE]
         run = self._new(task, slot, "schedule", ON_TIME)
-        if lanes is None:
+        self._hold_back(run)
+        if lanes is None or run.state == "waiting":
             return run, True
         if policy.overlap == "replace":
             ahead = self._replace(ahead, run, lanes)
@@ -256,6 +282,86 @@ class Model:
         task.runs.append(run)
         return run
 
+    # Waiting
+
+    def _hold_back(self, run: Run) -> None:
+        """The run of a slot waits for slots of other tasks: of each the last one at or before its own."""
+        after = run.task.policy.after
+        if after is None or run.slot is None:
+            return
+        self._wait(run, self.now, after.on)
+        run.wait_until = self.now + timedelta(seconds=after.within)
+        for name in after.tasks:
+            upstream = self.tasks[name]
+            earlier = list(upstream.slots(run.slot)) if upstream.removed_at is None else []
+            run.waits[name] = earlier[-1] if earlier else None
+
+    def _wait(self, run: Run, until: datetime, gate: str | None) -> None:
+        run.state, run.due_at, run.gate = "waiting", until, gate
+
+    def start_later(self, task: Task, seconds: int) -> Run:
+        run = self.start(task, None)
+        self._wait(run, self.now + timedelta(seconds=seconds), None)
+        return run
+
+    def start_group(self, task: Task, then: Task, number: int, on: str, outer: Run | None) -> list[Run]:
+        """The follow-up, and then the members. `outer`: the follow-up that waits for this one."""
+        follow_up, *members = (self.start(each, None) for each in (then, *[task] * number))
+        follow_up.awaited_by = outer
+        for member in members:
+            member.awaited_by = follow_up
+        if members:
+            self._wait(follow_up, self.now, on)
+        return [follow_up, *members]
+
+    def members(self, run: Run) -> list[Run]:
+        return [each for each in self.runs if each.awaited_by is run]
+
+    def look(self, loaded: Collection[str]) -> int:
+        """A node opens and closes what is ready. Returns how many."""
+        settled = 0
+        for run, becomes in [(run, self._becomes(run)) for run in self.runs if run.state == "waiting"]:
+            if becomes == "queued" and run.is_on_time and run.task.name not in loaded:
+                continue  # a node that has loaded the task decides about the overlap of its slots
+            if becomes == "queued":
+                run.state, run.due_at = "queued", self.now
+            elif becomes == "skipped":
+                run.state, run.reason, run.finished_at = "skipped", CLOSED, self.now
+            settled += becomes != "waiting"
+        return settled
+
+    def _becomes(self, run: Run) -> str:
+        if run.due_at > self.now:
+            return "waiting"
+        members, upstreams = self.members(run), [self._upstream(*each) for each in run.waits.items()]
+        if run.gate is not None and "pending" in (*upstreams, *(_end_of(each) for each in members)):
+            is_late = run.wait_until is not None and run.wait_until <= self.now and run.task.paused_at is None
+            return "skipped" if is_late else "waiting"
+        if run.gate != "success":
+            return "queued"
+        ends = {*upstreams, *(_end_of(each) for each in members)}
+        return "queued" if ends <= {"succeeded"} else "skipped"
+
+    def _upstream(self, name: str, slot: datetime | None) -> str:
+        """How a slot ended: succeeded, otherwise, or pending: it may still be fired, or its run is active."""
+        task = self.tasks[name]
+        run = task.of_slot(slot) if slot is not None else None
+        if run is not None:
+            return _end_of(run)
+        is_to_come = slot is not None and task.handled < slot
+        return "pending" if is_to_come and task.removed_at is None and task.paused_at is None else "otherwise"
+
+    def _wait_again(self, awaited: Run) -> None:
+        """What was closed because this run had not succeeded waits again."""
+        for run in self.runs:
+            is_meant = awaited.awaited_by is run
+            if awaited.origin != "manual" and awaited.slot is not None:
+                is_meant = is_meant or run.waits.get(awaited.task.name) == awaited.slot
+            if is_meant and run.state == "skipped" and run.gate is not None:
+                run.state, run.reason, run.finished_at = "waiting", None, None
+                run.wait_until = run.wait_until and self.now + (run.wait_until - run.due_at)
+                run.due_at = self.now
+
     def _start(self, run: Run, node: str) -> None:
         run.attempt += run.state != "interrupted"
         run.fence += 1
@@ -269,6 +375,9 @@ class Model:
             run.cancel = run.cancel or reason
         else:
             run.state, run.reason, run.finished_at = "cancelled", reason, self.now
+            for member in self.members(run):
+                if member.state in ACTIVE:
+                    self._ask_to_end(member, reason)
 
     # Claiming
 
@@ -375,6 +484,8 @@ class Model:
         run.reason = run.started_at = run.finished_at = run.cancel = None
         run.attempts_before, run.losses, run.most_at_a_loss = run.attempt, 0, 0
         run.count = None if anew else run.count
+        run.gate = run.wait_until = None
+        self._wait_again(run)
         return True
 
     # Nodes
@@ -447,7 +558,9 @@ class Model:
         for slot in slots(task.spans[-1].period, since - timedelta(microseconds=1), until):
             run = task.of_slot(slot)
             if run is None:
-                self._new(task, slot, "backfill", CAUGHT_UP)
+                new = self._new(task, slot, "backfill", CAUGHT_UP)
+                self._hold_back(new)
+                self._wait_again(new)
                 self.happened["backfilled"] += 1
             elif redo:
                 self.reopen(run, CAUGHT_UP, FINAL, anew=True)
@@ -464,16 +577,24 @@ class Model:
         task.paused_by, task.paused_at = by, self.now
 
     def resume(self, task: Task) -> None:
-        if task.paused_by is not None:
+        if task.paused_by is not None and task.paused_at is not None:
             self.fire([task.name], "", 0)
+            for run in task.runs:
+                if run.state == "waiting" and run.wait_until is not None:
+                    run.wait_until += self.now - task.paused_at
             task.paused_by = task.paused_at = None
 
-    def prune(self, before: datetime, per_task: int) -> list[Run]:
-        """What ended before goes, but for the newest of each task."""
+    def prune(self, before: datetime, per_task: int, kept: Collection[str]) -> list[Run]:
+        """What ended before goes, but for the newest of each task, and members of groups.
+
+        `kept`: the ids of the runs that are still in the ledger. A member may go as soon as its follow-up is gone, or
+        be left for the next time.
+        """
         gone = []
         for task in self.tasks.values():
             newest = sorted(task.runs, key=lambda run: (run.created_at, run.number))[-per_task:]
             old = [run for run in task.runs if run.finished_at is not None and run.finished_at < before]
+            old = [run for run in old if run.awaited_by is None or run.id not in kept]
             gone += [run for run in old if run.state in FINAL and run not in newest]
             task.runs = [run for run in task.runs if run not in gone]
         self.happened["pruned"] += len(gone)
@@ -513,6 +634,12 @@ class Model:
         task.spans.append(Span(period, self.now))
         task.place = next(self._numbers)
         self.happened["schedule changed"] += 1
+
+
+def _end_of(run: Run) -> str:
+    if run.state in ACTIVE:
+        return "pending"
+    return "succeeded" if run.state == "succeeded" else "otherwise"
 
 
 def _place(run: Run) -> tuple[int, int, datetime, str]:

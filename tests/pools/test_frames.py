@@ -19,7 +19,7 @@ from service.batch.ledger.states import Origin, RunState
 from service.batch.pools import child_json, frames
 from service.batch.pools.exit_reasons import exit_error, memory_error
 from service.batch.pools.output import Lines
-from service.batch.queue.enqueue import Startable, StartRequest
+from service.batch.queue.requests import Startable, StartRequest, Starts
 from service.errors import DatabaseUnreachable, InvalidParameters, UnknownTask
 from service.logs.log_lines import LONGEST_LINE
 from tests.batch.attempts import SLOT
@@ -129,7 +129,7 @@ def test_runs_and_endings_come_back_as_they_were() -> None:
     back = child_json.ending_from_json(child_json.ending_as_json(failed))
     assert (type(back.error).__name__, str(back.error), back.wait) == ("ValueError", "no good", 1.5)
     request = StartRequest(Startable("a", "a.py", None, 5), {"b": 1}, "key", SLOT)
-    assert child_json.start_from_json(child_json.start_as_json(request)) == request
+    assert child_json.starts_from_json(child_json.starts_as_json(Starts((request,)))) == Starts((request,))
 
 
 def wrong_wait(values: dict[str, Any]) -> None:

@@ -15,10 +15,13 @@ from sqlalchemy import func, select
 
 from service import (
     BaseTask,
+    Done,
     ItemTask,
     Missed,
     Retry,
     Skip,
+    Start,
+    Upstream,
     call_async,
     clock,
     current_run,
@@ -26,6 +29,7 @@ from service import (
     get_logger,
     get_settings,
     start,
+    start_all,
 )
 from service.application.models import User
 from service.config import forget_settings
@@ -421,3 +425,78 @@ async def test_the_pool_of_a_task_does_not_matter(batch: Batch) -> None:
 
     assert (await batch.run(Elsewhere, whom="you")).state == "succeeded"
     assert [run.task for run in await batch.advance(hours=1)] == ["elsewhere"]
+
+
+class Extract(BaseTask):
+    name = "extract"
+    schedule = "0 3 * * *"
+
+    async def run(self) -> dict[str, str]:
+        return {"file": "monday.csv"}
+
+
+class Load(BaseTask):
+    name = "load"
+    after = "extract"
+
+    async def run(self, upstream: Upstream, day: str = "") -> str:
+        return f"{upstream['extract'].result['file']}{day}"
+
+
+class Report(BaseTask):
+    name = "report"
+    schedule = None
+
+    def run(self, upstream: Upstream) -> list[Any]:
+        async def results() -> list[Any]:
+            return [done.result async for done in upstream]
+
+        return call_async(results())
+
+
+class Starter(BaseTask):
+    name = "starter"
+    schedule = None
+
+    async def run(self) -> None:
+        await start_all([Start(Hello, whom="ann"), Start(Hello, whom="bob", delay=60)], then=Start(Report))
+        await start(Hello, whom="later", at=START + 2 * HOUR)
+
+
+async def test_a_slot_that_waits_runs_after_the_one_that_it_waits_for(batch: Batch) -> None:
+    batch.add(Extract, Load)
+    batch.only(Extract, Load)
+    ended = await batch.advance(hours=4)
+    assert [(run.task, run.state, run.result) for run in ended] == [
+        ("extract", "succeeded", {"file": "monday.csv"}),
+        ("load", "succeeded", "monday.csv"),
+    ]
+    batch.fail_next(Extract)
+    extract, load = await batch.advance(days=1)
+    assert (extract.state, load.state, load.reason) == ("failed", "skipped", f"extract failed: run {extract.id}")
+    await batch.retry(extract)
+    assert batch.runs(Load)[-1].state == "succeeded"
+
+
+async def test_run_gives_a_task_what_it_has_waited_for(batch: Batch) -> None:
+    batch.add(Extract, Load, Report)
+    run = await batch.run(Load, upstream={"extract": {"file": "tuesday.csv"}}, day="!")
+    assert (run.state, run.result) == ("succeeded", "tuesday.csv!")
+    made = Done("extract", None, None, None, result={"file": "none"})
+    assert (await batch.run(Load, upstream={"extract": made})).result == "none"
+    assert (await batch.run(Report, upstream=[1, {"two": 2}])).result == [1, {"two": 2}]
+    without = await batch.run(Load)
+    assert (without.state, "it has waited for no slot" in str(without.reason)) == ("failed", True)
+    with pytest.raises(InvalidParameters, match="no parameter with the annotation Upstream"):
+        await batch.run(Extract, upstream={})
+
+
+async def test_groups_and_later_starts_are_opened_when_it_is_time(batch: Batch) -> None:
+    batch.add(Starter, Hello, Report)
+    batch.only()
+    await batch.run(Starter)
+    assert [run.state for run in batch.runs(Hello)] == ["succeeded", "waiting", "waiting"]
+    ended = await batch.advance(hours=1)
+    assert {run.task: run.result for run in ended} == {"hello": "bob", "report": ["ann", "bob"]}
+    [later] = await batch.advance(hours=1)
+    assert (later.result, later.started_at) == ("later", START + 2 * HOUR)

@@ -36,18 +36,18 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     return pytester
 
 
-def take(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Write these files of the page, for an author without settings."""
+def take(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *names: str, page: Path = PAGE) -> None:
+    """Write these files of a page, for an author without settings."""
     for setting in Settings.model_fields:
         monkeypatch.delenv(setting, raising=False)
     for name in names:
         path = pytester.path / name
         path.parent.mkdir()
-        path.write_text(on_the_page(name))
+        path.write_text(on_the_page(name, page))
 
 
-def on_the_page(name: str) -> str:
-    files = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
+def on_the_page(name: str, page: Path = PAGE) -> str:
+    files = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", page.read_text(), re.DOTALL))
     return str(files[name])
 
 

@@ -41,6 +41,7 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("GET", "/runs/{run}/now"): "viewer",
     ("GET", "/runs/{run}/attempts"): "viewer",
     ("GET", "/runs/{run}/log"): "viewer",
+    ("GET", "/runs/{run}/after"): "viewer",
     ("GET", "/runs/{run}/blocker"): "viewer",
     ("GET", "/runs/{run}/quarantine"): "viewer",
     ("POST", "/runs/{run}/cancel"): "operator",

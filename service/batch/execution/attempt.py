@@ -17,6 +17,7 @@ from service.batch.execution.child_pool import ChildPool
 from service.batch.execution.ending import Ending, log_ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
+from service.batch.queue import upstreams
 from service.batch.tasks.policies import ON_TIME
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
@@ -138,7 +139,7 @@ class Attempt:
         if self._take_over is not None:
             await self._take_over(self.state)
         if self._child_pool is None:
-            parameters = self.body.parameters()
+            parameters = await self.body.parameters(upstreams.read)
             self.begins()
             return await self.body.execute(parameters, self._threads, ABANDON_SECONDS)
         ending, stop = await self._child_pool.execute(self), self.body.stop

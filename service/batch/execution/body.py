@@ -15,6 +15,7 @@ from service.batch.context import current_run
 from service.batch.context.attempt_state import AttemptState, always_held
 from service.batch.context.current_run import CurrentRun
 from service.batch.context.lease import LOST
+from service.batch.context.upstream import Upstream
 from service.batch.execution import results
 from service.batch.execution.ending import Ending
 from service.batch.execution.fingerprint import EMPTY, INTERRUPTED, QUARANTINE, TIMED_OUT, fingerprint_of
@@ -95,9 +96,10 @@ class Body:
             ending = self.stop or self.interrupted(LOST)
         return ending
 
-    def parameters(self) -> dict[str, Any]:
-        """The arguments of `run`. Raises InvalidParameters."""
-        return self.task.parameters.to_call(self.claimed.params or {}, self.run.slot)
+    async def parameters(self, read: Callable[[str], Awaitable[Upstream]]) -> dict[str, Any]:
+        """The arguments of `run`. `read`: reads what the run with this id has waited for. Raises InvalidParameters."""
+        upstream = await read(self.claimed.id) if self.task.parameters.takes_upstream else None
+        return self.task.parameters.to_call(self.claimed.params or {}, self.run.slot, upstream)
 
     async def execute(self, parameters: Mapping[str, Any], threads: ThreadPool, patience: float) -> Ending:
         """Call `run` in this process, and return the ending of a success. Raises what it raises."""

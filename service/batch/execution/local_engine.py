@@ -60,17 +60,17 @@ class LocalEngine(Background):
         may_work: Callable[[], bool] = lambda: True,
         outage: Outage | None = None,
         metrics: ProcessMetrics | None = None,
+        on_ended: Callable[[Sequence[Outcome]], None] = lambda _: None,
     ) -> None:
         """`max_running`, `max_threads`: how many runs at once, and how many of them in threads. `pools`: those whose
         runs it claims; without any it executes only what is launched. `child_pools`: those whose runs it executes in
-        child processes. `may_work`: whether this node holds its lease; without it no run commits.
+        child processes. `may_work`: whether this node holds its lease; without it no run commits. `on_ended`: called
+        with outcomes that were committed.
         """
         self._database, self._outage = database, outage or Outage()
         self._metrics = metrics or ProcessMetrics()
-        self._tasks = tasks
-        self._pools, self._child_pools = pools, child_pools
-        self._max_running = max_running
-        self._node = node
+        self._tasks, self._node, self._max_running = tasks, node, max_running
+        self._pools, self._child_pools, self._on_ended = pools, child_pools, on_ended
         self._threads = ThreadPool(max_threads)
         self._take_over = partial(fencing.take_over, database)
         self._buffer = WriteBuffer(node)
@@ -94,9 +94,9 @@ class LocalEngine(Background):
         """Claim the runs that may start, and stop the runs of this node that a person has cancelled or paused."""
         if changes.is_claimable:
             self.wake()
-        requests = {(request.run, request.fence): request for request in changes.requests}
-        for attempt in self.attempts if requests else []:
-            if (request := requests.get((attempt.claimed.id, attempt.claimed.fence))) is not None:
+        for request in changes.requests:
+            attempt = self._attempts.get(request.run)
+            if attempt is not None and attempt.claimed.fence == request.fence:
                 (attempt.pause if request.is_pause else attempt.cancel)(request.reason)
 
     def recheck_claims(self) -> None:
@@ -296,3 +296,4 @@ class LocalEngine(Background):
         if not self._attempts:
             self._idle.set()
         log_outcomes([outcome for outcome in outcomes if outcome.id not in lost])
+        self._on_ended(outcomes)

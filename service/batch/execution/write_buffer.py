@@ -198,6 +198,7 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         due_at=None if is_final else ended_at + timedelta(seconds=ending.wait or 0),
         rank=Rank.INTERRUPTED if is_interrupted else None,
         fingerprint=ending.fingerprint,
+        is_awaited=claimed.awaited_by is not None,
         **_progress(attempt, attempt.state.meter.latest()),
     )
 

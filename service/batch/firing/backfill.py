@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from graphlib import CycleError, TopologicalSorter
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule
+from service.batch.firing import waited_slots
 from service.batch.firing.misfires import INSTANT
-from service.batch.ledger import database_time, runs, schedules
+from service.batch.ledger import database_time, runs, schedules, transitions, waits
 from service.batch.ledger.night import buckets
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
@@ -23,6 +25,7 @@ from service.batch.ledger.tables import OF_SLOT_SQL
 from service.batch.ledger.tables import runs as runs_table
 from service.batch.queue.enqueue import Startable
 from service.batch.queue.retry import again
+from service.batch.tasks.after import After
 from service.batch.tasks.policies import ON_TIME
 from service.concurrency.offload import offload
 from service.database.engine import Database
@@ -61,6 +64,8 @@ class Interval:
     since: datetime
     until: datetime
     schedule_id: str
+    after: After | None = None
+    """What the runs of these slots wait for."""
 
     async def count(self, most: int) -> int:
         """The number of slots, counted up to `most` + 1, which means more than `most`."""
@@ -82,7 +87,46 @@ async def interval_of(connection: AsyncConnection, task: str, since: datetime, u
     if since > until:
         raise InvalidParameters(f"there are no slots from {since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S} UTC")
     handled = max(opened.fired_until, await database_time.now_of(connection) - ON_TIME)
-    return Interval(opened.schedule, max(since, EARLIEST), min(until, handled), opened.id)
+    after = After.from_json(opened.after)
+    return Interval(opened.schedule, max(since, EARLIEST), min(until, handled), opened.id, after)
+
+
+async def intervals_after(connection: AsyncConnection, task: str, first: Interval) -> dict[str, Interval]:
+    """The slots of the tasks that come after the slots of `first`, in whichever depth; each task after what it awaits.
+
+    Raises InvalidParameters if tasks wait for each other, which is possible between two versions of their code.
+    """
+    opened = await schedules.open_schedules(connection)
+    rules = {name: After.from_json(row.after) for name, row in opened.items() if row.is_usable}
+    awaits = {name: rule.tasks for name, rule in rules.items() if rule is not None}
+    found = {task: first}
+    try:
+        order = list(TopologicalSorter(awaits).static_order())
+    except CycleError as error:
+        raise InvalidParameters(f"tasks wait for each other: {' after '.join(error.args[1][::-1])}") from None
+    for name in order:
+        spans = [span for each in awaits.get(name, ()) if each in found and (span := await _span(found[each]))]
+        if spans and name not in found:
+            since, until = min(span[0] for span in spans), max(span[1] for span in spans)
+            found[name] = await interval_of(connection, name, since, until)
+    del found[task]
+    return found
+
+
+async def _span(interval: Interval) -> tuple[datetime, datetime] | None:
+    """From the first slot of an interval to just before the first slot that follows it; None if it has no slot.
+
+    For a slot of another task in this span the last slot at or before it is one of the interval.
+    """
+
+    def first_and_next() -> tuple[datetime, datetime] | None:
+        first = next(iter(interval.slots()), None)
+        if first is None:
+            return None
+        following = interval.schedule.next(interval.until)
+        return first, following - INSTANT if following is not None else datetime.max.replace(tzinfo=UTC)
+
+    return await offload(first_and_next)
 
 
 def ignore(decision: SlotDecision) -> None:
@@ -95,6 +139,7 @@ class Backfill:
 
     The runs have the last rank in the queue: they start after runs that are on time or were started by hand. `by` is
     the person who asked for them. `application` is the database that holds the checkpoints of the task's runs.
+    `comes_after`: runs that are started from the beginning wait for what they come after.
     """
 
     ledger: Database
@@ -102,6 +147,7 @@ class Backfill:
     task: Startable
     by: str
     redo: bool = False
+    comes_after: bool = False
 
     async def look(self, interval: Interval, see: Callable[[SlotDecision], None] = ignore) -> Counter[SlotAction]:
         """Count what `make` would do, without changing anything. `see` is called with each slot's decision."""
@@ -121,22 +167,31 @@ class Backfill:
         counts: Counter[SlotAction] = Counter()
         slots = iter(interval.slots())
         while page := await offload(lambda: list(islice(slots, PAGE))):
-            for decision in await self._make(await self._decide(page)):
+            for decision in await self._make(await self._decide(page), interval.after):
                 counts[decision.action] += 1
                 see(decision)
         return counts
 
-    async def _make(self, decisions: list[SlotDecision]) -> list[SlotDecision]:
-        """Carry out these decisions. Where another process was faster, the decision returned is LEFT."""
+    async def _make(self, decisions: list[SlotDecision], after: After | None) -> list[SlotDecision]:
+        """Carry out these decisions. Where another process was faster, the decision returned is LEFT.
+
+        `after`: what the new runs wait for.
+        """
         slots = [decision.slot for decision in decisions if decision.action == SlotAction.NEW]
         async with self.ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
             new = [self._new(slot, now) for slot in slots]
+            if after is not None:
+                new = list(waited_slots.waiting_runs(new, after))
             changed = await runs.insert(connection, new)
+            made = [(run, after) for run in new if after is not None and run.id in changed]
+            await waited_slots.record(connection, made)
+            await transitions.wait_again(connection, await waits.lock_awaiting(connection, sorted(changed)), now)
             await buckets.slots_have_changed(connection, [run.slot for run in new], now)
         again_ids = [d.run for d in decisions if d.action == SlotAction.AGAIN and d.run]
         if again_ids:
-            changed |= await again(self.ledger, self.application, again_ids, Rank.CATCH_UP, self.by)
+            ids, after_ids = ([], again_ids) if self.comes_after else (again_ids, [])
+            changed |= await again(self.ledger, self.application, ids, Rank.CATCH_UP, self.by, after_ids)
         lost = {run.slot for run in new if run.id not in changed}
         lost |= {d.slot for d in decisions if d.action == SlotAction.AGAIN and d.run not in changed}
         return [d._replace(action=SlotAction.LEFT) if d.slot in lost else d for d in decisions]

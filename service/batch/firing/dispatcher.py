@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from sqlalchemy.exc import IntegrityError
 
@@ -38,7 +38,10 @@ class Dispatcher(Background):
         engine: Engine,
         outage: Outage | None = None,
         metrics: ProcessMetrics | None = None,
+        on_waiting: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_waiting`: called when runs were made that wait for other slots."""
+        self._on_waiting = on_waiting
         self._database = database
         self._metrics = metrics or ProcessMetrics()
         self._outage = outage or Outage()
@@ -101,6 +104,8 @@ class Dispatcher(Background):
         self._outage.over_for("dispatcher")
         if fired.queued:
             self._engine.wake()
+        if fired.waiting:
+            self._on_waiting()
         for name, at in fired.again_at.items():
             self._later(max(0.0, (at - fired.now).total_seconds()), name)
 

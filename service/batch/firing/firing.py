@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
 from service.batch.cron.cron import schedule
-from service.batch.firing import misfires
+from service.batch.firing import misfires, waited_slots
 from service.batch.firing.misfires import SlotPlan, is_behind, plan_all_missed, plan_slots
 from service.batch.firing.overlap import Overlap
 from service.batch.ledger import database_time, missed_ranges, runs, schedules
@@ -21,6 +21,7 @@ from service.batch.ledger.schedules import OpenSchedule
 from service.batch.ledger.states import RunState
 from service.batch.queue.cancel import request_cancel
 from service.batch.queue.capacity import Capacity
+from service.batch.tasks.after import After
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
 from service.concurrency.offload import offload
@@ -46,6 +47,7 @@ class Fired:
         behind: Schedules with missed slots that were not handled, because they have no plan yet (see `plan_ahead`).
         claimed: The runs that this node has to start.
         queued: The number of new runs in the queue.
+        waiting: The number of new runs that wait for other slots.
         again_at: Tasks that have to be fired again, and when.
         slots: How many slots of each task had which fate.
     """
@@ -54,6 +56,7 @@ class Fired:
     behind: list[OpenSchedule] = field(default_factory=list)
     claimed: list[Claimed] = field(default_factory=list)
     queued: int = 0
+    waiting: int = 0
     again_at: dict[str, datetime] = field(default_factory=dict)
     slots: Counter[tuple[str, Fate]] = field(default_factory=Counter)
 
@@ -87,19 +90,26 @@ async def fire(
     active = await runs.active(connection, bounded) if bounded else {}
     new: list[NewRun] = []
     replaced: list[tuple[Active, str]] = []
+    waiting: list[tuple[NewRun, After]] = []
     for row, plan in plans:
         overlap = Overlap(tasks[row.task], active.get(row.task, []))
-        new += _runs_of(tasks[row.task], plan, overlap, node, capacity, now)
+        if (after := After.from_json(row.after)) is not None:
+            waiting += [(run, after) for run in waited_slots.waiting_runs(_all_of(tasks[row.task], plan, now), after)]
+        else:
+            new += _runs_of(tasks[row.task], plan, overlap, node, capacity, now)
         replaced += overlap.replaced
         if not plan.is_complete:
             fired.again_at[row.task] = now
         elif not plan.on_time and (following := row.schedule.next(now)) is not None and following <= clock.now():
             fired.again_at[row.task] = following  # this machine's clock is ahead of the database's
+    new += [run for run, _ in waiting]
     inserted = await runs.insert(connection, new)
+    await waited_slots.record(connection, [(run, after) for run, after in waiting if run.id in inserted])
     await _cancel(connection, replaced)
     await _move_cursors(connection, plans)
     await missed_ranges.record(connection, [(row, plan.missed) for row, plan in plans if plan.missed], now)
     fired.claimed = [runs.claimed_from(run) for run in new if run.state == RunState.RUNNING and run.id in inserted]
+    fired.waiting = len(waiting)
     fired.queued = sum(run.state == RunState.QUEUED for run in new)
     fired.slots.update((run.task, _fate(run)) for run in new if run.id in inserted)
     fired.slots.update({(row.task, Fate.MISSED): plan.missed.count for row, plan in plans if plan.missed})
@@ -193,14 +203,19 @@ def _plan(key: PlanKey, now: datetime, budget: int) -> SlotPlan:
 def _runs_of(
     task: Task, plan: SlotPlan, overlap: Overlap, node: str, capacity: Capacity, now: datetime
 ) -> list[NewRun]:
-    catch_up = [_new(task, slot, now, catch_up=True) for slot in plan.catch_up]
-    on_time = [_new(task, slot, now) for slot in plan.on_time]
-    admitted = [run for run in on_time if overlap.admit(run, now)]
+    new = _all_of(task, plan, now)
+    admitted = [run for run in new if not run.catch_up and overlap.admit(run, now)]
     for run in admitted:
         if run.state == RunState.QUEUED and overlap.take_lane(run) and capacity.take(task):
             run.start(node, now)
             overlap.started(run)
-    return catch_up + on_time
+    return new
+
+
+def _all_of(task: Task, plan: SlotPlan, now: datetime) -> list[NewRun]:
+    """The runs of a plan, as queued ones."""
+    catch_up = [_new(task, slot, now, catch_up=True) for slot in plan.catch_up]
+    return catch_up + [_new(task, slot, now) for slot in plan.on_time]
 
 
 async def _cancel(connection: AsyncConnection, replaced: list[tuple[Active, str]]) -> None:

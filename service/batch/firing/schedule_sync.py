@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import clock
 from service.batch.cron.cron import Schedule
 from service.batch.firing import apscheduler as scheduler
-from service.batch.firing import task_sync
+from service.batch.firing import followers, task_sync
 from service.batch.ledger import database_time, nodes, schedules
 from service.batch.ledger.schedules import OpenSchedule
 from service.batch.nodes.ledger_poll import FiringState, LedgerChanges
@@ -68,6 +68,8 @@ class ScheduleSync(Background):
         self._next_slots: dict[str, datetime] = {}
         self._next_slot = NEVER
         self._is_unsettled = True
+        self.upstreams: frozenset[str] = frozenset()
+        """The tasks whose slots others wait for."""
 
     async def open(self) -> None:
         """Write the schedules of this process into the ledger, at its start."""
@@ -124,12 +126,22 @@ class ScheduleSync(Background):
 
     async def _read_ledger(self) -> None:
         state = self._changes.firing_state if self._changes is not None else None
+        await self._mend_followers()
         gone, removed = await self.update_jobs()
         if removed:
             await self._restore_tasks(removed)
         if gone and clock.boottime() > self._started_at + self._lease:
             await self._remove_tasks(gone)
         self._state_read, self._is_unsettled = state, bool(gone or removed)
+
+    async def _mend_followers(self) -> None:
+        """Give tasks that follow others the schedules of these, which may have changed without them."""
+        async with self._database.reader.connect() as connection:
+            opened = await schedules.open_schedules(connection)
+        self.upstreams = frozenset(name for row in opened.values() if row.after for name in row.after["tasks"])
+        if astray := followers.astray(opened):
+            async with self._database.engine.begin() as connection:
+                await task_sync.set_schedules(connection, astray, self._tasks, self._node)
 
     async def _record_new(self, connection: AsyncConnection, new: Mapping[str, Task]) -> None:
         """Write tasks whose files came into the folder while this process ran."""

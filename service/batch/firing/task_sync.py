@@ -11,9 +11,10 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.cron.cron import Schedule
+from service.batch.firing import followers
 from service.batch.firing.firing import fire
 from service.batch.firing.misfires import SlotPlan, plan_all_missed
-from service.batch.ledger import database_time, json_rows, missed_ranges, nodes, schedules
+from service.batch.ledger import database_time, json_rows, missed_ranges, nodes, schedules, waits
 from service.batch.ledger.missed_ranges import Cause
 from service.batch.ledger.people import audit
 from service.batch.ledger.people.audit import By
@@ -75,15 +76,21 @@ async def set_schedules(
 ) -> None:
     """Open these schedules in the ledger; with None the task has no schedule afterwards. Equal ones are left alone.
 
-    Before another schedule of one of the tasks is closed, its due slots are handled. `node` is the id of this node.
+    Before another schedule of one of the tasks is closed, its due slots are handled. `node` is the id of this node. The
+    schedules of tasks that follow one of these change with it, in the same transaction.
     """
+    wanted = await followers.with_followers(connection, wanted, loaded)
     opened = {row.task: row for row in await schedules.lock(connection, wanted, wait=True)}
     ending = {name: row for name, row in opened.items() if not row.is_usable or row.schedule != wanted[name]}
     now = await _fire_all_due(connection, ending, loaded, node)
     await schedules.close(connection, [row.id for row in ending.values()], now)
     unchanged = opened.keys() - ending.keys()
     new = {name: schedule for name, schedule in wanted.items() if name not in unchanged and schedule is not None}
-    await schedules.open_new(connection, new, node, now)
+    waiting = followers.waiting_of(loaded, opened)
+    await schedules.open_new(connection, new, node, now, waiting)
+    for name in sorted(unchanged & waiting.keys() & loaded.keys()):
+        if (opened[name].after, opened[name].follows) != waiting[name]:
+            await schedules.set_after(connection, opened[name].id, *waiting[name])
     for name, row in sorted(ending.items()):
         before, after = {"cron": row.cron, "timezone": row.timezone}, _as_json(wanted[name])
         by, key = By(f"node {node}"), f"schedule {row.id}"
@@ -153,6 +160,7 @@ async def resume(connection: AsyncConnection, name: str) -> Pause | None:
     now = await database_time.now_of(connection)
     for row in opened:
         await _record_missed(connection, row, now, f"paused by {before.by}", Cause.PAUSED)
+    await waits.extend(connection, name, now - before.at, now)
     await connection.execute(update(tasks).where(tasks.c.name == name).values(paused_at=None, paused_by=None))
     await changed(connection)
     return before

@@ -22,7 +22,7 @@ from service.batch.ledger.tables import HELD_SQL, backups, runs
 
 BACKUP_TASK = "backup"
 
-_WAITING_TASKS = f"({queues.names(queues.WAITS)}) AS v"
+_WAITING_TASKS = f"({queues.names(queues.READY)}) AS v"
 _ON_TIME = f"q.rank = {Rank.ON_TIME} AND q.slot IS NOT NULL"
 _FIRST_ON_TIME = " UNION ALL ".join(
     f"SELECT ({queues.first(of, '1', False, also=_ON_TIME)}) FROM {_WAITING_TASKS}"

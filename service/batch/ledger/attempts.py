@@ -47,6 +47,8 @@ class Outcome:
     progress_at: datetime | None = None
     slot: datetime | None = None
     fingerprint: str | None = None
+    is_awaited: bool = False
+    """Whether the run is a member of a group, whose follow-up waits for it."""
 
 
 async def record(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> None:

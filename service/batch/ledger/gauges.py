@@ -20,7 +20,7 @@ from service.batch.ledger import database_time, queues
 from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.incidents.tables import OPEN_SQL, durations, incidents
 from service.batch.ledger.states import ACTIVE, RunState
-from service.batch.ledger.tables import WAITING_SQL, backups, nodes, not_held, runs, tasks
+from service.batch.ledger.tables import READY_SQL, backups, nodes, not_held, runs, tasks
 
 MOST_COUNTED = 10_000
 """Runs of one state are counted up to this number."""
@@ -76,12 +76,12 @@ async def oldest_waiting_since(connection: AsyncConnection) -> datetime | None:
 def _oldest_waiting() -> TextualSelect:
     parts = " UNION ALL ".join(
         "SELECT (SELECT q.due_at FROM batch_runs q WHERE q.task = v.task "
-        f"AND q.{of} AND q.rank = {rank} AND {WAITING_SQL} AND {not_held('q')} "
+        f"AND q.{of} AND q.rank = {rank} AND {READY_SQL} AND {not_held('q')} "
         "ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT 1)) AS due_at FROM v"
         for of in ("exclusive = v.task", "exclusive IS NULL")
         for rank in queues.RANKS
     )
-    waiting = f"WITH v AS MATERIALIZED ({queues.names(queues.WAITS)})"
+    waiting = f"WITH v AS MATERIALIZED ({queues.names(queues.READY)})"
     return text(f"{waiting} SELECT min(due_at) AS due_at FROM ({parts}) AS heads").columns(runs.c.due_at)
 
 

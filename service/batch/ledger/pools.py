@@ -92,7 +92,7 @@ async def named(connection: AsyncConnection) -> set[str]:
 
 _WITH_RUNS = " UNION ".join(
     f"SELECT task FROM ({queues.names(condition)}) AS {name}"
-    for name, condition in (("waits", queues.WAITS), ("retries", queues.RETRIES))
+    for name, condition in (("waits", queues.READY), ("retries", queues.RETRIES))
 )
 """SQL for the names of the tasks that have runs which wait, or are retried at some time."""
 

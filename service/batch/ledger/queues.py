@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import BindParameter, TextClause, bindparam, text
 
 from service.batch.ledger.states import Rank
-from service.batch.ledger.tables import RETRYING_SQL, WAITING_SQL, not_held, runs, tasks
+from service.batch.ledger.tables import READY_SQL, RETRYING_SQL, not_held, runs, tasks
 
 RANKS = (Rank.INTERRUPTED, Rank.ON_TIME, Rank.MANUAL, Rank.CATCH_UP)
 
-WAITS = WAITING_SQL
+READY = READY_SQL
 RETRIES = RETRYING_SQL
 
 
@@ -28,7 +28,7 @@ OF_POOLS = "coalesce((SELECT t.pool FROM batch_tasks t WHERE t.name = w.task), '
 def names(condition: str, until_found: bool = False, of_pools: bool = False) -> str:
     """SQL for the names of the tasks that have runs of this condition which are not all held by a pause.
 
-    `condition`: WAITS or RETRIES. `until_found`: only the first of these names. `of_pools`: only of tasks of the pools
+    `condition`: READY or RETRIES. `until_found`: only the first of these names. `of_pools`: only of tasks of the pools
     in the parameter :pools. The runs of other tasks are not read, however many they are.
     """
     # PostgreSQL would execute an EXISTS here as a join with all paused tasks.
@@ -55,10 +55,10 @@ def first(of: str, limit: str, retries: bool, also: str = "true", lock: str = ""
     """
     shape = "SELECT q.id, q.rank, q.due_at FROM batch_runs q WHERE q.task = v.task AND q."
     may_start = f"{not_held('q')} AND {also}"
-    # PostgreSQL has no statistics of WAITING_SQL, and expects fewer waiting runs than the limit. So it would read and
+    # PostgreSQL has no statistics of READY_SQL, and expects fewer waiting runs than the limit. So it would read and
     # sort the whole queue. With a subquery as the limit, whose value is unknown, it reads in the order of the index.
     order = f"ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT {limit}){lock}"
-    parts = [f"{shape}{of} AND {WAITING_SQL} AND {may_start} {order}"]
+    parts = [f"{shape}{of} AND {READY_SQL} AND {may_start} {order}"]
     if retries:
         due = f"{RETRYING_SQL} AND q.due_at <= :now"
         parts += [f"{shape}{of} AND q.rank = {rank} AND {due} AND {may_start} {order}" for rank in RANKS]
@@ -70,13 +70,13 @@ def first(of: str, limit: str, retries: bool, also: str = "true", lock: str = ""
 
 def first_on_time(limit: int) -> str:
     """SQL for the ids of the first runs on time in the queue of each task, however many others wait there."""
-    following = f"SELECT min(r.task) FROM batch_runs r WHERE {WAITS} AND r.task > w.task"
+    following = f"SELECT min(r.task) FROM batch_runs r WHERE {READY} AND r.task > w.task"
     names = (
-        f"(WITH RECURSIVE w(task) AS (SELECT min(task) FROM batch_runs WHERE {WAITS} UNION ALL "
+        f"(WITH RECURSIVE w(task) AS (SELECT min(task) FROM batch_runs WHERE {READY} UNION ALL "
         f"SELECT ({following}) FROM w WHERE w.task IS NOT NULL) SELECT w.task FROM w WHERE w.task IS NOT NULL) AS v"
     )
     shape = "SELECT q.id FROM batch_runs q WHERE q.task = v.task AND q."
-    on_time = f"{WAITS} AND q.rank = {Rank.ON_TIME} AND q.slot IS NOT NULL"
+    on_time = f"{READY} AND q.rank = {Rank.ON_TIME} AND q.slot IS NOT NULL"
     order = f"ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT {limit})"
     heads = [
         f"SELECT r.id FROM {names} JOIN batch_runs r ON r.id IN ({shape}{of} AND {on_time} {order})"

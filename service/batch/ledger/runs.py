@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Text, cast, func, select, text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import tracing
@@ -43,6 +43,9 @@ class NewRun:
     requested_by: str | None = None
     key: str | None = None
     parent: str | None = None
+    awaited_by: str | None = None
+    gate: str | None = None
+    wait_until: datetime | None = None
     traceparent: str | None = None
     started_at: datetime | None = None
     attempt_started_at: datetime | None = None
@@ -113,6 +116,13 @@ class NewRun:
         run.start(node, now)
         return run
 
+    def wait(self, due_at: datetime, gate: str | None = None) -> None:
+        """Make it a waiting run, which is opened at `due_at` at the earliest.
+
+        `gate`: which end of what it waits for opens it (see waits.Gate); None: it waits for nothing but the instant.
+        """
+        self.state, self.due_at, self.gate = RunState.WAITING, due_at, gate
+
     def start(self, node: str, now: datetime) -> None:
         """Make it a running run of this node, instead of a queued one that any node may claim."""
         self.state, self.node, self.fence, self.attempt = RunState.RUNNING, node, 1, 1
@@ -142,6 +152,8 @@ class Claimed:
     attempt_started_at: datetime
     attempts_before: int = 0
     """How many attempts there were when a person last retried the run. The attempts of the policy count from there."""
+    awaited_by: str | None = None
+    """The run that waits for this one."""
     traceparent: str | None = None
 
 
@@ -158,6 +170,7 @@ def claimed_from(new: NewRun) -> Claimed:
         new.fence,
         new.created_at,
         new.attempt_started_at,
+        awaited_by=new.awaited_by,
         traceparent=new.traceparent,
     )
 
@@ -195,6 +208,11 @@ async def insert_once(connection: AsyncConnection, new: NewRun) -> str:
         return new.id
     same_key = select(runs.c.id).where(runs.c.task == new.task, runs.c.key == new.key)
     return str((await connection.execute(same_key)).scalar_one())
+
+
+async def insert_group(connection: AsyncConnection, new: Sequence[NewRun]) -> None:
+    """Insert runs that belong together. Raises IntegrityError if the task of one of them has a run with its key."""
+    await json_rows.insert(connection, runs, [vars(run) for run in new])
 
 
 async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:
@@ -244,9 +262,6 @@ async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, 
     await connection.execute(statement, {"rows": json_rows.encode(progress, kind)})
 
 
-MOST_SEARCHED = 100_000
-"""How many of the newest runs are searched for the end of an id."""
-
 LISTED = (
     *("id", "task", "slot", "origin", "state", "reason", "attempt", "node"),
     *("created_at", "started_at", "finished_at"),
@@ -258,34 +273,6 @@ async def get(connection: AsyncConnection, run_id: str) -> dict[str, Any] | None
     """The row of a run by column name; None if there is no such run."""
     row = (await connection.execute(select(runs).where(runs.c.id == run_id))).mappings().first()
     return dict(row) if row is not None else None
-
-
-async def begin_with(connection: AsyncConnection, prefix: str, limit: int) -> list[dict[str, Any]]:
-    """The id, task, state and creation of runs whose id begins with `prefix`, newest first; at most `limit`.
-
-    `prefix`: at most 32 hex digits, without dashes.
-    """
-    low, high = (_as_id(prefix.ljust(32, filler)) for filler in "0f")
-    columns = (runs.c.id, runs.c.task, runs.c.state, runs.c.created_at)
-    statement = select(*columns).where(runs.c.id.between(low, high)).order_by(runs.c.id.desc()).limit(limit)
-    return [dict(row) for row in (await connection.execute(statement)).mappings()]
-
-
-async def end_in(connection: AsyncConnection, suffix: str, limit: int) -> list[dict[str, Any]]:
-    """The same as `begin_with` for the end of the id, among the newest MOST_SEARCHED runs.
-
-    An id ends in random digits, so no index has them in order. The search reads only the index on the time of making.
-    """
-    newest = select(runs.c.id).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST_SEARCHED).subquery()
-    digits = func.replace(cast(newest.c.id, Text), "-", "")
-    matching = select(newest.c.id).where(digits.endswith(suffix, autoescape=True)).limit(limit)
-    columns = (runs.c.id, runs.c.task, runs.c.state, runs.c.created_at)
-    statement = select(*columns).where(runs.c.id.in_(matching)).order_by(runs.c.id.desc())
-    return [dict(row) for row in (await connection.execute(statement)).mappings()]
-
-
-def _as_id(digits: str) -> str:
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 async def latest(connection: AsyncConnection, task: str) -> str | None:

@@ -15,12 +15,15 @@ from service.batch.ledger import json_rows, tables
 from service.batch.ledger.tables import new_id, schedules, tasks
 from service.errors import InvalidSchedule
 
+NOTHING_WAITS: Mapping[str, tuple[dict[str, Any] | None, str | None]] = {}
+
 
 @dataclass(slots=True)
 class OpenSchedule:
     """The schedule that a task has now. `fired_until`: its cursor. Instants are aware.
 
-    `paused_by`: who has paused the task; None: it is not paused.
+    `paused_by`: who has paused the task; None: it is not paused. `after`: what its runs wait for, as After.as_json has
+    it. `follows`: the task whose schedule it copies.
     """
 
     id: str
@@ -30,6 +33,8 @@ class OpenSchedule:
     fired_until: datetime
     paused_by: str | None
     valid_from: datetime
+    after: dict[str, Any] | None = None
+    follows: str | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -55,6 +60,8 @@ def _open() -> Select[Any]:
         schedules.c.fired_until,
         paused_by.label("paused_by"),
         schedules.c.valid_from,
+        schedules.c.after,
+        schedules.c.follows,
     ).where(schedules.c.valid_until.is_(None))
 
 
@@ -127,11 +134,35 @@ async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: d
     )
 
 
-async def open_new(connection: AsyncConnection, new: Mapping[str, Schedule], node: str, now: datetime) -> None:
+async def following(connection: AsyncConnection, names: Collection[str]) -> dict[str, str]:
+    """The tasks whose open schedules copy those of `names`, also by way of others. For each the one it follows."""
+    found: dict[str, str] = {}
+    asked = set(names)
+    while asked:
+        is_meant = json_rows.is_among(schedules.c.follows, asked, connection.dialect.name)
+        query = select(schedules.c.task, schedules.c.follows).where(schedules.c.valid_until.is_(None), is_meant)
+        new = {row.task: row.follows for row in await connection.execute(query) if row.task not in {*found, *names}}
+        found |= new
+        asked = set(new)
+    return found
+
+
+async def set_after(connection: AsyncConnection, row: str, after: dict[str, Any] | None, follows: str | None) -> None:
+    """Write what the runs of an open schedule wait for, and which task it follows. The caller has locked the row."""
+    await connection.execute(update(schedules).where(schedules.c.id == row).values(after=after, follows=follows))
+
+
+async def open_new(
+    connection: AsyncConnection,
+    new: Mapping[str, Schedule],
+    node: str,
+    now: datetime,
+    waiting: Mapping[str, tuple[dict[str, Any] | None, str | None]] = NOTHING_WAITS,
+) -> None:
     """Write the open schedules of tasks that have none. `new`: by name of task. Slots count from `now` on.
 
-    If an earlier schedule of a task ends later than `now`, slots count from that end: the slots before it were handled
-    by a clock that was ahead.
+    `waiting`: the values of `after` and `follows` of tasks that wait for others. If an earlier schedule of a task ends
+    later than `now`, slots count from that end: the slots before it were handled by a clock that was ahead.
     """
     ends = await _ends_after(connection, new, now)
     rows = [
@@ -143,6 +174,8 @@ async def open_new(connection: AsyncConnection, new: Mapping[str, Schedule], nod
             "valid_from": ends.get(task, now),
             "node": node,
             "fired_until": ends.get(task, now),
+            "after": waiting.get(task, (None, None))[0],
+            "follows": waiting.get(task, (None, None))[1],
         }
         for task, schedule in new.items()
     ]

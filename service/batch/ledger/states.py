@@ -6,6 +6,7 @@ from enum import StrEnum
 
 
 class RunState(StrEnum):
+    WAITING = "waiting"
     QUEUED = "queued"
     RUNNING = "running"
     RETRYING = "retrying"
@@ -16,18 +17,20 @@ class RunState(StrEnum):
     SKIPPED = "skipped"
 
 
-# Only a person can change a final state, by `batch retry` or `batch backfill --again`.
+# Only a person can change a final state, by `batch retry` or `batch backfill --again`. A run waits again if a person
+# retries what it was skipped for, or with `--and-after` runs again what it comes after.
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
+    RunState.WAITING: frozenset({RunState.QUEUED, RunState.SKIPPED, RunState.CANCELLED}),
     RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
     RunState.RUNNING: frozenset(
         {RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING, RunState.INTERRUPTED, RunState.CANCELLED}
     ),
     RunState.RETRYING: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
     RunState.INTERRUPTED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
-    RunState.SUCCEEDED: frozenset({RunState.QUEUED}),
-    RunState.FAILED: frozenset({RunState.QUEUED}),
-    RunState.CANCELLED: frozenset({RunState.QUEUED}),
-    RunState.SKIPPED: frozenset({RunState.QUEUED}),
+    RunState.SUCCEEDED: frozenset({RunState.QUEUED, RunState.WAITING}),
+    RunState.FAILED: frozenset({RunState.QUEUED, RunState.WAITING}),
+    RunState.CANCELLED: frozenset({RunState.QUEUED, RunState.WAITING}),
+    RunState.SKIPPED: frozenset({RunState.QUEUED, RunState.WAITING}),
 }
 
 
@@ -37,7 +40,7 @@ def before(state: RunState) -> tuple[RunState, ...]:
 
 
 CLAIMABLE = before(RunState.RUNNING)
-FINAL = before(RunState.QUEUED)
+FINAL = tuple(state for state in before(RunState.QUEUED) if state != RunState.WAITING)
 ACTIVE = tuple(state for state in RunState if state not in FINAL)
 
 

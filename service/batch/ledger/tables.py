@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-from service import clock
+from service.batch.ledger.ids import new_id as new_id
 from service.batch.ledger.states import ACTIVE, CLAIMABLE, RunState
 from service.database.types import Id, Json, UtcDateTime
 from service.poolsettings import DEFAULT_POOL
@@ -39,6 +38,8 @@ def where(condition: str) -> dict[str, Any]:
 # A partial index is used only by a query that repeats its condition exactly. With the bare column SQLite would use the
 # index on all states instead, and read the runs of all tasks.
 UNINDEXED_STATE = "(state || '')"
+# For statements that find runs by their ids: no index has the state in this form, not even a partial one.
+PLAIN_STATE = "coalesce(state, '')"
 
 
 def is_one_of(states: Iterable[RunState], column: str = UNINDEXED_STATE) -> str:
@@ -46,7 +47,7 @@ def is_one_of(states: Iterable[RunState], column: str = UNINDEXED_STATE) -> str:
     return f"{column} IN ({', '.join(repr(str(state)) for state in states)})"
 
 
-WAITING_SQL = is_one_of(state for state in CLAIMABLE if state != RunState.RETRYING)
+READY_SQL = is_one_of(state for state in CLAIMABLE if state != RunState.RETRYING)
 """Runs that may start now. Their `due_at` does not matter: it may be from a clock that was ahead."""
 RETRYING_SQL = f"{UNINDEXED_STATE} = 'retrying'"
 """Runs that may start at their `due_at`."""
@@ -55,7 +56,10 @@ HELD_SQL = f"{UNINDEXED_STATE} = 'running'"
 LEFT_SQL = f"{UNINDEXED_STATE} = 'interrupted'"
 """Runs that were interrupted and wait for a node, in the form that uses the index on the node that left them."""
 RUNNING_SQL = "state = 'running'"
-"""Running runs, in the form that uses the index on `exclusive` and `lane`."""
+HOLDS_LANE_SQL = "attempt > attempts_before AND state IN ('running', 'waiting')"
+"""Runs that hold a lane: a run that waits and has not begun holds none."""
+WAITING_SQL = f"{UNINDEXED_STATE} = 'waiting'"
+"""Runs that have not begun, and wait for their `due_at`, for other slots, or for the other runs of their group."""
 CLAIMABLE_SQL = is_one_of(CLAIMABLE)
 ACTIVE_SQL = is_one_of(ACTIVE, "state")
 SKIPPED_SQL = f"{UNINDEXED_STATE} = 'skipped'"
@@ -69,7 +73,8 @@ OPEN_FAILURE_SQL = "fingerprint IS NOT NULL AND acknowledged IS NULL AND made_go
 UNNOTICED_RANGE_SQL = "unnoticed IS NOT NULL"
 UNNOTICED_NODE_SQL = "noticed_at IS NULL"
 UNNOTICED_BACKUP_SQL = "failed_at IS NOT NULL AND noticed_at IS NULL"
-IN_THE_WAY_SQL = f"{is_one_of(ACTIVE)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
+BEGUN_OR_READY = tuple(state for state in ACTIVE if state != RunState.WAITING)
+IN_THE_WAY_SQL = f"{is_one_of(BEGUN_OR_READY)} AND ({RUNNING_SQL} OR (origin = 'schedule' AND NOT catch_up))"
 """Runs that an overlap policy considers for the next slot: all running ones, and those of slots on time."""
 
 
@@ -79,14 +84,6 @@ def not_held(run: str) -> str:
     `run`: the alias of batch_runs. It is no join, so that runs are still read in the order of the queue's index.
     """
     return f"coalesce({run}.created_at > (SELECT t.paused_at FROM batch_tasks t WHERE t.name = {run}.task), true)"
-
-
-def new_id() -> str:
-    """A new UUIDv7: ids sort by the time of their making (RFC 9562, method 3: 12 bits below the millisecond)."""
-    milliseconds, nanoseconds = divmod(clock.unix_ns(), 1_000_000)
-    high = milliseconds << 16 | 0x7000 | nanoseconds * 4096 // 1_000_000
-    digits = f"{high:016x}{0x8000000000000000 | secrets.randbits(62):016x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 tasks = Table(
@@ -122,6 +119,8 @@ schedules = Table(
     Column("valid_until", UtcDateTime),
     Column("node", Id, nullable=False),
     Column("fired_until", UtcDateTime, nullable=False),
+    # `after`: what the runs of its slots wait for, see queue/after.py. `follows`: the task whose schedule it copies.
+    *(Column("after", Json), Column("follows", String(100))),
     Index("uq_batch_schedules_open", "task", unique=True, **where("valid_until IS NULL")),
     Index("ix_batch_schedules_task", "task", "valid_from"),
     postgresql_with={"fillfactor": 50},  # room beside each row for its next cursor
@@ -151,12 +150,13 @@ runs = Table(
     # Progress. `count_before`: items done by earlier attempts. `count_lost`: the largest count at a loss. `rate`: items
     # per second. `progress_at`: the instant since which `count` has this value.
     *(Column(name, BigInteger) for name in ("count", "total", "count_before", "count_lost")),
-    Column("message", Text),
-    Column("rate", Float),
-    Column("progress_at", UtcDateTime),
-    Column("requested_by", Text),
-    Column("key", String(200)),
+    *(Column("message", Text), Column("rate", Float), Column("progress_at", UtcDateTime)),
+    *(Column("requested_by", Text), Column("key", String(200))),
     Column("parent", Id),
+    # `awaited_by`: the run that waits for this one. Of a waiting run, `gate` says which end of what it waits for opens
+    # it ("success" or "end"), and `wait_until` when it has waited long enough. A run that was skipped because of what
+    # it waited for keeps its gate.
+    *(Column("awaited_by", Id), Column("gate", String(10)), Column("wait_until", UtcDateTime)),
     # The span of OpenTelemetry that asked for the run, as the W3C header of this name.
     Column("traceparent", String(55)),
     Column("created_at", UtcDateTime, nullable=False),
@@ -176,13 +176,13 @@ runs = Table(
     # There may be any number of manual runs for a slot.
     Index("uq_batch_runs_task_slot", "task", "slot", unique=True, **where(OF_SLOT_SQL)),
     Index("uq_batch_runs_task_key", "task", "key", unique=True, **where("key IS NOT NULL")),
-    Index("uq_batch_runs_exclusive", "exclusive", "lane", unique=True, **where(RUNNING_SQL)),
+    Index("uq_batch_runs_exclusive", "exclusive", "lane", unique=True, **where(HOLDS_LANE_SQL)),
     Index("ix_batch_runs_held", "node", **where(HELD_SQL)),
     Index("ix_batch_runs_left", "node", **where(LEFT_SQL)),
     Index("ix_batch_runs_in_the_way", "task", **where(IN_THE_WAY_SQL)),
     # Which tasks have runs to start, and the order of these runs: for waiting runs, and for retries.
-    Index("ix_batch_runs_waiting", "task", "created_at", **where(WAITING_SQL)),
-    Index("ix_batch_runs_queue", "task", "exclusive", "rank", "due_at", "id", **where(WAITING_SQL)),
+    Index("ix_batch_runs_waiting", "task", "created_at", **where(READY_SQL)),
+    Index("ix_batch_runs_queue", "task", "exclusive", "rank", "due_at", "id", **where(READY_SQL)),
     Index("ix_batch_runs_retry_due", "due_at", **where(RETRYING_SQL)),
     Index("ix_batch_runs_retrying", "task", "created_at", **where(RETRYING_SQL)),
     Index("ix_batch_runs_retry_queue", "task", "exclusive", "rank", "due_at", "id", **where(RETRYING_SQL)),
@@ -194,6 +194,8 @@ runs = Table(
     Index("ix_batch_runs_unnoticed", "id", **where(UNNOTICED_RUN_SQL)),
     Index("ix_batch_runs_open_failures", "task", "fingerprint", "finished_at", **where(OPEN_FAILURE_SQL)),
     Index("ix_batch_runs_parent", "parent", **where("parent IS NOT NULL")),
+    Index("ix_batch_runs_waits", "due_at", "id", **where(WAITING_SQL)),
+    Index("ix_batch_runs_members", "awaited_by", "state", **where("awaited_by IS NOT NULL")),
     Index("ix_batch_runs_acknowledged", "acknowledged", **where("acknowledged IS NOT NULL")),
 )
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, Text, bindparam, text, update
+from sqlalchemy import Select, Text, bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import attempts, json_rows, tables
+from service.batch.ledger import attempts, json_rows, tables, waits
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.night import buckets
 from service.batch.ledger.runs import PROGRESS, PROGRESS_COLUMNS, Claimed, is_running, locked_by_id
-from service.batch.ledger.states import ACTIVE, TRANSITIONS, Origin, RunState, before
-from service.batch.ledger.tables import is_one_of, runs
+from service.batch.ledger.states import ACTIVE, FINAL, TRANSITIONS, Origin, RunState, before
+from service.batch.ledger.tables import PLAIN_STATE, is_one_of, runs
 
 CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
 FINISH_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", "finished_at", *PROGRESS_COLUMNS)
@@ -123,7 +123,9 @@ def _finish_row(outcome: Outcome) -> dict[str, Any]:
 async def cancel(
     connection: AsyncConnection, ids: Sequence[str], reason: str, by: str, now: datetime
 ) -> dict[str, RunState]:
-    """Cancel waiting runs, and write requests to the rows of running ones. An earlier request is not changed.
+    """Cancel runs that are not running, and write requests to the rows of running ones. An earlier one is not changed.
+
+    With the follow-up of a group its members are cancelled that are not over.
 
     Returns the state of each run after that, without those that have ended or do not exist.
     """
@@ -142,8 +144,20 @@ async def cancel(
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, state"
     ).bindparams(*(bindparam(name, type_=runs.c[column].type) for name, column in _CANCEL_TYPES.items()))
     values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "reason": reason, "by": by, "now": now}
-    cancelled = await connection.execute(statement.columns(runs.c.id, runs.c.state), values)
-    return {run: RunState(state) for run, state in cancelled}
+    rows = (await connection.execute(statement.columns(runs.c.id, runs.c.state), values)).all()
+    cancelled = {run: RunState(state) for run, state in rows}
+    await _cancel_members(connection, [run for run, state in cancelled.items() if state != RunState.RUNNING], values)
+    return cancelled
+
+
+async def _cancel_members(connection: AsyncConnection, ids: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Cancel the active members of the groups whose follow-ups `ids` were cancelled."""
+    if not ids:
+        return
+    theirs = json_rows.is_among(runs.c.awaited_by, ids, connection.dialect.name)
+    members = select(runs.c.id).where(theirs, text(is_one_of(ACTIVE)))
+    if active := (await connection.execute(members)).scalars().all():
+        await cancel(connection, sorted(active), values["reason"], values["by"], values["now"])
 
 
 _CANCEL_TYPES = {"reason": "reason", "by": "cancel_by", "now": "cancel_at"}
@@ -161,25 +175,112 @@ async def reopen(
 
     `anew`: runs that have succeeded are queued too, and the progress of the runs is deleted. Their fences go on rising.
     Attempts and losses are counted from zero again. The runs count as caught up from now on, so that overlap policies
-    do not consider them for slots on time.
+    do not consider them for slots on time. What was closed because one of them had not succeeded waits again.
     """
     kind = connection.dialect.name
     # is_one_of keeps SQLite from using the index on states, by which it would read all ended runs.
-    may_reopen = is_one_of(state for state in before(RunState.QUEUED) if anew or state != RunState.SUCCEEDED)
-    no_progress = "".join(f"{name} = NULL, " for name in PROGRESS_COLUMNS) if anew else ""
+    ended = (state for state in before(RunState.QUEUED) if state in FINAL)
+    may_reopen = is_one_of(state for state in ended if anew or state != RunState.SUCCEEDED)
+    no_progress = _NO_PROGRESS if anew else ""
     condition = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_reopen}"
     statement = text(
         f"UPDATE batch_runs SET state = '{RunState.QUEUED}', rank = :rank, catch_up = true, due_at = :now, "
-        "requested_by = :by, reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, "
-        "attempts_before = attempt, losses = 0, count_lost = NULL, "
-        f"{no_progress}cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL "
+        f"requested_by = :by, {_AS_NEW}, {no_progress}gate = NULL, wait_until = NULL "
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, slot, origin"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
     rows = json_rows.encode([{"id": i} for i in ids], kind)
     values = {"rows": rows, "rank": rank, "by": by, "now": now}
+    awaiting = await waits.lock_awaiting(connection, ids)
     queued = (await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)).all()
+    await wait_again(connection, awaiting, now)
     await buckets.slots_have_changed(connection, [run.slot for run in queued if run.origin != Origin.MANUAL], now)
     return {run.id for run in queued}
+
+
+_NO_PROGRESS = "".join(f"{name} = NULL, " for name in PROGRESS_COLUMNS)
+_AS_NEW = (
+    "reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, attempts_before = attempt, losses = 0, "
+    "count_lost = NULL, cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL"
+)
+
+
+async def wait_anew(
+    connection: AsyncConnection, gated: Sequence[Mapping[str, Any]], rank: int, by: str, now: datetime
+) -> set[str]:
+    """Let those of these runs that have ended, in whichever state, wait once more for what they wait for.
+
+    They are done from the beginning, and count as caught up, as by `reopen`. `gated`: the `id`, the `gate` and the
+    `wait_until` of each run, which the caller has locked. Returns the ids of the runs that wait now.
+    """
+    kind, columns = connection.dialect.name, [runs.c[name] for name in ("id", "gate", "wait_until")]
+    has_ended = is_one_of(before(RunState.WAITING), PLAIN_STATE)
+    statement = text(
+        f"UPDATE batch_runs SET state = '{RunState.WAITING}', rank = :rank, catch_up = true, due_at = :now, "
+        f"requested_by = :by, {_AS_NEW}, {_NO_PROGRESS}gate = v.gate, wait_until = v.wait_until "
+        f"FROM {json_rows.source(columns, kind)} WHERE batch_runs.id = v.id AND {has_ended} "
+        "RETURNING batch_runs.id, batch_runs.slot, batch_runs.origin"
+    ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
+    values = {"rows": json_rows.encode(gated, kind), "rank": rank, "by": by, "now": now}
+    waiting = (await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)).all()
+    await buckets.slots_have_changed(connection, [run.slot for run in waiting if run.origin != Origin.MANUAL], now)
+    return {run.id for run in waiting}
+
+
+# Waiting runs.
+
+
+async def open_waiting(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
+    """Queue those of the runs `ids` that are waiting. The caller has locked them."""
+    await _change(connection, (RunState.WAITING, RunState.QUEUED), [{"id": run} for run in ids], "due_at = :now", now)
+
+
+async def close_waiting(connection: AsyncConnection, reasons: Mapping[str, str], now: datetime, gate: bool) -> None:
+    """Skip those runs that are waiting. The caller has locked them. `reasons`: the reason by the id of the run.
+
+    `gate`: whether they keep their gate, because what they waited for has closed them: then they wait again when that
+    is retried.
+    """
+    no_gate = "" if gate else ", gate = NULL"
+    values = f"reason = v.reason, finished_at = :now{no_gate}"
+    closing = [{"id": run, "reason": reason} for run, reason in reasons.items()]
+    await _change(connection, (RunState.WAITING, RunState.SKIPPED), closing, values, now)
+
+
+async def wait_again(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
+    """Let those of the runs `ids` wait again that were closed by what they waited for. The caller has locked them.
+
+    They wait as long as before, from `now` on.
+    """
+    if not ids:
+        return
+    closed = (text(is_one_of([RunState.SKIPPED], PLAIN_STATE)), runs.c.gate.is_not(None))
+    theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
+    rows = (await connection.execute(select(runs.c.id, runs.c.due_at, runs.c.wait_until).where(theirs, *closed))).all()
+    again = [{"id": row.id, "wait_until": row.wait_until and now + (row.wait_until - row.due_at)} for row in rows]
+    values = "reason = NULL, finished_at = NULL, due_at = :now, wait_until = v.wait_until"
+    await _change(connection, (RunState.SKIPPED, RunState.WAITING), again, values, now)
+
+
+async def _change(
+    connection: AsyncConnection,
+    change: tuple[RunState, RunState],
+    rows: Sequence[Mapping[str, Any]],
+    values: str,
+    now: datetime,
+) -> None:
+    """Make a change of the table TRANSITIONS to those of the runs in `rows` that are in its first state.
+
+    `values`: SQL for the rest of the SET clause, with :now.
+    """
+    old, new = change
+    if not rows or new not in TRANSITIONS[old]:
+        return
+    kind, columns = connection.dialect.name, [runs.c[name] for name in ("id", "reason", "wait_until")]
+    is_meant = f"batch_runs.id = v.id AND {is_one_of([old], PLAIN_STATE)}"
+    statement = text(
+        f"UPDATE batch_runs SET state = '{new}', {values} FROM {json_rows.source(columns, kind)} WHERE {is_meant}"
+    ).bindparams(bindparam("now", type_=runs.c.due_at.type))
+    await connection.execute(statement, {"rows": json_rows.encode(rows, kind), "now": now})
 
 
 # Runs that no node will start.
@@ -191,7 +292,7 @@ UNSERVED = "unserved"
 async def fail_waiting(
     connection: AsyncConnection, ids: Select[Any], condition: str, reason: str, now: datetime
 ) -> int:
-    """Fail the runs with these ids that still wait. Returns how many. `condition`: WAITING_SQL or RETRYING_SQL."""
+    """Fail the runs with these ids that still wait. Returns how many. `condition`: READY_SQL or RETRYING_SQL."""
     may_fail = text(is_one_of(before(RunState.FAILED)))
     failing = update(runs).where(runs.c.id.in_(ids), text(condition), may_fail)
     values = {"state": RunState.FAILED, "reason": reason, "finished_at": now}

@@ -37,6 +37,7 @@ OPTIONAL = (
     "overlap",
     "missed",
     "priority",
+    "after",
     "max_running",
     "max_waiting",
     *MONITORING,
@@ -48,6 +49,7 @@ ELSEWHERE = {
     **dict.fromkeys(("catchup", "catch_up", "misfire", "misfire_grace_time"), "missed"),
     **dict.fromkeys(("coalesce", "concurrency_policy"), "overlap"),
     **dict.fromkeys(("concurrency", "concurrency_limit", "max_concurrency", "max_instances"), "max_running"),
+    **dict.fromkeys(("depends_on", "dependencies", "requires", "upstream", "wait_for"), "after"),
     **dict.fromkeys(("cron", "crontab", "trigger"), "schedule"),
 }
 """Names of attributes in other schedulers, with our names."""
@@ -55,7 +57,7 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class LintFinding:
-    """A likely mistake: `severity` is "warning" or "note", `rule` is a stable name, `message` is for people."""
+    """A mistake: `severity` is "error", "warning" or "note", `rule` is a stable name, `message` is for people."""
 
     severity: str
     rule: str
@@ -82,6 +84,14 @@ def findings(task: Task, now: datetime, served: Collection[str] | None = None) -
         interval = shortest_interval(task.schedule, now)
         unsorted += [*_expression(task.schedule), *_clock(task.schedule, now), *_policies(task, interval)]
     return sorted(unsorted, key=lambda finding: finding.severity == "note")
+
+
+def unknown_upstreams(task: Task, known: Collection[str]) -> list[LintFinding]:
+    """The tasks that `after` names and that are not among `known`: what waits for them is always skipped."""
+    upstreams = task.after.tasks if task.after is not None else ()
+    return [
+        LintFinding("error", "after-unknown", f"there is no task {name}") for name in upstreams if name not in known
+    ]
 
 
 def shortest_interval(of: Schedule, now: datetime) -> timedelta:

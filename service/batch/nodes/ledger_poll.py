@@ -36,7 +36,7 @@ from service.batch.ledger.incidents import notices
 from service.batch.ledger.incidents.tables import UNSENT_SQL
 from service.batch.ledger.nodes import NodeStatus
 from service.batch.ledger.people.access_tables import duties
-from service.batch.ledger.tables import HELD_SQL, catalog, nodes, runs, tasks
+from service.batch.ledger.tables import HELD_SQL, WAITING_SQL, catalog, nodes, runs, tasks
 from service.batch.nodes.roles import SERVICE, Roles
 from service.batch.queue.cancel import StopRequest
 from service.batch.queue.claiming import is_any_due
@@ -44,7 +44,7 @@ from service.batch.queue.claiming import is_any_due
 LOOK_SECONDS = 1.0
 """Seconds between two polls, at most: the upper bound on how late a dead node or a cancel request is noticed."""
 
-CLAIMABLE, UNNOTICED, ACTIVE, UNSENT = "c", "u", "a", "s"
+CLAIMABLE, UNNOTICED, ACTIVE, UNSENT, WAITING = "c", "u", "a", "s", "w"
 
 FiringState = tuple[int, frozenset[str]]
 """The version of the catalog, and the ids of the other nodes that fire."""
@@ -65,7 +65,8 @@ class LedgerChanges:
     """What a node has read by one poll. `now`: the database time. A node that does not fire reads only the requests.
 
     `is_unnoticed`: there is something for the watch to notice. `is_active`: some run is running, or waits in
-    any pool. `is_unsent`: a message waits to be sent. `watcher`: the id of the node that has the duty of the watch.
+    any pool. `is_unsent`: a message waits to be sent. `is_waiting`: a run waits whose instant is over. `watcher`: the
+    id of the node that has the duty of the watch.
     """
 
     now: datetime
@@ -78,6 +79,7 @@ class LedgerChanges:
     """Requests to stop runs that this node is running."""
     is_unnoticed: bool = False
     is_active: bool = False
+    is_waiting: bool = False
     is_unsent: bool = False
     watcher: str | None = None
 
@@ -100,6 +102,7 @@ async def read(connection: AsyncConnection, node: str, roles: Roles = SERVICE) -
         ledger_row.number,
         is_unnoticed=UNNOTICED in flags,
         is_active=ACTIVE in flags,
+        is_waiting=WAITING in flags,
         is_unsent=UNSENT in flags,
         watcher=ledger_row.id,
     )
@@ -123,13 +126,14 @@ def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
     now = bindparam("now", type_=instant) if has_now else func.statement_timestamp(type_=instant)
     node = bindparam("node", type_=nodes.c.id.type)
     version = func.coalesce(select(catalog.c.version).where(catalog.c.id == 1).scalar_subquery(), 0)
-    claimable: tuple[tuple[str, Any], ...] = ((CLAIMABLE, is_any_due(now, roles.pools)),) if roles.pools else ()
-    of_the_watch: tuple[tuple[str, Any], ...] = (
-        (UNNOTICED, text(notices.IS_ANY_SQL)),
-        (UNSENT, text(f"EXISTS (SELECT 1 FROM batch_outbox WHERE {UNSENT_SQL})")),
-        (ACTIVE, or_(is_any_due(now), text(_IS_ANY_HELD_SQL))),
-    )
-    flags = claimable + (of_the_watch if roles.fires else ())
+    flags: list[tuple[str, Any]] = [(CLAIMABLE, is_any_due(now, roles.pools))] if roles.pools else []
+    if roles.fires:
+        flags += [
+            (UNNOTICED, text(notices.IS_ANY_SQL)),
+            (UNSENT, text(f"EXISTS (SELECT 1 FROM batch_outbox WHERE {UNSENT_SQL})")),
+            (WAITING, select(runs.c.id).where(text(WAITING_SQL), runs.c.due_at <= now).exists()),
+            (ACTIVE, or_(is_any_due(now), text(_IS_ANY_HELD_SQL))),
+        ]
     words = [case((condition, flag), else_="") for flag, condition in flags]
     watcher = select(duties.c.node).where(duties.c.name == WATCH).scalar_subquery()
     ledger = select(

@@ -18,7 +18,7 @@ from service.batch.pools import child_json, frames
 from service.batch.pools.exit_reasons import exit_error
 from service.batch.pools.nursery import Nursery
 from service.batch.pools.output import copy_lines, give_way
-from service.batch.queue import enqueue
+from service.batch.queue import enqueue, upstreams
 from service.concurrency.offload import offload
 from service.errors import BatchError, Interrupted, ProcessDied
 from service.logs import get_logger, relay
@@ -33,7 +33,7 @@ MESSAGES_SECONDS, OUTPUT_SECONDS = 30.0, 1.0
 KILL_SECONDS = 5.0
 """How long the nursery may take to kill a child, in seconds. After that the nursery itself is killed."""
 MOST_STARTS = 20
-"""How many requests of `start()` of one child are carried out at once."""
+"""How many requests of one child, such as those of `start()`, are carried out at once."""
 
 
 class Child:
@@ -147,9 +147,17 @@ class Child:
     async def _job(self) -> bytes:
         state, claimed = self.attempt.state, child_json.claimed_as_json(self.attempt.claimed)
         try:
-            return await offload(frames.encoded, {"claimed": claimed, "stop_reason": state.stop_reason})
+            job = {"claimed": claimed, "stop_reason": state.stop_reason, "upstream": await self._upstream()}
+            return await offload(frames.encoded, job)
         except frames.BrokenFrame as error:
-            raise ProcessDied(f"its parameters are {error}") from None
+            raise ProcessDied(f"its parameters, with the results that it has waited for, are {error}") from None
+
+    async def _upstream(self) -> list[child_json.Json]:
+        """The slots that the run has waited for, if its code asks for them."""
+        if not self.attempt.task.parameters.takes_upstream:
+            return []
+        upstream = await upstreams.read(self.attempt.claimed.id)
+        return [child_json.done_as_json(done) for done in upstream.values()]
 
     async def _finish(self, reading: dict[asyncio.Task[None], float]) -> None:
         """Read what the process has written before its end, and close everything."""
@@ -191,7 +199,12 @@ class Child:
                 state.on_refused()
         elif "start" in message:
             await self._starting.acquire()
-            self._spawn(self._start(int(message["number"]), child_json.start_from_json(message["start"])))
+            starts = child_json.starts_from_json(message["start"])
+            self._spawn(self._answer(int(message["number"]), lambda: enqueue.start_checked(starts)))
+        elif "members" in message:
+            await self._starting.acquire()
+            after = message["members"]
+            self._spawn(self._answer(int(message["number"]), lambda: self._members(after)))
         elif "memory" in message:
             if (bound := self.attempt.task.policies.memory) is not None:
                 self.bound = bound + int(message["memory"])
@@ -199,22 +212,29 @@ class Child:
             self._ending = child_json.ending_from_json(message["end"])
             self._exit_timer = asyncio.get_running_loop().call_later(EXIT_SECONDS, self.kill)
 
-    async def _start(self, number: int, request: enqueue.StartRequest) -> None:
-        """Carry out a `start()` of the run."""
+    async def _answer(self, number: int, work: Callable[[], Awaitable[Any]]) -> None:
+        """Carry out what the run asks for: a `start()` or `start_all()`, or the next members of its group."""
         try:
-            answer: dict[str, Any] = {"run": await enqueue.start_checked(request)}
-        except BatchError as error:
-            answer = child_json.answer_as_json(error)
+            frame = await offload(frames.encoded, {"answer": number, "value": await work()})
+        except (BatchError, frames.BrokenFrame) as error:
+            frame = frames.encoded({"answer": number, **child_json.answer_as_json(error)})
         finally:
             self._starting.release()
-        self._send({"answer": number, **answer})
+        self._put(frame)
+
+    async def _members(self, after: str | None) -> list[child_json.Json]:
+        members = await upstreams.members(self.attempt.claimed.id, after)
+        return [child_json.done_as_json(done) for done in members]
 
     def _tell_output(self, text: str) -> None:
         relay.write(relay.told(stamp_now(), "info", "stdout", text))
 
     def _send(self, message: dict[str, Any]) -> None:
+        self._put(frames.encoded(message))
+
+    def _put(self, frame: bytes) -> None:
         if self._outgoing is not None:
-            self._outgoing.put_nowait(frames.encoded(message))
+            self._outgoing.put_nowait(frame)
 
     async def _write(self, connection: socket.socket, outgoing: asyncio.Queue[bytes]) -> None:
         """Send what the child is told, until it has ended. That it reads no more does not end the reading here."""

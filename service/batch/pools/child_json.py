@@ -8,16 +8,18 @@ from datetime import datetime
 from typing import Any
 
 from service import failures
+from service.batch.context.upstream import Done
 from service.batch.execution.ending import Ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
-from service.batch.queue.enqueue import Startable, StartRequest
+from service.batch.queue.requests import Startable, StartRequest, Starts
 from service.batch.tasks.retry_after import MOST_SECONDS
-from service.errors import BatchError, DatabaseError, DatabaseUnreachable, InvalidParameters, UnknownTask
+from service.errors import BatchError, DatabaseError, DatabaseUnreachable, InvalidParameters, LeaseLost, UnknownTask
 
 Json = dict[str, Any]
 
-STARTING = {cls.__name__: cls for cls in (UnknownTask, InvalidParameters, DatabaseError, DatabaseUnreachable)}
+_STARTING = (UnknownTask, InvalidParameters, DatabaseError, DatabaseUnreachable, LeaseLost)
+STARTING = {cls.__name__: cls for cls in _STARTING}
 """The errors of `start()` that a child raises as the service has raised them."""
 _INSTANTS = ("slot", "created_at", "attempt_started_at")
 
@@ -53,17 +55,38 @@ def ending_from_json(values: Json) -> Ending:
     )
 
 
-def start_as_json(request: StartRequest) -> Json:
-    values = asdict(request)
-    return {**values, "slot": request.slot and request.slot.isoformat()}
+def done_as_json(done: Done) -> Json:
+    return {**asdict(done), "slot": _stamp(done.slot)}
 
 
-def start_from_json(values: Json) -> StartRequest:
-    """The request. Raises KeyError, TypeError and ValueError if it is none."""
+def done_from_json(values: Json) -> Done:
+    return Done(**{**values, "slot": _instant(values["slot"])})
+
+
+def starts_as_json(starts: Starts) -> Json:
+    then = _request_as_json(starts.then) if starts.then is not None else None
+    each = [_request_as_json(request) for request in starts.runs]
+    return {"runs": each, "then": then, "gate": starts.gate, "in_group": starts.in_group}
+
+
+def starts_from_json(values: Json) -> Starts:
+    """The requests. Raises KeyError, TypeError and ValueError if they are none."""
+    then = _request_from_json(values["then"]) if values["then"] is not None else None
+    each = tuple(_request_from_json(request) for request in values["runs"])
+    return Starts(each, then, _text(values["gate"]), bool(values["in_group"]))
+
+
+def _request_as_json(request: StartRequest) -> Json:
+    return {**asdict(request), **{name: _stamp(getattr(request, name)) for name in ("slot", "at")}}
+
+
+def _request_from_json(values: Json) -> StartRequest:
     task = values["task"]
     startable = Startable(str(task["name"]), str(task["source"]), _text(task["exclusive"]), int(task["priority"]))
     params = dict(values["params"]) if values["params"] is not None else None
-    return StartRequest(startable, params, _text(values["key"]), _instant(values["slot"]))
+    delay = float(values["delay"]) if values["delay"] is not None else None
+    at, slot = _instant(values["at"]), _instant(values["slot"])
+    return StartRequest(startable, params, _text(values["key"]), slot, at, delay)
 
 
 def answer_as_json(error: Exception) -> Json:
@@ -78,6 +101,10 @@ def error_from_json(values: Mapping[str, Any]) -> BatchError:
 
 def _text(value: Any) -> str | None:
     return str(value) if value is not None else None
+
+
+def _stamp(instant: datetime | None) -> str | None:
+    return instant.isoformat() if instant is not None else None
 
 
 def _instant(text: str | None) -> datetime | None:

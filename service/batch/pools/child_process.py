@@ -20,6 +20,7 @@ from typing import Any
 from service.batch.context import fencing
 from service.batch.context.attempt_state import AttemptState, always_held
 from service.batch.context.lease import SharedLease
+from service.batch.context.upstream import Done, Upstream
 from service.batch.execution import attempt
 from service.batch.execution.body import Body
 from service.batch.execution.ending import Ending
@@ -29,7 +30,7 @@ from service.batch.pools.child_sender import ChildSender
 from service.batch.pools.exit_reasons import memory_error
 from service.batch.pools.nursery_setup import NurserySetup
 from service.batch.queue import enqueue
-from service.batch.queue.enqueue import StartRequest
+from service.batch.queue.requests import Starts
 from service.batch.tasks.registry import TaskRegistry
 from service.concurrency.thread_pool import ThreadPool
 from service.config import refresh_settings
@@ -93,7 +94,7 @@ class Child:
     ) -> None:
         self._connection, self._sender = connection, sender
         self._setup, self._database, self._holds_lease = setup, database, holds_lease
-        self._starts: dict[int, asyncio.Future[str]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
 
     async def execute(self, job: dict[str, Any]) -> None:
         """Execute the run, and tell the service how it ended."""
@@ -102,6 +103,7 @@ class Child:
         use_application_database(self._database, guard)
         enqueue.use_forward(self._start)
         claimed = child_json.claimed_from_json(job["claimed"])
+        self._slots = [child_json.done_from_json(values) for values in job["upstream"]]
         self._body = Body(claimed, TaskRegistry.get(claimed.task), self._holds_lease)
         state = self._body.state
         state.on_refused, state.stop_reason = self._sender.count_refused, job["stop_reason"]
@@ -134,7 +136,7 @@ class Child:
 
     async def _execute(self) -> Ending:
         try:
-            parameters = self._body.parameters()
+            parameters = await self._body.parameters(self._read_upstream)
             self._body.has_begun = True
             return await self._body.execute(parameters, ThreadPool(1), attempt.ABANDON_SECONDS)
         except MemoryError as error:
@@ -167,22 +169,32 @@ class Child:
             self._body.stop = ending
             self._work.cancel()
 
-    async def _start(self, request: StartRequest) -> str:
-        """Have the service queue a run."""
-        number = len(self._starts) + 1
-        answer = self._starts[number] = self._loop.create_future()
+    async def _read_upstream(self, run: str) -> Upstream:
+        """What the run has waited for: the slots came with it, and the service is asked for the members."""
+        return Upstream(self._slots, self._members)
+
+    async def _members(self, after: str | None) -> list[Done]:
+        return [child_json.done_from_json(values) for values in await self._ask({"members": after})]
+
+    async def _start(self, starts: Starts) -> str:
+        """Have the service queue runs."""
         try:
-            self._sender.send({"start": child_json.start_as_json(request), "number": number})
+            return str(await self._ask({"start": child_json.starts_as_json(starts)}))
         except frames.BrokenFrame as error:
-            raise InvalidParameters(f"start({request.task.name}): its parameters are {error}") from None
-        run: str = await answer
-        return run
+            raise InvalidParameters(f"start(): its parameters are {error}") from None
+
+    async def _ask(self, request: dict[str, Any]) -> Any:
+        """Send a request to the service, and wait for its answer. Raises BrokenFrame if it is too large."""
+        number = len(self._asked) + 1
+        answer = self._asked[number] = self._loop.create_future()
+        self._sender.send({**request, "number": number})
+        return await answer
 
     def _answer(self, message: dict[str, Any]) -> None:
-        answer = self._starts[message["answer"]]
+        answer = self._asked[message["answer"]]
         if answer.done():
             return
         if "error" in message:
             answer.set_exception(child_json.error_from_json(message))
         else:
-            answer.set_result(message["run"])
+            answer.set_result(message["value"])

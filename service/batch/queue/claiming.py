@@ -14,7 +14,7 @@ from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import database_time, json_rows, queues, transitions
 from service.batch.ledger.runs import Claimed
-from service.batch.ledger.tables import HELD_SQL, RUNNING_SQL, runs
+from service.batch.ledger.tables import HELD_SQL, HOLDS_LANE_SQL, runs
 from service.batch.ledger.transitions import CLAIMED_COLUMNS
 from service.batch.queue import concurrency
 from service.batch.queue.capacity import OWN_POOLS, Capacity
@@ -28,7 +28,7 @@ def is_any_due(now: ColumnElement[datetime], pools: Collection[str] | None = Non
     It may be true without need if retries are due whose tasks are all paused or of other pools, while retries of other
     tasks are due later: to rule that out, each of them would have to be read.
     """
-    are_waiting, are_retrying = (queues.is_any(condition, pools) for condition in (queues.WAITS, queues.RETRIES))
+    are_waiting, are_retrying = (queues.is_any(condition, pools) for condition in (queues.READY, queues.RETRIES))
     return or_(are_waiting, and_(_is_retry_due(now), are_retrying))
 
 
@@ -67,7 +67,7 @@ def _due_query(pools: tuple[str, ...], is_database_time: bool) -> Select[Any]:
     """The query of `due`. To build it takes longer than to execute it."""
     now = database_time.statement_start() if is_database_time else bindparam("process_now", type_=runs.c.due_at.type)
     once = select(now.label("at"), _is_retry_due(now).label("retries")).subquery("once")
-    waiting = queues.names_of_pools(queues.WAITS, pools).columns(runs.c.task).subquery("waiting")
+    waiting = queues.names_of_pools(queues.READY, pools).columns(runs.c.task).subquery("waiting")
     return select(once.c.at, once.c.retries, waiting.c.task).select_from(once.join(waiting, true(), isouter=True))
 
 
@@ -139,7 +139,7 @@ async def heads(
 def _plain_heads(kind: str, locks: bool, retries: bool) -> TextualSelect:
     """The query for the first run of each queue, except of tasks with rules, and for runs without `exclusive`."""
     source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
-    running = f"SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND x.{RUNNING_SQL}"
+    running = f"SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND {HOLDS_LANE_SQL}"
     lock = " FOR UPDATE SKIP LOCKED" if locks and kind == "postgresql" else ""
     head = queues.first("exclusive = v.task", "1", retries)
     not_exclusive = queues.first("exclusive IS NULL", ":each", retries, lock=lock)

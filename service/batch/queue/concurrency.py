@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows, queues
 from service.batch.ledger.states import Rank, RunState
-from service.batch.ledger.tables import RETRYING_SQL, RUNNING_SQL, WAITING_SQL, runs
+from service.batch.ledger.tables import HOLDS_LANE_SQL, READY_SQL, RETRYING_SQL, runs
 from service.batch.tasks.registry import Task
 
 
@@ -70,7 +70,7 @@ async def free(connection: AsyncConnection, lanes: Mapping[str, int]) -> dict[st
     # With CROSS SQLite reads the names first, and not all running runs.
     statement = text(
         f"SELECT x.exclusive, x.lane FROM {json_rows.source([runs.c.task], kind)} CROSS JOIN batch_runs x "
-        f"WHERE x.exclusive = v.task AND x.{RUNNING_SQL}"
+        f"WHERE x.exclusive = v.task AND {HOLDS_LANE_SQL}"
     )
     parameter = {"rows": json_rows.encode([{"task": name} for name in lanes], kind)}
     taken: dict[str, set[int]] = {name: set() for name in lanes}
@@ -122,7 +122,7 @@ async def _pending(connection: AsyncConnection, names: Iterable[str]) -> Counter
         "AND NOT q.catch_up AND "
     )
     statement = text(
-        f"SELECT v.task, ({begun}{WAITING_SQL}) + ({begun}{RETRYING_SQL}) AS number "
+        f"SELECT v.task, ({begun}{READY_SQL}) + ({begun}{RETRYING_SQL}) AS number "
         f"FROM {json_rows.source([runs.c.task], kind)}"
     )
     parameter = {"rows": json_rows.encode([{"task": name} for name in names], kind)}

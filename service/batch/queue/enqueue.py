@@ -1,64 +1,48 @@
-"""start(): code queues a run, in an HTTP handler or in another run. Any node that has loaded the task runs it."""
+"""start() and start_all(): code queues runs, in an HTTP handler or in another run. Any node with the task runs them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.context.current_run import current_run_if_any
-from service.batch.ledger import database_time, runs, tables
+from service.batch.context.current_run import CurrentRun, current_run_if_any
+from service.batch.ledger import database_time, json_rows, runs, tables
 from service.batch.ledger.runs import NewRun
+from service.batch.queue.requests import Startable as Startable
+from service.batch.queue.requests import StartRequest, Starts
 from service.batch.tasks.base import BaseTask
-from service.batch.tasks.registry import Task, TaskRegistry
+from service.batch.tasks.registry import TaskRegistry
 from service.config import get_settings
 from service.database.engine import Database
-from service.errors import InvalidParameters, UnknownTask
-from service.escaping import echoed
-
-LONGEST_KEY = 200
+from service.errors import InvalidParameters, LeaseLost, UnknownTask
 
 Wake = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Startable:
-    """What is needed of a task to queue a run. `source`: its file. `exclusive`: the queue whose runs take lanes."""
-
-    name: str
-    source: str
-    exclusive: str | None
-    priority: int
-
-    @classmethod
-    def of(cls, task: Task) -> Startable:
-        """What is needed of a task that this process has loaded."""
-        return cls(task.name, task.source, task.exclusive, task.policies.priority)
-
-
-@dataclass(frozen=True)
-class StartRequest:
-    """What `start()` was asked for, after its checks."""
-
-    task: Startable
-    params: dict[str, Any] | None
-    key: str | None
-    slot: datetime | None
-
+Forward = Callable[[Starts], Awaitable[str]]
 
 # For each event loop the ledger of its service, and the function that wakes the engine of that service.
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Database, Wake]] = WeakKeyDictionary()
 
 
-async def start(task: type[BaseTask], /, *, key: str | None = None, slot: datetime | None = None, **params: Any) -> str:
-    """Queue a run of `task` with `params`, the parameters of its `run()`, and return its id (a UUID) at once.
+async def start(
+    task: type[BaseTask],
+    /,
+    *,
+    key: str | None = None,
+    slot: datetime | None = None,
+    at: datetime | None = None,
+    delay: float | timedelta | None = None,
+    in_group: bool = False,
+    params: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> str:
+    """Queue a run of `task` with `given`, the parameters of its `run()`, and return its id (a UUID) at once.
 
     A process of the service runs it as soon as it has capacity and the runs before it in the task's queue have
     started. The run is written in a transaction of its own: a rollback of the caller's transaction does not remove it.
@@ -67,29 +51,42 @@ async def start(task: type[BaseTask], /, *, key: str | None = None, slot: dateti
         key: 1 to 200 characters. The same key starts a task once: if the task has a run with this key already, with
             any parameters and in any state, the id of that run is returned. A key is known as long as its run is kept.
         slot: The instant (aware) that the run is for; None: the instant of this call.
+        at: The instant (aware) at which the run begins at the earliest, by the clock of the ledger; it begins at most a
+            second later if there is capacity. An instant in the past means at once.
+        delay: The same as seconds from now, or a timedelta.
+        in_group: Whether the run joins the group of the run that calls this: the follow-up of that group waits for it.
+        params: The parameters of `run()` as a dict, for those that have the name of an argument of `start()`.
 
-    Raises InvalidParameters before anything is written, UnknownTask if no service has loaded the task, and
-    DatabaseError if the ledger can't be reached.
+    Raises InvalidParameters before anything is written, UnknownTask if no service has loaded the task, DatabaseError
+    if the ledger can't be reached, and LeaseLost with `in_group` if another node holds the calling run by now.
     """
     declared = TaskRegistry.of(task)
-    request = StartRequest(Startable.of(declared), _checked(declared, key, slot, params), key, slot)
+    own: dict[str, Any] = {"key": key, "slot": slot, "at": at, "delay": delay, "in_group": in_group}
+    request = StartRequest.checked(declared, given, params=params, **own)
+    return await submit(Starts((request,), in_group=in_group))
+
+
+async def submit(starts: Starts) -> str:
+    """Write the runs that are asked for, or have another process do so. Returns the id that `write` returns."""
     forward = _forwards.get(asyncio.get_running_loop())
-    return await (forward or start_checked)(request)
+    return await (forward or start_checked)(starts)
 
 
-async def start_checked(request: StartRequest) -> str:
-    """Queue the run of a request, and return its id. The run that calls this is its parent.
+async def start_checked(starts: Starts) -> str:
+    """Write the runs that are asked for. The run that calls this is their parent. Returns the id that `write` returns.
 
-    Raises UnknownTask and DatabaseError.
+    Raises UnknownTask, InvalidParameters, LeaseLost and DatabaseError.
     """
     database, wake = _services.get(asyncio.get_running_loop()) or _without_service()
+    parent = current_run_if_any()
+    by = f"task {parent.task}" if parent else None
     try:
-        async with database.engine.begin() as connection:
-            parent = current_run_if_any()
-            by = f"task {parent.task}" if parent else None
-            run_id = await enqueue(
-                connection, request.task, request.params, request.slot, by, request.key, parent.id if parent else None
-            )
+        try:
+            async with database.engine.begin() as connection:
+                group = await _group_of(connection, parent) if starts.in_group else None
+                run_id = await write(connection, starts, by, parent.id if parent else None, group)
+        except IntegrityError:
+            run_id = await _known(database, starts.then)
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
     wake()
@@ -105,21 +102,77 @@ async def enqueue(
     key: str | None = None,
     parent: str | None = None,
 ) -> str:
-    """Queue a run in the caller's transaction, and return its id. Raises UnknownTask.
+    """Queue a run that a person asks for, in the caller's transaction, and return its id. Raises UnknownTask.
 
-    `params` are checked already. `by`: who asks for the run. `parent`: the id of the run whose code asks for it.
+    `params` are checked already. `by`: who asks for the run. `parent`: the id of the run that it goes back to.
     """
-    await _refuse_unknown(connection, task)
+    return await write(connection, Starts((StartRequest(task, params, key, slot),)), by, parent)
+
+
+async def write(
+    connection: AsyncConnection, starts: Starts, by: str | None, parent: str | None = None, group: str | None = None
+) -> str:
+    """Write the runs that are asked for, in the caller's transaction. Raises UnknownTask.
+
+    `by`: who asks for them. `parent`: the id of the run whose code asks for them. `group`: the follow-up that waits for
+    them. Returns the id of their own follow-up, or else of the first run, or of the run that has its key already. If
+    the follow-up's key is known, IntegrityError is raised: then nothing may be committed.
+    """
+    then = starts.then
+    await _refuse_unknown(connection, [each.task for each in (*starts.runs, *([then] if then else []))])
     now = await database_time.now_of(connection)
-    request: dict[str, Any] = {"params": params, "requested_by": by, "key": key, "parent": parent}
-    new_run = NewRun.queued(task.name, slot, now, exclusive=task.exclusive, priority=task.priority, **request)
-    return await runs.insert_once(connection, new_run)
+    follow_up = _new(then, now, by, parent) if then is not None else None
+    members = [_new(each, now, by, parent) for each in starts.runs]
+    for member in members:
+        member.awaited_by = follow_up.id if follow_up else group
+    if follow_up is None and len(members) == 1:
+        return await runs.insert_once(connection, members[0])
+    if follow_up is not None:
+        follow_up.awaited_by = group
+        if members:
+            follow_up.wait(follow_up.due_at, starts.gate)
+    await runs.insert_group(connection, [*members, *([follow_up] if follow_up else [])])
+    return follow_up.id if follow_up else ""
 
 
-_forwards: WeakKeyDictionary[asyncio.AbstractEventLoop, Callable[[StartRequest], Awaitable[str]]] = WeakKeyDictionary()
+def _new(request: StartRequest, now: datetime, by: str | None, parent: str | None) -> NewRun:
+    task = request.task
+    asked: dict[str, Any] = {"params": request.params, "requested_by": by, "key": request.key, "parent": parent}
+    new = NewRun.queued(task.name, request.slot, now, exclusive=task.exclusive, priority=task.priority, **asked)
+    at = now + timedelta(seconds=request.delay) if request.delay is not None else request.at
+    if at is not None and at > now:
+        new.wait(at)
+    return new
 
 
-def use_forward(forward: Callable[[StartRequest], Awaitable[str]]) -> None:
+async def _group_of(connection: AsyncConnection, member: CurrentRun | None) -> str:
+    """The follow-up that waits for the calling run, whose row is locked: it can't end before the commit.
+
+    Raises InvalidParameters if it is no member of a group, and LeaseLost if another node holds it.
+    """
+    if member is None:
+        raise InvalidParameters("in_group=True works inside a run that is a member of a group only")
+    held = (tables.runs.c.id == member.id, tables.runs.c.fence == member.fence, tables.runs.c.state == "running")
+    row = (await connection.execute(select(tables.runs.c.awaited_by).where(*held).with_for_update())).first()
+    if row is None:
+        raise LeaseLost(f"{member.task}: another node holds run {member.id} now, so it can start nothing in its group")
+    if row.awaited_by is None:
+        raise InvalidParameters(f"in_group=True: run {member.id} of {member.task} is no member of a group")
+    return str(row.awaited_by)
+
+
+async def _known(database: Database, then: StartRequest | None) -> str:
+    """The id of the run that has the key of this follow-up already."""
+    assert then is not None
+    async with database.reader.connect() as connection:
+        same = (tables.runs.c.task == then.task.name, tables.runs.c.key == then.key)
+        return str((await connection.execute(select(tables.runs.c.id).where(*same))).scalar_one())
+
+
+_forwards: WeakKeyDictionary[asyncio.AbstractEventLoop, Forward] = WeakKeyDictionary()
+
+
+def use_forward(forward: Forward) -> None:
     """Make `start()` on this event loop hand its requests to another process, which returns the ids of the runs."""
     _forwards[asyncio.get_running_loop()] = forward
 
@@ -127,6 +180,11 @@ def use_forward(forward: Callable[[StartRequest], Awaitable[str]]) -> None:
 def use_service(database: Database, wake: Wake) -> None:
     """Make `start()` on this event loop use the ledger of a service. `wake` is called after each start."""
     _services[asyncio.get_running_loop()] = database, wake
+
+
+def ledger() -> Database:
+    """The ledger that this event loop uses: that of its service, or else that of the settings."""
+    return (_services.get(asyncio.get_running_loop()) or _without_service())[0]
 
 
 def use_no_service() -> None:
@@ -139,23 +197,14 @@ def _without_service() -> tuple[Database, Wake]:
     return Database(settings.ledger_url, setting=settings.ledger_setting, pooled=False), lambda: None
 
 
-def _checked(task: Task, key: str | None, slot: datetime | None, params: dict[str, Any]) -> dict[str, Any] | None:
-    if key is not None and not (isinstance(key, str) and 0 < len(key) <= LONGEST_KEY):
-        raise InvalidParameters(f"start({task.name}): key is {echoed(key)}; allowed: 1 to {LONGEST_KEY} characters")
-    if slot is not None and slot.utcoffset() is None:
-        raise InvalidParameters(f"start({task.name}): slot is {echoed(slot)}; allowed: an aware datetime")
-    if "key" in task.parameters.names:
-        raise InvalidParameters(
-            f"start({task.name}): run() has a parameter `key`, but start() has a parameter of that name too: rename it"
-        )
-    return task.parameters.to_json(params) or None
-
-
-async def _refuse_unknown(connection: AsyncConnection, task: Startable) -> None:
-    """Raises UnknownTask if no service has loaded the task: then nothing would ever run it."""
-    in_ledger = select(tables.tasks.c.name).where(tables.tasks.c.name == task.name, tables.tasks.c.removed_at.is_(None))
-    if (await connection.execute(in_ledger)).first() is None:
+async def _refuse_unknown(connection: AsyncConnection, startables: Sequence[Startable]) -> None:
+    """Raises UnknownTask if no service has loaded one of these tasks: then nothing would ever run it."""
+    sources = {task.name: task.source for task in startables}
+    is_asked = json_rows.is_among(tables.tasks.c.name, sources, connection.dialect.name)
+    in_ledger = select(tables.tasks.c.name).where(is_asked, tables.tasks.c.removed_at.is_(None))
+    known = set((await connection.execute(in_ledger)).scalars())
+    if unknown := sorted(sources.keys() - known):
         raise UnknownTask(
-            f"{task.name}: no service has loaded this task, which is in {task.source}: a service runs the tasks in "
-            "TASKS_DIR, and those that were registered before it started"
+            f"{unknown[0]}: no service has loaded this task, which is in {sources[unknown[0]]}: a service runs the "
+            "tasks in TASKS_DIR, and those that were registered before it started"
         )

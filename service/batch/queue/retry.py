@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import delete, text
+from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import database_time, json_rows, runs, transitions
-from service.batch.ledger.states import ACTIVE, Rank
+from service.batch.ledger import database_time, json_rows, runs, schedules, tables, transitions, waits
+from service.batch.ledger.states import ACTIVE, FINAL, Rank
+from service.batch.tasks.after import After
 from service.database.companions import checkpoints, quarantine
 from service.database.engine import Database
 from service.errors import UnknownRun, WrongState
@@ -23,17 +26,24 @@ async def retry(connection: AsyncConnection, run_id: str, by: str) -> None:
         raise await _refusal(connection, run_id, "`--again` runs it from the beginning")
 
 
-async def again(ledger: Database, application: Database, ids: Sequence[str], rank: int, by: str) -> set[str]:
+async def again(
+    ledger: Database, application: Database, ids: Sequence[str], rank: int, by: str, after: Sequence[str] = ()
+) -> set[str]:
     """Queue those of the runs `ids` that have ended for a new attempt from the beginning. Returns their ids.
 
     Their checkpoints and their items in quarantine are deleted from the application database. If the process dies
-    between the two commits, the runs have still ended, and their checkpoints are gone.
+    between the two commits, the runs have still ended, and their checkpoints are gone. `after`: runs that wait anew for
+    what they come after; if there are `ids`, only if one of these was queued.
     """
     async with application.engine.connect() as data, ledger.engine.begin() as connection:
         # Wait for the write lock of the application's SQLite file before taking that of the ledger's file.
         await data.execute(text("SELECT 1"))
         now = await database_time.now_of(connection)
-        reopened = await transitions.reopen(connection, ids, rank, by, now, anew=True)
+        if after:
+            await waits.lock_awaiting(connection, [*ids, *after])
+        reopened = await transitions.reopen(connection, ids, rank, by, now, anew=True) if ids else set()
+        if after and (reopened or not ids):
+            reopened |= await transitions.wait_anew(connection, await _gated(connection, after, now), rank, by, now)
         kind = application.kind
         is_theirs = checkpoints.c.run.in_(json_rows.among(checkpoints.c.run, reopened, kind))
         # The row without a name is the fence of the run. It is kept, so that a lost attempt still can't commit.
@@ -45,9 +55,37 @@ async def again(ledger: Database, application: Database, ids: Sequence[str], ran
     return reopened
 
 
-async def retry_from_the_beginning(ledger: Database, application: Database, run_id: str, by: str) -> None:
+async def _gated(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> list[dict[str, Any]]:
+    """What opens each of the runs `ids`, and when it will have waited long enough: as their tasks say now."""
+    opened = await schedules.open_schedules(connection)
+    rules = {name: After.from_json(row.after) for name, row in opened.items()}
+    columns = (tables.runs.c.id, tables.runs.c.task, tables.runs.c.gate)
+    theirs = tables.runs.c.id.in_(json_rows.among(tables.runs.c.id, ids, connection.dialect.name))
+    gated = []
+    for run in await connection.execute(select(*columns).where(theirs)):
+        rule = rules.get(run.task)
+        until = now + timedelta(seconds=rule.within) if rule is not None else None
+        gate = rule.on if rule is not None else run.gate or str(waits.Gate.SUCCESS)
+        gated.append({"id": run.id, "gate": gate, "wait_until": until})
+    return gated
+
+
+async def comes_after(connection: AsyncConnection, run_id: str) -> dict[str, list[str]]:
+    """The runs that come after a run and have ended, by the names of their tasks."""
+    ids = await waits.coming_after(connection, [run_id])
+    found: dict[str, list[str]] = {}
+    theirs = tables.runs.c.id.in_(json_rows.among(tables.runs.c.id, ids, connection.dialect.name))
+    query = select(tables.runs.c.id, tables.runs.c.task).where(theirs, text(tables.is_one_of(FINAL)))
+    for row in await connection.execute(query.order_by(tables.runs.c.id)):
+        found.setdefault(row.task, []).append(row.id)
+    return dict(sorted(found.items()))
+
+
+async def retry_from_the_beginning(
+    ledger: Database, application: Database, run_id: str, by: str, after: Sequence[str] = ()
+) -> None:
     """Do the same as `again` for one run. Raises UnknownRun, and WrongState if the run has not ended."""
-    if not await again(ledger, application, [run_id], Rank.MANUAL, by):
+    if not await again(ledger, application, [run_id], Rank.MANUAL, by, after):
         async with ledger.reader.connect() as connection:
             raise await _refusal(connection, run_id)
 

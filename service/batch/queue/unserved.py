@@ -11,13 +11,13 @@ from typing import Any
 from sqlalchemy import Select, or_, select, text
 
 from service.batch.ledger import database_time, transitions
-from service.batch.ledger.tables import RETRYING_SQL, WAITING_SQL, runs, tasks
+from service.batch.ledger.tables import READY_SQL, RETRYING_SQL, runs, tasks
 from service.database.engine import Database
 
 GRACE = timedelta(hours=24)
 REASON = "no service has had this task for 24 h"
 
-CONDITIONS = (WAITING_SQL, RETRYING_SQL)
+CONDITIONS = (READY_SQL, RETRYING_SQL)
 """The conditions for waiting runs. For each there is an index that begins with the task."""
 BATCH = 100
 """How many runs fail in one transaction, at most."""

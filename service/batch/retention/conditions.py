@@ -44,9 +44,11 @@ def delete_over(kind: str) -> TextualSelect:
     named = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)})"
     # Without `|| ''` SQLite would use the index on state and read every final run, for each batch.
     is_over = f"state || '' IN ({', '.join(repr(str(state)) for state in FINAL)}) AND finished_at < :before"
-    statement = (
-        f"DELETE FROM batch_runs WHERE {locked_by_id(f'{named} AND {is_over}', kind)} RETURNING id, slot, origin"
-    )
+    # The members of a group are kept as long as the run that follows them.
+    follow_up = "SELECT f.id FROM batch_runs f WHERE f.id = batch_runs.awaited_by"
+    may_go = f"(awaited_by IS NULL OR ({follow_up}) IS NULL)"
+    condition = locked_by_id(f"{named} AND {is_over} AND {may_go}", kind)
+    statement = f"DELETE FROM batch_runs WHERE {condition} RETURNING id, slot, origin"
     typed = text(statement).bindparams(bindparam("before", type_=runs.c.finished_at.type))
     return typed.columns(runs.c.id, runs.c.slot, runs.c.origin)
 

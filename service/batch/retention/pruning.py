@@ -50,6 +50,7 @@ from service.batch.ledger.tables import (
     schedules,
     tasks,
 )
+from service.batch.ledger.waits import waits
 from service.batch.retention import conditions
 from service.batch.retention.retention import Keep
 from service.database.companions import checkpoints, once, quarantine
@@ -202,8 +203,9 @@ class Pruner:
             await lock_tasks(connection, [task])
             rows = (await connection.execute(conditions.delete_over(kind), values)).all()
             deleted = [row.id for row in rows]
-            theirs = attempts.c.run.in_(json_rows.among(attempts.c.run, deleted, kind))
-            await connection.execute(delete(attempts).where(theirs))
+            for table in (attempts, waits):
+                theirs = table.c.run.in_(json_rows.among(table.c.run, deleted, kind))
+                await connection.execute(delete(table).where(theirs))
             await json_rows.insert(connection, pruned, [{"run": i} for i in deleted])
             if newest := max((row.slot for row in rows if row.origin != Origin.MANUAL), default=None):
                 later = update(tasks).where(tasks.c.name == task, tasks.c.accounted_from <= newest)

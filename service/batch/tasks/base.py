@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 
+from service.batch.tasks.after import After
 from service.batch.tasks.monitoring import Alerts
 from service.batch.tasks.policies import Missed, MissedPolicy, OverlapPolicy, Retry
 from service.poolsettings import DEFAULT_POOL
@@ -38,6 +39,8 @@ class BaseTask(ABC):
         schedule: A cron expression, or None for a task that is only started by hand. It may be a property, which is
             read again every few seconds.
         timezone: The IANA name of the zone in which the schedule is meant.
+        after: The names of tasks whose slots this one waits for, or an After(…). Without a schedule of its own its
+            slots are those of the first of them.
         timeout: Seconds (or a timedelta) after which an attempt is ended as failed; None for no timeout.
         retry: How often a failed run is tried again, and after which waits.
         overlap: What happens to a slot while a run of the task is active: "skip" skips it, "wait" lets it wait for the
@@ -91,6 +94,7 @@ class BaseTask(ABC):
         description = ""
         timezone = "UTC"
 
+    after: ClassVar[str | tuple[str, ...] | After | None] = None
     timeout: ClassVar[float | timedelta | None] = None
     retry: ClassVar[Retry] = Retry()
     overlap: ClassVar[OverlapPolicy] = "skip"

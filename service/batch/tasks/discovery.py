@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from service import failures
+from service.batch.tasks import followers
 from service.batch.tasks.broken_files import BrokenFile
 from service.batch.tasks.policies import NAME
 from service.batch.tasks.registry import TaskRegistry, task_classes
@@ -40,10 +41,11 @@ def load_tasks(place: Path, *, shows_tracebacks: bool = True) -> list[BrokenFile
     """Import the files of tasks in the order of their names, and register their concrete tasks. Returns what failed.
 
     `place` is a folder, or the dotted name of a package. Files whose names begin with an underscore are left out.
+    Tasks that wait for others get their slots, or are among what failed.
     `shows_tracebacks`: whether the log has the traceback of each failure, and not only one line. Raises InvalidSetting
     when there is no such folder or package.
     """
-    return load_files(place, task_files(place), shows_tracebacks=shows_tracebacks)
+    return load_files(place, task_files(place), shows_tracebacks=shows_tracebacks) + followers.settle()
 
 
 def task_files(place: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from service.batch.tasks import followers
 from service.batch.tasks.broken_files import BrokenFile
 from service.batch.tasks.discovery import folder_of, forget, load_files, load_tasks
 from service.batch.tasks.registry import Task, TaskRegistry
@@ -67,6 +68,7 @@ class TasksFolder:
         retried = {"__init__.py", *(path.name for path in files)}
         self._broken = {key: file for key, file in self._broken.items() if Path(file.source).name not in retried}
         self._add_broken(load_files(self._place, sorted(files)))
+        self._add_broken(followers.settle())
         new = {name: task for name, task in TaskRegistry.tasks().items() if name not in registered}
         for task in new.values():
             logger.info(f"loaded {task.name} from {task.source}: {task.schedule.words if task.schedule else 'by hand'}")

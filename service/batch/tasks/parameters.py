@@ -14,6 +14,7 @@ from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
 from service import failures
+from service.batch.context.upstream import Upstream
 from service.config import get_settings
 from service.errors import InvalidParameters, InvalidTask
 from service.escaping import echoed
@@ -25,6 +26,8 @@ SLOT = "slot"
 class Parameters:
     """The parameters of the bound method `run` of a task. One that is named `slot` has the run's slot as its default.
 
+    One whose annotation is Upstream is filled with what the run has waited for. Nobody gives it, so it is not counted.
+
     `others`: bound methods to which `run` passes the values of its `**parameters`; their parameters count as those of
     `run`. Raises InvalidTask for a signature that can't be read, or whose types pydantic can't check.
     """
@@ -32,11 +35,15 @@ class Parameters:
     def __init__(self, task: str, run: Callable[..., Any], *others: Callable[..., Any]) -> None:
         self._task = task
         signature = _signature(run, others)
+        self._upstream = [name for name, p in signature.items() if p.annotation is Upstream]
+        signature = {name: p for name, p in signature.items() if name not in self._upstream}
         self.names = list(signature)
         written = {name: p for method in (*others, run) for name, p in inspect.signature(method).parameters.items()}
         self.written = {name: written[name] for name in self.names}
         """The parameters by name, with their annotations as they are written."""
         self.takes_slot = SLOT in signature
+        self.takes_upstream = bool(self._upstream)
+        """Whether `run` has a parameter that is filled with what the run has waited for."""
         self.required = [name for name, p in signature.items() if p.default is p.empty and name != SLOT]
         """The parameters without a default, for which a scheduled run has no value."""
         self._schema = _schema(signature, self.required)
@@ -69,10 +76,15 @@ class Parameters:
         schema.get("properties", {}).pop(SLOT, None)
         return schema
 
-    def to_call(self, stored: Mapping[str, Any], slot: datetime) -> dict[str, Any]:
+    def to_call(self, stored: Mapping[str, Any], slot: datetime, upstream: Upstream | None = None) -> dict[str, Any]:
         """The keyword arguments of `run` for one attempt, from stored parameters. Raises InvalidParameters."""
         given = {SLOT: slot, **stored} if self.takes_slot else stored
-        return self._check(given) if given or self.required else {}
+        checked = self._check(given) if given or self.required else {}
+        return {**checked, **self.filled(Upstream() if upstream is None else upstream)}
+
+    def filled(self, upstream: Upstream) -> dict[str, Upstream]:
+        """The arguments of `run` that are filled with what the run has waited for."""
+        return dict.fromkeys(self._upstream, upstream)
 
     def _check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         try:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
-from service import failures
-from service.batch.cron.cron import Schedule, schedule
+from service.batch.cron.cron import Schedule
 from service.batch.cron.zones import zone_of
+from service.batch.tasks.after import After
 from service.batch.tasks.base import BaseTask
-from service.batch.tasks.monitoring import ATTRIBUTES as MONITORING
+from service.batch.tasks.declared import (
+    description_of,
+    has_schedule,
+    instance,
+    name_of,
+    one_line,
+    refuse_abstract,
+    schedule_of,
+    timezone_of,
+)
 from service.batch.tasks.monitoring import Monitoring
 from service.batch.tasks.parameters import Parameters
-from service.batch.tasks.policies import NAME, Policies, tags_of
-from service.errors import BatchError, InvalidTask, UnknownTask
+from service.batch.tasks.policies import Policies, tags_of
+from service.errors import InvalidTask, UnknownTask
 from service.escaping import echoed
 from service.logs import get_logger
 
@@ -26,10 +35,6 @@ logger = get_logger(__name__)
 
 T = TypeVar("T", bound=BaseTask)
 R = TypeVar("R")
-
-LIMITS = ("timeout", "retry", "overlap", "missed", "rerun", "max_running", "max_waiting", "priority", "pool", "memory")
-POLICIES = {*LIMITS, "fenced", "tags", *MONITORING}
-"""Attributes that are read from the class, so that setting them on an instance would have no effect."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,12 @@ class Task:
     schedule: Schedule | None = field(compare=False)
     monitoring: Monitoring
     tags: tuple[str, ...] = ()
+    after: After | None = None
+
+    @property
+    def follows(self) -> str | None:
+        """The task whose slots are its own, for a task without a schedule that waits for others."""
+        return self.after.tasks[0] if self.after is not None and not has_schedule(self.cls) else None
 
     @property
     def pool(self) -> str:
@@ -73,7 +84,7 @@ class Task:
 
     def read_schedule(self) -> Schedule | None:
         """Read the schedule from a new instance. Raises InvalidTask, which names the class and its file."""
-        return _read(self.cls, _schedule_of)
+        return _read(self.cls, schedule_of)
 
 
 class TaskRegistry:
@@ -129,6 +140,11 @@ class TaskRegistry:
         return next(task for task in cls._tasks.values() if task.cls is task_class)
 
     @classmethod
+    def replace(cls, tasks: Mapping[str, Task]) -> None:
+        """Put these tasks in place of those with their names."""
+        cls._tasks |= tasks
+
+    @classmethod
     def remove(cls, names: set[str]) -> None:
         """Remove these tasks, because the import of the file that registered them failed."""
         cls._tasks = {name: task for name, task in cls._tasks.items() if name not in names}
@@ -175,12 +191,7 @@ def _read(cls: type[Any], read: Callable[[Any], R]) -> R:
     try:
         return read(cls)
     except (Exception, SystemExit) as error:
-        raise InvalidTask(f"task class {cls.__qualname__} in {_path(cls)}: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    text = error.message if isinstance(error, BatchError) else f"{type(error).__name__}: {failures.message_of(error)}"
-    return text.split("\n")[0]
+        raise InvalidTask(f"task class {cls.__qualname__} in {_path(cls)}: {one_line(error)}") from error
 
 
 def _path(cls: type[Any]) -> str:
@@ -195,15 +206,15 @@ def _path(cls: type[Any]) -> str:
 def _task_of(cls: type[BaseTask]) -> Task:
     if not issubclass(cls, BaseTask):
         raise InvalidTask("it is not a subclass of BaseTask")
-    _refuse_abstract(cls)
-    instance = _instance(cls)
-    run = instance.run
+    refuse_abstract(cls)
+    task = instance(cls)
+    run = task.run
     if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
         raise InvalidTask("run() contains a yield, so its body would never run: use return instead")
-    name = _name_of(instance)
-    parameters = Parameters(name, *instance._methods_with_parameters())
-    schedule = _schedule_of(cls)
-    if schedule is not None and parameters.required:
+    name = name_of(task)
+    parameters = Parameters(name, *task._methods_with_parameters())
+    schedule, after = schedule_of(cls), After.of(cls)
+    if (schedule is not None or after is not None) and parameters.required:
         raise InvalidTask(
             f"run() needs {', '.join(parameters.required)}, for which a scheduled run has no value: "
             "give a default, or set schedule = None"
@@ -212,83 +223,15 @@ def _task_of(cls: type[BaseTask]) -> Task:
     return Task(
         cls=cls,
         name=name,
-        description=_description_of(instance),
+        description=description_of(task),
         source=_path(cls),
         policies=Policies.of(cls),
         parameters=parameters,
         on_loop=inspect.iscoroutinefunction(run),
         may_change=not all(isinstance(value, str | None) for value in statics),
-        zone=zone_of(_timezone_of(instance)),
+        zone=zone_of(timezone_of(task)),
         schedule=schedule,
         monitoring=Monitoring.of(cls, parameters.takes_slot),
         tags=tags_of(cls),
+        after=after,
     )
-
-
-def _refuse_abstract(cls: type[BaseTask]) -> None:
-    missing = sorted(cls.__abstractmethods__)
-    if "run" in missing or not callable(cls.run):
-        raise InvalidTask("it has no run(): write `async def run(self)` or `def run(self)`")
-    if missing:
-        raise InvalidTask(f"it is abstract: {', '.join(missing)} is missing")
-
-
-def _instance(cls: type[BaseTask]) -> BaseTask:
-    try:
-        instance = cls()
-    except (Exception, SystemExit) as error:
-        raise InvalidTask(f"it can't be instantiated without arguments: {_one_line(error)}") from error
-    ignored = sorted(vars(instance).keys() & POLICIES)
-    if ignored:
-        raise InvalidTask(f"{', '.join(ignored)} is set on the instance; allowed: a class attribute")
-    return instance
-
-
-def _name_of(instance: BaseTask) -> str:
-    name = _attribute(instance, "name")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        hint = "; the name of a class that is only a base class must begin with an underscore" if name is None else ""
-        value = "missing" if name is None else echoed(name)
-        raise InvalidTask(f"name is {value}; allowed: 1 to 100 of a-z 0-9 _ . -{hint}")
-    return name
-
-
-def _description_of(instance: BaseTask) -> str:
-    """The attribute, or the first line of the class's own docstring."""
-    description = _attribute(instance, "description")
-    if not isinstance(description, str | None):
-        raise InvalidTask(f"description is {echoed(description)}; allowed: a string")
-    docstring = inspect.getdoc(type(instance)) if type(instance).__doc__ else None
-    return description or (docstring or "").split("\n")[0]
-
-
-def _attribute(instance: BaseTask, name: str) -> Any:
-    """The value of a class attribute or property, or None if it is missing. Raises InvalidTask if the property raises.
-
-    `getattr` with a default would take an AttributeError inside the property for a missing attribute.
-    """
-    if inspect.getattr_static(instance, name, None) is None:
-        return None
-    try:
-        return getattr(instance, name)
-    except (Exception, SystemExit) as error:
-        raise InvalidTask(f"{name} can't be read: {_one_line(error)}") from error
-
-
-def _schedule_of(cls: type[BaseTask]) -> Schedule | None:
-    instance = _instance(cls)
-    if not hasattr(cls, "schedule"):
-        raise InvalidTask("schedule is missing; allowed: a cron expression, or None for starts by hand only")
-    cron = _attribute(instance, "schedule")
-    if cron is None:
-        return None
-    if not isinstance(cron, str):
-        raise InvalidTask(f"schedule is {echoed(cron)}; allowed: a cron expression such as '0 2 * * *', or None")
-    return schedule(cron, _timezone_of(instance))
-
-
-def _timezone_of(instance: BaseTask) -> str:
-    timezone = _attribute(instance, "timezone")
-    if not isinstance(timezone, str):
-        raise InvalidTask(f"timezone is {echoed(timezone)}; allowed: an IANA name such as 'Europe/Berlin' or 'UTC'")
-    return timezone

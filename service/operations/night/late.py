@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.watched import WatchedTask
-from service.batch.ledger import pools, queues
+from service.batch.ledger import pools, queues, waits
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
-from service.operations.night.models import MOST, Blocker, LateRun, Waiting
+from service.operations.night.models import MOST, Awaited, Blocker, LateRun, Waiting
 from service.operations.results import Node
 
 SHOWN_AFTER = timedelta(minutes=1)
@@ -78,10 +78,25 @@ async def waiting(connection: AsyncConnection, run: str, living: Sequence[Node],
     if row is None:
         return None
     of_run = {"run": row.id, "task": row.task, "state": row.state}
+    if row.state == RunState.WAITING:
+        return Waiting(**of_run, blocker=None, eta=None, awaits=await _awaited(connection, row, now))
     if row.state not in (RunState.QUEUED, RunState.INTERRUPTED):
         return Waiting(**of_run, blocker=None, eta=None)
     found = await _waits(row, await _present(connection, living, now))
     return Waiting(**of_run, blocker=found.blocker, eta=found.eta)
+
+
+async def _awaited(connection: AsyncConnection, row: Row[Any], now: datetime) -> list[Awaited]:
+    """What a waiting run waits for: its instant, the slots that are not over, and its group."""
+    awaits = [Awaited(kind="instant", at=row.due_at)] if row.due_at > now else []
+    group = (await waits.members(connection, [row.id])).get(row.id)
+    if group is not None and group.active:
+        awaits.append(Awaited(kind="group", active=group.active, members=group.number))
+    slots = (await waits.upstreams(connection, [row.id])).get(row.id, [])
+    pending = [each for each in slots if each.is_pending]
+    return awaits + [
+        Awaited(kind="slot", at=each.slot, task=each.task, run=each.run, state=each.state) for each in pending
+    ]
 
 
 async def _present(connection: AsyncConnection, living: Sequence[Node], now: datetime) -> Present:

@@ -141,10 +141,27 @@ class Blocker(Result):
     pool: str | None = None
 
 
+class Awaited(Result):
+    """Something that a run in the state `waiting` waits for, and that is not over.
+
+    Attributes:
+        kind: `instant`: until `at`. `slot`: the slot `at` of `task`, whose `run` has this `state`, or was not made yet.
+            `group`: `active` of `members` runs.
+    """
+
+    kind: Literal["instant", "slot", "group"]
+    at: datetime | None = None
+    task: str | None = None
+    run: str | None = None
+    state: str | None = None
+    active: int | None = None
+    members: int | None = None
+
+
 class Waiting(Result):
     """Whether a run waits, and what for. `blocker`: None if it does not wait, or nothing is known to hold it.
 
-    `eta`: about when it ends; None: no estimate.
+    `eta`: about when it ends; None: no estimate. `awaits`: what a run in the state `waiting` waits for.
     """
 
     run: str
@@ -152,6 +169,7 @@ class Waiting(Result):
     state: str
     blocker: Blocker | None
     eta: datetime | None
+    awaits: Sequence[Awaited] = ()
 
 
 class LateRun(Result):

@@ -25,6 +25,7 @@ from service.operations.results import (
     Quarantined,
     RunDetails,
     RunNow,
+    RunsAfter,
     Slot,
     Started,
 )
@@ -140,8 +141,18 @@ class RemoteRuns(Facet):
         body = {"wait": min(wait_seconds, 25.0), "note": note}
         return await self._connection.post(RunNow, path_of("runs", given, "cancel"), body)
 
-    async def retry(self, given: str, *, from_the_beginning: bool = False, note: str | None = None) -> RunNow:
-        body = {"from_the_beginning": from_the_beginning, "note": note}
+    async def comes_after(self, given: str) -> RunsAfter:
+        return await self._connection.get(RunsAfter, path_of("runs", given, "after"))
+
+    async def retry(
+        self,
+        given: str,
+        *,
+        from_the_beginning: bool = False,
+        and_after: bool = False,
+        note: str | None = None,
+    ) -> RunNow:
+        body = {"from_the_beginning": from_the_beginning, "and_after": and_after, "note": note}
         return await self._connection.post(RunNow, path_of("runs", given, "retry"), body)
 
     async def acknowledge(self, given: str, note: str) -> RunNow:

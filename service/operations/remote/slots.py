@@ -30,7 +30,7 @@ class RemoteSlots(Facet):
         self, request: BackfillRequest, on_slot: Callable[[BackfillSlot], None] | None = None
     ) -> BackfillCounts:
         body = {"since": request.since.isoformat(), "until": request.until.isoformat(), "redo": request.redo}
-        many = {"many": request.allow_many}
+        many = {"many": request.allow_many, "and_after": request.and_after}
         preview = await self._connection.post(
             Preview, path_of("tasks", request.task, "backfill", "preview"), {**body, **many}
         )

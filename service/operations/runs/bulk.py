@@ -145,7 +145,7 @@ class Bulks:
         context = self._context
         async with context.databases.changing() as connection:
             now = await database_time.now_of(connection)
-            count = counted.counts.new + counted.counts.again
+            count = counted.counts.changed
             preview = Preview(
                 id=new_id(), action="backfill", count=count, counts=counted.counts, expires_at=now + VALIDITY
             )
@@ -235,7 +235,7 @@ class Bulks:
         name = str(row["started_by"]["name"])
         counts = await backfill.make(context, backfill.BackfillRequest.of_json(row["request"]), name)
         async with context.databases.changing() as connection:
-            now, changed = await database_time.now_of(connection), counts.new + counts.again
+            now, changed = await database_time.now_of(connection), counts.changed
             await previews.move(connection, row["id"], 0, to=row["count"], changed=changed, finished_at=now)
         return False
 

@@ -15,7 +15,8 @@ from service.batch.ledger import runs as run_rows
 from service.batch.ledger.incidents import acknowledging
 from service.batch.ledger.people import audit
 from service.batch.ledger.states import FINAL, RunState
-from service.batch.queue import cancel, enqueue, retry
+from service.batch.queue import cancel, enqueue
+from service.batch.queue.requests import LONGEST_KEY
 from service.errors import InvalidParameters, UnknownRun, WrongState
 from service.escaping import brief, echoed
 from service.operations.context import Context
@@ -29,8 +30,8 @@ from service.operations.people.redacting import (
     refuse_secret_filter,
     without_texts,
 )
-from service.operations.results import LogBlock, RunDetails, RunNow, Started
-from service.operations.runs import log_window, pace, run_list, run_log, story
+from service.operations.results import LogBlock, RunDetails, RunNow, RunsAfter, Started
+from service.operations.runs import log_window, pace, retrying, run_list, run_log, story
 from service.operations.runs.finding import RunOrTask, refuse_unknown_task, run_of, run_or_task
 from service.operations.runs.log_window import LogWindow
 from service.operations.runs.pace import RunPace
@@ -117,25 +118,27 @@ class Runs:
                 return now
             await asyncio.sleep(CANCEL_POLL_SECONDS)
 
-    async def retry(self, given: str, *, from_the_beginning: bool = False, note: str | None = None) -> RunNow:
+    async def comes_after(self, given: str) -> RunsAfter:
+        """How many runs of which tasks come after a run and have ended. Raises UnknownRun."""
+        return await retrying.comes_after(self._context, await run_of(self._context, given))
+
+    async def retry(
+        self,
+        given: str,
+        *,
+        from_the_beginning: bool = False,
+        and_after: bool = False,
+        note: str | None = None,
+    ) -> RunNow:
         """Give a run that has ended a new attempt, which resumes after its last checkpoint. Returns the run.
 
-        `from_the_beginning`: the attempt does everything again. The run may have succeeded then. Raises UnknownRun and
-        WrongState.
+        `from_the_beginning`: the attempt does everything again. The run may have succeeded then. `and_after`: the runs
+        that come after it and have ended do everything again too, when it has succeeded. Raises UnknownRun, WrongState,
+        and InvalidParameters for `and_after` without `from_the_beginning`.
         """
-        context = self._context
-        run, name = await run_of(context, given), context.actor.name
-        if from_the_beginning:
-            databases = context.databases
-            await databases.migrate_both()
-            await retry.retry_from_the_beginning(databases.ledger, databases.application, run, name)
-        async with context.databases.changing() as connection:
-            row = await row_of(connection, run)
-            if not from_the_beginning:
-                await retry.retry(connection, run, name)
-            action = "run.retry_from_the_beginning" if from_the_beginning else "run.retry"
-            await self._record(connection, action, row, RunState.QUEUED, note)
-        context.wake()
+        run = await run_of(self._context, given)
+        await retrying.retry_run(self._context, run, self._record, note, from_the_beginning, and_after)
+        self._context.wake()
         return await self._now(run)
 
     async def acknowledge(self, given: str, note: str) -> RunNow:
@@ -282,8 +285,8 @@ class Runs:
 def _check_slot_and_key(slot: datetime | None, key: str | None) -> None:
     if slot is not None and slot.utcoffset() is None:
         raise InvalidParameters(f"slot is {echoed(slot)}; allowed: an aware datetime")
-    if key is not None and not 0 < len(key) <= enqueue.LONGEST_KEY:
-        raise InvalidParameters(f"key is {echoed(key)}; allowed: 1 to {enqueue.LONGEST_KEY} characters")
+    if key is not None and not 0 < len(key) <= LONGEST_KEY:
+        raise InvalidParameters(f"key is {echoed(key)}; allowed: 1 to {LONGEST_KEY} characters")
 
 
 def _reason(what: str, note: str | None) -> str:

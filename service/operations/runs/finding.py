@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.firing import task_sync
+from service.batch.ledger import run_ids
 from service.batch.ledger import runs as run_rows
 from service.errors import UnknownRun, UnknownTask
 from service.escaping import echoed
@@ -71,7 +72,7 @@ async def run_of(context: Context, given: str) -> str:
 
 async def _run_with_digits(connection: AsyncConnection, digits: str) -> str | None:
     """The only run whose id begins with these digits, or ends in them. Raises UnknownRun if there are several."""
-    for where, find in {"begin with": run_rows.begin_with, "end in": run_rows.end_in}.items():
+    for where, find in {"begin with": run_ids.begin_with, "end in": run_ids.end_in}.items():
         runs = await find(connection, digits, MOST_NAMED + 1)
         if len(runs) > 1:
             named = "; ".join(f"{run['id']} ({run['task']}, {run['state']})" for run in runs[:MOST_NAMED])

@@ -41,7 +41,9 @@ TEXT = r"^[^\x00]*$"
 Cursor = Annotated[str, StringConstraints(pattern=CURSOR)]
 TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME)]
 RunId = Annotated[str, StringConstraints(pattern=ID)]
-StateName = Literal["queued", "running", "retrying", "interrupted", "succeeded", "failed", "cancelled", "skipped"]
+StateName = Literal[
+    "waiting", "queued", "running", "retrying", "interrupted", "succeeded", "failed", "cancelled", "skipped"
+]
 OriginName = Literal["schedule", "manual", "backfill"]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.firing import backfill
@@ -35,6 +36,7 @@ class BackfillRequest:
         redo: Give runs that have ended a new attempt from the beginning.
         allow_many: Allow more than MOST_SLOTS slots.
         dry_run: Change nothing.
+        and_after: Do the same with the slots of the tasks that come after, which wait for these slots.
     """
 
     task: str
@@ -43,16 +45,20 @@ class BackfillRequest:
     redo: bool = False
     allow_many: bool = False
     dry_run: bool = False
+    and_after: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The request as the ledger stores it."""
-        return {"task": self.task, "since": self.since.isoformat(), "until": self.until.isoformat(), "redo": self.redo}
+        interval = {"since": self.since.isoformat(), "until": self.until.isoformat()}
+        and_after = {"and_after": True} if self.and_after else {}
+        return {"task": self.task, **interval, "redo": self.redo, **and_after}
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> BackfillRequest:
         """The request that `as_json` has stored."""
         since, until = (datetime.fromisoformat(stored[name]) for name in ("since", "until"))
-        return cls(stored["task"], since, until, stored["redo"], allow_many=True)
+        and_after = bool(stored.get("and_after"))
+        return cls(stored["task"], since, until, stored["redo"], allow_many=True, and_after=and_after)
 
 
 class BackfillSlot(Result):
@@ -65,16 +71,25 @@ class BackfillSlot(Result):
 
 
 class BackfillCounts(Result):
-    """How many slots got a run (`new`), had their run repeated (`again`), or were unchanged (`left`)."""
+    """How many slots got a run (`new`), had their run repeated (`again`), or were unchanged (`left`).
+
+    `after`: the same of the tasks that come after, by name.
+    """
 
     new: int
     again: int
     left: int
+    after: dict[str, BackfillCounts] = Field(default_factory=dict)
 
     @property
     def slots(self) -> int:
         """The number of all slots."""
         return self.new + self.again + self.left
+
+    @property
+    def changed(self) -> int:
+        """How many runs are made or repeated, also of the tasks that come after."""
+        return self.new + self.again + sum(counts.changed for counts in self.after.values())
 
 
 class Counted(NamedTuple):
@@ -108,7 +123,10 @@ async def counted(
     """What a backfill would do. Nothing is changed. Raises as `run`."""
     task_backfill, interval = await _prepared(context, request, context.actor.name)
     counts = await task_backfill.look(interval, lambda decision: on_slot(BackfillSlot(**decision._asdict())))
-    return Counted(_counts(counts), interval.schedule_id)
+    after = await _after(context, request, context.actor.name, interval)
+    return Counted(
+        _counts(counts, {each.task.name: await each.look(theirs) for each, theirs in after}), interval.schedule_id
+    )
 
 
 async def make(
@@ -118,8 +136,10 @@ async def make(
     await context.databases.migrate_both()
     task_backfill, interval = await _prepared(context, request, by)
     counts = await task_backfill.make(interval, lambda decision: on_slot(BackfillSlot(**decision._asdict())))
+    after = await _after(context, request, by, interval)
+    made = {each.task.name: await each.make(theirs) for each, theirs in after}
     context.wake()
-    return _counts(counts)
+    return _counts(counts, made)
 
 
 async def refuse_other_schedule(connection: AsyncConnection, request: Mapping[str, Any]) -> None:
@@ -136,12 +156,41 @@ async def _prepared(context: Context, request: BackfillRequest, by: str) -> tupl
             raise InvalidParameters(f"task {request.task}: there is no ledger yet, so there are no slots to backfill")
         task = await startable_task(connection, context, request.task)
         interval = await backfill.interval_of(connection, task.name, request.since, request.until)
-    most = MOST_ALLOWED if request.allow_many else MOST_SLOTS
-    if await interval.count(most) > most:
-        hint = "backfill a shorter interval" if request.allow_many else "--yes allows that"
-        raise InvalidParameters(f"task {task.name}: there are more than {most:,} slots in this interval; {hint}")
+    await _refuse_many(request, task.name, interval)
     return Backfill(databases.ledger, databases.application, task, by, request.redo), interval
 
 
-def _counts(counts: Mapping[SlotAction, int]) -> BackfillCounts:
-    return BackfillCounts(new=counts[SlotAction.NEW], again=counts[SlotAction.AGAIN], left=counts[SlotAction.LEFT])
+async def _refuse_many(request: BackfillRequest, task: str, interval: Interval) -> None:
+    most = MOST_ALLOWED if request.allow_many else MOST_SLOTS
+    if await interval.count(most) > most:
+        hint = "backfill a shorter interval" if request.allow_many else "--yes allows that"
+        raise InvalidParameters(f"task {task}: there are more than {most:,} slots in this interval; {hint}")
+
+
+async def _after(
+    context: Context, request: BackfillRequest, by: str, first: Interval
+) -> list[tuple[Backfill, Interval]]:
+    """The backfills of the tasks that come after, in their order; none if they were not asked for."""
+    if not request.and_after:
+        return []
+    databases = context.databases
+    async with databases.reading() as connection:
+        assert connection is not None
+        intervals = await backfill.intervals_after(connection, request.task, first)
+        tasks = {name: await startable_task(connection, context, name) for name in intervals}
+    for name, interval in intervals.items():
+        await _refuse_many(request, name, interval)
+    given = (databases.ledger, databases.application)
+    return [
+        (Backfill(*given, tasks[name], by, request.redo, comes_after=True), interval)
+        for name, interval in intervals.items()
+    ]
+
+
+def _counts(counts: Mapping[SlotAction, int], after: Mapping[str, Mapping[SlotAction, int]]) -> BackfillCounts:
+    return BackfillCounts(
+        new=counts[SlotAction.NEW],
+        again=counts[SlotAction.AGAIN],
+        left=counts[SlotAction.LEFT],
+        after={name: _counts(theirs, {}) for name, theirs in after.items()},
+    )

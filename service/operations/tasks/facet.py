@@ -122,12 +122,14 @@ class Tasks:
         """Check all loaded tasks, or those of `names`, for likely mistakes. Raises UnknownTask.
 
         Each result has up to `next_slots` future slots. Without `names` the files that can't be used follow. The ledger
-        is asked only for the nodes of pools of which the settings say nothing, and it may be out of reach.
+        is read only if a task waits for one that is not loaded, or is of a pool of which the settings say nothing; a
+        ledger that can't be read knows none.
         """
         loaded = self._context.loaded()
+        known = await lint.known_elsewhere(self._context.databases, loaded)
         unset = {task.pool for task in loaded.tasks.values()} - {DEFAULT_POOL, *self._pools}
         served = {*self._pools, *(await self._claimed() if unset else ())}
-        return await offload(lint.check, loaded, names, next_slots, served)
+        return await offload(lint.check, loaded, names, next_slots, served, known)
 
     async def _claimed(self) -> set[str]:
         """The pools that living nodes claim; none where the ledger can't be read."""

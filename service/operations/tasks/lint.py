@@ -1,17 +1,20 @@
-"""Checks the loaded tasks for likely mistakes. No database is used."""
+"""Checks the loaded tasks for likely mistakes. The ledger is asked only for tasks that are not loaded here."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import datetime
 
 from service import clock
 from service.batch.cron.cron import Schedule
+from service.batch.ledger import tasks as task_rows
 from service.batch.lint.clock_changes import DAY, effects
-from service.batch.lint.lint import findings
+from service.batch.lint.lint import findings, unknown_upstreams
 from service.batch.tasks.registry import Task
-from service.errors import UnknownTask
+from service.errors import DatabaseError, UnknownTask
 from service.operations.context import Loaded
+from service.operations.databases import Databases
 from service.operations.results import Result
 
 
@@ -24,7 +27,11 @@ class LintSlot(Result):
 
 
 class LintFinding(Result):
-    """A likely mistake. `severity`: error (the file can't be used), warning (should be changed) or note."""
+    """A likely mistake.
+
+    `severity`: error (the file can't be used, or a task is awaited that does not exist), warning (should be changed) or
+    note.
+    """
 
     severity: str
     rule: str
@@ -46,17 +53,35 @@ class LintedTask(Result):
     findings: list[LintFinding]
 
 
+async def known_elsewhere(databases: Databases, loaded: Loaded) -> set[str]:
+    """The tasks that the ledger knows, if a loaded task waits for one that is not loaded; otherwise none."""
+    awaited = {name for task in loaded.tasks.values() if task.after is not None for name in task.after.tasks}
+    if awaited <= loaded.tasks.keys():
+        return set()
+    with suppress(DatabaseError):
+        async with databases.reading() as connection:
+            rows = await task_rows.all_tasks(connection) if connection is not None else []
+        return {row["name"] for row in rows if row["removed_at"] is None}
+    return set()
+
+
 def check(
-    loaded: Loaded, names: Collection[str], number: int, served: Collection[str] | None = None
+    loaded: Loaded,
+    names: Collection[str],
+    number: int,
+    served: Collection[str] | None = None,
+    elsewhere: Collection[str] = (),
 ) -> list[LintedTask]:
     """Check all tasks, or those of `names`; each result has up to `number` future slots.
 
-    Without `names` the results include the files that can't be used. `served`: see `findings`. Raises UnknownTask.
+    Without `names` the results include the files that can't be used. `served`: see `findings`. `elsewhere`: tasks
+    that other processes have loaded. Raises UnknownTask.
     """
+    known = {*loaded.tasks, *elsewhere}
     _refuse_unknown(names, loaded)
     chosen = [task for name, task in sorted(loaded.tasks.items()) if not names or name in names]
     files = [] if names else [_broken(file.source, file.error) for file in loaded.broken]
-    return [*(_linted(task, number, served) for task in chosen), *files]
+    return [*(_linted(task, number, served, known) for task in chosen), *files]
 
 
 def _refuse_unknown(names: Collection[str], loaded: Loaded) -> None:
@@ -67,17 +92,24 @@ def _refuse_unknown(names: Collection[str], loaded: Loaded) -> None:
         raise UnknownTask(f"{error.message}{unusable}")
 
 
-def _linted(task: Task, number: int, served: Collection[str] | None) -> LintedTask:
+def _linted(task: Task, number: int, served: Collection[str] | None, known: Collection[str]) -> LintedTask:
     schedule = task.schedule
+    found = [*unknown_upstreams(task, known), *findings(task, clock.now(), served)]
     return LintedTask(
         task=task.name,
         source=task.source,
         schedule=schedule.cron if schedule else None,
         timezone=schedule.timezone if schedule else None,
-        words=schedule.words if schedule else None,
+        words=_words(task),
         next=_next_slots(schedule, number) if schedule else [],
-        findings=[LintFinding.of(vars(finding)) for finding in findings(task, clock.now(), served)],
+        findings=[LintFinding.of(vars(finding)) for finding in found],
     )
+
+
+def _words(task: Task) -> str | None:
+    """The schedule in words, with the name of the task that it is taken from."""
+    words = task.schedule.words if task.schedule else None
+    return words if task.follows is None else f"The slots of {task.follows}" + (f": {words}" if words else "")
 
 
 def _next_slots(schedule: Schedule, number: int) -> list[LintSlot]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 ICONS = {
+    "waiting": "hourglass",
     "queued": "clock",
     "running": "loader-circle",
     "retrying": "rotate-cw",
@@ -14,4 +15,4 @@ ICONS = {
     "missed": "calendar-x",
 }
 STATES = tuple(state for state in ICONS if state != "missed")
-ACTIVE = ("queued", "running", "retrying", "interrupted")
+ACTIVE = ("waiting", "queued", "running", "retrying", "interrupted")

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
 from service.operations.night.models import Waiting
-from service.operations.results import Attempt, Quarantined, Result, RunDetails, RunNow, Started
+from service.operations.results import Attempt, Quarantined, Result, RunDetails, RunNow, RunsAfter, Started
 from service.operations.runs.bulk import Bulk, BulkAction, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, RunFilter, RunPage
 from service.operations.runs.run_log import LOG_CURSOR, LogPage
@@ -49,6 +49,7 @@ class Retry(WithNote):
     """A retry."""
 
     from_the_beginning: bool = Field(False, description="Do everything again, also in a run that has succeeded.")
+    and_after: bool = Field(False, description="Also run again, after it, the runs that have waited for it.")
 
 
 class Acknowledge(Body):
@@ -171,11 +172,19 @@ async def cancel_run(operations: Operator, run: GivenRun, body: Cancel | None = 
     return await operations.runs.cancel(run, body.wait, body.note)
 
 
+@runs.get("/runs/{run}/after")
+async def runs_after(operations: Viewer, run: GivenRun) -> RunsAfter:
+    """How many runs of which tasks come after a run and have ended."""
+    return await operations.runs.comes_after(run)
+
+
 @runs.post("/runs/{run}/retry")
 async def retry_run(operations: Operator, run: GivenRun, body: Retry | None = None) -> RunNow:
     """Give a run that has ended a new attempt, which resumes after its last checkpoint."""
     body = body or Retry()
-    return await operations.runs.retry(run, from_the_beginning=body.from_the_beginning, note=body.note)
+    return await operations.runs.retry(
+        run, from_the_beginning=body.from_the_beginning, and_after=body.and_after, note=body.note
+    )
 
 
 @runs.post("/runs/{run}/acknowledge")

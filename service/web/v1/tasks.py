@@ -53,6 +53,7 @@ class Backfill(Body):
     until: Instant
     redo: bool = Field(False, description="Also give runs that have ended a new attempt from the beginning.")
     many: bool = Field(False, description="Allow more than 10,000 slots.")
+    and_after: bool = Field(False, description="Also backfill the slots of the tasks that come after.")
 
 
 class BackfillStart(Body):
@@ -139,7 +140,7 @@ async def resume_task(operations: Operator, name: TaskName, body: WithNote | Non
 @tasks.post("/tasks/{name}/backfill/preview")
 async def preview_backfill(operations: Operator, name: TaskName, body: Backfill) -> Preview:
     """How many runs a backfill would make. The preview is good for an hour, and nothing is changed."""
-    request = BackfillRequest(name, body.since, body.until, body.redo, allow_many=body.many)
+    request = BackfillRequest(name, body.since, body.until, body.redo, body.many, and_after=body.and_after)
     return await operations.bulks.preview_backfill(request)
 
 

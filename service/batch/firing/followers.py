@@ -1,0 +1,65 @@
+"""Followers in the ledger: the schedule of a task that follows another is a copy of that one's, and changes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.cron.cron import Schedule
+from service.batch.ledger import schedules
+from service.batch.ledger.schedules import OpenSchedule
+from service.batch.tasks.registry import Task
+
+
+async def with_followers(
+    connection: AsyncConnection, wanted: Mapping[str, Schedule | None], loaded: Mapping[str, Task]
+) -> dict[str, Schedule | None]:
+    """The wanted schedules, and those of the tasks that follow one of them, also by way of others.
+
+    A task that follows one which is not in `wanted` gets the open schedule of that one.
+    """
+    follows = await schedules.following(connection, wanted)
+    follows = {name: leader for name, leader in follows.items() if name not in wanted or name not in loaded}
+    follows |= {name: task.follows for name, task in loaded.items() if name in wanted and task.follows is not None}
+    leaders = {leader for leader in follows.values() if leader not in wanted}
+    opened = await schedules.still_open(connection, leaders) if leaders else {}
+    known = {name: row.schedule for name, row in opened.items() if row.is_usable}
+    return {**wanted, **{name: _schedule_of(name, wanted, follows, known) for name in follows}}
+
+
+def _schedule_of(
+    name: str,
+    wanted: Mapping[str, Schedule | None],
+    follows: Mapping[str, str],
+    known: Mapping[str, Schedule],
+) -> Schedule | None:
+    """The schedule of the task at the end of the line of those that follow each other."""
+    seen: set[str] = set()
+    while name in follows and name not in seen:
+        seen.add(name)
+        name = follows[name]
+    return wanted.get(name, known.get(name))
+
+
+def waiting_of(
+    loaded: Mapping[str, Task], opened: Mapping[str, OpenSchedule]
+) -> dict[str, tuple[dict[str, Any] | None, str | None]]:
+    """What the runs of each task wait for, and which task it follows: as loaded, or else as the ledger has it."""
+    kept = {name: (row.after, row.follows) for name, row in opened.items()}
+    own = {name: (task.after.as_json() if task.after else None, task.follows) for name, task in loaded.items()}
+    return {**kept, **own}
+
+
+def astray(opened: Mapping[str, OpenSchedule]) -> dict[str, Schedule | None]:
+    """The schedules that followers have to get, because those that they follow have changed without them."""
+    return {
+        row.task: opened[row.follows].schedule if row.follows in opened else None
+        for row in opened.values()
+        if row.follows is not None and _key(opened.get(row.follows)) != _key(row)
+    }
+
+
+def _key(row: OpenSchedule | None) -> tuple[str, str] | None:
+    return (row.cron, row.timezone) if row is not None and row.is_usable else None

@@ -1,0 +1,267 @@
+"""Runs that wait: what they wait for, how far that is, and how they are opened or closed by it.
+
+A waiting run has not begun. It waits for an instant (`due_at`), for slots of other tasks (rows of `batch_waits`), or
+for the members of its group (runs whose `awaited_by` is its id). What is over is asked of these rows again and again:
+there is no counter and no event that could be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Column, Integer, PrimaryKeyConstraint, String, Table, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import Index
+
+from service.batch.ledger import json_rows, queues
+from service.batch.ledger.states import ACTIVE, RunState
+from service.batch.ledger.tables import OF_SLOT_SQL, PLAIN_STATE, WAITING_SQL, is_one_of, ledger, runs
+from service.database.types import Id, UtcDateTime
+
+waits = Table(
+    "batch_waits",
+    ledger,
+    Column("run", Id, nullable=False),
+    Column("task", String(100), nullable=False),
+    Column("slot", UtcDateTime),  # NULL: the task had no slot yet when the run was made
+    PrimaryKeyConstraint("run", "task"),
+    Index("ix_batch_waits_slot", "task", "slot"),
+)
+
+
+class Gate(StrEnum):
+    """Which end of what a run waits for opens it: only a success of all, or any end."""
+
+    SUCCESS = "success"
+    END = "end"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A waiting run that is locked."""
+
+    id: str
+    task: str
+    slot: datetime | None
+    origin: str
+    catch_up: bool
+    priority: int
+    exclusive: str | None
+    created_at: datetime
+    due_at: datetime
+    gate: str | None
+    wait_until: datetime | None
+
+    @property
+    def is_on_time(self) -> bool:
+        """Whether it is the run of a slot that was fired on time, about which the overlap policy decides."""
+        return self.origin == "schedule" and not self.catch_up
+
+
+@dataclass(frozen=True)
+class Members:
+    """The members of a group. `first_bad`: the id of the first one that did not succeed."""
+
+    number: int
+    active: int
+    bad: int
+    first_bad: str | None
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What has become of a slot that a run waits for.
+
+    Attributes:
+        run, state: Of the run of that slot; None if there is none.
+        is_pending: Whether the slot may still be fired, or its run is active.
+        why_none: Why it has no run, if the ledger knows.
+    """
+
+    task: str
+    slot: datetime | None
+    run: str | None
+    state: str | None
+    is_pending: bool
+    why_none: str | None
+
+
+_IS_ACTIVE = f"IN ({', '.join(repr(str(state)) for state in ACTIVE)})"
+_ITS_RUN = f"FROM batch_runs u WHERE u.task = w.task AND u.slot = w.slot AND u.{OF_SLOT_SQL}"
+_PENDING_SLOT = (
+    "(SELECT true FROM batch_schedules s WHERE s.task = w.task AND s.valid_until IS NULL AND s.fired_until < w.slot "
+    "AND (SELECT t.paused_at FROM batch_tasks t WHERE t.name = w.task) IS NULL)"
+)
+_IS_PENDING = f"coalesce((SELECT u.state {_IS_ACTIVE} {_ITS_RUN}), {_PENDING_SLOT}, false)"
+"""Whether a row `w` of batch_waits is not over: the run of the slot is active, or the slot was not handled yet."""
+
+_COLUMNS = [runs.c[name] for name in Waiting.__dataclass_fields__]
+
+
+def ready_ids(kind: str, most: int = 1, locks: bool = False) -> str:
+    """SQL for the ids of up to `most` waiting runs that may be opened or closed at :now.
+
+    `locks`: they are locked, and those that another transaction has locked are left out. The decision is made by a
+    second statement, which sees what was committed before the lock was taken.
+    """
+    # Without INDEXED BY SQLite would read all runs that wait by the index on states. As scalar subqueries the
+    # conditions are asked for each run; as NOT EXISTS PostgreSQL would join whole tables. In the order of the ids
+    # themselves PostgreSQL might read the primary key of all runs, to find the first one that is ready.
+    hint = " INDEXED BY ix_batch_runs_waits" if kind == "sqlite" else ""
+    member = f"SELECT m.id FROM batch_runs m WHERE m.awaited_by = r.id AND m.state {_IS_ACTIVE} LIMIT 1"
+    pending = f"SELECT w.task FROM batch_waits w WHERE w.run = r.id AND {_IS_PENDING} LIMIT 1"
+    paused = "SELECT t.paused_at FROM batch_tasks t WHERE t.name = r.task"
+    is_over = f"r.gate IS NULL OR (({member}) IS NULL AND ({pending}) IS NULL)"
+    lock = " FOR UPDATE OF r SKIP LOCKED" if locks and kind == "postgresql" else ""
+    return (
+        f"SELECT r.id FROM batch_runs r{hint} WHERE {WAITING_SQL.replace('state', 'r.state')} AND r.due_at <= :now "
+        f"AND (({is_over}) OR (r.wait_until <= :now AND ({paused}) IS NULL)) "
+        f"ORDER BY CAST(r.id AS text) LIMIT {most}{lock}"
+    )
+
+
+async def ready(connection: AsyncConnection, now: datetime, most: int) -> list[Waiting]:
+    """Lock up to `most` waiting runs that may be opened or closed at `now` (database time), and return them."""
+    at = bindparam("now", type_=runs.c.due_at.type)
+    locking = text(ready_ids(connection.dialect.name, most, locks=True)).bindparams(at).columns(runs.c.id)
+    ids = (await connection.execute(locking, {"now": now})).scalars().all()
+    return await read(connection, ids)
+
+
+async def is_any_ready(connection: AsyncConnection, now: datetime) -> bool:
+    """Whether some waiting run may be opened or closed at `now`. Locks nothing."""
+    looking = text(ready_ids(connection.dialect.name)).bindparams(bindparam("now", type_=runs.c.due_at.type))
+    return (await connection.execute(looking, {"now": now})).first() is not None
+
+
+async def read(connection: AsyncConnection, ids: Sequence[str]) -> list[Waiting]:
+    """Those of the runs `ids` that are waiting, by id."""
+    if not ids:
+        return []
+    kind = connection.dialect.name
+    columns, is_waiting = ", ".join(c.name for c in _COLUMNS), is_one_of([RunState.WAITING], PLAIN_STATE)
+    meant = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
+    statement = text(f"SELECT {columns} FROM batch_runs WHERE {meant} AND {is_waiting} ORDER BY id").columns(*_COLUMNS)
+    rows = (await connection.execute(statement, _parameter(ids, kind))).all()
+    return [Waiting(*row) for row in rows]
+
+
+async def members(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, Members]:
+    """The members of each of the runs `ids` that has any."""
+    kind = connection.dialect.name
+    counted = [Column(name, Integer) for name in ("number", "active", "bad")]
+    hint = "INDEXED BY ix_batch_runs_members " if kind == "sqlite" else ""
+    its, has_ended = f"FROM batch_runs m {hint}WHERE m.awaited_by = v.id", f"NOT (m.state {_IS_ACTIVE})"
+    statement = text(
+        f"SELECT v.id, (SELECT count(*) {its}) AS number, (SELECT count(*) {its} AND m.state {_IS_ACTIVE}) AS active, "
+        f"(SELECT count(*) {its} AND m.state <> 'succeeded') AS bad, "
+        # In the order of the ids themselves PostgreSQL would read the primary key of all runs.
+        f"(SELECT m.id {its} AND m.state <> 'succeeded' AND {has_ended} ORDER BY CAST(m.id AS text) LIMIT 1) AS first "
+        f"FROM {json_rows.source([runs.c.id], kind)}"
+    ).columns(runs.c.id, *counted, Column("first", Id))
+    rows = (await connection.execute(statement, _parameter(ids, kind))).all()
+    return {row.id: Members(row.number, row.active, row.bad, row.first) for row in rows if row.number}
+
+
+async def upstreams(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, list[Upstream]]:
+    """What has become of the slots that the runs `ids` wait for, by run and in the order of the tasks' names."""
+    kind = connection.dialect.name
+    missed = (
+        "SELECT m.reason FROM batch_missed m WHERE m.task = w.task AND m.last_slot >= w.slot "
+        "AND m.first_slot <= w.slot ORDER BY m.last_slot LIMIT 1"
+    )
+    paused = "SELECT t.paused_by FROM batch_tasks t WHERE t.name = w.task AND t.paused_at IS NOT NULL"
+    known = "SELECT t.name FROM batch_tasks t WHERE t.name = w.task AND t.removed_at IS NULL"
+    its: list[Column[Any]] = [Column("its", Id), Column("its_state", String), Column("pending", Integer)]
+    words = [Column(name, String) for name in ("missed", "paused", "known")]
+    meant = queues.among("w.run", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
+    statement = text(
+        f"SELECT w.run, w.task, w.slot, (SELECT u.id {_ITS_RUN}) AS its, (SELECT u.state {_ITS_RUN}) AS its_state, "
+        f"{_IS_PENDING} AS pending, ({missed}) AS missed, ({paused}) AS paused, ({known}) AS known "
+        f"FROM batch_waits w WHERE {meant} ORDER BY w.run, w.task"
+    ).columns(waits.c.run, waits.c.task, waits.c.slot, *its, *words)
+    found: dict[str, list[Upstream]] = {}
+    for row in await connection.execute(statement, _parameter(ids, kind)):
+        why = _why_none(row) if row.its is None else None
+        found.setdefault(row.run, []).append(
+            Upstream(row.task, row.slot, row.its, row.its_state, bool(row.pending), why)
+        )
+    return found
+
+
+def _why_none(row: Any) -> str:
+    if row.known is None:
+        return f"there is no task {row.task}"
+    if row.slot is None:
+        return f"{row.task} had no slot before this one"
+    if row.missed is not None:
+        return f"{row.task} was missed: {row.missed}"
+    if row.paused is not None:
+        return f"{row.task} is paused by {row.paused}"
+    return f"{row.task} has no run of {row.slot:%Y-%m-%d %H:%M} UTC"
+
+
+async def extend(connection: AsyncConnection, task: str, duration: timedelta, now: datetime) -> None:
+    """Let the runs of a task that wait at `now` do so longer by `duration`, because it was paused for so long."""
+    kind = connection.dialect.name
+    # Read are the runs that wait and whose time has come: neither those of tomorrow nor all runs of the task.
+    hint, lock = (" INDEXED BY ix_batch_runs_waits", "") if kind == "sqlite" else ("", " FOR UPDATE")
+    query = (
+        f"SELECT id, wait_until FROM batch_runs{hint} WHERE {WAITING_SQL} AND due_at <= :now AND task || '' = :task "
+        f"AND wait_until IS NOT NULL ORDER BY CAST(id AS text){lock}"
+    )
+    at = bindparam("now", type_=runs.c.due_at.type)
+    waiting = text(query).bindparams(at).columns(runs.c.id, runs.c.wait_until)
+    theirs = (await connection.execute(waiting, {"now": now, "task": task})).all()
+    rows = [{"id": row.id, "wait_until": row.wait_until + duration} for row in theirs]
+    if not rows:
+        return
+    source = json_rows.source([runs.c.id, runs.c.wait_until], kind)
+    statement = f"UPDATE batch_runs SET wait_until = v.wait_until FROM {source} WHERE batch_runs.id = v.id"
+    await connection.execute(text(statement), {"rows": json_rows.encode(rows, kind)})
+
+
+async def lock_awaiting(connection: AsyncConnection, ids: Sequence[str]) -> list[str]:
+    """Lock the runs that wait, or waited, for the runs `ids`, and these too. Returns the ids of the former.
+
+    Whoever makes an ended run active again calls this before: then nobody can open or close what waits for it by the
+    state from before.
+    """
+    awaiting = sorted(await _awaiting(connection, ids))
+    kind = connection.dialect.name
+    if awaiting and kind == "postgresql":
+        both = _parameter({*awaiting, *ids}, kind)
+        locked = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
+        await connection.execute(text(f"SELECT id FROM batch_runs WHERE {locked} ORDER BY id FOR UPDATE"), both)
+    return awaiting
+
+
+async def _awaiting(connection: AsyncConnection, ids: Sequence[str]) -> Sequence[str]:
+    kind = connection.dialect.name
+    source = json_rows.source([runs.c.id], kind)
+    meant = queues.among("a.id", f"SELECT v.id FROM {source}", kind)
+    statement = text(
+        f"SELECT a.awaited_by AS id FROM batch_runs a WHERE {meant} "
+        f"UNION SELECT w.run FROM batch_runs a CROSS JOIN batch_waits w "
+        f"WHERE {meant} AND a.{OF_SLOT_SQL} AND w.task = a.task AND w.slot = a.slot"
+    ).columns(runs.c.id)
+    found = (await connection.execute(statement, _parameter(ids, kind))).scalars()
+    return [run for run in found if run is not None]
+
+
+async def coming_after(connection: AsyncConnection, ids: Sequence[str]) -> list[str]:
+    """The runs that wait, or have waited, for the runs `ids`, and those that wait for these, in whichever depth."""
+    found: set[str] = set(ids)
+    asked = list(ids)
+    while asked:
+        asked = sorted(set(await _awaiting(connection, asked)) - found)
+        found |= set(asked)
+    return sorted(found - set(ids))
+
+
+def _parameter(ids: Iterable[str], kind: str) -> dict[str, str]:
+    return {"rows": json_rows.encode([{"id": i} for i in ids], kind)}

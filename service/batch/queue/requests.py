@@ -1,0 +1,113 @@
+"""What `start()` and `start_all()` are asked for, after their checks: plain values, which another process may send."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from service.batch.tasks.policies import LONGEST
+from service.batch.tasks.registry import Task
+from service.errors import InvalidParameters
+from service.escaping import echoed
+
+LONGEST_KEY = 200
+
+
+@dataclass(frozen=True)
+class Startable:
+    """What is needed of a task to queue a run. `source`: its file. `exclusive`: the queue whose runs take lanes."""
+
+    name: str
+    source: str
+    exclusive: str | None
+    priority: int
+
+    @classmethod
+    def of(cls, task: Task) -> Startable:
+        """What is needed of a task that this process has loaded."""
+        return cls(task.name, task.source, task.exclusive, task.policies.priority)
+
+
+@dataclass(frozen=True)
+class StartRequest:
+    """One run that is asked for. It begins at `at` (aware), or after `delay` seconds, at the earliest."""
+
+    task: Startable
+    params: dict[str, Any] | None
+    key: str | None = None
+    slot: datetime | None = None
+    at: datetime | None = None
+    delay: float | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        task: Task,
+        given: Mapping[str, Any],
+        *,
+        key: Any = None,
+        slot: Any = None,
+        at: Any = None,
+        delay: Any = None,
+        in_group: bool = False,
+        params: Any = None,
+    ) -> StartRequest:
+        """Check what a caller has given. `given`: the parameters of `run()`. Raises InvalidParameters."""
+        call = f"start({task.name})"
+        if key is not None and not (isinstance(key, str) and 0 < len(key) <= LONGEST_KEY):
+            raise InvalidParameters(f"{call}: key is {echoed(key)}; allowed: 1 to {LONGEST_KEY} characters")
+        for name, instant in (("slot", slot), ("at", at)):
+            if instant is not None and not (isinstance(instant, datetime) and instant.utcoffset() is not None):
+                raise InvalidParameters(f"{call}: {name} is {echoed(instant)}; allowed: an aware datetime")
+        if at is not None and delay is not None:
+            raise InvalidParameters(f"{call}: at and delay were both given; allowed: one of them")
+        own = {"key": key, "at": at, "delay": delay, "in_group": in_group or None}
+        stored = task.parameters.to_json(_parameters_of_run(task, call, own, given, params)) or None
+        return cls(Startable.of(task), stored, key, slot, at, _seconds(call, delay))
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Runs that are asked for in one transaction.
+
+    Attributes:
+        then: The follow-up: a run that waits for all of them. `gate`: which end of theirs opens it, see waits.Gate.
+        in_group: Whether they join the group of the run that asks for them.
+    """
+
+    runs: tuple[StartRequest, ...]
+    then: StartRequest | None = None
+    gate: str | None = None
+    in_group: bool = False
+
+
+def _parameters_of_run(
+    task: Task, call: str, own: Mapping[str, Any], given: Mapping[str, Any], params: Any
+) -> dict[str, Any]:
+    if params is not None:
+        if not isinstance(params, Mapping) or given:
+            raise InvalidParameters(
+                f"{call}: params has to be a dict with all parameters of run(), and no other parameter is given then"
+            )
+        return dict(params)
+    both = sorted(name for name, value in own.items() if value is not None and name in task.parameters.names)
+    if both:
+        raise InvalidParameters(
+            f"{call}: run() has a parameter `{both[0]}`, and start() has one of that name too: give the parameters of "
+            f"run() as params={{'{both[0]}': …}}"
+        )
+    return dict(given)
+
+
+def _seconds(call: str, delay: Any) -> float | None:
+    if delay is None:
+        return None
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    valid = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not valid or not 0 <= seconds <= LONGEST.total_seconds():
+        raise InvalidParameters(
+            f"{call}: delay is {echoed(delay)}; allowed: seconds from 0 (up to 100 years), or a timedelta"
+        )
+    return float(seconds)

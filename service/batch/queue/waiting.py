@@ -1,0 +1,104 @@
+"""Opens and closes waiting runs: by what they wait for, it decides whether they may start now, or never will."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import transitions, waits
+from service.batch.ledger.states import ACTIVE, RunState
+from service.batch.ledger.waits import Gate, Members, Upstream, Waiting
+
+MOST = 500
+"""How many runs are opened or closed in one transaction, at most."""
+MOST_NAMED = 3
+"""How many of the slots that were in the way are named in the reason of a closed run."""
+
+
+@dataclass
+class Decided:
+    """Waiting runs that are locked, with what is to become of each. `closing`: the reason by the id of the run."""
+
+    opening: list[Waiting] = field(default_factory=list)
+    closing: dict[str, str] = field(default_factory=dict)
+
+
+async def decide(connection: AsyncConnection, now: datetime) -> Decided:
+    """Lock up to MOST waiting runs that may be opened or closed at `now` (database time), and decide about each.
+
+    What they wait for is read after they were locked: whoever makes something of that active again locks them first.
+    """
+    decided = Decided()
+    ready = await waits.ready(connection, now, MOST)
+    gated = [run.id for run in ready if run.gate is not None]
+    members = await waits.members(connection, gated) if gated else {}
+    upstreams = await waits.upstreams(connection, gated) if gated else {}
+    for run in ready:
+        reason = _still_waits_or_closes(run, members.get(run.id), upstreams.get(run.id, []), now)
+        if reason is None:
+            decided.opening.append(run)
+        elif reason:
+            decided.closing[run.id] = reason
+    return decided
+
+
+async def apply(connection: AsyncConnection, decided: Decided, now: datetime) -> int:
+    """Open and close runs as it was decided, and return how many.
+
+    Left are the runs of slots that were fired on time: the overlap policy decides about them (see firing/opening.py).
+    """
+    opening = [run.id for run in decided.opening if not run.is_on_time]
+    await transitions.open_waiting(connection, opening, now)
+    await transitions.close_waiting(connection, decided.closing, now, gate=True)
+    return len(opening) + len(decided.closing)
+
+
+def _still_waits_or_closes(
+    run: Waiting, members: Members | None, upstreams: list[Upstream], now: datetime
+) -> str | None:
+    """Why the run closes; "" if it goes on waiting; None if it opens."""
+    pending = [upstream for upstream in upstreams if upstream.is_pending]
+    if pending or (members is not None and members.active):
+        if run.wait_until is None or run.wait_until > now:
+            return ""
+        return _waited_too_long(pending, now - run.due_at)
+    if run.gate != Gate.SUCCESS:
+        return None
+    if members is not None and members.bad:
+        return f"{members.bad:,} of {members.number:,} did not succeed: run {members.first_bad}"
+    in_the_way = [_in_the_way(upstream) for upstream in upstreams if upstream.state != RunState.SUCCEEDED]
+    return _listed(in_the_way) if in_the_way else None
+
+
+def _in_the_way(upstream: Upstream) -> str:
+    if upstream.run is None:
+        return upstream.why_none or f"{upstream.task} has no run"
+    has = "failed" if upstream.state == RunState.FAILED else f"was {upstream.state}"
+    return f"{upstream.task} {has}: run {upstream.run}"
+
+
+def _waited_too_long(pending: list[Upstream], waited: timedelta) -> str:
+    return _listed(f"{each.task} {_was_still(each)} after {_words(waited)}" for each in pending)
+
+
+def _was_still(upstream: Upstream) -> str:
+    return f"was still {upstream.state}" if upstream.state in ACTIVE else "had not been fired"
+
+
+def _words(duration: timedelta) -> str:
+    """The duration in its largest whole unit, such as "2 h"."""
+    seconds = round(duration.total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length or seconds == length:
+            return f"{round(seconds / length)} {unit}"
+    return f"{seconds} s"
+
+
+def _listed(reasons: Iterable[str]) -> str:
+    """The first reasons, and how many more there are."""
+    named = list(reasons)
+    more = f"; and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+    return "; ".join(named[:MOST_NAMED]) + more

@@ -1,0 +1,81 @@
+"""A ledger in which very much waits, and the statements about it, whose plans tests/batch/test_plans.py reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import json_rows, runs, transitions, waits
+from service.batch.ledger.runs import NewRun
+from service.batch.ledger.states import Rank
+from service.batch.queue import waiting
+from service.database.engine import Database
+from tests.batch.test_runs import new
+
+Of = Callable[[str], AbstractContextManager[None]]
+
+MINUTE = timedelta(minutes=1)
+
+
+def slots(number: int, now: datetime) -> tuple[list[NewRun], list[dict[str, Any]]]:
+    """So many runs that wait for slots of two other tasks, these slots' runs, which are queued, and rows of waits."""
+    made, rows = [], []
+    for n in range(number):
+        slot = now - timedelta(days=100) + n * MINUTE
+        of_slot = {"slot": slot, "origin": "schedule", "exclusive": None, "due_at": now, "created_at": now}
+        upstreams = [new(name, **of_slot) for name in ("up-1", "up-2")]
+        run = new("down", **of_slot, state="waiting", gate="success", wait_until=now + timedelta(days=1))
+        made += [*upstreams, run]
+        rows += [{"run": run.id, "task": upstream.task, "slot": slot} for upstream in upstreams]
+    return made, rows
+
+
+def group(number: int, now: datetime, state: str = "queued", **follow_up: Any) -> list[NewRun]:
+    """A follow-up that waits, and so many members."""
+    then = new("then", exclusive=None, due_at=now, **{"state": "waiting", "gate": "success", **follow_up})
+    return [then, *(new("member", exclusive=None, state=state, awaited_by=then.id) for _ in range(number))]
+
+
+async def write(connection: AsyncConnection, made: list[NewRun], rows: list[dict[str, Any]]) -> None:
+    await json_rows.insert(connection, runs.runs, [vars(run) for run in made])
+    await json_rows.insert(connection, waits.waits, rows)
+
+
+async def fill(ledger: Database, number: int, now: datetime) -> None:
+    """So many runs that wait for slots, as many that wait for tomorrow, and as many members of groups."""
+    tomorrow = [new("later", exclusive=None, state="waiting", due_at=now + timedelta(days=1)) for _ in range(number)]
+    groups = [run for _ in range(number // 10) for run in group(10, now)]
+    made, rows = slots(number, now)
+    async with ledger.engine.begin() as connection:
+        await write(connection, [*made, *tomorrow, *groups], rows)
+    if ledger.kind == "postgresql":
+        async with ledger.engine.begin() as connection:
+            await connection.execute(text("ANALYZE batch_runs, batch_waits"))
+
+
+async def send(ledger: Database, of: Of, now: datetime) -> None:
+    """Open and close what is ready, and retry and cancel runs that others wait for. `of`: see Plans.of."""
+    ready, closed, cancelled = (group(3, now, state) for state in ("succeeded", "failed", "queued"))
+    (upstream, *others), rows = slots(1, now + timedelta(days=1))
+    upstream.state = "failed"
+    async with ledger.engine.begin() as connection:
+        await write(connection, [*ready, *closed, *cancelled, upstream, *others], rows)
+        with of("open"):
+            assert await waits.is_any_ready(connection, now)
+            decided = await waiting.decide(connection, now)
+            assert await waiting.apply(connection, decided, now) == 2
+            await waits.upstreams(connection, [others[-1].id])
+        with of("retry what others wait for"):
+            assert await waits.lock_awaiting(connection, [upstream.id]) == [others[-1].id]
+            await transitions.reopen(connection, [closed[1].id, upstream.id], Rank.MANUAL, "ann", now)
+        follow_up = await runs.get(connection, closed[0].id)
+        assert follow_up is not None and follow_up["state"] == "waiting"
+        with of("cancel a group"):
+            await transitions.cancel(connection, [cancelled[0].id], "cancelled by ann", "ann", now)
+        with of("resume what waits"):
+            await waits.extend(connection, "down", MINUTE, now)
