@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextvars import ContextVar
 
 from sqlalchemy import event, update
 
@@ -39,9 +40,12 @@ async def test_a_node_of_an_older_version_says_only_how_many_runs_it_executes(pe
 async def test_the_strip_is_read_with_one_statement(people: People) -> None:
     statements: list[str] = []
     engine = people.served.service.ledger.reader.sync_engine
+    is_asking = ContextVar("is_asking", default=False)
+    is_asking.set(True)
 
     def note(*given: object) -> None:
-        statements.append(str(given[2]))
+        if is_asking.get():  # the watch of the service may read the nodes meanwhile
+            statements.append(str(given[2]))
 
     event.listen(engine, "before_cursor_execute", note)
     try:
