@@ -360,7 +360,8 @@ async def test_ctrl_c_while_a_reload_drains_ends_it_after_the_drain_and_starts_n
             (tmp_path / "go").touch()
             assert await asyncio.to_thread(running.process.wait, 10) == 0
             assert starts(running) == 1
-        assert {run["state"] for run in await rows(ledger)} <= {"succeeded", "skipped"}
+        # A slot that was fired at the moment of the signal is left in the queue.
+        assert {run["state"] for run in await rows(ledger)} <= {"succeeded", "skipped", "queued"}
         assert all(node["stopped_at"] for node in await rows(ledger, tables.nodes))
 
 
