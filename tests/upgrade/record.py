@@ -121,6 +121,8 @@ def live(recording: Recording) -> None:
         third.process.wait()
     recording.batch("run", "held", "--queue")
     recording.batch("pause", "held")
+    recording.batch("run", "gathers")
+    recording.wait_for_state("follows", "waiting")
     for name in ("ann", "bob"):
         recording.batch("token", "create", name, "--role", "operator")
     recording.batch("token", "revoke", "bob")

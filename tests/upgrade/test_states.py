@@ -28,6 +28,9 @@ each_state = pytest.mark.parametrize(
 )
 
 
+WITH_INCIDENTS = ("incidents", "pages", "pools", "waits")
+
+
 @each_state
 async def test_a_service_goes_on_where_the_older_code_stopped(state: State, batch: Batch) -> None:
     load_tasks(states.TASKS)
@@ -51,6 +54,18 @@ async def test_a_service_goes_on_where_the_older_code_stopped(state: State, batc
     copied = await state.select("DATABASE_URL", "SELECT email FROM users WHERE id > 3 ORDER BY email")
     assert copied == [(f"{task}{item:02}@example.com",) for task in ("copies", "moves") for item in range(ITEMS)]
     assert len(await state.select("DATABASE_URL", "SELECT item FROM batch_quarantine")) == 1
+
+
+@pytest.mark.parametrize("name", ["waits"])
+async def test_a_follow_up_that_waited_begins_when_its_group_is_over(state: State) -> None:
+    load_tasks(states.TASKS)
+    assert await state.runs("member", "follows") == {"member": "queued", "follows": "waiting"}
+    service = BatchService(get_settings())
+    await service.start()
+    try:
+        await until(lambda: _is(state.runs("member", "follows"), {"member": "succeeded", "follows": "succeeded"}))
+    finally:
+        await service.stop()
 
 
 async def _is(value: Any, expected: dict[str, str]) -> bool:
@@ -124,9 +139,9 @@ def test_each_history_tokens_and_incidents_are_taken_over(state: State, batch: B
     assert version(state, "DATABASE_URL", "batch_data_alembic_version") == "data_0003"
     assert before <= version(state, "LEDGER_URL", "batch_alembic_version") == LEDGER_HISTORY.revisions[-1]
     tokens = {token["name"]: token["revoked_at"] is not None for token in batch("token", "list", "--json").json}
-    assert tokens == ({"ann": False, "bob": True} if state.name in ("api", "incidents", "pages", "pools") else {})
+    assert tokens == ({"ann": False, "bob": True} if state.name in ("api", *WITH_INCIDENTS) else {})
     kinds = {row["kind"] for row in batch("incidents", "--state", "all", "--json").json}
-    assert kinds == ({"failed", "missed", "quarantine"} if state.name in ("incidents", "pages", "pools") else set())
+    assert kinds == ({"failed", "missed", "quarantine"} if state.name in WITH_INCIDENTS else set())
 
 
 def version(state: State, setting: str, table: str) -> str:

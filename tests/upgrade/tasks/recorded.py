@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import BaseTask, ItemTask, Retry, Skip, TaskRegistry, get_db, get_logger, once
+from service import BaseTask, ItemTask, Retry, Skip, Start, TaskRegistry, get_db, get_logger, once, start_all
 from service.application.models import User
 
 logger = get_logger(__name__)
@@ -100,5 +100,50 @@ class SortTask(ItemTask):
             raise ValueError("this user can't be sorted")
 
 
-for task in (TickTask, MovesTask, CopiesTask, FlakyTask, BrokenTask, HeldTask, SlowTask, SortTask):
+class GathersTask(BaseTask):
+    """Starts a group while no service runs, so its follow-up waits for a member that nobody has begun."""
+
+    name, schedule = "gathers", None
+
+    async def run(self) -> None:
+        await start_all([Start(MemberTask)], then=Start(FollowsTask))
+
+
+class MemberTask(BaseTask):
+    name, schedule = "member", None
+
+    async def run(self) -> None:
+        pass
+
+
+class FollowsTask(BaseTask):
+    name, schedule = "follows", None
+
+    async def run(self) -> str:
+        return "the group is over"
+
+
+class AfterTickTask(BaseTask):
+    """Each of its slots waits for the one of tick."""
+
+    name, after = "after_tick", "tick"
+
+    async def run(self, slot: datetime) -> str:
+        return f"after the tick of {slot:%H:%M}"
+
+
+for task in (
+    TickTask,
+    MovesTask,
+    CopiesTask,
+    FlakyTask,
+    BrokenTask,
+    HeldTask,
+    SlowTask,
+    SortTask,
+    GathersTask,
+    MemberTask,
+    FollowsTask,
+    AfterTickTask,
+):
     TaskRegistry.register(task)
