@@ -8,7 +8,6 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.firing import opening
 from service.batch.ledger import nodes, runs, transitions
 from service.batch.ledger.runs import Claimed
 from service.batch.nodes import orphans
@@ -79,11 +78,6 @@ class Nodes(Machine):
     def look(self, which: str) -> None:
         """A node opens and closes what waits, if it is ready."""
         self._open(which)
-
-    def _open(self, which: str) -> None:
-        loaded = self.processes[which].tasks
-        expected = self.model.look(loaded.keys())
-        assert self.world.write(opening.open_and_close, loaded, clock.now()) == expected
 
     # Ends
 
