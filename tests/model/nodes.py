@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 from sqlalchemy.exc import IntegrityError
@@ -77,6 +79,18 @@ class Nodes(Machine):
     @does(which=WHICH)
     def look(self, which: str) -> None:
         """A node opens and closes what waits, if it is ready."""
+        self._open(which)
+
+    @does(which=WHICH, seconds=st.sampled_from([20, 59]))
+    def pile_up(self, which: str, seconds: int) -> None:
+        """A node fires several times while nothing ends, and then all ends with success: many slots open at once."""
+        for _ in range(3):
+            self.model.now = clock.advance(timedelta(seconds=seconds))
+            self._fire(which, self.processes[which].tasks, MANY)
+            self.compare()
+        for _ in range(2):
+            self._claim(which, MANY)
+            self._finish_all(which, ["succeeded"])
         self._open(which)
 
     # Ends

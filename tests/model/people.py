@@ -23,7 +23,7 @@ from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
 from service.errors import InvalidParameters
 from tests.model import plain
-from tests.model.machine import CRON, MANY, NUMBER, WHICH, Machine, does
+from tests.model.machine import CRON, ENDS, MANY, NUMBER, WHICH, Machine, does
 from tests.model.plain import ACTIVE, Run
 
 
@@ -160,10 +160,27 @@ class People(Machine):
         outer = among[number % len(among)].awaited_by
         self._start_group(self._task(number), self._task(other), size, on, outer)
 
+    @does(number=NUMBER, which=WHICH, how=st.sampled_from(ENDS), on=st.sampled_from(["success", "end"]))
+    def run_a_group(self, number: int, which: str, how: str, on: str) -> None:
+        """Code starts a group, a node runs its members, of which one starts another, and one of them ends somehow."""
+        self._start_group(self._task(number), self._task(number + 1), 2, on, None)
+        self.compare()
+        self._claim(which, MANY)
+        if any(run.state == "running" and run.awaited_by for run in self.model.runs):
+            self._join_group(number, number + 2)
+        self.compare()
+        self._finish_all(which, [how, "succeeded"])
+        self._claim(which, MANY)
+        self._finish_all(which, ["succeeded"])
+        self._open(which)
+
     @precondition(lambda self: any(run.state == "running" and run.awaited_by for run in self.model.runs))
     @does(number=NUMBER, other=NUMBER)
     def join_group(self, number: int, other: int) -> None:
         """A member that runs starts another member."""
+        self._join_group(number, other)
+
+    def _join_group(self, number: int, other: int) -> None:
         among = [run for run in self.model.runs if run.state == "running" and run.awaited_by]
         group, task = among[number % len(among)].awaited_by, self._task(other)
         if group is None or task.removed_at is not None:

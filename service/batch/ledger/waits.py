@@ -268,7 +268,7 @@ async def _lock(connection: AsyncConnection, ids: Iterable[str]) -> None:
         await connection.execute(statement, _parameter(ids, kind))
 
 
-_MAY_WAIT_AGAIN = f" AND {is_one_of([RunState.WAITING, RunState.SKIPPED], 'a.state')} AND a.gate IS NOT NULL"
+_MAY_WAIT_AGAIN = " AND coalesce(a.state, '') IN ('waiting', 'skipped') AND a.gate IS NOT NULL"
 """Runs `a` that were closed by what they waited for, or may be closed at this moment."""
 
 
