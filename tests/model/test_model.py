@@ -6,6 +6,7 @@ examples are others each time, so it only prints what none of them has made happ
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 from collections import Counter
@@ -86,6 +87,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, postgres_server: Postg
 
 
 def test_the_ledger_does_what_a_plain_model_of_it_does(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    faulthandler.cancel_dump_traceback_later()  # pytest's: the long form takes its time
     monkeypatch.setattr(logging.getLogger("service.batch"), "disabled", True)
     monkeypatch.setattr(unserved, "GRACE", timedelta(seconds=60))
     monkeypatch.setattr(misfires, "BUDGET", 3)  # so that a downtime takes several transactions
