@@ -10,15 +10,17 @@ from sqlalchemy import update
 from service import Start, clock, start_all
 from service.batch.firing import task_sync
 from service.batch.firing.backfill import Backfill, interval_of
+from service.batch.firing.opener import MOST_LEFT, Opener
 from service.batch.ledger.night import buckets
 from service.batch.ledger.night.tables import buckets as buckets_table
 from service.batch.ledger.states import Rank, RunState
 from service.batch.ledger.tables import runs
+from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.queue import retry as retrying
 from service.batch.queue.enqueue import Startable
 from service.batch.queue.retry import retry
 from service.database.engine import Database
-from tests.batch.ledger_world import make_task, rows
+from tests.batch.ledger_world import make_task, rows, until
 from tests.waiting.test_after import THREE, again, daily, no_tasks
 from tests.waiting.test_and_after import chain, states
 from tests.waiting.world import DAY, MINUTE, Waits
@@ -142,3 +144,20 @@ async def test_a_slot_of_a_task_that_is_gone_opens_and_then_fails_as_any_other_r
         await task_sync.remove_gone(connection, ["load"], lambda _: no_tasks())
     assert await waits.look(waits.tasks if is_loaded else others) == 1
     assert await waits.state("load") == "queued"
+
+
+async def test_a_node_without_the_watch_opens_what_only_it_has_loaded(waits: Waits) -> None:
+    """The node of the watch, which looks each second, opens no slot of a task that it does not know."""
+    await waits.know(daily("extract"), make_task("load", None, after="extract"))
+    await waits.fire(THREE)
+    await waits.end("extract")
+    opener = Opener(waits.ledger, {"load": waits.tasks["load"]}, lambda: None)
+    opener.follow(tuple, lambda: False)
+    opener.start()
+    changes = LedgerChanges(clock.now(), is_claimable=False, catalog=1, is_waiting=True)
+    for _ in range(MOST_LEFT - 1):
+        opener.on_changes(changes)
+    assert not opener._woken.is_set()
+    opener.on_changes(changes)
+    await until(lambda: rows(waits.ledger, task="load", state="queued"))
+    await opener.stop()
