@@ -1,6 +1,10 @@
 """Sees in which order transactions lock rows of the ledger: two that do it in different orders can deadlock.
 
-A statement that skips locked rows waits for nobody, so it may come in any place.
+A statement that skips locked rows waits for nobody, so it may come in any place. What it has locked is locked all the
+same: a statement that waits for rows of an earlier table must not come after it.
+
+The order of rows within one table can't be seen from the statements. Who locks several runs locks them by id in one
+statement, and an opening, which has locked waiting runs, waits for none after that: see tests/waiting/test_deadlocks.py.
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from math import inf
 
+from tests.faults import waiting
 from tests.faults.evidence import Evidence, Row
 from tests.faults.world import LEASE, OF_POOL, World
 
-ATTEMPTS = {"flaky": 3, "failing": 2}
+ATTEMPTS = {"flaky": 3, "failing": 2, "letter": 2}
 """How often the tasks with a retry are tried; all others once."""
-WAITS = {"flaky": 0.3, "failing": 0.2}
+WAITS = {"flaky": 0.3, "failing": 0.2, "letter": 0.2}
 """How long before that, in seconds, at least."""
 NEVER_STOPPED = ("sync", "failing")
 """Their bodies are in threads, which nobody can stop. What they write is refused."""
@@ -27,7 +28,8 @@ def two_runs_of_a_slot(evidence: Evidence) -> Iterator[str]:
     scheduled = Counter((run["task"], str(run["slot"])) for run in evidence.runs if run["origin"] != "manual")
     yield from (f"slot {slot} of {task} has {n} runs in the ledger" for (task, slot), n in scheduled.items() if n > 1)
     ran: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for line in evidence.told:
+    started = {run["id"] for run in evidence.runs if run["origin"] == "manual"}
+    for line in (line for line in evidence.told if line["run"] not in started):
         ran[line["task"], line["slot"]].add(line["run"])
     yield from (f"slot {slot} of {task} ran as {sorted(ids)}" for (task, slot), ids in ran.items() if len(ids) > 1)
 
@@ -83,8 +85,9 @@ def begun_again(evidence: Evidence) -> Iterator[str]:
 
 
 def changes_of_final_states(evidence: Evidence) -> Iterator[str]:
+    awaited = waiting.awaited(evidence)
     for run, states in evidence.finals.items():
-        if len(states) > 1 + evidence.reopened[run]:
+        if len(states) > 1 + waiting.asked_again(evidence, awaited, run):
             yield f"run {run} was over in more than one way, and reopened {evidence.reopened[run]} times: {states}"
 
 
@@ -205,6 +208,7 @@ CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     retries_too_early,
     in_the_wrong_pool,
     hardly_anything,
+    *waiting.CHECKS,
 )
 
 

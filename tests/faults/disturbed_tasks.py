@@ -10,11 +10,24 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from service import BaseTask, Missed, Retry, call_db, current_run, get_db
+from service import (
+    After,
+    BaseTask,
+    Missed,
+    Retry,
+    Start,
+    Upstream,
+    call_db,
+    current_run,
+    get_db,
+    start,
+    start_all,
+)
 
 FIRES = os.environ["WITNESS_FIRES"] == "yes"
 FILE = os.environ["WITNESS_FILE"]
@@ -231,3 +244,88 @@ class FailingTask(BaseTask):
         with told():
             time.sleep(0.2)
             raise ValueError("as always")
+
+
+class LoadTask(BaseTask):
+    """Its slots are those of another task, for which they wait."""
+
+    name, schedule, overlap = "load", None, "wait"
+    after = "many" if FIRES else None
+
+    async def run(self) -> int:
+        with told():
+            await look()
+            await asyncio.sleep(0.5)
+            await write()
+        return 1
+
+
+class GatherTask(BaseTask):
+    """Its slots wait for the end of those of two others, one of which always fails, but not for long."""
+
+    name, schedule, overlap = "gather", every("*/4 * * * * *"), "replace"
+    after = After("load", "failing", within=15, on="end") if FIRES else None
+
+    async def run(self) -> int:
+        with told():
+            await look()
+            await write()
+        return 1
+
+
+class NewsTask(BaseTask):
+    """Starts a group and a run that begins later: once, however often it is begun itself."""
+
+    name, schedule, overlap = "news", every("*/5 * * * * *"), "allow"
+
+    async def run(self, slot: datetime) -> int:
+        number = slot.second // 5
+        with told():
+            await look()
+            letters = [Start(LetterTask, number=each, fails=number % 3 == 0) for each in range(4)]
+            follow_up = Start(DigestTask, on="end" if number % 2 else "success")
+            await start_all(letters, then=follow_up, key=f"{slot:%FT%T}")
+            tell("asked")
+            await start(LaterTask, delay=1.5, key=f"{slot:%FT%T}")
+            await write()
+        return 1
+
+
+class LetterTask(BaseTask):
+    """A member of a group. The second one brings in another, the third succeeds at last, and the first may fail."""
+
+    name, schedule, overlap, retry = "letter", None, "allow", Retry(attempts=2, wait=0.2, jitter=0)
+    pool = "cpu"
+
+    async def run(self, number: int, fails: bool) -> int:
+        with told():
+            await look()
+            await asyncio.sleep(0.2 * number)
+            if number == 1:
+                await start(LetterTask, number=9, fails=False, in_group=True, key=f"late {current_run().id}")
+            await write()
+            if (number == 0 and fails) or (number == 2 and current_run().attempt == 1):
+                raise ConnectionError("not yet")
+        return 1
+
+
+class DigestTask(BaseTask):
+    """The follow-up of a group."""
+
+    name, schedule, overlap = "digest", None, "allow"
+
+    async def run(self, upstream: Upstream) -> int:
+        with told():
+            await look()
+            tell("members", ids=[done.run async for done in upstream])
+            await write()
+        return 1
+
+
+class LaterTask(BaseTask):
+    name, schedule, overlap = "later", None, "allow"
+
+    async def run(self) -> int:
+        with told():
+            await write()
+        return 1

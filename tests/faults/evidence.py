@@ -38,6 +38,8 @@ class Evidence:
     has_one_clock: bool = True
     boot: float = 0.0
     workers: set[int] = field(default_factory=set)
+    waits: list[Row] = field(default_factory=list)
+    """The slots of other tasks that runs have waited for."""
 
     def of(self, event: str) -> Iterator[Row]:
         return (line for line in self.told if line["event"] == event)
@@ -51,8 +53,8 @@ class Evidence:
 
 
 def gather(world: World) -> Evidence:
-    columns = "id, task, slot, origin, state, reason, attempt, fence, result, finished_at"
-    runs = [{**run, "id": str(run["id"])} for run in world.query(f"SELECT {columns} FROM batch_runs")]
+    columns = "id, task, slot, origin, state, reason, attempt, fence, result, finished_at, parent, awaited_by, gate"
+    runs = [{**run, **_ids(run)} for run in world.query(f"SELECT {columns} FROM batch_runs")]
     attempts = world.query("SELECT run, fence, number, outcome, node, started_at, ended_at FROM batch_attempts")
     pids = {node["id"]: node["pid"] for node in world.query("SELECT id, pid FROM batch_nodes")}
     last = {
@@ -73,7 +75,12 @@ def gather(world: World) -> Evidence:
         workers={pid for pid, place in world.places.items() if place >= SERVICES},
         stopped=_by_pid(world, "pid {pid}"),
         disturbed=_by_pid(world, "pid {pid}", "place {place}"),
+        waits=[{**row, "run": str(row["run"])} for row in world.query("SELECT run, task, slot FROM batch_waits")],
     )
+
+
+def _ids(run: Row) -> Row:
+    return {name: run[name] and str(run[name]) for name in ("id", "parent", "awaited_by")}
 
 
 def _by_pid(world: World, *names: str) -> list[tuple[int, float, float]]:

@@ -18,6 +18,11 @@ from tests.faults.world import LEASE, NUMBER, WITH_CHILDREN, World
 Fault = Callable[[World, Nodes], str]
 """Does it, and says to whom. Returns before it is over where others may happen meanwhile."""
 AWAY = (DBAPIError, DatabaseError, OSError)
+AWAITING = (
+    "SELECT w.run AS id FROM batch_waits w JOIN batch_runs a ON a.task = w.task AND a.slot = w.slot "
+    "WHERE CAST(a.id AS text) = :id AND a.origin <> 'manual' "
+    "UNION SELECT awaited_by FROM batch_runs WHERE CAST(id AS text) = :id AND awaited_by IS NOT NULL"
+)
 
 
 def kill(world: World, nodes: Nodes) -> str:
@@ -91,19 +96,33 @@ def cancel(world: World, nodes: Nodes) -> str:
 
 
 def retry(world: World, nodes: Nodes) -> str:
-    """A run that is over, whatever way, from the beginning or not."""
+    """A run that is over, whatever way, from the beginning or not; now and then with what comes after it."""
     with contextlib.suppress(*AWAY):
         over = world.query("SELECT id, state FROM batch_runs WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 60")
         if over:
             run = world.random.choice(over)
-            world.reopened[str(run["id"])] += 1
-            return world.begin("retry", str(run["id"]), *["--again"][: run["state"] == "succeeded"])
+            words = ["--again"] if run["state"] == "succeeded" else []
+            after = _comes_after(world, str(run["id"])) if words and world.random.random() < 0.5 else []
+            words += ["--and-after", "--yes"] if after else []
+            world.reopened.update([str(run["id"]), *after])
+            return world.begin("retry", str(run["id"]), *words)
     return "nothing"
+
+
+def _comes_after(world: World, run: str) -> list[str]:
+    """The runs that have waited for a run, and those that have waited for these."""
+    found: list[str] = []
+    asked = [run]
+    while asked:
+        new = {str(row["id"]) for id in asked for row in world.query(AWAITING, id=id)} - {run, *found}
+        asked = sorted(new)
+        found += asked
+    return found
 
 
 def backfill(world: World, nodes: Nodes) -> str:
     """The last slots, also where they have run: those go again."""
-    task = world.random.choice(["tick", "sync", "flaky"])
+    task = world.random.choice(["tick", "sync", "flaky", "many"])
     with contextlib.suppress(*AWAY):
         runs = world.query("SELECT id, slot FROM batch_runs WHERE task = :task ORDER BY slot DESC LIMIT 8", task=task)
         if len(runs) > 4:

@@ -10,13 +10,15 @@ from hypothesis.stateful import precondition
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.firing import firing
+from service.batch.firing import firing, opening
 from service.batch.firing.firing import Fired
+from service.batch.ledger import transitions
 from service.batch.ledger.runs import Claimed
 from service.batch.nodes import orphans
 from service.batch.queue import claiming
 from service.batch.queue.capacity import Capacity
 from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
+from tests.model.plain import BY_HAND, FINAL
 
 
 class Beside(Machine):
@@ -55,6 +57,30 @@ class Beside(Machine):
         assert {held.get(run.id) for run in theirs} <= {other.id}
         self.model.happened["claimed beside another"] += len(mine) and len(theirs)
 
+    @precondition(lambda self: any(run.state == "waiting" for run in self.model.runs))
+    @does(which=WHICH)
+    def open_beside(self, which: str) -> None:
+        """A node looks at what waits while the other one is about to commit what it opens: it leaves that to it."""
+        process, other = self.processes[which], self.processes[OTHER[which]]
+        expected = self.model.look(process.tasks.keys())
+        opened, nothing = self.world.write_beside(partial(_open, process), partial(_open, other))
+        assert (opened, nothing) == (expected, 0)
+        self.model.happened["opened beside another"] += opened
+
+    @precondition(lambda self: any(run.state in FINAL and run.awaited_by for run in self.model.runs))
+    @does(number=NUMBER, which=WHICH)
+    def open_beside_a_retry(self, number: int, which: str) -> None:
+        """A node looks at what waits while a person is about to have a member of a group go on: that group waits."""
+        among = [run for run in self.model.runs if run.state in FINAL and run.awaited_by]
+        run = among[number % len(among)]
+        self.by_a_person = True
+        assert self.model.reopen(run, BY_HAND, FINAL, anew=True)
+        reopen = partial(transitions.reopen, ids=[run.id], rank=BY_HAND, by="ann", now=clock.now(), anew=True)
+        process = self.processes[which]
+        self.world.write_beside(reopen, partial(_open, process))
+        self.model.look(process.tasks.keys())
+        self.world.write(_open_in, process)
+
     @precondition(lambda self: bool(self.held))
     @does(number=NUMBER, how=st.sampled_from(ENDS))
     def finish_beside_a_rescue(self, number: int, how: str) -> None:
@@ -71,6 +97,14 @@ class Beside(Machine):
 
 async def _fire(process: Process, names: Collection[str], connection: AsyncConnection) -> Fired:
     return await firing.fire(connection, names, process.tasks, process.id, Capacity(MANY, MANY))
+
+
+async def _open(process: Process, connection: AsyncConnection) -> int:
+    return await opening.open_and_close(connection, process.tasks, clock.now())
+
+
+async def _open_in(connection: AsyncConnection, process: Process) -> int:
+    return await _open(process, connection)
 
 
 async def _take(process: Process, most: int, connection: AsyncConnection) -> list[Claimed]:

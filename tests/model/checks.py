@@ -166,7 +166,9 @@ def _too_many(model: Model, now: Snapshot) -> Iterator[str]:
         if lanes is None:
             continue
         running = [row for row in of_task if row["state"] == "running"]
-        on_time = [r for r in of_task if r["origin"] == "schedule" and not r["catch_up"] and r["state"] in ACTIVE]
+        unasked = {run.id for run in task.runs if run.is_opened_unasked}
+        on_time = [r for r in of_task if r["origin"] == "schedule" and not r["catch_up"] and r["id"] not in unasked]
+        on_time = [r for r in on_time if r["state"] in ACTIVE and r["state"] != "waiting"]
         if len(running) > lanes:
             yield f"{task.name}: {len(running)} run at once, of {lanes}"
         most = {"skip": lanes, "wait": lanes + policy.max_waiting, "replace": lanes}.get(policy.overlap)

@@ -21,7 +21,7 @@ from service.batch.account.account import AccountedSlot, AccountFinding, Kind
 from service.batch.execution.attempt import Attempt
 from service.batch.execution.ending import Ending
 from service.batch.execution.write_buffer import Group, WriteBuffer
-from service.batch.firing import firing, task_sync
+from service.batch.firing import firing, opening, task_sync
 from service.batch.firing.firing import Fired
 from service.batch.ledger import nodes
 from service.batch.ledger.attempts import Outcome
@@ -79,7 +79,8 @@ def waiting_policies(draw: st.DrawFn) -> Policy:
     after = plain.After(
         ("skip", "wait"), draw(st.sampled_from([86_400, 100])), draw(st.sampled_from(["success", "end"]))
     )
-    return replace(draw(policies("allow")), after=after)
+    overlap = draw(st.sampled_from(OVERLAPS))
+    return replace(draw(policies(overlap)), after=after)
 
 
 def real_task(name: str, policy: Policy, period: int) -> Task:
@@ -169,10 +170,10 @@ class Machine(RuleBasedStateMachine):
     @initialize(
         policies=st.tuples(*map(policies, OVERLAPS), waiting_policies()),
         periods=st.tuples(*[st.sampled_from(sorted(CRON))] * len(NAMES)),
-        lacks=st.booleans(),
+        lacks=st.sampled_from([None, OVERLAPS[0], "after"]),
     )
-    def begin(self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: bool) -> None:
-        """Two nodes join, with a task of each overlap policy and one that waits. `lacks`: B has not the first task."""
+    def begin(self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None) -> None:
+        """Two nodes join, with a task of each overlap policy and one that waits. `lacks`: the task that B has not."""
         names = NAMES
         self.tasks = {n: real_task(n, p, each) for n, p, each in zip(names, policies, periods, strict=True)}
         for name, policy, period in zip(names, policies, periods, strict=True):
@@ -182,7 +183,7 @@ class Machine(RuleBasedStateMachine):
         self.world.write(
             task_sync.set_schedules, {n: t.schedule for n, t in self.tasks.items()}, self.tasks, self.processes["A"].id
         )
-        self._join("B", {n: t for n, t in self.tasks.items() if not (lacks and n == OVERLAPS[0])})
+        self._join("B", {n: t for n, t in self.tasks.items() if n != lacks})
         self.compare()
 
     def _join(self, which: str, tasks: dict[str, Task]) -> None:
@@ -232,6 +233,11 @@ class Machine(RuleBasedStateMachine):
             most = 1
         found: list[Claimed] = self.world.write(claiming.take, process.tasks, process.id, Capacity(most, most))[0]
         return found
+
+    def _open(self, which: str) -> None:
+        loaded = self.processes[which].tasks
+        expected = self.model.look(loaded.keys())
+        assert self.world.write(opening.open_and_close, loaded, clock.now()) == expected
 
     def _take(self, process: Process, claimed: Sequence[Claimed]) -> None:
         """It works on these now. What it holds of an older attempt of one of them it gives up."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
-from service.batch.firing import opening
 from service.batch.ledger import nodes, runs, transitions
 from service.batch.ledger.runs import Claimed
 from service.batch.nodes import orphans
@@ -80,10 +81,17 @@ class Nodes(Machine):
         """A node opens and closes what waits, if it is ready."""
         self._open(which)
 
-    def _open(self, which: str) -> None:
-        loaded = self.processes[which].tasks
-        expected = self.model.look(loaded.keys())
-        assert self.world.write(opening.open_and_close, loaded, clock.now()) == expected
+    @does(which=WHICH, seconds=st.sampled_from([20, 59]))
+    def pile_up(self, which: str, seconds: int) -> None:
+        """A node fires several times while nothing ends, and then all ends with success: many slots open at once."""
+        for _ in range(3):
+            self.model.now = clock.advance(timedelta(seconds=seconds))
+            self._fire(which, self.processes[which].tasks, MANY)
+            self.compare()
+        for _ in range(2):
+            self._claim(which, MANY)
+            self._finish_all(which, ["succeeded"])
+        self._open(which)
 
     # Ends
 

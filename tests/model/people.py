@@ -23,7 +23,7 @@ from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
 from service.errors import InvalidParameters
 from tests.model import plain
-from tests.model.machine import CRON, NUMBER, WHICH, Machine, does
+from tests.model.machine import CRON, ENDS, MANY, NUMBER, WHICH, Machine, does
 from tests.model.plain import ACTIVE, Run
 
 
@@ -84,6 +84,30 @@ class People(Machine):
         expected = self.model.reopen(run, plain.BY_HAND, states, anew)
         assert (self._begin_anew(run) if anew else self._retry(run)) == expected
 
+    @precondition(lambda self: any(run.waits for run in self.model.runs))
+    @does(number=NUMBER, which=WHICH, runs_first=st.booleans())
+    def go_on_with_what_comes_after(self, number: int, which: str, runs_first: bool) -> None:
+        """A person runs something again that others have waited for, and these after it.
+
+        `runs_first`: before that a node runs all that it can, and what opens by that, all of it with success.
+        """
+        for _ in range(2 * runs_first):
+            self._claim(which, MANY)
+            self._finish_all(which, ["succeeded"])
+            self._open(which)
+            self.compare()
+        among = self.model.awaited()
+        if not among:
+            return
+        run = among[number % len(among)]
+        note(f"# {run} is {run.state}")
+        self.by_a_person = True
+        world, after = self.world, self.world.read(retry.comes_after, run.id)
+        ids = [each for theirs in after.values() for each in theirs]
+        assert sorted(ids) == sorted(each.id for each in self.model.coming_after(run))
+        assert self.model.again_with_what_comes_after(run)
+        assert world.run(retry.again(world.ledger, world.application, [run.id], Rank.MANUAL, "ann", ids))
+
     def _retry(self, run: Run) -> bool:
         try:
             self.world.write(retry.retry, run.id, "ann")
@@ -135,6 +159,37 @@ class People(Machine):
         among = [run for run in self.model.runs if run.state == "running" and run.awaited_by]
         outer = among[number % len(among)].awaited_by
         self._start_group(self._task(number), self._task(other), size, on, outer)
+
+    @does(number=NUMBER, which=WHICH, how=st.sampled_from(ENDS), on=st.sampled_from(["success", "end"]))
+    def run_a_group(self, number: int, which: str, how: str, on: str) -> None:
+        """Code starts a group, a node runs its members, of which one starts another, and one of them ends somehow."""
+        self._start_group(self._task(number), self._task(number + 1), 2, on, None)
+        self.compare()
+        self._claim(which, MANY)
+        if any(run.state == "running" and run.awaited_by for run in self.model.runs):
+            self._join_group(number, number + 2)
+        self.compare()
+        self._finish_all(which, [how, "succeeded"])
+        self._claim(which, MANY)
+        self._finish_all(which, ["succeeded"])
+        self._open(which)
+
+    @precondition(lambda self: any(run.state == "running" and run.awaited_by for run in self.model.runs))
+    @does(number=NUMBER, other=NUMBER)
+    def join_group(self, number: int, other: int) -> None:
+        """A member that runs starts another member."""
+        self._join_group(number, other)
+
+    def _join_group(self, number: int, other: int) -> None:
+        among = [run for run in self.model.runs if run.state == "running" and run.awaited_by]
+        group, task = among[number % len(among)].awaited_by, self._task(other)
+        if group is None or task.removed_at is not None:
+            return
+        run = self.model.start(task, None)
+        run.awaited_by = group
+        self.model.happened["joined late"] += 1
+        starts = Starts((StartRequest(self._startable(task.name), None),))
+        run.id = self.world.write(enqueue.write, starts, "ann", None, group.id)
 
     def _start_group(self, task: plain.Task, then: plain.Task, size: int, on: str, outer: Run | None) -> None:
         if task.removed_at is not None or then.removed_at is not None:

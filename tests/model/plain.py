@@ -90,6 +90,8 @@ class Run:
     waits: dict[str, datetime | None] = field(default_factory=dict)
     """The slots of other tasks that it waits for."""
     awaited_by: Run | None = None
+    is_opened_unasked: bool = False
+    """By a node that does not know its overlap policy, when no other one did either."""
     attempt: int = 0
     attempts_before: int = 0
     losses: int = 0
@@ -319,16 +321,54 @@ class Model:
 
     def look(self, loaded: Collection[str]) -> int:
         """A node opens and closes what is ready. Returns how many."""
-        settled = 0
-        for run, becomes in [(run, self._becomes(run)) for run in self.runs if run.state == "waiting"]:
-            if becomes == "queued" and run.is_on_time and run.task.name not in loaded:
-                continue  # a node that has loaded the task decides about the overlap of its slots
-            if becomes == "queued":
-                run.state, run.due_at = "queued", self.now
-            elif becomes == "skipped":
-                run.state, run.reason, run.finished_at = "skipped", CLOSED, self.now
-            settled += becomes != "waiting"
-        return settled
+        waiting = [run for run in self.runs if run.state == "waiting"]
+        becomes = {run: self._becomes(run) for run in waiting}
+        slots: dict[Task, list[Run]] = {}
+        for run in (run for run in waiting if becomes[run] == "queued"):
+            if run.is_on_time and run.task.name in loaded:
+                slots.setdefault(run.task, []).append(run)
+            elif run.is_on_time and run.task.removed_at is None:
+                becomes[run] = "waiting"  # a node that has loaded the task decides about the overlap of its slots
+            else:
+                run.is_opened_unasked = run.is_on_time
+                self._open(run)
+        for run in (run for run in waiting if becomes[run] == "skipped"):
+            self.happened["closed"] += 1
+            run.state, run.reason, run.finished_at = "skipped", CLOSED, self.now
+        for task, opening in slots.items():
+            self._open_slots(task, opening)
+        return sum(state != "waiting" for state in becomes.values())
+
+    def _open(self, run: Run) -> None:
+        run.state, run.due_at = "queued", self.now
+
+    def _open_slots(self, task: Task, opening: list[Run]) -> None:
+        """On-time slots that open at one moment, as far as the overlap policy lets them: "wait" the oldest first."""
+        policy, lanes = task.policy, task.policy.lanes
+        ahead = [run for run in task.runs if run.is_on_time and run.state in ACTIVE and run.state != "waiting"]
+        for run in sorted(opening, key=_slot, reverse=policy.overlap != "wait"):
+            before = [other for other in ahead if _slot(other) > _slot(run)]
+            if policy.overlap == "replace" and lanes is not None and len(before) >= lanes:
+                self._close_by_overlap(run, f"a newer slot of {task.name} runs")
+                continue
+            if policy.overlap == "replace" and lanes is not None:
+                ahead = self._replace(ahead, run, lanes)
+            if policy.overlap == "skip" and lanes is not None and len(ahead) >= lanes:
+                blamed = tuple((other, _in_the_way(other, opening)) for other in ahead)
+                self._close_by_overlap(run, Blamed(blamed, len(ahead) - 1))
+            elif policy.overlap == "wait" and lanes is not None and len(ahead) >= lanes + policy.max_waiting:
+                queued = [other for other in ahead if other.state == "queued"]
+                blamed = tuple((other, "was already waiting for its turn") for other in queued)
+                self._close_by_overlap(run, Blamed(blamed, len(ahead) - lanes - 1))
+            else:
+                self._open(run)
+                ahead = [*ahead, run]
+                self.happened["slot opened"] += 1
+
+    def _close_by_overlap(self, run: Run, reason: str | Blamed) -> None:
+        run.gate = None
+        run.state, run.reason, run.finished_at = "skipped", reason, self.now
+        self.happened["skipped when opened"] += 1
 
     def _becomes(self, run: Run) -> str:
         if run.due_at > self.now:
@@ -352,15 +392,67 @@ class Model:
         return "pending" if is_to_come and task.removed_at is None and task.paused_at is None else "otherwise"
 
     def _wait_again(self, awaited: Run) -> None:
-        """What was closed because this run had not succeeded waits again."""
-        for run in self.runs:
-            is_meant = awaited.awaited_by is run
-            if awaited.origin != "manual" and awaited.slot is not None:
-                is_meant = is_meant or run.waits.get(awaited.task.name) == awaited.slot
-            if is_meant and run.state == "skipped" and run.gate is not None:
+        """What was closed because this run had not succeeded waits again, and what was closed because of that."""
+        for run in self._awaiting(awaited):
+            if run.gate is None or run.state not in ("waiting", "skipped"):
+                continue
+            if run.state == "skipped":
+                self.happened["waits again"] += 1
                 run.state, run.reason, run.finished_at = "waiting", None, None
                 run.wait_until = run.wait_until and self.now + (run.wait_until - run.due_at)
                 run.due_at = self.now
+            self._wait_again(run)
+
+    def _awaiting(self, awaited: Run) -> list[Run]:
+        """The runs that wait, or have waited, for this one."""
+
+        def is_meant(run: Run) -> bool:
+            of_slot = awaited.origin != "manual" and awaited.slot is not None
+            is_slots = of_slot and run.waits.get(awaited.task.name) == awaited.slot
+            return awaited.awaited_by is run or is_slots
+
+        return [run for run in self.runs if is_meant(run)]
+
+    def coming_after(self, first: Run) -> list[Run]:
+        """The runs that come after this one, in whichever depth, and are over."""
+        found: list[Run] = []
+        asked = [first]
+        while asked:
+            asked = [run for each in asked for run in self._awaiting(each)]
+            asked = [run for run in dict.fromkeys(asked) if run not in found and run is not first]
+            found += asked
+        return [run for run in found if run.state in FINAL]
+
+    def awaited(self) -> list[Run]:
+        """The runs that are over, and have been waited for; first those for a run that succeeded."""
+        over = [run for run in self.runs if run.state in FINAL and self.coming_after(run)]
+        return sorted(over, key=lambda run: all(each.state != "succeeded" for each in self.coming_after(run)))
+
+    def again_with_what_comes_after(self, run: Run) -> bool:
+        """A person runs it from the beginning, and what comes after it."""
+        after = self.coming_after(run)
+        if not self.reopen(run, BY_HAND, FINAL, anew=True):
+            return False
+        for each in after:
+            self._wait_anew(each, BY_HAND)
+        for each in after:
+            self._wait_again(each)
+        return True
+
+    def _wait_anew(self, run: Run, rank: int) -> None:
+        if run.state not in FINAL:
+            return
+        self.happened["waits anew"] += 1
+        rule = run.task.policy.after if run.origin != "manual" and run.task.removed_at is None else None
+        self._begin_anew(run, rank)
+        self._wait(run, self.now, rule.on if rule else run.gate or "success")
+        run.wait_until = self.now + timedelta(seconds=rule.within) if rule else None
+        run.count = None
+
+    def _begin_anew(self, run: Run, rank: int) -> None:
+        run.rank, run.catch_up, run.due_at = rank, True, self.now
+        run.reason = run.started_at = run.finished_at = run.cancel = None
+        run.attempts_before, run.losses, run.most_at_a_loss = run.attempt, 0, 0
 
     def _start(self, run: Run, node: str) -> None:
         run.attempt += run.state != "interrupted"
@@ -480,10 +572,8 @@ class Model:
         if run.state not in states:
             return False
         self.happened[f"again after {run.state}"] += 1
-        run.state, run.rank, run.catch_up, run.due_at = "queued", rank, True, self.now
-        run.reason = run.started_at = run.finished_at = run.cancel = None
-        run.attempts_before, run.losses, run.most_at_a_loss = run.attempt, 0, 0
-        run.count = None if anew else run.count
+        self._begin_anew(run, rank)
+        run.state, run.count = "queued", None if anew else run.count
         run.gate = run.wait_until = None
         self._wait_again(run)
         return True
@@ -640,6 +730,15 @@ def _end_of(run: Run) -> str:
     if run.state in ACTIVE:
         return "pending"
     return "succeeded" if run.state == "succeeded" else "otherwise"
+
+
+def _slot(run: Run) -> datetime:
+    assert run.slot is not None
+    return run.slot
+
+
+def _in_the_way(other: Run, opening: Collection[Run]) -> str:
+    return "opened together with it" if other in opening else f"was still {other.state}"
 
 
 def _place(run: Run) -> tuple[int, int, datetime, str]:

@@ -1,10 +1,12 @@
 """The ledger's functions beside a model in plain Python, in random order, by two nodes and a person.
 
-MODEL_EXAMPLES makes a long form of it, of so many random examples: `MODEL_EXAMPLES=5000 pytest -s tests/model`.
+MODEL_EXAMPLES makes a long form of it, of so many random examples: `MODEL_EXAMPLES=5000 pytest -s tests/model`. Its
+examples are others each time, so it only prints what none of them has made happen.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 from collections import Counter
@@ -48,7 +50,7 @@ With the code as it is, the first two make all of it happen on both databases. O
 
 SELDOM = {
     *(("succeeded", "queued"), ("skipped", "queued"), ("cancelled", "queued")),
-    *(("interrupted", "cancelled"), ("retrying", "failed")),
+    *(("interrupted", "cancelled"), ("retrying", "failed"), ("cancelled", "waiting"), ("failed", "waiting")),
 }
 """Changes of a state that a few rounds need not have; tests/batch/test_transitions.py makes each of TRANSITIONS."""
 
@@ -71,6 +73,7 @@ HAPPENS = (
         "made good",
         "acknowledged",
     ),
+    *("closed", "slot opened", "skipped when opened", "waits again", "waits anew", "joined late"),
     *(change(old, new) for old, following in TRANSITIONS.items() for new in following if (old, new) not in SELDOM),
 )
 """What has to be among it, or the examples prove too little."""
@@ -84,6 +87,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, postgres_server: Postg
 
 
 def test_the_ledger_does_what_a_plain_model_of_it_does(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    faulthandler.cancel_dump_traceback_later()  # pytest's: the long form takes its time
     monkeypatch.setattr(logging.getLogger("service.batch"), "disabled", True)
     monkeypatch.setattr(unserved, "GRACE", timedelta(seconds=60))
     monkeypatch.setattr(misfires, "BUDGET", 3)  # so that a downtime takes several transactions
@@ -98,4 +102,6 @@ def test_the_ledger_does_what_a_plain_model_of_it_does(world: World, monkeypatch
                 break
     finally:
         print(world.ledger.kind, *(f"{number:9,} {what}" for what, number in sorted(happened.items())), sep="\n")
-    assert [what for what in HAPPENS if not happened[what]] == []
+    lacking = [what for what in HAPPENS if not happened[what]]
+    print(f"what has not happened: {', '.join(lacking) or 'nothing'}")
+    assert LONG or lacking == []

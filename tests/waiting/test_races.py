@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import Connection, event, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -148,6 +148,39 @@ async def test_two_nodes_that_end_the_last_members_at_the_same_moment_open_what_
     finally:
         for part in (*engines, *openers):
             await part.stop()
+
+
+async def test_a_node_looks_after_the_commit_of_what_it_has_written(
+    waits: Waits, tasks: tuple[Task, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What wakes its opener comes after the commit: a look that has begun before may not see the end of the run."""
+    await group(waits, tasks, RunState.QUEUED)
+    finish, order = transitions.finish, list[str]()
+
+    async def finish_in_order(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        order.extend("written" for outcome in outcomes if outcome.task == "mail")
+        return await finish(connection, outcomes)
+
+    def see_end(outcomes: Sequence[Outcome]) -> None:
+        order.extend("looked" for outcome in outcomes if outcome.is_awaited)
+
+    def see_commit(_: Connection) -> None:
+        order.append("committed")
+
+    monkeypatch.setattr(transitions, "finish", finish_in_order)
+    event.listen(waits.ledger.engine.sync_engine, "commit", see_commit)
+    engine = LocalEngine(waits.ledger, {"mail": waits.tasks["mail"]}, NODE, max_running=1, on_ended=see_end)
+
+    async def has_looked() -> bool:
+        engine.wake()
+        return "looked" in order
+
+    engine.start()
+    try:
+        await until(has_looked, SECONDS)
+    finally:
+        await engine.stop()
+    assert order[order.index("written") :][:3] == ["written", "committed", "looked"]
 
 
 async def have_ended(world: Waits, members: list[str], engines: list[LocalEngine]) -> bool:

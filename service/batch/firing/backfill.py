@@ -186,8 +186,9 @@ class Backfill:
             changed = await runs.insert(connection, new)
             made = [(run, after) for run in new if after is not None and run.id in changed]
             await waited_slots.record(connection, made)
-            await transitions.wait_again(connection, await waits.lock_awaiting(connection, sorted(changed)), now)
-            await buckets.slots_have_changed(connection, [run.slot for run in new], now)
+            awaiting = await waits.lock_awaiting(connection, sorted(changed))
+            waiting = await transitions.wait_again(connection, awaiting, now)
+            await buckets.slots_have_changed(connection, [*slots, *waiting], now)
         again_ids = [d.run for d in decisions if d.action == SlotAction.AGAIN and d.run]
         if again_ids:
             ids, after_ids = ([], again_ids) if self.comes_after else (again_ids, [])

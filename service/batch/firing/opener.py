@@ -18,6 +18,9 @@ from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
+MOST_LEFT = 5
+"""A node that has not the duty of the watch looks at what waits after so many polls: every five seconds."""
+
 
 class Opener(Background):
     """Looks at what waits when it is woken: after outcomes were written that may be awaited, and each second.
@@ -36,10 +39,13 @@ class Opener(Background):
         self._woken = asyncio.Event()
         self._upstreams: Callable[[], Collection[str]] = tuple
         self._watches: Callable[[], bool] = bool
+        self._left = 0
+        """How many polls in turn this node has left what waits to the node of the watch."""
 
     def follow(self, upstreams: Callable[[], Collection[str]], watches: Callable[[], bool]) -> None:
         """On a node that fires: `upstreams` returns the tasks whose slots others wait for; `watches` whether this node
-        has the duty of the watch, and so looks each second for what other nodes have left.
+        has the duty of the watch, and so looks each second for what other nodes have left. A node without it looks now
+        and then: it may be the only one that has loaded a task, and so the only one that opens its slots.
         """
         self._upstreams, self._watches = upstreams, watches
 
@@ -51,7 +57,11 @@ class Opener(Background):
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll."""
-        if changes.is_waiting and self._watches():
+        if not changes.is_waiting:
+            return
+        self._left += 1
+        if self._watches() or self._left >= MOST_LEFT:
+            self._left = 0
             self.wake()
 
     def wake(self) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.firing.overlap import Overlap
 from service.batch.ledger import runs, schedules, transitions
+from service.batch.ledger import tasks as known_tasks
 from service.batch.ledger.runs import Active, NewRun
 from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.waits import Waiting
@@ -23,11 +24,18 @@ from service.batch.tasks.registry import Task
 async def open_and_close(connection: AsyncConnection, tasks: Mapping[str, Task], now: datetime) -> int:
     """Open and close the waiting runs for which the time has come, in the caller's transaction. Returns how many.
 
-    `tasks`: those that the node has loaded, if it fires; it opens on-time slots of no others. `now`: the database time.
+    `tasks`: those that the node has loaded, if it fires. Of others it opens no on-time slots, except of tasks that were
+    removed: no node knows their overlap policy, and none starts their runs. `now`: the database time.
     """
     decided = await waiting.decide(connection, now)
-    on_time = [run for run in decided.opening if run.is_on_time and run.task in tasks]
+    slots = [run for run in decided.opening if run.is_on_time]
+    on_time = [run for run in slots if run.task in tasks]
     settled = await waiting.apply(connection, decided, now)
+    if others := {run.task for run in slots} - tasks.keys():
+        gone = await known_tasks.removed(connection, others)
+        left = [run.id for run in slots if run.task in gone]
+        await transitions.open_waiting(connection, left, now)
+        settled += len(left)
     if on_time:
         settled += await _open_slots(connection, on_time, tasks, now)
     return settled
@@ -39,18 +47,21 @@ async def _open_slots(
     """Open these runs, as far as the overlap policies of their tasks admit them. Returns how many were settled.
 
     The row of a task's schedule is locked, so that no slot of it is fired meanwhile. If another node has locked it, its
-    runs are left for the next time.
+    runs are left for the next time. So are they if another transaction has locked a run that has to be replaced: an
+    opening waits for nobody, since it has locked runs in another order than those who lock several by their ids.
     """
     names = {run.task for run in on_time}
     locked = {row.task for row in await schedules.lock(connection, names)}
     unscheduled = names - locked - (await schedules.still_open(connection, names - locked)).keys()
-    bounded = [name for name in locked if tasks[name].exclusive is not None]
+    bounded = [name for name in locked | unscheduled if tasks[name].exclusive is not None]
     active = await runs.active(connection, bounded) if bounded else {}
     opening: list[str] = []
     skipped: dict[str, str] = {}
     for name in sorted(locked | unscheduled):
         theirs = [run for run in on_time if run.task == name]
         admitted, refused, replaced = _admit(tasks[name], theirs, active.get(name, []), now)
+        if not await runs.lock_at_once(connection, [run.id for run, _ in replaced]):
+            continue
         opening += admitted
         skipped |= refused
         for run, reason in sorted(replaced, key=lambda pair: pair[0].id):
@@ -67,7 +78,7 @@ def _admit(
 
     Where many open at once, "wait" admits the oldest slots first, and the other policies the newest.
     """
-    overlap = Overlap(task, active)
+    overlap = Overlap(task, active, "opened together with it")
     policy = task.policies.overlap
     admitted: list[str] = []
     refused: dict[str, str] = {}

@@ -18,8 +18,11 @@ class Overlap:
     they hold a lane.
     """
 
-    def __init__(self, task: Task, active: Iterable[Active]) -> None:
-        self._task = task
+    def __init__(
+        self, task: Task, active: Iterable[Active], together: str = "was fired late, together with it"
+    ) -> None:
+        """`together`: how it is said that a new run is in the way of another one."""
+        self._task, self._together = task, together
         self._is_bounded = task.exclusive is not None
         active = list(active)
         on_time = [run for run in active if run.origin == Origin.SCHEDULE and not run.catch_up]
@@ -61,10 +64,14 @@ class Overlap:
         """Why the next slot is skipped: a sentence that names the run in its way. None when it is not skipped."""
         policies, lanes = self._task.policies, self._task.lanes
         if policies.overlap == "skip" and len(self._ahead) >= lanes:
-            return _still_active(self._ahead[0], len(self._ahead) - 1)
+            return self._still_active(self._ahead[0], len(self._ahead) - 1)
         if policies.overlap == "wait" and len(self._ahead) >= lanes + policies.max_waiting:
             return _already_waiting(self._ahead[-1], len(self._ahead) - lanes - 1)
         return None
+
+    def _still_active(self, run: Active | NewRun, others: int) -> str:
+        how = self._together if isinstance(run, NewRun) else f"was still {run.state}"
+        return f"{named(run)}{_and(others)} {how}"
 
     def _replace_by(self, new: NewRun, now: datetime) -> None:
         """Cancel the oldest runs, so that there is room for the new one among the runs that may run at once."""
@@ -89,12 +96,6 @@ def _waits_last(run: Active | NewRun) -> tuple[bool, datetime]:
 def _slot(run: Active | NewRun) -> datetime:
     assert run.slot is not None
     return run.slot
-
-
-def _still_active(run: Active | NewRun, others: int) -> str:
-    if isinstance(run, NewRun):
-        return f"{named(run)}{_and(others)} was fired late, together with it"
-    return f"{named(run)}{_and(others)} was still {run.state}"
 
 
 def _already_waiting(run: Active | NewRun, others: int) -> str:

@@ -195,6 +195,15 @@ def locked_by_id(condition: str, kind: str) -> str:
     return f"batch_runs.id = ANY(ARRAY(SELECT id FROM batch_runs WHERE {condition} ORDER BY id FOR UPDATE))"
 
 
+async def lock_at_once(connection: AsyncConnection, ids: Sequence[str]) -> bool:
+    """Lock those of these runs that nobody else has locked. Returns whether these are all. SQLite has no such locks."""
+    if not ids or connection.dialect.name != "postgresql":
+        return True
+    query = select(runs.c.id).where(json_rows.is_among(runs.c.id, ids, "postgresql")).order_by(runs.c.id)
+    locked = (await connection.execute(query.with_for_update(skip_locked=True))).all()
+    return len(locked) == len(ids)
+
+
 async def insert(connection: AsyncConnection, new: Sequence[NewRun]) -> set[str]:
     """Insert runs, except for slots that have a run already. Returns the ids of the inserted runs."""
     conflict = f"(task, slot) WHERE {OF_SLOT_SQL}"

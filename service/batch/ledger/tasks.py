@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.batch.ledger import json_rows
 from service.batch.ledger.tables import tasks
 
 SECRET_TAG = "secret"  # noqa: S105 - the name of a tag
@@ -34,6 +36,13 @@ async def tagged(connection: AsyncConnection, tag: str) -> frozenset[str]:
 async def of_pool(connection: AsyncConnection, pool: str) -> frozenset[str]:
     """The names of the tasks of this pool, also of those that were removed."""
     return frozenset((await connection.execute(select(tasks.c.name).where(tasks.c.pool == pool))).scalars())
+
+
+async def removed(connection: AsyncConnection, names: Iterable[str]) -> frozenset[str]:
+    """Those of these tasks that no node has loaded any more."""
+    among = json_rows.is_among(tasks.c.name, names, connection.dialect.name)
+    query = select(tasks.c.name).where(among, tasks.c.removed_at.is_not(None))
+    return frozenset((await connection.execute(query)).scalars())
 
 
 async def mute(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, Text, bindparam, select, text, update
+from sqlalchemy import Row, Select, Text, bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import attempts, json_rows, tables, waits
@@ -17,8 +17,7 @@ from service.batch.ledger.states import ACTIVE, FINAL, TRANSITIONS, Origin, RunS
 from service.batch.ledger.tables import PLAIN_STATE, is_one_of, runs
 
 CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
-FINISH_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", "finished_at", *PROGRESS_COLUMNS)
-_READ_COLUMNS = [*(runs.c[name] for name in (*FINISH_COLUMNS, "fingerprint")), tables.attempts.c.ended_at]
+_READ_COLUMNS = [*(runs.c[name] for name in (*attempts.FINISH_COLUMNS, "fingerprint")), tables.attempts.c.ended_at]
 
 
 # Claiming: to `running`.
@@ -92,7 +91,7 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
         f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)} RETURNING batch_runs.id"
     )
     by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # the usual order of locks, so that deadlocks are rare
-    encoded = json_rows.encode(map(_finish_row, by_id), kind)
+    encoded = json_rows.encode(map(attempts.finish_row, by_id), kind)
     written = set((await connection.execute(statement.columns(runs.c.id), {"rows": encoded})).scalars())
     await attempts.record(connection, [outcome for outcome in outcomes if outcome.id in written])
     if len(written) == len(outcomes):
@@ -108,15 +107,6 @@ _OPENED_AGAIN = ", ".join(
 """A run that fails again is neither acknowledged nor made good."""
 
 
-def _finish_row(outcome: Outcome) -> dict[str, Any]:
-    row = {name: getattr(outcome, name, None) for name in FINISH_COLUMNS}
-    row["ended_at"] = outcome.ended_at
-    if outcome.fingerprint is not None:  # so that the rows of runs that go well are no longer by it
-        row["fingerprint"] = outcome.fingerprint
-    row["finished_at"] = None if outcome.due_at is not None else outcome.ended_at
-    return row
-
-
 # Requests of people.
 
 
@@ -125,9 +115,8 @@ async def cancel(
 ) -> dict[str, RunState]:
     """Cancel runs that are not running, and write requests to the rows of running ones. An earlier one is not changed.
 
-    With the follow-up of a group its members are cancelled that are not over.
-
-    Returns the state of each run after that, without those that have ended or do not exist.
+    With the follow-up of a group its members are cancelled that are not over. Returns the state of each run after that,
+    without those that have ended or do not exist.
     """
     kind = connection.dialect.name
     # is_one_of keeps SQLite from using the index on states, by which it would read all runs of these states.
@@ -144,16 +133,16 @@ async def cancel(
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, state"
     ).bindparams(*(bindparam(name, type_=runs.c[column].type) for name, column in _CANCEL_TYPES.items()))
     values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "reason": reason, "by": by, "now": now}
+    await waits.lock_with_members(connection, ids)
     rows = (await connection.execute(statement.columns(runs.c.id, runs.c.state), values)).all()
     cancelled = {run: RunState(state) for run, state in rows}
-    await _cancel_members(connection, [run for run, state in cancelled.items() if state != RunState.RUNNING], values)
+    if over := [run for run, state in cancelled.items() if state != RunState.RUNNING]:
+        await _cancel_members(connection, over, values)
     return cancelled
 
 
 async def _cancel_members(connection: AsyncConnection, ids: Sequence[str], values: Mapping[str, Any]) -> None:
     """Cancel the active members of the groups whose follow-ups `ids` were cancelled."""
-    if not ids:
-        return
     theirs = json_rows.is_among(runs.c.awaited_by, ids, connection.dialect.name)
     members = select(runs.c.id).where(theirs, text(is_one_of(ACTIVE)))
     if active := (await connection.execute(members)).scalars().all():
@@ -164,12 +153,7 @@ _CANCEL_TYPES = {"reason": "reason", "by": "cancel_by", "now": "cancel_at"}
 
 
 async def reopen(
-    connection: AsyncConnection,
-    ids: Sequence[str],
-    rank: int,
-    by: str,
-    now: datetime,
-    anew: bool = False,
+    connection: AsyncConnection, ids: Sequence[str], rank: int, by: str, now: datetime, anew: bool = False
 ) -> set[str]:
     """Queue those of the runs `ids` that have ended, except those that have succeeded. Returns their ids.
 
@@ -192,9 +176,7 @@ async def reopen(
     values = {"rows": rows, "rank": rank, "by": by, "now": now}
     awaiting = await waits.lock_awaiting(connection, ids)
     queued = (await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)).all()
-    await wait_again(connection, awaiting, now)
-    await buckets.slots_have_changed(connection, [run.slot for run in queued if run.origin != Origin.MANUAL], now)
-    return {run.id for run in queued}
+    return await _are_active_again(connection, queued, awaiting, now)
 
 
 _NO_PROGRESS = "".join(f"{name} = NULL, " for name in PROGRESS_COLUMNS)
@@ -205,12 +187,18 @@ _AS_NEW = (
 
 
 async def wait_anew(
-    connection: AsyncConnection, gated: Sequence[Mapping[str, Any]], rank: int, by: str, now: datetime
+    connection: AsyncConnection,
+    gated: Sequence[Mapping[str, Any]],
+    rank: int,
+    by: str,
+    now: datetime,
+    awaiting: Sequence[str] = (),
 ) -> set[str]:
     """Let those of these runs that have ended, in whichever state, wait once more for what they wait for.
 
     They are done from the beginning, and count as caught up, as by `reopen`. `gated`: the `id`, the `gate` and the
-    `wait_until` of each run, which the caller has locked. Returns the ids of the runs that wait now.
+    `wait_until` of each run. `awaiting`: the runs that wait for them. The caller has locked all. Returns the ids of the
+    runs that wait now.
     """
     kind, columns = connection.dialect.name, [runs.c[name] for name in ("id", "gate", "wait_until")]
     has_ended = is_one_of(before(RunState.WAITING), PLAIN_STATE)
@@ -222,8 +210,17 @@ async def wait_anew(
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
     values = {"rows": json_rows.encode(gated, kind), "rank": rank, "by": by, "now": now}
     waiting = (await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)).all()
-    await buckets.slots_have_changed(connection, [run.slot for run in waiting if run.origin != Origin.MANUAL], now)
-    return {run.id for run in waiting}
+    return await _are_active_again(connection, waiting, awaiting, now)
+
+
+async def _are_active_again(
+    connection: AsyncConnection, rows: Sequence[Row[Any]], awaiting: Sequence[str], now: datetime
+) -> set[str]:
+    """What was closed because of these runs waits again, and their slots are counted anew. Returns their ids."""
+    changed = [run.slot for run in rows if run.origin != Origin.MANUAL]
+    changed += await wait_again(connection, awaiting, now)
+    await buckets.slots_have_changed(connection, changed, now)
+    return {run.id for run in rows}
 
 
 # Waiting runs.
@@ -240,25 +237,26 @@ async def close_waiting(connection: AsyncConnection, reasons: Mapping[str, str],
     `gate`: whether they keep their gate, because what they waited for has closed them: then they wait again when that
     is retried.
     """
-    no_gate = "" if gate else ", gate = NULL"
-    values = f"reason = v.reason, finished_at = :now{no_gate}"
+    values = f"reason = v.reason, finished_at = :now{'' if gate else ', gate = NULL'}"
     closing = [{"id": run, "reason": reason} for run, reason in reasons.items()]
     await _change(connection, (RunState.WAITING, RunState.SKIPPED), closing, values, now)
 
 
-async def wait_again(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
+async def wait_again(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> list[datetime]:
     """Let those of the runs `ids` wait again that were closed by what they waited for. The caller has locked them.
 
-    They wait as long as before, from `now` on.
+    They wait as long as before, from `now` on. Returns their slots, whose buckets the caller has to mark.
     """
     if not ids:
-        return
+        return []
     closed = (text(is_one_of([RunState.SKIPPED], PLAIN_STATE)), runs.c.gate.is_not(None))
     theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
-    rows = (await connection.execute(select(runs.c.id, runs.c.due_at, runs.c.wait_until).where(theirs, *closed))).all()
+    columns = [runs.c[name] for name in ("id", "slot", "origin", "due_at", "wait_until")]
+    rows = (await connection.execute(select(*columns).where(theirs, *closed))).all()
     again = [{"id": row.id, "wait_until": row.wait_until and now + (row.wait_until - row.due_at)} for row in rows]
     values = "reason = NULL, finished_at = NULL, due_at = :now, wait_until = v.wait_until"
     await _change(connection, (RunState.SKIPPED, RunState.WAITING), again, values, now)
+    return [row.slot for row in rows if row.origin != Origin.MANUAL]
 
 
 async def _change(

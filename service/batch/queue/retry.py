@@ -10,7 +10,7 @@ from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, json_rows, runs, schedules, tables, transitions, waits
-from service.batch.ledger.states import ACTIVE, FINAL, Rank
+from service.batch.ledger.states import ACTIVE, FINAL, Origin, Rank
 from service.batch.tasks.after import After
 from service.database.companions import checkpoints, quarantine
 from service.database.engine import Database
@@ -39,11 +39,11 @@ async def again(
         # Wait for the write lock of the application's SQLite file before taking that of the ledger's file.
         await data.execute(text("SELECT 1"))
         now = await database_time.now_of(connection)
-        if after:
-            await waits.lock_awaiting(connection, [*ids, *after])
+        awaiting = await waits.lock_awaiting(connection, [*ids, *after]) if after else []
         reopened = await transitions.reopen(connection, ids, rank, by, now, anew=True) if ids else set()
         if after and (reopened or not ids):
-            reopened |= await transitions.wait_anew(connection, await _gated(connection, after, now), rank, by, now)
+            gated = await _gated(connection, after, now)
+            reopened |= await transitions.wait_anew(connection, gated, rank, by, now, awaiting)
         kind = application.kind
         is_theirs = checkpoints.c.run.in_(json_rows.among(checkpoints.c.run, reopened, kind))
         # The row without a name is the fence of the run. It is kept, so that a lost attempt still can't commit.
@@ -59,11 +59,11 @@ async def _gated(connection: AsyncConnection, ids: Sequence[str], now: datetime)
     """What opens each of the runs `ids`, and when it will have waited long enough: as their tasks say now."""
     opened = await schedules.open_schedules(connection)
     rules = {name: After.from_json(row.after) for name, row in opened.items()}
-    columns = (tables.runs.c.id, tables.runs.c.task, tables.runs.c.gate)
+    columns = [tables.runs.c[name] for name in ("id", "task", "origin", "gate")]
     theirs = tables.runs.c.id.in_(json_rows.among(tables.runs.c.id, ids, connection.dialect.name))
     gated = []
     for run in await connection.execute(select(*columns).where(theirs)):
-        rule = rules.get(run.task)
+        rule = rules.get(run.task) if run.origin != Origin.MANUAL else None  # a follow-up waits for its group only
         until = now + timedelta(seconds=rule.within) if rule is not None else None
         gate = rule.on if rule is not None else run.gate or str(waits.Gate.SUCCESS)
         gated.append({"id": run.id, "gate": gate, "wait_until": until})
