@@ -276,7 +276,7 @@ class GatherTask(BaseTask):
 class NewsTask(BaseTask):
     """Starts a group and a run that begins later: once, however often it is begun itself."""
 
-    name, schedule, overlap = "news", every("*/5 * * * * *"), "allow"
+    name, schedule, overlap = "news", every("*/5 * * * * *"), "wait"
 
     async def run(self, slot: datetime) -> int:
         number = slot.second // 5
