@@ -4,7 +4,7 @@ A statement that skips locked rows waits for nobody, so it may come in any place
 same: a statement that waits for rows of an earlier table must not come after it.
 
 The order of rows within one table can't be seen from the statements. Who locks several runs locks them by id in one
-statement, and an opening, which has locked waiting runs, waits for none after that (tests/waiting/test_deadlocks.py).
+statement; an opening, which has locked waiting runs, waits for none after that. See tests/waiting/test_deadlocks.py.
 """
 
 from __future__ import annotations

@@ -263,7 +263,7 @@ class LoadTask(BaseTask):
 class GatherTask(BaseTask):
     """Its slots wait for the end of those of two others, one of which always fails, but not for long."""
 
-    name, schedule, overlap = "gather", every("*/4 * * * * *"), "replace"
+    name, schedule, overlap = "gather", every("*/6 * * * * *"), "replace"
     after = After("load", "failing", within=15, on="end") if FIRES else None
 
     async def run(self) -> int:
@@ -276,10 +276,10 @@ class GatherTask(BaseTask):
 class NewsTask(BaseTask):
     """Starts a group and a run that begins later: once, however often it is begun itself."""
 
-    name, schedule, overlap = "news", every("*/5 * * * * *"), "allow"
+    name, schedule, overlap = "news", every("*/10 * * * * *"), "wait"
 
     async def run(self, slot: datetime) -> int:
-        number = slot.second // 5
+        number = slot.second // 10
         with told():
             await look()
             letters = [Start(LetterTask, number=each, fails=number % 3 == 0) for each in range(4)]

@@ -101,7 +101,10 @@ def summary(evidence: Evidence) -> str:
     states = Counter(run["state"] for run in evidence.runs)
     outcomes = Counter(attempt["outcome"] for attempt in evidence.attempts)
     seen = sum(bool(line["numbers"]) for line in evidence.of("seen"))
+    waited = {row["run"] for row in evidence.waits} | {run["awaited_by"] for run in evidence.runs}
+    of_these = Counter(f"{r['task']} {r['state']}" for r in evidence.runs if r["id"] in waited or r["task"] == "later")
     return (
         f"{len(evidence.runs)} runs {dict(states)}, {len(evidence.attempts)} attempts {dict(outcomes)}, "
-        f"{len(evidence.rows)} commits; {seen} attempts began after commits of older ones"
+        f"{len(evidence.rows)} commits; {seen} attempts began after commits of older ones; "
+        f"of those that waited {dict(sorted(of_these.items()))}"
     )

@@ -259,10 +259,10 @@ class People(Machine):
         assert self.world.write(task_sync.remove_gone, [task.name], _nobody) == [task.name]
 
     @precondition(lambda self: any(run.state in plain.WAITING for run in self.model.runs))
-    @does(number=NUMBER)
-    def fail_unserved(self, number: int) -> None:
+    @does(number=NUMBER, first=st.sampled_from(plain.WAITING))
+    def fail_unserved(self, number: int, first: str) -> None:
         """A service fails runs that have waited for 24 hours for removed tasks. The task of one such run is removed."""
-        run = self._pick(number, plain.WAITING)
+        run = self._pick(number, [first]) or self._pick(number, plain.WAITING)
         if run is not None and run.task.removed_at is None:
             self._remove(run.task)
             self.compare()

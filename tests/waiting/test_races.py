@@ -298,7 +298,7 @@ async def test_two_openers_open_each_run_once(
     async def take(database: Database, enough: asyncio.Barrier) -> None:
         async with database.engine.begin() as connection:
             decided = await waiting.decide(connection, clock.now())
-            await enough.wait()  # both have decided before either is committed
+            await asyncio.wait_for(enough.wait(), SECONDS)  # both have decided before either is committed
             assert await waiting.apply(connection, decided, clock.now()) == len(decided.opening)
         opened.extend(run.id for run in decided.opening)
 
