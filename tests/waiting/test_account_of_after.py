@@ -88,7 +88,7 @@ async def test_when_slots_were_missed_and_are_caught_up(waits: Waits) -> None:
 
 
 async def test_when_both_are_backfilled(waits: Waits) -> None:
-    await waits.know(daily("extract", missed=Missed("skip")), load_after())
+    await waits.know(daily("extract", missed=Missed("skip")), load_after(missed=Missed("skip")))
     await go_to(waits, THREE + 2 * DAY + timedelta(hours=1))
     assert await is_complete(waits, 3) == {"missed": 3}
     for name in ("extract", "load"):

@@ -82,8 +82,9 @@ async def test_it_does_not_keep_back_what_a_person_has_started(waits: Waits) -> 
     await make_slots(waits, daily("extract"), load_after())
     run = await fail(waits, "extract")
     await waits.look()
+    load = (await waits.run_of("load"))["id"]
     async with waits.ledger.engine.begin() as connection:
-        await retry(connection, (await waits.run_of("load"))["id"], "ann")
+        await retry(connection, load, "ann")
     assert await kept_by_run(waits, run) == ""
 
 
