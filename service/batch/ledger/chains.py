@@ -28,6 +28,8 @@ MOST_BEFORE = 500
 _HELD = "((coalesce(b.state, '') = 'waiting' AND b.gate = 'success') OR (coalesce(b.state, '') = 'skipped' AND b.gate "
 _HELD += "IS NOT NULL))"
 """Whether a run `b` is held back by what it waits for: it waits for a success, or was closed and may wait again."""
+# With the bare column PostgreSQL might read all members of all groups, by their index.
+_AWAITED_BY = "nullif(a.awaited_by, a.id)"
 _COLUMNS: list[Column[Any]] = [Column("before", Id), *(runs.c[name] for name in ("id", "task", "slot", "state"))]
 
 
@@ -47,7 +49,7 @@ async def after(
     statement = sql(
         f"SELECT * FROM ({selected} batch_waits w CROSS JOIN batch_runs b WHERE {meant} AND a.{OF_SLOT_SQL} "
         f"AND w.task = a.task AND w.slot = a.slot AND b.id = w.run{held} "
-        f"UNION ALL {selected} batch_runs b WHERE {meant} AND b.id = a.awaited_by{held}) AS found LIMIT {most}"
+        f"UNION ALL {selected} batch_runs b WHERE {meant} AND b.id = {_AWAITED_BY}{held}) AS found LIMIT {most}"
     ).columns(*_COLUMNS)
     return (await connection.execute(statement, _parameter(ids, kind))).all()
 
