@@ -147,11 +147,32 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 def _begin_earlier(folder: Path) -> None:
-    """Let the schedules have begun a week ago, so that yesterday's slots are slots of theirs."""
+    """Let the schedules have begun yesterday, so that yesterday's slots are slots of theirs."""
+    begin = f"{SLOT - timedelta(hours=1):%Y-%m-%d %H:%M:%S.%f}"
+    _change(
+        folder,
+        f"UPDATE batch_schedules SET valid_from = '{begin}'",
+        f"UPDATE batch_tasks SET accounted_from = '{begin}'",
+    )
+
+
+def _wait_once_more(folder: Path) -> None:
+    """Let rates be tried again tomorrow, and load and report wait for ten minutes already."""
+    now = datetime.now(UTC)
+    ago, later = (f"{now + timedelta(minutes=m):%Y-%m-%d %H:%M:%S.%f}" for m in (-10, 1_440))
+    waits = f"state = 'waiting', due_at = '{ago}', wait_until = '{later}', reason = NULL, finished_at = NULL"
+    _change(
+        folder,
+        f"UPDATE batch_runs SET state = 'retrying', due_at = '{later}', finished_at = NULL WHERE task = 'rates'",
+        f"UPDATE batch_runs SET {waits} WHERE task IN ('load', 'report')",
+    )
+
+
+def _change(folder: Path, *statements: str) -> None:
     (path,) = [each for each in folder.rglob("*.db") if "ledger" in each.name]
-    week_ago = f"{SLOT - timedelta(days=7):%Y-%m-%d %H:%M:%S.%f}"
     with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
-        connection.execute("UPDATE batch_schedules SET valid_from = ?", (week_ago,))
+        for statement in statements:
+            connection.execute(statement)
 
 
 async def picture(page: Page, name: str) -> None:
@@ -179,11 +200,25 @@ async def test_pages_and_commands_say_what_waits_for_what(world: World) -> None:
         await _see_the_task(page, world)
         await _see_night(page, world, extract)
         await _see_what_waits(page, world)
+        await _read_the_commands(world, extract, load)
+        await _see_what_is_blocked(page, world)
         assert errors == []
-    await _read_the_commands(world, extract, load)
-    (world.folder / "good").touch()
-    await world.batch("retry", extract["id"])
-    await world.settled("load", "succeeded")
+
+
+async def _see_what_is_blocked(page: Page, world: World) -> None:
+    _wait_once_more(world.folder)
+    await page.goto(f"{world.service.url}/")
+    late = await words(page, "#late")
+    assert "load waits for extract (failed)." in late
+    assert "report waits for load (waiting), because of extract (failed)." in late
+    await picture(page, "night-blocked")
+    report = await world.run_of("report")
+    await page.goto(f"{world.service.url}/runs/{report['id']}")
+    assert "is waiting, because of extract (failed)." in await words(page, "main")
+    await page.goto(f"{world.service.url}/runs?task=report&state=waiting")
+    assert "waits for load (waiting), because of extract (failed)" in await words(page, "main")
+    night = await world.batch("night")
+    assert "extract (failed)" in night
 
 
 async def _sign_in(page: Page, world: World) -> None:
@@ -225,6 +260,9 @@ async def _see_night(page: Page, world: World, extract: dict[str, Any]) -> None:
     await page.goto(f"{world.service.url}/?since={(SLOT - timedelta(hours=1)).isoformat().replace('+', '%2B')}")
     assert await words(page, "#needs .kept") == "Keeps back 1 slot of load, 1 of report. Its retry lets them go on."
     assert "<b>the shop</b> does not answer" in await words(page, "#needs")
+    closed = await words(page, "#did-not-run")
+    assert "After extract (failed) · 1 slot of load A retry of that run of extract lets it go on." in closed
+    assert "After extract (failed) · 1 slot of report" in closed
     await picture(page, "night")
     incident = (await world.json("incidents"))[0]
     await page.goto(f"{world.service.url}/incidents/{incident['id']}")
