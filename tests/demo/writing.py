@@ -16,7 +16,7 @@ from unittest.mock import patch
 from service import clock
 from service.batch.incidents.watch import Watch
 from service.batch.incidents.watched import Thresholds
-from service.batch.ledger import json_rows, run_logs, runs, tables, transitions
+from service.batch.ledger import ids, json_rows, run_logs, runs, tables, transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.run_logs import Block, LogLine
 from service.batch.ledger.runs import Claimed, NewRun, claimed_from
@@ -50,7 +50,7 @@ def ids_of_the_story() -> Iterator[None]:
 
     with (
         patch.object(clock, "unix_ns", unix_ns),
-        patch.object(tables, "secrets", SimpleNamespace(randbits=digits.getrandbits)),
+        patch.object(ids, "secrets", SimpleNamespace(randbits=digits.getrandbits)),
     ):
         yield
 
@@ -58,7 +58,7 @@ def ids_of_the_story() -> Iterator[None]:
 def id_at(instant: datetime) -> str:
     """A new id that was made at this instant."""
     with clock.moved(instant):
-        return tables.new_id()
+        return ids.new_id()
 
 
 @dataclass
