@@ -83,7 +83,7 @@ def _table(heading: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _need(need: Need) -> dict[str, Any]:
-    from service.batch.ledger.kept_back import in_words
+    from service.operations.runs.waiting import in_words
 
     return {
         "kind": need.kind,

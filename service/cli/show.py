@@ -60,7 +60,7 @@ async def _waits(operations: Operations, run: RunDetails) -> Waits:
 
 def _show_run(run: RunDetails, waits: Waits) -> None:
     from service import console
-    from service.batch.ledger.kept_back import in_words
+    from service.operations.runs.waiting import in_words
 
     waiting, chain = waits.get("waiting"), waits.get("chain")
 

@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from service import escaping
-from service.batch.ledger.kept_back import parts_of
 from service.concurrency.offload import offload
+from service.operations.runs.waiting import parts_of
 from service.pages.frame import formatting
 from service.pages.frame.assets import STATIC, assets
 
