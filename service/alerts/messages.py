@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from service import escaping
+from service.batch.ledger.kept_back import KeptBack, in_words
 
 MOST_BLOCKS = 20
 """Incidents of one message that are described; of the others only their number is said."""
@@ -91,6 +92,8 @@ def _block(kind: str, content: Content, link: str | None, last_lines: dict[str, 
         lines.append(f"Since {_instant(content['opened_at'])}.")
         if last := last_lines.get(content.get("run") or ""):
             lines.append(f"Last line of its log: {escaping.line(escaping.brief(last, LONGEST_LINE))}")
+        if keeps := in_words([KeptBack(**each) for each in content.get("keeps_back") or ()]):
+            lines.append(f"Keeps back {escaping.line(keeps)}.")
         lines += [f"{name.title()}: {escaping.line(content[name])}" for name in ("owner", "runbook") if content[name]]
         if content["kind"] == "failed" and content["run"]:
             lines.append(f"Retry it: batch retry {content['run']}")

@@ -24,7 +24,7 @@ LINE_SECONDS = 10.0
 DRAWS_PER_SECOND = 8
 NARROWEST, WIDEST = 10, 40
 """The limits of the bar's width, in columns, beside its text. If there is less room, the bar has a line of its own."""
-STATES = {"running": "cyan", "retrying": "yellow", "interrupted": "magenta"}
+STATES = {"waiting": "blue", "running": "cyan", "retrying": "yellow", "interrupted": "magenta"}
 
 PrintLine = Callable[[Row, str], None]
 """A function that prints a line of text about the run in this row."""

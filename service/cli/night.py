@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli import blocking
 from service.cli.opening import FAILED, ask
 from service.cli.options import AsJson, instant, instant_or_age, short
 
@@ -82,31 +83,28 @@ def _table(heading: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _need(need: Need) -> dict[str, Any]:
+    from service.operations.runs.waiting import in_words
+
     return {
         "kind": need.kind,
         "task": need.task or need.subject,
         "runs": need.open + need.retrying,
         "since": need.failing_since,
         "error": need.error,
+        "keeps back": in_words(need.keeps_back),
         "owner": need.owner,
         "incident": short(need.incident) if need.incident else None,
     }
 
 
 def _late(run: LateRun) -> dict[str, Any]:
-    blocker = run.blocker
-    waits = (
-        None
-        if blocker is None
-        else " ".join(filter(None, (blocker.kind, blocker.by, blocker.run and short(blocker.run))))
-    )
     return {
         "task": run.task,
         "run": short(run.run),
         "slot": run.slot,
         "why": run.why,
         "seconds": round(run.elapsed),
-        "waits for": waits,
+        "waits for": blocking.brief(run.blocker) if run.blocker is not None else None,
         "about until": run.eta or run.next_attempt_at,
     }
 
@@ -120,6 +118,6 @@ def _cause(each: DidNotRun) -> dict[str, Any]:
         "by": each.by,
         "from": each.begin,
         "until": each.until,
-        "reason": each.reason,
+        "reason": blocking.in_the_way(each.after) if each.after is not None else each.reason,
         "left by": each.left_by,
     }

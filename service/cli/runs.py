@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli import filters, progress
+from service.cli import blocking, filters, progress
 from service.cli.hints import hint_without_service, warn
 from service.cli.opening import FAILED, ask
 from service.cli.options import AsJson, short, whole
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
     from service.operations.operations import Operations
     from service.operations.results import RunSummary
     from service.operations.runs.run_list import RunFilter
+    from service.operations.runs.waiting import Awaited
 
 COLUMNS = ["id", "task", "slot", "origin", "state", "attempt", "started_at", "finished_at", "progress", "quarantined"]
 FIRST_LEFT_OUT = ["attempt", "origin", "finished_at", "quarantined", "progress", "slot", "started_at", "reason"]
 """The columns that a narrow terminal does not show, in this order."""
+MOST_NAMED = 3
+"""So many of the things that a run waits for are named."""
+
+Awaits = dict[str, "list[Awaited]"]
+"""What runs in the state `waiting` wait for, by their ids."""
 
 
 def runs(
@@ -42,7 +49,8 @@ def runs(
     """List runs, newest first.
 
     `id` has the last 8 digits of the id of a run, which all commands accept; --json has the whole id. `quarantined` is
-    the number of items that wait in quarantine. `batch show ID` shows everything about a run.
+    the number of items that wait in quarantine. If some of the runs are in the state `waiting`, `waits for` says what
+    they wait for. `batch show ID` shows everything about a run.
     """
     from service import console
 
@@ -58,34 +66,43 @@ def runs(
         text=text,
     )
 
-    async def work(operations: Operations) -> tuple[list[RunSummary], str | None]:
-        listed = await _listed(operations, wanted, limit)
-        return listed, None if as_json else await hint_without_service(operations)
+    async def work(operations: Operations) -> tuple[list[RunSummary], Awaits, str | None]:
+        listed, awaits = await _listed(operations, wanted, limit)
+        return listed, awaits, None if as_json else await hint_without_service(operations)
 
-    listed, hint = ask(work)
+    listed, awaits, hint = ask(work)
     if as_json:
-        console.show_json(listed)
+        console.show_json([{**run.model_dump(mode="json"), **_awaits_of(run, awaits)} for run in listed])
     elif listed:
-        console.show_fitted([_row(run) for run in listed], [*COLUMNS, "reason"], FIRST_LEFT_OUT)
+        rows = [_row(run, awaits.get(run.id, ())) for run in listed]
+        waits = ["waits for"] if awaits else []
+        console.show_fitted(rows, [*COLUMNS, *waits, "reason"], FIRST_LEFT_OUT)
     else:
         console.warn("batch: no runs match")
     warn(hint)
     raise SystemExit(FAILED if exit_code and listed else 0)
 
 
-def _row(run: RunSummary) -> dict[str, Any]:
+def _awaits_of(run: RunSummary, awaits: Awaits) -> dict[str, Any]:
+    return {"awaits": [each.model_dump(mode="json") for each in awaits[run.id]]} if run.id in awaits else {}
+
+
+def _row(run: RunSummary, awaits: Sequence[Awaited]) -> dict[str, Any]:
     row = run.model_dump()
-    return {**row, "id": short(run.id), "progress": progress.brief(row), "quarantined": run.quarantined or None}
+    row |= {"id": short(run.id), "progress": progress.brief(row), "quarantined": run.quarantined or None}
+    return {**row, "waits for": "; ".join(blocking.in_brief(each) for each in awaits[:MOST_NAMED]) or None}
 
 
-async def _listed(operations: Operations, wanted: RunFilter, limit: int) -> list[RunSummary]:
-    """At most `limit` runs, page by page."""
+async def _listed(operations: Operations, wanted: RunFilter, limit: int) -> tuple[list[RunSummary], Awaits]:
+    """At most `limit` runs, page by page, and what those that wait are waiting for."""
     runs: list[RunSummary] = []
+    awaits: Awaits = {}
     after: str | None = None
     while len(runs) < limit:
         page = await operations.runs.list(wanted, limit - len(runs), after)
         runs += page.runs
+        awaits |= page.awaits
         after = page.after
         if after is None:
             break
-    return runs
+    return runs, awaits

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from service import clock
-from service.cli import progress
+from service.cli import blocking, progress
 from service.cli.logs import text
 from service.cli.opening import ask
 from service.cli.options import AsJson, RunOrTask, utc
@@ -18,7 +18,10 @@ from service.poolsettings import DEFAULT_POOL
 if TYPE_CHECKING:
     from service.operations.operations import Operations
     from service.operations.results import Attempt, Node, Parameter, RunDetails
-    from service.operations.tasks.results import TaskDetails
+    from service.operations.tasks.results import TaskAfter, TaskDetails
+
+Waits = dict[str, Any]
+"""What a run waits for, if it does (`waiting`: a Waiting), and the chain that it is in (`chain`: a Chain)."""
 
 
 def show(run: RunOrTask, as_json: AsJson = False) -> None:
@@ -31,27 +34,44 @@ def show(run: RunOrTask, as_json: AsJson = False) -> None:
     from service import console
     from service.operations.results import RunDetails
 
-    async def work(operations: Operations) -> tuple[str, RunDetails | TaskDetails]:
+    async def work(operations: Operations) -> tuple[str, RunDetails | TaskDetails, Waits | None]:
         kind, name = await operations.runs.find(run)
-        return kind, await (operations.runs.show(name) if kind == "run" else operations.tasks.show(name))
+        if kind == "task":
+            return kind, await operations.tasks.show(name), None
+        details = await operations.runs.show(name)
+        return kind, details, await _waits(operations, details)
 
-    kind, details = ask(work, needs_tasks=False)
+    kind, details, waits = ask(work, needs_tasks=False)
     if as_json:
-        console.show_json({"kind": kind, **details.model_dump(mode="json")})
+        more = {name: value.model_dump(mode="json") for name, value in (waits or {}).items() if value is not None}
+        console.show_json({"kind": kind, **details.model_dump(mode="json"), **more})
     elif isinstance(details, RunDetails):
-        _show_run(details)
+        _show_run(details, waits or {})
     else:
         _show_task(details)
 
 
-def _show_run(run: RunDetails) -> None:
+async def _waits(operations: Operations, run: RunDetails) -> Waits:
+    """What the run waits for, and the chain that it is in."""
+    is_waiting = run.state in ("waiting", "queued", "interrupted")
+    waiting = await operations.runs.waiting(run.id) if is_waiting else None
+    return {"waiting": waiting, "chain": await operations.runs.chain(run.id)}
+
+
+def _show_run(run: RunDetails, waits: Waits) -> None:
     from service import console
+    from service.operations.runs.waiting import in_words
+
+    waiting, chain = waits.get("waiting"), waits.get("chain")
 
     console.show_values(
         {
             "run": run.id,
             "task": run.task,
             "state": f"{run.state}: {run.reason}" if run.reason else run.state,
+            "waits": blocking.sentences(waiting) if waiting is not None else None,
+            "keeps back": in_words(chain.keeps_back) or None if chain is not None else None,
+            "chain": blocking.line_of(chain, run.task, run.state) if chain is not None else None,
             "slot": _in_utc_and_zone(run.slot, run.timezone),
             "origin": run.origin + (f", requested by {run.requested_by}" if run.requested_by else ""),
             "parent": run.parent,
@@ -106,6 +126,8 @@ def _show_task(task: TaskDetails) -> None:
             "description": task.description,
             "source": task.source + ("" if task.is_loaded else f" ({problem})"),
             "schedule": f"{task.schedule}: {task.words}" if task.schedule else _no_schedule(task),
+            "after": _after_in_words(task.after) if task.after else None,
+            "chain": blocking.line_of(task.chain, task.name, task.runs[0].state if task.runs else None),
             "paused": f"since {utc(task.paused_at)} by {task.paused_by}" if task.paused_at else None,
             "next": [_in_utc_and_zone(slot.slot, task.timezone) for slot in task.next],
             "policies": [f"{name} = {value}" for name, value in policies.items()] or "all have their defaults",
@@ -122,6 +144,8 @@ def _show_task(task: TaskDetails) -> None:
             "takes": _usual_duration(task.p50, task.p95),
         }
     )
+    upcoming = [each.model_dump() for each in task.upcoming]
+    _show_list("Upcoming", upcoming, ["at", "id", "requested_by"])
     runs = [{**run.model_dump(), "took": _seconds(run.started_at, run.finished_at)} for run in task.runs]
     _show_list("Last runs", runs, ["id", "slot", "origin", "state", "attempt", "started_at", "took", "reason"])
     missed = [missed.model_dump() for missed in task.missed]
@@ -140,6 +164,12 @@ def _show_list(title: str, rows: list[dict[str, Any]], columns: list[str]) -> No
 
 def _no_schedule(task: TaskDetails) -> str:
     return "none any more" if task.schedules else "none: the task is started by hand"
+
+
+def _after_in_words(after: TaskAfter) -> str:
+    """What the runs of a task wait for, such as "extract: for a success, 24 h 00 min at most"."""
+    end = "any end" if after.on == "end" else "a success"
+    return f"{', '.join(after.tasks)}: for {end}, {progress.duration(after.within)} at most"
 
 
 def _parameter(parameter: Parameter) -> str:

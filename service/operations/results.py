@@ -176,6 +176,18 @@ class RunsAfter(Result):
     tasks: dict[str, int]
 
 
+class KeptBack(Result):
+    """Runs of a task that failed runs keep back: how many `slots`, and how many `runs` without a slot.
+
+    `at_least`: there may be more, because only so many are counted.
+    """
+
+    task: str
+    slots: int
+    runs: int
+    at_least: bool = False
+
+
 class Attempt(Result):
     """An attempt that has ended. `error` has `type`, `message` and `traceback`."""
 

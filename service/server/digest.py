@@ -10,6 +10,7 @@ from service.batch.cron.cron import schedule
 from service.batch.ledger import database_time
 from service.batch.ledger.incidents import outbox
 from service.batch.ledger.incidents.outbox import Note
+from service.batch.ledger.kept_back import in_words
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.concurrency.background import Background
 from service.database.engine import Database
@@ -84,13 +85,15 @@ def text_of(night: Night) -> str:
     lines = [night.headline, night.sentence]
     for need in night.needs[:MOST_ROWS]:
         owner = f" ({need.owner})" if need.owner else ""
-        lines.append(f"- {need.task or need.subject or need.kind}{owner}: {need.error}")
+        keeps = f"; keeps back {in_words(need.keeps_back)}" if need.keeps_back else ""
+        lines.append(f"- {need.task or need.subject or need.kind}{owner}: {need.error}{keeps}")
     if (rest := len(night.needs) - MOST_ROWS) > 0:
         lines.append(f"- and {rest:,} more")
     if night.late:
         lines.append("Late or slow: " + ", ".join(sorted({run.task for run in night.late})[:MOST_ROWS]))
     lines += [
-        f"Did not run: {each.slots:,} slots, {each.cause}" + (f" by {each.by}" if each.by else "")
+        f"Did not run: {each.slots:,} slots, {each.cause}"
+        + (f" by {each.by}" if each.by else f" {each.after.task}" if each.after else "")
         for each in night.did_not_run[:MOST_ROWS]
     ]
     return "\n".join(lines)

@@ -139,7 +139,7 @@ PLANS = {
     "check": {
         *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_held", "ix_batch_runs_left"),
         *("ix_batch_runs_open_failures", "ix_batch_runs_task_created", "uq_batch_schedules_open"),
-        *("ix_batch_outbox_due", "ix_batch_runs_retrying", "ix_batch_runs_retry_queue"),
+        *("ix_batch_outbox_due", "ix_batch_runs_retrying", "ix_batch_runs_retry_queue", "ix_batch_waits_slot"),
     },
     "send": {"ix_batch_outbox_unsent"},
     "incidents": {
@@ -152,7 +152,7 @@ PLANS = {
         *("ix_batch_runs_held", "ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_open_failures"),
         *("ix_batch_runs_skipped", "ix_batch_incidents_closed", "ix_batch_runs_task_created"),
         *("ix_batch_runs_retry_due", "ix_batch_incidents_opened", "ix_batch_runs_by_hand"),
-        *("ix_batch_tally_not_all_good", "ix_batch_events_at"),
+        *("ix_batch_tally_not_all_good", "ix_batch_events_at", "ix_batch_waits_slot", "ix_batch_runs_waits"),
     },
     "beat": set(),
     "hold": {"ix_batch_runs_held"},
@@ -177,6 +177,9 @@ PLANS = {
     "audit": {"ix_batch_events_at", "ix_batch_events_action", "ix_batch_events_task"},
     "bulk": {"ix_batch_previews_open"},
     "open": {"ix_batch_runs_waits", "ix_batch_runs_members", "uq_batch_schedules_open"},
+    "what failed runs keep back": {"ix_batch_runs_open_failures", "ix_batch_waits_slot"},
+    "blocked runs": {"ix_batch_runs_waits", "ix_batch_runs_members", "uq_batch_schedules_open"},
+    "a chain": {"ix_batch_waits_slot", "ix_batch_runs_members", "ix_batch_runs_waits"},
     "retry what others wait for": {"ix_batch_waits_slot"},
     "cancel a group": {"ix_batch_runs_members"},
     "resume what waits": {"ix_batch_runs_waits"},

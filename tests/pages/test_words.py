@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
+from service.operations.night.models import NightChange
 from service.pages.frame import formatting
+from service.pages.night.changes_in_words import lines_of
 
 NOW = datetime(2026, 10, 25, 6, 42, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -79,3 +82,27 @@ def test_the_offset_is_that_of_the_instant() -> None:
 def test_a_log_line_may_have_any_text_as_its_instant() -> None:
     assert formatting.log_time("2026-10-25T06:31:12.408Z", BERLIN) == "07:31:12.408"
     assert formatting.log_time("at", BERLIN) == "at"
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        ({"new": 2, "again": 1, "left": 5, "after": {}}, "backfilled, 3 runs"),
+        (
+            {"new": 1, "again": 0, "after": {"load": {"new": 1, "again": 1}, "report": {"new": 0, "again": 0}}},
+            "backfilled, 1 run; after it 2 of load",
+        ),
+        (
+            {"new": 1, "again": 0, "after": {name: {"new": 1, "again": 0} for name in "abcde"}},
+            "backfilled, 1 run; after it 1 of a, 1 of b, 1 of c and 2 more",
+        ),
+        ({"new": "1", "again": None, "after": {}}, "backfilled"),
+        ({}, "backfilled"),
+        (None, "backfilled"),
+    ],
+)
+def test_a_backfill_says_how_many_runs_it_has_made_also_of_the_tasks_that_come_after(after: Any, words: str) -> None:
+    at = datetime(2026, 3, 10, tzinfo=UTC)
+    change = NightChange(at=at, kind="task.backfill", actor="ann", task="extract", before=None, after=after, note=None)
+    (line,) = lines_of([change], [], at)
+    assert (line.task, line.words, line.detail) == ("extract", words, "ann")

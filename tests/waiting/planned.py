@@ -10,11 +10,14 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import json_rows, runs, transitions, waits
+from service.batch.ledger import chains, json_rows, kept_back, runs, transitions, waits
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import Rank
 from service.batch.queue import waiting
 from service.database.engine import Database
+from service.operations.night.blocked import blocked_runs
+from service.operations.runs import chain
+from service.operations.runs.awaited import awaited
 from tests.batch.test_runs import new
 
 Of = Callable[[str], AbstractContextManager[None]]
@@ -70,6 +73,17 @@ async def send(ledger: Database, of: Of, now: datetime) -> None:
             decided = await waiting.decide(connection, now)
             assert await waiting.apply(connection, decided, now) == 2
             await waits.upstreams(connection, [others[-1].id])
+        with of("what failed runs keep back"):
+            await kept_back.by_errors(connection, [("up-1", "1:boom"), ("up-2", "1:boom")])
+            await kept_back.by_run(connection, upstream.id)
+        with of("blocked runs"):
+            await blocked_runs(connection, [], now + timedelta(days=1), MINUTE)
+            await awaited(connection, [others[-1].id, cancelled[0].id], now)
+        with of("a chain"):
+            await chains.before(connection, [others[-1].id], 200)
+            await chains.after(connection, [upstream.id], 200)
+            await chains.members(connection, cancelled[0].id, 200)
+            await chain.upcoming(connection, "later", now)
         with of("retry what others wait for"):
             assert await waits.lock_awaiting(connection, [upstream.id]) == [others[-1].id]
             await transitions.reopen(connection, [closed[1].id, upstream.id], Rank.MANUAL, "ann", now)

@@ -43,6 +43,7 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("GET", "/runs/{run}/log"): "viewer",
     ("GET", "/runs/{run}/after"): "viewer",
     ("GET", "/runs/{run}/blocker"): "viewer",
+    ("GET", "/runs/{run}/chain"): "viewer",
     ("GET", "/runs/{run}/quarantine"): "viewer",
     ("POST", "/runs/{run}/cancel"): "operator",
     ("POST", "/runs/{run}/retry"): "operator",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,11 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.deadlines import quiet_until
 from service.batch.incidents.watched import WatchedTask
+from service.batch.ledger import kept_back
 from service.batch.ledger.incidents import incidents as incident_rows
 from service.batch.ledger.incidents import outbox
 from service.batch.ledger.incidents.incidents import Closed, IncidentKind
 from service.batch.ledger.incidents.outbox import Note
 from service.batch.ledger.incidents.tables import OPEN_SQL, incidents
+from service.batch.ledger.kept_back import KeptBack
 
 Channels = Callable[[Sequence[str]], Sequence[str]]
 """From the names in `Alerts(to=…)` to the channels of these names; without names to those for all tasks."""
@@ -66,7 +68,7 @@ async def tell(
         text(OPEN_SQL), incidents.c.told_at.is_(None), incidents.c.acknowledged_at.is_(None)
     )
     waiting = sorted(await connection.execute(query), key=lambda incident: (incident.opened_at, incident.id))
-    told, notes, later = [], [], []
+    told, later = [], []
     for incident in waiting:
         task = watched.get(_task_of(incident))
         held_until = _held_until(task, now)
@@ -74,9 +76,8 @@ async def tell(
             later.append(held_until)
         elif _is_enough(incident, task):
             told.append(incident)
-            notes += _notes("opened", incident, task, channels)
     if told:
-        await outbox.write(connection, notes, now)
+        await outbox.write(connection, await _all_notes(connection, "opened", told, watched, channels), now)
         await incident_rows.told(connection, told, now)
     return len(told), min(later, default=None)
 
@@ -109,8 +110,7 @@ async def tell_again(
     now: datetime,
 ) -> None:
     """Write a message that an incident is open again, because a person has undone its acknowledgement."""
-    task = watched.get(_task_of(reopened))
-    await outbox.write(connection, _notes("repeated", reopened, task, channels, now), now)
+    await outbox.write(connection, await _all_notes(connection, "repeated", [reopened], watched, channels, now), now)
 
 
 async def repeat(
@@ -125,9 +125,8 @@ async def repeat(
         text(OPEN_SQL), incidents.c.told_at <= now - every, incidents.c.acknowledged_at.is_(None)
     )
     due = [row for row in await connection.execute(query) if _held_until(watched.get(_task_of(row)), now) is None]
-    notes = [note for row in due for note in _notes("repeated", row, watched.get(_task_of(row)), channels, now)]
     if due:
-        await outbox.write(connection, notes, now)
+        await outbox.write(connection, await _all_notes(connection, "repeated", due, watched, channels, now), now)
         await incident_rows.told(connection, due, now)
     return len(due)
 
@@ -146,18 +145,41 @@ def _held_until(task: WatchedTask | None, now: datetime) -> datetime | None:
     return max(instants, default=None)
 
 
-def _notes(
-    kind: str, incident: Row[Any], task: WatchedTask | None, channels: Channels, now: datetime | None = None
+async def _all_notes(
+    connection: AsyncConnection,
+    kind: str,
+    told: Sequence[Row[Any]],
+    watched: Mapping[str, WatchedTask],
+    channels: Channels,
+    now: datetime | None = None,
 ) -> list[Note]:
-    content = content_of(incident, task)
+    """The messages about these incidents, which also say what the failed runs of the first of them keep back."""
+    errors = [(row.task, row.fingerprint) for row in told if row.kind == IncidentKind.FAILED]
+    kept = await kept_back.by_errors(connection, errors)
+    notes: list[Note] = []
+    for row in told:
+        keeps = kept.get((row.task, row.fingerprint), ()) if row.kind == IncidentKind.FAILED else ()
+        notes += _notes(kind, row, watched.get(_task_of(row)), channels, now, keeps)
+    return notes
+
+
+def _notes(
+    kind: str,
+    incident: Row[Any],
+    task: WatchedTask | None,
+    channels: Channels,
+    now: datetime | None = None,
+    keeps: Sequence[KeptBack] = (),
+) -> list[Note]:
+    content = content_of(incident, task, keeps)
     at = incident.closed_at if kind == "closed" else now  # what may happen several times
     again = f" {at.isoformat()}" if at is not None else ""
     names = channels(task.to if task is not None else ())
     return [Note(name, kind, content, incident.id, f"{incident.id} {kind} {name}{again}") for name in names]
 
 
-def content_of(incident: Row[Any], task: WatchedTask | None) -> dict[str, Any]:
-    """An incident as JSON, as it is now: what a message about it is made from."""
+def content_of(incident: Row[Any], task: WatchedTask | None, keeps: Sequence[KeptBack] = ()) -> dict[str, Any]:
+    """An incident as JSON, as it is now: what a message about it is made from. `keeps`: what it keeps back."""
     is_secret = task is not None and task.is_secret
     instants = {name: getattr(incident, name) for name in ("opened_at", "last_at", "closed_at")}
     return {
@@ -173,5 +195,6 @@ def content_of(incident: Row[Any], task: WatchedTask | None) -> dict[str, Any]:
         "owner": task.owner if task is not None else None,
         "runbook": task.runbook if task is not None else None,
         "why": incident.closed_why if incident.closed_why != Closed.OVER else None,
+        "keeps_back": [asdict(each) for each in keeps],
         **{name: instant.isoformat() if instant is not None else None for name, instant in instants.items()},
     }

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.firing import task_sync
-from service.batch.ledger import database_time
+from service.batch.ledger import database_time, kept_back
 from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.incidents import acknowledging, incidents, outbox
 from service.batch.ledger.incidents.incidents import IncidentKind as IncidentKind
@@ -22,7 +22,7 @@ from service.operations.incidents.ending import tell_followers, tell_followers_a
 from service.operations.incidents.notes import check_note
 from service.operations.incidents.retrying import RetryPlan, plan_retry
 from service.operations.people.redacting import hidden_tasks
-from service.operations.results import Result
+from service.operations.results import KeptBack, Result
 from service.operations.runs.run_list import cursor_of, parse_cursor
 
 MOST_INCIDENTS = 200
@@ -55,6 +55,12 @@ class Incident(Result):
     acknowledged_by: str | None
     note: str | None
     quiet_until: datetime | None
+
+
+class IncidentDetails(Incident):
+    """An incident, and the runs that wait for a success of its failed runs (`keeps_back`)."""
+
+    keeps_back: Sequence[KeptBack] = ()
 
 
 class IncidentPage(Result):
@@ -119,12 +125,17 @@ class Incidents:
         key = cursor_of((shown[-1].opened_at, shown[-1].id)) if len(rows) > limit else None
         return IncidentPage(incidents=shown, after=key)
 
-    async def show(self, incident: str) -> Incident:
+    async def show(self, incident: str) -> IncidentDetails:
         """An incident, by its id or the end of it. Raises UnknownIncident."""
         async with self._context.databases.reading() as connection:
             row = await _find(connection, incident)
-            hidden = await hidden_tasks(connection, self._context) if connection is not None else frozenset()
-        return _shown(row, hidden)
+            assert connection is not None
+            hidden = await hidden_tasks(connection, self._context)
+            error = (row.task, row.fingerprint)
+            is_open = row.kind == IncidentKind.FAILED and row.closed_at is None
+            kept = (await kept_back.by_errors(connection, [error] if is_open else [])).get(error, ())
+        keeps_back = [KeptBack(**vars(each)) for each in kept]
+        return IncidentDetails(**dict(_shown(row, hidden)), keeps_back=keeps_back)
 
     async def acknowledge(
         self, incident: str, note: str, quiet_until: datetime | None = None, failed_until: datetime | None = None

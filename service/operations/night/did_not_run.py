@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.incidents.tables import incidents
 from service.batch.ledger.missed_ranges import Cause
-from service.batch.ledger.states import Origin
-from service.batch.ledger.tables import SKIPPED_SQL, missed, runs, tasks
+from service.batch.ledger.tables import missed, tasks
+from service.operations.night import skipped_slots
 from service.operations.night.models import DidNotRun
 
 MOST_RANGES = 10_000
-
-_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 async def by_cause(
@@ -65,7 +62,8 @@ async def by_cause(
         if counts["missed"] and not parts:
             rest.append(DidNotRun(cause=Cause.OTHER, task=task, slots=counts["missed"], tasks={}))
     down = [_down(parts, outages[number], hidden) for (number, _), parts in sorted(downs.items())]
-    skipped = await _skipped(connection, not_run, since, until, hidden)
+    has_skipped = any(counts["skipped"] for counts in not_run.values())
+    skipped = await skipped_slots.by_reason(connection, since, until, hidden) if has_skipped else []
     return [*down, *sorted(rest, key=lambda each: (each.cause, each.task or "")), *skipped]
 
 
@@ -165,37 +163,3 @@ async def _outages(connection: AsyncConnection, since: datetime, until: datetime
 async def _paused(connection: AsyncConnection) -> dict[str, str]:
     query = select(tasks.c.name, tasks.c.paused_by).where(tasks.c.paused_at.is_not(None))
     return {row.name: row.paused_by or "somebody" for row in await connection.execute(query)}
-
-
-async def _skipped(
-    connection: AsyncConnection,
-    not_run: Mapping[str, Counter[str]],
-    since: datetime,
-    until: datetime,
-    hidden: frozenset[str],
-) -> list[DidNotRun]:
-    """The skipped slots by task and reason, whichever run was in the way."""
-    if not any(counts["skipped"] for counts in not_run.values()):
-        return []
-    query = select(runs.c.task, runs.c.reason, runs.c.origin).where(
-        text(SKIPPED_SQL), runs.c.slot >= since, runs.c.slot < until
-    )
-    rows = (await connection.execute(query.limit(MOST_RANGES))).all()
-    slots: Counter[tuple[str, str]] = Counter()
-    in_the_way: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for row in rows:
-        if row.origin != Origin.MANUAL:
-            key = (row.task, _ID.sub("…", row.reason or ""))
-            slots[key] += 1
-            in_the_way[key].update(_ID.findall(row.reason or ""))
-    return [
-        DidNotRun(
-            cause="overlap",
-            task=task,
-            reason=None if task in hidden else reason,
-            run=min(in_the_way[task, reason]) if len(in_the_way[task, reason]) == 1 else None,
-            slots=number,
-            tasks={},
-        )
-        for (task, reason), number in sorted(slots.items())
-    ]

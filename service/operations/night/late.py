@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, case, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.watched import WatchedTask
-from service.batch.ledger import pools, queues, waits
+from service.batch.ledger import pools, queues
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
-from service.operations.night.models import MOST, Awaited, Blocker, LateRun, Waiting
+from service.operations.night.blocked import blocked_runs
+from service.operations.night.models import MOST, LateRun
 from service.operations.results import Node
+from service.operations.runs.awaited import awaited
+from service.operations.runs.waiting import Blocker, Waiting
 
 SHOWN_AFTER = timedelta(minutes=1)
 """What waits or runs for less is not shown."""
@@ -33,10 +36,14 @@ OF_A_TASK = 10
 _COLUMNS = [
     runs.c[name]
     for name in (
-        *("id", "task", "slot", "state", "attempt", "created_at", "due_at", "started_at", "attempt_started_at"),
+        *("id", "task", "slot", "state", "gate", "attempt", "created_at", "due_at", "started_at", "attempt_started_at"),
         *("count", "total", "rate", "progress_at", "exclusive"),
     )
 ]
+
+
+_began_to_wait = case((runs.c.gate.is_(None), runs.c.created_at), else_=runs.c.due_at)
+"""Since when a run waits in the queue: since it was made, or, if it has waited for other tasks, since it was opened."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ async def late_runs(
     waiting = (await connection.execute(_waiting(connection.dialect.name, now))).all()
     late += [await _waits(row, present) for row in waiting]
     late += [_retries(row, now) for row in await connection.execute(_retrying(now))]
+    late += await blocked_runs(connection, late, now, SHOWN_AFTER)
     return sorted(late, key=lambda each: (-each.elapsed, each.run))
 
 
@@ -79,24 +87,12 @@ async def waiting(connection: AsyncConnection, run: str, living: Sequence[Node],
         return None
     of_run = {"run": row.id, "task": row.task, "state": row.state}
     if row.state == RunState.WAITING:
-        return Waiting(**of_run, blocker=None, eta=None, awaits=await _awaited(connection, row, now))
+        awaits = (await awaited(connection, [row.id], now)).get(row.id, [])
+        return Waiting(**of_run, blocker=None, eta=None, awaits=awaits)
     if row.state not in (RunState.QUEUED, RunState.INTERRUPTED):
         return Waiting(**of_run, blocker=None, eta=None)
     found = await _waits(row, await _present(connection, living, now))
     return Waiting(**of_run, blocker=found.blocker, eta=found.eta)
-
-
-async def _awaited(connection: AsyncConnection, row: Row[Any], now: datetime) -> list[Awaited]:
-    """What a waiting run waits for: its instant, the slots that are not over, and its group."""
-    awaits = [Awaited(kind="instant", at=row.due_at)] if row.due_at > now else []
-    group = (await waits.members(connection, [row.id])).get(row.id)
-    if group is not None and group.active:
-        awaits.append(Awaited(kind="group", active=group.active, members=group.number))
-    slots = (await waits.upstreams(connection, [row.id])).get(row.id, [])
-    pending = [each for each in slots if each.is_pending]
-    return awaits + [
-        Awaited(kind="slot", at=each.slot, task=each.task, run=each.run, state=each.state) for each in pending
-    ]
 
 
 async def _present(connection: AsyncConnection, living: Sequence[Node], now: datetime) -> Present:
@@ -111,9 +107,12 @@ async def _present(connection: AsyncConnection, living: Sequence[Node], now: dat
 
 
 def _waiting(kind: str, now: datetime) -> Any:
-    """The first runs on time in the queue of each task that have waited for a while, whatever else waits there."""
+    """The first runs on time in the queue of each task that have waited for a while, whatever else waits there.
+
+    One that has waited for other tasks before waits in the queue since it was opened.
+    """
     firsts = text(queues.among("batch_runs.id", queues.first_on_time(OF_A_TASK), kind))
-    return select(*_COLUMNS).where(firsts, runs.c.created_at <= now - SHOWN_AFTER).order_by(runs.c.created_at)
+    return select(*_COLUMNS).where(firsts, _began_to_wait <= now - SHOWN_AFTER).order_by(runs.c.created_at)
 
 
 def _retrying(now: datetime) -> Any:
@@ -197,7 +196,7 @@ async def _waits(run: Row[Any], present: Present) -> LateRun:
         slot=run.slot,
         state=run.state,
         why="waits",
-        elapsed=(present.now - run.created_at).total_seconds(),
+        elapsed=(present.now - _queued_at(run)).total_seconds(),
         eta=eta,
         blocker=blocker,
     )
@@ -220,6 +219,14 @@ def _blocker(run: Row[Any], present: Present) -> Blocker | None:
     return Blocker(kind="room", run=longest.id, task=longest.task) if longest is not None else None
 
 
+def _queued_at(run: Row[Any]) -> datetime:
+    """Since when a run could have started, as far as it is known. One that is retried was opened before it started."""
+    at: datetime | None = run.created_at
+    if run.gate is not None:
+        at = run.started_at if run.state == RunState.RETRYING else run.due_at
+    return at or run.created_at
+
+
 def _retries(run: Row[Any], now: datetime) -> LateRun:
     return LateRun(
         run=run.id,
@@ -227,7 +234,7 @@ def _retries(run: Row[Any], now: datetime) -> LateRun:
         slot=run.slot,
         state=RunState.RETRYING,
         why="retries",
-        elapsed=(now - run.created_at).total_seconds(),
+        elapsed=(now - _queued_at(run)).total_seconds(),
         next_attempt_at=run.due_at,
         attempt=run.attempt,
     )

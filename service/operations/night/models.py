@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from service.operations.results import Result
+from service.operations.results import KeptBack, Result
+from service.operations.runs.waiting import Blocker, InTheWay
 
 Level = Literal["alarm", "bad", "watch", "calm"]
 MOST = 200
@@ -87,7 +88,7 @@ class Need(Result):
 
     `open`: its failed runs, without those that are `retrying`. `failing_since`: its first failure. `succeeded_since`:
     when the task last succeeded after its last failure. `also_in`: other tasks with the same error that is open.
-    `progress`: of a retry of its runs that goes on.
+    `progress`: of a retry of its runs that goes on. `keeps_back`: the runs that wait for a success of its failed runs.
     None: not known, or does not apply.
     """
 
@@ -111,6 +112,7 @@ class Need(Result):
     acknowledged_by: str | None = None
     also_in: Sequence[str] = ()
     progress: RetryProgress | None = None
+    keeps_back: Sequence[KeptBack] = ()
 
 
 class DealtWith(Result):
@@ -125,51 +127,6 @@ class DealtWith(Result):
     note: str | None
     runs: int
     error: str
-
-
-class Blocker(Result):
-    """What a waiting run waits for, the first thing that holds it.
-
-    `kind`: paused, unserved (no service has the task), pool (no node of its `pool` has the task), run (of the same
-    task), or room (all nodes are busy).
-    """
-
-    kind: Literal["paused", "unserved", "pool", "run", "room"]
-    by: str | None = None
-    run: str | None = None
-    task: str | None = None
-    pool: str | None = None
-
-
-class Awaited(Result):
-    """Something that a run in the state `waiting` waits for, and that is not over.
-
-    Attributes:
-        kind: `instant`: until `at`. `slot`: the slot `at` of `task`, whose `run` has this `state`, or was not made yet.
-            `group`: `active` of `members` runs.
-    """
-
-    kind: Literal["instant", "slot", "group"]
-    at: datetime | None = None
-    task: str | None = None
-    run: str | None = None
-    state: str | None = None
-    active: int | None = None
-    members: int | None = None
-
-
-class Waiting(Result):
-    """Whether a run waits, and what for. `blocker`: None if it does not wait, or nothing is known to hold it.
-
-    `eta`: about when it ends; None: no estimate. `awaits`: what a run in the state `waiting` waits for.
-    """
-
-    run: str
-    task: str
-    state: str
-    blocker: Blocker | None
-    eta: datetime | None
-    awaits: Sequence[Awaited] = ()
 
 
 class LateRun(Result):
@@ -197,9 +154,10 @@ class LateRun(Result):
 
 
 class DidNotRun(Result):
-    """Slots that did not run, by their cause: down, paused, gone, other, overlap, skipped. `tasks`: slots by task.
+    """Slots that did not run, by their cause: down, paused, gone, other, overlap, after. `tasks`: slots by task.
 
     `first_slot`, `last_slot`: of the missed ranges. `left_by`: who has decided that nothing has to be done about them.
+    `after`: for the cause after, what was in the way at the beginning of the chain; its retry lets them go on.
     """
 
     cause: str
@@ -217,6 +175,7 @@ class DidNotRun(Result):
     left_at: datetime | None = None
     left_by: str | None = None
     left_note: str | None = None
+    after: InTheWay | None = None
 
     @property
     def is_unchosen(self) -> bool:

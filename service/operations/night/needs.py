@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents import made_good
 from service.batch.incidents.watched import WatchedTask
-from service.batch.ledger import json_rows, run_logs
+from service.batch.ledger import json_rows, kept_back, run_logs
 from service.batch.ledger.incidents import incidents
 from service.batch.ledger.incidents.incidents import MORE, OF_RUNS, IncidentKind
 from service.batch.ledger.incidents.tables import fingerprints
@@ -22,6 +22,7 @@ from service.batch.ledger.people import audit
 from service.batch.ledger.states import ACTIVE
 from service.batch.ledger.tables import OPEN_FAILURE_SQL, is_one_of, runs
 from service.operations.night.models import ChangeBefore, DealtWith, LastLine, Need
+from service.operations.results import KeptBack
 
 DETAILED = 20
 """Of so many needs the details are read, of the others only the numbers."""
@@ -66,8 +67,17 @@ async def of_runs(
         for need in needs[:DETAILED]
     ]
     detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""], hidden) for need in detailed]
+    detailed = await _with_kept_back(connection, detailed)
     shown = [_seen_by_the_caller(need, hidden) for need in (*detailed, *needs[DETAILED:])]
     return sorted(shown, key=lambda need: need.succeeded_since is not None)
+
+
+async def _with_kept_back(connection: AsyncConnection, needs: Sequence[Need]) -> list[Need]:
+    """The needs with the runs that wait for a success of their failed runs."""
+    errors = [(n.task or "", n.fingerprint or "") for n in needs if n.kind == IncidentKind.FAILED]
+    kept = await kept_back.by_errors(connection, errors)
+    shown = {error: [KeptBack(**vars(each)) for each in rows] for error, rows in kept.items()}
+    return [n.model_copy(update={"keeps_back": shown.get((n.task or "", n.fingerprint or ""), ())}) for n in needs]
 
 
 @dataclass

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from service.batch.ledger.states import FINAL
 from service.errors import InvalidParameters
 from service.operations.backups.catalogue import BackupSummary
-from service.operations.night.models import Waiting
 from service.operations.people.access import NewToken, Token
 from service.operations.people.changes import ChangePage
 from service.operations.remote.connection import ERRORS, Connection
@@ -34,6 +33,7 @@ from service.operations.runs.finding import RunOrTask
 from service.operations.runs.reading import LAST_LINES
 from service.operations.runs.run_list import MOST_RUNS, RunFilter, RunPage
 from service.operations.runs.run_log import POLL_SECONDS, LogPage
+from service.operations.runs.waiting import Chain, Waiting
 from service.operations.system.pools import PoolState
 from service.operations.system.status import Status
 from service.operations.tasks.results import TaskDetails, TaskSummary
@@ -160,6 +160,9 @@ class RemoteRuns(Facet):
 
     async def waiting(self, given: str) -> Waiting:
         return await self._connection.get(Waiting, path_of("runs", given, "blocker"))
+
+    async def chain(self, given: str) -> Chain:
+        return await self._connection.get(Chain, path_of("runs", given, "chain"))
 
     async def start(
         self, task: str, params: Mapping[str, Any], slot: datetime | None = None, key: str | None = None

@@ -8,7 +8,7 @@ from datetime import datetime
 from pydantic import BaseModel
 
 from service.batch.ledger.incidents.incidents import IncidentKind
-from service.operations.incidents.facet import Acknowledged, Incident, IncidentPage, Muted, SentTest
+from service.operations.incidents.facet import Acknowledged, Incident, IncidentDetails, IncidentPage, Muted, SentTest
 from service.operations.remote.facets import Facet, path_of
 
 
@@ -28,8 +28,8 @@ class RemoteIncidents(Facet):
         query = {"state": state, "kind": kind, "task": task, "limit": limit, "after": after}
         return await self._connection.get(IncidentPage, "/incidents", **query)
 
-    async def show(self, incident: str) -> Incident:
-        return await self._connection.get(Incident, path_of("incidents", await self._id(incident)))
+    async def show(self, incident: str) -> IncidentDetails:
+        return await self._connection.get(IncidentDetails, path_of("incidents", await self._id(incident)))
 
     async def acknowledge(
         self, incident: str, note: str, quiet_until: datetime | None = None, failed_until: datetime | None = None

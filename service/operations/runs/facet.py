@@ -22,8 +22,6 @@ from service.escaping import brief, echoed
 from service.operations.context import Context
 from service.operations.incidents.ending import tell_followers
 from service.operations.incidents.notes import check_note
-from service.operations.night import late
-from service.operations.night.models import Waiting
 from service.operations.people.redacting import (
     hidden_tasks,
     redacted,
@@ -31,7 +29,7 @@ from service.operations.people.redacting import (
     without_texts,
 )
 from service.operations.results import LogBlock, RunDetails, RunNow, RunsAfter, Started
-from service.operations.runs import log_window, pace, retrying, run_list, run_log, story
+from service.operations.runs import blocker, chain, log_window, pace, retrying, run_list, run_log, story
 from service.operations.runs.finding import RunOrTask, refuse_unknown_task, run_of, run_or_task
 from service.operations.runs.log_window import LogWindow
 from service.operations.runs.pace import RunPace
@@ -40,7 +38,7 @@ from service.operations.runs.reading import LAST_LINES, details_of, row_of
 from service.operations.runs.run_list import MOST_RUNS, RunFilter, RunPage
 from service.operations.runs.run_log import LogPage
 from service.operations.runs.story import RunStory
-from service.operations.system.nodes import living_services
+from service.operations.runs.waiting import Chain, Waiting
 from service.operations.tasks.startable import startable_task
 
 ALL = RunFilter()
@@ -161,15 +159,11 @@ class Runs:
 
     async def waiting(self, given: str) -> Waiting:
         """Whether a run waits, and what for. Raises UnknownRun."""
-        run = await run_of(self._context, given)
-        async with self._context.databases.reading() as connection:
-            assert connection is not None
-            now = await database_time.now_of(connection)
-            living = await living_services(connection, self._context, now)
-            found = await late.waiting(connection, run, living, now)
-        if found is None:
-            raise UnknownRun(f"the run {run} was deleted just now")
-        return found
+        return await blocker.waiting(self._context, given)
+
+    async def chain(self, given: str) -> Chain:
+        """What a run comes after, what comes after it, and what it keeps back. Raises UnknownRun."""
+        return await chain.chain(self._context, given)
 
     async def start(
         self, task: str, params: Mapping[str, Any], slot: datetime | None = None, key: str | None = None

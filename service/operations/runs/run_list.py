@@ -26,6 +26,8 @@ from service.batch.ledger.states import RunState
 from service.errors import InvalidParameters
 from service.escaping import echoed
 from service.operations.results import Result, RunSummary
+from service.operations.runs.awaited import awaited
+from service.operations.runs.waiting import Awaited
 
 MOST_RUNS = 200
 """Longest page of a list."""
@@ -85,7 +87,7 @@ class RunFilter(BaseModel):
     pool: Annotated[str, StringConstraints(pattern=POOL_NAME)] | None = Field(
         None, description="Only runs of tasks of this pool."
     )
-    state: list[StateName] = Field([], max_length=8, description="Only runs in one of these states.")
+    state: list[StateName] = Field([], max_length=len(RunState), description="Only runs in one of these states.")
     origin: list[OriginName] = Field([], max_length=3, description="Only runs of one of these origins.")
     node: RunId | None = Field(None, description="Only runs that this node executes, or executed last.")
     created_since: Instant | None = Field(None, description="Only runs that were made at this instant or later.")
@@ -151,10 +153,12 @@ class RunPage(Result):
     """A page of runs. `after`: the cursor of the next page; None at the end of the list.
 
     A page may have fewer runs than the limit although others follow, because the work for one page is limited.
+    `awaits`: what each run in the state `waiting` waits for, by its id.
     """
 
     runs: list[RunSummary]
     after: str | None
+    awaits: dict[str, list[Awaited]] = Field(default_factory=dict)
 
 
 async def page(
@@ -177,7 +181,8 @@ async def page(
         query = replace(query, without=hidden)
     rows, key = await run_query.page(connection, query, limit, before)
     now = await database_time.now_of(connection)
-    return RunPage(runs=[RunSummary.at(row, now) for row in rows], after=cursor_of(key) if key else None)
+    awaits = await awaited(connection, [row["id"] for row in rows if row["state"] == RunState.WAITING], now)
+    return RunPage(runs=[RunSummary.at(row, now) for row in rows], after=cursor_of(key) if key else None, awaits=awaits)
 
 
 async def tasks_of(connection: AsyncConnection, wanted: RunFilter) -> frozenset[str] | None:

@@ -13,6 +13,7 @@ from service.batch.cron.cron import Schedule, schedule
 from service.batch.incidents.durations import UsualDurations
 from service.batch.ledger import database_time, gauges, missed_ranges, run_query, schedules
 from service.batch.ledger.run_query import RunQuery
+from service.batch.ledger.schedules import OpenSchedule
 from service.batch.tasks.monitoring import Alerts, Monitoring
 from service.batch.tasks.policies import Missed, Policies, Retry
 from service.batch.tasks.registry import Task
@@ -21,8 +22,10 @@ from service.escaping import echoed
 from service.operations.context import Context
 from service.operations.people.redacting import hidden_tasks, without_texts
 from service.operations.results import MissedRange, Parameter, RunSummary, ScheduleSpan, Slot
+from service.operations.runs import chain
+from service.operations.runs.waiting import Chain, Upcoming
 from service.operations.tasks.listing import memory_of, pool_of, record_of, tags_of
-from service.operations.tasks.results import TaskDetails
+from service.operations.tasks.results import TaskAfter, TaskDetails
 from service.redaction import Redaction
 
 LAST_RUNS = 10
@@ -41,6 +44,9 @@ class TaskRows:
         self.runs: list[RunSummary] = []
         self.missed: list[MissedRange] = []
         self.record: dict[str, Any] = {}
+        self.after: TaskAfter | None = None
+        self.chain = Chain()
+        self.upcoming: list[Upcoming] = []
         self.is_hidden = False
 
     @classmethod
@@ -57,6 +63,10 @@ class TaskRows:
             rows.missed = [MissedRange.of(row) for row in await missed_ranges.of_task(connection, name, LAST_MISSED)]
             row = await gauges.task_row(connection, name)
             usual = await UsualDurations(connection, now).of_task(name)
+            opened = await schedules.open_schedules(connection)
+            rows.after = _after(opened.get(name))
+            rows.chain = await chain.of_task(connection, name, opened)
+            rows.upcoming = await chain.upcoming(connection, name, now)
             rows.record = {**(record_of(row) if row is not None else {}), "p50": usual.p50, "p95": usual.p95}
         return rows
 
@@ -88,8 +98,18 @@ def details(
         runs=rows.runs,
         missed=rows.missed,
         schedules=rows.schedules,
+        after=rows.after,
+        chain=rows.chain,
+        upcoming=rows.upcoming,
         **dates,
     )
+
+
+def _after(row: OpenSchedule | None) -> TaskAfter | None:
+    """What the runs of a task wait for, as its schedule in the ledger says."""
+    if row is None or not isinstance(row.after, dict):
+        return None
+    return TaskAfter.of(row.after, follows=row.follows)
 
 
 def current_schedule(spans: list[ScheduleSpan], loaded: Task | None, is_removed: bool) -> Schedule | None:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from service.operations.results import MissedRange, Parameter, Result, RunSummary, ScheduleSpan, Slot
+from service.operations.runs.waiting import Chain, Upcoming
 from service.poolsettings import DEFAULT_POOL
 
 
@@ -47,13 +48,26 @@ def memory_in_words(memory: int | None) -> str | None:
     return f"{memory / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
 
 
+class TaskAfter(Result):
+    """What the runs of a task wait for: slots of these `tasks`, `within` so many seconds at most.
+
+    `on`: whether each has to succeed (`success`), or only to be over (`end`). `follows`: the task whose slots it has.
+    """
+
+    tasks: list[str]
+    within: float
+    on: str
+    follows: str | None = None
+
+
 class TaskDetails(Result):
     """The details of a task. `policies`: those that differ from the defaults, by dotted name, such as retry.attempts.
 
     `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other fields are from the
     ledger. `schema_of_parameters`: their JSON schema, as the ledger knows it. `words`: the schedule in words.
     `owner`: whose the task is. `runbook`: the address of what to do. `muted_until`: until then nothing is sent. How the
-    runs went, `pool` and `memory` are as in TaskSummary.
+    runs went, `pool` and `memory` are as in TaskSummary. `after`: what its runs wait for. `chain`: the tasks before and
+    after it, each with its last run. `upcoming`: runs that wait for an instant, the next ones.
     """
 
     name: str
@@ -84,3 +98,6 @@ class TaskDetails(Result):
     runs: list[RunSummary]
     missed: list[MissedRange]
     schedules: list[ScheduleSpan]
+    after: TaskAfter | None = None
+    chain: Chain = Chain()
+    upcoming: list[Upcoming] = Field(default_factory=list)

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from service import escaping
 from service.concurrency.offload import offload
+from service.operations.runs.waiting import parts_of
 from service.pages.frame import formatting
 from service.pages.frame.assets import STATIC, assets
 
@@ -43,6 +44,7 @@ def environment() -> Environment:
     for name in ("number", "rate", "counted", "percent", "size", "duration"):
         made.filters[name] = getattr(formatting, name)
     made.filters |= {"lines": lines, "marked": marked, "tojson_text": json_text, "log_time": formatting.log_time}
+    made.filters["kept_parts"] = parts_of
     made.globals |= {"icon": icon, "asset": assets().names.__getitem__, "formatting": formatting}
     return made
 

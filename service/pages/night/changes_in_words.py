@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -109,9 +109,27 @@ def _line(change: NightChange) -> Line:
     if change.kind.startswith("bulk.") and isinstance(change.after, dict):
         task = (change.after.get("request") or {}).get("task")
         return Line(change.at, icon, task, f"{change.after.get('count', 0):,} {words}", f"{change.actor}{note}")
+    if change.kind == "task.backfill" and isinstance(change.after, dict):
+        words += _runs_of_backfill(change.after)
     if change.kind.startswith("slots.") and isinstance(change.after, dict):
         words = f"{counted(change.after.get('slots', 0), 'missed slot')} {words}"
     return Line(change.at, icon, change.task, words, f"{change.actor}{note}")
+
+
+def _runs_of_backfill(counts: Mapping[str, Any]) -> str:
+    """How many runs a backfill has made or repeated, also of the tasks that come after; empty if it does not say so."""
+    number, after = _changed(counts), counts.get("after")
+    if number is None or not isinstance(after, dict):
+        return ""
+    named = {str(name): _changed(each) or 0 for name, each in after.items() if isinstance(each, dict)}
+    parts = [f"{runs:,} of {name}" for name, runs in named.items() if runs]
+    more = f" and {len(parts) - MANY} more" if len(parts) > MANY else ""
+    return f", {counted(number, 'run')}" + (f"; after it {', '.join(parts[:MANY])}{more}" if parts else "")
+
+
+def _changed(counts: Mapping[str, Any]) -> int | None:
+    numbers = [counts.get("new"), counts.get("again")]
+    return sum(numbers) if all(type(number) is int for number in numbers) else None  # type: ignore[arg-type]
 
 
 def _settings(before: Any, after: Any) -> str:

@@ -12,6 +12,7 @@ from service.operations.incidents.facet import (
     MOST_INCIDENTS,
     Acknowledged,
     Incident,
+    IncidentDetails,
     IncidentPage,
     Muted,
     SentTest,
@@ -89,8 +90,8 @@ async def list_incidents(operations: Viewer, query: Annotated[IncidentQuery, Que
 
 
 @incidents.get("/incidents/{incident}")
-async def show_incident(operations: Viewer, incident: IncidentId) -> Incident:
-    """An incident."""
+async def show_incident(operations: Viewer, incident: IncidentId) -> IncidentDetails:
+    """An incident, and what its failed runs keep back."""
     return await operations.incidents.show(incident)
 
 

@@ -10,11 +10,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
-from service.operations.night.models import Waiting
 from service.operations.results import Attempt, Quarantined, Result, RunDetails, RunNow, RunsAfter, Started
 from service.operations.runs.bulk import Bulk, BulkAction, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, RunFilter, RunPage
 from service.operations.runs.run_log import LOG_CURSOR, LogPage
+from service.operations.runs.waiting import Chain, Waiting
 from service.web.v1.requests import Body, GivenRun, Operator, Viewer, WithNote, router
 
 runs = router("runs")
@@ -151,6 +151,12 @@ async def show_log(
 async def show_blocker(operations: Viewer, run: GivenRun) -> Waiting:
     """Whether a run waits, and what for: a pause, a task that no service has loaded, another run, or room."""
     return await operations.runs.waiting(run)
+
+
+@runs.get("/runs/{run}/chain")
+async def show_chain(operations: Viewer, run: GivenRun) -> Chain:
+    """What a run comes after, what comes after it, and what it keeps back."""
+    return await operations.runs.chain(run)
 
 
 @runs.get("/runs/{run}/quarantine")

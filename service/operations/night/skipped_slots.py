@@ -1,0 +1,75 @@
+"""The skipped slots of a window: by the run that was in the way, or by what they have waited for in vain."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Row, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import chains
+from service.batch.ledger.states import Origin
+from service.batch.ledger.tables import SKIPPED_SQL, runs
+from service.batch.ledger.waits import Upstream
+from service.operations.night.models import DidNotRun
+from service.operations.runs.awaited import shown_cause
+
+MOST_SLOTS = 10_000
+
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Key(NamedTuple):
+    """What slots have in common that are told together. `after`, `state`: of what was in the way of closed ones."""
+
+    task: str
+    reason: str
+    is_closed: bool
+    after: str
+    state: str
+
+
+async def by_reason(
+    connection: AsyncConnection, since: datetime, until: datetime, hidden: frozenset[str]
+) -> list[DidNotRun]:
+    """The skipped slots by task and reason, whichever runs were in the way."""
+    columns = [runs.c[name] for name in ("id", "task", "reason", "origin", "gate")]
+    query = select(*columns).where(text(SKIPPED_SQL), runs.c.slot >= since, runs.c.slot < until)
+    rows = [row for row in await connection.execute(query.limit(MOST_SLOTS)) if row.origin != Origin.MANUAL]
+    found = await chains.in_the_way(connection, [row.id for row in rows if row.gate is not None])
+    slots: Counter[Key] = Counter()
+    in_the_way: dict[Key, set[str]] = defaultdict(set)
+    causes: dict[Key, Upstream] = {}
+    for row in rows:
+        cause = chains.root(found, row.id) if row.gate is not None else None
+        key = _key(row, cause)
+        slots[key] += 1
+        in_the_way[key].update(_ID.findall(row.reason or ""))
+        if cause is not None:
+            causes[key] = cause
+    return [_told(key, number, in_the_way[key], causes, hidden) for key, number in sorted(slots.items())]
+
+
+def _key(row: Row[Any], cause: Upstream | None) -> Key:
+    reason = _ID.sub("…", row.reason or "")
+    if cause is None:
+        return Key(row.task, reason, row.gate is not None, "", "")
+    return Key(row.task, "", True, cause.task, cause.state or "")
+
+
+def _told(
+    key: Key, number: int, in_the_way: set[str], causes: Mapping[Key, Upstream], hidden: frozenset[str]
+) -> DidNotRun:
+    return DidNotRun(
+        cause="after" if key.is_closed else "overlap",
+        task=key.task,
+        reason=None if key.task in hidden else key.reason or None,
+        run=min(in_the_way) if len(in_the_way) == 1 and not key.is_closed else None,
+        slots=number,
+        tasks={},
+        after=shown_cause(causes.get(key)),
+    )
