@@ -14,6 +14,7 @@ from service import sentry
 from service.alerts.channels import Channels
 from service.batch.context import fencing
 from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.tickets import Tickets
 from service.batch.firing import apscheduler
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.opener import Opener
@@ -87,6 +88,7 @@ class BatchService:
             metrics=self.metrics,
             capacity=settings.MAX_RUNNING,
         )
+        self.tickets = Tickets() if self.roles.on_tickets else None
         self.stopping = asyncio.Event()
         """Set when the service begins to stop. Streaming responses end then, because a server waits for them."""
         self._drain: asyncio.Task[None] | None = None
@@ -187,6 +189,7 @@ class BatchService:
             outage=self.node.outage,
             metrics=self.metrics,
             on_ended=self.opener.on_ended,
+            tickets=self.tickets,
         )
         self.node.start(on_loss=self.engine.give_up, on_rescue=self._on_rescue, on_changes=self._hand_out)
         stack.push_async_callback(self.node.stop)

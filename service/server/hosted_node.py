@@ -1,0 +1,108 @@
+"""A node on tickets that lives in a process of somebody else, such as a worker of Dask.
+
+It has a thread and an event loop of its own: what blocks the loop of a run does not block that of the process, by which
+others see that the process lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from sqlalchemy import select
+
+from service import logs
+from service.batch.ledger.tables import nodes
+from service.batch.nodes.roles import Roles
+from service.config import get_settings
+from service.errors import DatabaseError
+from service.server.batch_service import BatchService
+from service.server.shutdown import serving
+
+logger = logs.get_logger("service.batch")
+
+MOST_KNOWN = 1_000
+"""So many services are remembered as those of this node's ledger, at most."""
+
+
+class HostedNode:
+    """A node that claims runs of these pools on tickets, at most `places` at once. Its settings are the process's.
+
+    Its functions may be called on any event loop but its own.
+    """
+
+    def __init__(self, pools: frozenset[str], places: int, on_tasks: Callable[[list[str]], None]) -> None:
+        """`on_tasks`: called in the node's thread with the names of its tasks of these pools, at first and with more."""
+        self._pools, self._places, self._on_tasks = pools, places, on_tasks
+        self._known: set[str] = set()
+        self._ended: Future[None] = Future()
+        self._started: Future[None] = Future()
+
+    async def start(self) -> None:
+        """Start the node, and return when it can claim. Raises BatchError if it can't start."""
+        self._thread = threading.Thread(target=self._run, name="batch-node", daemon=True)
+        self._thread.start()
+        await asyncio.wrap_future(self._started)
+
+    async def use(self, task: str, seconds: float, by: str) -> bool:
+        """Use a ticket: see Tickets.use. `by`: the id of the service that has placed it, whose ledger has to be ours.
+
+        Raises BatchError.
+        """
+        if self._ended.done():
+            return False
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._use(task, seconds, by), self._loop))
+
+    async def stop(self) -> None:
+        """Drain the node and end its thread. It takes DRAIN_SECONDS and a little more, at most."""
+        if not self._ended.done():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        await asyncio.wrap_future(self._ended)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._live())
+        except Exception as error:  # the thread's boundary: it is raised again where the start is awaited
+            if self._started.done():
+                logger.exception("a hosted node has ended")
+            else:
+                self._started.set_exception(error)
+        finally:
+            self._ended.set_result(None)
+
+    async def _live(self) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        most = {"MAX_RUNNING": self._places, "MAX_THREADS": self._places}
+        settings = get_settings().model_copy(update=most)
+        batch = self._batch = BatchService(settings, Roles(fires=False, pools=self._pools, on_tickets=True))
+        with logs.keep_run_lines(settings.LOG_LEVEL):
+            async with serving(batch, settings, is_guest=True):
+                self._tell_tasks()
+                batch.new_tasks.on_added.append(self._tell_tasks)
+                self._started.set_result(None)
+                await self._stopping.wait()
+
+    def _tell_tasks(self) -> None:
+        self._on_tasks([name for name, task in self._batch.tasks.items() if task.pool in self._pools])
+
+    async def _use(self, task: str, seconds: float, by: str) -> bool:
+        await self._check(by)
+        assert self._batch.tickets is not None
+        return await self._batch.tickets.use(task, seconds)
+
+    async def _check(self, service: str) -> None:
+        """Raises DatabaseError if the ledger of this node is not the one that this service has."""
+        if service in self._known:
+            return
+        async with self._batch.ledger.reader.connect() as connection:
+            found = (await connection.execute(select(nodes.c.id).where(nodes.c.id == service))).first()
+        if found is None:
+            ledger = self._batch.ledger
+            raise DatabaseError(
+                f"a service has placed runs here whose ledger is not {ledger.safe_url}: "
+                f"let {ledger.setting} name the database that the service uses"
+            )
+        if len(self._known) < MOST_KNOWN:
+            self._known.add(service)
