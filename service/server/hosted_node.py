@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 
 from sqlalchemy import select
 
 from service import logs
 from service.batch.ledger.tables import nodes
 from service.batch.nodes.roles import Roles
-from service.config import get_settings
+from service.config import Settings, get_settings
 from service.errors import DatabaseError
 from service.server.batch_service import BatchService
 from service.server.shutdown import serving
@@ -30,36 +30,52 @@ MOST_KNOWN = 1_000
 class HostedNode:
     """A node that claims runs of these pools on tickets, at most `places` at once. Its settings are the process's.
 
-    Its functions may be called on any event loop but its own.
+    `start`, `until_ended` and `stop` may be awaited on any event loop but its own.
     """
 
-    def __init__(self, pools: frozenset[str], places: int, on_tasks: Callable[[list[str]], None]) -> None:
-        """`on_tasks`: called in the node's thread with the names of its tasks of these pools, at first and with more."""
-        self._pools, self._places, self._on_tasks = pools, places, on_tasks
+    def __init__(
+        self,
+        pools: frozenset[str],
+        places: int,
+        on_tasks: Callable[[dict[str, list[str]]], None],
+        drain_seconds: float | None = None,
+    ) -> None:
+        """`on_tasks`: called in the node's thread with the names of its tasks by pool, and again when there are more.
+
+        `drain_seconds`: a drain takes no longer, whatever DRAIN_SECONDS says.
+        """
+        self._pools, self._places, self._on_tasks, self._drain_seconds = pools, places, on_tasks, drain_seconds
         self._known: set[str] = set()
-        self._ended: Future[None] = Future()
         self._started: Future[None] = Future()
+        self._ended: Future[None] = Future()
 
     async def start(self) -> None:
         """Start the node, and return when it can claim. Raises BatchError if it can't start."""
-        self._thread = threading.Thread(target=self._run, name="batch-node", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="batch-node", daemon=True).start()
         await asyncio.wrap_future(self._started)
 
-    async def use(self, task: str, seconds: float, by: str) -> bool:
-        """Use a ticket: see Tickets.use. `by`: the id of the service that has placed it, whose ledger has to be ours.
-
-        Raises BatchError.
-        """
-        if self._ended.done():
-            return False
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._use(task, seconds, by), self._loop))
+    async def until_ended(self) -> None:
+        """Return when the node has ended."""
+        await asyncio.shield(asyncio.wrap_future(self._ended))
 
     async def stop(self) -> None:
         """Drain the node and end its thread. It takes DRAIN_SECONDS and a little more, at most."""
-        if not self._ended.done():
+        if self._started.done() and not self._ended.done():
             self._loop.call_soon_threadsafe(self._stopping.set)
-        await asyncio.wrap_future(self._ended)
+        await self.until_ended()
+
+    def use(self, task: str, seconds: float, by: str) -> bool:
+        """Use a ticket, in another thread than the node's: see Tickets.use. Raises BatchError.
+
+        `by`: the id of the service that has placed it, whose ledger has to be that of this node.
+        """
+        if not self._started.done() or self._ended.done():
+            return False
+        using = asyncio.run_coroutine_threadsafe(self._use(task, seconds, by), self._loop)
+        try:
+            return using.result()
+        except CancelledError:  # the node ends
+            return False
 
     def _run(self) -> None:
         try:
@@ -74,8 +90,7 @@ class HostedNode:
 
     async def _live(self) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        most = {"MAX_RUNNING": self._places, "MAX_THREADS": self._places}
-        settings = get_settings().model_copy(update=most)
+        settings = self._settings()
         batch = self._batch = BatchService(settings, Roles(fires=False, pools=self._pools, on_tickets=True))
         with logs.keep_run_lines(settings.LOG_LEVEL):
             async with serving(batch, settings, is_guest=True):
@@ -84,8 +99,15 @@ class HostedNode:
                 self._started.set_result(None)
                 await self._stopping.wait()
 
+    def _settings(self) -> Settings:
+        settings = get_settings()
+        drain = settings.DRAIN_SECONDS if self._drain_seconds is None else self._drain_seconds
+        changed = {"MAX_RUNNING": self._places, "MAX_THREADS": self._places}
+        return settings.model_copy(update=changed | {"DRAIN_SECONDS": min(drain, settings.DRAIN_SECONDS)})
+
     def _tell_tasks(self) -> None:
-        self._on_tasks([name for name, task in self._batch.tasks.items() if task.pool in self._pools])
+        tasks = self._batch.tasks
+        self._on_tasks({pool: [name for name in tasks if tasks[name].pool == pool] for pool in self._pools})
 
     async def _use(self, task: str, seconds: float, by: str) -> bool:
         await self._check(by)
@@ -96,12 +118,12 @@ class HostedNode:
         """Raises DatabaseError if the ledger of this node is not the one that this service has."""
         if service in self._known:
             return
-        async with self._batch.ledger.reader.connect() as connection:
+        ledger = self._batch.ledger
+        async with ledger.reader.connect() as connection:
             found = (await connection.execute(select(nodes.c.id).where(nodes.c.id == service))).first()
         if found is None:
-            ledger = self._batch.ledger
             raise DatabaseError(
-                f"a service has placed runs here whose ledger is not {ledger.safe_url}: "
+                f"the ledger of this worker, {ledger.safe_url}, is not that of the service which has placed a ticket: "
                 f"let {ledger.setting} name the database that the service uses"
             )
         if len(self._known) < MOST_KNOWN:
