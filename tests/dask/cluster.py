@@ -1,4 +1,4 @@
-"""A Dask cluster in a process of its own: `python -m tests.dask.cluster WORKERS PLACES`. Its workers are processes, too.
+"""A Dask cluster in a process of its own, with worker processes: `python -m tests.dask.cluster WORKERS PLACES`.
 
 It prints the address of its scheduler, and goes on until it is killed.
 """
