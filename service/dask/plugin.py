@@ -56,9 +56,9 @@ class NodePlugin(WorkerPlugin):
         pause = 1.0
         while True:
             node = self._make(self._worker.state.nthreads, self._worker.nanny is not None, self._on_tasks)
+            self._node = node
             try:
                 await node.start()
-                self._node, pause = node, 1.0
                 await node.until_ended()
                 self._tell("it has ended, and is started again")
             except BatchError as error:

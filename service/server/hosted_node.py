@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 
 from sqlalchemy import select
 
@@ -46,8 +47,11 @@ class HostedNode:
         """
         self._pools, self._places, self._on_tasks, self._drain_seconds = pools, places, on_tasks, drain_seconds
         self._known: set[str] = set()
+        self._mistake: DatabaseError | None = None
         self._started: Future[None] = Future()
         self._ended: Future[None] = Future()
+        for future in (self._started, self._ended):
+            future.set_running_or_notify_cancel()  # who waits for them may be cancelled, and they may not
 
     async def start(self) -> None:
         """Start the node, and return when it can claim. Raises BatchError if it can't start."""
@@ -55,14 +59,17 @@ class HostedNode:
         await asyncio.wrap_future(self._started)
 
     async def until_ended(self) -> None:
-        """Return when the node has ended."""
-        await asyncio.shield(asyncio.wrap_future(self._ended))
+        """Return when the node has ended. Raises DatabaseError if its ledger is not that of the services."""
+        await asyncio.wrap_future(self._ended)
+        if self._mistake is not None:
+            raise self._mistake
 
     async def stop(self) -> None:
         """Drain the node and end its thread. It takes DRAIN_SECONDS and a little more, at most."""
-        if self._started.done() and not self._ended.done():
+        await asyncio.wait([asyncio.wrap_future(self._started)])
+        with suppress(RuntimeError):  # its loop is closed: it has ended
             self._loop.call_soon_threadsafe(self._stopping.set)
-        await self.until_ended()
+        await asyncio.wrap_future(self._ended)
 
     def use(self, task: str, seconds: float, by: str) -> bool:
         """Use a ticket, in another thread than the node's: see Tickets.use. Raises BatchError.
@@ -115,16 +122,18 @@ class HostedNode:
         return await self._batch.tickets.use(task, seconds)
 
     async def _check(self, service: str) -> None:
-        """Raises DatabaseError if the ledger of this node is not the one that this service has."""
+        """Raises DatabaseError, and ends the node, if its ledger is not the one that this service has."""
         if service in self._known:
             return
         ledger = self._batch.ledger
         async with ledger.reader.connect() as connection:
             found = (await connection.execute(select(nodes.c.id).where(nodes.c.id == service))).first()
         if found is None:
-            raise DatabaseError(
+            self._mistake = DatabaseError(
                 f"the ledger of this worker, {ledger.safe_url}, is not that of the service which has placed a ticket: "
                 f"let {ledger.setting} name the database that the service uses"
             )
+            self._stopping.set()
+            raise self._mistake
         if len(self._known) < MOST_KNOWN:
             self._known.add(service)
