@@ -88,6 +88,7 @@ BROAD = {
     "service.batch.execution.local_engine": 1,  # a background loop
     "service.batch.tasks.discovery": 2,  # authors' files, and the package they are in
     "service.batch.placing.placing": 1,  # a background loop
+    "service.dask.cluster": 2,  # a background loop, and a look at a scheduler that may be gone
     "service.dask.plugin": 1,  # a background loop
     "service.server.hosted_node": 1,  # a thread's
     "service.server.placers": 1,  # an author's module

@@ -66,7 +66,7 @@ class Cluster:
             async with asyncio.timeout(ANSWER_SECONDS):
                 identity = await client.scheduler.identity(n_workers=-1)
                 await self._register(client, identity["id"])
-        except (OSError, TimeoutError, AttributeError, RuntimeError) as error:  # it is gone, or the client is closing
+        except Exception as error:  # noqa: BLE001 - it is gone, or the client closes; the next look may succeed
             self._lost(error)
             return {}
         self._workers = identity["workers"]
@@ -109,7 +109,7 @@ class Cluster:
                     client.subscribe_topic(TOPIC, self._told)
                     await self._register(client, (await client.scheduler.identity(n_workers=0))["id"])
                 break
-            except (OSError, TimeoutError, RuntimeError, ValueError, ImportError) as error:
+            except Exception as error:  # noqa: BLE001 - the boundary of a background loop: the next try may succeed
                 self._lost(error)
                 await _close(client)
             except BaseException:

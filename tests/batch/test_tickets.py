@@ -19,7 +19,7 @@ from service.batch.ledger.tables import new_id
 from service.batch.nodes.outage import Outage
 from service.batch.placing.demand import demand, running
 from service.batch.placing.placer import Needs
-from service.batch.placing.placing import DUTY, Placing
+from service.batch.placing.placing import DUTY, SHORTEST_PAUSE, Placing
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, rows, until
@@ -224,8 +224,15 @@ async def test_an_idle_service_does_not_look_and_a_poll_with_something_to_do_wak
     await put_node(ledger, node)
     placing = Placing(ledger, node, loaded, {"cpu": noted}, Outage())
     placing.start()
+
+    async def holds() -> bool:
+        async with ledger.reader.connect() as connection:
+            return await duties.holder(connection, DUTY) == node and not placing._woken.is_set()
+
+    await until(holds)
+    await asyncio.sleep(2 * SHORTEST_PAUSE)
     await insert(ledger, new("a"))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(2 * SHORTEST_PAUSE)
     assert noted.told == []
     placing.wake()
 

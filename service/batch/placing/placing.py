@@ -16,13 +16,16 @@ from service.batch.nodes.outage import Outage
 from service.batch.placing.demand import Wanted, demand, running
 from service.batch.placing.placer import Needs, Placer
 from service.batch.tasks.registry import Task
-from service.concurrency.background import Background
+from service.concurrency.background import Background, is_set_within
 from service.database.engine import Database
 from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
 DUTY = "tickets"
+IDLE_SECONDS = 5.0
+"""How often the service that places asks for the places while nothing waits: a cluster that was started anew is to
+have nodes before there are runs."""
 SHORTEST_PAUSE = 0.02
 """The time between two looks, at least: what ends within it is looked at together."""
 
@@ -38,7 +41,9 @@ class Placing(Background):
         self._placers, self._outage = placers, outage
         self._wanted: dict[str, set[str]] = {pool: set() for pool in placers}
         """The tasks of each pool for which tickets were wanted at the last look."""
+        self._holds = False
         self._woken = asyncio.Event()
+        self._woken.set()  # the first look takes the duty, and reaches the clusters
 
     def wake(self) -> None:
         """Look now whether tickets are to be placed. Returns at once."""
@@ -55,10 +60,10 @@ class Placing(Background):
 
     async def _loop(self) -> None:
         while True:
-            await self._woken.wait()
+            is_woken = await is_set_within(self._woken, IDLE_SECONDS)
             self._woken.clear()
             try:
-                await self._turn()
+                await (self._turn() if is_woken or not self._holds else self._places())
                 self._outage.over_for("tickets")
             except Exception as error:  # the background loop's boundary: the next look may succeed
                 if cause := self._outage.cause_for("tickets", self._ledger, error):
@@ -68,15 +73,24 @@ class Placing(Background):
             await asyncio.sleep(SHORTEST_PAUSE)
 
     async def _turn(self) -> None:
-        places = {pool: await placer.places() for pool, placer in self._placers.items()}
+        self._holds = await self._has_duty()
+        if self._holds:
+            places = await self._places()
+            async with self._ledger.reader.connect() as connection:
+                wanted = await self._look(connection, places)
+            for pool, by_task in wanted.items():
+                await self._place(pool, by_task)
+
+    async def _places(self) -> dict[str, int]:
+        return {pool: await placer.places() for pool, placer in self._placers.items()}
+
+    async def _has_duty(self) -> bool:
+        """Whether this service is the one that places. It takes the duty if nobody has it."""
         async with self._ledger.reader.connect() as connection:
-            is_mine = await duties.holder(connection, DUTY) == self._node
-            is_free = not is_mine and await duties.is_free(connection, DUTY)
-            wanted = await self._look(connection, places) if is_mine or is_free else {}
-        if not is_mine and not (is_free and await self._take()):
-            return
-        for pool, by_task in wanted.items():
-            await self._place(pool, by_task)
+            if await duties.holder(connection, DUTY) == self._node:
+                return True
+            is_free = await duties.is_free(connection, DUTY)
+        return is_free and await self._take()
 
     async def _look(self, connection: AsyncConnection, places: Mapping[str, int]) -> dict[str, dict[str, Wanted]]:
         held = await running(connection)
