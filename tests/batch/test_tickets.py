@@ -15,7 +15,6 @@ from service.batch.execution import tickets as tickets_module
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.execution.tickets import Tickets
 from service.batch.ledger import database_time, duties, tables
-from service.batch.ledger.tables import new_id
 from service.batch.nodes.outage import Outage
 from service.batch.placing.demand import demand, running
 from service.batch.placing.placer import Needs
@@ -154,8 +153,8 @@ async def test_as_many_tickets_are_wanted_as_may_start_or_are_running_bounded_by
         ("many", (6, 0)),  # no more than twice the equal share of one of three tasks, so that each has its turn
         ("single", (1, 0)),
     ]
+    of_single = await rows(ledger, task="single")
     async with ledger.engine.begin() as connection:
-        of_single = await rows(ledger, task="single")
         begun = update(tables.runs).where(tables.runs.c.id == of_single[0]["id"])
         values = {"state": "running", "node": NODE, "fence": 1, "attempt": 1, "started_at": clock.now()}
         await connection.execute(begun.values(values | {"attempt_started_at": clock.now()}))
@@ -181,8 +180,7 @@ class Noted:
 
 async def test_a_service_places_tickets_with_what_they_need_and_takes_them_back(ledger: Database) -> None:
     task = make_task("a", None, memory="1 GiB", priority=3, **POOL)
-    loaded, node, noted = await know(ledger, task), new_id(), Noted()
-    await put_node(ledger, node)
+    loaded, node, noted = await know(ledger, task), await put_node(ledger, fires=True), Noted()
     placing = Placing(ledger, node, loaded, {"cpu": noted}, Outage())
     run = new("a", priority=3)
     await insert(ledger, run)
@@ -199,10 +197,8 @@ async def test_a_service_places_tickets_with_what_they_need_and_takes_them_back(
 async def test_one_service_at_a_time_places_and_another_one_when_it_has_ended(ledger: Database) -> None:
     loaded = await know(ledger, make_task("a", None, **POOL))
     await insert(ledger, new("a"))
-    first, second = new_id(), new_id()
+    first, second = await put_node(ledger, fires=True), await put_node(ledger, fires=True)
     by_first, by_second = Noted(), Noted()
-    for node in (first, second):
-        await put_node(ledger, node)
     one = Placing(ledger, first, loaded, {"cpu": by_first}, Outage())
     other = Placing(ledger, second, loaded, {"cpu": by_second}, Outage())
     await one._turn()
@@ -220,8 +216,8 @@ async def test_one_service_at_a_time_places_and_another_one_when_it_has_ended(le
 
 
 async def test_an_idle_service_does_not_look_and_a_poll_with_something_to_do_wakes_it(ledger: Database) -> None:
-    loaded, node, noted = await know(ledger, make_task("a", None, **POOL)), new_id(), Noted()
-    await put_node(ledger, node)
+    loaded = await know(ledger, make_task("a", None, **POOL))
+    node, noted = await put_node(ledger, fires=True), Noted()
     placing = Placing(ledger, node, loaded, {"cpu": noted}, Outage())
     placing.start()
 
