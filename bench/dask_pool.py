@@ -60,7 +60,7 @@ class Starts(BaseTask):
     name, schedule = "starts", None
     async def run(self, number: int, pause: float):
         for _ in range(number):
-            await start("first")
+            await start(First)
             await asyncio.sleep(pause)
 
 class Held(BaseTask):
