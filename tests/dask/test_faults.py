@@ -66,6 +66,7 @@ SCHEDULER = (sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "
 WORKER = (sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "2", "--no-dashboard", "--no-nanny")
 
 
+@pytest.mark.nightly
 async def test_a_killed_scheduler_interrupts_runs_which_go_on_when_one_is_there_again(place: Place) -> None:
     port = free_port()
     scheduler, worker = (*SCHEDULER, "--port", str(port)), (*WORKER, f"tcp://127.0.0.1:{port}")
@@ -88,6 +89,7 @@ async def test_a_killed_scheduler_interrupts_runs_which_go_on_when_one_is_there_
         assert "reached again" not in served.stdout
 
 
+@pytest.mark.nightly
 async def test_sigterm_drains_a_worker(place: Place) -> None:
     port = free_port()
     with process(place.folder, (*SCHEDULER, "--port", str(port)), place.settings):
@@ -105,6 +107,7 @@ async def test_sigterm_drains_a_worker(place: Place) -> None:
             assert (node["stopped_at"] is not None, node["lost_at"]) == (True, None)
 
 
+@pytest.mark.nightly
 async def test_a_worker_without_the_ledger_says_why_and_gets_no_ticket(place: Place) -> None:
     missing = place.folder / "nowhere.db"
     cluster = place.cluster(workers=1, LEDGER_URL=f"sqlite+aiosqlite:///{missing}")
@@ -119,6 +122,7 @@ async def test_a_worker_without_the_ledger_says_why_and_gets_no_ticket(place: Pl
     assert "Traceback" not in served.stderr
 
 
+@pytest.mark.nightly
 async def test_a_worker_without_the_task_gets_no_ticket_for_it(place: Place) -> None:
     elsewhere = place.folder.parent / "elsewhere"
     (elsewhere / "tasks").mkdir(parents=True)
@@ -137,6 +141,7 @@ async def test_a_worker_without_the_task_gets_no_ticket_for_it(place: Place) -> 
     assert (await place.ended(urgent))["state"] == "succeeded"
 
 
+@pytest.mark.nightly
 async def test_workers_without_this_package_or_with_an_older_one_do_other_work(place: Place, tmp_path: Path) -> None:
     (tmp_path / "image/service").mkdir(parents=True)
     (tmp_path / "image/service/__init__.py").write_text("")
@@ -156,6 +161,7 @@ async def test_workers_without_this_package_or_with_an_older_one_do_other_work(p
     assert "Traceback" not in served.stderr
 
 
+@pytest.mark.nightly
 async def test_a_worker_on_another_ledger_executes_nothing_of_it(place: Place, ledger_copy: str) -> None:
     cluster = place.cluster(workers=1, LEDGER_URL=ledger_copy)
     served = place.serve(cluster)
