@@ -162,7 +162,7 @@ PLANS = {
     "hold": {"ix_batch_runs_held"},
     "tickets": {
         *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_retry_due", "ix_batch_runs_retry_queue"),
-        *("uq_batch_runs_exclusive", "ix_batch_runs_held"),
+        *("uq_batch_runs_exclusive", "ix_batch_runs_held", "ix_batch_runs_retrying"),
     },
     "write": set(),
     "rescue": {"ix_batch_runs_held"},
