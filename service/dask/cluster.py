@@ -69,6 +69,7 @@ class Cluster:
         except Exception as error:  # noqa: BLE001 - it is gone, or the client closes; the next look may succeed
             self._lost(error)
             return {}
+        self._reached()
         self._workers = identity["workers"]
         return self._workers
 
@@ -106,7 +107,6 @@ class Cluster:
             try:
                 async with asyncio.timeout(2 * CONNECT_SECONDS):
                     await client
-                    client.subscribe_topic(TOPIC, self._told)
                     await self._register(client, (await client.scheduler.identity(n_workers=0))["id"])
                 break
             except Exception as error:  # noqa: BLE001 - the boundary of a background loop: the next try may succeed
@@ -117,17 +117,22 @@ class Cluster:
                 raise
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 2)
-        if self._trouble is not None:
-            logger.info(f"the Dask scheduler {self.address} is reached again")
-        self._trouble, self._client, self._looked_at = None, client, 0.0
+        self._client, self._looked_at = client, 0.0
+        self._reached()
         self._on_change()
 
     async def _register(self, client: Any, scheduler: str) -> None:
         """Give the workers of this scheduler, and those that come later, a node. Another service may have done so."""
         if scheduler != self._scheduler:
+            client.subscribe_topic(TOPIC, self._told)
             plugin = PluginByName(self._host, "plugin", self._pools)
             await client.register_plugin(plugin, name=f"batch-node {' '.join(self._pools)}")
             self._scheduler = scheduler
+
+    def _reached(self) -> None:
+        if self._trouble is not None:
+            logger.info(f"the Dask scheduler {self.address} is reached again")
+        self._trouble = None
 
     def _lost(self, error: BaseException) -> None:
         self._workers, self._scheduler = {}, None

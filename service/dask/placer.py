@@ -51,7 +51,9 @@ class DaskPlacer:
             for future in self._open.pop(task, set()):
                 _release(future)
             return
-        missing = tickets - len(self._open.get(task, ()))
+        still_open = self._open.get(task, set())
+        still_open -= {future for future in still_open if future.status != "pending"}
+        missing = tickets - len(still_open)
         takes = resources.required(task, needs, self._further)
         if missing < 1 or not self._can_be_executed(task, takes, await self._cluster.workers()):
             return
