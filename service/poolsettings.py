@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from service.escaping import echoed
 
@@ -15,9 +17,17 @@ POOL_NAME = re.compile(r"[a-z0-9_]{1,40}")
 POOL_NAME_ALLOWED = "1 to 40 of a-z 0-9 _"
 PREFIX = "BATCH_POOL_"
 MOST_PROCESSES = 1_000
-ALLOWED = f"process, process:N (N from 1 to {MOST_PROCESSES:,}), or nodes"
+DASK_PORT = 8786
+ALLOWED = (
+    f"process, process:N (N from 1 to {MOST_PROCESSES:,}), nodes, dask://HOST:PORT, dask+tls://HOST:PORT, "
+    "or placer:MODULE:CLASS"
+)
+DASK_ALLOWED = "dask://HOST:PORT or dask+tls://HOST:PORT, with ?resources=GPU%3D1 for what its workers must offer"
 
 _KIND = re.compile(r"(?P<kind>process|nodes)(:(?P<number>[1-9][0-9]{0,3}))?", re.ASCII)
+_PLACER = re.compile(r"placer:(?P<name>[\w.]+:\w+)")
+_SCHEMES = {"dask": "tcp", "dask+tls": "tls"}
+_RESOURCE = re.compile(r"(?P<name>[^=,\s]{1,100})=(?P<number>[0-9.eE+]{1,20})")
 
 
 @dataclass(frozen=True)
@@ -25,12 +35,31 @@ class Pool:
     """What serves a pool.
 
     Attributes:
-        kind: "process": each process of the service executes its runs in children; "nodes": only `batch work` does.
+        kind: "process": each process of the service executes its runs in children; "nodes": only `batch work` does;
+            "dask": the workers of a Dask cluster; "placer": what an own class places runs on.
         processes: How many children at once on each node, for `kind` "process"; None: one for each core.
+        address: Of the scheduler, for `kind` "dask".
+        resources: What a worker must offer to a run by Dask's own names, and how much of it, for `kind` "dask".
+        placer: "module:Class", for `kind` "placer".
     """
 
-    kind: Literal["process", "nodes"]
+    kind: Literal["process", "nodes", "dask", "placer"]
     processes: int | None = None
+    address: str | None = None
+    resources: tuple[tuple[str, float], ...] = ()
+    placer: str | None = None
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether services place tickets for its runs, and the nodes that execute them claim only on a ticket."""
+        return self.kind in ("dask", "placer")
+
+    @property
+    def words(self) -> str:
+        """What the setting says, in short."""
+        if self.address is not None:
+            return self.address.replace("tcp:", "dask:", 1).replace("tls:", "dask+tls:", 1)
+        return f"{self.kind}:{self.processes or self.placer}" if self.processes or self.placer else self.kind
 
 
 def pools_of(given: Mapping[str, object]) -> dict[str, Pool]:
@@ -58,8 +87,44 @@ def _name_of(setting: str) -> str:
 
 
 def _pool_of(setting: str, text: str) -> Pool:
+    if "://" in text:
+        return _dask(setting, text)
+    if (placer := _PLACER.fullmatch(text)) is not None:
+        return Pool("placer", placer=placer["name"])
     match = _KIND.fullmatch(text)
     number = int(match["number"]) if match and match["number"] else None
     if match is None or (match["kind"] == "nodes" and number) or (number or 1) > MOST_PROCESSES:
         raise ValueError(f"setting {setting} is {echoed(text)}; allowed: {ALLOWED}")
     return Pool("process" if match["kind"] == "process" else "nodes", number)
+
+
+def _dask(setting: str, text: str) -> Pool:
+    """The text is not echoed, because an address may have a password."""
+    problem = f"setting {setting} is an address that can't be used; allowed: {DASK_ALLOWED}"
+    try:
+        parts = urlsplit(text)
+        port = parts.port or DASK_PORT
+    except ValueError:
+        raise ValueError(problem) from None
+    if "@" in parts.netloc:
+        raise ValueError(f"{problem}, without a user or a password: Dask has none")
+    if parts.scheme not in _SCHEMES or not parts.hostname or parts.path.strip("/") or parts.fragment:
+        raise ValueError(problem)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    if any(name != "resources" for name, _ in query):
+        raise ValueError(problem)
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    named = [part for _, value in query for part in value.replace(",", " ").split()]
+    resources = tuple(sorted(_resource(setting, part) for part in named))
+    return Pool("dask", address=f"{_SCHEMES[parts.scheme]}://{host}:{port}", resources=resources)
+
+
+def _resource(setting: str, text: str) -> tuple[str, float]:
+    match = _RESOURCE.fullmatch(text)
+    try:
+        number = float(match["number"]) if match else math.nan
+    except ValueError:
+        number = math.nan
+    if match is None or not 0 < number < math.inf:
+        raise ValueError(f"setting {setting}: resources are NAME=NUMBER, as GPU=1, which is written GPU%3D1 there")
+    return match["name"], number

@@ -48,6 +48,8 @@ ONLY = {
     "typer": "service.cli",
     "alembic": "service.database.alembic_history",
     "prometheus_client": "service.web.exposition",
+    "distributed": "service.dask",
+    "dask": "service.dask",
 }
 """Libraries that one module or package knows. (apscheduler has a rule of its own: its types are in annotations.)"""
 
@@ -85,6 +87,11 @@ BROAD = {
     "service.batch.firing.opener": 1,  # a background loop
     "service.batch.execution.local_engine": 1,  # a background loop
     "service.batch.tasks.discovery": 2,  # authors' files, and the package they are in
+    "service.batch.placing.placing": 1,  # a background loop
+    "service.dask.cluster": 2,  # a background loop, and a look at a scheduler that may be gone
+    "service.dask.plugin": 1,  # a background loop
+    "service.server.hosted_node": 1,  # a thread's
+    "service.server.placers": 1,  # an author's module
     "service.batch.nodes.heartbeat": 1,  # a background loop
     "service.batch.nodes.new_tasks": 1,  # a background loop
     "service.batch.tasks.parameters": 1,  # an author's annotations are evaluated

@@ -21,11 +21,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Retry, clock, config, current_run, get_logger, logs
 from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.tickets import Look
 from service.batch.execution.write_buffer import Group
 from service.batch.firing import task_sync
 from service.batch.ledger import run_logs, tables, transitions
 from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.runs import Claimed
 from service.batch.ledger.tables import new_id
 from service.batch.nodes import new_tasks
 from service.batch.nodes.outage import Outage
@@ -597,13 +597,13 @@ async def test_a_run_that_ended_and_was_claimed_again_in_a_commit_without_a_repl
 ) -> None:
     claim, lost = LocalEngine._claim, asyncio.Event()
 
-    async def lose_the_reply(self: LocalEngine, connection: AsyncConnection, freed: int) -> list[Claimed]:
-        claimed = await claim(self, connection, freed)
-        if claimed and not lost.is_set():
+    async def lose_the_reply(self: LocalEngine, connection: AsyncConnection, outcomes: Sequence[Outcome]) -> Look:
+        look = await claim(self, connection, outcomes)
+        if look.claimed and not lost.is_set():
             await connection.commit()
             lost.set()
             raise ConnectionResetError("the reply to COMMIT was lost")
-        return claimed
+        return look
 
     async def run(self: object) -> None:
         if current_run().attempt == 1:

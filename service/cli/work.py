@@ -15,9 +15,9 @@ from service.poolsettings import POOL_NAME, POOL_NAME_ALLOWED
 
 def work(
     pool: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--pool", metavar="NAME", help="A pool whose runs are executed here. Several times: several."),
-    ],
+    ] = None,
     max_running: Annotated[
         int | None,
         typer.Option(
@@ -37,6 +37,21 @@ def work(
     host: Annotated[
         str | None, typer.Option(help="With --port: the address to listen on; default: the setting HOST.")
     ] = None,
+    ticket: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ticket", metavar="TASK", help="Execute the runs of this task until there is none, and end. For placers."
+        ),
+    ] = None,
+    dask: Annotated[
+        bool, typer.Option("--dask", help="Run a Dask scheduler and its workers on this machine instead.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1, 1_000), metavar="NUMBER", help="With --dask: how many; default: one for each core."
+        ),
+    ] = None,
 ) -> None:
     """Execute the runs of some pools on this machine until SIGTERM or Ctrl-C, beside the services on the same ledger.
 
@@ -44,15 +59,31 @@ def work(
     database of the service by DATABASE_URL and LEDGER_URL. A ledger on SQLite is for processes of one machine.
     """
     refuse_service("`batch work`")
-    for name in pool:
+    pools = frozenset(pool or ())
+    for name in pools:
         if not POOL_NAME.fullmatch(name):
             raise InvalidParameters(f"--pool is {echoed(name)}; allowed: {POOL_NAME_ALLOWED}")
     if host is not None and port is None:
         raise InvalidParameters("--host needs --port; without --port, no port is opened")
+    if workers is not None and not dask:
+        raise InvalidParameters("--workers needs --dask")
+    if (dask or ticket) and (port is not None or (dask and ticket)):
+        raise InvalidParameters("--dask, --ticket and --port can't be combined")
+    if not pools and not dask:
+        raise InvalidParameters("--pool is missing: name the pools whose runs are executed here")
     from service.config import get_settings
-    from service.server import worker
 
     settings = get_settings()
+    if dask:
+        from service.server import local_dask
+
+        local_dask.run(settings, pools, workers, max_running)
+        return
+    from service.server import worker
+
     if max_running is not None:
         settings = settings.model_copy(update={"MAX_RUNNING": max_running})
-    worker.work(settings, frozenset(pool), host, port)
+    if ticket:
+        worker.use_tickets(settings, pools, ticket)
+    else:
+        worker.work(settings, pools, host, port)

@@ -14,6 +14,7 @@ from service import sentry
 from service.alerts.channels import Channels
 from service.batch.context import fencing
 from service.batch.execution.local_engine import LocalEngine
+from service.batch.execution.tickets import Tickets
 from service.batch.firing import apscheduler
 from service.batch.firing.dispatcher import Dispatcher
 from service.batch.firing.opener import Opener
@@ -22,6 +23,7 @@ from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.new_tasks import NewTasks, NewTasksLoop
 from service.batch.nodes.node import Node
 from service.batch.nodes.roles import Roles
+from service.batch.placing.placing import Placing
 from service.batch.queue import enqueue
 from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
@@ -42,17 +44,15 @@ from service.operations.here import use_no_operations, use_operations
 from service.operations.operations import Operations
 from service.server.bulk_worker import BulkWorker
 from service.server.child_pools import ChildPools
+from service.server.draining import end_work
 from service.server.measuring import Monitoring
-from service.server.probes import write_if_reachable
+from service.server.placers import placing_of
 from service.server.readiness import is_working, reasons, reasons_while_stopping
 from service.server.sign_off import SignOff
 from service.server.sign_on import sign_on
 from service.server.watching import Watching, start_pings
 
 logger = get_logger("service.batch")
-
-DRAIN_NOTE_SECONDS = 1.0
-"""After its drain a service waits this long at most until the begin of the drain is written to the ledger."""
 
 
 class BatchService:
@@ -87,10 +87,12 @@ class BatchService:
             metrics=self.metrics,
             capacity=settings.MAX_RUNNING,
         )
+        self.tickets = Tickets() if self.roles.on_tickets else None
         self.stopping = asyncio.Event()
         """Set when the service begins to stop. Streaming responses end then, because a server waits for them."""
         self._drain: asyncio.Task[None] | None = None
         self._parts: list[Background] = []
+        self._placing: Placing | None = None
         self._is_firing = False
         self.scheduler: AsyncIOScheduler = apscheduler.new_scheduler()
         self._sign_off = SignOff(self.node, settings)
@@ -125,7 +127,8 @@ class BatchService:
             self.engine.begin_drain()
             if self._is_firing and self.scheduler.running:
                 self.scheduler.pause()  # not shut down, so that its jobs can still be listed
-            self._drain = asyncio.create_task(self._end_work())
+            seconds = self._settings.DRAIN_SECONDS
+            self._drain = asyncio.create_task(end_work(self.ledger, self.node, self.engine, self._parts, seconds))
         return self._drain
 
     async def stop(self) -> None:
@@ -174,7 +177,7 @@ class BatchService:
         self.child_pools = ChildPools(settings, self.tasks, self.node)
         stack.push_async_callback(self.child_pools.stop)
         loaded = self.tasks if self._fires else {}
-        self.opener = Opener(self.ledger, loaded, lambda: self.engine.wake(), self.node.outage)
+        self.opener = Opener(self.ledger, loaded, self.wake, self.node.outage)
         self.engine = LocalEngine(
             self.ledger,
             self.tasks,
@@ -187,6 +190,7 @@ class BatchService:
             outage=self.node.outage,
             metrics=self.metrics,
             on_ended=self.opener.on_ended,
+            tickets=self.tickets,
         )
         self.node.start(on_loss=self.engine.give_up, on_rescue=self._on_rescue, on_changes=self._hand_out)
         stack.push_async_callback(self.node.stop)
@@ -206,7 +210,7 @@ class BatchService:
             self.application,
             lambda: Loaded(self.tasks, self.folder.broken),
             self._settings,
-            wake=self.engine.wake,
+            wake=self.wake,
             wake_bulks=self._wake_bulks,
             node=self.node.id,
             are_ready=True,
@@ -215,13 +219,14 @@ class BatchService:
         stack.push_async_callback(self.monitoring.gauges.stop)
         use_operations(self.operations)
         stack.callback(use_no_operations)
-        enqueue.use_service(self.ledger, self.engine.wake)
+        enqueue.use_service(self.ledger, self.wake)
         stack.callback(enqueue.use_no_service)
 
     async def _fire(self, stack: AsyncExitStack) -> None:
         self.dispatcher = Dispatcher(
             self.ledger, self.tasks, self.node.id, self.engine, self.node.outage, self.metrics, self.opener.wake
         )
+        self.dispatcher.on_queued = self.wake
         settings = self._settings
         for task in self.tasks.values():
             apscheduler.add_job(self.scheduler, task, self.notify)
@@ -240,6 +245,10 @@ class BatchService:
         )
         self.opener.follow(lambda: self.schedules.upstreams, lambda: watching.watch.holds)
         self._on_changes += [watching.on_changes, self.opener.on_changes]
+        if (placing := await placing_of(settings, self.ledger, self.node, self.tasks)) is not None:
+            self._placing = placing
+            self._on_changes.append(placing.on_changes)
+            self._start_parts(placing)
         self._start_parts(self.dispatcher, self.schedules, upkeep, self._bulks, *watching.parts)
         self._is_firing = True
         apscheduler.start(self.scheduler)
@@ -260,9 +269,15 @@ class BatchService:
         if self._is_firing:
             self._bulks.wake()
 
+    def wake(self) -> None:
+        """Runs may be able to start, here or where tickets are placed. Returns at once."""
+        self.engine.wake()
+        if self._placing is not None:
+            self._placing.wake()
+
     def _on_rescue(self) -> None:
         """A node has died: its runs can be claimed, and its bulks carried on."""
-        self.engine.wake()
+        self.wake()
         self._wake_bulks()
 
     def notify(self, name: str) -> None:
@@ -274,18 +289,6 @@ class BatchService:
         self.metrics.last_tick = changes.now
         for on_changes in self._on_changes:
             on_changes(changes)
-
-    async def _end_work(self) -> None:
-        """End all runs. A ledger that does not answer does not make this take longer than the drain."""
-        writing = asyncio.create_task(write_if_reachable(self.ledger, self.node.drain))
-        stops = asyncio.gather(*(part.stop() for part in self._parts))
-        is_over = await self.engine.drain(self._settings.DRAIN_SECONDS)
-        await stops
-        if is_over:
-            await self.engine.drain(0)  # runs that were launched by a firing that was in progress
-            await asyncio.wait([writing], timeout=DRAIN_NOTE_SECONDS)
-        writing.cancel()
-        await asyncio.wait([writing])
 
     async def readiness(self) -> dict[str, str]:
         """The parts that are not ready, each with the reason; empty if this process is ready."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -18,6 +18,9 @@ from service.server.batch_service import BatchService
 from service.server.shutdown import serving
 from service.server.starting import collect_garbage_less_often, print_summary, warnings_of_worker
 
+MOST_SECONDS = 86_400.0
+"""A ticket of the command line ends when there is no run, or after so long."""
+
 
 def work(settings: Settings, pools: frozenset[str], host: str | None = None, port: int | None = None) -> None:
     """Execute runs of these pools until SIGTERM or SIGINT.
@@ -27,14 +30,14 @@ def work(settings: Settings, pools: frozenset[str], host: str | None = None, por
     """
     logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
     if port is None:
-        _work_without_port(settings, pools)
+        _work_without_port(settings, pools, ())
     else:
         _work_with_port(settings, pools, host, port)
 
 
-def _work_without_port(settings: Settings, pools: frozenset[str]) -> None:
+def _work_without_port(settings: Settings, pools: frozenset[str], tasks: Sequence[str]) -> None:
     try:
-        asyncio.run(_until_cancelled(settings, pools))
+        asyncio.run(_until_cancelled(settings, pools, tasks))
     except KeyboardInterrupt:
         return
     except asyncio.CancelledError:  # by SIGTERM: the process ends by it, as `batch serve` does
@@ -43,7 +46,16 @@ def _work_without_port(settings: Settings, pools: frozenset[str]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-async def _until_cancelled(settings: Settings, pools: frozenset[str]) -> None:
+def use_tickets(settings: Settings, pools: frozenset[str], tasks: Sequence[str]) -> None:
+    """Execute the runs of these tasks, each one after another, until there are none, and return.
+
+    A task that is named twice has two runs at a time. SIGTERM and SIGINT drain. Raises BatchError if it can't start.
+    """
+    logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
+    _work_without_port(settings, pools, tasks)
+
+
+async def _until_cancelled(settings: Settings, pools: frozenset[str], tasks: Sequence[str]) -> None:
     """Work until this asyncio task is cancelled, which both signals do; asyncio.run() does it for SIGINT."""
     loop, work = asyncio.get_running_loop(), asyncio.current_task()
     assert work is not None
@@ -52,8 +64,11 @@ async def _until_cancelled(settings: Settings, pools: frozenset[str]) -> None:
         loop.call_soon_threadsafe(work.cancel)
 
     signal.signal(signal.SIGTERM, on_signal)
-    async with serving(_new(settings, pools), settings, is_guest=False) as batch:
+    async with serving(_new(settings, pools, on_tickets=bool(tasks)), settings, is_guest=False) as batch:
         collect_garbage_less_often()
+        if batch.tickets is not None:
+            await asyncio.gather(*(batch.tickets.use(task, MOST_SECONDS) for task in tasks))
+            return
         await _welcome(batch, "")
         await asyncio.Event().wait()
 
@@ -84,8 +99,8 @@ def _work_with_port(settings: Settings, pools: frozenset[str], host: str | None,
         server.run(Guarded(routes=api.of_each_node, lifespan=lifespan), listening, welcome)
 
 
-def _new(settings: Settings, pools: frozenset[str]) -> BatchService:
-    return BatchService(settings, Roles(fires=False, pools=pools))
+def _new(settings: Settings, pools: frozenset[str], on_tickets: bool = False) -> BatchService:
+    return BatchService(settings, Roles(fires=False, pools=pools, on_tickets=on_tickets))
 
 
 async def _welcome(batch: BatchService, where: str) -> None:

@@ -53,6 +53,8 @@ from service.batch.ledger.tables import new_id
 from service.batch.night import tally
 from service.batch.nodes import ledger_poll, orphans
 from service.batch.nodes.roles import BY_HAND, Roles
+from service.batch.placing.demand import demand, running
+from service.batch.placing.placing import DUTY
 from service.batch.queue import cancel, claiming, enqueue, retry
 from service.batch.queue.capacity import Capacity
 from service.batch.retention.pruning import Pruner
@@ -69,6 +71,7 @@ from service.operations.night import needs as night_needs
 from service.operations.night.models import SlotCounts
 from service.operations.operations import Operations
 from service.operations.runs import story
+from service.poolsettings import DEFAULT_POOL
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
@@ -107,6 +110,7 @@ IN_ORDER = {
     "overview": r"(SCAN|Seq Scan on) (batch_(tasks|schedules|nodes)\b|t$|batch_tally t$)"
     r"|INDEX (ix_batch_runs_held|ix_batch_nodes_live)",
     "strip": r"USING INDEX ix_batch_nodes_live$",
+    "tickets": r"USING (COVERING )?INDEX ix_batch_runs_held",
 }
 """Scans that are allowed: a list stops after a page, and so do the count of items in quarantine and the search for the
 newest processes; the indexes of nodes and incidents have only living and open ones; monitoring and the page of tasks
@@ -156,6 +160,10 @@ PLANS = {
     },
     "beat": set(),
     "hold": {"ix_batch_runs_held"},
+    "tickets": {
+        *("ix_batch_runs_waiting", "ix_batch_runs_queue", "ix_batch_runs_retry_due", "ix_batch_runs_retry_queue"),
+        *("uq_batch_runs_exclusive", "ix_batch_runs_held", "ix_batch_runs_retrying"),
+    },
     "write": set(),
     "rescue": {"ix_batch_runs_held"},
     "retry": {"ix_batch_waits_slot"},
@@ -291,6 +299,10 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
             await nodes.beat(connection, NODE, 0.0)
         with plans.of("strip"):
             await nodes.firing_since(connection, clock.now() - timedelta(hours=1))
+        with plans.of("tickets"):
+            await duties.holder(connection, DUTY)
+            await duties.is_free(connection, DUTY)
+            await demand(connection, loaded, DEFAULT_POOL, 4, await running(connection))
         with plans.of("hold"):
             held = await claiming.held_by(connection, NODE, [])
         with plans.of("write"):

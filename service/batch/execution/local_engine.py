@@ -15,7 +15,9 @@ from service.batch.context.lease import LOST
 from service.batch.execution import measuring
 from service.batch.execution.attempt import Attempt
 from service.batch.execution.child_pool import NO_CHILDREN, ChildPool, room_by_pool
+from service.batch.execution.claims import Claims
 from service.batch.execution.ending import Ending, log_outcomes, log_refused
+from service.batch.execution.tickets import Look, Tickets
 from service.batch.execution.write_buffer import Group, WriteBuffer, write_one_by_one
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.runs import Claimed
@@ -61,18 +63,19 @@ class LocalEngine(Background):
         outage: Outage | None = None,
         metrics: ProcessMetrics | None = None,
         on_ended: Callable[[Sequence[Outcome]], None] = lambda _: None,
+        tickets: Tickets | None = None,
     ) -> None:
         """`max_running`, `max_threads`: how many runs at once, and how many of them in threads. `pools`: those whose
         runs it claims; without any it executes only what is launched. `child_pools`: those whose runs it executes in
         child processes. `may_work`: whether this node holds its lease; without it no run commits. `on_ended`: called
-        with outcomes that were committed.
+        with outcomes that were committed. `tickets`: it claims only for these; None: whatever may start.
         """
         self._database, self._outage = database, outage or Outage()
         self._metrics = metrics or ProcessMetrics()
         self._tasks, self._node, self._max_running = tasks, node, max_running
+        self._claims = Claims(database, tasks, node, self._metrics, tickets, self.wake)
         self._pools, self._child_pools, self._on_ended = pools, child_pools, on_ended
-        self._threads = ThreadPool(max_threads)
-        self._take_over = partial(fencing.take_over, database)
+        self._threads, self._take_over = ThreadPool(max_threads), partial(fencing.take_over, database)
         self._buffer = WriteBuffer(node)
         self._attempts: dict[str, Attempt] = {}
         self._written_events: dict[str, asyncio.Event] = {}
@@ -151,6 +154,7 @@ class LocalEngine(Background):
     def begin_drain(self) -> None:
         """Claim nothing more from now on, and ask the running runs to stop at their next checkpoint."""
         self._is_claiming, self._is_draining = False, True
+        self._claims.close()
         for attempt in self._attempts.values():
             attempt.state.ask_to_stop("the service stops")
 
@@ -225,7 +229,7 @@ class LocalEngine(Background):
             if rechecks:
                 async with self.claiming:
                     await self._write_group(group, rechecks=True)
-            elif group or (is_woken and self.capacity.runs > 0 and await self._has_claimable()):
+            elif group or (is_woken and await self._has_claimable()):
                 await self._write_group(group)
         except BaseException:
             self._buffer.put_back(group)
@@ -253,29 +257,26 @@ class LocalEngine(Background):
             self.wake()
 
     async def _has_claimable(self) -> bool:
-        """Whether a run may start. Due runs may wait for another run to end; then no transaction is begun."""
-        async with self._metrics.timed(LedgerWork.LOOK), self._database.reader.connect() as connection:
-            return bool((await claiming.startable(connection, self._tasks, self.capacity))[1])
+        return await self._claims.may_start(self.capacity)
 
     async def _write(self, group: Group, claim: bool = True, rechecks: bool = False) -> None:
         await group.prepare()
         async with self._metrics.timed(LedgerWork.WRITE), self._database.engine.begin() as connection:
             bounced = await group.write(connection)
             losses = self.losses
-            claimed = await self._claim(connection, freed=len(group.outcomes)) if claim else []
+            look = await self._claim(connection, group.outcomes) if claim else Look()
+            claimed = list(look.claimed)
             if rechecks:
                 known = [*claimed, *(attempt.claimed for attempt in self._attempts.values())]
                 claimed += await claiming.held_by(connection, self._node, known)
         self._on_written(group.outcomes, bounced)
         self._launch(claimed, losses)
+        self._claims.settle(look, group.outcomes)
 
-    async def _claim(self, connection: AsyncConnection, freed: int) -> list[Claimed]:
+    async def _claim(self, connection: AsyncConnection, outcomes: Sequence[Outcome]) -> Look:
         capacity = self.capacity
-        capacity.runs += freed if self._is_claiming and self.may_work() else 0
-        claimed, are_more = await claiming.take(connection, self._tasks, self._node, capacity)
-        if are_more:
-            self.wake()
-        return claimed
+        capacity.runs += len(outcomes) if self._is_claiming and self.may_work() else 0
+        return await self._claims.take(connection, capacity, outcomes)
 
     def _on_written(self, outcomes: list[Outcome], bounced: list[Outcome]) -> None:
         """Forget the attempts whose outcomes were written, or refused (`bounced`), and log them."""

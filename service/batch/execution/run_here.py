@@ -45,10 +45,11 @@ def refuse_other_pools(task: Task, pools: Mapping[str, Pool]) -> None:
     Raises InvalidParameters.
     """
     described = pools.get(task.pool)
-    if task.pool != DEFAULT_POOL and (described is None or described.kind == "nodes"):
+    if task.pool != DEFAULT_POOL and (described is None or described.kind != "process"):
+        elsewhere = described.words if described is not None and described.is_placed else ""
         raise InvalidParameters(
-            f"task {task.name} is of the pool {task.pool}, whose runs only `batch work --pool {task.pool}` executes: "
-            f"use `batch run {task.name} --queue`"
+            f"task {task.name} is of the pool {task.pool}, whose runs only "
+            f"{elsewhere or f'`batch work --pool {task.pool}`'} executes: use `batch run {task.name} --queue`"
         )
 
 

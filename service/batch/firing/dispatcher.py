@@ -48,6 +48,8 @@ class Dispatcher(Background):
         self._tasks = tasks
         self._node = node
         self._engine = engine
+        self.on_queued: Callable[[], None] = engine.wake
+        """Called when runs were made that wait in the queue."""
         self._due: set[str] = set()
         self._wake = asyncio.Event()
         self._pause = 0.1
@@ -103,7 +105,7 @@ class Dispatcher(Background):
         self._pause, self.trouble = 0.1, None
         self._outage.over_for("dispatcher")
         if fired.queued:
-            self._engine.wake()
+            self.on_queued()
         if fired.waiting:
             self._on_waiting()
         for name, at in fired.again_at.items():

@@ -36,6 +36,7 @@ async def take(connection: AsyncConnection, name: str, node: str, now: datetime,
 
 
 _IS_ALIVE = "n.stopped_at IS NULL AND n.fires AND NOT n.draining"
+_IS_HELD = text(f"EXISTS (SELECT 1 FROM batch_nodes n WHERE n.id = batch_duties.node AND {_IS_ALIVE})")
 _TAKE_FROM_THE_DEAD = (
     text(
         "INSERT INTO batch_duties (name, node, until) VALUES (:name, :node, :now) ON CONFLICT (name) DO UPDATE "
@@ -54,6 +55,12 @@ async def take_from_the_dead(connection: AsyncConnection, name: str, node: str, 
     """
     values = {"name": name, "node": node, "now": now}
     return (await connection.execute(_TAKE_FROM_THE_DEAD, values)).first() is not None
+
+
+async def is_free(connection: AsyncConnection, name: str) -> bool:
+    """Whether `take_from_the_dead` would give the duty to a node that does not have it yet. It writes nothing."""
+    query = select(duties.c.node).where(duties.c.name == name, _IS_HELD)
+    return (await connection.execute(query)).first() is None
 
 
 async def holder(connection: AsyncConnection, name: str) -> str | None:

@@ -16,10 +16,12 @@ class Roles:
         fires: Whether it is a service: it fires schedules, rescues the runs of dead nodes, and writes what it knows of
             its tasks to the ledger. Other nodes only execute runs.
         pools: The names of the pools whose runs it claims. A node that claims none executes only what it is given.
+        on_tickets: Whether it claims only for tickets, which services place.
     """
 
     fires: bool
     pools: frozenset[str]
+    on_tickets: bool = False
 
     @classmethod
     def of_service(cls, pools: Mapping[str, Pool]) -> Roles:

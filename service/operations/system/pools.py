@@ -23,7 +23,7 @@ class PoolState(Result):
 
     Attributes:
         served_by: What serves it by the settings of the process that answers: "services" for the default pool,
-            "process", "process:N" or "nodes"; None: there is no setting.
+            "process", "process:N", "nodes", "dask://…" or "placer:…"; None: there is no setting.
         nodes: The ids of the living nodes that claim its runs, without those that stop.
         places: How many runs these execute at once, together; None: not known. One that claims several pools counts in
             each.
@@ -89,7 +89,7 @@ def served_by(name: str, settings: Mapping[str, Pool]) -> str | None:
     pool = settings.get(name)
     if pool is None:
         return None
-    return f"{pool.kind}:{pool.processes}" if pool.processes else pool.kind
+    return pool.words
 
 
 def _state(

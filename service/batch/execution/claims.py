@@ -1,0 +1,61 @@
+"""What an engine claims: as many runs as its node has room for, or one for each ticket if it is a node on tickets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.execution.tickets import Look, Tickets
+from service.batch.ledger.attempts import Outcome
+from service.batch.queue import claiming
+from service.batch.queue.capacity import Capacity
+from service.batch.tasks.registry import Task
+from service.database.engine import Database
+from service.metrics.process import LedgerWork, ProcessMetrics
+
+
+class Claims:
+    """Claims runs of `tasks` for one node. `tickets`: it claims only for these; None: whatever may start."""
+
+    def __init__(
+        self,
+        database: Database,
+        tasks: Mapping[str, Task],
+        node: str,
+        metrics: ProcessMetrics,
+        tickets: Tickets | None,
+        wake: Callable[[], None],
+    ) -> None:
+        """`wake`: has the engine claim again."""
+        self._database, self._tasks, self._node = database, tasks, node
+        self._metrics, self._tickets, self._wake = metrics, tickets, wake
+        if tickets is not None:
+            tickets.attach(wake)
+
+    async def may_start(self, capacity: Capacity) -> bool:
+        """Whether a run may start. Due runs may wait for another run to end; then no transaction is begun."""
+        if capacity.runs < 1 or self._tickets is not None:
+            return capacity.runs > 0 and self._tickets is not None and self._tickets.are_free
+        async with self._metrics.timed(LedgerWork.LOOK), self._database.reader.connect() as connection:
+            return bool((await claiming.startable(connection, self._tasks, capacity))[1])
+
+    async def take(self, connection: AsyncConnection, capacity: Capacity, outcomes: Sequence[Outcome]) -> Look:
+        """Claim runs in the caller's transaction. `outcomes`: those that are written in it."""
+        if self._tickets is None:
+            claimed, are_more = await claiming.take(connection, self._tasks, self._node, capacity)
+            return Look(claimed, are_more=are_more)
+        ended = {outcome.id for outcome in outcomes}
+        return await self._tickets.take(connection, self._tasks, self._node, capacity, ended)
+
+    def settle(self, look: Look, outcomes: Sequence[Outcome]) -> None:
+        """What `take` has claimed, and these outcomes, were committed."""
+        if look.are_more:
+            self._wake()
+        if self._tickets is not None:
+            self._tickets.settle(look, {outcome.id for outcome in outcomes})
+
+    def close(self) -> None:
+        """Nothing more is claimed from now on: end the tickets."""
+        if self._tickets is not None:
+            self._tickets.close()

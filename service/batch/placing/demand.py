@@ -1,0 +1,58 @@
+"""How many tickets of each task are to be open now: what may start and what is running, bounded by the places."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger.tables import HELD_SQL, runs
+from service.batch.queue import claiming, concurrency
+from service.batch.tasks.registry import Task
+
+TICKETS_A_PLACE = 2
+"""So many tickets may wait for each place. With one, a place would be idle until the next look."""
+
+
+@dataclass
+class Wanted:
+    """How many tickets of one task are to be open, and the priority of the first run that they are for."""
+
+    tickets: int = 0
+    priority: int = 0
+
+
+async def demand(
+    connection: AsyncConnection, tasks: Mapping[str, Task], pool: str, places: int, running: Counter[str]
+) -> dict[str, Wanted]:
+    """The tickets of each task of the pool, in the order in which they are to be placed: that of the queue.
+
+    `tasks`: those that this service has loaded. `running`: what `running` has returned.
+    """
+    due = await claiming.due(connection, [pool])
+    own = [task for name, task in tasks.items() if task.pool == pool]
+    most = TICKETS_A_PLACE * places
+    wanted: dict[str, Wanted] = {}
+    if due.names and most:
+        rules = concurrency.rules(task for task in own if task.name in due.names)
+        heads = await claiming.heads(connection, sorted(due.names), due.now, most, rules, retries=due.retries)
+        for head in heads:
+            wanted.setdefault(head.task, Wanted(0, head.priority)).tickets += 1
+    for task in own:
+        if running[task.name]:
+            wanted.setdefault(task.name, Wanted()).tickets += running[task.name]
+    for one in wanted.values():
+        one.tickets = min(one.tickets, most)
+    return wanted
+
+
+async def running(connection: AsyncConnection) -> Counter[str]:
+    """How many runs of each task are running. It reads the running runs."""
+    return Counter((await connection.execute(_RUNNING)).scalars())
+
+
+_RUNNING = select(runs.c.task).where(text(HELD_SQL))
+"""Without GROUP BY, for which SQLite would read all runs."""

@@ -1,0 +1,116 @@
+"""Places the tickets of one pool on a Dask cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from service import clock
+from service.batch.placing.placer import Needs
+from service.dask import resources
+from service.dask.cluster import MOST_TOLD, Cluster, Ticket, Workers
+from service.escaping import brief
+from service.logs import get_logger
+
+logger = get_logger("service.batch")
+
+TICKET_SECONDS = 0.5
+"""After so long a ticket claims no further run and makes room, so that the scheduler can give the place to another."""
+
+
+class DaskPlacer:
+    """A Placer for one pool. `further`: the resources that its setting says."""
+
+    def __init__(
+        self,
+        pool: str,
+        further: tuple[tuple[str, float], ...],
+        cluster: Cluster,
+        node: str,
+        wake: Callable[[], None],
+    ) -> None:
+        """`node`: the id of this service. `wake`: called when a ticket has ended, and another one may be needed."""
+        self._pool, self._further, self._cluster = pool, further, cluster
+        self._node, self._wake = node, wake
+        self._open: dict[str, set[Ticket]] = {}
+        self._warning = ""
+
+    @property
+    def open(self) -> int:
+        """How many tickets are open."""
+        return sum(map(len, self._open.values()))
+
+    async def places(self) -> int:
+        """See Placer."""
+        workers = await self._cluster.workers()
+        return sum(resources.places(worker["resources"], self._pool, self._further) for worker in workers.values())
+
+    async def place(self, task: str, tickets: int, needs: Needs) -> None:
+        """See Placer."""
+        if tickets == 0:
+            for future in self._open.pop(task, set()):
+                _release(future)
+            return
+        still_open = self._open.get(task, set())
+        still_open -= {future for future in still_open if future.status != "pending"}
+        missing = tickets - len(still_open)
+        takes = resources.required(task, needs, self._further)
+        if missing < 1 or not self._can_be_executed(task, takes, await self._cluster.workers()):
+            return
+        now = clock.monotonic()
+        for future in self._cluster.submit(task, missing, TICKET_SECONDS, self._node, takes, needs.priority):
+            self._open.setdefault(task, set()).add(future)
+            _when_done(future, lambda ended: self._on_done(task, ended, now))
+
+    async def close(self) -> None:
+        """See Placer."""
+        self._open.clear()
+        await self._cluster.close()
+
+    def _can_be_executed(self, task: str, takes: dict[str, float], workers: Workers) -> bool:
+        if any(resources.has_room(worker["resources"], takes) for worker in workers.values()):
+            self._warning = ""
+            return True
+        offers = [worker["resources"] for worker in workers.values()]
+        lacks = [name for name in takes if not any(offer.get(name, 0.0) >= takes[name] for offer in offers)]
+        if workers:
+            self._warn_once(_without(self._pool, task, {name: takes[name] for name in lacks or takes}))
+        return False
+
+    def _on_done(self, task: str, future: Ticket, placed_at: float) -> None:
+        """A ticket that has ended before its time has found no run, so the next look is soon enough."""
+        self._open.get(task, set()).discard(future)
+        if future.status == "error":
+            self._warn_once(f"a ticket of task {task} has failed in a worker of Dask: {_text_of(future)}")
+        _release(future)
+        if clock.monotonic() - placed_at >= TICKET_SECONDS:
+            self._wake()
+
+    def _warn_once(self, message: str) -> None:
+        if message != self._warning:
+            logger.warning(message)
+        self._warning = message
+
+
+def _without(pool: str, task: str, lacks: dict[str, float]) -> str:
+    """In words, that no worker has room for a ticket of this task."""
+    if resources.of_task(pool, task) in lacks:
+        return f"no worker of pool {pool} has task {task}: its runs wait until one has the file of the task"
+    if resources.MEMORY in lacks:
+        return f"no worker of pool {pool} has the memory of task {task}, {lacks[resources.MEMORY]:,.0f} bytes"
+    named = ", ".join(f"{name}={number:g}" for name, number in lacks.items())
+    return f"no worker of pool {pool} offers what task {task} takes: {named}"
+
+
+def _release(future: Any) -> None:
+    """The scheduler may forget the ticket."""
+    future.release()
+
+
+def _when_done(future: Any, call: Callable[[Ticket], None]) -> None:
+    future.add_done_callback(call)
+
+
+def _text_of(future: Any) -> str:
+    error = future._state.exception
+    return brief(f"{type(error).__name__}: {error}".split("\n")[0], MOST_TOLD)

@@ -1,0 +1,139 @@
+"""A node on tickets that lives in a process of somebody else, such as a worker of Dask.
+
+It has a thread and an event loop of its own: what blocks the loop of a run does not block that of the process, by which
+others see that the process lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+
+from sqlalchemy import select
+
+from service import logs
+from service.batch.ledger.tables import nodes
+from service.batch.nodes.roles import Roles
+from service.config import Settings, get_settings
+from service.errors import DatabaseError
+from service.server.batch_service import BatchService
+from service.server.shutdown import serving
+
+logger = logs.get_logger("service.batch")
+
+MOST_KNOWN = 1_000
+"""So many services are remembered as those of this node's ledger, at most."""
+
+
+class HostedNode:
+    """A node that claims runs of these pools on tickets, at most `places` at once. Its settings are the process's.
+
+    `start`, `until_ended` and `stop` may be awaited on any event loop but its own.
+    """
+
+    def __init__(
+        self,
+        pools: frozenset[str],
+        places: int,
+        on_tasks: Callable[[dict[str, list[str]]], None],
+        drain_seconds: float | None = None,
+    ) -> None:
+        """`on_tasks`: called in the node's thread with the names of its tasks by pool, and again when there are more.
+
+        `drain_seconds`: a drain takes no longer, whatever DRAIN_SECONDS says.
+        """
+        self._pools, self._places, self._on_tasks, self._drain_seconds = pools, places, on_tasks, drain_seconds
+        self._known: set[str] = set()
+        self._mistake: DatabaseError | None = None
+        self._started: Future[None] = Future()
+        self._ended: Future[None] = Future()
+        for future in (self._started, self._ended):
+            future.set_running_or_notify_cancel()  # who waits for them may be cancelled, and they may not
+
+    async def start(self) -> None:
+        """Start the node, and return when it can claim. Raises BatchError if it can't start."""
+        threading.Thread(target=self._run, name="batch-node", daemon=True).start()
+        await asyncio.wrap_future(self._started)
+
+    async def until_ended(self) -> None:
+        """Return when the node has ended. Raises DatabaseError if its ledger is not that of the services."""
+        await asyncio.wrap_future(self._ended)
+        if self._mistake is not None:
+            raise self._mistake
+
+    async def stop(self) -> None:
+        """Drain the node and end its thread. It takes DRAIN_SECONDS and a little more, at most."""
+        await asyncio.wait([asyncio.wrap_future(self._started)])
+        with suppress(RuntimeError):  # its loop is closed: it has ended
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        await asyncio.wrap_future(self._ended)
+
+    def use(self, task: str, seconds: float, by: str) -> bool:
+        """Use a ticket, in another thread than the node's: see Tickets.use. Raises BatchError.
+
+        `by`: the id of the service that has placed it, whose ledger has to be that of this node.
+        """
+        if not self._started.done() or self._ended.done():
+            return False
+        using = asyncio.run_coroutine_threadsafe(self._use(task, seconds, by), self._loop)
+        try:
+            return using.result()
+        except CancelledError:  # the node ends
+            return False
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._live())
+        except Exception as error:  # the thread's boundary: it is raised again where the start is awaited
+            if self._started.done():
+                logger.exception("a hosted node has ended")
+            else:
+                self._started.set_exception(error)
+        finally:
+            self._ended.set_result(None)
+
+    async def _live(self) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        settings = self._settings()
+        batch = self._batch = BatchService(settings, Roles(fires=False, pools=self._pools, on_tickets=True))
+        with logs.keep_run_lines(settings.LOG_LEVEL):
+            async with serving(batch, settings, is_guest=True):
+                self._tell_tasks()
+                batch.new_tasks.on_added.append(self._tell_tasks)
+                self._started.set_result(None)
+                await self._stopping.wait()
+
+    def _settings(self) -> Settings:
+        settings = get_settings()
+        drain = settings.DRAIN_SECONDS if self._drain_seconds is None else self._drain_seconds
+        changed = {"MAX_RUNNING": self._places, "MAX_THREADS": self._places}
+        return settings.model_copy(update=changed | {"DRAIN_SECONDS": min(drain, settings.DRAIN_SECONDS)})
+
+    def _tell_tasks(self) -> None:
+        tasks = self._batch.tasks
+        self._on_tasks({pool: [name for name in tasks if tasks[name].pool == pool] for pool in self._pools})
+
+    async def _use(self, task: str, seconds: float, by: str) -> bool:
+        await self._check(by)
+        assert self._batch.tickets is not None
+        return await self._batch.tickets.use(task, seconds)
+
+    async def _check(self, service: str) -> None:
+        """Raises DatabaseError, and ends the node, if its ledger is not the one that this service has."""
+        if service in self._known:
+            return
+        ledger = self._batch.ledger
+        async with ledger.reader.connect() as connection:
+            found = (await connection.execute(select(nodes.c.id).where(nodes.c.id == service))).first()
+        if found is None:
+            self._mistake = DatabaseError(
+                f"the ledger of this worker, {ledger.safe_url}, is not that of the service which has placed a ticket: "
+                f"let {ledger.setting} name the database that the service uses"
+            )
+            self._stopping.set()
+            raise self._mistake
+        if len(self._known) < MOST_KNOWN:
+            self._known.add(service)

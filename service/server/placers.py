@@ -1,0 +1,77 @@
+"""The placers of a service: what places the runs of its pools elsewhere, as the settings say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+
+from service import failures
+from service.batch.nodes.node import Node
+from service.batch.placing.placer import Placer
+from service.batch.placing.placing import Placing
+from service.batch.tasks.registry import Task
+from service.concurrency.offload import offload
+from service.config import Settings
+from service.database.engine import Database
+from service.errors import InvalidSetting
+from service.poolsettings import PREFIX, Pool
+
+HOST = "service.server.dask_node"
+"""The module that the workers of a Dask cluster call."""
+
+
+async def placing_of(settings: Settings, ledger: Database, node: Node, tasks: Mapping[str, Task]) -> Placing | None:
+    """The loop that places tickets for all pools of this kind; None if there is none. Raises InvalidSetting."""
+    placed = {name: pool for name, pool in settings.pools.items() if pool.is_placed}
+    if not placed:
+        return None
+    placing: list[Placing] = []
+
+    def wake() -> None:
+        for each in placing:
+            each.wake()
+
+    placers = await _on_dask({name: pool for name, pool in placed.items() if pool.kind == "dask"}, node, wake)
+    for name, pool in placed.items():
+        if pool.placer is not None:
+            placers[name] = await offload(_own, name, pool.placer)
+    placing.append(Placing(ledger, node.id, tasks, placers, node.outage))
+    return placing[0]
+
+
+async def _on_dask(pools: Mapping[str, Pool], node: Node, wake: Callable[[], None]) -> dict[str, Placer]:
+    """One connection to each cluster, whose workers serve all pools that are on it."""
+    if not pools:
+        return {}
+    from service.dask import installed
+
+    await offload(installed.load, f"{PREFIX}{min(pools).upper()}")
+    from service.dask.cluster import Cluster
+    from service.dask.placer import DaskPlacer
+
+    by_address: dict[str, list[str]] = {}
+    for name, pool in pools.items():
+        by_address.setdefault(str(pool.address), []).append(name)
+    clusters = {address: Cluster(address, names, HOST, wake) for address, names in by_address.items()}
+    return {
+        name: DaskPlacer(name, pool.resources, clusters[str(pool.address)], node.id, wake)
+        for name, pool in pools.items()
+    }
+
+
+def _own(pool: str, named: str) -> Placer:
+    """An own placer: its class is called with the name of the pool."""
+    setting = f"setting {PREFIX}{pool.upper()}"
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    module, _, name = named.partition(":")
+    try:
+        placer = getattr(import_module(module), name)(pool)
+    except Exception as error:  # an author's module may raise anything
+        raise InvalidSetting(f"{setting}: the placer {named} can't be made: {failures.line_of(error)}") from error
+    lacks = [name for name in ("places", "place", "close") if not callable(getattr(placer, name, None))]
+    if lacks:
+        raise InvalidSetting(f"{setting}: the placer {named} has no {', '.join(lacks)}; docs/pools.md shows one")
+    return placer  # type: ignore[no-any-return]

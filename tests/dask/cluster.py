@@ -1,0 +1,18 @@
+"""A Dask cluster in a process of its own, with worker processes: `python -m tests.dask.cluster WORKERS PLACES`.
+
+It prints the address of its scheduler, and goes on until it is killed.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    workers, places = map(int, sys.argv[1:3])
+    with LocalCluster(n_workers=workers, threads_per_worker=places, dashboard_address=None) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        while True:
+            signal.pause()
