@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from service.batch.execution.local_engine import LocalEngine
 
 
@@ -11,9 +13,10 @@ class DrivenEngine(LocalEngine):
     `start` begins the background loop, so it is called only at the end, when the engine is drained and stopped.
     """
 
-    async def settle(self) -> None:
-        """Claim and execute runs until no run is active and none can be claimed."""
+    async def settle(self, after_each: Callable[[], Awaitable[None]]) -> None:
+        """Claim and execute runs until no run is active and none can be claimed. `after_each`: after each turn."""
         await self._turn()
         while self._attempts:
             await self._until_needed()
             await self._turn()
+            await after_each()

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import json_rows, runs, transitions, waits
+from service.batch.ledger import json_rows, parts, runs, transitions, waits
+from service.batch.ledger.parts import PartsGate, Split
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import Rank
 from service.batch.queue import waiting
@@ -79,3 +80,27 @@ async def send(ledger: Database, of: Of, now: datetime) -> None:
             await transitions.cancel(connection, [cancelled[0].id], "cancelled by ann", "ann", now)
         with of("resume what waits"):
             await waits.extend(connection, "down", MINUTE, now)
+        with of("parts"):
+            await send_parts(connection, now)
+
+
+async def send_parts(connection: AsyncConnection, now: datetime) -> None:
+    """Split a run, read its parts, fail it by them, and split it anew."""
+    run = new("then", exclusive="then", state="waiting", gate="fail_fast", attempt=1)
+    await json_rows.insert(connection, runs.runs, [vars(run)])
+    split = Split(PartsGate.FAIL_FAST, "then/parts", [{"n": n} for n in range(50)])
+    await parts.insert(connection, run.id, split, split.rows(connection.dialect.name), now)
+    (tally,) = (await parts.tallies(connection, [run.id])).values()
+    assert (tally.number, tally.active) == (50, 50)
+    assert len(await parts.of_run(connection, run.id, 20)) == 20
+    assert len(await parts.states_in_order(connection, run.id, 50, 10)) == 10
+    assert len(await parts.startable_ids(connection, run.id, now, 5)) == 5
+    await transitions.cancel(connection, await parts.active_ids(connection, run.id), "stopped", "ann", now)
+    decided = await waiting.decide(connection, now)
+    assert [failing["reason"] for failing in decided.failing] == [f"50 of 50 parts cancelled: {LISTED} and 40 more"]
+    await waiting.apply(connection, decided, now)
+    assert await transitions.reopen(connection, [run.id], Rank.MANUAL, "ann", now, anew=True) == {run.id}
+    assert await parts.tallies(connection, [run.id]) == {}
+
+
+LISTED = ", ".join(map(str, range(1, 11)))

@@ -258,7 +258,7 @@ class LocalEngine(Background):
             return bool((await claiming.startable(connection, self._tasks, self.capacity))[1])
 
     async def _write(self, group: Group, claim: bool = True, rechecks: bool = False) -> None:
-        await group.prepare()
+        await group.prepare(self._database.kind)
         async with self._metrics.timed(LedgerWork.WRITE), self._database.engine.begin() as connection:
             bounced = await group.write(connection)
             losses = self.losses

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
+from service.batch.ledger.parts import Split
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import attempts
 
@@ -48,7 +49,13 @@ class Outcome:
     slot: datetime | None = None
     fingerprint: str | None = None
     is_awaited: bool = False
-    """Whether the run is a member of a group, whose follow-up waits for it."""
+    """Whether the run is a member of a group, or a part: another run waits for it."""
+    part: int | None = None
+    """The number of a part."""
+    split: Split | None = None
+    """What the run was split into. It waits for its parts now."""
+    split_rows: str | None = None
+    """The parts as `Split.rows` has encoded them before the transaction."""
 
 
 async def record(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> None:

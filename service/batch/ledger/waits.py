@@ -1,8 +1,8 @@
 """Runs that wait: what they wait for, how far that is, and how they are opened or closed by it.
 
-A waiting run has not begun. It waits for an instant (`due_at`), for slots of other tasks (rows of `batch_waits`), or
-for the members of its group (runs whose `awaited_by` is its id). What is over is asked of these rows again and again:
-there is no counter and no event that could be lost.
+A waiting run has not begun, or has been split. It waits for an instant (`due_at`), for slots of other tasks (rows of
+`batch_waits`), for the members of its group, or for its parts (runs whose `awaited_by` is its id). What is over is
+asked of these rows again and again: there is no counter and no event that could be lost.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from sqlalchemy import Column, Integer, PrimaryKeyConstraint, String, Table, bin
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import Index
 
-from service.batch.ledger import json_rows, queues
+from service.batch.ledger import json_rows, parts, queues
+from service.batch.ledger.parts import PartsGate
 from service.batch.ledger.states import ACTIVE, RunState
-from service.batch.ledger.tables import OF_SLOT_SQL, PLAIN_STATE, WAITING_SQL, is_one_of, ledger, runs
+from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, PLAIN_STATE, WAITING_SQL, is_one_of, ledger, runs
 from service.database.types import Id, UtcDateTime
 
 waits = Table(
@@ -59,7 +60,12 @@ class Waiting:
     @property
     def is_on_time(self) -> bool:
         """Whether it is the run of a slot that was fired on time, about which the overlap policy decides."""
-        return self.origin == "schedule" and not self.catch_up
+        return self.origin == "schedule" and not self.catch_up and not self.is_split
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it waits for its parts. It has begun, so no overlap policy decides about it."""
+        return self.gate in tuple(PartsGate)
 
 
 @dataclass(frozen=True)
@@ -112,10 +118,14 @@ def ready_ids(kind: str, most: int = 1, locks: bool = False) -> str:
     # conditions are asked for each run; as NOT EXISTS PostgreSQL would join whole tables. In the order of the ids
     # themselves PostgreSQL might read the primary key of all runs, to find the first one that is ready.
     hint = " INDEXED BY ix_batch_runs_waits" if kind == "sqlite" else ""
-    member = f"SELECT m.id FROM batch_runs m WHERE m.awaited_by = r.id AND m.state {_IS_ACTIVE} LIMIT 1"
+    member = (
+        f"SELECT m.id FROM batch_runs m WHERE m.awaited_by = r.id AND m.state {_IS_ACTIVE} AND m.{NO_PART_SQL} LIMIT 1"
+    )
     pending = f"SELECT w.task FROM batch_waits w WHERE w.run = r.id AND {_IS_PENDING} LIMIT 1"
     paused = "SELECT t.paused_at FROM batch_tasks t WHERE t.name = r.task"
-    is_over = f"r.gate IS NULL OR (({member}) IS NULL AND ({pending}) IS NULL)"
+    are_over = f"CASE WHEN {parts.is_split('r')} THEN {parts.active_one('r')} IS NULL OR ({parts.fails_fast('r')}) "
+    are_over += f"ELSE ({member}) IS NULL AND ({pending}) IS NULL END"
+    is_over = f"r.gate IS NULL OR ({are_over})"
     lock = " FOR UPDATE OF r SKIP LOCKED" if locks and kind == "postgresql" else ""
     return (
         f"SELECT r.id FROM batch_runs r{hint} WHERE {WAITING_SQL.replace('state', 'r.state')} AND r.due_at <= :now "
@@ -155,7 +165,8 @@ async def members(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, 
     kind = connection.dialect.name
     counted = [Column(name, Integer) for name in ("number", "active", "bad")]
     hint = "INDEXED BY ix_batch_runs_members " if kind == "sqlite" else ""
-    its, has_ended = f"FROM batch_runs m {hint}WHERE m.awaited_by = v.id", f"NOT (m.state {_IS_ACTIVE})"
+    its = f"FROM batch_runs m {hint}WHERE m.awaited_by = v.id AND m.{NO_PART_SQL}"
+    has_ended = f"NOT (m.state {_IS_ACTIVE})"
     statement = text(
         f"SELECT v.id, (SELECT count(*) {its}) AS number, (SELECT count(*) {its} AND m.state {_IS_ACTIVE}) AS active, "
         f"(SELECT count(*) {its} AND m.state <> 'succeeded') AS bad, "

@@ -10,7 +10,8 @@ from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import database_time, json_rows, runs, schedules, tables, transitions, waits
-from service.batch.ledger.states import ACTIVE, FINAL, Rank
+from service.batch.ledger.parts import PartsGate
+from service.batch.ledger.states import ACTIVE, FINAL, Origin, Rank, RunState
 from service.batch.tasks.after import After
 from service.database.companions import checkpoints, quarantine
 from service.database.engine import Database
@@ -65,7 +66,8 @@ async def _gated(connection: AsyncConnection, ids: Sequence[str], now: datetime)
     for run in await connection.execute(select(*columns).where(theirs)):
         rule = rules.get(run.task)
         until = now + timedelta(seconds=rule.within) if rule is not None else None
-        gate = rule.on if rule is not None else run.gate or str(waits.Gate.SUCCESS)
+        own = None if run.gate in tuple(PartsGate) else run.gate
+        gate = rule.on if rule is not None else own or str(waits.Gate.SUCCESS)
         gated.append({"id": run.id, "gate": gate, "wait_until": until})
     return gated
 
@@ -96,4 +98,9 @@ async def _refusal(connection: AsyncConnection, run_id: str, hint: str = "") -> 
         return UnknownRun(f"there is no run {run_id}")
     if row["state"] in ACTIVE:
         return WrongState(f"the run {run_id} is {row['state']}: it has not ended, so it goes on by itself")
+    if row["origin"] == Origin.PART:
+        parent = row["awaited_by"]
+        return WrongState(f"the run {run_id} is part {row['part']} of run {parent}, which has ended: retry that run")
+    if row["gate"] in tuple(PartsGate) and row["state"] != RunState.SUCCEEDED:
+        return WrongState(f"parts of the run {run_id} have not ended yet: `batch runs --parent {run_id}` shows them")
     return WrongState(f"the run {run_id} has {row['state']}" + (f"; {hint}" if hint else ""))

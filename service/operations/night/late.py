@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.incidents.durations import Durations, UsualDurations
 from service.batch.incidents.watched import WatchedTask
-from service.batch.ledger import pools, queues, waits
+from service.batch.ledger import parts, pools, queues, waits
+from service.batch.ledger.parts import PartsGate
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
 from service.operations.night.models import MOST, Awaited, Blocker, LateRun, Waiting
@@ -34,7 +35,7 @@ _COLUMNS = [
     runs.c[name]
     for name in (
         *("id", "task", "slot", "state", "attempt", "created_at", "due_at", "started_at", "attempt_started_at"),
-        *("count", "total", "rate", "progress_at", "exclusive"),
+        *("count", "total", "rate", "progress_at", "exclusive", "gate"),
     )
 ]
 
@@ -87,7 +88,10 @@ async def waiting(connection: AsyncConnection, run: str, living: Sequence[Node],
 
 
 async def _awaited(connection: AsyncConnection, row: Row[Any], now: datetime) -> list[Awaited]:
-    """What a waiting run waits for: its instant, the slots that are not over, and its group."""
+    """What a waiting run waits for: its parts; or its instant, the slots that are not over, and its group."""
+    if row.gate in tuple(PartsGate):
+        tally = (await parts.tallies(connection, [row.id])).get(row.id, parts.Tally({}))
+        return [Awaited(kind="parts", active=tally.active, members=tally.number)]
     awaits = [Awaited(kind="instant", at=row.due_at)] if row.due_at > now else []
     group = (await waits.members(connection, [row.id])).get(row.id)
     if group is not None and group.active:

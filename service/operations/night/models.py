@@ -146,10 +146,10 @@ class Awaited(Result):
 
     Attributes:
         kind: `instant`: until `at`. `slot`: the slot `at` of `task`, whose `run` has this `state`, or was not made yet.
-            `group`: `active` of `members` runs.
+            `group`, `parts`: `active` of `members` runs.
     """
 
-    kind: Literal["instant", "slot", "group"]
+    kind: Literal["instant", "slot", "group", "parts"]
     at: datetime | None = None
     task: str | None = None
     run: str | None = None

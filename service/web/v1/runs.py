@@ -11,7 +11,8 @@ from pydantic import Field
 
 from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
 from service.operations.night.models import Waiting
-from service.operations.results import Attempt, Quarantined, Result, RunDetails, RunNow, RunsAfter, Started
+from service.operations.results import Attempt, Quarantined, Result, RunNow, RunsAfter, Started
+from service.operations.run_details import RunDetails
 from service.operations.runs.bulk import Bulk, BulkAction, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, RunFilter, RunPage
 from service.operations.runs.run_log import LOG_CURSOR, LogPage
