@@ -13,6 +13,7 @@ from service.batch.firing import task_sync
 from service.batch.ledger import transitions
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.parts import PartsGate, Split
+from service.batch.ledger.runs import insert_group
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import attempts, pruned
 from service.batch.queue import claiming, enqueue
@@ -25,6 +26,7 @@ from service.batch.tasks.registry import Task
 from service.database.engine import Database
 from service.errors import WrongState
 from tests.batch.ledger_world import NODE, rows
+from tests.batch.test_runs import new
 from tests.waiting.conftest import still_clock as still_clock
 from tests.waiting.world import START, Waits
 
@@ -230,3 +232,25 @@ async def test_parts_are_pruned_with_their_run_and_only_then(world: Sums, applic
     assert counts["runs"] == 1
     assert [row["id"] for row in await rows(world.ledger)] == [other]
     assert [await rows(world.ledger, table) for table in (attempts, pruned)] == [[], []]
+
+
+async def test_a_part_that_failed_is_queued_again_while_others_go_on(world: Sums) -> None:
+    run = await world.begin()
+    await world.split(run)
+    first, *_ = await world.parts(run)
+    await world.start(first["id"])
+    await world.finish(first["id"], RunState.FAILED)
+    async with world.ledger.engine.begin() as connection:
+        await retry(connection, first["id"], "ann")
+    assert [part["state"] for part in await world.parts(run)] == ["queued"] * 3
+
+
+async def test_members_of_its_group_are_no_parts(world: Sums) -> None:
+    """A partitioned run may be the follow-up of a group: both are runs that it waits for, one after the other."""
+    run = await world.begin()
+    member = new("sums", exclusive=None, state="failed", awaited_by=run, parent=run)
+    async with world.ledger.engine.begin() as connection:
+        await insert_group(connection, [member])
+    await world.split(run, Split(PartsGate.PARTS, "sums/parts", []))
+    assert await world.look() == 1
+    assert (await world.row(run))["state"] == "queued"

@@ -164,9 +164,8 @@ class Claimed:
     """The run that waits for this one."""
     traceparent: str | None = None
     part: int | None = None
-    """The number of a part, from 1."""
     gate: str | None = None
-    """What has opened the run; of a run that was split a PartsGate."""
+    """`part`: the number of a part, from 1. `gate`: what has opened the run; of one that was split a PartsGate."""
 
 
 def claimed_from(new: NewRun) -> Claimed:
@@ -293,10 +292,7 @@ async def get(connection: AsyncConnection, run_id: str) -> dict[str, Any] | None
 
 async def latest(connection: AsyncConnection, task: str) -> str | None:
     """The id of the newest run of a task that is no part; None if it has none."""
-    newest = (
-        select(runs.c.id)
-        .where(runs.c.task == task, text(NO_PART_SQL))
-        .order_by(runs.c.created_at.desc(), runs.c.id.desc())
-    )
-    run: str | None = (await connection.execute(newest.limit(1))).scalar()
+    theirs = select(runs.c.id).where(runs.c.task == task, text(NO_PART_SQL))
+    newest = theirs.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(1)
+    run: str | None = (await connection.execute(newest)).scalar()
     return run

@@ -24,12 +24,7 @@ from service.operations.incidents.ending import tell_followers
 from service.operations.incidents.notes import check_note
 from service.operations.night import late
 from service.operations.night.models import Waiting
-from service.operations.people.redacting import (
-    hidden_tasks,
-    redacted,
-    refuse_secret_filter,
-    without_texts,
-)
+from service.operations.people.redacting import hidden_tasks, redacted, refuse_secret_filter, without_texts
 from service.operations.results import LogBlock, RunNow, RunsAfter, Started
 from service.operations.run_details import RunDetails
 from service.operations.runs import log_window, pace, retrying, run_list, run_log, story
