@@ -24,7 +24,9 @@ class Kill:
         is_done: Whether the run has been killed.
     """
 
-    def __init__(self, run: str, after_chunk: int | None, after_part: int | None, on_kill: Callable[[], None]) -> None:
+    def __init__(
+        self, run: str, after_chunk: int | None, on_kill: Callable[[], None], after_part: int | None = None
+    ) -> None:
         """`after_chunk`, `after_part`: after how many of these the run is killed. `on_kill` is called during the commit
         of a chunk, or after that of a part, and must not block.
         """

@@ -178,7 +178,7 @@ PLANS = {
     "bulk": {"ix_batch_previews_open"},
     "open": {"ix_batch_runs_waits", "ix_batch_runs_members", "uq_batch_schedules_open"},
     "retry what others wait for": {"ix_batch_waits_slot", "ix_batch_runs_members"},
-    "parts": {"ix_batch_runs_waits", "ix_batch_runs_members", "ix_batch_waits_slot"},
+    "parts": {"ix_batch_runs_waits", "ix_batch_runs_members", "ix_batch_waits_slot", "uq_batch_schedules_open"},
     "cancel a group": {"ix_batch_runs_members"},
     "resume what waits": {"ix_batch_runs_waits"},
     "pause": {"uq_batch_schedules_open", "ix_batch_runs_waits"},

@@ -235,10 +235,11 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     columns = [runs.c[name] for name in Active.__dataclass_fields__]
     selected = ", ".join(c.name for c in columns)
     is_meant = queues.among("task", f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}", kind)
-    theirs = queues.among("exclusive", f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}", kind)
+    of_lanes = ", ".join(f"r.{c.name}" for c in columns)
     statement = text(
         f"SELECT {selected} FROM batch_runs WHERE {is_meant} AND {IN_THE_WAY_SQL} AND {NO_PART_SQL} UNION ALL "
-        f"SELECT {selected} FROM batch_runs WHERE {theirs} AND {HOLDS_LANE_SQL} AND {PLAIN_STATE} = 'waiting'"
+        f"SELECT {of_lanes} FROM {json_rows.source([runs.c.task], kind)} CROSS JOIN batch_runs r "
+        f"WHERE r.exclusive = v.task AND {HOLDS_LANE_SQL} AND {PLAIN_STATE} = 'waiting'"
     )
     parameter = {"rows": json_rows.encode([{"task": name} for name in names], kind)}
     by_task: dict[str, list[Active]] = {}
