@@ -64,6 +64,11 @@ async def go_over(task, **bounds):
         async with chunk as (db, found):
             await db.execute(SET, [computed(*row) for row in found])
 
+class Beside(BaseTask):
+    name, schedule = "beside", None  # of another pool: a worker says so when it has begun
+    async def run(self):
+        pass
+
 class Whole(BaseTask):
     name, schedule, pool = "whole", None, "cpu"
     async def run(self):

@@ -7,13 +7,17 @@ from collections.abc import Awaitable, Callable
 from service.batch.execution.local_engine import LocalEngine
 
 
+async def nothing() -> None:
+    """What is done after a turn by default."""
+
+
 class DrivenEngine(LocalEngine):
     """A LocalEngine that claims and executes runs only while `settle` is awaited.
 
     `start` begins the background loop, so it is called only at the end, when the engine is drained and stopped.
     """
 
-    async def settle(self, after_each: Callable[[], Awaitable[None]]) -> None:
+    async def settle(self, after_each: Callable[[], Awaitable[None]] = nothing) -> None:
         """Claim and execute runs until no run is active and none can be claimed. `after_each`: after each turn."""
         await self._turn()
         while self._attempts:

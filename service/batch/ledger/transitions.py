@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import Select, Text, bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import attempts, finished, json_rows, parts, queues, waits
+from service.batch.ledger import attempts, json_rows, parts, queues, waits
+from service.batch.ledger import outcome as outcomes_of
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.night import buckets
 from service.batch.ledger.parts import Split
@@ -72,13 +73,13 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
         "due_at = coalesce(v.due_at, batch_runs.due_at), rank = coalesce(v.rank, batch_runs.rank), "
         f"gate = CASE WHEN {is_cancelled} THEN batch_runs.gate ELSE coalesce(v.gate, batch_runs.gate) END, "
         "wait_until = CASE WHEN v.gate IS NULL THEN batch_runs.wait_until END, "
-        f"{finished.NOTICED}, {finished.OPENED_AGAIN}, {PROGRESS}, rate = NULL "
-        f"FROM {json_rows.source(finished.READ_COLUMNS, kind)} "
+        f"{outcomes_of.NOTICED}, {outcomes_of.OPENED_AGAIN}, {PROGRESS}, rate = NULL "
+        f"FROM {json_rows.source(outcomes_of.READ_COLUMNS, kind)} "
         f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)} "
         "RETURNING batch_runs.id, batch_runs.state"
     )
     by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # the usual order of locks, so that deadlocks are rare
-    encoded = json_rows.encode(map(finished.row_of, by_id), kind)
+    encoded = json_rows.encode(map(outcomes_of.row_of, by_id), kind)
     returned = await connection.execute(statement.columns(runs.c.id, runs.c.state), {"rows": encoded})
     written = {row.id: row.state for row in returned}
     await attempts.record(connection, [outcome for outcome in outcomes if outcome.id in written])
@@ -125,7 +126,7 @@ async def cancel(
         "cancel_reason = coalesce(cancel_reason, :reason), noticed_at = NULL, "
         f"state = CASE WHEN {is_running} THEN state ELSE '{RunState.CANCELLED}' END "
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, state"
-    ).bindparams(*(bindparam(name, type_=runs.c[column].type) for name, column in finished.CANCEL_TYPES.items()))
+    ).bindparams(*(bindparam(name, type_=runs.c[column].type) for name, column in outcomes_of.CANCEL_TYPES.items()))
     values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "reason": reason, "by": by, "now": now}
     rows = (await connection.execute(statement.columns(runs.c.id, runs.c.state), values)).all()
     cancelled = {run: RunState(state) for run, state in rows}
@@ -164,14 +165,14 @@ async def reopen(
     # is_one_of keeps SQLite from using the index on states, by which it would read all ended runs.
     ended = (state for state in before(RunState.QUEUED) if state in FINAL)
     may_reopen = is_one_of(state for state in ended if anew or state != RunState.SUCCEEDED)
-    no_progress = finished.NO_PROGRESS if anew else ""
+    no_progress = outcomes_of.NO_PROGRESS if anew else ""
     gate = "NULL" if anew else f"CASE WHEN {parts.is_split()} THEN gate END"
     condition = (
         f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_reopen} AND {parts.MAY_REOPEN}"
     )
     statement = text(
         f"UPDATE batch_runs SET state = '{RunState.QUEUED}', rank = :rank, catch_up = true, due_at = :now, "
-        f"requested_by = :by, {finished.AS_NEW}, {no_progress}gate = {gate}, wait_until = NULL "
+        f"requested_by = :by, {outcomes_of.AS_NEW}, {no_progress}gate = {gate}, wait_until = NULL "
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, slot, origin"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
     rows = json_rows.encode([{"id": i} for i in ids], kind)
@@ -198,7 +199,7 @@ async def wait_anew(
     has_ended = f"{is_one_of(ended, PLAIN_STATE)} AND {parts.HAS_NO_ACTIVE}"
     statement = text(
         f"UPDATE batch_runs SET state = '{RunState.WAITING}', rank = :rank, catch_up = true, due_at = :now, "
-        f"requested_by = :by, {finished.AS_NEW}, {finished.NO_PROGRESS}gate = v.gate, wait_until = v.wait_until "
+        f"requested_by = :by, {outcomes_of.AS_NEW}, {outcomes_of.NO_PROGRESS}gate = v.gate, wait_until = v.wait_until "
         f"FROM {json_rows.source(columns, kind)} WHERE batch_runs.id = v.id AND {has_ended} "
         "RETURNING batch_runs.id, batch_runs.slot, batch_runs.origin"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
@@ -226,7 +227,7 @@ async def join_parts(connection: AsyncConnection, ids: Sequence[str], now: datet
 async def fail_split(connection: AsyncConnection, failing: Sequence[Mapping[str, Any]], now: datetime) -> None:
     """Fail runs that wait for their parts. `failing`: the `id`, `reason` and `fingerprint` of each."""
     values = (
-        f"reason = v.reason, finished_at = :now, fingerprint = v.fingerprint, {parts.PROGRESS}, {finished.UNNOTICED}"
+        f"reason = v.reason, finished_at = :now, fingerprint = v.fingerprint, {parts.PROGRESS}, {outcomes_of.UNNOTICED}"
     )
     await _change(connection, (RunState.WAITING, RunState.FAILED), failing, values, now)
 
@@ -294,6 +295,6 @@ async def fail_waiting(
     may_fail = text(is_one_of(before(RunState.FAILED)))
     failing = update(runs).where(runs.c.id.in_(ids), text(condition), may_fail)
     values = {"state": RunState.FAILED, "reason": reason, "finished_at": now}
-    noticed_at = finished.noticed_with_its_parent(now)
+    noticed_at = outcomes_of.noticed_with_its_parent(now)
     values |= {"fingerprint": UNSERVED, "noticed_at": noticed_at, "acknowledged": None, "made_good_at": None}
     return (await connection.execute(failing.values(values))).rowcount
