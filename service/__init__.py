@@ -20,8 +20,11 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from service.batch.tasks.item_task import ItemTask as ItemTask
     from service.batch.tasks.item_task import Skip as Skip
     from service.batch.tasks.monitoring import Alerts as Alerts
+    from service.batch.tasks.partitioned_task import PartitionedTask as PartitionedTask
+    from service.batch.tasks.partitions import Part as Part
     from service.batch.tasks.policies import Missed as Missed
     from service.batch.tasks.policies import Retry as Retry
+    from service.batch.tasks.ranges import ranges as ranges
     from service.batch.tasks.registry import TaskRegistry as TaskRegistry
     from service.config import Settings as Settings
     from service.config import get_settings as get_settings
@@ -48,6 +51,8 @@ _HOMES = {
     "Done": "batch.context.upstream",
     "ItemTask": "batch.tasks.item_task",
     "Missed": "batch.tasks.policies",
+    "Part": "batch.tasks.partitions",
+    "PartitionedTask": "batch.tasks.partitioned_task",
     "Retry": "batch.tasks.policies",
     "RetryAfter": "errors",
     "Settings": "config",
@@ -63,6 +68,7 @@ _HOMES = {
     "get_logger": "logs",
     "get_settings": "config",
     "once": "batch.context.once",
+    "ranges": "batch.tasks.ranges",
     "start": "batch.queue.enqueue",
     "start_all": "batch.queue.groups",
     "start_scheduler": "server.by_hand",

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 ELSEWHERE = {
     "docs/testing.md": "tests/testing/test_plugin.py",
     "docs/waiting.md": "tests/waiting/test_waiting_page.py",
+    "docs/partitions.md": "tests/partitions/test_partitions_page.py",
     "docs/apps.md": "tests/test_apps.py",
     "docs/apps-project.md": "tests/tasks/test_shipped.py",
 }

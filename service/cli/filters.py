@@ -24,7 +24,7 @@ States = Annotated[
 ]
 Origins = Annotated[
     list[str] | None,
-    typer.Option("--origin", help="Only runs of this origin (schedule, manual, backfill); may be repeated."),
+    typer.Option("--origin", help="Only runs of this origin (schedule, manual, backfill, part); may be repeated."),
 ]
 Since = Annotated[
     str | None,

@@ -34,6 +34,9 @@ def runs(
     pool: filters.OfPool = None,
     state: filters.States = None,
     origin: filters.Origins = None,
+    parent: Annotated[
+        str | None, typer.Option("--parent", metavar="RUN", help="Only the parts of this run, by its id.")
+    ] = None,
     since: filters.Since = None,
     ended_since: filters.EndedSince = None,
     param: filters.Parameters = None,
@@ -46,7 +49,7 @@ def runs(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List runs, newest first.
+    """List runs, newest first. Parts of partitioned runs are listed only with --parent, or with --origin part.
 
     `id` has the last 8 digits of the id of a run, which all commands accept; --json has the whole id. `quarantined` is
     the number of items that wait in quarantine. If some of the runs are in the state `waiting`, `waits for` says what
@@ -67,7 +70,10 @@ def runs(
     )
 
     async def work(operations: Operations) -> tuple[list[RunSummary], Awaits, str | None]:
-        listed, awaits = await _listed(operations, wanted, limit)
+        of = wanted
+        if parent is not None:
+            of = wanted.model_copy(update={"parent": (await operations.runs.current(parent)).id})
+        listed, awaits = await _listed(operations, of, limit)
         return listed, awaits, None if as_json else await hint_without_service(operations)
 
     listed, awaits, hint = ask(work)

@@ -11,17 +11,21 @@ from service import clock
 from service.cli import blocking, progress
 from service.cli.logs import text
 from service.cli.opening import ask
-from service.cli.options import AsJson, RunOrTask, utc
+from service.cli.options import AsJson, RunOrTask, short, utc
 from service.errors import InvalidSchedule
 from service.poolsettings import DEFAULT_POOL
 
 if TYPE_CHECKING:
     from service.operations.operations import Operations
-    from service.operations.results import Attempt, Node, Parameter, RunDetails
+    from service.operations.results import Attempt, Node, Parameter
+    from service.operations.run_details import PartShort, PartsOfRun, RunDetails
     from service.operations.tasks.results import TaskAfter, TaskDetails
 
 Waits = dict[str, Any]
 """What a run waits for, if it does (`waiting`: a Waiting), and the chain that it is in (`chain`: a Chain)."""
+
+MOST_PARTS = 20
+"""How many parts of a run are shown, at most."""
 
 
 def show(run: RunOrTask, as_json: AsJson = False) -> None:
@@ -32,7 +36,7 @@ def show(run: RunOrTask, as_json: AsJson = False) -> None:
     policies, parameters, last runs and missed slots of the task.
     """
     from service import console
-    from service.operations.results import RunDetails
+    from service.operations.run_details import RunDetails
 
     async def work(operations: Operations) -> tuple[str, RunDetails | TaskDetails, Waits | None]:
         kind, name = await operations.runs.find(run)
@@ -75,6 +79,7 @@ def _show_run(run: RunDetails, waits: Waits) -> None:
             "slot": _in_utc_and_zone(run.slot, run.timezone),
             "origin": run.origin + (f", requested by {run.requested_by}" if run.requested_by else ""),
             "parent": run.parent,
+            "part": run.part,
             "params": _json(run.params),
             "result": _json(run.result),
             "progress": ", ".join(progress.words(run.model_dump(), clock.now())),
@@ -89,10 +94,30 @@ def _show_run(run: RunDetails, waits: Waits) -> None:
         }
     )
     _show_attempts(run.attempts)
+    if run.parts is not None:
+        _show_parts(run.id, run.parts)
     if run.log:
         console.heading(f"Log (the last lines; `batch logs {run.id}` shows all)")
         for line in run.log:
             console.write(text(line.at, line.level, line.logger, line.text))
+
+
+def _show_parts(run: str, parts: PartsOfRun) -> None:
+    from service import console
+
+    states = ", ".join(f"{number:,} {state}" for state, number in sorted(parts.states.items()))
+    shows = f"; the first are those that failed, and the slowest ones; `batch runs --parent {run}` shows all"
+    console.heading(f"Parts ({parts.number:,}: {states}{shows if parts.number > MOST_PARTS else ''})")
+    rows = [
+        {**part.model_dump(), "id": short(part.id), "took": _took(part), "progress": progress.brief(part.model_dump())}
+        for part in parts.parts[:MOST_PARTS]
+    ]
+    console.show(rows, ["part", "id", "state", "attempt", "took", "progress", "reason"], as_json=False)
+
+
+def _took(part: PartShort) -> str | None:
+    has_ended = part.started_at is not None and part.finished_at is not None
+    return _seconds(part.started_at, part.finished_at) if has_ended else None
 
 
 def _show_attempts(attempts: Sequence[Attempt]) -> None:

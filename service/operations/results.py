@@ -129,7 +129,8 @@ class RunRow(RunShort[N], Generic[N]):
     `fingerprint`: what is wrong with the run, as a class of errors. `noticed_at`: when the watch has seen its end.
     `acknowledged`: the incident with which a person has acknowledged it. `made_good_by`: the run whose success made it
     good, which may be the run itself. `traceparent`: the span that asked for the run, as the W3C header of this name.
-    `awaited_by`: the run that waits for this one. `gate`: which end of what it waits for opens it (`success` or `end`).
+    `part`: the number of a part, from 1. `awaited_by`: the run that waits for this one. `gate`: which end of what it
+    waits for opens it (`success` or `end`); of a run that was split `parts` or `fail_fast`.
     `wait_until`: when it has waited long enough. A run that what it waited for has closed keeps its `gate`.
     """
 
@@ -161,6 +162,7 @@ class RunRow(RunShort[N], Generic[N]):
     awaited_by: str | None = None
     gate: str | None = None
     wait_until: datetime | None = None
+    part: int | None = None
 
 
 class RunNow(RunRow[str | None]):
@@ -216,14 +218,6 @@ class LogBlock(Result):
     fence: int
     attempt: int
     lines: list[Line]
-
-
-class RunDetails(RunRow[Node | None]):
-    """The details of a run. `timezone`: of the schedule of its task. `log`: the last lines of its log."""
-
-    timezone: str | None
-    attempts: list[Attempt]
-    log: list[Line]
 
 
 class Parameter(Result):

@@ -22,7 +22,8 @@ from service.batch.firing import task_sync
 from service.batch.firing.firing import fire
 from service.batch.firing.opening import open_and_close
 from service.batch.ledger import database_time, nodes, runs, tables
-from service.batch.ledger.states import FINAL
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import CLAIMABLE_SQL, WAITING_SQL, new_id
 from service.batch.nodes.orphans import rescue
 from service.batch.queue import enqueue
@@ -68,7 +69,7 @@ class DrivenService:
         self._schedules = _schedules_of(tasks, firing)
         self._patience = patience
         self.node = new_id()
-        self.is_dead = False
+        self.is_dead = self._has_failed_part = False
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -87,7 +88,7 @@ class DrivenService:
             for prepare in (*self._prepare, self._recorder.prepare):
                 tasks = prepared(tasks, prepare)
             pools = {task.pool for task in tasks.values()}
-            self._engine = DrivenEngine(self._ledger, tasks, self.node, pools=pools)
+            self._engine = DrivenEngine(self._ledger, tasks, self.node, pools=pools, on_ended=self._on_ended)
             stack.push_async_callback(self._end)
             self.operations = Operations(
                 self._ledger,
@@ -131,14 +132,18 @@ class DrivenService:
         """Execute this run until it is in a final state or was killed. The clock moves to each retry."""
         await self._run_what_is_due()
         while not self.is_dead and (row := await self._row(run_id))["state"] not in FINAL:
-            if row["due_at"] <= clock.now():
+            due_at = row["due_at"] if row["due_at"] > clock.now() else await self._next_part_at(run_id)
+            if due_at is None:
                 raise BatchError(f"run {run_id} of task {row['task']} can't go on: it is {row['state']}")
-            clock.advance(row["due_at"] - clock.now())
+            clock.advance(due_at - clock.now())
             await self._run_what_is_due()
 
-    async def kill(self, run_id: str, after_chunk: int) -> Kill:
-        """Execute this run until it has committed `after_chunk` chunks, and kill it then; or to its end before that."""
-        with self._recorder.killing(run_id, after_chunk, self._stop_driving) as kill:
+    async def kill(self, run_id: str, after_chunk: int | None, after_part: int | None) -> Kill:
+        """Execute this run until it has committed so many chunks, or so many of its parts have succeeded.
+
+        It is killed then, or comes to its end before that.
+        """
+        with self._recorder.killing(run_id, after_chunk, after_part, self._stop_driving) as kill:
             await self.finish(run_id)
         return kill
 
@@ -166,15 +171,25 @@ class DrivenService:
     async def _run_what_is_due(self) -> None:
         try:
             async with asyncio.timeout(self._patience) as self._timeout:
-                await self._engine.settle()
+                await self._engine.settle(self._stop_other_parts)
                 while await self._open():
-                    await self._engine.settle()
+                    await self._engine.settle(self._stop_other_parts)
         except TimeoutError:
             if self._recorder.kill is not None and self._recorder.kill.is_done:
                 await self._die(self._recorder.kill)
                 return
             names = ", ".join(sorted({attempt.task.name for attempt in self._engine.attempts}))
             raise TimeoutError(f"still running after batch.patience, which is {self._patience:g} s: {names}") from None
+
+    def _on_ended(self, outcomes: Sequence[Outcome]) -> None:
+        self._has_failed_part |= any(each.part is not None and each.state == RunState.FAILED for each in outcomes)
+        self._recorder.ended(outcomes)
+
+    async def _stop_other_parts(self) -> None:
+        """With `fail_fast`, the failure of a part cancels the others at once."""
+        if self._has_failed_part:
+            self._has_failed_part = False
+            await self._open()
 
     async def _open(self) -> bool:
         """Open and close what waits and is ready. Returns whether there was any."""
@@ -196,7 +211,7 @@ class DrivenService:
         async with self._ledger.engine.begin() as connection:
             await runs.mirror_progress(connection, progress_of(self._engine.attempts))
         for attempt in self._engine.attempts:
-            attempt.give_up(f"the test killed it after chunk {kill.chunks}")
+            attempt.give_up(f"the test killed it after {kill.counted}")
         kill.end_frozen_tasks()
 
     async def _next_instant(self) -> datetime | None:
@@ -208,6 +223,15 @@ class DrivenService:
                 query = select(func.min(at)).where(text(condition), at > clock.now())
                 instants.append((await connection.execute(query)).scalar())
         return min((at for at in instants if at is not None), default=None)
+
+    async def _next_part_at(self, run_id: str) -> datetime | None:
+        """The instant at which the next part of a run is tried again; None if none is."""
+        query = select(func.min(tables.runs.c.due_at)).where(
+            tables.runs.c.awaited_by == run_id, text(CLAIMABLE_SQL), tables.runs.c.due_at > clock.now()
+        )
+        async with self._ledger.reader.connect() as connection:
+            at: datetime | None = (await connection.execute(query)).scalar()
+        return at
 
     async def _row(self, run_id: str) -> dict[str, Any]:
         async with self._ledger.reader.connect() as connection:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from service.batch.execution.local_engine import LocalEngine
+
+
+async def nothing() -> None:
+    """What is done after a turn by default."""
 
 
 class DrivenEngine(LocalEngine):
@@ -11,9 +17,10 @@ class DrivenEngine(LocalEngine):
     `start` begins the background loop, so it is called only at the end, when the engine is drained and stopped.
     """
 
-    async def settle(self) -> None:
-        """Claim and execute runs until no run is active and none can be claimed."""
+    async def settle(self, after_each: Callable[[], Awaitable[None]] = nothing) -> None:
+        """Claim and execute runs until no run is active and none can be claimed. `after_each`: after each turn."""
         await self._turn()
         while self._attempts:
             await self._until_needed()
             await self._turn()
+            await after_each()

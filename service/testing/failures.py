@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from typing import Any, NoReturn
 
+from service.batch.context.current_run import current_run_if_any, state_of
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.registry import Task
 
@@ -13,15 +14,17 @@ class Failures:
     """The errors that the next attempts of each task are to raise, in this order."""
 
     def __init__(self) -> None:
-        self._errors: defaultdict[str, deque[BaseException]] = defaultdict(deque)
+        self._errors: defaultdict[tuple[str, int | None], deque[BaseException]] = defaultdict(deque)
 
-    def add(self, name: str, error: BaseException, times: int) -> None:
-        self._errors[name].extend([error] * times)
+    def add(self, name: str, error: BaseException, times: int, part: int | None = None) -> None:
+        self._errors[name, part].extend([error] * times)
 
     def prepare(self, task: Task, instance: BaseTask) -> None:
         """Replace the method `run` of a new instance if an error is set up for its task."""
-        if self._errors[task.name]:
-            vars(instance)["run"] = _failing(self._errors[task.name].popleft(), task.on_loop)
+        run = current_run_if_any()
+        part = state_of(run).part if run is not None else None
+        if errors := self._errors[task.name, part] or self._errors[task.name, None]:
+            vars(instance)["run"] = _failing(errors.popleft(), task.on_loop)
 
 
 def _failing(error: BaseException, on_loop: bool) -> Any:

@@ -1,4 +1,4 @@
-"""`kill_after_chunk`: from the commit of a given chunk on, no code of active runs is executed, not even a `finally`."""
+"""Kills: from a commit of a chunk, or an end of a part on, no code of active runs is executed, not even a `finally`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,28 @@ from weakref import WeakSet
 
 from service.batch.context import current_run
 from service.batch.tasks.base import BaseTask
+from service.testing.records import RunRecord
 
 
 class Kill:
-    """Freezes all coroutines of runs as soon as one run has committed a number of chunks, as a `kill -9` would.
+    """Freezes all coroutines of runs as soon as one run has come so far, as a `kill -9` would.
 
     Attributes:
         chunks: How many chunks the run has committed.
+        parts: How many parts of its task have succeeded.
         is_done: Whether the run has been killed.
     """
 
-    def __init__(self, run: str, after_chunk: int, on_kill: Callable[[], None]) -> None:
-        """`on_kill` is called during the commit, and must not block."""
-        self.chunks = 0
+    def __init__(
+        self, run: str, after_chunk: int | None, on_kill: Callable[[], None], after_part: int | None = None
+    ) -> None:
+        """`after_chunk`, `after_part`: after how many of these the run is killed. `on_kill` is called during the commit
+        of a chunk, or after that of a part, and must not block.
+        """
+        self.chunks = self.parts = 0
         self.is_done = False
-        self._run, self._after_chunk, self._on_kill = run, after_chunk, on_kill
+        self._run, self._on_kill = run, on_kill
+        self._after_chunk, self._after_part = after_chunk, after_part
         self._coroutines: WeakSet[FreezableCoroutine] = WeakSet()
         self._tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
 
@@ -35,7 +42,30 @@ class Kill:
         if run != self._run or self.is_done:
             return
         self.chunks += 1
-        if self.chunks == self._after_chunk:
+        self._kill_if(self.chunks == self._after_chunk)
+
+    def part_succeeded(self) -> None:
+        """Count a part that has succeeded, and kill the run if this is the one after which it is to be killed."""
+        if not self.is_done:
+            self.parts += 1
+            self._kill_if(self.parts == self._after_part)
+
+    @property
+    def counted(self) -> str:
+        """How far the run has come, for a message."""
+        return f"chunk {self.chunks}" if self._after_part is None else f"{self.parts} parts"
+
+    def missed(self, run: RunRecord) -> str:
+        """Why the run was not killed. `run`: as it is now."""
+        state = run.state if run.reason is None else f"{run.state} ({run.reason})"
+        if self._after_part is not None:
+            wanted, did = f"part {self._after_part}", f"{self.parts} of its parts succeeded"
+        else:
+            wanted, did = f"chunk {self._after_chunk}", f"it committed {self.chunks}"
+        return f"{run.task} was not killed after {wanted}: {did}, and {state}"
+
+    def _kill_if(self, is_time: bool) -> None:
+        if is_time:
             self.is_done = True
             self._on_kill()
 

@@ -82,11 +82,13 @@ class Batch:
         """Fire only the slots of these tasks. Other tasks can still be run with `run`."""
         self._only = {self._known(task).name for task in tasks}
 
-    def fail_next(self, task: TaskOrName, error: BaseException | None = None, times: int = 1) -> None:
-        """Make the next attempts of `task` raise `error` (default: a RuntimeError) instead of calling its `run()`."""
+    def fail_next(
+        self, task: TaskOrName, error: BaseException | None = None, times: int = 1, part: int | None = None
+    ) -> None:
+        """Make the next attempts of `task`, or of its `part`, raise `error` (default: a RuntimeError)."""
         if error is not None and not isinstance(error, BaseException):
             raise TypeError(f"fail_next() was given {error!r}; allowed: an exception, such as OSError('no network')")
-        self._failures.add(self._known(task).name, error or RuntimeError("made to fail by fail_next()"), times)
+        self._failures.add(self._known(task).name, error or RuntimeError("made to fail by fail_next()"), times, part)
 
     async def run(
         self,
@@ -94,6 +96,7 @@ class Batch:
         *,
         slot: datetime | None = None,
         kill_after_chunk: int | None = None,
+        kill_after_part: int | None = None,
         upstream: Given | None = None,
         **params: Any,
     ) -> RunRecord:
@@ -105,15 +108,17 @@ class Batch:
         `kill_after_chunk`: when the run has committed this many chunks, in all its loops together, it is killed, as if
         its process had died. It is returned in the state `running`, and `resume()` continues it. Raises AssertionError
         if the run ends with fewer chunks.
+        `kill_after_part`: the same when so many parts of a partitioned task have succeeded. It is returned `waiting`.
         A failed run is returned too: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
         """
         known = self._known(task)
         _check(kill_after_chunk)
+        _check(kill_after_part, "kill_after_part")
         if upstream is not None and not known.parameters.takes_upstream:
             if "upstream" not in known.parameters.names:
                 raise InvalidParameters(f"run() of task {known.name} has no parameter with the annotation Upstream")
             params, upstream = {**params, "upstream": upstream}, None
-        if kill_after_chunk is not None and self._killed is not None:
+        if (kill_after_chunk or kill_after_part) and self._killed is not None:
             raise BatchError(
                 f"run {self._killed[0]} was killed before; call `batch.resume()` before another run can be killed"
             )
@@ -121,7 +126,7 @@ class Batch:
             started = await service.operations.runs.start(known.name, params, slot)
             if upstream is not None:
                 self._upstreams.give(started.id, upstream)
-            await self._finish(service, started.id, kill_after_chunk)
+            await self._finish(service, started.id, kill_after_chunk, kill_after_part)
         return self._record(started.id)
 
     async def retry(self, run: RunOrTask, *, from_the_beginning: bool = False) -> RunRecord:
@@ -168,7 +173,7 @@ class Batch:
             await service.operations.tasks.resume(name)
 
     async def resume(self, *, kill_after_chunk: int | None = None) -> RunRecord:
-        """Take over the run that `kill_after_chunk` has killed, as another process would, and run it to its end.
+        """Take over the run that a kill has ended, as another process would, and run it to its end.
 
         It continues after its last committed chunk, in the same attempt. `kill_after_chunk` kills it once more; only
         chunks that are committed from now on are counted. Raises BatchError if no run was killed.
@@ -209,24 +214,27 @@ class Batch:
         return await self._while_ending(lambda service: service.settle())
 
     def runs(self, task: TaskOrName | None = None) -> list[RunRecord]:
-        """All runs, or those of one task, oldest first."""
-        return run_records(self._recorder.chunks, task=self._known(task).name if task is not None else None)
+        """All runs, or those of one task, oldest first; without the parts of partitioned tasks."""
+        named = self._known(task).name if task is not None else None
+        return [run for run in run_records(self._recorder.chunks, task=named) if run.part is None]
+
+    def parts(self, run: RunOrTask) -> list[RunRecord]:
+        """The parts of a run, in the order of their numbers."""
+        return run_records(self._recorder.chunks, awaited_by=self._id(run), origin="part")
 
     def missed(self, task: TaskOrName | None = None) -> list[MissedRange]:
         """The ranges of slots that did not run, with their reasons, oldest first."""
         return missed_ranges(self._known(task).name if task is not None else None)
 
-    async def _finish(self, service: DrivenService, run_id: str, kill_after_chunk: int | None) -> None:
-        if kill_after_chunk is None:
+    async def _finish(
+        self, service: DrivenService, run_id: str, after_chunk: int | None, after_part: int | None = None
+    ) -> None:
+        if after_chunk is None and after_part is None:
             await service.finish(run_id)
             return
-        kill = await service.kill(run_id, kill_after_chunk)
+        kill = await service.kill(run_id, after_chunk, after_part)
         if not kill.is_done:
-            run = self._record(run_id)
-            state = run.state if run.reason is None else f"{run.state} ({run.reason})"
-            raise AssertionError(
-                f"{run.task} was not killed after chunk {kill_after_chunk}: it committed {kill.chunks}, and {state}"
-            )
+            raise AssertionError(kill.missed(self._record(run_id)))
         self._killed = run_id, service.node
 
     def _known(self, task: TaskOrName) -> Task:
@@ -279,10 +287,10 @@ class Batch:
             self._is_busy = False
 
 
-def _check(kill_after_chunk: Any) -> None:
-    is_int = isinstance(kill_after_chunk, int) and not isinstance(kill_after_chunk, bool)
-    if kill_after_chunk is not None and not (is_int and kill_after_chunk > 0):
-        raise ValueError(f"kill_after_chunk is {kill_after_chunk!r}; allowed: an int from 1")
+def _check(number: Any, name: str = "kill_after_chunk") -> None:
+    is_int = isinstance(number, int) and not isinstance(number, bool)
+    if number is not None and not (is_int and number > 0):
+        raise ValueError(f"{name} is {number!r}; allowed: an int from 1")
 
 
 def _after(days: float, hours: float, minutes: float, seconds: float) -> datetime:

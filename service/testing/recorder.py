@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from service.batch.context.current_run import current_run, state_of
 from service.batch.context.loop_positions import Loop, Loops
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.states import RunState
 from service.batch.tasks.base import BaseTask
 from service.batch.tasks.registry import Task
 from service.testing.kills import Kill
@@ -47,14 +49,22 @@ class Recorder:
             self.kill.prepare(instance)
 
     @contextmanager
-    def killing(self, run: str, after_chunk: int, on_kill: Callable[[], None]) -> Iterator[Kill]:
-        """Within this block, kill `run` when it has committed `after_chunk` chunks, and call `on_kill` then."""
-        self.kill = Kill(run, after_chunk, on_kill)
+    def killing(
+        self, run: str, after_chunk: int | None, after_part: int | None, on_kill: Callable[[], None]
+    ) -> Iterator[Kill]:
+        """Within this block, kill `run` when it has come so far (see Kill), and call `on_kill` then."""
+        self.kill = Kill(run, after_chunk, on_kill, after_part)
         try:
             with self.kill.freezing_tasks():
                 yield self.kill
         finally:
             self.kill = None
+
+    def ended(self, outcomes: Sequence[Outcome]) -> None:
+        """Tell the kill which parts have succeeded."""
+        for outcome in outcomes:
+            if self.kill is not None and outcome.part is not None and outcome.state == RunState.SUCCEEDED:
+                self.kill.part_succeeded()
 
     def _committed(self, run: str, loop: str, number: int, items: list[Any]) -> None:
         name = loop.partition(":")[2]  # without its prefix, the kind of the position: "chunks:"

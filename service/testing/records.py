@@ -64,6 +64,7 @@ class RunRecord:
     attempt: int
     count: int | None
     total: int | None
+    part: int | None
     key: str | None
     parent: str | None
     requested_by: str | None

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import chains, json_rows, kept_back, runs, transitions, waits
+from service.batch.ledger import awaiting_runs, chains, json_rows, kept_back, parts, runs, transitions, waits
+from service.batch.ledger.parts import PartsGate, Split
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import Rank
 from service.batch.queue import waiting
@@ -85,7 +86,7 @@ async def send(ledger: Database, of: Of, now: datetime) -> None:
             await chains.members(connection, cancelled[0].id, 200)
             await chain.upcoming(connection, "later", now)
         with of("retry what others wait for"):
-            assert await waits.lock_awaiting(connection, [upstream.id]) == [others[-1].id]
+            assert await awaiting_runs.lock_awaiting(connection, [upstream.id]) == [others[-1].id]
             await transitions.reopen(connection, [closed[1].id, upstream.id], Rank.MANUAL, "ann", now)
         follow_up = await runs.get(connection, closed[0].id)
         assert follow_up is not None and follow_up["state"] == "waiting"
@@ -93,3 +94,27 @@ async def send(ledger: Database, of: Of, now: datetime) -> None:
             await transitions.cancel(connection, [cancelled[0].id], "cancelled by ann", "ann", now)
         with of("resume what waits"):
             await waits.extend(connection, "down", MINUTE, now)
+        with of("parts"):
+            await send_parts(connection, now)
+
+
+async def send_parts(connection: AsyncConnection, now: datetime) -> None:
+    """Split a run, read its parts, fail it by them, and split it anew."""
+    run = new("then", exclusive="then", state="waiting", gate="fail_fast", attempt=1)
+    await json_rows.insert(connection, runs.runs, [vars(run)])
+    split = Split(PartsGate.FAIL_FAST, "then/parts", [{"n": n} for n in range(50)])
+    await parts.insert(connection, run.id, split, split.rows(connection.dialect.name), now)
+    (tally,) = (await parts.tallies(connection, [run.id])).values()
+    assert (tally.number, tally.active) == (50, 50)
+    assert len(await parts.of_run(connection, run.id, 20)) == 20
+    assert len(await parts.states_in_order(connection, run.id, 50, 10)) == 10
+    assert len(await parts.startable_ids(connection, run.id, now, 5)) == 5
+    await transitions.cancel(connection, await parts.active_ids(connection, run.id), "stopped", "ann", now)
+    decided = await waiting.decide(connection, now)
+    assert [failing["reason"] for failing in decided.failing] == [f"50 of 50 parts cancelled: {LISTED} and 40 more"]
+    await waiting.apply(connection, decided, now)
+    assert await transitions.reopen(connection, [run.id], Rank.MANUAL, "ann", now, anew=True) == {run.id}
+    assert await parts.tallies(connection, [run.id]) == {}
+
+
+LISTED = ", ".join(map(str, range(1, 11)))

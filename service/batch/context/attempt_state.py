@@ -99,6 +99,8 @@ class AttemptState:
         on_refused: Called each time a write of the attempt was refused, in any thread.
         will_retry: Whether the attempt has failed and another one follows.
         schedule: The schedule of the task; None for a task without one.
+        stage: Which method of a partitioned task the attempt calls; "" for other tasks.
+        part: The number of the part that it does; None for other runs.
         stop_reason: Why the attempt is asked to stop; None while it is not.
         has_set_aside: Whether the attempt has put items into quarantine.
         stopping: An event that is set when the attempt is asked to stop. None until code of the run waits for it.
@@ -119,6 +121,8 @@ class AttemptState:
     is_lost: bool = False
     will_retry: bool = False
     has_set_aside: bool = False
+    stage: str = ""
+    part: int | None = None
     stop_reason: str | None = None
     stopping: asyncio.Event | None = None
     transactions: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = field(default_factory=WeakKeyDictionary)

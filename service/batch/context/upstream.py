@@ -20,6 +20,7 @@ class Done:
         slot: The instant, aware, in UTC; None for a member without a slot, and for a task that had no slot yet.
         state: The state of the run when this one began; None without a run.
         params: The parameters that its run was started with, as JSON values and without defaults.
+        part: The number of a part, from 1; None for another run.
         result: What its `run()` returned, as JSON values; None without a run, or if it has returned nothing.
     """
 
@@ -29,6 +30,7 @@ class Done:
     state: str | None
     params: Mapping[str, Any] = field(default_factory=dict, repr=False)
     result: Any = field(default=None, repr=False)
+    part: int | None = None
 
 
 ReadMembers = Callable[[str | None], Awaitable[Sequence[Done]]]

@@ -18,6 +18,7 @@ from service.batch.execution.ending import Ending, log_ending
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
 from service.batch.queue import upstreams
+from service.batch.tasks.partitions import Stage
 from service.batch.tasks.policies import ON_TIME
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
@@ -138,12 +139,18 @@ class Attempt:
     async def _execute(self) -> Ending:
         if self._take_over is not None:
             await self._take_over(self.state)
+        if self.body.stage == Stage.WORK and self.claimed.awaited_by is not None:
+            self.body.use_slot(await upstreams.slot_of(self.claimed.awaited_by))
+        if self.body.stage == Stage.JOIN and not await upstreams.are_parts_over(self.claimed.id):
+            return Ending(RunState.WAITING, "resumed")
         if self._child_pool is None:
             parameters = await self.body.parameters(upstreams.read)
             self.begins()
             return await self.body.execute(parameters, self._threads, ABANDON_SECONDS)
         ending, stop = await self._child_pool.execute(self), self.body.stop
-        has_finished = ending.state == RunState.SUCCEEDED and (stop is None or stop.outcome == "interrupted")
+        has_finished = ending.state in (RunState.SUCCEEDED, RunState.WAITING) and (
+            stop is None or stop.outcome == "interrupted"
+        )
         return ending if stop is None or has_finished else stop
 
     def begins(self) -> None:
@@ -190,7 +197,7 @@ class Attempt:
         self.state.loops.close()
         if ending.state != RunState.SUCCEEDED:  # a thread or a coroutine of the attempt may still go on
             seal(self.state)
-        pings.ended(self.task, ending)
+        pings.ended(self.task, self.claimed, ending)
         is_wrong = ending.outcome not in ("succeeded", "interrupted", "cancelled")
         tracing.end(self._span, ending.outcome, ending.reason if is_wrong else None)
         self._on_end(self, ending)

@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from service.batch.execution.ending import Ending
 from service.batch.execution.fingerprint import EMPTY, INTERRUPTED, QUARANTINE, TIMED_OUT, fingerprint_of
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
+from service.batch.tasks.partitions import Part, Stage, as_json, stage_of
 from service.batch.tasks.policies import not_run_again
 from service.batch.tasks.registry import Task
 from service.batch.tasks.retry_after import seconds_asked
@@ -32,15 +34,15 @@ from service.errors import Interrupted, InvalidParameters, ProcessDied, RetryAft
 from service.logs import run_log
 
 
-async def call(task: Task, parameters: Mapping[str, Any], threads: ThreadPool, patience: float) -> Any:
-    """Call `run` of a new instance: on the event loop if it is a coroutine function, otherwise in a thread.
+async def call(task: Task, parameters: Mapping[str, Any], threads: ThreadPool, patience: float, on_loop: bool) -> Any:
+    """Call `run` of a new instance: on the event loop (`on_loop`), or in a thread.
 
     If the result is awaitable (a coroutine function behind a plain decorator), it is awaited. `patience`: how many
     seconds a thread that was cancelled may take to end. Raises TypeError if the result is a generator.
     """
     run = task.cls().run
-    if task.on_loop:
-        result = await run(**parameters)
+    if on_loop:
+        result = run(**parameters)
     else:
         result = await threads.run(functools.partial(run, **parameters), patience=patience)
     if result is None:
@@ -56,6 +58,7 @@ class Body:
     """The body of one attempt, with the state of the attempt and the run as its code sees it.
 
     Attributes:
+        stage: Which method of a partitioned task it calls; None for other tasks.
         stop: The ending that was asked for while the body went on; None while nobody has.
         has_begun: Whether `run` was called, or is about to be.
     """
@@ -66,6 +69,8 @@ class Body:
         slot = (claimed.slot or claimed.created_at).astimezone(task.zone)
         self.state = AttemptState.of(claimed.id, task.name, claimed.attempt, task.schedule)
         self.state.fence, self.state.holds_lease = claimed.fence, holds_lease
+        self.stage = stage_of(task.partition, claimed)
+        self.state.stage, self.state.part = self.stage or "", claimed.part
         self.state.is_fenced = claimed.fence > 0 and task.policies.fenced
         origin = Origin(claimed.origin)
         self.run = CurrentRun(claimed.id, task.name, slot, claimed.attempt, origin, self.state)
@@ -96,23 +101,53 @@ class Body:
             ending = self.stop or self.interrupted(LOST)
         return ending
 
-    async def parameters(self, read: Callable[[str], Awaitable[Upstream]]) -> dict[str, Any]:
-        """The arguments of `run`. `read`: reads what the run with this id has waited for. Raises InvalidParameters."""
-        upstream = await read(self.claimed.id) if self.task.parameters.takes_upstream else None
+    def use_slot(self, slot: datetime | None) -> None:
+        """Let a part have the slot of its run."""
+        self.claimed.slot = slot
+        self.run.slot = (slot or self.claimed.created_at).astimezone(self.task.zone)
+
+    async def parameters(self, read: Callable[[str, bool], Awaitable[Upstream]]) -> dict[str, Any]:
+        """The arguments of `run`. `read`: reads what the run with this id has waited for, or (True) its parts.
+
+        Raises InvalidParameters.
+        """
+        if self.stage == Stage.WORK:
+            return {"part": Part.stored(self.claimed.part or 0, self.claimed.params)}
+        if self.stage == Stage.JOIN:
+            joins = self.task.partition is not None and self.task.partition.joins
+            return {"parts": [done async for done in await read(self.claimed.id, True)] if joins else []}
+        upstream = await read(self.claimed.id, False) if self.task.parameters.takes_upstream else None
         return self.task.parameters.to_call(self.claimed.params or {}, self.run.slot, upstream)
 
     async def execute(self, parameters: Mapping[str, Any], threads: ThreadPool, patience: float) -> Ending:
         """Call `run` in this process, and return the ending of a success. Raises what it raises."""
-        result = await call(self.task, parameters, threads, patience)
+        partition = self.task.partition
+        on_loop = partition.on_loop[self.stage] if partition is not None and self.stage else self.task.on_loop
+        result = await call(self.task, parameters, threads, patience, on_loop)
         self.state.loops.raise_rolled_back()
+        if self.stage == Stage.SPLIT:
+            parts = as_json(self.task.name, result)
+            return Ending(RunState.WAITING, "split", parts=parts) if self._goes_on else self._stopped
+        if self.stage == Stage.WORK:
+            return self._succeeded(result, None)
         return self._succeeded(result, await results.unmet(self.task, result, threads, patience))
 
     def _succeeded(self, result: Any, unmet: str | None) -> Ending:
         """`unmet`: why the result is not what the task expects; None if it is."""
-        if self.stop is not None and self.stop.outcome != "interrupted":
-            return self.stop
+        if not self._goes_on:
+            return self._stopped
         fingerprint = EMPTY if unmet else QUARANTINE if self.state.has_set_aside else None
         return Ending(RunState.SUCCEEDED, "succeeded", unmet, results.as_json(result), fingerprint=fingerprint)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether an ending of the body counts: nobody has stopped it, or it has come to its end before a shutdown."""
+        return self.stop is None or self.stop.outcome == "interrupted"
+
+    @property
+    def _stopped(self) -> Ending:
+        assert self.stop is not None
+        return self.stop
 
     def interrupted(self, reason: str) -> Ending:
         """The ending of an interrupt. If the body has begun and the task may not be repeated, its run fails."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +25,8 @@ class Ending:
     """How an attempt ended: the next state of its run, and why. `wait`: seconds until the next attempt; None: no retry.
 
     `outcome`: a word for the attempt's row, such as "timed out". `fingerprint`: what is wrong with the run; None if
-    nothing is.
+    nothing is. `parts`: with the state WAITING, the parameters of the parts that it was split into; None: it was split
+    before.
     """
 
     state: RunState
@@ -35,6 +36,7 @@ class Ending:
     error: BaseException | None = None
     wait: float | None = None
     fingerprint: str | None = None
+    parts: Sequence[Mapping[str, Any]] | None = None
 
 
 def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:
@@ -45,6 +47,9 @@ def log_ending(ending: Ending, claimed: Claimed, ended_at: datetime) -> None:
     follows = f"; attempt {claimed.attempt + 1} follows in {ending.wait:.1f} s" if ending.wait is not None else ""
     if ending.error is not None:
         logger.error(f"{claimed.task} failed: {ending.reason}{follows}", exc_info=ending.error, **values)
+    elif ending.state == RunState.WAITING:
+        what = f"split into {len(ending.parts):,} parts" if ending.parts is not None else "resumed with its parts"
+        logger.info(f"{claimed.task} was {what}", **values)
     elif ending.state != RunState.SUCCEEDED:
         logger.warning(f"{claimed.task} was {ending.outcome}: {ending.reason}", **values)
 

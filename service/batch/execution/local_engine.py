@@ -260,7 +260,7 @@ class LocalEngine(Background):
         return await self._claims.may_start(self.capacity)
 
     async def _write(self, group: Group, claim: bool = True, rechecks: bool = False) -> None:
-        await group.prepare()
+        await group.prepare(self._database.kind)
         async with self._metrics.timed(LedgerWork.WRITE), self._database.engine.begin() as connection:
             bounced = await group.write(connection)
             losses = self.losses

@@ -11,7 +11,8 @@ def ended(metrics: ProcessMetrics, attempt: Attempt, outcome: Outcome, is_record
     """Count an attempt that has ended. `is_recorded`: its outcome is in the ledger, and was not refused."""
     if is_recorded:
         seconds = (outcome.ended_at - outcome.started_at).total_seconds()
-        state = outcome.state.value if outcome.due_at is None else None
+        goes_on = outcome.due_at is not None or outcome.split is not None
+        state = None if goes_on else outcome.state.value
         metrics.count_attempt(outcome.task, outcome.outcome, seconds, state, attempt.claimed.origin)
     else:
         metrics.count_refused()

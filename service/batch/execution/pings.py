@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from service.batch.execution.ending import Ending
 from service.batch.ledger.runs import Claimed
-from service.batch.ledger.states import RunState
+from service.batch.ledger.states import Origin, RunState
+from service.batch.tasks.partitions import Stage, stage_of
 from service.batch.tasks.registry import Task
 
 _tell: Callable[[str], None] | None = None
@@ -19,14 +20,15 @@ def use(tell: Callable[[str], None] | None) -> None:
 
 
 def began(task: Task, claimed: Claimed) -> None:
-    """A run begins. Its later attempts are no beginnings."""
-    if _tell is not None and task.monitoring.ping is not None and claimed.attempt == 1:
+    """A run begins. Its later attempts are no beginnings, and nor are its parts and what follows them."""
+    is_first = claimed.attempt == 1 and stage_of(task.partition, claimed) in (None, Stage.SPLIT)
+    if _tell is not None and task.monitoring.ping is not None and is_first:
         _tell(f"{task.monitoring.ping.rstrip('/')}/start")
 
 
-def ended(task: Task, ending: Ending) -> None:
-    """An attempt has ended. Only the end of the run is told."""
-    if _tell is None or task.monitoring.ping is None:
+def ended(task: Task, claimed: Claimed, ending: Ending) -> None:
+    """An attempt has ended. Only the end of the run is told, and not that of a part."""
+    if _tell is None or task.monitoring.ping is None or claimed.origin == Origin.PART:
         return
     if ending.state == RunState.SUCCEEDED:
         _tell(task.monitoring.ping)

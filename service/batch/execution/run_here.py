@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import FIRST_COMPLETED
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -11,11 +12,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.execution.local_engine import LocalEngine
-from service.batch.ledger import database_time, runs, transitions
+from service.batch.ledger import database_time, parts, runs, transitions
 from service.batch.ledger.runs import Claimed, NewRun
 from service.batch.ledger.states import FINAL, RunState
 from service.batch.ledger.tables import new_id
-from service.batch.queue import concurrency
+from service.batch.queue import concurrency, waiting
 from service.batch.tasks.parameters import SLOT
 from service.batch.tasks.registry import Task
 from service.database.engine import Database
@@ -77,7 +78,10 @@ class ManualRun:
             row = await self._row()
             if row["state"] in FINAL or row["state"] == RunState.INTERRUPTED:
                 return row
-            await self._start_retry(row)
+            if row["state"] == RunState.WAITING:
+                await self._do_parts()
+            else:
+                await self._start_again(row)
 
     async def _start(self, params: dict[str, Any] | None, slot: datetime | None, by: str | None) -> None:
         has_logged = False
@@ -112,13 +116,30 @@ class ManualRun:
         new_run.id = self.id
         return new_run
 
-    async def _start_retry(self, row: dict[str, Any]) -> None:
-        """Start the retry of the run if it is due, otherwise wait a little. A service may claim the retry instead."""
+    async def _do_parts(self) -> None:
+        """Execute parts of the run until one has ended, as services may do meanwhile, and open it in the end."""
+        queue, partition = self._task.queue_of_parts, self._task.partition
+        assert partition is not None
+        async with self._engine.claiming:
+            async with self._database.engine.begin() as connection:
+                losses, now = self._engine.losses, await database_time.now_of(connection)
+                await waiting.apply(connection, await waiting.decide(connection, now), now)
+                lanes = (await concurrency.free(connection, {queue: partition.parallel}))[queue]
+                ids = await parts.startable_ids(connection, self.id, now, len(lanes)) if lanes else []
+                claimed = await self._claim_in_lanes(connection, dict(zip(ids, lanes, strict=False)), now)
+            self._engine.launch(claimed, losses)
+        ends = [asyncio.ensure_future(self._engine.until_written(each.claimed.id)) for each in self._engine.attempts]
+        await asyncio.wait(ends or [asyncio.ensure_future(asyncio.sleep(RETRY_SECONDS))], return_when=FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+
+    async def _start_again(self, row: dict[str, Any]) -> None:
+        """Start the retry or the join of the run if it is due, otherwise wait a little. A service may be first."""
         async with self._engine.claiming:
             async with self._database.engine.begin() as connection:
                 losses = self._engine.losses
                 now = await database_time.now_of(connection)
-                is_due = row["state"] == RunState.RETRYING and row["due_at"] <= now
+                is_due = row["state"] in (RunState.RETRYING, RunState.QUEUED) and row["due_at"] <= now
                 claimed = await self._claim(connection, now) if is_due else []
             self._engine.launch(claimed, losses)
         if not claimed:
@@ -127,10 +148,14 @@ class ManualRun:
 
     async def _claim(self, connection: AsyncConnection, now: datetime) -> list[Claimed]:
         """Claim the run. Returns an empty list if another run of the task is running, or a service was first."""
+        return await self._claim_in_lanes(connection, {self.id: await self._lane(connection)}, now)
+
+    async def _claim_in_lanes(
+        self, connection: AsyncConnection, lanes: Mapping[str, int], now: datetime
+    ) -> list[Claimed]:
         try:
             async with connection.begin_nested():
-                lanes = {self.id: await self._lane(connection)}
-                return await transitions.claim(connection, [self.id], self._node, now, lanes)
+                return await transitions.claim(connection, list(lanes), self._node, now, lanes)
         except IntegrityError:
             return []
 

@@ -16,8 +16,10 @@ from service.batch.execution.attempt import Attempt
 from service.batch.execution.ending import Ending
 from service.batch.ledger import database_time, run_logs, runs, transitions
 from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.parts import Split
 from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.states import Rank, RunState
+from service.batch.ledger.runs import Claimed
+from service.batch.ledger.states import Origin, Rank, RunState
 from service.concurrency.offload import offload
 from service.database import troubles
 from service.logs import get_logger
@@ -56,17 +58,24 @@ class Group:
 
     def states_only(self) -> Group:
         """The outcomes without their results, errors and messages, which could not be stored."""
-        reason = "its result or error can't be stored"
-        return Group(
-            [
-                replace(o, result=None, error=None, message=None, reason=reason if o.state == RunState.FAILED else None)
-                for o in self.outcomes
-            ]
-        )
+        reason = "its result, its error or its parts can't be stored"
+        outcomes = []
+        for o in self.outcomes:
+            state = RunState.FAILED if o.split is not None else o.state
+            because = reason if state == RunState.FAILED else None
+            bare = replace(o, result=None, error=None, message=None, split=None, split_rows=None)
+            outcomes.append(replace(bare, state=state, reason=because))
+        return Group(outcomes)
 
-    async def prepare(self) -> None:
-        """Compress the log lines. Call it before the transaction begins."""
+    async def prepare(self, kind: str) -> None:
+        """Compress the log lines, and encode what runs were split into. Call it before the transaction begins.
+
+        `kind`: of the database.
+        """
         self.packed = await offload(run_logs.pack, self.blocks) if self.blocks else []
+        for outcome in self.outcomes:
+            if outcome.split is not None and outcome.split.params and outcome.split_rows is None:
+                outcome.split_rows = await offload(outcome.split.rows, kind)
 
     async def write(self, connection: AsyncConnection) -> list[Outcome]:
         """Write the group in the caller's transaction. Returns the outcomes whose runs another node holds."""
@@ -123,12 +132,17 @@ class WriteBuffer:
         self._outcomes.append(_outcome(attempt, ending, self._node))
 
     def take(self, attempts: Iterable[Attempt]) -> Group:
-        """The next group: up to GROUP_LIMIT outcomes, and the new log lines and progress of `attempts`."""
+        """The next group: up to GROUP_LIMIT outcomes, and the new log lines and progress of `attempts`.
+
+        A run that was split is written by itself: to insert its parts may take longer than all other outcomes.
+        """
         running = list(attempts)
         for attempt in running:
             if not self._is_full:
                 self._add_blocks(_blocks(attempt, attempt.state.log.take_lines))
-        outcomes, self._outcomes = self._outcomes[:GROUP_LIMIT], self._outcomes[GROUP_LIMIT:]
+        splits = (number for number, outcome in enumerate(self._outcomes) if outcome.split is not None)
+        number = min(GROUP_LIMIT, max(1, next(splits, GROUP_LIMIT)))
+        outcomes, self._outcomes = self._outcomes[:number], self._outcomes[number:]
         blocks, self._blocks, self._bytes = self._blocks, [], 0
         return Group(outcomes, blocks, self._take_progress(running))
 
@@ -194,13 +208,30 @@ def _outcome(attempt: Attempt, ending: Ending, node: str) -> Outcome:
         ended_at=ended_at,
         reason=ending.reason,
         result=ending.result,
-        error=failures.facts_of(ending.error) if ending.error else None,
+        error=_facts(claimed, ending) if ending.error else None,
         due_at=None if is_final else ended_at + timedelta(seconds=ending.wait or 0),
         rank=Rank.INTERRUPTED if is_interrupted else None,
         fingerprint=ending.fingerprint,
         is_awaited=claimed.awaited_by is not None,
+        part=claimed.part,
+        split=_split(attempt, ending),
         **_progress(attempt, attempt.state.meter.latest()),
     )
+
+
+def _split(attempt: Attempt, ending: Ending) -> Split | None:
+    task = attempt.task
+    if ending.state != RunState.WAITING or task.partition is None:
+        return None
+    return Split(task.partition.gate, task.queue_of_parts, ending.parts)
+
+
+def _facts(claimed: Claimed, ending: Ending) -> dict[str, Any] | None:
+    """The facts of the error. With those of a part stands its fingerprint: its parent fails with that."""
+    facts: dict[str, Any] | None = failures.facts_of(ending.error) if ending.error is not None else None
+    if facts is not None and claimed.origin == Origin.PART:
+        facts |= {"fingerprint": ending.fingerprint}
+    return facts
 
 
 def _progress(attempt: Attempt, progress: Progress | None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Opener(Background):
     def on_ended(self, outcomes: Sequence[Outcome]) -> None:
         """Look at what waits if one of these outcomes, which were committed, may be awaited."""
         upstreams = self._upstreams()
-        if any(outcome.is_awaited or outcome.task in upstreams for outcome in outcomes):
+        if any(each.is_awaited or each.split is not None or each.task in upstreams for each in outcomes):
             self.wake()
 
     def on_changes(self, changes: LedgerChanges) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import bindparam, case, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
 from service.batch.ledger.incidents.tables import durations
+from service.batch.ledger.parts import is_split
 from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import runs, tasks
+from service.batch.ledger.tables import NO_PART_SQL, runs, tasks
 
 LAST = 100
 """So many of the last successes count."""
@@ -62,18 +63,22 @@ class UsualDurations:
         return computed
 
 
+_BEGAN_AT = case((text(is_split()), runs.c.started_at), else_=runs.c.attempt_started_at)
+"""When the last attempt of a run began: of a run that was split its first one, for its last one is only its join."""
+
+
 async def _compute(connection: AsyncConnection, task: str, now: datetime, before: datetime | None) -> Durations:
     """Compute the durations from the newest runs of a task. `before`: the last success that was known before."""
     newest = (
-        select(runs.c.state, runs.c.attempt_started_at, runs.c.finished_at)
-        .where(runs.c.task == task)
+        select(runs.c.state, _BEGAN_AT.label("began_at"), runs.c.finished_at)
+        .where(runs.c.task == task, text(NO_PART_SQL))
         .order_by(runs.c.created_at.desc(), runs.c.id.desc())
         .limit(LOOKED)
     )
     ended = [
-        (row.finished_at, max(0.0, (row.finished_at - row.attempt_started_at).total_seconds()))
+        (row.finished_at, max(0.0, (row.finished_at - row.began_at).total_seconds()))
         for row in await connection.execute(newest)
-        if row.state == RunState.SUCCEEDED and row.finished_at is not None and row.attempt_started_at is not None
+        if row.state == RunState.SUCCEEDED and row.finished_at is not None and row.began_at is not None
     ][:LAST]
     seconds = sorted(duration for _, duration in ended)
     last = max((at for at, _ in ended), default=before)

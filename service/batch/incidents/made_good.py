@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.execution.fingerprint import QUARANTINE
 from service.batch.ledger import json_rows
 from service.batch.ledger.states import ACTIVE, RunState
-from service.batch.ledger.tables import OPEN_FAILURE_SQL, runs
+from service.batch.ledger.tables import NO_PART_SQL, OPEN_FAILURE_SQL, runs
 
 MOST = 1_000
 """Open failures of a task, and successes of it, that are compared at a time."""
@@ -41,7 +41,7 @@ class Successes:
         begin = max(since, self._looked_until.get(task, since))
         query = (
             select(*(runs.c[name] for name in _COLUMNS))
-            .where(runs.c.task == task, runs.c.created_at >= begin)
+            .where(runs.c.task == task, runs.c.created_at >= begin, text(NO_PART_SQL))
             .order_by(runs.c.created_at.desc(), runs.c.id.desc())
             .limit(MOST)
         )
@@ -71,7 +71,7 @@ async def open_failures(connection: AsyncConnection, task: str) -> Sequence[Row[
 
 async def successes_since(connection: AsyncConnection, task: str, since: datetime, most: int) -> int:
     """How many runs of a task have ended with success after `since`, among its newest ones; counted up to `most`."""
-    newest = select(runs.c.state, runs.c.finished_at).where(runs.c.task == task)
+    newest = select(runs.c.state, runs.c.finished_at).where(runs.c.task == task, text(NO_PART_SQL))
     rows = await connection.execute(newest.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST))
     good = [row for row in rows if row.state == RunState.SUCCEEDED and row.finished_at > since]
     return min(len(good), most)
@@ -88,7 +88,8 @@ async def successes_around(
     kind = connection.dialect.name
     names = ("task", "fingerprint", "finished_at", "started_at")
     columns = [runs.c[name] for name in names]
-    success = "SELECT max(finished_at) FROM (SELECT r.state, r.finished_at FROM batch_runs r WHERE r.task = v.task"
+    success = "SELECT max(finished_at) FROM (SELECT r.state, r.finished_at FROM batch_runs r WHERE r.task = v.task "
+    success += f"AND r.{NO_PART_SQL}"
     newest = f"ORDER BY r.created_at DESC, r.id DESC LIMIT {MOST_AROUND}) AS newest WHERE state = 'succeeded'"
     query = text(
         f"SELECT v.task, v.fingerprint, ({success} {newest} AND finished_at > v.finished_at) AS finished_at, "

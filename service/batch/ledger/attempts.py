@@ -11,12 +11,10 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows
-from service.batch.ledger.runs import PROGRESS_COLUMNS
+from service.batch.ledger.parts import Split
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import attempts
 
-FINISH_COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", "finished_at", *PROGRESS_COLUMNS)
-"""Columns of runs that the end of an attempt changes, besides `fingerprint`, and by which it finds its run."""
 COLUMNS = ("run", "fence", "number", "node", "started_at", "ended_at", "outcome", "error")
 
 
@@ -51,17 +49,13 @@ class Outcome:
     slot: datetime | None = None
     fingerprint: str | None = None
     is_awaited: bool = False
-    """Whether the run is a member of a group, whose follow-up waits for it."""
-
-
-def finish_row(outcome: Outcome) -> dict[str, Any]:
-    """What the end of an attempt writes to the row of its run."""
-    row = {name: getattr(outcome, name, None) for name in FINISH_COLUMNS}
-    row["ended_at"] = outcome.ended_at
-    if outcome.fingerprint is not None:  # so that the rows of runs that go well are no longer by it
-        row["fingerprint"] = outcome.fingerprint
-    row["finished_at"] = None if outcome.due_at is not None else outcome.ended_at
-    return row
+    """Whether the run is a member of a group, or a part: another run waits for it."""
+    part: int | None = None
+    """The number of a part."""
+    split: Split | None = None
+    """What the run was split into. It waits for its parts now."""
+    split_rows: str | None = None
+    """The parts as `Split.rows` has encoded them before the transaction."""
 
 
 async def record(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Row, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
-from service.batch.ledger.tables import BY_HAND_SQL, runs
+from service.batch.ledger.tables import BY_HAND_SQL, NO_PART_SQL, runs
 
 
 async def of_each(
@@ -52,7 +52,7 @@ def _statement(number: int, columns: tuple[str, ...], is_by_hand: bool) -> Textu
     names = ", ".join(f'"{name}"' for name in columns)
     made = f" AND created_at >= :since AND created_at <= :until AND {BY_HAND_SQL}" if is_by_hand else ""
     parts = (
-        f"SELECT * FROM (SELECT {names} FROM batch_runs WHERE task = :task_{each}{made} "
+        f"SELECT * FROM (SELECT {names} FROM batch_runs WHERE task = :task_{each}{made} AND {NO_PART_SQL} "
         f"ORDER BY created_at DESC, id DESC LIMIT :last) AS part_{each}"
         for each in range(number)
     )

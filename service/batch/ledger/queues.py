@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy import BindParameter, TextClause, bindparam, text
 
-from service.batch.ledger.states import Rank
-from service.batch.ledger.tables import READY_SQL, RETRYING_SQL, not_held, runs, tasks
+from service.batch.ledger import json_rows
+from service.batch.ledger.states import Rank, RunState, before
+from service.batch.ledger.tables import READY_SQL, RETRYING_SQL, is_one_of, not_held, runs, tasks
 
 RANKS = (Rank.INTERRUPTED, Rank.ON_TIME, Rank.MANUAL, Rank.CATCH_UP)
 
@@ -83,6 +84,27 @@ def first_on_time(limit: int) -> str:
         for of in ("exclusive = v.task", "exclusive IS NULL")
     ]
     return " UNION ALL ".join(heads)
+
+
+GOES_ON = f"state = '{RunState.INTERRUPTED}' OR (state = '{RunState.QUEUED}' AND attempt > attempts_before)"
+"""Runs that keep their attempt when they are claimed: interrupted ones, and those that go on after their parts."""
+
+
+def claimed(kind: str, has_lanes: bool) -> str:
+    """The value of `lane` and the WHERE clause of `transitions.claim`.
+
+    Without other lanes than the first it is no join, which would take quadratic time on SQLite.
+    """
+    may_start = is_one_of(before(RunState.RUNNING))
+    condition = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_start}"
+    if kind == "postgresql":
+        locked = f"SELECT id FROM batch_runs WHERE {condition} ORDER BY id FOR UPDATE SKIP LOCKED"
+        condition = f"batch_runs.id = ANY(ARRAY({locked}))"
+    if not has_lanes:
+        return f"1 WHERE {condition}"
+    source = json_rows.source([runs.c.id, runs.c.lane], kind)
+    condition = condition if kind == "postgresql" else may_start
+    return f"v.lane FROM {source} WHERE batch_runs.id = v.id AND {condition}"
 
 
 def among(column: str, query: str, kind: str) -> str:

@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from service.batch.ledger.runs import LISTED
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import OF_SLOT_SQL, runs
+from service.batch.ledger.states import Origin, RunState
+from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, runs
 
 LOOKED = 10_000
 """How many rows are looked at for a page at most."""
@@ -39,6 +39,7 @@ class RunQuery:
         without: No runs of these tasks.
         params: JSON values that parameters have, by the name of the parameter.
         text: Only runs whose reason, which has the text of an error, contains this, whatever the case.
+        parent: Only the parts of this run. Without it, and unless `origins` has "part", there are no parts.
         by_slot: Order by the slot instead of the time of making. Manual runs are left out.
     """
 
@@ -56,6 +57,7 @@ class RunQuery:
     ended_until: datetime | None = None
     params: Mapping[str, str] = field(default_factory=dict)
     text: str | None = None
+    parent: str | None = None
     by_slot: bool = False
 
 
@@ -119,6 +121,11 @@ def _newest(query: Select[Any], at: ColumnElement[datetime], number: int) -> Sel
 def _indexed(query: RunQuery, at: ColumnElement[datetime], before: Key | None) -> Iterator[ColumnElement[bool]]:
     if query.task is not None:
         yield runs.c.task == query.task
+    if query.parent is not None:
+        yield runs.c.awaited_by == query.parent
+        yield runs.c.origin == Origin.PART
+    elif Origin.PART not in query.origins:
+        yield text(NO_PART_SQL)  # type: ignore[misc]
     if query.by_slot:
         yield text(OF_SLOT_SQL)  # type: ignore[misc]
         since, until = query.slot_since, query.slot_until

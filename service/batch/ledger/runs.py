@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import tracing
 from service.batch.ledger import json_rows, queues
+from service.batch.ledger.ids import new_id
 from service.batch.ledger.states import Origin, Rank, RunState
-from service.batch.ledger.tables import IN_THE_WAY_SQL, OF_SLOT_SQL, new_id, runs
+from service.batch.ledger.tables import HOLDS_LANE_SQL, IN_THE_WAY_SQL, NO_PART_SQL, OF_SLOT_SQL, PLAIN_STATE, runs
 
 
 @dataclass
@@ -155,6 +156,8 @@ class Claimed:
     awaited_by: str | None = None
     """The run that waits for this one."""
     traceparent: str | None = None
+    part: int | None = None  # the number of a part, from 1
+    gate: str | None = None  # what has opened the run; of one that was split a PartsGate
 
 
 def claimed_from(new: NewRun) -> Claimed:
@@ -225,7 +228,7 @@ async def insert_group(connection: AsyncConnection, new: Sequence[NewRun]) -> No
 
 
 async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:
-    """The running runs of these tasks, and their active on-time runs, by task.
+    """The running runs of these tasks, those that wait for their parts, and their active on-time runs, by task.
 
     Other runs that wait are not read: there may be very many, such as those of a catch-up.
     """
@@ -233,7 +236,12 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     columns = [runs.c[name] for name in Active.__dataclass_fields__]
     selected = ", ".join(c.name for c in columns)
     is_meant = queues.among("task", f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}", kind)
-    statement = text(f"SELECT {selected} FROM batch_runs WHERE {is_meant} AND {IN_THE_WAY_SQL}")
+    of_lanes = ", ".join(f"r.{c.name}" for c in columns)
+    statement = text(
+        f"SELECT {selected} FROM batch_runs WHERE {is_meant} AND {IN_THE_WAY_SQL} AND {NO_PART_SQL} UNION ALL "
+        f"SELECT {of_lanes} FROM {json_rows.source([runs.c.task], kind)} CROSS JOIN batch_runs r "
+        f"WHERE r.exclusive = v.task AND {HOLDS_LANE_SQL} AND {PLAIN_STATE} = 'waiting'"
+    )
     parameter = {"rows": json_rows.encode([{"task": name} for name in names], kind)}
     by_task: dict[str, list[Active]] = {}
     for row in await connection.execute(statement.columns(*columns), parameter):
@@ -285,7 +293,8 @@ async def get(connection: AsyncConnection, run_id: str) -> dict[str, Any] | None
 
 
 async def latest(connection: AsyncConnection, task: str) -> str | None:
-    """The id of the newest run of a task; None if it has none."""
-    newest = select(runs.c.id).where(runs.c.task == task).order_by(runs.c.created_at.desc(), runs.c.id.desc())
-    run: str | None = (await connection.execute(newest.limit(1))).scalar()
+    """The id of the newest run of a task that is no part; None if it has none."""
+    theirs = select(runs.c.id).where(runs.c.task == task, text(NO_PART_SQL))
+    newest = theirs.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(1)
+    run: str | None = (await connection.execute(newest)).scalar()
     return run

@@ -18,12 +18,20 @@ class RunState(StrEnum):
 
 
 # Only a person can change a final state, by `batch retry` or `batch backfill --again`. A run waits again if a person
-# retries what it was skipped for, or with `--and-after` runs again what it comes after.
+# retries what it was skipped for, or with `--and-after` runs again what it comes after. A partitioned run that has
+# split waits for its parts, and fails from there if one of them does.
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
-    RunState.WAITING: frozenset({RunState.QUEUED, RunState.SKIPPED, RunState.CANCELLED}),
+    RunState.WAITING: frozenset({RunState.QUEUED, RunState.SKIPPED, RunState.CANCELLED, RunState.FAILED}),
     RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
     RunState.RUNNING: frozenset(
-        {RunState.SUCCEEDED, RunState.FAILED, RunState.RETRYING, RunState.INTERRUPTED, RunState.CANCELLED}
+        {
+            RunState.SUCCEEDED,
+            RunState.FAILED,
+            RunState.RETRYING,
+            RunState.INTERRUPTED,
+            RunState.CANCELLED,
+            RunState.WAITING,
+        }
     ),
     RunState.RETRYING: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
     RunState.INTERRUPTED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
@@ -50,6 +58,7 @@ class Origin(StrEnum):
     SCHEDULE = "schedule"
     MANUAL = "manual"
     BACKFILL = "backfill"
+    PART = "part"
 
 
 class Rank:

@@ -57,13 +57,13 @@ LEFT_SQL = f"{UNINDEXED_STATE} = 'interrupted'"
 """Runs that were interrupted and wait for a node, in the form that uses the index on the node that left them."""
 RUNNING_SQL = "state = 'running'"
 HOLDS_LANE_SQL = "attempt > attempts_before AND state IN ('running', 'waiting')"
-"""Runs that hold a lane: a run that waits and has not begun holds none."""
+"""Runs that hold a lane: a run that waits for its parts does, one that waits and has not begun does not."""
 WAITING_SQL = f"{UNINDEXED_STATE} = 'waiting'"
-"""Runs that have not begun, and wait for their `due_at`, for other slots, or for the other runs of their group."""
+"""Runs that wait for their `due_at`, for other slots, for the other runs of their group, or for their parts."""
 CLAIMABLE_SQL = is_one_of(CLAIMABLE)
 ACTIVE_SQL = is_one_of(ACTIVE, "state")
 SKIPPED_SQL = f"{UNINDEXED_STATE} = 'skipped'"
-BY_HAND_SQL = "origin = 'manual'"
+BY_HAND_SQL, NO_PART_SQL = "origin = 'manual'", "origin <> 'part'"
 OF_SLOT_SQL = "origin <> 'manual'"
 """Runs of slots, to the letter as in the unique index on task and slot, which is used only for this condition."""
 UNNOTICED_RUN_SQL = f"noticed_at IS NULL AND ({UNINDEXED_STATE} = 'failed' OR fingerprint IS NOT NULL)"
@@ -157,8 +157,8 @@ runs = Table(
     # it ("success" or "end"), and `wait_until` when it has waited long enough. A run that was skipped because of what
     # it waited for keeps its gate.
     *(Column("awaited_by", Id), Column("gate", String(10)), Column("wait_until", UtcDateTime)),
-    # The span of OpenTelemetry that asked for the run, as the W3C header of this name.
-    Column("traceparent", String(55)),
+    Column("part", Integer),  # the number of a part, from 1; NULL for other runs
+    Column("traceparent", String(55)),  # the span of OpenTelemetry that asked for the run, as the header of this name
     Column("created_at", UtcDateTime, nullable=False),
     *(Column(f"{event}_at", UtcDateTime) for event in ("started", "attempt_started", "finished")),
     # The request to cancel a running run, which its node reads (see nodes/ledger_poll.py).

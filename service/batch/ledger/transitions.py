@@ -9,15 +9,18 @@ from typing import Any
 from sqlalchemy import Row, Select, Text, bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import attempts, json_rows, tables, waits
+from service.batch.ledger import attempts, awaiting_runs, json_rows, parts, queues
+from service.batch.ledger import outcome as outcomes_of
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.night import buckets
-from service.batch.ledger.runs import PROGRESS, PROGRESS_COLUMNS, Claimed, is_running, locked_by_id
-from service.batch.ledger.states import ACTIVE, FINAL, TRANSITIONS, Origin, RunState, before
+from service.batch.ledger.parts import Split
+from service.batch.ledger.runs import PROGRESS, Claimed, is_running, locked_by_id
+from service.batch.ledger.states import ACTIVE, FINAL, TRANSITIONS, Origin, Rank, RunState, before
 from service.batch.ledger.tables import PLAIN_STATE, is_one_of, runs
 
 CLAIMED_COLUMNS = [runs.c[name] for name in Claimed.__dataclass_fields__]
-_READ_COLUMNS = [*(runs.c[name] for name in (*attempts.FINISH_COLUMNS, "fingerprint")), tables.attempts.c.ended_at]
+Rows = Sequence[Mapping[str, Any]]
+_CLAIMED = ", ".join(f"batch_runs.{column.name}" for column in CLAIMED_COLUMNS)
 
 
 # Claiming: to `running`.
@@ -26,40 +29,23 @@ _READ_COLUMNS = [*(runs.c[name] for name in (*attempts.FINISH_COLUMNS, "fingerpr
 async def claim(
     connection: AsyncConnection, ids: Sequence[str], node: str, now: datetime, lanes: Mapping[str, int] | None = None
 ) -> list[Claimed]:
-    """Give a node those of the runs `ids` that may still start. Returns them. An interrupted run keeps its attempt.
+    """Give a node those of the runs `ids` that may still start. Returns them.
 
-    `lanes`: the lane of each run that takes another lane than the first. Raises IntegrityError if another run is
-    running in one of these lanes.
+    An interrupted run keeps its attempt, and so does one that goes on after its parts. `lanes`: the lane of each run
+    that takes another one than the first. Raises IntegrityError if another run is running in one of these.
     """
     if not ids:
         return []
     kind = connection.dialect.name
     statement = text(
         f"UPDATE batch_runs SET state = '{RunState.RUNNING}', node = :node, fence = fence + 1, "
-        f"attempt = attempt + CASE WHEN state = '{RunState.INTERRUPTED}' THEN 0 ELSE 1 END, "
+        f"attempt = attempt + CASE WHEN {queues.GOES_ON} THEN 0 ELSE 1 END, "
         "started_at = coalesce(started_at, :now), attempt_started_at = :now, reason = NULL, "
-        f"lane = {_claimed(kind, bool(lanes))} RETURNING {', '.join(f'batch_runs.{c.name}' for c in CLAIMED_COLUMNS)}"
+        f"lane = {queues.claimed(kind, bool(lanes))} RETURNING {_CLAIMED}"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("node", type_=runs.c.node.type))
     rows = [{"id": i, "lane": lanes.get(i, 1)} for i in ids] if lanes else [{"id": i} for i in ids]
     parameters = {"rows": json_rows.encode(rows, kind), "node": node, "now": now}
     return [Claimed(*row) for row in await connection.execute(statement.columns(*CLAIMED_COLUMNS), parameters)]
-
-
-def _claimed(kind: str, has_lanes: bool) -> str:
-    """The value of `lane` and the WHERE clause of `claim`.
-
-    Without other lanes than the first it is no join, which would take quadratic time on SQLite.
-    """
-    may_start = is_one_of(before(RunState.RUNNING))
-    condition = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_start}"
-    if kind == "postgresql":
-        locked = f"SELECT id FROM batch_runs WHERE {condition} ORDER BY id FOR UPDATE SKIP LOCKED"
-        condition = f"batch_runs.id = ANY(ARRAY({locked}))"
-    if not has_lanes:
-        return f"1 WHERE {condition}"
-    source = json_rows.source([runs.c.id, runs.c.lane], kind)
-    condition = condition if kind == "postgresql" else may_start
-    return f"v.lane FROM {source} WHERE batch_runs.id = v.id AND {condition}"
 
 
 # The end of an attempt: from `running`.
@@ -68,8 +54,8 @@ def _claimed(kind: str, has_lanes: bool) -> str:
 async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Write the outcomes of attempts. Returns those that were not written, because another node holds their run now.
 
-    A run that has a request to cancel it is cancelled instead of retried or resumed. Raises ValueError if a running run
-    may not change to a state in `outcomes`.
+    A run that has a request to cancel it is cancelled instead of retried, resumed or split. Raises ValueError if a
+    running run may not change to a state in `outcomes`.
     """
     if not outcomes:
         return []
@@ -84,27 +70,34 @@ async def finish(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> li
         f"reason = CASE WHEN {is_cancelled} THEN batch_runs.cancel_reason ELSE v.reason END, result = v.result, "
         f"finished_at = CASE WHEN {is_cancelled} THEN v.ended_at ELSE v.finished_at END, "
         "due_at = coalesce(v.due_at, batch_runs.due_at), rank = coalesce(v.rank, batch_runs.rank), "
-        # What is wrong with a run is noticed after each end of an attempt, once (see tables.UNNOTICED_RUN_SQL).
-        "fingerprint = coalesce(v.fingerprint, batch_runs.fingerprint), noticed_at = NULL, "
-        f"{_OPENED_AGAIN}, {PROGRESS}, rate = NULL "
-        f"FROM {json_rows.source(_READ_COLUMNS, kind)} "
-        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)} RETURNING batch_runs.id"
+        f"gate = CASE WHEN {is_cancelled} THEN batch_runs.gate ELSE coalesce(v.gate, batch_runs.gate) END, "
+        "wait_until = CASE WHEN v.gate IS NULL THEN batch_runs.wait_until END, "
+        f"{outcomes_of.NOTICED}, {outcomes_of.OPENED_AGAIN}, {PROGRESS}, rate = NULL "
+        f"FROM {json_rows.source(outcomes_of.READ_COLUMNS, kind)} "
+        f"WHERE batch_runs.id = v.id AND batch_runs.fence = v.fence AND {is_running(kind)} "
+        "RETURNING batch_runs.id, batch_runs.state"
     )
     by_id = sorted(outcomes, key=lambda outcome: outcome.id)  # the usual order of locks, so that deadlocks are rare
-    encoded = json_rows.encode(map(attempts.finish_row, by_id), kind)
-    written = set((await connection.execute(statement.columns(runs.c.id), {"rows": encoded})).scalars())
+    encoded = json_rows.encode(map(outcomes_of.row_of, by_id), kind)
+    returned = await connection.execute(statement.columns(runs.c.id, runs.c.state), {"rows": encoded})
+    written = {row.id: row.state for row in returned}
     await attempts.record(connection, [outcome for outcome in outcomes if outcome.id in written])
+    for outcome in outcomes:
+        if outcome.split is not None and written.get(outcome.id) == RunState.WAITING:
+            await _store_split(connection, outcome, outcome.split)
     if len(written) == len(outcomes):
         return []
     return await attempts.unrecorded(connection, [outcome for outcome in outcomes if outcome.id not in written])
 
 
-_HAS_FAILED = f"v.state = '{RunState.FAILED}'"
-_OPENED_AGAIN = ", ".join(
-    f"{name} = CASE WHEN {_HAS_FAILED} THEN NULL ELSE batch_runs.{name} END"
-    for name in ("acknowledged", "made_good_at", "made_good_by")
-)
-"""A run that fails again is neither acknowledged nor made good."""
+async def _store_split(connection: AsyncConnection, outcome: Outcome, split: Split) -> None:
+    """Insert the parts of a run that waits for them from now on, or queue those again that did not succeed."""
+    if split.params is not None:
+        rows = outcome.split_rows or split.rows(connection.dialect.name)
+        await parts.insert(connection, outcome.id, split, rows, outcome.ended_at)
+        return
+    again = [part.id for part in await parts.not_succeeded(connection, outcome.id)]
+    await reopen(connection, again, Rank.MANUAL, "its run", outcome.ended_at)
 
 
 # Requests of people.
@@ -115,8 +108,8 @@ async def cancel(
 ) -> dict[str, RunState]:
     """Cancel runs that are not running, and write requests to the rows of running ones. An earlier one is not changed.
 
-    With the follow-up of a group its members are cancelled that are not over. Returns the state of each run after that,
-    without those that have ended or do not exist.
+    With the follow-up of a group its members are cancelled that are not over, and with a run its parts. Returns the
+    state of each run after that, without those that have ended or do not exist.
     """
     kind = connection.dialect.name
     # is_one_of keeps SQLite from using the index on states, by which it would read all runs of these states.
@@ -131,9 +124,9 @@ async def cancel(
         "cancel_reason = coalesce(cancel_reason, :reason), noticed_at = NULL, "
         f"state = CASE WHEN {is_running} THEN state ELSE '{RunState.CANCELLED}' END "
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, state"
-    ).bindparams(*(bindparam(name, type_=runs.c[column].type) for name, column in _CANCEL_TYPES.items()))
+    ).bindparams(*(bindparam(name, type_=runs.c[column].type) for name, column in outcomes_of.CANCEL_TYPES.items()))
     values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "reason": reason, "by": by, "now": now}
-    await waits.lock_with_members(connection, ids)
+    await awaiting_runs.lock_with_members(connection, ids)
     rows = (await connection.execute(statement.columns(runs.c.id, runs.c.state), values)).all()
     cancelled = {run: RunState(state) for run, state in rows}
     if over := [run for run, state in cancelled.items() if state != RunState.RUNNING]:
@@ -149,9 +142,6 @@ async def _cancel_members(connection: AsyncConnection, ids: Sequence[str], value
         await cancel(connection, sorted(active), values["reason"], values["by"], values["now"])
 
 
-_CANCEL_TYPES = {"reason": "reason", "by": "cancel_by", "now": "cancel_at"}
-
-
 async def reopen(
     connection: AsyncConnection, ids: Sequence[str], rank: int, by: str, now: datetime, anew: bool = False
 ) -> set[str]:
@@ -160,39 +150,35 @@ async def reopen(
     `anew`: runs that have succeeded are queued too, and the progress of the runs is deleted. Their fences go on rising.
     Attempts and losses are counted from zero again. The runs count as caught up from now on, so that overlap policies
     do not consider them for slots on time. What was closed because one of them had not succeeded waits again.
+
+    A run that was split keeps its parts; with `anew` they are deleted, and it is split again. It is left as it is while
+    one of them is active. A part is queued only while its parent waits.
     """
     kind = connection.dialect.name
     # is_one_of keeps SQLite from using the index on states, by which it would read all ended runs.
     ended = (state for state in before(RunState.QUEUED) if state in FINAL)
     may_reopen = is_one_of(state for state in ended if anew or state != RunState.SUCCEEDED)
-    no_progress = _NO_PROGRESS if anew else ""
-    condition = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_reopen}"
+    no_progress = outcomes_of.NO_PROGRESS if anew else ""
+    gate = "NULL" if anew else f"CASE WHEN {parts.is_split()} THEN gate END"
+    condition = (
+        f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_reopen} AND {parts.MAY_REOPEN}"
+    )
     statement = text(
         f"UPDATE batch_runs SET state = '{RunState.QUEUED}', rank = :rank, catch_up = true, due_at = :now, "
-        f"requested_by = :by, {_AS_NEW}, {no_progress}gate = NULL, wait_until = NULL "
+        f"requested_by = :by, {outcomes_of.AS_NEW}, {no_progress}gate = {gate}, wait_until = NULL "
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, slot, origin"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
     rows = json_rows.encode([{"id": i} for i in ids], kind)
     values = {"rows": rows, "rank": rank, "by": by, "now": now}
-    awaiting = await waits.lock_awaiting(connection, ids)
+    awaiting = await awaiting_runs.lock_awaiting(connection, ids)
     queued = (await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)).all()
+    if anew:
+        await parts.remove(connection, [run.id for run in queued])
     return await _are_active_again(connection, queued, awaiting, now)
 
 
-_NO_PROGRESS = "".join(f"{name} = NULL, " for name in PROGRESS_COLUMNS)
-_AS_NEW = (
-    "reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, attempts_before = attempt, losses = 0, "
-    "count_lost = NULL, cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL"
-)
-
-
 async def wait_anew(
-    connection: AsyncConnection,
-    gated: Sequence[Mapping[str, Any]],
-    rank: int,
-    by: str,
-    now: datetime,
-    awaiting: Sequence[str] = (),
+    connection: AsyncConnection, gated: Rows, rank: int, by: str, now: datetime, awaiting: Sequence[str] = ()
 ) -> set[str]:
     """Let those of these runs that have ended, in whichever state, wait once more for what they wait for.
 
@@ -201,15 +187,17 @@ async def wait_anew(
     runs that wait now.
     """
     kind, columns = connection.dialect.name, [runs.c[name] for name in ("id", "gate", "wait_until")]
-    has_ended = is_one_of(before(RunState.WAITING), PLAIN_STATE)
+    ended = (state for state in before(RunState.WAITING) if state in FINAL)
+    has_ended = f"{is_one_of(ended, PLAIN_STATE)} AND {parts.HAS_NO_ACTIVE}"
     statement = text(
         f"UPDATE batch_runs SET state = '{RunState.WAITING}', rank = :rank, catch_up = true, due_at = :now, "
-        f"requested_by = :by, {_AS_NEW}, {_NO_PROGRESS}gate = v.gate, wait_until = v.wait_until "
+        f"requested_by = :by, {outcomes_of.AS_NEW}, {outcomes_of.NO_PROGRESS}gate = v.gate, wait_until = v.wait_until "
         f"FROM {json_rows.source(columns, kind)} WHERE batch_runs.id = v.id AND {has_ended} "
         "RETURNING batch_runs.id, batch_runs.slot, batch_runs.origin"
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
     values = {"rows": json_rows.encode(gated, kind), "rank": rank, "by": by, "now": now}
     waiting = (await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)).all()
+    await parts.remove(connection, [run.id for run in waiting])
     return await _are_active_again(connection, waiting, awaiting, now)
 
 
@@ -229,6 +217,20 @@ async def _are_active_again(
 async def open_waiting(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
     """Queue those of the runs `ids` that are waiting. The caller has locked them."""
     await _change(connection, (RunState.WAITING, RunState.QUEUED), [{"id": run} for run in ids], "due_at = :now", now)
+
+
+async def join_parts(connection: AsyncConnection, ids: Sequence[str], now: datetime) -> None:
+    """Queue those of the runs `ids` that wait for their parts: all have succeeded. They go on before other runs."""
+    values = f"due_at = :now, rank = {Rank.INTERRUPTED}, {parts.PROGRESS}"
+    await _change(connection, (RunState.WAITING, RunState.QUEUED), [{"id": run} for run in ids], values, now)
+
+
+async def fail_split(connection: AsyncConnection, failing: Rows, now: datetime) -> None:
+    """Fail runs that wait for their parts. `failing`: the `id`, `reason` and `fingerprint` of each."""
+    values = (
+        f"reason = v.reason, finished_at = :now, fingerprint = v.fingerprint, {parts.PROGRESS}, {outcomes_of.UNNOTICED}"
+    )
+    await _change(connection, (RunState.WAITING, RunState.FAILED), failing, values, now)
 
 
 async def close_waiting(connection: AsyncConnection, reasons: Mapping[str, str], now: datetime, gate: bool) -> None:
@@ -260,11 +262,7 @@ async def wait_again(connection: AsyncConnection, ids: Sequence[str], now: datet
 
 
 async def _change(
-    connection: AsyncConnection,
-    change: tuple[RunState, RunState],
-    rows: Sequence[Mapping[str, Any]],
-    values: str,
-    now: datetime,
+    connection: AsyncConnection, change: tuple[RunState, RunState], rows: Rows, values: str, now: datetime
 ) -> None:
     """Make a change of the table TRANSITIONS to those of the runs in `rows` that are in its first state.
 
@@ -273,7 +271,8 @@ async def _change(
     old, new = change
     if not rows or new not in TRANSITIONS[old]:
         return
-    kind, columns = connection.dialect.name, [runs.c[name] for name in ("id", "reason", "wait_until")]
+    kind = connection.dialect.name
+    columns = [runs.c[name] for name in ("id", "reason", "wait_until", "fingerprint")]
     is_meant = f"batch_runs.id = v.id AND {is_one_of([old], PLAIN_STATE)}"
     statement = text(
         f"UPDATE batch_runs SET state = '{new}', {values} FROM {json_rows.source(columns, kind)} WHERE {is_meant}"
@@ -294,5 +293,6 @@ async def fail_waiting(
     may_fail = text(is_one_of(before(RunState.FAILED)))
     failing = update(runs).where(runs.c.id.in_(ids), text(condition), may_fail)
     values = {"state": RunState.FAILED, "reason": reason, "finished_at": now}
-    values |= {"fingerprint": UNSERVED, "noticed_at": None, "acknowledged": None, "made_good_at": None}
+    noticed_at = outcomes_of.noticed_with_its_parent(now)
+    values |= {"fingerprint": UNSERVED, "noticed_at": noticed_at, "acknowledged": None, "made_good_at": None}
     return (await connection.execute(failing.values(values))).rowcount

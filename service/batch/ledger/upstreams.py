@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Text, and_, cast, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger.tables import OF_SLOT_SQL, runs
+from service.batch.ledger.states import Origin
+from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, runs
 from service.batch.ledger.waits import waits
 
 PAGE = 200
@@ -29,10 +30,14 @@ async def awaited(connection: AsyncConnection, run: str) -> Sequence[Any]:
     return (await connection.execute(query)).all()
 
 
-async def members(connection: AsyncConnection, run: str, after: str | None) -> Sequence[Any]:
-    """The next members of the group of a run, by id, with the same columns. `after`: the id of the last one before."""
-    columns = [runs.c[name] for name in ("task", "slot", "id", "state", "params", "result")]
+async def members(connection: AsyncConnection, run: str, after: str | None, parts: bool = False) -> Sequence[Any]:
+    """The next members of the group of a run, by id, with the same columns and `part`.
+
+    `after`: the id of the last one before. `parts`: the parts of the run instead.
+    """
+    columns = [runs.c[name] for name in ("task", "slot", "id", "state", "params", "result", "part")]
     of_page = select(*columns, _size_of(runs.c.params, runs.c.result).label("size")).where(runs.c.awaited_by == run)
+    of_page = of_page.where(text(f"origin = '{Origin.PART}'" if parts else NO_PART_SQL))
     if after is not None:
         of_page = of_page.where(runs.c.id > after)
     page = of_page.with_hint(runs, "INDEXED BY ix_batch_runs_members", "sqlite").order_by(runs.c.id).limit(PAGE)

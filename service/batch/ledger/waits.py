@@ -1,8 +1,8 @@
 """Runs that wait: what they wait for, how far that is, and how they are opened or closed by it.
 
-A waiting run has not begun. It waits for an instant (`due_at`), for slots of other tasks (rows of `batch_waits`), or
-for the members of its group (runs whose `awaited_by` is its id). What is over is asked of these rows again and again:
-there is no counter and no event that could be lost.
+A waiting run has not begun, or has been split. It waits for an instant (`due_at`), for slots of other tasks (rows of
+`batch_waits`), for the members of its group, or for its parts (runs whose `awaited_by` is its id). What is over is
+asked of these rows again and again: there is no counter and no event that could be lost.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from sqlalchemy import Column, Integer, PrimaryKeyConstraint, String, Table, bin
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import Index
 
-from service.batch.ledger import json_rows, queues
+from service.batch.ledger import json_rows, parts, queues
+from service.batch.ledger.parts import PartsGate
 from service.batch.ledger.states import ACTIVE, RunState
-from service.batch.ledger.tables import OF_SLOT_SQL, PLAIN_STATE, WAITING_SQL, is_one_of, ledger, runs
+from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, PLAIN_STATE, WAITING_SQL, is_one_of, ledger, runs
 from service.database.types import Id, UtcDateTime
 
 waits = Table(
@@ -59,7 +60,12 @@ class Waiting:
     @property
     def is_on_time(self) -> bool:
         """Whether it is the run of a slot that was fired on time, about which the overlap policy decides."""
-        return self.origin == "schedule" and not self.catch_up
+        return self.origin == "schedule" and not self.catch_up and not self.is_split
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it waits for its parts. It has begun, so no overlap policy decides about it."""
+        return self.gate in tuple(PartsGate)
 
 
 @dataclass(frozen=True)
@@ -90,13 +96,13 @@ class Upstream:
     why_none: str | None
 
 
-_IS_ACTIVE = f"IN ({', '.join(repr(str(state)) for state in ACTIVE)})"
+IS_ACTIVE = f"IN ({', '.join(repr(str(state)) for state in ACTIVE)})"
 _ITS_RUN = f"FROM batch_runs u WHERE u.task = w.task AND u.slot = w.slot AND u.{OF_SLOT_SQL}"
 _PENDING_SLOT = (
     "(SELECT true FROM batch_schedules s WHERE s.task = w.task AND s.valid_until IS NULL AND s.fired_until < w.slot "
     "AND (SELECT t.paused_at FROM batch_tasks t WHERE t.name = w.task) IS NULL)"
 )
-_IS_PENDING = f"coalesce((SELECT u.state {_IS_ACTIVE} {_ITS_RUN}), {_PENDING_SLOT}, false)"
+_IS_PENDING = f"coalesce((SELECT u.state {IS_ACTIVE} {_ITS_RUN}), {_PENDING_SLOT}, false)"
 """Whether a row `w` of batch_waits is not over: the run of the slot is active, or the slot was not handled yet."""
 
 _COLUMNS = [runs.c[name] for name in Waiting.__dataclass_fields__]
@@ -112,10 +118,14 @@ def ready_ids(kind: str, most: int = 1, locks: bool = False) -> str:
     # conditions are asked for each run; as NOT EXISTS PostgreSQL would join whole tables. In the order of the ids
     # themselves PostgreSQL might read the primary key of all runs, to find the first one that is ready.
     hint = " INDEXED BY ix_batch_runs_waits" if kind == "sqlite" else ""
-    member = f"SELECT m.id FROM batch_runs m WHERE m.awaited_by = r.id AND m.state {_IS_ACTIVE} LIMIT 1"
+    member = (
+        f"SELECT m.id FROM batch_runs m WHERE m.awaited_by = r.id AND m.state {IS_ACTIVE} AND m.{NO_PART_SQL} LIMIT 1"
+    )
     pending = f"SELECT w.task FROM batch_waits w WHERE w.run = r.id AND {_IS_PENDING} LIMIT 1"
     paused = "SELECT t.paused_at FROM batch_tasks t WHERE t.name = r.task"
-    is_over = f"r.gate IS NULL OR (({member}) IS NULL AND ({pending}) IS NULL)"
+    are_over = f"CASE WHEN {parts.is_split('r')} THEN {parts.active_one('r')} IS NULL OR ({parts.fails_fast('r')}) "
+    are_over += f"ELSE ({member}) IS NULL AND ({pending}) IS NULL END"
+    is_over = f"r.gate IS NULL OR ({are_over})"
     lock = " FOR UPDATE OF r SKIP LOCKED" if locks and kind == "postgresql" else ""
     return (
         f"SELECT r.id FROM batch_runs r{hint} WHERE {WAITING_SQL.replace('state', 'r.state')} AND r.due_at <= :now "
@@ -146,7 +156,7 @@ async def read(connection: AsyncConnection, ids: Sequence[str]) -> list[Waiting]
     columns, is_waiting = ", ".join(c.name for c in _COLUMNS), is_one_of([RunState.WAITING], PLAIN_STATE)
     meant = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
     statement = text(f"SELECT {columns} FROM batch_runs WHERE {meant} AND {is_waiting} ORDER BY id").columns(*_COLUMNS)
-    rows = (await connection.execute(statement, _parameter(ids, kind))).all()
+    rows = (await connection.execute(statement, ids_as_rows(ids, kind))).all()
     return [Waiting(*row) for row in rows]
 
 
@@ -155,15 +165,16 @@ async def members(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, 
     kind = connection.dialect.name
     counted = [Column(name, Integer) for name in ("number", "active", "bad")]
     hint = "INDEXED BY ix_batch_runs_members " if kind == "sqlite" else ""
-    its, has_ended = f"FROM batch_runs m {hint}WHERE m.awaited_by = v.id", f"NOT (m.state {_IS_ACTIVE})"
+    its = f"FROM batch_runs m {hint}WHERE m.awaited_by = v.id AND m.{NO_PART_SQL}"
+    has_ended = f"NOT (m.state {IS_ACTIVE})"
     statement = text(
-        f"SELECT v.id, (SELECT count(*) {its}) AS number, (SELECT count(*) {its} AND m.state {_IS_ACTIVE}) AS active, "
+        f"SELECT v.id, (SELECT count(*) {its}) AS number, (SELECT count(*) {its} AND m.state {IS_ACTIVE}) AS active, "
         f"(SELECT count(*) {its} AND m.state <> 'succeeded') AS bad, "
         # In the order of the ids themselves PostgreSQL would read the primary key of all runs.
         f"(SELECT m.id {its} AND m.state <> 'succeeded' AND {has_ended} ORDER BY CAST(m.id AS text) LIMIT 1) AS first "
         f"FROM {json_rows.source([runs.c.id], kind)}"
     ).columns(runs.c.id, *counted, Column("first", Id))
-    rows = (await connection.execute(statement, _parameter(ids, kind))).all()
+    rows = (await connection.execute(statement, ids_as_rows(ids, kind))).all()
     return {row.id: Members(row.number, row.active, row.bad, row.first) for row in rows if row.number}
 
 
@@ -185,7 +196,7 @@ async def upstreams(connection: AsyncConnection, ids: Iterable[str]) -> dict[str
         f"FROM batch_waits w WHERE {meant} ORDER BY w.run, w.task"
     ).columns(waits.c.run, waits.c.task, waits.c.slot, *its, *words)
     found: dict[str, list[Upstream]] = {}
-    for row in await connection.execute(statement, _parameter(ids, kind)):
+    for row in await connection.execute(statement, ids_as_rows(ids, kind)):
         why = _why_none(row) if row.its is None else None
         found.setdefault(row.run, []).append(
             Upstream(row.task, row.slot, row.its, row.its_state, bool(row.pending), why)
@@ -225,76 +236,6 @@ async def extend(connection: AsyncConnection, task: str, duration: timedelta, no
     await connection.execute(text(statement), {"rows": json_rows.encode(rows, kind)})
 
 
-async def lock_awaiting(connection: AsyncConnection, ids: Sequence[str]) -> list[str]:
-    """Lock the runs that wait, or waited, for the runs `ids`, and these too. Returns the ids of the former.
-
-    Whoever makes an ended run active again calls this before: then nobody can open or close what waits for it by the
-    state from before. A run that was closed is active again too when it waits again, so among them are also the runs
-    that wait for such a one, in whichever depth.
-    """
-    found = set(await _awaiting(connection, ids))
-    deeper = found
-    while deeper:
-        deeper = set(await _awaiting(connection, sorted(deeper), _MAY_WAIT_AGAIN)) - found
-        found |= deeper
-    if found:
-        await _lock(connection, found.union(ids))
-    return sorted(found)
-
-
-async def lock_with_members(connection: AsyncConnection, ids: Sequence[str]) -> None:
-    """Lock the runs `ids` and the active members of their groups, if there are any, all of them by their ids.
-
-    Whoever cancels groups calls this before. In two steps, first the follow-ups and then their members, two of them
-    could deadlock.
-    """
-    if (kind := connection.dialect.name) != "postgresql":
-        return
-    meant = queues.among("m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
-    members = text(f"SELECT m.id FROM batch_runs m WHERE {meant} AND m.state {_IS_ACTIVE}").columns(runs.c.id)
-    found: set[str] = set()
-    deeper = set(ids)
-    while deeper:
-        deeper = set((await connection.execute(members, _parameter(deeper, kind))).scalars()) - found
-        found |= deeper
-    if found:
-        await _lock(connection, found.union(ids))
-
-
-async def _lock(connection: AsyncConnection, ids: Iterable[str]) -> None:
-    if (kind := connection.dialect.name) == "postgresql":
-        locked = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
-        statement = text(f"SELECT id FROM batch_runs WHERE {locked} ORDER BY id FOR UPDATE")
-        await connection.execute(statement, _parameter(ids, kind))
-
-
-_MAY_WAIT_AGAIN = " AND coalesce(a.state, '') IN ('waiting', 'skipped') AND a.gate IS NOT NULL"
-"""Runs `a` that were closed by what they waited for, or may be closed at this moment."""
-
-
-async def _awaiting(connection: AsyncConnection, ids: Sequence[str], are: str = "") -> Sequence[str]:
-    """The runs that wait, or waited, for those of the runs `ids` that fulfil the condition `are`."""
-    kind = connection.dialect.name
-    source = json_rows.source([runs.c.id], kind)
-    meant = queues.among("a.id", f"SELECT v.id FROM {source}", kind)
-    statement = text(
-        f"SELECT a.awaited_by AS id FROM batch_runs a WHERE {meant}{are} "
-        f"UNION SELECT w.run FROM batch_runs a CROSS JOIN batch_waits w "
-        f"WHERE {meant}{are} AND a.{OF_SLOT_SQL} AND w.task = a.task AND w.slot = a.slot"
-    ).columns(runs.c.id)
-    found = (await connection.execute(statement, _parameter(ids, kind))).scalars()
-    return [run for run in found if run is not None]
-
-
-async def coming_after(connection: AsyncConnection, ids: Sequence[str]) -> list[str]:
-    """The runs that wait, or have waited, for the runs `ids`, and those that wait for these, in whichever depth."""
-    found: set[str] = set(ids)
-    asked = list(ids)
-    while asked:
-        asked = sorted(set(await _awaiting(connection, asked)) - found)
-        found |= set(asked)
-    return sorted(found - set(ids))
-
-
-def _parameter(ids: Iterable[str], kind: str) -> dict[str, str]:
+def ids_as_rows(ids: Iterable[str], kind: str) -> dict[str, str]:
+    """The parameter of a statement that reads these ids as rows."""
     return {"rows": json_rows.encode([{"id": i} for i in ids], kind)}

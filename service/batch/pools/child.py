@@ -19,6 +19,7 @@ from service.batch.pools.exit_reasons import exit_error
 from service.batch.pools.nursery import Nursery
 from service.batch.pools.output import copy_lines, give_way
 from service.batch.queue import enqueue, upstreams
+from service.batch.tasks.partitions import Stage
 from service.concurrency.offload import offload
 from service.errors import BatchError, Interrupted, ProcessDied
 from service.logs import get_logger, relay
@@ -223,7 +224,8 @@ class Child:
         self._put(frame)
 
     async def _members(self, after: str | None) -> list[child_json.Json]:
-        members = await upstreams.members(self.attempt.claimed.id, after)
+        is_join = self.attempt.body.stage == Stage.JOIN
+        members = await upstreams.members(self.attempt.claimed.id, after, is_join)
         return [child_json.done_as_json(done) for done in members]
 
     def _tell_output(self, text: str) -> None:

@@ -35,7 +35,7 @@ def claimed_from_json(values: Json) -> Claimed:
 
 def ending_as_json(ending: Ending) -> Json:
     facts = failures.facts_of(ending.error) if ending.error is not None else None
-    values = {name: getattr(ending, name) for name in ("outcome", "reason", "result", "wait", "fingerprint")}
+    values = {name: getattr(ending, name) for name in ("outcome", "reason", "result", "wait", "fingerprint", "parts")}
     return {**values, "state": ending.state.value, "error": facts}
 
 
@@ -52,6 +52,7 @@ def ending_from_json(values: Json) -> Ending:
         failures.reported(facts) if facts is not None else None,
         float(wait) if wait is not None else None,
         _text(values["fingerprint"]),
+        values["parts"],
     )
 
 

@@ -169,8 +169,8 @@ class Child:
             self._body.stop = ending
             self._work.cancel()
 
-    async def _read_upstream(self, run: str) -> Upstream:
-        """What the run has waited for: the slots came with it, and the service is asked for the members."""
+    async def _read_upstream(self, run: str, parts: bool) -> Upstream:
+        """What the run has waited for: the slots came with it, and the service is asked for the members, or parts."""
         return Upstream(self._slots, self._members)
 
     async def _members(self, after: str | None) -> list[Done]:

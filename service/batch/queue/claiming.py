@@ -120,9 +120,9 @@ async def heads(
 
     It reads one entry of the queue's index for each task, so a long queue of one task neither costs time nor delays
     other tasks. A run keeps the `exclusive` that it was made with, also if the overlap policy of its task has changed.
-    For a task in `rules` there may be several runs, or none. `retries`: whether retries are due.
+    For a queue in `rules` there may be several runs, or none. `retries`: whether retries are due.
     """
-    ruled = {name: rules[name] for name in names if name in rules} if rules else {}
+    ruled = {queue: rule for queue, rule in rules.items() if rule.task in names} if rules else {}
     kind = connection.dialect.name
     statement = _plain_heads(kind, locks, retries)
     rows = [{"task": name, "exclusive": None if name in ruled else name} for name in names]

@@ -24,13 +24,15 @@ from service.batch.tasks.registry import Task
 
 @dataclass(frozen=True)
 class Rule:
-    """How many runs of a task may run at once (`lanes`), and whether its slots wait for each other (`waits`).
+    """How many runs of a queue may run at once (`lanes`), and whether its slots wait for each other (`waits`).
 
-    With `waits` the run of a slot begins only when the runs of earlier slots have ended, their retries included.
+    With `waits` the run of a slot begins only when the runs of earlier slots have ended, their retries included. The
+    runs are of the task `task`. The name of the queue is that of the task, or for its parts `Task.queue_of_parts`.
     """
 
     lanes: int
     waits: bool
+    task: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Head:
     rank: int
     due_at: datetime
     state: str
+    exclusive: str | None = None
     lane: int = 1
 
     @property
@@ -51,28 +54,30 @@ class Head:
         return -self.priority, self.rank, self.due_at, self.id
 
 
-HEAD_COLUMNS = [runs.c[name] for name in ("id", "task", "priority", "rank", "due_at", "state")]
+HEAD_COLUMNS = [runs.c[name] for name in ("id", "task", "priority", "rank", "due_at", "state", "exclusive")]
 _BLOCKED: Column[Any] = Column("blocked", Boolean)
 
 
 def rules(tasks: Iterable[Task]) -> dict[str, Rule]:
-    """The rules by name of task, for those tasks that have one."""
-    return {
-        task.name: Rule(task.lanes, task.policies.overlap == "wait")
-        for task in tasks
-        if task.policies.max_running is not None or task.policies.overlap == "wait"
-    }
+    """The rules by name of queue, for those queues that have one."""
+    found = {}
+    for task in tasks:
+        if task.policies.max_running is not None or task.policies.overlap == "wait":
+            found[task.name] = Rule(task.lanes, task.policies.overlap == "wait", task.name)
+        if task.partition is not None:
+            found[task.queue_of_parts] = Rule(task.partition.parallel, False, task.name)
+    return found
 
 
 async def free(connection: AsyncConnection, lanes: Mapping[str, int]) -> dict[str, list[int]]:
-    """The lanes that a run may take now, smallest first, by name of task. `lanes`: the number of lanes of each task."""
+    """The lanes that a run may take now, smallest first, by name of queue. `lanes`: the number of lanes of each."""
     kind = connection.dialect.name
     # With CROSS SQLite reads the names first, and not all running runs.
     statement = text(
-        f"SELECT x.exclusive, x.lane FROM {json_rows.source([runs.c.task], kind)} CROSS JOIN batch_runs x "
-        f"WHERE x.exclusive = v.task AND {HOLDS_LANE_SQL}"
+        f"SELECT x.exclusive, x.lane FROM {json_rows.source([runs.c.exclusive], kind)} CROSS JOIN batch_runs x "
+        f"WHERE x.exclusive = v.exclusive AND {HOLDS_LANE_SQL}"
     )
-    parameter = {"rows": json_rows.encode([{"task": name} for name in lanes], kind)}
+    parameter = {"rows": json_rows.encode([{"exclusive": name} for name in lanes], kind)}
     taken: dict[str, set[int]] = {name: set() for name in lanes}
     for name, lane in await connection.execute(statement, parameter):
         taken[name].add(lane)
@@ -102,13 +107,15 @@ async def heads_by_rules(
     most = min(limit, max(map(len, lanes.values()), default=0))
     chosen = []
     blocked = {name for name, number in slots_left.items() if number < 1}
-    for head in await _first(connection, lanes, blocked, now, most, retries):
-        if head.task in slots_left and (head.state, head.rank) == (RunState.QUEUED, Rank.ON_TIME):
-            if slots_left[head.task] < 1:
+    of_tasks = {name: rules[name].task for name in lanes}
+    for head in await _first(connection, of_tasks, blocked, now, most, retries):
+        queue = head.exclusive or head.task
+        if queue in slots_left and (head.state, head.rank) == (RunState.QUEUED, Rank.ON_TIME):
+            if slots_left[queue] < 1:
                 continue
-            slots_left[head.task] -= 1
-        if lanes[head.task]:
-            chosen.append(Head(**{**vars(head), "lane": lanes[head.task].pop(0)}))
+            slots_left[queue] -= 1
+        if lanes[queue]:
+            chosen.append(Head(**{**vars(head), "lane": lanes[queue].pop(0)}))
     return chosen
 
 
@@ -130,20 +137,23 @@ async def _pending(connection: AsyncConnection, names: Iterable[str]) -> Counter
 
 
 async def _first(
-    connection: AsyncConnection, names: Iterable[str], blocked: set[str], now: datetime, most: int, retries: bool
+    connection: AsyncConnection, tasks: Mapping[str, str], blocked: set[str], now: datetime, most: int, retries: bool
 ) -> list[Head]:
-    """The first `most` due runs of each queue. In the queues in `blocked` queued on-time runs are left out."""
+    """The first `most` due runs of each queue. In the queues in `blocked` queued on-time runs are left out.
+
+    `tasks`: the task of each queue.
+    """
     if most < 1:
         return []
     kind = connection.dialect.name
     may_start = f"(v.blocked IS NULL OR q.state <> 'queued' OR q.rank <> {Rank.ON_TIME})"
-    first = queues.first("exclusive = v.task", ":most", retries, also=may_start)
-    source = json_rows.source([runs.c.task, _BLOCKED], kind)
+    first = queues.first("exclusive = v.exclusive", ":most", retries, also=may_start)
+    source = json_rows.source([runs.c.task, runs.c.exclusive, _BLOCKED], kind)
     statement = text(
         f"SELECT {', '.join(f'r.{c.name}' for c in HEAD_COLUMNS)} "
         f"FROM {source} JOIN batch_runs r ON {queues.among('r.id', first, kind)} "
         "ORDER BY r.priority DESC, r.rank, r.due_at, r.id"
     ).bindparams(*queues.parameters(retries), bindparam("most", type_=Integer()))
-    encoded = json_rows.encode([{"task": name, "blocked": name in blocked or None} for name in names], kind)
-    parameters = {"rows": encoded, "most": most} | ({"now": now} if retries else {})
+    rows = [{"task": task, "exclusive": name, "blocked": name in blocked or None} for name, task in tasks.items()]
+    parameters = {"rows": json_rows.encode(rows, kind), "most": most} | ({"now": now} if retries else {})
     return [Head(*row) for row in await connection.execute(statement.columns(*HEAD_COLUMNS), parameters)]

@@ -153,9 +153,13 @@ async def _group_of(connection: AsyncConnection, member: CurrentRun | None) -> s
     if member is None:
         raise InvalidParameters("in_group=True works inside a run that is a member of a group only")
     held = (tables.runs.c.id == member.id, tables.runs.c.fence == member.fence, tables.runs.c.state == "running")
-    row = (await connection.execute(select(tables.runs.c.awaited_by).where(*held).with_for_update())).first()
+    row = (
+        await connection.execute(select(tables.runs.c.awaited_by, tables.runs.c.part).where(*held).with_for_update())
+    ).first()
     if row is None:
         raise LeaseLost(f"{member.task}: another node holds run {member.id} now, so it can start nothing in its group")
+    if row.part is not None:
+        raise InvalidParameters(f"in_group=True: run {member.id} of {member.task} is a part, and in no group")
     if row.awaited_by is None:
         raise InvalidParameters(f"in_group=True: run {member.id} of {member.task} is no member of a group")
     return str(row.awaited_by)

@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import database_time, json_rows, runs, schedules, tables, transitions, waits
-from service.batch.ledger.states import ACTIVE, FINAL, Origin, Rank
+from service.batch.ledger import awaiting_runs, database_time, json_rows, runs, schedules, tables, transitions, waits
+from service.batch.ledger.parts import PartsGate
+from service.batch.ledger.states import ACTIVE, FINAL, Origin, Rank, RunState
 from service.batch.tasks.after import After
 from service.database.companions import checkpoints, quarantine
 from service.database.engine import Database
@@ -39,7 +40,7 @@ async def again(
         # Wait for the write lock of the application's SQLite file before taking that of the ledger's file.
         await data.execute(text("SELECT 1"))
         now = await database_time.now_of(connection)
-        awaiting = await waits.lock_awaiting(connection, [*ids, *after]) if after else []
+        awaiting = await awaiting_runs.lock_awaiting(connection, [*ids, *after]) if after else []
         reopened = await transitions.reopen(connection, ids, rank, by, now, anew=True) if ids else set()
         if after and (reopened or not ids):
             gated = await _gated(connection, after, now)
@@ -65,14 +66,15 @@ async def _gated(connection: AsyncConnection, ids: Sequence[str], now: datetime)
     for run in await connection.execute(select(*columns).where(theirs)):
         rule = rules.get(run.task) if run.origin != Origin.MANUAL else None  # a follow-up waits for its group only
         until = now + timedelta(seconds=rule.within) if rule is not None else None
-        gate = rule.on if rule is not None else run.gate or str(waits.Gate.SUCCESS)
+        own = None if run.gate in tuple(PartsGate) else run.gate
+        gate = rule.on if rule is not None else own or str(waits.Gate.SUCCESS)
         gated.append({"id": run.id, "gate": gate, "wait_until": until})
     return gated
 
 
 async def comes_after(connection: AsyncConnection, run_id: str) -> dict[str, list[str]]:
     """The runs that come after a run and have ended, by the names of their tasks."""
-    ids = await waits.coming_after(connection, [run_id])
+    ids = await awaiting_runs.coming_after(connection, [run_id])
     found: dict[str, list[str]] = {}
     theirs = tables.runs.c.id.in_(json_rows.among(tables.runs.c.id, ids, connection.dialect.name))
     query = select(tables.runs.c.id, tables.runs.c.task).where(theirs, text(tables.is_one_of(FINAL)))
@@ -96,4 +98,9 @@ async def _refusal(connection: AsyncConnection, run_id: str, hint: str = "") -> 
         return UnknownRun(f"there is no run {run_id}")
     if row["state"] in ACTIVE:
         return WrongState(f"the run {run_id} is {row['state']}: it has not ended, so it goes on by itself")
+    if row["origin"] == Origin.PART:
+        parent = row["awaited_by"]
+        return WrongState(f"the run {run_id} is part {row['part']} of run {parent}, which has ended: retry that run")
+    if row["gate"] in tuple(PartsGate) and row["state"] != RunState.SUCCEEDED:
+        return WrongState(f"parts of the run {run_id} have not ended yet: `batch runs --parent {run_id}` shows them")
     return WrongState(f"the run {run_id} has {row['state']}" + (f"; {hint}" if hint else ""))

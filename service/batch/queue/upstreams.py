@@ -3,38 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Row, select
 from sqlalchemy.exc import DBAPIError
 
 from service.batch.context.upstream import Done, Upstream
+from service.batch.ledger import parts as parts_of
 from service.batch.ledger import upstreams
+from service.batch.ledger.tables import runs
 from service.batch.queue import enqueue
 
 
-async def read(run: str) -> Upstream:
-    """What the run with this id has waited for. Raises DatabaseError."""
+async def read(run: str, parts: bool = False) -> Upstream:
+    """What the run with this id has waited for. `parts`: its members are its parts. Raises DatabaseError."""
     database = enqueue.ledger()
     try:
         async with database.reader.connect() as connection:
             slots = await upstreams.awaited(connection, run)
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
-    return Upstream([_done(row) for row in slots], lambda after: members(run, after))
+    return Upstream([_done(row) for row in slots], lambda after: members(run, after, parts))
 
 
-async def members(run: str, after: str | None) -> Sequence[Done]:
-    """The next members of the group of the run with this id. `after`: the id of the last one before. Raises
-    DatabaseError.
+async def members(run: str, after: str | None, parts: bool = False) -> Sequence[Done]:
+    """The next members of the group of the run with this id, or its parts. `after`: the id of the last one before.
+
+    Raises DatabaseError.
     """
     database = enqueue.ledger()
     try:
         async with database.reader.connect() as connection:
-            return [_done(row) for row in await upstreams.members(connection, run, after)]
+            return [_done(row) for row in await upstreams.members(connection, run, after, parts)]
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
 
 
+async def are_parts_over(run: str) -> bool:
+    """Whether all parts of the run with this id have succeeded. Raises DatabaseError."""
+    database = enqueue.ledger()
+    try:
+        async with database.reader.connect() as connection:
+            tally = (await parts_of.tallies(connection, [run])).get(run)
+    except (DBAPIError, OSError) as error:
+        raise database.unreachable(error) from error
+    return tally is None or not (tally.active or tally.bad)
+
+
+async def slot_of(run: str) -> datetime | None:
+    """The slot of the run with this id. Raises DatabaseError."""
+    database = enqueue.ledger()
+    try:
+        async with database.reader.connect() as connection:
+            slot: datetime | None = (await connection.execute(select(runs.c.slot).where(runs.c.id == run))).scalar()
+    except (DBAPIError, OSError) as error:
+        raise database.unreachable(error) from error
+    return slot
+
+
 def _done(row: Row[Any]) -> Done:
-    return Done(row.task, row.id, row.slot, row.state, row.params or {}, row.result)
+    return Done(row.task, row.id, row.slot, row.state, row.params or {}, row.result, getattr(row, "part", None))

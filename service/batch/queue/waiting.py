@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import transitions, waits
+from service.batch.ledger import parts, transitions, waits
+from service.batch.ledger.parts import PartsGate, Tally
 from service.batch.ledger.states import ACTIVE, RunState
 from service.batch.ledger.waits import Gate, Members, Upstream, Waiting
 
 MOST = 500
 """How many runs are opened or closed in one transaction, at most."""
+PARTS = "parts"
+"""The fingerprint of a run of which a part did not succeed, if no error says why."""
 MOST_NAMED = 3
 """How many of the slots that were in the way are named in the reason of a closed run."""
 
 
 @dataclass
 class Decided:
-    """Waiting runs that are locked, with what is to become of each. `closing`: the reason by the id of the run."""
+    """Waiting runs that are locked, with what is to become of each. `closing`: the reason by the id of the run.
+
+    Of runs that were split: `joining` go on, `failing` fail (see transitions.fail_split), and of those in `stopping`
+    the other parts are cancelled, for the reason by the id of the run.
+    """
 
     opening: list[Waiting] = field(default_factory=list)
     closing: dict[str, str] = field(default_factory=dict)
+    joining: list[str] = field(default_factory=list)
+    failing: list[dict[str, Any]] = field(default_factory=list)
+    stopping: dict[str, str] = field(default_factory=dict)
 
 
 async def decide(connection: AsyncConnection, now: datetime) -> Decided:
@@ -33,10 +44,11 @@ async def decide(connection: AsyncConnection, now: datetime) -> Decided:
     """
     decided = Decided()
     ready = await waits.ready(connection, now, MOST)
-    gated = [run.id for run in ready if run.gate is not None]
+    gated = [run.id for run in ready if run.gate is not None and not run.is_split]
+    await _decide_split(connection, [run for run in ready if run.is_split], decided)
     members = await waits.members(connection, gated) if gated else {}
     upstreams = await waits.upstreams(connection, gated) if gated else {}
-    for run in ready:
+    for run in (run for run in ready if not run.is_split):
         reason = _still_waits_or_closes(run, members.get(run.id), upstreams.get(run.id, []), now)
         if reason is None:
             decided.opening.append(run)
@@ -53,7 +65,41 @@ async def apply(connection: AsyncConnection, decided: Decided, now: datetime) ->
     opening = [run.id for run in decided.opening if not run.is_on_time]
     await transitions.open_waiting(connection, opening, now)
     await transitions.close_waiting(connection, decided.closing, now, gate=True)
-    return len(opening) + len(decided.closing)
+    await transitions.join_parts(connection, decided.joining, now)
+    await transitions.fail_split(connection, decided.failing, now)
+    for run, reason in decided.stopping.items():
+        ids = await parts.active_ids(connection, run)
+        await transitions.cancel(connection, ids, reason, "fail_fast", now)
+    split = len(decided.joining) + len(decided.failing) + len(decided.stopping)
+    return len(opening) + len(decided.closing) + split
+
+
+async def _decide_split(connection: AsyncConnection, split: list[Waiting], decided: Decided) -> None:
+    """Decide about runs that wait for their parts. The order of their ids is that of locks."""
+    tallies = await parts.tallies(connection, [run.id for run in split]) if split else {}
+    for run in split:
+        tally = tallies.get(run.id, Tally({}))
+        if not tally.bad:
+            if not tally.active:
+                decided.joining.append(run.id)
+            continue
+        bad = await parts.not_succeeded(connection, run.id, parts.MOST_NAMED)
+        if not tally.active:
+            fingerprint = await parts.fingerprint(connection, bad[0].id) or PARTS
+            decided.failing.append({"id": run.id, "reason": _parts_failed(tally, bad), "fingerprint": fingerprint})
+        elif run.gate == PartsGate.FAIL_FAST:
+            decided.stopping[run.id] = f"part {bad[0].part} did not succeed"
+
+
+def _parts_failed(tally: Tally, bad: Sequence[Any]) -> str:
+    """Why a run fails whose parts are over: how many of them did not succeed, with the numbers of the first ones."""
+    failed = tally.states.get(RunState.FAILED, 0)
+    cancelled = tally.bad - failed
+    named = [str(part.part) for part in bad if (part.state == RunState.FAILED) == bool(failed)]
+    more = f" and {(failed or cancelled) - len(named):,} more" if (failed or cancelled) > len(named) else ""
+    what = "failed" if failed else "cancelled"
+    also = f"; {cancelled:,} cancelled" if failed and cancelled else ""
+    return f"{failed or cancelled:,} of {tally.number:,} parts {what}: {', '.join(named)}{more}{also}"
 
 
 def _still_waits_or_closes(

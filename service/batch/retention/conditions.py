@@ -31,7 +31,7 @@ from service.batch.ledger.people.access import LINK
 from service.batch.ledger.people.access_tables import events, previews, sessions, tokens
 from service.batch.ledger.runs import locked_by_id
 from service.batch.ledger.states import FINAL
-from service.batch.ledger.tables import HELD_SQL, OF_SLOT_SQL, missed, nodes, runs, tasks
+from service.batch.ledger.tables import HELD_SQL, NO_PART_SQL, OF_SLOT_SQL, missed, nodes, runs, tasks
 
 NODE_AGE = timedelta(days=1)
 
@@ -65,10 +65,13 @@ def is_over(before: datetime) -> ColumnElement[bool]:
 
 
 def is_old(task: str, kept: Row[Any], before: datetime) -> ColumnElement[bool]:
-    """Runs of `task` that ended before `before` and are older than `kept`, the oldest run that is kept at any age."""
+    """Runs of `task` that ended before `before` and are older than `kept`, the oldest run that is kept at any age.
+
+    Parts are not among them: they go with their run.
+    """
     at, run = kept.created_at, kept.id
     is_older = and_(runs.c.created_at <= min(at, before), or_(runs.c.created_at < at, runs.c.id < run))
-    return and_(runs.c.task == task, is_older, is_over(before))
+    return and_(runs.c.task == task, is_older, is_over(before), text(NO_PART_SQL))
 
 
 def is_after(at: datetime, run: str) -> ColumnElement[bool]:

@@ -27,6 +27,7 @@ from sqlalchemy import (
     delete,
     func,
     select,
+    text,
     tuple_,
     update,
 )
@@ -41,6 +42,7 @@ from service.batch.ledger.people import access, audit, previews
 from service.batch.ledger.schedules import lock_tasks
 from service.batch.ledger.states import Origin
 from service.batch.ledger.tables import (
+    NO_PART_SQL,
     attempts,
     log,
     missed,
@@ -159,19 +161,36 @@ class Pruner:
         return {name: row for name, row in oldest_kept.items() if row is not None}
 
     def _kept(self, task: str) -> Select[Any]:
-        newest = select(runs.c.created_at, runs.c.id).where(runs.c.task == task)
+        newest = select(runs.c.created_at, runs.c.id).where(runs.c.task == task, text(NO_PART_SQL))
         ordered = newest.order_by(runs.c.created_at.desc(), runs.c.id.desc())
         return ordered.offset(max(0, self._keep.per_task - 1)).limit(1)
 
     async def _clear(self, ids: Sequence[str]) -> None:
-        """Delete the rows that belonged to these deleted runs, and then their ids in `batch_pruned`."""
+        """Delete what belonged to these deleted runs, their parts too, and then their ids in `batch_pruned`."""
         if not ids:
             return
+        while parts := await self._delete_parts(ids):
+            await self._clear(parts)
         await self._clear_beside(ids)
         await self._delete_logs(ids)
         theirs = pruned.c.run.in_(json_rows.among(pruned.c.run, ids, self._ledger.kind))
         async with self._ledger.engine.begin() as connection:
             await connection.execute(delete(pruned).where(theirs))
+
+    async def _delete_parts(self, ids: Sequence[str]) -> Sequence[str]:
+        """Delete some parts of these deleted runs, and return their ids."""
+        theirs = json_rows.is_among(runs.c.awaited_by, ids, self._ledger.kind)
+        some = select(runs.c.id).where(theirs, runs.c.origin == Origin.PART).limit(self._runs.size)
+        async with self._ledger.reader.connect() as connection:
+            parts = (await connection.execute(some)).scalars().all()
+        if parts:
+            async with self._runs.transaction(self._ledger) as connection:
+                for column in (runs.c.id, attempts.c.run):
+                    theirs = column.in_(json_rows.among(column, parts, self._ledger.kind))
+                    await connection.execute(delete(column.table).where(theirs))
+                await json_rows.insert(connection, pruned, [{"run": part} for part in parts], "(run)")
+            await asyncio.sleep(self._pause)
+        return parts
 
     async def _clear_beside(self, ids: Sequence[str]) -> None:
         """Delete the rows in the application's database, which is written to only if there are any."""

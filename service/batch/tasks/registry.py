@@ -26,6 +26,8 @@ from service.batch.tasks.declared import (
 )
 from service.batch.tasks.monitoring import Monitoring
 from service.batch.tasks.parameters import Parameters
+from service.batch.tasks.partitioned_task import PartitionedTask
+from service.batch.tasks.partitions import Partition
 from service.batch.tasks.policies import Policies, tags_of
 from service.errors import InvalidTask, UnknownTask
 from service.escaping import echoed
@@ -43,9 +45,11 @@ class Task:
 
     Attributes:
         source: The file of the class, relative to the working directory if it is in there.
-        on_loop: Whether `run` is a coroutine function; otherwise it runs in a thread.
+        on_loop: Whether `run`, or each stage of a partitioned task, is a coroutine function; otherwise it runs in a
+            thread.
         may_change: Whether schedule or timezone is a property, whose value may differ the next time it is read.
         schedule: None for a task that is only started by hand.
+        partition: What a partitioned task declares; None for other tasks.
     """
 
     cls: type[BaseTask]
@@ -61,6 +65,7 @@ class Task:
     monitoring: Monitoring
     tags: tuple[str, ...] = ()
     after: After | None = None
+    partition: Partition | None = None
 
     @property
     def follows(self) -> str | None:
@@ -76,6 +81,11 @@ class Task:
     def exclusive(self) -> str | None:
         """The name of the queue whose runs take lanes: the task's name, or None if any number may run at once."""
         return None if self.policies.overlap == "allow" and self.policies.max_running is None else self.name
+
+    @property
+    def queue_of_parts(self) -> str:
+        """The name of the queue whose lanes the parts of its runs take."""
+        return f"{self.name}/parts"
 
     @property
     def lanes(self) -> int:
@@ -214,6 +224,7 @@ def _task_of(cls: type[BaseTask]) -> Task:
     name = name_of(task)
     parameters = Parameters(name, *task._methods_with_parameters())
     schedule, after = schedule_of(cls), After.of(cls)
+    partition = Partition.of(task, PartitionedTask) if isinstance(task, PartitionedTask) else None
     if (schedule is not None or after is not None) and parameters.required:
         raise InvalidTask(
             f"run() needs {', '.join(parameters.required)}, for which a scheduled run has no value: "
@@ -227,11 +238,12 @@ def _task_of(cls: type[BaseTask]) -> Task:
         source=_path(cls),
         policies=Policies.of(cls),
         parameters=parameters,
-        on_loop=inspect.iscoroutinefunction(run),
+        on_loop=inspect.iscoroutinefunction(run) if partition is None else all(partition.on_loop.values()),
         may_change=not all(isinstance(value, str | None) for value in statics),
         zone=zone_of(timezone_of(task)),
         schedule=schedule,
         monitoring=Monitoring.of(cls, parameters.takes_slot),
         tags=tags_of(cls),
         after=after,
+        partition=partition,
     )

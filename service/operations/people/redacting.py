@@ -15,7 +15,8 @@ from service.batch.ledger import tasks as task_rows
 from service.batch.ledger.tasks import SECRET_TAG as SECRET_TAG
 from service.errors import Forbidden, InvalidParameters
 from service.operations.context import Context
-from service.operations.results import Attempt, RunDetails, RunRow, RunShort
+from service.operations.results import Attempt, RunRow, RunShort
+from service.operations.run_details import PartsOfRun, RunDetails
 from service.operations.runs.run_list import RunFilter
 
 NOTHING: frozenset[str] = frozenset()
@@ -51,9 +52,14 @@ async def redacted(connection: AsyncConnection, context: Context, run: R) -> R:
         more: dict[str, Any] = dict.fromkeys(("params", "result", "cancel_reason", "key", "fingerprint"))
         if isinstance(run, RunDetails):
             more |= {"log": [], "attempts": [_without_error(attempt) for attempt in run.attempts]}
+            more |= {"parts": _without_reasons(run.parts) if run.parts is not None else None}
         return run.model_copy(update={**HIDDEN, **more})
     masked = context.redaction.masked
     return run.model_copy(update={"params": masked(run.params), "result": masked(run.result)})
+
+
+def _without_reasons(parts: PartsOfRun) -> PartsOfRun:
+    return parts.model_copy(update={"parts": [part.model_copy(update={"reason": None}) for part in parts.parts]})
 
 
 def _without_error(attempt: Attempt) -> Attempt:

@@ -16,18 +16,8 @@ from service.operations.backups.catalogue import BackupSummary
 from service.operations.people.access import NewToken, Token
 from service.operations.people.changes import ChangePage
 from service.operations.remote.connection import ERRORS, Connection
-from service.operations.results import (
-    Line,
-    LogBlock,
-    Node,
-    Paused,
-    Quarantined,
-    RunDetails,
-    RunNow,
-    RunsAfter,
-    Slot,
-    Started,
-)
+from service.operations.results import Line, LogBlock, Node, Paused, Quarantined, RunNow, RunsAfter, Slot, Started
+from service.operations.run_details import RunDetails
 from service.operations.runs.bulk import Bulk, BulkAction, Preview
 from service.operations.runs.finding import RunOrTask
 from service.operations.runs.reading import LAST_LINES

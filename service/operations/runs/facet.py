@@ -28,7 +28,8 @@ from service.operations.people.redacting import (
     refuse_secret_filter,
     without_texts,
 )
-from service.operations.results import LogBlock, RunDetails, RunNow, RunsAfter, Started
+from service.operations.results import LogBlock, RunNow, RunsAfter, Started
+from service.operations.run_details import RunDetails
 from service.operations.runs import blocker, chain, log_window, pace, retrying, run_list, run_log, story
 from service.operations.runs.finding import RunOrTask, refuse_unknown_task, run_of, run_or_task
 from service.operations.runs.log_window import LogWindow

@@ -15,7 +15,8 @@ from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import tasks
 from service.operations.context import Context
 from service.operations.databases import is_missing_file
-from service.operations.results import Result, RunDetails
+from service.operations.results import Result
+from service.operations.run_details import RunDetails
 from service.poolsettings import DEFAULT_POOL
 
 STALLED = 10

@@ -46,7 +46,7 @@ RunId = Annotated[str, StringConstraints(pattern=ID)]
 StateName = Literal[
     "waiting", "queued", "running", "retrying", "interrupted", "succeeded", "failed", "cancelled", "skipped"
 ]
-OriginName = Literal["schedule", "manual", "backfill"]
+OriginName = Literal["schedule", "manual", "backfill", "part"]
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -88,7 +88,8 @@ class RunFilter(BaseModel):
         None, description="Only runs of tasks of this pool."
     )
     state: list[StateName] = Field([], max_length=len(RunState), description="Only runs in one of these states.")
-    origin: list[OriginName] = Field([], max_length=3, description="Only runs of one of these origins.")
+    origin: list[OriginName] = Field([], max_length=4, description="Only runs of one of these origins.")
+    parent: RunId | None = Field(None, description="Only the parts of this run. Other lists have no parts.")
     node: RunId | None = Field(None, description="Only runs that this node executes, or executed last.")
     created_since: Instant | None = Field(None, description="Only runs that were made at this instant or later.")
     created_until: Instant | None = Field(None, description="Only runs that were made before this instant.")
@@ -133,6 +134,7 @@ class RunFilter(BaseModel):
             node=self.node,
             params=self.params,
             text=self.text,
+            parent=self.parent,
             by_slot=by_slot,
             **times,
         )

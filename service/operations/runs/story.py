@@ -15,7 +15,7 @@ from service.batch.ledger import attempts as attempt_rows
 from service.batch.ledger import database_time, json_rows
 from service.batch.ledger import runs as run_rows
 from service.batch.ledger.states import FINAL, RunState
-from service.batch.ledger.tables import nodes, runs
+from service.batch.ledger.tables import NO_PART_SQL, nodes, runs
 from service.errors import UnknownRun
 from service.operations.context import Context
 from service.operations.people.redacting import hidden_tasks
@@ -153,8 +153,8 @@ async def _expected(connection: AsyncConnection, row: Mapping[str, Any], now: da
 
 
 async def children(connection: AsyncConnection, run: str) -> list[Child]:
-    """The newest runs that the code of this one has started."""
+    """The newest runs that the code of this one has started, without its parts."""
     columns = [runs.c[name] for name in ("id", "task", "state", "created_at")]
-    query = select(*columns).where(runs.c.parent == run, text("parent IS NOT NULL"))
+    query = select(*columns).where(runs.c.parent == run, text("parent IS NOT NULL"), text(NO_PART_SQL))
     newest = query.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(MOST_CHILDREN)
     return [Child.of(each) for each in (await connection.execute(newest)).mappings()]

@@ -50,11 +50,11 @@ class Awaited(Result):
 
     Attributes:
         kind: `instant`: until `at`. `slot`: the slot `at` of `task`, whose `run` has this `state`, or was not made yet.
-            `group`: `active` of `members` runs.
+            `group`, `parts`: `active` of `members` runs.
         cause: What is in the way at the beginning of the chain, if the slot waits itself.
     """
 
-    kind: Literal["instant", "slot", "group"]
+    kind: Literal["instant", "slot", "group", "parts"]
     at: datetime | None = None
     task: str | None = None
     run: str | None = None

@@ -18,7 +18,7 @@ from service.batch.ledger import database_time, schedules
 from service.batch.ledger.night import buckets
 from service.batch.ledger.night.buckets import KEPT, LENGTH, bucket_of
 from service.batch.ledger.states import ACTIVE
-from service.batch.ledger.tables import OF_SLOT_SQL, missed, runs
+from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, missed, runs
 from service.batch.night import tally
 from service.concurrency.offload import offload
 from service.errors import NoLedger
@@ -215,7 +215,7 @@ def _next(schedule: Schedule, now: datetime) -> list[FireTime]:
 async def _took(connection: AsyncConnection, name: str) -> list[Took]:
     """The last runs, the oldest first."""
     names = ("id", "state", "slot", "created_at", "attempt_started_at", "finished_at")
-    query = select(*(runs.c[each] for each in names)).where(runs.c.task == name)
+    query = select(*(runs.c[each] for each in names)).where(runs.c.task == name, text(NO_PART_SQL))
     rows = await connection.execute(query.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(LAST_RUNS))
     found = []
     for row in rows:

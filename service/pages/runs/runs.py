@@ -10,7 +10,8 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 
 from service.errors import DatabaseError, Forbidden, UnknownRun
-from service.operations.results import Quarantined, RunDetails
+from service.operations.results import Quarantined
+from service.operations.run_details import RunDetails
 from service.operations.runs.bulk import STATES as BULK_STATES
 from service.operations.runs.bulk import BulkAction
 from service.operations.runs.log_window import LogWindow
@@ -28,7 +29,7 @@ PAGE = 50
 LOG_LINES = 1_000
 MOST_DIGITS = 9
 MOST_ITEMS = 100
-ORIGINS = ("schedule", "manual", "backfill", "planned")
+ORIGINS = ("schedule", "manual", "backfill", "planned", "part")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 NO_LOG = LogWindow(lines=[], numbers=[], older=None, after="0.0", is_end=False, total=0)
 

@@ -10,7 +10,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from service.operations.incidents.notes import LONGEST_NOTE, SHORTEST_NOTE
-from service.operations.results import Attempt, Quarantined, Result, RunDetails, RunNow, RunsAfter, Started
+from service.operations.results import Attempt, Quarantined, Result, RunNow, RunsAfter, Started
+from service.operations.run_details import RunDetails
 from service.operations.runs.bulk import Bulk, BulkAction, Preview
 from service.operations.runs.run_list import ID, MOST_RUNS, Cursor, RunFilter, RunPage
 from service.operations.runs.run_log import LOG_CURSOR, LogPage

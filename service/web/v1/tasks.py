@@ -89,7 +89,7 @@ class RunsOfTask(Body):
     """Which runs of a task are wanted."""
 
     state: list[StateName] = Field([], max_length=8, description="Only runs in one of these states.")
-    origin: list[OriginName] = Field([], max_length=3, description="Only runs of one of these origins.")
+    origin: list[OriginName] = Field([], max_length=4, description="Only runs of one of these origins.")
     slot_since: Instant | None = Field(None, description="Only runs of this slot or later ones.")
     slot_until: Instant | None = Field(None, description="Only runs of slots before this instant.")
     order: Literal["created", "slot"] = Field("slot", description="By slot, manual runs are left out.")

@@ -1,0 +1,64 @@
+"""The columns of runs that the end of an attempt sets, and those that a new beginning clears: for transitions.py."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, literal
+
+from service.batch.ledger import tables
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.runs import PROGRESS_COLUMNS
+from service.batch.ledger.states import Origin, RunState
+from service.batch.ledger.tables import runs
+
+COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", "finished_at", *PROGRESS_COLUMNS)
+READ_COLUMNS = [*(runs.c[name] for name in (*COLUMNS, "fingerprint", "gate")), tables.attempts.c.ended_at]
+
+_HAS_FAILED = f"v.state = '{RunState.FAILED}'"
+OPENED_AGAIN = ", ".join(
+    f"{name} = CASE WHEN {_HAS_FAILED} THEN NULL ELSE batch_runs.{name} END"
+    for name in ("acknowledged", "made_good_at", "made_good_by")
+)
+"""A run that fails again is neither acknowledged nor made good."""
+
+# What is wrong with a run is noticed after each end of an attempt, once (see tables.UNNOTICED_RUN_SQL). What is wrong
+# with a part is noticed with its parent.
+_IS_PART = f"batch_runs.origin = '{Origin.PART}'"
+NOTICED = (
+    f"fingerprint = CASE WHEN {_IS_PART} THEN NULL ELSE coalesce(v.fingerprint, batch_runs.fingerprint) END, "
+    f"noticed_at = CASE WHEN {_IS_PART} THEN v.ended_at END"
+)
+
+
+CANCEL_TYPES = {"reason": "reason", "by": "cancel_by", "now": "cancel_at"}
+"""The parameters of a cancel, each with the column that has its type."""
+
+UNNOTICED = ", ".join(f"{name} = NULL" for name in ("noticed_at", "acknowledged", "made_good_at", "made_good_by"))
+"""The SET clause for a run that fails without an attempt."""
+
+
+NO_PROGRESS = "".join(f"{name} = NULL, " for name in PROGRESS_COLUMNS)
+AS_NEW = (
+    "reason = NULL, result = NULL, started_at = NULL, finished_at = NULL, attempts_before = attempt, losses = 0, "
+    "count_lost = NULL, cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL"
+)
+"""The SET clause for a run that a person lets begin once more."""
+
+
+def noticed_with_its_parent(now: datetime) -> ColumnElement[datetime | None]:
+    """The value of `noticed_at` of a run that fails: parts are not noticed by themselves."""
+    return case((runs.c.origin == Origin.PART, literal(now, runs.c.noticed_at.type)), else_=None)
+
+
+def row_of(outcome: Outcome) -> dict[str, Any]:
+    row = {name: getattr(outcome, name, None) for name in COLUMNS}
+    row["ended_at"] = outcome.ended_at
+    if outcome.fingerprint is not None:  # so that the rows of runs that go well are no longer by it
+        row["fingerprint"] = outcome.fingerprint
+    if outcome.split is not None:
+        row["gate"] = str(outcome.split.gate)
+    goes_on = outcome.due_at is not None or outcome.state == RunState.WAITING
+    row["finished_at"] = None if goes_on else outcome.ended_at
+    return row

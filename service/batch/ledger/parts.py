@@ -1,0 +1,267 @@
+"""Parts: the runs into which a partitioned run is split, and for which it waits.
+
+A part is a member of its parent: its `awaited_by` is the parent, its `origin` is "part", and it has no slot. The parent
+has a gate of its own from the transaction on that stores its split. Nothing counts down: what is over is asked of the
+rows of the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Column, Integer, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.batch.ledger import json_rows, queues
+from service.batch.ledger.ids import new_id
+from service.batch.ledger.states import ACTIVE, FINAL, Origin, RunState
+from service.batch.ledger.tables import NO_PART_SQL, attempts, pruned, runs
+
+MOST_NAMED = 10
+"""How many parts are named in the reason of their parent."""
+
+
+class PartsGate(StrEnum):
+    """The gate of a run that was split. FAIL_FAST: the first part that does not succeed cancels the others."""
+
+    PARTS = "parts"
+    FAIL_FAST = "fail_fast"
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a run was split into.
+
+    Attributes:
+        exclusive: The queue of the parts, whose lanes bound how many of them run at once.
+        params: The parameters of each part, in their order, as JSON values. None: the run was split before, and its
+            parts that did not succeed are run again.
+    """
+
+    gate: PartsGate
+    exclusive: str
+    params: Sequence[Mapping[str, Any]] | None = None
+
+    def rows(self, kind: str) -> str:
+        """The value of :rows for `insert`. Encoding 10,000 parts takes a while, so call it in a thread."""
+        ids = sorted(new_id() for _ in self.params or ())
+        parts = enumerate(zip(ids, self.params or (), strict=True), start=1)
+        return json_rows.encode(({"id": run, "part": number, "params": given} for number, (run, given) in parts), kind)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many parts a run has by their state, and the sums of their progress; None if none has reported any."""
+
+    states: Mapping[str, int]
+    count: int | None = None
+    total: int | None = None
+
+    @property
+    def number(self) -> int:
+        return sum(self.states.values())
+
+    @property
+    def active(self) -> int:
+        return sum(self.states.get(state, 0) for state in ACTIVE)
+
+    @property
+    def bad(self) -> int:
+        return self.number - self.active - self.states.get(RunState.SUCCEEDED, 0)
+
+
+_GATES = ", ".join(repr(str(gate)) for gate in PartsGate)
+_IS_ACTIVE = f"IN ({', '.join(repr(str(state)) for state in ACTIVE)})"
+BAD = tuple(state for state in FINAL if state != RunState.SUCCEEDED)
+_IS_BAD = f"IN ({', '.join(repr(str(state)) for state in BAD)})"
+
+
+def is_split(run: str = "batch_runs") -> str:
+    """The condition that a run was split, so that it has, or had, parts. `run`: the alias of batch_runs."""
+    return f"coalesce({run}.gate, '') IN ({_GATES})"
+
+
+def _of(run: str) -> str:
+    return f"m.awaited_by = {run}.id AND m.origin = '{Origin.PART}'"
+
+
+def active_one(run: str = "batch_runs", also: str = "true") -> str:
+    """SQL for the id of an active part of a run; NULL without one."""
+    return f"(SELECT m.id FROM batch_runs m WHERE {_of(run)} AND m.state {_IS_ACTIVE} AND {also} LIMIT 1)"
+
+
+def fails_fast(run: str) -> str:
+    """The condition that a part of a run did not succeed, for which others are still to be cancelled."""
+    bad = f"(SELECT m.id FROM batch_runs m WHERE {_of(run)} AND m.state {_IS_BAD} LIMIT 1)"
+    unasked = active_one(run, "m.cancel_at IS NULL")
+    return f"{run}.gate = '{PartsGate.FAIL_FAST}' AND {bad} IS NOT NULL AND {unasked} IS NOT NULL"
+
+
+HAS_NO_ACTIVE = f"(NOT ({is_split()}) OR {active_one()} IS NULL)"
+"""The condition that no part of a run is active, if it was split."""
+_PARENT_STATE = "(SELECT p.state FROM batch_runs p WHERE p.id = batch_runs.awaited_by)"
+MAY_REOPEN = f"{HAS_NO_ACTIVE} AND ({NO_PART_SQL} OR {_PARENT_STATE} = '{RunState.WAITING}')"
+"""The condition that a run may be queued again: a part only while its parent waits for it."""
+
+
+def _sum(name: str) -> str:
+    its = f"SELECT CAST(sum(m.{name}) AS bigint) FROM batch_runs m WHERE {_of('batch_runs')}"
+    return f"{name} = coalesce(({its}), batch_runs.{name})"
+
+
+PROGRESS = f"{_sum('count')}, {_sum('total')}"
+"""The SET clause for the progress of a run whose parts are over: the sums of theirs."""
+
+
+async def insert(connection: AsyncConnection, parent: str, split: Split, rows: str, now: datetime) -> None:
+    """Insert the parts of a run, whose row the caller has locked. `rows`: as `Split.rows` returns them.
+
+    They were made when their parent was, so that a pause which holds their parent holds them, too.
+    """
+    source = json_rows.source([runs.c.id, runs.c.params, runs.c.part], connection.dialect.name)
+    new = {"state": f"'{RunState.QUEUED}'", "origin": f"'{Origin.PART}'", "parent": "p.id", "awaited_by": "p.id"}
+    new |= {name: f"v.{name}" for name in ("id", "params", "part")} | {"exclusive": ":exclusive", "due_at": ":now"}
+    kept = ("task", "priority", "rank", "catch_up", "requested_by", "traceparent", "created_at")
+    new |= {name: f"p.{name}" for name in kept}
+    statement = text(
+        f"INSERT INTO batch_runs ({', '.join(new)}) SELECT {', '.join(new.values())} "
+        f"FROM batch_runs p CROSS JOIN {source} WHERE p.id = :parent"
+    ).bindparams(
+        bindparam("parent", type_=runs.c.id.type),
+        bindparam("now", type_=runs.c.due_at.type),
+        bindparam("exclusive", type_=runs.c.exclusive.type),
+    )
+    given = {"rows": rows, "parent": parent, "exclusive": split.exclusive, "now": now}
+    await connection.execute(statement, given)
+
+
+async def tallies(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, Tally]:
+    """The parts of each of the runs `ids`, without those that have none."""
+    kind = connection.dialect.name
+    counted = [Column(name, Integer) for name in ("number", "done", "of")]
+    hint = " INDEXED BY ix_batch_runs_members" if kind == "sqlite" else ""
+    meant = queues.among("m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
+    statement = text(
+        "SELECT m.awaited_by, m.state, count(*) AS number, CAST(sum(m.count) AS bigint) AS done, "
+        f'CAST(sum(m.total) AS bigint) AS "of" FROM batch_runs m{hint} '
+        f"WHERE {meant} AND m.origin = '{Origin.PART}' GROUP BY m.awaited_by, m.state"
+    ).columns(runs.c.awaited_by, runs.c.state, *counted)
+    rows = (await connection.execute(statement, _parameter(ids, kind))).all()
+    by_run: dict[str, list[Any]] = {}
+    for row in rows:
+        by_run.setdefault(row.awaited_by, []).append(row)
+    return {run: _tally(theirs) for run, theirs in by_run.items()}
+
+
+def _tally(rows: Sequence[Any]) -> Tally:
+    counts, totals = ([getattr(row, name) for row in rows if getattr(row, name) is not None] for name in ("done", "of"))
+    states = {row.state: row.number for row in rows}
+    return Tally(states, sum(counts) if counts else None, sum(totals) if totals else None)
+
+
+SEVERE = (
+    *(RunState.SUCCEEDED, RunState.QUEUED, RunState.INTERRUPTED, RunState.RETRYING),
+    *(RunState.RUNNING, RunState.CANCELLED, RunState.FAILED),
+)
+"""The states of parts. Of several parts that are shown as one, the last of these is shown."""
+
+
+async def states_in_order(connection: AsyncConnection, parent: str, number: int, most: int) -> list[RunState]:
+    """The states of the parts of a run, which has `number` of them, in their order: at most `most` groups of parts."""
+    hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
+    severity = " ".join(f"WHEN '{state}' THEN {at}" for at, state in enumerate(SEVERE))
+    statement = text(
+        f"SELECT (m.part - 1) * {min(number, most)} / {max(1, number)} AS cell, "
+        f"max(CASE m.state {severity} ELSE 0 END) AS severity FROM batch_runs m{hint} "
+        f"WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' GROUP BY 1 ORDER BY 1"
+    ).bindparams(bindparam("parent", type_=runs.c.id.type))
+    return [SEVERE[row.severity] for row in (await connection.execute(statement, {"parent": parent})).all()]
+
+
+SHOWN = ("id", "part", "state", "reason", "attempt", "started_at", "finished_at", "count", "total")
+
+
+async def of_run(connection: AsyncConnection, parent: str, most: int) -> Sequence[Any]:
+    """Up to `most` parts of a run: those that did not succeed first, then running ones, then the slowest ones.
+
+    All parts of the run are read for that, which are at most 10,000.
+    """
+    hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
+    columns = [runs.c[name] for name in SHOWN]
+    took = "m.finished_at - m.started_at"
+    if connection.dialect.name == "sqlite":
+        took = "julianday(m.finished_at) - julianday(m.started_at)"
+    statement = text(
+        f"SELECT {', '.join(f'm.{column.name}' for column in columns)} FROM batch_runs m{hint} "
+        f"WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' "
+        f"ORDER BY CASE WHEN m.state {_IS_BAD} THEN 0 WHEN m.state = '{RunState.SUCCEEDED}' THEN 2 ELSE 1 END, "
+        f"m.state <> '{RunState.FAILED}', m.started_at IS NULL, {took} DESC, m.started_at, m.part LIMIT {most}"
+    ).bindparams(bindparam("parent", type_=runs.c.id.type))
+    return (await connection.execute(statement.columns(*columns), {"parent": parent})).all()
+
+
+async def not_succeeded(connection: AsyncConnection, parent: str, most: int | None = None) -> Sequence[Any]:
+    """`id`, `part` and `state` of the parts of a run that have ended without success, in the order of their numbers.
+
+    Failed ones are the first.
+    """
+    hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
+    statement = text(
+        f"SELECT m.id, m.part, m.state FROM batch_runs m{hint} WHERE m.awaited_by = :parent "
+        f"AND m.origin = '{Origin.PART}' AND m.state {_IS_BAD} "
+        f"ORDER BY m.state <> '{RunState.FAILED}', m.part" + (f" LIMIT {most}" if most is not None else "")
+    ).bindparams(bindparam("parent", type_=runs.c.id.type))
+    typed = statement.columns(runs.c.id, runs.c.part, runs.c.state)
+    return (await connection.execute(typed, {"parent": parent})).all()
+
+
+async def active_ids(connection: AsyncConnection, parent: str) -> list[str]:
+    """The active parts of a run, by id, that nobody has asked to stop."""
+    hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
+    statement = text(
+        f"SELECT m.id FROM batch_runs m{hint} WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' "
+        f"AND m.state {_IS_ACTIVE} AND m.cancel_at IS NULL ORDER BY CAST(m.id AS text)"
+    ).bindparams(bindparam("parent", type_=runs.c.id.type))
+    return list((await connection.execute(statement.columns(runs.c.id), {"parent": parent})).scalars())
+
+
+async def startable_ids(connection: AsyncConnection, parent: str, now: datetime, most: int) -> list[str]:
+    """Up to `most` parts of a run that may start at `now`, the first ones first."""
+    hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
+    statement = text(
+        f"SELECT m.id FROM batch_runs m{hint} WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' "
+        f"AND (m.state IN ('queued', 'interrupted') OR (m.state = 'retrying' AND m.due_at <= :now)) "
+        f"ORDER BY m.part LIMIT {most}"
+    ).bindparams(bindparam("parent", type_=runs.c.id.type), bindparam("now", type_=runs.c.due_at.type))
+    found = await connection.execute(statement.columns(runs.c.id), {"parent": parent, "now": now})
+    return list(found.scalars())
+
+
+async def fingerprint(connection: AsyncConnection, part: str) -> str | None:
+    """What is wrong with a part that has failed, as a class of errors: its parent is noticed by it."""
+    own = attempts.select().where(attempts.c.run == part).order_by(attempts.c.fence.desc()).limit(1)
+    row = (await connection.execute(own)).first()
+    return row.error.get("fingerprint") if row is not None and row.error else None
+
+
+async def remove(connection: AsyncConnection, parents: Iterable[str]) -> None:
+    """Delete the parts of runs that are split anew. What belongs to them elsewhere is deleted by the next pruning."""
+    kind = connection.dialect.name
+    hint = " INDEXED BY ix_batch_runs_members" if kind == "sqlite" else ""
+    meant = queues.among("m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
+    theirs = f"SELECT m.id FROM batch_runs m{hint} WHERE {meant} AND m.origin = '{Origin.PART}'"
+    parameter = _parameter(parents, kind)
+    for statement in (
+        f"INSERT INTO {pruned.name} (run) {theirs}",
+        f"DELETE FROM batch_attempts WHERE {queues.among('run', theirs, kind)}",
+        f"DELETE FROM batch_runs WHERE {queues.among('id', theirs, kind)}",
+    ):
+        await connection.execute(text(statement), parameter)
+
+
+def _parameter(ids: Iterable[str], kind: str) -> dict[str, str]:
+    return {"rows": json_rows.encode([{"id": i} for i in ids], kind)}

@@ -1,0 +1,256 @@
+"""Partitioned runs in the ledger: lanes, races with a cancel and with a newer holder, overlap, pauses and pruning."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from service import PartitionedTask, TaskRegistry, clock
+from service.batch.firing import task_sync
+from service.batch.ledger import transitions
+from service.batch.ledger.attempts import Outcome
+from service.batch.ledger.parts import PartsGate, Split
+from service.batch.ledger.runs import insert_group
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import attempts, pruned
+from service.batch.queue import claiming, enqueue
+from service.batch.queue.capacity import Capacity
+from service.batch.queue.requests import Startable
+from service.batch.queue.retry import retry
+from service.batch.retention.pruning import Pruner
+from service.batch.retention.retention import Keep
+from service.batch.tasks.registry import Task
+from service.database.engine import Database
+from service.errors import WrongState
+from tests.batch.ledger_world import NODE, rows
+from tests.batch.test_runs import new
+from tests.waiting.conftest import still_clock as still_clock
+from tests.waiting.world import START, Waits
+
+SPLIT = Split(PartsGate.PARTS, "sums/parts", [{"n": 1}, {"n": 2}, {"n": 3}])
+
+
+def sums(**attributes: Any) -> Task:
+    async def nothing(self: Any, *_: Any) -> Any: ...
+
+    own = {"name": "sums", "schedule": "0 1 * * *", "parallel": 2, "split": nothing, "work": nothing}
+    cls = type("Sums", (PartitionedTask,), {**own, "work": lambda self, part: None, **attributes})
+    TaskRegistry.register(cls)
+    return TaskRegistry.get("sums")
+
+
+class Sums(Waits):
+    async def take(self, most: int = 10) -> list[str]:
+        """The ids of the runs that a node claims, which has room for so many."""
+        async with self.ledger.engine.begin() as connection:
+            claimed, _ = await claiming.take(connection, self.tasks, NODE, Capacity(most, most))
+        return [run.id for run in claimed]
+
+    async def begin(self) -> str:
+        """A run that is running."""
+        async with self.ledger.engine.begin() as connection:
+            run = await enqueue.enqueue(connection, Startable.of(self.tasks["sums"]), None, None, "ann")
+        assert await self.take() == [run]
+        return run
+
+    async def split(self, run: str, split: Split = SPLIT, fence: int | None = None) -> list[Outcome]:
+        """The attempt of a run ends with its split. Returns the outcomes that were refused."""
+        (row,) = await rows(self.ledger, id=run)
+        now = clock.now()
+        given = (run, row["fence"] if fence is None else fence, RunState.WAITING, "split", row["attempt"], NODE, "sums")
+        async with self.ledger.engine.begin() as connection:
+            return await transitions.finish(connection, [Outcome(*given, now, now, split=split)])
+
+    async def parts(self, run: str, **equal: Any) -> list[dict[str, Any]]:
+        return sorted(await rows(self.ledger, awaited_by=run, **equal), key=lambda row: int(row["part"]))
+
+    async def row(self, run: str) -> dict[str, Any]:
+        (row,) = await rows(self.ledger, id=run)
+        return dict(row)
+
+
+@pytest.fixture
+async def world(ledger: Database) -> AsyncIterator[Sums]:
+    enqueue.use_service(ledger, lambda: None)
+    world = Sums(ledger)
+    await world.know(sums())
+    yield world
+    enqueue.use_no_service()
+
+
+async def test_the_parts_are_stored_with_the_outcome_and_run_in_their_own_lanes(world: Sums) -> None:
+    run = await world.begin()
+    assert await world.split(run) == []
+    row = await world.row(run)
+    assert (row["state"], row["gate"], row["finished_at"], row["attempt"]) == ("waiting", "parts", None, 1)
+    parts = await world.parts(run)
+    assert [(part["params"], part["state"], part["origin"]) for part in parts] == [
+        ({"n": n}, "queued", "part") for n in (1, 2, 3)
+    ]
+    assert [part["id"] for part in parts] == sorted(part["id"] for part in parts)
+    assert await world.take() == [part["id"] for part in parts[:2]]
+    assert await world.take() == []
+
+
+async def test_it_keeps_its_lane_so_that_no_second_run_begins(world: Sums) -> None:
+    first = await world.begin()
+    await world.split(first)
+    async with world.ledger.engine.begin() as connection:
+        second = await enqueue.enqueue(connection, Startable.of(world.tasks["sums"]), None, None, "bob")
+    taken = await world.take()
+    assert second not in taken
+    for part in await world.parts(first):
+        if part["state"] == "queued":
+            await world.start(part["id"])
+        await world.finish(part["id"])
+    assert await world.look() == 1
+    assert await world.take() == [first]
+    row = await world.row(first)
+    assert (row["state"], row["attempt"], row["rank"]) == ("running", 1, 0)
+    await world.finish(first)
+    assert await world.take() == [second]
+
+
+async def test_a_cancel_during_the_split_wins(world: Sums) -> None:
+    run = await world.begin()
+    async with world.ledger.engine.begin() as connection:
+        await transitions.cancel(connection, [run], "cancelled by ann", "ann", clock.now())
+    assert await world.split(run) == []
+    row = await world.row(run)
+    assert (row["state"], row["gate"], await world.parts(run)) == ("cancelled", None, [])
+
+
+async def test_a_split_of_a_lost_attempt_stores_no_parts(world: Sums) -> None:
+    run = await world.begin()
+    assert len(await world.split(run, fence=0)) == 1
+    assert (await world.row(run))["state"] == "running"
+    assert await world.parts(run) == []
+
+
+async def test_a_split_whose_reply_was_lost_is_stored_once(world: Sums) -> None:
+    run = await world.begin()
+    assert await world.split(run) == await world.split(run) == []
+    assert len(await world.parts(run)) == 3
+
+
+async def test_parts_that_fail_close_the_run_and_a_retry_queues_only_them(world: Sums) -> None:
+    run = await world.begin()
+    await world.split(run)
+    for part in await world.parts(run):
+        await world.start(part["id"])
+        state = RunState.SUCCEEDED if part["part"] == 2 else RunState.FAILED
+        error = {"type": "OSError", "fingerprint": "OSError:x"}
+        await world.finish(part["id"], state, count=10, total=20, fingerprint="f", error=error, part=part["part"])
+    assert {part["fingerprint"] for part in await world.parts(run)} == {None}
+    assert await world.look() == 1
+    row = await world.row(run)
+    assert (row["state"], row["reason"], row["count"], row["total"]) == ("failed", "2 of 3 parts failed: 1, 3", 30, 60)
+    assert (row["fingerprint"], row["noticed_at"]) == ("OSError:x", None)
+    async with world.ledger.engine.begin() as connection:
+        await retry(connection, run, "ann")
+    assert await world.take() == [run]
+    assert await world.split(run, Split(PartsGate.PARTS, "sums/parts")) == []
+    assert [part["state"] for part in await world.parts(run)] == ["queued", "succeeded", "queued"]
+    row = await world.row(run)
+    assert (row["state"], row["attempt"]) == ("waiting", 2)
+
+
+async def test_a_run_is_not_retried_while_a_part_is_active(world: Sums) -> None:
+    run = await world.begin()
+    await world.split(run)
+    await world.start((await world.parts(run))[0]["id"])
+    async with world.ledger.engine.begin() as connection:
+        await transitions.cancel(connection, [run], "cancelled by ann", "ann", clock.now())
+    assert [(part["state"], part["cancel_by"]) for part in await world.parts(run)] == [
+        ("running", "ann"),
+        ("cancelled", "ann"),
+        ("cancelled", "ann"),
+    ]
+    async with world.ledger.engine.begin() as connection:
+        with pytest.raises(WrongState, match=f"parts of the run {run} have not ended yet"):
+            await retry(connection, run, "ann")
+
+
+async def test_fail_fast_cancels_the_other_parts_once(world: Sums) -> None:
+    run = await world.begin()
+    await world.split(run, Split(PartsGate.FAIL_FAST, "sums/parts", SPLIT.params))
+    first, second, _ = await world.parts(run)
+    assert await world.take() == [first["id"], second["id"]]
+    assert await world.look() == 0
+    await world.finish(second["id"], RunState.FAILED)
+    assert await world.look() == 1
+    assert await world.look() == 0
+    states = [(part["state"], part["cancel_reason"]) for part in await world.parts(run)]
+    because = "part 2 did not succeed"
+    assert states == [("running", because), ("failed", None), ("cancelled", because)]
+    await world.finish(first["id"], RunState.INTERRUPTED, due_at=clock.now())
+    assert await world.look() == 1
+    assert (await world.row(run))["reason"] == "1 of 3 parts failed: 2; 2 cancelled"
+
+
+async def test_a_slot_is_skipped_while_the_run_before_it_waits_for_its_parts(world: Sums) -> None:
+    at_one = START + timedelta(minutes=30)
+    await world.fire(at_one)
+    first = (await world.run_of("sums", at_one))["id"]
+    await world.start(first)
+    await world.split(first)
+    await world.fire(at_one + timedelta(days=1))
+    second = await world.run_of("sums", at_one + timedelta(days=1))
+    assert second["state"] == "skipped"
+    assert first in second["reason"]
+
+
+async def test_a_pause_holds_the_parts_also_of_a_run_that_is_split_after_it(world: Sums) -> None:
+    run = await world.begin()
+    clock.advance(timedelta(minutes=1))
+    async with world.ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "sums", "ann", world.tasks)
+    clock.advance(timedelta(minutes=1))
+    await world.split(run)
+    assert await world.take() == []
+
+
+async def test_parts_are_pruned_with_their_run_and_only_then(world: Sums, application: Database) -> None:
+    run = await world.begin()
+    await world.split(run)
+    for part in await world.parts(run):
+        await world.start(part["id"])
+        await world.finish(part["id"])
+    await world.look()
+    clock.advance(timedelta(days=100))
+    pruner = Pruner(world.ledger, application, Keep(days=30, per_task=1, events_days=30), pause=0)
+    await pruner.prune()
+    assert len(await world.parts(run)) == 3
+    await world.start(run)
+    await world.finish(run)
+    clock.advance(timedelta(days=100))
+    other = await world.begin()
+    counts = await pruner.prune()
+    assert counts["runs"] == 1
+    assert [row["id"] for row in await rows(world.ledger)] == [other]
+    assert [await rows(world.ledger, table) for table in (attempts, pruned)] == [[], []]
+
+
+async def test_a_part_that_failed_is_queued_again_while_others_go_on(world: Sums) -> None:
+    run = await world.begin()
+    await world.split(run)
+    first, *_ = await world.parts(run)
+    await world.start(first["id"])
+    await world.finish(first["id"], RunState.FAILED)
+    async with world.ledger.engine.begin() as connection:
+        await retry(connection, first["id"], "ann")
+    assert [part["state"] for part in await world.parts(run)] == ["queued"] * 3
+
+
+async def test_members_of_its_group_are_no_parts(world: Sums) -> None:
+    """A partitioned run may be the follow-up of a group: both are runs that it waits for, one after the other."""
+    run = await world.begin()
+    member = new("sums", exclusive=None, state="failed", awaited_by=run, parent=run)
+    async with world.ledger.engine.begin() as connection:
+        await insert_group(connection, [member])
+    await world.split(run, Split(PartsGate.PARTS, "sums/parts", []))
+    assert await world.look() == 1
+    assert (await world.row(run))["state"] == "queued"
