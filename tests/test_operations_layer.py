@@ -227,10 +227,10 @@ async def test_many_calls_open_no_engine_and_leave_logging_as_it_was(
 async def test_a_service_wakes_its_engine_when_a_run_was_queued(service: BatchService) -> None:
     woken: list[str] = []
     context = dataclasses.replace(service.operations._context, wake=lambda: woken.append("woken"))
-    assert service.operations._context.wake == service.engine.wake
+    assert service.operations._context.wake == service.wake
     run = await Runs(context).start("hourly", {})
     assert woken == ["woken"]
-    service.engine.wake()
+    service.wake()
     await until(lambda: has_succeeded(service.operations, run.id))
 
 
