@@ -267,7 +267,9 @@ async def test_a_run_again_after_a_success_changes_nothing_for_it(waits: Waits, 
     assert (await waits.state("extract"), await waits.state("load")) == ("queued", "succeeded")
 
 
-async def test_a_backfilled_slot_waits_by_the_same_rule(waits: Waits) -> None:
+@pytest.mark.parametrize("days", [0, 7], ids=["missed", "from before the schedules"])
+async def test_a_backfilled_slot_waits_by_the_same_rule(waits: Waits, days: int) -> None:
+    slot = THREE - timedelta(days=days)
     extract, load = daily("extract", missed="skip"), load_after(missed="skip")
     await waits.know(extract, load)
     await waits.fire(THREE + timedelta(hours=2))
@@ -275,7 +277,7 @@ async def test_a_backfilled_slot_waits_by_the_same_rule(waits: Waits) -> None:
     for task in (load, extract):
         backfill = Backfill(waits.ledger, waits.ledger, Startable.of(task), "ann")
         async with waits.ledger.reader.connect() as connection:
-            interval = await interval_of(connection, task.name, THREE, THREE)
+            interval = await interval_of(connection, task.name, slot, slot)
         await backfill.make(interval)
     assert (await waits.state("extract"), await waits.state("load")) == ("queued", "waiting")
     await waits.end("extract")

@@ -12,6 +12,7 @@ from service.batch.cron.cron import schedule
 from service.batch.ledger import json_rows, schedules
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.schedules import OpenSchedule
+from service.batch.ledger.states import Origin
 from service.batch.ledger.waits import waits
 from service.batch.tasks.after import After
 from service.concurrency.offload import offload
@@ -44,7 +45,7 @@ async def record(connection: AsyncConnection, waiting: Sequence[tuple[NewRun, Af
     older = {name for (run, name, row), slot in zip(rows, found, strict=True) if row is not None and slot is None}
     histories = {name: await schedules.history(connection, name) for name in sorted(older)}
     slots = [
-        slot if slot is not None or row is None else _by_history(histories[name], run.slot)
+        slot if slot is not None or row is None else _by_history(histories[name], run.slot) or _before_all(run, row)
         for (run, name, row), slot in zip(rows, found, strict=True)
     ]
     new = [{"run": run.id, "task": name, "slot": slot} for (run, name, _), slot in zip(rows, slots, strict=True)]
@@ -72,6 +73,16 @@ def _by_history(rows: Sequence[Mapping[str, Any]], at: datetime | None) -> datet
             if slot is not None:
                 return slot
     return None
+
+
+def _before_all(run: NewRun, row: OpenSchedule) -> datetime | None:
+    """The last slot at or before that of a backfilled run, before a task had any schedule.
+
+    A backfill makes runs of such slots by the schedule that the task has now.
+    """
+    if run.origin != Origin.BACKFILL or run.slot is None or not row.is_usable:
+        return None
+    return schedule(row.cron, row.timezone).previous(run.slot + _SECOND)
 
 
 def _last(cron: str, timezone: str, valid_from: datetime, at: datetime | None) -> datetime | None:

@@ -38,6 +38,7 @@ KindName = Literal[
     "files",
     "backup",
     "unaccounted",
+    "pool",
 ]
 IncidentId = Annotated[str, Path(pattern=ID, description="The id of the incident.")]
 
