@@ -117,7 +117,7 @@ def test_show_as_json_has_the_whole_row_the_attempts_and_the_log(batch: Batch, f
     run = run_of(batch("run", "flaky", "--param", "failures=1", LEDGER_URL=database_url))
     found = batch("show", run, "--json").json
     assert found["kind"] == "run"
-    assert set(found) == {"kind", "timezone", "attempts", "log", "eta", "chain"} | set(tables.runs.c.keys())
+    assert set(found) == {"kind", "timezone", "attempts", "log", "eta", "chain", "parts"} | set(tables.runs.c.keys())
     assert [attempt["outcome"] for attempt in found["attempts"]] == ["failed", "succeeded"]
     assert found["attempts"][0]["error"]["type"] == "ValueError"
     assert found["log"][0]["text"] == "try 1" and found["result"] == {"tries": 2}

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import awaiting_runs, chains, json_rows, kept_back, parts, runs, transitions, waits
+from service.batch.ledger import chains, json_rows, kept_back, parts, runs, transitions, waiting_runs, waits
 from service.batch.ledger.parts import PartsGate, Split
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import Rank
@@ -86,7 +86,7 @@ async def send(ledger: Database, of: Of, now: datetime) -> None:
             await chains.members(connection, cancelled[0].id, 200)
             await chain.upcoming(connection, "later", now)
         with of("retry what others wait for"):
-            assert await awaiting_runs.lock_awaiting(connection, [upstream.id]) == [others[-1].id]
+            assert await waiting_runs.lock_awaiting(connection, [upstream.id]) == [others[-1].id]
             await transitions.reopen(connection, [closed[1].id, upstream.id], Rank.MANUAL, "ann", now)
         follow_up = await runs.get(connection, closed[0].id)
         assert follow_up is not None and follow_up["state"] == "waiting"

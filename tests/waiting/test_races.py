@@ -229,7 +229,7 @@ async def test_without_the_lock_a_retry_would_be_lost(
 
     async with waits.ledger.engine.begin() as connection:
         decided = await waiting.decide(connection, clock.now())
-        monkeypatch.setattr(transitions.waits, "lock_awaiting", find_only)
+        monkeypatch.setattr(transitions.waiting_runs, "lock_awaiting", find_only)
         async with other.engine.begin() as second:
             await retry(second, member, "ann")
         await waiting.apply(connection, decided, clock.now())

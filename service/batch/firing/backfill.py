@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.cron import Schedule
 from service.batch.firing import waited_slots
 from service.batch.firing.misfires import INSTANT
-from service.batch.ledger import awaiting_runs, database_time, runs, schedules, transitions
+from service.batch.ledger import database_time, runs, schedules, transitions, waiting_runs
 from service.batch.ledger.night import buckets
 from service.batch.ledger.runs import NewRun
 from service.batch.ledger.states import FINAL, Rank
@@ -186,7 +186,7 @@ class Backfill:
             changed = await runs.insert(connection, new)
             made = [(run, after) for run in new if after is not None and run.id in changed]
             await waited_slots.record(connection, made)
-            awaiting = await awaiting_runs.lock_awaiting(connection, sorted(changed))
+            awaiting = await waiting_runs.lock_awaiting(connection, sorted(changed))
             waiting = await transitions.wait_again(connection, awaiting, now)
             await buckets.slots_have_changed(connection, [*slots, *waiting], now)
         again_ids = [d.run for d in decisions if d.action == SlotAction.AGAIN and d.run]

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row, Select, Text, bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import attempts, awaiting_runs, json_rows, parts, queues
+from service.batch.ledger import attempts, json_rows, parts, queues, waiting_runs
 from service.batch.ledger import outcome as outcomes_of
 from service.batch.ledger.attempts import Outcome
 from service.batch.ledger.night import buckets
@@ -126,7 +126,7 @@ async def cancel(
         f"WHERE {locked_by_id(condition, kind)} RETURNING id, state"
     ).bindparams(*(bindparam(name, type_=runs.c[column].type) for name, column in outcomes_of.CANCEL_TYPES.items()))
     values = {"rows": json_rows.encode([{"id": i} for i in ids], kind), "reason": reason, "by": by, "now": now}
-    await awaiting_runs.lock_with_members(connection, ids)
+    await waiting_runs.lock_with_members(connection, ids)
     rows = (await connection.execute(statement.columns(runs.c.id, runs.c.state), values)).all()
     cancelled = {run: RunState(state) for run, state in rows}
     if over := [run for run, state in cancelled.items() if state != RunState.RUNNING]:
@@ -170,7 +170,7 @@ async def reopen(
     ).bindparams(bindparam("now", type_=runs.c.due_at.type), bindparam("by", type_=Text()))
     rows = json_rows.encode([{"id": i} for i in ids], kind)
     values = {"rows": rows, "rank": rank, "by": by, "now": now}
-    awaiting = await awaiting_runs.lock_awaiting(connection, ids)
+    awaiting = await waiting_runs.lock_awaiting(connection, ids)
     queued = (await connection.execute(statement.columns(runs.c.id, runs.c.slot, runs.c.origin), values)).all()
     if anew:
         await parts.remove(connection, [run.id for run in queued])

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import awaiting_runs, database_time, json_rows, runs, schedules, tables, transitions, waits
+from service.batch.ledger import database_time, json_rows, runs, schedules, tables, transitions, waiting_runs, waits
 from service.batch.ledger.parts import PartsGate
 from service.batch.ledger.states import ACTIVE, FINAL, Origin, Rank, RunState
 from service.batch.tasks.after import After
@@ -40,7 +40,7 @@ async def again(
         # Wait for the write lock of the application's SQLite file before taking that of the ledger's file.
         await data.execute(text("SELECT 1"))
         now = await database_time.now_of(connection)
-        awaiting = await awaiting_runs.lock_awaiting(connection, [*ids, *after]) if after else []
+        awaiting = await waiting_runs.lock_awaiting(connection, [*ids, *after]) if after else []
         reopened = await transitions.reopen(connection, ids, rank, by, now, anew=True) if ids else set()
         if after and (reopened or not ids):
             gated = await _gated(connection, after, now)
@@ -74,7 +74,7 @@ async def _gated(connection: AsyncConnection, ids: Sequence[str], now: datetime)
 
 async def comes_after(connection: AsyncConnection, run_id: str) -> dict[str, list[str]]:
     """The runs that come after a run and have ended, by the names of their tasks."""
-    ids = await awaiting_runs.coming_after(connection, [run_id])
+    ids = await waiting_runs.coming_after(connection, [run_id])
     found: dict[str, list[str]] = {}
     theirs = tables.runs.c.id.in_(json_rows.among(tables.runs.c.id, ids, connection.dialect.name))
     query = select(tables.runs.c.id, tables.runs.c.task).where(theirs, text(tables.is_one_of(FINAL)))
