@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Table, select
+from sqlalchemy import Table, select, text
 
 from service import BaseTask, TaskRegistry, clock, current_run
 from service.batch.context.current_run import state_of
@@ -92,6 +92,19 @@ async def until(condition: Any, seconds: float = 30.0) -> Any:
         while not (found := await condition()):
             await asyncio.sleep(0.02)
     return found
+
+
+async def until_waiting(ledger: Database, number: int, seconds: float = 30.0) -> None:
+    """On PostgreSQL: wait until this number of transactions wait for locks of other transactions."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+
+    async def are_there() -> bool:
+        async with ledger.reader.connect() as connection:
+            return bool((await connection.execute(waiting)).scalar_one() == number)
+
+    await until(are_there, seconds)
 
 
 async def until_counted() -> None:

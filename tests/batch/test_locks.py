@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import clock
@@ -20,7 +20,7 @@ from service.batch.retention.pruning import Pruner
 from service.batch.retention.retention import Keep
 from service.database.engine import Database
 from service.database.histories import APPLICATION_HISTORIES
-from tests.batch.ledger_world import NODE, fire, know, make_task, until
+from tests.batch.ledger_world import NODE, fire, know, make_task, until_waiting
 from tests.batch.lock_order import watch
 from tests.batch.test_runs import insert as insert_runs
 from tests.batch.test_upkeep import of_slot, over
@@ -39,19 +39,6 @@ async def ledger(postgres_database: str) -> AsyncIterator[Database]:
     database = Database(postgres_database, setting="LEDGER_URL")
     yield database
     await database.dispose()
-
-
-async def until_waiting(ledger: Database, number: int) -> None:
-    """Wait until this number of transactions wait for locks of other transactions."""
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-
-    async def are_there() -> bool:
-        async with ledger.reader.connect() as connection:
-            return bool((await connection.execute(waiting)).scalar_one() == number)
-
-    await until(are_there)
 
 
 async def write(ledger: Database, do: Do) -> object:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import Start, clock, start_all
@@ -16,7 +16,7 @@ from service.batch.ledger.states import RunState
 from service.batch.queue import waiting
 from service.batch.queue.waiting import Decided
 from service.database.engine import Database
-from tests.batch.ledger_world import make_task, rows, until
+from tests.batch.ledger_world import make_task, rows, until_waiting
 from tests.waiting.world import START, Waits
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -31,19 +31,6 @@ async def other(ledger_url: str) -> AsyncIterator[Database]:
     database = Database(ledger_url, setting="LEDGER_URL")
     yield database
     await database.dispose()
-
-
-async def until_waiting(ledger: Database, number: int) -> None:
-    """Wait until this number of transactions wait for locks of other transactions."""
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-
-    async def are_there() -> bool:
-        async with ledger.reader.connect() as connection:
-            return bool((await connection.execute(waiting)).scalar_one() == number)
-
-    await until(are_there, SECONDS)
 
 
 async def cancel(ledger: Database, ids: Sequence[str]) -> dict[str, RunState]:
@@ -91,7 +78,7 @@ async def test_an_opening_that_replaces_and_a_cancel_of_both_runs_do_not_deadloc
 
     async def apply_beside(connection: AsyncConnection, decided: Decided, now: datetime) -> int:
         cancelling.append(asyncio.create_task(cancel(other, replacing)))
-        await until_waiting(waits.ledger, 1)
+        await until_waiting(waits.ledger, 1, SECONDS)
         return await apply(connection, decided, now)
 
     monkeypatch.setattr(waiting, "apply", apply_beside)
@@ -111,8 +98,8 @@ async def test_two_cancels_of_groups_and_of_their_members_do_not_deadlock(waits:
     async with waits.ledger.engine.begin() as connection:
         await lock(connection, second)
         both = [asyncio.create_task(cancel(other, [first, second]))]
-        await until_waiting(waits.ledger, 1)
+        await until_waiting(waits.ledger, 1, SECONDS)
         both.append(asyncio.create_task(cancel(other, [member, second])))
-        await until_waiting(waits.ledger, 2)
+        await until_waiting(waits.ledger, 2, SECONDS)
     await asyncio.gather(*both)
     assert {row["state"] for row in await rows(waits.ledger)} == {"cancelled"}

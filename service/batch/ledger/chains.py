@@ -51,7 +51,7 @@ async def after(
         f"AND w.task = a.task AND w.slot = a.slot AND b.id = w.run{held} "
         f"UNION ALL {selected} batch_runs b WHERE {meant} AND b.id = {_AWAITED_BY}{held}) AS found LIMIT {most}"
     ).columns(*_COLUMNS)
-    return (await connection.execute(statement, _parameter(ids, kind))).all()
+    return (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
 
 
 async def before(connection: AsyncConnection, ids: Collection[str], most: int) -> Sequence[Row[Any]]:
@@ -64,7 +64,7 @@ async def before(connection: AsyncConnection, ids: Collection[str], most: int) -
         "SELECT DISTINCT u.id, w.task, w.slot, u.state FROM batch_waits w LEFT JOIN batch_runs u "
         f"ON u.task = w.task AND u.slot = w.slot AND u.{OF_SLOT_SQL} WHERE {meant} LIMIT {most}"
     ).columns(*_COLUMNS[1:])
-    return (await connection.execute(statement, _parameter(ids, kind))).all()
+    return (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
 
 
 async def members(connection: AsyncConnection, run: str, most: int) -> Sequence[Row[Any]]:
@@ -125,7 +125,3 @@ _WORST_FIRST: tuple[str | None, ...] = (
 def _badness(upstream: Upstream) -> int:
     state = upstream.state
     return _WORST_FIRST.index(state) if state in _WORST_FIRST else len(_WORST_FIRST)
-
-
-def _parameter(ids: Iterable[str], kind: str) -> dict[str, str]:
-    return {"rows": json_rows.encode([{"id": i} for i in ids], kind)}

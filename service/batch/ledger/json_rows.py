@@ -71,6 +71,11 @@ def encode(rows: Iterable[Mapping[str, Any]], kind: str) -> str:
 _UNSTORABLE = re.compile(r"\\(u0000|ud[89a-f])", re.IGNORECASE)
 
 
+def of_ids(ids: Iterable[str], kind: str) -> dict[str, str]:
+    """The parameter of a statement whose `source` has only the column `id`: these ids."""
+    return {"rows": encode([{"id": i} for i in ids], kind)}
+
+
 def _without_unstorable(encoded: str) -> str:
     return json.dumps(storable(json.loads(encoded)))
 

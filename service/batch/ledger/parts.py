@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.ledger import json_rows, queues
 from service.batch.ledger.ids import new_id
 from service.batch.ledger.states import ACTIVE, FINAL, Origin, RunState
-from service.batch.ledger.tables import NO_PART_SQL, attempts, pruned, runs
+from service.batch.ledger.tables import ACTIVE_SQL, NO_PART_SQL, attempts, pruned, runs
 
 MOST_NAMED = 10
 """How many parts are named in the reason of their parent."""
@@ -75,7 +75,6 @@ class Tally:
 
 
 _GATES = ", ".join(repr(str(gate)) for gate in PartsGate)
-_IS_ACTIVE = f"IN ({', '.join(repr(str(state)) for state in ACTIVE)})"
 BAD = tuple(state for state in FINAL if state != RunState.SUCCEEDED)
 _IS_BAD = f"IN ({', '.join(repr(str(state)) for state in BAD)})"
 
@@ -91,7 +90,7 @@ def _of(run: str) -> str:
 
 def active_one(run: str = "batch_runs", also: str = "true") -> str:
     """SQL for the id of an active part of a run; NULL without one."""
-    return f"(SELECT m.id FROM batch_runs m WHERE {_of(run)} AND m.state {_IS_ACTIVE} AND {also} LIMIT 1)"
+    return f"(SELECT m.id FROM batch_runs m WHERE {_of(run)} AND m.{ACTIVE_SQL} AND {also} LIMIT 1)"
 
 
 def fails_fast(run: str) -> str:
@@ -150,7 +149,7 @@ async def tallies(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, 
         f'CAST(sum(m.total) AS bigint) AS "of" FROM batch_runs m{hint} '
         f"WHERE {meant} AND m.origin = '{Origin.PART}' GROUP BY m.awaited_by, m.state"
     ).columns(runs.c.awaited_by, runs.c.state, *counted)
-    rows = (await connection.execute(statement, _parameter(ids, kind))).all()
+    rows = (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
     by_run: dict[str, list[Any]] = {}
     for row in rows:
         by_run.setdefault(row.awaited_by, []).append(row)
@@ -224,7 +223,7 @@ async def active_ids(connection: AsyncConnection, parent: str) -> list[str]:
     hint = " INDEXED BY ix_batch_runs_members" if connection.dialect.name == "sqlite" else ""
     statement = text(
         f"SELECT m.id FROM batch_runs m{hint} WHERE m.awaited_by = :parent AND m.origin = '{Origin.PART}' "
-        f"AND m.state {_IS_ACTIVE} AND m.cancel_at IS NULL ORDER BY CAST(m.id AS text)"
+        f"AND m.{ACTIVE_SQL} AND m.cancel_at IS NULL ORDER BY CAST(m.id AS text)"
     ).bindparams(bindparam("parent", type_=runs.c.id.type))
     return list((await connection.execute(statement.columns(runs.c.id), {"parent": parent})).scalars())
 
@@ -254,14 +253,10 @@ async def remove(connection: AsyncConnection, parents: Iterable[str]) -> None:
     hint = " INDEXED BY ix_batch_runs_members" if kind == "sqlite" else ""
     meant = queues.among("m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
     theirs = f"SELECT m.id FROM batch_runs m{hint} WHERE {meant} AND m.origin = '{Origin.PART}'"
-    parameter = _parameter(parents, kind)
+    parameter = json_rows.of_ids(parents, kind)
     for statement in (
         f"INSERT INTO {pruned.name} (run) {theirs}",
         f"DELETE FROM batch_attempts WHERE {queues.among('run', theirs, kind)}",
         f"DELETE FROM batch_runs WHERE {queues.among('id', theirs, kind)}",
     ):
         await connection.execute(text(statement), parameter)
-
-
-def _parameter(ids: Iterable[str], kind: str) -> dict[str, str]:
-    return {"rows": json_rows.encode([{"id": i} for i in ids], kind)}

@@ -8,8 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows, queues
-from service.batch.ledger.tables import OF_SLOT_SQL, runs
-from service.batch.ledger.waits import IS_ACTIVE, ids_as_rows
+from service.batch.ledger.tables import ACTIVE_SQL, OF_SLOT_SQL, runs
 
 
 async def lock_awaiting(connection: AsyncConnection, ids: Sequence[str]) -> list[str]:
@@ -38,11 +37,11 @@ async def lock_with_members(connection: AsyncConnection, ids: Sequence[str]) -> 
     if (kind := connection.dialect.name) != "postgresql":
         return
     meant = queues.among("m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
-    members = text(f"SELECT m.id FROM batch_runs m WHERE {meant} AND m.state {IS_ACTIVE}").columns(runs.c.id)
+    members = text(f"SELECT m.id FROM batch_runs m WHERE {meant} AND m.{ACTIVE_SQL}").columns(runs.c.id)
     found: set[str] = set()
     deeper = set(ids)
     while deeper:
-        deeper = set((await connection.execute(members, ids_as_rows(deeper, kind))).scalars()) - found
+        deeper = set((await connection.execute(members, json_rows.of_ids(deeper, kind))).scalars()) - found
         found |= deeper
     if found:
         await _lock(connection, found.union(ids))
@@ -52,7 +51,7 @@ async def _lock(connection: AsyncConnection, ids: Iterable[str]) -> None:
     if (kind := connection.dialect.name) == "postgresql":
         locked = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
         statement = text(f"SELECT id FROM batch_runs WHERE {locked} ORDER BY id FOR UPDATE")
-        await connection.execute(statement, ids_as_rows(ids, kind))
+        await connection.execute(statement, json_rows.of_ids(ids, kind))
 
 
 _MAY_WAIT_AGAIN = " AND coalesce(a.state, '') IN ('waiting', 'skipped') AND a.gate IS NOT NULL"
@@ -69,7 +68,7 @@ async def _awaiting(connection: AsyncConnection, ids: Sequence[str], are: str = 
         f"UNION SELECT w.run FROM batch_runs a CROSS JOIN batch_waits w "
         f"WHERE {meant}{are} AND a.{OF_SLOT_SQL} AND w.task = a.task AND w.slot = a.slot"
     ).columns(runs.c.id)
-    found = (await connection.execute(statement, ids_as_rows(ids, kind))).scalars()
+    found = (await connection.execute(statement, json_rows.of_ids(ids, kind))).scalars()
     return [run for run in found if run is not None]
 
 

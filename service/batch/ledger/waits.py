@@ -19,8 +19,17 @@ from sqlalchemy.schema import Index
 
 from service.batch.ledger import json_rows, parts, queues
 from service.batch.ledger.parts import PartsGate
-from service.batch.ledger.states import ACTIVE, RunState
-from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, PLAIN_STATE, WAITING_SQL, is_one_of, ledger, runs
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import (
+    ACTIVE_SQL,
+    NO_PART_SQL,
+    OF_SLOT_SQL,
+    PLAIN_STATE,
+    WAITING_SQL,
+    is_one_of,
+    ledger,
+    runs,
+)
 from service.database.types import Id, UtcDateTime
 
 waits = Table(
@@ -96,13 +105,12 @@ class Upstream:
     why_none: str | None
 
 
-IS_ACTIVE = f"IN ({', '.join(repr(str(state)) for state in ACTIVE)})"
 _ITS_RUN = f"FROM batch_runs u WHERE u.task = w.task AND u.slot = w.slot AND u.{OF_SLOT_SQL}"
 _PENDING_SLOT = (
     "(SELECT true FROM batch_schedules s WHERE s.task = w.task AND s.valid_until IS NULL AND s.fired_until < w.slot "
     "AND (SELECT t.paused_at FROM batch_tasks t WHERE t.name = w.task) IS NULL)"
 )
-_IS_PENDING = f"coalesce((SELECT u.state {IS_ACTIVE} {_ITS_RUN}), {_PENDING_SLOT}, false)"
+_IS_PENDING = f"coalesce((SELECT u.{ACTIVE_SQL} {_ITS_RUN}), {_PENDING_SLOT}, false)"
 """Whether a row `w` of batch_waits is not over: the run of the slot is active, or the slot was not handled yet."""
 
 _COLUMNS = [runs.c[name] for name in Waiting.__dataclass_fields__]
@@ -118,9 +126,7 @@ def ready_ids(kind: str, most: int = 1, locks: bool = False) -> str:
     # conditions are asked for each run; as NOT EXISTS PostgreSQL would join whole tables. In the order of the ids
     # themselves PostgreSQL might read the primary key of all runs, to find the first one that is ready.
     hint = " INDEXED BY ix_batch_runs_waits" if kind == "sqlite" else ""
-    member = (
-        f"SELECT m.id FROM batch_runs m WHERE m.awaited_by = r.id AND m.state {IS_ACTIVE} AND m.{NO_PART_SQL} LIMIT 1"
-    )
+    member = f"SELECT m.id FROM batch_runs m WHERE m.awaited_by = r.id AND m.{ACTIVE_SQL} AND m.{NO_PART_SQL} LIMIT 1"
     pending = f"SELECT w.task FROM batch_waits w WHERE w.run = r.id AND {_IS_PENDING} LIMIT 1"
     paused = "SELECT t.paused_at FROM batch_tasks t WHERE t.name = r.task"
     are_over = f"CASE WHEN {parts.is_split('r')} THEN {parts.active_one('r')} IS NULL OR ({parts.fails_fast('r')}) "
@@ -156,7 +162,7 @@ async def read(connection: AsyncConnection, ids: Sequence[str]) -> list[Waiting]
     columns, is_waiting = ", ".join(c.name for c in _COLUMNS), is_one_of([RunState.WAITING], PLAIN_STATE)
     meant = queues.among("id", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
     statement = text(f"SELECT {columns} FROM batch_runs WHERE {meant} AND {is_waiting} ORDER BY id").columns(*_COLUMNS)
-    rows = (await connection.execute(statement, ids_as_rows(ids, kind))).all()
+    rows = (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
     return [Waiting(*row) for row in rows]
 
 
@@ -166,15 +172,15 @@ async def members(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, 
     counted = [Column(name, Integer) for name in ("number", "active", "bad")]
     hint = "INDEXED BY ix_batch_runs_members " if kind == "sqlite" else ""
     its = f"FROM batch_runs m {hint}WHERE m.awaited_by = v.id AND m.{NO_PART_SQL}"
-    has_ended = f"NOT (m.state {IS_ACTIVE})"
+    has_ended = f"NOT (m.{ACTIVE_SQL})"
     statement = text(
-        f"SELECT v.id, (SELECT count(*) {its}) AS number, (SELECT count(*) {its} AND m.state {IS_ACTIVE}) AS active, "
+        f"SELECT v.id, (SELECT count(*) {its}) AS number, (SELECT count(*) {its} AND m.{ACTIVE_SQL}) AS active, "
         f"(SELECT count(*) {its} AND m.state <> 'succeeded') AS bad, "
         # In the order of the ids themselves PostgreSQL would read the primary key of all runs.
         f"(SELECT m.id {its} AND m.state <> 'succeeded' AND {has_ended} ORDER BY CAST(m.id AS text) LIMIT 1) AS first "
         f"FROM {json_rows.source([runs.c.id], kind)}"
     ).columns(runs.c.id, *counted, Column("first", Id))
-    rows = (await connection.execute(statement, ids_as_rows(ids, kind))).all()
+    rows = (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
     return {row.id: Members(row.number, row.active, row.bad, row.first) for row in rows if row.number}
 
 
@@ -196,7 +202,7 @@ async def upstreams(connection: AsyncConnection, ids: Iterable[str]) -> dict[str
         f"FROM batch_waits w WHERE {meant} ORDER BY w.run, w.task"
     ).columns(waits.c.run, waits.c.task, waits.c.slot, *its, *words)
     found: dict[str, list[Upstream]] = {}
-    for row in await connection.execute(statement, ids_as_rows(ids, kind)):
+    for row in await connection.execute(statement, json_rows.of_ids(ids, kind)):
         why = _why_none(row) if row.its is None else None
         found.setdefault(row.run, []).append(
             Upstream(row.task, row.slot, row.its, row.its_state, bool(row.pending), why)
@@ -234,8 +240,3 @@ async def extend(connection: AsyncConnection, task: str, duration: timedelta, no
     source = json_rows.source([runs.c.id, runs.c.wait_until], kind)
     statement = f"UPDATE batch_runs SET wait_until = v.wait_until FROM {source} WHERE batch_runs.id = v.id"
     await connection.execute(text(statement), {"rows": json_rows.encode(rows, kind)})
-
-
-def ids_as_rows(ids: Iterable[str], kind: str) -> dict[str, str]:
-    """The parameter of a statement that reads these ids as rows."""
-    return {"rows": json_rows.encode([{"id": i} for i in ids], kind)}
