@@ -61,10 +61,14 @@ class Database:
 
     def _make_engines(self, pool_size: int, pooled: bool, client: str, shows_values: bool) -> None:
         self._is_disposed = False
+        self._before_begin: list[Callable[[Connection], None]] = []
         options = {"hide_parameters": not shows_values}
         if self.kind == "sqlite":
-            self.engine = _sqlite_engine(self.url, "BEGIN IMMEDIATE", 1, pooled, options)
-            self.reader = _sqlite_engine(self.url, "BEGIN", 5, pooled, options)
+            self.engine = _sqlite_engine(self.url, 1, pooled, options)
+            self.reader = _sqlite_engine(self.url, 5, pooled, options)
+            event.listen(self.engine.sync_engine, "begin", self._begin_immediate)
+            event.listen(self.reader.sync_engine, "connect", lambda c, _: _execute(c, "PRAGMA query_only = ON"))
+            event.listen(self.reader.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
         else:
             self.engine = _server_engine(self.url, pool_size, pooled, client, options)
             self.reader = self.engine.execution_options(postgresql_readonly=True)
@@ -74,6 +78,21 @@ class Database:
                 event.listen(engine.sync_engine, "handle_error", troubles.hide_values)
             event.listen(engine.sync_engine, "handle_error", partial(troubles.on_error, where=where))
             event.listen(engine.sync_engine, "do_connect", self._refuse_if_disposed)
+
+    def before_begin(self, listener: Callable[[Connection], None]) -> None:
+        """Call `listener` before each transaction of `engine` begins. On SQLite it then still has to wait for the lock.
+
+        SQLAlchemy ignores `insert=True` for its event `begin`, so its listeners would be called after the wait.
+        """
+        if self.kind == "sqlite":
+            self._before_begin.append(listener)
+        else:
+            event.listen(self.engine.sync_engine, "begin", listener)
+
+    def _begin_immediate(self, connection: Connection) -> None:
+        for listener in self._before_begin:
+            listener(connection)
+        _until_unlocked(connection.connection, "BEGIN IMMEDIATE")
 
     def session(self, readonly: bool = False) -> AsyncSession:
         """A session whose objects stay usable after a commit. On SQLite a writing one may raise SecondWriter."""
@@ -171,7 +190,7 @@ def _refuse_closed(connection: Any, *_: Any) -> None:
         raise DisconnectionError
 
 
-def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool, given: dict[str, Any]) -> AsyncEngine:
+def _sqlite_engine(url: URL, pool_size: int, pooled: bool, given: dict[str, Any]) -> AsyncEngine:
     options: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         options = {"poolclass": AsyncAdaptedQueuePool, "pool_size": pool_size, "max_overflow": 0, "pool_timeout": None}
@@ -179,11 +198,6 @@ def _sqlite_engine(url: URL, begin: str, pool_size: int, pooled: bool, given: di
     connect = {**driver, "async_creator_fn": _open_sqlite}
     engine = create_async_engine(url, connect_args=connect, **options, **given)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-    if begin == "BEGIN":
-        event.listen(engine.sync_engine, "connect", lambda c, _: _execute(c, "PRAGMA query_only = ON"))
-        event.listen(engine.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
-    else:
-        event.listen(engine.sync_engine, "begin", _begin_immediate)
     return engine
 
 
@@ -263,10 +277,6 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     _execute(connection, "PRAGMA synchronous = NORMAL")
     _execute(connection, "PRAGMA cache_size = -16000")
     _execute(connection, "PRAGMA foreign_keys = ON")
-
-
-def _begin_immediate(connection: Connection) -> None:
-    _until_unlocked(connection.connection, "BEGIN IMMEDIATE")
 
 
 def _until_unlocked(connection: Any, statement: str) -> None:

@@ -599,6 +599,33 @@ async def test_giving_up_an_attempt_rolls_back_its_transactions(
         await by_flush()
 
 
+async def test_an_attempt_that_was_given_up_neither_waits_for_the_sqlite_lock_nor_gets_it(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/app.db", setting="DATABASE_URL")
+    await migrate(database, *APPLICATION_HISTORIES)
+    use_application_database(database, partial(fencing.guard, idle_seconds=LEASE))
+    other = sqlite3.connect(tmp_path / "app.db", isolation_level=None, timeout=2)
+    other.execute("BEGIN IMMEDIATE")
+    given_up = Holder(1)
+
+    async def write_and_hang() -> None:
+        async with database.engine.begin() as connection:
+            await connection.execute(insert(User).values(email="a"))
+            await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(given_up.does(write_and_hang))
+    await until(lambda: _true(bool(list(given_up.state.transactions))))
+    fencing.seal(given_up.state)
+    with pytest.raises(LeaseLost):
+        await asyncio.wait_for(given_up.does(by_flush), 2)
+    other.execute("COMMIT")
+    await asyncio.wait([waiting], timeout=2)
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+    assert waiting.done() and waiting.exception() is not None
+    leave_application_database(database)
+    await database.dispose()
+
+
 async def test_a_hung_thread_that_was_given_up_can_not_commit(fenced: Database, impatient: None) -> None:
     go_on = threading.Event()
     tried: list[BaseException] = []

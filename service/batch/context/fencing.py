@@ -61,9 +61,8 @@ def guard(database: Database, idle_seconds: float) -> None:
             f"runs are not fenced on {database.kind} ({database.setting}): a process that was taken for dead "
             "and goes on may commit there. Only SQLite and PostgreSQL are supported by the fence"
         )
-    engine = database.engine.sync_engine
-    event.listen(engine, "begin", functools.partial(_at_begin, round(idle_seconds * 1000)), insert=True)
-    event.listen(engine, "commit", _at_commit)
+    database.before_begin(functools.partial(_at_begin, round(idle_seconds * 1000)))
+    event.listen(database.engine.sync_engine, "commit", _at_commit)
 
 
 async def take_over(ledger: Database, state: AttemptState) -> None:
@@ -247,5 +246,6 @@ def _roll_back(connection: Connection) -> None:
 
 
 def _cut_off(connection: Connection) -> None:
-    if not connection.closed and not connection.invalidated and connection.in_transaction():
+    """Close a connection, also one whose transaction is only about to begin: it may be waiting for the write lock."""
+    if not connection.closed and not connection.invalidated:
         connection.invalidate()
