@@ -39,7 +39,7 @@ def opened_too_early(evidence: Evidence) -> Iterator[str]:
     """A run that has waited began when all that it waited for was over, and with success if it needs that."""
     known, starts, ends = awaited(evidence), evidence.starts(), _ends(evidence)
     for run in evidence.runs:
-        if run["id"] not in known or run["id"] not in starts or asked_again(evidence, known, run["id"]):
+        if run["id"] not in known or not starts.get(run["id"]) or asked_again(evidence, known, run["id"]):
             continue
         began = min(start["at"] for start in starts[run["id"]].values())
         for other in known[run["id"]]:
