@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import datetime
 from functools import partial
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -280,10 +281,10 @@ class BatchService:
         self.wake()
         self._wake_bulks()
 
-    def notify(self, name: str) -> None:
-        """A slot of this task is due. Before the service has started that is not needed: it looks at all tasks then."""
+    def notify(self, name: str, slot: datetime | None = None) -> None:
+        """A slot of this task is due now, or at `slot`. Before the start it is not needed: all tasks are fired then."""
         if self._is_firing:
-            self.dispatcher.notify(name)
+            self.dispatcher.notify(name, slot)
 
     def _hand_out(self, changes: LedgerChanges) -> None:
         self.metrics.last_tick = changes.now

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from service import BaseTask, TaskRegistry, clock
 from service.batch.cron.cron import Schedule, schedule
 from service.batch.firing import apscheduler as module
-from service.batch.firing.apscheduler import SlotTrigger, describe_jobs, next_run_times, set_schedule
+from service.batch.firing.apscheduler import LEAD, SlotTrigger, describe_jobs, next_run_times, set_schedule
 
 SECONDS = 5.0
 RARELY = "0 0 1 1 *"
@@ -39,7 +39,7 @@ async def started() -> AsyncIterator[Callable[..., AsyncIOScheduler]]:
     """A scheduler that runs, with a job for each registered task; stopped at the end."""
     made: list[AsyncIOScheduler] = []
 
-    def begin(notify: Callable[[str], None]) -> AsyncIOScheduler:
+    def begin(notify: module.Notify) -> AsyncIOScheduler:
         made.append(with_jobs(notify))
         module.start(made[-1])
         return made[-1]
@@ -49,7 +49,7 @@ async def started() -> AsyncIterator[Callable[..., AsyncIOScheduler]]:
         module.stop(scheduler)
 
 
-def with_jobs(notify: Callable[[str], None]) -> AsyncIOScheduler:
+def with_jobs(notify: module.Notify) -> AsyncIOScheduler:
     scheduler = module.new_scheduler()
     for task in TaskRegistry.tasks().values():
         module.add_job(scheduler, task, notify)
@@ -68,7 +68,7 @@ class Calls:
         self._loop = asyncio.get_running_loop()
         self._more = asyncio.Event()
 
-    def add(self, what: Any) -> None:
+    def add(self, what: Any, *_: Any) -> None:
         self.seen.append(what)
         self._loop.call_soon_threadsafe(self._more.set)
 
@@ -96,9 +96,9 @@ async def test_no_context_of_the_starter_leaks_into_a_job(started: Any) -> None:
 async def test_jobs_carry_the_names_of_their_tasks(started: Any) -> None:
     register(Every.run, "b", schedule="0 5 * * *", timezone="Asia/Tokyo")
     register(Every.run, "a", description="", schedule=None)
-    before = with_jobs(lambda _: None)
+    before = with_jobs(lambda *_: None)
     assert next_run_times(before) == {"a": None, "b": None}
-    jobs = {job["id"]: job for job in describe_jobs(started(lambda _: None))}
+    jobs = {job["id"]: job for job in describe_jobs(started(lambda *_: None))}
     assert (jobs["a"]["name"], jobs["a"]["next_run_time"], jobs["a"]["trigger"]) == ("a", None, "manual")
     assert (jobs["b"]["name"], jobs["b"]["trigger"]) == ("Every second", "cron[0 5 * * *] Asia/Tokyo")
     assert jobs["b"]["next_run_time"].endswith("T20:00:00+00:00")
@@ -120,7 +120,7 @@ async def test_a_job_of_the_application_goes_on_firing_whatever_it_returns_or_ra
             raise error
         return 5
 
-    scheduler = started(lambda _: None)
+    scheduler = started(lambda *_: None)
     for error in (SystemExit(3), ValueError(), None):
         scheduler.add_job(job, "interval", args=[error], seconds=60, id="plain", replace_existing=True)
         for _ in range(2):
@@ -131,7 +131,7 @@ async def test_a_job_of_the_application_goes_on_firing_whatever_it_returns_or_ra
 
 async def test_a_job_can_lose_its_schedule_and_get_another_one(started: Any) -> None:
     register(Every.run, schedule=RARELY)
-    scheduler = started(lambda _: None)
+    scheduler = started(lambda *_: None)
     set_schedule(scheduler, "every", None)
     set_schedule(scheduler, "no_such_task", None)
     assert next_run_times(scheduler) == {"every": None}
@@ -160,7 +160,7 @@ async def test_after_a_step_back_of_the_clock_jobs_wait_for_the_next_slots_by_th
     monkeypatch.setattr(module, "WATCHDOG_SECONDS", 0.05)
     register(Every.run, schedule="0 * * * *")
     with clock.moved(datetime(2030, 1, 1, 12, 30, tzinfo=UTC)):
-        scheduler = started(lambda _: None)
+        scheduler = started(lambda *_: None)
         set_schedule(scheduler, "every", schedule("30 * * * *"))
         assert next_run_times(scheduler)["every"] == datetime(2030, 1, 1, 13, 30, tzinfo=UTC)
         await asyncio.sleep(0.1)
@@ -174,7 +174,7 @@ async def test_after_a_step_back_of_the_clock_jobs_wait_for_the_next_slots_by_th
 async def test_after_a_blocked_event_loop_the_scheduler_fires_once_and_goes_on(started: Any) -> None:
     calls = Calls()
     register(Every.run)
-    started(lambda _: calls.add(time.monotonic()))
+    started(lambda *_: calls.add(time.monotonic()))
     await calls.reach(1)
     time.sleep(2.1)
     unblocked = time.monotonic()
@@ -192,16 +192,32 @@ instants = st.datetimes(timezones=st.just(UTC)) | st.sampled_from(ends)
 def test_a_trigger_never_raises_and_never_returns_a_past_slot(
     minute: str, hour: str, zone: str, previous: datetime | None, now: datetime
 ) -> None:
-    slot = SlotTrigger(Schedule(f"{minute} {hour} * * *", zone)).get_next_fire_time(previous, now)
-    assert slot is None or slot > max(previous or now, now)
+    at = SlotTrigger(Schedule(f"{minute} {hour} * * *", zone)).get_next_fire_time(previous, now)
+    assert at is None or at + LEAD > max(previous or now, now)
 
 
 def test_a_trigger_skips_past_slots_and_keeps_its_order_after_a_step_back_of_the_clock() -> None:
     trigger = SlotTrigger(schedule("* * * * * *"))
-    slot, day = datetime(2026, 1, 1, tzinfo=UTC), timedelta(days=1)
-    assert trigger.get_next_fire_time(slot, slot + day) == slot + day + timedelta(seconds=1)
-    assert trigger.get_next_fire_time(slot, slot - day) == slot + timedelta(seconds=1)
+    slot, day, second = datetime(2026, 1, 1, tzinfo=UTC), timedelta(days=1), timedelta(seconds=1)
+    assert trigger.get_next_fire_time(slot - LEAD, slot + day) == slot + day + second - LEAD
+    assert trigger.get_next_fire_time(slot - LEAD, slot - day) == slot + second - LEAD
     assert SlotTrigger(None).get_next_fire_time(None, slot) is None
+
+
+def test_a_trigger_reports_a_slot_that_is_closer_than_its_lead() -> None:
+    trigger, slot = SlotTrigger(schedule("0 0 1 * *")), datetime(2026, 1, 1, tzinfo=UTC)
+    assert trigger.get_next_fire_time(None, slot - LEAD / 2) == slot - LEAD
+
+
+async def test_a_job_reports_its_slot_and_shows_it_as_its_next_run_time(started: Any) -> None:
+    calls = Calls()
+    register(Every.run, schedule="* * * * * *")
+    began_at = clock.now()
+    scheduler = started(lambda *reported: calls.add(reported))
+    (name, slot) = (await calls.reach(1))[0]
+    assert (name, slot.microsecond) == ("every", 0) and began_at < slot <= clock.now() + LEAD
+    shown = next_run_times(scheduler)["every"]
+    assert shown is not None and shown.microsecond == 0 and shown > slot
 
 
 async def test_a_coroutine_job_of_the_application_is_awaited(started: Any) -> None:
@@ -211,6 +227,6 @@ async def test_a_coroutine_job_of_the_application_is_awaited(started: Any) -> No
         await asyncio.sleep(0)
         done.set()
 
-    scheduler = started(lambda _: None)
+    scheduler = started(lambda *_: None)
     scheduler.add_job(job)
     await asyncio.wait_for(done.wait(), SECONDS)

@@ -7,9 +7,9 @@ import contextvars
 import functools
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Awaitable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
 
 from apscheduler.events import EVENT_JOB_EXECUTED, JobExecutionEvent
 from apscheduler.executors.base import BaseExecutor
@@ -24,12 +24,23 @@ from service.logs import get_logger
 
 logger = get_logger("service.batch")
 
+LEAD = timedelta(seconds=0.5)
+"""How long before a slot APScheduler reports it. What can be done before the slot is done in this time."""
+
+LAST_RUN_TIME = datetime.max.replace(tzinfo=UTC) - LEAD
+
 WATCHDOG_SECONDS = 1.0
 """Upper bound on how late a slot is noticed after a step of the wall clock."""
 
 
+class Notify(Protocol):
+    """Takes up that a slot of a task is due now, or at `slot`. It returns at once."""
+
+    def __call__(self, name: str, slot: datetime | None = None, /) -> None: ...
+
+
 class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no types
-    """Fires at the slots of a Schedule. Several past slots make it fire once. Never raises."""
+    """Fires LEAD before each slot of a Schedule. Several past slots make it fire once. Never raises."""
 
     def __init__(self, schedule: Schedule | None, is_paused: bool = False) -> None:
         self.schedule = schedule
@@ -38,7 +49,8 @@ class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no typ
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
         if self.schedule is None or self.is_paused:
             return None
-        return self.schedule.next(max(previous_fire_time, now) if previous_fire_time else now)
+        slot = self.schedule.next(now if previous_fire_time is None else max(_slot_of(previous_fire_time), now))
+        return slot - LEAD if slot is not None else None
 
     def __str__(self) -> str:
         return f"cron[{self.schedule.cron}] {self.schedule.timezone}" if self.schedule else "manual"
@@ -78,10 +90,10 @@ class LoopExecutor(BaseExecutor):  # type: ignore[misc] # APScheduler 3 has no t
 
 
 class NotifyExecutor(LoopExecutor):
-    """Executes jobs that only report a due slot: without APScheduler's bookkeeping of running jobs."""
+    """Executes jobs that only report a slot, the last of those that are due: without bookkeeping of running jobs."""
 
     def submit_job(self, job: Any, run_times: list[datetime]) -> None:
-        job.func(*job.args, **job.kwargs)
+        job.func(_slot_of(run_times[-1]))
 
 
 def new_scheduler() -> AsyncIOScheduler:
@@ -93,8 +105,8 @@ def new_scheduler() -> AsyncIOScheduler:
     )
 
 
-def add_job(scheduler: AsyncIOScheduler, task: Task, notify: Callable[[str], None]) -> None:
-    """Add a job that calls `notify(task.name)` at each slot of the task; `notify` must return at once.
+def add_job(scheduler: AsyncIOScheduler, task: Task, notify: Notify) -> None:
+    """Add a job that calls `notify(task.name, slot)` LEAD before each slot of the task.
 
     The job's id is the task's name, and its name is the task's description. An existing job of the task is kept.
     """
@@ -142,9 +154,14 @@ def next_run_times(scheduler: AsyncIOScheduler) -> Mapping[str, datetime | None]
 
 
 def _next_run_time(job: Any) -> datetime | None:
-    """The job's next run time. Before the scheduler's start, APScheduler's jobs lack the attribute."""
+    """The job's next slot or run time. Before the scheduler's start, APScheduler's jobs lack the attribute."""
     at: datetime | None = getattr(job, "next_run_time", None)
-    return at
+    return _slot_of(at) if at is not None and isinstance(job.trigger, SlotTrigger) else at
+
+
+def _slot_of(run_time: datetime) -> datetime:
+    """The slot that a job reports at `run_time`."""
+    return min(run_time, LAST_RUN_TIME) + LEAD
 
 
 def describe_jobs(scheduler: AsyncIOScheduler) -> list[dict[str, Any]]:

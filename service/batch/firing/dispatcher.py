@@ -1,15 +1,25 @@
-"""The dispatcher: when slots are due, it fires their tasks in one transaction, and has the engine start their runs."""
+"""The dispatcher: when slots are due, it fires their tasks in one transaction, and has the engine start their runs.
+
+If many slots are due at one instant, the transaction begins before it. All its statements are executed by then, and it
+is committed at the instant, so that only the start of the runs is left. Whoever pauses a task or changes its schedule
+locks that schedule, and so waits for the commit.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime, timedelta
 
 from sqlalchemy.exc import IntegrityError
 
+from service import clock
 from service.batch.execution.engine import Engine
 from service.batch.firing import firing
+from service.batch.firing.apscheduler import LEAD
+from service.batch.firing.coming_slots import ComingSlots
 from service.batch.firing.firing import Fired, SlotPlans
+from service.batch.ledger import database_time
 from service.batch.nodes.outage import Outage
 from service.batch.queue.capacity import Capacity
 from service.batch.tasks.registry import Task
@@ -51,6 +61,8 @@ class Dispatcher(Background):
         self.on_queued: Callable[[], None] = engine.wake
         """Called when runs were made that wait in the queue."""
         self._due: set[str] = set()
+        self._early: list[tuple[Collection[str], datetime]] = []
+        self._coming = ComingSlots(self._begin)
         self._wake = asyncio.Event()
         self._pause = 0.1
         self._ahead: SlotPlans = {}
@@ -58,9 +70,19 @@ class Dispatcher(Background):
         self.trouble: str | None = None
         """Why the last firing failed; None after one that succeeded."""
 
-    def notify(self, name: str) -> None:
-        """Have this task fired soon, because a slot of it is due. Returns at once, and never raises."""
-        self._due.add(name)
+    def notify(self, name: str, slot: datetime | None = None) -> None:
+        """Have this task fired, because a slot of it is due now, or at `slot`. Returns at once, and never raises."""
+        if slot is None or slot <= clock.now():
+            self._begin([name], None)
+        else:
+            self._coming.add(name, slot)
+
+    def _begin(self, names: Collection[str], slot: datetime | None) -> None:
+        """Fire these tasks, whose slots are due now, or at `slot`."""
+        if slot is None:
+            self._due.update(names)
+        else:
+            self._early.append((names, slot))
         self._wake.set()
 
     async def _loop(self) -> None:
@@ -68,8 +90,9 @@ class Dispatcher(Background):
         while True:
             await self._wake.wait()
             self._wake.clear()
+            early, self._early = self._early, []
             names, self._due = self._due, set()
-            turn = asyncio.create_task(self._turn(names))
+            turn = asyncio.create_task(self._turns(names, early))
             try:
                 await asyncio.shield(turn)
             except asyncio.CancelledError:
@@ -78,15 +101,21 @@ class Dispatcher(Background):
                 await asyncio.wait([turn])
                 raise
 
-    async def _turn(self, names: set[str]) -> None:
+    async def _turns(self, due: set[str], early: list[tuple[Collection[str], datetime]]) -> None:
+        if due:
+            await self._turn(due)
+        for names, slot in early:
+            await self._turn(names, slot)
+
+    async def _turn(self, names: Collection[str], slot: datetime | None = None) -> None:
+        """`slot`: the instant at which slots of these tasks will be due; None: some are due."""
         if not self._engine.may_work():  # other nodes fire meanwhile
-            for name in names:
-                self._later(self._pause, name)
+            self._again(names, slot)
             return
         try:
             async with self._engine.claiming:
                 losses = self._engine.losses
-                fired = await self._fire(names)
+                fired = await self._fire(names) if slot is None else await self._fire_at(slot, names)
                 self._engine.launch(fired.claimed, losses)
             self._metrics.count_slots(fired.slots)
             self._ahead = await firing.plan_ahead(fired.behind, self._tasks, fired.now) if fired.behind else {}
@@ -98,8 +127,7 @@ class Dispatcher(Background):
                 exc_info=None if cause else error,
             )
             self._engine.recheck_claims()
-            for name in names:
-                self._later(self._pause, name)
+            self._again(names, slot)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
             return
         self._pause, self.trouble = 0.1, None
@@ -121,6 +149,40 @@ class Dispatcher(Background):
     async def _try_to_fire(self, names: Collection[str], capacity: Capacity) -> Fired:
         async with self._metrics.timed(LedgerWork.FIRE), self._database.engine.begin() as connection:
             return await firing.fire(connection, names, self._tasks, self._node, capacity, ahead=self._ahead)
+
+    async def _fire_at(self, slot: datetime, names: Collection[str]) -> Fired:
+        """Fire slots before they are due, in a transaction that is committed when they are."""
+        begun_at = clock.monotonic()
+        try:
+            async with self._database.engine.begin() as connection:
+                now, read_at = await database_time.now_of(connection), clock.monotonic()
+                if (
+                    not timedelta(0) < slot - now <= LEAD
+                ):  # the clock of the database differs from this one, and decides
+                    self._coming.begin_when_due(names, min(slot, now))
+                    return Fired(now)
+                capacity = self._engine.capacity
+                fired = await firing.fire(connection, names, self._tasks, self._node, capacity, slot, {}, is_early=True)
+                seconds = clock.monotonic() - begun_at
+                self._metrics.ledger[LedgerWork.FIRE].add(seconds)
+                self._coming.measured(len(names), seconds)
+                await self._wait((slot - now).total_seconds() - (clock.monotonic() - read_at))
+            return fired
+        except IntegrityError:  # as in _fire: it is done when the slots are due
+            self._coming.begin_when_due(names, slot)
+            return Fired(clock.now())
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait until slots are due; a subclass for tests decides by itself when they are."""
+        await asyncio.sleep(seconds)
+
+    def _again(self, names: Collection[str], slot: datetime | None) -> None:
+        """Fire these tasks once more after a pause, but not before `slot`."""
+        if slot is not None and slot > clock.now():
+            self._coming.begin_when_due(names, slot)
+            return
+        for name in names:
+            self._later(self._pause, name)
 
     def _later(self, seconds: float, name: str) -> None:
         """Fire this task again after these seconds. Each task has one timer; the earlier one is kept."""

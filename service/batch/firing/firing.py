@@ -69,6 +69,8 @@ async def fire(
     capacity: Capacity,
     now: datetime | None = None,
     ahead: SlotPlans | None = None,
+    *,
+    is_early: bool = False,
 ) -> Fired:
     """Handle every slot of the tasks called `names` that is due at `now`, in the caller's transaction.
 
@@ -77,6 +79,8 @@ async def fire(
 
     `ahead` has the plans of schedules that are behind. Such a schedule without a plan, or whose cursor has moved since
     it was planned, is not handled, but returned in `behind`. With None every schedule is planned here.
+
+    `is_early`: `now` is still to come. Schedules of which something can't be decided yet are named in `again_at`.
     """
     opened = await schedules.lock(connection, [name for name in names if name in tasks])
     now = now or await database_time.now_of(connection)
@@ -88,6 +92,10 @@ async def fire(
     fired.again_at |= dict.fromkeys(busy, now + BUSY_AGAIN)
     bounded = [row.task for row, plan in plans if plan.on_time and tasks[row.task].exclusive is not None]
     active = await runs.active(connection, bounded) if bounded else {}
+    if is_early:
+        undecided = {row.task for row, plan in plans if not _is_decided(row, plan) or active.get(row.task)}
+        plans = [(row, plan) for row, plan in plans if row.task not in undecided]
+        fired.again_at |= dict.fromkeys(undecided, now)
     new: list[NewRun] = []
     replaced: list[tuple[Active, str]] = []
     waiting: list[tuple[NewRun, After]] = []
@@ -114,6 +122,11 @@ async def fire(
     fired.slots.update((run.task, _fate(run)) for run in new if run.id in inserted)
     fired.slots.update({(row.task, Fate.MISSED): plan.missed.count for row, plan in plans if plan.missed})
     return fired
+
+
+def _is_decided(row: OpenSchedule, plan: SlotPlan) -> bool:
+    """Whether nothing but active runs of its task can decide what becomes of the slots of a plan."""
+    return row.after is None and row.paused_by is None and not plan.missed and not plan.catch_up and plan.is_complete
 
 
 def _fate(run: NewRun) -> Fate:

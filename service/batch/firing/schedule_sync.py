@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -48,7 +48,7 @@ class ScheduleSync(Background):
         tasks: dict[str, Task],
         node: str,
         jobs: AsyncIOScheduler,
-        notify: Callable[[str], None],
+        notify: scheduler.Notify,
         lease: float,
         outage: Outage | None = None,
     ) -> None:

@@ -1,0 +1,214 @@
+"""Many slots of one instant are fired in a transaction that begins before it and is committed at it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from service import clock
+from service.batch.firing import coming_slots, task_sync
+from service.batch.firing.dispatcher import Dispatcher
+from service.batch.ledger import tables
+from service.batch.ledger.states import RunState
+from service.batch.ledger.tables import new_id
+from service.batch.queue.capacity import Capacity
+from service.batch.tasks.registry import Task
+from service.database.engine import Database
+from tests.batch.ledger_world import NODE, fire, know, make_task, rows, until
+
+SLOT = datetime(2026, 3, 10, 12, 1, tzinfo=UTC)
+BEFORE = SLOT - timedelta(seconds=0.3)
+
+
+class Recording:
+    """An engine that executes nothing, and records when it was given runs."""
+
+    losses = 0
+
+    def __init__(self) -> None:
+        self.claiming = asyncio.Lock()
+        self.capacity = Capacity(100, 100)
+        self.launched: dict[str, datetime] = {}
+        self.is_able = True
+
+    def may_work(self) -> bool:
+        return self.is_able
+
+    def launch(self, claimed: Collection[Any], losses: int) -> None:
+        self.launched |= {run.task: clock.now() for run in claimed}
+
+    def wake(self) -> None: ...
+
+    def recheck_claims(self) -> None: ...
+
+
+class Held(Dispatcher):
+    """Its early transactions are open until `come` is called, which moves the clock to the slot."""
+
+    def __init__(self, ledger: Database, tasks: dict[str, Task], node: str = NODE) -> None:
+        self.recording = Recording()
+        self.is_open, self._is_due = asyncio.Event(), asyncio.Event()
+        super().__init__(ledger, tasks, node, self.recording)
+
+    async def _wait(self, seconds: float) -> None:
+        self.is_open.set()
+        await self._is_due.wait()
+
+    def come(self) -> None:
+        clock.advance(max(timedelta(0), SLOT - clock.now()))
+        self._is_due.set()
+
+
+@asynccontextmanager
+async def open_early(ledger: Database, tasks: dict[str, Task]) -> AsyncIterator[tuple[Held, asyncio.Task[None]]]:
+    """A dispatcher that has fired the slots of these tasks before they are due, and has not committed yet."""
+    dispatcher = Held(ledger, tasks)
+    turn = asyncio.create_task(dispatcher._turn(set(tasks), SLOT))
+    await asyncio.wait([turn, waiting := asyncio.create_task(dispatcher.is_open.wait())], return_when="FIRST_COMPLETED")
+    waiting.cancel()
+    assert not turn.done() or turn.exception() is None
+    yield dispatcher, turn
+    dispatcher.come()
+    await turn
+    await asyncio.sleep(0)
+
+
+@pytest.fixture(autouse=True)
+def still_clock() -> object:
+    with clock.moved(SLOT - timedelta(seconds=30)):
+        yield
+
+
+async def seen(ledger: Database) -> list[str]:
+    """The runs that a reader sees, who on SQLite does not wait for the writer."""
+    async with ledger.reader.connect() as connection:
+        return list((await connection.execute(select(tables.runs.c.id))).scalars())
+
+
+async def known(ledger: Database, *tasks: Task) -> dict[str, Task]:
+    loaded = await know(ledger, *tasks)
+    clock.advance(BEFORE - clock.now())
+    return loaded
+
+
+async def test_nothing_is_seen_or_launched_before_the_slot_and_all_at_it(ledger: Database) -> None:
+    tasks = await known(ledger, *(make_task(f"t{number}") for number in range(30)))
+    async with open_early(ledger, tasks) as (dispatcher, turn):
+        assert (await seen(ledger), dispatcher.recording.launched) == ([], {})
+        dispatcher.come()
+        await turn
+        assert dispatcher.recording.launched == dict.fromkeys(tasks, SLOT)
+    runs = await rows(ledger)
+    assert {(run["slot"], run["created_at"], run["attempt_started_at"], run["state"]) for run in runs} == {
+        (SLOT, SLOT, SLOT, RunState.RUNNING)
+    }
+    assert {row["fired_until"] for row in await rows(ledger, tables.schedules)} == {SLOT}
+
+
+async def test_a_pause_waits_for_the_commit_and_then_counts_from_after_the_slot(ledger: Database) -> None:
+    tasks = await known(ledger, make_task("a"), make_task("b"))
+    async with open_early(ledger, tasks) as (dispatcher, turn):
+
+        async def pause() -> None:
+            async with ledger.engine.begin() as connection:
+                await task_sync.pause(connection, "a", "ada", tasks, NODE)
+
+        pausing = asyncio.create_task(pause())
+        await asyncio.wait([pausing], timeout=0.2)
+        assert not pausing.done()
+        dispatcher.come()
+        await asyncio.gather(turn, pausing)
+    assert sorted(run["task"] for run in await rows(ledger)) == ["a", "b"]
+    paused = {row["name"]: row["paused_at"] for row in await rows(ledger, tables.tasks)}
+    assert paused == {"a": SLOT, "b": None}
+
+
+async def test_what_was_paused_before_makes_no_run(ledger: Database) -> None:
+    tasks = await known(ledger, make_task("a"), make_task("b"))
+    async with ledger.engine.begin() as connection:
+        await task_sync.pause(connection, "a", "ada", tasks, NODE)
+    async with open_early(ledger, tasks) as (dispatcher, turn):
+        dispatcher.come()
+        await turn
+        await dispatcher._turn(dispatcher._due | {"a"})
+    assert [run["task"] for run in await rows(ledger)] == ["b"]
+    assert [(row["task"], row["reason"]) for row in await rows(ledger, tables.missed)] == [("a", "paused by ada")]
+
+
+async def test_whether_a_run_is_still_active_is_decided_at_the_slot(ledger: Database) -> None:
+    """The run of the slot before ends while the early transaction is open, so the slot is not skipped."""
+    clock.advance(-timedelta(minutes=1))
+    tasks = await know(ledger, make_task("a"), make_task("b", "1 * * * *"))
+    clock.advance(BEFORE - clock.now())
+    await fire(ledger, {"a": tasks["a"]}, SLOT - timedelta(minutes=1), Capacity(1, 1))
+    async with open_early(ledger, tasks) as (dispatcher, turn):
+        dispatcher.come()
+        await turn
+    assert sorted(run["task"] for run in await rows(ledger) if run["slot"] == SLOT) == ["b"]
+    await until(lambda: _true(dispatcher._due == {"a"}))
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(tables.runs).where(tables.runs.c.task == "a").values(state="succeeded"))
+    await dispatcher._turn({"a"})
+    assert [run["state"] for run in await rows(ledger) if (run["task"], run["slot"]) == ("a", SLOT)] == ["running"]
+
+
+async def test_after_a_failure_the_slots_are_fired_when_they_are_due(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = await known(ledger, make_task("a"), make_task("b"))
+    dispatcher = Held(ledger, tasks)
+    dispatcher.recording.is_able = False
+    await dispatcher._turn(set(tasks), SLOT)
+    assert dispatcher._due == set() and await rows(ledger) == []
+    dispatcher.recording.is_able = True
+    clock.advance(SLOT - clock.now())
+    await until(lambda: _true(dispatcher._due == {"a", "b"}))
+    await dispatcher._turn(dispatcher._due)
+    assert set(dispatcher.recording.launched) == {"a", "b"}
+
+
+async def test_two_nodes_make_one_run_of_each_slot(ledger: Database) -> None:
+    tasks = await known(ledger, *(make_task(f"t{number}") for number in range(10)))
+    async with open_early(ledger, tasks) as (first, turn):
+        second = Held(ledger, tasks, new_id())
+        other = asyncio.create_task(second._turn(set(tasks), SLOT))
+        await asyncio.wait([other], timeout=0.2)
+        first.come()
+        second.come()
+        await asyncio.gather(turn, other)
+        for timer in second._timers.values():
+            timer.cancel()
+    assert len(await rows(ledger)) == 10
+    assert set(first.recording.launched) == set(tasks) and second.recording.launched == {}
+
+
+async def test_few_slots_are_fired_when_they_are_due_and_many_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[int, datetime | None]] = []
+    coming = coming_slots.ComingSlots(lambda names, slot: begun.append((len(names), slot)))
+    with clock.moved(SLOT - timedelta(seconds=0.05)):
+        for number in range(coming_slots.FEW + 1):
+            coming.add(f"t{number}", SLOT)
+        coming.add("alone", SLOT - timedelta(seconds=0.01))
+        clock.advance(timedelta(seconds=0.04))
+        await until(lambda: _true(len(begun) == 2))
+        assert sorted(begun, key=str) == [(1, None), (coming_slots.FEW + 1, SLOT)]
+
+
+async def test_the_lead_follows_what_the_work_has_taken_within_its_bound() -> None:
+    begun: list[datetime | None] = []
+    coming = coming_slots.ComingSlots(lambda names, slot: begun.append(slot))
+    coming.measured(10, 50.0)
+    with clock.moved(SLOT - timedelta(seconds=coming_slots.LONGEST_SECONDS)):
+        for number in range(coming_slots.FEW + 1):
+            coming.add(f"t{number}", SLOT)
+        await until(lambda: _true(begun == [SLOT]))
+
+
+async def _true(value: bool) -> bool:
+    return value
