@@ -32,6 +32,8 @@ def sentence(it: Awaited) -> str:
         return f"until {utc(it.at)}" if it.at is not None else "for an instant"
     if it.kind == "group":
         return f"for {it.active or 0:,} of the {it.members or 0:,} runs of its group"
+    if it.kind == "parts":
+        return f"for {it.active or 0:,} of its {it.members or 0:,} parts"
     slot = f", slot {utc(it.at)}" if it.at is not None else ""
     run = f"its run {it.run} is {it.state}" if it.run else "it was not fired yet"
     cause = f", because of {in_the_way(it.cause)}" if it.cause is not None else ""
@@ -44,6 +46,8 @@ def in_brief(it: Awaited) -> str:
         return utc(it.at) if it.at is not None else "an instant"
     if it.kind == "group":
         return f"{it.active or 0:,} of {it.members or 0:,} runs"
+    if it.kind == "parts":
+        return f"{it.members or 0:,} parts, {it.ended:,} done"
     cause = f", because of {in_the_way(it.cause)}" if it.cause is not None else ""
     return f"{it.task} ({it.state or 'not fired yet'}){cause}"
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from types import TracebackType
+from typing import Any
 
 from service import clock
 from service.metrics.histogram import Buckets, Histogram
@@ -28,6 +29,8 @@ class Fate(StrEnum):
     MISSED = "missed"
 
 
+PART = "part"
+"""The origin of the parts of partitioned runs."""
 _ENDED = {Fate.SKIPPED: "skipped", Fate.REPLACED: "cancelled"}
 """The final states of the runs of slots that do not start."""
 
@@ -69,13 +72,15 @@ class ProcessMetrics:
     """What a service has counted since it started. Everything is written on its event loop, unless it says otherwise.
 
     Attributes:
-        runs: Runs that have ended here, by task, final state and origin.
+        runs: Runs that have ended here, by task, final state and origin. Parts are not among them.
+        parts: Parts of partitioned runs that have ended here, by task and final state.
         attempts: Attempts that have ended here, by task and outcome.
         slots: Slots that were fired here, by fate.
         notifications: Tries to send a message, by channel and outcome.
         items: Items in chunks that were committed, by task, of attempts that have ended.
         dropped_lines: Log lines of ended attempts that were dropped, because they came faster than they were written.
-        durations: How long attempts took, by outcome.
+        durations: How long attempts took, by outcome, without those of parts.
+        part_durations: How long attempts of parts took, by outcome.
         start_delay: From a slot that was fired on time to the first line of its run.
         ledger: How long the work on the ledger took. One thread does each kind of work: the heartbeat's or the loop's.
         last_tick: When the event loop last got what the heartbeat had read from the ledger; database time.
@@ -84,12 +89,14 @@ class ProcessMetrics:
     def __init__(self) -> None:
         self.labels = TaskLabels()
         self.runs: Counter[tuple[str, str, str]] = Counter()
+        self.parts: Counter[tuple[str, str]] = Counter()
         self.attempts: Counter[tuple[str, str]] = Counter()
         self.slots: Counter[str] = Counter(dict.fromkeys(Fate, 0))
         self.notifications: Counter[tuple[str, str]] = Counter()
         self.items: Counter[str] = Counter()
         self.dropped_lines = 0
         self.durations: dict[str, Histogram] = {}
+        self.part_durations: dict[str, Histogram] = {}
         self.start_delay = Histogram()
         self.ledger = {work: Histogram() for work in LedgerWork}
         self.last_tick: datetime | None = None
@@ -113,10 +120,19 @@ class ProcessMetrics:
         label = self.labels.of(task)
         self.attempts[label, outcome] += 1
         if state is not None:
-            self.runs[label, state, origin] += 1
-        if (durations := self.durations.get(outcome)) is None:
-            durations = self.durations[outcome] = Histogram()
+            self.count_run(task, state, origin)
+        of_kind = self.part_durations if origin == PART else self.durations
+        if (durations := of_kind.get(outcome)) is None:
+            durations = of_kind[outcome] = Histogram()
         durations.add(seconds)
+
+    def count_run(self, task: str, state: str, origin: str) -> None:
+        """Count a run, or a part of one, that has ended. `state`: its final state."""
+        label = self.labels.of(task)
+        if origin == PART:
+            self.parts[label, state] += 1
+        else:
+            self.runs[label, state, origin] += 1
 
     def count_slots(self, slots: Mapping[tuple[str, Fate], int]) -> None:
         """Count slots that were fired, by task and fate. Runs that were skipped or replaced have ended thereby."""
@@ -151,6 +167,7 @@ class ProcessSnapshot:
     """
 
     runs: Mapping[tuple[str, str, str], int]
+    parts: Mapping[tuple[str, str], int]
     attempts: Mapping[tuple[str, str], int]
     slots: Mapping[str, int]
     notifications: Mapping[tuple[str, str], int]
@@ -158,6 +175,7 @@ class ProcessSnapshot:
     dropped_lines: int
     refused: int
     durations: Mapping[str, Buckets]
+    part_durations: Mapping[str, Buckets]
     start_delay: Buckets
     ledger: Mapping[str, Buckets]
     last_tick: datetime | None
@@ -182,17 +200,23 @@ class ProcessSnapshot:
             items[metrics.labels.of(task)] += number
         return cls(
             runs=dict(metrics.runs),
+            parts=dict(metrics.parts),
             attempts=dict(metrics.attempts),
             slots=dict(metrics.slots),
             notifications=dict(metrics.notifications),
             items=items,
             dropped_lines=metrics.dropped_lines + running_dropped,
             refused=metrics.refused,
-            durations={outcome: histogram.buckets() for outcome, histogram in metrics.durations.items()},
+            durations=_buckets(metrics.durations),
+            part_durations=_buckets(metrics.part_durations),
             start_delay=metrics.start_delay.buckets(),
-            ledger={str(work): histogram.buckets() for work, histogram in metrics.ledger.items()},
+            ledger=_buckets(metrics.ledger),
             last_tick=metrics.last_tick,
             running=running,
             leases_lost=leases_lost,
             loop_lag=loop_lag,
         )
+
+
+def _buckets(histograms: Mapping[Any, Histogram]) -> dict[str, Buckets]:
+    return {str(label): histogram.buckets() for label, histogram in histograms.items()}

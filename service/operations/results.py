@@ -19,6 +19,10 @@ N = TypeVar("N")
 """The node of a run: its id, or its details."""
 
 
+SPLIT = ("parts", "fail_fast")
+"""The gates of runs that were split (see batch/ledger/parts.py)."""
+
+
 class Result(BaseModel):
     """The base of all results. Columns of a row that are not fields are left out."""
 
@@ -85,7 +89,8 @@ class Node(Result):
 class RunShort(Result, Generic[N]):
     """The short form of a run. `rate`: items a second. `eta`: when the run will be done at that rate.
 
-    Both are None if they are not known.
+    Both are None if they are not known. `gate`: which end of what it waits for opens it (`success` or `end`); of a run
+    that was split `parts` or `fail_fast`. A run that what it waited for has closed keeps its `gate`.
     """
 
     id: str
@@ -100,12 +105,23 @@ class RunShort(Result, Generic[N]):
     started_at: datetime | None
     finished_at: datetime | None
     attempt_started_at: datetime | None
+    gate: str | None = None
     count: int | None
     total: int | None
     message: str | None
     rate: float | None
     progress_at: datetime | None
     eta: datetime | None
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it was split, so that it has, or had, parts."""
+        return self.gate in SPLIT
+
+    @property
+    def began_at(self) -> datetime | None:
+        """When its last attempt began. Of a run that was split it is the first one: the last one is its join."""
+        return self.started_at if self.is_split else self.attempt_started_at
 
     @classmethod
     def at(cls, row: Mapping[Any, Any], now: datetime) -> Self:
@@ -129,9 +145,8 @@ class RunRow(RunShort[N], Generic[N]):
     `fingerprint`: what is wrong with the run, as a class of errors. `noticed_at`: when the watch has seen its end.
     `acknowledged`: the incident with which a person has acknowledged it. `made_good_by`: the run whose success made it
     good, which may be the run itself. `traceparent`: the span that asked for the run, as the W3C header of this name.
-    `part`: the number of a part, from 1. `awaited_by`: the run that waits for this one. `gate`: which end of what it
-    waits for opens it (`success` or `end`); of a run that was split `parts` or `fail_fast`.
-    `wait_until`: when it has waited long enough. A run that what it waited for has closed keeps its `gate`.
+    `part`: the number of a part, from 1. `awaited_by`: the run that waits for this one.
+    `wait_until`: when it has waited long enough.
     """
 
     params: dict[str, Any] | None
@@ -160,7 +175,6 @@ class RunRow(RunShort[N], Generic[N]):
     made_good_at: datetime | None
     made_good_by: str | None
     awaited_by: str | None = None
-    gate: str | None = None
     wait_until: datetime | None = None
     part: int | None = None
 

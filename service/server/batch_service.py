@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from service import sentry
 from service.alerts.channels import Channels
 from service.batch.context import fencing
+from service.batch.execution import closing
 from service.batch.execution.local_engine import LocalEngine
 from service.batch.execution.tickets import Tickets
 from service.batch.firing import apscheduler
@@ -178,7 +179,8 @@ class BatchService:
         self.child_pools = ChildPools(settings, self.tasks, self.node)
         stack.push_async_callback(self.child_pools.stop)
         loaded = self.tasks if self._fires else {}
-        self.opener = Opener(self.ledger, loaded, self.wake, self.node.outage)
+        on_closed = partial(closing.tell, self.metrics, self.tasks)
+        self.opener = Opener(self.ledger, loaded, self.wake, self.node.outage, on_closed)
         self.engine = LocalEngine(
             self.ledger,
             self.tasks,

@@ -194,7 +194,7 @@ class DrivenService:
     async def _open(self) -> bool:
         """Open and close what waits and is ready. Returns whether there was any."""
         async with self._ledger.engine.begin() as connection:
-            return await open_and_close(connection, self._tasks, clock.now()) > 0
+            return (await open_and_close(connection, self._tasks, clock.now())).number > 0
 
     def _stop_driving(self) -> None:
         """End the wait for the active runs at once: its timeout is set to an instant that has passed."""

@@ -76,6 +76,7 @@ def _counters(process: ProcessSnapshot) -> Iterator[Metric]:
         ("task", "outcome", "origin"),
         process.runs,
     )
+    yield _counter("batch_parts", "Parts of runs that have ended in this process.", ("task", "outcome"), process.parts)
     yield _counter("batch_attempts", "Attempts that have ended in this process.", ("task", "outcome"), process.attempts)
     yield _counter("batch_slots", "Slots that were fired by this process.", ("fate",), _by_one(process.slots))
     yield _counter(
@@ -110,9 +111,15 @@ def _counters(process: ProcessSnapshot) -> Iterator[Metric]:
 def _histograms(process: ProcessSnapshot) -> Iterator[Metric]:
     yield _histogram(
         "batch_run_duration_seconds",
-        "Duration of the attempts that have ended in this process.",
+        "Duration of the attempts that have ended in this process, without those of parts.",
         "outcome",
         process.durations,
+    )
+    yield _histogram(
+        "batch_part_duration_seconds",
+        "Duration of the attempts of parts that have ended in this process.",
+        "outcome",
+        process.part_durations,
     )
     yield _histogram(
         "batch_start_delay_seconds",
@@ -142,6 +149,7 @@ def _process_gauges(process: ProcessSnapshot) -> Iterator[Metric]:
 def _ledger_gauges(gauges: Gauges) -> Iterator[Metric]:
     gauge = GaugeMetricFamily
     yield _gauge("batch_runs", "Active runs by state, each counted up to 10,000.", "state", gauges.runs)
+    yield _gauge("batch_parts", "Active parts of runs by state, each counted up to 10,000.", "state", gauges.parts)
     text = "How long the run waits that could have started first of all; 0 if none waits."
     yield _single(gauge, "batch_oldest_waiting_seconds", text, gauges.oldest_waiting)
     yield _gauge("batch_incidents_open", "Open incidents.", "kind", gauges.incidents)

@@ -16,6 +16,8 @@ from tests.processes import BATCH, batch, process
 
 async def test_a_scheduler_and_workers_of_this_machine_are_one_command_and_one_setting(place: Place) -> None:
     address = f"dask://127.0.0.1:{free_port()}"
+    (risk,) = (block for block in blocks(read("docs/dask.md"), "python") if block.file == "tasks/risk.py")
+    (place.folder / "tasks/risk.py").write_text(risk.code)
     settings = {**place.settings, "BATCH_POOL_CPU": address}
     command = (*BATCH, "work", "--dask", "--workers", "1", "--max-running", "3")
     with process(place.folder, command, settings) as worker:
@@ -29,6 +31,8 @@ async def test_a_scheduler_and_workers_of_this_machine_are_one_command_and_one_s
         assert node["capacity"] == 3
         await place.queue("empty", 5, exclusive=None)
         await place.all_ended("empty", 5)
+        (run,) = await place.queue("risk")
+        assert (await place.ended(run))["result"] == sum(number * number for number in range(100_000))
         worker.stop(signal.SIGTERM, within=20)
 
 

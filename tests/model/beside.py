@@ -100,7 +100,7 @@ async def _fire(process: Process, names: Collection[str], connection: AsyncConne
 
 
 async def _open(process: Process, connection: AsyncConnection) -> int:
-    return await opening.open_and_close(connection, process.tasks, clock.now())
+    return (await opening.open_and_close(connection, process.tasks, clock.now())).number
 
 
 async def _open_in(connection: AsyncConnection, process: Process) -> int:

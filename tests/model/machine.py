@@ -237,7 +237,7 @@ class Machine(RuleBasedStateMachine):
     def _open(self, which: str) -> None:
         loaded = self.processes[which].tasks
         expected = self.model.look(loaded.keys())
-        assert self.world.write(opening.open_and_close, loaded, clock.now()) == expected
+        assert self.world.write(opening.open_and_close, loaded, clock.now()).number == expected
 
     def _take(self, process: Process, claimed: Sequence[Claimed]) -> None:
         """It works on these now. What it holds of an older attempt of one of them it gives up."""

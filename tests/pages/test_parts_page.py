@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from sqlalchemy import update
+
 from service import clock
+from service.batch.ledger import tables
+from service.operations.runs.run_list import RunFilter
 from tests.pages.conftest import People
 from tests.pages.test_sizes import insert_run
 
 
-async def split_run(people: People, states: list[str], state: str = "failed") -> str:
+async def split_run(people: People, states: list[str], state: str = "failed", **values: object) -> str:
     """A run with a part in each of these states; the parts take longer by their numbers."""
     now = clock.now()
     run = await insert_run(
-        people, state=state, gate="parts", reason=None, finished_at=None if state != "failed" else now
+        people, state=state, gate="parts", reason=None, finished_at=None if state != "failed" else now, **values
     )
     for number, each in enumerate(states, start=1):
         began = now - timedelta(seconds=100)
@@ -33,7 +37,7 @@ async def test_the_parts_are_shown_with_those_that_failed_first_and_then_the_slo
     assert "Retry those that failed" in card
     assert card.count('class="bar-succeeded"') == 3
     assert card.count('class="bar-failed"') == 1
-    numbers = [row.partition("</td>")[0] for row in card.split('<tr><td class="num">')[1:]]
+    numbers = [row.partition("</td>")[0] for row in card.split('<tr><td class="c-name">')[1:]]
     assert numbers == ["3", "4", "2", "1"]
     assert "OSError: no network 3" in card
 
@@ -42,8 +46,64 @@ async def test_a_run_that_waits_says_for_how_many_of_its_parts(people: People) -
     run = await split_run(people, ["succeeded", "running", "running"], state="waiting")
     html = await people.operator.page(f"/runs/{run}")
     assert "It waits for 2 of its 3 parts." in html
+    assert "1 of 3 parts done" in await people.operator.page("/runs?state=waiting")
     details = await people.served.service.operations.runs.show(run)
     assert (details.count, details.parts and details.parts.order) == (30, ["succeeded", "running", "running"])
+
+
+async def test_the_time_between_split_and_end_is_told_as_that_of_its_parts_and_these_are_no_chain(
+    people: People,
+) -> None:
+    now = clock.now()
+    began = {"started_at": now - timedelta(seconds=90), "attempt_started_at": now - timedelta(seconds=2)}
+    run = await split_run(people, ["succeeded", "failed"], **began)
+    runs = people.served.service.operations.runs
+    async with people.served.service.ledger.engine.begin() as connection:
+        split = {"outcome": "split", "started_at": now - timedelta(seconds=90), "ended_at": now - timedelta(seconds=80)}
+        await connection.execute(update(tables.attempts).where(tables.attempts.c.run == run).values(split))
+    phases = (await runs.story(run)).phases
+    assert [(phase.kind, phase.outcome) for phase in phases if phase.kind != "wait"] == [
+        ("attempt", "split"),
+        ("parts", None),
+    ]
+    parts = await runs.list(RunFilter(parent=run))
+    assert [(await runs.chain(each)).is_one for each in (run, *(part.id for part in parts.runs))] == [False] * 3
+    html = await people.operator.page(f"/runs/{run}")
+    assert "1 min 30 s" in html.partition('id="run-id"')[2].partition("</p>")[0]
+
+
+async def test_the_total_is_known_once_all_parts_have_told_theirs(people: People) -> None:
+    run = await split_run(people, ["succeeded", "running"], state="waiting")
+    runs = people.served.service.operations.runs
+    async with people.served.service.ledger.engine.begin() as connection:
+        theirs = update(tables.runs).where(tables.runs.c.awaited_by == run)
+        await connection.execute(theirs.where(tables.runs.c.part == 1).values(total=10))
+    assert ((await runs.show(run)).count, (await runs.show(run)).total) == (20, None)
+    async with people.served.service.ledger.engine.begin() as connection:
+        await connection.execute(theirs.where(tables.runs.c.part == 2).values(total=30))
+    assert (await runs.show(run)).total == 40
+
+
+async def test_a_retry_says_that_it_runs_the_parts_that_did_not_succeed(people: People) -> None:
+    run = await split_run(people, ["succeeded", "failed"])
+    html = await people.operator.page(f"/runs/{run}/retry")
+    assert "Run the parts that did not succeed" in html and "it is split anew" in html
+    assert "last checkpoint" not in html
+
+
+async def test_all_parts_of_a_run_with_many_are_one_click_away(people: People) -> None:
+    run = await split_run(people, ["succeeded"] * 24 + ["failed"])
+    html = await people.operator.page(f"/runs/{run}")
+    card = html.partition('id="parts"')[2].partition("</section>")[0]
+    assert card.count('<td class="c-name">') == 20
+    assert card.count("<rect ") == 25
+    assert f'href="/runs?parent={run}">All 25 parts' in card
+    listed = await people.operator.page(f"/runs?parent={run}")
+    assert listed.count('<tr id="r-') == 25
+    part = await people.operator.page(
+        f"/runs/{(await people.served.service.operations.runs.list(RunFilter(parent=run))).runs[0].id}"
+    )
+    assert f'of <a class="mono" href="/runs/{run}"' in part
 
 
 async def test_lists_have_no_parts_unless_they_are_asked_for(people: People) -> None:

@@ -34,6 +34,7 @@ class Sums(PartitionedTask):
 
     async def join(self, parts: list[Done]) -> int:
         assert [done.part for done in parts] == list(range(1, len(parts) + 1))
+        assert all(done.params["day"] == date(2026, 1, 1) for done in parts)
         return sum(done.result for done in parts)
 
 

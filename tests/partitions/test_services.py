@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 from service.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.databases import application_with_done, items_done
+from tests.incidents.receivers import http_receiver
 from tests.processes import BATCH, Service, batch, process, service
 
 SETTINGS = {"POLL_SECONDS": "0.1", "DRAIN_SECONDS": "5", "HEARTBEAT_SECONDS": "0.3", "LEASE_SECONDS": "2"}
@@ -37,6 +39,14 @@ class Load(PartitionedTask):
     async def join(self, parts: list[Done]) -> dict:
         return {"parts": len(parts), "pids": len({done.result for done in parts}), "first": parts[0].params["first"]}
 
+class Halves(PartitionedTask):
+    name, schedule, ping = "halves", None, "PING"
+    async def split(self) -> list[Part]:
+        return [Part(half=1), Part(half=2)]
+    async def work(self, part: Part) -> None:
+        if part["half"] == 2 and current_run().attempt == 1:
+            raise ValueError("the second half fails once")
+
 class Stuck(PartitionedTask):
     name, schedule, pool, parallel = "stuck", None, "POOL", 2
     async def split(self) -> list[Part]:
@@ -54,9 +64,9 @@ class Place:
         url = ledger.url.render_as_string(hide_password=False)
         self.settings = {**SETTINGS, "LEDGER_URL": url, "DATABASE_URL": application}
 
-    def have(self, pool: str) -> None:
+    def have(self, pool: str, ping: str = "http://127.0.0.1:1") -> None:
         (self.folder / "tasks").mkdir(parents=True)
-        (self.folder / "tasks/all.py").write_text(TASKS.replace("POOL", pool))
+        (self.folder / "tasks/all.py").write_text(TASKS.replace("POOL", pool).replace("PING", ping))
 
     def serve(self, **settings: str) -> Service:
         return self._stack.enter_context(service(self.folder, settings={**self.settings, **settings}))
@@ -136,6 +146,10 @@ async def test_a_cancel_stops_the_parts_that_are_running(place: Place) -> None:
         return len(await rows(place.ledger, awaited_by=run, state="running")) == 2
 
     await until(are_running)
+    (listed,) = json.loads(place.batch("runs", "--state", "waiting", "--json"))
+    assert listed["awaits"][0] | {"kind": "parts", "active": 5, "members": 5} == listed["awaits"][0]
+    assert "5 parts, 0 done" in place.batch("runs")
+    assert "for 5 of its 5 parts" in place.batch("show", run)
     place.batch("cancel", run)
 
     async def are_over() -> bool:
@@ -143,3 +157,18 @@ async def test_a_cancel_stops_the_parts_that_are_running(place: Place) -> None:
 
     await until(are_over)
     assert (await place.state(run, "cancelled"))["reason"].startswith("cancelled by")
+
+
+async def test_a_run_that_fails_by_its_parts_is_told_once_by_the_service_that_closes_it(place: Place) -> None:
+    async with http_receiver() as receiver:
+        place.have("default", ping=receiver.url)
+        services = [place.serve(), place.serve()]
+        run = place.queue("halves")
+        await place.state(run, "failed")
+        await until(lambda: asyncio.sleep(0, len(receiver.requests) >= 2))
+        place.batch("retry", run)
+        await place.state(run, "succeeded")
+        await until(lambda: asyncio.sleep(0, len(receiver.requests) >= 3))
+    assert [request.path for request in receiver.requests] == ["/hook/start", "/hook/fail", "/hook"]
+    said = "".join(service.stdout + service.stderr for service in services)
+    assert said.count("halves failed: 1 of 2 parts failed: 2") == 1

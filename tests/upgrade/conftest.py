@@ -48,8 +48,9 @@ class State:
         await engine.dispose()
 
     async def runs(self, *tasks: str) -> dict[str, str]:
-        """The state of the newest run of each task."""
-        rows = await self.select("LEDGER_URL", "SELECT task, state FROM batch_runs ORDER BY created_at")
+        """The state of the newest run of each task. Parts are left out."""
+        query = "SELECT task, state FROM batch_runs WHERE origin <> 'part' ORDER BY created_at"
+        rows = await self.select("LEDGER_URL", query)
         return {task: state for task, state in rows if not tasks or task in tasks}
 
 

@@ -4,8 +4,8 @@
 
 NAME becomes a folder of tests/upgrade/states. It gets, for each kind of database, the application's database, the
 ledger and two backups, as real processes leave them: with runs in every state, places of loops, an item that was set
-aside, slots that were missed, a paused task, a process that was killed. A state is recorded once, when the code that
-leaves it is complete, and never again.
+aside, slots that were missed, a paused task, a process that was killed, runs that were split. A state is recorded once,
+when the code that leaves it is complete, and never again.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ PREPARE = (
 )
 NEUTRAL = ("UPDATE batch_nodes SET host = 'recorded'",)
 """What tells of the machine that recorded the state."""
+
+SEEN = (
+    *(("sort", "succeeded"), ("broken", "failed"), ("flaky", "retrying"), ("slow", "running")),
+    *(("joined", "succeeded"), ("halves", "failed")),
+)
+"""In which state a run of each of these tasks is seen."""
 
 
 class Recording:
@@ -105,14 +111,15 @@ def live(recording: Recording) -> None:
     with service(recording.folder, SERVE, recording.settings) as second:
         recording.wait_for("a range of missed slots", "SELECT count(*) FROM batch_missed")
         recording.wait_for_state("tick", "succeeded")
-        for task, state in (("sort", "succeeded"), ("broken", "failed"), ("flaky", "retrying"), ("slow", "running")):
+        for task, state in SEEN:
             recording.batch("run", task, "--queue")
             recording.wait_for_state(task, state)
         slow = recording.execute("LEDGER_URL", "SELECT id FROM batch_runs WHERE task = 'slow'")[0][0]
         recording.batch("cancel", str(slow))
         recording.wait_for_state("slow", "cancelled")
-        recording.batch("run", "moves", "--param", "pause=0.3", "--queue")
-        recording.wait_for_chunks("moves")
+        for task, pause in (("spreads", "600"), ("moves", "0.3")):
+            recording.batch("run", task, "--param", f"pause={pause}", "--queue")
+            recording.wait_for_chunks(task)
         second.stop()
     recording.wait_for_state("moves", "interrupted")
     with process(recording.folder, [*BATCH, "run", "copies", "--param", "pause=0.3"], recording.settings) as third:

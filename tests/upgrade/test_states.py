@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,19 @@ from tests.upgrade.conftest import State
 from tests.upgrade.tasks.recorded import ITEMS
 
 batch = pytest.fixture(in_this_process)
-each_state = pytest.mark.parametrize(
-    "name",
-    [
-        name if name in (states.OLDEST, states.NEWEST) else pytest.param(name, marks=pytest.mark.nightly)
-        for name in states.NAMES
-    ],
-)
 
 
-WITH_INCIDENTS = ("incidents", "pages", "pools", "waits")
+def of(*names: str) -> pytest.MarkDecorator:
+    """A test of these states. Those that `make test` does not take are left to `make nightly`."""
+    most = (states.OLDEST, states.NEWEST)
+    given = [name if name in most else pytest.param(name, marks=pytest.mark.nightly) for name in names]
+    return pytest.mark.parametrize("name", given)
+
+
+each_state = of(*states.NAMES)
+WITH_PARTS = ("partitions",)
+WITH_GROUPS = ("waits", *WITH_PARTS)
+WITH_INCIDENTS = ("incidents", "pages", "pools", *WITH_GROUPS)
 
 
 @each_state
@@ -38,8 +42,8 @@ async def test_a_service_goes_on_where_the_older_code_stopped(state: State, batc
     service = BatchService(get_settings())
     await service.start()
     try:
-        going_on = dict.fromkeys(("moves", "copies"), "succeeded")
-        await until(lambda: _is(state.runs("moves", "copies"), going_on))
+        copying = ("copies", "moves", "spreads") if state.name in WITH_PARTS else ("copies", "moves")
+        await until(lambda: _is(state.runs(*copying), dict.fromkeys(copying, "succeeded")))
         assert await state.runs("held", "flaky", "broken", "slow", "sort") == {
             "held": "queued",
             "flaky": "retrying",
@@ -52,11 +56,11 @@ async def test_a_service_goes_on_where_the_older_code_stopped(state: State, batc
     after = await state.select("LEDGER_URL", "SELECT id FROM batch_runs")
     assert set(before) <= set(after)
     copied = await state.select("DATABASE_URL", "SELECT email FROM users WHERE id > 3 ORDER BY email")
-    assert copied == [(f"{task}{item:02}@example.com",) for task in ("copies", "moves") for item in range(ITEMS)]
+    assert copied == [(f"{task}{item:02}@example.com",) for task in copying for item in range(ITEMS)]
     assert len(await state.select("DATABASE_URL", "SELECT item FROM batch_quarantine")) == 1
 
 
-@pytest.mark.parametrize("name", ["waits"])
+@of(*WITH_GROUPS)
 async def test_a_follow_up_that_waited_begins_when_its_group_is_over(state: State) -> None:
     load_tasks(states.TASKS)
     assert await state.runs("member", "follows") == {"member": "queued", "follows": "waiting"}
@@ -66,6 +70,51 @@ async def test_a_follow_up_that_waited_begins_when_its_group_is_over(state: Stat
         await until(lambda: _is(state.runs("member", "follows"), {"member": "succeeded", "follows": "succeeded"}))
     finally:
         await service.stop()
+
+
+@of(*WITH_PARTS)
+async def test_runs_that_were_split_go_on_as_each_was_left(state: State) -> None:
+    """One waits, and its parts go on after their last chunks. One that failed is retried, and runs one part again."""
+    load_tasks(states.TASKS)
+    left = {"spreads": "waiting", "halves": "failed", "joined": "succeeded"}
+    assert await state.runs(*left) == left
+    before = {task: await parts_of(state, task) for task in left}
+    assert [part["state"] for part in before["spreads"]] == ["succeeded", "interrupted", "interrupted"]
+    assert [part["state"] for part in before["halves"]] == ["succeeded", "failed"]
+    assert [part["count"] for part in before["spreads"]] == [2, 8, 8]
+    service = BatchService(get_settings())
+    await service.start()
+    try:
+        await until(lambda: _is(state.runs("spreads"), {"spreads": "succeeded"}))
+        (halves,) = await state.select(
+            "LEDGER_URL", "SELECT id FROM batch_runs WHERE task = 'halves' AND origin <> 'part'"
+        )
+        await service.operations.runs.retry(str(halves[0]))
+        await until(lambda: _is(state.runs("halves"), {"halves": "succeeded"}))
+    finally:
+        await service.stop()
+    after = {task: await parts_of(state, task) for task in left}
+    assert {task: [part["id"] for part in its] for task, its in after.items()} == {
+        task: [part["id"] for part in its] for task, its in before.items()
+    }
+    assert [part["attempt"] for part in after["halves"]] == [1, 2]
+    assert [part["attempt"] for part in after["spreads"]] == [1, 1, 1]
+    assert after["joined"] == before["joined"]
+    assert await results(state, *left) == {"spreads": ITEMS, "halves": 3, "joined": 12}
+
+
+async def parts_of(state: State, task: str) -> list[dict[str, Any]]:
+    """The parts of the only run of a task, in their order."""
+    names = ("id", "part", "state", "attempt", "count", "fence")
+    query = f"SELECT {', '.join(names)} FROM batch_runs WHERE task = '{task}' AND origin = 'part' ORDER BY part"
+    return [dict(zip(names, row, strict=True)) for row in await state.select("LEDGER_URL", query)]
+
+
+async def results(state: State, *tasks: str) -> dict[str, Any]:
+    """What the only run of each of these tasks has returned."""
+    named = ", ".join(f"'{task}'" for task in tasks)
+    query = f"SELECT task, CAST(result AS text) FROM batch_runs WHERE task IN ({named}) AND origin <> 'part'"
+    return {task: json.loads(result) for task, result in await state.select("LEDGER_URL", query)}
 
 
 async def _is(value: Any, expected: dict[str, str]) -> bool:

@@ -38,7 +38,7 @@ class Waits:
         """Open and close what is ready. Returns how many runs were."""
         async with self.ledger.engine.begin() as connection:
             loaded = self.tasks if tasks is None else tasks
-            return await open_and_close(connection, loaded, clock.now())
+            return (await open_and_close(connection, loaded, clock.now())).number
 
     async def run_of(self, task: str, slot: datetime | None = None, **equal: Any) -> dict[str, Any]:
         """The row of the only run of a task, or of a slot of it."""

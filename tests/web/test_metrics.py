@@ -30,7 +30,7 @@ from tests.web.conftest import Served, client_of, served
 __all__ = ["served"]
 
 MORE = """
-from service import BaseTask
+from service import BaseTask, Part, PartitionedTask
 
 class Tick(BaseTask):
     name, schedule = "tick", "* * * * * *"
@@ -42,7 +42,17 @@ class Load(BaseTask):
         async for chunk in self.chunks(range(5), size=2):
             async with chunk:
                 pass
+
+class Halves(PartitionedTask):
+    name, schedule = "halves", None
+    async def split(self, bad: bool = False):
+        return [Part(bad=False), Part(bad=bad)]
+    async def work(self, part):
+        if part["bad"]:
+            raise ValueError("a bad half")
 """
+
+ENDS = ("succeeded", "failed")
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -151,6 +161,34 @@ async def test_a_scrape_shows_what_the_process_has_done_and_what_the_ledger_has(
     backup_at = got("batch_backup_last_verified_timestamp_seconds") or 0
     assert 3_600 <= clock.now().timestamp() - backup_at < 3_700
     assert got("batch_incidents_open", kind="unaccounted") == 0
+
+
+async def test_a_partitioned_run_counts_once_and_its_parts_by_themselves(served: Served) -> None:
+    await ended(served, "halves")
+    await ended(served, "halves", bad=True)
+    await until(lambda: asyncio.sleep(0, served.service.metrics.runs["halves", "failed", "manual"]))
+    waiting = vars(new("elsewhere", state="waiting", gate="parts", exclusive=None))
+    part = {"origin": "part", "awaited_by": waiting["id"], "parent": waiting["id"]}
+    async with served.service.ledger.engine.begin() as connection:
+        for row in (waiting, *(vars(new("elsewhere", exclusive=None)) | part for _ in range(3))):
+            await connection.execute(insert(runs), row)
+    got = await scrape(served)
+
+    ends = {outcome: got("batch_runs_total", task="halves", outcome=outcome, origin="manual") for outcome in ENDS}
+    assert ends == {"succeeded": 1, "failed": 1}
+    assert {outcome: got("batch_parts_total", task="halves", outcome=outcome) for outcome in ENDS} == {
+        "succeeded": 3,
+        "failed": 1,
+    }
+    assert got("batch_runs_total", task="halves", outcome="succeeded", origin="part") is None
+    outcomes = ("split", "succeeded", "failed")
+    assert [got("batch_attempts_total", task="halves", outcome=each) for each in outcomes] == [2, 4, 1]
+    durations = [got("batch_run_duration_seconds_count", outcome=each) for each in outcomes]
+    assert (durations[0], durations[2]) == (2, None)
+    assert [got("batch_part_duration_seconds_count", outcome=each) for each in outcomes] == [None, 3, 1]
+    assert got("batch_failure_streak", task="halves") == 1
+    assert [got(f"batch_{what}", state="queued") for what in ("runs", "parts")] == [0, 3]
+    assert [got(f"batch_{what}", state="waiting") for what in ("runs", "parts")] == [1, 0]
 
 
 async def test_many_scrapes_read_the_ledger_once_in_15_seconds_and_write_their_text_in_a_thread(

@@ -22,7 +22,7 @@ from service.batch.execution.ending import Ending
 from service.batch.execution.fingerprint import EMPTY, INTERRUPTED, QUARANTINE, TIMED_OUT, fingerprint_of
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin, RunState
-from service.batch.tasks.partitions import Part, Stage, as_json, stage_of
+from service.batch.tasks.partitions import Part, Stage, as_json, stage_of, with_values
 from service.batch.tasks.policies import not_run_again
 from service.batch.tasks.registry import Task
 from service.batch.tasks.retry_after import seconds_asked
@@ -115,7 +115,7 @@ class Body:
             return {"part": Part.stored(self.claimed.part or 0, self.claimed.params)}
         if self.stage == Stage.JOIN:
             joins = self.task.partition is not None and self.task.partition.joins
-            return {"parts": [done async for done in await read(self.claimed.id, True)] if joins else []}
+            return {"parts": [with_values(part) async for part in await read(self.claimed.id, True)] if joins else []}
         upstream = await read(self.claimed.id, False) if self.task.parameters.takes_upstream else None
         return self.task.parameters.to_call(self.claimed.params or {}, self.run.slot, upstream)
 

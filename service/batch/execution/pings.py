@@ -28,9 +28,15 @@ def began(task: Task, claimed: Claimed) -> None:
 
 def ended(task: Task, claimed: Claimed, ending: Ending) -> None:
     """An attempt has ended. Only the end of the run is told, and not that of a part."""
-    if _tell is None or task.monitoring.ping is None or claimed.origin == Origin.PART:
+    if claimed.origin != Origin.PART:
+        run_ended(task, ending.state)
+
+
+def run_ended(task: Task, state: RunState) -> None:
+    """A run is in this state now. It is told if it has succeeded or failed."""
+    if _tell is None or task.monitoring.ping is None:
         return
-    if ending.state == RunState.SUCCEEDED:
+    if state == RunState.SUCCEEDED:
         _tell(task.monitoring.ping)
-    elif ending.state == RunState.FAILED:
+    elif state == RunState.FAILED:
         _tell(f"{task.monitoring.ping.rstrip('/')}/fail")

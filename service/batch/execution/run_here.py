@@ -123,7 +123,7 @@ class ManualRun:
         async with self._engine.claiming:
             async with self._database.engine.begin() as connection:
                 losses, now = self._engine.losses, await database_time.now_of(connection)
-                await waiting.apply(connection, await waiting.decide(connection, now), now)
+                await waiting.apply(connection, await waiting.decide(connection, now, only=self.id), now)
                 lanes = (await concurrency.free(connection, {queue: partition.parallel}))[queue]
                 ids = await parts.startable_ids(connection, self.id, now, len(lanes)) if lanes else []
                 claimed = await self._claim_in_lanes(connection, dict(zip(ids, lanes, strict=False)), now)

@@ -11,6 +11,7 @@ from service.batch.ledger.attempts import Outcome
 from service.batch.nodes.ledger_poll import LedgerChanges
 from service.batch.nodes.outage import Outage
 from service.batch.queue import waiting
+from service.batch.queue.waiting import Closed
 from service.batch.tasks.registry import Task
 from service.concurrency.background import Background
 from service.database.engine import Database
@@ -30,11 +31,18 @@ class Opener(Background):
     """
 
     def __init__(
-        self, ledger: Database, tasks: Mapping[str, Task], on_opened: Callable[[], None], outage: Outage | None = None
+        self,
+        ledger: Database,
+        tasks: Mapping[str, Task],
+        on_opened: Callable[[], None],
+        outage: Outage | None = None,
+        on_closed: Callable[[Sequence[Closed]], None] = lambda _: None,
     ) -> None:
-        """`tasks`: those that this node has loaded, if it fires. `on_opened`: called when runs were queued."""
+        """`tasks`: those that this node has loaded, if it fires. `on_opened`: called when runs were queued.
+        `on_closed`: called with runs that were closed, after that was committed.
+        """
         self._ledger, self._tasks = ledger, tasks
-        self._on_opened = on_opened
+        self._on_opened, self._on_closed = on_opened, on_closed
         self._outage = outage or Outage()
         self._woken = asyncio.Event()
         self._upstreams: Callable[[], Collection[str]] = tuple
@@ -90,6 +98,8 @@ class Opener(Background):
                 return 0
         async with self._ledger.engine.begin() as connection:
             settled = await open_and_close(connection, self._tasks, await database_time.now_of(connection))
-        if settled:
+        if settled.closed:
+            self._on_closed(settled.closed)
+        if settled.number:
             self._on_opened()
-        return settled
+        return settled.number

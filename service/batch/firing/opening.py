@@ -6,6 +6,7 @@ Overlap is decided when a run opens, not when it was fired: a run that waits is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,11 +19,20 @@ from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.waits import Waiting
 from service.batch.queue import waiting
 from service.batch.queue.cancel import request_cancel
+from service.batch.queue.waiting import Closed
 from service.batch.tasks.registry import Task
 
 
-async def open_and_close(connection: AsyncConnection, tasks: Mapping[str, Task], now: datetime) -> int:
-    """Open and close the waiting runs for which the time has come, in the caller's transaction. Returns how many.
+@dataclass(frozen=True)
+class Settled:
+    """How many waiting runs were opened or closed, and those that were closed."""
+
+    number: int
+    closed: Sequence[Closed]
+
+
+async def open_and_close(connection: AsyncConnection, tasks: Mapping[str, Task], now: datetime) -> Settled:
+    """Open and close the waiting runs for which the time has come, in the caller's transaction.
 
     `tasks`: those that the node has loaded, if it fires. Of others it opens no on-time slots, except of tasks that were
     removed: no node knows their overlap policy, and none starts their runs. `now`: the database time.
@@ -30,21 +40,22 @@ async def open_and_close(connection: AsyncConnection, tasks: Mapping[str, Task],
     decided = await waiting.decide(connection, now)
     slots = [run for run in decided.opening if run.is_on_time]
     on_time = [run for run in slots if run.task in tasks]
-    settled = await waiting.apply(connection, decided, now)
+    number, closed = await waiting.apply(connection, decided, now), decided.closed
     if others := {run.task for run in slots} - tasks.keys():
         gone = await known_tasks.removed(connection, others)
         left = [run.id for run in slots if run.task in gone]
         await transitions.open_waiting(connection, left, now)
-        settled += len(left)
+        number += len(left)
     if on_time:
-        settled += await _open_slots(connection, on_time, tasks, now)
-    return settled
+        opened = await _open_slots(connection, on_time, tasks, now)
+        number, closed = number + opened.number, [*closed, *opened.closed]
+    return Settled(number, closed)
 
 
 async def _open_slots(
     connection: AsyncConnection, on_time: Sequence[Waiting], tasks: Mapping[str, Task], now: datetime
-) -> int:
-    """Open these runs, as far as the overlap policies of their tasks admit them. Returns how many were settled.
+) -> Settled:
+    """Open these runs, as far as the overlap policies of their tasks admit them.
 
     The row of a task's schedule is locked, so that no slot of it is fired meanwhile. If another node has locked it, its
     runs are left for the next time. So are they if another transaction has locked a run that has to be replaced: an
@@ -68,7 +79,8 @@ async def _open_slots(
             await request_cancel(connection, run.id, reason, by="its overlap policy")
     await transitions.open_waiting(connection, opening, now)
     await transitions.close_waiting(connection, skipped, now, gate=False)
-    return len(opening) + len(skipped)
+    closed = [Closed.of(run, RunState.SKIPPED, skipped[run.id]) for run in on_time if run.id in skipped]
+    return Settled(len(opening) + len(skipped), closed)
 
 
 def _admit(

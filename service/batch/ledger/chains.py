@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.batch.ledger import json_rows, queues, waits
 from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import OF_SLOT_SQL, runs
+from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, runs
 from service.batch.ledger.waits import Gate, Upstream
 from service.database.types import Id
 
@@ -49,7 +49,8 @@ async def after(
     statement = sql(
         f"SELECT * FROM ({selected} batch_waits w CROSS JOIN batch_runs b WHERE {meant} AND a.{OF_SLOT_SQL} "
         f"AND w.task = a.task AND w.slot = a.slot AND b.id = w.run{held} "
-        f"UNION ALL {selected} batch_runs b WHERE {meant} AND b.id = {_AWAITED_BY}{held}) AS found LIMIT {most}"
+        f"UNION ALL {selected} batch_runs b WHERE {meant} AND a.{NO_PART_SQL} AND b.id = {_AWAITED_BY}{held}) "
+        f"AS found LIMIT {most}"
     ).columns(*_COLUMNS)
     return (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
 
@@ -68,11 +69,12 @@ async def before(connection: AsyncConnection, ids: Collection[str], most: int) -
 
 
 async def members(connection: AsyncConnection, run: str, most: int) -> Sequence[Row[Any]]:
-    """The members of the group of a run by task and state, with their number; of so many members at most."""
+    """The members of the group of a run by task and state, with their number; of so many at most. Parts are none."""
     hint = "INDEXED BY ix_batch_runs_members " if connection.dialect.name == "sqlite" else ""
     statement = sql(
-        "SELECT task, state, count(*) AS number, min(CAST(id AS text)) AS id FROM (SELECT id, task, state FROM "
-        f"batch_runs {hint}WHERE awaited_by = :run LIMIT {most}) AS found GROUP BY task, state ORDER BY task, state"
+        "SELECT task, state, count(*) AS number, min(CAST(id AS text)) AS id FROM (SELECT id, task, state "
+        f"FROM batch_runs {hint}WHERE awaited_by = :run AND {NO_PART_SQL} LIMIT {most}) AS found "
+        "GROUP BY task, state ORDER BY task, state"
     ).columns(runs.c.task, runs.c.state, Column("number", Integer), Column("id", String))
     typed = statement.bindparams(bindparam("run", type_=runs.c.id.type))
     return (await connection.execute(typed, {"run": run})).all()

@@ -12,15 +12,15 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Column, Integer, Row, bindparam, func, literal_column, select, text
+from sqlalchemy import Boolean, Column, Integer, Row, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
 from service.batch.ledger import database_time, queues
 from service.batch.ledger.incidents.incidents import IncidentKind
 from service.batch.ledger.incidents.tables import OPEN_SQL, durations, incidents
-from service.batch.ledger.states import ACTIVE, RunState
-from service.batch.ledger.tables import READY_SQL, backups, nodes, not_held, runs, tasks
+from service.batch.ledger.states import ACTIVE, Origin, RunState
+from service.batch.ledger.tables import NO_PART_SQL, READY_SQL, backups, nodes, not_held, runs, tasks
 
 MOST_COUNTED = 10_000
 """Runs of one state are counted up to this number."""
@@ -33,34 +33,46 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Totals:
-    """`now`: the database time (UTC). `runs`: how many runs are in each active state, each counted to MOST_COUNTED.
+    """`now`: the database time (UTC). `runs`, `parts`: how many runs and parts of runs are in each active state.
 
+    Of each state the MOST_COUNTED oldest ones, runs and parts together, are counted.
     `verified_backup_at`: when the newest verified backup was taken (UTC); None without one.
     """
 
     now: datetime
     runs: Mapping[str, int]
+    parts: Mapping[str, int]
     verified_backup_at: datetime | None
+
+    @property
+    def by_state(self) -> dict[str, int]:
+        """Runs and parts together."""
+        return {state: number + self.parts[state] for state, number in self.runs.items()}
 
 
 async def totals(connection: AsyncConnection) -> Totals:
-    """Count the runs in the active states, and find the newest verified backup."""
+    """Count the runs and parts in the active states, and find the newest verified backup."""
     is_good = (backups.c.verified_at.is_not(None), backups.c.failed_at.is_(None))
     backup = select(func.max(backups.c.taken_at)).where(*is_good).scalar_subquery()
     now = database_time.moment(connection)
-    row = (await connection.execute(select(now.label("now"), backup.label("backup"), *_COUNTS))).one()
-    return Totals(row.now, {state.value: getattr(row, state.value) for state in ACTIVE}, row.backup)
+    row = (await connection.execute(select(now.label("now"), backup.label("backup")))).one()
+    counted = {(state, is_part): number for state, is_part, number in await connection.execute(_COUNTS)}
+    of_runs, of_parts = ({str(s): counted.get((s, is_part), 0) for s in ACTIVE} for is_part in (False, True))
+    return Totals(row.now, of_runs, of_parts, row.backup)
 
 
-def _counted(state: RunState) -> str:
-    """SQL for the number of runs in a state. The order, and a limit whose value PostgreSQL does not know when it plans,
-    let it read the index of the states, and not the table.
+def _first(state: RunState) -> str:
+    """SQL for the oldest runs in a state. The order, and a limit whose value PostgreSQL does not know when it plans,
+    let it read the index of the states, and not all runs.
     """
-    first = f"SELECT id FROM batch_runs WHERE state = '{state}' ORDER BY created_at, id LIMIT (SELECT {MOST_COUNTED})"
-    return f"(SELECT count(*) FROM ({first}) AS {state}_runs)"
+    of_state = f"SELECT state, origin FROM batch_runs WHERE state = '{state}'"
+    return f"SELECT * FROM ({of_state} ORDER BY created_at, id LIMIT (SELECT {MOST_COUNTED})) AS {state}_runs"
 
 
-_COUNTS = [literal_column(_counted(state), Integer()).label(state.value) for state in ACTIVE]
+_COUNTS = text(
+    f"SELECT x.state, x.origin = '{Origin.PART}' AS is_part, count(*) AS number "
+    f"FROM ({' UNION ALL '.join(map(_first, ACTIVE))}) AS x GROUP BY x.state, x.origin = '{Origin.PART}'"
+).columns(runs.c.state, Column("is_part", Boolean), Column("number", Integer))
 
 
 async def oldest_waiting_since(connection: AsyncConnection) -> datetime | None:
@@ -102,13 +114,13 @@ class TaskRow:
 
 
 _GOOD = (
-    "SELECT x.id FROM (SELECT r.id, r.state FROM batch_runs r WHERE r.task = t.name "
+    f"SELECT x.id FROM (SELECT r.id, r.state FROM batch_runs r WHERE r.task = t.name AND r.{NO_PART_SQL} "
     f"ORDER BY r.created_at DESC, r.id DESC LIMIT {LOOKED}) AS x WHERE x.state = '{RunState.SUCCEEDED}' LIMIT 1"
 )
 _ENDED = "SELECT g.finished_at FROM batch_runs g WHERE g.id = a.good"
 _SINCE = "f.created_at > coalesce((SELECT g.created_at FROM batch_runs g WHERE g.id = a.good), :long_ago)"
 _FAILURES = (
-    f"SELECT count(*) FROM (SELECT f.state FROM batch_runs f WHERE f.task = a.name AND {_SINCE} "
+    f"SELECT count(*) FROM (SELECT f.state FROM batch_runs f WHERE f.task = a.name AND f.{NO_PART_SQL} AND {_SINCE} "
     f"ORDER BY f.created_at DESC, f.id DESC LIMIT (SELECT {LOOKED})) AS z WHERE z.state = '{RunState.FAILED}'"
 )
 

@@ -55,7 +55,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many parts a run has by their state, and the sums of their progress; None if none has reported any."""
+    """How many parts a run has by their state, and the sums of their progress.
+
+    `count` is None if none has reported any, and `total` unless all have reported one: with the sum of some,
+    the run would seem further than it is.
+    """
 
     states: Mapping[str, int]
     count: int | None = None
@@ -72,6 +76,15 @@ class Tally:
     @property
     def bad(self) -> int:
         return self.number - self.active - self.states.get(RunState.SUCCEEDED, 0)
+
+
+def began_at(run: Any) -> datetime | None:
+    """When the last attempt of a run began. Of a run that was split it is the first one: the last one is its join.
+
+    `run`: with its `gate`, `started_at` and `attempt_started_at`.
+    """
+    began: datetime | None = run.started_at if run.gate in tuple(PartsGate) else run.attempt_started_at
+    return began
 
 
 _GATES = ", ".join(repr(str(gate)) for gate in PartsGate)
@@ -107,13 +120,16 @@ MAY_REOPEN = f"{HAS_NO_ACTIVE} AND ({NO_PART_SQL} OR {_PARENT_STATE} = '{RunStat
 """The condition that a run may be queued again: a part only while its parent waits for it."""
 
 
-def _sum(name: str) -> str:
-    its = f"SELECT CAST(sum(m.{name}) AS bigint) FROM batch_runs m WHERE {_of('batch_runs')}"
-    return f"{name} = coalesce(({its}), batch_runs.{name})"
+_SUM = "CAST(sum(m.{}) AS bigint)"
 
 
-PROGRESS = f"{_sum('count')}, {_sum('total')}"
-"""The SET clause for the progress of a run whose parts are over: the sums of theirs."""
+def _set(name: str, value: str) -> str:
+    return f"{name} = coalesce((SELECT {value} FROM batch_runs m WHERE {_of('batch_runs')}), batch_runs.{name})"
+
+
+_TOTAL = f"CASE WHEN count(m.total) = count(*) THEN {_SUM.format('total')} END"
+PROGRESS = f"{_set('count', _SUM.format('count'))}, {_set('total', _TOTAL)}"
+"""The SET clause for the progress of a run whose parts are over: the sums of theirs, as in a Tally."""
 
 
 async def insert(connection: AsyncConnection, parent: str, split: Split, rows: str, now: datetime) -> None:
@@ -141,12 +157,12 @@ async def insert(connection: AsyncConnection, parent: str, split: Split, rows: s
 async def tallies(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, Tally]:
     """The parts of each of the runs `ids`, without those that have none."""
     kind = connection.dialect.name
-    counted = [Column(name, Integer) for name in ("number", "done", "of")]
+    counted = [Column(name, Integer) for name in ("number", "done", "of", "totals")]
     hint = " INDEXED BY ix_batch_runs_members" if kind == "sqlite" else ""
     meant = queues.among("m.awaited_by", f"SELECT v.id FROM {json_rows.source([runs.c.id], kind)}", kind)
     statement = text(
         "SELECT m.awaited_by, m.state, count(*) AS number, CAST(sum(m.count) AS bigint) AS done, "
-        f'CAST(sum(m.total) AS bigint) AS "of" FROM batch_runs m{hint} '
+        f'CAST(sum(m.total) AS bigint) AS "of", count(m.total) AS totals FROM batch_runs m{hint} '
         f"WHERE {meant} AND m.origin = '{Origin.PART}' GROUP BY m.awaited_by, m.state"
     ).columns(runs.c.awaited_by, runs.c.state, *counted)
     rows = (await connection.execute(statement, json_rows.of_ids(ids, kind))).all()
@@ -157,9 +173,10 @@ async def tallies(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, 
 
 
 def _tally(rows: Sequence[Any]) -> Tally:
-    counts, totals = ([getattr(row, name) for row in rows if getattr(row, name) is not None] for name in ("done", "of"))
+    counts = [row.done for row in rows if row.done is not None]
     states = {row.state: row.number for row in rows}
-    return Tally(states, sum(counts) if counts else None, sum(totals) if totals else None)
+    have_totals = sum(row.totals for row in rows) == sum(states.values())
+    return Tally(states, sum(counts) if counts else None, sum(row.of for row in rows) if have_totals else None)
 
 
 SEVERE = (

@@ -280,7 +280,7 @@ async def mirror_progress(connection: AsyncConnection, progress: list[dict[str, 
 
 
 LISTED = (
-    *("id", "task", "slot", "origin", "state", "reason", "attempt", "node"),
+    *("id", "task", "slot", "origin", "state", "reason", "attempt", "node", "gate"),
     *("created_at", "started_at", "finished_at"),
     *("attempt_started_at", "count", "total", "message", "rate", "progress_at"),
 )

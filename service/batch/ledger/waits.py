@@ -116,8 +116,8 @@ _IS_PENDING = f"coalesce((SELECT u.{ACTIVE_SQL} {_ITS_RUN}), {_PENDING_SLOT}, fa
 _COLUMNS = [runs.c[name] for name in Waiting.__dataclass_fields__]
 
 
-def ready_ids(kind: str, most: int = 1, locks: bool = False) -> str:
-    """SQL for the ids of up to `most` waiting runs that may be opened or closed at :now.
+def ready_ids(kind: str, most: int = 1, locks: bool = False, only: bool = False) -> str:
+    """SQL for the ids of up to `most` waiting runs that may be opened or closed at :now. `only`: of :only.
 
     `locks`: they are locked, and those that another transaction has locked are left out. The decision is made by a
     second statement, which sees what was committed before the lock was taken.
@@ -135,16 +135,20 @@ def ready_ids(kind: str, most: int = 1, locks: bool = False) -> str:
     lock = " FOR UPDATE OF r SKIP LOCKED" if locks and kind == "postgresql" else ""
     return (
         f"SELECT r.id FROM batch_runs r{hint} WHERE {WAITING_SQL.replace('state', 'r.state')} AND r.due_at <= :now "
-        f"AND (({is_over}) OR (r.wait_until <= :now AND ({paused}) IS NULL)) "
+        f"AND (({is_over}) OR (r.wait_until <= :now AND ({paused}) IS NULL)){' AND r.id = :only' if only else ''} "
         f"ORDER BY CAST(r.id AS text) LIMIT {most}{lock}"
     )
 
 
-async def ready(connection: AsyncConnection, now: datetime, most: int) -> list[Waiting]:
-    """Lock up to `most` waiting runs that may be opened or closed at `now` (database time), and return them."""
-    at = bindparam("now", type_=runs.c.due_at.type)
-    locking = text(ready_ids(connection.dialect.name, most, locks=True)).bindparams(at).columns(runs.c.id)
-    ids = (await connection.execute(locking, {"now": now})).scalars().all()
+async def ready(connection: AsyncConnection, now: datetime, most: int, only: str | None = None) -> list[Waiting]:
+    """Lock up to `most` waiting runs that may be opened or closed at `now` (database time), and return them.
+
+    `only`: the id of a run; no other one is looked at.
+    """
+    given = [bindparam("now", now, runs.c.due_at.type)]
+    given += [bindparam("only", only, runs.c.id.type)] if only is not None else []
+    locking = text(ready_ids(connection.dialect.name, most, locks=True, only=only is not None))
+    ids = (await connection.execute(locking.bindparams(*given).columns(runs.c.id))).scalars().all()
     return await read(connection, ids)
 
 

@@ -22,6 +22,22 @@ MOST_NAMED = 3
 """How many of the slots that were in the way are named in the reason of a closed run."""
 
 
+@dataclass(frozen=True)
+class Closed:
+    """A run that has ended while it waited, and not with an attempt: it was skipped, or has failed by its parts."""
+
+    id: str
+    task: str
+    slot: datetime | None
+    origin: str
+    state: RunState
+    reason: str
+
+    @classmethod
+    def of(cls, run: Waiting, state: RunState, reason: str) -> Closed:
+        return cls(run.id, run.task, run.slot, run.origin, state, reason)
+
+
 @dataclass
 class Decided:
     """Waiting runs that are locked, with what is to become of each. `closing`: the reason by the id of the run.
@@ -30,20 +46,29 @@ class Decided:
     the other parts are cancelled, for the reason by the id of the run.
     """
 
+    locked: list[Waiting] = field(default_factory=list)
     opening: list[Waiting] = field(default_factory=list)
     closing: dict[str, str] = field(default_factory=dict)
     joining: list[str] = field(default_factory=list)
     failing: list[dict[str, Any]] = field(default_factory=list)
     stopping: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def closed(self) -> list[Closed]:
+        """The runs that are closed. They may be told once the transaction has committed."""
+        ends = {run: (RunState.SKIPPED, reason) for run, reason in self.closing.items()}
+        ends |= {run["id"]: (RunState.FAILED, run["reason"]) for run in self.failing}
+        return [Closed.of(run, *ends[run.id]) for run in self.locked if run.id in ends]
 
-async def decide(connection: AsyncConnection, now: datetime) -> Decided:
+
+async def decide(connection: AsyncConnection, now: datetime, only: str | None = None) -> Decided:
     """Lock up to MOST waiting runs that may be opened or closed at `now` (database time), and decide about each.
 
     What they wait for is read after they were locked: whoever makes something of that active again locks them first.
+    `only`: the id of a run; no other one is looked at.
     """
-    decided = Decided()
-    ready = await waits.ready(connection, now, MOST)
+    ready = await waits.ready(connection, now, MOST, only)
+    decided = Decided(ready)
     gated = [run.id for run in ready if run.gate is not None and not run.is_split]
     await _decide_split(connection, [run for run in ready if run.is_split], decided)
     members = await waits.members(connection, gated) if gated else {}

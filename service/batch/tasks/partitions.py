@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from service.batch.chunks import cursor_json
+from service.batch.context.upstream import Done
 from service.batch.ledger.parts import PartsGate
 from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import Origin
@@ -125,6 +126,11 @@ def stage_of(partition: Partition | None, claimed: Claimed) -> Stage | None:
     if claimed.origin == Origin.PART:
         return Stage.WORK
     return Stage.JOIN if claimed.gate in tuple(PartsGate) else Stage.SPLIT
+
+
+def with_values(done: Done) -> Done:
+    """A part that is done, with the values of its parameters instead of what they are stored as."""
+    return replace(done, params=dict(Part.stored(done.part or 0, done.params)))
 
 
 def as_json(task: str, parts: Any) -> list[dict[str, Any]]:

@@ -7,15 +7,15 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import last_runs
+from service.batch.ledger import last_runs, parts
 from service.operations.results import Result
 
 LAST = 60
-_NAMES = ("id", "task", "state", "created_at", "attempt_started_at", "finished_at")
+_NAMES = ("id", "task", "state", "created_at", "gate", "started_at", "attempt_started_at", "finished_at")
 
 
 class Spark(Result):
-    """A run. `seconds`: of its last attempt; None if it has not begun or goes on."""
+    """A run. `seconds`: of its last attempt, or from its split to its end; None if it has not begun or goes on."""
 
     run: str
     state: str
@@ -32,6 +32,6 @@ async def sparks_of(connection: AsyncConnection, tasks: Iterable[str], last: int
 
 
 def _spark(row: Any) -> Spark:
-    has_ended = row.finished_at is not None and row.attempt_started_at is not None
-    seconds = (row.finished_at - row.attempt_started_at).total_seconds() if has_ended else None
+    began_at = parts.began_at(row) if row.finished_at is not None else None
+    seconds = (row.finished_at - began_at).total_seconds() if began_at is not None else None
     return Spark(run=row.id, state=row.state, seconds=seconds)

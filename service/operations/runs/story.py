@@ -28,7 +28,8 @@ MOST_CHILDREN = 50
 SHORT = timedelta(milliseconds=500)
 """A wait that is shorter is not told."""
 
-Kind = Literal["wait", "attempt", "backoff"]
+Kind = Literal["wait", "attempt", "backoff", "parts"]
+"""`parts`: it waits for its parts."""
 
 
 class Phase(Result):
@@ -99,7 +100,7 @@ def _phases(
     row: Mapping[str, Any], ended: Sequence[Mapping[str, Any]], hosts: Mapping[str, str], hides: bool
 ) -> list[Phase]:
     phases: list[Phase] = []
-    at, waits = row["created_at"], "wait"
+    at, waits = row["created_at"], _WAIT
     for each in ended:
         _wait(phases, waits, at, each["started_at"])
         phases.append(
@@ -114,7 +115,7 @@ def _phases(
                 error=None if hides else _error_in(each["error"]),
             )
         )
-        at, waits = each["ended_at"], "backoff"
+        at, waits = each["ended_at"], _PARTS if each["outcome"] == "split" else _BACKOFF
     if row["state"] == RunState.RUNNING and row["attempt_started_at"] is not None:
         begin = max(at, row["attempt_started_at"])
         _wait(phases, waits, at, begin)
@@ -123,15 +124,20 @@ def _phases(
     elif row["state"] == RunState.RETRYING:
         phases.append(Phase(kind="backoff", begin=at, end=row["due_at"]))
     elif row["state"] not in FINAL:
-        phases.append(Phase(kind="wait", begin=at, end=None))
-    elif not ended and row["finished_at"] is not None:
-        phases.append(Phase(kind="wait", begin=at, end=row["finished_at"]))
+        phases.append(Phase(kind=_PARTS if waits == _PARTS else _WAIT, begin=at, end=None))
+    elif waits != _BACKOFF and row["finished_at"] is not None:
+        phases.append(Phase(kind=waits, begin=at, end=row["finished_at"]))
     return phases
 
 
-def _wait(phases: list[Phase], kind: str, begin: datetime, end: datetime) -> None:
+_WAIT: Kind = "wait"
+_BACKOFF: Kind = "backoff"
+_PARTS: Kind = "parts"
+
+
+def _wait(phases: list[Phase], kind: Kind, begin: datetime, end: datetime) -> None:
     if end - begin >= SHORT:
-        phases.append(Phase(kind="backoff" if kind == "backoff" else "wait", begin=begin, end=end))
+        phases.append(Phase(kind=kind, begin=begin, end=end))
 
 
 def _error_in(error: Any) -> str | None:

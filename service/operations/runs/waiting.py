@@ -63,6 +63,11 @@ class Awaited(Result):
     members: int | None = None
     cause: InTheWay | None = None
 
+    @property
+    def ended(self) -> int:
+        """How many members of its group, or how many of its parts, have ended."""
+        return (self.members or 0) - (self.active or 0)
+
 
 class Waiting(Result):
     """Whether a run waits, and what for. `blocker`: None if it does not wait, or nothing is known to hold it.

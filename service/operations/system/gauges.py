@@ -68,7 +68,8 @@ class Gauges:
     """The gauges of the ledger, of one reading. All nodes of a ledger read the same.
 
     Attributes:
-        runs: Runs by active state, each counted up to 10,000.
+        runs: Runs by active state, each counted up to 10,000. Parts are not among them.
+        parts: Parts of runs by active state.
         oldest_waiting: For how many seconds the run waits that could have started first of all; 0 if none waits.
         tasks: By name.
         incidents: Open incidents by kind.
@@ -86,6 +87,7 @@ class Gauges:
     nodes: Mapping[str, int]
     verified_backup_at: datetime | None
     pools: Mapping[str, PoolGauges] = field(default_factory=dict)
+    parts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -112,6 +114,7 @@ async def read(context: Context, connection: AsyncConnection) -> Gauges:
         states["silent" if node.seen_at < silent_since else "draining" if node.draining else "living"] += 1
     return Gauges(
         runs=totals.runs,
+        parts=totals.parts,
         oldest_waiting=max(0.0, (totals.now - waiting_since).total_seconds()) if waiting_since is not None else 0.0,
         tasks={row.name: _task(row, slots, set_aside) for row in rows},
         incidents={kind: number for kind, (number, _) in incidents.items()},

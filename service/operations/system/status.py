@@ -90,7 +90,7 @@ async def status(context: Context, settings: Settings) -> Status:
         if connection is None:
             return NEVER_RUN
         totals = await gauges.totals(connection)
-        now, counted = totals.now, totals.runs
+        now, counted = totals.now, totals.by_state
         return Status(
             ok=answer.level in ("calm", "watch"),
             level=answer.level,

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.batch.cron.counting import count
 from service.batch.cron.cron import Schedule
 from service.batch.cron.zones import zone_of
-from service.batch.ledger import database_time, schedules
+from service.batch.ledger import database_time, parts, schedules
 from service.batch.ledger.night import buckets
 from service.batch.ledger.night.buckets import KEPT, LENGTH, bucket_of
 from service.batch.ledger.states import ACTIVE
@@ -214,12 +214,12 @@ def _next(schedule: Schedule, now: datetime) -> list[FireTime]:
 
 async def _took(connection: AsyncConnection, name: str) -> list[Took]:
     """The last runs, the oldest first."""
-    names = ("id", "state", "slot", "created_at", "attempt_started_at", "finished_at")
+    names = ("id", "state", "slot", "created_at", "gate", "started_at", "attempt_started_at", "finished_at")
     query = select(*(runs.c[each] for each in names)).where(runs.c.task == name, text(NO_PART_SQL))
     rows = await connection.execute(query.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(LAST_RUNS))
     found = []
     for row in rows:
-        has_ended = row.attempt_started_at is not None and row.finished_at is not None
-        seconds = (row.finished_at - row.attempt_started_at).total_seconds() if has_ended else None
+        began_at = parts.began_at(row) if row.finished_at is not None else None
+        seconds = (row.finished_at - began_at).total_seconds() if began_at is not None else None
         found.append(Took(run=row.id, state=row.state, at=row.slot or row.created_at, seconds=seconds))
     return found[::-1]

@@ -180,7 +180,7 @@ async def _numbers(
         return due, min(following, default=None)
 
     due, next_at = await offload(ahead)
-    totals = (await gauges.totals(connection)).runs
+    totals = (await gauges.totals(connection)).by_state
     return Numbers(
         due=due,
         next_at=next_at,

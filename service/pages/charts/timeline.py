@@ -130,9 +130,12 @@ def _place_bars(out: TaskLaneDrawn, bars: Sequence[Bar]) -> None:
 
 
 def _parts(bar: Bar, found: TaskLane, axis: Axis) -> list[Bar]:
-    """The attempts of a run side by side, with the waits between them left free; or the bar, if it had only one."""
+    """The attempts of a run side by side, with the waits between them left free; or the bar, if it had only one.
+
+    A run that was split has one bar: between its attempts its parts run.
+    """
     spans = found.attempts.get(bar.run, [])
-    if not spans:
+    if not spans or any(span.outcome == "split" for span in spans):
         return [bar]
     is_over = not bar.goes_on
     parts = []

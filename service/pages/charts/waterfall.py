@@ -17,8 +17,11 @@ INSIDE = 30.0
 """Words fit into what is expected if it is so wide, in percent."""
 LEAST = 0.4
 """The least width of a bar, in percent."""
+WAITS = {"wait": ("Wait", "bar-queued"), "backoff": ("Backoff", ""), "parts": ("Parts", "bar-waiting")}
+"""The label of what is no attempt, and its class."""
 OUTCOMES = {
     "succeeded": "bar-succeeded",
+    "split": "bar-succeeded",
     "failed": "bar-failed",
     "timed out": "bar-failed",
     "cancelled": "bar-cancelled",
@@ -95,7 +98,7 @@ def _step(phase: Phase, axis: Axis, found: RunStory) -> Step:
             expected = (axis.x(found.now), axis.width(found.now, found.expected))
             words = f"{words}, ends about {axis.time(found.expected)}".lstrip(", ")
     else:
-        label, css = ("Backoff", "") if phase.kind == "backoff" else ("Wait", "bar-queued")
+        label, css = WAITS[phase.kind]
         words = f"until {axis.time(phase.end, True)}" if phase.end is not None and phase.end > found.now else ""
     is_wide = expected is not None and expected[1] > INSIDE
     is_end = not is_wide and x + width + (expected[1] if expected is not None else 0.0) > 62 and x > 30

@@ -42,16 +42,24 @@ async def cancel(request: Request, viewer: Viewer, fields: Mapping[str, str]) ->
     return back(fields, f"/runs/{run.id}")
 
 
+OF_OTHERS = [
+    Option("resume", "Go on after its last checkpoint", "What earlier attempts have committed is not done again."),
+    Option("anew", "From the beginning", "Its checkpoints and its items in quarantine are deleted first."),
+]
+OF_SPLIT = [
+    Option("resume", "Run the parts that did not succeed", "Parts that have succeeded are not done again."),
+    Option("anew", "From the beginning", "Its parts are deleted, and it is split anew."),
+]
+"""How a run is retried."""
+
+
 async def ask_to_retry(request: Request, viewer: Viewer) -> str:
     """Say what a retry does, and ask whether it goes on or begins anew."""
     run = await viewer.operations.runs.current(whole_id(request, "run"))
     if run.state in ACTIVE:
         goes_on = [f"The run has not ended: it is {run.state}."]
         return await confirm(viewer, "runs", Confirm("Nothing to retry", goes_on, "", "Back", f"/runs/{run.id}"))
-    options = [
-        Option("resume", "Go on after its last checkpoint", "What earlier attempts have committed is not done again."),
-        Option("anew", "From the beginning", "Its checkpoints and its items in quarantine are deleted first."),
-    ]
+    options = OF_SPLIT if run.is_split else OF_OTHERS
     options = options[1:] if run.state == "succeeded" else options
     asked = Confirm(
         f"Retry this run of {run.task}?",

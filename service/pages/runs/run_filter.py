@@ -12,7 +12,7 @@ from service.pages.frame.states import ACTIVE
 from service.pages.frame.viewer import Viewer
 
 FILTERS = (
-    *("task", "tag", "pool", "state", "origin", "param", "text", "within", "since", "until"),
+    *("task", "tag", "pool", "state", "origin", "parent", "param", "text", "within", "since", "until"),
     *("created_since", "created_until", "slot_since", "slot_until"),
 )
 WITHIN = {"1h": timedelta(hours=1), "24h": timedelta(hours=24), "7d": timedelta(days=7)}
@@ -26,6 +26,7 @@ WORDS = {
     "created_since": "made since",
     "created_until": "made before",
     "param": "parameter",
+    "parent": "parts of run",
     "slot_since": "slots since",
     "slot_until": "slots before",
 }

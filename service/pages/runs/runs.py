@@ -29,6 +29,8 @@ PAGE = 50
 LOG_LINES = 1_000
 MOST_DIGITS = 9
 MOST_ITEMS = 100
+MOST_PARTS = 20
+"""So many parts of a run are listed on its page. All are in the list of runs."""
 ORIGINS = ("schedule", "manual", "backfill", "planned", "part")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 NO_LOG = LogWindow(lines=[], numbers=[], older=None, after="0.0", is_end=False, total=0)
@@ -51,7 +53,7 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
         within=[(each, _address(given, within=each, since="", until="")) for each in WITHIN],
         following=urlencode({**given, "after": found.after}) if found.after else None,
         is_first=after is None,
-        seconds={run.id: _seconds(run.attempt_started_at, run.finished_at, viewer.now) for run in found.runs},
+        seconds={run.id: _seconds(run.began_at, run.finished_at, viewer.now) for run in found.runs},
         bulk=urlencode(given),
         actions=[action for action in get_args(BulkAction) if _may_change(action, given.get("state"))],
     )
@@ -85,8 +87,9 @@ async def show_run(request: Request, viewer: Viewer) -> str:
         items=items,
         left=sum(1 for each in items or () if each.redriven_by is None),
         most_items=MOST_ITEMS,
+        most_parts=MOST_PARTS,
         is_active=run.state in ACTIVE,
-        seconds=_seconds(run.attempt_started_at, run.finished_at, viewer.now),
+        seconds=_seconds(run.began_at, run.finished_at, viewer.now),
         delay=_delay(run),
         wait=_seconds(run.created_at, run.started_at, viewer.now) if run.started_at is not None else None,
         pace=await viewer.operations.runs.pace(run),

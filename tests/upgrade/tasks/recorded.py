@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import BaseTask, ItemTask, Retry, Skip, Start, TaskRegistry, get_db, get_logger, once, start_all
+from service import (
+    BaseTask,
+    Done,
+    ItemTask,
+    Part,
+    PartitionedTask,
+    Retry,
+    Skip,
+    Start,
+    TaskRegistry,
+    current_run,
+    get_db,
+    get_logger,
+    once,
+    start_all,
+)
 from service.application.models import User
 
 logger = get_logger(__name__)
@@ -132,6 +148,60 @@ class AfterTickTask(BaseTask):
         return f"after the tick of {slot:%H:%M}"
 
 
+class _PartsTask(PartitionedTask):
+    """What its join() returns is the sum of the results of its parts."""
+
+    schedule = None
+
+    async def join(self, parts: list[Done]) -> int:
+        return sum(done.result for done in parts)
+
+
+class SpreadsTask(_PartsTask):
+    """Adds users in three parts. The first one is short, and the others pause once, after two chunks."""
+
+    name, parallel = "spreads", 2
+
+    async def split(self, pause: float = 0.0) -> list[Part]:
+        bounds = (0, 2, 32, ITEMS)
+        return [Part(first=first, last=last, pause=pause) for first, last in pairwise(bounds)]
+
+    async def work(self, part: Part) -> int:
+        loop = self.chunks(range(part["first"], part["last"]), size=4, name="items")
+        async for chunk in loop:
+            async with chunk as (db, items):
+                db.add_all(User(email=f"{self.name}{item:02}@example.com") for item in items)
+            if loop.done == 8:
+                await asyncio.sleep(part["pause"])
+        return loop.done
+
+
+class HalvesTask(_PartsTask):
+    """Fails because of its second part, which succeeds when it is retried."""
+
+    name = "halves"
+
+    async def split(self) -> list[Part]:
+        return [Part(half=1), Part(half=2)]
+
+    async def work(self, part: Part) -> int:
+        if part["half"] == 2 and current_run().attempt == 1:
+            raise ValueError("the second half fails once")
+        return int(part["half"])
+
+
+class JoinedTask(_PartsTask):
+    """Is over: its parts have succeeded, and were joined."""
+
+    name = "joined"
+
+    async def split(self) -> list[Part]:
+        return [Part(number=number) for number in (3, 4, 5)]
+
+    async def work(self, part: Part) -> int:
+        return int(part["number"])
+
+
 for task in (
     TickTask,
     MovesTask,
@@ -145,5 +215,8 @@ for task in (
     MemberTask,
     FollowsTask,
     AfterTickTask,
+    SpreadsTask,
+    HalvesTask,
+    JoinedTask,
 ):
     TaskRegistry.register(task)
