@@ -26,7 +26,7 @@ from tests.conftest import KINDS
 from tests.model.beside import Beside
 from tests.model.machine import Machine, change
 from tests.model.nodes import Nodes
-from tests.model.people import People
+from tests.model.partitions import Partitions
 from tests.model.watchers import Watchers
 from tests.model.world import World
 
@@ -51,7 +51,6 @@ With the code as it is, the first two make all of it happen on both databases. O
 SELDOM = {
     *(("succeeded", "queued"), ("skipped", "queued"), ("cancelled", "queued")),
     *(("interrupted", "cancelled"), ("retrying", "failed"), ("cancelled", "waiting"), ("failed", "waiting")),
-    *(("running", "waiting"), ("waiting", "failed")),  # of partitioned runs, which the model does not play yet
 }
 """Changes of a state that a few rounds need not have; tests/batch/test_transitions.py makes each of TRANSITIONS."""
 
@@ -75,6 +74,9 @@ HAPPENS = (
         "acknowledged",
     ),
     *("closed", "slot opened", "skipped when opened", "waits again", "waits anew", "joined late"),
+    *("split", "split into nothing", "parts are over", "joins", "failed with its parts", "failed fast"),
+    *("runs its bad parts again", "split anew", "part again", "part left alone", "cancelled with its parts"),
+    "pruned with its parts",
     *(change(old, new) for old, following in TRANSITIONS.items() for new in following if (old, new) not in SELDOM),
 )
 """What has to be among it, or the examples prove too little."""
@@ -94,7 +96,7 @@ def test_the_ledger_does_what_a_plain_model_of_it_does(world: World, monkeypatch
     monkeypatch.setattr(misfires, "BUDGET", 3)  # so that a downtime takes several transactions
     happened: Counter[str] = Counter()
     beside = () if world.ledger.kind == "sqlite" else (Beside,)
-    parts: tuple[type[Machine], ...] = (Nodes, People, Watchers, *beside)
+    parts: tuple[type[Machine], ...] = (Nodes, Partitions, Watchers, *beside)
     machine = type("Machine", parts, {"world": world, "happened": happened})
     try:
         for number, chosen in enumerate(SEEDS[:1] if LONG else SEEDS):

@@ -1,0 +1,117 @@
+"""What becomes of partitioned runs: steps that are seldom chosen one after the other. All other rules play them too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import note
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition
+
+from service.batch.queue import cancel, enqueue
+from tests.model import plain
+from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, does
+from tests.model.people import People
+from tests.model.plain import BAD, Run
+
+SUMS = "sums"
+HOWS = st.lists(st.sampled_from(["succeeded", *ENDS]), min_size=1, max_size=3)
+
+
+class Partitions(People):
+    """A run is split by its first attempt, waits for its parts, and is joined by its last one."""
+
+    def _runs(self, *states: str) -> list[Run]:
+        """Those that were split."""
+        return [run for run in self.model.runs if run.is_split and run.state in states]
+
+    @does(which=WHICH, hows=HOWS, then=st.sampled_from(["cancel", "stop a part", "retry", "again", "nothing"]))
+    def split_up(self, which: str, hows: Sequence[str], then: str) -> None:
+        """A run is split, its first parts end in some ways, and a person cancels it, or parts of it, or retries it."""
+        task = self.model.tasks[SUMS]
+        if task.removed_at is not None or task.paused_by is not None:
+            return
+        run = self.model.start(task, None)
+        run.id = self.world.write(enqueue.enqueue, enqueue.Startable.of(self.tasks[SUMS]), None, None, "ann")
+        self._go_on_once(which)
+        self._work(which, hows)
+        active = [part for part in self.model.parts(run) if part.state in plain.ACTIVE]
+        if then == "cancel":
+            self._cancel(run)
+        elif then == "stop a part":
+            for part in active[:1]:
+                self._cancel(part)
+            self._go_on_once(which)
+        elif then != "nothing" and active:
+            for part in active:
+                self._cancel(part)
+            self._go_on_once(which)
+            self._retry_split(run, which, hows, then == "again")
+
+    def _cancel(self, run: Run) -> None:
+        expected = self.model.ask_to_end(run, "cancelled by ann")
+        assert self.world.write(cancel.request_cancel, run.id, "cancelled by ann", "ann") == expected
+
+    def _go_on_once(self, which: str) -> None:
+        """Both nodes claim, end what they hold well, or give it up if they are asked to, and look what is over."""
+        for each in (which, OTHER[which]):
+            self._claim(each, MANY)
+            process = self.processes[each]
+            runs = [(claimed, self._of(claimed)) for claimed in process.held.values()]
+            ends = [(claimed, "interrupted" if run and run.cancel else "succeeded") for claimed, run in runs]
+            self._write(process, [self._end(process, *end) for end in ends])
+        self._open(which)
+        self.compare()
+
+    def _retry_split(self, run: Run, which: str, hows: Sequence[str], anew: bool) -> None:
+        """A person retries a run that was split: its parts that did not succeed run again, or (`anew`) new ones."""
+        note(f"# {run} is {run.state}")
+        self.by_a_person = True
+        good = {part.id: part.fence for part in self.model.parts(run) if part.state == "succeeded" and not anew}
+        expected = self.model.reopen(run, plain.BY_HAND, plain.FINAL if anew else BAD, anew)
+        assert (self._begin_anew(run) if anew else self._retry(run)) == expected
+        self.compare()
+        self._go_on_once(which)
+        self._work(which, hows)
+        rows = self.world.look().runs
+        assert good == {id_: rows[id_]["fence"] for id_ in good}, "a part that had succeeded was run again"
+
+    @precondition(lambda self: any(run.part is not None and run.state in plain.ACTIVE for run in self.model.runs))
+    @does(which=WHICH, hows=HOWS)
+    def work_on_parts(self, which: str, hows: Sequence[str]) -> None:
+        """Both nodes work on parts: what they hold ends in some ways, and the runs of which all is over go on."""
+        self._work(which, hows)
+
+    def _work(self, which: str, hows: Sequence[str]) -> None:
+        for each in (which, OTHER[which]):
+            self._claim(each, 1)
+            self._claim(OTHER[each], MANY)
+            self._finish_all(each, hows)
+            self._open(each)
+            self.compare()
+
+    @precondition(lambda self: bool(self._runs("failed", "cancelled")))
+    @does(which=WHICH, number=NUMBER, hows=HOWS)
+    def run_bad_parts_again(self, which: str, number: int, hows: Sequence[str]) -> None:
+        """A person retries a run that was split, and is over without success."""
+        among = self._runs("failed", "cancelled")
+        self._retry_split(among[number % len(among)], which, hows, anew=False)
+
+    @precondition(lambda self: bool(self._runs("waiting")))
+    @does(number=NUMBER)
+    def cancel_a_split_run(self, number: int) -> None:
+        """A person cancels a run that waits for its parts: these are cancelled too."""
+        among = self._runs("waiting")
+        self._cancel(among[number % len(among)])
+
+    @precondition(lambda self: any(run.part is not None and run.state in plain.FINAL for run in self.model.runs))
+    @does(number=NUMBER, anew=st.booleans())
+    def run_a_part_again(self, number: int, anew: bool) -> None:
+        """A person retries a part, which is possible while its run waits for it and others."""
+        among = [run for run in self.model.runs if run.part is not None and run.state in plain.FINAL]
+        among = [run for run in among if run.awaited_by is not None and run.awaited_by.state == "waiting"] or among
+        part = among[number % len(among)]
+        note(f"# {part} is {part.state}")
+        self.by_a_person = True
+        expected = self.model.reopen(part, plain.BY_HAND, plain.FINAL if anew else BAD, anew)
+        assert (self._begin_anew(part) if anew else self._retry(part)) == expected
