@@ -47,7 +47,7 @@ class Evidence:
 
     @cached_property
     def parents(self) -> dict[str, str]:
-        """The run of each part, by the id of the part; also of parts that were deleted when their run was split anew."""
+        """The run of each part, by the id of the part; also of parts that are gone since their run was split anew."""
         told = {line["run"]: line["of"] for line in self.of("start") if "of" in line}
         return told | {run["id"]: run["awaited_by"] for run in self.runs if run["origin"] == "part"}
 

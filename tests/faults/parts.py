@@ -45,9 +45,9 @@ def parts_left(evidence: Evidence) -> Iterator[str]:
         states = [part["state"] for part in by_parent.get(run["id"], ())]
         if run["state"] in FINAL and set(states) - set(FINAL):
             yield f"run {run['id']} of {run['task']} is {run['state']}, and its parts {states}"
-        if run["task"] in TASKS and run["origin"] != "part" and run["state"] == "succeeded":
-            if states != ["succeeded"] * PARTS:
-                yield f"run {run['id']} of {run['task']} has succeeded, and its parts are {states}"
+        has_joined = run["task"] in TASKS and run["origin"] != "part" and run["state"] == "succeeded"
+        if has_joined and states != ["succeeded"] * PARTS:
+            yield f"run {run['id']} of {run['task']} has succeeded, and its parts are {states}"
         if run["state"] == "failed" and PARTS_FAILED.search(run["reason"] or "") and set(states) == {"succeeded"}:
             yield f"run {run['id']} of {run['task']}: {run['reason']}, and its parts have succeeded"
 

@@ -285,8 +285,9 @@ class Machine(RuleBasedStateMachine):
                 written = [endings[outcome.id, outcome.fence] for outcome in group.outcomes]
                 expected = {one.id for one, ending in written if not self._ends(one, ending)}
                 assert bounced == expected, f"bounced: {bounced}, and should be {expected}"
+            if any(outcome.split is not None for outcome in group.outcomes):
+                name_runs(self.model, self.world.look())
             group = process.buffer.take(())
-        name_runs(self.model, self.world.look())
 
     def _group(self, process: Process, ends: Sequence[tuple[Claimed, plain.Ending]]) -> Group:
         """End these attempts on a node; returns the group that it has to write first."""
