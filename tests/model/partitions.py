@@ -25,28 +25,51 @@ class Partitions(People):
         """Those that were split."""
         return [run for run in self.model.runs if run.is_split and run.state in states]
 
-    @does(which=WHICH, hows=HOWS, then=st.sampled_from(["cancel", "stop a part", "retry", "again", "nothing"]))
-    def split_up(self, which: str, hows: Sequence[str], then: str) -> None:
-        """A run is split, its first parts end in some ways, and a person cancels it, or parts of it, or retries it."""
+    def _start_one(self) -> Run | None:
         task = self.model.tasks[SUMS]
         if task.removed_at is not None or task.paused_by is not None:
-            return
+            return None
         run = self.model.start(task, None)
         run.id = self.world.write(enqueue.enqueue, enqueue.Startable.of(self.tasks[SUMS]), None, None, "ann")
-        self._go_on_once(which)
-        self._work(which, hows)
-        active = [part for part in self.model.parts(run) if part.state in plain.ACTIVE]
-        if then == "cancel":
-            self._cancel(run)
-        elif then == "stop a part":
-            for part in active[:1]:
-                self._cancel(part)
+        return run
+
+    @does(which=WHICH, hows=HOWS)
+    def split_up(self, which: str, hows: Sequence[str]) -> None:
+        """A run is split, its first parts end in some ways, and the nodes look what has become of it."""
+        if self._start_one() is not None:
             self._go_on_once(which)
-        elif then != "nothing" and active:
-            for part in active:
-                self._cancel(part)
+            self._work(which, hows)
+
+    @does(which=WHICH)
+    def live_through(self, which: str) -> None:
+        """A run is split, a part is cancelled, a person retries it, and runs it from the beginning, and cancels it."""
+        if (run := self._start_one()) is None:
+            return
+        self._end_well(which)
+        if run.state != "waiting" or not self.model.parts(run):
+            return
+        part = self.model.parts(run)[0]
+        self._cancel(part)
+        self._retry_part(part, anew=False)
+        self.compare()
+        self._cancel(part)
+        self._open(which)
+        for _ in range(4):
             self._go_on_once(which)
-            self._retry_split(run, which, hows, then == "again")
+        self._retry_split(run, which, ["succeeded"], anew=False)
+        for _ in range(4):
+            self._go_on_once(which)
+        self.by_a_person = True
+        assert self._begin_anew(run) == self.model.reopen(run, plain.BY_HAND, plain.FINAL, anew=True)
+        self.compare()
+        self._end_well(which)
+        self._cancel(run)
+
+    def _end_well(self, which: str) -> None:
+        """A node ends all that it can claim with success."""
+        self._claim(which, MANY)
+        self._finish_all(which, ["succeeded"])
+        self.compare()
 
     def _cancel(self, run: Run) -> None:
         expected = self.model.ask_to_end(run, "cancelled by ann")
@@ -112,6 +135,9 @@ class Partitions(People):
         among = [run for run in among if run.awaited_by is not None and run.awaited_by.state == "waiting"] or among
         part = among[number % len(among)]
         note(f"# {part} is {part.state}")
+        self._retry_part(part, anew)
+
+    def _retry_part(self, part: Run, anew: bool) -> None:
         self.by_a_person = True
         expected = self.model.reopen(part, plain.BY_HAND, plain.FINAL if anew else BAD, anew)
         assert (self._begin_anew(part) if anew else self._retry(part)) == expected

@@ -74,9 +74,8 @@ HAPPENS = (
         "acknowledged",
     ),
     *("closed", "slot opened", "skipped when opened", "waits again", "waits anew", "joined late"),
-    *("split", "split into nothing", "parts are over", "joins", "failed with its parts", "failed fast"),
-    *("runs its bad parts again", "split anew", "part again", "part left alone", "cancelled with its parts"),
-    "pruned with its parts",
+    *("split", "parts are over", "joins", "failed with its parts", "failed fast", "cancelled with its parts"),
+    *("runs its bad parts again", "split anew", "part again"),
     *(change(old, new) for old, following in TRANSITIONS.items() for new in following if (old, new) not in SELDOM),
 )
 """What has to be among it, or the examples prove too little."""

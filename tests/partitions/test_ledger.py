@@ -259,6 +259,25 @@ async def test_parts_are_pruned_with_their_run_and_only_then(world: Sums, applic
     assert [await rows(world.ledger, table) for table in (attempts, pruned)] == [[], []]
 
 
+async def test_a_cancelled_run_is_kept_while_one_of_its_parts_is_running(
+    world: Sums, application: Database
+) -> None:
+    run = await world.begin()
+    await world.split(run)
+    first, *_ = await world.parts(run)
+    await world.start(first["id"])
+    async with world.ledger.engine.begin() as connection:
+        await transitions.cancel(connection, [run], "cancelled by ann", "ann", clock.now())
+    clock.advance(timedelta(days=100))
+    await world.begin()
+    pruner = Pruner(world.ledger, application, Keep(days=30, per_task=1, events_days=30), pause=0)
+    assert (await pruner.prune())["runs"] == 0
+    await world.finish(first["id"], RunState.INTERRUPTED, due_at=clock.now())
+    assert [part["state"] for part in await world.parts(run)] == ["cancelled"] * 3
+    assert (await pruner.prune())["runs"] == 1
+    assert await world.parts(run) == []
+
+
 async def test_a_part_that_failed_is_queued_again_while_others_go_on(world: Sums) -> None:
     run = await world.begin()
     await world.split(run)
