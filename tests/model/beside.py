@@ -84,6 +84,23 @@ class Beside(Machine):
         self.model.look(process.tasks.keys())
         self.world.write(_open_in, process)
 
+    @precondition(lambda self: bool(self.held))
+    @does(number=NUMBER, how=st.sampled_from(ENDS))
+    def finish_beside_a_rescue(self, number: int, how: str) -> None:
+        """An attempt's end is about to be committed when its node is taken for dead: it counts."""
+        process, claimed = self.held[number % len(self.held)]
+        rescuer = next(each for each in self.processes.values() if each is not process)
+        self._look(rescuer)
+        end = self._end(process, claimed, how)
+        group = self._group(process, [end])
+        bounced, gone = self.world.write_beside(group.write, partial(_rescue, rescuer.counters))
+        assert (not bounced) is self._ends(*end)
+        assert sorted(gone) == sorted(self.model.rescue(rescuer.counters))
+
+
+class PartsBeside(Beside):
+    """The same with parts."""
+
     @precondition(lambda self: all(map(self._parts_on, self.processes.values())))
     @does(which=WHICH, hows=st.tuples(*[st.sampled_from(["succeeded", *ENDS])] * 2))
     def end_parts_beside_each_other(self, which: str, hows: tuple[str, str]) -> None:
@@ -99,19 +116,6 @@ class Beside(Machine):
 
     def _parts_on(self, process: Process) -> list[Claimed]:
         return [one for one in process.held.values() if one.part is not None and self._is_held_by(process, one)]
-
-    @precondition(lambda self: bool(self.held))
-    @does(number=NUMBER, how=st.sampled_from(ENDS))
-    def finish_beside_a_rescue(self, number: int, how: str) -> None:
-        """An attempt's end is about to be committed when its node is taken for dead: it counts."""
-        process, claimed = self.held[number % len(self.held)]
-        rescuer = next(each for each in self.processes.values() if each is not process)
-        self._look(rescuer)
-        end = self._end(process, claimed, how)
-        group = self._group(process, [end])
-        bounced, gone = self.world.write_beside(group.write, partial(_rescue, rescuer.counters))
-        assert (not bounced) is self._ends(*end)
-        assert sorted(gone) == sorted(self.model.rescue(rescuer.counters))
 
 
 async def _fire(process: Process, names: Collection[str], connection: AsyncConnection) -> Fired:

@@ -6,20 +6,45 @@ from collections.abc import Sequence
 
 from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition
+from hypothesis.stateful import initialize, precondition
 
 from service.batch.queue import cancel, enqueue
 from tests.model import plain
-from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, does
+from tests.model.machine import (
+    CRON,
+    ENDS,
+    MANY,
+    NAMES,
+    NUMBER,
+    OTHER,
+    OVERLAPS,
+    WHICH,
+    does,
+    partitioned_policies,
+    policies,
+    waiting_policies,
+)
 from tests.model.people import People
-from tests.model.plain import BAD, Run
+from tests.model.plain import BAD, Policy, Run
 
 SUMS = "sums"
 HOWS = st.lists(st.sampled_from(["succeeded", *ENDS]), min_size=1, max_size=3)
 
 
 class Partitions(People):
-    """A run is split by its first attempt, waits for its parts, and is joined by its last one."""
+    """A run is split by its first attempt, waits for its parts, and is joined by its last one.
+
+    There are few other tasks, so that much happens to the partitioned one.
+    """
+
+    @initialize(
+        policies=st.tuples(policies("skip"), partitioned_policies()),
+        periods=st.tuples(*[st.sampled_from(sorted(CRON))] * 2),
+        lacks=st.sampled_from([None, "skip"]),
+    )
+    def begin(self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None) -> None:
+        """Two nodes join, with a partitioned task and another one. `lacks`: the task that B has not."""
+        self._begin(("skip", SUMS), policies, periods, lacks)
 
     def _runs(self, *states: str) -> list[Run]:
         """Those that were split."""
@@ -141,3 +166,16 @@ class Partitions(People):
         self.by_a_person = True
         expected = self.model.reopen(part, plain.BY_HAND, plain.FINAL if anew else BAD, anew)
         assert (self._begin_anew(part) if anew else self._retry(part)) == expected
+
+
+class Everything(Partitions):
+    """A partitioned task among all others."""
+
+    @initialize(
+        policies=st.tuples(*map(policies, OVERLAPS), waiting_policies(), partitioned_policies()),
+        periods=st.tuples(*[st.sampled_from(sorted(CRON))] * 6),
+        lacks=st.sampled_from([None, OVERLAPS[0], "after"]),
+    )
+    def begin(self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None) -> None:
+        """Two nodes join, with a task of each kind. `lacks`: the task that B has not."""
+        self._begin((*NAMES, SUMS), policies, periods, lacks)
