@@ -7,14 +7,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from math import inf
 
-from tests.faults import waiting
+from tests.faults import parts, waiting
 from tests.faults.evidence import Evidence, Row
 from tests.faults.world import LEASE, OF_POOL, World
 
-ATTEMPTS = {"flaky": 3, "failing": 2, "letter": 2}
+ATTEMPTS = {"flaky": 3, "failing": 2, "letter": 2, "sums": 2, "pooled_sums": 2}
 """How often the tasks with a retry are tried; all others once."""
-WAITS = {"flaky": 0.3, "failing": 0.2, "letter": 0.2}
+WAITS = {"flaky": 0.3, "failing": 0.2, "letter": 0.2, "sums": 0.2, "pooled_sums": 0.2}
 """How long before that, in seconds, at least."""
+OUTCOMES = {"succeeded": ("succeeded",), "failed": ("failed", "timed out", "lost", "interrupted")}
 NEVER_STOPPED = ("sync", "failing")
 """Their bodies are in threads, which nobody can stop. What they write is refused."""
 SLACK_SECONDS = LEASE / 3
@@ -25,10 +26,11 @@ FORGOTTEN_SECONDS = 4 * LEASE
 
 
 def two_runs_of_a_slot(evidence: Evidence) -> Iterator[str]:
-    scheduled = Counter((run["task"], str(run["slot"])) for run in evidence.runs if run["origin"] != "manual")
+    no_slots = ("manual", "part")
+    scheduled = Counter((run["task"], str(run["slot"])) for run in evidence.runs if run["origin"] not in no_slots)
     yield from (f"slot {slot} of {task} has {n} runs in the ledger" for (task, slot), n in scheduled.items() if n > 1)
     ran: dict[tuple[str, str], set[str]] = defaultdict(set)
-    started = {run["id"] for run in evidence.runs if run["origin"] == "manual"}
+    started = {run["id"] for run in evidence.runs if run["origin"] == "manual"} | evidence.parents.keys()
     for line in (line for line in evidence.told if line["run"] not in started):
         ran[line["task"], line["slot"]].add(line["run"])
     yield from (f"slot {slot} of {task} ran as {sorted(ids)}" for (task, slot), ids in ran.items() if len(ids) > 1)
@@ -45,15 +47,13 @@ def attempts_without_an_end(evidence: Evidence) -> Iterator[str]:
             yield f"run {run['id']} of {run['task']} was claimed {run['fence']} times, and these ended: {sorted(own)}"
         elif run["state"] in ("succeeded", "failed"):
             outcome = own[run["fence"]]["outcome"]
-            if (
-                outcome
-                not in {"succeeded": ("succeeded",), "failed": ("failed", "timed out", "lost", "interrupted")}[
-                    run["state"]
-                ]
-            ):
+            allowed = ("split", "resumed") if parts.PARTS_FAILED.search(run["reason"] or "") else OUTCOMES[run["state"]]
+            if outcome not in allowed:
                 yield f"run {run['id']} of {run['task']} has {run['state']}, and its last attempt {outcome}"
     known = {run["id"] for run in evidence.runs}
     for line in evidence.of("start"):
+        if parts.is_deleted(evidence, line["run"], known):
+            continue
         if line["run"] not in known or line["fence"] not in ended[line["run"]]:
             yield f"the attempt of {line['task']}, run {line['run']}, fence {line['fence']}, is in no ledger"
 
@@ -72,7 +72,7 @@ def runs_without_a_reason(evidence: Evidence) -> Iterator[str]:
 def attempts_used_up(evidence: Evidence) -> Iterator[str]:
     """An interruption uses up none, and a loss neither."""
     for run in evidence.runs:
-        allowed = ATTEMPTS.get(run["task"], 1) * (1 + evidence.reopened[run["id"]])
+        allowed = ATTEMPTS.get(run["task"], 1) * (1 + evidence.asked(run["id"]))
         if run["attempt"] > allowed:
             yield f"run {run['id']} of {run['task']} is in attempt {run['attempt']}, allowed: {allowed}"
 
@@ -86,9 +86,10 @@ def begun_again(evidence: Evidence) -> Iterator[str]:
 
 def changes_of_final_states(evidence: Evidence) -> Iterator[str]:
     awaited = waiting.awaited(evidence)
+    known = {run["id"] for run in evidence.runs}
     for run, states in evidence.finals.items():
-        if len(states) > 1 + waiting.asked_again(evidence, awaited, run):
-            yield f"run {run} was over in more than one way, and reopened {evidence.reopened[run]} times: {states}"
+        if run in known and len(states) > 1 + waiting.asked_again(evidence, awaited, run):
+            yield f"run {run} was over in more than one way, and reopened {evidence.asked(run)} times: {states}"
 
 
 def late_commits(evidence: Evidence) -> Iterator[str]:
@@ -122,6 +123,8 @@ def commits_that_are_missing(evidence: Evidence) -> Iterator[str]:
     """The result of a run is how often its body commits."""
     written = Counter((row["run"], row["fence"]) for row in evidence.rows)
     for run in evidence.runs:
+        if run["task"] in parts.TASKS:
+            continue
         if run["state"] == "succeeded" and (there := written[run["id"], run["fence"]]) != run["result"]:
             yield f"run {run['id']} of {run['task']} has succeeded with {there} commits of {run['result']}"
 
@@ -162,7 +165,7 @@ def retries_too_early(evidence: Evidence) -> Iterator[str]:
     for line in evidence.of("end") if evidence.has_one_clock else []:
         run, fence = line["run"], line["fence"]
         again = starts[run].get(fence + 1)
-        if (run, fence) in failed and again and not evidence.reopened[run]:
+        if (run, fence) in failed and again and not evidence.asked(run):
             waited = again["at"] - line["at"]
             if waited < 0.9 * WAITS.get(line["task"], 0.0):
                 yield f"run {run} of {line['task']}: fence {fence + 1} began {waited:.2f} s after {fence} had failed"
@@ -209,6 +212,7 @@ CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     in_the_wrong_pool,
     hardly_anything,
     *waiting.CHECKS,
+    *parts.CHECKS,
 )
 
 

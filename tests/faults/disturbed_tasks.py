@@ -18,7 +18,10 @@ from sqlalchemy.orm import Session
 from service import (
     After,
     BaseTask,
+    Done,
     Missed,
+    Part,
+    PartitionedTask,
     Retry,
     Start,
     Upstream,
@@ -73,8 +76,8 @@ def row(part: int) -> dict[str, object]:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    tell("start")
+def told(**more: object) -> Iterator[None]:
+    tell("start", **more)
     try:
         yield
     except BaseException as error:
@@ -329,3 +332,46 @@ class LaterTask(BaseTask):
         with told():
             await write()
         return 1
+
+
+PARTS, ITEMS = 4, 9
+"""Into how many parts a run is split, and how many items each of them has."""
+
+
+class SumsTask(PartitionedTask):
+    """Its parts run on all services. Each item of a part is a row, and the second part fails after its first chunk."""
+
+    name, schedule, overlap, parallel = "sums", every("*/6 * * * * *"), "wait", 3
+    retry = Retry(attempts=2, wait=0.2, jitter=0)
+
+    async def split(self) -> list[Part]:
+        with told():
+            await asyncio.sleep(0.1)
+            of = current_run().id
+            return [Part(of=of, first=each * ITEMS, stop=(each + 1) * ITEMS) for each in range(PARTS)]
+
+    async def work(self, part: Part) -> int:
+        with told(of=part["of"]):
+            await look()
+            loop = self.chunks(range(part["first"], part["stop"]), size=3)
+            async for chunk in loop:
+                async with chunk as (db, items):
+                    for item in items:
+                        await db.execute(INSERT, row(item))
+                    await asyncio.sleep(0.2)
+                    tell("committing", part=items[-1])
+                if part.number == 2 and current_run().attempt == 1:
+                    raise ConnectionError("not yet")
+        return loop.done
+
+    async def join(self, parts: list[Done]) -> int:
+        with told():
+            tell("joined", parts=[(done.part, done.run) for done in parts])
+            await asyncio.sleep(0.1)
+        return sum(done.result for done in parts)
+
+
+class PooledSumsTask(SumsTask):
+    """The same on workers, and in the children of one of them. The first part that fails stops the others."""
+
+    name, pool, fail_fast = "pooled_sums", "cpu", True

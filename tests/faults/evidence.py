@@ -7,6 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tests.faults.observer import changes
@@ -44,6 +45,17 @@ class Evidence:
     def of(self, event: str) -> Iterator[Row]:
         return (line for line in self.told if line["event"] == event)
 
+    @cached_property
+    def parents(self) -> dict[str, str]:
+        """The run of each part, by the id of the part; also of parts that are gone since their run was split anew."""
+        told = {line["run"]: line["of"] for line in self.of("start") if "of" in line}
+        return told | {run["id"]: run["awaited_by"] for run in self.runs if run["origin"] == "part"}
+
+    def asked(self, run: str) -> int:
+        """How often a person has asked for a run to go on, or for the run of a part."""
+        parent = self.parents.get(run)
+        return self.reopened[run] + (self.reopened[parent] if parent is not None else 0)
+
     def starts(self) -> dict[str, dict[int, Row]]:
         """The lines of the event `start`, by run and fence."""
         starts: dict[str, dict[int, Row]] = defaultdict(dict)
@@ -53,7 +65,9 @@ class Evidence:
 
 
 def gather(world: World) -> Evidence:
-    columns = "id, task, slot, origin, state, reason, attempt, fence, result, finished_at, parent, awaited_by, gate"
+    columns = (
+        "id, task, slot, origin, state, reason, attempt, fence, result, finished_at, parent, awaited_by, gate, part"
+    )
     runs = [{**run, **_ids(run)} for run in world.query(f"SELECT {columns} FROM batch_runs")]
     attempts = world.query("SELECT run, fence, number, outcome, node, started_at, ended_at FROM batch_attempts")
     pids = {node["id"]: node["pid"] for node in world.query("SELECT id, pid FROM batch_nodes")}

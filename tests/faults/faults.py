@@ -24,6 +24,12 @@ AWAITING = (
     "UNION SELECT awaited_by FROM batch_runs WHERE CAST(id AS text) = :id AND awaited_by IS NOT NULL"
 )
 
+OVER = (
+    "SELECT id, state FROM batch_runs r WHERE finished_at IS NOT NULL AND (origin <> 'part' "
+    "OR (SELECT p.state FROM batch_runs p WHERE p.id = r.awaited_by) = 'waiting') ORDER BY id DESC LIMIT 60"
+)
+"""The last runs that a person may have go on: parts only as long as their run waits for others."""
+
 
 def kill(world: World, nodes: Nodes) -> str:
     place = nodes.victim()
@@ -98,7 +104,7 @@ def cancel(world: World, nodes: Nodes) -> str:
 def retry(world: World, nodes: Nodes) -> str:
     """A run that is over, whatever way, from the beginning or not; now and then with what comes after it."""
     with contextlib.suppress(*AWAY):
-        over = world.query("SELECT id, state FROM batch_runs WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 60")
+        over = world.query(OVER)
         if over:
             run = world.random.choice(over)
             words = ["--again"] if run["state"] == "succeeded" else []

@@ -23,7 +23,7 @@ def awaited(evidence: Evidence) -> Awaited:
     for row in evidence.waits:
         found[row["run"]].append(of_slot.get((row["task"], str(row["slot"]))))
     for run in evidence.runs:
-        if run["awaited_by"] is not None:
+        if run["awaited_by"] is not None and run["origin"] != "part":
             found[run["awaited_by"]].append(run)
     return found
 
@@ -32,7 +32,7 @@ def asked_again(evidence: Evidence, awaited: Awaited, run: str) -> int:
     """How often a person has asked for a run to go on, or for what it has waited for, or has made a run of that."""
     before = [each for each in awaited.get(run, ()) if each is not None]
     made = sum(each["origin"] == "backfill" for each in before)
-    return int(evidence.reopened[run] + made + sum(asked_again(evidence, awaited, each["id"]) for each in before))
+    return int(evidence.asked(run) + made + sum(asked_again(evidence, awaited, each["id"]) for each in before))
 
 
 def opened_too_early(evidence: Evidence) -> Iterator[str]:

@@ -37,7 +37,7 @@ NUMBER = SERVICES + WORKERS
 WITH_CHILDREN = NUMBER - 1
 """The place of the worker that executes its runs in child processes."""
 POOL = "cpu"
-OF_POOL = frozenset({"slow", "sync", "many", "flaky", "letter"})
+OF_POOL = frozenset({"slow", "sync", "many", "flaky", "letter", "pooled_sums"})
 """The tasks of this pool, which only workers execute."""
 
 WITNESS = (

@@ -74,10 +74,13 @@ class Beside(Machine):
         among = [run for run in self.model.runs if run.state in FINAL and run.awaited_by]
         run = among[number % len(among)]
         self.by_a_person = True
-        assert self.model.reopen(run, BY_HAND, FINAL, anew=True)
+        expected = self.model.reopen(run, BY_HAND, FINAL, anew=True)
         reopen = partial(transitions.reopen, ids=[run.id], rank=BY_HAND, by="ann", now=clock.now(), anew=True)
         process = self.processes[which]
-        self.world.write_beside(reopen, partial(_open, process))
+        reopened, _ = self.world.write_beside(reopen, partial(_open, process))
+        assert reopened == ({run.id} if expected else set())
+        if run.part is not None:
+            self.model.resumed.add(run.id)  # its run may fail fast because of another part
         self.model.look(process.tasks.keys())
         self.world.write(_open_in, process)
 
@@ -93,6 +96,26 @@ class Beside(Machine):
         bounced, gone = self.world.write_beside(group.write, partial(_rescue, rescuer.counters))
         assert (not bounced) is self._ends(*end)
         assert sorted(gone) == sorted(self.model.rescue(rescuer.counters))
+
+
+class PartsBeside(Beside):
+    """The same with parts."""
+
+    @precondition(lambda self: all(map(self._parts_on, self.processes.values())))
+    @does(which=WHICH, hows=st.tuples(*[st.sampled_from(["succeeded", *ENDS])] * 2))
+    def end_parts_beside_each_other(self, which: str, hows: tuple[str, str]) -> None:
+        """Two nodes end parts at the same moment, and none sees what the other writes: the run goes on once."""
+        both = [self.processes[which], self.processes[OTHER[which]]]
+        ends = [self._end(each, self._parts_on(each)[0], how) for each, how in zip(both, hows, strict=True)]
+        first, second = (self._group(each, [end]) for each, end in zip(both, ends, strict=True))
+        assert self.world.write_beside(first.write, second.write) == ([], [])
+        assert all(self._ends(*end) for end in ends)
+        self.model.happened["parts ended beside each other"] += 1
+        self._open(which)
+        self._open(OTHER[which])
+
+    def _parts_on(self, process: Process) -> list[Claimed]:
+        return [one for one in process.held.values() if one.part is not None and self._is_held_by(process, one)]
 
 
 async def _fire(process: Process, names: Collection[str], connection: AsyncConnection) -> Fired:

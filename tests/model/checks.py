@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from typing import Any
 
 from service.batch.ledger.states import TRANSITIONS, RunState
-from tests.model.plain import ACTIVE, FINAL, AnyReason, Blamed, Model, Run, Task
+from tests.model.plain import ACTIVE, FINAL, GATES, INTERRUPTED, AnyReason, Blamed, Model, Run, Task
 from tests.model.world import Row, Snapshot
 
 ALWAYS = (
@@ -25,6 +25,7 @@ ALWAYS = (
     "created_at",
     "started_at",
     "key",
+    "part",
 )
 WHILE_ACTIVE = ("due_at", "rank", "gate", "wait_until")
 OF_INCIDENTS = {"noticed_at", "fingerprint", "acknowledged", "made_good_at", "made_good_by"}
@@ -37,20 +38,26 @@ def check(model: Model, before: Snapshot, now: Snapshot, by_a_person: bool) -> N
     problems = [
         *_differences(model, now),
         *_wrong_slots(model, now),
-        *_wrong_changes(before, now, by_a_person),
+        *_wrong_changes(before, now, by_a_person, model.resumed),
         *_wrong_attempts(before, now),
         *_too_many(model, now),
         *_wrong_nodes(model, now),
         *_wrong_groups(model, now),
+        *_wrong_parts(model, before, now),
     ]
     assert not problems, "\n".join(["", *problems])
 
 
 def name_runs(model: Model, now: Snapshot) -> None:
     """The service makes the ids; the model knows its runs by task and slot until then."""
-    by_slot = {(row["task"], row["slot"]): row["id"] for row in now.runs.values() if row["origin"] != "manual"}
-    for run in model.runs:
-        run.id = run.id or by_slot.get((run.task.name, run.slot), "")
+    rows = now.runs.values()
+    by_slot = {(row["task"], row["slot"]): row["id"] for row in rows if row["origin"] not in ("manual", "part")}
+    parts = {(row["awaited_by"], row["part"]): row["id"] for row in rows if row["origin"] == "part"}
+    for run in (run for run in model.runs if not run.id):
+        if run.part is not None and run.awaited_by is not None:
+            run.id = parts.get((run.awaited_by.id, run.part), "")
+        else:
+            run.id = by_slot.get((run.task.name, run.slot), "")
 
 
 def _differences(model: Model, now: Snapshot) -> Iterator[str]:
@@ -118,8 +125,11 @@ def _is_slots(row: Row, task: Task, origin: str) -> bool:
     return bool(row["task"] == task.name and row["origin"] == origin)
 
 
-def _wrong_changes(before: Snapshot, now: Snapshot, by_a_person: bool) -> Iterator[str]:
-    """Each change of a state is one of TRANSITIONS. Only a person leads out of a final state."""
+def _wrong_changes(before: Snapshot, now: Snapshot, by_a_person: bool, resumed: Collection[str]) -> Iterator[str]:
+    """Each change of a state is one of TRANSITIONS. Only a person leads out of a final state.
+
+    `resumed`: the parts that have gone on because a person has retried their run.
+    """
     for old_state, new_state in now.changes:
         if new_state not in TRANSITIONS[RunState(old_state)]:
             yield f"a run became {new_state} from {old_state}"
@@ -129,7 +139,8 @@ def _wrong_changes(before: Snapshot, now: Snapshot, by_a_person: bool) -> Iterat
             if old["state"] not in FINAL:
                 yield f"{old['task']} {old['slot']}: it was {old['state']} and is gone"
             continue
-        if old["state"] in FINAL and _changes(old, new) and not (by_a_person and new["state"] in ("queued", "waiting")):
+        is_asked = id_ in resumed or (by_a_person and new["state"] in ("queued", "waiting"))
+        if old["state"] in FINAL and _changes(old, new) and not is_asked:
             yield f"{old['task']} {old['slot']}: it was over, and changed: {_changes(old, new)}"
         if new["fence"] < old["fence"]:
             yield f"{old['task']} {old['slot']}: its fence fell from {old['fence']} to {new['fence']}"
@@ -154,6 +165,10 @@ def _wrong_attempts(before: Snapshot, now: Snapshot) -> Iterator[str]:
         over = run["fence"] - (run["state"] == "running")
         if sorted(row["fence"] for row in ended) != list(range(1, over + 1)):
             yield f"{run['task']} {run['slot']}: {run['state']} under {run['fence']}, with the ends {ended}"
+    once = Counter(
+        (r["run"], r["number"], r["outcome"]) for r in now.attempts if r["outcome"] in ("succeeded", "split")
+    )
+    yield from (f"attempt {number} of run {run} has {how} {n} times" for (run, number, how), n in once.items() if n > 1)
     for row in before.attempts:
         if row["run"] in now.runs and row not in now.attempts:
             yield f"an attempt that had ended was changed: {row}"
@@ -161,14 +176,14 @@ def _wrong_attempts(before: Snapshot, now: Snapshot) -> Iterator[str]:
 
 def _too_many(model: Model, now: Snapshot) -> Iterator[str]:
     for task in model.tasks.values():
-        of_task = [row for row in now.runs.values() if row["task"] == task.name]
         lanes, policy = task.policy.lanes, task.policy
+        of_task = [row for row in now.runs.values() if row["task"] == task.name and row["origin"] != "part"]
         if lanes is None:
             continue
-        running = [row for row in of_task if row["state"] == "running"]
+        running = [row for row in of_task if row["state"] == "running" or _waits_for_parts(row)]
         unasked = {run.id for run in task.runs if run.is_opened_unasked}
         on_time = [r for r in of_task if r["origin"] == "schedule" and not r["catch_up"] and r["id"] not in unasked]
-        on_time = [r for r in on_time if r["state"] in ACTIVE and r["state"] != "waiting"]
+        on_time = [r for r in on_time if r["state"] in ACTIVE and (r["state"] != "waiting" or _waits_for_parts(r))]
         if len(running) > lanes:
             yield f"{task.name}: {len(running)} run at once, of {lanes}"
         most = {"skip": lanes, "wait": lanes + policy.max_waiting, "replace": lanes}.get(policy.overlap)
@@ -185,8 +200,50 @@ def _wrong_groups(model: Model, now: Snapshot) -> Iterator[str]:
         if run.id in now.runs and now.runs[run.id]["awaited_by"] != follow_up:
             yield f"{run}: it is awaited by {now.runs[run.id]['awaited_by']}, and should be by {follow_up}"
     for row in now.runs.values():
-        if row["state"] == "waiting" and (row["attempt"] > row["attempts_before"] or row["started_at"]):
+        has_begun = row["attempt"] > row["attempts_before"] or row["started_at"] is not None
+        if row["state"] == "waiting" and has_begun and not _waits_for_parts(row):
             yield f"{row['task']} {row['slot']}: it waits, and has begun"
+
+
+def _waits_for_parts(row: Row) -> bool:
+    return bool(row["state"] == "waiting" and row["gate"] in GATES)
+
+
+def _wrong_parts(model: Model, before: Snapshot, now: Snapshot) -> Iterator[str]:
+    """No part is lost, doubled or left behind, no more of them run than may, and all have succeeded before a join."""
+    parts: dict[str, list[Row]] = defaultdict(list)
+    for row in now.runs.values():
+        if row["origin"] == "part":
+            parts[row["awaited_by"]].append(row)
+    for task in (task for task in model.tasks.values() if task.policy.parts is not None):
+        running = [
+            row for own in parts.values() for row in own if (row["task"], row["state"]) == (task.name, "running")
+        ]
+        if len(running) > task.policy.parallel:
+            yield f"{task.name}: {len(running)} parts run at once, of {task.policy.parallel}"
+    for id_, own in parts.items():
+        run = now.runs.get(id_)
+        if run is None:
+            yield f"{len(own)} parts of run {id_}, which is not there"
+            continue
+        numbers = sorted(row["part"] for row in own)
+        if numbers != list(range(1, (model.tasks[run["task"]].policy.parts or 0) + 1)):
+            yield f"{run['task']} {run['slot']}: it has the parts {numbers}"
+        yield from _wrongly_over(run, [row["state"] for row in own], before.runs.get(id_))
+
+
+def _wrongly_over(run: Row, states: list[str], before: Row | None) -> Iterator[str]:
+    """`states`: of the parts of a run."""
+    name = f"{run['task']} {run['slot']}, {run['state']} with its parts {states}"
+    if run["gate"] not in GATES:
+        yield f"{name}: it was not split"
+    if run["state"] == "succeeded" and set(states) - {"succeeded"}:
+        yield f"{name}: it has joined"
+    if run["state"] in ("failed", "succeeded") and set(states) & set(ACTIVE):
+        yield f"{name}: it is over"
+    was_waiting = before is not None and _waits_for_parts(before)
+    if was_waiting and run["state"] == "queued" and run["rank"] == INTERRUPTED and set(states) - {"succeeded"}:
+        yield f"{name}: it goes on"
 
 
 def _wrong_nodes(model: Model, now: Snapshot) -> Iterator[str]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import Retry, TaskRegistry, clock
+from service import Part, PartitionedTask, Retry, TaskRegistry, clock
 from service.batch.account import accounting
 from service.batch.account.account import AccountedSlot, AccountFinding, Kind
 from service.batch.execution.attempt import Attempt
@@ -29,10 +29,11 @@ from service.batch.ledger.runs import Claimed
 from service.batch.ledger.states import RunState
 from service.batch.nodes import ledger_poll, orphans
 from service.batch.nodes.node import Node
-from service.batch.queue import claiming
+from service.batch.queue import claiming, enqueue, upstreams
 from service.batch.queue.capacity import Capacity
 from service.batch.queue.concurrency import Head
 from service.batch.tasks.after import After
+from service.batch.tasks.partitions import Stage, stage_of
 from service.batch.tasks.policies import Missed
 from service.batch.tasks.registry import Task
 from service.concurrency.thread_pool import ThreadPool
@@ -83,12 +84,30 @@ def waiting_policies(draw: st.DrawFn) -> Policy:
     return replace(draw(policies(overlap)), after=after)
 
 
+@st.composite
+def partitioned_policies(draw: st.DrawFn) -> Policy:
+    overlap = draw(st.sampled_from(OVERLAPS))
+    shape = {"parts": draw(st.sampled_from([3, 2, 1, 0])), "parallel": draw(st.sampled_from([2, 1]))}
+    return replace(draw(policies(overlap)), **shape, fail_fast=draw(st.booleans()))
+
+
 def real_task(name: str, policy: Policy, period: int) -> Task:
     missed = Missed(policy.missed, timedelta(seconds=policy.max_age), policy.max_count)  # type: ignore[arg-type]
     same = {key: getattr(policy, key) for key in ("overlap", "max_running", "max_waiting", "rerun", "priority")}
     retry = Retry(policy.attempts, wait=30, factor=1, jitter=0)
     after = After(*policy.after.tasks, within=policy.after.within, on=policy.after.on) if policy.after else None  # type: ignore[arg-type]
-    return make_task(name, CRON[period], missed=missed, retry=retry, after=after, **same)
+    same |= {"missed": missed, "retry": retry, "after": after}
+    if policy.parts is None:
+        return make_task(name, CRON[period], **same)
+    same |= {"parallel": policy.parallel, "fail_fast": policy.fail_fast, "split": _nothing, "work": _work}
+    TaskRegistry.register(type("Sums", (PartitionedTask,), {"name": name, "schedule": CRON[period], **same}))
+    return TaskRegistry.get(name)
+
+
+async def _nothing(self: PartitionedTask) -> None: ...
+
+
+async def _work(self: PartitionedTask, part: Part) -> None: ...
 
 
 def does(**choices: Any) -> Callable[[Callable[..., None]], Any]:
@@ -174,7 +193,11 @@ class Machine(RuleBasedStateMachine):
     )
     def begin(self, policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None) -> None:
         """Two nodes join, with a task of each overlap policy and one that waits. `lacks`: the task that B has not."""
-        names = NAMES
+        self._begin(NAMES, policies, periods, lacks)
+
+    def _begin(
+        self, names: tuple[str, ...], policies: tuple[Policy, ...], periods: tuple[int, ...], lacks: str | None
+    ) -> None:
         self.tasks = {n: real_task(n, p, each) for n, p, each in zip(names, policies, periods, strict=True)}
         for name, policy, period in zip(names, policies, periods, strict=True):
             self.model.know(name, policy, period)
@@ -195,6 +218,7 @@ class Machine(RuleBasedStateMachine):
         now = self.world.look()
         assert self.world.in_wrong_order == []
         check(self.model, self.before, now, self.by_a_person)
+        self.model.resumed.clear()
         for which, process in self.processes.items():
             held = {
                 (r["id"], r["fence"]) for r in now.runs.values() if (r["state"], r["node"]) == ("running", process.id)
@@ -255,21 +279,28 @@ class Machine(RuleBasedStateMachine):
         return self.model.left(run, "its node could not renew its lease") if run else plain.Ending("failed", "failed")
 
     def _write(self, process: Process, ends: Sequence[tuple[Claimed, plain.Ending]], times: int = 1) -> None:
-        """A node writes the outcomes of attempts in one group, several times if it got no reply."""
-        if not ends:
-            return
+        """A node writes the outcomes of attempts in groups, each several times if it got no reply."""
+        endings = {(one.id, one.fence): (one, ending) for one, ending in ends}
         group = self._group(process, ends)
-        for _ in range(times):
-            bounced = {outcome.id for outcome in self.world.write(_write_group, group)}
-            expected = {one.id for one, ending in ends if not self._ends(one, ending)}
-            assert bounced == expected, f"bounced: {bounced}, and should be {expected}"
+        while group:
+            self.world.run(group.prepare(self.world.ledger.kind))
+            for _ in range(times):
+                bounced = {outcome.id for outcome in self.world.write(_write_group, group)}
+                written = [endings[outcome.id, outcome.fence] for outcome in group.outcomes]
+                expected = {one.id for one, ending in written if not self._ends(one, ending)}
+                assert bounced == expected, f"bounced: {bounced}, and should be {expected}"
+            if any(outcome.split is not None for outcome in group.outcomes):
+                name_runs(self.model, self.world.look())
+            group = process.buffer.take(())
 
     def _group(self, process: Process, ends: Sequence[tuple[Claimed, plain.Ending]]) -> Group:
-        """End these attempts on a node; returns the group that it has to write."""
+        """End these attempts on a node; returns the group that it has to write first."""
         for claimed, ending in ends:
             attempt = Attempt(claimed, self.tasks[claimed.task], THREADS, lambda *_: None)
             wait = ending.wait if ending.state == "retrying" else None
-            process.buffer.add_ending(attempt, Ending(RunState(ending.state), ending.outcome, ending.reason, wait=wait))
+            parts = [{"number": number} for number in range(ending.parts)] if ending.parts is not None else None
+            real = Ending(RunState(ending.state), ending.outcome, ending.reason, wait=wait, parts=parts)
+            process.buffer.add_ending(attempt, real)
             del process.held[claimed.id, claimed.fence]
         return process.buffer.take(())
 
@@ -279,9 +310,32 @@ class Machine(RuleBasedStateMachine):
 
     def _end(self, process: Process, claimed: Claimed, how: str) -> tuple[Claimed, plain.Ending]:
         run = self._of(claimed)
-        ending = self.model.ending(run, claimed.attempt, how) if run else plain.Ending("failed", "failed")
+        stage = stage_of(self.tasks[claimed.task].partition, claimed)
+        if run is not None and stage == Stage.JOIN and self._is_held_by(process, claimed):
+            self._check_join(run)
+        ending = self.model.ending(run, claimed.attempt, how, stage) if run else plain.Ending("failed", "failed")
         note(f"# {run} under {claimed.fence} ends: {ending}")
         return claimed, ending
+
+    def _is_held_by(self, process: Process, claimed: Claimed) -> bool:
+        run = self._of(claimed)
+        return run is not None and (run.state, run.node, run.fence) == ("running", process.id, claimed.fence)
+
+    def _check_join(self, run: Run) -> None:
+        """The attempt reads whether it may join, and then its parts: each of them once, in their order."""
+        are_over = self.world.run(self._read_parts(run.id))
+        assert are_over == self.model.has_succeeded_parts(run)
+
+    async def _read_parts(self, run: str) -> bool:
+        enqueue.use_service(self.world.ledger, lambda: None)
+        try:
+            are_over = await upstreams.are_parts_over(run)
+            found = [(done.part, done.run, done.state) async for done in await upstreams.read(run, True)]
+        finally:
+            enqueue.use_no_service()
+        parts = sorted((each for each in self.model.runs if each.is_part_of(run)), key=lambda each: each.part or 0)
+        assert found == [(each.part, each.id, each.state) for each in parts]
+        return are_over
 
     def _finish_all(self, which: str, hows: Sequence[str]) -> None:
         process = self.processes[which]

@@ -21,6 +21,10 @@ INTERRUPTED, ON_TIME, BY_HAND, CAUGHT_UP = range(4)
 
 LOST = "the node was lost while it ran"
 
+GATES = ("parts", "fail_fast")
+"""The gate of a run that was split says so."""
+BAD = ("failed", "cancelled", "skipped")
+
 
 class AnyReason:
     """Some words must stand there. What they are is tested elsewhere."""
@@ -55,6 +59,10 @@ class Policy:
     rerun: bool = True
     priority: int = 0
     after: After | None = None
+    parts: int | None = None
+    """Into how many parts its runs are split, `parallel` of which may run at once; None: they are not."""
+    parallel: int = 1
+    fail_fast: bool = False
 
     @property
     def lanes(self) -> int | None:
@@ -90,6 +98,8 @@ class Run:
     waits: dict[str, datetime | None] = field(default_factory=dict)
     """The slots of other tasks that it waits for."""
     awaited_by: Run | None = None
+    part: int | None = None
+    """The number of a part."""
     is_opened_unasked: bool = False
     """By a node that does not know its overlap policy, when no other one did either."""
     attempt: int = 0
@@ -114,10 +124,29 @@ class Run:
         return self.origin == "schedule" and not self.catch_up
 
     @property
+    def is_split(self) -> bool:
+        return self.gate in GATES
+
+    def is_part_of(self, run: str) -> bool:
+        """`run`: an id."""
+        return self.part is not None and self.awaited_by is not None and self.awaited_by.id == run
+
+    @property
+    def queue(self) -> tuple[str, bool]:
+        return self.task.name, self.part is not None
+
+    @property
+    def has_lane(self) -> bool:
+        """Also while it waits for its parts."""
+        return self.state == "running" or (self.state == "waiting" and self.is_split)
+
+    @property
     def named(self) -> str:
         return f"run {self.id}" + (f" of slot {self.slot:%Y-%m-%d %H:%M:%S} UTC" if self.slot else "")
 
     def __str__(self) -> str:
+        if self.awaited_by is not None and self.part is not None:
+            return f"part {self.part} of {self.awaited_by}"
         return f"{self.task.name} {self.slot:%H:%M:%S}" if self.slot else f"{self.task.name} by hand {self.number}"
 
 
@@ -146,8 +175,9 @@ class Task:
     def of_slot(self, slot: datetime) -> Run | None:
         return next((run for run in self.runs if run.slot == slot and run.origin != "manual"), None)
 
-    def running(self) -> int:
-        return sum(run.state == "running" for run in self.runs)
+    def lanes_taken(self, by_parts: bool = False) -> int:
+        """In the queue of the task, or in that of the parts of its runs."""
+        return sum(run.has_lane for run in self.runs if (run.part is not None) == by_parts)
 
     def slots(self, until: datetime) -> Iterable[datetime]:
         """All that its schedules have ever had."""
@@ -163,12 +193,16 @@ class Node:
 
 
 class Ending(NamedTuple):
-    """How an attempt ended, as its node will say it. `wait`: seconds until it is tried again."""
+    """How an attempt ended, as its node will say it. `wait`: seconds until it is tried again.
+
+    `parts`: into how many it has split its run.
+    """
 
     state: str
     outcome: str
     reason: str | None = None
     wait: int = 0
+    parts: int | None = None
 
 
 def slots(period: int, after: datetime, until: datetime) -> Iterable[datetime]:
@@ -188,6 +222,8 @@ class Model:
         self.tasks: dict[str, Task] = {}
         self.nodes: dict[str, Node] = {}
         self.happened: Counter[str] = Counter()
+        self.resumed: set[str] = set()
+        """Parts that go on because a person has retried them or their run, since the last comparison."""
         self._numbers = itertools.count()
 
     @property
@@ -232,13 +268,14 @@ class Model:
 
     def _come(self, task: Task, due: list[datetime], node: str, room: int) -> int:
         """On-time slots: all are decided upon, oldest first; then those that may start do. Returns the room left."""
+        taken = task.lanes_taken()  # the lane of a split run that is replaced is free when that is committed
         new = [self._admit(task, slot) for slot in due]
         for run, may_start in new:
             if run.state != "queued" or not may_start or room < 1:
                 continue
-            if task.policy.lanes is not None and task.running() >= task.policy.lanes:
+            if task.policy.lanes is not None and taken >= task.policy.lanes:
                 continue
-            room -= 1
+            room, taken = room - 1, taken + 1
             self._start(run, node)
             self.happened["started when fired"] += 1
         return room
@@ -317,11 +354,15 @@ class Model:
         return [follow_up, *members]
 
     def members(self, run: Run) -> list[Run]:
-        return [each for each in self.runs if each.awaited_by is run]
+        return [each for each in self.runs if each.awaited_by is run and each.part is None]
+
+    def parts(self, run: Run) -> list[Run]:
+        return [each for each in run.task.runs if each.awaited_by is run and each.part is not None]
 
     def look(self, loaded: Collection[str]) -> int:
         """A node opens and closes what is ready. Returns how many."""
-        waiting = [run for run in self.runs if run.state == "waiting"]
+        waiting = [run for run in self.runs if run.state == "waiting" and not run.is_split]
+        split = [run for run in self.runs if run.state == "waiting" and run.is_split]
         becomes = {run: self._becomes(run) for run in waiting}
         slots: dict[Task, list[Run]] = {}
         for run in (run for run in waiting if becomes[run] == "queued"):
@@ -335,9 +376,37 @@ class Model:
         for run in (run for run in waiting if becomes[run] == "skipped"):
             self.happened["closed"] += 1
             run.state, run.reason, run.finished_at = "skipped", CLOSED, self.now
+        settled = sum([self._settle_split(run) for run in split])
         for task, opening in slots.items():
             self._open_slots(task, opening)
-        return sum(state != "waiting" for state in becomes.values())
+        return settled + sum(state != "waiting" for state in becomes.values())
+
+    def _settle_split(self, run: Run) -> bool:
+        """It goes on when all its parts have succeeded, and fails when they are over otherwise.
+
+        False: it waits on.
+        """
+        parts = self.parts(run)
+        active = [part for part in parts if part.state in ACTIVE]
+        bad = [part for part in parts if part.state in BAD]
+        if run.due_at > self.now or (active and not (bad and run.gate == "fail_fast")):
+            return False
+        if active:
+            unasked = [part for part in active if part.cancel is None]
+            first = min(bad, key=_failed_first)
+            for part in unasked:
+                self._ask_to_end(part, f"part {first.part} did not succeed")
+            self.happened["failed fast"] += len(unasked)
+            return bool(unasked)
+        counts = [part.count for part in parts if part.count is not None]
+        run.count = sum(counts) if counts else run.count
+        if bad:
+            run.state, run.reason, run.finished_at = "failed", _parts_failed(parts), self.now
+            self.happened["failed with its parts"] += 1
+        else:
+            run.state, run.due_at, run.rank = "queued", self.now, INTERRUPTED
+            self.happened["parts are over"] += 1
+        return True
 
     def _open(self, run: Run) -> None:
         run.state, run.due_at = "queued", self.now
@@ -345,7 +414,7 @@ class Model:
     def _open_slots(self, task: Task, opening: list[Run]) -> None:
         """On-time slots that open at one moment, as far as the overlap policy lets them: "wait" the oldest first."""
         policy, lanes = task.policy, task.policy.lanes
-        ahead = [run for run in task.runs if run.is_on_time and run.state in ACTIVE and run.state != "waiting"]
+        ahead = [run for run in task.runs if run.is_on_time and run.state in ACTIVE and not _has_not_opened(run)]
         for run in sorted(opening, key=_slot, reverse=policy.overlap != "wait"):
             before = [other for other in ahead if _slot(other) > _slot(run)]
             if policy.overlap == "replace" and lanes is not None and len(before) >= lanes:
@@ -440,12 +509,14 @@ class Model:
         return True
 
     def _wait_anew(self, run: Run, rank: int) -> None:
-        if run.state not in FINAL:
+        if run.state not in FINAL or self._has_active_parts(run):
             return
         self.happened["waits anew"] += 1
         rule = run.task.policy.after if run.origin != "manual" and run.task.removed_at is None else None
+        own = None if run.is_split else run.gate
         self._begin_anew(run, rank)
-        self._wait(run, self.now, rule.on if rule else run.gate or "success")
+        self._drop_parts(run)
+        self._wait(run, self.now, rule.on if rule else own or "success")
         run.wait_until = self.now + timedelta(seconds=rule.within) if rule else None
         run.count = None
 
@@ -454,8 +525,40 @@ class Model:
         run.reason = run.started_at = run.finished_at = run.cancel = None
         run.attempts_before, run.losses, run.most_at_a_loss = run.attempt, 0, 0
 
+    # Parts
+
+    def _split(self, run: Run, number: int | None) -> None:
+        """It waits for its parts: new ones, or (None) those that have not succeeded, which are run again."""
+        run.state, run.reason, run.wait_until = "waiting", None, None
+        run.gate = "fail_fast" if run.task.policy.fail_fast else "parts"
+        if number is None:
+            again = [part for part in self.parts(run) if part.state in BAD]
+            self.happened["runs its bad parts again"] += len(again)
+            for part in again:
+                self.resumed.add(part.id)
+                self.reopen(part, BY_HAND, BAD)
+            return
+        for part in range(1, number + 1):
+            new = self._new(run.task, None, "part", run.rank)
+            new.created_at, new.catch_up, new.awaited_by, new.part = run.created_at, run.catch_up, run, part
+        self.happened["split"] += 1
+        self.happened["split into nothing"] += not number
+
+    def has_succeeded_parts(self, run: Run) -> bool:
+        return all(part.state == "succeeded" for part in self.parts(run))
+
+    def _has_active_parts(self, run: Run) -> bool:
+        return run.is_split and any(part.state in ACTIVE for part in self.parts(run))
+
+    def _drop_parts(self, run: Run) -> None:
+        gone = self.parts(run)
+        run.task.runs = [each for each in run.task.runs if each not in gone]
+        self.happened["split anew"] += bool(gone)
+
     def _start(self, run: Run, node: str) -> None:
-        run.attempt += run.state != "interrupted"
+        goes_on = run.state == "queued" and run.attempt > run.attempts_before
+        self.happened["joins"] += goes_on
+        run.attempt += run.state != "interrupted" and not goes_on
         run.fence += 1
         run.state, run.node, run.reason = "running", node, None
         run.started_at = run.started_at or self.now
@@ -466,8 +569,9 @@ class Model:
         if run.state == "running":
             run.cancel = run.cancel or reason
         else:
+            self.happened["cancelled with its parts"] += self._has_active_parts(run)
             run.state, run.reason, run.finished_at = "cancelled", reason, self.now
-            for member in self.members(run):
+            for member in (*self.members(run), *self.parts(run)):
                 if member.state in ACTIVE:
                     self._ask_to_end(member, reason)
 
@@ -490,9 +594,11 @@ class Model:
         if run.state not in WAITING or run.due_at > self.now or self.is_held(run):
             return False
         policy, lanes = run.task.policy, run.task.policy.lanes
+        if run.part is not None:
+            return run.task.lanes_taken(by_parts=True) < policy.parallel
         if lanes is None:
             return True
-        before = run.task.running()
+        before = run.task.lanes_taken()
         if policy.overlap == "wait" and run.state == "queued" and run.rank == ON_TIME:
             before += sum(r.is_on_time and r.state in ("retrying", "interrupted") for r in run.task.runs)
         return before < lanes
@@ -509,9 +615,10 @@ class Model:
     def claim_these(self, wanted: Mapping[str, int], lanes: Mapping[str, int], node: str) -> list[Run] | None:
         """Take those of these runs that are still to be had, each in this lane; None: the database refuses all."""
         still = [run for run in self.runs if run.id in wanted and run.state in WAITING]
-        taken = Counter((run.task.name, lanes[run.id]) for run in self.runs if run.state == "running")
-        taken.update((run.task.name, wanted[run.id]) for run in still)
-        if any(taken[run.task.name, wanted[run.id]] > 1 for run in still if run.task.policy.lanes is not None):
+        bounded = [run for run in self.runs if run.part is not None or run.task.policy.lanes is not None]
+        taken = Counter((run.queue, lanes[run.id]) for run in bounded if run.has_lane)
+        taken.update((run.queue, wanted[run.id]) for run in still)
+        if any(taken[run.queue, wanted[run.id]] > 1 for run in still if run in bounded):
             self.happened["claim refused"] += 1
             return None
         for run in still:
@@ -522,8 +629,12 @@ class Model:
 
     # Ends
 
-    def ending(self, run: Run, number: int, how: str) -> Ending:
-        """What a node says of an attempt with this number that ended so."""
+    def ending(self, run: Run, number: int, how: str, stage: str | None = None) -> Ending:
+        """What a node says of an attempt with this number that ended so. `stage`: of one of a partitioned task."""
+        if stage == "join" and how != "interrupted" and not self.has_succeeded_parts(run):
+            return Ending("waiting", "resumed")
+        if how == "succeeded" and stage == "split":
+            return Ending("waiting", "split", parts=run.task.policy.parts)
         if how == "succeeded":
             return Ending("succeeded", "succeeded")
         if how == "interrupted":
@@ -549,6 +660,9 @@ class Model:
         return True
 
     def _follow(self, run: Run, ending: Ending) -> None:
+        if ending.state == "waiting" and run.cancel is None:
+            self._split(run, ending.parts)
+            return
         run.state, run.reason = ending.state, ending.reason
         if ending.state in FINAL:
             run.finished_at = self.now
@@ -569,12 +683,19 @@ class Model:
 
     def reopen(self, run: Run, rank: int, states: Sequence[str], anew: bool = False) -> bool:
         """A person wants it to go on; `anew`: from the beginning. False: it is in none of these states."""
-        if run.state not in states:
+        if run.state not in states or self._has_active_parts(run):
+            return False
+        if run.awaited_by is not None and run.part is not None and run.awaited_by.state != "waiting":
+            self.happened["part left alone"] += 1
             return False
         self.happened[f"again after {run.state}"] += 1
+        self.happened["part again"] += run.part is not None
         self._begin_anew(run, rank)
         run.state, run.count = "queued", None if anew else run.count
-        run.gate = run.wait_until = None
+        run.wait_until = None
+        if anew or not run.is_split:
+            run.gate = None
+            self._drop_parts(run)
         self._wait_again(run)
         return True
 
@@ -682,10 +803,14 @@ class Model:
         """
         gone = []
         for task in self.tasks.values():
-            newest = sorted(task.runs, key=lambda run: (run.created_at, run.number))[-per_task:]
-            old = [run for run in task.runs if run.finished_at is not None and run.finished_at < before]
+            runs = [run for run in task.runs if run.part is None]
+            newest = sorted(runs, key=lambda run: (run.created_at, run.number))[-per_task:]
+            old = [run for run in runs if run.finished_at is not None and run.finished_at < before]
             old = [run for run in old if run.awaited_by is None or run.id not in kept]
-            gone += [run for run in old if run.state in FINAL and run not in newest]
+            old = [run for run in old if run.state in FINAL and run not in newest and not self._has_active_parts(run)]
+            parts = [part for run in old for part in self.parts(run)]
+            self.happened["pruned with its parts"] += bool(parts)
+            gone += [*old, *parts]
             task.runs = [run for run in task.runs if run not in gone]
         self.happened["pruned"] += len(gone)
         return gone
@@ -730,6 +855,23 @@ def _end_of(run: Run) -> str:
     if run.state in ACTIVE:
         return "pending"
     return "succeeded" if run.state == "succeeded" else "otherwise"
+
+
+def _has_not_opened(run: Run) -> bool:
+    return run.state == "waiting" and not run.is_split
+
+
+def _failed_first(part: Run) -> tuple[bool, int]:
+    return part.state != "failed", part.part or 0
+
+
+def _parts_failed(parts: Sequence[Run]) -> str:
+    failed = [str(part.part) for part in parts if part.state == "failed"]
+    cancelled = [str(part.part) for part in parts if part.state == "cancelled"]
+    named = failed or cancelled
+    what = "failed" if failed else "cancelled"
+    also = f"; {len(cancelled)} cancelled" if failed and cancelled else ""
+    return f"{len(named)} of {len(parts)} parts {what}: {', '.join(named)}{also}"
 
 
 def _slot(run: Run) -> datetime:

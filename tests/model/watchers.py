@@ -42,7 +42,7 @@ class Watchers(Machine):
         self._notice(which)
 
     def _notice(self, which: str) -> None:
-        new = {run.id for run in self.model.runs if run.state == "failed" and self._is_new(run)}
+        new = {run.id for run in self.model.runs if run.state == "failed" and run.part is None and self._is_new(run)}
         before = self.world.look()
         unnoticed = {id for id, row in before.runs.items() if row["state"] == "failed" and row["noticed_at"] is None}
         assert unnoticed == new
@@ -103,7 +103,9 @@ def _is_open(row: Row, *states: str) -> bool:
 
 def _unnoticed(now: Snapshot) -> Iterator[str]:
     for row in now.runs.values():
-        if row["state"] == "failed" and (row["noticed_at"] is None or row["fingerprint"] is None):
+        if row["state"] == "failed" and row["origin"] == "part" and row["fingerprint"] is not None:
+            yield f"part {row['part']} of {row['task']}: it was noticed by itself"
+        elif row["state"] == "failed" and row["origin"] != "part" and None in (row["noticed_at"], row["fingerprint"]):
             yield f"{row['task']} {row['slot']}: it has failed, and was not noticed"
 
 
@@ -127,7 +129,7 @@ def _wrong_incidents(now: Snapshot, known: list[Row]) -> Iterator[str]:
 def _wrongly_good(now: Snapshot, row: Row) -> Iterator[str]:
     """A failed run is made good by a run of its task that has succeeded later; by itself after a retry."""
     success = now.runs.get(row["made_good_by"])
-    if success is None or success["state"] != "succeeded" or success["task"] != row["task"]:
+    if success is None or success["state"] != "succeeded" or success["task"] != row["task"] or success["part"]:
         yield f"{row['task']} {row['slot']}: it was made good by {success}"
     elif row["state"] == "failed" and success["finished_at"] < row["finished_at"]:
         yield f"{row['task']} {row['slot']}: it was made good by an earlier run, {success['slot']}"

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import PartitionedTask, TaskRegistry, clock
 from service.batch.firing import task_sync
@@ -16,7 +17,7 @@ from service.batch.ledger.parts import PartsGate, Split
 from service.batch.ledger.runs import insert_group
 from service.batch.ledger.states import RunState
 from service.batch.ledger.tables import attempts, pruned
-from service.batch.queue import claiming, enqueue
+from service.batch.queue import claiming, enqueue, unserved
 from service.batch.queue.capacity import Capacity
 from service.batch.queue.requests import Startable
 from service.batch.queue.retry import retry
@@ -174,6 +175,30 @@ async def test_a_run_is_not_retried_while_a_part_is_active(world: Sums) -> None:
             await retry(connection, run, "ann")
 
 
+async def test_parts_that_no_service_runs_fail_with_their_run_and_are_not_noticed_by_themselves(
+    world: Sums, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await world.begin()
+    await world.split(run)
+    async with world.ledger.engine.begin() as connection:
+        assert await task_sync.remove_gone(connection, ["sums"], _nobody) == ["sums"]
+    monkeypatch.setattr(unserved, "PAUSE_SECONDS", 0)
+    clock.advance(unserved.GRACE + timedelta(minutes=1))
+    assert await unserved.fail_unserved(world.ledger) == {"sums": 3}
+    parts = await world.parts(run)
+    assert [(part["state"], part["fingerprint"], part["noticed_at"]) for part in parts] == [
+        ("failed", None, clock.now())
+    ] * 3
+    assert await world.look() == 1
+    row = await world.row(run)
+    assert (row["state"], row["fingerprint"], row["noticed_at"]) == ("failed", "parts", None)
+
+
+async def _nobody(_: AsyncConnection) -> set[str]:
+    """The tasks that some live node has."""
+    return set()
+
+
 async def test_fail_fast_cancels_the_other_parts_once(world: Sums) -> None:
     run = await world.begin()
     await world.split(run, Split(PartsGate.FAIL_FAST, "sums/parts", SPLIT.params))
@@ -232,6 +257,25 @@ async def test_parts_are_pruned_with_their_run_and_only_then(world: Sums, applic
     assert counts["runs"] == 1
     assert [row["id"] for row in await rows(world.ledger)] == [other]
     assert [await rows(world.ledger, table) for table in (attempts, pruned)] == [[], []]
+
+
+async def test_a_cancelled_run_is_kept_while_one_of_its_parts_is_running(
+    world: Sums, application: Database
+) -> None:
+    run = await world.begin()
+    await world.split(run)
+    first, *_ = await world.parts(run)
+    await world.start(first["id"])
+    async with world.ledger.engine.begin() as connection:
+        await transitions.cancel(connection, [run], "cancelled by ann", "ann", clock.now())
+    clock.advance(timedelta(days=100))
+    await world.begin()
+    pruner = Pruner(world.ledger, application, Keep(days=30, per_task=1, events_days=30), pause=0)
+    assert (await pruner.prune())["runs"] == 0
+    await world.finish(first["id"], RunState.INTERRUPTED, due_at=clock.now())
+    assert [part["state"] for part in await world.parts(run)] == ["cancelled"] * 3
+    assert (await pruner.prune())["runs"] == 1
+    assert await world.parts(run) == []
 
 
 async def test_a_part_that_failed_is_queued_again_while_others_go_on(world: Sums) -> None:

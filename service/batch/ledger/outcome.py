@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, literal
+from sqlalchemy import case, literal, null
 
 from service.batch.ledger import tables
 from service.batch.ledger.attempts import Outcome
@@ -47,9 +47,15 @@ AS_NEW = (
 """The SET clause for a run that a person lets begin once more."""
 
 
-def noticed_with_its_parent(now: datetime) -> ColumnElement[datetime | None]:
-    """The value of `noticed_at` of a run that fails: parts are not noticed by themselves."""
-    return case((runs.c.origin == Origin.PART, literal(now, runs.c.noticed_at.type)), else_=None)
+def failed_without_attempt(fingerprint: str, now: datetime) -> dict[str, Any]:
+    """The values of a run that fails while it waits for a node. Parts are not noticed by themselves."""
+    is_part = runs.c.origin == Origin.PART
+    return {
+        "fingerprint": case((is_part, null()), else_=literal(fingerprint)),
+        "noticed_at": case((is_part, literal(now, runs.c.noticed_at.type)), else_=null()),
+        "acknowledged": None,
+        "made_good_at": None,
+    }
 
 
 def row_of(outcome: Outcome) -> dict[str, Any]:

@@ -293,6 +293,5 @@ async def fail_waiting(
     may_fail = text(is_one_of(before(RunState.FAILED)))
     failing = update(runs).where(runs.c.id.in_(ids), text(condition), may_fail)
     values = {"state": RunState.FAILED, "reason": reason, "finished_at": now}
-    noticed_at = outcomes_of.noticed_with_its_parent(now)
-    values |= {"fingerprint": UNSERVED, "noticed_at": noticed_at, "acknowledged": None, "made_good_at": None}
+    values |= outcomes_of.failed_without_attempt(UNSERVED, now)
     return (await connection.execute(failing.values(values))).rowcount

@@ -27,6 +27,7 @@ from service.batch.ledger import json_rows
 from service.batch.ledger.incidents.tables import incidents, outbox
 from service.batch.ledger.night.buckets import KEPT
 from service.batch.ledger.night.tables import buckets
+from service.batch.ledger.parts import HAS_NO_ACTIVE
 from service.batch.ledger.people.access import LINK
 from service.batch.ledger.people.access_tables import events, previews, sessions, tokens
 from service.batch.ledger.runs import locked_by_id
@@ -44,10 +45,10 @@ def delete_over(kind: str) -> TextualSelect:
     named = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)})"
     # Without `|| ''` SQLite would use the index on state and read every final run, for each batch.
     is_over = f"state || '' IN ({', '.join(repr(str(state)) for state in FINAL)}) AND finished_at < :before"
-    # The members of a group are kept as long as the run that follows them.
+    # The members of a group are kept as long as the run that follows them, and a run as long as a part of it is active.
     follow_up = "SELECT f.id FROM batch_runs f WHERE f.id = batch_runs.awaited_by"
     may_go = f"(awaited_by IS NULL OR ({follow_up}) IS NULL)"
-    condition = locked_by_id(f"{named} AND {is_over} AND {may_go}", kind)
+    condition = locked_by_id(f"{named} AND {is_over} AND {may_go} AND {HAS_NO_ACTIVE}", kind)
     statement = f"DELETE FROM batch_runs WHERE {condition} RETURNING id, slot, origin"
     typed = text(statement).bindparams(bindparam("before", type_=runs.c.finished_at.type))
     return typed.columns(runs.c.id, runs.c.slot, runs.c.origin)
