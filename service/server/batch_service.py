@@ -178,9 +178,8 @@ class BatchService:
         stack.push_async_callback(self._sign_off.through, self.ledger)
         self.child_pools = ChildPools(settings, self.tasks, self.node)
         stack.push_async_callback(self.child_pools.stop)
-        loaded = self.tasks if self._fires else {}
         on_closed = partial(closing.tell, self.metrics, self.tasks)
-        self.opener = Opener(self.ledger, loaded, self.wake, self.node.outage, on_closed)
+        self.opener = Opener(self.ledger, self.tasks if self._fires else {}, self.wake, self.node.outage, on_closed)
         self.engine = LocalEngine(
             self.ledger,
             self.tasks,
