@@ -259,9 +259,7 @@ async def test_parts_are_pruned_with_their_run_and_only_then(world: Sums, applic
     assert [await rows(world.ledger, table) for table in (attempts, pruned)] == [[], []]
 
 
-async def test_a_cancelled_run_is_kept_while_one_of_its_parts_is_running(
-    world: Sums, application: Database
-) -> None:
+async def test_a_cancelled_run_is_kept_while_one_of_its_parts_is_running(world: Sums, application: Database) -> None:
     run = await world.begin()
     await world.split(run)
     first, *_ = await world.parts(run)
