@@ -112,6 +112,16 @@ def test_what_is_closed_because_something_has_failed_or_after_too_long_is_closed
     assert found(evidence) == ["nothing_was_opened"]
 
 
+def test_a_run_that_waits_for_one_that_has_not_begun_hides_nothing_of_that() -> None:
+    """They are looked at in any order."""
+    evidence = sound()
+    close(evidence, "load", "many was still running after 15 s")
+    evidence.runs.insert(0, run("gather", "gather", slot=SLOT, origin="schedule", gate="end"))
+    evidence.waits.append({"run": "gather", "task": "load", "slot": SLOT})
+    evidence.told += bodies("gather", 5.0, 6.0)
+    assert found(evidence) == ["nothing_was_opened"]
+
+
 def test_what_a_person_has_retried_lets_what_waited_for_it_go_on_again() -> None:
     evidence = sound()
     evidence.reopened["many"] = 1

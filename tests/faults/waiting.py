@@ -47,7 +47,7 @@ def opened_too_early(evidence: Evidence) -> Iterator[str]:
                 yield f"run {run['id']} of {run['task']} has begun, and what it waited for is {other}"
             if other is None:
                 continue
-            lines = [starts[other["id"]].get(other["fence"]), ends.get((other["id"], other["fence"]))]
+            lines = [starts.get(other["id"], {}).get(other["fence"]), ends.get((other["id"], other["fence"]))]
             if late := [line for line in lines if line is not None and line["at"] > began]:
                 yield f"run {run['id']} of {run['task']} began beside run {other['id']}, which was not over: {late}"
 

@@ -14,11 +14,11 @@ from tests.pages.test_sizes import insert_run
 
 
 async def split_run(people: People, states: list[str], state: str = "failed", **values: object) -> str:
-    """A run with a part in each of these states; the parts take longer by their numbers."""
-    now = clock.now()
-    run = await insert_run(
-        people, state=state, gate="parts", reason=None, finished_at=None if state != "failed" else now, **values
-    )
+    """A run with a part in each of these states; the parts take longer by their numbers.
+
+    The parts are there before it waits for them, or the service would find that all are over.
+    """
+    now, run = clock.now(), tables.new_id()
     for number, each in enumerate(states, start=1):
         began = now - timedelta(seconds=100)
         ended = began + timedelta(seconds=number) if each in ("succeeded", "failed") else None
@@ -26,6 +26,8 @@ async def split_run(people: People, states: list[str], state: str = "failed", **
         reason = f"OSError: no network {number}" if each == "failed" else None
         own = {"origin": "part", "part": number, "awaited_by": run, "parent": run, "slot": None, "count": 10}
         await insert_run(people, **{**own, **times, "state": each, "reason": reason, "fingerprint": None})
+    finished_at = now if state == "failed" else None
+    await insert_run(people, id=run, state=state, gate="parts", reason=None, finished_at=finished_at, **values)
     return run
 
 
