@@ -26,6 +26,7 @@ from service.testing import postgres
 from service.testing.databases import wait_for
 from service.testing.postgres import PostgresServer, start_server
 from tests.databases import PostgresDatabases, SQLiteFiles, migrated, url_of
+from tests.statements import engine_with_compiled_statements
 
 KINDS = ("sqlite", "postgresql")
 KEPT_CLUSTER = "TESTS_KEPT_CLUSTER"
@@ -70,6 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
             config.option.basetemp = config.stash[OWN_FOLDER] = tempfile.mkdtemp(prefix="batch-tests-", dir=folder)
     postgres.kept_cluster = Path(os.environ[KEPT_CLUSTER])
     engine._AsyncSqliteConnection = _Connection  # type: ignore[misc]
+    engine.create_async_engine = engine_with_compiled_statements
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
